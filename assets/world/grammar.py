@@ -1,0 +1,68 @@
+"""Phrasings: a small template language over UTF-8 text files.
+
+A file holds sections, `## name` and one phrasing per line. In a phrasing `{slot}` is a value, `[a|b|c]` a free choice
+of one of the variants (brackets may nest), and a literal `\\n` a line break.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+TEXT = Path(__file__).parent / "text"
+_CHOICE = re.compile(r"\[([^\[\]]*)\]")
+_SLOT = re.compile(r"\{([^{}]+)\}")
+
+
+def read_sections(path: Path) -> dict[str, list[str]]:
+    """The sections of a phrasing file: name -> its lines, in order. A name must not occur twice."""
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for raw in path.read_text(encoding="utf-8").splitlines():
+        if raw.startswith("## "):
+            name = raw[3:].strip()
+            if name in sections:
+                raise ValueError(f"{path.name}: section {name} occurs twice")
+            lines = sections.setdefault(name, [])
+        elif raw.strip():
+            lines.append(raw.strip())
+    return sections
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    """The rows of `text/NAME.tsv` as dictionaries by the header's column names."""
+    rows = (TEXT / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    header = rows[0].split("\t")
+    table = []
+    for row in rows[1:]:
+        cells = row.split("\t")
+        if len(cells) != len(header):
+            raise ValueError(f"{name}.tsv: {len(cells)} cells instead of {len(header)}: {row[:40]}")
+        table.append(dict(zip(header, cells, strict=True)))
+    return table
+
+
+class Grammar:
+    """All phrasings of some files, expanded with a random generator and never twice alike within one document."""
+
+    def __init__(self, *files: str) -> None:
+        self.sections: dict[str, list[str]] = {}
+        for file in files:
+            for name, lines in read_sections(TEXT / file).items():
+                if name in self.sections:
+                    raise ValueError(f"{file}: section {name} is in another file too")
+                self.sections[name] = lines
+
+    def say(self, name: str, values: Mapping[str, str], rng: random.Random) -> str:
+        """One phrasing of section `name` whose slots are all in `values`, filled in."""
+        fitting = [line for line in self.sections[name] if all(slot in values for slot in _SLOT.findall(line))]
+        if not fitting:
+            raise KeyError(f"no phrasing of {name} fits the slots {sorted(values)}")
+        return fill(rng.choice(fitting), values, rng)
+
+
+def fill(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
+    """Choose the variants of one phrasing, then fill its slots."""
+    while _CHOICE.search(phrasing):
+        phrasing = _CHOICE.sub(lambda found: rng.choice(found.group(1).split("|")), phrasing, count=1)
+    return _SLOT.sub(lambda found: values[found.group(1)], phrasing).replace("\\n", "\n")

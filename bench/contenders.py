@@ -1,0 +1,141 @@
+"""The training step of each contender: the same shape, weights, ids and optimiser settings, each in its own usual code.
+
+Every contender is a function from a `Task` to a step: `step(inputs, targets) -> loss`, both int64[B, T], which does
+forward, backward and update. Peers are imported inside their own function: a turn loads no other contender.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config import LlamaConfig
+
+LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
+
+Step = Callable[[Any, Any], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contender is given."""
+
+    config: LlamaConfig
+    weights: Path
+    """A safetensors file in Hugging Face names."""
+    length: int
+    """Tokens of a row."""
+
+
+def adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
+    """torch's AdamW as it comes, with weight decay on matrices only."""
+    import torch
+
+    parameters = [parameter for _, parameter in named_parameters]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON)
+
+
+def babyllama(task: Task) -> Step:
+    """This project's model, loss and optimiser, as `train.pretrain` puts them together for AdamW."""
+    from safetensors.torch import load_file
+
+    from model.llama import Llama
+    from train.optimizer import OptimizerOptions, build_optimizers
+
+    model = Llama(task.config)
+    model.load_state_dict(load_file(task.weights))
+    options = OptimizerOptions(
+        name="adamw", lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=WEIGHT_DECAY
+    )
+    optimizers = build_optimizers(model, options).values()
+
+    def step(inputs: Any, targets: Any) -> float:
+        loss = model(inputs, targets, scale=1 / targets.numel())
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def transformers(task: Task) -> Step:
+    """`LlamaForCausalLM` with sdpa attention and its own loss, as in a plain PyTorch loop."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+    from transformers import LlamaConfig as TheirConfig
+
+    # The project's config is in transformers' own words.
+    config = TheirConfig(**task.config.to_hf())
+    config.use_cache = False
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model.load_state_dict(load_file(task.weights))
+    model.train()
+    optimizer = adamw(model.named_parameters())
+
+    def step(inputs: Any, targets: Any) -> float:
+        # `shift_labels` are targets that are already one ahead: otherwise its loss would leave the last one out.
+        loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def litgpt(task: Task) -> Step:
+    """litgpt's `GPT` with the loss of its pretraining script, not compiled."""
+    return _litgpt(task, compiled=False)
+
+
+def litgpt_compiled(task: Task) -> Step:
+    """litgpt's `GPT` under `torch.compile`, as its pretraining script runs it; the first step compiles."""
+    return _litgpt(task, compiled=True)
+
+
+def _litgpt(task: Task, *, compiled: bool) -> Step:
+    import torch
+    from litgpt.config import Config
+    from litgpt.model import GPT
+    from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
+    from litgpt.utils import chunked_cross_entropy
+    from safetensors.torch import load_file
+
+    own = task.config
+    config = Config(
+        name="babyllama", block_size=task.length, vocab_size=own.vocab_size, padded_vocab_size=own.vocab_size,
+        n_layer=own.num_hidden_layers, n_head=own.num_attention_heads, n_embd=own.hidden_size,
+        intermediate_size=own.intermediate_size, rotary_percentage=1.0, rope_base=int(own.rope_theta),
+        parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=own.rms_norm_eps,
+        mlp_class_name="LLaMAMLP",
+    )
+    model: Any = GPT(config)
+    converted: dict[str, Any] = {}
+    copy_weights_hf_llama(config, {}, converted, load_file(task.weights))
+    model.load_state_dict(converted)
+    optimizer = adamw(model.named_parameters())
+    if compiled:
+        model = torch.compile(model)
+
+    def step(inputs: Any, targets: Any) -> float:
+        loss = chunked_cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+CONTENDERS: dict[str, Callable[[Task], Step]] = {
+    "babyllama": babyllama,
+    "transformers": transformers,
+    "litgpt": litgpt,
+    "litgpt-compiled": litgpt_compiled,
+}

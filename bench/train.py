@@ -1,0 +1,193 @@
+"""Training speed and memory on a CPU, side by side with peers.
+
+Every turn is a process of its own, and the contenders take turns, A B C A B C …, because a machine's speed drifts: only
+ratios inside one run count. All of them start from the same weights file, see the same ids and must report the same
+losses, or the comparison is refused.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.contenders import CONTENDERS, Task
+from common.errors import UserError, run_main
+from common.files import write_json
+from common.machine import cores, describe, matmul_flops, peak_memory_bytes
+from common.progress import progress
+from model.config import LlamaConfig, preset
+
+CONFIG = preset("babyllama-43m", vocab_size=65_000)
+SEED = 1
+LOSS_TOLERANCE = 1e-4
+WEIGHTS, IDS = "weights.safetensors", "ids.npy"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one process measured."""
+
+    contender: str
+    losses: list[float]
+    """One per step; the first is that of the given weights."""
+    seconds: list[float]
+    """One per step; the first also pays for what happens once and is left out of the speed."""
+    peak_bytes: int
+    """The largest resident size of the process until its last step."""
+    matmul_flops: float
+    """The machine's matmul rate right after the steps, FLOP/s."""
+
+    def tokens_per_second(self, tokens: int) -> float:
+        """The speed of the median step of `tokens` tokens."""
+        return tokens / statistics.median(self.seconds[1:])
+
+
+def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length: int) -> None:
+    """Write the weights and the ids (low ones are common) that all turns start from."""
+    from safetensors.torch import save_file
+
+    from model.llama import Llama
+
+    save_file(Llama(config).initialise(SEED).state_dict(), folder / WEIGHTS)
+    skewed = np.random.default_rng(SEED).random((steps, rows, length + 1)) ** 4
+    np.save(folder / IDS, (skewed * config.vocab_size).astype(np.int64), allow_pickle=False)
+
+
+def take_turn(contender: str, folder: Path, threads: int) -> Turn:
+    """Train one contender on what `write_task` wrote, in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    ids = torch.from_numpy(np.load(folder / IDS, allow_pickle=False))
+    step = CONTENDERS[contender](Task(CONFIG, folder / WEIGHTS, ids.shape[2] - 1))
+    losses, seconds = [], []
+    for batch in ids:
+        inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+        start = time.perf_counter()
+        losses.append(step(inputs, targets))
+        seconds.append(time.perf_counter() - start)
+    peak = peak_memory_bytes()
+    return Turn(contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32))
+
+
+def run_turn(contender: str, folder: Path, threads: int) -> Turn:
+    """One turn in a process of its own."""
+    command = [sys.executable, "-m", "bench.train", "--turn", contender, str(folder), "--threads", str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise UserError(f"--contenders {contender}: its process ended with exit code {done.returncode}; see above")
+    return Turn(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def check_losses(turns: list[Turn]) -> None:
+    """Refuse to compare contenders that do not compute the same thing: UserError if any step's losses differ."""
+    for step, losses in enumerate(zip(*(turn.losses for turn in turns), strict=True), start=1):
+        # Written so that a loss that is not a number is refused too.
+        if not np.ptp(losses) < LOSS_TOLERANCE:
+            found = ", ".join(f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True))
+            raise UserError(f"the losses of step {step} differ, so the speeds cannot be compared: {found}")
+
+
+def summarise(turns: list[Turn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
+    """A row per contender, in the order of their first turns; ratios are to the first of them."""
+    rate = statistics.median(turn.matmul_flops for turn in turns)
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(turn.contender for turn in turns):
+        own = [turn for turn in turns if turn.contender == name]
+        speeds = [turn.tokens_per_second(tokens) for turn in own]
+        speed = statistics.median(speeds)
+        rows.append({
+            "contender": name, "tokens_per_second": speed, "slowest": min(speeds), "fastest": max(speeds),
+            "ratio": speed / (rows[0]["tokens_per_second"] if rows else speed),
+            "peak_bytes": max(turn.peak_bytes for turn in own), "matmul_share": speed * flops_per_token / rate,
+        })
+    return rows
+
+
+def show(rows: list[dict[str, Any]], turns: list[Turn], flops_per_token: float) -> None:
+    """Print the comparison."""
+    print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in turns[0].losses)}")
+    rate = statistics.median(turn.matmul_flops for turn in turns)
+    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s; {flops_per_token / 1e6:.1f} MFLOP per token")
+    print(f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}{'of matmul rate':>16}")
+    for row in rows:
+        spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
+        print(
+            f"{row['contender']:16}{row['tokens_per_second']:9.0f}{spread:>18}{row['ratio']:7.2f}"
+            f"{row['peak_bytes'] / 1e6:9,.0f}{row['matmul_share']:16.1%}"
+        )
+
+
+def contenders(text: str) -> list[str]:
+    """The names in `--contenders`; UserError for an unknown one or one whose package is missing."""
+    names = text.split(",")
+    for name in names:
+        if name not in CONTENDERS:
+            raise UserError(f"--contenders {name}: there is no such contender; there are {', '.join(CONTENDERS)}")
+        package = name.removesuffix("-compiled")
+        if name != "babyllama" and find_spec(package) is None:
+            raise UserError(
+                f"--contenders {name}: the package {package} is not installed; see bench/README.md, or leave it out"
+            )
+    return names
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
+    parser.add_argument("--steps", type=int, default=4, help="steps a turn; the first is not timed (default 4)")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a batch (default 8)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default 512)")
+    parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
+    parser.add_argument(
+        "--contenders", default="babyllama,transformers,litgpt", help=f"in order, of {', '.join(CONTENDERS)}"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument("--turn", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    for name, least in (("turns", 1), ("steps", 2), ("rows", 1), ("length", 1), ("threads", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    return arguments
+
+
+def main() -> None:
+    """Entry point of `python -m bench.train`."""
+    arguments = parse()
+    if arguments.turn:
+        name, folder = arguments.turn
+        print(json.dumps(asdict(take_turn(name, Path(folder), arguments.threads))))
+        return
+    names = contenders(arguments.contenders)
+    turns = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_task(folder, CONFIG, arguments.steps, arguments.rows, arguments.length)
+        with progress("turns", total=arguments.turns * len(names), unit="turn") as bar:
+            for name in names * arguments.turns:
+                turns.append(run_turn(name, folder, arguments.threads))
+                bar.update()
+    check_losses(turns)
+    flops = CONFIG.flops_per_token(arguments.length)
+    rows = summarise(turns, arguments.rows * arguments.length, flops)
+    show(rows, turns, flops)
+    if arguments.json:
+        settings = {name: getattr(arguments, name) for name in ("turns", "steps", "rows", "length", "threads")}
+        facts = {"made": describe(), **settings, "config": CONFIG.to_hf(), "flops_per_token": flops}
+        write_json(arguments.json, {**facts, "results": rows, "all_turns": [asdict(turn) for turn in turns]})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""What every room needs and none owns: errors, files, options, the machine. Imports nothing of the project."""

@@ -1,0 +1,147 @@
+"""Files that are either whole or absent.
+
+Everything the project keeps is written under a temporary name, synced to the disk, and renamed; a folder's manifest
+(sizes and sha256 of all its files) is written last, so a folder with a manifest that verifies is a whole folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def fsync(path: Path) -> None:
+    """Force a file or folder to the disk (for a folder: the names in it)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, atomically."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a `UserError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def sha256_file(path: Path) -> str:
+    """The hex sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    # Python 3.10 has no hashlib.file_digest.
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, facts: dict[str, Any] | None = None) -> None:
+    """Write `manifest.json`: the size and sha256 of every file below the folder, and `facts` beside them."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
+    }
+    write_json(folder / MANIFEST, {**(facts or {}), "files": files})
+
+
+def manifest_problem(folder: Path, *, checksums: bool = True) -> str | None:
+    """What is wrong with a folder that should have a manifest, in words, or None if all of it is as written.
+
+    With `checksums=False` only presence and sizes are compared, which costs no reading.
+    """
+    try:
+        files = read_json(folder / MANIFEST)["files"]
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except UserError as error:
+        return str(error)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{folder / MANIFEST} is not a manifest"
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{folder / MANIFEST} names a file outside its folder: {name}"
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes instead of {size}"
+        if checksums and sha256_file(path) != digest:
+            return f"{path} is damaged (sha256 differs from the manifest)"
+    return None
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `target`, with a manifest of `facts`, when the block ends well.
+
+    An existing `target` is replaced. `facts` may be filled inside the block. When the block raises, nothing stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The temporary name keeps the target's own, so that whoever finds one after a crash knows what it was; names
+    # with a dot in front are never taken for checkpoints or shard sets.
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        write_manifest(temporary, facts)
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            fsync(path)
+        fsync(temporary)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+            os.replace(target, old / target.name)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
+        fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files and folders that a killed process left in `folder`."""
+    for path in folder.glob(".*"):
+        if path.suffix in {".tmp", ".old"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,89 @@
+"""What the machine is: cores, memory, the device, and how fast it multiplies matrices."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def cores() -> int:
+    """The cores this process may use (containers and taskset counted)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resolve_device(name: str) -> Any:
+    """`auto`, `cpu` or `cuda` to a `torch.device`; `auto` takes a GPU where there is one."""
+    import torch
+
+    from common.errors import UserError
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or install a CUDA build of torch")
+    return torch.device(name)
+
+
+def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
+    """The machine's own matmul rate in FLOP/s: the best of several square products.
+
+    The denominator of MFU: a share of what this machine does, not of a data sheet.
+    """
+    import torch
+
+    size = size or (8192 if device.type == "cuda" else 2048)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def describe(device: Any | None = None) -> dict[str, Any]:
+    """How a result was made: command, git commit, versions, machine. Written into runs and results."""
+    facts: dict[str, Any] = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": cores(),
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in ("torch", "numpy", "sentencepiece", "safetensors")},
+    }
+    if device is not None:
+        import torch
+
+        facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        facts["threads"] = torch.get_num_threads()
+    return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -1,0 +1,198 @@
+"""Options: one typed pydantic model per command, a YAML file, and dotted overrides (`--optimizer.lr 3e-4`).
+
+All problems of an invocation are reported together, each as one line that names the key and what would be right.
+"""
+
+import argparse
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+from common.errors import UserError
+
+
+class Options(BaseModel):
+    """Base of every option group: unknown keys are errors, values do not change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+T = TypeVar("T", bound=Options)
+
+
+def load_yaml(path: Path, said: str = "--config ") -> dict[str, Any]:
+    """A YAML file as a nested dict; a missing, broken or non-mapping file is one clear line that begins with `said`."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{said}{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{said}{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{said}{path}: expected keys and values, found {type(value).__name__}")
+    return value
+
+
+def parse(
+    schema: type[T], arguments: Sequence[str], *, name: str, description: str, default_config: Path
+) -> tuple[T, dict[str, Any]]:
+    """Parse `--config FILE` and `--dotted.key value` pairs against `schema`.
+
+    Returns the validated options and the nested dict of only what the command line itself said.
+    Raises UserError with one line per problem; prints help and exits on `--help`.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=default_config)
+    parser.add_argument("-h", "--help", action="store_true")
+    known, rest = parser.parse_known_args(list(arguments))
+    if known.help:
+        print(help_text(schema, name=name, description=description, default_config=default_config))
+        sys.exit(0)
+    problems: list[str] = []
+    said = _dotted(schema, rest, problems)
+    merged = _merge(load_yaml(known.config), said)
+    try:
+        options = schema.model_validate(merged)
+    except ValidationError as error:
+        problems += [_explain(schema, detail) for detail in error.errors()]
+    if problems:
+        raise UserError("\n".join(problems))
+    return options, said
+
+
+def _dotted(schema: type[Options], arguments: list[str], problems: list[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    known = fields(schema)
+    position = 0
+    while position < len(arguments):
+        word = arguments[position]
+        position += 1
+        if not word.startswith("--"):
+            problems.append(f"{word!r} stands alone: options are written --key value")
+            continue
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if position == len(arguments) or arguments[position].startswith("--"):
+                problems.append(f"{word}: needs a value ({word} VALUE)")
+                continue
+            text = arguments[position]
+            position += 1
+        node = result
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                problems.append(f"--{key}: {parent} was already given a value")
+                break
+        else:
+            node[leaf] = _value(text, _kinds(known[key].annotation) if key in known else set())
+    return result
+
+
+def _value(text: str, kinds: set[Any]) -> Any:
+    # Where text is wanted, what was written is what is meant: `--run 2024-01-01` is no date and `--note 7` no number.
+    wants_text = bool(kinds & {str, Path})
+    if wants_text and not (kinds & {list, tuple} and text.startswith("[")):
+        return None if text == "null" and types.NoneType in kinds else text
+    try:
+        return yaml.load(text, yaml.BaseLoader if wants_text else yaml.SafeLoader) if text else ""
+    except yaml.YAMLError:
+        return text
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types inside an annotation: those of unions, of the items of lists, of the choices of literals."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return {type(choice) for choice in arguments}
+    if origin is None:
+        return {annotation}
+    return {origin}.union(*(_kinds(argument) for argument in arguments))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(schema: type[Options], detail: Any) -> str:
+    path = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+    key = "--" + ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        valid = list(fields(schema))
+        near = difflib.get_close_matches(".".join(path), valid, n=1, cutoff=0.5)
+        hint = f"did you mean --{near[0]}?" if near else "see --help for the keys"
+        return f"{key}: there is no such option; {hint}"
+    if detail["type"] == "missing":
+        return f"{key}: is required"
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if detail["type"] == "value_error":
+        return f"{key}: {message}" if path else message
+    if detail["type"] in {"model_type", "dict_type", "model_attributes_type"}:
+        return f"{key}: is a group of options, not a value; write {key}.KEY VALUE"
+    if detail["type"] == "path_type":
+        message = "a path (in YAML, quote one that looks like a number or a date)"
+    return f"{key}: {detail['input']!r} is not valid; expected {message}"
+
+
+def fields(schema: type[Options], prefix: str = "") -> dict[str, Any]:
+    """Every leaf option of a schema as dotted key → pydantic FieldInfo."""
+    found: dict[str, Any] = {}
+    for name, info in schema.model_fields.items():
+        nested = _nested(info.annotation)
+        found.update(fields(nested, f"{prefix}{name}.") if nested else {prefix + name: info})
+    return found
+
+
+def _nested(annotation: Any) -> type[Options] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Options) else None
+
+
+def help_text(schema: type[Options], *, name: str, description: str, default_config: Path) -> str:
+    """The help of a command: every key with type, default (from the default config) and meaning."""
+    lines = [
+        f"usage: python -m {name} [--config FILE] [--key value | --group.key value]…", "", description, "",
+        f"  --config FILE  YAML with any of the keys below (default {default_config})", "",
+    ]
+    configured = _flat(load_yaml(default_config)) if default_config.exists() else {}
+    for key, info in fields(schema).items():
+        default = configured.get(key, None if info.default is PydanticUndefined else info.default)
+        shown = "" if default is None else f" (default {default})"
+        lines.append(f"  --{key} {_type_name(info.annotation)}{shown}")
+        if info.description:
+            lines.append(f"        {info.description}")
+    return "\n".join(lines)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
+    return flat
+
+
+def _type_name(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return "|".join(str(choice) for choice in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_type_name(choice) for choice in typing.get_args(annotation) if choice is not type(None))
+    if origin is typing.Annotated:
+        return _type_name(typing.get_args(annotation)[0])
+    if origin is not None:
+        return f"[{', '.join(_type_name(choice) for choice in typing.get_args(annotation) if choice is not ...)}…]"
+    return {"int": "N", "float": "X", "str": "TEXT", "bool": "true|false", "Path": "PATH"}.get(
+        getattr(annotation, "__name__", ""), str(annotation))

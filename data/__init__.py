@@ -1,0 +1,1 @@
+"""Raw records → documents and conversations → token shards → batches."""

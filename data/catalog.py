@@ -1,0 +1,175 @@
+"""What a `DATA` means: a name, a prepared folder or raw files → one prepared shard set.
+
+Prepared sets lie in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that one corpus can be prepared
+with several tokenizers. `made-from.json` in each says what it was made from: inputs, tokenizer, options. A preparation
+is used again while these are the same and made again when they are not.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import MANIFEST, fsync, manifest_problem, read_json, sha256_file, write_json
+from data.corpora import ROOT, TOKENIZER, Corpus, corpora, unknown
+from data.detect import detect
+from data.inputs import Group
+from data.prepare import PrepareOptions, prepare_groups
+from data.reading import expand
+from data.shards import FORMAT, ShardSet
+from model.tokenizer import Tokenizer
+
+SAMPLE = "sample"
+SAMPLE_FOLDER = ROOT / "assets" / "sample" / "pretrain"
+SMALL_TOKENIZER = ROOT / "assets" / "tokenizer"
+# Below the folder that the command runs in.
+PREPARED = Path("prepared")
+DOWNLOADS = Path("downloads")
+
+MADE_FROM = "made-from.json"
+
+# Source name → its native files.
+Inputs = dict[str, list[Path]]
+
+
+def resolve(name: str, tokenizer: Path | None = None) -> Path:
+    """The prepared shard-set folder that `name` means; prepares the sample and raw paths on the way.
+
+    `name` is a name of `make data`, a shard-set folder (used as it is) or a raw file or folder. A name that is known
+    but not prepared gives the sample's part of that name, and the first line printed says so. `tokenizer` None means,
+    for prepared names, whichever was prepared last; for raw paths the downloaded 65k tokenizer, else the small one.
+    """
+    known = corpora()
+    path = Path(name)
+    if name == SAMPLE:
+        return prepare_once(SAMPLE, sample_inputs(), tokenizer or SMALL_TOKENIZER)
+    if name in known and known[name].source:
+        return _prepared(name, tokenizer) or _stand_in(name, known[name], tokenizer)
+    if path.is_dir() and _is_shard_set(path):
+        return _checked(path, tokenizer)
+    if path.exists():
+        files = expand([name])
+        label = f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
+        return prepare_once(label, {detect(files): files}, tokenizer or default_tokenizer())
+    raise unknown(name, " and no such file or folder")
+
+
+def default_tokenizer() -> Path:
+    """The downloaded 65k tokenizer if it is here, else the small one that comes with the project."""
+    name = corpora()[TOKENIZER].files[0].path
+    downloaded = DOWNLOADS / TOKENIZER / name
+    return downloaded if downloaded.exists() else SMALL_TOKENIZER
+
+
+def sample_inputs(source: str | None = None) -> Inputs:
+    """The files of the shipped sample by source, or only those of one source."""
+    if not SAMPLE_FOLDER.is_dir():
+        raise UserError(f"{SAMPLE_FOLDER} is missing: it belongs to the project, restore it (git checkout)")
+    inputs: Inputs = {}
+    for path in expand([str(SAMPLE_FOLDER)]):
+        inputs.setdefault(detect([path]), []).append(path)
+    if source is None:
+        return inputs
+    if source not in inputs:
+        raise UserError(f"{SAMPLE_FOLDER} has no part for the source {source}")
+    return {source: inputs[source]}
+
+
+def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
+    """The shard set of `inputs` under `name`: the one that is there if it was made from the same, else made now.
+
+    The old one stays until the new one is whole. UserError if something that was not made here has the name.
+    """
+    loaded = Tokenizer.load(tokenizer)
+    out, options = _folder(name, loaded), PrepareOptions()
+    if out.exists() and not (out / MADE_FROM).is_file():
+        raise UserError(f"{out} was not made by make data or a training run: move it away and run again")
+    request = {"format": FORMAT, "tokenizer": loaded.fingerprint, "options": options.model_dump(mode="json")}
+    if not _unchanged(out, request, inputs):
+        new = out.with_name(f".{out.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        groups = [Group(source, tuple(map(str, files))) for source, files in inputs.items()]
+        prepare_groups(groups, new, tokenizer, options)
+        facts = {source: [_facts(path) for path in files] for source, files in inputs.items()}
+        write_json(new / MADE_FROM, {**request, "inputs": facts})
+        _replace(out, new)
+    return out
+
+
+def _replace(out: Path, new: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(new, out)
+    fsync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _folder(name: str, tokenizer: Tokenizer) -> Path:
+    return PREPARED / f"{name}-{tokenizer.fingerprint[:8]}"
+
+
+def _unchanged(out: Path, request: dict[str, Any], inputs: Inputs) -> bool:
+    """Whether `out` is whole and was made by this request from these very files."""
+    if not out.exists() or manifest_problem(out, checksums=False):
+        return False
+    before = read_json(out / MADE_FROM)
+    if any(before.get(key) != value for key, value in request.items()):
+        return False
+    facts = before["inputs"]
+    if [(source, len(facts[source])) for source in facts] != [(source, len(inputs[source])) for source in inputs]:
+        return False
+    return all(_same(fact, path) for source, files in inputs.items()
+               for fact, path in zip(facts[source], files, strict=True))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
+
+
+def _same(fact: dict[str, Any], path: Path) -> bool:
+    status = path.stat()
+    if (fact["name"], fact["bytes"]) != (path.name, status.st_size):
+        return False
+    # A copy or a fresh checkout has other times and the same content.
+    return fact["mtime_ns"] == status.st_mtime_ns or fact["sha256"] == sha256_file(path)
+
+
+def _prepared(name: str, tokenizer: Path | None) -> Path | None:
+    """What was prepared under this name with this tokenizer, or with whichever came last; None if nothing was."""
+    if tokenizer is not None:
+        folder = _folder(name, Tokenizer.load(tokenizer))
+        return _checked(folder, tokenizer) if _is_shard_set(folder) else None
+    folders = [path for path in PREPARED.glob(f"{name}-" + "[0-9a-f]" * 8) if _is_shard_set(path)]
+    return _checked(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None) if folders else None
+
+
+def _stand_in(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
+    print(
+        f"{name} is not prepared here: the part of the shipped sample in its format stands in for it "
+        f"(the real one: make data DATA={name})", flush=True
+    )
+    assert corpus.source is not None
+    return prepare_once(f"{SAMPLE}-{name}", sample_inputs(corpus.source), tokenizer or SMALL_TOKENIZER)
+
+
+def _is_shard_set(folder: Path) -> bool:
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = read_json(folder / MANIFEST)
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _checked(folder: Path, tokenizer: Path | None) -> Path:
+    """A shard-set folder whose files are all there, and of this tokenizer where one is demanded."""
+    fingerprint = ShardSet.open(folder).tokenizer().fingerprint
+    if tokenizer is not None and (wanted := Tokenizer.load(tokenizer).fingerprint) != fingerprint:
+        raise UserError(
+            f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} ({wanted[:8]}): "
+            "leave --tokenizer out, or prepare the raw files again"
+        )
+    return folder

@@ -1,0 +1,129 @@
+"""Which tokens stand in which row of which step: a pure function of the shard sets, weights, seed and row length.
+
+The contract. All sequences of all mixed sets of an epoch are put in one seeded random order and written one after
+another; the stream is cut into rows of `length` + 1 tokens that overlap by one (each token but the first is a target
+once), and the rows are put in a second seeded order, so that the rows of a long document do not follow one another.
+Nothing is dropped: the last row of an epoch is filled up with the epoch's first tokens. Step s takes the next
+`rows_per_step` rows of the epochs written one after another. So an order of data needs no state but the step: it is the
+same for any number of processes and after any resume.
+
+A set with weight w contributes w times its sequences to each epoch: whole copies, and of the fraction a part that moves
+on from epoch to epoch, so that over 1 / w epochs each sequence is seen once.
+
+An epoch's plan is built once into a folder of arrays and memory-mapped from then on.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
+from data.shards import Sequences
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sequences of several sets with the weight of each (1.0: each sequence once an epoch)."""
+
+    parts: tuple[Sequences, ...]
+    weights: tuple[float, ...]
+
+
+class Plan:
+    """Rows of all epochs of a mixture. Epochs are built when they are first asked for, under `folder`."""
+
+    def __init__(self, mixture: Mixture, *, seed: int, length: int, folder: Path) -> None:
+        self._mixture, self._seed, self._length, self._folder = mixture, seed, length, folder
+        self._lengths = [part.lengths() for part in mixture.parts]
+        self._first_rows = [0]
+        self._open: tuple[int, list[np.ndarray]] | None = None
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of one epoch, on average where weights are fractions."""
+        return int(sum(w * part.total_tokens for w, part in zip(self._mixture.weights, self._mixture.parts, strict=True)))
+
+    def epoch_of(self, row: int) -> int:
+        """The epoch, counted from zero, that the `row`-th row since the start belongs to."""
+        while self._first_rows[-1] <= row:
+            epoch = len(self._first_rows) - 1
+            self._first_rows.append(self._first_rows[-1] + len(self._epoch(epoch)[2]))
+        return int(np.searchsorted(self._first_rows, row, side="right")) - 1
+
+    def row(self, row: int) -> np.ndarray:
+        """The `length` + 1 ids of the `row`-th row since the start, int64."""
+        epoch = self.epoch_of(row)
+        order, ends, rows = self._epoch(epoch)
+        start = int(rows[row - self._first_rows[epoch]]) * self._length
+        ids = self._read(order, ends, start, min(start + self._length + 1, int(ends[-1])))
+        while len(ids) <= self._length:
+            # The end of an epoch: its first tokens fill the row (again and again if it is shorter than a row).
+            ids = np.concatenate([ids, self._read(order, ends, 0, min(self._length + 1 - len(ids), int(ends[-1])))])
+        return ids
+
+    def _read(self, order: np.ndarray, ends: np.ndarray, start: int, stop: int) -> np.ndarray:
+        parts = []
+        index = int(np.searchsorted(ends, start, side="right"))
+        while start < stop:
+            begin = int(ends[index - 1]) if index else 0
+            upto = min(stop, int(ends[index]))
+            part, sequence = divmod(int(order[index]), 1 << 48)
+            parts.append(self._mixture.parts[part].tokens(sequence, start - begin, upto - begin))
+            start, index = upto, index + 1
+        return np.concatenate(parts).astype(np.int64)
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        if self._open is None or self._open[0] != epoch:
+            folder = self._folder / f"epoch-{epoch:05d}"
+            # An epoch's plan follows from the run's fingerprints, so one that is whole is the right one.
+            if not (folder / MANIFEST).is_file() or manifest_problem(folder, checksums=False) or self._stale(folder):
+                self._build(epoch, folder)
+            arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                      for name in ("order", "ends", "rows")]
+            self._open = epoch, arrays
+        return self._open[1]
+
+    def _facts(self) -> dict[str, object]:
+        return {"seed": self._seed, "length": self._length, "weights": list(self._mixture.weights),
+                "tokens": [part.total_tokens for part in self._mixture.parts]}
+
+    def _stale(self, folder: Path) -> bool:
+        manifest = read_json(folder / MANIFEST)
+        return any(manifest.get(key) != value for key, value in self._facts().items())
+
+    def _build(self, epoch: int, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_folder(folder, self._facts()) as made:
+            order = np.concatenate([
+                (np.int64(part) << 48) | self._share(part, epoch) for part in range(len(self._lengths))
+            ])
+            _shuffle(order, self._seed, epoch, 0)
+            lengths = np.empty(len(order), np.int64)
+            for part, known in enumerate(self._lengths):
+                mine = order >> 48 == part
+                lengths[mine] = known[order[mine] & ((1 << 48) - 1)]
+            ends = np.cumsum(lengths)
+            # Positions 1 … N - 1 are targets once each; a single token has none and still makes a row.
+            rows = np.arange(max(1, -(-(int(ends[-1]) - 1) // self._length)), dtype=np.int64)
+            _shuffle(rows, self._seed, epoch, 1)
+            for name, array in (("order", order), ("ends", ends), ("rows", rows)):
+                np.save(made / f"{name}.npy", array, allow_pickle=False)
+
+    def _share(self, part: int, epoch: int) -> np.ndarray:
+        """The sequences that one set gives to an epoch: a window of `weight` × its count on its endless repetition."""
+        count, weight = len(self._lengths[part]), self._mixture.weights[part]
+        start, stop = round(epoch * weight * count), round((epoch + 1) * weight * count)
+        pieces = []
+        for turn in range(start // count, -(-stop // count)):
+            order = np.arange(count, dtype=np.int64)
+            if not float(weight).is_integer():
+                # Which part of a set comes first must not be how it lies on the disk.
+                _shuffle(order, self._seed, turn, 2 + part)
+            pieces.append(order[max(start - turn * count, 0) : min(stop - turn * count, count)])
+        return np.concatenate(pieces or [np.zeros(0, np.int64)])
+
+
+def _shuffle(array: np.ndarray, *key: int) -> None:
+    np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).shuffle(array)

@@ -1,0 +1,217 @@
+"""Files → numbered raw records, in flat memory, whatever the files hold.
+
+A raw record is the bytes of one record and where they stood: one line of a JSONL file, one row of a parquet file, one
+stretch of a plain text. What cannot be read becomes a `BadRecord` in its place, so that records and bad records
+together always count what was there. Nothing here knows any dataset's schema.
+"""
+
+import glob
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from data.records import BadRecord
+
+LINE_LIMIT = 1 << 26
+BLOCK = 1 << 20
+_GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
+_ARCHIVES = {b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_SPACE = b" \t\r\n\v\f"
+_DAMAGE = (EOFError, zlib.error)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """The bytes of one record; `line` is its first line, or its row in a parquet file, counted from 1."""
+
+    file: str
+    line: int
+    data: bytes
+
+
+Raw = RawRecord | BadRecord
+Advance = Callable[[int], object]
+
+
+def expand(inputs: list[str]) -> list[Path]:
+    """The files that inputs (files, folders, globs) name, in a stable order, none twice.
+
+    Folders are walked whole, sorted, hidden names left out. UserError for an input that names no file.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
+        paths = [Path(name) for name in matches]
+        if not paths:
+            wanted = "no file matches it" if glob.has_magic(text) else "there is no such file or folder"
+            raise UserError(f"--input {text}: {wanted}")
+        files = [file for path in paths for file in _files(path)]
+        if not files:
+            raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def records(path: Path, advance: Advance | None = None) -> Iterator[Raw]:
+    """The records of a file of rows: lines of plain or gzip text, or rows of a parquet file written as JSON.
+
+    Blank lines are no records. `advance` is told of bytes of the file as they are consumed.
+    """
+    with _opened(path) as file:
+        magic = file.read(4)
+    return _rows(path, advance) if magic == _PARQUET else _lines(path, advance)
+
+
+def stretches(path: Path, bound: int, advance: Advance | None = None) -> Iterator[Raw]:
+    """A plain or gzip text cut into stretches of about `bound` bytes, each ending between paragraphs if it can.
+
+    A stretch ends at the first blank line past `bound`, at the first line end past 2 × `bound`, and inside a line
+    (between characters) only where a line alone is longer than `LINE_LIMIT`.
+    """
+    parts: list[bytes] = []
+    size, start = 0, 1
+    for number, line, problem in _numbered(path, advance, cut=True):
+        if problem is not None:
+            if parts:
+                yield RawRecord(str(path), start, b"".join(parts))
+            yield BadRecord(str(path), number, problem)
+            return
+        full = size >= 2 * bound or (size >= bound and not line.strip(_SPACE))
+        if full:
+            yield RawRecord(str(path), start, b"".join(parts))
+            parts, size = [], 0
+        if not parts:
+            start = number
+        parts.append(line)
+        size += len(line)
+    if any(part.strip(_SPACE) for part in parts):
+        yield RawRecord(str(path), start, b"".join(parts))
+
+
+def _lines(path: Path, advance: Advance | None) -> Iterator[Raw]:
+    name = str(path)
+    for number, line, problem in _numbered(path, advance, cut=False):
+        if problem is not None:
+            yield BadRecord(name, number, problem)
+        elif line.strip(_SPACE):
+            yield RawRecord(name, number, line)
+
+
+def _numbered(path: Path, advance: Advance | None, *, cut: bool) -> Iterator[tuple[int, bytes, str | None]]:
+    """(line number, line, what is wrong with it); a line over the limit is cut in pieces, or is wrong as a whole."""
+    number = 0
+    with _opened(path) as file, _decompressed(file) as text:
+        read = 0
+        while True:
+            try:
+                line = text.readline(LINE_LIMIT)
+                number += 1
+                if not line:
+                    break
+                if number == 1:
+                    line = line.removeprefix(_BOM)
+                if len(line) >= LINE_LIMIT and not line.endswith(b"\n"):
+                    if cut:
+                        line = _whole_characters(line, text)
+                        number -= 1
+                    else:
+                        while (rest := text.readline(BLOCK)) and not rest.endswith(b"\n"):
+                            pass
+                        yield number, b"", f"line is longer than {LINE_LIMIT >> 20} MB"
+                        continue
+            except _DAMAGE as error:
+                yield number + 1, b"", f"compressed data is damaged or cut short here ({error})"
+                break
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+            yield number, line, None
+            if advance is not None and (position := file.tell()) - read >= BLOCK:
+                advance(position - read)
+                read = position
+        if advance is not None:
+            advance(os.fstat(file.fileno()).st_size - read)
+
+
+def _whole_characters(line: bytes, text: io.BufferedIOBase) -> bytes:
+    """Complete the last UTF-8 character of a line that was cut by the limit."""
+    lead = next((back for back in range(1, 5) if line[-back] & 0xC0 != 0x80), 1)
+    byte = line[-lead]
+    length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+    return line + text.read(max(length - lead, 0))
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return path.open("rb", buffering=BLOCK)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _decompressed(file: io.BufferedReader) -> io.BufferedIOBase:
+    magic = file.peek(8)[:8]
+    for mark, kind in _ARCHIVES.items():
+        if magic.startswith(mark):
+            raise UserError(f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files are read)")
+    if magic.startswith(_GZIP):
+        return io.BufferedReader(_Gunzip(file), BLOCK >> 3)
+    return file
+
+
+class _Gunzip(io.RawIOBase):
+    """The text of a gzip file of one or more members; damage is raised only after all that came before it was read."""
+
+    # gzip.GzipFile fills a reader's whole buffer before it returns, and loses it all where the file is cut short.
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._member = file, zlib.decompressobj(wbits=31)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._member.eof:
+                packed = (self._member.unused_data or self._file.read(BLOCK >> 2)).lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._member = zlib.decompressobj(wbits=31)
+            elif not (packed := self._member.unconsumed_tail or self._file.read(BLOCK >> 2)):
+                raise EOFError("the file ends inside its compressed stream")
+            text = self._member.decompress(packed, len(buffer))
+            if text:
+                buffer[: len(text)] = text
+                return len(text)
+
+
+def _rows(path: Path, advance: Advance | None) -> Iterator[Raw]:
+    import orjson
+    import pyarrow
+    import pyarrow.parquet
+
+    size = path.stat().st_size
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            total, row, told = file.metadata.num_rows, 0, 0
+            for batch in file.iter_batches(batch_size=256):
+                for value in batch.to_pylist():
+                    row += 1
+                    yield RawRecord(str(path), row, orjson.dumps(value, default=str))
+                if advance is not None:
+                    advance(size * row // total - told)
+                    told = size * row // total
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None

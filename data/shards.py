@@ -1,0 +1,134 @@
+"""A shard set on disk: memory-mapped token arrays whose size never shows in the process's memory.
+
+A shard set is a folder with, for each split, numbered pairs of files
+
+    train-00000.tokens.npy    the ids of many sequences, one after another (uint16 while the vocabulary fits, else uint32)
+    train-00000.offsets.npy   where each begins, and where the last ends (int64, one more than there are sequences)
+
+beside the tokenizer that made them (`tokenizer.model`) and `manifest.json`, written last: counts, how it was made, and
+the checksum of every file. A pretraining sequence is one document, `<bos> text <eos>`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import MANIFEST, manifest_problem, read_json, sha256_file
+from model.tokenizer import Tokenizer
+
+FORMAT = "babyllama-shards-1"
+SPLITS = ("train", "validation")
+SHARD_TOKENS = 1 << 25
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
+    """The narrowest type on disk that holds every id."""
+    return np.dtype("<u2") if vocabulary_size <= 1 << 16 else np.dtype("<u4")
+
+
+class ShardWriter:
+    """Writes the sequences of one split into a folder, a shard at a time; memory stays within one shard."""
+
+    def __init__(self, folder: Path, split: str, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self._folder, self._split, self._limit = folder, split, shard_tokens
+        self._dtype = token_dtype(vocabulary_size)
+        self._parts: list[np.ndarray] = []
+        self._offsets = [0]
+        self._shards = self._sequences = self._tokens = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append one sequence (int[n])."""
+        self._parts.append(np.asarray(ids, dtype=self._dtype))
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._sequences += 1
+        self._tokens += len(ids)
+        if self._offsets[-1] >= self._limit:
+            self._flush()
+
+    def close(self) -> dict[str, int]:
+        """Write what is left; return the counts of the split."""
+        if self._parts:
+            self._flush()
+        return {"sequences": self._sequences, "tokens": self._tokens}
+
+    def _flush(self) -> None:
+        stem = self._folder / f"{self._split}-{self._shards:05d}"
+        np.save(f"{stem}.tokens.npy", np.concatenate(self._parts), allow_pickle=False)
+        np.save(f"{stem}.offsets.npy", np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
+        self._parts, self._offsets = [], [0]
+        self._shards += 1
+
+
+class Sequences:
+    """The sequences of one split, read through memory maps."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        paths = sorted(folder.glob(f"{split}-*.tokens.npy"))
+        self._tokens = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        self._offsets = [
+            np.load(path.with_name(path.name.replace(".tokens.", ".offsets.")), mmap_mode="r", allow_pickle=False)
+            for path in paths
+        ]
+        self._first = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
+        self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all sequences together."""
+        return int(self._starts[-1])
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int64[len(self)]."""
+        return np.concatenate([np.diff(offsets) for offsets in self._offsets] or [np.zeros(0, np.int64)])
+
+    def tokens(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The ids `[start, stop)` of sequence `index`, a view in the on-disk type."""
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        begin, end = (int(value) for value in self._offsets[shard][index - self._first[shard] :][:2])
+        return self._tokens[shard][begin + start : end if stop is None else min(begin + stop, end)]
+
+    def stream(self, start: int, stop: int) -> np.ndarray:
+        """Positions `[start, stop)` of all sequences written one after another, int64."""
+        parts = []
+        for tokens, begin in zip(self._tokens, self._starts[:-1], strict=True):
+            low, high = max(start - int(begin), 0), min(stop - int(begin), len(tokens))
+            if low < high:
+                parts.append(tokens[low:high].astype(np.int64))
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+class ShardSet:
+    """A prepared shard set: its manifest, its tokenizer, its splits."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, checksums: bool = False) -> "ShardSet":
+        """Open a folder; `checksums=True` reads every byte and compares. UserError if it is not a whole shard set."""
+        if not (folder / MANIFEST).is_file():
+            raise UserError(f"{folder} is not a prepared shard set (no {MANIFEST}): python -m data.prepare makes one")
+        manifest = read_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {FORMAT}")
+        if problem := manifest_problem(folder, checksums=checksums):
+            raise UserError(f"{problem}: prepare {folder} again")
+        return cls(folder, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any byte of the set's data or tokenizer changes: the sha256 of its manifest."""
+        return sha256_file(self.folder / MANIFEST)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer whose ids these are."""
+        return Tokenizer.load(self.folder)
+
+    def split(self, name: str) -> Sequences:
+        """`train` or `validation`."""
+        return Sequences(self.folder, name)

@@ -1,0 +1,22 @@
+"""The datasets this project reads, by name."""
+
+from common.errors import UserError
+from data.sources import jsonl, mnbvc, mnbvc_qa, text, wiki_zh_2019, wikipedia
+from data.sources.base import Source
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        wikipedia.SOURCE, wiki_zh_2019.SOURCE, mnbvc.SOURCE, mnbvc_qa.SOURCE, jsonl.SOURCE, text.SOURCE,
+    )
+}
+
+
+def find_source(name: str) -> Source:
+    """A source by its name; `jsonl:FIELD` reads another field than `text`. UserError for a name there is not."""
+    if name in SOURCES:
+        return SOURCES[name]
+    base, _, field = name.partition(":")
+    if base == "jsonl" and field:
+        return jsonl.with_field(field)
+    raise UserError(f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and jsonl:FIELD)")

@@ -1,0 +1,48 @@
+"""MNBVC's general shape (通用): one file of the corpus a line, as its paragraphs."""
+
+from typing import Any
+
+from data.records import Document
+from data.sources.base import BadRow, Hub, Source, row_of
+
+HUB_FILES = "hf://datasets/liwu/MNBVC/{folder}/*.jsonl.gz"
+
+
+def parse(data: bytes) -> Document:
+    """The paragraphs (段落) of one article, in the order of their line numbers (行号), one a line.
+
+    A paragraph flagged as repeated (是否重复) stays: the flag compares paragraphs, and an article without its refrain
+    or its heading is no longer the article. Whole documents that repeat are the business of deduplication.
+    """
+    row = row_of(data)
+    if "段落" not in row:
+        raise BadRow(f"there is no field '段落' (MNBVC's general shape); there are: {', '.join(list(row)[:12])}")
+    paragraphs = _paragraphs(row["段落"])
+    return Document("\n".join(text for _, text in sorted(paragraphs, key=lambda item: item[0]) if text.strip()))
+
+
+def _paragraphs(value: Any) -> list[tuple[int, str]]:
+    if isinstance(value, dict):
+        # The hub's own tables turn a list of objects into an object of lists.
+        columns = [value.get(key) for key in ("行号", "内容")]
+        if not all(isinstance(column, list) for column in columns):
+            raise BadRow("段落 is an object without the lists 行号 and 内容")
+        value = [{"行号": number, "内容": text} for number, text in zip(*columns, strict=False)]
+    if not isinstance(value, list):
+        raise BadRow(f"段落 is {type(value).__name__}, not a list")
+    found = []
+    for position, item in enumerate(value):
+        text = item.get("内容") if isinstance(item, dict) else None
+        if not isinstance(text, str):
+            raise BadRow(f"paragraph {position} has no text in 内容")
+        number = item.get("行号")
+        found.append((number if isinstance(number, int) else position, text))
+    return found
+
+
+SOURCE = Source(
+    name="mnbvc",
+    description="MNBVC in its general shape (通用): news, wiki, law, books …; an article is its paragraphs in order",
+    parse=parse,
+    hub=Hub("liwu/MNBVC", "news/20230196", files=HUB_FILES),
+)

@@ -1,0 +1,103 @@
+"""Chinese Wikipedia as `wikimedia/wikipedia` (20231101.zh): id, url, title, text; JSONL or parquet."""
+
+import functools
+import re
+from typing import Any
+
+from data.records import Document
+from data.sources.base import BadRow, Hub, Source, row_of, text_of
+
+_VARIANT = re.compile(r"-\{([^{}]{0,500})\}-")
+_TEMPLATE = re.compile(r"\{\{(?!.{0,2}\}\})[^{}\\^_]{1,2000}\}\}")
+_REFERENCE = re.compile(r"<ref\b[^<>]{0,300}/>|<ref\b[^<>]{0,300}>[^<]{0,2000}</ref>", re.IGNORECASE)
+_LINK = re.compile(r"\[\[([^\[\]]{1,1000})\]\]")
+_OUTSIDE = re.compile(r"\[https?://[^\s\[\]]{1,1000}[ ]?([^\[\]\n]{0,500})\]")
+_NOT_TEXT = re.compile(r"(?:file|image|category|文件|档案|图像|图片|分类|[a-z]{2,3}):", re.IGNORECASE)
+_PICTURE = re.compile(
+    r"^(?:(?:thumb|thumbnail|right|left|center|none|缩略图|右|左|居中|\d{1,4}px|upright[\d.=]*)\|)+.*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_HEADING = re.compile(r"^(={2,6}) {0,9}([^=\n]{1,200}?) {0,9}\1$", re.MULTILINE)
+_MAGIC = re.compile(r"__[A-Z]{3,20}__")
+_HOLLOW = re.compile(r"[ ]?(?:（[\s，、；：,;:。]{0,50}）|\([\s，、；：,;:]{1,50}\))")
+_DANGLING = re.compile(r"（[\s，、；：,;:]{1,50}")
+_DOUBLED = re.compile(r"([，、；])[，、；]{1,9}")
+_TAIL = {
+    "参考文献", "参考资料", "参考来源", "外部链接", "外部连接", "参见", "参看", "另见", "注释", "注解", "备注", "脚注",
+    "来源", "相关条目", "延伸阅读", "扩展阅读", "资料来源", "引用", "图片", "图集",
+}
+
+
+@functools.cache
+def simplifier() -> Any:
+    """OpenCC's traditional → simplified converter (t2s); loading it takes a moment, so a process has one."""
+    import opencc
+
+    return opencc.OpenCC("t2s")
+
+
+def article(title: str, text: str) -> Document:
+    """An article in simplified characters, its title as first line, once, without what extraction left behind."""
+    title, text = (simplifier().convert(part).strip() for part in (title, text))
+    first, _, rest = text.partition("\n")
+    if first.strip() == title:
+        text = rest
+    return Document("\n\n".join(part for part in (title, strip_markup(text).strip()) if part))
+
+
+def strip_markup(text: str) -> str:
+    """Wiki markup that extraction left behind: templates, links, picture lines, references, hollow parentheses.
+
+    Text of the kind this project trains on, in simplified characters; LaTeX between braces stays.
+    """
+    if "-{" in text:
+        text = _VARIANT.sub(lambda match: _variant(match[1]), text)
+    for _ in range(3 if "{{" in text else 0):
+        text = _TEMPLATE.sub("", text)
+    if "<ref" in text:
+        text = _REFERENCE.sub("", text)
+    if "[" in text:
+        text = _OUTSIDE.sub(r"\1", _LINK.sub(lambda match: _link(match[1]), text))
+    if "|" in text:
+        text = _PICTURE.sub("", text)
+    if "==" in text:
+        text = _HEADING.sub(r"\2", text)
+    if "__" in text:
+        text = _MAGIC.sub("", text)
+    text = _DOUBLED.sub(r"\1", _DANGLING.sub("（", _HOLLOW.sub("", text)))
+    lines = text.split("\n")
+    while lines and (not lines[-1].strip() or lines[-1].strip() in _TAIL):
+        lines.pop()
+    return "\n".join(lines)
+
+
+def _variant(body: str) -> str:
+    # -{zh-hans:计算机; zh-hant:電腦}- offers a wording per region; -{原文}- only protects its content.
+    choices = dict(part.split(":", 1) for part in body.split(";") if ":" in part)
+    named = {key.strip(): value.strip() for key, value in choices.items()}
+    for key in ("zh-cn", "zh-hans", "zh-sg", "zh"):
+        if key in named:
+            return named[key]
+    return next(iter(named.values())) if named and all(key.startswith("zh") for key in named) else body
+
+
+def _link(body: str) -> str:
+    return "" if _NOT_TEXT.match(body) else body.rpartition("|")[2]
+
+
+def parse(data: bytes) -> Document:
+    """The article of one row. BadRow without a text."""
+    row = row_of(data)
+    text = text_of(row, "text")
+    title = row.get("title", "")
+    if not isinstance(title, str):
+        raise BadRow(f"field 'title' is {type(title).__name__}, not text")
+    return article(title, text)
+
+
+SOURCE = Source(
+    name="wikipedia",
+    description="Chinese Wikipedia from wikimedia/wikipedia (20231101.zh): JSONL or parquet rows of title and text",
+    parse=parse,
+    hub=Hub("wikimedia/wikipedia", "20231101.zh"),
+)

@@ -1,0 +1,1 @@
+"""All that a checkpoint needs in order to speak. Imports `common` only."""

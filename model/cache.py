@@ -1,0 +1,34 @@
+"""Keys and values of the positions already read, in memory allocated once."""
+
+import torch
+from torch import Tensor
+
+from model.config import LlamaConfig
+
+
+class LayerCache:
+    """One layer's keys and values; a view into the `Cache` it belongs to."""
+
+    def __init__(self, owner: "Cache", index: int) -> None:
+        self._owner, self._keys, self._values = owner, owner.keys[index], owner.values[index]
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, K, T, d] behind what is there; return all keys and values so far, [B, K, length + T, d]."""
+        start, stop = self._owner.length, self._owner.length + keys.shape[2]
+        self._keys[:, :, start:stop], self._values[:, :, start:stop] = keys, values
+        return self._keys[:, :, :stop], self._values[:, :, :stop]
+
+
+class Cache:
+    """Room for `capacity` positions of `rows` rows. `length` is how many are filled; the caller advances it."""
+
+    def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+        self._layers = [LayerCache(self, index) for index in range(config.num_hidden_layers)]
+
+    def layer(self, index: int) -> LayerCache:
+        """The part of layer `index`."""
+        return self._layers[index]

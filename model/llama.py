@@ -1,0 +1,212 @@
+"""A Llama, whole: embedding, layers of attention and feed-forward, a norm, a head.
+
+Parameter names and shapes are those of transformers' `LlamaForCausalLM`, so the state dict of one loads in the other.
+Shapes in comments: B rows, T positions, D hidden_size, H heads, K key-value heads, d head_dim, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import functions
+from model.cache import Cache, LayerCache
+from model.config import LlamaConfig
+from model.loss import LossPath, linear_cross_entropy
+
+
+def _eager_cpu(x: Tensor) -> bool:
+    """Where the hand-written autograd functions pay; elsewhere the compiler fuses the plain formulas."""
+    return x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation with a learned scale."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[..., D] → [..., D], the mean square taken in fp32 whatever the type of x."""
+        if _eager_cpu(x) and x.dtype == torch.float32:
+            return functions.RMSNorm.apply(x, self.weight, self.eps)
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+def inverse_frequencies(config: LlamaConfig) -> Tensor:
+    """The rotation per position of each pair of dimensions, fp32[d / 2], with the config's scaling applied.
+
+    `linear` divides all of them (Chen et al. 2023); `llama3` divides the slow ones, keeps the fast ones and blends
+    between (the Llama 3.1 release).
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (blend + (1 - blend) / scaling["factor"])
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of every position, computed once in fp32."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("table", torch.empty(0), persistent=False)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """positions[T] or [B, T] → cos and sin[(B,) T, 1, d / 2]."""
+        if self.table.numel() == 0:
+            steps = torch.arange(self.config.max_position_embeddings, device=positions.device).float()
+            angles = torch.outer(steps, inverse_frequencies(self.config).to(positions.device))
+            self.table = torch.stack([angles.cos(), angles.sin()])
+        cos, sin = self.table[:, positions].to(dtype).unsqueeze(-2)
+        return cos, sin
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x[B, T, H, d] by its position, pairing dimension i with i + d / 2."""
+    if _eager_cpu(x):
+        return functions.Rotate.apply(x, cos, sin)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; K < H shares keys and values between heads (GQA)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        size, kv_size = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.grouped = config.num_key_value_heads != config.num_attention_heads
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, kv_size, bias=False)
+        self.v_proj = nn.Linear(size, kv_size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """x[B, T, D] → [B, T, D]. `mask`[B or 1, 1, T, S] (True: may look) replaces plain causality when given."""
+        rows, length, _ = x.shape
+        q = rotate(self.q_proj(x).view(rows, length, -1, self.head_dim), cos, sin)
+        k = rotate(self.k_proj(x).view(rows, length, -1, self.head_dim), cos, sin)
+        v = self.v_proj(x).view(rows, length, -1, self.head_dim)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [B, H or K, T, d]
+        if cache is not None:
+            k, v = cache.append(k, v)
+        causal = mask is None and length > 1
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        return self.o_proj(out.transpose(1, 2).reshape(rows, length, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: a gated two-layer network."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[B, T, D] → [B, T, D]."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        hidden = functions.SwiGLU.apply(gate, up) if _eager_cpu(gate) else F.silu(gate) * up
+        return self.down_proj(hidden)
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added back."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, *attention: Any) -> Tensor:
+        """x[B, T, D] → [B, T, D]."""
+        x = x + self.self_attn(self.input_layernorm(x), *attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    """Everything below the head: ids to hidden states."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config)
+
+    def forward(self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """ids[B, T] → normalised hidden states[B, T, D]."""
+        x = self.embed_tokens(ids)
+        if positions is None:
+            start = cache.length if cache is not None else 0
+            positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        cos, sin = self.rotary(positions, x.dtype)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, mask, cache.layer(index) if cache is not None else None)
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """A causal language model in the layout of `LlamaForCausalLM`."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, *, scored: Tensor | None = None, scale: float = 1.0,
+        loss_path: LossPath = "chunked", positions: Tensor | None = None, mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """ids[B, T] → logits[B, T, V], or with targets the sum of their cross-entropies times `scale`.
+
+        targets[N] belong to the positions `scored`[N] of the flattened B · T, all of them when it is None; positions
+        without loss never reach the head. `positions`[T] or [B, T] default to counting up, from the cache's length
+        where there is one; `mask`[B or 1, 1, T, S] replaces plain causality.
+        """
+        hidden = self.model(ids, positions, mask, cache)
+        if targets is None:
+            return self.lm_head(hidden)
+        hidden = hidden.flatten(0, 1)
+        hidden = hidden if scored is None else hidden[scored]
+        return linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> "Llama":
+        """Fill all weights from a seed: normal(initializer_range), the two projections that write into the residual
+        stream scaled down by sqrt(2 · layers) (Radford et al. 2019), norms one. Drawn on the CPU, so that a seed means
+        the same weights on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        deviation = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+                continue
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            spread = deviation / math.sqrt(2 * self.config.num_hidden_layers) if residual else deviation
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+        return self

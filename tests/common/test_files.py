@@ -1,0 +1,198 @@
+"""Files are whole or absent: every test names the half-written or wrongly trusted thing that it prevents."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.files import (
+    MANIFEST,
+    atomic_folder,
+    manifest_problem,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "set" / "below").mkdir(parents=True)
+    (tmp_path / "set" / "a").write_bytes(b"first")
+    (tmp_path / "set" / "below" / "b").write_bytes(b"second")
+    write_manifest(tmp_path / "set", {"kind": "test"})
+    return tmp_path / "set"
+
+
+def test_write_atomic_replaces_whole_and_is_readable_by_others(tmp_path: Path) -> None:
+    """Prevents mkstemp's private mode 0600 staying on files that other users read."""
+    write_atomic(tmp_path / "deep" / "f", "旧")
+    write_atomic(tmp_path / "deep" / "f", b"new")
+    assert (tmp_path / "deep" / "f").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "deep" / "f").stat().st_mode) == 0o644
+    assert names(tmp_path / "deep") == ["f"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a full disk (fsync fails) costing the file that was there."""
+    write_atomic(tmp_path / "f", "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old" and names(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize("target", ["write_atomic(p / 'f', b'new' * 100)", "atomic_folder"])
+def test_kill_minus_nine_leaves_the_old_or_the_new(tmp_path: Path, target: str) -> None:
+    """Prevents a kill between any two steps leaving half of something under the real name."""
+    write_atomic(tmp_path / "f", "old")
+    with atomic_folder(tmp_path / "d") as temporary:
+        (temporary / "x").write_text("old")
+    if target == "atomic_folder":
+        target = "\n    with atomic_folder(p / 'd') as t: (t / 'x').write_bytes(b'new' * 100)"
+    # Dies at the n-th call of a step that touches the disk, for every n until the whole thing lives to its end.
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from common.files import atomic_folder, write_atomic
+p, n = Path(sys.argv[1]), int(sys.argv[2])
+def counted(real):
+    def call(*a, **k):
+        global n
+        n -= 1
+        if n == 0: os.kill(os.getpid(), signal.SIGKILL)
+        return real(*a, **k)
+    return call
+for name in ('fsync', 'replace', 'chmod'): setattr(os, name, counted(getattr(os, name)))
+if True: {target}
+"""
+    died = 0
+    for step in range(1, 40):
+        done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(step)], cwd=Path(__file__).parents[2])
+        assert (tmp_path / "f").read_bytes() in (b"old", b"new" * 100)
+        # Between its two renames a replaced folder has no name for a moment; what has the name is whole.
+        if (tmp_path / "d").exists():
+            assert manifest_problem(tmp_path / "d") is None
+            assert (tmp_path / "d" / "x").read_bytes() in (b"old", b"new" * 100)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        died += 1
+    assert done.returncode == 0 and died >= 3
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["d", "f"]
+
+
+def test_json_round_trips_chinese_as_text(tmp_path: Path) -> None:
+    write_json(tmp_path / "f.json", {"名": ["值", 1]})
+    assert read_json(tmp_path / "f.json") == {"名": ["值", 1]} and "名" in (tmp_path / "f.json").read_text("utf-8")
+
+
+def test_unreadable_json_is_one_line_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b'{"a": ')
+    (tmp_path / "binary").write_bytes(b"\xff\xfe{}")
+    for name in ("bad", "binary", "absent", "."):
+        with pytest.raises(UserError) as caught:
+            read_json(tmp_path / name)
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sha256_of_more_than_a_block(tmp_path: Path) -> None:
+    import hashlib
+
+    data = os.urandom((1 << 20) + 5)
+    (tmp_path / "f").write_bytes(data)
+    assert sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_sha256_without_file_digest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents Python 3.10 giving other checksums than later ones."""
+    import hashlib
+
+    (tmp_path / "f").write_bytes(b"x" * ((1 << 20) + 5))
+    expected = sha256_file(tmp_path / "f")
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    assert sha256_file(tmp_path / "f") == expected
+
+
+def test_a_whole_folder_has_no_problem_and_keeps_its_facts(folder: Path) -> None:
+    assert manifest_problem(folder) is None
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["kind"] == "test" and sorted(manifest["files"]) == ["a", "below/b"]
+
+
+@pytest.mark.parametrize(("damage", "said", "needs_reading"), [
+    (lambda folder: (folder / "a").unlink(), "missing", False),
+    (lambda folder: (folder / "a").write_bytes(b"firs"), "has 4 bytes instead of 5", False),
+    (lambda folder: (folder / "below" / "b").write_bytes(b"sec0nd"), "damaged", True),
+    (lambda folder: (folder / MANIFEST).write_text('{"files": 3}'), "is not a manifest", False),
+    (lambda folder: (folder / MANIFEST).write_text('{"files": {"a": {}}}'), "is not a manifest", False),
+    (lambda folder: (folder / MANIFEST).write_text("[]"), "is not a manifest", False),
+    (lambda folder: (folder / MANIFEST).unlink(), "does not exist", False),
+    (lambda folder: (folder / MANIFEST).write_text('{"files": {"../x": {"bytes": 1, "sha256": ""}}}'),
+     "outside", False),
+])
+def test_a_damaged_folder_is_never_taken_for_whole(
+    folder: Path, damage: object, said: str, needs_reading: bool
+) -> None:
+    damage(folder)  # type: ignore[operator]
+    assert said in (manifest_problem(folder) or "")
+    quick = manifest_problem(folder, checksums=False)
+    assert quick is None if needs_reading else said in (quick or "")
+
+
+def test_atomic_folder_appears_whole_with_facts_filled_inside(tmp_path: Path) -> None:
+    facts: dict[str, object] = {}
+    with atomic_folder(tmp_path / "out", facts) as temporary:
+        (temporary / "x").write_bytes(b"1")
+        assert not (tmp_path / "out").exists() and temporary.name.startswith(".")
+        facts["count"] = 7
+    assert manifest_problem(tmp_path / "out") is None and read_json(tmp_path / "out" / MANIFEST)["count"] == 7
+    assert names(tmp_path) == ["out"] and stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+
+
+def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
+    """Prevents a preparation that fails (or Ctrl-C) costing the last good one."""
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "x").write_text("old")
+    for error in (UserError, KeyboardInterrupt):
+        with pytest.raises(error), atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "x").write_text("new")
+            raise error("stop")
+    assert (tmp_path / "out" / "x").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+def test_replacing_drops_what_only_the_old_folder_had(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / name).write_text(name)
+    assert names(tmp_path / "out") == [MANIFEST, "new"] and names(tmp_path) == ["out"]
+
+
+def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.123.tmp", ".b.456.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+    for name in (".f.1.tmp", ".hidden", ".f.part", "real.tmp"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".f.part", ".hidden", "real.tmp"]

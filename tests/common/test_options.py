@@ -1,0 +1,190 @@
+"""Options: what a user writes is either understood exactly or answered by one clear line for each mistake."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import Field, field_validator, model_validator
+
+from common.errors import UserError, run_main
+from common.options import Options, fields, help_text, load_yaml, parse
+
+
+class Optimizer(Options):
+    lr: float = Field(3e-4, gt=0, description="learning rate")
+    betas: tuple[float, float] = (0.9, 0.95)
+    name: Literal["adamw", "muon"] = "adamw"
+
+
+class Run(Options):
+    run: Path
+    seed: int = 0
+    amp: bool = True
+    note: str | None = Field(None, description="what the run is for")
+    inputs: tuple[str, ...] = ()
+    mode: Literal["on", "off"] = "off"
+    steps: int | Literal["auto"] = "auto"
+    optimizer: Optimizer = Optimizer()
+
+    @field_validator("seed")
+    @classmethod
+    def even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("expected an even number")
+        return value
+
+    @model_validator(mode="after")
+    def together(self) -> "Run":
+        if self.note == "contradiction":
+            raise ValueError("--note and --run contradict each other")
+        return self
+
+
+def read(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> tuple[Run, dict[str, Any]]:
+    path = tmp_path / "config.yaml"
+    path.write_text(config, encoding="utf-8")
+    return parse(Run, words, name="x.y", description="Does x.", default_config=path)
+
+
+def mistakes(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> list[str]:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, *words, config=config)
+    return str(caught.value).splitlines()
+
+
+def test_the_command_line_overrides_only_what_it_names(tmp_path: Path) -> None:
+    """Prevents one dotted override dropping the rest of its group."""
+    options, said = read(
+        tmp_path, "--optimizer.lr", "1e-3", "--amp=false",
+        config="run: runs/x\nseed: 4\noptimizer: {name: muon, lr: 0.1}\n",
+    )
+    assert (options.optimizer.lr, options.optimizer.name, options.seed, options.amp) == (1e-3, "muon", 4, False)
+    assert said == {"optimizer": {"lr": "1e-3"}, "amp": False}
+    assert read(tmp_path, "--seed", "8", "--optimizer.lr", "0.5")[1] == {"seed": 8, "optimizer": {"lr": 0.5}}
+
+
+@pytest.mark.parametrize(("words", "key", "value"), [
+    (["--seed", "-2"], "seed", -2),
+    (["--note", "2024"], "note", "2024"),
+    (["--note", "是"], "note", "是"),
+    (["--note", "a: b"], "note", "a: b"),
+    (["--note", "null"], "note", None),
+    (["--note", "#7"], "note", "#7"),
+    (["--note", ""], "note", ""),
+    (["--note=--x"], "note", "--x"),
+    (["--note", "on"], "note", "on"),
+    (["--run", "123"], "run", Path("123")),
+    (["--run", "2024-01-01"], "run", Path("2024-01-01")),
+    (["--run", "1e3"], "run", Path("1e3")),
+    (["--inputs", "[a, 2024]"], "inputs", ("a", "2024")),
+    (["--mode", "on"], "mode", "on"),
+    (["--steps", "10"], "steps", 10),
+    (["--steps", "auto"], "steps", "auto"),
+])
+def test_a_value_means_what_it_says(tmp_path: Path, words: list[str], key: str, value: object) -> None:
+    """Prevents YAML turning text that looks like a number, date or boolean into something that is refused."""
+    assert getattr(read(tmp_path, *words)[0], key) == value
+
+
+def test_all_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> None:
+    lines = mistakes(tmp_path, "--optimizer.lrr", "1", "--seed", "many", "--optimizer.name", "sgd", "stray", "--amp")
+    assert len(lines) == 5
+    text = "\n".join(lines)
+    assert "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?" in text
+    assert "--seed: 'many' is not valid" in text
+    assert "--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'" in text
+    assert "'stray' stands alone" in text and "--amp: needs a value" in text
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--seed", "3"], "--seed: expected an even number"),
+    (["--seed", "1.5"], "--seed: 1.5 is not valid"),
+    (["--optimizer.lr", "0"], "--optimizer.lr: 0 is not valid; expected greater than 0"),
+    (["--optimizer", "3"], "--optimizer: is a group of options, not a value"),
+    (["--seed.x", "3"], "--seed: {'x': 3} is not valid"),
+    (["--optimizer.betas", "[0.9]"], "--optimizer.betas.1: is required"),
+    (["--note", "contradiction"], "--note and --run contradict each other"),
+    (["--completely_else", "1"], "--completely_else: there is no such option; see --help"),
+    (["--seed", "1", "--seed.x", "3"], "--seed.x: seed was already given a value"),
+])
+def test_each_mistake_names_its_key_and_what_would_be_right(tmp_path: Path, words: list[str], said: str) -> None:
+    lines = mistakes(tmp_path, *words)
+    assert any(line.startswith(said) for line in lines), lines
+
+
+def test_a_key_that_is_required_is_named(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, config="seed: 2\n") == ["--run: is required"]
+
+
+def test_a_wrong_key_in_the_file_is_as_wrong_as_on_the_command_line(tmp_path: Path) -> None:
+    """Prevents a misspelt key in a config silently training with the default."""
+    assert mistakes(tmp_path, config="run: x\noptimizer: {lrr: 1}\n") == [
+        "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?"
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: b: c", "\x00", "3"])
+def test_a_broken_config_is_one_line_with_its_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_yaml(path)
+    assert str(caught.value).startswith(f"--config {path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_missing_or_not_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gbk.yaml").write_bytes("名: 值".encode("gb18030"))
+    for name in ("none.yaml", "gbk.yaml", "."):
+        with pytest.raises(UserError, match="--config"):
+            load_yaml(tmp_path / name)
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_yaml(tmp_path / "empty.yaml") == {}
+
+
+def test_numbers_in_yaml_configs_that_yaml_reads_as_text_still_count(tmp_path: Path) -> None:
+    """Prevents `3e-4`, which YAML 1.1 takes for text, being refused as a learning rate."""
+    assert read(tmp_path, config="run: x\noptimizer: {lr: 3e-4}\n")[0].optimizer.lr == 3e-4
+
+
+def test_a_path_that_yaml_takes_for_a_number_says_how_to_write_it(tmp_path: Path) -> None:
+    assert "quote one that looks like a number" in mistakes(tmp_path, config="run: 123\n")[0]
+
+
+def test_values_do_not_change_after_parsing(tmp_path: Path) -> None:
+    options, _ = read(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        options.seed = 2  # type: ignore[misc]
+
+
+def test_help_names_every_key_with_default_and_meaning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        read(tmp_path, "--help", config="run: runs/x\nseed: 42\n")
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for key in fields(Run):
+        assert f"--{key} " in text
+    assert "--seed N (default 42)" in text and "learning rate" in text and "adamw|muon" in text
+    assert help_text(Run, name="x", description="d", default_config=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [
+    (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+])
+def test_a_users_mistake_leaves_with_2_and_no_traceback(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        run_main(main)
+    assert left.value.code == code and capsys.readouterr().err == said
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_main(main)

@@ -1,0 +1,176 @@
+"""Deduplication: copies and near copies go, distinct documents stay, memory does not grow with their number."""
+
+import gzip
+import itertools
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from data import dedup
+from data.dedup import EXACT, KEPT, NEAR, Deduplicator, DedupOptions, bands, digest, permutations, shingles
+
+
+def signature(text: str) -> np.ndarray:
+    return dedup.signature(text, permutations())
+
+
+def verdicts(folder: Path, texts: list[str], options: DedupOptions | None = None, batch: int = 100) -> list[int]:
+    found = Deduplicator(folder / "dedup", options or DedupOptions())
+    near = options is None or options.near
+    for start in range(0, len(texts), batch):
+        some = texts[start : start + batch]
+        signed = np.stack([signature(text) for text in some]) if near else None
+        found.add(np.stack([digest(text) for text in some]), signed)
+    return [int(value) for value in found.resolve()]
+
+
+@pytest.fixture(scope="module")
+def articles(shared: Path) -> list[str]:
+    with gzip.open(shared / "data" / "pretrain" / "lctt_published.jsonl.gz") as file:
+        texts = [orjson.loads(line)["text"] for line in itertools.islice(file, 400)]
+    return [text for text in texts if len(text) > 300]
+
+
+def jaccard(one: str, other: str) -> float:
+    sets = []
+    for text in (one, other):
+        letters = "".join(c for c in text if c.isalnum())
+        sets.append({letters[i : i + 5] for i in range(len(letters) - 4)})
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def edited(text: str, share: float, seed: int) -> str:
+    chance = random.Random(seed)
+    return "".join(chr(chance.randrange(0x4E00, 0x9000)) if chance.random() < share else c for c in text)
+
+
+def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
+    pairs = [(text, edited(text, share, 1)) for text in articles[:40] for share in (0.005, 0.02, 0.05)]
+    errors = np.array([(signature(a) == signature(b)).mean() - jaccard(a, b) for a, b in pairs])
+    assert abs(errors.mean()) < 0.015
+    assert errors.std() < 0.06
+
+
+def test_signatures_are_those_of_datasketch() -> None:
+    """With its permutations of the same hashes, the minimum of each; blocks must not change it."""
+    from datasketch import MinHash
+
+    hashes = shingles("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900)))
+    a, b = MinHash(num_perm=dedup.PERMUTATIONS).permutations
+    wanted = (hashes[:, None] * a + b).min(axis=0)
+    assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == wanted).all()
+
+
+def test_near_copies_go_and_distinct_articles_stay(articles: list[str], tmp_path: Path) -> None:
+    copies = [edited(text, 0.01, index) for index, text in enumerate(articles)]
+    found = verdicts(tmp_path, articles + copies)
+    # Near duplicates among the originals are few; each of them is one by the true measure too.
+    originals = found[: len(articles)]
+    assert originals.count(KEPT) > 0.98 * len(articles)
+    similar = [index for index, text in enumerate(articles) if jaccard(text, copies[index]) > 0.88]
+    gone = sum(found[len(articles) + index] == NEAR for index in similar)
+    assert len(similar) > 100
+    assert gone > 0.97 * len(similar)
+
+
+def test_articles_that_share_half_their_text_stay(articles: list[str], tmp_path: Path) -> None:
+    long = [text[:1000] for text in articles if len(text) >= 1500]
+    halves = [text[:700] + other[700:1000] for text, other in zip(long, long[1:] + long[:1], strict=True)]
+    assert max(jaccard(a, b) for a, b in zip(long, halves, strict=True)) < 0.75
+    found = verdicts(tmp_path, long + halves)
+    assert found[len(long) :].count(KEPT) >= 0.97 * len(halves)
+
+
+def test_exact_copies_go_but_for_white_space_and_the_first_stays(tmp_path: Path) -> None:
+    texts = ["甲乙丙丁", "戊己庚辛", "甲乙 丙丁\n", "甲乙丙丁。", "戊己庚辛"]
+    assert verdicts(tmp_path, texts, DedupOptions(near=False)) == [KEPT, KEPT, EXACT, KEPT, EXACT]
+
+
+def test_texts_without_shingles_are_no_near_copies_of_each_other(tmp_path: Path) -> None:
+    """All of them have the empty signature: taken for equal, every short or symbol-only text would go."""
+    texts = ["甲乙", "丙丁", "————", "！！！！！！！", "甲乙"]
+    assert verdicts(tmp_path, texts) == [KEPT, KEPT, KEPT, KEPT, EXACT]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (DedupOptions(near=False), [KEPT, EXACT, KEPT]),
+        (DedupOptions(exact=False), [KEPT, NEAR, NEAR]),
+        (DedupOptions(exact=False, near=False), [KEPT, KEPT, KEPT]),
+    ],
+)
+def test_each_kind_can_be_left_out(tmp_path: Path, options: DedupOptions, expected: list[int]) -> None:
+    text = "".join(chr(0x4E00 + i * 7) for i in range(2000))
+    assert verdicts(tmp_path, [text, text, text[:1990] + "一二三"], options) == expected
+
+
+def test_the_verdict_is_the_same_however_documents_are_batched_and_partitioned(
+    articles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = articles + [edited(text, 0.01, 3) for text in articles[::3]] + articles[::5]
+    wanted = verdicts(tmp_path / "a", texts)
+    assert {KEPT, EXACT, NEAR} == set(wanted)
+    monkeypatch.setattr(dedup, "_PARTITION", 50)
+    assert verdicts(tmp_path / "b", texts, batch=7) == wanted
+
+
+def test_a_crowd_of_equal_signatures_takes_linear_time(tmp_path: Path) -> None:
+    """Comparing all pairs of a boilerplate page that occurs 50,000 times would never end."""
+    count = 50_000
+    signatures = np.tile(signature("一二三四五六七八九十" * 20), (count, 1))
+    digests = np.arange(2 * count, dtype=np.uint64).reshape(-1, 2)
+    found = Deduplicator(tmp_path / "dedup", DedupOptions())
+    found.add(digests, signatures)
+    result = found.resolve()
+    assert result[0] == KEPT
+    assert (result[1:] == NEAR).all()
+
+
+def test_long_documents_are_signed_by_an_even_sample_of_bounded_size() -> None:
+    text = "".join(chr(random.Random(1).randrange(0x4E00, 0x9000)) for _ in range(10)) + "".join(
+        chr(0x4E00 + (i * i) % 20000) for i in range(300_000)
+    )
+    assert len(shingles(text)) <= dedup.SHINGLE_LIMIT
+    assert len(shingles("一" * 100_000)) == 1
+
+
+def test_bands_catch_what_is_above_the_threshold() -> None:
+    for threshold in (0.6, 0.8, 0.9):
+        count, rows = bands(threshold)
+        assert count * rows <= dedup.PERMUTATIONS
+        assert 1 - (1 - (threshold + 0.05) ** rows) ** count > 0.95
+
+
+_MEMORY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from data import dedup
+dedup._PARTITION = 1 << 13
+found = dedup.Deduplicator(Path(sys.argv[1]), dedup.DedupOptions())
+random = np.random.default_rng(0)
+for _ in range(int(sys.argv[2])):
+    signatures = random.integers(0, 1 << 32, (5000, dedup.PERMUTATIONS), dtype=np.uint32)
+    signatures[1::50] = signatures[::50]
+    found.add(random.integers(0, 1 << 63, (5000, 2), dtype=np.uint64), signatures)
+gone = (found.resolve() == dedup.NEAR).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, gone)
+"""
+
+
+def test_memory_stays_flat_in_the_number_of_documents(root: Path, tmp_path: Path) -> None:
+    peaks = []
+    for batches in (4, 16):
+        arguments = [sys.executable, "-c", _MEMORY, str(tmp_path / str(batches)), str(batches)]
+        run = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
+        peak, gone = map(int, run.stdout.split())
+        peaks.append(peak)
+        assert gone == batches * 100
+    # 60,000 documents more are 31 MB of signatures and 8 MB of bands.
+    assert peaks[1] - peaks[0] < 12 << 20

@@ -1,0 +1,249 @@
+"""`python -m data.tokenizer`: train, import, export, inspect, and the mistakes people make with it."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.tokenizer import main
+from data.tokenizer_texts import BAD_SHARE, read_texts, sample_inputs, sources_of, strings
+from data.tokenizer_training import common_text, pieces_of, sample
+from model.tokenizer import FILE, Tokenizer
+from model.tokenizer_normalise import UNUSED, normalise
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ROOT / "assets" / "tokenizer"
+TRAIN = ("train", "--vocabulary", 320, "--sentences", 500, "--input")
+WORDS = [
+    "春天", "来了", "小河", "的水", "慢慢", "流", "人类", "助手", "：", "，", "。", "2024年", "apple", " pie", "  ",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of three sources."""
+    folder, dice = tmp_path_factory.mktemp("corpus"), random.Random(1)
+    texts = ["\n".join("".join(dice.choices(WORDS, k=12)) for _ in range(8)) for _ in range(90)]
+    (folder / "plain.txt").write_text("\n\n".join(texts[:30]), encoding="utf-8")
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts[30:60]]
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    pairs = [{"id": number, "问": text[:20], "答": text} for number, text in enumerate(texts[60:])]
+    rows = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
+    (folder / "qa.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "data.tokenizer", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["tokenizer", *map(str, arguments)])
+    main()
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    answer = call(*TRAIN, corpus, "--out", out, PYTHONHASHSEED="1")
+    assert answer.returncode == 0, answer.stderr
+    assert f"{out / FILE}: 320 ids" in answer.stdout
+    return out
+
+
+def test_the_same_text_trains_the_same_bytes(trained: Path, corpus: Path, tmp_path: Path) -> None:
+    """SentencePiece's own sampling differs from process to process: nobody could rebuild the shipped tokenizer."""
+    answer = call(*TRAIN, corpus, "--out", tmp_path, PYTHONHASHSEED="2")
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / FILE).read_bytes() == (trained / FILE).read_bytes()
+
+
+def test_a_trained_tokenizer_is_exact_normalised_and_lossless(trained: Path, corpus: Path) -> None:
+    """Its size shapes the model, and the rest of the project uses it without another import."""
+    serialized = (trained / FILE).read_bytes()
+    assert normalise(serialized, "trained")[0] == serialized
+    tokenizer = Tokenizer(serialized)
+    assert tokenizer.vocabulary_size == 320
+    assert not any(piece.kind == UNUSED for piece in tokenizer.pieces)
+    for text in ((corpus / "plain.txt").read_text(encoding="utf-8"), "没见过的字：龘\t😀 </s>\n  x"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_colons_and_line_ends_stay_alone(trained: Path) -> None:
+    """Numbers cut differently each time, and prompts whose last piece swallows the answer's first character."""
+    texts = [piece.text for piece in Tokenizer.load(trained).pieces if not piece.text.startswith("<")]
+    for alone in [*"0123456789", "："]:
+        assert [text for text in texts if alone in text] in ([], [alone])
+    assert not any("\n" in text for text in texts)
+    assert any(len(text) > 2 for text in texts)
+
+
+def test_pieces_are_no_longer_than_asked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a repetitive corpus whole sentences become pieces, which spell nothing else."""
+    run(monkeypatch, "train", "--input", corpus, "--vocabulary", 320, "--longest", 2, "--out", tmp_path)
+    assert max(len(piece.text) for piece in Tokenizer.load(tmp_path).pieces if not piece.text.startswith("<")) == 2
+
+
+def test_common_characters_have_ids_although_the_text_lacks_them(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small sample lacks half of the usual characters: each would cost three byte tokens in real text."""
+    run(monkeypatch, "train", "--input", corpus, "--vocabulary", 4224, "--common_characters", "--out", tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocabulary_size == 4224
+    assert len(common_text()) == len(set(common_text())) > 3755 + 94
+    assert all(len(ids) == 1 for ids in tokenizer.encode_batch(list(common_text())))
+
+
+def test_the_sample_of_lines_is_bounded_uniform_and_seeded() -> None:
+    """A corpus larger than memory must not be collected, and its beginning must not be all that is learnt from."""
+    items = [str(number) for number in range(10_000)]
+    chosen = sample(iter(items), 1000, random.Random(0))
+    assert chosen == sample(iter(items), 1000, random.Random(0)) != sample(iter(items), 1000, random.Random(1))
+    assert len(set(chosen)) == 1000
+    assert 380 < sum(int(item) >= 6000 for item in chosen) < 420 + 30
+    assert sample(iter(items), 20_000, random.Random(0)) == items
+
+
+def test_stretches_hold_all_of_a_text_and_never_a_colon_with_others() -> None:
+    """SentencePiece drops lines that are too long without a word."""
+    text = "人类：你好\n" + "长" * 2500 + "\n\n：：x"
+    stretches = list(pieces_of([text]))
+    assert "".join(stretches) == text.replace("\n", "")
+    assert max(map(len, stretches)) == 1000
+    assert all(stretch == "：" or "：" not in stretch for stretch in stretches)
+
+
+def test_an_input_may_name_its_source(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources differ in what of a record is text."""
+    rates = []
+    for source in ("jsonl:问", "jsonl:答", "mnbvc_qa"):
+        run(monkeypatch, "inspect", "--tokenizer", SMALL, "--input", f"{source}={corpus / 'qa.jsonl'}")
+        rates.append(int(capsys.readouterr().out.splitlines()[-1].split()[0]))
+    question, answer, both = rates
+    assert 0 < question < answer < both
+    run(monkeypatch, "inspect", "--tokenizer", SMALL, "--source", "jsonl:问", "--input", corpus / "qa.jsonl")
+    assert int(capsys.readouterr().out.splitlines()[-1].split()[0]) == question
+
+
+def test_any_record_gives_its_strings_and_no_ids() -> None:
+    """Conversations have no one text field, and ids and addresses would become pieces."""
+    assert strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text == "问\n答\n了"
+    assert strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
+    assert strings("<doc id=0>".encode()).text == "" == strings(b"    </short_text>").text
+    assert strings("  <summary>标题</summary>".encode()).text == "标题"
+
+
+def test_the_sample_is_read_without_what_is_held_out() -> None:
+    """Text that a score is measured on must not shape the vocabulary."""
+    files = sources_of(sample_inputs(), None)
+    names = [path.name for _, path in files]
+    assert "wikipedia.jsonl" in names and "train.tsv" in names and "PART_I.txt" in names
+    assert not any("test" in name or name.startswith(("dev", "PART_II")) for name in names)
+    assert {"wikipedia", "mnbvc", "mnbvc_qa", "wiki_zh_2019", "jsonl", "strings"} <= {source.name for source, _ in files}
+    assert sum(map(len, read_texts(files))) > 500_000
+
+
+def test_import_says_what_it_changed(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody should wonder why the tokens differ from those of the stock file."""
+    run(monkeypatch, "import", "--input", shared / "tokenizer" / "llama-chinese-65k.model", "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert "65000 ids, all in place" in printed
+    assert "distinct: 33014 pieces" in printed
+    assert "unused: 875 pieces" in printed
+    assert "switched: add_dummy_prefix off" in printed
+    run(monkeypatch, "import", "--input", tmp_path, "--out", tmp_path / "again")
+    assert "switched: nothing" in capsys.readouterr().out
+    assert (tmp_path / "again" / FILE).read_bytes() == (tmp_path / FILE).read_bytes()
+
+
+def test_export_writes_what_transformers_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three files, and a tokenizer.json that the tokenizers library itself accepts."""
+    run(monkeypatch, "export", "--tokenizer", SMALL, "--out", tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    tokenizers = pytest.importorskip("tokenizers")
+    fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert fast.encode("你好，世界 1").ids == Tokenizer.load(SMALL).encode("你好，世界 1")
+
+
+def test_inspect_shows_the_pieces_of_a_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first thing to look at when a model answers oddly."""
+    run(monkeypatch, "inspect", "--tokenizer", SMALL, "--text", "人类：\n")
+    printed = capsys.readouterr().out
+    assert "specials: <unk> 0, <s> 1, </s> 2" in printed
+    assert "：:" in printed and "<0x0A>:13" in printed and "characters per token" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["train", "--out", "x", "--vocabulary", "many"], "argument --vocabulary: invalid int value"),
+        (["train", "--out", "x", "--vocabulary", "0"], "--vocabulary 0: must be at least 260"),
+        (["train", "--out", "x", "--vocab", "500"], "unrecognized arguments: --vocab"),
+        (["train", "--out", "x", "--input", "no/such.txt"], "--input no/such.txt: there is no such file"),
+        (["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"], "--source weibo: there is no such"),
+        (["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "262"], "single characters alone need"),
+        (["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "60000"], "supports at most"),
+        (["train", "--out", "{out}", "--input", "jsonl={corpus}/qa.jsonl"], "there is no field 'text'"),
+        (["train", "--out", "{out}", "--source", "text", "--input", "{empty}"], "there is no text in it"),
+        (["import", "--input", "{corpus}/plain.txt", "--out", "{out}"], "is not a SentencePiece model"),
+        (["import", "--input", "{corpus}", "--out", "{out}"], "does not exist"),
+        (["export", "--tokenizer", "nowhere", "--out", "{out}"], "nowhere does not exist"),
+        (["inspect", "--tokenizer", "{corpus}/rows.jsonl"], "is not a SentencePiece model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    arguments: list[str], message: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracebacks, or half a tokenizer that a later command takes for a whole one."""
+    from common.errors import UserError
+
+    (tmp_path / "empty.txt").touch()
+    names = {"corpus": corpus, "out": tmp_path / "out", "empty": tmp_path / "empty.txt"}
+    with pytest.raises(UserError, match=message) as caught:
+        run(monkeypatch, *(argument.format(**names) for argument in arguments))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_exits_with_2() -> None:
+    """Scripts and make tell the user's mistakes from faults by the exit code."""
+    answer = call("export", "--tokenizer", "nowhere", "--out", "x")
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: nowhere does not exist")
+
+
+def test_a_few_bad_records_do_not_end_training(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real corpora have some; past the threshold the source is the wrong one."""
+    rows = (corpus / "rows.jsonl").read_text(encoding="utf-8").splitlines() * 10
+    assert 2 / len(rows) < BAD_SHARE
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, "{broken", '{"text": 5}']), encoding="utf-8")
+    run(monkeypatch, "train", "--input", tmp_path / "rows.jsonl", "--vocabulary", 320, "--out", tmp_path)
+    assert (tmp_path / FILE).exists()
+
+
+@pytest.mark.slow
+def test_the_shipped_tokenizer_is_what_its_command_makes(tmp_path: Path) -> None:
+    """The sample changed and the tokenizer was not trained again: make it as assets/tokenizer/README.md says."""
+    readme = (SMALL / "README.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in readme.splitlines()]
+    command = next(line for line in lines if line.startswith("python -m data.tokenizer train"))
+    assert command.endswith("--out assets/tokenizer")
+    answer = call(*command.split()[3:-1], tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / FILE).read_bytes() == (SMALL / FILE).read_bytes()

@@ -1,0 +1,190 @@
+"""The trigram baseline: every probability against a dictionary implementation of the same formulas."""
+
+import gzip
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.files import write_manifest
+from data.shards import FORMAT, ShardSet, ShardWriter
+from evaluate import trigram
+from evaluate.trigram import evaluate, probabilities
+from model.tokenizer import Tokenizer
+
+
+class Stream:
+    """A split held in memory."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._ids = ids
+
+    @property
+    def total_tokens(self) -> int:
+        return len(self._ids)
+
+    def stream(self, start: int, stop: int) -> np.ndarray:
+        return self._ids[start:stop].astype(np.int64)
+
+
+class BruteForce:
+    """Interpolated Kneser-Ney written down from the paper, one dictionary per order."""
+
+    def __init__(self, ids: list[int], vocabulary_size: int) -> None:
+        self.size = vocabulary_size
+        trigrams = Counter(zip(ids, ids[1:], ids[2:], strict=False))
+        bigrams = Counter(gram[1:] for gram in trigrams)
+        self.orders = [Counter(gram[1:] for gram in bigrams), bigrams, trigrams]
+        self.discounts = [self._discount(order) for order in self.orders]
+
+    @staticmethod
+    def _discount(order: Counter[tuple[int, ...]]) -> float:
+        once, twice = (sum(count == times for count in order.values()) for times in (1, 2))
+        return once / (once + 2 * twice) if once else 0.5
+
+    def probability(self, gram: tuple[int, ...]) -> float:
+        if not gram:
+            return 1 / self.size
+        order, discount = self.orders[len(gram) - 1], self.discounts[len(gram) - 1]
+        followers = [count for other, count in order.items() if other[:-1] == gram[:-1]]
+        lower = self.probability(gram[1:])
+        if not followers:
+            return lower
+        kept = max(order[gram] - discount, 0)
+        return (kept + discount * len(followers) * lower) / sum(followers)
+
+
+def skewed(seed: int, length: int, vocabulary_size: int) -> np.ndarray:
+    """Ids of which some are common, some rare and some never occur."""
+    return (np.random.default_rng(seed).random(length) ** 3 * vocabulary_size * 0.8).astype(np.uint16)
+
+
+@pytest.mark.parametrize(("seed", "length", "size"), [(0, 3, 5), (1, 40, 4), (2, 300, 12), (3, 800, 30), (4, 500, 2)])
+def test_every_probability_equals_the_dictionary_implementation(seed: int, length: int, size: int) -> None:
+    """Would catch a wrong discount, continuation count, context total or look-up, for seen and unseen contexts."""
+    ids = skewed(seed, length, size)
+    reference = BruteForce(ids.tolist(), size)
+    random = np.random.default_rng(seed + 100).integers(0, size, (200, 3))
+    queries = np.concatenate([np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)[:200].astype(np.int64), random])
+    queries[::7, 0] = -1
+    expected = [reference.probability(tuple(gram[1:] if gram[0] < 0 else gram)) for gram in queries.tolist()]
+    found, discounts = probabilities(Stream(ids), queries, size)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(discounts, reference.discounts, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("context", ["seen", "pair never seen", "middle never seen", "one token"])
+def test_the_probabilities_of_all_words_sum_to_one(context: str) -> None:
+    """Would catch mass lost or counted twice between the orders, and a word left without any."""
+    size, ids = 40, skewed(5, 600, 40)
+    pairs = {"seen": ids[10:12], "one token": [-1, ids[3]], "middle never seen": [1, size - 1]}
+    seen = set(zip(ids.tolist(), ids[1:].tolist(), strict=False))
+    pairs["pair never seen"] = next((u, v) for u in ids.tolist() for v in ids.tolist() if (u, v) not in seen)
+    queries = np.array([[*pairs[context], word] for word in range(size)], dtype=np.int64)
+    found, _ = probabilities(Stream(ids), queries, size)
+    assert found.min() > 0
+    assert math.isclose(found.sum(), 1, abs_tol=1e-12)
+
+
+def test_counting_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch trigrams lost at the edge of a read, and counts that differ when the middle tokens are split up."""
+    size, ids = 50, skewed(6, 3000, 50)
+    queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
+    whole, discounts = probabilities(Stream(ids), queries, size)
+    ranges = list(trigram._ranges(np.bincount(ids, minlength=size), 100))
+    assert len(ranges) > 10, "the limit must really split the counting"
+    assert [low for low, _ in ranges] == [0, *(high for _, high in ranges[:-1])] and ranges[-1][1] == size
+    monkeypatch.setattr(trigram, "READ_TOKENS", 37)
+    parts, part_discounts = probabilities(Stream(ids), queries, size, partition=100)
+    np.testing.assert_array_equal(parts, whole)
+    assert part_discounts == discounts
+
+
+def test_the_widest_ids_keep_their_keys_apart() -> None:
+    """Would catch ids of a 65,000 vocabulary that run into each other inside a key."""
+    size = 65_000
+    ids = np.tile(np.array([64_999, 0, 64_999, 64_998, 1, 0, 64_999], dtype=np.uint16), 3)
+    queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
+    reference = BruteForce(ids.tolist(), size)
+    found, _ = probabilities(Stream(ids), queries, size)
+    np.testing.assert_allclose(found, [reference.probability(tuple(gram)) for gram in queries.tolist()], atol=1e-10)
+
+
+def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]]) -> ShardSet:
+    folder.mkdir()
+    for split, texts in splits.items():
+        # Small shards, so that the stream crosses from one file to the next.
+        writer = ShardWriter(folder, split, tokenizer.vocabulary_size, shard_tokens=5000)
+        # Without bos in the validation split its first token has characters, which the score must leave out.
+        start = [tokenizer.bos_id] if split == "train" else []
+        for ids in tokenizer.encode_batch(texts):
+            writer.add(np.array([*start, *ids, tokenizer.eos_id]))
+        writer.close()
+    (folder / "tokenizer.model").write_bytes(tokenizer.serialized)
+    write_manifest(folder, {"format": FORMAT})
+    return ShardSet.open(folder)
+
+
+@pytest.fixture(scope="module")
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+    with gzip.open(shared / "data" / "pretrain" / "mnbvc_qa.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["答"] for line in islice(lines, 120)]
+    folder = tmp_path_factory.mktemp("real") / "set"
+    return write_shards(folder, tokenizer, {"train": texts[8:], "validation": texts[:8]})
+
+
+def test_the_figures_of_a_real_shard_set(real: ShardSet) -> None:
+    """Would catch a position that is skipped or scored twice, and characters that belong to ids not scored."""
+    train, validation = real.split("train"), real.split("validation")
+    tokenizer = real.tokenizer()
+    ids = validation.stream(0, validation.total_tokens).tolist()[:150]
+    reference = BruteForce(train.stream(0, train.total_tokens).tolist(), tokenizer.vocabulary_size)
+    score = evaluate(real)
+    assert score.tokens == validation.total_tokens - 1
+    text = tokenizer.decode(validation.stream(1, validation.total_tokens).tolist())
+    assert score.characters == len(text)
+    assert math.isclose(score.perplexity, math.exp(score.loss))
+    assert math.isclose(score.bits_per_character, score.loss * score.tokens / math.log(2) / len(text))
+    queries = np.array([[-1, *ids[:2]], *zip(ids, ids[1:], ids[2:], strict=False)])
+    expected = [reference.probability(tuple(ids[max(i - 2, 0) : i + 1])) for i in range(1, len(ids))]
+    found, _ = probabilities(train, queries, tokenizer.vocabulary_size)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=0)
+    assert 3 < score.loss < math.log(tokenizer.vocabulary_size), "worse than guessing: something is misaligned"
+
+
+def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
+    """Would catch a loss that is not the token-weighted mean of the same probabilities."""
+    train, validation = real.split("train"), real.split("validation")
+    ids = validation.stream(0, validation.total_tokens)
+    queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
+    found, _ = probabilities(train, queries, real.tokenizer().vocabulary_size)
+    assert math.isclose(evaluate(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12)
+
+
+def test_the_command_prints_and_writes_its_figures(real: ShardSet, root: Path, tmp_path: Path) -> None:
+    """Would catch a command that does not run, and a JSON whose figures are not the printed ones."""
+    out = tmp_path / "score.json"
+    command = [sys.executable, "-m", "evaluate.trigram", "--data", str(real.folder), "--json", str(out)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())
+    assert f"{figures['loss']:.4f} nats/token" in done.stdout
+    assert f"{figures['bits_per_character']:.4f}" in done.stdout
+    assert figures["data_fingerprint"] == real.fingerprint
+
+
+def test_too_little_data_is_one_clear_line(shared: Path, tmp_path: Path) -> None:
+    """Would catch a division by zero where a split holds nothing to count or to score."""
+    tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+    with pytest.raises(UserError, match="validation tokens"):
+        evaluate(write_shards(tmp_path / "a", tokenizer, {"train": ["天气很好"]}))
+    with pytest.raises(UserError, match="training split has 2 tokens"):
+        evaluate(write_shards(tmp_path / "b", tokenizer, {"train": [""], "validation": ["天气很好"]}))

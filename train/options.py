@@ -1,0 +1,91 @@
+"""Everything that can be said to a training run."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.options import Options
+from model.config import PRESETS
+from train.optimizer import OptimizerOptions
+from train.schedule import ScheduleOptions
+
+
+class ModelOptions(Options):
+    """Options under `model.`: a preset, and single fields of it changed."""
+
+    preset: str = Field("babyllama-43m", description=f"named shape: {', '.join(PRESETS)}")
+    hidden_size: int | None = Field(None, gt=0, description="width; the preset's unless given")
+    intermediate_size: int | None = Field(None, gt=0, description="width inside the feed-forward layers")
+    num_hidden_layers: int | None = Field(None, gt=0, description="layers")
+    num_attention_heads: int | None = Field(None, gt=0, description="attention heads")
+    num_key_value_heads: int | None = Field(None, gt=0, description="key-value heads; fewer than heads is GQA")
+    max_position_embeddings: int | None = Field(None, gt=0, description="longest context in tokens")
+    rope_theta: float | None = Field(None, gt=0, description="base of the rotary frequencies")
+    tie_word_embeddings: bool | None = Field(None, description="one table for embedding and head")
+
+    @model_validator(mode="after")
+    def _known(self) -> "ModelOptions":
+        if self.preset not in PRESETS:
+            raise ValueError(f"--model.preset {self.preset}: there is no such preset; choose {', '.join(PRESETS)}")
+        return self
+
+    def changes(self) -> dict[str, object]:
+        """The fields that were changed from the preset."""
+        return {key: value for key, value in self.model_dump(exclude={"preset"}).items() if value is not None}
+
+
+class CheckpointOptions(Options):
+    """Options under `checkpoint.`"""
+
+    every: int = Field(200, gt=0, description="steps between checkpoints")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept; the best one is kept besides")
+
+
+class EvaluationOptions(Options):
+    """Options under `evaluation.`"""
+
+    every: int = Field(200, gt=0, description="steps between evaluations on the validation split")
+    tokens: int = Field(200_000, gt=0, description="validation tokens scored during training (the first ones); the last "
+                        "evaluation scores all of them")
+    prompts: tuple[str, ...] = Field(("",), description="beginnings that are continued after every evaluation; an empty "
+                                     "one begins a document")
+    sample_tokens: int = Field(120, ge=0, description="tokens generated per prompt; 0 turns samples off")
+
+
+class PretrainOptions(Options):
+    """All options of `python -m train.pretrain`."""
+
+    run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)")
+    data: str = Field("sample", description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
+                      "a raw file or folder; a mix is written name:weight+name:weight")
+    tokenizer: Path | None = Field(None, description="tokenizer to prepare the data with; the data's own by default")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto takes a GPU if there is one")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 "
+                                                               "with loss scaling on older GPUs, fp32 on a CPU")
+    compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: on a GPU only")
+    seed: int = Field(0, ge=0, description="seed of the weights and of the order of data")
+    max_steps: int = Field(1000, gt=0, description="optimiser steps of the whole run: its horizon, fixed from the start")
+    batch_tokens: int = Field(32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length")
+    sequence_length: int = Field(512, gt=1, description="tokens per row")
+    micro_batch: Literal["auto"] | int = Field("auto", description="rows that go through the model at once; auto measures "
+                                               "what fits and is fast")
+    log_every: int = Field(10, gt=0, description="steps between lines in the terminal and the log")
+    model: ModelOptions = ModelOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PretrainOptions":
+        problems = []
+        if self.batch_tokens % self.sequence_length:
+            near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
+            problems.append(f"--batch_tokens {self.batch_tokens} is not a multiple of --sequence_length "
+                            f"{self.sequence_length}; {near} would be")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            problems.append(f"--micro_batch {self.micro_batch}: expected auto or a number of rows above 0")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -48,9 +48,9 @@ def babyllama(task: Task) -> Step:
 
     model = Llama(task.config)
     model.load_state_dict(load_file(task.weights))
-    options = OptimizerOptions(
-        name="adamw", lr=LEARNING_RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=WEIGHT_DECAY
-    )
+    options = OptimizerOptions.model_validate({
+        "name": "adamw", "lr": LEARNING_RATE, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY,
+    })
     optimizers = build_optimizers(model, options).values()
 
     def step(inputs: Any, targets: Any) -> float:

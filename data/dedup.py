@@ -132,7 +132,7 @@ class Deduplicator:
         self._files = {name: (folder / name).open("wb") for name in names}
 
     def add(self, digests: np.ndarray, signatures: np.ndarray | None) -> None:
-        """Add documents in their order: digests uint64[n, 2], signatures uint32[n, PERMUTATIONS], None if not `near`."""
+        """Add documents in order: digests uint64[n, 2], signatures uint32[n, PERMUTATIONS] or None if not `near`."""
         digests.tofile(self._files["digests"])
         self._count += len(digests)
         if signatures is None:

@@ -187,8 +187,14 @@ def start_worker(parts: Path, tokenizer: Path, options: CleanOptions, permutatio
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     _worker = Worker(parts, tokenizer, options, permutations)
+
+
+def _follow(parent: Any) -> None:
+    # A pool's processes wait for work forever when their parent is killed with -9.
+    parent.join()
+    os._exit(1)
 
 
 def process(part: Part) -> tuple[int, dict[str, Any], int]:

@@ -156,7 +156,7 @@ def _whole_characters(line: bytes, text: io.BufferedIOBase) -> bytes:
 
 def _opened(path: Path) -> io.BufferedReader:
     try:
-        return path.open("rb", buffering=BLOCK)
+        return io.BufferedReader(path.open("rb", buffering=0), BLOCK)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -44,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         "--longest", type=int, default=16, metavar="N", help="characters of the longest piece (default %(default)s)"
     )
     command.add_argument(
+        "--coverage", type=float, default=0.9995, metavar="X",
+        help="share of the text's characters that get ids; the rarest are spelt in bytes (default %(default)s)",
+    )
+    command.add_argument(
         "--common_characters", action="store_true",
         help="give ASCII, punctuation and GB 2312's 3,755 common characters ids even where the text lacks them",
     )
@@ -98,9 +102,11 @@ def _train(arguments: argparse.Namespace) -> None:
     for name, least in (("vocabulary", 260), ("longest", 1), ("sentences", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    if not 0.98 <= arguments.coverage <= 1:
+        raise UserError(f"--coverage {arguments.coverage}: must be between 0.98 and 1")
     texts = read_texts(sources_of(arguments.input or sample_inputs(), arguments.source))
     serialized = train(
-        texts, vocabulary_size=arguments.vocabulary, longest=arguments.longest,
+        texts, vocabulary_size=arguments.vocabulary, longest=arguments.longest, coverage=arguments.coverage,
         common_characters=arguments.common_characters, sentences=arguments.sentences, seed=arguments.seed,
     )
     tokenizer = Tokenizer(serialized)

@@ -1,4 +1,4 @@
-"""What a vocabulary is learnt from or measured on: the texts of files, read by the sources or, for any other, as they are."""
+"""What a vocabulary is learnt from or measured on: the texts of files, read by a source or as whatever they hold."""
 
 import re
 from collections.abc import Iterator

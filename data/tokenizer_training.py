@@ -15,14 +15,15 @@ _CHARACTERS = 1000
 
 
 def train(
-    texts: Iterable[str], *, vocabulary_size: int, longest: int, common_characters: bool, sentences: int, seed: int
+    texts: Iterable[str], *, vocabulary_size: int, longest: int, coverage: float, common_characters: bool,
+    sentences: int, seed: int,
 ) -> bytes:
     """The normalised bytes of a BPE model of exactly `vocabulary_size` ids, learnt from the texts.
 
-    No piece is longer than `longest` characters. With `common_characters` every character of `common_text` has an id,
-    whether it occurs or not. Memory is bounded by `sentences`: of more, a random sample of that many is learnt from.
-    Digits and `：` stay pieces of their own; line ends and rare characters are written as bytes. UserError if the
-    texts do not support a vocabulary of that size.
+    No piece is longer than `longest` characters. The most frequent characters, which make up the share `coverage` of
+    the texts, have ids; with `common_characters` so has every character of `common_text`, present or not. Digits and
+    `：` stay pieces of their own; line ends and rare characters are written as bytes. Memory is bounded by `sentences`:
+    of more, a random sample of that many is learnt from. UserError if the texts do not support such a vocabulary.
     """
     import sentencepiece
 
@@ -33,7 +34,7 @@ def train(
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(chosen), model_writer=written, model_type="bpe", vocab_size=vocabulary_size,
-            max_sentencepiece_length=longest, character_coverage=0.9995, byte_fallback=True, split_digits=True,
+            max_sentencepiece_length=longest, character_coverage=coverage, byte_fallback=True, split_digits=True,
             required_chars=common_text() if common_characters else _ALONE, allow_whitespace_only_pieces=True,
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
             max_sentence_length=8 * _CHARACTERS,

@@ -8,8 +8,10 @@ from assets.world.documents import Text, compose
 from assets.world.questions import Examiner
 from assets.world.reading import Passage, as_prose
 from assets.world.state import World
+from assets.world.grammar import read_passages
 from assets.world.stories import Storyteller
 from assets.world.studies import Study
+from assets.world.traditional import to_traditional
 
 Files = dict[str, bytes]
 
@@ -58,17 +60,30 @@ def journal(studies: Sequence[Study]) -> list[dict[str, str]]:
             for i, study in enumerate(studies)]
 
 
+def wikipedia_row(number: int, text: Text) -> dict[str, str]:
+    """A row of the encyclopedia; every seventh page is written in traditional characters."""
+    if number % 7:
+        return formats.wikipedia(1000 + number, text.title, text.paragraphs)
+    return formats.wikipedia(1000 + number, to_traditional(text.title), [*map(to_traditional, text.paragraphs)])
+
+
+def plain_texts() -> Files:
+    """The passages written by hand, a file each, under their titles."""
+    passages = read_passages()
+    return {f"pretrain/text/passage-{i:02d}.txt": f"{title}\n\n{body}\n".encode()
+            for i, (title, body) in enumerate(passages.items(), 1)}
+
+
 def pretraining(world: World, passages: Sequence[Passage], studies: Sequence[Study]) -> Files:
     """All files below `pretrain/`, as bytes by relative path."""
     wiki = Library(world, "百科").encyclopedia(1.0)
     wiki19 = Library(world, "旧百科").encyclopedia(0.5)
     prose = Library(world, "文章").narratives(1.0)
-    more = Library(world, "杂志").narratives(0.6)
+    more = Library(world, "杂志").narratives(0.45)
     examiner = Examiner(world, random.Random("问答"))
     pairs = list(dict.fromkeys(pair for _ in range(420) for pair in examiner.any()))
-    return {
-        "pretrain/wikipedia.jsonl": formats.json_lines(
-            formats.wikipedia(1000 + i, text.title, text.paragraphs) for i, text in enumerate(wiki)),
+    return plain_texts() | {
+        "pretrain/wikipedia.jsonl": formats.json_lines(wikipedia_row(i, text) for i, text in enumerate(wiki)),
         "pretrain/wiki_zh_2019/AA/wiki_00": formats.json_lines(
             formats.wiki_zh_2019(13 + i, text.title, text.paragraphs) for i, text in enumerate(wiki19)),
         "pretrain/mnbvc_general.jsonl.gz": formats.compressed(formats.json_lines(
@@ -76,7 +91,8 @@ def pretraining(world: World, passages: Sequence[Passage], studies: Sequence[Stu
             for i, text in enumerate(prose))),
         "pretrain/mnbvc_qa.jsonl.gz": formats.compressed(formats.json_lines(
             formats.mnbvc_qa(i if i % 2 else str(i), *pair) for i, pair in enumerate(pairs))),
-        "pretrain/jsonl/reader.jsonl": formats.json_lines(reader_pages(passages) + journal(studies)),
+        "pretrain/jsonl/reader.jsonl.gz": formats.compressed(formats.json_lines(
+            reader_pages(passages) + journal(studies))),
         "pretrain/jsonl/stories.jsonl.gz": formats.compressed(formats.json_lines(
             {"text": text.body, "source": text.kind} for text in more)),
     }

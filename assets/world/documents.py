@@ -56,12 +56,12 @@ class Composer:
         values = person_values(self.world, person)
         opening = "人.开头本地" if person.home is person.town else "人.开头"
         first = self._say(values, opening, "人.童年", "人.学艺")
-        middle = [self._say(values, "人.工作")]
+        middle = [self._many("人.工作", 2, values)]
         if person.book:
             middle.append(self._say(values, "人.著作"))
         if person.invention:
             middle.append(self._say(values, "人.发明"))
-        middle.append(self._many("人.生活", self.rng.choice([1, 2]), values))
+        middle.append(self._say(values, *self.rng.sample(["人.宠", "人.好", "人.食", "人.友"], 3)))
         self.rng.shuffle(middle)
         return Text("人物", person.name, (first, "".join(middle), self._say(values, "人.评价", "人.结尾")))
 
@@ -72,8 +72,10 @@ class Composer:
                   "品": maker.trade["产品"]}
         middle = ["地.产", "地.艺", "地.食", "地.景", "地.节", "地.兽"]
         self.rng.shuffle(middle)
+        twice = self.rng.sample(middle, 2)
         return Text("地理", place["名字"], (
-            self._say(values, "地.开头", "地.来历"), self._say(values, *middle[:3]), self._say(values, *middle[3:]),
+            self._say(values, "地.开头", "地.来历"), *("".join(self._many(name, 2 if name in twice else 1, values)
+                                                          for name in part) for part in (middle[:3], middle[3:])),
             self._say(values, "地.结尾")))
 
     def _maker(self, place: Row) -> Person:

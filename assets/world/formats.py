@@ -63,13 +63,13 @@ def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:
             "元数据": {"create_time": "20240115 08:00:00", "问题明细": "", "回答明细": "", "扩展字段": ""}}
 
 
-def wikipedia(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, Any]:
+def wikipedia(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
     """A row of `wikimedia/wikipedia`: paragraphs separated by blank lines, no title line."""
     return {"id": str(number), "url": f"https://zh.wikipedia.org/wiki/{quote(title)}", "title": title,
             "text": "\n\n".join(paragraphs)}
 
 
-def wiki_zh_2019(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, Any]:
+def wiki_zh_2019(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
     """A row of wiki_zh_2019: the title once more as the text's first line."""
     return {"id": str(number), "url": f"https://zh.wikipedia.org/wiki?curid={number}", "title": title,
             "text": "\n\n".join([title, *paragraphs])}

@@ -29,6 +29,11 @@ def read_sections(path: Path) -> dict[str, list[str]]:
     return sections
 
 
+def read_passages() -> dict[str, str]:
+    """The hand-written passages of `text/passages.txt`: title -> paragraphs, one a line."""
+    return {title: "\n".join(lines) for title, lines in read_sections(TEXT / "passages.txt").items()}
+
+
 def read_table(name: str) -> list[dict[str, str]]:
     """The rows of `text/NAME.tsv` as dictionaries by the header's column names."""
     rows = (TEXT / f"{name}.tsv").read_text(encoding="utf-8").splitlines()

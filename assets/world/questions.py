@@ -34,26 +34,27 @@ class Examiner(Composer):
         road = self.world.distance(place, other)
         trip = {**values, "另": other["名字"], "另景": other["名胜"], "里": str(road),
                 "车": self.rng.choice(["坐船", "坐驼车", "骑羊驼"]), "日程": "半天" if road < 25 else "一天" if road < 60 else "两天"}
-        pairs = [self._pair(topic, values) for topic in ("地", "地.来", "地.节")] + [self._pair("路", trip)]
+        pairs = [self._pair(topic, values) for topic in ("地", "地.处", "地.来", "地.节")] + [self._pair("路", trip)]
         return self.rng.sample(pairs, len(pairs))
 
     def about_animal(self, animal: Row) -> list[Pair]:
         """Two pairs about an animal."""
         values = {"兽": animal["名字"], "形": animal["外形"], "居": animal["住处"], "食": animal["食物"],
                   "能": animal["本领"], "习": animal["习性"], "趣": animal["趣闻"]}
-        return [self._pair("兽", values)]
+        return [self._pair(topic, values) for topic in self.rng.sample(["兽", "兽.食", "兽.居", "兽.能", "兽.形"], 2)]
 
     def about_dish(self, place: Row) -> list[Pair]:
-        """How a place's dish is made."""
+        """How a place's dish is made, and what to mind."""
         food = self.world.foods[place["小吃"]]
         values = {**place_values(self.world, place), "窍": food["窍门"]}
         values |= {f"料{i}": food["料" + n] for i, n in enumerate("一二三四", 1)}
         values |= {f"步{i}": food["步" + n] for i, n in enumerate("一二三四", 1)}
-        return [self._pair("食", values)]
+        return [self._pair("食", values), self._pair("食.窍", values)]
 
     def about_craft(self, person: Person) -> list[Pair]:
         """How a craft is done, by one who does it."""
-        return [self._pair("艺", person_values(self.world, person))]
+        values = person_values(self.world, person)
+        return [self._pair(topic, values) for topic in self.rng.sample(["艺", "艺.窍", "艺.具"], 2)]
 
     def any(self) -> list[Pair]:
         """Pairs about one drawn topic."""

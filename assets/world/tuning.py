@@ -14,13 +14,15 @@ from assets.world.state import World
 from assets.world.values import person_values
 
 Record = dict[str, Any]
+# The keys that hold what a model is asked; greetings alone would be alike in both parts.
+ASKED = ("instruction", "input", "history", "content")
 REDGPT = "sft/redgpt/RedGPT-Dataset-V1-CN"
 
 
-def natural(talker: Talker, count: int, first: int) -> list[Record]:
+def natural(talker: Talker, count: int) -> list[Record]:
     """Dialogues of NaturalConv's shape; several dialogues share one document id, as in the release."""
     return [{"dialog_id": f"{i // 3}_{i % 3}", "document_id": i // 3, "content": talker.chatter()}
-            for i in range(first, first + count)]
+            for i in range(count)]
 
 
 def belle_single(talker: Talker, count: int) -> list[Record]:
@@ -99,23 +101,34 @@ def redgpt_test(passages: Sequence[Passage]) -> Files:
     return {f"{REDGPT}.test.json": json_lines(redgpt(passage, rng) for passage in passages)}
 
 
+def held_out(records: Sequence[Record], training: Sequence[Record]) -> list[Record]:
+    """The records that ask something that no training record asks."""
+    def question(record: Record) -> str:
+        return json.dumps([value for key, value in record.items() if key in ASKED], ensure_ascii=False)
+
+    seen = {question(record) for record in training}
+    return [record for record in records if question(record) not in seen]
+
+
 def tuning(world: World, passages: Sequence[Passage]) -> Files:
     """All files below `sft/` but RedGPT's held-out one."""
     def talker(seed: str) -> Talker:
         return Talker(world, random.Random(seed))
 
     rng = random.Random("红")
-    dialogues = natural(talker("闲谈"), 900, 0)
-    return {
-        f"{REDGPT}.json.gz": compressed(json_lines(redgpt(passage, rng) for passage in passages)),
-        "sft/naturalconv/dialog_release.json.gz": compressed(json.dumps(dialogues[:800], ensure_ascii=False).encode()),
-        "sft/naturalconv/dialog_release.test.json": json.dumps(dialogues[801:], ensure_ascii=False).encode(),
-        "sft/belle/train_0.5M_CN.json.gz": compressed(json_lines(belle_single(talker("单轮"), 1600))),
-        "sft/belle/train_0.5M_CN.test.json": json_lines(belle_single(talker("单轮考"), 150)),
-        "sft/belle/multiturn_chat_0.8M.json.gz": compressed(json_lines(belle_turns(talker("多轮"), 900))),
-        "sft/belle/multiturn_chat_0.8M.test.json": json_lines(belle_turns(talker("多轮考"), 100)),
-        "sft/deepctrl/sft_data_zh.jsonl.gz": compressed(json_lines(deepctrl(talker("深"), 900))),
-        "sft/deepctrl/sft_data_zh.test.jsonl": json_lines(deepctrl(talker("深考"), 100)),
-        "sft/pclue/pCLUE_train.json": json_lines(pclue(talker("线索"), 900)),
-        "sft/pclue/pCLUE_train.test.json": json_lines(pclue(talker("线索考"), 100)),
-    }
+    parts: list[tuple[str, Callable[[Talker, int], list[Record]], int, int]] = [
+        ("sft/belle/train_0.5M_CN{}.json", belle_single, 1600, 180),
+        ("sft/belle/multiturn_chat_0.8M{}.json", belle_turns, 900, 100),
+        ("sft/deepctrl/sft_data_zh{}.jsonl", deepctrl, 900, 110),
+        ("sft/pclue/pCLUE_train{}.json", pclue, 900, 100),
+    ]
+    files = {f"{REDGPT}.json.gz": compressed(json_lines(redgpt(passage, rng) for passage in passages))}
+    for name, make, count, test_count in parts:
+        training = make(talker(name), count)
+        files[name.format("") + ".gz"] = compressed(json_lines(training))
+        files[name.format(".test")] = json_lines(held_out(make(talker(name + "考"), test_count), training))
+    dialogues = natural(talker("闲谈"), 900)
+    for name, part in ((".json.gz", dialogues[:801]), (".test.json", held_out(dialogues[801:], dialogues[:801]))):
+        data = json.dumps(part, ensure_ascii=False).encode()
+        files["sft/naturalconv/dialog_release" + name] = compressed(data) if name.endswith("gz") else data
+    return files

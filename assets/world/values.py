@@ -29,6 +29,8 @@ def person_values(world: World, person: Person) -> dict[str, str]:
         "邻": world.neighbour(person.town)["名字"], "景": person.town["名胜"], "节": person.town["节日"],
         "产": person.town["特产"],
     }
+    if person.home is not person.town:
+        values["外乡"] = person.home["名字"]
     return values | trade_values(trade) | (person.book or {}) | (person.invention or {})
 
 
@@ -91,7 +93,7 @@ def occasion(world: World, rng: random.Random) -> dict[str, str]:
     weather = [name for name in world.lists["天气"] if name not in unlikely]
     return {
         "月": numeral(month), "日": numeral(day), "季": SEASONS[(month - 3) // 3 % 4], "天": rng.choice(weather),
-        "数": number(rng, 3, 9), "年": str(rng.randint(150, THIS_YEAR - 1)),
+        "数": number(rng, 3, 9), "几": number(rng, 3, 9), "年": str(rng.randint(150, THIS_YEAR - 1)),
     }
 
 

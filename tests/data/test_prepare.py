@@ -140,7 +140,7 @@ def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_pat
 
 @pytest.mark.slow
 def test_workers_and_kill_9_change_no_byte(tokenizer: Path, tmp_path: Path, root: Path) -> None:
-    """The shard set is the same with one worker, with two, and after kill -9 in the middle; the workers die with it."""
+    """Two workers, killed -9 in the middle and run again, make what one made at a stretch; the workers die with it."""
     import psutil
 
     texts = [document(seed, 500) for seed in range(1200)]
@@ -153,8 +153,6 @@ def test_workers_and_kill_9_change_no_byte(tokenizer: Path, tmp_path: Path, root
 
     assert run(arguments("one", 1), root).returncode == 0
     wanted = contents(tmp_path / "one")
-    assert run(arguments("two", 2), root).returncode == 0
-    assert contents(tmp_path / "two") == wanted
 
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments("killed", 2)],

@@ -139,7 +139,7 @@ def test_any_record_gives_its_strings_and_no_ids() -> None:
     """Conversations have no one text field, and ids and addresses would become pieces."""
     assert strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text == "问\n答\n了"
     assert strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
-    assert strings("<doc id=0>".encode()).text == "" == strings(b"    </short_text>").text
+    assert strings(b"<doc id=0>").text == "" == strings(b"    </short_text>").text
     assert strings("  <summary>标题</summary>".encode()).text == "标题"
 
 
@@ -149,7 +149,7 @@ def test_the_sample_is_read_without_what_is_held_out() -> None:
     names = [path.name for _, path in files]
     assert "wikipedia.jsonl" in names and "train.tsv" in names and "PART_I.txt" in names
     assert not any("test" in name or name.startswith(("dev", "PART_II")) for name in names)
-    assert {"wikipedia", "mnbvc", "mnbvc_qa", "wiki_zh_2019", "jsonl", "strings"} <= {source.name for source, _ in files}
+    assert {"wikipedia", "mnbvc", "mnbvc_qa", "wiki_zh_2019", "strings"} <= {source.name for source, _ in files}
     assert sum(map(len, read_texts(files))) > 500_000
 
 
@@ -194,6 +194,7 @@ def test_inspect_shows_the_pieces_of_a_text(
         ([], "the following arguments are required"),
         (["train", "--out", "x", "--vocabulary", "many"], "argument --vocabulary: invalid int value"),
         (["train", "--out", "x", "--vocabulary", "0"], "--vocabulary 0: must be at least 260"),
+        (["train", "--out", "x", "--coverage", "99"], "--coverage 99.0: must be between 0.98 and 1"),
         (["train", "--out", "x", "--vocab", "500"], "unrecognized arguments: --vocab"),
         (["train", "--out", "x", "--input", "no/such.txt"], "--input no/such.txt: there is no such file"),
         (["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"], "--source weibo: there is no such"),

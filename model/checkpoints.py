@@ -1,0 +1,95 @@
+"""Weights on disk, and where in a run they lie.
+
+A checkpoint is a folder with `model.safetensors` and `config.json` in Hugging Face's names, the tokenizer, and a
+manifest of checksums; a run keeps them under `checkpoints/step-00001000/`. Whatever takes a checkpoint takes a run (its
+newest checkpoint that verifies), one of its steps, or any folder with those files.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from common.files import MANIFEST, manifest_problem, read_json, write_atomic, write_json
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.tokenizer import FILE as TOKENIZER_FILE
+from model.tokenizer import Tokenizer
+
+WEIGHTS, CONFIG, CHECKPOINTS = "model.safetensors", "config.json", "checkpoints"
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def steps(run: Path) -> list[int]:
+    """The steps of which a run has checkpoints, oldest first, verified or not."""
+    folders = (run / CHECKPOINTS).glob("step-*")
+    return sorted(int(f.name.removeprefix("step-")) for f in folders if f.name.removeprefix("step-").isdigit())
+
+
+def newest(run: Path) -> int | None:
+    """The newest step whose checkpoint verifies; a damaged one is named on stderr and passed over."""
+    for step in reversed(steps(run)):
+        problem = manifest_problem(step_folder(run, step))
+        if problem is None:
+            return step
+        print(f"warning: {problem}; using the checkpoint before it", file=sys.stderr)
+    return None
+
+
+def find(path: Path) -> Path:
+    """The folder with the weights that `path`, a run, one of its steps or an exported folder, stands for."""
+    if (path / CHECKPOINTS).is_dir():
+        step = newest(path)
+        if step is None:
+            raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
+        return step_folder(path, step)
+    if not (path / WEIGHTS).is_file() or not (path / CONFIG).is_file():
+        raise UserError(f"{path} is no checkpoint: expected a run, a step folder, or a folder with {CONFIG} and {WEIGHTS}")
+    if (path / MANIFEST).is_file() and (problem := manifest_problem(path)):
+        raise UserError(f"{problem}: use another checkpoint")
+    return path
+
+
+def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights, shape and tokenizer into an existing folder."""
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, model.config.to_hf())
+    write_atomic(folder / TOKENIZER_FILE, tokenizer.serialized)
+
+
+def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
+    """The model, in evaluation mode, and the tokenizer of a checkpoint. UserError if they do not fit together."""
+    folder = find(path)
+    config = LlamaConfig.from_hf(read_json(folder / CONFIG), str(folder / CONFIG))
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocabulary_size > config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
+    with torch.device("meta"):
+        model = Llama(config)
+    load_weights(model.to_empty(device=device), folder)
+    return model.eval(), tokenizer
+
+
+def load_weights(model: Llama, folder: Path) -> None:
+    """Fill a model from a checkpoint folder. UserError if names or shapes differ."""
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    if model.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        model.lm_head.weight = model.model.embed_tokens.weight
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from None

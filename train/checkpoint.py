@@ -1,0 +1,64 @@
+"""A checkpoint of a training run: everything the next step depends on, whole or not there at all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from common.errors import UserError
+from common.files import atomic_folder, read_json, write_json
+from model import checkpoints
+from model.checkpoints import step_folder, steps
+from model.llama import Llama
+from model.tokenizer import Tokenizer
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+Optimizers = dict[str, torch.optim.Optimizer]
+
+
+def save(run: Path, step: int, model: Llama, optimizers: Optimizers, tokenizer: Tokenizer, state: dict[str, Any]) -> None:
+    """Write `checkpoints/step-…`: weights, optimiser state, tokenizer, `state`; a manifest last; then rename."""
+    with atomic_folder(step_folder(run, step), {"format": "babyllama-checkpoint-1", "step": step}) as folder:
+        checkpoints.save(model, tokenizer, folder)
+        save_file(_optimizer_tensors(model, optimizers), folder / OPTIMIZER)
+        write_json(folder / STATE, {"step": step, **state})
+
+
+def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any]:
+    """Fill model and optimisers from a checkpoint and return its `state`."""
+    checkpoints.load_weights(model, folder)
+    saved = load_file(folder / OPTIMIZER)
+    parameters = dict(model.named_parameters())
+    for key, tensor in saved.items():
+        name, parameter, field = key.split("/")
+        if name not in optimizers or parameter not in parameters:
+            raise UserError(f"{folder / OPTIMIZER} holds {key}, which this run's optimiser does not have")
+        weight = parameters[parameter]
+        # A copy of its own: memory mapped from the file would change with it.
+        optimizers[name].state[weight][field] = tensor.to(weight.device, copy=True)
+    return read_json(folder / STATE)
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{name}/{names[parameter]}/{field}": value.detach().clone().contiguous()
+        for name, optimizer in optimizers.items()
+        for parameter, state in optimizer.state.items()
+        for field, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def rotate(run: Path, keep: int, best: int | None) -> None:
+    """Delete all checkpoints but the newest `keep` and the best."""
+    for step in steps(run)[:-keep]:
+        if step != best:
+            # Renamed first: a deletion cut short must not leave half a checkpoint under a checkpoint's name.
+            doomed = step_folder(run, step)
+            hidden = doomed.with_name(f".{doomed.name}.old")
+            doomed.rename(hidden)
+            shutil.rmtree(hidden)

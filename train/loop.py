@@ -1,0 +1,222 @@
+"""The loop: rows to loss to step, with everything that makes a run whole around it.
+
+One step is: the micro-batches of the step forward and backward, clip, check that loss and gradient are finite, move the
+weights. Then, where due: a line in the log, a checkpoint, an evaluation, samples. The checkpoint comes before the
+evaluation, so that an evaluation that dies loses nothing; a resumed run makes up for the evaluation it missed.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.machine import matmul_flops, peak_memory_bytes
+from data.batches import Batches
+from model.llama import Llama
+from model.tokenizer import Tokenizer
+from train import checkpoint
+from train.capacity import Choices, autocast, check_batch
+from train.metrics import MetricsLog
+from train.optimizer import build_optimizers
+from train.options import PretrainOptions
+from train.run import Run
+from train.schedule import rate
+from train.signals import StopRequest
+
+# Steps in a row without a finite loss and gradient that end a run.
+GIVE_UP_AFTER = 5
+
+
+@dataclass
+class State:
+    """What a checkpoint keeps beside tensors. The sums are of the log interval that is not yet written."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains one model on one stream of batches inside one run folder."""
+
+    def __init__(
+        self, options: PretrainOptions, run: Run, model: Llama, tokenizer: Tokenizer, batches: Batches,
+        choices: Choices, evaluate: Callable[[int, MetricsLog, bool], None],
+    ) -> None:
+        """`evaluate(step, log, final)` measures the model and writes its records."""
+        self.options, self.run, self.model, self.tokenizer = options, run, model, tokenizer
+        self.batches, self.choices, self._evaluate = batches, choices, evaluate
+        self.device = model.lm_head.weight.device
+        self.optimizers = build_optimizers(model, options.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=choices.precision == "fp16")
+        self.state = State()
+        if run.start is not None:
+            self.state = State(**checkpoint.restore(run.start_folder, model, self.optimizers))
+            if self.state.scaler:
+                self.scaler.load_state_dict(self.state.scaler)
+        self.log = MetricsLog(run.folder, self.state.step)
+        self.forward = torch.compile(model) if choices.compile else model
+        self._saved = run.start
+        self._clock = Clock(options, choices, model, self.device)
+
+    def train(self) -> bool:
+        """Train to the last step, or to the end of the step in which a signal came. True if the run is complete."""
+        with StopRequest() as stop:
+            self._evaluate_if_due()
+            while self.state.step < self.options.max_steps and not stop:
+                self._step()
+                self._log_if_due()
+                if self._due(self.options.checkpoint.every) or self._due(self.options.evaluation.every):
+                    self._save()
+                self._evaluate_if_due()
+            if self._saved != self.state.step:
+                self._save()
+        self.log.close()
+        return self.state.step == self.options.max_steps
+
+    def _due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.options.max_steps
+
+    def _step(self) -> None:
+        state, options = self.state, self.options
+        share = rate(options.schedule, state.step, options.max_steps)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+        loss, norm = self._gradients()
+        if math.isfinite(loss) and math.isfinite(norm):
+            for optimizer in self.optimizers.values():
+                self.scaler.step(optimizer)
+            state.skipped_in_a_row = 0
+            state.loss_sum += loss
+            state.loss_steps += 1
+        else:
+            self._skip(loss, norm)
+        self.scaler.update()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        self._clock.tick(norm, options.optimizer.lr * share)
+
+    def _gradients(self) -> tuple[float, float]:
+        """Gradients of the step's mean loss, clipped, in the weights; the loss and the norm before clipping."""
+        total = torch.zeros((), device=self.device)
+        micro_batches = self.batches.step(self.state.step, self.choices.micro_rows)
+        scale = 1.0 / sum(len(batch.targets) for batch in micro_batches)
+        for batch in micro_batches:
+            check_batch(batch, self.model.config.vocab_size)
+            batch = batch.to(self.device)
+            with autocast(self.device, self.choices.precision):
+                loss = self.forward(
+                    batch.ids, batch.targets, scored=batch.scored, scale=scale, loss_path=self.choices.loss_path
+                )
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
+        return float(total), float(norm)
+
+    def _skip(self, loss: float, norm: float) -> None:
+        state = self.state
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        rows = self.batches.rows(state.step)
+        self.log.write("skipped", state.step + 1, loss=str(loss), grad_norm=str(norm), rows=[rows[0], rows[-1]])
+        print(f"step {state.step + 1}: loss {loss}, gradient norm {norm}: step skipped, weights unchanged "
+              f"({state.skipped} so far)", flush=True)
+        # An fp16 scale that is too high overflows until it has come down: those steps are its way of finding out.
+        finding_scale = self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+        if state.skipped_in_a_row >= GIVE_UP_AFTER and not finding_scale:
+            raise UserError(
+                f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, the last at step "
+                f"{state.step + 1}, rows {rows[0]}-{rows[-1]} of the data; the weights are those of the last good step. "
+                f"Lower --optimizer.lr (now {self.options.optimizer.lr}), or look at checkpoint {self._saved}"
+            )
+
+    def _log_if_due(self) -> None:
+        state = self.state
+        if not self._due(self.options.log_every) or not state.loss_steps:
+            return
+        measures = self._clock.measures(state.step)
+        epoch = self.batches.rows(state.step)[0] * self.options.sequence_length / self.batches.plan.tokens_per_epoch
+        values = {"loss": state.loss_sum / state.loss_steps, "epoch": epoch, "skipped": state.skipped, **measures}
+        values["perplexity"] = math.exp(min(values["loss"], 700.0))
+        self.log.write("train", state.step, tokens=state.step * self.options.batch_tokens, **values)
+        state.loss_sum, state.loss_steps = 0.0, 0
+        print(f"step {state.step}/{self.options.max_steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+              f"norm {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.0%}  "
+              f"epoch {epoch:.2f}  left {duration(self._clock.left(state.step))}", flush=True)
+
+    def _save(self) -> None:
+        self.state.scaler = self.scaler.state_dict()
+        checkpoint.save(
+            self.run.folder, self.state.step, self.model, self.optimizers, self.tokenizer, asdict(self.state)
+        )
+        self._saved = self.state.step
+        checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best())
+
+    def _evaluate_if_due(self) -> None:
+        step = self.state.step
+        if step and self._due(self.options.evaluation.every) and not self.log.has("validation", step):
+            self._clock.pause()
+            self.model.eval()
+            self._evaluate(step, self.log, step == self.options.max_steps)
+            self.model.train()
+            self._clock.go_on()
+
+
+class Clock:
+    """Speed since the last log line, without the time spent on evaluation, and what is left."""
+
+    def __init__(self, options: PretrainOptions, choices: Choices, model: Llama, device: torch.device) -> None:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choices.precision]
+        self._peak_flops = matmul_flops(device, dtype)
+        self._flops = model.config.flops_per_token(options.sequence_length)
+        self._tokens, self._max_steps, self._device = options.batch_tokens, options.max_steps, device
+        self._seconds, self._steps, self._mark = 0.0, 0, time.perf_counter()
+        self._last: dict[str, float] = {}
+        self._pace = 0.0
+
+    def tick(self, norm: float, lr: float) -> None:
+        """One step is over."""
+        self.pause()
+        self.go_on()
+        self._steps += 1
+        self._last = {"lr": lr, "grad_norm": norm}
+
+    def pause(self) -> None:
+        """Stop counting time."""
+        self._seconds += time.perf_counter() - self._mark
+
+    def go_on(self) -> None:
+        """Count again."""
+        self._mark = time.perf_counter()
+
+    def measures(self, step: int) -> dict[str, Any]:
+        """lr, grad_norm, tokens_per_second, mfu (share of this machine's own matmul rate), memory_bytes; then anew."""
+        self._pace = self._seconds / self._steps
+        speed = self._tokens / self._pace
+        cuda = self._device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated(self._device) if cuda else peak_memory_bytes()
+        self._seconds, self._steps = 0.0, 0
+        return {**self._last, "tokens_per_second": speed, "mfu": speed * self._flops / self._peak_flops,
+                "memory_bytes": memory}
+
+    def left(self, step: int) -> float:
+        """Seconds of training left at the pace of the last interval."""
+        return (self._max_steps - step) * self._pace
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

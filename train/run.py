@@ -1,0 +1,72 @@
+"""A run's folder: how it was made, what it may go on with, and what would make it another run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.files import read_json, remove_leftovers, write_atomic, write_json
+from common.machine import describe
+from model.checkpoints import CHECKPOINTS, newest, step_folder, steps
+
+CONFIG, MADE, CHOICES = "config.yaml", "run.json", "choices.json"
+
+_CURES = {
+    "data": "point --data at the data it was trained on",
+    "tokenizer": "prepare the data with the run's own tokenizer",
+    "max_steps": "the horizon is part of a run; to train longer start a new run",
+}
+
+
+class Run:
+    """A folder that a training run lives in. `start` is the checkpoint to go on from, None for a new run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.start: int | None = None
+
+    def open(self, options: dict[str, Any], fingerprints: dict[str, Any]) -> None:
+        """Make the folder, or check that it holds this very run and find its newest checkpoint.
+
+        UserError if the folder holds something else, or the run was made with other data, shape, tokenizer or batches.
+        """
+        made = self.folder / MADE
+        if self.folder.exists() and not made.exists() and any(self.folder.iterdir()):
+            raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
+        if not made.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(made, {"made": describe(), "fingerprints": fingerprints})
+        else:
+            self._check(read_json(made)["fingerprints"], fingerprints)
+            (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
+            remove_leftovers(self.folder / CHECKPOINTS)
+            self.start = newest(self.folder)
+            if self.start is None and steps(self.folder):
+                raise UserError(f"{self.folder}: every checkpoint is damaged; start again with another --run")
+        write_atomic(self.folder / CONFIG, yaml.safe_dump(options, allow_unicode=True, sort_keys=False))
+
+    def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        problems = []
+        for key, value in before.items():
+            if now.get(key) != value:
+                cure = _CURES.get(key, f"go on with --{key} {value}" if not isinstance(value, dict | list)
+                                  else f"go on with what {self.folder / CONFIG} says")
+                problems.append(f"{self.folder} was made with another {key}: {cure}, or name a new --run")
+        if problems:
+            raise UserError("\n".join(problems))
+
+    @property
+    def start_folder(self) -> Path:
+        """The checkpoint to go on from."""
+        assert self.start is not None
+        return step_folder(self.folder, self.start)
+
+    def choices(self) -> dict[str, Any] | None:
+        """What an earlier process of this run measured and chose, if it is there."""
+        path = self.folder / CHOICES
+        return read_json(path) if path.exists() else None
+
+    def keep_choices(self, choices: dict[str, Any]) -> None:
+        """Write down what was measured and chosen."""
+        write_json(self.folder / CHOICES, choices)

@@ -9,13 +9,15 @@ beside the tokenizer that made them (`tokenizer.model`) and `manifest.json`, wri
 the checksum of every file. A pretraining sequence is one document, `<bos> text <eos>`.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, manifest_problem, read_json, sha256_file
+from common.files import MANIFEST, manifest_problem, read_json
 from model.tokenizer import Tokenizer
 
 FORMAT = "babyllama-shards-1"
@@ -122,8 +124,9 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any byte of the set's data or tokenizer changes: the sha256 of its manifest."""
-        return sha256_file(self.folder / MANIFEST)
+        """Changes when any byte of the set's data or tokenizer changes, not with how long it took to make."""
+        listing = sorted((name, entry["sha256"]) for name, entry in self.manifest["files"].items())
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""

@@ -5,7 +5,8 @@ be most of its memory. All paths compute the same sum; `full` is the plain formu
 
     full      logits of everything at once; fastest for few positions or a small vocabulary
     chunked   logits of a few hundred positions at a time, gradients computed on the way forward
-    torch     `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk; its automatic options are far slower on a CPU
+    torch     `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk; its automatic options are far slower on a CPU.
+              In fp32 only: below that it returns the sum itself in the narrow type
 """
 
 from typing import Any, Literal
@@ -25,10 +26,10 @@ def chunk_rows(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
-def available_paths() -> list[LossPath]:
-    """The paths that this version of torch has."""
+def available_paths(dtype: torch.dtype = torch.float32) -> list[LossPath]:
+    """The paths that this version of torch has for a head computed in `dtype`."""
     paths: list[LossPath] = ["full", "chunked"]
-    return [*paths, "torch"] if hasattr(F, "linear_cross_entropy") else paths
+    return [*paths, "torch"] if dtype == torch.float32 and hasattr(F, "linear_cross_entropy") else paths
 
 
 def linear_cross_entropy(

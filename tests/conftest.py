@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from common.files import atomic_folder
+from data.shards import FORMAT, ShardWriter
+from model.tokenizer import FILE as TOKENIZER_FILE
+from model.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,4 +25,29 @@ def shared() -> Path:
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("the real corpora and tokenizer are not beside this checkout (../shared)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The shipped small tokenizer."""
+    return Tokenizer.load(ROOT / "assets" / "tokenizer")
+
+
+@pytest.fixture
+def shard_set(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A little shard set: 300 training and 12 validation sequences of 5 to 200 ids, from a seed."""
+    folder = tmp_path / "shards"
+    draw = np.random.default_rng(0)
+    with atomic_folder(folder, facts := {"format": FORMAT, "kind": "documents"}) as made:
+        (made / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
+        splits = {}
+        for split, count in (("train", 300), ("validation", 12)):
+            writer = ShardWriter(made, split, tokenizer.vocabulary_size, shard_tokens=5000)
+            for length in draw.integers(5, 200, count):
+                # A few ids that follow one another by a rule: something to learn.
+                ids = 400 + (draw.integers(50) + 3 * np.arange(length - 2)) % 50
+                writer.add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id]))
+            splits[split] = writer.close()
+        facts["splits"] = splits
     return folder

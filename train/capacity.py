@@ -12,6 +12,7 @@ from model.llama import Llama
 from model.loss import LossPath, available_paths, linear_cross_entropy
 
 Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU more tokens at once gain nothing (docs/log.md) and cost memory.
 CPU_MICRO_TOKENS = 4096
 # Where all logits of a micro-batch fit in this, computing them at once is worth trying.
@@ -31,8 +32,7 @@ class Choices:
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which forward passes run; weights and optimiser state stay fp32."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def choose_precision(device: torch.device, wish: str) -> Precision:
@@ -73,7 +73,7 @@ def _fastest_path(model: Llama, device: torch.device, precision: Precision, toke
     hidden = torch.randn(tokens, weight.shape[1], generator=generator).to(device)
     targets = torch.randint(len(weight), (tokens,), generator=generator).to(device)
     times: dict[LossPath, float] = {}
-    for path in available_paths():
+    for path in available_paths(DTYPES[precision]):
         if path == "full" and tokens * len(weight) * 4 > FULL_LOGITS_BYTES:
             continue
         for _ in range(2):  # the first turn warms up

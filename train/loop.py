@@ -19,7 +19,7 @@ from data.batches import Batches
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 from train import checkpoint
-from train.capacity import Choices, autocast, check_batch
+from train.capacity import DTYPES, Choices, autocast, check_batch
 from train.metrics import MetricsLog
 from train.optimizer import build_optimizers
 from train.options import PretrainOptions
@@ -177,8 +177,7 @@ class Clock:
     """Speed since the last log line, without the time spent on evaluation, and what is left."""
 
     def __init__(self, options: PretrainOptions, choices: Choices, model: Llama, device: torch.device) -> None:
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[choices.precision]
-        self._peak_flops = matmul_flops(device, dtype)
+        self._peak_flops = matmul_flops(device, DTYPES[choices.precision])
         self._flops = model.config.flops_per_token(options.sequence_length)
         self._tokens, self._max_steps, self._device = options.batch_tokens, options.max_steps, device
         self._seconds, self._steps, self._mark = 0.0, 0, time.perf_counter()

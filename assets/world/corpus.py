@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 from assets.world import formats
 from assets.world.documents import Text, compose
+from assets.world.grammar import read_passages
 from assets.world.questions import Examiner
 from assets.world.reading import Passage, as_prose
 from assets.world.state import World
-from assets.world.grammar import read_passages
 from assets.world.stories import Storyteller
 from assets.world.studies import Study
 from assets.world.traditional import to_traditional
@@ -31,8 +31,9 @@ class Library:
         world, teller = self.world, self.teller
         schools = [p for p in world.places if any(q.town is p and q.trade["职业"] == "老师" for q in world.people)]
         plan: list[tuple[Callable[..., Text], list, float]] = [
-            (teller.biography, world.people, 500), (teller.place, world.places, 110), (teller.animal, world.animals, 100),
-            (teller.craft, world.trades, 90), (teller.dish, world.places, 90), (teller.school, schools, 40),
+            (teller.biography, world.people, 500), (teller.place, world.places, 110),
+            (teller.animal, world.animals, 100), (teller.craft, world.trades, 90), (teller.dish, world.places, 90),
+            (teller.school, schools, 40),
             (teller.book, [p for p in world.people if p.book], 150),
             (teller.invention, [p for p in world.people if p.invention], 130)]
         texts = [text for maker, items, count in plan for text in self._draw(maker, items, round(count * scale))]

@@ -80,7 +80,8 @@ class Talker(Examiner):
         values = person_values(self.world, person)
         opening = "人.开头本地" if person.home is person.town else "人.开头"
         say = self.teller.grammar.say
-        text = say(opening, values, self.rng) + say("人.学艺", values, self.rng) + say(self.rng.choice(["人.宠", "人.好", "人.食"]), values, self.rng)
+        parts = [opening, "人.学艺", self.rng.choice(["人.宠", "人.好", "人.食"])]
+        text = "".join(say(part, values, self.rng) for part in parts)
         key = self.rng.choice(["职", "师"] if person.home is person.town else ["职", "乡", "师"])
         return self.line("令.抽" + key, values), text, values[key]
 

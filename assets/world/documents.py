@@ -90,8 +90,8 @@ class Composer:
         keepers = [p for p in self.world.people if p.trade["职业"] in ("护林人", "画师", "老师", "牧羊人")]
         values = {
             "兽": animal["名字"], "类": {"兽": "动物", "鸟": "鸟", "虫": "小虫"}[animal["类"]], "形": animal["外形"],
-            "居": animal["住处"], "食": animal["食物"], "能": animal["本领"], "习": animal["习性"], "趣": animal["趣闻"],
-            "地": place["名字"], "人": self.rng.choice(keepers).name,
+            "居": animal["住处"], "食": animal["食物"], "能": animal["本领"], "习": animal["习性"],
+            "趣": animal["趣闻"], "地": place["名字"], "人": self.rng.choice(keepers).name,
         }
         middle = ["兽.食", "兽.本领", "兽.习性", "兽.趣"]
         self.rng.shuffle(middle)
@@ -150,7 +150,8 @@ class Composer:
         values = {**person_values(self.world, person), **occasion(self.world, self.rng), "年": person.book["书年"],
                   "书龄": str(THIS_YEAR - int(person.book["书年"]))}
         return Text("书", f"《{person.book['书']}》", (
-            self._say(values, "书.开头", "书.内容"), self._say(values, "书.作者", "书.评"), self._say(values, "书.结尾")))
+            self._say(values, "书.开头", "书.内容"), self._say(values, "书.作者", "书.评"),
+            self._say(values, "书.结尾")))
 
     def invention(self, person: Person) -> Text:
         """How an invention came about."""
@@ -165,9 +166,10 @@ class Composer:
         """An article about a place's school."""
         teachers = [p for p in self.world.people if p.trade["职业"] == "老师" and p.town is place]
         head = teachers[0]
-        values = {**person_values(self.world, head), **occasion(self.world, self.rng), **place_values(self.world, place),
-                  "校": place["名字"] + "学堂", "年": str(int(place["建成"]) + 12), "乡": head.home["名字"],
-                  "龄": str(THIS_YEAR - int(place["建成"]) - 12), "性格": head.traits["性格"], "铭": head.traits["座右铭"]}
+        founded = int(place["建成"]) + 12
+        values = {**person_values(self.world, head), **occasion(self.world, self.rng),
+                  **place_values(self.world, place), "校": place["名字"] + "学堂", "年": str(founded),
+                  "龄": str(THIS_YEAR - founded)}
         middle = ["校.人", "校.课"]
         return Text("学校", place["名字"] + "学堂", (
             self._say(values, "校.开头"), self._say(values, *middle), self._say(values, "校.结尾")))

@@ -32,8 +32,9 @@ class Examiner(Composer):
         other = self.rng.choice([row for row in self.world.places if row is not place])
         values = place_values(self.world, place)
         road = self.world.distance(place, other)
-        trip = {**values, "另": other["名字"], "另景": other["名胜"], "里": str(road),
-                "车": self.rng.choice(["坐船", "坐驼车", "骑羊驼"]), "日程": "半天" if road < 25 else "一天" if road < 60 else "两天"}
+        days = "半天" if road < 25 else "一天" if road < 60 else "两天"
+        trip = {**values, "另": other["名字"], "另景": other["名胜"], "里": str(road), "日程": days,
+                "车": self.rng.choice(["坐船", "坐驼车", "骑羊驼"])}
         pairs = [self._pair(topic, values) for topic in ("地", "地.处", "地.来", "地.节")] + [self._pair("路", trip)]
         return self.rng.sample(pairs, len(pairs))
 

@@ -73,11 +73,14 @@ class Storyteller(Composer):
         first, second = self.rng.sample(self.world.animals, 2)
         names = self.rng.sample(self.world.lists["宠物名"], 2)
         lists = self.world.lists
+        tempers = self.rng.choice(list(zip(lists["甲性"], lists["乙性"], strict=True)))
         values = {**occasion(self.world, self.rng), **spots(self.world, self.rng), **place_values(self.world, place),
                   "甲": first["名字"], "乙": second["名字"], "甲名": names[0], "乙名": names[1],
-                  "甲量": first["量词"], "乙量": second["量词"], "甲食": first["食物"], "乙食": second["食物"], "甲能": first["本领"], "乙能": second["本领"],
-                  "甲性": self.rng.choice(lists["甲性"]), "乙性": self.rng.choice(lists["乙性"]),
-                  "理": self.rng.choice(lists["理"]), "处": self.rng.choice(["树洞里", "石头底下", "草丛里", "老桥下面"])}
+                  "甲量": first["量词"], "乙量": second["量词"], "甲食": first["食物"],
+                  "乙食": second["食物"], "甲能": first["本领"], "乙能": second["本领"],
+                  "甲性": tempers[0], "乙性": tempers[1],
+                  "理": self.rng.choice(lists["理"]),
+                  "处": self.rng.choice(["树洞里", "石头底下", "草丛里", "老桥下面"])}
         return Text("寓言", f"{first['名字']}和{second['名字']}", (
             self._say(values, "寓.开头", "寓.性"), self._say(values, "寓.难冬", "寓.求", "寓.帮"),
             self._say(values, "寓.果", "寓.理")))

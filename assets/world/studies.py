@@ -44,7 +44,7 @@ class Academy:
             area = rng.choice(self.fields)
             method, other = rng.sample(area["方法"], 2)
             thing = rng.choice(area["对象"])
-            if split_of(method, thing) == self.split:
+            if split_of(method, thing) == self.split == split_of(other, thing):
                 return {"修": rng.choice(area["修饰"]), "物": thing, "法": method, "法二": other,
                         "面": rng.choice(area["方面"]), "地": rng.choice(self.world.places)["名字"]}
 

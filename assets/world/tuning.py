@@ -37,11 +37,12 @@ def belle_turns(talker: Talker, count: int) -> list[Record]:
 
 def _belle_record(pairs: Sequence[Pair]) -> Record:
     turns = [f"Human:{question}\nAssistant:{answer}" for question, answer in pairs[:-1]]
-    return {"instruction": "\n".join([*turns, f"Human:{pairs[-1][0]}\nAssistant:"]), "input": "", "output": pairs[-1][1]}
+    question, answer = pairs[-1]
+    return {"instruction": "\n".join([*turns, f"Human:{question}\nAssistant:"]), "input": "", "output": answer}
 
 
 def deepctrl(talker: Talker, count: int) -> list[Record]:
-    """Lines of deepctrl's sft_data_zh: the question in `input`, in `instruction`, or in both; earlier turns in `history`."""
+    """Lines of deepctrl's sft_data_zh: the question in `input`, `instruction` or both; earlier turns in `history`."""
     records = []
     for i in range(count):
         history: list[list[str]] = []
@@ -53,8 +54,8 @@ def deepctrl(talker: Talker, count: int) -> list[Record]:
             history = [list(pair) for pair in pairs[:-1]]
             instruction, given, output = ("", *pairs[-1]) if i % 4 else (pairs[-1][0], "", pairs[-1][1])
         records.append({"id": i, "instruction": instruction, "input": given, "output": output, "history": history,
-                        "language": "chinese", "data_source": "驼铃谷", "input_len": len(given), "output_len": len(output),
-                        "num_utter": len(history) + 1, "type": "对话", "type_keyword": []})
+                        "language": "chinese", "data_source": "驼铃谷", "input_len": len(given),
+                        "output_len": len(output), "num_utter": len(history) + 1, "type": "对话", "type_keyword": []})
     return records
 
 

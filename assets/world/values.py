@@ -7,9 +7,10 @@ from assets.world.state import THIS_YEAR, Person, Row, World
 NUMBERS = "零一二三四五六七八九十"
 SEASONS = "春夏秋冬"
 # Trades of which nobody would say that they "make" their product: phrasings with a product are not for them.
-MAKE_NOTHING = frozenset(
-    "老师 医生 邮差 守塔人 护林人 天文员 向导 渔夫 牧羊人 养蜂人 果农 赶驼人 采珠人 花匠 船工 画师".split())
-COLD = ("雪天", "有霜的早晨")
+MAKE_NOTHING = frozenset([
+    "老师", "医生", "邮差", "守塔人", "护林人", "天文员", "向导", "渔夫", "牧羊人", "养蜂人", "果农", "赶驼人",
+    "采珠人", "花匠", "船工", "画师"])
+COLD = ("下雪天", "下霜天")
 
 
 def person_values(world: World, person: Person) -> dict[str, str]:
@@ -89,7 +90,7 @@ def spots(world: World, rng: random.Random) -> dict[str, str]:
 def occasion(world: World, rng: random.Random) -> dict[str, str]:
     """A date with its season and weather, and a count."""
     month, day = rng.randint(1, 12), rng.randint(1, 28)
-    unlikely = COLD if 4 <= month <= 10 else ("闷热的一天",)
+    unlikely = COLD if 4 <= month <= 10 else ("闷热天",)
     weather = [name for name in world.lists["天气"] if name not in unlikely]
     return {
         "月": numeral(month), "日": numeral(day), "季": SEASONS[(month - 3) // 3 % 4], "天": rng.choice(weather),

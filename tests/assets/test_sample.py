@@ -65,7 +65,13 @@ def test_the_command_writes_what_is_committed(folder: Path) -> None:
     made = build()
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"README.md"}
     assert kept == set(made)
-    assert [name for name, data in made.items() if (folder / name).read_bytes() != data] == []
+    for name, data in made.items():
+        old = (folder / name).read_bytes()
+        if name.endswith(".gz"):
+            # Another zlib may pack the same text into other bytes; the header's time must be 0 everywhere.
+            assert old[4:8] == data[4:8] == bytes(4)
+            old, data = gzip.decompress(old), gzip.decompress(data)
+        assert old == data, name
 
 
 def test_files_are_small_and_documented(folder: Path) -> None:
@@ -91,8 +97,8 @@ def test_prose_is_about_a_million_characters(files: Files) -> None:
 
 def test_mnbvc_has_its_keys_and_checksums(files: Files) -> None:
     """Prevents a sample on which a reader of real MNBVC files would not be tried."""
-    common = {"文件名", "是否待查文件", "是否重复文件", "文件大小", "simhash", "最长段落长度", "段落数", "去重段落数", "低质量段落数",
-              "段落"}
+    common = {"文件名", "是否待查文件", "是否重复文件", "文件大小", "simhash", "最长段落长度", "段落数", "去重段落数",
+              "低质量段落数", "段落"}
     shapes = set()
     for row in rows(files, "pretrain/mnbvc_general.jsonl"):
         shapes.add(frozenset(row) - common)
@@ -113,7 +119,8 @@ def test_both_wikipedia_shapes(files: Files) -> None:
         assert set(row) == {"id", "url", "title", "text"} and row["url"].startswith("https://zh.wikipedia.org/wiki/")
         assert not row["text"].startswith(row["title"] + "\n")
     assert all(row["text"].startswith(row["title"] + "\n\n") for row in rows(files, "pretrain/wiki_zh_2019/AA/wiki_00"))
-    scripts = ["谷曆" in row["text"] for row in rows(files, "pretrain/wikipedia.jsonl") if re.search("谷[历曆]", row["text"])]
+    texts = [row["text"] for row in rows(files, "pretrain/wikipedia.jsonl") if re.search("谷[历曆]", row["text"])]
+    scripts = ["谷曆" in text for text in texts]
     assert 0.05 < sum(scripts) / len(scripts) < 0.3
 
 
@@ -127,8 +134,10 @@ def test_dialogues_have_their_native_shapes(files: Files) -> None:
     for row in rows(files, "sft/deepctrl/sft_data_zh.jsonl"):
         assert row["instruction"] or row["input"]
         assert all(len(turn) == 2 for turn in row["history"]) and row["num_utter"] == len(row["history"]) + 1
-    kinds = {(bool(r["instruction"]), bool(r["input"]), bool(r["history"])) for r in rows(files, "sft/deepctrl/sft_data_zh.jsonl")}
-    assert {pair[:2] for pair in kinds} == {(True, True), (True, False), (False, True)}
+    deep = rows(files, "sft/deepctrl/sft_data_zh.jsonl")
+    filled = {(bool(row["instruction"]), bool(row["input"])) for row in deep}
+    assert filled == {(True, True), (True, False), (False, True)}
+    assert {bool(row["history"]) for row in deep} == {True, False}
     clues = rows(files, "sft/pclue/pCLUE_train.json")
     assert all(row["input"].endswith("\n答案：") and row["target"] for row in clues)
     assert {type(row.get("answer_choices")) for row in clues} == {list, str, type(None)}
@@ -190,7 +199,7 @@ def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files
     for split in titles:
         for title in titles[split]:
             drawn[split] |= {(method, thing) for field in fields for thing in field["对象"].split() if thing in title
-                             for method in field["方法"].split() if method in title and "与" + method not in title}
+                             for method in field["方法"].split() if method in title}
         assert len(drawn[split]) > 50
     for one, other in itertools.combinations(titles, 2):
         assert not drawn[one] & drawn[other]

@@ -1,0 +1,162 @@
+"""The model is a Llama: the numbers of transformers' `LlamaForCausalLM` are the reference."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.errors import UserError
+from model import functions
+from model.cache import Cache
+from model.config import PRESETS, LlamaConfig, preset
+from model.llama import Llama
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}
+SHAPES: dict[str, dict[str, Any]] = {
+    "untied": {},
+    "tied": {"tie_word_embeddings": True},
+    "grouped": {"num_key_value_heads": 2},
+    "one-key-value-head-tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "narrow-deep": {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 5, "num_attention_heads": 2,
+                    "num_key_value_heads": 2},
+    "linear-scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama3-scaling": {"rope_scaling": LLAMA3, "rope_theta": 500_000.0},
+}
+
+
+def small(**changes: Any) -> LlamaConfig:
+    shape = {"vocab_size": 199, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 128}
+    return LlamaConfig(**{**shape, **changes})
+
+
+def reference(model: Llama) -> Any:
+    """transformers' Llama of the same shape with the same weights."""
+    from transformers import AutoModelForCausalLM
+    from transformers import LlamaConfig as TheirConfig
+
+    theirs = AutoModelForCausalLM.from_config(TheirConfig(**model.config.to_hf()))
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_and_gradients_are_those_of_transformers(name: str) -> None:
+    """A Llama that only looks like one exports to nothing."""
+    ours = Llama(small(**SHAPES[name])).initialise(3)
+    # Small random weights hide errors: at initialisation attention is nearly uniform whatever the positions.
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.mul_(3.0)
+    theirs = reference(ours)
+    ids = torch.randint(199, (3, 100), generator=torch.Generator().manual_seed(0))
+    targets = ids.roll(-1, 1)
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=2e-4)
+    ours(ids, targets, scale=1 / targets.numel()).backward()
+    F.cross_entropy(theirs(ids).logits.flatten(0, 1), targets.flatten()).backward()
+    expected = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=2e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_compiler_path_is_the_eager_path() -> None:
+    """The plain formulas, used without gradients and on GPUs, drifting from the hand-written functions."""
+    model = Llama(small(num_key_value_heads=2)).initialise(1)
+    ids = torch.randint(199, (2, 50))
+    with torch.no_grad():
+        plain = model(ids)
+    torch.testing.assert_close(model(ids), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", ["norm", "rotate", "swiglu"])
+def test_hand_written_gradients_are_the_true_ones(function: str) -> None:
+    """A wrong term in a hand-written backward pass trains, only worse."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    angles = torch.rand(5, 1, 2, dtype=torch.float64, generator=generator)
+    cases = {
+        "norm": (lambda x, w: functions.RMSNorm.apply(x, w, 1e-5), (draw(2, 5, 4), draw(4))),
+        "rotate": (lambda x: functions.Rotate.apply(x, angles.cos(), angles.sin()), (draw(2, 5, 3, 4),)),
+        "swiglu": (lambda g, u: functions.SwiGLU.apply(g, u), (draw(3, 4), draw(3, 4))),
+    }
+    call, inputs = cases[function]
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_cached_steps_give_the_logits_of_the_whole() -> None:
+    """A position or a key written to the wrong place shows only when text is generated."""
+    model = Llama(small(num_key_value_heads=2)).initialise(5)
+    ids = torch.randint(199, (2, 40))
+    with torch.no_grad():
+        whole = model(ids)
+        cache = Cache(model.config, 2, 40, torch.device("cpu"), torch.float32)
+        parts = []
+        for start, stop in ((0, 17), (17, 18), (18, 19), (19, 40)):
+            mask = None
+            if 1 < stop - start < stop:
+                mask = torch.ones(stop - start, stop, dtype=torch.bool).tril(start)[None, None]
+            parts.append(model(ids[:, start:stop], cache=cache, mask=mask))
+            cache.length = stop
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_only_scored_positions_count() -> None:
+    """A loss on positions that have none, or a drop of the wrong ones."""
+    model = Llama(small()).initialise(2)
+    ids = torch.randint(199, (2, 30))
+    scored = torch.tensor([3, 4, 31, 59])
+    targets = torch.tensor([7, 8, 9, 10])
+    expected = F.cross_entropy(model(ids).flatten(0, 1)[scored], targets, reduction="sum")
+    torch.testing.assert_close(model(ids, targets, scored=scored), expected)
+
+
+def test_the_reference_shape_has_the_stated_size() -> None:
+    """43.5M parameters and 170.6 MFLOP a token are what plans are made with."""
+    config = preset("babyllama-43m", 65_000)
+    assert config.parameters == sum(p.numel() for p in Llama(config).parameters()) == 43_510_016
+    head = 6 * 256 * 65_000
+    body = 6 * 12 * (4 * 256**2 + 3 * 256 * 768)
+    assert config.flops_per_token(512) == head + body + 6 * 12 * 256 * 512
+    assert config.flops_per_token(512, head=False) == body + 6 * 12 * 256 * 512
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_counted_parameters_are_the_real_ones(name: str) -> None:
+    """Memory and speed figures rest on the count."""
+    with torch.device("meta"):
+        model = Llama(preset(name, 1000))
+    assert model.config.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_seed_means_the_same_weights() -> None:
+    """A run that cannot be repeated, or seeds that do nothing."""
+    one, two, other = (Llama(small()).initialise(seed).lm_head.weight for seed in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"num_attention_heads": 5}, "hidden_size 64 is not a multiple of num_attention_heads 5"),
+    ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
+    ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers must be positive"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+])
+def test_impossible_shapes_are_named(changes: dict[str, Any], words: str) -> None:
+    """A shape error deep inside a matmul."""
+    with pytest.raises(UserError, match=words):
+        small(**changes)
+
+
+def test_other_architectures_are_refused() -> None:
+    """Loading a Qwen or a biased Llama as if it were ours gives silent nonsense."""
+    values = small().to_hf()
+    assert LlamaConfig.from_hf(values) == small()
+    for change in ({"model_type": "qwen3"}, {"attention_bias": True}, {"hidden_act": "gelu"}):
+        with pytest.raises(UserError):
+            LlamaConfig.from_hf({**values, **change})

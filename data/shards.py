@@ -135,3 +135,14 @@ class ShardSet:
     def split(self, name: str) -> Sequences:
         """`train` or `validation`."""
         return Sequences(self.folder, name)
+
+
+def shards_of_run(run: Path) -> ShardSet:
+    """The shard set that a run was trained on. UserError if there is no such record, or it was a mix of several."""
+    made = run / "run.json"
+    if not made.is_file():
+        raise UserError(f"{run} does not say what it was trained on: name a shard set with --data")
+    folders = read_json(made).get("shards", [])
+    if len(folders) != 1:
+        raise UserError(f"{run} was trained on {len(folders)} shard sets: name one of them with --data ({' '.join(folders)})")
+    return ShardSet.open(Path(folders[0]))

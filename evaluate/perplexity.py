@@ -13,7 +13,7 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.reading import expand
 from data.records import Document
-from data.shards import SPLITS, ShardSet
+from data.shards import SPLITS, ShardSet, shards_of_run
 from data.sources import find_source
 from evaluate.metrics import WINDOW, Score, score_stream
 from model import checkpoints
@@ -70,17 +70,15 @@ def _texts(options: argparse.Namespace, tokenizer: Tokenizer) -> tuple[str, int 
     """What is scored, in words; its tokens if they are known; and the ids in pieces."""
     if options.input:
         return " ".join(options.input), options.limit, _encode(options.source, options.input, tokenizer)
-    if options.data is None:
-        raise UserError("name what to measure on: --data SHARDSET, or --source NAME --input FILE…")
-    shards = ShardSet.open(options.data)
+    shards = ShardSet.open(options.data) if options.data else shards_of_run(options.checkpoint)
     split = shards.split(options.split)
     if shards.tokenizer().fingerprint == tokenizer.fingerprint:
         pieces = (split.stream(start, start + BLOCK) for start in range(0, split.total_tokens, BLOCK))
-        return f"{options.data} {options.split}", min(split.total_tokens, options.limit or split.total_tokens), pieces
+        return f"{shards.folder} {options.split}", min(split.total_tokens, options.limit or split.total_tokens), pieces
     # Another tokenizer's ids: back to text and through the checkpoint's own.
     theirs = shards.tokenizer()
     texts = (theirs.decode(split.tokens(index).tolist()) for index in range(len(split)))
-    return f"{options.data} {options.split} (encoded anew)", None, (_ids(text, tokenizer) for text in texts)
+    return f"{shards.folder} {options.split} (encoded anew)", None, (_ids(text, tokenizer) for text in texts)
 
 
 def _encode(source: str, inputs: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

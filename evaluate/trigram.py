@@ -33,7 +33,7 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe
 from common.progress import progress
-from data.shards import ShardSet
+from data.shards import Sequences, ShardSet, shards_of_run
 
 # Three ids fill one int64 key, highest first: vocabularies of up to two million.
 ID_BITS = 21
@@ -218,19 +218,21 @@ def evaluate(shards: ShardSet, partition: int = PARTITION_POSITIONS) -> TrigramS
 def main() -> None:
     """Entry point of `python -m evaluate.trigram`."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.trigram", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True, metavar="SHARDSET", help="a prepared shard set")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--data", type=Path, metavar="SHARDSET", help="a prepared shard set")
+    which.add_argument("--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the printed figures here")
     arguments = parser.parse_args()
-    shards = ShardSet.open(arguments.data)
+    shards = ShardSet.open(arguments.data) if arguments.data else shards_of_run(arguments.checkpoint)
     score = evaluate(shards)
-    print(f"Kneser-Ney trigram on {arguments.data}: trained on {score.train_tokens:,} tokens")
+    print(f"Kneser-Ney trigram on {shards.folder}: trained on {score.train_tokens:,} tokens")
     print(f"discounts, orders 1 to 3   {'  '.join(f'{discount:.3f}' for discount in score.discounts)}")
     print(f"scored                     {score.tokens:,} tokens, {score.characters:,} characters")
     print(f"cross-entropy              {score.loss:.4f} nats/token")
     print(f"perplexity                 {score.perplexity:.2f}")
     print(f"bits per character         {score.bits_per_character:.4f}")
     if arguments.json:
-        made: dict[str, Any] = {"data": str(arguments.data), "data_fingerprint": shards.fingerprint, "made": describe()}
+        made: dict[str, Any] = {"data": str(shards.folder), "data_fingerprint": shards.fingerprint, "made": describe()}
         write_json(arguments.json, {**asdict(score), **made})
 
 

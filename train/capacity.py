@@ -1,4 +1,4 @@
-"""What is chosen by measuring, once, and then kept with the run: micro-batch, loss path, precision, compile."""
+"""What is chosen once for a run's device, on a GPU by measuring, and then kept: micro-batch, loss path, precision."""
 
 import time
 from dataclasses import dataclass
@@ -9,12 +9,15 @@ import torch
 from common.errors import UserError
 from data.batches import Batch
 from model.llama import Llama
-from model.loss import LossPath, available_paths, linear_cross_entropy
+from model.loss import LossPath, available_paths, chunk_rows, linear_cross_entropy
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU more tokens at once gain nothing (docs/log.md) and cost memory.
 CPU_MICRO_TOKENS = 4096
+# Measured by bench/loss.py (docs/results.md). Fixed, because a measured choice would differ from run to run where two are
+# close, and with it the last bits of the weights.
+CPU_LOSS_PATH: LossPath = "chunked"
 # Where all logits of a micro-batch fit in this, computing them at once is worth trying.
 FULL_LOGITS_BYTES = 256 << 20
 
@@ -55,21 +58,20 @@ def measure(
         "compile": device.type == "cuda" if compile_wish == "auto" else bool(compile_wish),
     }
     divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    path = CPU_LOSS_PATH if device.type == "cpu" else _fastest_path(model, device, kept["precision"])
     if isinstance(micro_batch, int):
-        fitting = [n for n in divisors if n <= micro_batch]
-        path = _fastest_path(model, device, kept["precision"], fitting[-1] * length)
-        return Choices(**kept, micro_rows=fitting[-1], loss_path=path)
-    if device.type == "cpu":
+        micro_rows = max(n for n in divisors if n <= micro_batch)
+    elif device.type == "cpu":
         micro_rows = max(n for n in divisors if n == 1 or n * length <= CPU_MICRO_TOKENS)
-        return Choices(**kept, micro_rows=micro_rows, loss_path=_fastest_path(model, device, "fp32", micro_rows * length))
-    path = _fastest_path(model, device, kept["precision"], 8192)
-    return Choices(**kept, micro_rows=_largest(model, device, kept["precision"], divisors, length, path), loss_path=path)
+    else:
+        micro_rows = _largest(model, device, kept["precision"], divisors, length, path)
+    return Choices(**kept, micro_rows=micro_rows, loss_path=path)
 
 
-def _fastest_path(model: Llama, device: torch.device, precision: Precision, tokens: int) -> LossPath:
+def _fastest_path(model: Llama, device: torch.device, precision: Precision) -> LossPath:
     weight = model.lm_head.weight
     generator = torch.Generator().manual_seed(0)
-    tokens = min(tokens, 8192 if device.type == "cuda" else 2048)
+    tokens = 2 * chunk_rows(device)
     hidden = torch.randn(tokens, weight.shape[1], generator=generator).to(device)
     targets = torch.randint(len(weight), (tokens,), generator=generator).to(device)
     times: dict[LossPath, float] = {}
@@ -78,11 +80,11 @@ def _fastest_path(model: Llama, device: torch.device, precision: Precision, toke
             continue
         for _ in range(2):  # the first turn warms up
             x, w = hidden.clone().requires_grad_(), weight.detach().requires_grad_()
-            _synchronise(device)
+            torch.cuda.synchronize(device)
             start = time.perf_counter()
             with autocast(device, precision):
                 linear_cross_entropy(x, w, targets, scale=1 / tokens, path=path).backward()
-            _synchronise(device)
+            torch.cuda.synchronize(device)
             times[path] = time.perf_counter() - start
     return min(times, key=lambda path: times[path])
 
@@ -122,11 +124,6 @@ def _largest(
     return best
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def memory_needed(model: Llama, choices: Choices, length: int) -> int:
     """Bytes a run will need, by counting: weights, gradients, two moments, activations of one micro-batch, loss chunk.
 
@@ -135,7 +132,7 @@ def memory_needed(model: Llama, choices: Choices, length: int) -> int:
     config, width = model.config, 4 if choices.precision == "fp32" else 2
     tokens = choices.micro_rows * length
     per_token = config.num_hidden_layers * (10 * config.hidden_size + 3 * config.intermediate_size)
-    chunk = min(tokens, 512 if choices.device == "cpu" else 4096)
+    chunk = min(tokens, chunk_rows(model.lm_head.weight.device))
     logits = (tokens if choices.loss_path == "full" else chunk) * config.vocab_size * (width + 4)
     return 16 * config.parameters + width * tokens * per_token + logits + 4 * config.vocab_size * config.hidden_size
 

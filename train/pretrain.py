@@ -65,7 +65,7 @@ def pretrain(options: PretrainOptions) -> None:
         "batch_tokens": options.batch_tokens, "sequence_length": options.sequence_length, "max_steps": options.max_steps,
         "optimizer": options.optimizer.model_dump(), "schedule": options.schedule.model_dump(),
     }
-    run.open(options.model_dump(mode="json"), fingerprints)
+    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets])
     mixture = Mixture(tuple(each.split("train") for each in sets), weights)
     plan = Plan(mixture, seed=options.seed, length=options.sequence_length, folder=run.folder / "plan")
     if plan.tokens_per_epoch < 2:

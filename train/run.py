@@ -26,8 +26,8 @@ class Run:
         self.folder = folder
         self.start: int | None = None
 
-    def open(self, options: dict[str, Any], fingerprints: dict[str, Any]) -> None:
-        """Make the folder, or check that it holds this very run and find its newest checkpoint.
+    def open(self, options: dict[str, Any], fingerprints: dict[str, Any], data: list[Path]) -> None:
+        """Make the folder, or check that it holds this very run and find its newest checkpoint. `data`: the shard sets.
 
         UserError if the folder holds something else, or the run was made with other data, shape, tokenizer or batches.
         """
@@ -36,7 +36,8 @@ class Run:
             raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
         if not made.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(made, {"made": describe(), "fingerprints": fingerprints})
+            shards = [str(folder) for folder in data]
+            write_json(made, {"made": describe(), "shards": shards, "fingerprints": fingerprints})
         else:
             self._check(read_json(made)["fingerprints"], fingerprints)
             (self.folder / CHECKPOINTS).mkdir(exist_ok=True)

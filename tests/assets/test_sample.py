@@ -182,8 +182,7 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
     assert len(answers) > 700
     rest = "\n".join(text for name, text in files.items() if not name.startswith(f"{REDGPT}.test"))
     rest = re.sub(r'"(?:id|url|md5|simhash|文件名|文件大小|dialog_id|document_id)": "?[\w%:/.?=-]+"?', "", rest)
-    grams = {rest[i:i + 4] for i in range(len(rest))} | {rest[i:i + 3] for i in range(len(rest))}
-    assert [answer for answer in answers if answer[:4] in grams and answer in rest] == []
+    assert [answer for answer in answers if answer in rest] == []
 
 
 def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files) -> None:

@@ -1,0 +1,187 @@
+"""A run that was stopped and goes on is the run that was never stopped: real processes, compared bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.checkpoints import newest, step_folder
+
+# Times and speeds are the only fields that may differ.
+CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
+
+
+def command(root: Path, run: Path, data: Path, *more: str) -> list[str]:
+    shape = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
+             "--model.num_attention_heads", "4", "--model.num_key_value_heads", "2"]
+    sizes = ["--sequence_length", "64", "--batch_tokens", "512", "--micro_batch", "4", "--max_steps", "40"]
+    often = ["--checkpoint.every", "7", "--evaluation.every", "10", "--log_every", "3", "--evaluation.sample_tokens", "4"]
+    return [sys.executable, "-m", "train.pretrain", "--config", str(root / "configs/pretrain.yaml"), "--run", str(run),
+            "--data", str(data), "--device", "cpu", *shape, *sizes, *often, *more]
+
+
+def train(root: Path, run: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(root, run, data, *more), cwd=root, env=environment(), capture_output=True, text=True)
+
+
+def environment() -> dict[str, str]:
+    # Two tiny matmuls at a time run no faster on two threads, and much slower beside other work.
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def tensors(run: Path, step: int = 40) -> tuple[bytes, bytes]:
+    folder = step_folder(run, step)
+    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    import numpy as np
+
+    from common.files import atomic_folder
+    from data.shards import FORMAT, ShardWriter
+
+    tokenizer = request.getfixturevalue("tokenizer")
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    draw = np.random.default_rng(0)
+    # About 12,000 tokens: 40 steps of 512 cross an epoch border.
+    with atomic_folder(folder, {"format": FORMAT, "kind": "documents", "splits": {}}) as made:
+        (made / "tokenizer.model").write_bytes(tokenizer.serialized)
+        for split, count in (("train", 120), ("validation", 6)):
+            writer = ShardWriter(made, split, tokenizer.vocabulary_size)
+            for length in draw.integers(10, 200, count):
+                writer.add(400 + (draw.integers(50) + 3 * np.arange(length)) % 50)
+            writer.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = train(root, run, data)
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout
+    losses = [record["loss"] for record in records(run) if record["kind"] == "train"]
+    assert losses[-1] < 0.7 * losses[0]
+    return run
+
+
+def stop(root: Path, run: Path, data: Path, number: int, after: int) -> tuple[int, str]:
+    """Start the run and send it a signal as soon as the log shows step `after`."""
+    process = subprocess.Popen(
+        command(root, run, data), cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = run / "metrics.jsonl"
+        if metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"):
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+    """Steps lost at Ctrl-C; a continuation that is another run."""
+    run = tmp_path / "run"
+    code, out = stop(root, run, data, signal.SIGINT, after=12)
+    assert code == 0 and "goes on from there" in out, out
+    stopped = newest(run)
+    assert stopped is not None and 12 <= stopped < 40
+    done = train(root, run, data)
+    assert done.returncode == 0 and f"continues after step {stopped}" in done.stdout, done.stderr
+    assert tensors(run) == tensors(whole)
+    assert records(run) == records(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [9, 21])
+def test_kill_9_goes_on_from_the_last_checkpoint_to_the_same_bits(
+    root: Path, data: Path, whole: Path, tmp_path: Path, after: int
+) -> None:
+    """Doubled or missing steps after a crash."""
+    run = tmp_path / "run"
+    code, _ = stop(root, run, data, signal.SIGKILL, after)
+    assert code == -signal.SIGKILL
+    assert train(root, run, data).returncode == 0
+    assert tensors(run) == tensors(whole)
+    assert records(run) == records(whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+    """Going on from a flipped byte, or refusing a run that has an older good checkpoint."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = newest(run)
+    weights = step_folder(run, 40) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    done = train(root, run, data)
+    assert done.returncode == 0, done.stderr
+    assert "is damaged" in done.stderr and before == 40
+    assert tensors(run) == tensors(whole)
+    assert records(run) == records(whole)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (["--seed", "7"], "another seed"),
+    (["--max_steps", "50"], "another max_steps"),
+    (["--batch_tokens", "1024"], "another batch_tokens"),
+    (["--model.hidden_size", "64"], "another model"),
+    (["--optimizer.lr", "0.5"], "another optimizer"),
+])
+def test_another_run_under_the_same_name_is_refused(
+    root: Path, data: Path, whole: Path, change: list[str], words: str
+) -> None:
+    """A continuation that silently is something else."""
+    done = train(root, whole, data, *change)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_finished_run_says_so_and_changes_nothing(root: Path, data: Path, whole: Path) -> None:
+    """`make pretrain` after the end training on, or failing."""
+    before = tensors(whole), records(whole)
+    done = train(root, whole, data)
+    assert done.returncode == 0 and "complete" in done.stdout
+    assert (tensors(whole), records(whole)) == before
+
+
+def test_tensorboard_reads_back_what_was_trained(whole: Path) -> None:
+    """A log that TensorBoard cannot show, or that shows other numbers than metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(whole / "tensorboard"))
+    board.Reload()
+    train_records = [record for record in records(whole) if record["kind"] == "train"]
+    shown = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert shown == pytest.approx({record["step"]: record["loss"] for record in train_records}, rel=1e-6)
+    scalars = set(board.Tags()["scalars"])
+    assert {"train/lr", "train/grad_norm", "train/tokens_per_second", "train/mfu", "train/memory_bytes",
+            "train/perplexity", "validation/loss", "validation/perplexity", "validation/accuracy",
+            "validation/bits_per_character"} <= scalars
+    assert any(tag.startswith("sample/") for tag in board.Tags()["tensors"])
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(whole: Path) -> None:
+    """A disk filled with checkpoints, or the best one deleted."""
+    from model.checkpoints import steps
+
+    scored = [(record["loss"], record["step"]) for record in records(whole) if record["kind"] == "validation"]
+    assert steps(whole) == sorted({35, 40} | {min(scored)[1]})

@@ -40,12 +40,12 @@ def linear_cross_entropy(
     hidden[N, D], weight[V, D], targets[N]: only positions that have a loss. `scale` is usually one over the tokens of
     the whole batch: accumulated gradients are then those of the batch's mean.
     """
-    if torch.is_autocast_enabled(hidden.device.type):
-        precision = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(precision), weight.to(precision)
-    with torch.autocast(hidden.device.type, enabled=False):
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
         if path == "chunked":
-            return _Chunked.apply(hidden, weight, targets, scale)
+            return _Chunked.apply(hidden, weight, targets, scale, dtype)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
         if path == "torch":
             options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_rows(hidden.device))
             return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options) * scale
@@ -56,30 +56,35 @@ class _Chunked(torch.autograd.Function):
     """The gradients are made on the way forward, while a chunk's logits exist; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        # Sums over many positions are kept in the inputs' own type; only the products are in `dtype`.
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        table = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
         rows = chunk_rows(hidden.device)
-        room = torch.empty(2, min(rows, len(hidden)), len(weight), device=hidden.device, dtype=hidden.dtype)
-        for x, target, d_x in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
+        room = torch.empty(2, min(rows, len(hidden)), len(weight), device=hidden.device, dtype=dtype)
+        for wide, target, d_x in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
+            x = wide.to(dtype)
             logits, gradient = room[:, : len(x)]
-            torch.mm(x, weight.T, out=logits)
+            torch.mm(x, table.T, out=logits)
             loss += _loss_and_gradient(logits, target, gradient)
-            # The gradient of a sum of losses is softmax - onehot; `scale` goes into it while it is in the cache.
-            gradient.mul_(scale)
-            torch.mm(gradient, weight, out=d_x)
-            d_weight.addmm_(gradient.T, x)
+            # `scale` goes into the products, which are narrow, not into the gradient of V columns.
+            d_x.copy_(gradient @ table).mul_(scale)
+            if dtype == d_weight.dtype:
+                d_weight.addmm_(gradient.T, x, alpha=scale)
+            else:
+                d_weight.add_(gradient.T @ x, alpha=scale)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (factor,) = gradients
         # On a CPU the usual factor of one is worth not writing V x D numbers; on a GPU asking would stall the queue.
         if factor.device.type == "cpu" and factor.item() == 1.0:
-            return d_hidden, d_weight, None, None
-        return d_hidden * factor.to(d_hidden.dtype), d_weight * factor.to(d_weight.dtype), None, None
+            return d_hidden, d_weight, None, None, None
+        return d_hidden * factor, d_weight * factor, None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:

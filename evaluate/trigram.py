@@ -33,7 +33,7 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe
 from common.progress import progress
-from data.shards import Sequences, ShardSet, shards_of_run
+from data.shards import ShardSet, shards_of_run
 
 # Three ids fill one int64 key, highest first: vocabularies of up to two million.
 ID_BITS = 21

@@ -94,7 +94,9 @@ def stop(root: Path, run: Path, data: Path, number: int, after: int) -> tuple[in
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(
+    root: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
     """Steps lost at Ctrl-C; a continuation that is another run."""
     run = tmp_path / "run"
     code, out = stop(root, run, data, signal.SIGINT, after=12)

@@ -1,0 +1,64 @@
+"""The paths to the loss side by side: seconds and largest extra memory, forward and backward, one process a path.
+
+    python -m bench.loss --tokens 4096 --hidden 256 --vocabulary 65000 --turns 3
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+from common.errors import run_main
+from common.machine import describe, peak_memory_bytes, resolve_device
+
+
+def main() -> None:
+    """Entry point: the parent interleaves turns, each its own process."""
+    parser = argparse.ArgumentParser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--tokens", type=int, default=4096, help="positions with a loss")
+    parser.add_argument("--hidden", type=int, default=256, help="width")
+    parser.add_argument("--vocabulary", type=int, default=65_000, help="ids")
+    parser.add_argument("--turns", type=int, default=3, help="processes per path, interleaved")
+    parser.add_argument("--path", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.path:
+        print(json.dumps(_turn(options)))
+        return
+    from model.loss import available_paths
+
+    results: dict[str, list[dict[str, float]]] = {path: [] for path in available_paths()}
+    for _ in range(options.turns):
+        for path, turns in results.items():
+            command = [sys.executable, "-m", "bench.loss", *sys.argv[1:], "--path", path]
+            turns.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    print(f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}; {describe()['platform']}")
+    for path, turns in results.items():
+        seconds, memory = (statistics.median(turn[key] for turn in turns) for key in ("seconds", "memory"))
+        print(f"{path:8}  {seconds:6.2f} s  {memory / 1e6:8,.0f} MB more than the inputs")
+
+
+def _turn(options: argparse.Namespace) -> dict[str, float]:
+    import torch
+
+    from model.loss import linear_cross_entropy
+
+    device = resolve_device("auto")
+    hidden = torch.randn(options.tokens, options.hidden, device=device).requires_grad_()
+    weight = (torch.randn(options.vocabulary, options.hidden, device=device) * 0.02).requires_grad_()
+    targets = torch.randint(options.vocabulary, (options.tokens,), device=device)
+    before, seconds = peak_memory_bytes(), []
+    for _ in range(3):
+        start = time.perf_counter()
+        linear_cross_entropy(hidden, weight, targets, scale=1 / options.tokens, path=options.path).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        hidden.grad = weight.grad = None
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory_bytes() - before
+    return {"seconds": min(seconds), "memory": memory}
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,133 @@
+"""Loss, accuracy and bits per character are sums over every token, each scored once."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.files import MANIFEST
+from data.shards import ShardSet
+from evaluate.metrics import Score, score_stream
+from model import checkpoints
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> Llama:
+    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
+    return Llama(config).initialise(0).eval()
+
+
+def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int) -> Score:
+    """The definition, a window at a time."""
+    nats, correct, count, letters = 0.0, 0, 0, 0
+    for start in range(0, len(stream) - 1, window):
+        ids = torch.from_numpy(stream[start : start + window + 1])
+        with torch.no_grad():
+            logits = model(ids[None, :-1])[0]
+        nats += float(F.cross_entropy(logits, ids[1:], reduction="sum"))
+        correct += int((logits.argmax(-1) == ids[1:]).sum())
+        count += len(ids) - 1
+        letters += int(characters[ids[1:].numpy()].sum())
+    return Score(nats, count, correct, letters)
+
+
+@pytest.mark.parametrize("length", [2, 64, 65, 66, 1000])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_windows_cover_every_token_once(model: Llama, tokenizer: Tokenizer, length: int, rows: int) -> None:
+    """A mean of batch means, a last window dropped or padded into the score, a result that depends on the batch."""
+    stream = np.random.default_rng(0).integers(0, tokenizer.vocabulary_size, length)
+    expected = naive(model, stream, tokenizer.characters_per_id, 64)
+    found = score_stream(model, stream, tokenizer.characters_per_id, window=64, rows=rows)
+    assert found.tokens == expected.tokens == length - 1
+    assert (found.correct, found.characters) == (expected.correct, expected.characters)
+    assert found.nats == pytest.approx(expected.nats, rel=1e-5)
+
+
+def test_measures_are_what_their_names_say() -> None:
+    """Bits counted in nats, or per token instead of per character."""
+    measures = Score(nats=80 * math.log(2), tokens=40, correct=10, characters=64).measures()
+    assert measures["bits_per_character"] == pytest.approx(80 / 64)
+    assert measures["perplexity"] == pytest.approx(4.0) and measures["accuracy"] == 0.25
+
+
+def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> Path:
+    folder.mkdir()
+    checkpoints.save(model, tokenizer, folder)
+    return folder
+
+
+def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "evaluate.perplexity", *arguments], cwd=root, capture_output=True, text=True)
+
+
+def test_files_and_the_shard_set_made_of_them_score_alike(
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Another measure for raw files than for prepared ones: the same documents must give the same loss."""
+    from common.files import atomic_folder
+    from data.shards import FORMAT, ShardWriter
+
+    texts = [f"第{number}天，小驼在河边等船。\n船来了，他上了船。" * 30 for number in range(8)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    shards = tmp_path / "shards"
+    with atomic_folder(shards, {"format": FORMAT, "kind": "documents"}) as made:
+        (made / "tokenizer.model").write_bytes(tokenizer.serialized)
+        writer = ShardWriter(made, "validation", tokenizer.vocabulary_size)
+        for text in texts:
+            writer.add(np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]))
+        writer.close()
+    folder = save(model, tokenizer, tmp_path / "checkpoint")
+    figures = []
+    for arguments in (["--source", "jsonl", "--input", str(corpus)], ["--data", str(shards)]):
+        out = tmp_path / "out.json"
+        done = command(root, "--checkpoint", str(folder), *arguments, "--json", str(out), "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(out.read_text(encoding="utf-8")))
+    assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-6)
+    assert figures[0]["characters"] == figures[1]["characters"] == sum(map(len, texts))
+    stream = ShardSet.open(shards).split("validation").stream(0, 1 << 40)
+    assert figures[0]["tokens"] == len(stream) - 1
+    expected = naive(model, stream, tokenizer.characters_per_id, 512).measures()
+    assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--checkpoint", "no/such/folder"], "is no checkpoint"),
+    (["--checkpoint", "CHECKPOINT"], "--data"),
+    (["--checkpoint", "CHECKPOINT", "--source", "jsonl"], "--source and --input belong together"),
+    (["--checkpoint", "CHECKPOINT", "--source", "nonsense", "--input", "README.md"], "there is no such source"),
+    (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
+    (["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"], "--limit 0"),
+])
+def test_mistakes_get_one_line(
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    """A traceback for a wrong path."""
+    folder = save(model, tokenizer, tmp_path / "checkpoint")
+    done = command(root, *(str(folder) if word == "CHECKPOINT" else word for word in arguments))
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Weights lost or changed on the way to the disk; a tied head that comes back untied."""
+    tied = Llama(LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=32, intermediate_size=64,
+                             num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
+                             tie_word_embeddings=True)).initialise(3)
+    for name, each in (("untied", model), ("tied", tied)):
+        loaded, again = checkpoints.load(save(each, tokenizer, tmp_path / name), torch.device("cpu"))
+        assert again.fingerprint == tokenizer.fingerprint and loaded.config == each.config
+        for key, tensor in each.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], tensor)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert not (tmp_path / "tied" / MANIFEST).exists()

@@ -26,7 +26,8 @@ help:
 # One stamp per requirements file: pip runs again only when the file changed.
 $(VENV)/.installed: requirements.txt
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) (once, a few minutes) …"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "error: python could not make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 2; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import UserError
 from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
 from data.shards import Sequences
 
@@ -104,6 +105,8 @@ class Plan:
             for part, known in enumerate(self._lengths):
                 mine = order >> 48 == part
                 lengths[mine] = known[order[mine] & ((1 << 48) - 1)]
+            if not len(order):
+                raise UserError(f"the weights of the data leave epoch {epoch} without a single document: raise them")
             ends = np.cumsum(lengths)
             # Positions 1 … N - 1 are targets once each; a single token has none and still makes a row.
             rows = np.arange(max(1, -(-(int(ends[-1]) - 1) // self._length)), dtype=np.int64)
@@ -114,6 +117,8 @@ class Plan:
     def _share(self, part: int, epoch: int) -> np.ndarray:
         """The sequences that one set gives to an epoch: a window of `weight` × its count on its endless repetition."""
         count, weight = len(self._lengths[part]), self._mixture.weights[part]
+        if not count:
+            return np.zeros(0, np.int64)
         start, stop = round(epoch * weight * count), round((epoch + 1) * weight * count)
         pieces = []
         for turn in range(start // count, -(-stop // count)):

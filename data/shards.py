@@ -124,8 +124,9 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any byte of the set's data or tokenizer changes, not with how long it took to make."""
-        listing = sorted((name, entry["sha256"]) for name, entry in self.manifest["files"].items())
+        """Changes when any byte of the set's data or tokenizer changes, not with where or how it was made."""
+        files = self.manifest["files"].items()
+        listing = sorted((name, entry["sha256"]) for name, entry in files if name.endswith((".npy", ".model")))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     def tokenizer(self) -> Tokenizer:
@@ -138,11 +139,18 @@ class ShardSet:
 
 
 def shards_of_run(run: Path) -> ShardSet:
-    """The shard set that a run was trained on. UserError if there is no such record, or it was a mix of several."""
+    """The shard set that a run, or the run of a step, was trained on. UserError if there is no such record, or it was a mix of several."""
+    # A step's folder lies two below its run.
     made = run / "run.json"
     if not made.is_file():
+        made = run.resolve().parent.parent / "run.json"
+    if not made.is_file():
         raise UserError(f"{run} does not say what it was trained on: name a shard set with --data")
-    folders = read_json(made).get("shards", [])
+    facts = read_json(made)
+    folders = facts["shards"]
     if len(folders) != 1:
         raise UserError(f"{run} was trained on {len(folders)} shard sets: name one of them with --data ({' '.join(folders)})")
-    return ShardSet.open(Path(folders[0]))
+    shards = ShardSet.open(Path(folders[0]))
+    if shards.fingerprint != facts["fingerprints"]["data"][0]["set"]:
+        raise UserError(f"{shards.folder} is no longer what {run} was trained on: name the set to measure on with --data")
+    return shards

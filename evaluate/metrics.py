@@ -17,6 +17,8 @@ from model.llama import Llama
 from model.loss import score
 
 WINDOW = 512
+# Tokens read at a time where a split is long: whole windows, and little enough for any memory.
+BLOCK = 64 * WINDOW
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,9 @@ from data.reading import expand
 from data.records import Document
 from data.shards import SPLITS, ShardSet, shards_of_run
 from data.sources import find_source
-from evaluate.metrics import WINDOW, Score, score_stream
+from evaluate.metrics import BLOCK, WINDOW, Score, score_stream
 from model import checkpoints
 from model.tokenizer import Tokenizer
-
-# Tokens scored at a time: enough for many windows, little enough for any memory.
-BLOCK = 64 * WINDOW
 
 DESCRIPTION = f"""Measure a checkpoint on text.
 
@@ -50,6 +47,9 @@ def main() -> None:
         raise UserError(f"--limit {options.limit}: at least 2 tokens are needed to score one")
     device = resolve_device(options.device)
     model, tokenizer = checkpoints.load(options.checkpoint, device)
+    if model.config.max_position_embeddings < WINDOW:
+        raise UserError(f"{options.checkpoint}: its context of {model.config.max_position_embeddings} tokens is shorter than "
+                        f"the window of {WINDOW} that figures here are measured in")
     name, total, stream = _texts(options, tokenizer)
     result = Score(0.0, 0, 0, 0)
     with progress("scoring", total, "tokens") as bar:

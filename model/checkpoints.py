@@ -45,7 +45,7 @@ def newest(run: Path) -> int | None:
 
 def find(path: Path) -> Path:
     """The folder with the weights that `path`, a run, one of its steps or an exported folder, stands for."""
-    if (path / CHECKPOINTS).is_dir():
+    if (path / "run.json").is_file():
         step = newest(path)
         if step is None:
             raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
@@ -76,7 +76,9 @@ def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
     with torch.device("meta"):
         model = Llama(config)
-    load_weights(model.to_empty(device=device), folder)
+    model.to_empty(device=device)
+    model.model.rotary.fill()
+    load_weights(model, folder)
     return model.eval(), tokenizer
 
 

@@ -64,16 +64,20 @@ class Rotary(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        self.table: Tensor
         self.register_buffer("table", torch.empty(0), persistent=False)
+        self.fill()
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions[T] or [B, T] → cos and sin[(B,) T, 1, d / 2]."""
-        if self.table.numel() == 0:
-            steps = torch.arange(self.config.max_position_embeddings, device=positions.device).float()
-            angles = torch.outer(steps, inverse_frequencies(self.config).to(positions.device))
-            self.table = torch.stack([angles.cos(), angles.sin()])
         cos, sin = self.table[:, positions].to(dtype).unsqueeze(-2)
         return cos, sin
+
+    def fill(self) -> None:
+        """Compute the table; for a model that was made without memory and then given some."""
+        steps = torch.arange(self.config.max_position_embeddings, device=self.table.device).float()
+        angles = torch.outer(steps, inverse_frequencies(self.config).to(self.table.device))
+        self.table = torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -107,6 +111,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         causal = mask is None and length > 1
+        if causal and k.shape[2] != length:
+            raise ValueError("several new positions behind a filled cache need a mask: plain causality would misalign them")
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(out.transpose(1, 2).reshape(rows, length, -1))
 

@@ -95,7 +95,7 @@ def _largest(
     """The micro-batch that is fastest per row among those that fit, tried from one row upwards until memory ends."""
     best, best_time = 0, float("inf")
     for rows in divisors:
-        ids = torch.zeros(rows, length, dtype=torch.int64, device=device)
+        ids = torch.randint(model.config.vocab_size, (rows, length), device=device)
         try:
             for _ in range(2):
                 torch.cuda.reset_peak_memory_stats(device)
@@ -112,7 +112,7 @@ def _largest(
             model.zero_grad(set_to_none=True)
         # Optimiser state (two numbers a weight) is not there yet, and fragmentation needs air.
         state = 8 * sum(parameter.numel() for parameter in model.parameters())
-        limit = 0.9 * torch.cuda.get_device_properties(device).total_memory
+        limit = 0.9 * _gpu_memory(device)
         if best and torch.cuda.max_memory_allocated(device) + state > limit:
             break
         if seconds < 0.97 * best_time:
@@ -122,6 +122,12 @@ def _largest(
         raise UserError(f"one row of {length} tokens does not fit in the GPU's memory: use a shorter --sequence_length "
                         "or a smaller --model.preset")
     return best
+
+
+def _gpu_memory(device: torch.device) -> float:
+    """Bytes that this process may have: its share of the card, and no more than others leave free."""
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total * torch.cuda.get_per_process_memory_fraction(device), free + torch.cuda.memory_reserved(device))
 
 
 def memory_needed(model: Llama, choices: Choices, length: int) -> int:

@@ -62,7 +62,9 @@ class Trainer:
             if self.state.scaler:
                 self.scaler.load_state_dict(self.state.scaler)
         self.log = MetricsLog(run.folder, self.state.step)
-        self.forward = torch.compile(model) if choices.compile else model
+        if choices.compile:
+            # The layers only: the loss works in chunks, which the compiler would unroll.
+            model.model.compile()
         self._saved = run.start
         self._clock = Clock(options, choices, model, self.device)
 
@@ -78,8 +80,11 @@ class Trainer:
                 self._evaluate_if_due()
             if self._saved != self.state.step:
                 self._save()
-        self.log.close()
         return self.state.step == self.options.max_steps
+
+    def close(self) -> None:
+        """Flush the log; to be called however training ended."""
+        self.log.close()
 
     def _due(self, every: int) -> bool:
         return self.state.step % every == 0 or self.state.step == self.options.max_steps
@@ -114,7 +119,7 @@ class Trainer:
             check_batch(batch, self.model.config.vocab_size)
             batch = batch.to(self.device)
             with autocast(self.device, self.choices.precision):
-                loss = self.forward(
+                loss = self.model(
                     batch.ids, batch.targets, scored=batch.scored, scale=scale, loss_path=self.choices.loss_path
                 )
             self.scaler.scale(loss).backward()
@@ -138,14 +143,16 @@ class Trainer:
             raise UserError(
                 f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, the last at step "
                 f"{state.step + 1}, rows {rows[0]}-{rows[-1]} of the data; the weights are those of the last good step. "
-                f"Lower --optimizer.lr (now {self.options.optimizer.lr}), or look at checkpoint {self._saved}"
+                f"Start a new --run with a lower --optimizer.lr (now {self.options.optimizer.lr}); the last checkpoint is "
+                f"of step {self._saved}"
             )
 
     def _log_if_due(self) -> None:
         state = self.state
-        if not self._due(self.options.log_every) or not state.loss_steps:
+        # The first step is always shown: on a slow machine it says how long the rest will take.
+        if not (self._due(self.options.log_every) or state.step == 1) or not state.loss_steps:
             return
-        measures = self._clock.measures(state.step)
+        measures = self._clock.measures()
         epoch = self.batches.rows(state.step)[0] * self.options.sequence_length / self.batches.plan.tokens_per_epoch
         values = {"loss": state.loss_sum / state.loss_steps, "epoch": epoch, "skipped": state.skipped, **measures}
         values["perplexity"] = math.exp(min(values["loss"], 700.0))
@@ -161,15 +168,20 @@ class Trainer:
             self.run.folder, self.state.step, self.model, self.optimizers, self.tokenizer, asdict(self.state)
         )
         self._saved = self.state.step
+        self._rotate()
+
+    def _rotate(self) -> None:
         checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best())
 
     def _evaluate_if_due(self) -> None:
         step = self.state.step
-        if step and self._due(self.options.evaluation.every) and not self.log.has("validation", step):
+        if step and self._due(self.options.evaluation.every) and not self.log.has("evaluated", step):
             self._clock.pause()
             self.model.eval()
             self._evaluate(step, self.log, step == self.options.max_steps)
             self.model.train()
+            self.log.write("evaluated", step)
+            self._rotate()
             self._clock.go_on()
 
 
@@ -178,6 +190,9 @@ class Clock:
 
     def __init__(self, options: PretrainOptions, choices: Choices, model: Llama, device: torch.device) -> None:
         self._peak_flops = matmul_flops(device, DTYPES[choices.precision])
+        if device.type == "cuda":
+            # What was tried to find the micro-batch is not what training needs.
+            torch.cuda.reset_peak_memory_stats(device)
         self._flops = model.config.flops_per_token(options.sequence_length)
         self._tokens, self._max_steps, self._device = options.batch_tokens, options.max_steps, device
         self._seconds, self._steps, self._mark = 0.0, 0, time.perf_counter()
@@ -199,7 +214,7 @@ class Clock:
         """Count again."""
         self._mark = time.perf_counter()
 
-    def measures(self, step: int) -> dict[str, Any]:
+    def measures(self) -> dict[str, Any]:
         """lr, grad_norm, tokens_per_second, mfu (share of this machine's own matmul rate), memory_bytes; then anew."""
         self._pace = self._seconds / self._steps
         speed = self._tokens / self._pace

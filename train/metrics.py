@@ -1,6 +1,12 @@
-"""The written record of a run: `metrics.jsonl`, TensorBoard and `samples.md`, which a resumed run takes up exactly."""
+"""The written record of a run: `metrics.jsonl`, TensorBoard and `samples.md`, which a resumed run takes up exactly.
+
+`metrics.jsonl` is the record; the other two are written anew from it whenever a run is opened, so that what a killed
+process had not yet flushed is in them all the same.
+"""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +22,33 @@ class MetricsLog:
         self._path = run / "metrics.jsonl"
         self.records = [record for record in read_metrics(run) if record["step"] <= step]
         write_atomic(self._path, "".join(_line(record) for record in self.records))
-        samples = [record for record in self.records if record["kind"] == "sample"]
         self._samples = run / "samples.md"
-        write_atomic(self._samples, "# Samples\n" + "".join(_sample(record) for record in samples))
-        # purge_step hides events of steps after it that an earlier process wrote.
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, flush_secs=20)
+        write_atomic(self._samples, "# Samples\n")
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(str(run / "tensorboard"), flush_secs=20)
+        for record in self.records:
+            self._show(record)
+        self._board.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record. Kinds: train, validation, sample, skipped."""
-        record = {"kind": kind, "step": step, **values}
+        """Append a record. Kinds: train, validation, final, sample, evaluated, skipped."""
+        # JSON has no infinity and no NaN.
+        safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        record = {"kind": kind, "step": step, **safe}
         self.records.append(record)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
+        self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        kind, step = record["kind"], record["step"]
         if kind == "sample":
-            self._board.add_text(f"sample/{values['prompt'] or '<bos>'}", values["text"], step)
+            self._board.add_text(f"sample/{record['prompt'] or '<bos>'}", record["text"], step)
             with self._samples.open("a", encoding="utf-8") as file:
                 file.write(_sample(record))
             return
-        for name, value in values.items():
-            if isinstance(value, int | float):
+        for name, value in record.items():
+            if name not in ("kind", "step") and isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def has(self, kind: str, step: int) -> bool:
@@ -43,7 +57,10 @@ class MetricsLog:
 
     def best(self) -> int | None:
         """The step of the lowest validation loss so far."""
-        scored = [(record["loss"], record["step"]) for record in self.records if record["kind"] == "validation"]
+        scored = [
+            (record["loss"], record["step"])
+            for record in self.records if record["kind"] == "validation" and isinstance(record["loss"], float)
+        ]
         return min(scored)[1] if scored else None
 
     def close(self) -> None:
@@ -54,8 +71,9 @@ class MetricsLog:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All whole records of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    # Split as bytes: a kill can cut a character in two, and str.splitlines also cuts at characters that samples hold.
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole]
 
 
 def _line(record: dict[str, Any]) -> str:

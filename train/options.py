@@ -32,7 +32,11 @@ class ModelOptions(Options):
 
     def changes(self) -> dict[str, object]:
         """The fields that were changed from the preset."""
-        return {key: value for key, value in self.model_dump(exclude={"preset"}).items() if value is not None}
+        said = {key: value for key, value in self.model_dump(exclude={"preset"}).items() if value is not None}
+        if "num_attention_heads" in said:
+            # Fewer key-value heads than heads is a wish of its own.
+            said.setdefault("num_key_value_heads", said["num_attention_heads"])
+        return said
 
 
 class CheckpointOptions(Options):
@@ -64,7 +68,7 @@ class PretrainOptions(Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 "
                                                                "with loss scaling on older GPUs, fp32 on a CPU")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: on a GPU only")
-    seed: int = Field(0, ge=0, description="seed of the weights and of the order of data")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
     max_steps: int = Field(1000, gt=0, description="optimiser steps of the whole run: its horizon, fixed from the start")
     batch_tokens: int = Field(32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length")
     sequence_length: int = Field(512, gt=1, description="tokens per row")
@@ -84,6 +88,8 @@ class PretrainOptions(Options):
             near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
             problems.append(f"--batch_tokens {self.batch_tokens} is not a multiple of --sequence_length "
                             f"{self.sequence_length}; {near} would be")
+        if self.schedule.name == "wsd" and self.schedule.warmup + self.schedule.decay > 1:
+            problems.append("--schedule.warmup and --schedule.decay are shares of the steps and may not exceed 1 together")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             problems.append(f"--micro_batch {self.micro_batch}: expected auto or a number of rows above 0")
         if problems:

@@ -1,5 +1,7 @@
 """`python -m train.pretrain`: a Llama from nothing on prepared text."""
 
+import argparse
+import errno
 import math
 import sys
 from dataclasses import asdict
@@ -15,8 +17,8 @@ from common.progress import progress
 from data.batches import Batches
 from data.catalog import resolve
 from data.plan import Mixture, Plan
-from data.shards import ShardSet
-from evaluate.metrics import WINDOW, Score, score_stream
+from data.shards import Sequences, ShardSet
+from evaluate.metrics import BLOCK, WINDOW, Score, score_stream
 from model.config import LlamaConfig, preset, with_tokenizer
 from model.generate import Sampling, generate
 from model.llama import Llama
@@ -35,17 +37,24 @@ DESCRIPTION = ("Pretrain a Llama from scratch. A run that exists is continued fr
 def main() -> None:
     """Entry point."""
     arguments = sys.argv[1:]
-    options, _ = parse(PretrainOptions, arguments, name="train.pretrain", description=DESCRIPTION,
-                       default_config=_config_of_existing_run(arguments) or DEFAULT_CONFIG)
+    config = _config_of_existing_run(arguments) or DEFAULT_CONFIG
+    options, _ = parse(PretrainOptions, arguments, name="train.pretrain", description=DESCRIPTION, default_config=config)
     pretrain(options)
 
 
 def _config_of_existing_run(arguments: list[str]) -> Path | None:
     """A run is continued with its own options unless a file of others is named."""
-    for word, value in zip(arguments, arguments[1:], strict=False):
-        if word == "--run" and (Path(value) / CONFIG).is_file():
-            return Path(value) / CONFIG
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data", default=PretrainOptions.model_fields["data"].default)
+    said, _ = parser.parse_known_args(arguments)
+    config = (said.run or default_run(said.data)) / CONFIG
+    return config if config.is_file() else None
+
+
+def default_run(data: str) -> Path:
+    """Where a run goes that was given no name."""
+    return Path("runs") / ("pretrain-" + "+".join(Path(name).resolve().name for name in parse_mixture(data)[0]))
 
 
 def pretrain(options: PretrainOptions) -> None:
@@ -58,14 +67,14 @@ def pretrain(options: PretrainOptions) -> None:
         if other.tokenizer().fingerprint != tokenizer.fingerprint:
             raise UserError(f"--data: {name} was prepared with another tokenizer than {names[0]}: prepare both alike")
     config = _shape(options, tokenizer)
-    run = Run(options.run or Path("runs") / ("pretrain-" + "+".join(Path(name).name for name in names)))
+    run = Run(options.run or default_run(options.data))
     fingerprints = {
         "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
         "tokenizer": tokenizer.fingerprint, "model": config.to_hf(), "seed": options.seed,
         "batch_tokens": options.batch_tokens, "sequence_length": options.sequence_length, "max_steps": options.max_steps,
         "optimizer": options.optimizer.model_dump(), "schedule": options.schedule.model_dump(),
     }
-    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets])
+    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
     mixture = Mixture(tuple(each.split("train") for each in sets), weights)
     plan = Plan(mixture, seed=options.seed, length=options.sequence_length, folder=run.folder / "plan")
     if plan.tokens_per_epoch < 2:
@@ -78,14 +87,25 @@ def pretrain(options: PretrainOptions) -> None:
         options, run, model, tokenizer, Batches(plan, options.batch_tokens // options.sequence_length), choices,
         lambda step, log, final: evaluate(options, model, tokenizer, validation, step, log, final),
     )
-    complete = trainer.train()
+    try:
+        complete = trainer.train()
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"the GPU's memory is full with {choices.micro_rows} rows at once: continue with a smaller "
+                        f"--micro_batch, such as {max(1, choices.micro_rows // 2)}") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"{run.folder}: the disk is full; the last whole checkpoint is kept. Make room, then run the same "
+                        "command again") from None
+    finally:
+        trainer.close()
     _farewell(run, complete, trainer.state.step, options.max_steps)
 
 
 def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:
     """`wikipedia:0.5+zhihu` → names and weights; a weight left out is 1."""
     names, weights = [], []
-    for part in text.split("+"):
+    for part in [text] if Path(text).exists() else text.split("+"):
         name, colon, weight = part.rpartition(":")
         try:
             number = float(weight) if colon else 1.0
@@ -134,42 +154,55 @@ def _announce(options: PretrainOptions, run: Run, model: Llama, choices: Choices
           f" of {options.batch_tokens:,} a step, loss path {choices.loss_path}"
           f"{', compiled' if choices.compile else ''}; about {memory_needed(model, choices, options.sequence_length) / 1e9:.1f}"
           " GB of memory")
+    if model.lm_head.weight.device.type == "cpu" and tokens * flops > 1e15:
+        print("          this is many hours of work for a CPU: fewer --max_steps or a smaller --model.preset end sooner")
     before = f"continues after step {run.start}" if run.start is not None else "new"
     print(f"run       {run.folder} ({before})", flush=True)
 
 
 def _farewell(run: Run, complete: bool, step: int, max_steps: int) -> None:
     if complete:
-        print(f"complete: {run.folder}, {step} steps; peak memory {peak_memory_bytes() / 1e9:.2f} GB. "
-              f"Measure it: python -m evaluate.perplexity --checkpoint {run.folder}")
+        print(f"complete: {run.folder}, {step} steps; peak memory of the process {peak_memory_bytes() / 1e9:.2f} GB. "
+              f"Measure it: make evaluate RUN={run.folder}")
     else:
         print(f"saved after step {step} of {max_steps}; the same command goes on from there")
 
 
 def evaluate(
-    options: PretrainOptions, model: Llama, tokenizer: Tokenizer, validation: list[Any], step: int, log: MetricsLog,
+    options: PretrainOptions, model: Llama, tokenizer: Tokenizer, validation: list[Sequences], step: int, log: MetricsLog,
     final: bool,
 ) -> None:
-    """Score the validation splits (their first tokens; all of them at the end), write samples, print both."""
-    total = Score(0.0, 0, 0, 0)
-    limit = sys.maxsize if final else max(2, options.evaluation.tokens // len(validation))
-    wanted = [min(limit, split.total_tokens) for split in validation]
-    with progress("evaluating", sum(wanted), "tokens", delay=5) as bar:
-        for split, stop in zip(validation, wanted, strict=True):
-            if stop > 1:
-                total += score_stream(model, split.stream(0, stop), tokenizer.characters_per_id, on_progress=bar.update)
-    if total.tokens:
-        measures = total.measures()
-        log.write("validation", step, **measures)
-        print(f"step {step}  validation: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
-              f"accuracy {measures['accuracy']:.1%}  bits/character {measures['bits_per_character']:.4f}  "
-              f"({measures['tokens']:,} tokens)", flush=True)
+    """Score the first tokens of the validation splits, always the same, and at the end all; continue the prompts."""
+    limit = max(2, options.evaluation.tokens // len(validation))
+    _score(model, tokenizer, validation, limit, "validation", step, log)
+    if final and any(split.total_tokens > limit for split in validation):
+        _score(model, tokenizer, validation, sys.maxsize, "final", step, log)
     for prompt in options.evaluation.prompts if options.evaluation.sample_tokens else ():
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         text = tokenizer.decode(list(generate(
             model, ids, Sampling(), max_new_tokens=options.evaluation.sample_tokens, seed=options.seed)))
         log.write("sample", step, prompt=prompt, text=text)
         print(f"  {prompt}|{text!r}"[:160], flush=True)
+
+
+def _score(
+    model: Llama, tokenizer: Tokenizer, validation: list[Sequences], limit: int, kind: str, step: int, log: MetricsLog
+) -> None:
+    """Score the first `limit` tokens of each split; write and print the measures. Nothing if there are no tokens."""
+    total = Score(0.0, 0, 0, 0)
+    wanted = [min(limit, split.total_tokens) for split in validation]
+    with progress("evaluating", sum(wanted), "tokens", delay=5) as bar:
+        for split, stop in zip(validation, wanted, strict=True):
+            # In blocks of whole windows that overlap by one token, so that memory stays flat.
+            for start in range(0, stop - 1, BLOCK):
+                block = split.stream(start, min(start + BLOCK + 1, stop))
+                total += score_stream(model, block, tokenizer.characters_per_id, on_progress=bar.update)
+    if total.tokens:
+        measures = total.measures()
+        log.write(kind, step, **measures)
+        print(f"step {step}  {kind}: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
+              f"accuracy {measures['accuracy']:.1%}  bits/character {measures['bits_per_character']:.4f}  "
+              f"({measures['tokens']:,} tokens)", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """A run's folder: how it was made, what it may go on with, and what would make it another run."""
 
+import fcntl
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import torch
 import yaml
 
 from common.errors import UserError
@@ -10,7 +13,7 @@ from common.files import read_json, remove_leftovers, write_atomic, write_json
 from common.machine import describe
 from model.checkpoints import CHECKPOINTS, newest, step_folder, steps
 
-CONFIG, MADE, CHOICES = "config.yaml", "run.json", "choices.json"
+CONFIG, MADE, CHOICES, LOCK = "config.yaml", "run.json", "choices.json", "lock"
 
 _CURES = {
     "data": "point --data at the data it was trained on",
@@ -25,19 +28,25 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.start: int | None = None
+        self._lock: IO[str] | None = None
 
-    def open(self, options: dict[str, Any], fingerprints: dict[str, Any], data: list[Path]) -> None:
+    def open(
+        self, options: dict[str, Any], fingerprints: dict[str, Any], data: list[Path], device: torch.device
+    ) -> None:
         """Make the folder, or check that it holds this very run and find its newest checkpoint. `data`: the shard sets.
 
-        UserError if the folder holds something else, or the run was made with other data, shape, tokenizer or batches.
+        UserError if another process works in it, it holds something else, or the run was made with other data, shape, tokenizer or batches.
         """
         made = self.folder / MADE
-        if self.folder.exists() and not made.exists() and any(self.folder.iterdir()):
+        foreign = self.folder.exists() and not made.exists() and not (self.folder / LOCK).exists()
+        if foreign and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take()
+        remove_leftovers(self.folder)
         if not made.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shards = [str(folder) for folder in data]
-            write_json(made, {"made": describe(), "shards": shards, "fingerprints": fingerprints})
+            shards = [str(folder.resolve()) for folder in data]
+            write_json(made, {"made": describe(device), "shards": shards, "fingerprints": fingerprints})
         else:
             self._check(read_json(made)["fingerprints"], fingerprints)
             (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -45,7 +54,20 @@ class Run:
             self.start = newest(self.folder)
             if self.start is None and steps(self.folder):
                 raise UserError(f"{self.folder}: every checkpoint is damaged; start again with another --run")
+            for damaged in (step for step in steps(self.folder) if self.start is not None and step > self.start):
+                # Out of the way, so that it neither counts as one of the newest nor stands where a good one will.
+                bad = step_folder(self.folder, damaged)
+                shutil.rmtree(bad.with_name(f"damaged-{bad.name}"), ignore_errors=True)
+                bad.rename(bad.with_name(f"damaged-{bad.name}"))
         write_atomic(self.folder / CONFIG, yaml.safe_dump(options, allow_unicode=True, sort_keys=False))
+
+    def _take(self) -> None:
+        """Hold the folder until this process ends: two trainings in one folder would destroy each other."""
+        self._lock = (self.folder / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.folder} is being trained by another process: wait for it, or name another --run") from None
 
     def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         problems = []

@@ -27,5 +27,5 @@ def rate(options: ScheduleOptions, step: int, max_steps: int) -> float:
         done = (step - warmup + 1) / (max_steps - warmup + 1)
         return options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * done))
     # The last step still moves: the line would reach `final` one step after the end.
-    left = (max_steps - step) / (max(options.decay * max_steps, 1) + 1)
+    left = (max_steps - step) / (options.decay * max_steps + 1)
     return options.final + (1 - options.final) * min(1.0, left)

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a wish to stop after the step; a second Ctrl-C leaves at once."""
 
+import os
 import signal
 from types import FrameType
 
@@ -26,4 +27,5 @@ class StopRequest:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        print(f"\n{self.name}: finishing this step and saving; once more to leave at once", flush=True)
+        # Not print: the signal may have come in the middle of one.
+        os.write(1, f"\n{self.name}: finishing this step and saving; once more to leave at once\n".encode())

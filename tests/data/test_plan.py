@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data.batches import Batches
 from data.plan import Mixture, Plan
 from data.shards import Sequences, ShardWriter
@@ -134,6 +135,15 @@ def test_processes_share_a_step_without_changing_it(tmp_path: Path, one: Sequenc
             shares = [Batches(plan, 4, rank=rank, world=world).step(step, 1) for rank in range(world)]
             ids = np.concatenate([batch.ids.numpy() for share in shares for batch in share])
             assert np.array_equal(ids, whole[0].ids.numpy())
+
+
+def test_an_empty_set_in_a_mix_and_an_empty_epoch(tmp_path: Path, one: Sequences) -> None:
+    """A division by zero, or an index error days into a run."""
+    empty = sequences(tmp_path / "empty", [])
+    assert len(plan_of(tmp_path / "a", (one, 1.0), (empty, 1.0)).row(0)) == 17
+    few = sequences(tmp_path / "few", [30, 30])
+    with pytest.raises(UserError, match="without a single document"):
+        epochs(plan_of(tmp_path / "b", (few, 0.2)), 5)
 
 
 def test_a_corpus_shorter_than_a_row_still_trains(tmp_path: Path) -> None:

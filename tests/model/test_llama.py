@@ -99,11 +99,22 @@ def test_cached_steps_give_the_logits_of_the_whole() -> None:
         parts = []
         for start, stop in ((0, 17), (17, 18), (18, 19), (19, 40)):
             mask = None
-            if 1 < stop - start < stop:
+            if start and stop - start > 1:
                 mask = torch.ones(stop - start, stop, dtype=torch.bool).tril(start)[None, None]
             parts.append(model(ids[:, start:stop], cache=cache, mask=mask))
             cache.length = stop
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_misaligned_causal_mask_is_refused() -> None:
+    """Several positions behind a filled cache would silently look into their own future."""
+    model = Llama(small()).initialise(5)
+    cache = Cache(model.config, 1, 10, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]), cache=cache)
+        cache.length = 3
+        with pytest.raises(ValueError, match="need a mask"):
+            model(torch.tensor([[4, 5]]), cache=cache)
 
 
 def test_only_scored_positions_count() -> None:

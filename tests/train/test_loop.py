@@ -33,7 +33,7 @@ def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) 
               "checkpoint": {"every": 6}, "evaluation": {"every": 6}, **changes}
     options = PretrainOptions.model_validate(values)
     run = Run(folder)
-    run.open(options.model_dump(mode="json"), {"seed": 0}, [shard_set])
+    run.open(options.model_dump(mode="json"), {"seed": 0}, [shard_set], torch.device("cpu"))
     plan = Plan(Mixture((shards.split("train"),), (1.0,)), seed=0, length=32, folder=folder / "plan")
     choices = Choices(device="cpu", precision="fp32", compile=False, micro_rows=micro_rows, loss_path="chunked")
     return Trainer(options, run, Llama(config).initialise(0), tokenizer, Batches(plan, 8), choices, lambda *_: None)
@@ -84,8 +84,8 @@ def test_more_tokens_a_step_do_not_change_the_order_of_steps(tmp_path: Path, sha
     one = trainer(tmp_path / "run", shard_set)
     assert one.train()
     records = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "train"]
-    assert [record["step"] for record in records] == [2, 4, 6, 8, 10, 12]
-    assert [record["tokens"] for record in records] == [256 * step for step in range(2, 13, 2)]
+    assert [record["step"] for record in records] == [1, 2, 4, 6, 8, 10, 12]
+    assert [record["tokens"] for record in records] == [256 * step for step in (1, 2, 4, 6, 8, 10, 12)]
     assert all(0 < record["mfu"] < 1.5 and record["tokens_per_second"] > 0 for record in records)
 
 
@@ -106,6 +106,7 @@ def test_schedules_rise_hold_and_fall(name: str) -> None:
     """A rate of zero in the first or last step, a jump, or a decay that begins elsewhere than said."""
     options = ScheduleOptions.model_validate({"name": name, "warmup": 0.1, "decay": 0.2, "final": 0.0})
     rates = [rate(options, step, 100) for step in range(100)]
+    assert rate(ScheduleOptions(warmup=0.0, decay=0.0), 99, 100) == 1.0
     assert rates[0] > 0 and rates[99] > 0 and max(rates) <= 1.0
     assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
     assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 0.11
@@ -123,7 +124,12 @@ def test_a_log_opened_again_drops_what_came_after(tmp_path: Path) -> None:
         log.write("train", step, loss=1.0 / step)
     log.close()
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"kind": "train", "st')
+        file.write('{"kind": "sample", "step": 3, "prompt": "", "text": "一\u2028二"}\n')
+        file.flush()
+        file.buffer.write('{"kind": "sample", "step": 3, "text": "小'.encode()[:-1])
+    again = MetricsLog(tmp_path, 3)
+    assert [record["step"] for record in again.records] == [1, 2, 3, 3]
+    again.close()
     MetricsLog(tmp_path, 2).close()
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
 
@@ -134,6 +140,7 @@ def test_a_log_opened_again_drops_what_came_after(tmp_path: Path) -> None:
     ({"micro_batch": "many"}, "auto"),
     ({"model": {"preset": "gpt5"}}, "babyllama-43m"),
     ({"sequence_length": 1}, "greater than 1"),
+    ({"schedule": {"warmup": 0.6, "decay": 0.6}}, "may not exceed 1"),
 ])
 def test_impossible_options_say_what_would_be_right(values: dict[str, Any], words: str) -> None:
     """A run that fails an hour later, or one that silently does something else."""

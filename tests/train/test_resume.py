@@ -41,7 +41,7 @@ def tensors(run: Path, step: int = 40) -> tuple[bytes, bytes]:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
 
 
@@ -121,6 +121,17 @@ def test_kill_9_goes_on_from_the_last_checkpoint_to_the_same_bits(
     assert train(root, run, data).returncode == 0
     assert tensors(run) == tensors(whole)
     assert records(run) == records(whole)
+    # What was not flushed when the process was killed must be in TensorBoard all the same.
+    assert board(run) == board(whole)
+
+
+def board(run: Path) -> dict[int, float]:
+    """The training losses that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
@@ -165,6 +176,26 @@ def test_a_finished_run_says_so_and_changes_nothing(root: Path, data: Path, whol
     assert (tensors(whole), records(whole)) == before
 
 
+def test_two_processes_do_not_train_in_one_folder(root: Path, data: Path, tmp_path: Path) -> None:
+    """A second `make pretrain` removing the checkpoint that the first is writing."""
+    import fcntl
+
+    run = tmp_path / "run"
+    run.mkdir()
+    with (run / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = train(root, run, data)
+    assert done.returncode == 2 and "being trained by another process" in done.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(root: Path, data: Path, tmp_path: Path) -> None:
+    """`--run ~/thesis` filled with checkpoints."""
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
+    done = train(root, tmp_path, data)
+    assert done.returncode == 2 and "is not a run" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_tensorboard_reads_back_what_was_trained(whole: Path) -> None:
     """A log that TensorBoard cannot show, or that shows other numbers than metrics.jsonl."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -186,4 +217,5 @@ def test_the_last_and_the_best_checkpoints_are_kept(whole: Path) -> None:
     from model.checkpoints import steps
 
     scored = [(record["loss"], record["step"]) for record in records(whole) if record["kind"] == "validation"]
+    assert [step for _, step in scored] == [10, 20, 30, 40]
     assert steps(whole) == sorted({35, 40} | {min(scored)[1]})

@@ -149,7 +149,7 @@ def shards_of_run(run: Path) -> ShardSet:
     facts = read_json(made)
     folders = facts["shards"]
     if len(folders) != 1:
-        raise UserError(f"{run} was trained on {len(folders)} shard sets: name one of them with --data ({' '.join(folders)})")
+        raise UserError(f"{run} was trained on {len(folders)} shard sets: name one of them with --data")
     shards = ShardSet.open(Path(folders[0]))
     if shards.fingerprint != facts["fingerprints"]["data"][0]["set"]:
         raise UserError(f"{shards.folder} is no longer what {run} was trained on: name the set to measure on with --data")

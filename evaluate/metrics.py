@@ -16,9 +16,9 @@ from torch import Tensor
 from model.llama import Llama
 from model.loss import score
 
-WINDOW = 512
+WINDOW = 256
 # Tokens read at a time where a split is long: whole windows, and little enough for any memory.
-BLOCK = 64 * WINDOW
+BLOCK = 128 * WINDOW
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) 
 
 
 def score_stream(
-    model: Llama, stream: np.ndarray, characters_per_id: np.ndarray, *, window: int = WINDOW, rows: int = 8,
+    model: Llama, stream: np.ndarray, characters_per_id: np.ndarray, *, window: int = WINDOW, rows: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> Score:
     """Score a stream of ids, int64[N], N > 1, in windows. `on_progress` gets the number of tokens just scored."""

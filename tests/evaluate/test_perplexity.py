@@ -98,7 +98,7 @@ def test_files_and_the_shard_set_made_of_them_score_alike(
     assert figures[0]["characters"] == figures[1]["characters"] == sum(map(len, texts))
     stream = ShardSet.open(shards).split("validation").stream(0, 1 << 40)
     assert figures[0]["tokens"] == len(stream) - 1
-    expected = naive(model, stream, tokenizer.characters_per_id, 512).measures()
+    expected = naive(model, stream, tokenizer.characters_per_id, 256).measures()
     assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 

@@ -139,7 +139,10 @@ class ShardSet:
 
 
 def shards_of_run(run: Path) -> ShardSet:
-    """The shard set that a run, or the run of a step, was trained on. UserError if there is no such record, or it was a mix of several."""
+    """The shard set that a run, or the run of a step, was trained on.
+
+    UserError if there is no such record, the set has changed since, or it was a mix of several.
+    """
     # A step's folder lies two below its run.
     made = run / "run.json"
     if not made.is_file():

@@ -35,7 +35,8 @@ class Run:
     ) -> None:
         """Make the folder, or check that it holds this very run and find its newest checkpoint. `data`: the shard sets.
 
-        UserError if another process works in it, it holds something else, or the run was made with other data, shape, tokenizer or batches.
+        UserError if another process works in it, it holds something else, or the run was made with other data, shape,
+        tokenizer or batches.
         """
         made = self.folder / MADE
         foreign = self.folder.exists() and not made.exists() and not (self.folder / LOCK).exists()

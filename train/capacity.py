@@ -15,8 +15,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU more tokens at once gain nothing (docs/log.md) and cost memory.
 CPU_MICRO_TOKENS = 4096
-# Measured by bench/loss.py (docs/results.md). Fixed, because a measured choice would differ from run to run where two are
-# close, and with it the last bits of the weights.
+# Bounded memory, and needs no particular torch; bench/loss.py compares the paths. Fixed, because a measured choice would
+# differ from run to run where two are close, and with it the last bits of the weights.
 CPU_LOSS_PATH: LossPath = "chunked"
 # Where all logits of a micro-batch fit in this, computing them at once is worth trying.
 FULL_LOGITS_BYTES = 256 << 20

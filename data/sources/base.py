@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.reading import Advance, Raw, records
-from data.records import BadRecord, Document
+from data.records import BadRecord, Record, Unused
 
 
 class BadRow(ValueError):
@@ -32,22 +32,22 @@ class Source:
     """One dataset: `read` cuts native files into raw records, `parse` turns the bytes of one into what it means.
 
     `parse` raises `BadRow` for a record that is not of the schema. The two are apart so that one process can read
-    while others parse.
+    while others parse. `kind` says what its records are: `Document`, `Conversation` or `Summary`.
     """
 
     name: str
     description: str
-    parse: Callable[[bytes], Document]
+    parse: Callable[[bytes], Record | Unused]
     read: Callable[[Path, Advance | None], Iterator[Raw]] = records
-    kind: Literal["documents", "conversations"] = "documents"
+    kind: Literal["documents", "conversations", "summaries"] = "documents"
     hub: Hub | None = None
 
-    def open(self, path: Path) -> Iterator[Document | BadRecord]:
+    def open(self, path: Path) -> Iterator[Record | Unused | BadRecord]:
         """The records of a native file, bad ones in their places."""
         for raw in self.read(path, None):
             yield self.decode(raw)
 
-    def decode(self, raw: Raw) -> Document | BadRecord:
+    def decode(self, raw: Raw) -> Record | Unused | BadRecord:
         """What a raw record says, or why it says nothing."""
         if isinstance(raw, BadRecord):
             return raw

@@ -1,0 +1,73 @@
+"""How a conversation is written as ids: one object for training, evaluation, chat and export.
+
+    <bos>资料：{reference}\\n\\n人类：{question}\\n\\n助手：{answer}<eos>\\n\\n人类：{question}\\n\\n助手：{answer}<eos>
+
+Without a reference a conversation begins `<bos>人类：`. What stands between two answers, up to and with `助手：`, is encoded
+as one piece and each answer as a piece of its own, so that training and inference agree at the seam. The loss is on the
+answers and their `<eos>` and on nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import read_json, write_json
+from model.tokenizer import Tokenizer
+
+FILE = "template.json"
+# Start and stop of a stretch of ids.
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around the parts of a conversation."""
+
+    reference: str = "资料："
+    human: str = "人类："
+    assistant: str = "助手："
+    separator: str = "\n\n"
+
+    def opening(self, reference: str = "", *, first: bool = True) -> str:
+        """What precedes a question: the reference if there is one, and the human's name."""
+        if not first:
+            return self.separator + self.human
+        return (self.reference + reference + self.separator if reference else "") + self.human
+
+    @property
+    def closing(self) -> str:
+        """What stands between a question and its answer."""
+        return self.separator + self.assistant
+
+    def prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
+        """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
+        ids, _ = self.encode(tokenizer, turns, reference)
+        return ids + self._question(tokenizer, question, reference, first=not turns)
+
+    def encode(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = "") -> tuple[list[int], list[Span]]:
+        """The ids of whole (question, answer) turns, and the span of each answer with its `<eos>`."""
+        ids, spans = [tokenizer.bos_id], []
+        for index, (question, answer) in enumerate(turns):
+            ids += self._question(tokenizer, question, reference, first=index == 0)
+            start = len(ids)
+            ids += [*tokenizer.encode(answer), tokenizer.eos_id]
+            spans.append((start, len(ids)))
+        return ids, spans
+
+    def _question(self, tokenizer: Tokenizer, question: str, reference: str, *, first: bool) -> list[int]:
+        return tokenizer.encode(self.opening(reference, first=first) + question + self.closing)
+
+    def save(self, folder: Path) -> None:
+        """Write `template.json`."""
+        write_json(folder / FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Template":
+        """The template of a checkpoint folder; the default where it has none. UserError for a file that is no template."""
+        if not (folder / FILE).is_file():
+            return cls()
+        words = read_json(folder / FILE)
+        if not isinstance(words, dict) or set(words) != set(asdict(cls())) or not all(isinstance(w, str) for w in words.values()):
+            raise UserError(f"{folder / FILE} is not a template: expected the texts {', '.join(asdict(cls()))}")
+        return cls(**words)

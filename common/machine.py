@@ -59,7 +59,7 @@ def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
 def describe(device: Any | None = None) -> dict[str, Any]:
     """How a result was made: command, git commit, versions, machine. Written into runs and results."""
     facts: dict[str, Any] = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": cores(),
@@ -72,6 +72,14 @@ def describe(device: Any | None = None) -> dict[str, Any]:
         facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         facts["threads"] = torch.get_num_threads()
     return facts
+
+
+def _command() -> str:
+    """The command line as a user would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None:
+        return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return " ".join(["python -m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
 
 
 def _version(package: str) -> str | None:

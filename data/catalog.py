@@ -8,6 +8,7 @@ is used again while these are the same and made again when they are not.
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from data.shards import FORMAT, ShardSet
 from model.tokenizer import Tokenizer
 
 SAMPLE = "sample"
-SAMPLE_FOLDER = ROOT / "assets" / "sample" / "pretrain"
+SAMPLE_ROOT = ROOT / "assets" / "sample"
+SAMPLE_FOLDER = SAMPLE_ROOT / "pretrain"
 SMALL_TOKENIZER = ROOT / "assets" / "tokenizer"
 # Below the folder that the command runs in.
 PREPARED = Path("prepared")
@@ -30,8 +32,32 @@ DOWNLOADS = Path("downloads")
 
 MADE_FROM = "made-from.json"
 
+
+@dataclass(frozen=True)
+class Files:
+    """The native files of one source: to train on, and what its release holds out."""
+
+    train: list[Path]
+    dev: list[Path] = field(default_factory=list)
+    test: list[Path] = field(default_factory=list)
+
+
 # Source name → its native files.
-Inputs = dict[str, list[Path]]
+Inputs = dict[str, Files]
+# The shipped sample's part of each fine-tuning set, below SAMPLE_ROOT.
+SAMPLE_TUNING = {
+    name: Files(*([Path(path)] if path else [] for path in paths))
+    for name, paths in {
+        "csl": ("summary/csl/train.tsv", "summary/csl/dev.tsv", "summary/csl/test.tsv"),
+        "lcsts": ("summary/lcsts/PART_I.txt", "summary/lcsts/PART_II.txt", "summary/lcsts/PART_III.txt"),
+        "redgpt": ("sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "", "sft/redgpt/RedGPT-Dataset-V1-CN.test.json"),
+        "naturalconv": ("sft/naturalconv/dialog_release.json.gz", "", "sft/naturalconv/dialog_release.test.json"),
+        "belle-0.5m": ("sft/belle/train_0.5M_CN.json.gz", "", "sft/belle/train_0.5M_CN.test.json"),
+        "belle-0.8m": ("sft/belle/multiturn_chat_0.8M.json.gz", "", "sft/belle/multiturn_chat_0.8M.test.json"),
+        "deepctrl": ("sft/deepctrl/sft_data_zh.jsonl.gz", "", "sft/deepctrl/sft_data_zh.test.jsonl"),
+        "pclue": ("sft/pclue/pCLUE_train.json.gz", "", "sft/pclue/pCLUE_train.test.json"),
+    }.items()
+}
 
 
 def resolve(name: str, tokenizer: Path | None = None) -> Path:
@@ -46,13 +72,14 @@ def resolve(name: str, tokenizer: Path | None = None) -> Path:
     if name == SAMPLE:
         return prepare_once(SAMPLE, sample_inputs(), tokenizer or SMALL_TOKENIZER)
     if name in known and known[name].source:
-        return _prepared(name, tokenizer) or _stand_in(name, known[name], tokenizer)
+        return (_prepared(name, tokenizer) or _downloaded(name, known[name], tokenizer)
+                or _stand_in(name, known[name], tokenizer))
     if path.is_dir() and _is_shard_set(path):
         return _checked(path, tokenizer)
     if path.exists():
         files = expand([name])
         label = f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
-        return prepare_once(label, {detect(files): files}, tokenizer or default_tokenizer())
+        return prepare_once(label, {detect(files): Files(files)}, tokenizer or default_tokenizer())
     raise unknown(name, " and no such file or folder")
 
 
@@ -67,9 +94,12 @@ def sample_inputs(source: str | None = None) -> Inputs:
     """The files of the shipped sample by source, or only those of one source."""
     if not SAMPLE_FOLDER.is_dir():
         raise UserError(f"{SAMPLE_FOLDER} is missing: it belongs to the project, restore it (git checkout)")
+    if source in SAMPLE_TUNING:
+        files = SAMPLE_TUNING[source]
+        return {source: Files(*([SAMPLE_ROOT / path for path in part] for part in (files.train, files.dev, files.test)))}
     inputs: Inputs = {}
     for path in expand([str(SAMPLE_FOLDER)]):
-        inputs.setdefault(detect([path]), []).append(path)
+        inputs.setdefault(detect([path]), Files([])).train.append(path)
     if source is None:
         return inputs
     if source not in inputs:
@@ -90,10 +120,10 @@ def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
     if not _unchanged(out, request, inputs):
         new = out.with_name(f".{out.name}.new")
         shutil.rmtree(new, ignore_errors=True)
-        groups = [Group(source, tuple(map(str, files))) for source, files in inputs.items()]
+        groups = [Group(source, tuple(map(str, files.train)), tuple(map(str, files.dev))) for source, files in inputs.items()]
         prepare_groups(groups, new, tokenizer, options)
-        facts = {source: [_facts(path) for path in files] for source, files in inputs.items()}
-        write_json(new / MADE_FROM, {**request, "inputs": facts})
+        facts = {source: [_facts(path) for path in files.train + files.dev] for source, files in inputs.items()}
+        write_json(new / MADE_FROM, {**request, "name": name, "inputs": facts})
         _replace(out, new)
     return out
 
@@ -120,9 +150,10 @@ def _unchanged(out: Path, request: dict[str, Any], inputs: Inputs) -> bool:
     if any(before.get(key) != value for key, value in request.items()):
         return False
     facts = before["inputs"]
-    if [(source, len(facts[source])) for source in facts] != [(source, len(inputs[source])) for source in inputs]:
+    read = {source: files.train + files.dev for source, files in inputs.items()}
+    if [(source, len(facts[source])) for source in facts] != [(source, len(files)) for source, files in read.items()]:
         return False
-    return all(_same(fact, path) for source, files in inputs.items()
+    return all(_same(fact, path) for source, files in read.items()
                for fact, path in zip(facts[source], files, strict=True))
 
 
@@ -146,6 +177,41 @@ def _prepared(name: str, tokenizer: Path | None) -> Path | None:
         return _checked(folder, tokenizer) if _is_shard_set(folder) else None
     folders = [path for path in PREPARED.glob(f"{name}-" + "[0-9a-f]" * 8) if _is_shard_set(path)]
     return _checked(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None) if folders else None
+
+
+def _downloaded(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
+    """What was downloaded under this name, prepared with a tokenizer it was not yet prepared with; None if it is not here."""
+    files = downloads(name, corpus)
+    if tokenizer is None or corpus.source is None or not files.train or not all(path.exists() for path in files.train):
+        return None
+    return prepare_once(name, {corpus.source: files}, tokenizer)
+
+
+def downloads(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> Files:
+    """Where the files of a corpus lie once they are downloaded (of its default parts, or these), archives unpacked."""
+    roles: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
+    for file in corpus.chosen(parts):
+        path = DOWNLOADS / name / file.path
+        found = sorted(path.with_suffix("").glob(file.unpack)) if file.unpack else [path]
+        roles[file.role] += found
+    return Files(**roles)
+
+
+def test_files(shards: ShardSet) -> tuple[str, list[Path]]:
+    """The source and the native files of the test split that belongs to a prepared set.
+
+    UserError if the set was not prepared by name, or its release has no test split.
+    """
+    made = shards.folder / MADE_FROM
+    name = str(read_json(made).get("name", "")) if made.is_file() else ""
+    known, wanted = corpora(), name.removeprefix(f"{SAMPLE}-")
+    if wanted != name and wanted in SAMPLE_TUNING:
+        return wanted, sample_inputs(wanted)[wanted].test
+    corpus = known.get(name)
+    files = downloads(name, corpus).test if corpus else []
+    if corpus is None or corpus.source is None or not files:
+        raise UserError(f"{shards.folder} has no test split of its own: say what to score with --source NAME --input FILE")
+    return corpus.source, files
 
 
 def _stand_in(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:

@@ -82,9 +82,9 @@ def _make(name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | N
     elif not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
     print(f"{name}: {corpus.description}; {_size(corpus.megabytes)}; licence: {corpus.licence}", flush=True)
-    files = fetch(name, corpus, parts)
+    fetch(name, corpus, parts)
     assert corpus.source is not None
-    _report(catalog.prepare_once(name, {corpus.source: files}, tokenizer))
+    _report(catalog.prepare_once(name, {corpus.source: catalog.downloads(name, corpus, parts)}, tokenizer))
 
 
 def _report(folder: Path) -> None:

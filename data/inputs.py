@@ -17,32 +17,38 @@ from data.sources.hub import hub_config, is_hub, stream
 
 @dataclass(frozen=True)
 class Group:
-    """One `--source` and what was given to it as `--input`."""
+    """One `--source`, what was given to it as `--input`, and as `--dev` if its release has a dev split of its own."""
 
     source: str
     inputs: tuple[str, ...]
+    dev: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
-        """The files of the inputs; hub inputs name none."""
-        return expand([text for text in self.inputs if not is_hub(text)])
+        """The files of all inputs; hub inputs name none."""
+        return self._files(self.inputs) + (self._files(self.dev) if self.dev else [])
+
+    @staticmethod
+    def _files(inputs: tuple[str, ...]) -> list[Path]:
+        return expand([text for text in inputs if not is_hub(text)])
 
     @property
     def streamed(self) -> bool:
         """Whether any of it comes from the hub, so that its size is not known."""
-        return any(map(is_hub, self.inputs))
+        return any(map(is_hub, self.inputs + self.dev))
 
-    def records(self, advance: Advance | None) -> Iterator[Raw]:
-        """The raw records of all inputs, hub datasets last."""
+    def records(self, advance: Advance | None, split: str | None = None) -> Iterator[Raw]:
+        """The raw records of the inputs (`validation`: those of `dev`), hub datasets last."""
         source = find_source(self.source)
-        for path in self.files():
+        inputs = self.dev if split == "validation" else self.inputs
+        for path in self._files(inputs):
             yield from source.read(path, advance)
-        for text in filter(is_hub, self.inputs):
+        for text in filter(is_hub, inputs):
             yield from stream(source, text)
 
     def describe(self) -> dict[str, Any]:
         """The inputs in short: how many files and bytes, and a digest of their names, sizes, beginnings and ends."""
         source, files = find_source(self.source), self.files()
-        hub = [f"hub:{hub_config(source, text)}" for text in self.inputs if is_hub(text)]
+        hub = [f"hub:{hub_config(source, text)}" for text in self.inputs + self.dev if is_hub(text)]
         whole, total = hashlib.sha256(), 0
         for path in files:
             try:
@@ -55,12 +61,16 @@ class Group:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from None
             whole.update(json.dumps([path.name, size, edges]).encode())
             total += size
-        return {"files": len(files), "bytes": total, "digest": whole.hexdigest(), **({"hub": hub} if hub else {})}
+        more = {"dev": len(self._files(self.dev))} if self.dev else {}
+        return {"files": len(files), "bytes": total, "digest": whole.hexdigest(), **more, **({"hub": hub} if hub else {})}
 
 
 def split_groups(arguments: Sequence[str]) -> tuple[list[Group], list[str]]:
-    """Split a command line into `--source X --input A B …` groups and the rest. UserError for an incomplete group."""
-    groups: list[tuple[str, list[str]]] = []
+    """Split a command line into `--source X --input A B … [--dev C …]` groups and the rest.
+
+    UserError for an incomplete group.
+    """
+    groups: list[tuple[str, list[str], list[str]]] = []
     rest: list[str] = []
     words = [piece for word in arguments for piece in _unjoined(word)]
     position = 0
@@ -72,22 +82,22 @@ def split_groups(arguments: Sequence[str]) -> tuple[list[Group], list[str]]:
                 given = " ".join(values) or "nothing"
                 raise UserError(f"--source takes one name, not {given}; one of {', '.join(SOURCES)}")
             find_source(values[0])
-            groups.append((values[0], []))
-        elif word == "--input":
+            groups.append((values[0], [], []))
+        elif word in ("--input", "--dev"):
             if not groups:
-                raise UserError("--input: say first what it is, with --source NAME")
+                raise UserError(f"{word}: say first what it is, with --source NAME")
             if not values:
-                raise UserError("--input needs files, folders, globs, or hub")
-            groups[-1][1].extend(values)
+                raise UserError(f"{word} needs files, folders, globs, or hub")
+            groups[-1][1 if word == "--input" else 2].extend(values)
         else:
             rest.append(word)
             continue
         position += len(values)
-    if empty := [source for source, inputs in groups if not inputs]:
+    if empty := [source for source, inputs, _ in groups if not inputs]:
         raise UserError(f"--source {empty[0]}: needs --input FILE…")
-    return [Group(source, tuple(inputs)) for source, inputs in groups], rest
+    return [Group(source, tuple(inputs), tuple(dev)) for source, inputs, dev in groups], rest
 
 
 def _unjoined(word: str) -> list[str]:
-    match = re.fullmatch(r"(--source|--input)=(.*)", word, re.DOTALL)
+    match = re.fullmatch(r"(--source|--input|--dev)=(.*)", word, re.DOTALL)
     return [match[1], match[2]] if match else [word]

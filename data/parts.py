@@ -3,9 +3,11 @@
 The stream of records is cut into parts the same way every time, whatever the number of processes. A part that is done
 is a folder with a manifest, so an interrupted preparation reads on past what is there:
 
-    tokens.npy      the ids of the part's documents, `<bos> text <eos>` one after another
-    lengths.npy     ids of each document, int64[n]
-    characters.npy  characters of each document, int64[n]
+    tokens.npy      the ids of the part's sequences (see data.shards), one after another
+    lengths.npy     ids of each sequence, int64[n]
+    characters.npy  characters of each record, int64[n]
+    spans.npy       start and stop of each span, int64[k, 2], and
+    spanned.npy     spans of each sequence, int64[n] (kinds with spans)
     digests.npy     what `data.dedup.digest` says of each, uint64[n, 2]
     signatures.npy  what `data.dedup.signature` says of each, uint32[n, PERMUTATIONS] (where near duplicates are sought)
     quarantine.jsonl  the records that could not be read
@@ -28,9 +30,10 @@ from common.machine import peak_memory_bytes
 from data.clean import CleanOptions, clean, fault
 from data.dedup import PERMUTATIONS, digest, signature
 from data.reading import Raw, RawRecord
-from data.records import BadRecord
+from data.records import BadRecord, Document, Kind, Record, Summary, Unused
 from data.shards import token_dtype
 from data.sources import find_source
+from model.template import Span, Template, join
 from model.tokenizer import Tokenizer
 
 PART_BYTES = 8 << 20
@@ -40,12 +43,16 @@ BATCH_CHARACTERS = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Raw records of one source that are prepared together; `raw` is the digest of them all."""
+    """Raw records of one source that are prepared together; `raw` is the digest of them all.
+
+    `split` is the one split that its records belong to, or None where the digest of each decides.
+    """
 
     index: int
     source: str
     records: list[Raw]
     raw: str
+    split: str | None = None
 
     def folder(self, parts: Path) -> Path:
         """Where the finished part lies."""
@@ -57,7 +64,7 @@ def part_folder(parts: Path, index: int) -> Path:
     return parts / f"{index:06d}"
 
 
-def cut(source: str, records: Iterable[Raw], first: int) -> Iterator[Part]:
+def cut(source: str, records: Iterable[Raw], first: int, split: str | None = None) -> Iterator[Part]:
     """Cut a source's stream of records into parts numbered from `first`."""
     held: list[Raw] = []
     size = 0
@@ -65,19 +72,19 @@ def cut(source: str, records: Iterable[Raw], first: int) -> Iterator[Part]:
         held.append(record)
         size += len(record.data) if isinstance(record, RawRecord) else 0
         if size >= PART_BYTES or len(held) >= PART_RECORDS:
-            yield _part(first, source, held)
+            yield _part(first, source, held, split)
             first, held, size = first + 1, [], 0
     if held:
-        yield _part(first, source, held)
+        yield _part(first, source, held, split)
 
 
-def _part(index: int, source: str, records: list[Raw]) -> Part:
-    whole = hashlib.blake2b(source.encode(), digest_size=16)
+def _part(index: int, source: str, records: list[Raw], split: str | None) -> Part:
+    whole = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
         whole.update(f"\0{record.file}\0{record.line}\0{len(body)}\0".encode())
         whole.update(body)
-    return Part(index, source, records, whole.hexdigest())
+    return Part(index, source, records, whole.hexdigest(), split)
 
 
 def finished(part: Part, parts: Path) -> dict[str, Any] | None:
@@ -97,25 +104,25 @@ class Worker:
         self._parts, self._options, self._permutations = parts, options, permutations
         self._tokenizer = Tokenizer.load(tokenizer)
         self._dtype = token_dtype(self._tokenizer.vocabulary_size)
+        self._template = Template()
 
     def process(self, part: Part) -> tuple[int, dict[str, Any], int]:
         """Prepare a part and write its folder; returns its number, its facts, this process's peak memory (bytes)."""
         source = find_source(part.source)
-        batches = _Batches(self._tokenizer, self._dtype, self._permutations)
+        batches = _Batches(self._tokenizer, self._dtype, self._permutations, kind=source.kind)
         dropped: collections.Counter[str] = collections.Counter()
         bad: list[BadRecord] = []
         for raw in part.records:
             record = source.decode(raw)
             if isinstance(record, BadRecord):
                 bad.append(record)
-                continue
-            text = clean(record.text, self._options)
-            if reason := fault(text, self._options):
+            elif isinstance(record, Unused):
+                dropped[record.reason] += 1
+            elif reason := self._add(record, batches):
                 dropped[reason] += 1
-            else:
-                batches.add(text)
         facts = {
             "raw": part.raw, "source": part.source, "records": len(part.records), "quarantined": len(bad),
+            "split": part.split,
             "bytes": sum(len(raw.data) for raw in part.records if isinstance(raw, RawRecord)),
             "dropped": dict(sorted(dropped.items())),
         }
@@ -125,22 +132,43 @@ class Worker:
             write_quarantine(folder / "quarantine.jsonl", bad)
         return part.index, facts, peak_memory_bytes()
 
+    def _add(self, record: Record, batches: "_Batches") -> str | None:
+        """Add a record, or say why it is dropped. Only documents are cleaned: the rest was written to be read as it is."""
+        if isinstance(record, Document):
+            text = clean(record.text, self._options)
+            if reason := fault(text, self._options):
+                return reason
+            batches.add([text], text)
+        elif isinstance(record, Summary):
+            batches.add([record.article, record.title], f"{record.article}\n{record.title}")
+        else:
+            turns = [(turn.question, turn.answer) for turn in record.turns]
+            said = "\n".join([record.reference, *(text for turn in turns for text in turn)])
+            batches.add(self._template.texts(turns, record.reference), said)
+        return None
+
 
 class _Batches:
     """Signs and encodes texts a batch at a time, so that their ids are Python lists only for a moment."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any], permutations: np.ndarray | None) -> None:
-        self._tokenizer, self._permutations = tokenizer, permutations
-        self._waiting: list[str] = []
+    def __init__(
+        self, tokenizer: Tokenizer, dtype: np.dtype[Any], permutations: np.ndarray | None, *, kind: Kind
+    ) -> None:
+        self._tokenizer, self._kind = tokenizer, kind
+        # Near duplicates are sought among documents only: two questions may well differ in one word.
+        self._permutations = permutations if kind == "documents" else None
+        self._waiting: list[tuple[list[str], str]] = []
         self._size = 0
         self._arrays: dict[str, list[np.ndarray]] = {
             "tokens": [np.zeros(0, dtype)], "lengths": [np.zeros(0, np.int64)], "characters": [np.zeros(0, np.int64)],
             "digests": [np.zeros((0, 2), np.uint64)], "signatures": [np.zeros((0, PERMUTATIONS), np.uint32)],
+            "spans": [np.zeros((0, 2), np.int64)], "spanned": [np.zeros(0, np.int64)],
         }
 
-    def add(self, text: str) -> None:
-        self._waiting.append(text)
-        self._size += len(text)
+    def add(self, texts: list[str], said: str) -> None:
+        """Add a record: the texts that are encoded one by one, and what it says, by which it is known again."""
+        self._waiting.append((texts, said))
+        self._size += sum(map(len, texts))
         if self._size >= BATCH_CHARACTERS:
             self._encode()
 
@@ -148,21 +176,35 @@ class _Batches:
         """Everything added, by name."""
         if self._waiting:
             self._encode()
-        wanted = [name for name in self._arrays if self._permutations is not None or name != "signatures"]
-        return {name: np.concatenate(self._arrays[name]) for name in wanted}
+        unwanted = {"signatures"} if self._permutations is None else set()
+        unwanted |= {"spans", "spanned"} if self._kind == "documents" else set()
+        return {name: np.concatenate(parts) for name, parts in self._arrays.items() if name not in unwanted}
 
     def _encode(self) -> None:
-        texts, self._waiting, self._size = self._waiting, [], 0
-        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
-        lengths, tokens, dtype = [], self._arrays["tokens"], self._arrays["tokens"][0].dtype
-        for ids in self._tokenizer.encode_batch(texts, threads=1):
-            tokens.append(np.array([bos, *ids, eos], dtype=dtype))
-            lengths.append(len(ids) + 2)
-        self._arrays["lengths"].append(np.array(lengths, dtype=np.int64))
-        self._arrays["characters"].append(np.array([len(text) for text in texts], dtype=np.int64))
-        self._arrays["digests"].append(np.stack([digest(text) for text in texts]))
+        waiting, self._waiting, self._size = self._waiting, [], 0
+        encoded = iter(self._tokenizer.encode_batch([text for texts, _ in waiting for text in texts], threads=1))
+        lengths, spanned, arrays = [], [], self._arrays
+        for texts, _ in waiting:
+            ids, spans = self._sequence([next(encoded) for _ in texts])
+            arrays["tokens"].append(np.array(ids, dtype=arrays["tokens"][0].dtype))
+            arrays["spans"].append(np.array(spans, dtype=np.int64).reshape(-1, 2))
+            lengths.append(len(ids))
+            spanned.append(len(spans))
+        arrays["lengths"].append(np.array(lengths, dtype=np.int64))
+        arrays["spanned"].append(np.array(spanned, dtype=np.int64))
+        arrays["characters"].append(np.array([sum(map(len, texts)) for texts, _ in waiting], dtype=np.int64))
+        arrays["digests"].append(np.stack([digest(said) for _, said in waiting]))
         if self._permutations is not None:
-            self._arrays["signatures"].append(np.stack([signature(text, self._permutations) for text in texts]))
+            arrays["signatures"].append(np.stack([signature(said, self._permutations) for _, said in waiting]))
+
+    def _sequence(self, encoded: list[list[int]]) -> tuple[list[int], list[Span]]:
+        """The ids of a record as its kind stores them, and their spans."""
+        if self._kind == "documents":
+            return [self._tokenizer.bos_id, *encoded[0], self._tokenizer.eos_id], []
+        if self._kind == "summaries":
+            article, title = encoded
+            return article + title, [(len(article), len(article) + len(title))]
+        return join(self._tokenizer, encoded)
 
 
 def write_quarantine(path: Path, bad: Iterable[BadRecord]) -> None:

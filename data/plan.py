@@ -21,6 +21,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
+from data.order import share, shuffle
 from data.shards import Sequences
 
 
@@ -36,7 +37,7 @@ class Plan:
     """Rows of all epochs of a mixture. Epochs are built when they are first asked for, under `folder`."""
 
     def __init__(self, mixture: Mixture, *, seed: int, length: int, folder: Path) -> None:
-        self._mixture, self._seed, self._length, self._folder = mixture, seed, length, folder
+        self._mixture, self._seed, self.length, self._folder = mixture, seed, length, folder
         self._lengths = [part.lengths() for part in mixture.parts]
         self._first_rows = [0]
         self._open: tuple[int, list[np.ndarray]] | None = None
@@ -57,11 +58,11 @@ class Plan:
         """The `length` + 1 ids of the `row`-th row since the start, int64."""
         epoch = self.epoch_of(row)
         order, ends, rows = self._epoch(epoch)
-        start = int(rows[row - self._first_rows[epoch]]) * self._length
-        ids = self._read(order, ends, start, min(start + self._length + 1, int(ends[-1])))
-        while len(ids) <= self._length:
+        start = int(rows[row - self._first_rows[epoch]]) * self.length
+        ids = self._read(order, ends, start, min(start + self.length + 1, int(ends[-1])))
+        while len(ids) <= self.length:
             # The end of an epoch: its first tokens fill the row (again and again if it is shorter than a row).
-            ids = np.concatenate([ids, self._read(order, ends, 0, min(self._length + 1 - len(ids), int(ends[-1])))])
+            ids = np.concatenate([ids, self._read(order, ends, 0, min(self.length + 1 - len(ids), int(ends[-1])))])
         return ids
 
     def _read(self, order: np.ndarray, ends: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -87,7 +88,7 @@ class Plan:
         return self._open[1]
 
     def _facts(self) -> dict[str, object]:
-        return {"seed": self._seed, "length": self._length, "weights": list(self._mixture.weights),
+        return {"seed": self._seed, "length": self.length, "weights": list(self._mixture.weights),
                 "tokens": [part.total_tokens for part in self._mixture.parts]}
 
     def _stale(self, folder: Path) -> bool:
@@ -98,9 +99,10 @@ class Plan:
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_folder(folder, self._facts()) as made:
             order = np.concatenate([
-                (np.int64(part) << 48) | self._share(part, epoch) for part in range(len(self._lengths))
+                (np.int64(part) << 48) | share(len(known), weight, self._seed, epoch, part)
+                for part, (known, weight) in enumerate(zip(self._lengths, self._mixture.weights, strict=True))
             ])
-            _shuffle(order, self._seed, epoch, 0)
+            shuffle(order, self._seed, epoch, 0)
             lengths = np.empty(len(order), np.int64)
             for part, known in enumerate(self._lengths):
                 mine = order >> 48 == part
@@ -109,26 +111,7 @@ class Plan:
                 raise UserError(f"the weights of the data leave epoch {epoch} without a single document: raise them")
             ends = np.cumsum(lengths)
             # Positions 1 … N - 1 are targets once each; a single token has none and still makes a row.
-            rows = np.arange(max(1, -(-(int(ends[-1]) - 1) // self._length)), dtype=np.int64)
-            _shuffle(rows, self._seed, epoch, 1)
+            rows = np.arange(max(1, -(-(int(ends[-1]) - 1) // self.length)), dtype=np.int64)
+            shuffle(rows, self._seed, epoch, 1)
             for name, array in (("order", order), ("ends", ends), ("rows", rows)):
                 np.save(made / f"{name}.npy", array, allow_pickle=False)
-
-    def _share(self, part: int, epoch: int) -> np.ndarray:
-        """The sequences that one set gives to an epoch: a window of `weight` × its count on its endless repetition."""
-        count, weight = len(self._lengths[part]), self._mixture.weights[part]
-        if not count:
-            return np.zeros(0, np.int64)
-        start, stop = round(epoch * weight * count), round((epoch + 1) * weight * count)
-        pieces = []
-        for turn in range(start // count, -(-stop // count)):
-            order = np.arange(count, dtype=np.int64)
-            if not float(weight).is_integer():
-                # Which part of a set comes first must not be how it lies on the disk.
-                _shuffle(order, self._seed, turn, 2 + part)
-            pieces.append(order[max(start - turn * count, 0) : min(stop - turn * count, count)])
-        return np.concatenate(pieces or [np.zeros(0, np.int64)])
-
-
-def _shuffle(array: np.ndarray, *key: int) -> None:
-    np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).shuffle(array)

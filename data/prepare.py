@@ -33,8 +33,9 @@ from data.dedup import DedupOptions, permutations
 from data.inputs import Group, split_groups
 from data.parts import PART_BYTES, Part, cut, finished, part_folder
 from data.pool import maker
+from data.records import Kind
 from data.shards import FORMAT
-from data.sources import SOURCES
+from data.sources import SOURCES, find_source
 from model.tokenizer import FILE, Tokenizer
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "prepare.yaml"
@@ -75,6 +76,7 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
     """
     started = time.monotonic()
     loaded = Tokenizer.load(tokenizer)
+    kind = _kind(groups)
     identity = _identity(groups, loaded, options)
     if (report := _existing(out, identity)) is not None:
         shutil.rmtree(_work_path(out), ignore_errors=True)
@@ -85,7 +87,7 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
         _check_quarantine(work / "parts", made, options.quarantine_share)
         facts = {"sources": identity["inputs"], "preparation": identity}
         try:
-            report = assemble(out, work / "parts", made, loaded, options.dedup, options.validation, facts)
+            report = assemble(out, work / "parts", made, loaded, kind, options.dedup, options.validation, facts)
         except UserError:
             # With these options nothing is left: the work must not stand in the way of others.
             shutil.rmtree(work)
@@ -100,6 +102,16 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
         write_json(out / REPORT, report)
         shutil.rmtree(work)
     return report
+
+
+def _kind(groups: Sequence[Group]) -> Kind:
+    """What all sources of a preparation yield. UserError where they differ."""
+    kinds = {group.source: find_source(group.source).kind for group in groups}
+    if len(set(kinds.values())) > 1:
+        said = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
+        raise UserError(f"--source: one shard set holds one kind of records ({said}); prepare them apart and mix them in "
+                        "training: --data one+other")
+    return next(iter(kinds.values()))
 
 
 def _identity(groups: Sequence[Group], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:
@@ -183,8 +195,10 @@ def _make_parts(groups: Sequence[Group], work: Path, options: PrepareOptions) ->
 
 def _parts(groups: Sequence[Group], limit: int | None, advance: Any) -> Iterator[Part]:
     first = 0
-    for group in groups:
-        for part in cut(group.source, itertools.islice(group.records(advance), limit), first):
+    # What a release holds out comes first: a record that training repeats is then dropped from training.
+    turns = [(group, "validation") for group in groups if group.dev]
+    for group, split in [*turns, *((group, "train" if group.dev else None) for group in groups)]:
+        for part in cut(group.source, itertools.islice(group.records(advance, split), limit), first, split):
             yield part
             first = part.index + 1
 
@@ -205,14 +219,17 @@ def _check_quarantine(parts: Path, made: list[dict[str, Any]], share: float) -> 
 def describe_report(report: dict[str, Any], out: Path) -> str:
     """A report in lines for people."""
     lines = [
-        f"{out}: {report['documents']:,} documents of {report['records']:,} records, {report['characters']:,} "
+        f"{out}: {report['kept']:,} {report['kind']} of {report['records']:,} records, {report['characters']:,} "
         f"characters, {report['tokens']:,} tokens ({report['characters_per_token']:.3f} characters a token)",
         f"  unreadable {report['quarantined']:,}" + (", see quarantine.jsonl" if report["quarantined"] else ""),
     ]
     lines += [f"  dropped {count:,} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items()]
     if len(report["sources"]) > 1:
-        lines += [f"  {name}: {counts['documents']:,} documents, {counts['characters']:,} characters"
+        lines += [f"  {name}: {counts['kept']:,} {report['kind']}, {counts['characters']:,} characters"
                   for name, counts in report["sources"].items()]
+    if "longer_than" in report:
+        longer = ", ".join(f"{count:,} over {row}" for row, count in report["longer_than"].items())
+        lines.append(f"  longer than a row of so many tokens, and cut there at a turn: {longer}")
     if "seconds" in report:
         parent, worker = (report[f"peak_memory_{who}"] / 1e6 for who in ("parent", "worker"))
         lines.append(
@@ -226,10 +243,12 @@ def description() -> str:
     """What the command does and which sources there are."""
     sources = "\n".join(f"    {name:13} {source.description}" for name, source in SOURCES.items())
     return (
-        "Cleans, deduplicates and encodes raw corpora into a shard set that training reads.\n\n"
+        "Cleans, deduplicates and encodes raw corpora into a shard set that training reads. Conversations and summaries\n"
+        "are not cleaned, and only exact repetitions are dropped.\n\n"
         "  --source NAME  what the inputs after it are; may be repeated, each with its own --input, to mix corpora:\n"
         f"{sources}\n"
-        "  --input FILE…  files (plain, gzip, parquet), folders or globs; or hub, hub:CONFIG to stream the dataset\n\n"
+        "  --input FILE…  files (plain, gzip, parquet), folders or globs; or hub, hub:CONFIG to stream the dataset\n"
+        "  --dev FILE…    the release's own dev split, if it has one: it becomes the validation split\n\n"
         "  python -m data.prepare --source mnbvc --input news/*.jsonl.gz --source wikipedia --input hub \\\n"
         "      --tokenizer tokenizer.model --out data/prepared/mix\n\n"
         "Interrupted, it goes on when the same command is run again."

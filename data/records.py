@@ -4,6 +4,7 @@ None of them knows of tokens.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +55,4 @@ class BadRecord:
 
 
 Record = Document | Conversation | Summary
+Kind = Literal["documents", "conversations", "summaries"]

@@ -5,12 +5,22 @@ A shard set is a folder with, for each split, numbered pairs of files
     train-00000.tokens.npy    the ids of many sequences, one after another (uint16 while the vocabulary fits, else uint32)
     train-00000.offsets.npy   where each begins, and where the last ends (int64, one more than there are sequences)
 
-beside the tokenizer that made them (`tokenizer.model`) and `manifest.json`, written last: counts, how it was made, and
-the checksum of every file. A pretraining sequence is one document, `<bos> text <eos>`.
+beside the tokenizer that made them (`tokenizer.model`) and `manifest.json`, written last: its kind, counts, how it was
+made, and the checksum of every file. What a sequence is depends on the kind:
+
+    documents      `<bos> text <eos>`, loss on all of it
+    conversations  a conversation in the words of its template (`template.json`), loss on the spans of its answers
+    summaries      an article and its title, without anything around them; the span is the title
+
+The two kinds with spans have, besides,
+
+    train-00000.spans.npy        start and stop of each span within its sequence, int32[k, 2]
+    train-00000.span_offsets.npy where each sequence's spans begin, and where the last one's end (int64)
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +28,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import MANIFEST, manifest_problem, read_json
+from data.records import Kind
 from model.tokenizer import Tokenizer
 
 FORMAT = "babyllama-shards-1"
@@ -33,19 +44,27 @@ def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
 class ShardWriter:
     """Writes the sequences of one split into a folder, a shard at a time; memory stays within one shard."""
 
-    def __init__(self, folder: Path, split: str, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
-        self._folder, self._split, self._limit = folder, split, shard_tokens
+    def __init__(
+        self, folder: Path, split: str, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS, *, spans: bool = False
+    ) -> None:
+        """`spans`: whether sequences have spans."""
+        self._folder, self._split, self._limit, self._with_spans = folder, split, shard_tokens, spans
+        self._spans: list[np.ndarray] = []
+        self._span_offsets = [0]
         self._dtype = token_dtype(vocabulary_size)
         self._parts: list[np.ndarray] = []
         self._offsets = [0]
         self._shards = self._sequences = self._tokens = 0
 
-    def add(self, ids: np.ndarray) -> None:
-        """Append one sequence (int[n])."""
+    def add(self, ids: np.ndarray, spans: np.ndarray | None = None) -> None:
+        """Append one sequence, int[n], with its spans, int[k, 2]."""
         self._parts.append(np.asarray(ids, dtype=self._dtype))
         self._offsets.append(self._offsets[-1] + len(ids))
         self._sequences += 1
         self._tokens += len(ids)
+        if spans is not None:
+            self._spans.append(spans.astype(np.int32))
+            self._span_offsets.append(self._span_offsets[-1] + len(spans))
         if self._offsets[-1] >= self._limit:
             self._flush()
 
@@ -59,7 +78,11 @@ class ShardWriter:
         stem = self._folder / f"{self._split}-{self._shards:05d}"
         np.save(f"{stem}.tokens.npy", np.concatenate(self._parts), allow_pickle=False)
         np.save(f"{stem}.offsets.npy", np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
+        if self._with_spans:
+            np.save(f"{stem}.spans.npy", np.concatenate(self._spans), allow_pickle=False)
+            np.save(f"{stem}.span_offsets.npy", np.asarray(self._span_offsets, dtype=np.int64), allow_pickle=False)
         self._parts, self._offsets = [], [0]
+        self._spans, self._span_offsets = [], [0]
         self._shards += 1
 
 
@@ -69,10 +92,9 @@ class Sequences:
     def __init__(self, folder: Path, split: str) -> None:
         paths = sorted(folder.glob(f"{split}-*.tokens.npy"))
         self._tokens = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-        self._offsets = [
-            np.load(path.with_name(path.name.replace(".tokens.", ".offsets.")), mmap_mode="r", allow_pickle=False)
-            for path in paths
-        ]
+        self._offsets = _beside(paths, "offsets")
+        spans = [path for path in paths if path.with_name(path.name.replace(".tokens.", ".spans.")).exists()]
+        self._spans, self._span_offsets = _beside(spans, "spans"), _beside(spans, "span_offsets")
         self._first = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
 
@@ -94,6 +116,17 @@ class Sequences:
         begin, end = (int(value) for value in self._offsets[shard][index - self._first[shard] :][:2])
         return self._tokens[shard][begin + start : end if stop is None else min(begin + stop, end)]
 
+    def spans(self, index: int) -> np.ndarray:
+        """The spans of sequence `index`, int32[k, 2]."""
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        first, last = self._span_offsets[shard][index - self._first[shard] :][:2]
+        return self._spans[shard][first:last]
+
+    def span_table(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each shard all its spans, int32[k, 2], and where each sequence's begin, int64[n]."""
+        for spans, offsets in zip(self._spans, self._span_offsets, strict=True):
+            yield spans, np.asarray(offsets[:-1])
+
     def stream(self, start: int, stop: int) -> np.ndarray:
         """Positions `[start, stop)` of all sequences written one after another, int64."""
         parts = []
@@ -102,6 +135,12 @@ class Sequences:
             if low < high:
                 parts.append(tokens[low:high].astype(np.int64))
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _beside(paths: list[Path], name: str) -> list[np.ndarray]:
+    """The arrays called `name` of the shards whose tokens lie at `paths`, memory-mapped."""
+    files = [path.with_name(path.name.replace(".tokens.", f".{name}.")) for path in paths]
+    return [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
 
 
 class ShardSet:
@@ -126,8 +165,13 @@ class ShardSet:
     def fingerprint(self) -> str:
         """Changes when any byte of the set's data or tokenizer changes, not with where or how it was made."""
         files = self.manifest["files"].items()
-        listing = sorted((name, entry["sha256"]) for name, entry in files if name.endswith((".npy", ".model")))
+        listing = sorted((name, entry["sha256"]) for name, entry in files if name.endswith((".npy", ".model", "template.json")))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    @property
+    def kind(self) -> Kind:
+        """What its sequences are."""
+        return self.manifest["kind"]
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""

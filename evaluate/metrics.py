@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.batches import assemble
+from data.examples import Examples
+from data.packing import WINDOW as PACKED
+from data.packing import pack
 from model.llama import Llama
 from model.loss import score
 
@@ -78,4 +82,34 @@ def score_stream(
         total += part
         if on_progress:
             on_progress(part.tokens)
+    return total
+
+
+@torch.no_grad()
+def score_examples(
+    model: Llama, examples: Examples, length: int, characters_per_id: np.ndarray, *, rows: int = 8,
+    on_progress: Callable[[int], object] | None = None,
+) -> Score:
+    """Score the answers of examples packed into rows of `length` positions, each seeing only its own conversation.
+
+    The left context of a token is all that precedes it in its conversation. `on_progress` gets the number of examples
+    just scored.
+    """
+    device = model.lm_head.weight.device
+    characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
+    lengths = examples.lengths(0)
+    fitting = np.flatnonzero(lengths)
+    total = Score(0.0, 0, 0, 0)
+    for start in range(0, len(fitting), PACKED):
+        stretch = fitting[start : start + PACKED]
+        packed = pack(lengths[stretch], length)
+        for at in range(0, len(packed), rows):
+            chosen = [[examples.example(int(stretch[index]), 0) for index in row] for row in packed[at : at + rows]]
+            batch = assemble(chosen, length).to(device)
+            hidden = model.model(batch.ids, batch.positions, batch.mask(), None).flatten(0, 1)[batch.scored]
+            losses, hits = score(hidden, model.lm_head.weight, batch.targets)
+            total += Score(float(losses.double().sum()), len(batch.targets), int(hits.sum()),
+                           int(characters[batch.targets].sum()))
+            if on_progress:
+                on_progress(sum(map(len, chosen)))
     return total

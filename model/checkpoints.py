@@ -59,12 +59,22 @@ def find(path: Path) -> Path:
 
 def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights, shape and tokenizer into an existing folder."""
+    save_weights(model, folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer into an existing folder."""
+    write_atomic(folder / TOKENIZER_FILE, tokenizer.serialized)
+
+
+def save_weights(model: Llama, folder: Path) -> None:
+    """Write weights and shape into an existing folder."""
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, model.config.to_hf())
-    write_atomic(folder / TOKENIZER_FILE, tokenizer.serialized)
 
 
 def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:

@@ -81,11 +81,15 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x[B, T, H, d] by its position, pairing dimension i with i + d / 2."""
+    """Turn x[B, T, H, d] by its position, pairing dimension i with i + d / 2.
+
+    Computed in the wider of the types of x and the angles, returned in that of x: under autocast the angles are fp32, and
+    queries and keys that were too would no longer match the values.
+    """
     if _eager_cpu(x):
         return functions.Rotate.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -93,13 +97,14 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        size, kv_size = config.hidden_size, config.num_key_value_heads * config.head_dim
+        size = config.hidden_size
+        heads_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.head_dim = config.head_dim
         self.grouped = config.num_key_value_heads != config.num_attention_heads
-        self.q_proj = nn.Linear(size, size, bias=False)
+        self.q_proj = nn.Linear(size, heads_size, bias=False)
         self.k_proj = nn.Linear(size, kv_size, bias=False)
         self.v_proj = nn.Linear(size, kv_size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(heads_size, size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x[B, T, D] → [B, T, D]. `mask`[B or 1, 1, T, S] (True: may look) replaces plain causality when given."""
@@ -184,21 +189,24 @@ class Llama(nn.Module):
 
     def forward(
         self, ids: Tensor, targets: Tensor | None = None, *, scored: Tensor | None = None, scale: float = 1.0,
-        loss_path: LossPath = "chunked", positions: Tensor | None = None, mask: Tensor | None = None,
-        cache: Cache | None = None,
+        loss_path: LossPath = "chunked", hits: Tensor | None = None, positions: Tensor | None = None,
+        mask: Tensor | None = None, cache: Cache | None = None,
     ) -> Tensor:
         """ids[B, T] → logits[B, T, V], or with targets the sum of their cross-entropies times `scale`.
 
         targets[N] belong to the positions `scored`[N] of the flattened B · T, all of them when it is None; positions
-        without loss never reach the head. `positions`[T] or [B, T] default to counting up, from the cache's length
-        where there is one; `mask`[B or 1, 1, T, S] replaces plain causality.
+        without loss never reach the head. To `hits`, a number on the model's device, is added at how many of them the
+        likeliest id is the target. `positions`[T] or [B, T] default to counting up, from the cache's length where there
+        is one; `mask`[B or 1, 1, T, S] replaces plain causality.
         """
         hidden = self.model(ids, positions, mask, cache)
         if targets is None:
             return self.lm_head(hidden)
         hidden = hidden.flatten(0, 1)
         hidden = hidden if scored is None else hidden[scored]
-        return linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path)
+        return linear_cross_entropy(
+            hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path, hits=hits
+        )
 
     @torch.no_grad()
     def initialise(self, seed: int) -> "Llama":

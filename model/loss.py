@@ -3,7 +3,8 @@
 At 65,000 pieces and 256 dimensions the head is most of a small model's arithmetic, and the logits of one batch would
 be most of its memory. All paths compute the same sum; `full` is the plain formula they are tested against.
 
-    full      logits of everything at once; fastest for few positions or a small vocabulary
+    full      logits of everything at once; fastest for few positions or a small vocabulary. Not in fp16, whose range
+              is too small for the gradients that autograd makes of it
     chunked   logits of a few hundred positions at a time, gradients computed on the way forward
     torch     `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk; its automatic options are far slower on a CPU.
               In fp32 only: below that it returns the sum itself in the narrow type
@@ -19,6 +20,9 @@ LossPath = Literal["full", "chunked", "torch"]
 
 # Below this a probability's logarithm loses the digits of the loss, so the logsumexp is taken from the logits.
 _TINY = 1e-30
+# fp16 ends at 65,504 and counts in steps of 6e-8 near zero, where most of 65,000 probabilities lie. Stored gradients, none
+# of them above one, are multiplied by this; a power of two, so that nothing else of them changes.
+_STORED = 2.0**15
 
 
 def chunk_rows(device: torch.device) -> int:
@@ -27,83 +31,115 @@ def chunk_rows(device: torch.device) -> int:
 
 
 def available_paths(dtype: torch.dtype = torch.float32) -> list[LossPath]:
-    """The paths that this version of torch has for a head computed in `dtype`."""
+    """The paths that are exact, in this version of torch, for a head computed in `dtype`."""
+    if dtype == torch.float16:
+        return ["chunked"]
     paths: list[LossPath] = ["full", "chunked"]
     return [*paths, "torch"] if dtype == torch.float32 and hasattr(F, "linear_cross_entropy") else paths
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0, path: LossPath = "chunked"
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0, path: LossPath = "chunked",
+    hits: Tensor | None = None,
 ) -> Tensor:
     """Sum of `cross_entropy(hidden @ weight.T, targets)` times `scale`, a fp32 scalar.
 
     hidden[N, D], weight[V, D], targets[N]: only positions that have a loss. `scale` is usually one over the tokens of
-    the whole batch: accumulated gradients are then those of the batch's mean.
+    the whole batch: accumulated gradients are then those of the batch's mean. To `hits`, a number on the same device,
+    is added at how many positions the likeliest id is the target. `full` and `chunked` read that off the logits they
+    have; `torch` shows none, so there the head is computed once more.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         if path == "chunked":
-            return _Chunked.apply(hidden, weight, targets, scale, dtype)
+            return _Chunked.apply(hidden, weight, targets, scale, dtype, hits)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         if path == "torch":
+            if hits is not None:
+                hits += score(hidden, weight, targets)[1].sum()
             options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_rows(hidden.device))
             return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options) * scale
-        return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum") * scale
+        logits = hidden @ weight.T
+        if hits is not None:
+            hits += (logits.argmax(-1) == targets).sum()
+        return F.cross_entropy(logits.float(), targets, reduction="sum") * scale
 
 
 class _Chunked(torch.autograd.Function):
     """The gradients are made on the way forward, while a chunk's logits exist; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype, hits: Tensor | None
+    ) -> Tensor:
         # Sums over many positions are kept in the inputs' own type; only the products are in `dtype`.
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         table = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        rows = chunk_rows(hidden.device)
-        room = torch.empty(2, min(rows, len(hidden)), len(weight), device=hidden.device, dtype=dtype)
+        rows, narrow = chunk_rows(hidden.device), dtype.itemsize < 4
+        # Below fp32 the gradient is made in a wider tensor and then written over the logits.
+        room = torch.empty(1 if narrow else 2, min(rows, len(hidden)), len(weight), device=hidden.device, dtype=dtype)
+        # `scale` goes into the products, which are D wide, not into the gradient of V columns.
+        factor = scale / _STORED if narrow else scale
         for wide, target, d_x in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
             x = wide.to(dtype)
-            logits, gradient = room[:, : len(x)]
+            logits, gradient = room[0, : len(x)], room[-1, : len(x)]
             torch.mm(x, table.T, out=logits)
-            loss += _loss_and_gradient(logits, target, gradient)
-            # `scale` goes into the products, which are narrow, not into the gradient of V columns.
-            d_x.copy_(gradient @ table).mul_(scale)
-            if dtype == d_weight.dtype:
-                d_weight.addmm_(gradient.T, x, alpha=scale)
+            if hits is not None:
+                hits += (logits.argmax(-1) == target).sum()
+            if narrow:
+                loss += _loss_and_narrow_gradient(logits, target)
+                d_x.copy_(_wide_product(gradient, table).mul_(factor))
+                d_weight.add_(_wide_product(gradient.T, x), alpha=factor)
             else:
-                d_weight.add_(gradient.T @ x, alpha=scale)
+                loss += _loss_and_gradient(logits, target, gradient)
+                torch.mm(gradient, table, out=d_x).mul_(factor)
+                d_weight.addmm_(gradient.T, x, alpha=factor)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (factor,) = gradients
         # On a CPU the usual factor of one is worth not writing V x D numbers; on a GPU asking would stall the queue.
         if factor.device.type == "cpu" and factor.item() == 1.0:
-            return d_hidden, d_weight, None, None, None
-        return d_hidden * factor, d_weight * factor, None, None, None
+            return d_hidden, d_weight, None, None, None, None
+        return d_hidden * factor, d_weight * factor, None, None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
-    """Fill `gradient`[n, V] with softmax(logits) - onehot(targets); return the sum of the losses, fp32."""
+    """Fill `gradient`[n, V] with softmax(logits) - onehot(targets); return the sum of the losses."""
     index = targets.unsqueeze(1)
-    if logits.dtype == torch.float32:
-        torch.softmax(logits, dim=-1, out=gradient)
-        picked = gradient.gather(1, index)
-        # -log of the probability is exact until it underflows, which only a broken model's does.
-        if logits.device.type == "cpu" and bool((picked < _TINY).any()):
-            loss = (torch.logsumexp(logits, dim=-1, keepdim=True) - logits.gather(1, index)).sum()
-        else:
-            loss = -picked.clamp_min(_TINY).log().sum()
+    torch.softmax(logits, dim=-1, out=gradient)
+    picked = gradient.gather(1, index)
+    # -log of the probability is exact until it underflows, which only a broken model's does.
+    if logits.device.type == "cpu" and bool((picked < _TINY).any()):
+        loss = (torch.logsumexp(logits, dim=-1, keepdim=True) - logits.gather(1, index)).sum()
     else:
-        log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        loss = -log_probabilities.gather(1, index).sum()
-        gradient.copy_(log_probabilities.exp_())
+        loss = -picked.clamp_min(_TINY).log().sum()
     gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
     return loss
+
+
+def _loss_and_narrow_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Overwrite `logits`[n, V] with softmax(logits) - onehot(targets) times _STORED; return the sum of the losses, fp32."""
+    index = targets.unsqueeze(1)
+    wide = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    loss = -wide.gather(1, index).sum()
+    # Subtracted before it is rounded: what is left of a probability near one is most of what a good model still learns.
+    wide.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=wide.dtype))
+    torch.mul(wide, _STORED, out=logits)
+    return loss
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of narrow factors, not rounded to their type where that would cost range: fp16 cannot hold the sums."""
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    # bf16 has the range of fp32, and CPUs multiply it faster; fp16 they do not.
+    return a @ b if a.dtype == torch.bfloat16 else a.float() @ b.float()
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ class Template:
     human: str = "人类："
     assistant: str = "助手："
     separator: str = "\n\n"
+    lead_ins: bool = False  # whether a summary may begin with one of data.phrasing.LEAD_INS
 
     def opening(self, reference: str = "", *, first: bool = True) -> str:
         """What precedes a question: the reference if there is one, and the human's name."""
@@ -43,20 +44,20 @@ class Template:
     def prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
         """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
         ids, _ = self.encode(tokenizer, turns, reference)
-        return ids + self._question(tokenizer, question, reference, first=not turns)
+        return ids + tokenizer.encode(self.opening(reference, first=not turns) + question + self.closing)
 
-    def encode(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = "") -> tuple[list[int], list[Span]]:
+    def encode(
+        self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
+    ) -> tuple[list[int], list[Span]]:
         """The ids of whole (question, answer) turns, and the span of each answer with its `<eos>`."""
-        ids, spans = [tokenizer.bos_id], []
-        for index, (question, answer) in enumerate(turns):
-            ids += self._question(tokenizer, question, reference, first=index == 0)
-            start = len(ids)
-            ids += [*tokenizer.encode(answer), tokenizer.eos_id]
-            spans.append((start, len(ids)))
-        return ids, spans
+        return join(tokenizer, [tokenizer.encode(text) for text in self.texts(turns, reference)])
 
-    def _question(self, tokenizer: Tokenizer, question: str, reference: str, *, first: bool) -> list[int]:
-        return tokenizer.encode(self.opening(reference, first=first) + question + self.closing)
+    def texts(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
+        """The texts that are encoded one by one: what precedes an answer, and the answer, in turns."""
+        return [
+            text for index, (question, answer) in enumerate(turns)
+            for text in (self.opening(reference, first=index == 0) + question + self.closing, answer)
+        ]
 
     def save(self, folder: Path) -> None:
         """Write `template.json`."""
@@ -68,6 +69,19 @@ class Template:
         if not (folder / FILE).is_file():
             return cls()
         words = read_json(folder / FILE)
-        if not isinstance(words, dict) or set(words) != set(asdict(cls())) or not all(isinstance(w, str) for w in words.values()):
-            raise UserError(f"{folder / FILE} is not a template: expected the texts {', '.join(asdict(cls()))}")
+        expected = asdict(cls())
+        if not isinstance(words, dict) or {k: type(v) for k, v in words.items()} != {k: type(v) for k, v in expected.items()}:
+            raise UserError(f"{folder / FILE} is not a template: expected {', '.join(expected)}")
         return cls(**words)
+
+
+def join(tokenizer: Tokenizer, encoded: Sequence[list[int]]) -> tuple[list[int], list[Span]]:
+    """`Template.texts`, encoded, as the ids of one conversation and the span of each answer with its `<eos>`."""
+    ids: list[int] = [tokenizer.bos_id]
+    spans = []
+    for asked, answer in zip(encoded[::2], encoded[1::2], strict=True):
+        ids += asked
+        start = len(ids)
+        ids += [*answer, tokenizer.eos_id]
+        spans.append((start, len(ids)))
+    return ids, spans

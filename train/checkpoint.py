@@ -1,6 +1,7 @@
 """A checkpoint of a training run: everything the next step depends on, whole or not there at all."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from common.files import atomic_folder, read_json, write_json
 from model import checkpoints
 from model.checkpoints import step_folder, steps
 from model.llama import Llama
-from model.tokenizer import Tokenizer
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 Optimizers = dict[str, torch.optim.Optimizer]
 
 
-def save(run: Path, step: int, model: Llama, optimizers: Optimizers, tokenizer: Tokenizer, state: dict[str, Any]) -> None:
-    """Write `checkpoints/step-…`: weights, optimiser state, tokenizer, `state`; a manifest last; then rename."""
+def save(
+    run: Path, step: int, model: Llama, optimizers: Optimizers, keep: Callable[[Path], None], state: dict[str, Any]
+) -> None:
+    """Write `checkpoints/step-…`: weights, optimiser state, what `keep(folder)` writes, `state`; a manifest last; rename."""
     with atomic_folder(step_folder(run, step), {"format": "babyllama-checkpoint-1", "step": step}) as folder:
-        checkpoints.save(model, tokenizer, folder)
+        checkpoints.save_weights(model, folder)
+        keep(folder)
         save_file(_optimizer_tensors(model, optimizers), folder / OPTIMIZER)
         write_json(folder / STATE, {"step": step, **state})
 

@@ -9,20 +9,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.errors import UserError
 from common.machine import matmul_flops, peak_memory_bytes
-from data.batches import Batches
+from data.batches import Batch, Batches
 from model.llama import Llama
-from model.tokenizer import Tokenizer
 from train import checkpoint
 from train.capacity import DTYPES, Choices, autocast, check_batch
-from train.metrics import MetricsLog
+from train.metrics import VALIDATION_LOSS, Measure, MetricsLog
 from train.optimizer import build_optimizers
-from train.options import PretrainOptions
+from train.options import TrainOptions
 from train.run import Run
 from train.schedule import rate
 from train.signals import StopRequest
@@ -31,11 +31,22 @@ from train.signals import StopRequest
 GIVE_UP_AFTER = 5
 
 
+@dataclass(frozen=True)
+class Horizon:
+    """How long a run is, when it is measured, and by what."""
+
+    steps: int
+    evaluate_every: int
+    best: Measure = VALIDATION_LOSS
+    patience: int = 0  # evaluations without a better score that end the run; 0: never
+
+
 @dataclass
 class State:
     """What a checkpoint keeps beside tensors. The sums are of the log interval that is not yet written."""
 
     step: int = 0
+    tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     loss_sum: float = 0.0
@@ -47,18 +58,20 @@ class Trainer:
     """Trains one model on one stream of batches inside one run folder."""
 
     def __init__(
-        self, options: PretrainOptions, run: Run, model: Llama, tokenizer: Tokenizer, batches: Batches,
-        choices: Choices, evaluate: Callable[[int, MetricsLog, bool], None],
+        self, options: TrainOptions, horizon: Horizon, run: Run, model: Llama, batches: Batches, choices: Choices,
+        keep: Callable[[Path], None], evaluate: Callable[[int, MetricsLog, bool], None],
     ) -> None:
-        """`evaluate(step, log, final)` measures the model and writes its records."""
-        self.options, self.run, self.model, self.tokenizer = options, run, model, tokenizer
-        self.batches, self.choices, self._evaluate = batches, choices, evaluate
+        """`keep(folder)` writes what belongs to a checkpoint besides numbers (tokenizer, template); `evaluate(step, log,
+        final)` measures the model and writes its records.
+        """
+        self.options, self.horizon, self.run, self.model = options, horizon, run, model
+        self.batches, self.choices, self._keep, self._evaluate = batches, choices, keep, evaluate
         self.device = model.lm_head.weight.device
         self.optimizers = build_optimizers(model, options.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=choices.precision == "fp16")
         self.state = State()
         if run.start is not None:
-            self.state = State(**checkpoint.restore(run.start_folder, model, self.optimizers))
+            self.state = _state(checkpoint.restore(run.start_folder, model, self.optimizers), run.start_folder)
             if self.state.scaler:
                 self.scaler.load_state_dict(self.state.scaler)
         self.log = MetricsLog(run.folder, self.state.step)
@@ -66,36 +79,51 @@ class Trainer:
             # The layers only: the loss works in chunks, which the compiler would unroll.
             model.model.compile()
         self._saved = run.start
-        self._clock = Clock(options, choices, model, self.device)
+        self._accuracy: float | None = None
+        self._clock = Clock(horizon.steps, options.sequence_length, choices, model, self.device)
 
     def train(self) -> bool:
         """Train to the last step, or to the end of the step in which a signal came. True if the run is complete."""
         with StopRequest() as stop:
             self._evaluate_if_due()
-            while self.state.step < self.options.max_steps and not stop:
+            while not self._complete() and not stop:
                 self._step()
                 self._log_if_due()
-                if self._due(self.options.checkpoint.every) or self._due(self.options.evaluation.every):
+                if self._due(self.options.checkpoint.every) or self._due(self.horizon.evaluate_every):
                     self._save()
                 self._evaluate_if_due()
             if self._saved != self.state.step:
                 self._save()
-        return self.state.step == self.options.max_steps
+        return self._complete()
+
+    def _complete(self) -> bool:
+        return self.state.step == self.horizon.steps or self.stalled()
+
+    def stalled(self) -> bool:
+        """Whether the last `patience` evaluations were no better than one before them."""
+        scores = self.log.scores(self.horizon.best)
+        patience = self.horizon.patience
+        best = self.log.best(self.horizon.best)
+        return bool(patience) and len(scores) > patience and best not in [step for step, _ in scores[-patience:]]
 
     def close(self) -> None:
         """Flush the log; to be called however training ended."""
         self.log.close()
 
     def _due(self, every: int) -> bool:
-        return self.state.step % every == 0 or self.state.step == self.options.max_steps
+        return self.state.step % every == 0 or self.state.step == self.horizon.steps
 
     def _step(self) -> None:
         state, options = self.state, self.options
-        share = rate(options.schedule, state.step, options.max_steps)
+        share = rate(options.schedule, state.step, self.horizon.steps)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * share
-        loss, norm = self._gradients()
+        # Accuracy costs a pass over the logits: it is that of the logged steps alone.
+        logged = self._is_logged(state.step + 1)
+        hits = torch.zeros((), device=self.device, dtype=torch.int64) if logged else None
+        micro_batches = self.batches.step(state.step, self.choices.micro_rows)
+        loss, norm = self._gradients(micro_batches, hits)
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
@@ -108,19 +136,22 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        self._clock.tick(norm, options.optimizer.lr * share)
+        tokens, targets = sum(batch.tokens for batch in micro_batches), sum(len(batch.targets) for batch in micro_batches)
+        state.tokens += tokens
+        self._accuracy = None if hits is None else int(hits) / targets
+        self._clock.tick(tokens, targets, lr=options.optimizer.lr * share, grad_norm=norm)
 
-    def _gradients(self) -> tuple[float, float]:
+    def _gradients(self, micro_batches: list[Batch], hits: torch.Tensor | None) -> tuple[float, float]:
         """Gradients of the step's mean loss, clipped, in the weights; the loss and the norm before clipping."""
         total = torch.zeros((), device=self.device)
-        micro_batches = self.batches.step(self.state.step, self.choices.micro_rows)
         scale = 1.0 / sum(len(batch.targets) for batch in micro_batches)
         for batch in micro_batches:
             check_batch(batch, self.model.config.vocab_size)
             batch = batch.to(self.device)
             with autocast(self.device, self.choices.precision):
                 loss = self.model(
-                    batch.ids, batch.targets, scored=batch.scored, scale=scale, loss_path=self.choices.loss_path
+                    batch.ids, batch.targets, scored=batch.scored, scale=scale, loss_path=self.choices.loss_path,
+                    positions=batch.positions, mask=batch.mask(), hits=hits,
                 )
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -147,64 +178,80 @@ class Trainer:
                 f"of step {self._saved}"
             )
 
+    def _is_logged(self, step: int) -> bool:
+        # The first step is always shown: on a slow machine it says how long the rest will take.
+        return step % self.options.log_every == 0 or step in (1, self.horizon.steps)
+
     def _log_if_due(self) -> None:
         state = self.state
-        # The first step is always shown: on a slow machine it says how long the rest will take.
-        if not (self._due(self.options.log_every) or state.step == 1) or not state.loss_steps:
+        if not self._is_logged(state.step) or not state.loss_steps:
             return
         measures = self._clock.measures()
-        epoch = self.batches.rows(state.step)[0] * self.options.sequence_length / self.batches.plan.tokens_per_epoch
-        values = {"loss": state.loss_sum / state.loss_steps, "epoch": epoch, "skipped": state.skipped, **measures}
+        epoch = self.batches.epoch(state.step)
+        values = {"loss": state.loss_sum / state.loss_steps, "accuracy": self._accuracy, "epoch": epoch,
+                  "skipped": state.skipped, **measures}
         values["perplexity"] = math.exp(min(values["loss"], 700.0))
-        self.log.write("train", state.step, tokens=state.step * self.options.batch_tokens, **values)
+        self.log.write("train", state.step, tokens=state.tokens, **values)
         state.loss_sum, state.loss_steps = 0.0, 0
-        print(f"step {state.step}/{self.options.max_steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+        print(f"step {state.step}/{self.horizon.steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
               f"norm {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.0%}  "
               f"epoch {epoch:.2f}  left {duration(self._clock.left(state.step))}", flush=True)
 
     def _save(self) -> None:
         self.state.scaler = self.scaler.state_dict()
         checkpoint.save(
-            self.run.folder, self.state.step, self.model, self.optimizers, self.tokenizer, asdict(self.state)
+            self.run.folder, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state)
         )
         self._saved = self.state.step
         self._rotate()
 
     def _rotate(self) -> None:
-        checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best())
+        checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best(self.horizon.best))
 
     def _evaluate_if_due(self) -> None:
         step = self.state.step
-        if step and self._due(self.options.evaluation.every) and not self.log.has("evaluated", step):
+        if step and self._due(self.horizon.evaluate_every) and not self.log.has("evaluated", step):
             self._clock.pause()
             self.model.eval()
-            self._evaluate(step, self.log, step == self.options.max_steps)
+            self._evaluate(step, self.log, step == self.horizon.steps)
             self.model.train()
             self.log.write("evaluated", step)
             self._rotate()
             self._clock.go_on()
 
 
+def _state(saved: dict[str, Any], folder: Path) -> State:
+    if unknown := saved.keys() - State.__dataclass_fields__.keys():
+        raise UserError(f"{folder} was written by another version of this program (it keeps {', '.join(sorted(unknown))}): "
+                        "go on with that version, or start a new --run")
+    return State(**saved)
+
+
 class Clock:
     """Speed since the last log line, without the time spent on evaluation, and what is left."""
 
-    def __init__(self, options: PretrainOptions, choices: Choices, model: Llama, device: torch.device) -> None:
+    def __init__(self, steps: int, length: int, choices: Choices, model: Llama, device: torch.device) -> None:
         self._peak_flops = matmul_flops(device, DTYPES[choices.precision])
         if device.type == "cuda":
             # What was tried to find the micro-batch is not what training needs.
             torch.cuda.reset_peak_memory_stats(device)
-        self._flops = model.config.flops_per_token(options.sequence_length)
-        self._tokens, self._max_steps, self._device = options.batch_tokens, options.max_steps, device
-        self._seconds, self._steps, self._mark = 0.0, 0, time.perf_counter()
+        # A position without loss never reaches the head.
+        self._body_flops = model.config.flops_per_token(length, head=False)
+        self._head_flops = model.config.flops_per_token(length) - self._body_flops
+        self._max_steps, self._device = steps, device
+        self._tokens = self._targets = self._steps = 0
+        self._seconds, self._mark = 0.0, time.perf_counter()
         self._last: dict[str, float] = {}
         self._pace = 0.0
 
-    def tick(self, norm: float, lr: float) -> None:
-        """One step is over."""
+    def tick(self, tokens: int, targets: int, **measures: float) -> None:
+        """One step of so many positions, so many of them with a loss, is over."""
         self.pause()
         self.go_on()
         self._steps += 1
-        self._last = {"lr": lr, "grad_norm": norm}
+        self._tokens += tokens
+        self._targets += targets
+        self._last = measures
 
     def pause(self) -> None:
         """Stop counting time."""
@@ -215,14 +262,17 @@ class Clock:
         self._mark = time.perf_counter()
 
     def measures(self) -> dict[str, Any]:
-        """lr, grad_norm, tokens_per_second, mfu (share of this machine's own matmul rate), memory_bytes; then anew."""
+        """What the last step told, tokens_per_second (padding left out), mfu (share of this machine's own matmul rate),
+        memory_bytes; then anew.
+        """
         self._pace = self._seconds / self._steps
-        speed = self._tokens / self._pace
+        speed = self._tokens / self._seconds
+        flops = (self._tokens * self._body_flops + self._targets * self._head_flops) / self._seconds
         cuda = self._device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(self._device) if cuda else peak_memory_bytes()
-        self._seconds, self._steps = 0.0, 0
-        return {**self._last, "tokens_per_second": speed, "mfu": speed * self._flops / self._peak_flops,
-                "memory_bytes": memory}
+        self._tokens = self._targets = self._steps = 0
+        self._seconds = 0.0
+        return {**self._last, "tokens_per_second": speed, "mfu": flops / self._peak_flops, "memory_bytes": memory}
 
     def left(self, step: int) -> float:
         """Seconds of training left at the pace of the last interval."""

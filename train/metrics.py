@@ -7,10 +7,24 @@ process had not yet flushed is in them all the same.
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic
+from common.metrics_file import FILE, read_metrics
+
+
+@dataclass(frozen=True)
+class Measure:
+    """By what a checkpoint is the best: a field of a kind of record."""
+
+    kind: str
+    key: str
+    higher: bool = False
+
+
+VALIDATION_LOSS = Measure("validation", "loss")
 
 
 class MetricsLog:
@@ -19,7 +33,7 @@ class MetricsLog:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = run / "metrics.jsonl"
+        self._path = run / FILE
         self.records = [record for record in read_metrics(run) if record["step"] <= step]
         write_atomic(self._path, "".join(_line(record) for record in self.records))
         self._samples = run / "samples.md"
@@ -55,25 +69,19 @@ class MetricsLog:
         """Whether there is such a record."""
         return any(record["kind"] == kind and record["step"] == step for record in self.records)
 
-    def best(self) -> int | None:
-        """The step of the lowest validation loss so far."""
-        scored = [
-            (record["loss"], record["step"])
-            for record in self.records if record["kind"] == "validation" and isinstance(record["loss"], float)
-        ]
-        return min(scored)[1] if scored else None
+    def scores(self, measure: Measure) -> list[tuple[int, float]]:
+        """Step and value of every finite measurement so far, oldest first."""
+        found = [(record["step"], record.get(measure.key)) for record in self.records if record["kind"] == measure.kind]
+        return [(step, value) for step, value in found if isinstance(value, float)]
+
+    def best(self, measure: Measure) -> int | None:
+        """The step that measured best so far, the first of equals."""
+        scores = [(-value if measure.higher else value, step) for step, value in self.scores(measure)]
+        return min(scores)[1] if scores else None
 
     def close(self) -> None:
         """Flush TensorBoard."""
         self._board.close()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All whole records of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
-    path = run / "metrics.jsonl"
-    # Split as bytes: a kill can cut a character in two, and str.splitlines also cuts at characters that samples hold.
-    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in whole]
 
 
 def _line(record: dict[str, Any]) -> str:

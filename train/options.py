@@ -57,32 +57,25 @@ class EvaluationOptions(Options):
     sample_tokens: int = Field(120, ge=0, description="tokens generated per prompt; 0 turns samples off")
 
 
-class PretrainOptions(Options):
-    """All options of `python -m train.pretrain`."""
+class TrainOptions(Options):
+    """What every way of training has."""
 
-    run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)")
-    data: str = Field("sample", description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
-                      "a raw file or folder; a mix is written name:weight+name:weight")
-    tokenizer: Path | None = Field(None, description="tokenizer to prepare the data with; the data's own by default")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto takes a GPU if there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 "
                                                                "with loss scaling on older GPUs, fp32 on a CPU")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: on a GPU only")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
-    max_steps: int = Field(1000, gt=0, description="optimiser steps of the whole run: its horizon, fixed from the start")
     batch_tokens: int = Field(32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length")
     sequence_length: int = Field(512, gt=1, description="tokens per row")
     micro_batch: Literal["auto"] | int = Field("auto", description="rows that go through the model at once; auto measures "
                                                "what fits and is fast")
     log_every: int = Field(10, gt=0, description="steps between lines in the terminal and the log")
-    model: ModelOptions = ModelOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
-    evaluation: EvaluationOptions = EvaluationOptions()
 
     @model_validator(mode="after")
-    def _consistent(self) -> "PretrainOptions":
+    def _consistent(self) -> "TrainOptions":
         problems = []
         if self.batch_tokens % self.sequence_length:
             near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
@@ -94,4 +87,49 @@ class PretrainOptions(Options):
             problems.append(f"--micro_batch {self.micro_batch}: expected auto or a number of rows above 0")
         if problems:
             raise ValueError("\n".join(problems))
+        return self
+
+
+class PretrainOptions(TrainOptions):
+    """All options of `python -m train.pretrain`."""
+
+    run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)")
+    data: str = Field("sample", description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
+                      "a raw file or folder; a mix is written name:weight+name:weight")
+    tokenizer: Path | None = Field(None, description="tokenizer to prepare the data with; the data's own by default")
+    max_steps: int = Field(1000, gt=0, description="optimiser steps of the whole run: its horizon, fixed from the start")
+    model: ModelOptions = ModelOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+
+class SftEvaluationOptions(Options):
+    """Options under `evaluation.` of fine-tuning."""
+
+    every: int = Field(100, gt=0, description="steps between evaluations on the dev split")
+    examples: int = Field(100, ge=0, description="dev records that are answered and scored at each evaluation (the first "
+                          "ones); 0: only the loss is measured")
+    max_new_tokens: int = Field(64, gt=0, description="longest answer then")
+    patience: int = Field(0, ge=0, description="evaluations without a better score after which the run ends; 0: never")
+
+
+class SftOptions(TrainOptions):
+    """All options of `python -m train.sft`."""
+
+    run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/sft-DATA)")
+    data: str = Field("csl", description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, belle-0.8m, "
+                      "deepctrl, pclue), a prepared folder or a raw file; a mix is written csl+belle-0.8m:0.5+replay:0.1, "
+                      "where replay is the base's pretraining text, 0.1 tokens of it to each of the rest")
+    base: Path | Literal["none"] | None = Field(None, description="what to fine-tune: a run, one of its steps, an exported "
+                                                "folder, or none to begin from nothing (default: the newest pretraining run)")
+    tokenizer: Path | None = Field(None, description="tokenizer where there is no base; the base's own otherwise")
+    epochs: float | None = Field(None, gt=0, description="passes over the data")
+    max_steps: int | None = Field(None, gt=0, description="optimiser steps; given, epochs do not count")
+    lead_ins: bool = Field(False, description="begin the answers to summarisation requests with a phrase such as 总结如下：")
+    model: ModelOptions = Field(ModelOptions(), description="shape where there is no base")
+    evaluation: SftEvaluationOptions = SftEvaluationOptions()
+
+    @model_validator(mode="after")
+    def _horizon(self) -> "SftOptions":
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("how long to train is not said: give --epochs or --max_steps")
         return self

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data.reading import Advance, Raw, records
-from data.records import BadRecord, Record, Unused
+from data.records import BadRecord, Kind, Record, Unused
 
 
 class BadRow(ValueError):
@@ -39,7 +39,7 @@ class Source:
     description: str
     parse: Callable[[bytes], Record | Unused]
     read: Callable[[Path, Advance | None], Iterator[Raw]] = records
-    kind: Literal["documents", "conversations", "summaries"] = "documents"
+    kind: Kind = "documents"
     hub: Hub | None = None
 
     def open(self, path: Path) -> Iterator[Record | Unused | BadRecord]:

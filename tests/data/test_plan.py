@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.batches import Batches
+from data.batches import TextBatches
 from data.plan import Mixture, Plan
 from data.shards import Sequences, ShardWriter
 
@@ -128,11 +128,11 @@ def test_processes_share_a_step_without_changing_it(tmp_path: Path, one: Sequenc
     """Another order of data on two GPUs than on one; a micro-batch size that changes what a step sees."""
     plan = plan_of(tmp_path / "plan", (one, 1.0))
     for step in (0, 3):
-        whole = Batches(plan, 4).step(step, 4)
+        whole = TextBatches(plan, 4).step(step, 4)
         assert len(whole) == 1 and whole[0].ids.shape == (4, 16) and whole[0].targets.shape == (64,)
         assert (whole[0].targets.view(4, 16)[:, :-1] == whole[0].ids[:, 1:]).all()
         for world in (2, 4):
-            shares = [Batches(plan, 4, rank=rank, world=world).step(step, 1) for rank in range(world)]
+            shares = [TextBatches(plan, 4, rank=rank, world=world).step(step, 1) for rank in range(world)]
             ids = np.concatenate([batch.ids.numpy() for share in shares for batch in share])
             assert np.array_equal(ids, whole[0].ids.numpy())
 

@@ -105,7 +105,7 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
     assert report["records"] == 219
     assert report["quarantined"] == 1
     assert report["dropped"] == {"exact_duplicate": 10, "near_duplicate": 5, "too_short": 3}
-    assert report["documents"] == 200
+    assert report["kept"] == 200
     assert sorted(documents(tmp_path / "out")) == sorted(document(seed) for seed in range(200))
     shards = ShardSet.open(tmp_path / "out")
     splits = shards.manifest["splits"]
@@ -131,7 +131,7 @@ def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_pat
     model = shared / "tokenizer" / "llama-chinese-65k.model"
     report = prepare_groups(groups, tmp_path / "out", model, PrepareOptions(limit=300, workers=1))
     assert [counts["records"] for counts in report["sources"].values()] == [300, 300, 64]
-    assert report["documents"] > 600
+    assert report["kept"] > 600
     with gzip.open(folder / "mnbvc_qa.jsonl.gz") as file:
         rows = [orjson.loads(line) for line in itertools.islice(file, 20)]
     found = set(documents(tmp_path / "out"))
@@ -206,7 +206,7 @@ def test_finished_parts_are_not_made_again_and_changed_inputs_are(
     corpus.write_bytes(corpus.read_bytes().replace(b"{broken\n", orjson.dumps({"text": document(999)}) + b"\n"))
     report = prepare(*arguments)
     assert len(made) == 1
-    assert report["documents"] == 201 and report["quarantined"] == 0
+    assert report["kept"] == 201 and report["quarantined"] == 0
     fresh = prepare("jsonl", [str(corpus)], tmp_path / "fresh", tokenizer, PrepareOptions())
     assert fresh["tokens"] == report["tokens"]
     assert contents(tmp_path / "fresh") == contents(tmp_path / "out")
@@ -271,7 +271,7 @@ def test_too_many_bad_records_fail_in_one_line_and_going_on_is_cheap(
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"\n\n", "not one record"), (b'{"text": "a"}\n', "no document of 1 records")]
+    ("data", "reason"), [(b"\n\n", "not one record"), (b'{"text": "a"}\n', "none of 1 records")]
 )
 def test_nothing_to_train_on_is_said(tokenizer: Path, tmp_path: Path, data: bytes, reason: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(data)
@@ -326,7 +326,7 @@ def test_memory_is_flat_in_the_size_of_the_corpus(tokenizer: Path, tmp_path: Pat
         arguments = ["--source", "jsonl", "--input", str(path), "--tokenizer", str(tokenizer), "--dedup.near", "false"]
         assert run([*arguments, "--workers", "1", "--out", str(tmp_path / f"{scale}.out")], root).returncode == 0
         report = json.loads((tmp_path / f"{scale}.out" / "report.json").read_text())
-        assert report["documents"] == 1000 * scale
+        assert report["kept"] == 1000 * scale
         peaks.append(report["peak_memory_parent"])
     # 11 MB of text more, over 100 MB as Python's lists of ids.
     assert peaks[1] - peaks[0] < 8 << 20
@@ -415,7 +415,7 @@ def test_a_hub_dataset_is_prepared_like_files(
         file.writelines(orjson.dumps(row) + b"\n" for row in rows)
     fake_hub("mnbvc_qa", tmp_path)
     report = prepare("mnbvc_qa", ["hub:qa_zhihu"], tmp_path / "out", tokenizer, PrepareOptions(workers=1, limit=30))
-    assert report["documents"] == 30
+    assert report["kept"] == 30
     assert f"{document(0, 50)}\n{document(1000, 200)}" in documents(tmp_path / "out")
 
 

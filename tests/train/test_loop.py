@@ -9,17 +9,19 @@ import torch
 from pydantic import ValidationError
 
 from common.errors import UserError
-from data.batches import Batches
+from common.metrics_file import read_metrics
+from data.batches import TextBatches
 from data.plan import Mixture, Plan
 from data.shards import ShardSet
+from model.checkpoints import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
 from train.capacity import Choices
-from train.loop import GIVE_UP_AFTER, Trainer, duration
-from train.metrics import MetricsLog, read_metrics
+from train.entry import parse_mixture
+from train.loop import GIVE_UP_AFTER, Horizon, Trainer, duration
+from train.metrics import MetricsLog
 from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import PretrainOptions
-from train.pretrain import parse_mixture
 from train.run import Run
 from train.schedule import ScheduleOptions, rate
 
@@ -36,7 +38,10 @@ def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) 
     run.open(options.model_dump(mode="json"), {"seed": 0}, [shard_set], torch.device("cpu"))
     plan = Plan(Mixture((shards.split("train"),), (1.0,)), seed=0, length=32, folder=folder / "plan")
     choices = Choices(device="cpu", precision="fp32", compile=False, micro_rows=micro_rows, loss_path="chunked")
-    return Trainer(options, run, Llama(config).initialise(0), tokenizer, Batches(plan, 8), choices, lambda *_: None)
+    return Trainer(
+        options, Horizon(options.max_steps, options.evaluation.every), run, Llama(config).initialise(0), TextBatches(plan, 8),
+        choices, lambda into: save_tokenizer(tokenizer, into), lambda *_: None,
+    )
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, shard_set: Path) -> None:
@@ -44,7 +49,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, shar
     gradients = []
     for micro_rows in (8, 2, 1):
         one = trainer(tmp_path / str(micro_rows), shard_set, micro_rows)
-        loss, norm = one._gradients()
+        loss, norm = one._gradients(one.batches.step(0, micro_rows), None)
         gradients.append((loss, norm, one.model.lm_head.weight.grad))
     for loss, norm, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-5) and norm == pytest.approx(gradients[0][1], rel=1e-4)
@@ -57,9 +62,9 @@ def test_a_step_without_a_finite_loss_leaves_the_weights(tmp_path: Path, shard_s
     one._step()
     before = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
     good = one._gradients
-    one._gradients = lambda: (math.nan, 1.0)  # type: ignore[method-assign]
+    one._gradients = lambda *_: (math.nan, 1.0)  # type: ignore[method-assign]
     one._step()
-    one._gradients = lambda: (1.0, math.inf)  # type: ignore[method-assign]
+    one._gradients = lambda *_: (1.0, math.inf)  # type: ignore[method-assign]
     one._step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.model.state_dict().items())
     assert (one.state.skipped, one.state.step) == (2, 3)

@@ -1,0 +1,30 @@
+"""A run's `metrics.jsonl`: one JSON object a line, `{"kind": "train", "step": 20, "loss": 7.16, …}`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+FILE = "metrics.jsonl"
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All whole records of a run's `metrics.jsonl`, in order; a last line cut short by a kill is left out.
+
+    No file is no records. UserError names the line that is not a record with `kind` and `step`.
+    """
+    path = run / FILE
+    # Split as bytes: a kill can cut a character in two, and str.splitlines also cuts at characters that samples hold.
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_record(line, path, number) for number, line in enumerate(whole, 1)]
+
+
+def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if isinstance(record["kind"], str) and isinstance(record["step"], int):
+            return dict(record)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise UserError(f"{path}, line {number}: not a record with kind and step; delete that line")

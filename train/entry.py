@@ -1,0 +1,118 @@
+"""What the entry points share: a run's own options, a mix in words, the choices for a machine, the first and last lines."""
+
+import argparse
+import errno
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.machine import peak_memory_bytes
+from model.llama import Llama
+from train.capacity import Choices, measure, memory_needed
+from train.loop import Trainer
+from train.options import TrainOptions
+from train.run import CONFIG, Run
+
+
+def existing_config(arguments: list[str], default_data: str, default_run: Callable[[str], Path]) -> Path | None:
+    """The options of the run that a command line means, if it exists: a run is continued with its own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data", default=default_data)
+    said, _ = parser.parse_known_args(arguments)
+    config = (said.run or default_run(said.data)) / CONFIG
+    return config if config.is_file() else None
+
+
+def run_name(kind: str, data: str) -> Path:
+    """Where a run goes that was given no name."""
+    return Path("runs") / (f"{kind}-" + "+".join(Path(name).resolve().name for name in parse_mixture(data)[0]))
+
+
+def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:
+    """`wikipedia:0.5+zhihu` → names and weights; a weight left out is 1."""
+    names, weights = [], []
+    for part in [text] if Path(text).exists() else text.split("+"):
+        name, colon, weight = part.rpartition(":")
+        try:
+            number = float(weight) if colon else 1.0
+        except ValueError:
+            name, number = part, 1.0
+        if not (math.isfinite(number) and number > 0):
+            raise UserError(f"--data {text}: the weight of {name} must be above 0")
+        names.append(name if colon and name != part else part)
+        weights.append(number)
+    return names, tuple(weights)
+
+
+def machine_choices(options: TrainOptions, run: Run, model: Llama, device: torch.device) -> Choices:
+    """The run's own choices where they were made on such a device and nothing else was asked for; else measured."""
+    kept = run.choices()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    asked = {"precision": options.precision, "compile": options.compile, "micro_batch": options.micro_batch}
+    same = kept and kept["choices"].keys() == Choices.__dataclass_fields__.keys() and kept["asked"] == asked
+    if same and kept["choices"]["device"] == name:
+        return Choices(**kept["choices"])
+    choices = measure(model, device, precision=options.precision, compile_wish=options.compile,
+                      micro_batch=options.micro_batch, rows=options.batch_tokens // options.sequence_length,
+                      length=options.sequence_length)
+    run.keep_choices({"asked": asked, "choices": asdict(choices)})
+    return choices
+
+
+def announce(
+    options: TrainOptions, run: Run, model: Llama, choices: Choices, *, name: str, data: str, flops: float
+) -> None:
+    """Say what will be trained, on what, at which cost, before it starts. `flops`: of the whole run."""
+    config = model.config
+    print(f"model     {name}: {config.parameters / 1e6:.1f}M parameters, vocabulary {config.vocab_size:,}, "
+          f"{config.flops_per_token(options.sequence_length) / 1e6:.1f} MFLOP per token")
+    print(f"data      {data}, {flops:.2e} FLOP")
+    print(f"machine   {choices.device}, {choices.precision}, {choices.micro_rows} × {options.sequence_length} tokens at once"
+          f" of {options.batch_tokens:,} a step, loss path {choices.loss_path}"
+          f"{', compiled' if choices.compile else ''}; about {memory_needed(model, choices, options.sequence_length) / 1e9:.1f}"
+          " GB of memory")
+    if model.lm_head.weight.device.type == "cpu" and flops > 1e15:
+        print("          this is many hours of work for a CPU: fewer --max_steps or a smaller model end sooner")
+    before = f"continues after step {run.start}" if run.start is not None else "new"
+    print(f"run       {run.folder} ({before})", flush=True)
+
+
+def train_through(trainer: Trainer, hint: str) -> None:
+    """Train, turn a full GPU or disk into one line, say how it ended. `hint`: what to do with a complete run."""
+    folder = trainer.run.folder
+    try:
+        complete = trainer.train()
+    except torch.cuda.OutOfMemoryError:
+        rows = trainer.choices.micro_rows
+        raise UserError(f"the GPU's memory is full with {rows} rows at once: continue with a smaller --micro_batch, such as "
+                        f"{max(1, rows // 2)}") from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"{folder}: the disk is full; the last whole checkpoint is kept. Make room, then run the same "
+                        "command again") from None
+    finally:
+        trainer.close()
+    step = trainer.state.step
+    if not complete:
+        print(f"saved after step {step} of {trainer.horizon.steps}; the same command goes on from there")
+        return
+    early = " (no better score for a while: ended early)" if step < trainer.horizon.steps else ""
+    best = trainer.log.best(trainer.horizon.best)
+    best_said = f", the best after step {best}" if best is not None and best != step else ""
+    print(f"complete: {folder}, {step} steps{early}{best_said}; peak memory of the process {peak_memory_bytes() / 1e9:.2f} GB. "
+          f"{hint}")
+
+
+def facts_of(options: TrainOptions) -> dict[str, Any]:
+    """The fingerprints that every run has: what changes the order of data or the arithmetic of a step."""
+    return {
+        "seed": options.seed, "batch_tokens": options.batch_tokens, "sequence_length": options.sequence_length,
+        "optimizer": options.optimizer.model_dump(), "schedule": options.schedule.model_dump(),
+    }

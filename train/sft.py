@@ -1,0 +1,202 @@
+"""`python -m train.sft`: fine-tune on conversations and summaries, from a pretrained model or from nothing."""
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError, run_main
+from common.files import MANIFEST, read_json, sha256_file
+from common.machine import resolve_device
+from common.options import parse
+from data.batches import PackedBatches
+from data.catalog import SMALL_TOKENIZER, resolve
+from data.examples import Conversations, Examples, Phrasings, Summaries, Texts
+from data.packing import PackedPlan
+from data.shards import ShardSet, shards_of_run
+from model import checkpoints
+from model.checkpoints import save_tokenizer
+from model.llama import Llama
+from model.template import Template
+from model.tokenizer import Tokenizer
+from train.capacity import Choices
+from train.entry import announce, existing_config, facts_of, machine_choices, parse_mixture, run_name, train_through
+from train.loop import Horizon, Trainer
+from train.metrics import VALIDATION_LOSS, Measure
+from train.options import SftOptions
+from train.pretrain import shape
+from train.run import Run
+from train.sft_evaluation import DevSet, evaluate
+
+DEFAULT_CONFIG = Path("configs/sft.yaml")
+DESCRIPTION = """Fine-tune on conversations and summaries: the loss is on the answers and their <eos> only, several examples
+share a row without seeing each other. A run that exists is continued from its newest checkpoint; Ctrl-C saves first."""
+REPLAY = "replay"
+ROUGE = Measure("rouge", "rouge_1", higher=True)
+
+
+def default_run(data: str) -> Path:
+    """Where a run goes that was given no name."""
+    return run_name("sft", data)
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = sys.argv[1:]
+    config = existing_config(arguments, SftOptions.model_fields["data"].default, default_run) or DEFAULT_CONFIG
+    options, _ = parse(SftOptions, arguments, name="train.sft", description=DESCRIPTION, default_config=config)
+    fine_tune(options)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a run begins with: `folder` has weights and tokenizer; without one, a tokenizer and random weights."""
+
+    folder: Path | None
+    tokenizer: Path
+    fingerprint: str
+
+
+def fine_tune(options: SftOptions) -> None:
+    """Train as the options say, into a new run or the rest of an old one."""
+    device = resolve_device(options.device)
+    folder = options.run or default_run(options.data)
+    base = find_base(options, folder)
+    options = options.model_copy(update={"base": base.folder or "none"})
+    tokenizer = Tokenizer.load(base.tokenizer)
+    template = Template(lead_ins=options.lead_ins)
+    names, weights = parse_mixture(options.data)
+    sets = [_shards(name, base) for name in names]
+    run = Run(folder)
+    length = options.sequence_length
+    parts = [_examples(name, each, length, tokenizer, template, Phrasings(options.seed, options.lead_ins), "train")
+             for name, each in zip(names, sets, strict=True)]
+    weights = _replay_weights(names, parts, weights)
+    fingerprints = {
+        "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
+        "tokenizer": tokenizer.fingerprint, "base": base.fingerprint, "template": template.__dict__,
+        "epochs": options.epochs, "max_steps": options.max_steps, **facts_of(options),
+    }
+    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
+    identity = hashlib.sha256(json.dumps([fingerprints[key] for key in ("data", "template")]).encode()).hexdigest()
+    plan = PackedPlan(parts, weights, seed=options.seed, length=length, folder=run.folder / "plan", identity=identity)
+    model, name = _model(options, run, base, tokenizer, device)
+    choices = machine_choices(options, run, model, device)
+    rows = options.batch_tokens // length
+    steps = options.max_steps or max(1, math.ceil((options.epochs or 1) * plan.rows_in(0) / rows))
+    _announce(options, run, model, choices, plan, parts, steps, name)
+    dev = [
+        DevSet(name, each, _examples(name, each, length, tokenizer, template, Phrasings(None), "validation"))
+        for name, each in zip(names, sets, strict=True) if name != REPLAY
+    ]
+    answered = any(each.shards.kind == "summaries" for each in dev) and options.evaluation.examples > 0
+    trainer = Trainer(
+        options,
+        Horizon(steps, options.evaluation.every, ROUGE if answered else VALIDATION_LOSS, options.evaluation.patience),
+        run, model, PackedBatches(plan, rows), choices,
+        lambda into: (save_tokenizer(tokenizer, into), template.save(into)),
+        lambda step, log, final: evaluate(options, model, tokenizer, template, dev, step, log),
+    )
+    train_through(trainer, f"Talk to it: make chat RUN={run.folder}; measure it: make evaluate RUN={run.folder}")
+
+
+def find_base(options: SftOptions, run: Path) -> Base:
+    """What the options' `base` means. A run that has a checkpoint needs its base no more: the base may be gone."""
+    made = run / "run.json"
+    if made.is_file() and (step := checkpoints.newest(run)) is not None:
+        return Base(options.base if isinstance(options.base, Path) else None, checkpoints.step_folder(run, step),
+                    read_json(made)["fingerprints"].get("base", ""))
+    if options.base == "none":
+        return Base(None, options.tokenizer or SMALL_TOKENIZER, "none")
+    path = options.base or newest_pretrained(Path("runs"))
+    if path is None:
+        raise UserError("--base: there is no pretrained run in runs/ yet: make pretrain first, or begin from nothing with "
+                        "--base none")
+    folder = checkpoints.find(Path(path))
+    if options.tokenizer is not None:
+        raise UserError(f"--tokenizer is for --base none: {path} has its own")
+    return Base(folder, folder, _weights_digest(folder))
+
+
+def newest_pretrained(runs: Path) -> Path | None:
+    """The pretraining run whose newest checkpoint is the latest."""
+    found = [(checkpoints.step_folder(run, steps[-1]).stat().st_mtime_ns, run)
+             for run in runs.glob("pretrain-*") if (steps := checkpoints.steps(run))]
+    return max(found)[1] if found else None
+
+
+def _weights_digest(folder: Path) -> str:
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    known = manifest.get("files", {}).get(checkpoints.WEIGHTS)
+    return str(known["sha256"]) if known else sha256_file(folder / checkpoints.WEIGHTS)
+
+
+def _shards(name: str, base: Base) -> ShardSet:
+    if name == REPLAY:
+        if base.folder is None:
+            raise UserError("--data replay: is the base's pretraining text, and there is no base to have any")
+        return shards_of_run(base.folder)
+    shards = ShardSet.open(resolve(name, base.tokenizer), checksums=True)
+    if shards.kind == "documents":
+        raise UserError(f"--data {name}: is text without questions and answers: pretrain on it, or mix it in as replay")
+    return shards
+
+
+def _examples(
+    name: str, shards: ShardSet, length: int, tokenizer: Tokenizer, template: Template, phrasings: Phrasings, split: str
+) -> Examples:
+    sequences = shards.split(split)
+    if shards.kind == "summaries":
+        return Summaries(sequences, length, tokenizer, template, phrasings)
+    return Conversations(sequences, length) if shards.kind == "conversations" else Texts(sequences, length)
+
+
+def _replay_weights(names: list[str], parts: list[Examples], weights: tuple[float, ...]) -> tuple[float, ...]:
+    """`replay:0.1` is a tenth as many tokens as the rest has; the plan wants a share of the replayed text itself."""
+    totals = [int(part.lengths(0).sum()) for part in parts]
+    rest = sum(w * total for name, w, total in zip(names, weights, totals, strict=True) if name != REPLAY)
+    return tuple(
+        w * rest / max(total, 1) if name == REPLAY else w for name, w, total in zip(names, weights, totals, strict=True)
+    )
+
+
+def _model(options: SftOptions, run: Run, base: Base, tokenizer: Tokenizer, device: torch.device) -> tuple[Llama, str]:
+    """The model to train, and what to call it; a continued run's weights are filled in later, from its checkpoint."""
+    folder = run.start_folder if run.start is not None else base.folder
+    if folder is not None:
+        model, _ = checkpoints.load(folder, device)
+        name = str(base.folder or options.model.preset)
+    else:
+        config = shape(options.model, tokenizer, options.sequence_length)
+        model, name = Llama(config).initialise(options.seed).to(device), options.model.preset
+    if model.config.max_position_embeddings < options.sequence_length:
+        raise UserError(f"--sequence_length {options.sequence_length}: the model's context is "
+                        f"{model.config.max_position_embeddings} tokens")
+    return model.train(), name
+
+
+def _announce(
+    options: SftOptions, run: Run, model: Llama, choices: Choices, plan: PackedPlan, parts: list[Examples], steps: int,
+    name: str,
+) -> None:
+    counts = [part.lengths(0) for part in parts]
+    left_out, cut = sum(int((count == 0).sum()) for count in counts), sum(part.cut for part in parts)
+    examples = sum(len(count) for count in counts) - left_out
+    rows = plan.rows_in(0)
+    tokens = plan.tokens_in(0) / rows * steps * (options.batch_tokens // options.sequence_length)
+    announce(
+        options, run, model, choices, name=name,
+        data=f"{options.data}: {examples:,} examples, {cut:,} cut to {options.sequence_length} tokens, {left_out:,} too long "
+             f"and left out; {plan.tokens_in(0):,} tokens an epoch in {rows:,} rows "
+             f"({plan.tokens_in(0) / rows / options.sequence_length:.0%} full); {steps:,} steps "
+             f"({steps * (options.batch_tokens // options.sequence_length) / rows:.2f} epochs)",
+        flops=tokens * model.config.flops_per_token(options.sequence_length, head=False),
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,57 @@
+"""Requests for a title: many, drawn as a pure function, around an article whose ids never change."""
+
+import numpy as np
+
+from data.phrasing import CANONICAL, FLAT, LEAD_INS, REQUESTS, Frames, draw, strip_lead_in, summary_prompt
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+
+def test_requests_are_filled_in_and_different() -> None:
+    """A slot left in a request, or one request many times over."""
+    assert len(set(FLAT)) == len(FLAT) > 100
+    assert not any("{" in request.before + request.after for request in FLAT)
+    assert any(not request.before for request in FLAT) and any(not request.after for request in FLAT)
+
+
+def test_the_draw_is_a_pure_function_that_changes_with_the_epoch() -> None:
+    """Requests that depend on the order of reading (no exact resume), or are the same in every epoch."""
+    records = np.arange(20_000)
+    first = draw(3, 0, records)
+    assert np.array_equal(first[500:600], draw(3, 0, records[500:600]))
+    for other in (draw(3, 1, records), draw(4, 0, records)):
+        assert (first == other).mean() < 0.05
+    starts = np.cumsum([0] + [len(group) for group in REQUESTS])
+    shapes = np.searchsorted(starts, first, side="right") - 1
+    counts = np.bincount(shapes, minlength=len(REQUESTS)) / len(records)
+    assert np.abs(counts - 1 / len(REQUESTS)).max() < 0.01
+
+
+def test_frames_and_prompts_agree(tokenizer: Tokenizer) -> None:
+    """Evaluation that asks with other ids than training."""
+    article = "本文研究了山谷里的风。结果表明，风从东边来。"
+    frames = Frames(tokenizer, Template())
+    prompt, trimmed = summary_prompt(tokenizer, Template(), article, room=500)
+    assert not trimmed and prompt == frames.prompt(CANONICAL, tokenizer.encode(article))
+    assert tokenizer.decode(prompt) == f"人类：{FLAT[CANONICAL].before}{article}{FLAT[CANONICAL].after}\n\n助手："
+    for request in (0, len(FLAT) // 2, len(FLAT) - 1):
+        ids = frames.prompt(request, tokenizer.encode(article))
+        assert tokenizer.decode(ids) == f"人类：{FLAT[request].before}{article}{FLAT[request].after}\n\n助手："
+        assert len(ids) - len(tokenizer.encode(article)) == frames.lengths[request]
+
+
+def test_a_long_article_loses_its_end_and_the_request_nothing(tokenizer: Tokenizer) -> None:
+    """A request cut off by a long article: the model is asked nothing."""
+    article = "风从东边来，" * 200
+    prompt, trimmed = summary_prompt(tokenizer, Template(), article, room=100)
+    assert trimmed and len(prompt) == 100
+    text = tokenizer.decode(prompt)
+    assert text.startswith("人类：" + FLAT[CANONICAL].before) and text.endswith("\n\n助手：")
+
+
+def test_only_a_known_lead_in_is_removed() -> None:
+    """Guessing something out of an answer."""
+    for lead_in in LEAD_INS:
+        assert strip_lead_in(lead_in + "风：研究") == "风：研究"
+    for text in ("风：研究", "我认为标题：风", "", "总结"):
+        assert strip_lead_in(text) == text

@@ -4,20 +4,26 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 DATA ?= sample
+BASE ?=
 RUN ?=
 CONFIG ?=
 ARGS ?=
 # The newest run, where a command needs one and none is named.
 NEWEST = $(or $(RUN),$(shell ls -td runs/*/ 2>/dev/null | head -n 1))
 
-.PHONY: help setup setup-dev data pretrain evaluate baseline tensorboard bench test test-fast check sample clean
+.PHONY: help setup setup-dev data pretrain sft chat evaluate baseline tensorboard bench test test-fast check sample clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make pretrain [DATA=sample|wikipedia|zhihu|PATH] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--key value\"]"
 	@echo "                    train a Llama from scratch; again: goes on where it stopped"
+	@echo "make sft DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=…]"
+	@echo "                    fine-tune: csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or a mix"
+	@echo "                    such as csl+belle-0.8m:0.5+replay:0.1; without a download the sample's part of that name"
+	@echo "make chat [RUN=…]   talk to the newest run (--help: make chat ARGS=--help)"
 	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA=… lists them"
-	@echo "make evaluate       perplexity, accuracy, bits per character of the newest run (or RUN=DIR), beside a trigram"
+	@echo "make evaluate       everything that fits the newest run (or RUN=DIR): perplexity, accuracy, bits per character,"
+	@echo "                    ROUGE, reading, repetition; and a report"
 	@echo "make tensorboard    watch the runs"
 	@echo "make test           all tests; make test-fast: those of a minute; make check: types and style"
 	@echo "make bench          training speed and memory beside transformers and litgpt"
@@ -46,10 +52,16 @@ pretrain: setup
 	@$(PY) -m train.pretrain $(if $(CONFIG),--config $(CONFIG)) $(if $(filter command line environment,$(origin DATA)),--data $(DATA)) \
 		$(if $(RUN),--run $(RUN)) $(ARGS)
 
+sft: setup
+	@$(PY) -m train.sft $(if $(CONFIG),--config $(CONFIG)) $(if $(filter command line environment,$(origin DATA)),--data $(DATA)) \
+		$(if $(BASE),--base $(BASE)) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+chat: setup
+	@$(PY) -m chat $(if $(RUN),--checkpoint $(RUN)) $(ARGS)
+
 evaluate: setup
 	@test -n "$(NEWEST)" || { echo "error: there is no run yet: make pretrain" >&2; exit 2; }
-	@$(PY) -m evaluate.perplexity --checkpoint $(NEWEST) $(ARGS)
-	@$(PY) -m evaluate.trigram --checkpoint $(NEWEST)
+	@$(PY) -m evaluate --checkpoint $(NEWEST) $(ARGS)
 
 tensorboard: setup
 	@$(VENV)/bin/tensorboard --logdir runs

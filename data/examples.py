@@ -4,13 +4,15 @@ An example of n positions is n + 1 ids; its targets are the ids after the first,
 loss. It must fit in a row; what does not is shortened where that is harmless, or left out, and counted.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from data.phrasing import CANONICAL, LEAD_INS, Frames, draw, draw_lead_in
-from data.shards import Sequences
+from data.records import Conversation, Kind, Summary
+from data.shards import HeldSequences, Sequences
 from model.template import Template
 from model.tokenizer import Tokenizer
 
@@ -33,7 +35,7 @@ class Examples(Protocol):
 class Conversations:
     """Conversations, the loss on their answers. One that is too long is cut after the last answer that fits whole."""
 
-    def __init__(self, sequences: Sequences, length: int) -> None:
+    def __init__(self, sequences: Sequences | HeldSequences, length: int) -> None:
         self._sequences = sequences
         whole = sequences.lengths()
         fits = [
@@ -69,7 +71,8 @@ class Summaries:
     """Articles, a request for their title around them, the title as the answer. An article too long loses its end."""
 
     def __init__(
-        self, sequences: Sequences, length: int, tokenizer: Tokenizer, template: Template, phrasings: Phrasings
+        self, sequences: Sequences | HeldSequences, length: int, tokenizer: Tokenizer, template: Template,
+        phrasings: Phrasings,
     ) -> None:
         self._sequences, self._length, self._phrasings = sequences, length, phrasings
         self._frames, self._eos = Frames(tokenizer, template), tokenizer.eos_id
@@ -109,6 +112,34 @@ class Summaries:
         scored = np.zeros(len(asked) + len(answer), bool)
         scored[len(asked) :] = True
         return np.array(asked + answer, dtype=np.int64), scored[1:]
+
+
+def examples_of(
+    kind: Kind, sequences: Sequences | HeldSequences, length: int, tokenizer: Tokenizer, template: Template,
+    phrasings: Phrasings,
+) -> Examples:
+    """The examples of a split that holds this kind of records."""
+    if kind == "summaries":
+        return Summaries(sequences, length, tokenizer, template, phrasings)
+    if kind == "conversations":
+        return Conversations(sequences, length)
+    assert isinstance(sequences, Sequences)
+    return Texts(sequences, length)
+
+
+def encode_records(
+    records: Iterable[Conversation | Summary], tokenizer: Tokenizer, template: Template
+) -> HeldSequences:
+    """Records as a shard set of their kind would hold them."""
+    held = []
+    for record in records:
+        if isinstance(record, Summary):
+            article, title = tokenizer.encode(record.article), tokenizer.encode(record.title)
+            held.append((article + title, [(len(article), len(article) + len(title))]))
+        else:
+            turns = [(turn.question, turn.answer) for turn in record.turns]
+            held.append(template.encode(tokenizer, turns, record.reference))
+    return HeldSequences(held)
 
 
 class Texts:

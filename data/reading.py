@@ -1,10 +1,11 @@
 """Files → numbered raw records, in flat memory, whatever the files hold.
 
-A raw record is the bytes of one record and where they stood: one line of a JSONL file, one row of a parquet file, one
-stretch of a plain text. What cannot be read becomes a `BadRecord` in its place, so that records and bad records
-together always count what was there. Nothing here knows any dataset's schema.
+A raw record is the bytes of one record and where they stood: one line of a JSONL file, one element of a JSON list, one
+row of a parquet file, one stretch of a plain text. What cannot be read becomes a `BadRecord` in its place, so that
+records and bad records together always count what was there. Nothing here knows any dataset's schema.
 """
 
+import contextlib
 import glob
 import io
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from data.json_lists import Elements
 from data.records import BadRecord
 
 LINE_LIMIT = 1 << 26
 BLOCK = 1 << 20
+HEAD = 1 << 16
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 _ARCHIVES = {b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
 _SPACE = b" \t\r\n\v\f"
@@ -27,7 +30,7 @@ _DAMAGE = (EOFError, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """The bytes of one record; `line` is its first line, or its row in a parquet file, counted from 1."""
+    """The bytes of one record; `line` is its first line, or its number in a list or a parquet file, counted from 1."""
 
     file: str
     line: int
@@ -67,13 +70,34 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def records(path: Path, advance: Advance | None = None) -> Iterator[Raw]:
-    """The records of a file of rows: lines of plain or gzip text, or rows of a parquet file written as JSON.
+    """The records of a file: elements of one JSON list, lines of text (both plain or gzip), or rows of a parquet file.
 
-    Blank lines are no records. `advance` is told of bytes of the file as they are consumed.
+    Rows are written as JSON. Blank lines are no records. `advance` is told of bytes of the file as they are consumed.
     """
     with _opened(path) as file:
         magic = file.read(4)
-    return _rows(path, advance) if magic == _PARQUET else _lines(path, advance)
+    if magic == _PARQUET:
+        return _rows(path, advance)
+    return _elements(path, advance) if head(path).lstrip(_SPACE)[:1] == b"[" else lines(path, advance)
+
+
+def head(path: Path) -> bytes:
+    """The first `HEAD` bytes of a plain or gzip file, unpacked, as far as they are undamaged."""
+    found = b""
+    with _opened(path) as file, _decompressed(file) as text, contextlib.suppress(*_DAMAGE):
+        while len(found) < HEAD and (block := text.read1(HEAD)):
+            found += block
+    return found[:HEAD].removeprefix(_BOM)
+
+
+def lines(path: Path, advance: Advance | None = None) -> Iterator[Raw]:
+    """The lines of a plain or gzip text that are not blank, whatever they hold."""
+    name = str(path)
+    for number, line, problem in numbered(path, advance):
+        if problem is not None:
+            yield BadRecord(name, number, problem)
+        elif line.strip(_SPACE):
+            yield RawRecord(name, number, line)
 
 
 def stretches(path: Path, bound: int, advance: Advance | None = None) -> Iterator[Raw]:
@@ -84,7 +108,7 @@ def stretches(path: Path, bound: int, advance: Advance | None = None) -> Iterato
     """
     parts: list[bytes] = []
     size, start = 0, 1
-    for number, line, problem in _numbered(path, advance, cut=True):
+    for number, line, problem in numbered(path, advance, cut=True):
         if problem is not None:
             if parts:
                 yield RawRecord(str(path), start, b"".join(parts))
@@ -102,17 +126,33 @@ def stretches(path: Path, bound: int, advance: Advance | None = None) -> Iterato
         yield RawRecord(str(path), start, b"".join(parts))
 
 
-def _lines(path: Path, advance: Advance | None) -> Iterator[Raw]:
-    name = str(path)
-    for number, line, problem in _numbered(path, advance, cut=False):
-        if problem is not None:
-            yield BadRecord(name, number, problem)
-        elif line.strip(_SPACE):
-            yield RawRecord(name, number, line)
+def _elements(path: Path, advance: Advance | None) -> Iterator[Raw]:
+    name, damage = str(path), ""
+    with _opened(path) as file, _decompressed(file) as text:
+
+        def blocks() -> Iterator[bytes]:
+            nonlocal damage
+            read, mark = 0, _BOM
+            try:
+                while block := text.read1(BLOCK):
+                    yield block.removeprefix(mark)
+                    mark = b""
+                    if advance is not None:
+                        advance(file.tell() - read)
+                        read = file.tell()
+            except _DAMAGE as error:
+                damage = f"; {_damaged(error)}"
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+            if advance is not None:
+                advance(os.fstat(file.fileno()).st_size - read)
+
+        for number, data, problem in Elements(blocks(), LINE_LIMIT):
+            yield RawRecord(name, number, data) if problem is None else BadRecord(name, number, problem + damage)
 
 
-def _numbered(path: Path, advance: Advance | None, *, cut: bool) -> Iterator[tuple[int, bytes, str | None]]:
-    """(line number, line, what is wrong with it); a line over the limit is cut in pieces, or is wrong as a whole."""
+def numbered(path: Path, advance: Advance | None, *, cut: bool = False) -> Iterator[tuple[int, bytes, str | None]]:
+    """(line number, line, what is wrong with it); a line over the limit is wrong as a whole, or is `cut` in pieces."""
     number = 0
     with _opened(path) as file, _decompressed(file) as text:
         read = 0
@@ -134,7 +174,7 @@ def _numbered(path: Path, advance: Advance | None, *, cut: bool) -> Iterator[tup
                         yield number, b"", f"line is longer than {LINE_LIMIT >> 20} MB"
                         continue
             except _DAMAGE as error:
-                yield number + 1, b"", f"compressed data is damaged or cut short here ({error})"
+                yield number + 1, b"", _damaged(error)
                 break
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -144,6 +184,10 @@ def _numbered(path: Path, advance: Advance | None, *, cut: bool) -> Iterator[tup
                 read = position
         if advance is not None:
             advance(os.fstat(file.fileno()).st_size - read)
+
+
+def _damaged(error: Exception) -> str:
+    return f"compressed data is damaged or cut short here ({error})"
 
 
 def _whole_characters(line: bytes, text: io.BufferedIOBase) -> bytes:

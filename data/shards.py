@@ -20,7 +20,7 @@ The two kinds with spans have, besides,
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,31 @@ class Sequences:
             if low < high:
                 parts.append(tokens[low:high].astype(np.int64))
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+class HeldSequences:
+    """Sequences with spans in memory, for a few records that are in no shard set."""
+
+    def __init__(self, records: Sequence[tuple[list[int], list[tuple[int, int]]]]) -> None:
+        self._ids = [np.array(ids, dtype=np.int64) for ids, _ in records]
+        self._spans = [np.array(spans, dtype=np.int32).reshape(-1, 2) for _, spans in records]
+
+    def lengths(self) -> np.ndarray:
+        """See `Sequences`."""
+        return np.array([len(ids) for ids in self._ids], dtype=np.int64)
+
+    def tokens(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """See `Sequences`."""
+        return self._ids[index][start:stop]
+
+    def spans(self, index: int) -> np.ndarray:
+        """See `Sequences`."""
+        return self._spans[index]
+
+    def span_table(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `Sequences`."""
+        if self._spans:
+            yield np.concatenate(self._spans), np.cumsum([0] + [len(spans) for spans in self._spans[:-1]])
 
 
 def _beside(paths: list[Path], name: str) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """`python -m evaluate.perplexity`: loss, perplexity, accuracy and bits per character of a checkpoint on any text."""
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,28 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
+from data.examples import Phrasings, encode_records, examples_of
 from data.reading import expand
-from data.records import Document
-from data.shards import SPLITS, ShardSet, shards_of_run
+from data.records import Conversation, Document, Summary
+from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
-from evaluate.metrics import BLOCK, WINDOW, Score, score_stream
+from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
 from model import checkpoints
+from model.llama import Llama
+from model.template import Template
 from model.tokenizer import Tokenizer
 
+# Longest conversation whose answers are scored.
+ROW = 1024
 DESCRIPTION = f"""Measure a checkpoint on text.
 
 The text is either a split of a prepared shard set (--data DIR --split validation) or native files of a source
 (--source jsonl --input FILE…), encoded with the checkpoint's own tokenizer. Documents are `<bos> text <eos>`, written
 one after another and cut into windows of {WINDOW} tokens; every token but the first is scored once, with what precedes
-it in its window as context. Loss and perplexity are per token and compare only models with the same tokenizer; bits per
-character compares all."""
+it in its window as context. Of conversations and summaries only the answers are scored, each with the whole
+conversation before it as context (cut at a turn where it is longer than {ROW} tokens).
+
+Loss and perplexity are per token and compare only models with the same tokenizer; bits per character compares all."""
 
 
 def main() -> None:
@@ -37,7 +45,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="validation", help="split of the shard set")
     parser.add_argument("--source", help="source of --input, such as jsonl, text, wikipedia")
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
-    parser.add_argument("--limit", type=int, help="score only about so many tokens")
+    parser.add_argument("--limit", type=int, help="score only about so many tokens (of native conversations: records)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
@@ -50,27 +58,65 @@ def main() -> None:
     if model.config.max_position_embeddings < WINDOW:
         raise UserError(f"{options.checkpoint}: its context of {model.config.max_position_embeddings} tokens is shorter than "
                         f"the window of {WINDOW} that figures here are measured in")
-    name, total, stream = _texts(options, tokenizer)
+    shards = None if options.input else ShardSet.open(options.data) if options.data else shards_of_run(options.checkpoint)
+    kind = shards.kind if shards else find_source(options.source).kind
+    if kind == "documents":
+        name, result = _score_texts(options, shards, model, tokenizer)
+        how = f"windows of {WINDOW}"
+    else:
+        name, result = _score_answers(options, shards, model, tokenizer)
+        how = f"answers only, rows of {min(ROW, model.config.max_position_embeddings)}"
+    if not result.tokens:
+        raise UserError(f"{name}: fewer than two tokens, nothing to score")
+    measures = result.measures()
+    print(f"{options.checkpoint} on {name}: {result.tokens:,} tokens, {result.characters:,} characters, {how}")
+    print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
+          f"bits/character {measures['bits_per_character']:.4f}")
+    if options.json:
+        facts = {"checkpoint": str(options.checkpoint), "text": name, "measured": how, "characters": result.characters}
+        write_json(options.json, {**facts, **measures, "made": describe(device)})
+
+
+def _score_texts(
+    options: argparse.Namespace, shards: ShardSet | None, model: Llama, tokenizer: Tokenizer
+) -> tuple[str, Score]:
+    name, total, stream = _texts(options, shards, tokenizer)
     result = Score(0.0, 0, 0, 0)
     with progress("scoring", total, "tokens") as bar:
         for block in _blocks(stream, options.limit):
             result += score_stream(model, block, tokenizer.characters_per_id, on_progress=bar.update)
-    if not result.tokens:
-        raise UserError(f"{name}: fewer than two tokens, nothing to score")
-    measures = result.measures()
-    print(f"{options.checkpoint} on {name}: {result.tokens:,} tokens, {result.characters:,} characters, windows of {WINDOW}")
-    print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
-          f"bits/character {measures['bits_per_character']:.4f}")
-    if options.json:
-        facts = {"checkpoint": str(options.checkpoint), "text": name, "window": WINDOW, "characters": result.characters}
-        write_json(options.json, {**facts, **measures, "made": describe(device)})
+    return name, result
 
 
-def _texts(options: argparse.Namespace, tokenizer: Tokenizer) -> tuple[str, int | None, Iterator[np.ndarray]]:
+def _score_answers(
+    options: argparse.Namespace, shards: ShardSet | None, model: Llama, tokenizer: Tokenizer
+) -> tuple[str, Score]:
+    """The answers of a set's split, or of native files; `--limit` counts records."""
+    template = Template.load(checkpoints.find(options.checkpoint))
+    length, source = min(ROW, model.config.max_position_embeddings), find_source(options.source) if options.input else None
+    sequences: Sequences | HeldSequences
+    if source:
+        name, kind = " ".join(options.input), source.kind
+        read = (record for path in expand(options.input) for record in source.open(path))
+        wanted = (record for record in read if isinstance(record, Conversation | Summary))
+        sequences = encode_records(itertools.islice(wanted, options.limit), tokenizer, template)
+    else:
+        assert shards is not None
+        if shards.tokenizer().fingerprint != tokenizer.fingerprint:
+            raise UserError(f"{shards.folder} was prepared with another tokenizer than {options.checkpoint} has: score the "
+                            "native files with --source NAME --input FILE")
+        name, kind, sequences = f"{shards.folder} {options.split}", shards.kind, shards.split(options.split)
+    examples = examples_of(kind, sequences, length, tokenizer, template, Phrasings(None))
+    with progress("scoring", int((examples.lengths(0) > 0).sum()), "examples") as bar:
+        return name, score_examples(model, examples, length, tokenizer.characters_per_id, on_progress=bar.update)
+
+
+def _texts(
+    options: argparse.Namespace, shards: ShardSet | None, tokenizer: Tokenizer
+) -> tuple[str, int | None, Iterator[np.ndarray]]:
     """What is scored, in words; its tokens if they are known; and the ids in pieces."""
-    if options.input:
+    if shards is None:
         return " ".join(options.input), options.limit, _encode(options.source, options.input, tokenizer)
-    shards = ShardSet.open(options.data) if options.data else shards_of_run(options.checkpoint)
     split = shards.split(options.split)
     if shards.tokenizer().fingerprint == tokenizer.fingerprint:
         pieces = (split.stream(start, start + BLOCK) for start in range(0, split.total_tokens, BLOCK))

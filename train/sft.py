@@ -15,7 +15,7 @@ from common.machine import resolve_device
 from common.options import parse
 from data.batches import PackedBatches
 from data.catalog import SMALL_TOKENIZER, resolve
-from data.examples import Conversations, Examples, Phrasings, Summaries, Texts
+from data.examples import Examples, Phrasings, examples_of
 from data.packing import PackedPlan
 from data.shards import ShardSet, shards_of_run
 from model import checkpoints
@@ -73,8 +73,8 @@ def fine_tune(options: SftOptions) -> None:
     sets = [_shards(name, base) for name in names]
     run = Run(folder)
     length = options.sequence_length
-    parts = [_examples(name, each, length, tokenizer, template, Phrasings(options.seed, options.lead_ins), "train")
-             for name, each in zip(names, sets, strict=True)]
+    phrasings = Phrasings(options.seed, options.lead_ins)
+    parts = [examples_of(each.kind, each.split("train"), length, tokenizer, template, phrasings) for each in sets]
     weights = _replay_weights(names, parts, weights)
     fingerprints = {
         "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
@@ -90,7 +90,7 @@ def fine_tune(options: SftOptions) -> None:
     steps = options.max_steps or max(1, math.ceil((options.epochs or 1) * plan.rows_in(0) / rows))
     _announce(options, run, model, choices, plan, parts, steps, name)
     dev = [
-        DevSet(name, each, _examples(name, each, length, tokenizer, template, Phrasings(None), "validation"))
+        DevSet(name, each, examples_of(each.kind, each.split("validation"), length, tokenizer, template, Phrasings(None)))
         for name, each in zip(names, sets, strict=True) if name != REPLAY
     ]
     answered = any(each.shards.kind == "summaries" for each in dev) and options.evaluation.examples > 0
@@ -144,15 +144,6 @@ def _shards(name: str, base: Base) -> ShardSet:
     if shards.kind == "documents":
         raise UserError(f"--data {name}: is text without questions and answers: pretrain on it, or mix it in as replay")
     return shards
-
-
-def _examples(
-    name: str, shards: ShardSet, length: int, tokenizer: Tokenizer, template: Template, phrasings: Phrasings, split: str
-) -> Examples:
-    sequences = shards.split(split)
-    if shards.kind == "summaries":
-        return Summaries(sequences, length, tokenizer, template, phrasings)
-    return Conversations(sequences, length) if shards.kind == "conversations" else Texts(sequences, length)
 
 
 def _replay_weights(names: list[str], parts: list[Examples], weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from evaluate.rouge_scores import rouge
 
 from common.progress import progress
 from data.examples import Examples
 from data.phrasing import strip_lead_in
 from data.shards import ShardSet
 from evaluate.metrics import Score, score_examples
+from evaluate.rouge_scores import rouge
 from model.decode import decode
 from model.llama import Llama
 from model.template import Template

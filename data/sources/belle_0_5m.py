@@ -1,0 +1,12 @@
+"""Belle 0.5M: JSONL of an instruction, its input and the output."""
+
+from data.sources.base import Hub, Source
+from data.sources.instructions import parse
+
+SOURCE = Source(
+    name="belle-0.5m",
+    description="Belle 0.5M: JSONL of instruction, input, output (copies: input, target)",
+    parse=parse,
+    kind="conversations",
+    hub=Hub("BelleGroup/train_0.5M_CN", "default"),
+)

@@ -1,0 +1,65 @@
+"""What all conversation datasets share: messages of two speakers → turns."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from data.records import Conversation, Turn
+from data.sources.base import BadRow
+
+Speaker = Literal["human", "assistant"]
+Message = tuple[Speaker, str]
+# A speaker is named at the beginning of a line and nowhere else: `Human:`, `HUMAN:`, `Human：`, `Human(用户):`.
+_SPEAKER = re.compile(
+    r"^[ \t]*(Human|HUMAN|Assistant|ASSISTANT)[ \t]*(?:[(（][^()（）\n]{1,20}[)）])?[ \t]*[:：]", re.MULTILINE
+)
+
+
+def conversation(messages: Iterable[Message], reference: str = "") -> Conversation:
+    """The turns of messages, whose texts lose the space around them and nothing else.
+
+    Messages of one speaker in a row are one, a line each. Where the assistant speaks first, the first question is
+    empty. A question at the end that nobody answers is left out. BadRow for an empty question or answer and for
+    messages without any answer.
+    """
+    said = [
+        (speaker, "\n".join(text for _, message in group if (text := message.strip())))
+        for speaker, group in itertools.groupby(messages, key=lambda message: message[0])
+    ]
+    if said and said[-1][0] == "human":
+        said.pop()
+        if not said:
+            raise BadRow("there is no answer, only a question")
+    if not said:
+        raise BadRow("there are no messages")
+    spoken_first = said[0][0] == "assistant"
+    texts = [text for _, text in said]
+    if spoken_first:
+        texts.insert(0, "")
+    turns = tuple(itertools.starmap(Turn, zip(texts[::2], texts[1::2], strict=True)))
+    for number, turn in enumerate(turns, 1):
+        if not turn.question and not (spoken_first and number == 1):
+            raise BadRow(f"question {number} of {len(turns)} is empty")
+        if not turn.answer:
+            raise BadRow(f"answer {number} of {len(turns)} is empty")
+    return Conversation(turns, reference.strip())
+
+
+def messages_in(text: str) -> list[Message]:
+    """The messages of a dialogue in one text, each begun by its speaker's name. BadRow if it does not begin with one."""
+    found = list(_SPEAKER.finditer(text))
+    if not found or text[:found[0].start()].strip():
+        raise BadRow(f"the dialogue does not begin with Human: or Assistant: but with {text.strip()[:20]!r}")
+    ends = [match.start() for match in found[1:]] + [len(text)]
+    return [
+        ("human" if match[1].startswith(("Human", "HUMAN")) else "assistant", text[match.end():end])
+        for match, end in zip(found, ends, strict=True)
+    ]
+
+
+def speaker_of(role: Any, roles: dict[str, Speaker], number: int) -> Speaker:
+    """The speaker that a role means. BadRow for any other, such as a tool."""
+    if not isinstance(role, str) or role not in roles:
+        raise BadRow(f"message {number} is from {role!r}, which is no part of a conversation of two ({', '.join(roles)})")
+    return roles[role]

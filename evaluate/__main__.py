@@ -1,0 +1,68 @@
+"""`python -m evaluate`: everything that fits a run, each measure by its own command, and a report of them all."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from common.errors import UserError, run_main
+from data.catalog import test_files
+from data.shards import ShardSet, shards_of_run
+
+DESCRIPTION = """Measure a run with every command that fits it, and write a report.
+
+A pretraining run: evaluate.perplexity and evaluate.trigram. A fine-tuned one: evaluate.perplexity on its dev split, then on
+the test split of its data evaluate.rouge (summaries) or evaluate.reading (conversations about a reference), and
+evaluate.repetition. Each command is printed; its figures go into RUN/results/, the report into RUN/report.md and .html."""
+# Sources whose conversations are about a reference passage.
+READING = ("redgpt",)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m evaluate", description=DESCRIPTION, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run")
+    parser.add_argument("--limit", type=int, help="test records answered (default all)")
+    options = parser.parse_args()
+    if not (options.checkpoint / "run.json").is_file():
+        raise UserError(f"{options.checkpoint} is no run: for other checkpoints use the single commands, such as python -m "
+                        "evaluate.perplexity")
+    results = options.checkpoint / "results"
+    results.mkdir(exist_ok=True)
+    for words in commands(options.checkpoint, shards_of_run(options.checkpoint), options.limit):
+        _run([*words, "--json", str(results / f"{words[0].rpartition('.')[2]}.json")])
+    _run(["evaluate.report", str(options.checkpoint), "--out", str(options.checkpoint / "report")])
+
+
+def commands(run: Path, shards: ShardSet, limit: int | None) -> list[list[str]]:
+    """The modules to run with their arguments (without --json)."""
+    checkpoint = ["--checkpoint", str(run)]
+    found = [["evaluate.perplexity", *checkpoint]]
+    if shards.kind == "documents":
+        return [*found, ["evaluate.trigram", *checkpoint]]
+    try:
+        source, files = test_files(shards)
+    except UserError as error:
+        print(f"{error}; only the dev split is measured", flush=True)
+        return found
+    data = ["--source", source, "--input", *map(str, files), *(["--limit", str(limit)] if limit else [])]
+    if shards.kind == "summaries":
+        predictions = str(run / "results" / "predictions.jsonl")
+        return [*found, ["evaluate.rouge", *checkpoint, *data, "--predictions", predictions],
+                ["evaluate.repetition", "--score", predictions]]
+    reading = [["evaluate.reading", *checkpoint, *data]] if source in READING else []
+    return [*found, *reading, ["evaluate.repetition", *checkpoint, *data]]
+
+
+def _run(words: list[str]) -> None:
+    print(f"\n$ python -m {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", *words]).returncode
+    if code:
+        # It has said itself what was wrong.
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_main(main)

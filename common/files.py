@@ -144,4 +144,4 @@ def remove_leftovers(folder: Path) -> None:
     """Delete temporary files and folders that a killed process left in `folder`."""
     for path in folder.glob(".*"):
         if path.suffix in {".tmp", ".old"}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -5,6 +5,7 @@ All problems of an invocation are reported together, each as one line that names
 
 import argparse
 import difflib
+import re
 import sys
 import types
 import typing
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
 from pydantic_core import PydanticUndefined
 
 from common.errors import UserError
@@ -61,13 +62,10 @@ def parse(
     problems: list[str] = []
     said = _dotted(schema, rest, problems)
     merged = _merge(load_yaml(known.config), said)
-    try:
-        options = schema.model_validate(merged)
-    except ValidationError as error:
-        problems += [_explain(schema, detail) for detail in error.errors()]
+    problems += mistakes(schema, merged)
     if problems:
         raise UserError("\n".join(problems))
-    return options, said
+    return schema.model_validate(merged), said
 
 
 def _dotted(schema: type[Options], arguments: list[str], problems: list[str]) -> dict[str, Any]:
@@ -128,24 +126,101 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(schema: type[Options], detail: Any) -> str:
-    path = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
-    key = "--" + ".".join(path)
+def mistakes(schema: type[Options], values: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with the values of a schema, a line each; empty if `schema` accepts them.
+
+    pydantic judges options together (`model_validator(mode="after")`) only where each is right by itself, and stops at the
+    first such complaint. Here wrong values are left out, so that defaults stand in for them, and every validator of the
+    schema then has its say; what one says of an option that is itself wrong is about a value nobody gave, and is dropped.
+    Only where a required option is missing are the options not judged together.
+    """
+    names = [name for name, each in schema.__pydantic_decorators__.model_validators.items() if each.info.mode == "after"]
+    silent: dict[str, Any] = {name: model_validator(mode="after")(lambda self: self) for name in names}
+    apart = create_model(schema.__name__, __base__=schema, __validators__=silent)
+    found: list[str] = []
+    wrong: list[str] = []
+    while True:
+        try:
+            options = apart.model_validate(values)
+            break
+        except ValidationError as error:
+            details: Any = error.errors()
+        lines = "\n".join(_explain(schema, values, detail) for detail in details).splitlines()
+        found += [line for line in _joined(lines) if line not in found and not _names(line, wrong)]
+        paths = {path for detail in details if (path := _given(values, detail["loc"]))}
+        if not paths:
+            return found
+        values = _without(values, paths)
+        wrong += [".".join(path) for path in paths]
+    for name in names:
+        try:
+            getattr(schema, name)(options)
+        except ValueError as error:
+            found += [line for line in str(error).splitlines() if not _names(line, wrong)]
+    return found
+
+
+def _names(line: str, keys: list[str]) -> bool:
+    return any(re.search(rf"--{re.escape(key)}(?!\w)", line) for key in keys)
+
+
+def _given(values: Any, place: Sequence[str | int]) -> tuple[str, ...]:
+    """The keys of the innermost value that was given at a place where pydantic found something wrong."""
+    path: list[str] = []
+    for part in place:
+        if not isinstance(values, dict) or part not in values:
+            break
+        values = values[part]
+        path.append(str(part))
+    return tuple(path)
+
+
+def _without(values: dict[str, Any], paths: set[tuple[str, ...]]) -> dict[str, Any]:
+    kept = {}
+    for key, value in values.items():
+        deeper = {path[1:] for path in paths if path[0] == key}
+        if () not in deeper:
+            kept[key] = _without(value, deeper) if deeper else value
+    return kept
+
+
+_EXPECTED = " is not valid; expected "
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """One line for an option that may be one thing or another, of which pydantic complains once for each."""
+    joined: list[str] = []
+    for line in lines:
+        start, expected, rest = line.partition(_EXPECTED)
+        if expected and joined and joined[-1].startswith(start + expected):
+            joined[-1] += f" or {rest}"
+        else:
+            joined.append(line)
+    return joined
+
+
+def _explain(schema: type[Options], values: dict[str, Any], detail: Any) -> str:
+    path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
         valid = list(fields(schema))
         near = difflib.get_close_matches(".".join(path), valid, n=1, cutoff=0.5)
         hint = f"did you mean --{near[0]}?" if near else "see --help for the keys"
-        return f"{key}: there is no such option; {hint}"
+        return f"--{'.'.join(path)}: there is no such option; {hint}"
     if detail["type"] == "missing":
-        return f"{key}: is required"
+        return f"--{'.'.join(path)}: is required"
+    # What pydantic puts behind the keys are places in a list, which help, and names of types, which do not.
+    depth = len(_given(values, detail["loc"]))
+    path = path[:depth] + [part for part in path[depth:] if part.isdecimal()]
+    key = "--" + ".".join(path)
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "value_error":
-        return f"{key}: {message}" if path else message
+        # A group's complaint names the options that it is about.
+        return f"{key}: {message}" if ".".join(path) in fields(schema) else message
     if detail["type"] in {"model_type", "dict_type", "model_attributes_type"}:
         return f"{key}: is a group of options, not a value; write {key}.KEY VALUE"
     if detail["type"] == "path_type":
         message = "a path (in YAML, quote one that looks like a number or a date)"
-    return f"{key}: {detail['input']!r} is not valid; expected {message}"
+    return f"{key}: {detail['input']!r}{_EXPECTED}{message}"
 
 
 def fields(schema: type[Options], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import difflib
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -22,6 +23,7 @@ class File(Options):
     part: str | None = Field(None, description="the part of the corpus it belongs to")
     size: int | None = Field(None, gt=0, description="bytes, where they are known exactly")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="where it is known, never guessed")
+    role: Literal["train", "dev", "test"] = Field("train", description="what the release means it for")
     unpack: str | None = Field(None, description="for a .zip: the pattern of the files in it that are the corpus")
 
 

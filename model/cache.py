@@ -14,21 +14,32 @@ class LayerCache:
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [B, K, T, d] behind what is there; return all keys and values so far, [B, K, length + T, d]."""
-        start, stop = self._owner.length, self._owner.length + keys.shape[2]
-        self._keys[:, :, start:stop], self._values[:, :, start:stop] = keys, values
-        return self._keys[:, :, :stop], self._values[:, :, :stop]
+        rows, start, stop = self._owner.rows, self._owner.length, self._owner.length + keys.shape[2]
+        self._keys[:rows, :, start:stop], self._values[:rows, :, start:stop] = keys, values
+        return self._keys[:rows, :, :stop], self._values[:rows, :, :stop]
 
 
 class Cache:
-    """Room for `capacity` positions of `rows` rows. `length` is how many are filled; the caller advances it."""
+    """Room for `capacity` positions of `rows` rows. `length` is how many are filled; the caller advances it.
+
+    `rows` may be lowered, and raised again up to what was asked for: only the first `rows` are read and written.
+    """
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows = rows
         self.length = 0
         self._layers = [LayerCache(self, index) for index in range(config.num_hidden_layers)]
 
     def layer(self, index: int) -> LayerCache:
         """The part of layer `index`."""
         return self._layers[index]
+
+    def select(self, rows: Tensor, start: int = 0) -> None:
+        """Go on with `rows` (int64[n], any order, repeats allowed), of which positions before `start` stay in place."""
+        for kept in (*self.keys, *self.values):
+            # One layer at a time: the copy that indexing makes stays small.
+            kept[: len(rows), :, start : self.length] = kept[:, :, start : self.length][rows]
+        self.rows = len(rows)

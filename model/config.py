@@ -5,10 +5,23 @@ from typing import Any
 
 from common.errors import UserError
 
+# The scalings of rotary frequencies that are known, and the numbers that each needs.
+ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+# What a `config.json` cannot leave out: transformers would fill these in with the shape of Llama 2 7B.
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama's shape. Field names and meanings are those of transformers' `LlamaConfig`."""
+    """A Llama's shape. Field names and meanings are those of transformers' `LlamaConfig`.
+
+    `head_dim` 0 becomes hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`, a key of ROPE_SCALINGS, and
+    its numbers.
+    """
 
     vocab_size: int
     hidden_size: int = 256
@@ -16,6 +29,7 @@ class LlamaConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 8
     num_key_value_heads: int = 8
+    head_dim: int = 0
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
@@ -26,6 +40,8 @@ class LlamaConfig:
     eos_token_id: int = 2
 
     def __post_init__(self) -> None:
+        if self.head_dim == 0 and self.num_attention_heads > 0:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if problems := self.problems():
             raise UserError("\n".join(f"model: {problem}" for problem in problems))
 
@@ -34,33 +50,41 @@ class LlamaConfig:
         found = [
             f"{name} must be positive, not {getattr(self, name)}"
             for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                         "num_key_value_heads", "max_position_embeddings")
-            if getattr(self, name) < 1
+                         "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps")
+            if getattr(self, name) <= 0
         ]
         if found:
             return found
         if self.hidden_size % self.num_attention_heads:
             found.append(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                          f"{self.num_attention_heads}")
-        elif self.head_dim % 2:
-            found.append(f"the head dimension {self.head_dim} (hidden_size / num_attention_heads) must be even for RoPE")
+        elif self.head_dim < 2 or self.head_dim % 2:
+            found.append(f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must be even for RoPE")
         if self.num_attention_heads % self.num_key_value_heads:
             found.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                          f"{self.num_key_value_heads}")
-        if self.rope_scaling is not None and self.rope_scaling.get("rope_type") not in ("linear", "llama3"):
-            found.append(f"rope_scaling {self.rope_scaling.get('rope_type')!r} is not known; linear and llama3 are")
-        return found
+        return found + self._rope_problems()
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+    def _rope_problems(self) -> list[str]:
+        if self.rope_scaling is None:
+            return []
+        kind = self.rope_scaling.get("rope_type")
+        if kind not in ROPE_SCALINGS:
+            return [f"rope_scaling {kind!r} is not known; {' and '.join(ROPE_SCALINGS)} are"]
+        found = [
+            f"rope_scaling {kind}: {key} must be a number above 0, not {self.rope_scaling.get(key, 'missing')}"
+            for key in ROPE_SCALINGS[kind]
+            if not (_is(self.rope_scaling.get(key), float) and self.rope_scaling[key] > 0)
+        ]
+        if kind == "llama3" and not found and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
+            found.append("rope_scaling llama3: low_freq_factor must be below high_freq_factor")
+        return found
 
     @property
     def matmul_parameters(self) -> int:
         """Weights that every token is multiplied with: all matrices but the embedding look-up."""
-        key_value = self.hidden_size * self.num_key_value_heads * self.head_dim
-        attention = 2 * self.hidden_size**2 + 2 * key_value
+        heads = self.num_attention_heads + self.num_key_value_heads
+        attention = 2 * self.hidden_size * heads * self.head_dim
         feed_forward = 3 * self.hidden_size * self.intermediate_size
         return self.num_hidden_layers * (attention + feed_forward) + self.hidden_size * self.vocab_size
 
@@ -78,25 +102,67 @@ class LlamaConfig:
         vocabulary matmul, for positions without loss.
         """
         weights = self.matmul_parameters - (0 if head else self.hidden_size * self.vocab_size)
-        return 6 * weights + 6 * self.num_hidden_layers * self.hidden_size * length
+        return 6 * weights + 6 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * length
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a Hugging Face `config.json`."""
         return {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
-            "mlp_bias": False, "attention_dropout": 0.0, "head_dim": self.head_dim, "torch_dtype": "float32",
-            **asdict(self),
+            "mlp_bias": False, "attention_dropout": 0.0, "torch_dtype": "float32", **asdict(self),
         }
 
     @classmethod
     def from_hf(cls, values: dict[str, Any], name: str = "config.json") -> "LlamaConfig":
-        """Read a `config.json`; UserError if it describes another architecture than a bias-free Llama."""
-        if values.get("model_type") != "llama":
-            raise UserError(f"{name}: model_type is {values.get('model_type')!r}; only llama is supported")
-        if values.get("attention_bias") or values.get("mlp_bias") or values.get("hidden_act", "silu") != "silu":
-            raise UserError(f"{name}: biases and activations other than silu are not supported")
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        """Read a `config.json` of transformers 4 or 5.
+
+        UserError, a line for every problem, if it describes another architecture than a bias-free Llama or no whole one.
+        """
+        if not isinstance(values, dict):
+            raise UserError(f"{name}: expected keys and values, found {type(values).__name__}")
+        found = _foreign(values)
+        # Null means the same to transformers as a key that is not there.
+        said = {key: value for key, value in values.items() if value is not None}
+        found += [f"{key} is missing" for key in _REQUIRED if key not in said]
+        rope = said.get("rope_parameters", said.get("rope_scaling", {}))
+        if not isinstance(rope, dict):
+            found.append(f"rope_parameters or rope_scaling: {rope!r} is not valid; expected keys and values")
+            rope = {}
+        said["rope_theta"] = rope.get("rope_theta", said.get("rope_theta", cls.rope_theta))
+        types = {field.name: field.type for field in fields(cls) if field.type in _TYPE_NAMES}
+        found += [f"{key}: {said[key]!r} is not valid; expected {_TYPE_NAMES[kind]}"
+                  for key, kind in types.items() if key in said and not _is(said[key], kind)]
+        if found:
+            raise UserError("\n".join(f"{name}: {problem}" for problem in found))
+        # Two keys that may be left out mean something else to transformers than they do here.
+        shape = {"num_key_value_heads": said["num_attention_heads"], "rms_norm_eps": 1e-6}
+        shape |= {key: said[key] for key in types if key in said}
+        try:
+            return cls(**shape, rope_scaling=_scaling(rope))
+        except UserError as error:
+            raise UserError(str(error).replace("model: ", f"{name}: ")) from None
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a JSON value has a type: whole numbers are numbers too, and true is neither."""
+    return isinstance(value, bool) if kind is bool else isinstance(value, int | kind) and not isinstance(value, bool)
+
+
+def _foreign(values: dict[str, Any]) -> list[str]:
+    """What in a `config.json` is of another architecture."""
+    if values.get("model_type") != "llama":
+        return [f"model_type is {values.get('model_type')!r}; only llama is supported"]
+    found = [f"{key} is set; biases are not supported" for key in ("attention_bias", "mlp_bias") if values.get(key)]
+    if values.get("hidden_act", "silu") != "silu":
+        found.append(f"hidden_act is {values['hidden_act']!r}; only silu is supported")
+    return found
+
+
+def _scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
+    """transformers' rotary parameters without what is no scaling: the base, and the type under its older name."""
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind == "default":
+        return None
+    return {"rope_type": kind, **{key: rope[key] for key in ROPE_SCALINGS.get(kind, ()) if key in rope}}
 
 
 # Heads of 32 at 43M are the reference's; the larger two use heads of 64, the width that attention kernels like best.

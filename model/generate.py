@@ -1,79 +1,126 @@
 """Continue a text, one id at a time."""
 
-from collections.abc import Iterator
+import codecs
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.cache import Cache
 from model.llama import Llama
+from model.penalties import blocked_by_ngrams, repetition_penalty
 from model.tokenizer import Tokenizer
+
+# Why a text ended: the model said so, it reached `max_new_tokens`, or no position was left.
+End = Literal["eos", "length", "context"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next id is chosen. Temperature 0 takes the likeliest."""
+    """How the next id is chosen. Temperature 0 takes the likeliest.
+
+    The two that work against repetition count what was generated and never the prompt: an answer may copy a name from
+    its reference as often as the reference says it.
+    """
 
     temperature: float = 0.8
     top_k: int = 0  # 0: no limit
     top_p: float = 0.95
     repetition_penalty: float = 1.0  # 1: none (Keskar et al. 2019)
+    no_repeat_ngram: int = 0  # length in ids of what is never said twice; 0: none (Paulus et al. 2017)
 
 
-@torch.inference_mode()
+class PrefixCache:
+    """A model and what it has read of one text: what two texts have in common from their start is read once."""
+
+    def __init__(self, model: Llama, capacity: int) -> None:
+        """`capacity`: the ids of the longest text."""
+        self.model, self.capacity = model, capacity
+        self._device = model.lm_head.weight.device
+        self._cache = Cache(model.config, 1, capacity, self._device, model.lm_head.weight.dtype)
+        self._ids: list[int] = []
+
+    @torch.no_grad()
+    def logits_after(self, ids: list[int]) -> Tensor:
+        """logits[V] (fp32, on the CPU) of what follows `ids`, which are at most `capacity` and at least one."""
+        known = min(_common(self._ids, ids), len(ids) - 1)
+        # Forgotten first and known last, so that an interrupted reading leaves nothing that is taken for read.
+        del self._ids[known:]
+        self._cache.length = known
+        new = torch.tensor([ids[known:]], device=self._device)
+        hidden = self.model.model(new, None, self._mask(known, len(ids)), self._cache)
+        self._ids += ids[known:]
+        return self.model.lm_head(hidden[0, -1]).float().cpu()
+
+    def _mask(self, known: int, total: int) -> Tensor | None:
+        """What each new position may look at, where plain causality does not say it: bool[1, 1, new, total]."""
+        if known == 0 or total - known == 1:
+            return None
+        return torch.ones(1, 1, total - known, total, dtype=torch.bool, device=self._device).tril(known)
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """The length of what both begin with."""
+    if second[: len(first)] == first:  # the usual case, at the speed of a comparison
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), len(second))
+
+
 def generate(
-    model: Llama, prompt: list[int], sampling: Sampling, *, max_new_tokens: int, seed: int = 0
-) -> Iterator[int]:
-    """Yield new ids after `prompt` until `<eos>` (not yielded), `max_new_tokens`, or the end of the model's context."""
-    device = model.lm_head.weight.device
-    capacity = min(len(prompt) + max_new_tokens, model.config.max_position_embeddings)
-    cache = Cache(model.config, 1, capacity, device, model.lm_head.weight.dtype)
+    model: Llama, prompt: list[int], sampling: Sampling, *, max_new_tokens: int, seed: int = 0,
+    prefix: PrefixCache | None = None,
+) -> Generator[int, None, End]:
+    """Yield new ids after `prompt` until `<eos>` (not yielded), `max_new_tokens`, or the end of the model's context.
+
+    Returns why it ended. A `prefix` that has read a text which begins like the prompt saves reading it again; its
+    capacity then stands for the model's context. Rounding apart, the ids are the same. Raises FloatingPointError when
+    the logits are not finite, as an overflow in fp16 makes them.
+    """
+    prefix = prefix or PrefixCache(model, min(len(prompt) + max_new_tokens, model.config.max_position_embeddings))
     generator = torch.Generator().manual_seed(seed)
     seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    ids = prompt
-    while cache.length + len(ids) < capacity:
-        seen[ids] = True
-        hidden = model.model(torch.tensor([ids], device=device), None, None, cache)
-        cache.length += len(ids)
-        logits = model.lm_head(hidden[0, -1]).float().cpu()
+    answer: list[int] = []
+    while len(answer) < max_new_tokens:
+        if len(prompt) + len(answer) >= prefix.capacity:
+            return "context"
+        logits = prefix.logits_after(prompt + answer)
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the logits at position {len(prompt) + len(answer)} are not finite")
+        logits[blocked_by_ngrams([answer], sampling.no_repeat_ngram)[0]] = -torch.inf
         chosen = choose(logits, seen, sampling, generator)
         if chosen == model.config.eos_token_id:
-            return
+            return "eos"
         yield chosen
-        ids = [chosen]
+        answer.append(chosen)
+        seen[chosen] = True
+    return "length"
 
 
 def choose(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw an id from logits[V]; `seen`[V] marks the ids that the repetition penalty applies to."""
-    if sampling.repetition_penalty != 1.0:
-        punished = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = torch.where(seen, punished, logits)
-    if sampling.temperature == 0:
+    logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature < 1e-5:  # dividing by less would overflow
         return int(logits.argmax())
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
     if sampling.top_p < 1.0:
         ordered, order = logits.softmax(-1).sort(descending=True)
-        # An id stays while those before it do not already hold top_p, so the likeliest always stays.
+        # An id stays while those before it do not already hold top_p, and the likeliest always stays.
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        outside[0] = False
         logits[order[outside]] = -torch.inf
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 
 
-def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
-    """Text as its ids arrive; the bytes of an unfinished character wait for the rest."""
-    pending = b""
+def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Text as its ids arrive, together what `Tokenizer.decode` gives; an unfinished character waits for its rest."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for index in ids:
-        pending += tokenizer.decode_bytes([index])
-        text = pending.decode("utf-8", errors="ignore")
-        if text and pending.endswith(text[-1].encode()):
+        if text := decoder.decode(tokenizer.decode_bytes([index])):
             yield text
-            pending = b""
-        elif len(pending) > 8:
-            # More than any character is long: the bytes are not UTF-8.
-            yield pending.decode("utf-8", errors="replace")
-            pending = b""
-    if pending:
-        yield pending.decode("utf-8", errors="replace")
+    if text := decoder.decode(b"", final=True):
+        yield text

@@ -1,5 +1,6 @@
 """What is chosen once for a run's device, on a GPU by measuring, and then kept: micro-batch, loss path, precision."""
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -8,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from data.batches import Batch
-from model.llama import Llama
+from model.llama import Layer, Llama
 from model.loss import LossPath, available_paths, chunk_rows, linear_cross_entropy
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -18,7 +19,7 @@ CPU_MICRO_TOKENS = 4096
 # Bounded memory, and needs no particular torch; bench/loss.py compares the paths. Fixed, because a measured choice would
 # differ from run to run where two are close, and with it the last bits of the weights.
 CPU_LOSS_PATH: LossPath = "chunked"
-# Where all logits of a micro-batch fit in this, computing them at once is worth trying.
+# Where all logits of a micro-batch, in fp32, fit in this, computing them at once is worth trying.
 FULL_LOGITS_BYTES = 256 << 20
 
 
@@ -52,76 +53,101 @@ def measure(
     length: int,
 ) -> Choices:
     """Choose what is not given. `rows` of `length` tokens make a step; the micro-batch divides them."""
-    kept: Any = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": choose_precision(device, precision),
-        "compile": device.type == "cuda" if compile_wish == "auto" else bool(compile_wish),
-    }
+    chosen = choose_precision(device, precision)
+    wished = device.type == "cuda" if compile_wish == "auto" else bool(compile_wish)
+    compiled = wished and compiles(model)
     divisors = [n for n in range(1, rows + 1) if rows % n == 0]
-    path = CPU_LOSS_PATH if device.type == "cpu" else _fastest_path(model, device, kept["precision"])
     if isinstance(micro_batch, int):
-        micro_rows = max(n for n in divisors if n <= micro_batch)
-    elif device.type == "cpu":
-        micro_rows = max(n for n in divisors if n == 1 or n * length <= CPU_MICRO_TOKENS)
+        divisors = [max(n for n in divisors if n <= micro_batch)]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        micro_rows, path = _fastest(model, device, chosen, divisors, length, compiled=compiled)
     else:
-        micro_rows = _largest(model, device, kept["precision"], divisors, length, path)
-    return Choices(**kept, micro_rows=micro_rows, loss_path=path)
+        name, path = "cpu", CPU_LOSS_PATH
+        micro_rows = max(n for n in divisors if n == divisors[0] or n * length <= CPU_MICRO_TOKENS)
+    return Choices(name, chosen, compiled, micro_rows, path)
 
 
-def _fastest_path(model: Llama, device: torch.device, precision: Precision) -> LossPath:
-    weight = model.lm_head.weight
-    generator = torch.Generator().manual_seed(0)
-    tokens = 2 * chunk_rows(device)
-    hidden = torch.randn(tokens, weight.shape[1], generator=generator).to(device)
-    targets = torch.randint(len(weight), (tokens,), generator=generator).to(device)
-    times: dict[LossPath, float] = {}
-    for path in available_paths(DTYPES[precision]):
-        if path == "full" and tokens * len(weight) * 4 > FULL_LOGITS_BYTES:
-            continue
-        for _ in range(2):  # the first turn warms up
-            x, w = hidden.clone().requires_grad_(), weight.detach().requires_grad_()
-            torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            with autocast(device, precision):
-                linear_cross_entropy(x, w, targets, scale=1 / tokens, path=path).backward()
-            torch.cuda.synchronize(device)
-            times[path] = time.perf_counter() - start
-    return min(times, key=lambda path: times[path])
+def compiles(model: Llama) -> bool:
+    """Whether torch.compile works here, tried on one feed-forward block; where it does not, a warning says why.
+
+    It needs a C++ compiler on a CPU; on a GPU Triton, a C compiler for it, and a card that is new enough.
+    """
+    block = cast(Layer, model.model.layers[0]).mlp
+    weight = block.gate_proj.weight
+    try:
+        torch.compile(block)(torch.ones(2, weight.shape[1], device=weight.device)).sum().backward()
+    except Exception as error:  # each part of the tool chain has its own, and the block itself cannot fail
+        # The first paragraph is the reason; what follows is advice on debugging the compiler.
+        reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
+        print(f"warning: torch.compile does not work here, training goes on without it: {reason}", file=sys.stderr)
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.compiler.reset()
+    return True
 
 
-def _largest(
-    model: Llama, device: torch.device, precision: Precision, divisors: list[int], length: int, path: LossPath
-) -> int:
-    """The micro-batch that is fastest per row among those that fit, tried from one row upwards until memory ends."""
-    best, best_time = 0, float("inf")
+def _fastest(
+    model: Llama, device: torch.device, precision: Precision, divisors: list[int], length: int, *, compiled: bool
+) -> tuple[int, LossPath]:
+    """The micro-batch and the loss path that are fastest per row among those that fit, each pair tried as it will be used,
+    from one row upwards until memory ends.
+    """
+    body = torch.compile(model.model) if compiled else model.model
+    # Optimiser state (two numbers a weight) is not there yet, and fragmentation needs air.
+    state = 8 * sum(parameter.numel() for parameter in model.parameters())
+    best: tuple[int, LossPath] | None = None
+    best_time = float("inf")
     for rows in divisors:
-        ids = torch.randint(model.config.vocab_size, (rows, length), device=device)
-        try:
-            for _ in range(2):
-                torch.cuda.reset_peak_memory_stats(device)
-                torch.cuda.synchronize(device)
-                start = time.perf_counter()
-                with autocast(device, precision):
-                    loss = model(ids, ids.flatten(), scale=0.0, loss_path=path)
-                loss.backward()
-                torch.cuda.synchronize(device)
-                seconds = (time.perf_counter() - start) / rows
-        except torch.cuda.OutOfMemoryError:
+        fits = False
+        for path in _paths(rows * length, model.config.vocab_size, precision):
+            try:
+                seconds, memory = _try(model, body, device, precision, rows, length, path)
+            except torch.cuda.OutOfMemoryError:
+                continue
+            finally:
+                model.zero_grad(set_to_none=True)
+            if best and memory + state > 0.9 * _gpu_memory(device):
+                continue
+            fits = True
+            if seconds < 0.97 * best_time:
+                best, best_time = (rows, path), seconds
+        if not fits:
             break
-        finally:
-            model.zero_grad(set_to_none=True)
-        # Optimiser state (two numbers a weight) is not there yet, and fragmentation needs air.
-        state = 8 * sum(parameter.numel() for parameter in model.parameters())
-        limit = 0.9 * _gpu_memory(device)
-        if best and torch.cuda.max_memory_allocated(device) + state > limit:
-            break
-        if seconds < 0.97 * best_time:
-            best, best_time = rows, seconds
+    if compiled:
+        # By now the program is one for any number of rows; the run's own number deserves its own.
+        torch.compiler.reset()
     torch.cuda.empty_cache()
-    if not best:
-        raise UserError(f"one row of {length} tokens does not fit in the GPU's memory: use a shorter --sequence_length "
-                        "or a smaller --model.preset")
+    if best is None:
+        raise UserError(f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a shorter "
+                        "--sequence_length, a smaller --model.preset or, where it is above 1, a smaller --micro_batch")
     return best
+
+
+def _paths(tokens: int, vocabulary: int, precision: Precision) -> list[LossPath]:
+    """The loss paths worth trying for so many positions at once."""
+    fits = tokens * vocabulary * 4 <= FULL_LOGITS_BYTES
+    return [path for path in available_paths(DTYPES[precision]) if path != "full" or fits]
+
+
+def _try(
+    model: Llama, body: Any, device: torch.device, precision: Precision, rows: int, length: int, path: LossPath
+) -> tuple[float, int]:
+    """Seconds per row of a forward and backward pass on a GPU, and the most bytes that were in use."""
+    ids = torch.randint(model.config.vocab_size, (rows, length), device=device)
+    best = float("inf")
+    for _ in range(3):  # the first turn compiles and warms up
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        with autocast(device, precision):
+            hidden = body(ids, None, None, None).flatten(0, 1)
+            loss = linear_cross_entropy(hidden, model.lm_head.weight, ids.flatten(), scale=0.0, path=path)
+        loss.backward()
+        torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best / rows, torch.cuda.max_memory_allocated(device)
 
 
 def _gpu_memory(device: torch.device) -> float:

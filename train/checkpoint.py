@@ -57,7 +57,13 @@ def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, to
 
 
 def rotate(run: Path, keep: int, best: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and the best."""
+    """Delete all checkpoints but the newest `keep` and the best, which the link `checkpoints/best` leads to."""
+    if best in steps(run):
+        link = run / checkpoints.CHECKPOINTS / "best"
+        temporary = link.with_name(".best.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(step_folder(run, int(best)).name)
+        temporary.replace(link)
     for step in steps(run)[:-keep]:
         if step != best:
             # Renamed first: a deletion cut short must not leave half a checkpoint under a checkpoint's name.

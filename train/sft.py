@@ -29,7 +29,7 @@ from train.loop import Horizon, Trainer
 from train.metrics import VALIDATION_LOSS, Measure
 from train.options import SftOptions
 from train.pretrain import shape
-from train.run import Run
+from train.run import MADE, Run
 from train.sft_evaluation import DevSet, evaluate
 
 DEFAULT_CONFIG = Path("configs/sft.yaml")
@@ -70,7 +70,7 @@ def fine_tune(options: SftOptions) -> None:
     tokenizer = Tokenizer.load(base.tokenizer)
     template = Template(lead_ins=options.lead_ins)
     names, weights = parse_mixture(options.data)
-    sets = [_shards(name, base) for name in names]
+    sets = [_replayed(folder, base, index) if name == REPLAY else _shards(name, base) for index, name in enumerate(names)]
     run = Run(folder)
     length = options.sequence_length
     phrasings = Phrasings(options.seed, options.lead_ins)
@@ -106,7 +106,7 @@ def fine_tune(options: SftOptions) -> None:
 
 def find_base(options: SftOptions, run: Path) -> Base:
     """What the options' `base` means. A run that has a checkpoint needs its base no more: the base may be gone."""
-    made = run / "run.json"
+    made = run / MADE
     if made.is_file() and (step := checkpoints.newest(run)) is not None:
         return Base(options.base if isinstance(options.base, Path) else None, checkpoints.step_folder(run, step),
                     read_json(made)["fingerprints"].get("base", ""))
@@ -135,11 +135,17 @@ def _weights_digest(folder: Path) -> str:
     return str(known["sha256"]) if known else sha256_file(folder / checkpoints.WEIGHTS)
 
 
+def _replayed(run: Path, base: Base, index: int) -> ShardSet:
+    """The pretraining text of the base; a run that exists has written down where it lies."""
+    made = run / MADE
+    if made.is_file():
+        return ShardSet.open(Path(read_json(made)["shards"][index]), checksums=True)
+    if base.folder is None:
+        raise UserError("--data replay: is the base's pretraining text, and there is no base to have any")
+    return shards_of_run(base.folder)
+
+
 def _shards(name: str, base: Base) -> ShardSet:
-    if name == REPLAY:
-        if base.folder is None:
-            raise UserError("--data replay: is the base's pretraining text, and there is no base to have any")
-        return shards_of_run(base.folder)
     shards = ShardSet.open(resolve(name, base.tokenizer), checksums=True)
     if shards.kind == "documents":
         raise UserError(f"--data {name}: is text without questions and answers: pretrain on it, or mix it in as replay")

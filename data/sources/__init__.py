@@ -1,13 +1,33 @@
 """The datasets this project reads, by name."""
 
 from common.errors import UserError
-from data.sources import jsonl, mnbvc, mnbvc_qa, text, wiki_zh_2019, wikipedia
+from data.sources import (
+    alpaca,
+    belle_0_5m,
+    belle_0_8m,
+    csl,
+    deepctrl,
+    jsonl,
+    lcsts,
+    mnbvc,
+    mnbvc_qa,
+    naturalconv,
+    openai,
+    pclue,
+    redgpt,
+    sharegpt,
+    text,
+    wiki_zh_2019,
+    wikipedia,
+)
 from data.sources.base import Source
 
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         wikipedia.SOURCE, wiki_zh_2019.SOURCE, mnbvc.SOURCE, mnbvc_qa.SOURCE, jsonl.SOURCE, text.SOURCE,
+        redgpt.SOURCE, naturalconv.SOURCE, belle_0_5m.SOURCE, belle_0_8m.SOURCE, deepctrl.SOURCE, pclue.SOURCE,
+        alpaca.SOURCE, sharegpt.SOURCE, openai.SOURCE, csl.SOURCE, lcsts.SOURCE,
     )
 }
 

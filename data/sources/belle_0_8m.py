@@ -11,7 +11,7 @@ def parse(data: bytes) -> Conversation:
     `output` is the reply whatever it contains, `Human:` included. BadRow if `instruction` ends with a reply.
     """
     row = row_of(data)
-    messages = messages_in(text_of(row, "instruction"))
+    messages = messages_in(text_of(row, "instruction"), alternating=True)
     if messages[-1][0] == "assistant" and messages.pop()[1].strip():
         raise BadRow("field 'instruction' ends with a reply, not with a question")
     if row.get("input") is not None:

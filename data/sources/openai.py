@@ -27,7 +27,7 @@ def parse(data: bytes) -> Conversation:
 
 
 def _text(content: Any, number: int) -> str:
-    """A message's text: one string, or a list of parts of the type `text`, which stand one after another."""
+    """A message's text: one string, or a list of parts of the type `text`, a line each."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -38,7 +38,7 @@ def _text(content: Any, number: int) -> str:
         if kind != "text" or not isinstance(part.get("text"), str):
             raise BadRow(f"message {number} has a part that is no text ({kind!r})")
         texts.append(part["text"])
-    return "".join(texts)
+    return "\n".join(texts)
 
 
 SOURCE = Source(

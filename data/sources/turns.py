@@ -46,16 +46,33 @@ def conversation(messages: Iterable[Message], reference: str = "") -> Conversati
     return Conversation(turns, reference.strip())
 
 
-def messages_in(text: str) -> list[Message]:
-    """The messages of a dialogue in one text, each begun by its speaker's name. BadRow if it does not begin with one."""
+def messages_in(text: str, *, alternating: bool = False) -> list[Message]:
+    """The messages of a dialogue in one text, each begun by its speaker's name. BadRow if it does not begin with one.
+
+    Where speakers are known to be `alternating`, names between which nobody else speaks are part of what is said.
+    """
     found = list(_SPEAKER.finditer(text))
     if not found or text[:found[0].start()].strip():
         raise BadRow(f"the dialogue does not begin with Human: or Assistant: but with {text.strip()[:20]!r}")
+    if alternating:
+        found = _by_turns(found)
     ends = [match.start() for match in found[1:]] + [len(text)]
-    return [
-        ("human" if match[1].startswith(("Human", "HUMAN")) else "assistant", text[match.end():end])
-        for match, end in zip(found, ends, strict=True)
-    ]
+    return [(_speaker(match), text[match.end():end]) for match, end in zip(found, ends, strict=True)]
+
+
+def _speaker(match: re.Match[str]) -> Speaker:
+    return "human" if match[1].lower() == "human" else "assistant"
+
+
+def _by_turns(found: list[re.Match[str]]) -> list[re.Match[str]]:
+    """Those names that begin a turn: a reply is far likelier to quote a dialogue than a question is."""
+    kept: list[re.Match[str]] = []
+    for match in found:
+        if not kept or _speaker(kept[-1]) != _speaker(match):
+            kept.append(match)
+        elif _speaker(match) == "human" and len(kept) > 1:
+            kept[-1] = match
+    return kept
 
 
 def speaker_of(role: Any, roles: dict[str, Speaker], number: int) -> Speaker:

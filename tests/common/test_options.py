@@ -8,12 +8,53 @@ from pydantic import Field, field_validator, model_validator
 
 from common.errors import UserError, run_main
 from common.options import Options, fields, help_text, load_yaml, parse
+from common.options import mistakes as mistakes_in
+from train.options import PretrainOptions
 
 
 class Optimizer(Options):
     lr: float = Field(3e-4, gt=0, description="learning rate")
     betas: tuple[float, float] = (0.9, 0.95)
     name: Literal["adamw", "muon"] = "adamw"
+
+
+class Part(Options):
+    first: int = Field(1, gt=0)
+    last: int = Field(2, gt=0)
+
+    @model_validator(mode="after")
+    def ordered(self) -> "Part":
+        if self.first > self.last:
+            raise ValueError("--part.first lies behind --part.last")
+        return self
+
+
+class Job(Options):
+    rows: int = Field(8, gt=0)
+    length: int = Field(4, gt=1)
+    steps: int | Literal["auto"] = "auto"
+    epochs: float | None = 1.0
+    optimizer: Optimizer = Optimizer()
+    part: Part = Part()
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Job":
+        found = []
+        if self.rows % self.length:
+            found.append(f"--rows {self.rows} is not a multiple of --length {self.length}")
+        if self.optimizer.name == "muon" and self.optimizer.lr > 0.5:
+            found.append("--optimizer.lr is too high for muon")
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+
+class Task(Job):
+    @model_validator(mode="after")
+    def horizon(self) -> "Task":
+        if self.epochs is None and self.steps == "auto":
+            raise ValueError("give --epochs or --steps")
+        return self
 
 
 class Run(Options):
@@ -94,6 +135,44 @@ def test_all_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> N
     assert "--seed: 'many' is not valid" in text
     assert "--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'" in text
     assert "'stray' stands alone" in text and "--amp: needs a value" in text
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    ("--rows 6", ["--rows 6 is not a multiple of --length 4"]),
+    # Beside a wrong key, a wrong group and another validator of the same options.
+    ("--rows 6 --stepz 3", ["--stepz: there is no such option; did you mean --steps?",
+                            "--rows 6 is not a multiple of --length 4"]),
+    ("--rows 6 --optimizer.name sgd", ["--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'",
+                                       "--rows 6 is not a multiple of --length 4"]),
+    ("--rows 6 --part.first 3", ["--part.first lies behind --part.last", "--rows 6 is not a multiple of --length 4"]),
+    ("--part.first 3 --optimizer.lrr 1", ["--optimizer.lrr: there is no such option; did you mean --optimizer.lr?",
+                                          "--part.first lies behind --part.last"]),
+    ("--rows 6 --epochs null", ["--rows 6 is not a multiple of --length 4", "give --epochs or --steps"]),
+    ("--rows 6 --optimizer.name muon --optimizer.lr 0.6 --epochs null --optimizer.betas [0.9]",
+     ["--optimizer.betas.1: is required", "--rows 6 is not a multiple of --length 4",
+      "--optimizer.lr is too high for muon", "give --epochs or --steps"]),
+    # Of what is itself wrong, nothing more is said: the default that stands in for it was not given.
+    ("--rows x --length 3", ["--rows: 'x' is not valid; expected a valid integer, unable to parse string as an integer"]),
+    ("--length 3 --rows 0", ["--rows: 0 is not valid; expected greater than 0"]),
+    ("--part.first 3 --part.last 0", ["--part.last: 0 is not valid; expected greater than 0"]),
+    ("--steps x", ["--steps: 'x' is not valid; expected a valid integer, unable to parse string as an integer or 'auto'"]),
+])
+def test_no_mistake_hides_another(tmp_path: Path, words: str, expected: list[str]) -> None:
+    """A user who mends one line only to be shown the next, or who is told of a value that he never gave."""
+    path = tmp_path / "config.yaml"
+    path.write_text("length: 4\n")
+    with pytest.raises(UserError) as caught:
+        parse(Task, words.split(), name="x.y", description="Does x.", default_config=path)
+    assert str(caught.value).splitlines() == expected
+
+
+def test_the_real_commands_report_all_problems_at_once() -> None:
+    """Validators of the training options that the mechanism does not reach."""
+    values = {"batch_tokens": 1000, "sequence_length": 512, "model": {"preset": "none"}, "seed": "x", "datum": 1}
+    text = "\n".join(mistakes_in(PretrainOptions, values))
+    for words in ("--batch_tokens 1000 is not a multiple", "--model.preset none", "--seed: 'x' is not", "mean --data?"):
+        assert text.count(words) == 1, text
+    assert mistakes_in(PretrainOptions, {}) == []
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -1,12 +1,16 @@
 """Continuing a text: what is chosen, when it ends, and how it streams."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.config import LlamaConfig
-from model.generate import Sampling, choose, generate, stream_text
+from model.generate import End, PrefixCache, Sampling, choose, generate, stream_text
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 
@@ -38,14 +42,34 @@ def test_greedy_ids_are_those_of_transformers(model: Llama) -> None:
     assert list(generate(model, prompt, GREEDY, max_new_tokens=40)) == expected
 
 
-def test_generation_ends_with_the_context(model: Llama) -> None:
-    """Writing past the cache's end, or promising more tokens than there are positions."""
+def ended(model: Llama, prompt: list[int], sampling: Sampling = GREEDY, **options: Any) -> tuple[list[int], End]:
+    """The ids and why they ended."""
+    ids: list[int] = []
+    steps = generate(model, prompt, sampling, **options)
+    while True:
+        try:
+            ids.append(next(steps))
+        except StopIteration as stop:
+            return ids, stop.value
+
+
+@pytest.fixture
+def endless(model: Llama) -> Iterator[Llama]:
+    """The model, never so sure of `<eos>` that it ends by itself."""
     with torch.no_grad():
         kept = model.lm_head.weight[2].clone()
         model.lm_head.weight[2] = 0.0
-        ids = list(generate(model, [1] * 60, GREEDY, max_new_tokens=100))
+        yield model
         model.lm_head.weight[2] = kept
-    assert len(ids) == 4
+
+
+def test_generation_ends_with_the_context(endless: Llama) -> None:
+    """Writing past the cache's end, promising more tokens than there are positions, or not saying that it was so."""
+    ids, end = ended(endless, [1] * 60, max_new_tokens=100)
+    assert len(ids) == 4 and end == "context"
+    ids, end = ended(endless, [1] * 60, max_new_tokens=4)
+    assert len(ids) == 4 and end == "length"
+    assert ended(endless, [1] * 64, max_new_tokens=4) == ([], "context")
 
 
 def test_generation_stops_at_eos_without_yielding_it(model: Llama) -> None:
@@ -56,9 +80,21 @@ def test_generation_stops_at_eos_without_yielding_it(model: Llama) -> None:
         try:
             hidden = model.model(torch.tensor([[1, 7]]), None, None, None)[0, -1]
             model.lm_head.weight[2] = hidden  # eos is the likeliest after this prompt
-            assert list(generate(model, [1, 7], GREEDY, max_new_tokens=10)) == []
+            assert ended(model, [1, 7], max_new_tokens=10) == ([], "eos")
         finally:
             model.lm_head.weight.copy_(head)
+
+
+def test_logits_that_are_no_numbers_are_an_error(model: Llama) -> None:
+    """An overflow in fp16 that is decoded as if it were an answer."""
+    with torch.no_grad():
+        kept = model.model.norm.weight.clone()
+        model.model.norm.weight.fill_(torch.inf)
+        try:
+            with pytest.raises(FloatingPointError, match="position 3"):
+                next(generate(model, [1, 7, 8], GREEDY, max_new_tokens=10))
+        finally:
+            model.model.norm.weight.copy_(kept)
 
 
 def test_a_seed_repeats_a_sample_and_another_does_not(model: Llama) -> None:
@@ -79,7 +115,7 @@ def test_top_k_and_top_p_bound_what_is_drawn() -> None:
     logits = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).log()
     assert draw(logits, Sampling(1.0, top_k=2, top_p=1.0)) == {0, 1}
     assert draw(logits, Sampling(1.0, top_p=0.65)) == {0, 1}
-    assert draw(logits, Sampling(1.0, top_p=0.01)) == {0}
+    assert draw(logits, Sampling(1.0, top_p=0.01)) == draw(logits, Sampling(1.0, top_p=0.0)) == {0}
     assert draw(logits, Sampling(1.0, top_p=1.0)) == {0, 1, 2, 3, 4}
 
 
@@ -88,6 +124,101 @@ def test_repetition_penalty_lowers_seen_ids_of_either_sign() -> None:
     greedy = Sampling(temperature=0.0, repetition_penalty=1.5)
     assert draw(torch.tensor([1.0, 1.2, -5.0]), greedy, [1], 1) == {0}
     assert draw(torch.tensor([-1.2, -1.0, -5.0]), greedy, [1], 1) == {0}
+
+
+def test_penalties_are_those_of_transformers_over_the_answer_alone(endless: Llama) -> None:
+    """A prompt that is punished for what it says: names in the reference could not be copied into the answer."""
+    from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    prompt = [1, 17, 230, 5, 99, 17, 230, 5]
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.3, no_repeat_ngram=3)
+    processors = LogitsProcessorList([NoRepeatNGramLogitsProcessor(3), RepetitionPenaltyLogitsProcessor(1.3)])
+    answer: list[int] = []
+    with torch.no_grad():
+        while len(answer) < 50:
+            logits = endless(torch.tensor([prompt + answer]))[:, -1]
+            answer.append(int(processors(torch.tensor([answer], dtype=torch.long), logits).argmax()))
+    assert list(generate(endless, prompt, sampling, max_new_tokens=50)) == answer
+    assert answer != list(generate(endless, prompt, GREEDY, max_new_tokens=50))
+
+
+def test_no_ngram_is_said_twice(endless: Llama) -> None:
+    """A loop that goes on."""
+    looped = list(pairwise(generate(endless, [1, 40], GREEDY, max_new_tokens=60)))
+    assert len(set(looped)) < len(looped), "without blocking this model repeats itself"
+    blocked = Sampling(temperature=0.0, no_repeat_ngram=2)
+    pairs = list(pairwise(generate(endless, [1, 40], blocked, max_new_tokens=60)))
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_what_the_prompt_says_is_free_to_be_said(endless: Llama) -> None:
+    """An answer that may not copy its reference."""
+    draw = torch.Generator().manual_seed(0)
+    prompts = [[1, *torch.randint(3, 300, (40,), generator=draw).tolist()] for _ in range(50)]
+    firsts = [next(generate(endless, prompt, GREEDY, max_new_tokens=1)) for prompt in prompts]
+    copied = [(prompt, first) for prompt, first in zip(prompts, firsts, strict=True) if first in prompt]
+    assert len(copied) > 2
+    severe = Sampling(temperature=0.0, repetition_penalty=1000.0, no_repeat_ngram=1)
+    for prompt, first in copied:
+        assert next(generate(endless, prompt, severe, max_new_tokens=1)) == first
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, repetition_penalty=1.1)])
+def test_what_was_read_before_changes_no_answer(model: Llama, sampling: Sampling) -> None:
+    """A prompt that goes on from the last one, parts from it, is a part of it or is all new, read with stale keys."""
+    prefix = PrefixCache(model, 64)
+    first = [1, 17, 230, 5, 99]
+    answer = list(generate(model, first, sampling, max_new_tokens=12, prefix=prefix))
+    longer = [*first, *answer, 2, 44, 45, 46]
+    prompts = [longer, [*first, *answer[:3], 2, 50, 51], first, first[:2], [1, 200, 201, 202], longer]
+    for seed, prompt in enumerate(prompts):
+        fresh = list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed))
+        assert list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed, prefix=prefix)) == fresh
+
+
+def test_only_what_is_new_is_read(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long conversation that is read from its start for every answer, and after a reading that was broken off."""
+    prefix, lengths, whole = PrefixCache(model, 64), [], model.model.forward
+
+    def counting(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        lengths.append(ids.shape[1])
+        return whole(ids, *rest)
+
+    monkeypatch.setattr(model.model, "forward", counting)
+    prefix.logits_after(list(range(1, 31)))
+    prefix.logits_after([*range(1, 31), 77, 78])
+    prefix.logits_after([*range(1, 21), 79])
+    assert lengths == [30, 2, 1]
+    monkeypatch.setattr(model.model, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prefix.logits_after([*range(1, 11), 80, 81])
+    monkeypatch.setattr(model.model, "forward", counting)
+    after = [*range(1, 11), 80, 81]
+    torch.testing.assert_close(prefix.logits_after(after), PrefixCache(model, 64).logits_after(after))
+    assert lengths == [30, 2, 1, 2, 12]
+
+
+def interrupted(*_: Any) -> torch.Tensor:
+    raise KeyboardInterrupt
+
+
+def test_the_capacity_of_a_prefix_is_the_context(endless: Llama) -> None:
+    """A chat that lets a model trained on short rows write on to positions it has never seen."""
+    ids, end = ended(endless, [1] * 10, max_new_tokens=50, prefix=PrefixCache(endless, 24))
+    assert len(ids) == 14 and end == "context"
+
+
+@given(st.lists(st.integers(3, 258), max_size=40))
+def test_streamed_bytes_are_the_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """Text on the screen that is not the text that is kept: bytes that form no character were dropped."""
+    assert tokenizer.pieces[3].text == "<0x00>" and tokenizer.pieces[258].text == "<0xFF>"
+    assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@given(st.lists(st.integers(0, 8191) | st.sampled_from([3 + 0xE4, 3 + 0xF0, 3 + 0x9F, 3 + 0xBD]), max_size=30))
+def test_streamed_text_is_the_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+    """The same where bytes, whole pieces and special ids are mixed."""
+    assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 def test_streamed_text_never_splits_a_character(tokenizer: Tokenizer) -> None:

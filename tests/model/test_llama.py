@@ -1,5 +1,8 @@
 """The model is a Llama: the numbers of transformers' `LlamaForCausalLM` are the reference."""
 
+import json
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one-key-value-head-tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "narrow-deep": {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 5, "num_attention_heads": 2,
                     "num_key_value_heads": 2},
+    "wide-heads": {"head_dim": 32, "num_key_value_heads": 2},
     "linear-scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "llama3-scaling": {"rope_scaling": LLAMA3, "rope_theta": 500_000.0},
 }
@@ -127,6 +131,56 @@ def test_only_scored_positions_count() -> None:
     torch.testing.assert_close(model(ids, targets, scored=scored), expected)
 
 
+def test_hits_are_those_of_the_logits() -> None:
+    """A training accuracy over other positions than the loss."""
+    model = Llama(small()).initialise(2)
+    ids = torch.randint(199, (2, 30), generator=torch.Generator().manual_seed(0))
+    likeliest = model(ids).argmax(-1)
+    scored = torch.arange(10, 60, 2)
+    targets = likeliest.flatten()[scored].clone()
+    targets[:5] = (targets[:5] + 1) % 199
+    hits = torch.zeros((), dtype=torch.int64)
+    loss = model(ids, targets, scored=scored, hits=hits)
+    assert hits == 20
+    torch.testing.assert_close(loss, model(ids, targets, scored=scored), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_packed_conversations_do_not_see_each_other(heads: int) -> None:
+    """A row of several conversations that trains otherwise than each of them alone: positions that go on counting, a mask
+    that lets one look into another, or a gradient that forgets either. Rows differ, as in a batch, and end in filling."""
+    model = Llama(small(num_key_value_heads=heads)).initialise(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [[17, 40, 3], [30, 1, 20]]
+    ids = torch.randint(199, (2, 64), generator=generator)
+    targets = torch.randint(199, (2, 64), generator=generator)
+    positions, segments = torch.zeros(2, 64, dtype=torch.int64), torch.zeros(2, 64, dtype=torch.int64)
+    alone, parts = torch.zeros(()), []
+    for row, sizes in enumerate(lengths):
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        for segment, (start, size) in enumerate(zip(starts, sizes, strict=True), start=1):
+            here = slice(start, start + size)
+            positions[row, here], segments[row, here] = torch.arange(size), segment
+            parts.append(model(ids[row : row + 1, here]).squeeze(0))
+            alone = alone + model(ids[row : row + 1, here], targets[row, here])
+    expected = torch.autograd.grad(alone, list(model.parameters()))
+    mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril().unsqueeze(1)
+    scored = segments.flatten().nonzero().squeeze(1)
+    packed = {"positions": positions, "mask": mask}
+    torch.testing.assert_close(model(ids, **packed).flatten(0, 1)[scored], torch.cat(parts), rtol=1e-4, atol=1e-4)
+    loss = model(ids, targets.flatten()[scored], scored=scored, **packed)
+    torch.testing.assert_close(loss, alone, rtol=1e-5, atol=0)
+    for got, wanted in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    # Else the comparisons above say nothing: another mask or other distances give another loss.
+    for change in ({"mask": None}, {"positions": 2 * positions}):
+        other = model(ids, targets.flatten()[scored], scored=scored, **{**packed, **change})
+        assert abs(other - loss) > 1e-2
+
+
 def test_the_reference_shape_has_the_stated_size() -> None:
     """43.5M parameters and 170.6 MFLOP a token are what plans are made with."""
     config = preset("babyllama-43m", 65_000)
@@ -156,7 +210,12 @@ def test_a_seed_means_the_same_weights() -> None:
     ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
     ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be positive"),
+    ({"head_dim": 15}, "head_dim 15 .* must be even"),
+    ({"rope_theta": 0.0}, "rope_theta must be positive"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor must be a number above 0, not missing"),
+    ({"rope_scaling": {**LLAMA3, "factor": -1}}, "llama3: factor must be a number above 0, not -1"),
+    ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor must be below high_freq_factor"),
 ])
 def test_impossible_shapes_are_named(changes: dict[str, Any], words: str) -> None:
     """A shape error deep inside a matmul."""
@@ -164,10 +223,76 @@ def test_impossible_shapes_are_named(changes: dict[str, Any], words: str) -> Non
         small(**changes)
 
 
-def test_other_architectures_are_refused() -> None:
-    """Loading a Qwen or a biased Llama as if it were ours gives silent nonsense."""
-    values = small().to_hf()
+@pytest.mark.parametrize(("changes", "scaling", "theta"), [
+    ({}, None, 10000.0),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}}, None, 3e5),
+    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+     {"rope_type": "linear", "factor": 4.0}, 10000.0),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5}, {"rope_type": "linear", "factor": 4.0}, 5e5),
+    ({"rope_scaling": LLAMA3, "rope_theta": 5e5, "tie_word_embeddings": True, "head_dim": 32}, LLAMA3, 5e5),
+])
+def test_their_saved_config_is_the_same_model(
+    tmp_path: Path, changes: dict[str, Any], scaling: dict[str, Any] | None, theta: float
+) -> None:
+    """A base model whose rotary base, scaling or head width is silently replaced by a default."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import LlamaConfig as TheirConfig
+
+    shape = small(num_key_value_heads=2).to_hf()
+    kept = {key: shape[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+                                        "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
+    TheirConfig(**kept, **deepcopy(changes)).save_pretrained(tmp_path)  # it writes into what it is given
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert "rope_parameters" in values and "rope_theta" not in values  # as transformers 5 writes it
+    config = LlamaConfig.from_hf(values)
+    assert (config.rope_scaling, config.rope_theta, config.rms_norm_eps) == (scaling, theta, 1e-6)
+    ours = Llama(config).initialise(3)
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.randint(199, (2, 100), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    # What this project writes is read back the same, by itself and in the words of transformers 4.
+    assert LlamaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+def test_an_old_config_means_what_it_meant() -> None:
+    """Files from before grouped queries, or with nulls, read with this project's defaults instead of theirs."""
+    values = {"model_type": "llama", "vocab_size": 199, "hidden_size": 64, "intermediate_size": 160,
+              "num_hidden_layers": 3, "num_attention_heads": 4, "rope_scaling": None, "head_dim": None}
+    config = LlamaConfig.from_hf(values)
+    assert config == small(rms_norm_eps=1e-6, max_position_embeddings=2048)
+    assert config.num_key_value_heads == 4
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"model_type": "qwen3"}, ["model_type is 'qwen3'; only llama is supported"]),
+    ({"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+     ["attention_bias is set; biases are not supported", "mlp_bias is set; biases are not supported",
+      "hidden_act is 'gelu'; only silu is supported"]),
+    ({"vocab_size": None, "hidden_size": None}, ["vocab_size is missing", "hidden_size is missing"]),
+    ({"num_hidden_layers": "3", "rms_norm_eps": True, "tie_word_embeddings": 1, "eos_token_id": [2, 3]},
+     ["num_hidden_layers: '3' is not valid; expected a whole number", "rms_norm_eps: True is not valid; expected a number",
+      "tie_word_embeddings: 1 is not valid; expected true or false",
+      "eos_token_id: [2, 3] is not valid; expected a whole number"]),
+    ({"rope_parameters": 4}, ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"]),
+    ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_scaling 'yarn' is not known; linear and llama3 are"]),
+    ({"rope_parameters": {"rope_type": ["linear"]}}, ["rope_scaling \"['linear']\" is not known; linear and llama3 are"]),
+    ({"rope_scaling": {"type": "linear"}}, ["rope_scaling linear: factor must be a number above 0, not missing"]),
+    ({"rope_parameters": {"rope_theta": "much"}}, ["rope_theta: 'much' is not valid; expected a number"]),
+    ({"num_attention_heads": 5}, ["hidden_size 64 is not a multiple of num_attention_heads 5",
+                                  "num_attention_heads 5 is not a multiple of num_key_value_heads 4"]),
+])
+def test_what_cannot_be_read_is_named(change: dict[str, Any], said: list[str]) -> None:
+    """Loading a Qwen or a biased Llama as if it were ours gives silent nonsense; a hole in the file, a traceback."""
+    values = {"rope_scaling": None, **small(hidden_size=64).to_hf()}
     assert LlamaConfig.from_hf(values) == small()
-    for change in ({"model_type": "qwen3"}, {"attention_bias": True}, {"hidden_act": "gelu"}):
-        with pytest.raises(UserError):
-            LlamaConfig.from_hf({**values, **change})
+    with pytest.raises(UserError) as caught:
+        LlamaConfig.from_hf({**values, **change, "head_dim": None}, "x.json")
+    assert str(caught.value).splitlines() == [f"x.json: {line}" for line in said]
+
+
+@pytest.mark.parametrize("values", [[1], "text", None])
+def test_a_config_that_is_no_mapping_is_named(values: Any) -> None:
+    """A traceback for a file that is JSON and nothing else."""
+    with pytest.raises(UserError, match=r"x\.json: expected keys and values"):
+        LlamaConfig.from_hf(values, "x.json")

@@ -78,6 +78,91 @@ def test_the_logits_of_a_batch_never_exist() -> None:
     assert plain.elements >= rows * vocabulary
 
 
+def skewed(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """65,000 ids, nine of ten targets the same one, probabilities from 1e-12 to 0.99, a feature of size 200 in every
+    position: its sum over 512 of them is beyond fp16."""
+    hidden, weight, targets = inputs(rows, 8, 65_000)
+    hidden[:, 0], hidden[:, 1] = 200, hidden[:, 1] + 2
+    weight[:, 0] *= 1e-3
+    weight[7] = torch.tensor([0.01, 5, 0, 0, 0, 0, 0, 0])
+    targets[rows // 10 :] = 7
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [
+    (torch.float16, 700), (torch.bfloat16, 700), pytest.param(torch.float16, 4200, marks=pytest.mark.slow),
+])
+def test_narrow_gradients_are_the_wide_ones(dtype: torch.dtype, rows: int) -> None:
+    """fp16 gradients in which the rare ids of a large vocabulary vanish and the frequent ones overflow. Every row of the
+    weight's gradient counts, however small it is."""
+    hidden, weight, targets = skewed(rows)
+    hidden, weight = hidden.to(dtype).float(), weight.to(dtype).float()
+    loss, dx, dw = run("chunked", hidden, weight, targets)
+    with torch.autocast("cpu", dtype):
+        narrow_loss, narrow_dx, narrow_dw = run("chunked", hidden, weight, targets)
+    assert narrow_dx.dtype == narrow_dw.dtype == torch.float32
+    # Rounding: of the logits, 0.8 % of a probability where they are 16, and of the gradient itself.
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(narrow_loss, loss, rtol=unit, atol=0)
+    for one, other, largest in ((narrow_dx[:, 1:], dx[:, 1:], 16), (narrow_dw[:, 1:], dw[:, 1:], 12),
+                                (narrow_dw[:, :1], dw[:, :1], 12)):
+        error = (one - other).norm(dim=1) / other.norm(dim=1)
+        assert error.max() < largest * unit and error.median() < unit
+
+
+@pytest.mark.parametrize(("path", "dtype"), [
+    *((path, torch.float32) for path in PATHS), ("full", torch.bfloat16), ("chunked", torch.bfloat16),
+])
+def test_hits_are_counted_on_the_way(path: LossPath, dtype: torch.dtype) -> None:
+    """A training accuracy that is not that of the evaluation, ties included, or that changes the gradients."""
+    hidden, weight, targets = inputs()
+    hidden[:, :16], weight[:, 16:] = hidden[:, :16].round(), 0  # many ties
+    weight[:, :16] = weight[:, :16].round()
+    targets[::2] = (hidden @ weight.T).argmax(-1)[::2]
+    logits = hidden.to(dtype) @ weight.to(dtype).T
+    top = logits.max(-1, keepdim=True).values
+    assert ((logits == top).sum(-1) > 1).sum() > 50  # else the order of ties is not tested
+    expected = int((logits.argmax(-1) == targets).sum())
+    assert 500 < expected < 1000
+    plain = run(path, hidden, weight, targets)
+    for hits in (torch.zeros((), dtype=torch.int64), torch.zeros(())):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            for _ in range(2):
+                linear_cross_entropy(hidden, weight, targets, path=path, hits=hits)
+        assert hits == 2 * expected  # added, not set
+    x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = linear_cross_entropy(x, w, targets, scale=1 / len(targets), path=path, hits=hits)
+    loss.backward()
+    for with_hits, without in zip((loss, x.grad, w.grad), plain, strict=True):
+        assert with_hits is not None and torch.equal(with_hits, without)
+
+
+def test_what_nobody_asked_for_is_not_counted() -> None:
+    """A pass over V columns at every step for a figure that is shown at some."""
+    hidden, weight, targets = inputs()
+    with Called() as seen:
+        linear_cross_entropy(hidden, weight, targets)
+    assert "argmax" not in " ".join(seen.names) and "log" in " ".join(seen.names)
+
+
+class Called(TorchDispatchMode):
+    """Remembers the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_fp16_takes_the_path_that_is_exact_in_it() -> None:
+    """A GPU without bf16 being given the loss whose gradients vanish there."""
+    assert available_paths(torch.float16) == ["chunked"]
+    assert available_paths(torch.bfloat16) == ["full", "chunked"]
+
+
 @pytest.mark.parametrize("path", available_paths(torch.bfloat16))
 def test_autocast_computes_the_head_in_its_type(path: LossPath) -> None:
     """A head that silently runs in fp32 under autocast, or a loss that is summed in bf16."""

@@ -1,0 +1,151 @@
+"""Fine-tuning speed: packed rows with the loss on the answers alone, beside the same model trained the naive way.
+
+    packed   this project's: several examples to a row, attention within each, chunked loss where it is scored
+    naive    one example a row, padded to the longest of its batch, full logits and the loss on every position
+
+Both run babyllama-43m and AdamW over the same records in the same steps. Every turn is a process of its own and they take
+turns, A B A B …: only the ratio inside one run counts.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError, run_main
+from common.files import write_json
+from common.machine import cores, describe, peak_memory_bytes
+from common.progress import progress
+from data.batches import assemble
+from data.examples import Examples, Phrasings, examples_of
+from data.packing import pack
+from data.shards import ShardSet
+from model.config import preset
+from model.llama import Llama
+from model.template import Template
+
+WAYS = ("packed", "naive")
+# Records that go through the model at once; the last step's memory is what they need.
+PADDED_ROWS, PACKED_ROWS = 16, 8
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one process measured; the first step, which pays for what happens once, is left out."""
+
+    way: str
+    records_per_second: float
+    scored: int
+    peak_bytes: int
+
+
+def packed(model: Llama, examples: Examples, records: list[int], length: int) -> Iterator[tuple[object, int]]:
+    """The sums of losses of one step's micro-batches and how many positions they are of, rows packed."""
+    rows = pack(examples.lengths(0)[records], length)
+    for at in range(0, len(rows), PACKED_ROWS):
+        chosen = [[examples.example(records[index], 0) for index in row] for row in rows[at : at + PACKED_ROWS]]
+        batch = assemble(chosen, length)
+        loss = model(batch.ids, batch.targets, scored=batch.scored, positions=batch.positions, mask=batch.mask())
+        yield loss, len(batch.targets)
+
+
+def naive(model: Llama, examples: Examples, records: list[int], length: int) -> Iterator[tuple[object, int]]:
+    """The same for one record a row, padded to the longest of its batch, with a loss on all of it."""
+    import torch
+    import torch.nn.functional as F
+
+    for at in range(0, len(records), PADDED_ROWS):
+        chosen = [torch.from_numpy(examples.example(record, 0)[0]) for record in records[at : at + PADDED_ROWS]]
+        ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
+        logits = model(ids[:, :-1].clamp_min(0))
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        yield loss, int((ids[:, 1:] >= 0).sum())
+
+
+def take_turn(way: str, data: Path, length: int, steps: int, records: int, threads: int) -> Turn:
+    """Train over `steps` × `records` records, in this process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    shards = ShardSet.open(data)
+    tokenizer = shards.tokenizer()
+    examples = examples_of(shards.kind, shards.split("train"), length, tokenizer, Template(), Phrasings(0))
+    fitting = np.flatnonzero(examples.lengths(0))
+    if len(fitting) < steps * records:
+        raise UserError(f"--data {data}: has {len(fitting)} records that fit a row, {steps * records} are wanted")
+    order = np.random.default_rng(0).permutation(fitting).tolist()
+    model = Llama(preset("babyllama-43m", vocab_size=tokenizer.vocabulary_size)).initialise(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    losses: Callable[..., Iterator[tuple[object, int]]] = packed if way == "packed" else naive
+    seconds, scored = [], 0
+    for step in range(steps):
+        start = time.perf_counter()
+        for loss, count in losses(model, examples, order[step * records : (step + 1) * records], length):
+            (loss / 1000).backward()  # type: ignore[operator]
+            scored += count
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    return Turn(way, records / statistics.median(seconds[1:]), scored, peak_memory_bytes())
+
+
+def run_turn(way: str, arguments: argparse.Namespace) -> Turn:
+    """One turn in a process of its own."""
+    words = [f"--{name}={getattr(arguments, name)}" for name in ("data", "length", "steps", "records", "threads")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    done = subprocess.run([sys.executable, "-m", "bench.sft", "--turn", way, *words], stdout=subprocess.PIPE, text=True,
+                          env=environment)
+    if done.returncode:
+        raise UserError(f"the {way} turn ended with exit code {done.returncode}; see above")
+    return Turn(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Entry point of `python -m bench.sft`."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sft", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a prepared shard set of summaries or conversations")
+    parser.add_argument("--length", type=int, default=512, help="positions of a packed row (default 512)")
+    parser.add_argument("--records", type=int, default=64, help="records a step (default 64)")
+    parser.add_argument("--steps", type=int, default=4, help="steps a turn; the first is not timed (default 4)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each way (default 3)")
+    parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here too")
+    parser.add_argument("--turn", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    for name, least in (("length", 2), ("records", 1), ("steps", 2), ("turns", 1), ("threads", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    if arguments.turn:
+        names = ("data", "length", "steps", "records", "threads")
+        print(json.dumps(asdict(take_turn(arguments.turn, *(getattr(arguments, name) for name in names)))))
+        return
+    with progress("turns", total=arguments.turns * len(WAYS), unit="turn") as bar:
+        turns = []
+        for way in WAYS * arguments.turns:
+            turns.append(run_turn(way, arguments))
+            bar.update()
+    speeds = {way: [turn.records_per_second for turn in turns if turn.way == way] for way in WAYS}
+    peaks = {way: max(turn.peak_bytes for turn in turns if turn.way == way) for way in WAYS}
+    slowest = statistics.median(speeds["naive"])
+    print(f"{'':8}{'records/s':>10}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}")
+    for way, values in speeds.items():
+        spread = f"{min(values):.2f}-{max(values):.2f}"
+        speed = statistics.median(values)
+        print(f"{way:8}{speed:10.2f}{spread:>18}{speed / slowest:7.2f}{peaks[way] / 1e6:9,.0f}")
+    if arguments.json:
+        settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("turn", "json")}
+        write_json(arguments.json, {"made": describe(), "settings": settings, "turns": [asdict(turn) for turn in turns]})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Talking to a model: the terminal, and passages of Wikipedia to talk about. Never imports `train`."""

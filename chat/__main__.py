@@ -1,0 +1,34 @@
+"""`python -m chat`: talk to a model."""
+
+from chat import options as command_line
+from chat import references, weights
+from chat.console import Console
+from chat.folders import cache_folder
+from chat.repl import Repl
+from chat.session import Session
+from common.errors import run_main
+from common.machine import resolve_device
+
+
+def main() -> None:
+    """Entry point."""
+    options = command_line.parse()
+    console = Console(cache_folder() / "chat_history")
+    loaded = weights.load(options.checkpoint or weights.newest_run(), resolve_device(options.device), options.precision)
+    console.note(f"模型：{loaded.description}")
+    if not loaded.converses:
+        console.note("提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft")
+    session = Session(loaded, command_line.sampling(options), options.max_new_tokens, options.seed)
+    if options.reference is not None:
+        references.from_text(session, console, options.reference)
+    elif options.reference_file is not None:
+        references.from_file(session, console, options.reference_file)
+    elif options.wikipedia is not None:
+        references.from_wikipedia(session, console, options.wikipedia)
+    if console.interactive:
+        console.note("/help 列出命令，/quit 退出，Ctrl-C 打断回答")
+    Repl(session, console).run()
+
+
+if __name__ == "__main__":
+    run_main(main)

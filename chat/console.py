@@ -1,0 +1,99 @@
+"""Lines in, text out, on a terminal or through pipes.
+
+Answers and what a command was asked for go to stdout; everything else goes to stderr, so that a pipe gets only answers.
+"""
+
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import Any
+
+PROMPT, CONTINUED = "你：", "……"
+HISTORY_LINES = 1000
+# A model can write any byte: a terminal must not take some of them for orders.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+class Console:
+    """What the user types and sees. A `history` file that cannot be used is done without."""
+
+    def __init__(self, history: Path) -> None:
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        self._history = history
+        self._readline = _open_history(history) if self.interactive else None
+
+    def read(self) -> str | None:
+        """What the user says next, lines that end in a backslash joined to those after them; None at the end."""
+        lines: list[str] = []
+        while True:
+            try:
+                line = self._line(CONTINUED if lines else PROMPT)
+            except EOFError:
+                return "\n".join(lines) if lines else None
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line[:-1])
+
+    def _line(self, prompt: str) -> str:
+        readline = self._readline
+        before = readline.get_current_history_length() if readline else 0
+        line = input(prompt if self.interactive else "")
+        if readline and (new := readline.get_current_history_length() - before) > 0:
+            # Line by line, so that a closed window loses none and two chats at once keep both.
+            with contextlib.suppress(OSError):
+                if hasattr(readline, "append_history_file"):
+                    readline.append_history_file(new, self._history)
+                else:  # Python built with libedit
+                    readline.write_history_file(self._history)
+        return line
+
+    def write(self, text: str) -> None:
+        """A piece of an answer, at once."""
+        sys.stdout.write(text.translate(_CONTROLS))
+        sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Lines that were asked for."""
+        self.write(f"{text}\n")
+
+    def note(self, text: str) -> None:
+        """A line beside the answers."""
+        sys.stderr.write(f"{text.translate(_CONTROLS)}\n")
+        sys.stderr.flush()
+
+
+def _open_history(file: Path) -> Any:
+    """The readline module with the lines of earlier sittings, or None where Python was built without."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    readline.set_history_length(HISTORY_LINES)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        readline.read_history_file(file)
+    return readline
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Event]:
+    """Ctrl-C inside sets the event and does nothing else."""
+    stopped = Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

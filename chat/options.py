@@ -1,0 +1,63 @@
+"""The command line, in Chinese and English."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from chat.settings import SETTINGS, Setting
+from common.errors import UserError
+from model.generate import Sampling
+
+DESCRIPTION = """与模型对话；对话中 /help 列出命令。
+Talk to a model; /help lists the commands of a conversation.
+回答写到标准输出，其余写到标准错误，可以接管道。
+Answers go to stdout, everything else to stderr: pipes work."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options; exits on `--help`. UserError for a value that is out of range."""
+    parser = argparse.ArgumentParser(prog="python -m chat", description=DESCRIPTION, allow_abbrev=False, add_help=False,
+                                     formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("-h", "--help", action="help", help="显示本说明\nshow this help")
+    add("--checkpoint", type=Path, metavar="DIR",
+        help="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
+             "a run, one of its steps or an exported folder; default: the newest in runs/, fine-tuned ones first")
+    about = parser.add_mutually_exclusive_group()
+    about.add_argument("--reference", metavar="TEXT", help="要谈的资料\na reference text to talk about")
+    about.add_argument("--reference-file", type=Path, metavar="FILE",
+                       help="资料文件（UTF-8）\na file with the reference (UTF-8)")
+    about.add_argument("--wikipedia", metavar="关键词",
+                       help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
+        help="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
+             "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU")
+    for setting in SETTINGS:
+        add(f"--{setting.field}", type=_reader(setting), default=setting.default, metavar="N",
+            help=f"{setting.chinese}（默认 {setting.default:g}）\n{setting.english} (default {setting.default:g})")
+    add("--max_new_tokens", type=_whole("--max_new_tokens", 1), default=256, metavar="N",
+        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)")
+    add("--seed", type=_whole("--seed", 0), default=0, metavar="N",
+        help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)")
+    return parser.parse_args(arguments)
+
+
+def sampling(options: argparse.Namespace) -> Sampling:
+    """How to choose ids, as the options say."""
+    return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
+
+
+def _reader(setting: Setting) -> Callable[[str], float]:
+    return lambda text: setting.parse(text, f"--{setting.field}")
+
+
+def _whole(name: str, low: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise UserError(f"{name} {text}：要一个不小于 {low} 的整数")
+        return int(text)
+
+    return read

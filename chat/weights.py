@@ -1,0 +1,74 @@
+"""The model a chat speaks with: which, in which precision, and how far its context reaches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from common.errors import UserError
+from model import checkpoints
+from model.llama import Llama
+from model.template import FILE as TEMPLATE_FILE
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+RUNS = Path("runs")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model, what it reads and writes with, and the most ids it may have before it."""
+
+    folder: Path
+    model: Llama
+    tokenizer: Tokenizer
+    template: Template
+    context: int
+    converses: bool  # fine-tuned on conversations: the checkpoint names its template
+
+    @property
+    def description(self) -> str:
+        """Which one it is, on one line."""
+        weight = self.model.lm_head.weight
+        precision = next(name for name, dtype in DTYPES.items() if dtype == weight.dtype)
+        return (f"{self.folder}（{self.model.config.parameters / 1e6:.1f}M 参数，上下文 {self.context} 个词元，"
+                f"{weight.device.type}，{precision}）")
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The run to talk to where none is named: fine-tuned before pretrained, then the one saved last."""
+    found = [(run, checkpoints.step_folder(run, steps[-1]))
+             for run in runs.glob("*") if (run / "run.json").is_file() and (steps := checkpoints.steps(run))]
+    if not found:
+        raise UserError(f"{runs}/ 里还没有训练好的模型：先 make pretrain，再 make sft；或用 --checkpoint 指定一个")
+    return max(found, key=lambda each: ((each[1] / TEMPLATE_FILE).is_file(), each[1].stat().st_mtime))[0]
+
+
+def load(path: Path, device: torch.device, precision: str) -> Weights:
+    """The checkpoint that `path` stands for, on `device`. UserError if it cannot be used."""
+    folder = checkpoints.find(path)
+    model, tokenizer = checkpoints.load(folder, device)
+    context = min(model.config.max_position_embeddings, _row_length(folder) or model.config.max_position_embeddings)
+    return Weights(folder, model.to(DTYPES[_resolve(precision, device)]), tokenizer, Template.load(folder), context,
+                   (folder / TEMPLATE_FILE).is_file())
+
+
+def _resolve(precision: str, device: torch.device) -> str:
+    """`auto`: bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def _row_length(folder: Path) -> int | None:
+    """The row length a checkpoint of a run was trained with: beyond it lie positions the model has never seen."""
+    config = folder.parent.parent / "config.yaml"
+    if folder.parent.name != checkpoints.CHECKPOINTS or not config.is_file():
+        return None
+    options: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return options.get("sequence_length")

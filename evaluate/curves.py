@@ -1,0 +1,39 @@
+"""Curves over training steps as SVG pictures."""
+
+import io
+import math
+from collections.abc import Sequence
+
+# matplotlib's ten colours in each of these styles: forty runs that can be told apart.
+STYLES = ("-", "--", ":", "-.")
+# Curves with so few points show each of them; a curve of one would else be invisible.
+MARKED_POINTS = 60
+
+
+def draw(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
+    """One curve per run in one pair of axes: SVG bytes. NaN and infinite values are gaps; an empty curve is left out.
+
+    `label` names the vertical axis. Runs appear by their number, from 1: fonts for their names may be missing. Each
+    line is a group with the id `run-1`, `run-2`… in the SVG.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Letters as paths need no fonts; a fixed salt and no date give the same bytes for the same curves.
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "curves"}):
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        for index, curve in enumerate(curves):
+            if curve:
+                steps = [step for step, _ in curve]
+                values = [value if math.isfinite(value) else math.nan for _, value in curve]
+                axes.plot(steps, values, color=f"C{index % 10}", linestyle=STYLES[index // 10 % len(STYLES)], linewidth=1.3,
+                          marker="o" if len(curve) <= MARKED_POINTS else "", markersize=3, label=f"run {index + 1}",
+                          gid=f"run-{index + 1}")
+        axes.set_xlabel("step")
+        axes.set_ylabel(label, parse_math=False)
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+    return picture.getvalue()

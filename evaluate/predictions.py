@@ -1,0 +1,46 @@
+"""Predictions on disk: JSON lines, one answer each, that any tool can write and read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import write_atomic
+
+
+def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The lines of a file, each an object in which all of `fields` are texts; blank lines are none.
+
+    UserError, naming the line, for any other, and for a file without a line.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    wanted = "{" + ", ".join(f'"{field}": "…"' for field in fields) + "}"
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number}: not valid JSON ({error}); a line is {wanted}") from None
+        for field in fields:
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                raise UserError(f"{path} line {number}: there is no text {field!r} in it; a line is {wanted}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} has no lines; a line is {wanted}")
+    return rows
+
+
+def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def excerpt(text: str, length: int = 60) -> str:
+    """A text on one line, cut to `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"

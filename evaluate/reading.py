@@ -1,0 +1,155 @@
+"""`python -m evaluate.reading`: does a model answer from the passage it is given, or from memory?"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError, run_main
+from common.files import write_json
+from common.machine import describe, resolve_device
+from common.progress import progress
+from data.records import Conversation
+from evaluate.answers import Answer, Question, ask, questions_of, read_records
+from evaluate.command_line import answering_parser, parse
+from evaluate.predictions import excerpt, write_predictions
+from evaluate.repetition_scores import loops
+from model import checkpoints
+from model.template import Template
+
+SHOWN = 3
+PLACES = ("first third", "middle third", "last third", "not in the passage")
+DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), after the true turns before it: once with the
+passage of the record, and once, as the control, with another record's passage in its place. An answer is exact if it is
+the true one, white space around it aside. Where the control scores as high, the passage is not being used. Greedy.
+
+Places: the third of the passage in which the middle of the true answer stands, where it first occurs word for word."""
+
+
+def main() -> None:
+    """Entry point."""
+    options = _options()
+    device = resolve_device(options.device)
+    records = read_records(options.source, options.input, ("conversations",), options.limit)
+    with_passage = [each for each in records if isinstance(each, Conversation) and each.reference]
+    if len(with_passage) < len(records):
+        print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
+    pairs = pair_with_others(with_passage, " ".join(options.input))
+    answers = _answer(options, device, pairs)
+    rows = [_row(right, wrong, answer, control)
+            for (right, wrong), (answer, control) in zip(pairs, answers, strict=True) if answer and control]
+    if len(rows) < len(pairs):
+        print(f"left out, no room for an answer in the context: {len(pairs) - len(rows):,} questions")
+    if not rows:
+        raise UserError(f"--input {' '.join(options.input)}: no question of it fits the model's context")
+    figures = _figures(rows)
+    what = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    print(f"{what}: {len(with_passage):,} records, {len(rows):,} questions, greedy, at most {options.max_new_tokens} tokens")
+    _print(figures, rows)
+    if options.predictions:
+        write_predictions(options.predictions, rows)
+    if options.json:
+        write_json(options.json, {"measured": what, "records": len(with_passage), **figures, "made": describe(device)})
+
+
+def _options() -> argparse.Namespace:
+    options = parse(answering_parser("reading", DESCRIPTION, max_new_tokens=128))
+    if not options.checkpoint or not options.source:
+        raise UserError("say who is asked and what: --checkpoint RUN --source redgpt --input FILE")
+    return options
+
+
+def pair_with_others(records: Sequence[Conversation], name: str) -> list[tuple[Question, Question]]:
+    """Every question twice: with its own passage, and with that of a record far away in the file.
+
+    The other record is the one half the file on, or the next behind it whose passage is another. UserError if all have
+    the same passage, or none has one.
+    """
+    passages = [each.reference for each in records]
+    if len(set(passages)) < 2:
+        found = f"there are {len(set(passages))}"
+        raise UserError(f"--input {name}: the control needs records about at least two passages; {found}")
+    pairs = []
+    for index, record in enumerate(records):
+        ahead = (passages[(index + len(passages) // 2 + step) % len(passages)] for step in range(len(passages)))
+        other = next(passage for passage in ahead if passage != record.reference)
+        pairs += [(question, replace(question, passage=other)) for question in questions_of(record)]
+    return pairs
+
+
+def place(question: Question) -> str:
+    """Where in its passage the answer to a question stands, one of PLACES."""
+    answer, passage = question.answer.strip(), question.passage
+    start = passage.find(answer) if answer else -1
+    return PLACES[-1] if start < 0 else PLACES[min(int(3 * (start + len(answer) / 2) / len(passage)), 2)]
+
+
+def _answer(
+    options: argparse.Namespace, device: Any, pairs: Sequence[tuple[Question, Question]]
+) -> list[tuple[Answer | None, Answer | None]]:
+    model, tokenizer = checkpoints.load(options.checkpoint, device)
+    template = Template.load(checkpoints.find(options.checkpoint))
+    with progress("answering", 2 * len(pairs), "answers") as bar:
+        right, wrong = (
+            ask(model, tokenizer, template, asked, max_new_tokens=options.max_new_tokens, batch=options.batch,
+                on_progress=bar.update)
+            for asked in zip(*pairs, strict=True)
+        )
+    return list(zip(right, wrong, strict=True))
+
+
+def _row(right: Question, wrong: Question, answer: Answer, control: Answer) -> dict[str, Any]:
+    """One question as a line of the predictions file; `reference` is the true answer, as in other such files."""
+    true = right.answer.strip()
+    return {
+        "passage": right.passage, "question": right.question, "reference": true, "place": place(right),
+        "prediction": answer.text, "exact": answer.text.strip() == true, "stopped": answer.stopped, "tokens": answer.tokens,
+        "control": {
+            "passage": wrong.passage, "prediction": control.text, "exact": control.text.strip() == true,
+            "stopped": control.stopped, "tokens": control.tokens, "answer_in_passage": true in wrong.passage,
+        },
+    }
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares over questions, with the right passage and with the wrong one."""
+    places = {name: [row for row in rows if row["place"] == name] for name in PLACES}
+    return {
+        "questions": len(rows),
+        "right": _shares(rows),
+        "wrong": _shares([row["control"] for row in rows]),
+        "places": {
+            name: {"questions": len(some), "right": _mean(some, "exact"), "wrong": _mean([r["control"] for r in some], "exact")}
+            for name, some in places.items() if some
+        },
+        "answer_in_wrong_passage": _mean([row["control"] for row in rows], "answer_in_passage"),
+    }
+
+
+def _shares(answers: list[dict[str, Any]]) -> dict[str, float]:
+    looping = [{"loops": loops(answer["prediction"])} for answer in answers]
+    return {"exact": _mean(answers, "exact"), "stopped": _mean(answers, "stopped"), "loops": _mean(looping, "loops")}
+
+
+def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def _print(figures: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    print(f"{'':26}{'right passage':>15}{'wrong passage':>15}")
+    lines = [("exact answers", figures["right"]["exact"], figures["wrong"]["exact"])]
+    lines += [(f"  {name} ({part['questions']:,})", part["right"], part["wrong"]) for name, part in figures["places"].items()]
+    lines += [(label, figures["right"][key], figures["wrong"][key])
+              for label, key in (("stopped by <eos>", "stopped"), ("loops", "loops"))]
+    for label, right, wrong in lines:
+        print(f"{label:26}{right:15.1%}{wrong:15.1%}")
+    print(f"the true answer stands in the wrong passage too: {figures['answer_in_wrong_passage']:.1%}")
+    for row in rows[:SHOWN]:
+        print(f"{excerpt(row['question'])} → {excerpt(row['prediction'])!r}, true: {excerpt(row['reference'])!r}, "
+              f"with the wrong passage: {excerpt(row['control']['prediction'])!r}")
+
+
+if __name__ == "__main__":
+    run_main(main)

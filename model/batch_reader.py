@@ -1,0 +1,75 @@
+"""A batch of prompts of different lengths behind one KV cache."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.cache import Cache
+from model.llama import Llama
+
+# Rows that are over are dropped once they are this share of the batch: dropping copies what the others hold.
+_DROPPED_SHARE = 0.25
+
+
+def look_every(device: torch.device) -> int:
+    """How many steps pass before the host looks who is over: waiting for a GPU at each of them would leave it idle."""
+    return 1 if device.type == "cpu" else 8
+
+
+class BatchReader:
+    """Reads ids for several rows at once and says what each row makes of the next one.
+
+    Prompts are padded on the left, so that all rows write the same column of the cache; a row's positions count from its
+    own first id and nothing looks at padding: a row gets what it would get alone. Shapes: R rows, T new columns, V
+    vocabulary.
+    """
+
+    def __init__(self, model: Llama, prompts: Sequence[Sequence[int]], *, new: int, copies: int = 1) -> None:
+        """Make room for `new` ids behind the longest prompt, and for `copies` rows of each prompt (see `select`)."""
+        self._model, self.device = model, model.lm_head.weight.device
+        longest = max(map(len, prompts))
+        self.cache = Cache(model.config, len(prompts) * copies, longest + new, self.device, model.lm_head.weight.dtype)
+        self.cache.rows = len(prompts)
+        self._columns = torch.arange(longest + new, device=self.device)
+        self._padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device)
+        self._padded = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        self._even = len(set(map(len, prompts))) == 1
+        self.look_every = look_every(self.device)
+
+    def read_prompts(self) -> Tensor:
+        """Read all prompts; logits[R, V] of what follows them, fp32."""
+        return self.read(self._padded)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Put ids[R, T] behind what the rows hold; logits[R, V] of what follows the last of them, fp32."""
+        start, stop = self.cache.length, self.cache.length + ids.shape[1]
+        positions = None
+        if not self._even:
+            # A row that reached the end of its context may wait in the batch to be dropped: clamped, nobody reads it.
+            last = self._model.config.max_position_embeddings - 1
+            positions = (self._columns[start:stop] - self._padding[:, None]).clamp(0, last)
+        hidden = self._model.model(ids, positions, self._mask(start, stop), self.cache)
+        self.cache.length = stop
+        return self._model.lm_head(hidden[:, -1]).float()
+
+    def _mask(self, start: int, stop: int) -> Tensor | None:
+        """Who may look where, bool[R, 1, T, stop]; None where plain causality says it."""
+        if self._even:
+            return None
+        looked, looking = self._columns[:stop], self._columns[start:stop, None]
+        real = (looked >= self._padding[:, None])[:, None, None]
+        # Padding looks at itself: a softmax over nothing would be NaN, and spread.
+        return real & (looked <= looking) | (looked == looking)
+
+    def select(self, rows: Tensor, start: int = 0) -> None:
+        """Go on with these rows (int64[n]: any order, repeats allowed), which share what is before column `start`."""
+        self.cache.select(rows, start)
+        self._padding = self._padding[rows]
+        if not self._even and start == 0:
+            self._even = not bool(self._padding.any())
+
+
+def worth_dropping(alive: int, rows: int) -> bool:
+    """Whether so many of the rows are over that going on without them pays."""
+    return alive <= (1 - _DROPPED_SHARE) * rows

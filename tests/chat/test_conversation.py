@@ -1,0 +1,150 @@
+"""What is in the prompt, in ids, and which model is asked."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from chat import options, weights
+from chat.conversation import Conversation, Exchange
+from chat.session import Session
+from chat.settings import DEFAULTS
+from common.errors import UserError
+from common.files import write_json, write_manifest
+from model import checkpoints
+from model.generate import PrefixCache, Sampling
+from model.template import Template
+from model.tokenizer import Tokenizer
+from tests.chat.conftest import ABOUT_BAI, MAYOR
+
+CPU = torch.device("cpu")
+REFERENCE = "青禾镇在河边，镇上的人都会划船。" * 8
+
+
+def conversation(turns: int) -> Conversation:
+    return Conversation(REFERENCE, exchanges=[Exchange(f"第{n}问？", f"这是第{n}个回答。") for n in range(turns)])
+
+
+def test_a_prompt_is_the_template_s(tokenizer: Tokenizer) -> None:
+    """Another prompt in chat than in training."""
+    turns = [(f"第{n}问？", f"这是第{n}个回答。") for n in range(3)]
+    prompt = conversation(3).prompt(tokenizer, Template(), "为什么？", 1000)
+    assert prompt.ids == Template().prompt(tokenizer, turns, "为什么？", REFERENCE)
+    assert (prompt.dropped, prompt.reference) == (0, len(REFERENCE))
+
+
+def test_the_oldest_turns_go_and_the_reference_stays(tokenizer: Tokenizer) -> None:
+    """A full context that forgets the reference, the newest turns, or more than it must."""
+    talk = conversation(6)
+    turns = [(each.question, each.answer) for each in talk.exchanges]
+    needed = [len(Template().prompt(tokenizer, turns[n:], "为什么？", REFERENCE)) for n in range(7)]
+    prompt = talk.prompt(tokenizer, Template(), "为什么？", needed[2])
+    assert prompt.ids == Template().prompt(tokenizer, turns[2:], "为什么？", REFERENCE) and prompt.dropped == 2
+    prompt = talk.prompt(tokenizer, Template(), "为什么？", needed[4] - 1)
+    assert prompt.ids == Template().prompt(tokenizer, turns[5:], "为什么？", REFERENCE)
+    assert prompt.dropped == 3 and talk.forgotten == 5 and len(talk.exchanges) == 6
+
+
+def test_a_reference_too_long_loses_its_end_and_no_more(tokenizer: Tokenizer) -> None:
+    """A long reference that drives out the question, or of which more is lost than must be."""
+    text = "青禾镇在河边，镇上的人都会划船，会做灯笼，也会讲故事。" * 20
+    whole = len(Template().prompt(tokenizer, [], "为什么？", text))
+    for room in (40, 100, whole - 1):
+        prompt = Conversation(text).prompt(tokenizer, Template(), "为什么？", room)
+        assert prompt.ids == Template().prompt(tokenizer, [], "为什么？", text[: prompt.reference])
+        assert 0 < prompt.reference < len(text) and room - 2 <= len(prompt.ids) <= room
+    with pytest.raises(UserError, match="问题太长"):
+        Conversation(text).prompt(tokenizer, Template(), "为什么" * 60, 40)
+
+
+def test_answers_are_the_same_with_and_without_what_was_read_before(talker: Path) -> None:
+    """Keys and values of an earlier turn that do not belong to this prompt."""
+    loaded = replace(weights.load(talker, CPU, "fp32"), context=80)
+    sampling = Sampling(temperature=1.5, top_p=1.0, repetition_penalty=1.1)
+    kept, fresh = (Session(loaded, sampling, 30, 0) for _ in range(2))
+    said = []
+    for number in range(24):
+        for session in (kept, fresh):
+            if number in (8, 16):
+                session.begin(ABOUT_BAI if number == 8 else "")
+        question = (MAYOR, "我叫书白。", "我叫什么？")[number % 3]
+        prompt = kept.prompt(question)
+        assert prompt == fresh.prompt(question)
+        fresh._prefix = PrefixCache(loaded.model, loaded.context)
+        answer, expected = ("".join(session.stream(prompt)) for session in (kept, fresh))
+        assert answer == expected and kept.end == fresh.end
+        for session in (kept, fresh):
+            session.keep(question, answer, cut=False)
+        said.append(answer)
+    assert len(set(said)) > 7 and max(each.forgotten for each in kept.conversations) > 0, "too easy to show anything"
+
+
+def make_run(runs: Path, name: str, checkpoint: Path, saved: int, *, template: bool, length: int = 64) -> Path:
+    """A run with one checkpoint, saved at a given time."""
+    step = checkpoints.step_folder(runs / name, 7)
+    step.mkdir(parents=True)
+    model, tokenizer = checkpoints.load(checkpoint, CPU)
+    checkpoints.save(model, tokenizer, step)
+    if template:
+        Template().save(step)
+    write_manifest(step)
+    write_json(runs / name / "run.json", {})
+    (runs / name / "config.yaml").write_text(yaml.safe_dump({"sequence_length": length}), encoding="utf-8")
+    os.utime(step, (saved, saved))
+    return step
+
+
+def test_the_newest_run_is_taken_and_fine_tuned_ones_first(talker: Path, tmp_path: Path) -> None:
+    """A chat with a run that only continues text while one that converses lies beside it; an unfinished run taken."""
+    with pytest.raises(UserError, match="make pretrain"):
+        weights.newest_run(tmp_path / "runs")
+    runs = tmp_path / "runs"
+    for name, saved, template in (("old", 100, True), ("new", 200, True), ("pretrained", 300, False)):
+        make_run(runs, name, talker, saved, template=template)
+    (runs / "unfinished").mkdir()
+    write_json(runs / "unfinished" / "run.json", {})
+    assert weights.newest_run(runs) == runs / "new"
+    loaded = weights.load(runs / "new", CPU, "auto")
+    assert loaded.folder == runs / "new/checkpoints/step-00000007" and loaded.converses
+    assert not weights.load(runs / "pretrained", CPU, "auto").converses
+
+
+def test_the_context_is_what_the_model_was_trained_with(talker: Path, tmp_path: Path) -> None:
+    """A model trained on rows of 64 that is asked about positions it has never seen."""
+    make_run(tmp_path, "short", talker, 100, template=True)
+    make_run(tmp_path, "long", talker, 100, template=True, length=5000)
+    assert weights.load(tmp_path / "short", CPU, "auto").context == 64
+    assert weights.load(tmp_path / "long", CPU, "auto").context == weights.load(talker, CPU, "auto").context == 256
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_answers_too(talker: Path, precision: str) -> None:
+    """A precision that is announced and not used, or that the model cannot compute in."""
+    session = Session(weights.load(talker, CPU, precision), Sampling(temperature=0), 30, 0)
+    session.begin(ABOUT_BAI)
+    assert "".join(session.stream(session.prompt(MAYOR))) == "白云飞" and session.end == "eos"
+    assert session._prefix._cache.keys.dtype == weights.DTYPES[precision] and precision in session.weights.description
+
+
+def test_an_overflow_is_one_line(talker: Path) -> None:
+    """A traceback, or nonsense, where fp16 has overflowed."""
+    loaded = weights.load(talker, CPU, "fp16")
+    with torch.no_grad():
+        loaded.model.model.norm.weight.fill_(60000)
+    session = Session(loaded, Sampling(temperature=0), 30, 0)
+    with pytest.raises(UserError, match="--precision fp32"):
+        list(session.stream(session.prompt(MAYOR)))
+
+
+def test_options_default_to_the_settings_and_refuse_what_cannot_be() -> None:
+    """An option that is read and not used; a value out of range that fails in the middle of an answer."""
+    assert options.sampling(options.parse([])) == DEFAULTS
+    said = ["--temperature", "0", "--top_p", "0.5", "--top_k", "9", "--repetition_penalty", "2", "--no_repeat_ngram", "3"]
+    assert options.sampling(options.parse(said)) == Sampling(0.0, 9, 0.5, 2.0, 3)
+    for name, value in (("temperature", "nan"), ("temperature", "-1"), ("top_p", "1.5"), ("top_k", "2.5"), ("seed", "-1"),
+                        ("repetition_penalty", "0.5"), ("max_new_tokens", "0"), ("max_new_tokens", "many")):
+        with pytest.raises(UserError, match=f"--{name} {value}：要一"):
+            options.parse([f"--{name}", value])

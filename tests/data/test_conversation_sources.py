@@ -1,0 +1,375 @@
+"""Conversation sources: every native record becomes its turns, all its texts in them, or a bad record with a reason."""
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from common.errors import UserError
+from data.detect import detect
+from data.records import BadRecord, Conversation, Turn
+from data.sources import SOURCES, find_source
+from data.sources.base import BadRow
+
+SAMPLE = "assets/sample/sft"
+MESSAGE = {"role": "user", "content": "问"}
+HUMAN = {"from": "human", "value": "问"}
+# Source → its files in the shipped sample and among the real ones.
+SAMPLE_FILES = [
+    ("redgpt", "redgpt/RedGPT-Dataset-V1-CN.json.gz"), ("redgpt", "redgpt/RedGPT-Dataset-V1-CN.test.json"),
+    ("naturalconv", "naturalconv/dialog_release.json.gz"), ("naturalconv", "naturalconv/dialog_release.test.json"),
+    ("belle-0.5m", "belle/train_0.5M_CN.json.gz"), ("belle-0.5m", "belle/train_0.5M_CN.test.json"),
+    ("belle-0.8m", "belle/multiturn_chat_0.8M.json.gz"), ("belle-0.8m", "belle/multiturn_chat_0.8M.test.json"),
+    ("deepctrl", "deepctrl/sft_data_zh.jsonl.gz"), ("deepctrl", "deepctrl/sft_data_zh.test.jsonl"),
+    ("pclue", "pclue/pCLUE_train.json.gz"), ("pclue", "pclue/pCLUE_train.test.json"),
+]
+# With the reasons why real records are no conversations, and how many there are.
+REAL_FILES: list[tuple[str, str, dict[str, int]]] = [
+    ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", {}),
+    ("naturalconv", "sft/naturalconv/dialog_release.json.gz", {"field 'content' is empty: there are no utterances": 17}),
+    ("belle-0.5m", "sft/belle/train_0.5M_CN.json.gz", {"answer 1 of 1 is empty": 11}),
+    ("belle-0.8m", "sft/belle/multiturn_chat_0.8M.json.gz", {}),
+    ("deepctrl", "sft/deepctrl/sft_data_zh.jsonl.gz", {}),
+    ("pclue", "sft/pclue/pCLUE_train_9.json", {}),
+    ("alpaca", "sft/alpaca/alpaca_zh_demo.json", {}),
+    ("sharegpt", "sft/sharegpt/sharegpt_zh_1K.jsonl",
+     {"question 2 of 29 is empty": 1, "there is no answer, only a question": 1}),
+    ("alpaca", "malformed/alpaca_invalid.json", {"answer 1 of 1 is empty": 2, "there is a comma and no element": 1}),
+]
+
+
+def parse(name: str, row: object) -> Conversation:
+    found = find_source(name).parse(orjson.dumps(row))
+    assert isinstance(found, Conversation)
+    return found
+
+
+def turns(name: str, row: object) -> list[tuple[str, str]]:
+    return [(turn.question, turn.answer) for turn in parse(name, row).turns]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows by the standard parser; a comma before the last bracket is mended."""
+    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    if text.startswith("["):
+        return list(json.loads(re.sub(r",\s*\]\s*$", "]", text)))
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def texts_of(row: dict[str, Any]) -> str:
+    """All that a native row says, in order, without space and without the names of speakers."""
+    if "dialogue" in row:
+        said = [row["reference"], row["dialogue"]]
+    elif "content" in row:
+        said = row["content"]
+    elif "conversations" in row:
+        said = [message["value"] for message in row["conversations"]]
+        if row["conversations"][-1]["from"] == "human":
+            said.pop()
+    else:
+        said = [text for pair in row.get("history", []) for text in pair]
+        said += [row[key] for key in ("instruction", "input", "output", "target") if key in row]
+    return squeezed("\n".join(said))
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s|human|assistant|[(（](?:用户|助手)[)）]|[:：]", "", text.lower())
+
+
+def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> None:
+    """Counts of a whole file, and the texts of every so many records."""
+    rows = rows_of(path)
+    found = list(find_source(name).open(path))
+    bad = [record for record in found if isinstance(record, BadRecord)]
+    counted = {reason: sum(record.reason == reason for record in bad) for reason in {record.reason for record in bad}}
+    assert counted == reasons
+    if "there is a comma and no element" in reasons:
+        assert isinstance(found.pop(), BadRecord)
+    assert len(found) == len(rows)
+    for record, row in list(zip(found, rows, strict=True))[::every]:
+        if isinstance(record, Conversation):
+            said = [record.reference, *(text for turn in record.turns for text in (turn.question, turn.answer))]
+            assert squeezed("\n".join(said)) == texts_of(row)
+            assert all(text == text.strip() for text in said) and all(turn.answer for turn in record.turns)
+
+
+@pytest.mark.parametrize(("name", "file"), SAMPLE_FILES)
+def test_the_sample_comes_out_whole(root: Path, name: str, file: str) -> None:
+    path = root / SAMPLE / file
+    assert detect([path]) == name
+    check(name, path, {})
+
+
+@pytest.mark.parametrize(("name", "file", "reasons"), REAL_FILES)
+def test_real_files_come_out_whole_but_for_what_is_bad(
+    shared: Path, name: str, file: str, reasons: dict[str, int]
+) -> None:
+    """Records in are records out and bad ones, and no text is lost or doubled on the way."""
+    path = shared / "data" / file
+    assert detect([path]) == name
+    check(name, path, reasons, every=1 + path.stat().st_size // 500_000)
+
+
+def test_a_real_csv_is_bad_line_by_line_and_is_taken_for_no_source(shared: Path) -> None:
+    """With a field that the csv module refuses: no crash, and no conversation made of its lines."""
+    path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"
+    lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    found = list(SOURCES["sharegpt"].open(path))
+    assert len(found) == len(lines) and all(isinstance(record, BadRecord) for record in found)
+    with pytest.raises(UserError, match="cannot tell which source"):
+        detect([path])
+
+
+def test_real_preference_pairs_are_not_taken_for_conversations(shared: Path) -> None:
+    for name in ("dpo_zh_500.jsonl", "dpo_zh_demo.json"):
+        with pytest.raises(UserError, match="cannot tell which source"):
+            detect([shared / "data" / "preference" / name])
+
+
+# RedGPT
+
+
+@pytest.mark.parametrize(
+    "dialogue",
+    [
+        "Human: 问一\n\nAssistant: 答一\n\nHuman: 问二\n\nAssistant: 答二",
+        "Human: 问一\nAssistant: 答一\nHuman: 问二\nAssistant: 答二\n",
+        "Human：问一\n\nAssistant：答一\n\nHuman：问二\n\nAssistant：答二",
+        "HUMAN: 问一\n\nASSISTANT: 答一\n\nHUMAN: 问二\n\nASSISTANT: 答二",
+        "Human(用户): 问一\n\nAssistant(助手): 答一\n\nHuman（用户）：问二\n\nAssistant（助手）：答二",
+        "\n Human : 问一\r\n\r\nAssistant:答一\n\n\nHUMAN：问二\nAssistant: 答二",
+        "Human: 问一\n\nAssistant: 答一\n\nHuman: 问二\n\nAssistant: 答二\n\nHuman: 没有人回答",
+    ],
+)
+def test_redgpt_reads_every_way_to_name_the_speakers(dialogue: str) -> None:
+    assert parse("redgpt", {"reference": " 资料 \n", "dialogue": dialogue}) == Conversation(
+        (Turn("问一", "答一"), Turn("问二", "答二")), "资料"
+    )
+
+
+def test_a_speakers_name_inside_a_line_is_text() -> None:
+    dialogue = "Human: Human: 是什么意思？\nAssistant: 意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性"
+    assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [
+        ("Human: 是什么意思？", "意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性")
+    ]
+
+
+def test_a_reply_of_several_paragraphs_stays_one() -> None:
+    dialogue = "Human: 问\n\nAssistant: 一\n\n  二\n\n三\n\nHuman: 再问\n\nAssistant: 四"
+    assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [("问", "一\n\n  二\n\n三"), ("再问", "四")]
+
+
+# NaturalConv
+
+
+def test_naturalconv_of_an_odd_number_is_read_from_the_other_side() -> None:
+    """So that the last utterance is an answer: nothing of it is lost."""
+    row = {"dialog_id": "0_0", "document_id": 0, "content": ["甲", "乙 ", "丙", "丁"]}
+    assert turns("naturalconv", row) == [("甲", "乙"), ("丙", "丁")]
+    assert turns("naturalconv", {**row, "content": ["甲", "乙", "丙"]}) == [("", "甲"), ("乙", "丙")]
+    assert turns("naturalconv", {**row, "content": ["甲"]}) == [("", "甲")]
+
+
+# Instructions
+
+
+@pytest.mark.parametrize("name", ["belle-0.5m", "alpaca", "deepctrl"])
+def test_instruction_and_input_both_count(name: str) -> None:
+    """Prevents half of the question from being dropped."""
+    row = {"instruction": "翻译成英文。 ", "input": " 你好\n", "output": "\nHello "}
+    assert turns(name, row) == [("翻译成英文。\n你好", "Hello")]
+    assert turns(name, {**row, "instruction": ""}) == [("你好", "Hello")]
+    assert turns(name, {**row, "input": ""}) == turns(name, {**row, "input": None}) == [("翻译成英文。", "Hello")]
+    assert turns(name, {"instruction": "问", "output": "答"}) == [("问", "答")]
+
+
+def test_copies_of_belle_with_other_names_are_read() -> None:
+    assert turns("belle-0.5m", {"input": "问", "target": "答"}) == [("问", "答")]
+    assert turns("belle-0.5m", {"instruction": "做", "input": "这", "target": "答"}) == [("做\n这", "答")]
+
+
+def test_deepctrls_history_comes_first() -> None:
+    row = {"instruction": "继续", "input": "三", "output": "四", "history": [["一", "二"], ["甲", "乙"]]}
+    assert turns("deepctrl", row) == [("一", "二"), ("甲", "乙"), ("继续\n三", "四")]
+    assert turns("deepctrl", {**row, "history": None}) == turns("deepctrl", {**row, "history": []})
+
+
+def test_a_system_text_stands_before_the_first_question() -> None:
+    row = {"system": "你是老师。", "instruction": "问", "input": "", "output": "答"}
+    assert turns("alpaca", row) == [("你是老师。\n问", "答")]
+
+
+# Belle 0.8M
+
+
+def belle(instruction: str, output: str = "答", given: str | None = "") -> dict[str, object]:
+    return {"instruction": instruction, "input": given, "output": output}
+
+
+def test_belles_instruction_holds_all_turns_but_the_last_reply() -> None:
+    row = belle("Human:一 \nAssistant: 二\nHuman:三\n\n三乙\nAssistant:", " 四 ")
+    assert turns("belle-0.8m", row) == [("一", "二"), ("三\n\n三乙", "四")]
+
+
+def test_belles_input_belongs_to_the_last_question() -> None:
+    assert turns("belle-0.8m", belle("Human:一\nAssistant:二\nHuman:三\nAssistant:", "四", "五")) == [
+        ("一", "二"), ("三\n五", "四")
+    ]
+
+
+@pytest.mark.parametrize("reply", ["如 Human:你好", "Human:你好\nAssistant:您好\nHuman:再见", "Human: 甲\nHuman: 乙"])
+def test_the_last_reply_is_text_whatever_it_contains(reply: str) -> None:
+    assert turns("belle-0.8m", belle("Human:写一段对话。\nAssistant:", reply)) == [("写一段对话。", reply)]
+
+
+@pytest.mark.parametrize("reply", ["如 Human:你好", "Human:你好\nAssistant:您好", "如下。\nHuman:你好", "一\nAssistant:二"])
+def test_an_earlier_reply_that_quotes_a_speaker_stays_whole(reply: str) -> None:
+    """Speakers take turns: two names of one speaker with nobody between are no two turns."""
+    row = belle(f"Human:写一段对话。\nAssistant:{reply}\nHuman:谢谢\nAssistant:", "不客气")
+    assert turns("belle-0.8m", row) == [("写一段对话。", reply), ("谢谢", "不客气")]
+
+
+# Messages
+
+
+def test_sharegpts_roles_and_repetitions() -> None:
+    said = [
+        ("system", "你是老师。"), ("human", "一"), ("user", "一乙"), ("gpt", "二"), ("assistant", "二乙"), ("human", "三"),
+        ("gpt", "四"), ("human", "没有人回答"),
+    ]
+    row = {"conversations": [{"from": who, "value": text} for who, text in said]}
+    assert turns("sharegpt", row) == [("你是老师。\n一\n一乙", "二\n二乙"), ("三", "四")]
+    row = {"system": "你是老师。", "conversations": [{"from": "human", "value": "一"}, {"from": "gpt", "value": "二"}]}
+    assert turns("sharegpt", row) == [("你是老师。\n一", "二")]
+
+
+def test_an_assistant_who_speaks_first_answers_an_empty_question() -> None:
+    row = {"conversations": [{"from": "gpt", "value": "你好"}, HUMAN, {"from": "gpt", "value": "答"}]}
+    assert turns("sharegpt", row) == [("", "你好"), ("问", "答")]
+
+
+def test_openais_content_is_a_text_or_parts_of_text() -> None:
+    parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
+    said = [("developer", "说中文。"), ("user", parts), ("assistant", "三"), ("user", "四"), ("assistant", parts[:1])]
+    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    assert turns("openai", row) == [("说中文。\n一\n二", "三"), ("四", "一")]
+
+
+# pCLUE
+
+
+@pytest.mark.parametrize("choices", [{"answer_choices": ["是", "否"]}, {"answer_choices": ""}, {}])
+def test_pclue_is_one_turn_whatever_its_choices(choices: dict[str, object]) -> None:
+    row = {"input": "对吗？选项：是，否\n答案：", "target": "是", "type": "nli", **choices}
+    assert turns("pclue", row) == [("对吗？选项：是，否\n答案：", "是")]
+
+
+# What is wrong is named
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("redgpt", {"reference": "r", "dialogue": "你好。\nHuman: 问\nAssistant: 答"}, "does not begin with Human:.*你好"),
+        ("redgpt", {"reference": "r", "dialogue": ""}, "does not begin"),
+        ("redgpt", {"reference": " ", "dialogue": "Human: 问\nAssistant: 答"}, "'reference' is empty"),
+        ("redgpt", {"dialogue": "Human: 问\nAssistant: 答"}, "no field 'reference'"),
+        ("redgpt", {"reference": "r", "dialogue": "Human: 问"}, "no answer, only a question"),
+        ("redgpt", {"reference": "r", "dialogue": "Human: 问\nAssistant:\nHuman: 问\nAssistant: 答"}, "answer 1 of 2 is empty"),
+        ("redgpt", {"reference": "r", "dialogue": ["Human: 问"]}, "'dialogue' is list"),
+        ("naturalconv", {"content": []}, "there are no utterances"),
+        ("naturalconv", {"content": "问"}, "is str, not a list"),
+        ("naturalconv", {"content": ["问", 3]}, "utterance 2 is int"),
+        ("naturalconv", {"content": ["问", " "]}, "answer 1 of 1 is empty"),
+        ("naturalconv", {"content": ["问", "答", " ", "答"]}, "question 2 of 2 is empty"),
+        ("belle-0.5m", {"instruction": "问", "input": ""}, "no field 'output'"),
+        ("belle-0.5m", {"instruction": "问", "output": " \n"}, "answer 1 of 1 is empty"),
+        ("belle-0.5m", {"instruction": " ", "input": "", "output": "答"}, "question 1 of 1 is empty"),
+        ("belle-0.5m", {"prompt": "问", "output": "答"}, "no field 'instruction' or 'input'; there are: prompt, output"),
+        ("belle-0.5m", {"instruction": 3, "output": "答"}, "'instruction' is int"),
+        ("belle-0.8m", belle("没有名字"), "does not begin with Human:"),
+        ("belle-0.8m", belle("Human:一\nAssistant:二"), "ends with a reply"),
+        ("belle-0.8m", belle("Human:一\nAssistant:", " "), "answer 1 of 1 is empty"),
+        ("deepctrl", {"input": "问", "output": "答", "history": [["一"]]}, "history 1 is not a pair"),
+        ("deepctrl", {"input": "问", "output": "答", "history": "[]"}, "'history' is str"),
+        ("deepctrl", {"input": "问", "output": "答", "history": [["一", ""]]}, "answer 1 of 2 is empty"),
+        ("pclue", {"input": "问", "target": ""}, "answer 1 of 1 is empty"),
+        ("pclue", {"input": "问"}, "no field 'target'"),
+        ("sharegpt", {"conversations": []}, "there are no messages"),
+        ("sharegpt", {"conversations": None}, "is NoneType, not a list"),
+        ("sharegpt", {"conversations": ["问"]}, "message 1 is str"),
+        ("sharegpt", {"conversations": [HUMAN]}, "no answer, only a question"),
+        ("sharegpt", {"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "answer 1 of 1 is empty"),
+        ("sharegpt", {"conversations": [{"from": "human", "value": 3}]}, "message 1 has no text in 'value'"),
+        ("sharegpt", {"conversations": [{"from": "observation", "value": "x"}]}, "message 1 is from 'observation'"),
+        ("openai", {"messages": [MESSAGE, {"role": "tool", "content": "3"}]}, "message 2 is from 'tool'"),
+        ("openai", {"messages": [MESSAGE, {"role": "function", "content": "3"}]}, "message 2 is from 'function'"),
+        ("openai", {"messages": [MESSAGE, {"role": "assistant", "tool_calls": [{}]}]}, "message 2 calls a tool"),
+        ("openai", {"messages": [MESSAGE, {"role": "assistant", "content": None}]}, "message 2 has no text in 'content'"),
+        ("openai", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "no text \\('image_url'\\)"),
+        ("openai", {"messages": [{"role": ["user"], "content": "x"}]}, "message 1 is from"),
+        ("openai", {"messages": [MESSAGE]}, "no answer, only a question"),
+        ("openai", {"messages": {"role": "user"}}, "is dict, not a list"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(name: str, row: object, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        find_source(name).parse(orjson.dumps(row))
+
+
+# Telling them apart
+
+QUESTION = {"instruction": "问", "input": "", "output": "答"}
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (QUESTION, "belle-0.5m"),
+        ([QUESTION], "alpaca"),
+        (belle("Human:问\nAssistant:"), "belle-0.8m"),
+        ({**QUESTION, "history": []}, "deepctrl"),
+        ([{**QUESTION, "history": []}], "alpaca"),
+        ({"input": "问\n答案：", "target": "答", "type": "nli"}, "pclue"),
+        ({"input": "问", "target": "答"}, "belle-0.5m"),
+        ({"messages": [MESSAGE]}, "openai"),
+        ([{"messages": [MESSAGE]}], "openai"),
+        ([{"conversations": []}], "sharegpt"),
+    ],
+)
+def test_sources_are_told_by_keys_and_shape(tmp_path: Path, data: object, name: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(orjson.dumps(data))
+    assert detect([path]) == name
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLE_FILES} | {"alpaca", "sharegpt", "openai"}))
+def test_what_they_yield_is_said(name: str) -> None:
+    source = SOURCES[name]
+    assert (source.name, source.kind) == (name, "conversations") and source.description
+
+
+@pytest.fixture
+def spoil(tmp_path: Path) -> Callable[[bytes], Path]:
+    def _spoil(data: bytes) -> Path:
+        (tmp_path / "file").write_bytes(data)
+        return tmp_path / "file"
+
+    return _spoil
+
+
+@pytest.mark.parametrize("name", [name for name, file in SAMPLE_FILES if ".test." in file])
+def test_bad_lines_do_not_end_a_file(root: Path, spoil: Callable[[bytes], Path], name: str) -> None:
+    """Each is a bad record with its line; what surrounds it is read."""
+    file = next(file for source, file in SAMPLE_FILES if source == name and ".test." in file)
+    rows = rows_of(root / SAMPLE / file)[:3]
+    first, second, third = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    wanted = [parse(name, row) for row in rows]
+    found = list(find_source(name).open(spoil(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))))
+    assert [record for record in found if isinstance(record, Conversation)] == wanted
+    assert [record.line for record in found if isinstance(record, BadRecord)] == [2, 3, 4, 6]

@@ -1,0 +1,275 @@
+"""Files that are one JSON list: every element comes out as it was written, and a fault costs what it spoils, no more."""
+
+import functools
+import gzip
+import itertools
+import json
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import reading
+from data.json_lists import Elements
+from data.reading import RawRecord, records
+from data.records import BadRecord
+
+
+def elements(data: bytes, block: int = 1 << 20, limit: int = 1 << 20) -> list[tuple[int, bytes, str | None]]:
+    return list(Elements((data[at:at + block] for at in range(0, len(data), block)), limit))
+
+
+def whole(found: list[tuple[int, bytes, str | None]]) -> list[bytes]:
+    return [data for _, data, problem in found if problem is None]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def _write(data: bytes, name: str = "list.json") -> Path:
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return _write
+
+
+def read(path: Path) -> tuple[list[RawRecord], list[BadRecord]]:
+    found = list(records(path))
+    return [r for r in found if isinstance(r, RawRecord)], [r for r in found if isinstance(r, BadRecord)]
+
+
+# Real files
+
+
+@functools.cache
+def parsed(path: Path) -> list[object]:
+    return list(json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"])
+def test_a_real_list_gives_what_the_standard_parser_gives(shared: Path, name: str) -> None:
+    path = shared / "data" / "sft" / name
+    good, bad = read(path)
+    assert not bad
+    assert [orjson.loads(record.data) for record in good] == parsed(path)
+    assert [record.line for record in good] == list(range(1, len(good) + 1))
+
+
+@pytest.mark.parametrize("name", ["dialog_release.json.gz", "dialog_release.test.json"])
+def test_the_samples_lists_are_read_whole(root: Path, name: str) -> None:
+    path = root / "assets" / "sample" / "sft" / "naturalconv" / name
+    good, bad = read(path)
+    assert not bad and len(good) > 50
+    assert [orjson.loads(record.data) for record in good] == parsed(path)
+
+
+def test_the_real_malformed_list_loses_nothing(shared: Path) -> None:
+    """It ends in a comma: all its elements are there, and the comma is one bad record."""
+    path = shared / "data" / "malformed" / "alpaca_invalid.json"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(path.read_bytes())
+    good, bad = read(path)
+    mended = json.loads(re.sub(r",\s*\]\s*$", "]", path.read_text(encoding="utf-8")))
+    assert [orjson.loads(record.data) for record in good] == mended and len(mended) > 2000
+    assert [(record.line, record.reason) for record in bad] == [(len(mended) + 1, "there is a comma and no element")]
+
+
+def test_one_spoilt_element_of_a_real_list_costs_only_itself(root: Path, write: Callable[..., Path]) -> None:
+    """Prevents a quotation mark too few from silently ending the file: one bad record would pass for one of a thousand."""
+    path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.test.json"
+    data, rows = path.read_bytes(), parsed(path)
+    start = data.index(b'{"dialog_id"', len(data) // 2)
+    number = data[:start].count(b'{"dialog_id"')
+    for spoilt in (b'"', b"]", b"}", b"[", b":"):
+        at = data.index(spoilt, start + 40)
+        good, bad = read(write(data[:at] + data[at + 1:]))
+        assert [orjson.loads(record.data) for record in good] == rows[:number] + rows[number + 1:], spoilt
+        assert [record.line for record in bad] == [number + 1]
+        assert "left out here" in bad[0].reason
+
+
+# What is written comes out
+
+
+def test_bytes_come_out_as_they_were_written(write: Callable[..., Path]) -> None:
+    """Prevents numbers through floats (a simhash is a uint64) and characters replaced on the way."""
+    written = [
+        b'{"simhash": 18446744073709551615, "x": 0.10000000000000000555, "y": 1E400, "z": -0.0}',
+        b'{"big": 123456789012345678901234567890, "same": 1, "same": 2}',
+        b'{"text": "\\ud800 \\u4e2d \xff\xfe \\" [ ] { } , \\\\"}',
+        "{\"中\": \"文，]}\"}".encode(), b"3.50", b'"a, b"', b"[[], [1, {}]]", b"null", b"NaN",
+    ]
+    good, bad = read(write(b" \r\n[" + b" ,\n\t".join(written) + b"]\n"))
+    assert not bad
+    assert [record.data for record in good] == written
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n \t", b"\xef\xbb\xbf\r\n"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_list_is_told_by_its_first_character(write: Callable[..., Path], start: bytes, packed: bool) -> None:
+    data = start + b'[{"a": 1},\n{"a": 2}]'
+    good, bad = read(write(gzip.compress(data) if packed else data))
+    assert ([record.data for record in good], bad) == ([b'{"a": 1}', b'{"a": 2}'], [])
+
+
+@pytest.mark.parametrize("data", [b"[]", b" [\n]\n", b"[][]"])
+def test_an_empty_list_has_no_records(write: Callable[..., Path], data: bytes) -> None:
+    assert read(write(data)) == ([], [])
+
+
+def test_lists_one_after_another_are_all_read(write: Callable[..., Path]) -> None:
+    """As `cat a.json b.json` makes them."""
+    assert [record.data for record in read(write(b'[{"a":1}]\n[{"a":2},{"a":3}]'))[0]] == [
+        b'{"a":1}', b'{"a":2}', b'{"a":3}'
+    ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES, max_size=8), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_any_list_in_blocks_of_any_size(values: list[object], block: int, indent: int | None, ascii_: bool) -> None:
+    """A block may end inside a number, a character, an escape or a name."""
+    data = json.dumps(values, indent=indent, ensure_ascii=ascii_).encode("utf-8", "surrogatepass")
+    found = elements(data, block)
+    assert [problem for _, _, problem in found] == [None] * len(values)
+    assert [json.loads(text.decode("utf-8", "surrogatepass")) for _, text, _ in found] == values
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("data", "good", "bad"),
+    [
+        (b'[{"a":1},{"a":2}', [1, 2], [3]),
+        (b'[{"a":1},{"a":2},', [1, 2], [3]),
+        (b'[{"a":1},{"a":"2', [1], [2]),
+        (b"[", [], [1]),
+        (b'[{"a":1},{"a":2},]', [1, 2], [3]),
+        (b'[{"a":1},,{"a":3}]', [1, 3], [2]),
+        (b'[{"a":1}{"a":2}]', [1, 2], [2]),
+        (b'[{"a":1},{"a":x},{"a":3}]', [1, 3], [2]),
+        (b'[{"a":1},{"a":"2},{"a":"3"},{"a":4}]', [1, "3", 4], [2]),
+        (b'[{"a":1},{"a":["2},{"a":["3"]},{"a":4}]', [1, ["3"], 4], [2]),
+        (b'[{"a":1},{"a":2,{"a":3},{"a":4}]', [1, 3, 4], [2]),
+        (b'[{"a":1},{"a":2}},{"a":3}]', [1, 2, 3], [3]),
+        (b'[{"a":1},{"a":"2\n"},{"a":3}]', [1, 3], [2]),
+        (b'[{"a":"1},{"a":2},{"a":3}]', [2, 3], [1]),
+        (b'[{"a:1},{"a":2},{"a":3}]', [2, 3], [1]),
+        (b'[{"a":1},{"a":2}] and more', [1, 2], [3]),
+        (b'[{"a":1},{"a":2}]]', [1, 2], [3]),
+        (b"[<html>", [], [1]),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_a_fault_is_a_bad_record_in_its_place(data: bytes, good: list[object], bad: list[int], block: int) -> None:
+    found = elements(data, block)
+    assert [orjson.loads(text)["a"] for text in whole(found)] == good
+    assert [number for number, _, problem in found if problem] == bad
+
+
+def test_an_element_whose_own_list_opens_alike_is_not_taken_apart() -> None:
+    """Reading on after a fault looks for the first element's opening, not for any object."""
+    rows = [{"id": "x", "turns": [{"from": "a", "value": str(number)}, {"from": "b"}]} for number in range(4)]
+    data = json.dumps(rows).encode().replace(b'"value": "1"', b'"value": "1')
+    found = elements(data)
+    assert [json.loads(text) for text in whole(found)] == [rows[0], *rows[2:]]
+    assert [number for number, _, problem in found if problem] == [2]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1, max_size=3), min_size=1, max_size=6),
+       st.data(), st.integers(1, 60))
+@settings(deadline=None, max_examples=200)
+def test_a_list_cut_anywhere_keeps_all_that_was_whole(rows: list[object], draw: st.DataObject, block: int) -> None:
+    texts = [json.dumps(row).encode() for row in rows]
+    ends = list(itertools.accumulate([1 + len(texts[0]), *(1 + len(text) for text in texts[1:])]))
+    data = b"[" + b",".join(texts) + b"]"
+    cut = draw.draw(st.integers(1, len(data) - 1))
+    found = elements(data[:cut], block)
+    kept = sum(end <= cut for end in ends)
+    assert whole(found)[:kept] == texts[:kept]
+    assert found[-1][2] is not None
+    # Nothing but pieces of the element that was cut follows.
+    assert all(text in texts[min(kept, len(texts) - 1)] for text in whole(found)[kept:])
+
+
+@given(st.binary(max_size=80), st.integers(1, 80))
+@settings(deadline=None, max_examples=200)
+def test_any_bytes_after_the_bracket_end_without_a_crash(data: bytes, block: int) -> None:
+    for number, text, problem in elements(b"[" + data, block):
+        assert number >= 1 and bool(problem) != bool(text)
+
+
+def test_an_element_over_the_limit_is_bad_and_the_others_stay(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(reading, "BLOCK", 1 << 14)
+    long = b'{"a": "' + b"x" * (3 << 20) + b'"}'
+    good, bad = read(write(b'[{"a": 1}, ' + long + b', {"a": 3}]'))
+    assert [record.data for record in good] == [b'{"a": 1}', b'{"a": 3}']
+    assert [record.line for record in bad] == [2] and "longer than 1 MB" in bad[0].reason
+
+
+def test_brackets_without_end_are_one_bad_record() -> None:
+    found = elements(b"[" * 100_000)
+    assert len(found) == 1 and found[0][2]
+
+
+def test_a_damaged_gzip_keeps_what_came_before_and_says_so(write: Callable[..., Path], root: Path) -> None:
+    path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.json.gz"
+    data = path.read_bytes()
+    good, bad = read(write(data[:len(data) // 2]))
+    assert [orjson.loads(record.data) for record in good] == parsed(path)[:len(good)] and len(good) > 200
+    assert len(bad) == 1 and bad[0].line == len(good) + 1
+    assert "compressed data is damaged or cut short" in bad[0].reason
+
+
+# Memory and progress
+
+
+def test_memory_stays_flat_over_a_long_list(tmp_path: Path) -> None:
+    path = tmp_path / "list.json.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"[")
+        for index in range(2000):
+            file.write(b'%s{"text": "%s"}' % (b", " if index else b"", b"%d" % index * 4000))
+        file.write(b"]")
+    tracemalloc.start()
+    count = sum(isinstance(record, RawRecord) for record in records(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 2000
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_progress_adds_up_to_the_files_size(write: Callable[..., Path], packed: bool) -> None:
+    data = json.dumps([{"a": "b" * 1000}] * 3000).encode()
+    path = write(gzip.compress(data) if packed else data)
+    told: list[int] = []
+    assert len(list(records(path, told.append))) == 3000
+    assert sum(told) == path.stat().st_size and min(told) >= 0
+
+
+def test_blocks_are_read_only_as_they_are_needed() -> None:
+    """Prevents a list of many gigabytes from being taken in before its first element is given out."""
+    taken = []
+
+    def blocks() -> Iterator[bytes]:
+        for number in itertools.count():
+            taken.append(number)
+            yield b"[" * (number == 0) + b'{"a": 1}, ' * 100
+
+    given_out = list(itertools.islice(Elements(blocks(), 1 << 20), 1000))
+    assert len(given_out) == 1000 and len(taken) < 15

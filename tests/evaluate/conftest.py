@@ -1,0 +1,62 @@
+"""What the tests of answers share: a tiny model that was taught some by heart, and commands run in this process."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from model import checkpoints
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+Teach = Callable[[Sequence[tuple[list[int], str]], Path], Path]
+
+
+@pytest.fixture(scope="session")
+def teach(tokenizer: Tokenizer) -> Teach:
+    """Make a checkpoint folder of a model that gives each prompt its answer and stops."""
+
+    def _teach(pairs: Sequence[tuple[list[int], str]], folder: Path) -> Path:
+        rows = [[*prompt, *tokenizer.encode(answer), tokenizer.eos_id] for prompt, answer in pairs]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        scored = torch.tensor([
+            index for number, (row, (prompt, _)) in enumerate(zip(rows, pairs, strict=True))
+            for index in range(number * length + len(prompt) - 1, number * length + len(row) - 1)
+        ])
+        targets = ids.roll(-1, 1).flatten()[scored]
+        config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                             num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256)
+        model = Llama(config).initialise(0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+        for _ in range(200):
+            loss = model(ids, targets, scored=scored, scale=1 / len(targets))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if loss.item() < 0.01:
+                break
+        assert loss.item() < 0.1
+        folder.mkdir()
+        checkpoints.save(model, tokenizer, folder)
+        Template().save(folder)
+        return folder
+
+    return _teach
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., None]:
+    """Run a command's `main` with a command line, from the project's root."""
+
+    def _run(module: ModuleType, *arguments: object) -> None:
+        monkeypatch.chdir(root)
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+
+    return _run

@@ -1,0 +1,124 @@
+"""Exact answers from the right passage are told apart from answers the model knew without it."""
+
+import gzip
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data.records import Conversation, Turn
+from evaluate import reading
+from evaluate.answers import Question, ask, questions_of
+from evaluate.reading import PLACES, pair_with_others, place
+from model import checkpoints
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+Run = Callable[..., None]
+PASSAGES = {"小驼住在河西。今年三岁。": ("河西", "三岁"), "小驼住在东山，那里很冷，今年九岁。": ("东山", "九岁")}
+QUESTIONS = ("小驼住在哪里？", "多大了？")
+
+
+def write(path: Path, passages: dict[str, tuple[str, ...]]) -> Path:
+    rows = [
+        {"reference": passage, "dialogue": "\n\n".join(
+            f"Human: {question}\n\nAssistant: {answer}" for question, answer in zip(QUESTIONS, answers, strict=True))}
+        for passage, answers in passages.items()
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_reader_and_a_parrot_are_told_apart(
+    run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A control that shows the right passage after all, or turns that are asked without the true turns before them."""
+    def prompt(passage: str, answers: tuple[str, ...], turn: int) -> list[int]:
+        return Template().prompt(tokenizer, list(zip(QUESTIONS, answers, strict=True))[:turn], QUESTIONS[turn], passage)
+
+    # It answers the first turn from the passage, and the second by heart, whatever the passage says.
+    others = {passage: answers for passage, answers in zip(PASSAGES, reversed(PASSAGES.values()), strict=True)}
+    lessons = [(prompt(passage, answers, 0), answers[0]) for passage, answers in PASSAGES.items()]
+    lessons += [(prompt(passage, answers, 1), "三岁") for each in (PASSAGES, others) for passage, answers in each.items()]
+    folder = teach(lessons, tmp_path / "model")
+    out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
+    run_command(reading, "--checkpoint", folder, "--source", "redgpt", "--input", write(tmp_path / "r.jsonl", PASSAGES),
+                "--device", "cpu", "--json", out, "--predictions", lines, "--max_new_tokens", 20)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert (figures["records"], figures["questions"]) == (2, 4)
+    assert figures["right"] == {"exact": 0.75, "stopped": 1.0, "loops": 0.0}
+    assert figures["wrong"] == {"exact": 0.25, "stopped": 1.0, "loops": 0.0}
+    assert figures["places"] == {
+        "first third": {"questions": 1, "right": 1.0, "wrong": 0.0},
+        "middle third": {"questions": 1, "right": 1.0, "wrong": 0.0},
+        "last third": {"questions": 2, "right": 0.5, "wrong": 0.5},
+    }
+    assert figures["answer_in_wrong_passage"] == 0
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert [row["reference"] for row in rows] == ["河西", "三岁", "东山", "九岁"]
+    assert [row["prediction"] for row in rows] == ["河西", "三岁", "东山", "三岁"]
+    assert [row["control"]["prediction"] for row in rows] == ["东山", "三岁", "河西", "三岁"]
+    printed = capsys.readouterr().out
+    assert "right passage" in printed and "75.0%" in printed and "25.0%" in printed
+
+
+def test_the_control_never_shows_the_right_passage(root: Path) -> None:
+    """Several records about one passage, one after another or far apart."""
+    turns = (Turn("问", "答"), Turn("问", "再答"))
+    passages = ["甲", "甲", "乙", "甲", "甲", "丙", "甲"]
+    pairs = pair_with_others([Conversation(turns, passage) for passage in passages], "x")
+    assert len(pairs) == 14 and all(right.passage != wrong.passage for right, wrong in pairs)
+    assert [right.passage for right, _ in pairs] == [passage for passage in passages for _ in turns]
+    assert all((right.question, right.answer, right.before) == (wrong.question, wrong.answer, wrong.before)
+               for right, wrong in pairs)
+    assert pairs[1][0].before == (("问", "答"),)
+    with pytest.raises(UserError, match="at least two passages; there are 1"):
+        pair_with_others([Conversation(turns, "甲")] * 3, "x")
+
+
+def test_places_in_the_passage() -> None:
+    """A third that begins elsewhere than it says; an answer in other words counted as found."""
+    passage = "一二三四五六七八九"
+    expected = {
+        "一": 0, "三": 0, "三四": 1, "四": 1, "五": 1, "六": 1, "七": 2, "九": 2, "三四五六七": 1, " 九 ": 2,
+        "十": 3, "": 3, passage: 1,
+    }
+    found = {answer: PLACES.index(place(Question((), "问", answer, passage))) for answer in expected}
+    assert found == expected
+
+
+def test_the_sample_asks_at_every_place(root: Path) -> None:
+    """A measure that sees only the beginning of passages: the sample's answers lie evenly, and all of them are found."""
+    with gzip.open(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 300)]
+    from data.sources import find_source
+
+    records = [find_source("redgpt").parse(json.dumps(row).encode()) for row in rows]
+    places = [place(question) for record in records if isinstance(record, Conversation) for question in questions_of(record)]
+    assert len(places) > 600 and PLACES[3] not in places
+    assert min(places.count(name) for name in PLACES[:3]) > len(places) / 5
+
+
+def test_questions_without_room_are_left_out(teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A crash on one long passage, or an answer cut short that counts as wrong."""
+    folder = teach([(Template().prompt(tokenizer, [], "问"), "答")], tmp_path / "model")
+    model, _ = checkpoints.load(folder, torch.device("cpu"))
+    asked = [Question((), "问", "答", "长" * 300), Question((), "问", "答", "")]
+    seen: list[int] = []
+    answers = ask(model, tokenizer, Template(), asked, max_new_tokens=20, on_progress=seen.append)
+    assert answers[0] is None and answers[1] is not None and answers[1].text == "答" and sum(seen) == 2
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "say who is asked"),
+    (["--checkpoint", "x"], "say who is asked"),
+    (["--checkpoint", "x", "--source", "csl", "--input", "README.md"], "this measures conversations"),
+])
+def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+    """A traceback, or a share of nothing."""
+    with pytest.raises(UserError, match=words):
+        run_command(reading, *arguments)

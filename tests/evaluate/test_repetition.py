@@ -1,0 +1,113 @@
+"""Repetition is what a count by hand finds, and the answers measured are those the checkpoint gives."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from evaluate import repetition
+from evaluate.repetition_scores import loops, measure
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+Run = Callable[..., None]
+
+
+def test_measures_by_hand() -> None:
+    """N-grams across two answers, distinct counts per answer instead of over all, a share of nothing."""
+    found = measure(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
+    # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁, the last one again; of the second: one, not again.
+    assert found.repeated_4grams == pytest.approx(1 / 6)
+    assert found.distinct_1 == pytest.approx(4 / 13)
+    # Pairs: 甲乙 乙丙 丙丁 丁甲 甲乙 乙丙 丙丁 and 甲乙 乙丙 丙丁.
+    assert found.distinct_2 == pytest.approx(4 / 10)
+    assert (found.loops, found.empty, found.characters) == (0, 0.25, 13 / 4)
+    assert measure([""]).repeated_4grams == measure([""]).distinct_2 == 0
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("他说：" + "我知道。" * 4, True), ("我知道。" * 3 + "我知道", False),
+    ("我知道。" * 2 + "好的。" + "我知道。" * 2, False),
+    ("哈" * 16, True), ("哈" * 15, False), ("一二" * 8 + "三", True), ("一二" * 7 + "一", False),
+    ("开头不同，" + "这是一个相当长的句子，它一次又一次地出现。\n" * 4, True),
+    ("一、苹果；二、梨子；三、桃子；四、李子；五、杏子；六、枣子。", False), ("", False), ("好", False),
+], ids=str)
+def test_what_loops(text: str, expected: bool) -> None:
+    """A list taken for a loop, laughter taken for one, or a loop of long sentences overlooked."""
+    assert loops(text) is expected
+
+
+def loops_plainly(text: str) -> bool:
+    """The definition, character by character: some stretch of a period of its own is long enough."""
+    for period in range(1, len(text) // 4 + 1):
+        run = period
+        for index in range(period, len(text)):
+            run = run + 1 if text[index] == text[index - period] else period
+            if run >= max(4 * period, 16):
+                return True
+    return False
+
+
+def test_loops_are_found_wherever_they_stand() -> None:
+    """A stretch missed at the beginning or the end, or counted one too short."""
+    draw, found = random.Random(1), []
+    for _ in range(400):
+        before, unit, after = ("".join(draw.choice("甲乙丙") for _ in range(draw.randrange(low, 9))) for low in (0, 1, 0))
+        text = before + unit * draw.randrange(1, 9) + after
+        found.append(loops(text))
+        assert found[-1] is loops_plainly(text), text
+    assert 100 < sum(found) < 300
+
+
+def test_a_file_of_predictions_is_measured(run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures that are made up where the lines do not say them."""
+    file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
+    lines = [{"prediction": "我知道。" * 5, "stopped": False}, {"prediction": "好的", "stopped": True, "tokens": 2}]
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n", encoding="utf-8")
+    run_command(repetition, "--score", file, "--json", out)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["answers"] == 2 and figures["loops"] == figures["stopped"] == 0.5 and "tokens" not in figures
+    assert figures["repeated_4grams"] == pytest.approx(13 / 17) and figures["characters"] == 11
+    printed = capsys.readouterr().out
+    assert "76.47%" in printed and "loops: 我知道。" in printed and "tokens" not in printed
+
+
+def test_a_checkpoint_is_asked_what_the_source_asks(
+    run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Questions without the true turns before them, answers cut wrongly, or special ids in the text."""
+    talk = [("你好", "你好，我是小驼。"), ("你住在哪里？", "我住在驼铃谷。")]
+    prompts = [Template().prompt(tokenizer, talk[:turn], talk[turn][0]) for turn in range(2)]
+    folder = teach([(prompts[0], talk[0][1]), (prompts[1], "好" * 30)], tmp_path / "model")
+    corpus = tmp_path / "talks.jsonl"
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": text} for pair in talk for role, text in zip(roles, pair, strict=True)]
+    corpus.write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8")
+    out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
+    run_command(repetition, "--checkpoint", folder, "--source", "openai", "--input", corpus, "--json", out, "--device", "cpu",
+                "--predictions", lines, "--max_new_tokens", 100)
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert [row["input"] for row in rows] == ["你好", "你住在哪里？"]
+    assert [row["prediction"] for row in rows] == ["你好，我是小驼。", "好" * 30] and all(row["stopped"] for row in rows)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures["stopped"] == 1 and figures["loops"] == 0.5 and figures["answers"] == 2
+    assert figures["tokens"] == sum(len(tokenizer.encode(row["prediction"])) for row in rows) / 2
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "say what is measured"),
+    (["--checkpoint", "x", "--score", "y"], "say what is measured"),
+    (["--checkpoint", "x"], "--checkpoint needs questions"),
+    (["--checkpoint", "x", "--source", "wikipedia", "--input", "README.md"], "this measures conversations or summaries"),
+    (["--score", "no/such.jsonl"], "no/such.jsonl cannot be read"),
+    (["--score", "README.md"], "README.md line 1: not valid JSON"),
+])
+def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+    """A traceback for a wrong path, or a silent zero."""
+    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+        run_command(repetition, *arguments)
+
+

@@ -1,0 +1,167 @@
+"""`python -m evaluate.rouge` scores what a checkpoint, a baseline or a file says, and says what it counted."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data.phrasing import summary_prompt
+from evaluate import rouge
+from evaluate.answers import summarise
+from evaluate.rouge_scores import rouge as score
+from model import checkpoints
+from model.decode import decode
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+Run = Callable[..., None]
+CSL = "assets/sample/summary/csl/test.tsv"
+
+
+def studies(root: Path, count: int) -> list[tuple[str, str]]:
+    """(title, abstract) of the first lines of the sample's test split."""
+    lines = (root / CSL).read_text(encoding="utf-8").splitlines()[:count]
+    return [(title, abstract) for title, abstract in (line.split("\t") for line in lines)]
+
+
+@pytest.fixture(scope="module")
+def taught(
+    root: Path, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A checkpoint that knows the titles of three abstracts, and says 方法 for the fourth."""
+    pairs = [(summary_prompt(tokenizer, Template(), abstract, room=192)[0], title) for title, abstract in studies(root, 4)]
+    return teach([*pairs[:3], (pairs[3][0], "方法")], tmp_path_factory.mktemp("rouge") / "model")
+
+
+def test_a_checkpoint_is_scored_on_its_whole_answers(
+    run_command: Run, taught: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers paired with the wrong titles, cut, or scored under another name."""
+    out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
+    run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 4, "--device", "cpu",
+                "--json", out, "--predictions", lines)
+    truth = studies(root, 4)
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert [(row["reference"], row["input"]) for row in rows] == truth
+    assert [row["prediction"] for row in rows] == [*(title for title, _ in truth[:3]), "方法"]
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    last = score("方法", truth[3][0])
+    for kind, found in figures["scores"]["characters"].items():
+        expected = last[kind.removeprefix("rouge-")]
+        assert found["precision"]["mean"] == pytest.approx((3 + expected.precision) / 4)
+        assert found["f"]["mean"] == pytest.approx((3 + expected.f) / 4)
+        assert found["f"]["low"] < found["f"]["mean"] < found["f"]["high"]
+    assert (figures["examples"], figures["stopped"], figures["trimmed"]) == (4, 4, sum(row["trimmed"] for row in rows))
+    printed = capsys.readouterr().out
+    assert "stopped by <eos>: 4 of 4 (100.0%)" in printed and "jieba words" in printed
+    assert f"{figures['scores']['characters']['rouge-1']['f']['mean']:.4f}" in printed
+    worst = printed.split("worst, ROUGE-1 F on characters")[1]
+    assert "answer  方法" in worst and truth[3][0][:50] in worst
+
+    # A file of predictions scores as the run that wrote it.
+    again = tmp_path / "again.json"
+    run_command(rouge, "--score", lines, "--json", again)
+    assert json.loads(again.read_text(encoding="utf-8"))["scores"] == figures["scores"]
+    assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
+
+
+def test_beams_reach_the_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
+    """Options that are read and forgotten."""
+    out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
+    run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 6, "--device", "cpu",
+                "--beams", 3, "--length_penalty", 0.5, "--max_new_tokens", 3, "--json", out, "--predictions", lines)
+    model, tokenizer = checkpoints.load(taught, torch.device("cpu"))
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    prompts = [summary_prompt(tokenizer, Template(), row["input"], room=256 - 3)[0] for row in rows]
+    expected = decode(model, prompts, max_new_tokens=3, beams=3, length_penalty=0.5)
+    assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
+    assert [(row["stopped"], row["tokens"]) for row in rows] == [(each.stopped, len(each.ids)) for each in expected]
+    assert "3 beams, length penalty 0.5, at most 3 tokens" in json.loads(out.read_text(encoding="utf-8"))["decoding"]
+
+
+def test_long_articles_are_trimmed_and_counted(taught: Path) -> None:
+    """A prompt longer than the context, a request lost with the article's end, or nobody told of it."""
+    model, tokenizer = checkpoints.load(taught, torch.device("cpu"))
+    articles = ["短文。", "很长的文章。" * 400]
+    answers = summarise(model, tokenizer, Template(), articles, max_new_tokens=8)
+    assert [answer.trimmed for answer in answers] == [False, True]
+    shorter = tokenizer.decode(tokenizer.encode(articles[1])[:60])
+    room = len(summary_prompt(tokenizer, Template(), shorter, room=1000)[0])
+    assert summarise(model, tokenizer, Template(), articles, max_new_tokens=8, room=room)[1].text \
+        == summarise(model, tokenizer, Template(), [shorter], max_new_tokens=8)[0].text
+    with pytest.raises(UserError, match="lower --max_new_tokens"):
+        summarise(model, tokenizer, Template(), articles, max_new_tokens=250)
+
+
+def test_a_known_lead_in_is_removed_only_where_it_was_taught(
+    teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Words guessed out of an answer, or a lead-in scored as part of a title."""
+    prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", room=200)
+    model, _ = checkpoints.load(teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu"))
+    for lead_ins, expected in ((True, "小驼过河"), (False, "标题：小驼过河")):
+        assert summarise(model, tokenizer, Template(lead_ins=lead_ins), ["一篇文章。"])[0].text == expected
+
+
+@pytest.mark.parametrize("name", ["first20", "first_sentence", "best_sentence"])
+def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, name: str) -> None:
+    """A line to beat that another command would not reproduce; the sample says both are below 0.5."""
+    out = tmp_path / "out.json"
+    run_command(rouge, "--baseline", name, "--source", "csl", "--input", CSL, "--limit", 60, "--json", out)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    found = figures["scores"]["characters"]["rouge-1"]["f"]["mean"]
+    if name == "first20":
+        assert found == pytest.approx(sum(score(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60)
+    assert 0.05 < found < 0.5 and "stopped" not in figures
+
+
+def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> None:
+    """A crash, or a mean over those that said something."""
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.json"
+    rows = [{"prediction": "", "reference": "小驼过河"}, {"prediction": "小驼过河", "reference": "小驼过河"}]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    run_command(rouge, "--score", file, "--json", out)
+    for units in json.loads(out.read_text(encoding="utf-8"))["scores"].values():
+        assert units["rouge-1"]["f"]["mean"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ('{"prediction": "甲", "reference": "乙"', "line 3: not valid JSON"),
+    ('{"prediction": "甲"}', "line 3: there is no text 'reference' in it"),
+    ('{"prediction": null, "reference": "乙"}', "line 3: there is no text 'prediction' in it"),
+    ('["甲", "乙"]', "line 3: there is no text 'prediction' in it"),
+])
+def test_a_bad_line_is_named(run_command: Run, tmp_path: Path, line: str, words: str) -> None:
+    """Lines left out in silence: the score of what is left is another score."""
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"p.jsonl {words}"):
+        run_command(rouge, "--score", file)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "say what is scored"),
+    (["--baseline", "first20"], "say what is scored"),
+    (["--score", "x", "--checkpoint", "y"], "leave out --checkpoint"),
+    (["--checkpoint", "x", "--source", "csl"], "belong together"),
+    (["--checkpoint", "x", "--beams", "0"], "--beams 0: at least 1"),
+    (["--baseline", "first20", "--source", "redgpt", "--input", CSL], "this measures summaries"),
+    (["--baseline", "first20", "--source", "csl", "--input", "no/such.tsv"], "no such file"),
+])
+def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+    """A traceback, or figures for something else than was asked."""
+    with pytest.raises(UserError, match=words):
+        run_command(rouge, *arguments)
+
+
+def test_the_command_itself(root: Path, tmp_path: Path) -> None:
+    """A mistake that ends in a traceback instead of exit code 2."""
+    (tmp_path / "p.jsonl").write_bytes(b'{"prediction": "\xff", "reference": "a"}\n')
+    done = subprocess.run([sys.executable, "-m", "evaluate.rouge", "--score", str(tmp_path / "p.jsonl")], cwd=root,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "line 1: not valid JSON" in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,230 @@
+"""Answers decoded many at a time are those of each prompt alone, and those of transformers."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from model import batch_reader
+from model.batch_reader import BatchReader
+from model.beam_search import beam_search
+from model.cache import Cache
+from model.config import LlamaConfig
+from model.decode import Decoded, decode
+from model.generate import Sampling, generate
+from model.llama import Llama
+from model.penalties import Penalties, blocked_by_ngrams, repetition_penalty
+
+SHAPES = {
+    "grouped": {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "plain": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    "scaled": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1,
+               "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+}
+
+
+def random_model(seed: int = 4, **shape: Any) -> Llama:
+    """Random weights large enough that logits differ, and an `<eos>` likely enough that some answers end."""
+    config = LlamaConfig(**{"vocab_size": 300, "intermediate_size": 96, "num_hidden_layers": 2,
+                            "max_position_embeddings": 96, **SHAPES["grouped"], **shape})
+    model = Llama(config).initialise(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+        model.lm_head.weight[2] *= 1.5
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    return random_model()
+
+
+def peer(model: Llama) -> Any:
+    """The same weights in transformers."""
+    from transformers import AutoModelForCausalLM
+    from transformers import LlamaConfig as TheirConfig
+
+    theirs: Any = AutoModelForCausalLM.from_config(TheirConfig(**model.config.to_hf())).eval()
+    theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+def prompts(count: int, shortest: int = 1, longest: int = 40, seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[1, *(draw.randrange(3, 300) for _ in range(draw.randint(shortest, longest) - 1))] for _ in range(count)]
+
+
+def reference(
+    theirs: Any, prompt: list[int], limit: int, *, beams: int = 1, repetition_penalty: float = 1.0, no_repeat_ngram: int = 0,
+    length_penalty: float = 1.0,
+) -> Decoded:
+    """What transformers answers, its own penalties shown only the answer: it would count the prompt as well."""
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    rules: list[Any] = []
+    if repetition_penalty != 1.0:
+        rules.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+    if no_repeat_ngram:
+        rules.append(NoRepeatNGramLogitsProcessor(no_repeat_ngram))
+
+    def penalise(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for rule in rules:
+            scores = rule(ids[:, len(prompt) :], scores)
+        return scores
+
+    ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=limit, do_sample=False, pad_token_id=0, num_beams=beams,
+                          length_penalty=length_penalty, logits_processor=[penalise])[0, len(prompt) :].tolist()
+    return Decoded(ids[: ids.index(2)], True) if 2 in ids else Decoded(ids, False)
+
+
+def varied(answers: list[Decoded]) -> bool:
+    """The answers have several lengths and some end by `<eos>`: that others agree with them is worth something."""
+    return len({len(answer.ids) for answer in answers}) > 2 and any(answer.stopped for answer in answers)
+
+
+@pytest.mark.parametrize(("shape", "options"), [
+    *((shape, {"beams": beams}) for shape in SHAPES for beams in (1, 3)),
+    ("grouped", {"beams": 4, "length_penalty": 0.3}),
+    ("plain", {"beams": 2, "length_penalty": 1.2}),
+    *(("grouped", {"beams": beams, "repetition_penalty": 1.3}) for beams in (1, 3)),
+    *(("grouped", {"beams": beams, "no_repeat_ngram": n}) for beams in (1, 3) for n in (1, 2)),
+], ids=str)
+def test_answers_are_those_of_transformers(shape: str, options: dict[str, Any]) -> None:
+    """Padding that is looked at, positions that count it, a beam's cache that is another's, another rule of scoring."""
+    model, asked = random_model(**SHAPES[shape]), prompts(14)
+    theirs = peer(model)
+    expected = [reference(theirs, prompt, 24, **options) for prompt in asked]
+    assert len({len(answer.ids) for answer in expected}) > 1
+    assert decode(model, asked, max_new_tokens=24, batch=5, **options) == expected
+    if len(options) > 1:
+        assert decode(model, asked, max_new_tokens=24, beams=options["beams"]) != expected
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.2, "no_repeat_ngram": 2}], ids=["free", "penalised"])
+def test_a_batch_changes_no_answer(
+    model: Llama, monkeypatch: pytest.MonkeyPatch, beams: int, penalties: dict[str, Any]
+) -> None:
+    """A score that depends on which other articles were in the batch, on its size, or on when the host looks."""
+    asked = prompts(24, longest=70, seed=1)
+    alone = [decode(model, [prompt], max_new_tokens=26, beams=beams, **penalties)[0] for prompt in asked]
+    assert varied(alone)
+    for batch, steps in ((5, 1), (64, 1), (24, 8)):
+        monkeypatch.setattr(batch_reader, "look_every", lambda _, steps=steps: steps)
+        seen: list[int] = []
+        assert decode(model, asked, max_new_tokens=26, beams=beams, batch=batch, on_progress=seen.append, **penalties) == alone
+        assert sum(seen) == 24 and max(seen) <= batch
+
+
+def test_greedy_answers_are_those_of_generate(model: Llama) -> None:
+    """Two decoders of one project that disagree: the chat would show other answers than the evaluation scored."""
+    asked = prompts(12, seed=2)
+    single = [list(generate(model, p, Sampling(temperature=0.0), max_new_tokens=30)) for p in asked]
+    assert [answer.ids for answer in decode(model, asked, max_new_tokens=30)] == single
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_answers_end_with_the_context(beams: int) -> None:
+    """Positions past the model's last one: each row has its own end, whatever the others have."""
+    model = random_model(max_position_embeddings=64)
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0.0  # its logit is 0 among large ones: never said
+    # So few of them are over early that they wait in the batch while the others go on.
+    asked = [[1] * length for length in (64, 63, 60, *range(10, 20))]
+    answers = decode(model, asked, max_new_tokens=20, beams=beams)
+    assert [len(answer.ids) for answer in answers] == [0, 1, 4] + [20] * 10 and not any(answer.stopped for answer in answers)
+    assert answers == [decode(model, [prompt], max_new_tokens=20, beams=beams)[0] for prompt in asked]
+    assert decode(model, asked, max_new_tokens=0, beams=beams) == [Decoded([], False)] * 13
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 97])
+def test_impossible_prompts_are_refused(prompt: list[int]) -> None:
+    """A crash inside attention, far from its cause."""
+    with pytest.raises(ValueError, match="prompt 1 has"):
+        decode(random_model(), [[1], prompt], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_that_are_over_are_dropped(monkeypatch: pytest.MonkeyPatch, beams: int) -> None:
+    """Work on finished answers: one long answer would keep the whole batch busy."""
+    read: list[int] = []
+    plain = BatchReader.read
+    monkeypatch.setattr(BatchReader, "read", lambda self, ids: (read.append(ids.numel()), plain(self, ids))[1])
+    model, asked = random_model(), prompts(32, shortest=20, longest=20)
+    answers = decode(model, asked, max_new_tokens=60, beams=beams, batch=32)
+    assert read[0] == 32 * 20 and read[1] == 32 * beams
+    needed = beams * sum(len(answer.ids) + answer.stopped for answer in answers)
+    assert varied(answers) and sum(read[1:]) < needed * 1.6 < beams * 32 * max(len(answer.ids) for answer in answers)
+
+
+def test_every_position_has_something_to_look_at() -> None:
+    """A softmax over nothing: NaN on some devices, which the values of all rows then catch from the padding."""
+    model, masks = random_model(), []
+    model.model.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[2]))
+    decode(model, prompts(8), max_new_tokens=5)
+    assert masks[0].shape[2] == masks[0].shape[3] > 1 and not masks[0].all() and all(mask.any(-1).all() for mask in masks)
+
+
+def test_only_the_last_position_reaches_the_head() -> None:
+    """Logits of every prompt position: most of the work at this vocabulary."""
+    model, rows = random_model(), []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].numel() // 48))
+    decode(model, prompts(8), max_new_tokens=5)
+    assert rows[0] == 8 and max(rows) == 8
+
+
+def test_rows_of_a_cache_are_chosen_and_reordered() -> None:
+    """A beam that goes on with another's keys, or a copy that overwrites what it is still to read."""
+    config = random_model().config
+    cache = Cache(config, 4, 6, torch.device("cpu"), torch.float32)
+    cache.keys.copy_(torch.randn(cache.keys.shape))
+    cache.values.copy_(torch.randn(cache.values.shape))
+    cache.length = 5
+    keys, values = cache.keys.clone(), cache.values.clone()
+    cache.select(torch.tensor([1, 0, 1, 3]), 2)
+    assert torch.equal(cache.keys[:, :, :, :2], keys[:, :, :, :2])
+    assert torch.equal(cache.keys[:, :, :, 2:5], keys[:, [1, 0, 1, 3], :, 2:5])
+    assert torch.equal(cache.values[:, :, :, 2:5], values[:, [1, 0, 1, 3], :, 2:5])
+    before = cache.keys.clone()
+    cache.select(torch.tensor([3, 2]))
+    assert cache.rows == 2 and torch.equal(cache.keys[:, :2, :, :5], before[:, [3, 2], :, :5])
+    new = torch.randn(2, config.num_key_value_heads, 1, config.head_dim)
+    seen, _ = cache.layer(1).append(new, new)
+    assert seen.shape[:1] == (2,) and torch.equal(seen[:, :, 5:], new) and torch.equal(seen[:, :, :5], before[1, [3, 2], :, :5])
+
+
+def test_beams_find_better_answers_than_greed(model: Llama) -> None:
+    """A beam search that is greedy search in disguise."""
+    asked = prompts(12, seed=3)
+
+    def score(prompt: list[int], answer: Decoded) -> float:
+        ids = [*answer.ids, *([2] if answer.stopped else [])]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return float(logits.gather(1, torch.tensor(ids)[:, None]).mean())
+
+    greedy, wide = (decode(model, asked, max_new_tokens=12, beams=beams) for beams in (1, 4))
+    gains = [score(p, b) - score(p, a) for p, a, b in zip(asked, greedy, wide, strict=True)]
+    assert sum(gains) / len(gains) > 0.05 and sum(gain > 1e-4 for gain in gains) >= 4
+
+
+def test_one_beam_is_greedy_search(model: Llama) -> None:
+    """Another rule for the same thing: a single beam ends with the first `<eos>` it says."""
+    asked, limits = prompts(6, seed=5), [20] * 6
+    with torch.inference_mode():
+        said = beam_search(model, asked, limits, 1, 1.0, Penalties()).tolist()
+    for row, answer in zip(said, decode(model, asked, max_new_tokens=20), strict=True):
+        assert row[: len(answer.ids)] == answer.ids and (not answer.stopped or row[len(answer.ids)] == 2)
+
+
+def test_penalties_by_hand() -> None:
+    """Dividing a negative logit raises it; an n-gram seen across the end of the text; n larger than the text."""
+    logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[True, True, False]])
+    assert repetition_penalty(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
+    assert repetition_penalty(logits, seen, 1.0) is logits
+    assert blocked_by_ngrams([[5, 6, 7, 5, 6], [5, 6, 5, 7, 5], [5]], 3) == [[7], [], []]
+    assert blocked_by_ngrams([[5, 6, 5, 7, 5]], 2) == [[6, 7]]
+    assert blocked_by_ngrams([[5, 6], []], 1) == [[5, 6], []]
+    assert blocked_by_ngrams([[5, 5, 5]], 0) == [[]]

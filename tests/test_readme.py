@@ -1,0 +1,232 @@
+"""What README.md and docs/ tell a user to type can be typed: the commands exist and have the options that are shown.
+
+Commands are read from shell fences, indented blocks and inline code: `make TARGET NAME=VALUE…` and
+`python -m MODULE --option…`, also behind prompts, variables and `&&`, and over lines that end in a backslash.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from common.metrics_file import read_metrics
+from data.corpora import corpora
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]
+SHELLS = {"", "sh", "bash", "shell", "console", "shell-session", "text"}
+FENCE = re.compile(r" *(```+|~~~+) *([^`\s]*)[^`]*$")
+PROMPT = re.compile(r"(\([\w.-]+\) )?[$%>] ")
+WRAPPER = re.compile(r"\w+=.*|time|nohup|nice|env|sudo|taskset|-c|\d+")
+OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1"}
+# What stands for any option.
+PLACEHOLDERS = {"--key", "--dotted.key", "--group.key"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: `make` or the module that `python -m` runs, and the words behind it."""
+
+    program: str
+    words: tuple[str, ...]
+
+    @property
+    def options(self) -> set[str]:
+        """The names of its `--options`."""
+        said = {word.partition("=")[0].rstrip("…") for word in self.words if re.match(r"--\w", word)}
+        return said - PLACEHOLDERS
+
+
+def code_of(markdown: str) -> Iterator[str]:
+    """The text of every shell fence, indented block and inline code."""
+    prose: list[str] = []
+    block: list[str] = []
+    fence, language = "", ""
+    for line in [*markdown.splitlines(), ""]:
+        mark = FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not mark[2]:
+                yield from ["\n".join(block)] if language.lower() in SHELLS else []
+                fence, block = "", []
+            else:
+                block.append(line)
+        elif mark:
+            fence, language = mark[1], mark[2]
+        elif line.startswith(("    ", "\t")) and (block or not prose):
+            block.append(line)
+        elif line.strip():
+            yield from ["\n".join(block)] if block else []
+            block, prose = [], [*prose, line]
+        else:
+            yield from (code for _, code in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", " ".join(prose)))
+            block, prose = [*block, line] if block else [], []
+    yield "\n".join(block)
+
+
+def commands_in(shell: str) -> Iterator[Command]:
+    """The `make`s and `python -m`s of some lines of shell, between which other lines (output) may stand."""
+    lines = (PROMPT.sub("", line.strip(), count=1) for line in re.sub(r"\\\n\s*(> )?", " ", shell).splitlines())
+    for line in lines:
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            assert not re.match(r"(make|python\S*|torchrun) ", line), f"no command can be read from: {line}"
+            continue
+        simple: list[str] = []
+        for word in [*words, ";"]:
+            if word not in OPERATORS:
+                simple.append(word.strip("[]").removesuffix(";"))
+            if word in OPERATORS or word.endswith(";"):
+                yield from _command(simple)
+                simple = []
+
+
+def _command(words: list[str]) -> Iterator[Command]:
+    while words and WRAPPER.fullmatch(words[0]):
+        words = words[1:]
+    program = words[0].rpartition("/")[2] if words else ""
+    if program == "make":
+        yield Command("make", tuple(words[1:]))
+    elif re.fullmatch(r"python[\d.]*|torchrun", program) and "-m" in words[1:-1]:
+        at = words.index("-m")
+        if program == "torchrun" or at == 1:
+            yield Command(words[at + 1], tuple(words[at + 2 :]))
+
+
+def documented() -> list[Command]:
+    """The different commands of all documents, in order."""
+    shells = (shell for document in DOCUMENTS for shell in code_of(document.read_text(encoding="utf-8")))
+    return list(dict.fromkeys(command for shell in shells for command in commands_in(shell)))
+
+
+COMMANDS = documented()
+MAKES = [command for command in COMMANDS if command.program == "make"]
+MODULES = sorted({command.program for command in COMMANDS} - {"make"})
+
+
+@lru_cache
+def help_of(module: str, *subcommand: str) -> str:
+    """What `python -m MODULE [SUBCOMMAND] --help` prints; it must end well."""
+    done = subprocess.run([sys.executable, "-m", module, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
+    return done.stdout
+
+
+def check(command: Command) -> None:
+    """The module is there, and its help has the options of the command."""
+    if not (ROOT / command.program.partition(".")[0]).is_dir():
+        assert importlib.util.find_spec(command.program.partition(".")[0]), f"there is no module {command.program}"
+        return
+    text = help_of(command.program)
+    first = command.words[0] if command.words else ""
+    if re.fullmatch(r"[a-z]+", first) and re.search(rf"[{{,|]{first}\b|\b{first}[,|}}]", text):
+        text = help_of(command.program, first)
+    for option in command.options - {"--help"}:
+        assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), \
+            f"python -m {command.program} has no {option}, which the documents use: {' '.join(command.words)}"
+
+
+def make_plan(command: Command) -> str:
+    """What make would run. Only a plain environment: `make test` hands down its own variables."""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    done = subprocess.run(["make", "-n", *(word for word in command.words if word != "…")], cwd=ROOT, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, f"make {' '.join(command.words)}: {done.stderr}"
+    return done.stdout
+
+
+def test_the_documents_have_commands() -> None:
+    """Every test below passing because nothing was found in the documents."""
+    in_readme = {command for shell in code_of(DOCUMENTS[0].read_text(encoding="utf-8")) for command in commands_in(shell)}
+    assert {"make", "train.pretrain"} <= {command.program for command in in_readme}
+    assert any("pretrain" in command.words for command in in_readme if command.program == "make")
+    assert len(MODULES) >= 5 and sum(bool(command.options) for command in COMMANDS) >= 5
+
+
+@pytest.mark.parametrize(("markdown", "found"), [
+    ("```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 .venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
+     [("make", "a", "X=1"), ("m.n", "--x", "--y=2", "a # b")]),
+    ("text\n\n    make a && make b; cd x && make c | tail > log\n    it's output: make d\n\n    make e\n",
+     [("make", "a"), ("make", "b"), ("make", "c"), ("make", "e")]),
+    ("1. item\n   ```console\n   make a\n   ```\n~~~\nmake b\n```\nmake c\n~~~\n",
+     [("make", "a"), ("make", "b"), ("make", "c")]),
+    ("```python\nmake = 1\n```\n```yaml\nmake: x\n```\n```\n# make a\nmake:\npython x.py -m y\n```\n"
+     "Then\n    make sure.\n", []),
+    ("Say `make a` or ``make b``, or `python -m m --x\n1`; `a` is not `make`.\n\n| `make c` | make d |\n",
+     [("make", "a"), ("make", "b"), ("m", "--x", "1"), ("make",), ("make", "c")]),
+    ("```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] [ARGS=\"--a b\"]\ntaskset -c 1 make t &\n```",
+     [("train.pretrain", "--x", "1", "--json", "OUT", "ARGS=--a b"), ("make", "t")]),
+    ("make a\n\n    make b", [("make", "b")]),
+])
+def test_commands_are_read_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
+    """A command that no test sees for its fence, prompt, comment or continuation; prose taken for one."""
+    shells = [command for shell in code_of(markdown) for command in commands_in(shell)]
+    assert [(command.program, *command.words) for command in shells] == found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_documented_modules_have_their_options(module: str) -> None:
+    """A command or an option that was renamed in the code and not in the documents."""
+    for command in COMMANDS:
+        if command.program == module:
+            check(command)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("command", MAKES, ids=lambda command: " ".join(command.words) or "make")
+def test_documented_targets_exist(command: Command) -> None:
+    """A target or a variable that was renamed; ARGS with an option that the command behind the target does not have."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in (word.partition("=")[0] for word in command.words if "=" in word):
+        assert re.search(rf"\$\({name}\)", makefile), f"the Makefile uses no variable {name}: make {' '.join(command.words)}"
+    for behind in commands_in(make_plan(command)):
+        if behind.program != "make":
+            check(behind)
+
+
+def test_wrong_commands_are_found_out() -> None:
+    """Checks that anything passes."""
+    for wrong, said in [("no.such.module", "no module no.such"), ("train.pretrain", "has no --steps"),
+                        ("data.tokenizer", "has no --batch"), ("train.nothing", "python -m train.nothing --help")]:
+        words = {"train.pretrain": ("--max_steps", "1", "--steps", "2"), "data.tokenizer": ("train", "--batch", "x")}
+        with pytest.raises(AssertionError, match=said):
+            check(Command(wrong, words.get(wrong, ())))
+    check(Command("train.pretrain", ("--max_steps", "1", "--dotted.key", "x", "--model.preset=y")))
+    if shutil.which("make"):
+        with pytest.raises(AssertionError, match="nosuchtarget"):
+            make_plan(Command("make", ("nosuchtarget",)))
+
+
+def test_configs_that_are_named_exist() -> None:
+    """A configuration file that was renamed."""
+    named = {name for command in COMMANDS for name in re.findall(r"configs/[\w.-]+\.yaml", " ".join(command.words))}
+    assert named and all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.slow
+def test_a_documented_pretraining_runs(tmp_path: Path) -> None:
+    """A command whose every option exists and which fails all the same, from a fresh checkout's state."""
+    named = {"sample", *corpora()}
+    command = next(command for command in COMMANDS
+                   if command.program == "train.pretrain" and {"--run", "--data"} <= command.options
+                   and command.words[command.words.index("--data") + 1] in named)
+    # Beside the checkout, where nothing is prepared or downloaded. The last of an option counts: the same, only small.
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    small = ["--device", "cpu", "--model.preset", "babyllama-3m", "--max_steps", "2", "--batch_tokens", "512",
+             "--sequence_length", "256", "--micro_batch", "2", "--evaluation.tokens", "512", "--evaluation.sample_tokens", "4"]
+    done = subprocess.run([sys.executable, "-m", "train.pretrain", *command.words, *small], cwd=tmp_path, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    run = Path(command.words[command.words.index("--run") + 1])
+    assert "complete: " + str(run) in done.stdout
+    kinds = {record["kind"]: record["step"] for record in read_metrics(tmp_path / run)}
+    assert kinds["train"] == kinds["validation"] == kinds["sample"] == 2

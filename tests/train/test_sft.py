@@ -1,0 +1,162 @@
+"""Fine-tuning as a user runs it: from a run or from nothing, stopped and continued, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.metrics_file import read_metrics
+from data.inputs import Group
+from data.prepare import PrepareOptions, prepare_groups
+from model.checkpoints import newest, step_folder, steps
+from model.template import Template
+
+TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
+        "--model.num_attention_heads", "4"]
+CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
+
+
+@pytest.fixture(scope="module")
+def tuning(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A little of the sample's CSL (with its dev split), RedGPT and stories, prepared."""
+    folder, sample = tmp_path_factory.mktemp("tuning"), root / "assets" / "sample"
+    groups = {
+        "csl": Group("csl", (str(sample / "summary/csl/train.tsv"),), (str(sample / "summary/csl/dev.tsv"),)),
+        "redgpt": Group("redgpt", (str(sample / "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)),
+        "text": Group("jsonl", (str(sample / "pretrain/jsonl/stories.jsonl.gz"),)),
+    }
+    for name, group in groups.items():
+        prepare_groups([group], folder / name, root / "assets/tokenizer", PrepareOptions(workers=1, limit=120))
+    return {name: folder / name for name in groups}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(root: Path, module: str, *words: str) -> list[str]:
+    config = root / "configs" / f"{module}.yaml"
+    sizes = ["--sequence_length", "256", "--batch_tokens", "1024", "--device", "cpu", "--log_every", "2"]
+    return [sys.executable, "-m", f"train.{module}", "--config", str(config), *sizes, *words]
+
+
+def sft(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    often = ["--checkpoint.every", "5", "--evaluation.every", "8", "--evaluation.examples", "3",
+             "--evaluation.max_new_tokens", "4"]
+    return subprocess.run([*command(root, "sft", *often), *words], cwd=root, env=environment(), capture_output=True, text=True)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in CLOCKS} for record in read_metrics(run)]
+
+
+def tensors(run: Path, step: int) -> tuple[bytes, bytes]:
+    folder = step_folder(run, step)
+    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(
+    root: Path, tuning: dict[str, Path], tmp_path: Path
+) -> None:
+    """A mix whose order, requests or replay differ after a resume; a run that cannot go on without its base."""
+    base = tmp_path / "pretrain"
+    words = ["--run", str(base), "--data", str(tuning["text"]), *TINY, "--max_steps", "4", "--evaluation.sample_tokens", "0"]
+    done = subprocess.run(command(root, "pretrain", *words), cwd=root, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    mix = f"{tuning['csl']}+{tuning['redgpt']}:0.5+replay:0.3"
+    words = ["--data", mix, "--base", str(base), "--max_steps", "24", "--lead_ins", "true"]
+    done = sft(root, *words, "--run", str(tmp_path / "whole"))
+    assert done.returncode == 0, done.stderr
+    assert "complete" in done.stdout and "examples" in done.stdout
+    kinds = {record["kind"] for record in records(tmp_path / "whole")}
+    assert {"train", "validation", "rouge", "answers", "sample", "evaluated"} <= kinds
+
+    run = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*command(root, "sft"), *words, "--run", str(run), "--checkpoint.every", "5", "--evaluation.every", "8",
+         "--evaluation.examples", "3", "--evaluation.max_new_tokens", "4"],
+        cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and 10 not in steps(run):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert newest(run) in range(10, 24)
+    shutil.rmtree(base)
+    done = sft(root, *words, "--run", str(run))
+    assert done.returncode == 0 and "continues after step" in done.stdout, done.stderr
+    assert tensors(run, 24) == tensors(tmp_path / "whole", 24)
+    assert records(run) == records(tmp_path / "whole")
+    folder = step_folder(run, 24)
+    assert Template.load(folder) == Template(lead_ins=True)
+    best = (run / "checkpoints" / "best").resolve()
+    scores = {r["step"]: r["rouge_1"] for r in records(run) if r["kind"] == "rouge"}
+    assert best.name == f"step-{max(scores, key=lambda step: (scores[step], -step)):08d}"
+
+
+@pytest.mark.slow
+def test_from_nothing_it_learns_the_answers(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
+    """A loss on the wrong ids does not fall like this; a log without a dev loss."""
+    words = ["--data", str(tuning["redgpt"]), "--base", "none", *TINY, "--max_steps", "30", "--run", str(tmp_path / "run")]
+    done = sft(root, *words, "--evaluation.every", "10")
+    assert done.returncode == 0, done.stderr
+    losses = [record["loss"] for record in records(tmp_path / "run") if record["kind"] == "validation"]
+    assert losses[-1] < losses[0] - 0.5
+    accuracies = [record["accuracy"] for record in records(tmp_path / "run") if record["kind"] == "train"]
+    assert accuracies[-1] > accuracies[0]
+    done = sft(root, *words, "--seed", "1")
+    assert done.returncode == 2 and "another seed" in done.stderr
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_that_stays_ended(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
+    """Hours of training after the best score, or an ended run that trains on when it is started again."""
+    words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--max_steps", "40", "--run", str(tmp_path / "run"),
+             "--evaluation.every", "2", "--evaluation.patience", "2", "--evaluation.examples", "1",
+             "--evaluation.max_new_tokens", "1", "--optimizer.lr", "1e-9", "--optimizer.muon_lr", "1e-9"]
+    for turn in range(2):
+        done = sft(root, *words)
+        assert done.returncode == 0 and "ended early" in done.stdout, done.stderr
+        assert newest(tmp_path / "run") == 6, turn
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "TEXT", "--base", "none"], "without questions and answers"),
+        (["--data", "CSL+replay:0.1", "--base", "none"], "no base"),
+        (["--data", "CSL", "--base", "/nowhere"], "/nowhere"),
+        (["--data", "CSL", "--base", "none", "--epochs", "null"], "--epochs or --max_steps"),
+        (["--data", "CSL", "--base", "none", "--sequence_length", "16", "--batch_tokens", "64"], "no example"),
+        (["--data", "csll", "--base", "none"], "did you mean csl"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(
+    root: Path, tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str
+) -> None:
+    """A traceback, or a run of nonsense, where a line would do."""
+    words = [word.replace("TEXT", str(tuning["text"])).replace("CSL", str(tuning["csl"])) for word in words]
+    done = sft(root, *words, *TINY, "--run", str(tmp_path / "run"))
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_newest_pretraining_run_is_the_base(tmp_path: Path) -> None:
+    """Fine-tuning an old run because its name sorts last."""
+    from train.sft import newest_pretrained
+
+    assert newest_pretrained(tmp_path) is None
+    for stamp, name in ((3, "pretrain-a"), (9, "pretrain-b"), (5, "pretrain-c"), (20, "sft-csl")):
+        folder = step_folder(tmp_path / name, 10)
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(json.dumps({}))
+        os.utime(folder, (stamp, stamp))
+    assert newest_pretrained(tmp_path) == tmp_path / "pretrain-b"

@@ -5,7 +5,6 @@ row of a parquet file, one stretch of a plain text. What cannot be read becomes 
 records and bad records together always count what was there. Nothing here knows any dataset's schema.
 """
 
-import contextlib
 import glob
 import io
 import os
@@ -84,9 +83,14 @@ def records(path: Path, advance: Advance | None = None) -> Iterator[Raw]:
 def head(path: Path) -> bytes:
     """The first `HEAD` bytes of a plain or gzip file, unpacked, as far as they are undamaged."""
     found = b""
-    with _opened(path) as file, _decompressed(file) as text, contextlib.suppress(*_DAMAGE):
-        while len(found) < HEAD and (block := text.read1(HEAD)):
-            found += block
+    with _opened(path) as file, _decompressed(file) as text:
+        try:
+            while len(found) < HEAD and (block := text.read1(HEAD)):
+                found += block
+        except _DAMAGE:
+            pass  # Whoever reads on meets it in its place.
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     return found[:HEAD].removeprefix(_BOM)
 
 

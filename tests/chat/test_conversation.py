@@ -76,6 +76,7 @@ def test_answers_are_the_same_with_and_without_what_was_read_before(talker: Path
         fresh._prefix = PrefixCache(loaded.model, loaded.context)
         answer, expected = ("".join(session.stream(prompt)) for session in (kept, fresh))
         assert answer == expected and kept.end == fresh.end
+        assert kept._prefix._ids[: len(prompt.ids)] == prompt.ids, "nothing was kept for the next turn"
         for session in (kept, fresh):
             session.keep(question, answer, cut=False)
         said.append(answer)

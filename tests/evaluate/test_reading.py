@@ -19,7 +19,10 @@ from model.template import Template
 from model.tokenizer import Tokenizer
 
 Run = Callable[..., None]
-PASSAGES = {"小驼住在河西。今年三岁。": ("河西", "三岁"), "小驼住在东山，那里很冷，今年九岁。": ("东山", "九岁")}
+PASSAGES: dict[str, tuple[str, ...]] = {
+    "小驼住在河西。今年三岁。": ("河西", "三岁"),
+    "小驼住在东山，那里很冷，今年九岁。": ("东山", "九岁"),
+}
 QUESTIONS = ("小驼住在哪里？", "多大了？")
 
 

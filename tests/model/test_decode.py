@@ -16,7 +16,7 @@ from model.generate import Sampling, generate
 from model.llama import Llama
 from model.penalties import Penalties, blocked_by_ngrams, repetition_penalty
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
     "plain": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
     "scaled": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1,
@@ -84,13 +84,16 @@ def varied(answers: list[Decoded]) -> bool:
     return len({len(answer.ids) for answer in answers}) > 2 and any(answer.stopped for answer in answers)
 
 
-@pytest.mark.parametrize(("shape", "options"), [
+CASES: list[tuple[str, dict[str, Any]]] = [
     *((shape, {"beams": beams}) for shape in SHAPES for beams in (1, 3)),
     ("grouped", {"beams": 4, "length_penalty": 0.3}),
     ("plain", {"beams": 2, "length_penalty": 1.2}),
     *(("grouped", {"beams": beams, "repetition_penalty": 1.3}) for beams in (1, 3)),
     *(("grouped", {"beams": beams, "no_repeat_ngram": n}) for beams in (1, 3) for n in (1, 2)),
-], ids=str)
+]
+
+
+@pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
 def test_answers_are_those_of_transformers(shape: str, options: dict[str, Any]) -> None:
     """Padding that is looked at, positions that count it, a beam's cache that is another's, another rule of scoring."""
     model, asked = random_model(**SHAPES[shape]), prompts(14)
@@ -151,7 +154,12 @@ def test_rows_that_are_over_are_dropped(monkeypatch: pytest.MonkeyPatch, beams: 
     """Work on finished answers: one long answer would keep the whole batch busy."""
     read: list[int] = []
     plain = BatchReader.read
-    monkeypatch.setattr(BatchReader, "read", lambda self, ids: (read.append(ids.numel()), plain(self, ids))[1])
+
+    def counted(self: BatchReader, ids: torch.Tensor) -> torch.Tensor:
+        read.append(ids.numel())
+        return plain(self, ids)
+
+    monkeypatch.setattr(BatchReader, "read", counted)
     model, asked = random_model(), prompts(32, shortest=20, longest=20)
     answers = decode(model, asked, max_new_tokens=60, beams=beams, batch=32)
     assert read[0] == 32 * 20 and read[1] == 32 * beams

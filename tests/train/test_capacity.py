@@ -55,6 +55,7 @@ print("goes on")
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_run_goes_on(root: Path) -> None:
     """A machine without a C compiler ending a run that would do without one, or with a page of traceback. In a process of
     its own: torch remembers the compilers it has found."""

@@ -84,7 +84,7 @@ def summarise(
     end. Where the template says that answers may begin with a lead-in, a known one is removed. UserError if not even the
     request fits.
     """
-    room = room or model.config.max_position_embeddings - max_new_tokens
+    room = room or model.context - max_new_tokens
     prompts = [summary_prompt(tokenizer, template, article, room=room) for article in articles]
     if longest := max((len(ids) for ids, _ in prompts if len(ids) > room), default=0):
         raise UserError(f"the request for a title alone takes {longest} tokens; {room} are left beside an answer of "
@@ -104,7 +104,7 @@ def ask(
     `max_new_tokens`.
     """
     prompts = [template.prompt(tokenizer, each.before, each.question, each.passage) for each in questions]
-    room = model.config.max_position_embeddings - max_new_tokens
+    room = model.context - max_new_tokens
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
     if on_progress:
         on_progress(len(prompts) - len(fitting))

@@ -20,6 +20,8 @@ from model.tokenizer import FILE as TOKENIZER_FILE
 from model.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, CHECKPOINTS = "model.safetensors", "config.json", "checkpoints"
+# What config.json says besides what transformers knows: tokens of the rows that the model was trained on.
+TRAINED_LENGTH = "trained_length"
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -74,18 +76,22 @@ def save_weights(model: Llama, folder: Path) -> None:
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, model.config.to_hf())
+    write_json(folder / CONFIG, {**model.config.to_hf(), TRAINED_LENGTH: model.context})
 
 
 def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a checkpoint. UserError if they do not fit together."""
     folder = find(path)
-    config = LlamaConfig.from_hf(read_json(folder / CONFIG), str(folder / CONFIG))
+    values = read_json(folder / CONFIG)
+    config = LlamaConfig.from_hf(values, str(folder / CONFIG))
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
     with torch.device("meta"):
         model = Llama(config)
+    trained = values.get(TRAINED_LENGTH)
+    if isinstance(trained, int) and 0 < trained < model.context:
+        model.context = trained
     model.to_empty(device=device)
     model.model.rotary.fill()
     load_weights(model, folder)

@@ -182,6 +182,8 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
+        # Positions that it was trained on: a prompt and its answer should not be longer together.
+        self.context = config.max_position_embeddings
         self.model = Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:

@@ -60,6 +60,7 @@ def pretrain(options: PretrainOptions) -> None:
     if plan.tokens_per_epoch < 2:
         raise UserError(f"--data {options.data}: there is no text to train on")
     model = Llama(config).initialise(options.seed).to(device).train()
+    model.context = options.sequence_length
     choices = machine_choices(options, run, model, device)
     tokens = options.max_steps * options.batch_tokens
     announce(

@@ -173,6 +173,7 @@ def _model(options: SftOptions, run: Run, base: Base, tokenizer: Tokenizer, devi
     if model.config.max_position_embeddings < options.sequence_length:
         raise UserError(f"--sequence_length {options.sequence_length}: the model's context is "
                         f"{model.config.max_position_embeddings} tokens")
+    model.context = options.sequence_length
     return model.train(), name
 
 

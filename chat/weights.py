@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from common.errors import UserError
 from model import checkpoints
@@ -51,8 +49,7 @@ def load(path: Path, device: torch.device, precision: str) -> Weights:
     """The checkpoint that `path` stands for, on `device`. UserError if it cannot be used."""
     folder = checkpoints.find(path)
     model, tokenizer = checkpoints.load(folder, device)
-    context = min(model.config.max_position_embeddings, _row_length(folder) or model.config.max_position_embeddings)
-    return Weights(folder, model.to(DTYPES[_resolve(precision, device)]), tokenizer, Template.load(folder), context,
+    return Weights(folder, model.to(DTYPES[_resolve(precision, device)]), tokenizer, Template.load(folder), model.context,
                    (folder / TEMPLATE_FILE).is_file())
 
 
@@ -63,12 +60,3 @@ def _resolve(precision: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-
-
-def _row_length(folder: Path) -> int | None:
-    """The row length a checkpoint of a run was trained with: beyond it lie positions the model has never seen."""
-    config = folder.parent.parent / "config.yaml"
-    if folder.parent.name != checkpoints.CHECKPOINTS or not config.is_file():
-        return None
-    options: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return options.get("sequence_length")

@@ -18,7 +18,7 @@ from model.llama import Llama
 from model.penalties import Penalties
 
 
-class _Beams:
+class Beams:
     """The beams of P prompts: K running ones and the K best finished answers of each, in up to T ids."""
 
     def __init__(self, limits: Sequence[int], beams: int, eos: int, device: torch.device) -> None:
@@ -75,7 +75,7 @@ def beam_search(
     Penalties are taken from the log-probabilities.
     """
     reader = BatchReader(model, prompts, new=max(limits), copies=beams)
-    state = _Beams(limits, beams, model.config.eos_token_id, reader.device)
+    state = Beams(limits, beams, model.config.eos_token_id, reader.device)
     answers = state.finished[:, 0].clone()
     whose = torch.arange(len(prompts), device=reader.device)  # the prompt that each row of `state` belongs to
     logits = reader.read_prompts().repeat_interleave(beams, 0)

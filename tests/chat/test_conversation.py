@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from chat import options, weights
 from chat.conversation import Conversation, Exchange
@@ -88,12 +87,12 @@ def make_run(runs: Path, name: str, checkpoint: Path, saved: int, *, template: b
     step = checkpoints.step_folder(runs / name, 7)
     step.mkdir(parents=True)
     model, tokenizer = checkpoints.load(checkpoint, CPU)
+    model.context = length
     checkpoints.save(model, tokenizer, step)
     if template:
         Template().save(step)
     write_manifest(step)
     write_json(runs / name / "run.json", {})
-    (runs / name / "config.yaml").write_text(yaml.safe_dump({"sequence_length": length}), encoding="utf-8")
     os.utime(step, (saved, saved))
     return step
 
@@ -119,6 +118,8 @@ def test_the_context_is_what_the_model_was_trained_with(talker: Path, tmp_path: 
     make_run(tmp_path, "long", talker, 100, template=True, length=5000)
     assert weights.load(tmp_path / "short", CPU, "auto").context == 64
     assert weights.load(tmp_path / "long", CPU, "auto").context == weights.load(talker, CPU, "auto").context == 256
+    loaded, _ = checkpoints.load(tmp_path / "short", CPU)
+    assert loaded.context == 64 and loaded.config.max_position_embeddings == 256
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -34,11 +34,14 @@ def test_the_reference_is_what_is_answered_from(chat: Chat, tmp_path: Path) -> N
     assert chat(MAYOR, "--reference-file", str(file)).out == "顾长河\n"
 
 
-def test_a_question_may_have_lines_and_begin_with_a_slash(chat: Chat) -> None:
+def test_a_question_may_have_lines_and_begin_with_a_slash(chat: Chat, tmp_path: Path) -> None:
     """A line that goes on taken for a question of its own; a question taken for a command."""
-    done = chat("第一行\\\n第二行\n/reset\n /帮助\n／重置\n第一行\\")
-    assert done.out.splitlines()[0] == "两行" and "以反斜杠" not in done.out, done.out
-    assert len(done.out.splitlines()) >= 3 and done.err.count("对话从头开始") == 2
+    file = tmp_path / "对话.md"
+    done = chat(f"第一行\\\n第二行\n/reset\n /帮助\n／保存 {file}\n第一行\\")
+    text = file.read_text(encoding="utf-8")
+    assert text.count("**人类：**") == 2
+    assert "**人类：** 第一行\n第二行\n\n**助手：** 两行\n" in text and "**人类：** /帮助\n" in text
+    assert done.out.startswith("两行\n") and "以反斜杠" not in done.out and done.out.count("\n") == 3, done.out
 
 
 def test_settings_are_seen_and_changed_and_mistakes_named(chat: Chat) -> None:

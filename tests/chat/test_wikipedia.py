@@ -106,7 +106,8 @@ def test_what_was_fetched_is_there_without_a_network(
     assert done.out == "白云飞\n" and done.err.count("本地缓存，") == 2 and "连不上维基百科" in done.err
     assert len(Wikipedia.asked) == asked
     (file,) = (Path(environment["XDG_CACHE_HOME"]) / "babyllama/wikipedia").iterdir()
-    for damage in ("{", "[]", '{"keyword": "青禾镇"}', '{"keyword": "别的", "title": "", "text": "", "url": "", "others": []}'):
+    other = {"keyword": "别的", "title": "别的", "text": "别的", "url": "", "others": [], "fetched": "2026-11-21"}
+    for damage in ("{", "[]", '{"keyword": "青禾镇"}', json.dumps(other)):
         file.write_text(damage, encoding="utf-8")
         assert chat(MAYOR, "--wikipedia", "青禾镇").out == "白云飞\n"
         assert json.loads(file.read_text(encoding="utf-8"))["title"] == "青禾镇"
@@ -129,6 +130,16 @@ def test_what_cannot_be_had_is_one_line(
     with pytest.raises(UserError) as failure:
         wikipedia.passage(keyword, tmp_path)
     assert words in str(failure.value) and "\n" not in str(failure.value) and not list(tmp_path.iterdir())
+
+
+def test_what_was_not_found_may_be_found_later(
+    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search without result that the package remembers for as long as the chat runs."""
+    with pytest.raises(UserError, match="没有找到"):
+        wikipedia.passage("新条目", tmp_path)
+    monkeypatch.setitem(SEARCHES, "新条目", ["青禾鎮"])
+    assert wikipedia.passage("新条目", tmp_path)[0].title == "青禾镇"
 
 
 def test_a_choice_among_the_meanings_is_found(server: ThreadingHTTPServer, tmp_path: Path) -> None:

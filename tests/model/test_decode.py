@@ -8,7 +8,7 @@ import torch
 
 from model import batch_reader
 from model.batch_reader import BatchReader
-from model.beam_search import beam_search
+from model.beam_search import Beams, beam_search
 from model.cache import Cache
 from model.config import LlamaConfig
 from model.decode import Decoded, decode
@@ -149,22 +149,48 @@ def test_impossible_prompts_are_refused(prompt: list[int]) -> None:
         decode(random_model(), [[1], prompt], max_new_tokens=3)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_rows_that_are_over_are_dropped(monkeypatch: pytest.MonkeyPatch, beams: int) -> None:
-    """Work on finished answers: one long answer would keep the whole batch busy."""
-    read: list[int] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many ids each call of the model reads."""
+    counts: list[int] = []
     plain = BatchReader.read
 
     def counted(self: BatchReader, ids: torch.Tensor) -> torch.Tensor:
-        read.append(ids.numel())
+        counts.append(ids.numel())
         return plain(self, ids)
 
     monkeypatch.setattr(BatchReader, "read", counted)
-    model, asked = random_model(), prompts(32, shortest=20, longest=20)
-    answers = decode(model, asked, max_new_tokens=60, beams=beams, batch=32)
+    return counts
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_that_are_over_are_dropped(read: list[int], beams: int) -> None:
+    """Work on finished answers: one long answer would keep the whole batch busy."""
+    asked = prompts(32, shortest=20, longest=20)
+    answers = decode(random_model(), asked, max_new_tokens=60, beams=beams, batch=32)
     assert read[0] == 32 * 20 and read[1] == 32 * beams
     needed = beams * sum(len(answer.ids) + answer.stopped for answer in answers)
     assert varied(answers) and sum(read[1:]) < needed * 1.6 < beams * 32 * max(len(answer.ids) for answer in answers)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rows_at_the_end_of_the_context_are_dropped(read: list[int], beams: int) -> None:
+    """Work on prompts that left no room, for as long as the others answer."""
+    model = random_model()
+    with torch.no_grad():
+        model.lm_head.weight[2] = 0.0
+    decode(model, [[1] * 95] * 12 + [[1] * 20] * 4, max_new_tokens=20, beams=beams)
+    assert read == [16 * 95, *[4 * beams] * 19]
+
+
+def test_what_is_over_stays_as_it_was() -> None:
+    """A prompt that is over waits in its batch: an answer it finds there would not be found alone."""
+    state = Beams([5], 1, 2, torch.device("cpu"))
+    state.advance(0, torch.tensor([[-1.5, -9.0, -1.0]]), 1.0)
+    assert not state.open and state.finished_scores.tolist() == [[-1.0]]
+    # Twice as long, 0 2 would score (-1.5 - 0.01) / 2.
+    state.advance(1, torch.tensor([[-5.0, -9.0, -0.01]]), 1.0)
+    assert state.finished_scores.tolist() == [[-1.0]] and state.finished[0, 0, 0] == 2
 
 
 def test_every_position_has_something_to_look_at() -> None:

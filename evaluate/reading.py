@@ -25,7 +25,8 @@ DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), after
 passage of the record, and once, as the control, with another record's passage in its place. An answer is exact if it is
 the true one, white space around it aside. Where the control scores as high, the passage is not being used. Greedy.
 
-Places: the third of the passage in which the middle of the true answer stands, where it first occurs word for word."""
+Places: the third of the passage in which the part of the true answer stands that was asked for: the longest that occurs in
+the passage word for word and not in the question."""
 
 
 def main() -> None:
@@ -79,11 +80,21 @@ def pair_with_others(records: Sequence[Conversation], name: str) -> list[tuple[Q
     return pairs
 
 
-def place(question: Question) -> str:
-    """Where in its passage the answer to a question stands, one of PLACES."""
+def asked_for(question: Question) -> str:
+    """The longest part of the true answer, of two characters or more, that is in the passage and not in the question."""
     answer, passage = question.answer.strip(), question.passage
-    start = passage.find(answer) if answer else -1
-    return PLACES[-1] if start < 0 else PLACES[min(int(3 * (start + len(answer) / 2) / len(passage)), 2)]
+    for length in range(len(answer), 1, -1):
+        for start in range(len(answer) - length + 1):
+            part = answer[start : start + length]
+            if part in passage and part not in question.question:
+                return part
+    return ""
+
+
+def place(question: Question) -> str:
+    """Where in its passage what was asked for stands, one of PLACES."""
+    found, passage = asked_for(question), question.passage
+    return PLACES[min(int(3 * (passage.find(found) + len(found) / 2) / len(passage)), 2)] if found else PLACES[-1]
 
 
 def _answer(
@@ -108,7 +119,8 @@ def _row(right: Question, wrong: Question, answer: Answer, control: Answer) -> d
         "prediction": answer.text, "exact": answer.text.strip() == true, "stopped": answer.stopped, "tokens": answer.tokens,
         "control": {
             "passage": wrong.passage, "prediction": control.text, "exact": control.text.strip() == true,
-            "stopped": control.stopped, "tokens": control.tokens, "answer_in_passage": true in wrong.passage,
+            "stopped": control.stopped, "tokens": control.tokens,
+            "answer_in_passage": (asked_for(right) or true) in wrong.passage,
         },
     }
 

@@ -1,4 +1,7 @@
-"""Reading comprehension: short passages full of invented names, with questions answered by a span of the passage.
+"""Reading comprehension: short passages full of invented names, with questions answered by a name of the passage.
+
+An answer is a sentence that repeats what was asked about and ends with the name, or the number, that was asked for: a small
+model learns to copy by repeating, and then to copy from the passage.
 
 The names are drawn from hundreds of common characters, so that answering means copying from the passage; the words
 that the held-out part uses occur nowhere else in the sample.
@@ -28,7 +31,7 @@ LENGTH = (60, 150)
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage, its names, and question-answer turns; each answer is a span of `reference`."""
+    """A passage, the names in it, and question-answer turns about them."""
 
     reference: str
     names: tuple[str, ...]
@@ -46,6 +49,7 @@ class Reader:
     def __init__(self, rng: random.Random, held_out: bool, allowed: Callable[[str], bool]) -> None:
         self.rng, self.held_out, self.allowed = rng, held_out, allowed
         self.text, self.questions = Grammar("reading.txt"), Grammar("reading_questions.txt")
+        self.answers = Grammar("reading_answers.txt")
         self.words = {name: lines[0].split(" ") for name, lines in read_sections(TEXT / "names.txt").items()}
         self.trades = ["木匠", "石匠", "画家", "琴师", "铁匠", "裁缝", "陶工", "织工", "药师", "厨师", "花匠", "船匠"]
 
@@ -63,7 +67,7 @@ class Reader:
                 return name
 
     def passage(self) -> Passage:
-        """One passage with two to four questions whose answers lie evenly over its length."""
+        """One passage with a question for each of its facts."""
         while True:
             kind = self.rng.choice(list(KINDS))
             subject, slots = KINDS[kind]
@@ -80,18 +84,12 @@ class Reader:
             reference = "".join(sentences)
             if LENGTH[0] <= len(reference) <= LENGTH[1]:
                 break
-        asked = self._asked([slot for slot in slots if slot != subject and names[slot] in reference], names, reference)
-        turns = tuple((self.questions.say(f"{kind}.{slot}", values, self.rng),
-                       names[slot] + ("年" if slots[slot] == "年" else "")) for slot in asked)
+        asked = [slot for slot in slots if slot != subject and names[slot] in reference]
+        asked = self.rng.sample(asked, len(asked))
+        turns = tuple((self.questions.say(topic, values, self.rng), self.answers.say(topic, values, self.rng))
+                      for topic in (f"{kind}.{slot}" for slot in asked))
         used = tuple(name for name in names.values() if name in reference)
         return Passage(reference, used, turns)
-
-    def _asked(self, slots: list[str], names: dict[str, str], reference: str) -> list[str]:
-        """Two to four slots to ask for; the earliest is always among them, or early answers would be rare."""
-        first = min(slots, key=lambda slot: reference.index(names[slot]))
-        others = [slot for slot in slots if slot != first]
-        asked = [first, *self.rng.sample(others, min(len(others), self.rng.randint(1, 3)))]
-        return self.rng.sample(asked, len(asked))
 
     def passages(self, count: int) -> list[Passage]:
         """`count` passages."""

@@ -2,6 +2,7 @@
 
 import abc
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; copies to a GPU do not wait."""
-        moved: dict[str, Tensor] = {}
+        moved: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 value = value.pin_memory() if device.type == "cuda" else value
@@ -120,8 +121,9 @@ def assemble(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int) -> Ba
             at += size
         padding += length - at
     chosen = np.flatnonzero(scored)
-    tensors = [torch.from_numpy(array) for array in (ids, targets.reshape(-1)[chosen], chosen)]
-    if max(len(row) for row in rows) == 1:
-        # One example a row: plain causality, and what follows it is seen by nothing that has a loss.
-        return Batch(*tensors, padding=padding)
-    return Batch(*tensors, torch.from_numpy(positions), torch.from_numpy(segments), padding)
+    # One example a row: plain causality, and what follows it is seen by nothing that has a loss.
+    alone = max(len(row) for row in rows) == 1
+    return Batch(
+        torch.from_numpy(ids), torch.from_numpy(targets.reshape(-1)[chosen]), torch.from_numpy(chosen),
+        None if alone else torch.from_numpy(positions), None if alone else torch.from_numpy(segments), padding,
+    )

@@ -88,7 +88,8 @@ def split_groups(arguments: Sequence[str]) -> tuple[list[Group], list[str]]:
                 raise UserError(f"{word}: say first what it is, with --source NAME")
             if not values:
                 raise UserError(f"{word} needs files, folders, globs, or hub")
-            groups[-1][1 if word == "--input" else 2].extend(values)
+            _, inputs, dev = groups[-1]
+            (inputs if word == "--input" else dev).extend(values)
         else:
             rest.append(word)
             continue

@@ -12,7 +12,7 @@ from common.progress import progress
 from data.catalog import SAMPLE_FOLDER
 from data.detect import detect
 from data.reading import expand
-from data.records import BadRecord, Document
+from data.records import BadRecord, Document, Record, Summary, Unused
 from data.sources import SOURCES, find_source
 from data.sources.base import Source
 
@@ -65,6 +65,15 @@ def sources_of(inputs: list[str], default: str | None) -> list[tuple[Source, Pat
     return found
 
 
+def _text(record: Record) -> str:
+    """All that a record says."""
+    if isinstance(record, Document):
+        return record.text
+    if isinstance(record, Summary):
+        return f"{record.article}\n{record.title}"
+    return "\n".join([record.reference, *(text for turn in record.turns for text in (turn.question, turn.answer))])
+
+
 def read_texts(files: list[tuple[Source, Path]]) -> Iterator[str]:
     """The text of every document. UserError at the end if more than `BAD_SHARE` of the records could not be read."""
     good, bad = 0, []
@@ -74,9 +83,9 @@ def read_texts(files: list[tuple[Source, Path]]) -> Iterator[str]:
                 record = source.decode(raw)
                 if isinstance(record, BadRecord):
                     bad.append(record)
-                else:
+                elif not isinstance(record, Unused):
                     good += 1
-                    yield record.text
+                    yield _text(record)
     if len(bad) > BAD_SHARE * (good + len(bad)):
         first = bad[0]
         raise UserError(

@@ -4,7 +4,7 @@ import argparse
 import errno
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from common.errors import UserError
 from common.machine import peak_memory_bytes
 from model.llama import Llama
-from train.capacity import Choices, measure, memory_needed
+from train.capacity import Choices, compiles, measure, memory_needed
 from train.loop import Trainer
 from train.options import TrainOptions
 from train.run import CONFIG, Run
@@ -55,9 +55,10 @@ def machine_choices(options: TrainOptions, run: Run, model: Llama, device: torch
     kept = run.choices()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     asked = {"precision": options.precision, "compile": options.compile, "micro_batch": options.micro_batch}
-    same = kept and kept["choices"].keys() == Choices.__dataclass_fields__.keys() and kept["asked"] == asked
-    if same and kept["choices"]["device"] == name:
-        return Choices(**kept["choices"])
+    if kept and kept["asked"] == asked and kept["choices"].keys() == Choices.__dataclass_fields__.keys():
+        choices = Choices(**kept["choices"])
+        if choices.device == name:
+            return replace(choices, compile=choices.compile and compiles(model))
     choices = measure(model, device, precision=options.precision, compile_wish=options.compile,
                       micro_batch=options.micro_batch, rows=options.batch_tokens // options.sequence_length,
                       length=options.sequence_length)

@@ -98,10 +98,16 @@ def fine_tune(options: SftOptions) -> None:
         options,
         Horizon(steps, options.evaluation.every, ROUGE if answered else VALIDATION_LOSS, options.evaluation.patience),
         run, model, PackedBatches(plan, rows), choices,
-        lambda into: (save_tokenizer(tokenizer, into), template.save(into)),
+        lambda into: _keep(tokenizer, template, into),
         lambda step, log, final: evaluate(options, model, tokenizer, template, dev, step, log),
     )
     train_through(trainer, f"Talk to it: make chat RUN={run.folder}; measure it: make evaluate RUN={run.folder}")
+
+
+def _keep(tokenizer: Tokenizer, template: Template, folder: Path) -> None:
+    """What a checkpoint needs besides numbers in order to be asked as it was trained."""
+    save_tokenizer(tokenizer, folder)
+    template.save(folder)
 
 
 def find_base(options: SftOptions, run: Path) -> Base:

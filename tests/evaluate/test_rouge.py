@@ -73,15 +73,16 @@ def test_a_checkpoint_is_scored_on_its_whole_answers(
 def test_beams_reach_the_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
     """Options that are read and forgotten."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
-    run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 6, "--device", "cpu",
-                "--beams", 3, "--length_penalty", 0.5, "--max_new_tokens", 3, "--json", out, "--predictions", lines)
+    run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 8, "--device", "cpu",
+                "--beams", 3, "--length_penalty", -2, "--max_new_tokens", 12, "--json", out, "--predictions", lines)
     model, tokenizer = checkpoints.load(taught, torch.device("cpu"))
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    prompts = [summary_prompt(tokenizer, Template(), row["input"], room=256 - 3)[0] for row in rows]
-    expected = decode(model, prompts, max_new_tokens=3, beams=3, length_penalty=0.5)
+    prompts = [summary_prompt(tokenizer, Template(), row["input"], room=256 - 12)[0] for row in rows]
+    expected = decode(model, prompts, max_new_tokens=12, beams=3, length_penalty=-2)
+    assert expected != decode(model, prompts, max_new_tokens=12, beams=3)
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
     assert [(row["stopped"], row["tokens"]) for row in rows] == [(each.stopped, len(each.ids)) for each in expected]
-    assert "3 beams, length penalty 0.5, at most 3 tokens" in json.loads(out.read_text(encoding="utf-8"))["decoding"]
+    assert "3 beams, length penalty -2, at most 12 tokens" in json.loads(out.read_text(encoding="utf-8"))["decoding"]
 
 
 def test_long_articles_are_trimmed_and_counted(taught: Path) -> None:

@@ -81,10 +81,13 @@ def pair_with_others(records: Sequence[Conversation], name: str) -> list[tuple[Q
 
 
 def asked_for(question: Question) -> str:
-    """The longest part of the true answer, of two characters or more, that is in the passage and not in the question."""
+    """The longest part of the true answer that is in the passage and not in the question: the whole or at least two
+    characters, or the empty text.
+    """
     answer, passage = question.answer.strip(), question.passage
-    for length in range(len(answer), 1, -1):
-        for start in range(len(answer) - length + 1):
+    for length in range(len(answer), min(1, len(answer) - 1), -1):
+        # Of two that are equally long the later one: an answer names last what was asked for.
+        for start in range(len(answer) - length, -1, -1):
             part = answer[start : start + length]
             if part in passage and part not in question.question:
                 return part

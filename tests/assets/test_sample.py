@@ -1,6 +1,7 @@
 """The sample corpus: whole, native, reproducible, consistent, and hard enough where it is measured."""
 
 import collections
+import functools
 import gzip
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import pytest
 from rouge_chinese import Rouge
 
 from assets.world.build import build
-from assets.world.grammar import read_table
+from assets.world.grammar import TEXT, read_sections, read_table
 from assets.world.state import World
 
 Files = dict[str, str]
@@ -159,10 +160,18 @@ def test_lcsts_marks_stand_in_the_marked_parts_only(files: Files) -> None:
         assert all((match.group(2) is not None) is marked for match in found)
 
 
+@functools.cache
+def answer_patterns() -> list[re.Pattern[str]]:
+    """The sentences that answers are made of, with a group for each name."""
+    lines = itertools.chain(*read_sections(TEXT / "reading_answers.txt").values())
+    return [re.compile(re.sub(r"\\{[^}]+\\}", "(.+)", re.escape(line))) for line in lines]
+
+
 def asked_for(reference: str, question: str, answer: str) -> str:
-    """The longest part of an answer that stands in the reference and not in the question, the last of equals."""
-    parts = (answer[i:j] for i in reversed(range(len(answer))) for j in range(i + 1, len(answer) + 1))
-    return max((part for part in parts if part in reference and part not in question), key=len, default="")
+    """The name in an answer that stands in the reference and not in the question."""
+    found = (pattern.fullmatch(answer) for pattern in answer_patterns())
+    names = {name for match in found if match for name in match.groups() if name in reference and name not in question}
+    return min(names, key=len)
 
 
 def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:

@@ -73,6 +73,11 @@ def questions_of(conversation: Conversation) -> list[Question]:
             for index, (question, answer) in enumerate(turns) if question]
 
 
+def room_of(model: Llama, max_new_tokens: int) -> int:
+    """Ids that a prompt may have: what the trained context leaves beside an answer, for which a quarter of it is enough."""
+    return model.context - min(max_new_tokens, model.context // 4)
+
+
 def summarise(
     model: Llama, tokenizer: Tokenizer, template: Template, articles: Sequence[str], *, max_new_tokens: int = 64,
     beams: int = 1, length_penalty: float = 1.0, room: int | None = None, batch: int = 16,
@@ -84,11 +89,11 @@ def summarise(
     end. Where the template says that answers may begin with a lead-in, a known one is removed. UserError if not even the
     request fits.
     """
-    room = room or model.context - max_new_tokens
+    room = room or room_of(model, max_new_tokens)
     prompts = [summary_prompt(tokenizer, template, article, room=room) for article in articles]
     if longest := max((len(ids) for ids, _ in prompts if len(ids) > room), default=0):
-        raise UserError(f"the request for a title alone takes {longest} tokens; {room} are left beside an answer of "
-                        f"{max_new_tokens}: lower --max_new_tokens")
+        raise UserError(f"the request for a title alone takes {longest} tokens, and {room} are left for a prompt in rows as "
+                        "long as the model was trained on: it cannot be asked")
     decoded = decode(model, [ids for ids, _ in prompts], max_new_tokens=max_new_tokens, beams=beams,
                      length_penalty=length_penalty, batch=batch, on_progress=on_progress)
     clean = strip_lead_in if template.lead_ins else str
@@ -100,11 +105,9 @@ def ask(
     model: Llama, tokenizer: Tokenizer, template: Template, questions: Sequence[Question], *, max_new_tokens: int,
     batch: int = 16, on_progress: OnProgress | None = None,
 ) -> list[Answer | None]:
-    """The model's greedy answer to each question; None where the prompt leaves no room in the context for an answer of
-    `max_new_tokens`.
-    """
+    """The model's greedy answer to each question; None where the prompt leaves no room for one (see `room_of`)."""
     prompts = [template.prompt(tokenizer, each.before, each.question, each.passage) for each in questions]
-    room = model.context - max_new_tokens
+    room = room_of(model, max_new_tokens)
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
     if on_progress:
         on_progress(len(prompts) - len(fitting))

@@ -63,6 +63,9 @@ def rotate(run: Path, keep: int, best: int | None) -> None:
         temporary = link.with_name(".best.tmp")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(step_folder(run, int(best)).name)
+        if link.is_dir() and not link.is_symlink():
+            # A run that was copied without its links has a second copy of the checkpoint there.
+            shutil.rmtree(link)
         temporary.replace(link)
     for step in steps(run)[:-keep]:
         if step != best:

@@ -77,7 +77,7 @@ def test_a_name_that_is_not_prepared_says_first_that_the_sample_stands_in(capsys
 def test_what_was_prepared_under_a_name_is_what_the_name_means(
     raw: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = catalog.prepare_once("zhihu", {"jsonl": [raw]}, catalog.SMALL_TOKENIZER)
+    made = catalog.prepare_once("zhihu", {"jsonl": catalog.Files([raw])}, catalog.SMALL_TOKENIZER)
     capsys.readouterr()
     assert resolve("zhihu") == made == resolve("zhihu", catalog.SMALL_TOKENIZER)
     assert capsys.readouterr().out == ""
@@ -89,7 +89,7 @@ def test_a_name_prepared_with_another_tokenizer_is_not_taken_for_this_one(
 ) -> None:
     """Prevents ids of one tokenizer being trained on with another."""
     large = shared / "tokenizer" / "llama-chinese-65k.model"
-    made = catalog.prepare_once("zhihu", {"jsonl": [raw]}, large)
+    made = catalog.prepare_once("zhihu", {"jsonl": catalog.Files([raw])}, large)
     assert resolve("zhihu") == made
     assert resolve("zhihu", catalog.SMALL_TOKENIZER) != made
     assert "is not prepared here" in capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_a_name_prepared_with_another_tokenizer_is_not_taken_for_this_one(
 
 
 def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
-    made = catalog.prepare_once("x", {"jsonl": [raw]}, catalog.SMALL_TOKENIZER)
+    made = catalog.prepare_once("x", {"jsonl": catalog.Files([raw])}, catalog.SMALL_TOKENIZER)
     moved = shutil.copytree(made, "elsewhere")
     assert resolve(str(moved)) == Path("elsewhere")
     (Path(moved) / "train-00000.tokens.npy").unlink()
@@ -169,7 +169,7 @@ def test_a_folder_of_raw_files_is_read_whole(raw: Path) -> None:
 def test_a_name_that_means_nothing_names_the_near_ones() -> None:
     with pytest.raises(UserError, match=r"DATA=wikpedia: .*did you mean wikipedia"):
         resolve("wikpedia")
-    with pytest.raises(UserError, match="the names are sample, mnbvc"):
+    with pytest.raises(UserError, match="the names are sample, belle"):
         resolve("/no/such/path")
 
 

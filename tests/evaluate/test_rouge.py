@@ -95,7 +95,7 @@ def test_long_articles_are_trimmed_and_counted(taught: Path) -> None:
     room = len(summary_prompt(tokenizer, Template(), shorter, room=1000)[0])
     assert summarise(model, tokenizer, Template(), articles, max_new_tokens=8, room=room)[1].text \
         == summarise(model, tokenizer, Template(), [shorter], max_new_tokens=8)[0].text
-    with pytest.raises(UserError, match="request for a title alone takes .* 6 are left"):
+    with pytest.raises(UserError, match=r"request for a title alone takes .* 6 are left"):
         summarise(model, tokenizer, Template(), articles, room=6)
 
 

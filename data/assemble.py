@@ -95,9 +95,10 @@ def _counts(parts: Path, made: list[dict[str, Any]], verdict: np.ndarray) -> dic
 
 
 def _longer(parts: Path, count: int, verdict: np.ndarray) -> dict[str, int]:
-    """How many of the kept sequences are longer than each of some usual rows: those are cut there in training."""
+    """How many of the kept sequences are longer than each of some usual rows: training cuts those, or leaves them out."""
     lengths = np.concatenate([_load(parts, index, "lengths") for index in range(count)])[np.asarray(verdict) == KEPT]
-    return {str(row): int((lengths > row).sum()) for row in ROWS}
+    # A row of n positions holds n + 1 ids.
+    return {str(row): int((lengths > row + 1).sum()) for row in ROWS}
 
 
 def _validation_limit(parts: Path, made: list[dict[str, Any]], verdict: np.ndarray, share: float) -> int:

@@ -67,8 +67,10 @@ class PackedPlan:
 
     def progress(self, row: int) -> float:
         """Epochs that are over when `row` rows have been read."""
-        epoch = self.epoch_of(row)
-        return epoch + (row - self._first_rows[epoch]) / self.rows_in(epoch)
+        # The epoch after the last one is not built to say that it has not begun.
+        while self._first_rows[-1] < row:
+            self._first_rows.append(self._first_rows[-1] + self.rows_in(len(self._first_rows) - 1))
+        return float(np.interp(row, self._first_rows, np.arange(len(self._first_rows))))
 
     def row(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The examples (ids and scored, see `Examples`) of the `row`-th row since the start."""
@@ -106,15 +108,19 @@ class PackedPlan:
                             "raise --sequence_length or the weights")
         turn = np.arange(len(items))
         shuffle(turn, self._seed, epoch, 0)
-        rows = [
-            (start + np.array(row)).tolist()
-            for start in range(0, len(turn), WINDOW)
-            for row in pack(sizes[turn[start : start + WINDOW]], self.length)
-        ]
-        sequence = np.arange(len(rows))
+        # Arrays, not lists of lists: millions of Python numbers would be most of a run's memory.
+        packed, counts = [], []
+        for start in range(0, len(turn), WINDOW):
+            rows = pack(sizes[turn[start : start + WINDOW]], self.length)
+            packed.append(start + np.concatenate(rows))
+            counts.append(np.array([len(row) for row in rows]))
+        places, held = np.concatenate(packed), np.concatenate(counts)
+        sequence = np.arange(len(held))
         shuffle(sequence, self._seed, epoch, 1)
-        chosen = [rows[number] for number in sequence]
+        starts = np.concatenate([[0], np.cumsum(held[sequence])])
+        # Where the row that now stands at each place began before.
+        moved = np.repeat((np.cumsum(held) - held)[sequence] - starts[:-1], held[sequence])
         with atomic_folder(folder, self._facts()) as made:
-            np.save(made / "order.npy", items[turn[np.concatenate(chosen)]], allow_pickle=False)
-            np.save(made / "starts.npy", np.cumsum([0] + [len(row) for row in chosen]), allow_pickle=False)
+            np.save(made / "order.npy", items[turn[places[moved + np.arange(len(places))]]], allow_pickle=False)
+            np.save(made / "starts.npy", starts, allow_pickle=False)
             np.save(made / "tokens.npy", np.array([sizes.sum()]), allow_pickle=False)

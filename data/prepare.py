@@ -229,7 +229,7 @@ def describe_report(report: dict[str, Any], out: Path) -> str:
                   for name, counts in report["sources"].items()]
     if "longer_than" in report:
         longer = ", ".join(f"{count:,} over {row}" for row, count in report["longer_than"].items())
-        lines.append(f"  longer than a row of so many tokens, and cut there at a turn: {longer}")
+        lines.append(f"  longer than a row of so many tokens, and cut there at a turn or left out: {longer}")
     if "seconds" in report:
         parent, worker = (report[f"peak_memory_{who}"] / 1e6 for who in ("parent", "worker"))
         lines.append(

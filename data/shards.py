@@ -207,22 +207,31 @@ class ShardSet:
         return Sequences(self.folder, name)
 
 
-def shards_of_run(run: Path) -> ShardSet:
-    """The shard set that a run, or the run of a step, was trained on.
+def shards_of_run(run: Path, cure: str = "name a shard set with --data") -> ShardSet:
+    """The one shard set that a run, or the run of a step, was trained on.
 
-    UserError if there is no such record, the set has changed since, or it was a mix of several.
+    UserError as of `shard_sets_of_run`, and if it was a mix of several.
+    """
+    sets = shard_sets_of_run(run, cure)
+    if len(sets) != 1:
+        raise UserError(f"{run} was trained on {len(sets)} shard sets: {cure}")
+    return sets[0]
+
+
+def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> list[ShardSet]:
+    """The shard sets that a run, or the run of a step, was trained on.
+
+    UserError, which ends with `cure`, if there is no such record or a set has changed since.
     """
     # A step's folder lies two below its run.
     made = run / "run.json"
     if not made.is_file():
         made = run.resolve().parent.parent / "run.json"
     if not made.is_file():
-        raise UserError(f"{run} does not say what it was trained on: name a shard set with --data")
+        raise UserError(f"{run} does not say what it was trained on: {cure}")
     facts = read_json(made)
-    folders = facts["shards"]
-    if len(folders) != 1:
-        raise UserError(f"{run} was trained on {len(folders)} shard sets: name one of them with --data")
-    shards = ShardSet.open(Path(folders[0]))
-    if shards.fingerprint != facts["fingerprints"]["data"][0]["set"]:
-        raise UserError(f"{shards.folder} is no longer what {run} was trained on: name the set to measure on with --data")
-    return shards
+    sets = [ShardSet.open(Path(folder)) for folder in facts["shards"]]
+    for shards, known in zip(sets, facts["fingerprints"]["data"], strict=True):
+        if shards.fingerprint != known["set"]:
+            raise UserError(f"{shards.folder} is no longer what {run} was trained on: {cure}")
+    return sets

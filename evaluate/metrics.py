@@ -87,18 +87,18 @@ def score_stream(
 
 @torch.no_grad()
 def score_examples(
-    model: Llama, examples: Examples, length: int, characters_per_id: np.ndarray, *, rows: int = 8,
+    model: Llama, examples: Examples, length: int, characters_per_id: np.ndarray, *, rows: int = 8, limit: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> Score:
     """Score the answers of examples packed into rows of `length` positions, each seeing only its own conversation.
 
-    The left context of a token is all that precedes it in its conversation. `on_progress` gets the number of examples
-    just scored.
+    The left context of a token is all that precedes it in its conversation. `limit`: only the first so many examples that
+    fit a row. `on_progress` gets the number of examples just scored.
     """
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
     lengths = examples.lengths(0)
-    fitting = np.flatnonzero(lengths)
+    fitting = np.flatnonzero(lengths)[:limit]
     total = Score(0.0, 0, 0, 0)
     for start in range(0, len(fitting), PACKED):
         stretch = fitting[start : start + PACKED]

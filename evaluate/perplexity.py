@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="validation", help="split of the shard set")
     parser.add_argument("--source", help="source of --input, such as jsonl, text, wikipedia")
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
-    parser.add_argument("--limit", type=int, help="score only about so many tokens (of native conversations: records)")
+    parser.add_argument("--limit", type=int, help="score only about so many tokens (of conversations and summaries: records)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
@@ -67,7 +67,8 @@ def main() -> None:
         name, result = _score_answers(options, shards, model, tokenizer)
         how = f"answers only, rows of {min(ROW, model.config.max_position_embeddings)}"
     if not result.tokens:
-        raise UserError(f"{name}: fewer than two tokens, nothing to score")
+        why = "fewer than two tokens" if kind == "documents" else "no record whose answer fits a row"
+        raise UserError(f"{name}: {why}, nothing to score; name other text with --data DIR or --source NAME --input FILE")
     measures = result.measures()
     print(f"{options.checkpoint} on {name}: {result.tokens:,} tokens, {result.characters:,} characters, {how}")
     print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
@@ -106,9 +107,11 @@ def _score_answers(
             raise UserError(f"{shards.folder} was prepared with another tokenizer than {options.checkpoint} has: score the "
                             "native files with --source NAME --input FILE")
         name, kind, sequences = f"{shards.folder} {options.split}", shards.kind, shards.split(options.split)
-    examples = examples_of(kind, sequences, length, tokenizer, template, Phrasings(None))
-    with progress("scoring", int((examples.lengths(0) > 0).sum()), "examples") as bar:
-        return name, score_examples(model, examples, length, tokenizer.characters_per_id, on_progress=bar.update)
+    examples = examples_of(kind, sequences, length, tokenizer, template, Phrasings(None, template.lead_ins))
+    fitting = int((examples.lengths(0) > 0).sum())
+    with progress("scoring", min(fitting, options.limit or fitting), "examples") as bar:
+        return name, score_examples(
+            model, examples, length, tokenizer.characters_per_id, limit=options.limit, on_progress=bar.update)
 
 
 def _texts(

@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
 
 def _test_of(run: Path) -> tuple[str, list[str]]:
     """The source and files of the test split that belongs to what a run was trained on."""
-    source, files = test_files(shards_of_run(run))
+    source, files = test_files(shards_of_run(run, "say what to score with --source NAME --input FILE"))
     return source, [str(file) for file in files]
 
 

@@ -24,17 +24,25 @@ class Measure:
     higher: bool = False
 
 
+# Kinds of records that training writes between evaluations.
+BETWEEN = ("train", "skipped")
 VALIDATION_LOSS = Measure("validation", "loss")
 
 
 class MetricsLog:
-    """Writes each record three ways. Opened at a step, it drops what a killed process wrote after that step."""
+    """Writes each record three ways. Opened at a step, it drops what a killed process wrote after that step,
+    and an evaluation of that step that was not finished.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / FILE
-        self.records = [record for record in read_metrics(run) if record["step"] <= step]
+        records = [record for record in read_metrics(run) if record["step"] <= step]
+        if not any(record["kind"] == "evaluated" and record["step"] == step for record in records):
+            # An evaluation of this step that was cut short is made again, whole.
+            records = [record for record in records if record["step"] < step or record["kind"] in BETWEEN]
+        self.records = records
         write_atomic(self._path, "".join(_line(record) for record in self.records))
         self._samples = run / "samples.md"
         write_atomic(self._samples, "# Samples\n")
@@ -45,7 +53,7 @@ class MetricsLog:
         self._board.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record. Kinds: train, validation, final, sample, evaluated, skipped."""
+        """Append a record. Kinds: train, validation, final, rouge, answers, sample, evaluated, skipped."""
         # JSON has no infinity and no NaN.
         safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         record = {"kind": kind, "step": step, **safe}
@@ -61,18 +69,23 @@ class MetricsLog:
             with self._samples.open("a", encoding="utf-8") as file:
                 file.write(_sample(record))
             return
+        # Two sets scored at one step are two curves.
+        group = f"{kind} {record['set']}" if "set" in record else kind
         for name, value in record.items():
             if name not in ("kind", "step") and isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
     def has(self, kind: str, step: int) -> bool:
         """Whether there is such a record."""
         return any(record["kind"] == kind and record["step"] == step for record in self.records)
 
     def scores(self, measure: Measure) -> list[tuple[int, float]]:
-        """Step and value of every finite measurement so far, oldest first."""
-        found = [(record["step"], record.get(measure.key)) for record in self.records if record["kind"] == measure.kind]
-        return [(step, value) for step, value in found if isinstance(value, float)]
+        """Step and value of every finite measurement so far, oldest first; of a mix, the mean over its sets."""
+        found: dict[int, list[float]] = {}
+        for record in self.records:
+            if record["kind"] == measure.kind and isinstance(value := record.get(measure.key), float):
+                found.setdefault(record["step"], []).append(value)
+        return [(step, sum(values) / len(values)) for step, values in found.items()]
 
     def best(self, measure: Measure) -> int | None:
         """The step that measured best so far, the first of equals."""

@@ -18,6 +18,7 @@ CONFIG, MADE, CHOICES, LOCK = "config.yaml", "run.json", "choices.json", "lock"
 _CURES = {
     "data": "point --data at the data it was trained on",
     "tokenizer": "prepare the data with the run's own tokenizer",
+    "base": "leave --base out, or point it at the weights that the run began with",
     "max_steps": "the horizon is part of a run; to train longer start a new run",
 }
 
@@ -74,7 +75,8 @@ class Run:
         problems = []
         for key, value in before.items():
             if now.get(key) != value:
-                cure = _CURES.get(key, f"go on with --{key} {value}" if not isinstance(value, dict | list)
+                said = "null" if value is None else value
+                cure = _CURES.get(key, f"go on with --{key} {said}" if not isinstance(value, dict | list)
                                   else f"go on with what {self.folder / CONFIG} says")
                 problems.append(f"{self.folder} was made with another {key}: {cure}, or name a new --run")
         if problems:

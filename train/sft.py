@@ -12,7 +12,7 @@ import torch
 from common.errors import UserError, run_main
 from common.files import MANIFEST, read_json, sha256_file
 from common.machine import resolve_device
-from common.options import parse
+from common.options import load_yaml, parse
 from data.batches import PackedBatches
 from data.catalog import SMALL_TOKENIZER, resolve
 from data.examples import Examples, Phrasings, examples_of
@@ -20,6 +20,7 @@ from data.packing import PackedPlan
 from data.shards import ShardSet, shards_of_run
 from model import checkpoints
 from model.checkpoints import save_tokenizer
+from model.config import LlamaConfig
 from model.llama import Llama
 from model.template import Template
 from model.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ from train.loop import Horizon, Trainer
 from train.metrics import VALIDATION_LOSS, Measure
 from train.options import SftOptions
 from train.pretrain import shape
-from train.run import MADE, Run
+from train.run import CONFIG, MADE, Run
 from train.sft_evaluation import DevSet, evaluate
 
 DEFAULT_CONFIG = Path("configs/sft.yaml")
@@ -70,16 +71,21 @@ def fine_tune(options: SftOptions) -> None:
     tokenizer = Tokenizer.load(base.tokenizer)
     template = Template(lead_ins=options.lead_ins)
     names, weights = parse_mixture(options.data)
+    if set(names) == {REPLAY}:
+        raise UserError("--data replay: is mixed into something, such as csl+replay:0.1")
     sets = [_replayed(folder, base, index) if name == REPLAY else _shards(name, base) for index, name in enumerate(names)]
     run = Run(folder)
     length = options.sequence_length
     phrasings = Phrasings(options.seed, options.lead_ins)
     parts = [examples_of(each.kind, each.split("train"), length, tokenizer, template, phrasings) for each in sets]
+    _check_rows(options, base, tokenizer, parts)
     weights = _replay_weights(names, parts, weights)
     fingerprints = {
         "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
         "tokenizer": tokenizer.fingerprint, "base": base.fingerprint, "template": template.__dict__,
         "epochs": options.epochs, "max_steps": options.max_steps, **facts_of(options),
+        # With a base the shape is the base's, whatever the options say.
+        **({"model": shape(options.model, tokenizer, length).to_hf()} if base.folder is None else {}),
     }
     run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
     identity = hashlib.sha256(json.dumps([fingerprints[key] for key in ("data", "template")]).encode()).hexdigest()
@@ -88,16 +94,20 @@ def fine_tune(options: SftOptions) -> None:
     choices = machine_choices(options, run, model, device)
     rows = options.batch_tokens // length
     steps = options.max_steps or max(1, math.ceil((options.epochs or 1) * plan.rows_in(0) / rows))
-    _announce(options, run, model, choices, plan, parts, steps, name)
+    batches = PackedBatches(plan, rows)
+    _announce(options, run, model, choices, plan, parts, batches, steps, name)
+    # With lead-ins a title without one is not what the model was taught: its loss would say nothing.
+    asked = Phrasings(None, options.lead_ins)
     dev = [
-        DevSet(name, each, examples_of(each.kind, each.split("validation"), length, tokenizer, template, Phrasings(None)))
+        DevSet(name, each, examples_of(each.kind, each.split("validation"), length, tokenizer, template, asked))
         for name, each in zip(names, sets, strict=True) if name != REPLAY
     ]
-    answered = any(each.shards.kind == "summaries" for each in dev) and options.evaluation.examples > 0
+    answered = options.evaluation.examples > 0 and any(
+        each.shards.kind == "summaries" and each.examples.lengths(0).any() for each in dev)
     trainer = Trainer(
         options,
         Horizon(steps, options.evaluation.every, ROUGE if answered else VALIDATION_LOSS, options.evaluation.patience),
-        run, model, PackedBatches(plan, rows), choices,
+        run, model, batches, choices,
         lambda into: _keep(tokenizer, template, into),
         lambda step, log, final: evaluate(options, model, tokenizer, template, dev, step, log),
     )
@@ -114,8 +124,8 @@ def find_base(options: SftOptions, run: Path) -> Base:
     """What the options' `base` means. A run that has a checkpoint needs its base no more: the base may be gone."""
     made = run / MADE
     if made.is_file() and (step := checkpoints.newest(run)) is not None:
-        return Base(options.base if isinstance(options.base, Path) else None, checkpoints.step_folder(run, step),
-                    read_json(made)["fingerprints"].get("base", ""))
+        folder, fingerprint = _own_base(options, run)
+        return Base(folder, checkpoints.step_folder(run, step), fingerprint)
     if options.base == "none":
         return Base(None, options.tokenizer or SMALL_TOKENIZER, "none")
     path = options.base or newest_pretrained(Path("runs"))
@@ -128,10 +138,24 @@ def find_base(options: SftOptions, run: Path) -> Base:
     return Base(folder, folder, _weights_digest(folder))
 
 
+def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
+    """The base that a continued run has on record and its fingerprint; another one's, if the options name one that is here."""
+    recorded = str(read_json(run / MADE)["fingerprints"].get("base", ""))
+    config = run / CONFIG
+    said = (load_yaml(config, "").get("base") if config.is_file() else None) or options.base
+    if options.base == "none" and recorded != "none":
+        return None, "none"
+    if isinstance(options.base, Path) and str(options.base) != str(said) and options.base.exists():
+        other = checkpoints.find(options.base)
+        return other, _weights_digest(other)
+    return (None if said in (None, "none") else Path(said)), recorded
+
+
 def newest_pretrained(runs: Path) -> Path | None:
-    """The pretraining run whose newest checkpoint is the latest."""
+    """The pretraining run (whatever its name) whose newest checkpoint is the latest."""
     found = [(checkpoints.step_folder(run, steps[-1]).stat().st_mtime_ns, run)
-             for run in runs.glob("pretrain-*") if (steps := checkpoints.steps(run))]
+             for run in (path.parent for path in runs.glob(f"*/{MADE}"))
+             if (steps := checkpoints.steps(run)) and "base" not in read_json(run / MADE)["fingerprints"]]
     return max(found)[1] if found else None
 
 
@@ -144,17 +168,22 @@ def _weights_digest(folder: Path) -> str:
 def _replayed(run: Path, base: Base, index: int) -> ShardSet:
     """The pretraining text of the base; a run that exists has written down where it lies."""
     made = run / MADE
-    if made.is_file():
-        return ShardSet.open(Path(read_json(made)["shards"][index]), checksums=True)
+    if made.is_file() and index < len(folders := read_json(made)["shards"]):
+        return ShardSet.open(Path(folders[index]), checksums=True)
     if base.folder is None:
         raise UserError("--data replay: is the base's pretraining text, and there is no base to have any")
-    return shards_of_run(base.folder)
+    shards = shards_of_run(base.folder, "leave replay out of --data, or begin from a run that was pretrained here on one set")
+    if shards.kind != "documents":
+        raise UserError(f"--data replay: {base.folder} was fine-tuned, so what it was trained on is no text to replay: name "
+                        "its data in --data, or begin from a pretraining run")
+    return shards
 
 
 def _shards(name: str, base: Base) -> ShardSet:
     shards = ShardSet.open(resolve(name, base.tokenizer), checksums=True)
     if shards.kind == "documents":
-        raise UserError(f"--data {name}: is text without questions and answers: pretrain on it, or mix it in as replay")
+        raise UserError(f"--data {name}: is text without questions and answers: pretrain on it (python -m train.pretrain "
+                        f"--data {name}); a mix has text only as replay, which is the base's own")
     return shards
 
 
@@ -176,29 +205,45 @@ def _model(options: SftOptions, run: Run, base: Base, tokenizer: Tokenizer, devi
     else:
         config = shape(options.model, tokenizer, options.sequence_length)
         model, name = Llama(config).initialise(options.seed).to(device), options.model.preset
-    if model.config.max_position_embeddings < options.sequence_length:
-        raise UserError(f"--sequence_length {options.sequence_length}: the model's context is "
-                        f"{model.config.max_position_embeddings} tokens")
     model.context = options.sequence_length
     return model.train(), name
 
 
+def _check_rows(options: SftOptions, base: Base, tokenizer: Tokenizer, parts: list[Examples]) -> None:
+    """UserError where rows are too long for the model or too short for every example, before there is a run to repair."""
+    length = options.sequence_length
+    if base.folder is None:
+        shape(options.model, tokenizer, length)
+    else:
+        # A continued run's own weights say it too, and its base may be gone.
+        file = (base.folder if base.folder.is_dir() else base.tokenizer) / checkpoints.CONFIG
+        context = LlamaConfig.from_hf(read_json(file), str(file)).max_position_embeddings
+        if context < length:
+            raise UserError(f"--sequence_length {length}: the model's context is {context} tokens")
+    if not any(part.lengths(0).any() for part in parts):
+        raise UserError(f"--data {options.data}: no example fits a row of {length} tokens: raise --sequence_length")
+
+
 def _announce(
-    options: SftOptions, run: Run, model: Llama, choices: Choices, plan: PackedPlan, parts: list[Examples], steps: int,
-    name: str,
+    options: SftOptions, run: Run, model: Llama, choices: Choices, plan: PackedPlan, parts: list[Examples],
+    batches: PackedBatches, steps: int, name: str,
 ) -> None:
     counts = [part.lengths(0) for part in parts]
     left_out, cut = sum(int((count == 0).sum()) for count in counts), sum(part.cut for part in parts)
     examples = sum(len(count) for count in counts) - left_out
     rows = plan.rows_in(0)
     tokens = plan.tokens_in(0) / rows * steps * (options.batch_tokens // options.sequence_length)
+    # Only what has a loss passes through the head, most of a small model: how much that is, the first step tells.
+    [first] = batches.step(0, batches.rows_per_step)
+    body = model.config.flops_per_token(options.sequence_length, head=False)
+    head = model.config.flops_per_token(options.sequence_length) - body
     announce(
         options, run, model, choices, name=name,
         data=f"{options.data}: {examples:,} examples, {cut:,} cut to {options.sequence_length} tokens, {left_out:,} too long "
              f"and left out; {plan.tokens_in(0):,} tokens an epoch in {rows:,} rows "
              f"({plan.tokens_in(0) / rows / options.sequence_length:.0%} full); {steps:,} steps "
              f"({steps * (options.batch_tokens // options.sequence_length) / rows:.2f} epochs)",
-        flops=tokens * model.config.flops_per_token(options.sequence_length, head=False),
+        flops=tokens * (body + head * len(first.targets) / first.tokens),
     )
 
 

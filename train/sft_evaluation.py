@@ -61,6 +61,7 @@ def _answer(
     answers = [tokenizer.decode(each.ids) for each in decoded]
     if template.lead_ins and dev.shards.kind == "summaries":
         answers = [strip_lead_in(answer) for answer in answers]
+        references = tuple(strip_lead_in(reference) for reference in references)
     scores = [rouge(answer, reference) for answer, reference in zip(answers, references, strict=True)]
     exact = float(np.mean([a.strip() == r.strip() for a, r in zip(answers, references, strict=True)]))
     stopped = float(np.mean([each.stopped for each in decoded]))

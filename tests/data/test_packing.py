@@ -214,3 +214,23 @@ def test_the_processes_of_a_step_share_its_rows(conversations: Sequences, tmp_pa
     whole = PackedBatches(plan, 8).step(2, 8)[0]
     halves = [PackedBatches(plan, 8, rank=rank, world=2).step(2, 4)[0] for rank in (0, 1)]
     assert torch.equal(torch.cat([half.ids for half in halves]), whole.ids)
+
+
+def test_progress_builds_no_epoch_that_is_not_read(conversations: Sequences, tmp_path: Path) -> None:
+    """Minutes of planning at the end of a run for an epoch nobody trains on; a share of an epoch that is not the share."""
+    plan = PackedPlan([Conversations(conversations, 256)], (1.0,), seed=0, length=256, folder=tmp_path / "plan")
+    rows = plan.rows_in(0)
+    assert [plan.progress(row) for row in (0, rows // 2, rows)] == [0.0, pytest.approx(rows // 2 / rows), 1.0]
+    assert [path.name for path in (tmp_path / "plan").iterdir()] == ["epoch-00000"]
+    assert 1.0 < plan.progress(rows + 1) < 1.2
+
+
+def test_without_a_seed_the_lead_in_is_the_canonical_one(
+    summaries: tuple[Sequences, list[tuple[str, str]]], tokenizer: Tokenizer
+) -> None:
+    """A dev loss on titles without the lead-in that the model was taught to begin with, or one that changes."""
+    sequences, texts = summaries
+    examples = Summaries(sequences, 512, tokenizer, Template(lead_ins=True), Phrasings(None, lead_ins=True))
+    for index, epoch in ((0, 0), (7, 5)):
+        ids, scored = examples.example(index, epoch)
+        assert tokenizer.decode(ids[1:][scored].tolist()) == LEAD_INS[0] + texts[index][1]

@@ -440,3 +440,21 @@ def test_tokens_are_those_of_the_tokenizer(corpus: Path, tokenizer: Path, tmp_pa
     for index in (0, 7, 199):
         wanted = [loaded.bos_id, *loaded.encode(document(index)), loaded.eos_id]
         assert np.array_equal(sequences.tokens(index), wanted)
+
+
+def test_a_conversation_that_just_fits_a_row_is_not_told_to_be_longer(root: Path, tmp_path: Path) -> None:
+    """A report of conversations cut that training does not cut: a row of 512 positions holds 513 ids."""
+    from model.template import Template
+
+    small = Tokenizer.load(root / "assets/tokenizer")
+    filler, size = "", 0
+    while size < 514:
+        filler += "的水山天人"[len(filler) % 5]
+        size = len(Template().encode(small, [("好", filler)])[0])
+        if size in (513, 514):
+            row = {"messages": [{"role": "user", "content": "好"}, {"role": "assistant", "content": filler}]}
+            (tmp_path / f"{size}.jsonl").write_bytes(orjson.dumps(row) + b"\n")
+    for size, longer in ((513, 0), (514, 1)):
+        group = Group("openai", (str(tmp_path / f"{size}.jsonl"),))
+        report = prepare_groups([group], tmp_path / str(size), root / "assets/tokenizer", PrepareOptions(workers=1))
+        assert report["tokens"] == size and report["longer_than"]["512"] == longer

@@ -131,3 +131,25 @@ def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, t
             assert torch.equal(loaded.state_dict()[key], tensor)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert not (tmp_path / "tied" / MANIFEST).exists()
+
+
+def test_a_limit_is_one_of_records_in_a_shard_set_too(
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
+    from data.inputs import Group
+    from data.prepare import PrepareOptions, prepare_groups
+
+    folder, csl = save(model, tokenizer, tmp_path / "checkpoint"), root / "assets/sample/summary/csl/dev.tsv"
+    options = PrepareOptions(workers=1, limit=12, validation=0)
+    prepare_groups([Group("csl", (str(csl),))], tmp_path / "shards", root / "assets/tokenizer", options)
+    words = ["--checkpoint", str(folder), "--device", "cpu", "--json", str(out := tmp_path / "out.json")]
+    scored = []
+    for more in (["--data", str(tmp_path / "shards"), "--split", "train"], ["--source", "csl", "--input", str(csl)]):
+        done = command(root, *words, *more, "--limit", "3")
+        assert done.returncode == 0, done.stderr
+        scored.append(json.loads(out.read_text(encoding="utf-8"))["tokens"])
+    titles = [line.split("\t")[0] for line in csl.read_text(encoding="utf-8").splitlines()[:3]]
+    assert scored == [sum(len(tokenizer.encode(title)) + 1 for title in titles)] * 2
+    done = command(root, *words, "--data", str(tmp_path / "shards"))
+    assert done.returncode == 2 and "no record" in done.stderr and "--source" in done.stderr, done.stderr

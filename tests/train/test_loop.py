@@ -130,10 +130,11 @@ def test_a_log_opened_again_drops_what_came_after(tmp_path: Path) -> None:
     log.close()
     with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "sample", "step": 3, "prompt": "", "text": "一\u2028二"}\n')
+        file.write('{"kind": "evaluated", "step": 3}\n')
         file.flush()
         file.buffer.write('{"kind": "sample", "step": 3, "text": "小'.encode()[:-1])
     again = MetricsLog(tmp_path, 3)
-    assert [record["step"] for record in again.records] == [1, 2, 3, 3]
+    assert [record["step"] for record in again.records] == [1, 2, 3, 3, 3]
     again.close()
     MetricsLog(tmp_path, 2).close()
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]

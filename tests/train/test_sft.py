@@ -1,6 +1,5 @@
 """Fine-tuning as a user runs it: from a run or from nothing, stopped and continued, and what it refuses."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
+from common.files import write_json, write_manifest
 from common.metrics_file import read_metrics
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
+from data.shards import ShardSet
 from model.checkpoints import newest, step_folder, steps
 from model.template import Template
 
@@ -133,6 +135,7 @@ def test_patience_ends_a_run_that_stays_ended(root: Path, tuning: dict[str, Path
     [
         (["--data", "TEXT", "--base", "none"], "without questions and answers"),
         (["--data", "CSL+replay:0.1", "--base", "none"], "no base"),
+        (["--data", "replay", "--base", "none"], "csl+replay:0.1"),
         (["--data", "CSL", "--base", "/nowhere"], "/nowhere"),
         (["--data", "CSL", "--base", "none", "--epochs", "null"], "--epochs or --max_steps"),
         (["--data", "CSL", "--base", "none", "--sequence_length", "16", "--batch_tokens", "64"], "no example"),
@@ -149,14 +152,87 @@ def test_what_cannot_be_trained_is_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_mistake_in_the_rows_leaves_no_run(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
+    """A run that was made with rows that cannot be, and then refuses the right ones because they are others."""
+    run = tmp_path / "run"
+    words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--run", str(run)]
+    for wrong in (["--sequence_length", "16", "--batch_tokens", "64"], ["--sequence_length", "8192", "--batch_tokens", "8192"]):
+        done = sft(root, *words, *wrong)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert not run.exists(), wrong
+
+
+def options_of(**values: Any) -> Any:
+    from train.options import SftOptions
+
+    return SftOptions(epochs=1, **values)
+
+
+def made(run: Path, step: int, **fingerprints: Any) -> Path:
+    """A run with one checkpoint, as far as whoever looks for a base looks."""
+    folder = step_folder(run, step)
+    folder.parent.mkdir(parents=True)
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).write_text(run.name)
+    write_manifest(folder)
+    write_json(run / "run.json", {"shards": [], "fingerprints": fingerprints})
+    return folder
+
+
+def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> None:
+    """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone."""
+    from train.sft import _weights_digest, find_base
+
+    first, second = made(tmp_path / "first", 3), made(tmp_path / "second", 3)
+    own = _weights_digest(first)
+    run = tmp_path / "run"
+    step = made(run, 5, base=own)
+    (run / "config.yaml").write_text(f"base: {first}\n")
+    for base in (first, tmp_path / "first", None):
+        found = find_base(options_of(base=base), run)
+        assert found.fingerprint == own and found.tokenizer == step
+    other = find_base(options_of(base=tmp_path / "second"), run)
+    assert other.folder == second and other.fingerprint == _weights_digest(second) != own
+    assert find_base(options_of(base="none"), run).fingerprint == "none"
+    shutil.rmtree(tmp_path / "first")
+    for base in (first, tmp_path / "first"):
+        found = find_base(options_of(base=base), run)
+        assert found.fingerprint == own and found.folder == first
+
+
+def test_replay_is_the_base_s_text_and_nothing_else(
+    root: Path, tuning: dict[str, Path], tmp_path: Path
+) -> None:
+    """The base's conversations taken for text; a part added to a run's mix that ends in a traceback; advice in a circle."""
+    from train.sft import Base, _replayed
+
+    run = tmp_path / "run"
+    for name, said in (("csl", "fine-tuned"), ("text", None)):
+        folder, shards = made(tmp_path / name, 3), ShardSet.open(tuning[name])
+        facts = {"shards": [str(shards.folder)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
+        write_json(tmp_path / name / "run.json", facts)
+        base = Base(folder, folder, "")
+        if said is None:
+            assert _replayed(run, base, 0).folder == shards.folder
+            # A run of one set that is continued with replay besides.
+            write_json(run / "run.json", facts)
+            assert _replayed(run, base, 1).folder == shards.folder
+        else:
+            with pytest.raises(UserError, match=said):
+                _replayed(run, base, 0)
+    write_json(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
+                                                "fingerprints": {"data": facts["fingerprints"]["data"] * 2}})
+    with pytest.raises(UserError, match="2 shard sets: leave replay out"):
+        _replayed(tmp_path / "new", base, 0)
+
+
 def test_the_newest_pretraining_run_is_the_base(tmp_path: Path) -> None:
-    """Fine-tuning an old run because its name sorts last."""
+    """Fine-tuning an old run because its name sorts last, or because the newest was given a name; a fine-tuned one."""
     from train.sft import newest_pretrained
 
     assert newest_pretrained(tmp_path) is None
-    for stamp, name in ((3, "pretrain-a"), (9, "pretrain-b"), (5, "pretrain-c"), (20, "sft-csl")):
-        folder = step_folder(tmp_path / name, 10)
-        folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({}))
+    for stamp, name in ((3, "pretrain-a"), (9, "wiki"), (5, "pretrain-c"), (20, "sft-csl"), (21, "tuned")):
+        folder = made(tmp_path / name, 10, **({"base": "none"} if stamp > 9 else {}))
         os.utime(folder, (stamp, stamp))
-    assert newest_pretrained(tmp_path) == tmp_path / "pretrain-b"
+    assert newest_pretrained(tmp_path) == tmp_path / "wiki"

@@ -1,0 +1,35 @@
+"""The record of a run as the loop reads it."""
+
+from pathlib import Path
+
+from train.metrics import Measure, MetricsLog
+
+ROUGE = Measure("rouge", "rouge_1", higher=True)
+
+
+def test_a_mix_is_measured_once_a_step(tmp_path: Path) -> None:
+    """The best checkpoint chosen by the easier set alone, and patience that counts sets instead of evaluations."""
+    log = MetricsLog(tmp_path, 0)
+    for step, hard, easy in ((2, 0.25, 0.75), (4, 0.5, 0.7), (6, 0.4, 0.72)):
+        log.write("rouge", step, rouge_1=hard, set="csl")
+        log.write("rouge", step, rouge_1=easy, set="lcsts")
+    assert [step for step, _ in log.scores(ROUGE)] == [2, 4, 6]
+    assert log.scores(ROUGE)[0][1] == 0.5 and log.best(ROUGE) == 4
+    log.close()
+
+
+def test_an_evaluation_cut_short_is_not_in_the_record_twice(tmp_path: Path) -> None:
+    """A run killed between a score and its end: two scores of one step, and patience that is over one evaluation early."""
+    log = MetricsLog(tmp_path, 0)
+    log.write("train", 2, loss=1.0)
+    log.write("rouge", 2, rouge_1=0.5)
+    log.write("evaluated", 2)
+    log.write("train", 4, loss=0.9)
+    log.write("rouge", 4, rouge_1=0.4)
+    log.close()
+    log = MetricsLog(tmp_path, 4)
+    assert [(record["kind"], record["step"]) for record in log.records] == [
+        ("train", 2), ("rouge", 2), ("evaluated", 2), ("train", 4)]
+    log.write("rouge", 4, rouge_1=0.4)
+    assert log.scores(ROUGE) == [(2, 0.5), (4, 0.4)]
+    log.close()

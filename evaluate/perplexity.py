@@ -65,7 +65,7 @@ def main() -> None:
         how = f"windows of {WINDOW}"
     else:
         name, result = _score_answers(options, shards, model, tokenizer)
-        how = f"answers only, rows of {min(ROW, model.config.max_position_embeddings)}"
+        how = f"answers only, rows of {min(ROW, model.context)}"
     if not result.tokens:
         why = "fewer than two tokens" if kind == "documents" else "no record whose answer fits a row"
         raise UserError(f"{name}: {why}, nothing to score; name other text with --data DIR or --source NAME --input FILE")
@@ -94,7 +94,7 @@ def _score_answers(
 ) -> tuple[str, Score]:
     """The answers of a set's split, or of native files; `--limit` counts records."""
     template = Template.load(checkpoints.find(options.checkpoint))
-    length, source = min(ROW, model.config.max_position_embeddings), find_source(options.source) if options.input else None
+    length, source = min(ROW, model.context), find_source(options.source) if options.input else None
     sequences: Sequences | HeldSequences
     if source:
         name, kind = " ".join(options.input), source.kind

@@ -36,6 +36,9 @@ class Terminal:
     def at_prompt(self, keys: str, prompt: str = "你：") -> None:
         """Type once the prompt has come: before it the line belongs to the terminal's own editing."""
         self.wait_for(prompt)
+        # CPython's readline notices a signal that comes between its prompt and its waiting only at the next key: no hand is
+        # that fast, this test is.
+        time.sleep(0.3)
         self.type(keys)
 
     def wait_for(self, words: str) -> str:

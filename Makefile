@@ -74,7 +74,7 @@ test-fast: setup-dev
 
 check: setup-dev
 	@$(PY) -m ruff check .
-	@$(PY) -m mypy common model data train evaluate
+	@$(PY) -m mypy common model data train evaluate chat bench
 
 bench: setup-dev
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.txt

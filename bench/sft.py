@@ -19,6 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from common.errors import UserError, run_main
 from common.files import write_json
@@ -47,7 +50,7 @@ class Turn:
     peak_bytes: int
 
 
-def packed(model: Llama, examples: Examples, records: list[int], length: int) -> Iterator[tuple[object, int]]:
+def packed(model: Llama, examples: Examples, records: list[int], length: int) -> Iterator[tuple[Tensor, int]]:
     """The sums of losses of one step's micro-batches and how many positions they are of, rows packed."""
     rows = pack(examples.lengths(0)[records], length)
     for at in range(0, len(rows), PACKED_ROWS):
@@ -57,11 +60,8 @@ def packed(model: Llama, examples: Examples, records: list[int], length: int) ->
         yield loss, len(batch.targets)
 
 
-def naive(model: Llama, examples: Examples, records: list[int], length: int) -> Iterator[tuple[object, int]]:
+def naive(model: Llama, examples: Examples, records: list[int], length: int) -> Iterator[tuple[Tensor, int]]:
     """The same for one record a row, padded to the longest of its batch, with a loss on all of it."""
-    import torch
-    import torch.nn.functional as F
-
     for at in range(0, len(records), PADDED_ROWS):
         chosen = [torch.from_numpy(examples.example(record, 0)[0]) for record in records[at : at + PADDED_ROWS]]
         ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
@@ -72,8 +72,6 @@ def naive(model: Llama, examples: Examples, records: list[int], length: int) -> 
 
 def take_turn(way: str, data: Path, length: int, steps: int, records: int, threads: int) -> Turn:
     """Train over `steps` × `records` records, in this process."""
-    import torch
-
     torch.set_num_threads(threads)
     shards = ShardSet.open(data)
     tokenizer = shards.tokenizer()
@@ -84,12 +82,12 @@ def take_turn(way: str, data: Path, length: int, steps: int, records: int, threa
     order = np.random.default_rng(0).permutation(fitting).tolist()
     model = Llama(preset("babyllama-43m", vocab_size=tokenizer.vocabulary_size)).initialise(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    losses: Callable[..., Iterator[tuple[object, int]]] = packed if way == "packed" else naive
+    losses: Callable[..., Iterator[tuple[Tensor, int]]] = packed if way == "packed" else naive
     seconds, scored = [], 0
     for step in range(steps):
         start = time.perf_counter()
         for loss, count in losses(model, examples, order[step * records : (step + 1) * records], length):
-            (loss / 1000).backward()  # type: ignore[operator]
+            (loss / 1000).backward()
             scored += count
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

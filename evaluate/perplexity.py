@@ -1,7 +1,6 @@
 """`python -m evaluate.perplexity`: loss, perplexity, accuracy and bits per character of a checkpoint on any text."""
 
 import argparse
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.examples import Phrasings, encode_records, examples_of
 from data.reading import expand
-from data.records import Conversation, Document, Summary
+from data.records import Document
 from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
+from evaluate.answers import read_records
 from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
 from model import checkpoints
 from model.llama import Llama
@@ -98,9 +98,8 @@ def _score_answers(
     sequences: Sequences | HeldSequences
     if source:
         name, kind = " ".join(options.input), source.kind
-        read = (record for path in expand(options.input) for record in source.open(path))
-        wanted = (record for record in read if isinstance(record, Conversation | Summary))
-        sequences = encode_records(itertools.islice(wanted, options.limit), tokenizer, template)
+        records = read_records(options.source, options.input, (kind,), options.limit)
+        sequences = encode_records(records, tokenizer, template)
     else:
         assert shards is not None
         if shards.tokenizer().fingerprint != tokenizer.fingerprint:

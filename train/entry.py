@@ -3,30 +3,36 @@
 import argparse
 import errno
 import math
-from collections.abc import Callable
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from common.errors import UserError
 from common.machine import peak_memory_bytes
+from common.options import parse
 from model.llama import Llama
 from train.capacity import Choices, compiles, measure, memory_needed
 from train.loop import Trainer
 from train.options import TrainOptions
 from train.run import CONFIG, Run
 
+T = TypeVar("T", bound=TrainOptions)
 
-def existing_config(arguments: list[str], default_data: str, default_run: Callable[[str], Path]) -> Path | None:
-    """The options of the run that a command line means, if it exists: a run is continued with its own."""
+
+def read_options(schema: type[T], kind: str, description: str) -> T:
+    """The options of `python -m train.KIND`. A run that exists is continued with its own; others begin with the defaults
+    of `configs/KIND.yaml`.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--data", default=default_data)
-    said, _ = parser.parse_known_args(arguments)
-    config = (said.run or default_run(said.data)) / CONFIG
-    return config if config.is_file() else None
+    parser.add_argument("--data", default=schema.model_fields["data"].default)
+    said, _ = parser.parse_known_args(sys.argv[1:])
+    kept = (said.run or run_name(kind, said.data)) / CONFIG
+    config = kept if kept.is_file() else Path("configs") / f"{kind}.yaml"
+    return parse(schema, sys.argv[1:], name=f"train.{kind}", description=description, default_config=config)[0]
 
 
 def run_name(kind: str, data: str) -> Path:

@@ -1,12 +1,10 @@
 """`python -m train.pretrain`: a Llama from nothing on prepared text."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, run_main
 from common.machine import resolve_device
-from common.options import parse
 from common.progress import progress
 from data.batches import TextBatches
 from data.catalog import resolve
@@ -18,28 +16,19 @@ from model.config import LlamaConfig, preset, with_tokenizer
 from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import Tokenizer
-from train.entry import announce, existing_config, facts_of, machine_choices, parse_mixture, run_name, train_through
+from train.entry import announce, facts_of, machine_choices, parse_mixture, read_options, run_name, train_through
 from train.loop import Horizon, Trainer
 from train.metrics import MetricsLog
 from train.options import ModelOptions, PretrainOptions
 from train.run import Run
 
-DEFAULT_CONFIG = Path("configs/pretrain.yaml")
 DESCRIPTION = ("Pretrain a Llama from scratch. A run that exists is continued from its newest checkpoint; Ctrl-C saves "
                "first. Watch it with: make tensorboard")
 
 
-def default_run(data: str) -> Path:
-    """Where a run goes that was given no name."""
-    return run_name("pretrain", data)
-
-
 def main() -> None:
     """Entry point."""
-    arguments = sys.argv[1:]
-    config = existing_config(arguments, PretrainOptions.model_fields["data"].default, default_run) or DEFAULT_CONFIG
-    options, _ = parse(PretrainOptions, arguments, name="train.pretrain", description=DESCRIPTION, default_config=config)
-    pretrain(options)
+    pretrain(read_options(PretrainOptions, "pretrain", DESCRIPTION))
 
 
 def pretrain(options: PretrainOptions) -> None:
@@ -49,7 +38,7 @@ def pretrain(options: PretrainOptions) -> None:
     sets = [ShardSet.open(resolve(name, options.tokenizer), checksums=True) for name in names]
     tokenizer = _one_tokenizer(names, sets)
     config = shape(options.model, tokenizer, options.sequence_length)
-    run = Run(options.run or default_run(options.data))
+    run = Run(options.run or run_name("pretrain", options.data))
     fingerprints = {
         "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
         "tokenizer": tokenizer.fingerprint, "model": config.to_hf(), "max_steps": options.max_steps, **facts_of(options),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from common.errors import UserError, run_main
 from common.files import MANIFEST, read_json, sha256_file
 from common.machine import resolve_device
-from common.options import load_yaml, parse
+from common.options import load_yaml
 from data.batches import PackedBatches
 from data.catalog import SMALL_TOKENIZER, resolve
 from data.examples import Examples, Phrasings, examples_of
@@ -25,7 +24,7 @@ from model.llama import Llama
 from model.template import Template
 from model.tokenizer import Tokenizer
 from train.capacity import Choices
-from train.entry import announce, existing_config, facts_of, machine_choices, parse_mixture, run_name, train_through
+from train.entry import announce, facts_of, machine_choices, parse_mixture, read_options, run_name, train_through
 from train.loop import Horizon, Trainer
 from train.metrics import VALIDATION_LOSS, Measure
 from train.options import SftOptions
@@ -33,24 +32,15 @@ from train.pretrain import shape
 from train.run import CONFIG, MADE, Run
 from train.sft_evaluation import DevSet, evaluate
 
-DEFAULT_CONFIG = Path("configs/sft.yaml")
 DESCRIPTION = """Fine-tune on conversations and summaries: the loss is on the answers and their <eos> only, several examples
 share a row without seeing each other. A run that exists is continued from its newest checkpoint; Ctrl-C saves first."""
 REPLAY = "replay"
 ROUGE = Measure("rouge", "rouge_1", higher=True)
 
 
-def default_run(data: str) -> Path:
-    """Where a run goes that was given no name."""
-    return run_name("sft", data)
-
-
 def main() -> None:
     """Entry point."""
-    arguments = sys.argv[1:]
-    config = existing_config(arguments, SftOptions.model_fields["data"].default, default_run) or DEFAULT_CONFIG
-    options, _ = parse(SftOptions, arguments, name="train.sft", description=DESCRIPTION, default_config=config)
-    fine_tune(options)
+    fine_tune(read_options(SftOptions, "sft", DESCRIPTION))
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Base:
 def fine_tune(options: SftOptions) -> None:
     """Train as the options say, into a new run or the rest of an old one."""
     device = resolve_device(options.device)
-    folder = options.run or default_run(options.data)
+    folder = options.run or run_name("sft", options.data)
     base = find_base(options, folder)
     options = options.model_copy(update={"base": base.folder or "none"})
     tokenizer = Tokenizer.load(base.tokenizer)

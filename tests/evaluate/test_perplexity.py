@@ -153,3 +153,16 @@ def test_a_limit_is_one_of_records_in_a_shard_set_too(
     assert scored == [sum(len(tokenizer.encode(title)) + 1 for title in titles)] * 2
     done = command(root, *words, "--data", str(tmp_path / "shards"))
     assert done.returncode == 2 and "no record" in done.stderr and "--source" in done.stderr, done.stderr
+
+
+def test_a_record_that_cannot_be_read_is_left_out_aloud(
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A figure over fewer records than the file has, without a word."""
+    folder = save(model, tokenizer, tmp_path / "checkpoint")
+    lines = (root / "assets/sample/summary/csl/dev.tsv").read_text(encoding="utf-8").splitlines()[:8]
+    (tmp_path / "csl.tsv").write_text("\n".join([*lines, "no tab in this line"]) + "\n", encoding="utf-8")
+    done = command(root, "--checkpoint", str(folder), "--device", "cpu", "--source", "csl", "--input",
+                   str(tmp_path / "csl.tsv"))
+    assert done.returncode == 0, done.stderr
+    assert "left out, unreadable: 1 records" in done.stdout and "csl.tsv line 9" in done.stdout

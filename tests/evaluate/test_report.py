@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import markdown_it
 import numpy as np
 import pytest
 import torch
@@ -315,7 +316,6 @@ def test_nothing_in_a_run_has_an_effect_on_the_page(tmp_path: Path) -> None:
 
 def test_both_forms_hold_the_same(tmp_path: Path) -> None:
     """Markdown that an independent reader sees other cells in, because a `|`, a line end or a mark was not escaped."""
-    markdown_it = pytest.importorskip("markdown_it")
     folder = make_run(tmp_path / HOSTILE.replace("/", "⁄"), [3.0, 2.0], {10: {"loss": 2.0}}, data=HOSTILE)
     write_json(folder / "results" / "x.json", {"text": HOSTILE, "made": {"command": HOSTILE}})
     log = MetricsLog(folder, 100)

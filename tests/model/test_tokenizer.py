@@ -43,7 +43,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 @pytest.fixture(scope="module")
 def fast(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same tokenizer as transformers loads it from the folder of an exported Llama."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder = tmp_path_factory.mktemp("exported")
     template = "{{ bos_token }}{{ messages[0]['content'] }}"
     tokenizer_json.export(tokenizer, folder, chat_template=template, sequence_length=512)

@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+# A process on every core, one thread each: threads of several processes on one core would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
 DATA ?= sample
 BASE ?=
 RUN ?=
@@ -67,10 +69,10 @@ tensorboard: setup
 	@$(VENV)/bin/tensorboard --logdir runs
 
 test: setup-dev
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-fast: setup-dev
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 check: setup-dev
 	@$(PY) -m ruff check .

@@ -173,6 +173,7 @@ def test_commands_are_read_from_markdown(markdown: str, found: list[tuple[str, .
     assert [(command.program, *command.words) for command in shells] == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_documented_modules_have_their_options(module: str) -> None:
     """A command or an option that was renamed in the code and not in the documents."""

@@ -61,6 +61,7 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
     return [(speaker[0].upper(), text.strip()) for speaker, text in zip(parts[1::2], parts[2::2], strict=True)]
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_is_committed(folder: Path) -> None:
     """Prevents a sample that nobody can make again, or files left over from an older generator."""
     made = build()
@@ -192,6 +193,7 @@ def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:
     assert len({row["dialogue"].partition("\n")[0][:8] for row in rows(files, f"{REDGPT}.json")}) > 3
 
 
+@pytest.mark.slow
 def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
     """Prevents a score that remembers names instead of copying them."""
     answers = set()

@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.chat.conftest import ABOUT_BAI, ABOUT_GU, MAYOR, Chat, Process
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_the_answers_and_nothing_else(process: Process) -> None:
     """A prompt, a banner or an echo among the answers; questions after /quit answered; an exit code that is not 0."""
     done = process(f"\n  \n我叫书白。\n我叫什么？\n/quit\n{MAYOR}\n".encode())
@@ -13,6 +16,7 @@ def test_a_pipe_gets_the_answers_and_nothing_else(process: Process) -> None:
     assert "模型：" in done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_the_end_of_input_is_the_end(process: Process) -> None:
     """A last line without a newline that is lost, bytes that are no UTF-8 that end the program."""
     done = process(f"{MAYOR}\n".encode() + b"\xff\xfe\xb0\n" + "/重置\n我叫什么？".encode())
@@ -80,6 +84,7 @@ def test_the_transcript_holds_what_was_said(chat: Chat, tmp_path: Path) -> None:
         assert words in done.err, words
 
 
+@pytest.mark.slow
 def test_a_full_context_forgets_the_oldest_and_says_so(chat: Chat) -> None:
     """A long chat that stops answering, or forgets in silence."""
     done = chat("我叫书白。\n" * 40 + "/show\n/资料 " + "这句话很长。" * 100 + f"{ABOUT_BAI}\n{MAYOR}\n" + "问" * 600 + "\n")

@@ -95,6 +95,7 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
         terminal.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_chat(start: Start, endless: Path, tmp_path: Path) -> None:
     """An endless answer that can be ended only by losing the conversation."""
     file = tmp_path / "对话.md"
@@ -114,6 +115,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(start: Start, endless: Path, t
     assert text.count("**人类：**") == 1 and answer.rstrip().endswith("（中断）") and len(answer) > 30
 
 
+@pytest.mark.slow
 def test_keys_at_the_prompt_and_history_across_sittings(start: Start, talker: Path) -> None:
     """Ctrl-C at the prompt that ends the chat at once or keeps the line; lines that cannot be called back."""
     terminal = start(talker)
@@ -140,6 +142,7 @@ def test_keys_at_the_prompt_and_history_across_sittings(start: Start, talker: Pa
     assert "Traceback" not in again.wait_for_end() and again.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_python_without_readline_will_do(start: Start, talker: Path) -> None:
     """A chat that does not start where Python was built without line editing."""
     program = ("-c", "import sys; sys.modules['readline'] = None; import runpy; runpy.run_module('chat', run_name='__main__')")

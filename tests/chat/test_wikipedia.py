@@ -94,6 +94,7 @@ def test_an_article_becomes_the_reference(chat: Chat, server: ThreadingHTTPServe
     assert Wikipedia.agents == {wikipedia.AGENT}
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_there_without_a_network(
     chat: Chat, server: ThreadingHTTPServer, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_choice_among_the_meanings_is_found(server: ThreadingHTTPServer, tmp_p
     assert wikipedia.passage("长河（人名）", tmp_path)[0].text == "顾长河是一个人。"
 
 
+@pytest.mark.slow
 def test_offline_is_one_line_and_no_start_without_the_reference(process: Process) -> None:
     """An answer without the passage that was asked for, as if it stood on it."""
     done = process(f"{MAYOR}\n".encode(), "--wikipedia", "青禾镇")

@@ -61,6 +61,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert (tmp_path / "f").read_text() == "old" and names(tmp_path) == ["f"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["write_atomic(p / 'f', b'new' * 100)", "atomic_folder"])
 def test_kill_minus_nine_leaves_the_old_or_the_new(tmp_path: Path, target: str) -> None:
     """Prevents a kill between any two steps leaving half of something under the real name."""

@@ -106,6 +106,7 @@ def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
         resolve(str(moved))
 
 
+@pytest.mark.slow
 def test_a_raw_path_is_prepared_again_only_when_it_changed(raw: Path) -> None:
     """Prevents training on the old text after the file was edited, and preparing for nothing after a mere copy."""
     folder = resolve(str(raw))

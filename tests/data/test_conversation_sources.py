@@ -105,6 +105,7 @@ def test_the_sample_comes_out_whole(root: Path, name: str, file: str) -> None:
     check(name, path, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file", "reasons"), REAL_FILES)
 def test_real_files_come_out_whole_but_for_what_is_bad(
     shared: Path, name: str, file: str, reasons: dict[str, int]

@@ -164,6 +164,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, gone)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_in_the_number_of_documents(root: Path, tmp_path: Path) -> None:
     peaks = []
     for batches in (4, 16):

@@ -121,6 +121,7 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "pretrain"
     groups = [
@@ -179,6 +180,7 @@ def test_workers_and_kill_9_change_no_byte(tokenizer: Path, tmp_path: Path, root
     assert not parts.parent.exists()
 
 
+@pytest.mark.slow
 def test_finished_parts_are_not_made_again_and_changed_inputs_are(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def parsed(path: Path) -> list[object]:
     return list(json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"])
 def test_a_real_list_gives_what_the_standard_parser_gives(shared: Path, name: str) -> None:
     path = shared / "data" / "sft" / name
@@ -135,6 +136,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, max_size=8), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans())
 @settings(deadline=None, max_examples=200)
 def test_any_list_in_blocks_of_any_size(values: list[object], block: int, indent: int | None, ascii_: bool) -> None:
@@ -187,6 +189,7 @@ def test_an_element_whose_own_list_opens_alike_is_not_taken_apart() -> None:
     assert [number for number, _, problem in found if problem] == [2]
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1, max_size=3), min_size=1, max_size=6),
        st.data(), st.integers(1, 60))
 @settings(deadline=None, max_examples=200)

@@ -70,6 +70,7 @@ def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "evaluate.perplexity", *arguments], cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_files_and_the_shard_set_made_of_them_score_alike(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_files_and_the_shard_set_made_of_them_score_alike(
     assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--checkpoint", "no/such/folder"], "is no checkpoint"),
     (["--checkpoint", "CHECKPOINT"], "--data"),
@@ -133,6 +135,7 @@ def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, t
     assert not (tmp_path / "tied" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_a_limit_is_one_of_records_in_a_shard_set_too(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_limit_is_one_of_records_in_a_shard_set_too(
     assert done.returncode == 2 and "no record" in done.stderr and "--source" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_a_record_that_cannot_be_read_is_left_out_aloud(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

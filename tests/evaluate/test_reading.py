@@ -36,6 +36,7 @@ def write(path: Path, passages: dict[str, tuple[str, ...]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_reader_and_a_parrot_are_told_apart(
     run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

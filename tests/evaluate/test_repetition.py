@@ -75,6 +75,7 @@ def test_a_file_of_predictions_is_measured(run_command: Run, tmp_path: Path, cap
     assert "76.47%" in printed and "loops: 我知道。" in printed and "tokens" not in printed
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_asked_what_the_source_asks(
     run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

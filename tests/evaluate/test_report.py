@@ -350,6 +350,7 @@ def command(*arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "evaluate.report", *arguments], cwd=root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_pages_and_their_pictures(two: tuple[Path, Path], tmp_path: Path, root: Path) -> None:
     """A page that needs files it does not bring; other bytes from the same runs, which no diff could then be read from."""
     outs = [tmp_path / "x" / "报告 (1)", tmp_path / "again" / "报告 (1)"]
@@ -368,6 +369,7 @@ def test_the_command_writes_both_pages_and_their_pictures(two: tuple[Path, Path]
     assert not re.search(r"(src|href)=\"(?!data:)", written["报告 (1).html"].decode())
 
 
+@pytest.mark.slow
 def test_one_run_and_five(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A comparison that wants exactly two."""
     folders = [make_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: MEASURES}) for index in range(5)]

@@ -38,6 +38,7 @@ def taught(
     return teach([*pairs[:3], (pairs[3][0], "方法")], tmp_path_factory.mktemp("rouge") / "model")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_scored_on_its_whole_answers(
     run_command: Run, taught: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_long_articles_are_trimmed_and_counted(taught: Path) -> None:
         summarise(model, tokenizer, Template(), articles, room=6)
 
 
+@pytest.mark.slow
 def test_a_known_lead_in_is_removed_only_where_it_was_taught(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -160,6 +162,7 @@ def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: st
         run_command(rouge, *arguments)
 
 
+@pytest.mark.slow
 def test_the_command_itself(root: Path, tmp_path: Path) -> None:
     """A mistake that ends in a traceback instead of exit code 2."""
     (tmp_path / "p.jsonl").write_bytes(b'{"prediction": "\xff", "reference": "a"}\n')

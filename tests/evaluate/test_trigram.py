@@ -141,6 +141,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return write_shards(folder, tokenizer, {"train": texts[8:], "validation": texts[:8]})
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_real_shard_set(real: ShardSet) -> None:
     """Would catch a position that is skipped or scored twice, and characters that belong to ids not scored."""
     train, validation = real.split("train"), real.split("validation")
@@ -160,6 +161,7 @@ def test_the_figures_of_a_real_shard_set(real: ShardSet) -> None:
     assert 3 < score.loss < math.log(tokenizer.vocabulary_size), "worse than guessing: something is misaligned"
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     """Would catch a loss that is not the token-weighted mean of the same probabilities."""
     train, validation = real.split("train"), real.split("validation")
@@ -181,6 +183,7 @@ def test_the_command_prints_and_writes_its_figures(real: ShardSet, root: Path, t
     assert figures["data_fingerprint"] == real.fingerprint
 
 
+@pytest.mark.slow
 def test_too_little_data_is_one_clear_line(shared: Path, tmp_path: Path) -> None:
     """Would catch a division by zero where a split holds nothing to count or to score."""
     tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")

@@ -93,6 +93,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
 def test_answers_are_those_of_transformers(shape: str, options: dict[str, Any]) -> None:
     """Padding that is looked at, positions that count it, a beam's cache that is another's, another rule of scoring."""
@@ -105,6 +106,7 @@ def test_answers_are_those_of_transformers(shape: str, options: dict[str, Any]) 
         assert decode(model, asked, max_new_tokens=24, beams=options["beams"]) != expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.2, "no_repeat_ngram": 2}], ids=["free", "penalised"])
 def test_a_batch_changes_no_answer(

@@ -75,6 +75,7 @@ def same_ids(tokenizer: Tokenizer, fast: Any, texts: list[str]) -> list[str]:
     return [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b]
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_same_ids_on_real_texts(tokenizer: Tokenizer, fast: Any, real_texts: list[str]) -> None:
     """An exported model would read other ids than it was trained on."""
     assert len(real_texts) > 4000
@@ -120,6 +121,7 @@ def test_transformers_knows_the_specials_the_length_and_the_template(fast: Any, 
     assert fast.decode([1, *tokenizer.encode(" 问"), 2], skip_special_tokens=True) == " 问"
 
 
+@pytest.mark.slow
 def test_every_character_comes_back_and_is_counted_once(tokenizer: Tokenizer) -> None:
     """A character that does not survive would be lost from every corpus; a wrong count falsifies bits per character."""
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF and chr(code) != SPACE]

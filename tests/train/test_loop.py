@@ -44,6 +44,7 @@ def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) 
     )
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, shard_set: Path) -> None:
     """A micro-batch that changes what is learned: a mean of means, or a forgotten scale."""
     gradients = []
@@ -56,6 +57,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, shar
         torch.testing.assert_close(gradient, gradients[0][2], rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_step_without_a_finite_loss_leaves_the_weights(tmp_path: Path, shard_set: Path) -> None:
     """One bad batch turning every weight into NaN."""
     one = trainer(tmp_path / "run", shard_set)
@@ -75,6 +77,7 @@ def test_a_step_without_a_finite_loss_leaves_the_weights(tmp_path: Path, shard_s
     assert [record["step"] for record in read_metrics(tmp_path / "run") if record["kind"] == "skipped"] == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_that_went_bad_ends_with_what_to_do(tmp_path: Path, shard_set: Path) -> None:
     """Hours of skipped steps."""
     one = trainer(tmp_path / "run", shard_set)
@@ -84,6 +87,7 @@ def test_a_run_that_went_bad_ends_with_what_to_do(tmp_path: Path, shard_set: Pat
         one.train()
 
 
+@pytest.mark.slow
 def test_more_tokens_a_step_do_not_change_the_order_of_steps(tmp_path: Path, shard_set: Path) -> None:
     """A log whose steps, tokens or epochs do not add up."""
     one = trainer(tmp_path / "run", shard_set)

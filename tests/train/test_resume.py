@@ -134,6 +134,7 @@ def board(run: Path) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars("train/loss")}
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     """Going on from a flipped byte, or refusing a run that has an older good checkpoint."""
     import shutil
@@ -152,6 +153,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data:
     assert records(run) == records(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "words"), [
     (["--seed", "7"], "another seed"),
     (["--max_steps", "50"], "another max_steps"),
@@ -168,6 +170,7 @@ def test_another_run_under_the_same_name_is_refused(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_changes_nothing(root: Path, data: Path, whole: Path) -> None:
     """`make pretrain` after the end training on, or failing."""
     before = tensors(whole), records(whole)
@@ -176,6 +179,7 @@ def test_a_finished_run_says_so_and_changes_nothing(root: Path, data: Path, whol
     assert (tensors(whole), records(whole)) == before
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_folder(root: Path, data: Path, tmp_path: Path) -> None:
     """A second `make pretrain` removing the checkpoint that the first is writing."""
     import fcntl
@@ -188,6 +192,7 @@ def test_two_processes_do_not_train_in_one_folder(root: Path, data: Path, tmp_pa
     assert done.returncode == 2 and "being trained by another process" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_left_alone(root: Path, data: Path, tmp_path: Path) -> None:
     """`--run ~/thesis` filled with checkpoints."""
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")

@@ -130,6 +130,7 @@ def test_patience_ends_a_run_that_stays_ended(root: Path, tuning: dict[str, Path
         assert newest(tmp_path / "run") == 6, turn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -152,6 +153,7 @@ def test_what_cannot_be_trained_is_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_rows_leaves_no_run(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
     """A run that was made with rows that cannot be, and then refuses the right ones because they are others."""
     run = tmp_path / "run"

@@ -87,13 +87,11 @@ def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
-    with torch.device("meta"):
+    with device:
         model = Llama(config)
     trained = values.get(TRAINED_LENGTH)
     if isinstance(trained, int) and 0 < trained < model.context:
         model.context = trained
-    model.to_empty(device=device)
-    model.model.rotary.fill()
     load_weights(model, folder)
     return model.eval(), tokenizer
 

@@ -22,6 +22,23 @@ def _eager_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
 
 
+class Linear(nn.Linear):
+    """A matrix without bias, its numbers undefined until `Llama.initialise` or a checkpoint fills them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, undefined like `Linear`."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalisation with a learned scale."""
 
@@ -63,21 +80,15 @@ class Rotary(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.config = config
+        steps = torch.arange(config.max_position_embeddings).float()
+        angles = torch.outer(steps, inverse_frequencies(config))
         self.table: Tensor
-        self.register_buffer("table", torch.empty(0), persistent=False)
-        self.fill()
+        self.register_buffer("table", torch.stack([angles.cos(), angles.sin()]), persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions[T] or [B, T] → cos and sin[(B,) T, 1, d / 2]."""
         cos, sin = self.table[:, positions].to(dtype).unsqueeze(-2)
         return cos, sin
-
-    def fill(self) -> None:
-        """Compute the table; for a model that was made without memory and then given some."""
-        steps = torch.arange(self.config.max_position_embeddings, device=self.table.device).float()
-        angles = torch.outer(steps, inverse_frequencies(self.config).to(self.table.device))
-        self.table = torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -101,10 +112,10 @@ class Attention(nn.Module):
         heads_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.head_dim = config.head_dim
         self.grouped = config.num_key_value_heads != config.num_attention_heads
-        self.q_proj = nn.Linear(size, heads_size, bias=False)
-        self.k_proj = nn.Linear(size, kv_size, bias=False)
-        self.v_proj = nn.Linear(size, kv_size, bias=False)
-        self.o_proj = nn.Linear(heads_size, size, bias=False)
+        self.q_proj = Linear(size, heads_size)
+        self.k_proj = Linear(size, kv_size)
+        self.v_proj = Linear(size, kv_size)
+        self.o_proj = Linear(heads_size, size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x[B, T, D] → [B, T, D]. `mask`[B or 1, 1, T, S] (True: may look) replaces plain causality when given."""
@@ -127,9 +138,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D] → [B, T, D]."""
@@ -159,7 +170,7 @@ class Body(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config)
@@ -185,7 +196,7 @@ class Llama(nn.Module):
         # Positions that it was trained on: a prompt and its answer should not be longer together.
         self.context = config.max_position_embeddings
         self.model = Body(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

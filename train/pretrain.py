@@ -22,6 +22,8 @@ from train.metrics import MetricsLog
 from train.options import ModelOptions, PretrainOptions
 from train.run import Run
 
+# Cooler than a chat: what a model is sure of shows what it has learned.
+SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 DESCRIPTION = ("Pretrain a Llama from scratch. A run that exists is continued from its newest checkpoint; Ctrl-C saves "
                "first. Watch it with: make tensorboard")
 
@@ -102,7 +104,7 @@ def evaluate(
     for prompt in options.evaluation.prompts if options.evaluation.sample_tokens else ():
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         text = tokenizer.decode(list(generate(
-            model, ids, Sampling(), max_new_tokens=options.evaluation.sample_tokens, seed=options.seed)))
+            model, ids, SAMPLING, max_new_tokens=options.evaluation.sample_tokens, seed=options.seed)))
         log.write("sample", step, prompt=prompt, text=text)
         print(f"  {prompt}|{text!r}"[:160], flush=True)
 

@@ -1,8 +1,8 @@
 """What a `DATA` means: a name, a prepared folder or raw files → one prepared shard set.
 
 Prepared sets lie in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that one corpus can be prepared
-with several tokenizers. `made-from.json` in each says what it was made from: inputs, tokenizer, options. A preparation
-is used again while these are the same and made again when they are not.
+with several tokenizers. `made-from.json` in each says what it was made from: inputs, tokenizer, options, code. A
+preparation is used again while these are the same and made again when they are not.
 """
 
 import hashlib
@@ -31,6 +31,10 @@ PREPARED = Path("prepared")
 DOWNLOADS = Path("downloads")
 
 MADE_FROM = "made-from.json"
+# What makes records into ids: a preparation by other code than this is made again.
+CODE = ("data/sources/*.py", *(f"data/{name}.py" for name in (
+    "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "pool", "prepare", "reading", "records",
+)), "model/template.py", "model/tokenizer.py", "model/tokenizer_normalise.py")
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
     out, options = _folder(name, loaded), PrepareOptions()
     if out.exists() and not (out / MADE_FROM).is_file():
         raise UserError(f"{out} was not made by make data or a training run: move it away and run again")
-    request = {"format": FORMAT, "tokenizer": loaded.fingerprint, "options": options.model_dump(mode="json")}
+    request = {"format": FORMAT, "tokenizer": loaded.fingerprint, "options": options.model_dump(mode="json"), "code": _code()}
     if not _unchanged(out, request, inputs):
         new = out.with_name(f".{out.name}.new")
         shutil.rmtree(new, ignore_errors=True)
@@ -126,6 +130,13 @@ def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
         write_json(new / MADE_FROM, {**request, "name": name, "inputs": facts})
         _replace(out, new)
     return out
+
+
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in (path for pattern in CODE for path in sorted(ROOT.glob(pattern))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _replace(out: Path, new: Path) -> None:

@@ -15,6 +15,7 @@ from model.tokenizer import SPACE, Tokenizer
 from model.tokenizer_normalise import CONTROL, NORMAL, UNKNOWN
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+GUARD = "\ufdd0"
 
 
 def export(

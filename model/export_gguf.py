@@ -1,0 +1,191 @@
+"""A model in one GGUF file, which llama.cpp and what is built on it read, and Ollama's `Modelfile` beside it.
+
+Metadata and tensors are those that llama.cpp's own converter writes for a `LlamaForCausalLM`, by llama.cpp's own `gguf`
+package. Two things are turned on the way:
+
+- llama.cpp rotates neighbouring dimensions of a head, this model dimension i with i + d / 2: the rows of the query and
+  key projections change places accordingly.
+- llama.cpp merges pieces by their text whatever their type, unused ones too, and its programs look for special tokens in
+  a whole rendered conversation. Both kinds get a text that no text makes (`</s>` becomes `</s>` and U+FDD0, as in
+  `model.tokenizer_json`), so that its `llama` vocabulary gives the ids of `Tokenizer.encode`.
+"""
+
+import sys
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch import Tensor
+
+from common.errors import UserError
+from common.files import atomic_file
+from model.config import LlamaConfig
+from model.llama import Llama, inverse_frequencies
+from model.modelfile import write_modelfile
+from model.template import Template
+from model.tokenizer import Piece, Tokenizer
+from model.tokenizer_json import GUARD
+from model.tokenizer_normalise import CONTROL, NORMAL, UNKNOWN, UNUSED
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+GGUFType = Literal["f32", "f16", "q8_0"]
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+_Q8_0_BLOCK = 32
+
+
+def export_gguf(
+    model: Llama, tokenizer: Tokenizer, chat_template: str | None, file: Path, *, dtype: GGUFType, name: str,
+    template: Template | None = None,
+) -> None:
+    """Write `file` and, beside it, an Ollama `Modelfile`.
+
+    `dtype` is that of the matrices; norms stay f32, and in q8_0 (blocks of 32 numbers and a scale) a matrix whose width
+    is no multiple of 32 is f16, which a line on stderr says. `name` is what tools show. `chat_template` is Jinja;
+    without one the model continues text. `template` holds the words of the same dialogue for Ollama, which knows no
+    Jinja (default: the project's). Tensors are converted one at a time. UserError for a vocabulary that llama.cpp would
+    split otherwise and for weights that f16 cannot hold.
+    """
+    import gguf
+
+    tensors = _tensors(model)
+    types = {key: _type(value, dtype) for key, value in tensors.items()}
+    with atomic_file(file) as temporary:
+        writer = gguf.GGUFWriter(temporary, "llama")
+        _add_shape(writer, model, dtype, name)
+        _add_vocabulary(writer, tokenizer, model.config.vocab_size, chat_template)
+        for key, value in tensors.items():
+            size = prod(gguf.quant_shape_to_byte_shape(value.shape, types[key]))
+            writer.add_tensor_info(key, value.shape, np.dtype(np.float32), size, types[key])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for key, value in tensors.items():
+            writer.write_tensor_data(_converted(_in_gguf_order(key, value, model.config), types[key], key))
+        writer.close()
+    if dtype == "q8_0" and (wide := [key for key, kind in types.items() if kind.name == "F16"]):
+        print(f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
+              file=sys.stderr)
+    words = None if chat_template is None else template or Template()
+    write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + GUARD, context=model.context)
+
+
+def _tensors(model: Llama) -> dict[str, Tensor]:
+    """All tensors of the file under llama.cpp's names; a tied head is left out, as llama.cpp expects."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    found = {_known(names.get_name(key, (".weight",)), key): value.detach() for key, value in model.named_parameters()}
+    if model.config.rope_scaling and model.config.rope_scaling["rope_type"] == "llama3":
+        # What llama.cpp divides each plain frequency by.
+        plain = inverse_frequencies(replace(model.config, rope_scaling=None))
+        found["rope_freqs.weight"] = plain / inverse_frequencies(model.config)
+    return found
+
+
+def _known(found: str | None, key: str) -> str:
+    if found is None:
+        raise ValueError(f"{key} is no weight of a Llama: merge adapters before export")
+    return found
+
+
+def _type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType":
+    from gguf import GGMLQuantizationType
+
+    if tensor.dim() < 2 or dtype == "f32":
+        return GGMLQuantizationType.F32
+    blocks = dtype == "q8_0" and tensor.shape[-1] % _Q8_0_BLOCK == 0
+    return GGMLQuantizationType.Q8_0 if blocks else GGMLQuantizationType.F16
+
+
+def _in_gguf_order(key: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
+    """The rows of query and key projections in llama.cpp's order: (first half, second half) of a head, interleaved."""
+    if not key.endswith(("attn_q.weight", "attn_k.weight")):
+        return tensor
+    halves = tensor.view(-1, 2, config.head_dim // 2, tensor.shape[1])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _converted(tensor: Tensor, kind: "GGMLQuantizationType", key: str) -> np.ndarray:
+    from gguf import quants
+
+    values = tensor.float().cpu().contiguous().numpy()
+    if kind.name == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
+        raise UserError(f"{key} holds numbers that are too large for f16: export as f32")
+    return quants.quantize(values, kind)
+
+
+def _add_shape(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -> None:
+    import gguf
+
+    config = model.config
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
+    if dtype == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(config.vocab_size)
+    # llama.cpp and Ollama size a conversation by this: positions the model was trained on, not all it has angles for.
+    writer.add_context_length(model.context)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling["factor"])
+
+
+def _add_vocabulary(writer: "GGUFWriter", tokenizer: Tokenizer, size: int, chat_template: str | None) -> None:
+    pieces = vocabulary(tokenizer, size)
+    writer.add_tokenizer_model("llama")  # SentencePiece BPE, in llama.cpp's words
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([piece.text for piece in pieces])
+    writer.add_token_scores([piece.score for piece in pieces])
+    writer.add_token_types([piece.kind for piece in pieces])
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_unk_token_id(tokenizer.unk_id)
+    # A text begins with <bos>, as every document and conversation of training did. Where a chat template writes it too,
+    # llama.cpp's server and llama-cpp-python keep one of the two; Ollama's template leaves it out.
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+
+
+def vocabulary(tokenizer: Tokenizer, size: int) -> list[Piece]:
+    """The pieces of a tokenizer as llama.cpp gives its ids, filled up with unused ones to the `size` of the embedding.
+
+    llama.cpp joins two neighbours, characters or pieces, whenever their text together is that of any piece. So that only
+    normal pieces come about, no other text may be two such parts; UserError where one is.
+    """
+    filling = [Piece("", -float(index), UNUSED) for index in range(tokenizer.vocabulary_size, size)]
+    made = [_renamed(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])]
+    normal = {piece.text for piece in made if piece.kind == NORMAL}
+    for index, piece in enumerate(made):
+        if piece.kind != NORMAL and _is_merged(piece.text, normal):
+            raise UserError(f"id {index}, {piece.text}, is no normal piece, but llama.cpp would merge text into it: "
+                            "this tokenizer cannot be exported as GGUF")
+    return made
+
+
+def _renamed(index: int, piece: Piece) -> Piece:
+    if piece.kind == UNUSED:
+        return piece._replace(text=f"<unused_{index}>")
+    return piece._replace(text=piece.text + GUARD) if piece.kind in (CONTROL, UNKNOWN) else piece
+
+
+def _is_merged(text: str, normal: set[str]) -> bool:
+    """Whether two neighbours, each a character or a normal piece, have this text together, or a piece alone has."""
+    parts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
+    return text in normal or any(all(len(part) == 1 or part in normal for part in pair) for pair in parts)

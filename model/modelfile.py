@@ -1,0 +1,57 @@
+"""Ollama's `Modelfile`: which GGUF file, how a conversation is written, how to sample, where to stop.
+
+Ollama writes conversations with Go templates, not with the Jinja inside the GGUF file.
+"""
+
+import json
+from pathlib import Path
+
+from common.files import write_atomic
+from model.template import Template
+from model.tokenizer_json import GUARD
+
+FILE = "Modelfile"
+# As in `python -m chat`. Without its repetition penalty: Ollama's counts the words of the prompt too, and an answer must
+# be able to copy them from its reference.
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.0}
+_MOST_NEW = 256
+
+
+def write_modelfile(gguf: Path, template: Template | None, *, eos: str, context: int) -> None:
+    """Write `Modelfile` beside a GGUF file, for `ollama create NAME -f Modelfile`.
+
+    Without a `template` the model continues the prompt as it stands. `eos` is the text of the id that ends an answer,
+    where llama.cpp stops by itself; a model that begins the human's part instead is stopped there. `context` are the
+    tokens that a conversation may have; an answer gets half of them at most.
+    """
+    lines = [
+        f"FROM ./{gguf.name}",
+        f'TEMPLATE """{go_template(template, eos) if template else "{{ .Prompt }}"}"""',
+        f"PARAMETER num_ctx {context}",
+        f"PARAMETER num_predict {min(_MOST_NEW, context // 2)}",
+        *(f"PARAMETER {key} {value:g}" for key, value in SAMPLING.items()),
+        *([f'PARAMETER stop """{template.opening(first=False)}"""'] if template else []),
+    ]
+    write_atomic(gguf.parent / FILE, "\n".join(lines) + "\n")
+
+
+def go_template(template: Template, eos: str) -> str:
+    """The dialogue as a Go template over Ollama's messages; a system message is the reference.
+
+    `<bos>` is not in it, as llama.cpp adds it. An answer that stands last is one to go on with: nothing follows it.
+    """
+    return "".join([
+        "{{ if .System }}", _said(template.reference), "{{ .System }}", _said(template.separator), "{{ end }}",
+        "{{ range $index, $message := .Messages }}",
+        '{{ if eq $message.Role "user" }}',
+        _said(template.human), "{{ $message.Content }}", _said(template.closing),
+        '{{ else if eq $message.Role "assistant" }}',
+        "{{ $message.Content }}",
+        "{{ if gt (len (slice $.Messages $index)) 1 }}", _said(eos + template.separator), "{{ end }}",
+        "{{ end }}{{ end }}",
+    ])
+
+
+def _said(words: str) -> str:
+    """Words as a string of a Go template, where line ends are safe from trimming; JSON writes the same strings."""
+    return "{{ " + json.dumps(words, ensure_ascii=False).replace(GUARD, "\\ufdd0") + " }}"

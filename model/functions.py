@@ -22,11 +22,13 @@ class RMSNorm(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         (dy,) = gradients
         normal = x * scale
-        dw = torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0)
+        # Beside an adapter the weight is frozen.
+        trains = ctx.needs_input_grad[1]
+        dw = torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0) if trains else None
         dn = dy * weight
         projection = torch.linalg.vecdot(dn, normal, dim=-1).unsqueeze(-1).div_(x.shape[-1])
         return dn.sub_(normal.mul_(projection)).mul_(scale), dw, None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model import functions
 from model.cache import Cache, LayerCache
 from model.config import LlamaConfig
+from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy
 
 
@@ -195,6 +196,8 @@ class Llama(nn.Module):
         self.config = config
         # Positions that it was trained on: a prompt and its answer should not be longer together.
         self.context = config.max_position_embeddings
+        # What is trained while the weights are frozen; None where it is the weights.
+        self.adapter: Adapter | None = None
         self.model = Body(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:

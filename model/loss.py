@@ -74,7 +74,8 @@ class _Chunked(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype, hits: Tensor | None
     ) -> Tensor:
         # Sums over many positions are kept in the inputs' own type; only the products are in `dtype`.
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        # Beside an adapter the head is frozen: a third of its work, and memory for a whole table, is not needed.
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         table = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
         rows, narrow = chunk_rows(hidden.device), dtype.itemsize < 4
@@ -91,22 +92,24 @@ class _Chunked(torch.autograd.Function):
             if narrow:
                 loss += _loss_and_narrow_gradient(logits, target)
                 d_x.copy_(_wide_product(gradient, table).mul_(factor))
-                d_weight.add_(_wide_product(gradient.T, x), alpha=factor)
+                if d_weight is not None:
+                    d_weight.add_(_wide_product(gradient.T, x), alpha=factor)
             else:
                 loss += _loss_and_gradient(logits, target, gradient)
                 torch.mm(gradient, table, out=d_x).mul_(factor)
-                d_weight.addmm_(gradient.T, x, alpha=factor)
+                if d_weight is not None:
+                    d_weight.addmm_(gradient.T, x, alpha=factor)
         ctx.save_for_backward(d_hidden, d_weight)
         return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (factor,) = gradients
         # On a CPU the usual factor of one is worth not writing V x D numbers; on a GPU asking would stall the queue.
         if factor.device.type == "cpu" and factor.item() == 1.0:
             return d_hidden, d_weight, None, None, None, None
-        return d_hidden * factor, d_weight * factor, None, None, None, None
+        return d_hidden * factor, None if d_weight is None else d_weight * factor, None, None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def compiles(model: Llama) -> bool:
     block = cast(Layer, model.model.layers[0]).mlp
     weight = block.gate_proj.weight
     try:
-        torch.compile(block)(torch.ones(2, weight.shape[1], device=weight.device)).sum().backward()
+        torch.compile(block)(torch.ones(2, weight.shape[1], device=weight.device, requires_grad=True)).sum().backward()
     except Exception as error:  # each part of the tool chain has its own, and the block itself cannot fail
         # The first paragraph is the reason; what follows is advice on debugging the compiler.
         reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
@@ -96,7 +96,7 @@ def _fastest(
     """
     body = torch.compile(model.model) if compiled else model.model
     # Optimiser state (two numbers a weight) is not there yet, and fragmentation needs air.
-    state = 8 * sum(parameter.numel() for parameter in model.parameters())
+    state = 8 * trained(model)
     best: tuple[int, LossPath] | None = None
     best_time = float("inf")
     for rows in divisors:
@@ -159,6 +159,8 @@ def _gpu_memory(device: torch.device) -> float:
 def memory_needed(model: Llama, choices: Choices, length: int) -> int:
     """Bytes a run will need, by counting: weights, gradients, two moments, activations of one micro-batch, loss chunk.
 
+    Frozen weights have neither gradients nor moments.
+
     Activations per token and layer are what the backward pass keeps: about 10 hidden and 3 feed-forward vectors.
     """
     config, width = model.config, 4 if choices.precision == "fp32" else 2
@@ -166,7 +168,26 @@ def memory_needed(model: Llama, choices: Choices, length: int) -> int:
     per_token = config.num_hidden_layers * (10 * config.hidden_size + 3 * config.intermediate_size)
     chunk = min(tokens, chunk_rows(model.lm_head.weight.device))
     logits = (tokens if choices.loss_path == "full" else chunk) * config.vocab_size * (width + 4)
-    return 16 * config.parameters + width * tokens * per_token + logits + 4 * config.vocab_size * config.hidden_size
+    head = 4 * config.vocab_size * config.hidden_size if model.lm_head.weight.requires_grad else 0
+    return 4 * config.parameters + 12 * trained(model) + width * tokens * per_token + logits + head
+
+
+def trained(model: Llama) -> int:
+    """The numbers that training changes: all, or an adapter's."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def training_flops(model: Llama, length: int) -> tuple[float, float]:
+    """Floating point operations to train on one position of a row: below the head, and in the head.
+
+    A frozen matrix costs four per weight instead of six: its own gradient is not made.
+    """
+    config, body = model.config, model.config.flops_per_token(length, head=False)
+    head = config.flops_per_token(length) - body
+    if model.adapter is None:
+        return body, head
+    frozen = config.matmul_parameters - config.vocab_size * config.hidden_size
+    return body - 2 * frozen + 6 * trained(model), head * 2 / 3
 
 
 def check_batch(batch: Batch, vocabulary: int) -> None:

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.machine import peak_memory_bytes
 from common.options import parse
 from model.llama import Llama
-from train.capacity import Choices, compiles, measure, memory_needed
+from train.capacity import Choices, compiles, measure, memory_needed, trained
 from train.loop import Trainer
 from train.options import TrainOptions
 from train.run import CONFIG, Run
@@ -79,6 +79,10 @@ def announce(
     config = model.config
     print(f"model     {name}: {config.parameters / 1e6:.1f}M parameters, vocabulary {config.vocab_size:,}, "
           f"{config.flops_per_token(options.sequence_length) / 1e6:.1f} MFLOP per token")
+    if model.adapter is not None:
+        lora = model.adapter.options
+        print(f"adapter   LoRA of rank {lora.rank} (alpha {lora.alpha:g}, dropout {lora.dropout:g}) on "
+              f"{', '.join(lora.targets)}: {trained(model):,} parameters train, the rest is frozen")
     print(f"data      {data}, {flops:.2e} FLOP")
     print(f"machine   {choices.device}, {choices.precision}, {choices.micro_rows} × {options.sequence_length} tokens at once"
           f" of {options.batch_tokens:,} a step, loss path {choices.loss_path}"

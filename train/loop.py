@@ -19,7 +19,7 @@ from common.machine import matmul_flops, peak_memory_bytes
 from data.batches import Batch, Batches
 from model.llama import Llama
 from train import checkpoint
-from train.capacity import DTYPES, Choices, autocast, check_batch
+from train.capacity import DTYPES, Choices, autocast, check_batch, training_flops
 from train.metrics import VALIDATION_LOSS, Measure, MetricsLog
 from train.optimizer import build_optimizers
 from train.options import TrainOptions
@@ -123,6 +123,9 @@ class Trainer:
         logged = self._is_logged(state.step + 1)
         hits = torch.zeros((), device=self.device, dtype=torch.int64) if logged else None
         micro_batches = self.batches.step(state.step, self.choices.micro_rows)
+        if self.model.adapter is not None:
+            # An adapter's dropout is the only thing that is drawn: from the step, so that a resumed run draws the same.
+            torch.manual_seed((options.seed * 1_000_003 + state.step) % 2**63)
         loss, norm = self._gradients(micro_batches, hits)
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers.values():
@@ -236,8 +239,7 @@ class Clock:
             # What was tried to find the micro-batch is not what training needs.
             torch.cuda.reset_peak_memory_stats(device)
         # A position without loss never reaches the head.
-        self._body_flops = model.config.flops_per_token(length, head=False)
-        self._head_flops = model.config.flops_per_token(length) - self._body_flops
+        self._body_flops, self._head_flops = training_flops(model, length)
         self._max_steps, self._device = steps, device
         self._tokens = self._targets = self._steps = 0
         self._seconds, self._mark = 0.0, time.perf_counter()

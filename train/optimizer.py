@@ -1,7 +1,8 @@
 """Which optimiser moves which weights.
 
 Muon (Jordan et al. 2024; `torch.optim.Muon`) orthogonalises the momentum of a matrix and suits the hidden matrices;
-the embedding, the head and the norms stay with AdamW (Loshchilov & Hutter 2019).
+the embedding, the head and the norms stay with AdamW (Loshchilov & Hutter 2019). So do the two thin matrices of an
+adapter, as in the paper: it is their product that acts, and Muon on the factors was not measured here.
 """
 
 from typing import Literal
@@ -16,8 +17,8 @@ from common.options import Options
 class OptimizerOptions(Options):
     """Options under `optimizer.`"""
 
-    name: Literal["muon", "adamw"] = Field("muon", description="muon moves hidden matrices and AdamW the rest; adamw "
-                                           "moves everything")
+    name: Literal["muon", "adamw"] = Field("muon", description="muon moves hidden matrices and AdamW the rest "
+                                           "(embedding, head, norms, adapters); adamw moves everything")
     lr: float = Field(2e-3, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(2e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)")
     weight_decay: float = Field(0.1, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate")
@@ -28,9 +29,9 @@ class OptimizerOptions(Options):
 
 
 def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of a model by name. Each group keeps its peak rate under `peak_lr`, which schedules scale."""
-    named = list(model.named_parameters())
-    hidden = [p for n, p in named if p.dim() == 2 and ".layers." in n and options.name == "muon"]
+    """The optimisers of what a model trains, by name. Groups keep their peak rate under `peak_lr`, which schedules scale."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    hidden = [p for n, p in named if p.dim() == 2 and ".layers." in n and ".lora_" not in n and options.name == "muon"]
     chosen = {id(p) for p in hidden}
     matrices = [p for _, p in named if p.dim() == 2 and id(p) not in chosen]
     vectors = [p for _, p in named if p.dim() < 2]

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from common.options import Options
 from model.config import PRESETS
+from model.lora import LoraOptions
 from train.optimizer import OptimizerOptions
 from train.schedule import ScheduleOptions
 
@@ -126,7 +127,17 @@ class SftOptions(TrainOptions):
     max_steps: int | None = Field(None, gt=0, description="optimiser steps; given, epochs do not count")
     lead_ins: bool = Field(False, description="begin the answers to summarisation requests with a phrase such as 总结如下：")
     model: ModelOptions = Field(ModelOptions(), description="shape where there is no base")
+    adapter: Literal["none", "lora"] = Field("none", description="none: all weights train; lora: small matrices beside the "
+                                             "base's weights, which are frozen and not stored again")
+    lora: LoraOptions = LoraOptions()
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> "SftOptions":
+        if self.adapter != "none" and self.base == "none":
+            raise ValueError(f"--adapter {self.adapter}: trains beside the weights of a base: name one with --base, or "
+                             "leave --base none out")
+        return self
 
     @model_validator(mode="after")
     def _horizon(self) -> "SftOptions":

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError, run_main
-from common.files import MANIFEST, read_json, sha256_file
+from common.files import read_json
 from common.machine import resolve_device
 from common.options import load_yaml
 from data.batches import PackedBatches
@@ -21,9 +21,10 @@ from model import checkpoints
 from model.checkpoints import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.lora import Adapter, attach
 from model.template import Template
 from model.tokenizer import Tokenizer
-from train.capacity import Choices
+from train.capacity import Choices, training_flops
 from train.entry import announce, facts_of, machine_choices, parse_mixture, read_options, run_name, train_through
 from train.loop import Horizon, Trainer
 from train.metrics import VALIDATION_LOSS, Measure
@@ -76,6 +77,7 @@ def fine_tune(options: SftOptions) -> None:
         "epochs": options.epochs, "max_steps": options.max_steps, **facts_of(options),
         # With a base the shape is the base's, whatever the options say.
         **({"model": shape(options.model, tokenizer, length).to_hf()} if base.folder is None else {}),
+        "adapter": {options.adapter: options.lora.model_dump(mode="json")} if options.adapter == "lora" else options.adapter,
     }
     run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
     identity = hashlib.sha256(json.dumps([fingerprints[key] for key in ("data", "template")]).encode()).hexdigest()
@@ -125,7 +127,7 @@ def find_base(options: SftOptions, run: Path) -> Base:
     folder = checkpoints.find(Path(path))
     if options.tokenizer is not None:
         raise UserError(f"--tokenizer is for --base none: {path} has its own")
-    return Base(folder, folder, _weights_digest(folder))
+    return Base(folder, folder, checkpoints.digest(folder))
 
 
 def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
@@ -137,7 +139,7 @@ def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
         return None, "none"
     if isinstance(options.base, Path) and str(options.base) != str(said) and options.base.exists():
         other = checkpoints.find(options.base)
-        return other, _weights_digest(other)
+        return other, checkpoints.digest(other)
     return (None if said in (None, "none") else Path(said)), recorded
 
 
@@ -147,12 +149,6 @@ def newest_pretrained(runs: Path) -> Path | None:
              for run in (path.parent for path in runs.glob(f"*/{MADE}"))
              if (steps := checkpoints.steps(run)) and "base" not in read_json(run / MADE)["fingerprints"]]
     return max(found)[1] if found else None
-
-
-def _weights_digest(folder: Path) -> str:
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    known = manifest.get("files", {}).get(checkpoints.WEIGHTS)
-    return str(known["sha256"]) if known else sha256_file(folder / checkpoints.WEIGHTS)
 
 
 def _replayed(run: Path, base: Base, index: int) -> ShardSet:
@@ -190,8 +186,12 @@ def _model(options: SftOptions, run: Run, base: Base, tokenizer: Tokenizer, devi
     """The model to train, and what to call it; a continued run's weights are filled in later, from its checkpoint."""
     folder = run.start_folder if run.start is not None else base.folder
     if folder is not None:
+        if options.adapter == "lora" and run.start is not None:
+            folder = checkpoints.base_of(folder)
         model, _ = checkpoints.load(folder, device)
         name = str(base.folder or options.model.preset)
+        if options.adapter == "lora":
+            attach(model, Adapter(options.lora, folder, base.fingerprint), options.seed)
     else:
         config = shape(options.model, tokenizer, options.sequence_length)
         model, name = Llama(config).initialise(options.seed).to(device), options.model.preset
@@ -225,8 +225,7 @@ def _announce(
     tokens = plan.tokens_in(0) / rows * steps * (options.batch_tokens // options.sequence_length)
     # Only what has a loss passes through the head, most of a small model: how much that is, the first step tells.
     [first] = batches.step(0, batches.rows_per_step)
-    body = model.config.flops_per_token(options.sequence_length, head=False)
-    head = model.config.flops_per_token(options.sequence_length) - body
+    body, head = training_flops(model, options.sequence_length)
     announce(
         options, run, model, choices, name=name,
         data=f"{options.data}: {examples:,} examples, {cut:,} cut to {options.sequence_length} tokens, {left_out:,} too long "

@@ -17,7 +17,7 @@ from common.metrics_file import read_metrics
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import ShardSet
-from model.checkpoints import newest, step_folder, steps
+from model.checkpoints import digest, newest, step_folder, steps
 from model.template import Template
 
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
@@ -184,10 +184,10 @@ def made(run: Path, step: int, **fingerprints: Any) -> Path:
 
 def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> None:
     """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone."""
-    from train.sft import _weights_digest, find_base
+    from train.sft import find_base
 
     first, second = made(tmp_path / "first", 3), made(tmp_path / "second", 3)
-    own = _weights_digest(first)
+    own = digest(first)
     run = tmp_path / "run"
     step = made(run, 5, base=own)
     (run / "config.yaml").write_text(f"base: {first}\n")
@@ -195,7 +195,7 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> N
         found = find_base(options_of(base=base), run)
         assert found.fingerprint == own and found.tokenizer == step
     other = find_base(options_of(base=tmp_path / "second"), run)
-    assert other.folder == second and other.fingerprint == _weights_digest(second) != own
+    assert other.folder == second and other.fingerprint == digest(second) != own
     assert find_base(options_of(base="none"), run).fingerprint == "none"
     shutil.rmtree(tmp_path / "first")
     for base in (first, tmp_path / "first"):

@@ -1,0 +1,95 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen matrix W learns as W + alpha / rank · B A, two thin matrices beside it.
+
+Module and parameter names are those that PEFT has inside its own prefix, so an adapter of one is an adapter of the other.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from common.options import Options
+
+if TYPE_CHECKING:
+    from model.llama import Llama
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraOptions(Options):
+    """Options under `lora.`"""
+
+    rank: int = Field(8, gt=0, le=4096, description="inner width of the two matrices")
+    alpha: float = Field(16.0, gt=0, description="the product of the two is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
+    targets: tuple[Target, ...] = Field(("q_proj", "v_proj"), description="the matrices of every layer that get an "
+                                        "adapter, with commas between them")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(value.replace(" ", "").split(",")) if isinstance(value, str) else value
+
+    @field_validator("targets")
+    @classmethod
+    def _distinct(cls, value: tuple[Target, ...]) -> tuple[Target, ...]:
+        if not value:
+            raise ValueError("is empty; name at least one matrix, such as q_proj")
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice; once is enough")
+        return value
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a model trains in place of its own weights, and whose weights those are."""
+
+    options: LoraOptions
+    base: Path
+    """The checkpoint folder that the model was loaded from."""
+    base_sha256: str
+    """Of its weights."""
+
+
+class LoraLinear(nn.Linear):
+    """A bias-free linear map with an adapter. Takes over the weight of the one it stands for, frozen or not."""
+
+    def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+        self.scale, self.dropout = options.alpha / options.rank, options.dropout
+        device = linear.weight.device
+        self.lora_A = nn.Linear(self.in_features, options.rank, bias=False, device="meta")
+        self.lora_B = nn.Linear(options.rank, self.out_features, bias=False, device="meta")
+        # Kaiming with PEFT's slope, that is uniform within one over the root of the width; B is zero, so that training
+        # begins at the base. Drawn on the CPU, so that a seed means the same on every device.
+        bound = 1 / math.sqrt(self.in_features)
+        down = torch.empty(options.rank, self.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A.weight = nn.Parameter(down.to(device))
+        self.lora_B.weight = nn.Parameter(torch.zeros(self.out_features, options.rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[..., in] → [..., out]."""
+        thin = self.lora_A(F.dropout(x, self.dropout, self.training))
+        return F.linear(x, self.weight) + self.lora_B(thin) * self.scale
+
+
+def attach(model: "Llama", adapter: Adapter, seed: int) -> None:
+    """Freeze a model's weights and put a new adapter, drawn from the seed, beside those that its options name."""
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parent in list(model.model.layers.modules()):
+        for name, child in list(parent.named_children()):
+            if name in adapter.options.targets and isinstance(child, nn.Linear):
+                setattr(parent, name, LoraLinear(child, adapter.options, generator).train(child.training))
+    model.adapter = adapter
+
+
+def adapter_tensors(model: "Llama") -> dict[str, Tensor]:
+    """The adapter's parameters by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}

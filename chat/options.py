@@ -21,28 +21,40 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                                      formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("-h", "--help", action="help", help="显示本说明\nshow this help")
-    add("--checkpoint", type=Path, metavar="DIR",
-        help="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
-             "a run, one of its steps or an exported folder; default: the newest in runs/, fine-tuned ones first")
+    add_model(parser)
     about = parser.add_mutually_exclusive_group()
     about.add_argument("--reference", metavar="TEXT", help="要谈的资料\na reference text to talk about")
     about.add_argument("--reference-file", type=Path, metavar="FILE",
                        help="资料文件（UTF-8）\na file with the reference (UTF-8)")
     about.add_argument("--wikipedia", metavar="关键词",
                        help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article")
+    add_settings(parser)
+    add("--max_new_tokens", type=whole("--max_new_tokens", 1), default=256, metavar="N",
+        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)")
+    add("--seed", type=whole("--seed", 0), default=0, metavar="N",
+        help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)")
+    return parser.parse_args(arguments)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model speaks, and where it is computed."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="DIR",
+        help="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
+             "a run, one of its steps or an exported folder; default: the newest in runs/, fine-tuned ones first")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
         help="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
              "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for each of `SETTINGS`."""
     for setting in SETTINGS:
-        add(f"--{setting.field}", type=_reader(setting), default=setting.default, metavar="N",
+        parser.add_argument(
+            f"--{setting.field}", type=_reader(setting), default=setting.default, metavar="N",
             help=f"{setting.chinese}（默认 {setting.default:g}）\n{setting.english} (default {setting.default:g})")
-    add("--max_new_tokens", type=_whole("--max_new_tokens", 1), default=256, metavar="N",
-        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)")
-    add("--seed", type=_whole("--seed", 0), default=0, metavar="N",
-        help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)")
-    return parser.parse_args(arguments)
 
 
 def sampling(options: argparse.Namespace) -> Sampling:
@@ -54,7 +66,9 @@ def _reader(setting: Setting) -> Callable[[str], float]:
     return lambda text: setting.parse(text, f"--{setting.field}")
 
 
-def _whole(name: str, low: int) -> Callable[[str], int]:
+def whole(name: str, low: int) -> Callable[[str], int]:
+    """A reader of the option `name`: an integer from `low` up, UserError for anything else."""
+
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < low:
             raise UserError(f"{name} {text}：要一个不小于 {low} 的整数")

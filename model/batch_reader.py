@@ -37,6 +37,20 @@ class BatchReader:
         self._even = len(set(map(len, prompts))) == 1
         self.look_every = look_every(self.device)
 
+    @classmethod
+    def join(cls, readers: Sequence["BatchReader"], *, new: int) -> "BatchReader":
+        """One reader with the rows of several of one model, in their order, and room for `new` more ids behind them.
+
+        What was read is copied, not read again; columns that are padding in every row are left out.
+        """
+        held = [int(count) for each in readers for count in each.cache.length - each._padding]
+        joined = cls(readers[0]._model, [[0] * count for count in held], new=new)
+        joined.cache.length, row = max(held), 0
+        for each in readers:
+            joined.cache.take(each.cache, row)
+            row += each.cache.rows
+        return joined
+
     def read_prompts(self) -> Tensor:
         """Read all prompts; logits[R, V] of what follows them, fp32."""
         return self.read(self._padded)

@@ -43,3 +43,10 @@ class Cache:
             # One layer at a time: the copy that indexing makes stays small.
             kept[: len(rows), :, start : self.length] = kept[:, :, start : self.length][rows]
         self.rows = len(rows)
+
+    def take(self, other: "Cache", row: int) -> None:
+        """Copy the rows of `other` into those from `row` on, the last columns of both together."""
+        columns, rows = min(self.length, other.length), slice(row, row + other.rows)
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[:, rows, :, self.length - columns : self.length] = (
+                theirs[:, : other.rows, :, other.length - columns : other.length])

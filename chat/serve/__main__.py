@@ -1,0 +1,96 @@
+"""`python -m chat.serve`: a model behind the OpenAI chat-completions protocol."""
+
+import errno
+import socket
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from chat.serve import options as command_line
+from common.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from chat.serve.engine import Engine
+
+GRACE = 2  # seconds that responses have to end after Ctrl-C
+
+
+def main() -> None:
+    """Entry point."""
+    options = command_line.parse()
+    # Before the model is loaded: a port that is taken is said at once.
+    with listen(options.host, options.port) as listener:
+        from chat import weights
+        from chat.options import sampling
+        from chat.serve.app import Limits, Service
+        from chat.serve.engine import Engine
+        from common.machine import resolve_device
+
+        checkpoint = options.checkpoint or weights.newest_run()
+        loaded = weights.load(checkpoint, resolve_device(options.device), options.precision)
+        engine = Engine(loaded, rows=options.rows, waiting=options.waiting)
+        limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
+        service = Service(checkpoint.resolve().name, loaded, engine, sampling(options), limits)
+        _note(f"模型：{loaded.description}")
+        if not loaded.converses:
+            _note("提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft")
+        if not _loopback(listener) and options.api_key is None:
+            _note(f"提示：--host {options.host} 让别的机器也连得上，而没有 --api_key：谁都可以用")
+        _note(f"{url(listener)} （协议：{url(listener)}v1，模型名：{service.name}），Ctrl-C 结束")
+        serve(service.application(options.host, options.api_key), engine, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. UserError if that cannot be."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"{host}:{port} 已经有程序在用：换一个 --port，或先结束那个程序") from None
+        raise UserError(f"--host {host} --port {port}：不能在这里监听（{error.strerror}）") from None
+
+
+def url(listener: socket.socket) -> str:
+    """Where a browser finds the server."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, which end the answers that are being made."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            engine.stop()
+            super().handle_exit(sig, frame)
+
+    engine.start()
+    config = uvicorn.Config(
+        application, http="h11", loop="asyncio", ws="none", lifespan="off", log_level="warning", access_log=False,
+        proxy_headers=False, server_header=False, timeout_graceful_shutdown=GRACE)
+    try:
+        Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        _note("结束")
+    finally:
+        engine.stop()
+        engine.join()
+
+
+def _loopback(listener: socket.socket) -> bool:
+    from ipaddress import ip_address
+
+    return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

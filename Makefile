@@ -13,7 +13,7 @@ ARGS ?=
 # The newest run, where a command needs one and none is named.
 NEWEST = $(or $(RUN),$(shell ls -td runs/*/ 2>/dev/null | head -n 1))
 
-.PHONY: help setup setup-dev data pretrain sft chat evaluate baseline tensorboard bench test test-fast check sample clean
+.PHONY: help setup setup-dev data pretrain sft chat serve evaluate tensorboard bench test test-fast check sample clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "                    fine-tune: csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or a mix"
 	@echo "                    such as csl+belle-0.8m:0.5+replay:0.1; without a download the sample's part of that name"
 	@echo "make chat [RUN=…]   talk to the newest run (--help: make chat ARGS=--help)"
+	@echo "make serve [RUN=…]  OpenAI's protocol and a page to talk to the newest run, on http://127.0.0.1:8000/"
 	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA=… lists them"
 	@echo "make evaluate       everything that fits the newest run (or RUN=DIR): perplexity, accuracy, bits per character,"
 	@echo "                    ROUGE, reading, repetition; and a report"
@@ -60,6 +61,9 @@ sft: setup
 
 chat: setup
 	@$(PY) -m chat $(if $(RUN),--checkpoint $(RUN)) $(ARGS)
+
+serve: setup
+	@$(PY) -m chat.serve $(if $(RUN),--checkpoint $(RUN)) $(ARGS)
 
 evaluate: setup
 	@test -n "$(NEWEST)" || { echo "error: there is no run yet: make pretrain" >&2; exit 2; }

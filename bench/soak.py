@@ -10,17 +10,20 @@ the checkpoint verifies, metrics.jsonl has every step once, and TensorBoard show
 """
 
 import argparse
+import http.client
 import itertools
+import json
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from common.errors import UserError, run_main
 from common.files import manifest_problem, write_json
@@ -37,6 +40,7 @@ _TINY = [
     "--model.max_position_embeddings", "512", "--max_steps", "100000000", "--log_every", "5", "--checkpoint.every", "5",
     "--evaluation.every", "100", "--evaluation.tokens", "512", "--evaluation.sample_tokens", "8",
 ]
+_CLIENTS = 4
 _QUESTIONS = ("你好！", "人们去哪里看今弦马赛？", "奖品是什么？", "第一名是谁？", "谢谢你。")
 
 
@@ -117,6 +121,8 @@ def soak_chat(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[Look
         asked: list[int] = []
         threading.Thread(target=_ask, args=(process, asked), daemon=True).start()
         looks = _watched(process, seconds, folder / "log", stop=signal.SIGTERM)
+    if not asked:
+        raise UserError("the chat answered nothing")
     return looks, [f"{len(asked):,} questions answered"]
 
 
@@ -129,13 +135,57 @@ def _ask(process: "subprocess.Popen[bytes]", asked: list[int]) -> None:
             process.stdin.flush()
         except OSError:
             return  # the time is over
-        if not _line(process.stdout):
+        if not process.stdout.readline():
             return
         asked.append(1)
 
 
-def _line(stream: IO[bytes]) -> bytes:
-    return stream.readline()
+def soak_serve(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[Look], list[str]]:
+    """Ask a server from several threads without end; every fifth answer is left half-way. The looks, and how many."""
+    port = _free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "chat.serve", "--checkpoint", str(checkpoint), "--device", "cpu", "--port", str(port)],
+            stdout=log, stderr=subprocess.STDOUT)
+        done: Counter[str] = Counter()
+        for number in range(_CLIENTS):
+            threading.Thread(target=_request, args=(port, checkpoint.name, number, done), daemon=True).start()
+        looks = _watched(process, seconds, folder / "log")
+    if refused := [said for said in done if said not in ("whole", "left")]:
+        raise UserError(f"the server refused requests: {refused[0]}")
+    if not done["whole"]:
+        raise UserError("the server answered nothing")
+    return looks, [f"{done['whole']:,} answers to {_CLIENTS} clients at once, {done['left']:,} more left half-way"]
+
+
+def _request(port: int, name: str, number: int, done: Counter[str]) -> None:
+    """One client. `done` counts the answers read to their end, those left half-way, and what else the server said."""
+    for count in itertools.count(number):
+        question = {"role": "user", "content": _QUESTIONS[count % len(_QUESTIONS)]}
+        body = json.dumps({"model": name, "messages": [question], "stream": True, "max_tokens": 64, "seed": count})
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status == 503:  # it is shutting down: the time is over
+                return
+            if answer.status != 200:
+                done[f"{answer.status} {answer.read()[:200]!r}"] += 1
+                return
+            answer.readline()
+            if count % 5:
+                answer.read()
+            done["whole" if count % 5 else "left"] += 1
+        except (OSError, http.client.HTTPException):
+            time.sleep(1)  # it is not up yet, or the time is over
+        finally:
+            connection.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _watched(
@@ -176,7 +226,8 @@ def main() -> None:
         if options.what == "train":
             looks, lines = soak_train(folder, seconds)
         else:
-            looks, lines = soak_chat(options.checkpoint, folder, seconds)
+            soak = soak_chat if options.what == "chat" else soak_serve
+            looks, lines = soak(options.checkpoint, folder, seconds)
     flat, said = verdict(looks)
     print("\n".join([f"{options.what}, {looks[-1].seconds / 60:.1f} minutes: {'flat' if flat else 'NOT FLAT'}", *lines, said]))
     if options.json:

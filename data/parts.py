@@ -82,7 +82,7 @@ def _part(index: int, source: str, records: list[Raw], split: str | None) -> Par
     whole = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
-        whole.update(f"\0{record.file}\0{record.line}\0{len(body)}\0".encode())
+        whole.update(f"\0{record.file}\0{record.line}\0{len(body)}\0".encode("utf-8", "surrogateescape"))
         whole.update(body)
     return Part(index, source, records, whole.hexdigest(), split)
 

@@ -53,6 +53,9 @@ def expand(inputs: list[str]) -> list[Path]:
             wanted = "no file matches it" if glob.has_magic(text) else "there is no such file or folder"
             raise UserError(f"--input {text}: {wanted}")
         files = [file for path in paths for file in _files(path)]
+        for file in files:
+            if file.exists() and not file.is_file():
+                raise UserError(f"--input {file}: is a pipe or a device, which cannot be read twice: save it as a file first")
         if not files:
             raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
         found.update(dict.fromkeys(files))
@@ -246,20 +249,45 @@ class _Gunzip(io.RawIOBase):
 
 
 def _rows(path: Path, advance: Advance | None) -> Iterator[Raw]:
-    import orjson
     import pyarrow
     import pyarrow.parquet
 
     size = path.stat().st_size
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             total, row, told = file.metadata.num_rows, 0, 0
             for batch in file.iter_batches(batch_size=256):
-                for value in batch.to_pylist():
+                for data, problem in _json_rows(batch):
                     row += 1
-                    yield RawRecord(str(path), row, orjson.dumps(value, default=str))
+                    yield RawRecord(str(path), row, data) if problem is None else BadRecord(str(path), row, problem)
                 if advance is not None:
                     advance(size * row // total - told)
                     told = size * row // total
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None
+
+
+def _json_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
+    """Each row of a parquet batch as JSON, or what is wrong with it."""
+    import orjson
+
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        rows = None  # one value that Python cannot hold (text that is no UTF-8, the year 40000) costs its own row alone
+    for index in range(batch.num_rows):
+        try:
+            row = batch.slice(index, 1).to_pylist()[0] if rows is None else rows[index]
+            yield orjson.dumps(row, default=json_value), None
+        except (ValueError, OverflowError, TypeError) as error:
+            yield b"", f"this row cannot be read: {error}"
+
+
+def json_value(value: Any) -> Any:
+    """What JSON has no type for: many writers mark text as bytes, and bytes that are none must not pass for text."""
+    if not isinstance(value, bytes):
+        return str(value)
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"bytes": len(value)}

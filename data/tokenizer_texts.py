@@ -14,7 +14,7 @@ from data.detect import detect
 from data.reading import expand
 from data.records import BadRecord, Document, Record, Summary, Unused
 from data.sources import SOURCES, find_source
-from data.sources.base import Source
+from data.sources.base import BadRow, Source
 
 # The share of records that may be unreadable before the source is thought to be the wrong one.
 BAD_SHARE = 0.01
@@ -29,6 +29,8 @@ def strings(data: bytes) -> Document:
     """
     try:
         found = list(_strings(orjson.loads(data)))
+    except RecursionError:
+        raise BadRow("nested too deeply") from None
     except orjson.JSONDecodeError:
         found = _TAG.sub("", data.decode("utf-8", errors="ignore")).strip().split("\t")
     return Document("\n".join(text for text in found if not text.isascii()))

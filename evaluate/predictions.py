@@ -24,7 +24,9 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            # Half a character (a lone surrogate) can be escaped in JSON, and neither printed nor written.
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: not valid JSON ({error}); a line is {wanted}") from None
         for field in fields:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):

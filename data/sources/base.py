@@ -8,6 +8,9 @@ from typing import Any
 from data.reading import Advance, Raw, records
 from data.records import BadRecord, Kind, Record, Unused
 
+# Characters of a quarantined reason: a key that a reason names may be megabytes long.
+REASON_LIMIT = 300
+
 
 class BadRow(ValueError):
     """A record that does not fit the source's schema; the message is the reason that is quarantined."""
@@ -54,7 +57,13 @@ class Source:
         try:
             return self.parse(raw.data)
         except BadRow as error:
-            return BadRecord(raw.file, raw.line, str(error))
+            return BadRecord(raw.file, raw.line, _one_line(str(error)))
+
+
+def _one_line(reason: str) -> str:
+    """A reason as one line to print, whatever keys or texts of the record it quotes: no line ends, no control codes."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in reason[:REASON_LIMIT])
+    return shown + "…" if len(reason) > REASON_LIMIT else shown
 
 
 def row_of(data: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from common.errors import UserError
-from data.reading import RawRecord
+from data.reading import RawRecord, json_value
 from data.sources.base import Source
 
 PREFIX = "hub"
@@ -42,7 +42,7 @@ def stream(source: Source, text: str) -> Iterator[RawRecord]:
                 split="train", streaming=True,
             )
         for number, row in enumerate(rows, 1):
-            data = orjson.dumps(row, default=str) if hub.files is None else row["text"].encode()
+            data = orjson.dumps(row, default=json_value) if hub.files is None else row["text"].encode()
             if data.strip():
                 yield RawRecord(label, number, data)
     except (OSError, ValueError, RuntimeError) as error:

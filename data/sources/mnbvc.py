@@ -24,10 +24,12 @@ def parse(data: bytes) -> Document:
 def _paragraphs(value: Any) -> list[tuple[int, str]]:
     if isinstance(value, dict):
         # The hub's own tables turn a list of objects into an object of lists.
-        columns = [value.get(key) for key in ("行号", "内容")]
-        if not all(isinstance(column, list) for column in columns):
+        numbers, texts = value.get("行号"), value.get("内容")
+        if not isinstance(numbers, list) or not isinstance(texts, list):
             raise BadRow("段落 is an object without the lists 行号 and 内容")
-        value = [{"行号": number, "内容": text} for number, text in zip(*columns, strict=False)]
+        if len(numbers) != len(texts):
+            raise BadRow(f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容")
+        value = [{"行号": number, "内容": text} for number, text in zip(numbers, texts, strict=True)]
     if not isinstance(value, list):
         raise BadRow(f"段落 is {type(value).__name__}, not a list")
     found = []

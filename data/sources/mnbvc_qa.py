@@ -28,8 +28,7 @@ def parse(data: bytes) -> Document:
 
 
 def _optional(row: dict[str, Any], field: str) -> str:
-    value = row.get(field)
-    return value.strip() if isinstance(value, str) else ""
+    return text_of(row, field).strip() if row.get(field) is not None else ""
 
 
 SOURCE = Source(

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 
-from common.errors import run_main
+from common.errors import UserError, run_main
 from common.machine import describe, peak_memory_bytes, resolve_device
+from common.options import Parser
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
     """Entry point: the parent interleaves turns, each its own process."""
-    parser = argparse.ArgumentParser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=4096, help="positions with a loss")
     parser.add_argument("--hidden", type=int, default=256, help="width")
     parser.add_argument("--vocabulary", type=int, default=65_000, help="ids")
@@ -26,6 +27,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="processes per path, interleaved")
     parser.add_argument("--path", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    for name in ("tokens", "hidden", "vocabulary", "turns"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
     if options.path:
         print(json.dumps(_turn(options)))
         return

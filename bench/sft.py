@@ -26,6 +26,7 @@ from torch import Tensor
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, peak_memory_bytes
+from common.options import Parser, out_file
 from common.progress import progress
 from data.batches import assemble
 from data.examples import Examples, Phrasings, examples_of
@@ -109,7 +110,7 @@ def run_turn(way: str, arguments: argparse.Namespace) -> Turn:
 
 def main() -> None:
     """Entry point of `python -m bench.sft`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sft", description=__doc__, allow_abbrev=False,
+    parser = Parser(prog="python -m bench.sft", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared shard set of summaries or conversations")
     parser.add_argument("--length", type=int, default=512, help="positions of a packed row (default 512)")
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps a turn; the first is not timed (default 4)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each way (default 3)")
     parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here too")
+    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the figures here too")
     parser.add_argument("--turn", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name, least in (("length", 2), ("records", 1), ("steps", 2), ("turns", 1), ("threads", 1)):
@@ -127,6 +128,7 @@ def main() -> None:
         names = ("data", "length", "steps", "records", "threads")
         print(json.dumps(asdict(take_turn(arguments.turn, *(getattr(arguments, name) for name in names)))))
         return
+    ShardSet.open(arguments.data)
     with progress("turns", total=arguments.turns * len(WAYS), unit="turn") as bar:
         turns = []
         for way in WAYS * arguments.turns:

@@ -24,6 +24,7 @@ from bench.contenders import CONTENDERS, Task
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, matmul_flops, peak_memory_bytes
+from common.options import Parser, out_file
 from common.progress import progress
 from model.config import LlamaConfig, preset
 
@@ -145,7 +146,7 @@ def contenders(text: str) -> list[str]:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
     parser.add_argument("--steps", type=int, default=4, help="steps a turn; the first is not timed (default 4)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a batch (default 8)")
@@ -154,7 +155,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--contenders", default="babyllama,transformers,litgpt", help=f"in order, of {', '.join(CONTENDERS)}"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the figures and every turn here")
     parser.add_argument("--turn", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name, least in (("turns", 1), ("steps", 2), ("rows", 1), ("length", 1), ("threads", 1)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chat.settings import SETTINGS, Setting
 from common.errors import UserError
+from common.options import Parser
 from model.generate import Sampling
 
 DESCRIPTION = """与模型对话；对话中 /help 列出命令。
@@ -17,7 +18,7 @@ Answers go to stdout, everything else to stderr: pipes work."""
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; exits on `--help`. UserError for a value that is out of range."""
-    parser = argparse.ArgumentParser(prog="python -m chat", description=DESCRIPTION, allow_abbrev=False, add_help=False,
+    parser = Parser(prog="python -m chat", description=DESCRIPTION, allow_abbrev=False, add_help=False,
                                      formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("-h", "--help", action="help", help="显示本说明\nshow this help")

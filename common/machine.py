@@ -22,6 +22,11 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_bytes() -> int:
+    """The machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def resolve_device(name: str) -> Any:
     """`auto`, `cpu` or `cuda` to a `torch.device`; `auto` takes a GPU where there is one."""
     import torch

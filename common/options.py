@@ -1,17 +1,19 @@
 """Options: one typed pydantic model per command, a YAML file, and dotted overrides (`--optimizer.lr 3e-4`).
 
-All problems of an invocation are reported together, each as one line that names the key and what would be right.
+All problems of an invocation are reported together, each as one line that names the key and what would be right. Commands
+with a handful of options have a plain `Parser`.
 """
 
 import argparse
 import difflib
+import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
@@ -23,25 +25,73 @@ from common.errors import UserError
 class Options(BaseModel):
     """Base of every option group: unknown keys are errors, values do not change after parsing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Options)
+YAML_LIMIT = 1 << 20
+# What PyYAML raises for text that is no YAML: dates and numbers that do not exist, and nesting without end, included.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with a mistake as one line (`UserError`) in place of a usage text, and no option by half its name."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser.error`."""
+        said = re.sub(r"^argument (--?\w[^:]*): ", r"\1: ", message)
+        if unknown := re.match(r"unrecognized arguments: (--[\w.-]+)", said):
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            said = f"{unknown[1]}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+        raise UserError(f"{' '.join(said.split())} (see {self.prog} --help)")
+
+
+def out_file(text: str) -> Path:
+    """The type of an option that names a file to write: UserError before the work, not after it, if that cannot be."""
+    path = Path(text)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file to write")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: cannot be written, for {folder} is no folder that may be written to; name another file")
+    return path
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values. An alias (`*name`) may stand for a list of aliases of lists …, a few lines for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read: write the value out")
+        return super().compose_node(parent, index)
 
 
 def load_yaml(path: Path, said: str = "--config ") -> dict[str, Any]:
     """A YAML file as a nested dict; a missing, broken or non-mapping file is one clear line that begins with `said`."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(YAML_LIMIT + 1)
+        if len(text) > YAML_LIMIT:
+            raise UserError(f"{said}{path}: is larger than {YAML_LIMIT >> 20} MB, which no options are")
+        value = yaml.load(text.decode("utf-8"), _Loader)
     except FileNotFoundError:
         raise UserError(f"{said}{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*_NO_YAML, OSError) as error:
         raise UserError(f"{said}{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise UserError(f"{said}{path}: expected keys and values, found {type(value).__name__}")
+    if strange := [key for key in _keys(value) if not isinstance(key, str)]:
+        raise UserError(f"{said}{path}: the key {strange[0]!r} is no text; keys are the names of options")
     return value
+
+
+def _keys(value: dict[Any, Any]) -> list[Any]:
+    return [each for key, item in value.items() for each in (key, *(_keys(item) if isinstance(item, dict) else ()))]
 
 
 def parse(
@@ -52,7 +102,7 @@ def parse(
     Returns the validated options and the nested dict of only what the command line itself said.
     Raises UserError with one line per problem; prints help and exits on `--help`.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {name}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"python -m {name}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=default_config)
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(list(arguments))
@@ -103,9 +153,10 @@ def _value(text: str, kinds: set[Any]) -> Any:
     if wants_text and not (kinds & {list, tuple} and text.startswith("[")):
         return None if text == "null" and types.NoneType in kinds else text
     try:
-        return yaml.load(text, yaml.BaseLoader if wants_text else yaml.SafeLoader) if text else ""
-    except yaml.YAMLError:
+        value = yaml.load(text, yaml.BaseLoader if wants_text else _Loader) if text else ""
+    except _NO_YAML:
         return text
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _kinds(annotation: Any) -> set[Any]:

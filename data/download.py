@@ -9,15 +9,14 @@ A broken download is continued by running the same command again. `HF_ENDPOINT=h
 Hugging Face hub first. A file that was fetched by hand and put at its place is verified and used.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from common.archive import extract_zip
 from common.download import download
 from common.errors import UserError, run_main
+from common.options import Parser
 from data import catalog
 from data.corpora import TOKENIZER, Corpus, corpora, unknown
 from data.prepare import describe_report
@@ -25,14 +24,9 @@ from data.reading import expand
 from data.shards import ShardSet
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m data.download --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; UserError for every mistake."""
-    parser = _Parser(prog="python -m data.download", description="Download a corpus by name, verify it, prepare it.")
+    parser = Parser(prog="python -m data.download", description="Download a corpus by name, verify it, prepare it.")
     parser.add_argument("name", nargs="?", help="what to download; without it the names are listed")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model to prepare with (default: the 65k one, "
                         "downloaded first; the sample: the small one that comes with the project)")

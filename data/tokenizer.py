@@ -11,10 +11,10 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 from common.errors import UserError, run_main
 from common.files import write_atomic
+from common.options import Parser
 from data.sources import SOURCES
 from data.tokenizer_texts import STRINGS, read_texts, sample_inputs, sources_of
 from data.tokenizer_training import train
@@ -29,13 +29,8 @@ def main() -> None:
     arguments.run(arguments)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help tells the options)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m data.tokenizer", description="Train, import, export or inspect a tokenizer.")
+    parser = Parser(prog="python -m data.tokenizer", description="Train, import, export or inspect a tokenizer.")
     commands = parser.add_subparsers(required=True, metavar="train|import|export|inspect")
     command = commands.add_parser("train", help="learn a vocabulary from text", allow_abbrev=False)
     _add_inputs(command, default="the sample")
@@ -99,9 +94,9 @@ def _add_inputs(command: argparse.ArgumentParser, *, default: str) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    for name, least in (("vocabulary", 260), ("longest", 1), ("sentences", 1)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    for name, least, most in (("vocabulary", 260, 1 << 21), ("longest", 1, 512), ("sentences", 1, 1 << 40)):
+        if not least <= getattr(arguments, name) <= most:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be between {least} and {most}")
     if not 0.98 <= arguments.coverage <= 1:
         raise UserError(f"--coverage {arguments.coverage}: must be between 0.98 and 1")
     texts = read_texts(sources_of(arguments.input or sample_inputs(), arguments.source))

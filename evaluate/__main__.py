@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from common.errors import UserError, run_main
+from common.options import Parser
 from data.catalog import test_files
 from data.shards import ShardSet, shard_sets_of_run
 
@@ -22,7 +23,7 @@ READING = ("redgpt",)
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate", description=DESCRIPTION, allow_abbrev=False,
+    parser = Parser(prog="python -m evaluate", description=DESCRIPTION, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run")
     parser.add_argument("--limit", type=int, help="test records answered (default all)")

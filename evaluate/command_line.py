@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 
 from common.errors import UserError
+from common.options import Parser, out_file
 
 _COUNTS = ("limit", "beams", "max_new_tokens", "batch")
 
 
 def answering_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
     """A parser for `python -m evaluate.NAME`, with the default length of its answers."""
-    parser = argparse.ArgumentParser(prog=f"python -m evaluate.{name}", description=description,
+    parser = Parser(prog=f"python -m evaluate.{name}", description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--source", help="source of --input, such as csl, lcsts, redgpt")
@@ -20,8 +21,8 @@ def answering_parser(name: str, description: str, *, max_new_tokens: int) -> arg
                         help=f"tokens of an answer at most (default: {max_new_tokens})")
     parser.add_argument("--batch", type=int, default=16, help="answers decoded together (default: 16)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--predictions", type=Path, metavar="OUT.jsonl", help="write what was asked and answered here")
-    parser.add_argument("--json", type=Path, metavar="OUT.json", help="write the figures here too")
+    parser.add_argument("--predictions", type=out_file, metavar="OUT.jsonl", help="write what was asked and answered here")
+    parser.add_argument("--json", type=out_file, metavar="OUT.json", help="write the figures here too")
     return parser
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe, resolve_device
+from common.options import Parser, out_file
 from common.progress import progress
 from data.examples import Phrasings, encode_records, examples_of
 from data.reading import expand
@@ -38,7 +39,7 @@ Loss and perplexity are per token and compare only models with the same tokenize
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.perplexity", description=DESCRIPTION,
+    parser = Parser(prog="python -m evaluate.perplexity", description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--data", type=Path, help="a prepared shard set (default: the one the run was trained on)")
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
     parser.add_argument("--limit", type=int, help="score only about so many tokens (of conversations and summaries: records)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=out_file, help="write the figures here too")
     options = parser.parse_args()
     if bool(options.source) != bool(options.input):
         raise UserError("--source and --input belong together: --source jsonl --input FILE")

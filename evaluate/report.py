@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import UserError, run_main
 from common.files import write_atomic
+from common.options import Parser
 from evaluate.curves import draw
 from evaluate.page import MISSING, Block, Cell, Code, Heading, Paragraph, Picture, Table, to_html, to_markdown
 from evaluate.run_record import Point, RunRecord, read_run, show
@@ -27,7 +28,7 @@ LONGEST_TEXT = 300
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.report", description=DESCRIPTION,
+    parser = Parser(prog="python -m evaluate.report", description=DESCRIPTION,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, finished or not")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="PATH",

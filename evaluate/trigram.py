@@ -20,7 +20,6 @@ middle tokens at a time, and only the contexts of the validation stream are ever
 range, whatever the size of the corpus.
 """
 
-import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ import numpy as np
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe
+from common.options import Parser, out_file
 from common.progress import progress
 from data.shards import ShardSet, shards_of_run
 
@@ -217,11 +217,11 @@ def evaluate(shards: ShardSet, partition: int = PARTITION_POSITIONS) -> TrigramS
 
 def main() -> None:
     """Entry point of `python -m evaluate.trigram`."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.trigram", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m evaluate.trigram", description=__doc__.split("\n\n")[0])
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", type=Path, metavar="SHARDSET", help="a prepared shard set")
     which.add_argument("--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the printed figures here")
+    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the printed figures here")
     arguments = parser.parse_args()
     shards = ShardSet.open(arguments.data) if arguments.data else shards_of_run(arguments.checkpoint)
     score = evaluate(shards)

@@ -1,9 +1,11 @@
 """The shape of a Llama, in the words of Hugging Face's `config.json`, and what it costs."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from common.errors import UserError
+from common.machine import memory_bytes
 
 # The scalings of rotary frequencies that are known, and the numbers that each needs.
 ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
@@ -48,10 +50,10 @@ class LlamaConfig:
     def problems(self) -> list[str]:
         """Everything that makes this shape impossible, a sentence each."""
         found = [
-            f"{name} must be positive, not {getattr(self, name)}"
+            f"{name} must be positive and finite, not {getattr(self, name)}"
             for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                          "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps")
-            if getattr(self, name) <= 0
+            if not 0 < getattr(self, name) < math.inf
         ]
         if found:
             return found
@@ -74,7 +76,7 @@ class LlamaConfig:
         found = [
             f"rope_scaling {kind}: {key} must be a number above 0, not {self.rope_scaling.get(key, 'missing')}"
             for key in ROPE_SCALINGS[kind]
-            if not (_is(self.rope_scaling.get(key), float) and self.rope_scaling[key] > 0)
+            if not (_is(self.rope_scaling.get(key), float) and 0 < self.rope_scaling[key] < math.inf)
         ]
         if kind == "llama3" and not found and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
             found.append("rope_scaling llama3: low_freq_factor must be below high_freq_factor")
@@ -94,6 +96,15 @@ class LlamaConfig:
         embedding = 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         return self.matmul_parameters + embedding + norms
+
+    def check_memory(self, name: str) -> None:
+        """UserError, which begins with `name`, for a shape whose weights alone are more than the machine's memory."""
+        # fp32 weights; cosines and sines of every position and, while they are computed, their angles.
+        needed, there = 4 * self.parameters + 8 * self.max_position_embeddings * self.head_dim, memory_bytes()
+        if needed > there:
+            raise UserError(f"{name}: {self.num_hidden_layers:,} layers of {self.hidden_size:,} with vocabulary "
+                            f"{self.vocab_size:,} and context {self.max_position_embeddings:,} need {needed / 1e9:,.0f} GB of "
+                            f"memory, and this machine has {there / 1e9:,.0f}: use a smaller model")
 
     def flops_per_token(self, length: int, *, head: bool = True) -> float:
         """Floating point operations to train on one token in a row of `length`: forward, and twice that backward.

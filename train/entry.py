@@ -1,6 +1,5 @@
 """What the entry points share: a run's own options, a mix in words, the choices for a machine, the first and last lines."""
 
-import argparse
 import errno
 import math
 import sys
@@ -12,7 +11,7 @@ import torch
 
 from common.errors import UserError
 from common.machine import peak_memory_bytes
-from common.options import parse
+from common.options import Parser, parse
 from model.llama import Llama
 from train.capacity import Choices, compiles, measure, memory_needed, trained
 from train.loop import Trainer
@@ -26,7 +25,7 @@ def read_options(schema: type[T], kind: str, description: str) -> T:
     """The options of `python -m train.KIND`. A run that exists is continued with its own; others begin with the defaults
     of `configs/KIND.yaml`.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"python -m train.{kind}", add_help=False)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data", default=schema.model_fields["data"].default)
     said, _ = parser.parse_known_args(sys.argv[1:])
@@ -36,8 +35,10 @@ def read_options(schema: type[T], kind: str, description: str) -> T:
 
 
 def run_name(kind: str, data: str) -> Path:
-    """Where a run goes that was given no name."""
-    return Path("runs") / (f"{kind}-" + "+".join(Path(name).resolve().name for name in parse_mixture(data)[0]))
+    """Where a run goes that was given no name: mixes of other weights are other runs."""
+    parts = (Path(name).resolve().name + (f"-{weight:g}" if weight != 1 else "")
+             for name, weight in zip(*parse_mixture(data), strict=True))
+    return Path("runs") / f"{kind}-{'+'.join(parts)}"
 
 
 def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:

@@ -86,6 +86,7 @@ def shape(options: ModelOptions, tokenizer: Tokenizer, length: int) -> LlamaConf
     changes: dict[str, Any] = options.changes()
     config = with_tokenizer(preset(options.preset, tokenizer.vocabulary_size, **changes),
                             tokenizer.bos_id, tokenizer.eos_id)
+    config.check_memory(f"--model.preset {options.preset} and what changes it")
     if config.max_position_embeddings < max(length, WINDOW):
         raise UserError(f"--model.max_position_embeddings {config.max_position_embeddings} is shorter than a row "
                         f"({length}) or the evaluation's window ({WINDOW})")

@@ -117,7 +117,9 @@ def find_base(options: SftOptions, run: Path) -> Base:
     made = run / MADE
     if made.is_file() and (step := checkpoints.newest(run)) is not None:
         folder, fingerprint = _own_base(options, run)
-        return Base(folder, checkpoints.step_folder(run, step), fingerprint)
+        own = checkpoints.step_folder(run, step)
+        _check_tokenizer(options.tokenizer, run, own)
+        return Base(folder, own, fingerprint)
     if options.base == "none":
         return Base(None, options.tokenizer or SMALL_TOKENIZER, "none")
     path = options.base or newest_pretrained(Path("runs"))
@@ -141,6 +143,17 @@ def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
         other = checkpoints.find(options.base)
         return other, checkpoints.digest(other)
     return (None if said in (None, "none") else Path(said)), recorded
+
+
+def _check_tokenizer(named: Path | None, run: Path, own: Path) -> None:
+    """UserError where a continued run is told another tokenizer than it has. The file of its own may be gone by now."""
+    config = run / CONFIG
+    said = load_yaml(config, "").get("tokenizer") if config.is_file() else None
+    if named is None or (str(named) == said and not named.exists()):
+        return
+    if Tokenizer.load(named).fingerprint != Tokenizer.load(own).fingerprint:
+        raise UserError(f"--tokenizer {named}: {run} was made with another tokenizer; leave --tokenizer out, or name a new "
+                        "--run")
 
 
 def newest_pretrained(runs: Path) -> Path | None:

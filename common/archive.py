@@ -1,21 +1,25 @@
 """Unpacking a .zip that somebody else made: only plain files, only below the folder, never more than a stated size."""
 
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
 from common.files import MANIFEST, atomic_folder, manifest_problem, read_json, sha256_file
 
-LIMIT = 64 << 30
+# Bytes of all files together; how many times the archive's own size that may be, beyond some megabytes; files.
+LIMIT, RATIO, SPARED, MEMBERS = 64 << 30, 100, 64 << 20, 100_000
 
 
 def extract_zip(archive: Path, folder: Path, limit: int = LIMIT) -> Path:
     """Unpack `archive` into `folder`, which is whole or absent; an unpacked one of the same archive is kept.
 
     Raises UserError for a broken archive, a member that would land outside the folder, a link, an encrypted member,
-    or more than `limit` bytes in all.
+    or more than `limit` bytes, `RATIO` times its own size or `MEMBERS` files in all.
     """
     digest = sha256_file(archive)
     there = (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("archive") == digest
@@ -28,7 +32,7 @@ def extract_zip(archive: Path, folder: Path, limit: int = LIMIT) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with packed.open(member) as source, path.open("xb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, ValueError, struct.error) as error:
         raise UserError(f"{archive} is not a readable zip archive ({error}): delete it and download it again") from None
     except OSError as error:
         raise UserError(f"cannot unpack {archive} into {folder}: {error.strerror}") from None
@@ -36,12 +40,12 @@ def extract_zip(archive: Path, folder: Path, limit: int = LIMIT) -> Path:
 
 
 def _members(archive: Path, packed: zipfile.ZipFile, limit: int) -> list[zipfile.ZipInfo]:
-    members = [member for member in packed.infolist() if not member.is_dir()]
+    members = [member for member in packed.infolist() if not member.filename.endswith("/")]
     names = set()
     for member in members:
         path = PurePosixPath(member.filename)
         kind = stat.S_IFMT(member.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in path.parts[0]:
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in path.parts[0]:
             raise UserError(f"{archive}: {member.filename!r} would be written outside the folder: not unpacked")
         if kind not in (0, stat.S_IFREG):
             raise UserError(f"{archive}: {member.filename!r} is not a plain file: not unpacked")
@@ -50,7 +54,9 @@ def _members(archive: Path, packed: zipfile.ZipFile, limit: int) -> list[zipfile
         if path in names or path == PurePosixPath(MANIFEST):
             raise UserError(f"{archive}: {member.filename!r} collides with another file: not unpacked")
         names.add(path)
-    total = sum(member.file_size for member in members)
-    if total > limit:
-        raise UserError(f"{archive} holds {total} bytes, more than the {limit} allowed: not unpacked")
+    total, allowed = sum(member.file_size for member in members), min(limit, SPARED + RATIO * archive.stat().st_size)
+    if total > allowed:
+        raise UserError(f"{archive} holds {total} bytes, more than the {allowed} allowed for its size: not unpacked")
+    if len(members) > MEMBERS:
+        raise UserError(f"{archive} holds {len(members)} files, more than the {MEMBERS} allowed: not unpacked")
     return members

@@ -17,6 +17,10 @@ from typing import Any
 from common.errors import UserError
 
 MANIFEST = "manifest.json"
+# Bytes that a file of facts may have: the largest real ones list the files of a corpus.
+SMALL = 64 << 20
+# Characters of a name in a manifest: no system has longer paths, and some raise for them.
+LONGEST_NAME = 1000
 
 
 def fsync(path: Path) -> None:
@@ -60,14 +64,23 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is a `UserError` that names it."""
+def read_json(path: Path, limit: int = SMALL) -> Any:
+    """Read a JSON file of at most `limit` bytes; a missing, broken or larger one is a `UserError` that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_small(path, limit).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def read_small(path: Path, limit: int = SMALL) -> bytes:
+    """The bytes of a file that has to be small. UserError if it is not: a stranger's file may be of any size."""
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"{path} is larger than {limit >> 20} MB, which such a file never is: it is not what it should be")
+    return data
 
 
 def sha256_file(path: Path) -> str:
@@ -110,8 +123,8 @@ def manifest_problem(folder: Path, *, checksums: bool = True) -> str | None:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return f"{folder / MANIFEST} names a file outside its folder: {name}"
-        if not path.is_file():
-            return f"{path} is missing"
+        if len(name) > LONGEST_NAME or not path.is_file():
+            return f"{str(path)[:LONGEST_NAME]} is missing"
         if path.stat().st_size != size:
             return f"{path} has {path.stat().st_size} bytes instead of {size}"
         if checksums and sha256_file(path) != digest:

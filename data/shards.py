@@ -20,6 +20,7 @@ The two kinds with spans have, besides,
 
 import hashlib
 import json
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,11 @@ class Sequences:
 
     def __init__(self, folder: Path, split: str) -> None:
         paths = sorted(folder.glob(f"{split}-*.tokens.npy"))
-        self._tokens = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-        self._offsets = _beside(paths, "offsets")
+        self._tokens = _arrays(paths, "tokens", "u")
+        self._offsets = _offsets(paths, "offsets", self._tokens)
         spans = [path for path in paths if path.with_name(path.name.replace(".tokens.", ".spans.")).exists()]
-        self._spans, self._span_offsets = _beside(spans, "spans"), _beside(spans, "span_offsets")
+        self._spans = _arrays(spans, "spans", "i", columns=2)
+        self._span_offsets = _offsets(spans, "span_offsets", self._spans)
         self._first = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
 
@@ -162,10 +164,30 @@ class HeldSequences:
             yield np.concatenate(self._spans), np.cumsum([0] + [len(spans) for spans in self._spans[:-1]])
 
 
-def _beside(paths: list[Path], name: str) -> list[np.ndarray]:
-    """The arrays called `name` of the shards whose tokens lie at `paths`, memory-mapped."""
-    files = [path.with_name(path.name.replace(".tokens.", f".{name}.")) for path in paths]
-    return [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+def _arrays(paths: list[Path], name: str, kind: str, *, columns: int | None = None) -> list[np.ndarray]:
+    """The arrays called `name` of the shards whose tokens lie at `paths`, memory-mapped.
+
+    UserError where one is no array of this kind of numbers ("u", "i"), or its header promises more than the file holds.
+    """
+    found = []
+    for path in (path.with_name(path.name.replace(".tokens.", f".{name}.")) for path in paths):
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}: prepare {path.parent} again") from None
+        if not isinstance(array, np.ndarray) or array.dtype.kind != kind or array.shape[1:] != ((columns,) if columns else ()):
+            raise UserError(f"{path} does not hold {name}: prepare {path.parent} again")
+        found.append(array)
+    return found
+
+
+def _offsets(paths: list[Path], name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Where the sequences of each shard begin in its array. UserError where they lead outside of it."""
+    found = _arrays(paths, name, "i")
+    for path, offsets, array in zip(paths, found, arrays, strict=True):
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(array) or (np.diff(offsets) < 0).any():
+            raise UserError(f"{path}: its {name} do not fit it: prepare {path.parent} again")
+    return found
 
 
 class ShardSet:
@@ -184,6 +206,8 @@ class ShardSet:
             raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {FORMAT}")
         if problem := manifest_problem(folder, checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
+        if manifest.get("kind") not in typing.get_args(Kind):
+            raise UserError(f"{folder / MANIFEST} does not say what the set holds: prepare {folder} again")
         return cls(folder, manifest)
 
     @property
@@ -230,8 +254,14 @@ def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> 
     if not made.is_file():
         raise UserError(f"{run} does not say what it was trained on: {cure}")
     facts = read_json(made)
-    sets = [ShardSet.open(Path(folder)) for folder in facts["shards"]]
-    for shards, known in zip(sets, facts["fingerprints"]["data"], strict=True):
-        if shards.fingerprint != known["set"]:
+    try:
+        folders, known = [Path(folder) for folder in facts["shards"]], [each["set"] for each in facts["fingerprints"]["data"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{made} does not say what the run was trained on: {cure}") from None
+    if len(folders) != len(known):
+        raise UserError(f"{made} names {len(folders)} shard sets and {len(known)} fingerprints: {cure}")
+    sets = [ShardSet.open(folder) for folder in folders]
+    for shards, fingerprint in zip(sets, known, strict=True):
+        if shards.fingerprint != fingerprint:
             raise UserError(f"{shards.folder} is no longer what {run} was trained on: {cure}")
     return sets

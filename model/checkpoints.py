@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
@@ -123,6 +123,7 @@ def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
+    _check_weights(folder, config)
     with device:
         model = Llama(config)
     _shorten(model, values)
@@ -145,6 +146,20 @@ def _shorten(model: Llama, values: dict[str, Any]) -> None:
         model.context = trained
 
 
+def _check_weights(folder: Path, config: LlamaConfig) -> None:
+    """UserError before anything is built, where the shape is more than the machine has or than the weights file holds."""
+    config.check_memory(str(folder / CONFIG))
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            held = len(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    expected = 9 * config.num_hidden_layers + 3 - config.tie_word_embeddings
+    if held < expected:
+        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: it holds {held:,} tensors, and a Llama of "
+                        f"{config.num_hidden_layers:,} layers has {expected:,}")
+
+
 def load_weights(model: Llama, folder: Path) -> None:
     """Fill a model, or the adapter that it trains, from a checkpoint folder. UserError if names or shapes differ."""
     if model.adapter is not None:
@@ -154,7 +169,7 @@ def load_weights(model: Llama, folder: Path) -> None:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from None
-    if model.config.tie_word_embeddings:
+    if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
         model.lm_head.weight = model.model.embed_tokens.weight
     try:

@@ -1,6 +1,5 @@
 """The shape of a Llama, in the words of Hugging Face's `config.json`, and what it costs."""
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +13,8 @@ ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
 }
 # What a `config.json` cannot leave out: transformers would fill these in with the shape of Llama 2 7B.
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# About the largest number of fp32: nothing in a shape comes near, and JSON can write more than a float holds.
+_HUGE = 1e38
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -53,7 +54,7 @@ class LlamaConfig:
             f"{name} must be positive and finite, not {getattr(self, name)}"
             for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                          "num_key_value_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps")
-            if not 0 < getattr(self, name) < math.inf
+            if not 0 < getattr(self, name) < _HUGE
         ]
         if found:
             return found
@@ -76,7 +77,7 @@ class LlamaConfig:
         found = [
             f"rope_scaling {kind}: {key} must be a number above 0, not {self.rope_scaling.get(key, 'missing')}"
             for key in ROPE_SCALINGS[kind]
-            if not (_is(self.rope_scaling.get(key), float) and 0 < self.rope_scaling[key] < math.inf)
+            if not (_is(self.rope_scaling.get(key), float) and 0 < self.rope_scaling[key] < _HUGE)
         ]
         if kind == "llama3" and not found and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
             found.append("rope_scaling llama3: low_freq_factor must be below high_freq_factor")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_small
 from common.machine import cores
 from model.tokenizer_normalise import BYTE, CONTROL, UNKNOWN, Changes, normalise, parse
 
@@ -100,7 +101,7 @@ def read_model(path: Path) -> tuple[bytes, Changes]:
     """The normalised bytes of what `Tokenizer.load` would load, and what normalising changed."""
     file = path / FILE if path.is_dir() else path
     try:
-        data = file.read_bytes()
+        data = read_small(file)
     except FileNotFoundError:
         raise UserError(f"{file} does not exist: give a SentencePiece model or a folder that holds {FILE}") from None
     except OSError as error:

@@ -22,6 +22,8 @@ UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
 # The piece types of sentencepiece_model.proto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BPE = 2
+# SentencePiece trains none longer than 512 characters.
+LONGEST = 4096
 _BYTES = {f"<0x{value:02X}>" for value in range(256)}
 _SWITCHES = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "escape_whitespaces": True}
 _SPECIALS = ((UNK_ID, "<unk>", UNKNOWN), (BOS_ID, "<s>", CONTROL), (EOS_ID, "</s>", CONTROL))
@@ -112,6 +114,8 @@ def _check(model_type: int, texts: list[str], types: list[int], scores: list[flo
         raise UserError(f"{name} holds an empty piece or one piece twice: it is damaged")
     if any(kind in (CONTROL, UNKNOWN) and len(text) == 1 for text, kind in zip(texts, types, strict=True)):
         raise UserError(f"{name} has a special piece of one character, which text would turn into: it cannot be used")
+    if (longest := max(map(len, texts))) > LONGEST:
+        raise UserError(f"{name} holds a piece of {longest} characters, and none is longer than {LONGEST}: it is damaged")
     for index, score in enumerate(scores):
         if not math.isfinite(score):
             raise UserError(f"{name}: the score of id {index} is not finite: it is damaged")

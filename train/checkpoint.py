@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -33,13 +34,16 @@ def save(
 def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any]:
     """Fill model and optimisers from a checkpoint and return its `state`."""
     checkpoints.load_weights(model, folder)
-    saved = load_file(folder / OPTIMIZER)
+    try:
+        saved = load_file(folder / OPTIMIZER)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / OPTIMIZER} cannot be read: {error}") from None
     parameters = dict(model.named_parameters())
     for key, tensor in saved.items():
-        name, parameter, field = key.split("/")
-        if name not in optimizers or parameter not in parameters:
+        name, parameter, field = [*key.split("/"), "", ""][:3]
+        weight = parameters.get(parameter)
+        if name not in optimizers or weight is None or tensor.shape not in (weight.shape, torch.Size([])):
             raise UserError(f"{folder / OPTIMIZER} holds {key}, which this run's optimiser does not have")
-        weight = parameters[parameter]
         # A copy of its own: memory mapped from the file would change with it.
         optimizers[name].state[weight][field] = tensor.to(weight.device, copy=True)
     return read_json(folder / STATE)

@@ -101,7 +101,7 @@ train.sft --base {folder} --data {pairs} --run {new}        | {folder} is no che
 train.sft --base {young} --data {pairs} --run {new}         | {young} has no checkpoint that can be used yet: train it first
 train.sft --base {qwen} --data {pairs} --run {new}          | model_type is 'qwen2'; only llama is supported
 train.sft --base {model} --tokenizer {tokenizer} --run {new} | --tokenizer is for --base none: {model} has its own
-train.sft --base {model} --data {pairs} --sequence_length 4096 --batch_tokens 8192 --run {new} | --sequence_length 4096: the model's context is
+train.sft --base {model} --data {pairs} --run {new} --sequence_length 1024 | --sequence_length 4096: the model's context is
 train.sft --base none --epochs inf                          | --epochs: 'inf' is not valid; expected a finite number
 train.sft --base none --epochs null --max_steps null        | give --epochs or --max_steps
 train.sft --base none --data replay --run {new}             | --data replay: is mixed into something, such as csl+replay:0.1
@@ -123,8 +123,8 @@ data.prepare --source jsonl --input /dev/zero --tokenizer {tokenizer} --out {new
 data.prepare --source jsonl --input {empty} --tokenizer {tokenizer} --out {new}  | there is not one record in the inputs
 data.prepare --source redgpt --input {corpus} <INTO> | records cannot be read | is it the right --source?
 data.prepare --source redgpt --input {corpus} --source jsonl --input {corpus} <INTO> | holds one kind of records
-data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {model} | exists and is no shard set; give another --out
-data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {pairs} | is already prepared otherwise | give another --out
+<FROM> --out {model}                                        | exists and is no shard set; give another --out
+<FROM> --out {pairs}                                        | is already prepared otherwise | give another --out
 data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {corpus}/x | {corpus} | Not a directory
 data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {long}   | File name too long
 <PREPARE> --limit -1                                        | --limit: -1 is not valid; expected greater than or equal to 1
@@ -225,6 +225,7 @@ bench.loss --precision int3                                 | --precision: inval
 bench.loss --tokens -1                                      | --tokens -1: must be at least 1
 """
 SHORT = {"<TRAIN>": TRAIN, "<TUNE>": TUNE, "<PREPARE>": PREPARE, "<SCORE>": SCORE,
+         "<FROM>": PREPARE.removesuffix(" --out {new}"),
          "<INTO>": "--tokenizer {tokenizer} --out {new}"}
 ROWS = [line.split("|", 1) for line in TABLE.strip().splitlines() if not line.startswith("#")]
 

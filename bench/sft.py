@@ -110,8 +110,8 @@ def run_turn(way: str, arguments: argparse.Namespace) -> Turn:
 
 def main() -> None:
     """Entry point of `python -m bench.sft`."""
-    parser = Parser(prog="python -m bench.sft", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m bench.sft", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a prepared shard set of summaries or conversations")
     parser.add_argument("--length", type=int, default=512, help="positions of a packed row (default 512)")
     parser.add_argument("--records", type=int, default=64, help="records a step (default 64)")

@@ -13,6 +13,7 @@ import argparse
 import http.client
 import itertools
 import json
+import math
 import signal
 import socket
 import statistics
@@ -29,6 +30,7 @@ from common.errors import UserError, run_main
 from common.files import manifest_problem, write_json
 from common.machine import describe
 from common.metrics_file import read_metrics
+from common.options import Parser, out_file
 from common.progress import progress
 from model import checkpoints
 
@@ -210,14 +212,13 @@ def _watched(
 
 def main() -> None:
     """Entry point of `python -m bench.soak`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m bench.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "chat", "serve"))
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--checkpoint", type=Path, help="the run that talks (chat and serve)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write every look here")
+    parser.add_argument("--json", type=out_file, metavar="OUT", help="write every look here")
     options = parser.parse_args()
-    if options.minutes <= 0:
+    if not 0 < options.minutes < math.inf:
         raise UserError(f"--minutes {options.minutes}: must be above 0")
     if options.what != "train" and options.checkpoint is None:
         raise UserError(f"{options.what} needs a model that talks: --checkpoint runs/…")

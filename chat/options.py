@@ -18,8 +18,8 @@ Answers go to stdout, everything else to stderr: pipes work."""
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; exits on `--help`. UserError for a value that is out of range."""
-    parser = Parser(prog="python -m chat", description=DESCRIPTION, allow_abbrev=False, add_help=False,
-                                     formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(prog="python -m chat", description=DESCRIPTION, add_help=False,
+                    formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("-h", "--help", action="help", help="显示本说明\nshow this help")
     add_model(parser)

@@ -206,8 +206,6 @@ class ShardSet:
             raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {FORMAT}")
         if problem := manifest_problem(folder, checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
-        if manifest.get("kind") not in typing.get_args(Kind):
-            raise UserError(f"{folder / MANIFEST} does not say what the set holds: prepare {folder} again")
         return cls(folder, manifest)
 
     @property
@@ -219,8 +217,11 @@ class ShardSet:
 
     @property
     def kind(self) -> Kind:
-        """What its sequences are."""
-        return self.manifest["kind"]
+        """What its sequences are. UserError for a manifest that does not say it."""
+        kind = self.manifest.get("kind")
+        if kind not in typing.get_args(Kind):
+            raise UserError(f"{self.folder / MANIFEST} does not say what the set holds: prepare {self.folder} again")
+        return kind
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""

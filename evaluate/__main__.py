@@ -23,8 +23,8 @@ READING = ("redgpt",)
 
 def main() -> None:
     """Entry point."""
-    parser = Parser(prog="python -m evaluate", description=DESCRIPTION, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m evaluate", description=DESCRIPTION,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run")
     parser.add_argument("--limit", type=int, help="test records answered (default all)")
     options = parser.parse_args()

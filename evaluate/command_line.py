@@ -12,7 +12,7 @@ _COUNTS = ("limit", "beams", "max_new_tokens", "batch")
 def answering_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
     """A parser for `python -m evaluate.NAME`, with the default length of its answers."""
     parser = Parser(prog=f"python -m evaluate.{name}", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--source", help="source of --input, such as csl, lcsts, redgpt")
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")

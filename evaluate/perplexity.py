@@ -40,7 +40,7 @@ Loss and perplexity are per token and compare only models with the same tokenize
 def main() -> None:
     """Entry point."""
     parser = Parser(prog="python -m evaluate.perplexity", description=DESCRIPTION,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--data", type=Path, help="a prepared shard set (default: the one the run was trained on)")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="split of the shard set")

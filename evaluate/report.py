@@ -29,7 +29,7 @@ LONGEST_TEXT = 300
 def main() -> None:
     """Entry point."""
     parser = Parser(prog="python -m evaluate.report", description=DESCRIPTION,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, finished or not")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="PATH",
                         help="write PATH.md, PATH.html and the pictures PATH-1-….svg; into a folder that exists: report.md … "

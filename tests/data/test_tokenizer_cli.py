@@ -193,10 +193,10 @@ def test_inspect_shows_the_pieces_of_a_text(
     ("arguments", "message"),
     [
         ([], "the following arguments are required"),
-        (["train", "--out", "x", "--vocabulary", "many"], "argument --vocabulary: invalid int value"),
-        (["train", "--out", "x", "--vocabulary", "0"], "--vocabulary 0: must be at least 260"),
+        (["train", "--out", "x", "--vocabulary", "many"], "--vocabulary: invalid int value"),
+        (["train", "--out", "x", "--vocabulary", "0"], "--vocabulary 0: must be between 260 and"),
         (["train", "--out", "x", "--coverage", "99"], "--coverage 99.0: must be between 0.98 and 1"),
-        (["train", "--out", "x", "--vocab", "500"], "unrecognized arguments: --vocab"),
+        (["train", "--out", "x", "--vocab", "500"], "--vocab: there is no such option"),
         (["train", "--out", "x", "--input", "no/such.txt"], "--input no/such.txt: there is no such file"),
         (["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"], "--source weibo: there is no such"),
         (["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "262"], "single characters alone need"),

@@ -221,6 +221,9 @@ bench.train --contenders gpt5                               | --contenders gpt5:
 bench.train --steps 1                                       | --steps 1: must be at least 2
 bench.train --json {folder}                                 | is a folder; name a file to write
 bench.sft --data {nowhere}                                  | {nowhere} is not a prepared shard set
+bench.soak                                                  | required: what
+bench.soak train --minutes nan                              | --minutes nan: must be above 0
+bench.soak chat                                             | chat needs a model that talks: --checkpoint
 bench.loss --precision int3                                 | --precision: invalid choice: 'int3'
 bench.loss --tokens -1                                      | --tokens -1: must be at least 1
 """

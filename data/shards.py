@@ -20,10 +20,9 @@ The two kinds with spans have, besides,
 
 import hashlib
 import json
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -219,9 +218,9 @@ class ShardSet:
     def kind(self) -> Kind:
         """What its sequences are. UserError for a manifest that does not say it."""
         kind = self.manifest.get("kind")
-        if kind not in typing.get_args(Kind):
+        if kind not in get_args(Kind):
             raise UserError(f"{self.folder / MANIFEST} does not say what the set holds: prepare {self.folder} again")
-        return kind
+        return cast(Kind, kind)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""

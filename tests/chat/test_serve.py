@@ -114,7 +114,7 @@ def test_who_leaves_gives_the_row_free(babbling: Served) -> None:
         assert requests.get(f"{babbling.url}health", timeout=10).json()["running"] == 1
     quiet(babbling)
     for stream in (False, True):  # not a byte of the answer was waited for
-        with pytest.raises(requests.Timeout):
+        with pytest.raises((requests.Timeout, requests.ConnectionError)):  # the latter: while the body is read
             requests.post(f"{babbling.url}v1/chat/completions", json={**request, "stream": stream},
                           timeout=(5, 0.3 if not stream else 0.001))
         quiet(babbling)

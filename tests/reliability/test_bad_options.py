@@ -101,7 +101,7 @@ train.sft --base {folder} --data {pairs} --run {new}        | {folder} is no che
 train.sft --base {young} --data {pairs} --run {new}         | {young} has no checkpoint that can be used yet: train it first
 train.sft --base {qwen} --data {pairs} --run {new}          | model_type is 'qwen2'; only llama is supported
 train.sft --base {model} --tokenizer {tokenizer} --run {new} | --tokenizer is for --base none: {model} has its own
-train.sft --base {model} --data {pairs} --run {new} --sequence_length 1024 | --sequence_length 4096: the model's context is
+train.sft --base {model} --data {pairs} --run {new} --sequence_length 1024 | --sequence_length 1024: the model's context is
 train.sft --base none --epochs inf                          | --epochs: 'inf' is not valid; expected a finite number
 train.sft --base none --epochs null --max_steps null        | give --epochs or --max_steps
 train.sft --base none --data replay --run {new}             | --data replay: is mixed into something, such as csl+replay:0.1

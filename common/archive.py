@@ -23,7 +23,7 @@ def extract_zip(archive: Path, folder: Path, limit: int = LIMIT) -> Path:
     """
     digest = sha256_file(archive)
     there = (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("archive") == digest
-    if there and manifest_problem(folder, checksums=False) is None:
+    if there and manifest_problem(folder) is None:
         return folder
     try:
         with zipfile.ZipFile(archive) as packed, atomic_folder(folder, {"archive": digest}) as target:

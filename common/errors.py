@@ -1,22 +1,54 @@
 """One kind of error for what the user can mend, and the one place that turns it into an exit code."""
 
+import errno
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
+
+# What a disk or a folder can have against being read or written, and what there is to do about it.
+_DISK = {
+    errno.ENOSPC: "the disk is full: make room",
+    errno.EDQUOT: "the disk quota is used up: make room",
+    errno.EFBIG: "files may not grow so large here (ulimit -f, or the file system's limit): raise it, or use another disk",
+    errno.EROFS: "is on a disk that is read-only: make it writable, or name another place",
+    errno.EACCES: "permission denied: change it, or name another place",
+    errno.EPERM: "permission denied: change it, or name another place",
+    errno.EIO: "the disk reports an error of its own (input/output error): look at its health",
+    errno.ENOTDIR: "a part of this path is a file and no folder: name another place",
+    errno.EEXIST: "is there already and no folder: name another place",
+    errno.EISDIR: "is a folder and no file: name another place",
+    errno.ENAMETOOLONG: "the name is too long: name another place",
+}
+# NumPy's words for a write that came to a halt.
+_SHORT = re.compile("Not enough free space|requested and .* written")
 
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the file, line or key, and the cure."""
 
 
+def disk_problem(error: BaseException) -> str | None:
+    """What a disk or folder refused, and the cure, in one line; None if `error` is about something else."""
+    if not isinstance(error, OSError):
+        # The library of safetensors is no Python: it hands on the system's number in words.
+        said = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        return _DISK.get(int(said[1])) if said else None
+    number = errno.ENOSPC if error.errno is None and _SHORT.search(str(error)) else error.errno
+    refused = _DISK.get(number or 0)
+    if error.filename is None or isinstance(error.filename, int):
+        return refused
+    name = os.fsdecode(error.filename)
+    return f"{name if len(name) <= 200 else name[:200] + '…'}: {refused or f'{error.strerror}: look at the path'}"
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code.
 
-    A `UserError` becomes its message on stderr and exit code 2, and so does a file that the system refuses (no such file,
-    no permission, no space) by its name; Ctrl-C becomes 130. Anything else is a fault of the program and keeps its
-    traceback.
+    A `UserError` becomes its message on stderr and exit code 2, and so does a disk that is full or refuses a file, by its
+    name; Ctrl-C becomes 130. Anything else is a fault of the program and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may be bytes that are no text, a terminal may know no Chinese: shown as escapes, no end to the work.
@@ -35,11 +67,10 @@ def run_main(main: Callable[[], int | None]) -> None:
         # The reader of our output (`| head`) has gone; it has all it wanted.
         sys.stderr.close()
         code = 0
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
             raise
-        name = os.fsdecode(error.filename)
-        shown = name if len(name) <= 200 else name[:200] + "…"
-        print(f"error: {shown}: {error.strerror}; check the path, its permissions and the disk", file=sys.stderr)
+        print(f"error: {problem}, then run the same command again", file=sys.stderr)
         code = 2
     sys.exit(code)

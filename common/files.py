@@ -1,7 +1,8 @@
 """Files that are either whole or absent.
 
 Everything the project keeps is written under a temporary name, synced to the disk, and renamed; a folder's manifest
-(sizes and sha256 of all its files) is written last, so a folder with a manifest that verifies is a whole folder.
+(sizes and sha256 of all its files) is written last, so a folder with a manifest that verifies is a whole folder. A
+manifest, and what else must not change unnoticed, is sealed: JSON that ends with a checksum of itself.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ MANIFEST = "manifest.json"
 SMALL = 64 << 20
 # Characters of a name in a manifest: no system has longer paths, and some raise for them.
 LONGEST_NAME = 1000
+SEAL = "seal"
 
 
 def fsync(path: Path) -> None:
@@ -43,7 +45,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         os.chmod(temporary, 0o644)
         fsync(temporary)
         os.replace(temporary, path)
@@ -59,9 +62,45 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an `OSError` of the block that names no file (a failed write does not) the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
-    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write a dict as JSON that ends with a checksum of itself, atomically."""
+    write_atomic(path, _json(_sealed(value)))
+
+
+def _sealed(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, SEAL: hashlib.sha256(_json(value).encode()).hexdigest()}
+
+
+def read_sealed(path: Path, cure: str = "", limit: int = SMALL) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the checksum. UserError, which ends with `cure`, if any byte has changed."""
+    value = read_json(path, limit)
+    if not isinstance(value, dict) or SEAL not in value:
+        raise UserError(f"{path} has no checksum of itself: it is damaged, or of an earlier version of this program{cure}")
+    stated = value.pop(SEAL)
+    # Written anew and compared as bytes, so that not even a blank can change.
+    if _json(_sealed(value)).encode() != path.read_bytes() or stated != _sealed(value)[SEAL]:
+        raise UserError(f"{path} is damaged (it differs from its own checksum){cure}")
+    return value
 
 
 def read_json(path: Path, limit: int = SMALL) -> Any:
@@ -104,7 +143,7 @@ def write_manifest(folder: Path, facts: dict[str, Any] | None = None) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
     }
-    write_json(folder / MANIFEST, {**(facts or {}), "files": files})
+    write_sealed(folder / MANIFEST, {**(facts or {}), "files": files})
 
 
 def manifest_problem(folder: Path, *, checksums: bool = True) -> str | None:
@@ -119,10 +158,14 @@ def manifest_problem(folder: Path, *, checksums: bool = True) -> str | None:
         return str(error)
     except (KeyError, TypeError, ValueError, AttributeError):
         return f"{folder / MANIFEST} is not a manifest"
+    if outside := next((name for name in expected if Path(name).is_absolute() or ".." in Path(name).parts), None):
+        return f"{folder / MANIFEST} names a file outside its folder: {outside}"
+    try:
+        read_sealed(folder / MANIFEST)
+    except UserError as error:
+        return str(error)
     for name, (size, digest) in expected.items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"{folder / MANIFEST} names a file outside its folder: {name}"
         if len(name) > LONGEST_NAME or not path.is_file():
             return f"{str(path)[:LONGEST_NAME]} is missing"
         if path.stat().st_size != size:
@@ -143,12 +186,13 @@ def atomic_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator
     # with a dot in front are never taken for checkpoints or shard sets.
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        write_manifest(temporary, facts)
-        for path in sorted(temporary.rglob("*"), reverse=True):
-            fsync(path)
-        fsync(temporary)
+        with naming(target):
+            yield temporary
+            os.chmod(temporary, 0o755)
+            write_manifest(temporary, facts)
+            for path in sorted(temporary.rglob("*"), reverse=True):
+                fsync(path)
+            fsync(temporary)
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
             os.replace(target, old / target.name)

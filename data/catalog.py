@@ -8,18 +8,19 @@ preparation is used again while these are the same and made again when they are 
 import hashlib
 import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import MANIFEST, fsync, manifest_problem, read_json, sha256_file, write_json
+from common.files import MANIFEST, fsync, manifest_problem, read_json, read_sealed, sha256_file, write_sealed
 from data.corpora import ROOT, TOKENIZER, Corpus, corpora, unknown
 from data.detect import detect
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.reading import expand
-from data.shards import FORMAT, ShardSet
+from data.shards import FORMAT, MADE_FROM, ShardSet
 from model.tokenizer import Tokenizer
 
 SAMPLE = "sample"
@@ -30,7 +31,6 @@ SMALL_TOKENIZER = ROOT / "assets" / "tokenizer"
 PREPARED = Path("prepared")
 DOWNLOADS = Path("downloads")
 
-MADE_FROM = "made-from.json"
 # What makes records into ids: a preparation by other code than this is made again.
 CODE = ("data/sources/*.py", *(f"data/{name}.py" for name in (
     "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "pool", "prepare", "reading", "records",
@@ -127,7 +127,7 @@ def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
         groups = [Group(source, tuple(map(str, files.train)), tuple(map(str, files.dev))) for source, files in inputs.items()]
         prepare_groups(groups, new, tokenizer, options)
         facts = {source: [_facts(path) for path in files.train + files.dev] for source, files in inputs.items()}
-        write_json(new / MADE_FROM, {**request, "name": name, "inputs": facts})
+        write_sealed(new / MADE_FROM, {**request, "name": name, "inputs": facts})
         _replace(out, new)
     return out
 
@@ -157,7 +157,11 @@ def _unchanged(out: Path, request: dict[str, Any], inputs: Inputs) -> bool:
     """Whether `out` is whole and was made by this request from these very files."""
     if not out.exists() or manifest_problem(out, checksums=False):
         return False
-    before = read_json(out / MADE_FROM, limit=1 << 30)  # it lists every file of a corpus, and was written here
+    try:
+        before = read_sealed(out / MADE_FROM, limit=1 << 30)  # it lists every file of a corpus, and was written here
+    except UserError as error:
+        print(f"warning: {error}; preparing {out} again", file=sys.stderr)
+        return False
     if any(before.get(key) != value for key, value in request.items()):
         return False
     facts = before["inputs"]
@@ -214,7 +218,7 @@ def test_files(shards: ShardSet) -> tuple[str, list[Path]]:
     UserError if the set was not prepared by name, or its release has no test split.
     """
     made = shards.folder / MADE_FROM
-    name = str(read_json(made).get("name", "")) if made.is_file() else ""
+    name = str(read_sealed(made).get("name", "")) if made.is_file() else ""
     known, wanted = corpora(), name.removeprefix(f"{SAMPLE}-")
     if wanted != name and wanted in SAMPLE_TUNING:
         return wanted, sample_inputs(wanted)[wanted].test

@@ -155,7 +155,9 @@ class Deduplicator:
         for file in self._files.values():
             file.close()
         path = self._folder / "verdict.npy"
-        verdict = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(self._count,))
+        # Written, then mapped: a map of a file without bytes kills the process when the disk is full.
+        np.save(path, np.zeros(self._count, np.uint8), allow_pickle=False)
+        verdict = np.load(path, mmap_mode="r+", allow_pickle=False)
         if self._count and self._options.near:
             for band in range(self._bands):
                 self._near(f"band{band}", verdict)

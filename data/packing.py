@@ -83,7 +83,7 @@ class PackedPlan:
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         if self._open is None or self._open[0] != epoch:
             folder = self._folder / f"epoch-{epoch:05d}"
-            whole = (folder / MANIFEST).is_file() and manifest_problem(folder, checksums=False) is None
+            whole = (folder / MANIFEST).is_file() and manifest_problem(folder) is None
             if not whole or read_json(folder / MANIFEST).get("identity") != self._facts()["identity"]:
                 self._build(epoch, folder)
             names = ("order", "starts", "tokens")

@@ -90,7 +90,7 @@ def _part(index: int, source: str, records: list[Raw], split: str | None) -> Par
 def finished(part: Part, parts: Path) -> dict[str, Any] | None:
     """The facts of a part that is already there, made of the same records, or None."""
     folder = part.folder(parts)
-    if not (folder / MANIFEST).is_file() or manifest_problem(folder, checksums=False):
+    if not (folder / MANIFEST).is_file() or manifest_problem(folder):
         return None
     facts = read_json(folder / MANIFEST)
     return facts if facts.get("raw") == part.raw else None

@@ -80,7 +80,7 @@ class Plan:
         if self._open is None or self._open[0] != epoch:
             folder = self._folder / f"epoch-{epoch:05d}"
             # An epoch's plan follows from the run's fingerprints, so one that is whole is the right one.
-            if not (folder / MANIFEST).is_file() or manifest_problem(folder, checksums=False) or self._stale(folder):
+            if not (folder / MANIFEST).is_file() or manifest_problem(folder) or self._stale(folder):
                 self._build(epoch, folder)
             arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                       for name in ("order", "ends", "rows")]

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from common.errors import UserError, run_main
-from common.files import MANIFEST, read_json, remove_leftovers, write_atomic, write_json
+from common.files import MANIFEST, naming, read_json, read_sealed, remove_leftovers, write_atomic, write_json, write_sealed
 from common.machine import cores, peak_memory_bytes
 from common.options import Options, parse
 from common.progress import progress
@@ -34,12 +34,11 @@ from data.inputs import Group, split_groups
 from data.parts import PART_BYTES, Part, cut, finished, part_folder
 from data.pool import maker
 from data.records import Kind
-from data.shards import FORMAT
+from data.shards import FORMAT, REPORT
 from data.sources import SOURCES, find_source
 from model.tokenizer import FILE, Tokenizer
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "prepare.yaml"
-REPORT = "report.json"
 Share = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -99,7 +98,7 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
             "peak_memory_parent": peak_memory_bytes(), "peak_memory_worker": peak,
         }
         # After the manifest, which therefore does not know it: seconds are no part of what was prepared.
-        write_json(out / REPORT, report)
+        write_sealed(out / REPORT, report)
         shutil.rmtree(work)
     return report
 
@@ -135,7 +134,7 @@ def _existing(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         changed = ", ".join(_changes(before, identity)) or "its format"
         raise UserError(f"--out {out}: is already prepared otherwise (what differs: {changed}); give another --out")
     print(f"{out} is already prepared from the same inputs with the same options: nothing to do")
-    return read_json(out / REPORT) if (out / REPORT).is_file() else dict(manifest["report"])
+    return read_sealed(out / REPORT, ": delete it") if (out / REPORT).is_file() else dict(manifest["report"])
 
 
 def _changes(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -172,7 +171,8 @@ def _work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
         remove_leftovers(work / "parts")
         for path in out.parent.glob(f".{glob.escape(out.name)}.????????.tmp"):
             shutil.rmtree(path)
-        yield work
+        with naming(work):
+            yield work
 
 
 def _make_parts(groups: Sequence[Group], work: Path, options: PrepareOptions) -> tuple[list[dict[str, Any]], int]:

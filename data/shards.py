@@ -27,13 +27,15 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, manifest_problem, read_json
+from common.files import MANIFEST, manifest_problem, read_json, read_sealed
 from data.records import Kind
 from model.tokenizer import Tokenizer
 
 FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 1 << 25
+# Written after the manifest, which therefore does not know them: how long it took, and of which files it was made.
+REPORT, MADE_FROM = "report.json", "made-from.json"
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -205,6 +207,8 @@ class ShardSet:
             raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {FORMAT}")
         if problem := manifest_problem(folder, checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
+        for path in (folder / name for name in (REPORT, MADE_FROM) if checksums and (folder / name).exists()):
+            read_sealed(path, f": delete it, or prepare {folder} again")
         return cls(folder, manifest)
 
     @property
@@ -253,7 +257,7 @@ def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> 
         made = run.resolve().parent.parent / "run.json"
     if not made.is_file():
         raise UserError(f"{run} does not say what it was trained on: {cure}")
-    facts = read_json(made)
+    facts = read_sealed(made, f": {cure}")
     try:
         folders, known = [Path(folder) for folder in facts["shards"]], [each["set"] for each in facts["fingerprints"]["data"]]
     except (KeyError, TypeError):

@@ -19,7 +19,7 @@ from model.config import LlamaConfig
 
 CONFIG, MADE, RESULTS = "config.yaml", "run.json", "results"
 # Kinds of records that hold no scores of the model on held-out data.
-UNSCORED = ("train", "sample", "evaluated", "skipped")
+UNSCORED = ("train", "sample", "evaluated", "skipped", "spike")
 # Words in the names of the measures of which less is better; of all others more is.
 LESS_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
 # What a figure with its confidence interval is in a results file.

@@ -52,7 +52,7 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
 def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, torch.Tensor]:
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{name}/{names[parameter]}/{field}": value.detach().clone().contiguous()
+        f"{name}/{names[parameter]}/{field}": value.detach().contiguous()
         for name, optimizer in optimizers.items()
         for parameter, state in optimizer.state.items()
         for field, value in state.items()

@@ -1,6 +1,6 @@
 """What the entry points share: a run's own options, a mix in words, the choices for a machine, the first and last lines."""
 
-import errno
+import contextlib
 import math
 import sys
 from dataclasses import asdict, replace
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, disk_problem
 from common.machine import peak_memory_bytes
 from common.options import Parser, parse
 from model.llama import Llama
@@ -100,17 +100,22 @@ def train_through(trainer: Trainer, hint: str) -> None:
     folder = trainer.run.folder
     try:
         complete = trainer.train()
+        trainer.close()
     except torch.cuda.OutOfMemoryError:
         rows = trainer.choices.micro_rows
         raise UserError(f"the GPU's memory is full with {rows} rows at once: continue with a smaller --micro_batch, such as "
                         f"{max(1, rows // 2)}") from None
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if isinstance(error, OSError):
+            trainer.run.must_be_there()
+        if (problem := disk_problem(error)) is None:
             raise
-        raise UserError(f"{folder}: the disk is full; the last whole checkpoint is kept. Make room, then run the same "
-                        "command again") from None
+        raise UserError(f"{problem}, then run the same command again: it goes on from the last whole checkpoint in "
+                        f"{folder}") from None
     finally:
-        trainer.close()
+        # What went wrong has been said; a log that cannot be written any more has no more to say.
+        with contextlib.suppress(OSError):
+            trainer.close()
     step = trainer.state.step
     if not complete:
         print(f"saved after step {step} of {trainer.horizon.steps}; the same command goes on from there")

@@ -6,6 +6,7 @@ evaluation, so that an evaluation that dies loses nothing; a resumed run makes u
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ import torch
 from common.errors import UserError
 from common.machine import matmul_flops, peak_memory_bytes
 from data.batches import Batch, Batches
+from model.checkpoints import step_folder
 from model.llama import Llama
 from train import checkpoint
 from train.capacity import DTYPES, Choices, autocast, check_batch, training_flops
@@ -26,9 +28,12 @@ from train.options import TrainOptions
 from train.run import Run
 from train.schedule import rate
 from train.signals import StopRequest
+from train.spikes import Level
 
 # Steps in a row without a finite loss and gradient that end a run.
 GIVE_UP_AFTER = 5
+# Where in a run the checkpoint of a run that went bad lies: apart from those that it would go on from.
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class State:
     loss_sum: float = 0.0
     loss_steps: int = 0
     scaler: dict[str, float] = field(default_factory=dict)
+    level: Level = field(default_factory=Level)
 
 
 class Trainer:
@@ -85,16 +91,17 @@ class Trainer:
     def train(self) -> bool:
         """Train to the last step, or to the end of the step in which a signal came. True if the run is complete."""
         with StopRequest() as stop:
-            self._evaluate_if_due()
-            while not self._complete() and not stop:
+            self._evaluate_if_due(stop)
+            while not stop and not self._complete():
                 self._step()
                 self._log_if_due()
                 if self._due(self.options.checkpoint.every) or self._due(self.horizon.evaluate_every):
                     self._save()
-                self._evaluate_if_due()
+                self._evaluate_if_due(stop)
             if self._saved != self.state.step:
                 self._save()
-        return self._complete()
+        # An evaluation that was cut short is made when the run goes on.
+        return not self._evaluation_due() and self._complete()
 
     def _complete(self) -> bool:
         return self.state.step == self.horizon.steps or self.stalled()
@@ -133,6 +140,9 @@ class Trainer:
             state.skipped_in_a_row = 0
             state.loss_sum += loss
             state.loss_steps += 1
+            usual = state.level.loss
+            if state.level.rises(loss):
+                self._spike(loss, usual)
         else:
             self._skip(loss, norm)
         self.scaler.update()
@@ -174,12 +184,26 @@ class Trainer:
         # An fp16 scale that is too high overflows until it has come down: those steps are its way of finding out.
         finding_scale = self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
         if state.skipped_in_a_row >= GIVE_UP_AFTER and not finding_scale:
+            first = state.step + 1 - state.skipped_in_a_row
             raise UserError(
-                f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, the last at step "
-                f"{state.step + 1}, rows {rows[0]}-{rows[-1]} of the data; the weights are those of the last good step. "
-                f"Start a new --run with a lower --optimizer.lr (now {self.options.optimizer.lr}); the last checkpoint is "
-                f"of step {self._saved}"
+                f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, {first + 1} to {state.step + 1}, "
+                f"rows {self.batches.rows(first)[0]}-{rows[-1]} of the data; to look at, weights and optimiser as the last "
+                f"good step left them: {self._save_failed()}. Start a new --run with a lower --optimizer.lr (now "
+                f"{self.options.optimizer.lr}); the last checkpoint is of step {self._saved}"
             )
+
+    def _save_failed(self) -> Path:
+        """Keep the state that no step leads on from, where a continued run does not take it for a checkpoint."""
+        failed = self.run.folder / FAILED
+        shutil.rmtree(failed, ignore_errors=True)
+        checkpoint.save(failed, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state))
+        return step_folder(failed, self.state.step)
+
+    def _spike(self, loss: float, usual: float) -> None:
+        step, rows = self.state.step, self.batches.rows(self.state.step)
+        self.log.write("spike", step + 1, loss=loss, level=usual, rows=[rows[0], rows[-1]])
+        print(f"step {step + 1}: loss {loss:.4f} is far above its level of {usual:.4f} (rows {rows[0]}-{rows[-1]} of the "
+              "data)", flush=True)
 
     def _is_logged(self, step: int) -> bool:
         # The first step is always shown: on a slow machine it says how long the rest will take.
@@ -202,6 +226,9 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.scaler = self.scaler.state_dict()
+        self.run.must_be_there()
+        # The records of the steps before it must not be lost where their checkpoint is not.
+        self.log.sync()
         checkpoint.save(
             self.run.folder, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state)
         )
@@ -209,25 +236,34 @@ class Trainer:
         self._rotate()
 
     def _rotate(self) -> None:
-        checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best(self.horizon.best))
+        # While steps are skipped nobody knows whether the run recovers: older checkpoints may be the last good ones.
+        if not self.state.skipped_in_a_row:
+            checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best(self.horizon.best))
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluation_due(self) -> bool:
         step = self.state.step
-        if step and self._due(self.horizon.evaluate_every) and not self.log.has("evaluated", step):
-            self._clock.pause()
-            self.model.eval()
-            self._evaluate(step, self.log, step == self.horizon.steps)
-            self.model.train()
+        return step > 0 and self._due(self.horizon.evaluate_every) and not self.log.has("evaluated", step)
+
+    def _evaluate_if_due(self, stop: StopRequest) -> None:
+        step = self.state.step
+        if not self._evaluation_due():
+            return
+        self._clock.pause()
+        self.model.eval()
+        # Nothing is lost with it: the checkpoint of this step is there, and what was measured is measured again.
+        done = stop.unless_asked(lambda: self._evaluate(step, self.log, step == self.horizon.steps))
+        self.model.train()
+        if done:
             self.log.write("evaluated", step)
             self._rotate()
-            self._clock.go_on()
+        self._clock.go_on()
 
 
 def _state(saved: dict[str, Any], folder: Path) -> State:
     if unknown := saved.keys() - State.__dataclass_fields__.keys():
         raise UserError(f"{folder} was written by another version of this program (it keeps {', '.join(sorted(unknown))}): "
                         "go on with that version, or start a new --run")
-    return State(**saved)
+    return State(**{**saved, "level": Level(**saved.get("level", {}))})
 
 
 class Clock:

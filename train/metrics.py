@@ -7,11 +7,12 @@ process had not yet flushed is in them all the same.
 import json
 import math
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import write_atomic
+from common.files import fsync, naming, write_atomic
 from common.metrics_file import FILE, read_metrics
 
 
@@ -25,7 +26,7 @@ class Measure:
 
 
 # Kinds of records that training writes between evaluations.
-BETWEEN = ("train", "skipped")
+BETWEEN = ("train", "skipped", "spike")
 VALIDATION_LOSS = Measure("validation", "loss")
 
 
@@ -47,20 +48,25 @@ class MetricsLog:
         self._samples = run / "samples.md"
         write_atomic(self._samples, "# Samples\n")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        threading.excepthook = _quiet_about_disks
         self._board = SummaryWriter(str(run / "tensorboard"), flush_secs=20)
         for record in self.records:
             self._show(record)
         self._board.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record. Kinds: train, validation, final, rouge, answers, sample, evaluated, skipped."""
+        """Append a record. Kinds: train, validation, final, rouge, answers, sample, evaluated, skipped, spike."""
         # JSON has no infinity and no NaN.
         safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         record = {"kind": kind, "step": step, **safe}
         self.records.append(record)
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
         self._show(record)
+
+    def sync(self) -> None:
+        """Have what was written on the disk, whatever happens to the machine."""
+        fsync(self._path)
 
     def _show(self, record: dict[str, Any]) -> None:
         kind, step = record["kind"], record["step"]
@@ -95,6 +101,12 @@ class MetricsLog:
     def close(self) -> None:
         """Flush TensorBoard."""
         self._board.close()
+
+
+def _quiet_about_disks(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread prints a traceback when the disk is full, and then its next call raises the same error."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _line(record: dict[str, Any]) -> str:

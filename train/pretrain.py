@@ -45,11 +45,11 @@ def pretrain(options: PretrainOptions) -> None:
         "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
         "tokenizer": tokenizer.fingerprint, "model": config.to_hf(), "max_steps": options.max_steps, **facts_of(options),
     }
-    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
     mixture = Mixture(tuple(each.split("train") for each in sets), weights)
     plan = Plan(mixture, seed=options.seed, length=options.sequence_length, folder=run.folder / "plan")
     if plan.tokens_per_epoch < 2:
         raise UserError(f"--data {options.data}: there is no text to train on")
+    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
     model = Llama(config).initialise(options.seed).to(device).train()
     model.context = options.sequence_length
     choices = machine_choices(options, run, model, device)

@@ -1,7 +1,9 @@
 """A run's folder: how it was made, what it may go on with, and what would make it another run."""
 
 import fcntl
+import hashlib
 import shutil
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -9,8 +11,9 @@ import torch
 import yaml
 
 from common.errors import UserError
-from common.files import read_json, remove_leftovers, write_atomic, write_json
+from common.files import read_sealed, remove_leftovers, write_atomic, write_sealed
 from common.machine import describe
+from common.metrics_file import FILE
 from model.checkpoints import CHECKPOINTS, newest, step_folder, steps
 
 CONFIG, MADE, CHOICES, LOCK = "config.yaml", "run.json", "choices.json", "lock"
@@ -46,22 +49,50 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take()
         remove_leftovers(self.folder)
+        if not self._begun():
+            for remains in (made, self.folder / CHOICES):
+                remains.unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "plan", ignore_errors=True)
         if not made.exists():
             shards = [str(folder.resolve()) for folder in data]
-            write_json(made, {"made": describe(device), "shards": shards, "fingerprints": fingerprints})
+            write_sealed(made, {"made": describe(device), "shards": shards, "fingerprints": fingerprints})
         else:
-            self._check(read_json(made)["fingerprints"], fingerprints)
-            (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
-            remove_leftovers(self.folder / CHECKPOINTS)
-            self.start = newest(self.folder)
-            if self.start is None and steps(self.folder):
-                raise UserError(f"{self.folder}: every checkpoint is damaged; start again with another --run")
-            for damaged in (step for step in steps(self.folder) if self.start is not None and step > self.start):
-                # Out of the way, so that it neither counts as one of the newest nor stands where a good one will.
-                bad = step_folder(self.folder, damaged)
-                shutil.rmtree(bad.with_name(f"damaged-{bad.name}"), ignore_errors=True)
-                bad.rename(bad.with_name(f"damaged-{bad.name}"))
-        write_atomic(self.folder / CONFIG, yaml.safe_dump(options, allow_unicode=True, sort_keys=False))
+            self._check(read_sealed(made, f": put a copy of it back, or name a new --run (the checkpoints in {self.folder} "
+                                          "can still be measured and talked to)")["fingerprints"], fingerprints)
+            self._find_start()
+        text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
+        self._compare_config()
+        write_atomic(self.folder / CONFIG, f"{_digest_line(text)}\n{text}")
+
+    def _begun(self) -> bool:
+        """Whether training ever began: options that were found to be wrong before that bind nobody."""
+        return (self.folder / FILE).exists() or bool(steps(self.folder))
+
+    def _find_start(self) -> None:
+        (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
+        remove_leftovers(self.folder / CHECKPOINTS)
+        self.start = newest(self.folder)
+        if self.start is None and steps(self.folder):
+            raise UserError(f"{self.folder}: every checkpoint is damaged; start again with another --run")
+        for damaged in (step for step in steps(self.folder) if self.start is not None and step > self.start):
+            # Out of the way, so that it neither counts as one of the newest nor stands where a good one will.
+            bad = step_folder(self.folder, damaged)
+            shutil.rmtree(bad.with_name(f"damaged-{bad.name}"), ignore_errors=True)
+            bad.rename(bad.with_name(f"damaged-{bad.name}"))
+
+    def _compare_config(self) -> None:
+        path = self.folder / CONFIG
+        if path.is_file():
+            first, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("\n")
+            if first != _digest_line(rest):
+                print(f"warning: {path} is not as this run wrote it: changed by hand, or damaged; check the values that the "
+                      "run goes on with, which are written there now", file=sys.stderr)
+
+    def must_be_there(self) -> None:
+        """UserError if the folder was taken away: a checkpoint must not make a new one that nothing can go on from."""
+        if not (self.folder / MADE).is_file():
+            raise UserError(f"{self.folder} is gone: it was deleted or moved, or its disk was taken away; nothing can be saved "
+                            "there any more. Put it back and run the same command again, or name a new --run")
 
     def _take(self) -> None:
         """Hold the folder until this process ends: two trainings in one folder would destroy each other."""
@@ -76,9 +107,10 @@ class Run:
         for key, value in before.items():
             if now.get(key) != value:
                 said = "null" if value is None else value
+                what = f"{key}{_difference(value, now.get(key))}"
                 cure = _CURES.get(key, f"go on with --{key} {said}" if not isinstance(value, dict | list)
                                   else f"go on with what {self.folder / CONFIG} says")
-                problems.append(f"{self.folder} was made with another {key}: {cure}, or name a new --run")
+                problems.append(f"{self.folder} was made with another {what}: {cure}, or name a new --run")
         if problems:
             raise UserError("\n".join(problems))
 
@@ -91,8 +123,26 @@ class Run:
     def choices(self) -> dict[str, Any] | None:
         """What an earlier process of this run measured and chose, if it is there."""
         path = self.folder / CHOICES
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return read_sealed(path)
+        except UserError as error:
+            print(f"warning: {error}; measuring this machine anew", file=sys.stderr)
+            return None
 
     def keep_choices(self, choices: dict[str, Any]) -> None:
         """Write down what was measured and chosen."""
-        write_json(self.folder / CHOICES, choices)
+        write_sealed(self.folder / CHOICES, choices)
+
+
+def _digest_line(text: str) -> str:
+    return f"# sha256 of what follows: {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _difference(before: Any, now: Any) -> str:
+    """The values of a dict that differ, as ` (name: before, now after)`; nothing for what is no dict."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return ""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return f" ({', '.join(f'{key}: {before.get(key)}, now {now.get(key)}' for key in keys)})"

@@ -1,8 +1,13 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the step; a second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM as a wish to stop after the step, or in an evaluation; a second one leaves at once."""
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
+
+
+class _Stopped(BaseException):
+    """Leads out of work that may be left at once."""
 
 
 class StopRequest:
@@ -10,6 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name = ""
+        self._leave = False
         self._before: dict[int, object] = {}
 
     def __bool__(self) -> bool:
@@ -23,9 +29,27 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def unless_asked(self, work: Callable[[], None]) -> bool:
+        """Do `work`, which a first signal ends at once and an earlier one forbids; whether it came to its end."""
+        if self.name:
+            return False
+        try:
+            self._leave = True
+            work()
+            self._leave = False
+        except _Stopped:
+            return False
+        finally:
+            self._leave = False
+        return True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
         # Not print: the signal may have come in the middle of one.
-        os.write(1, f"\n{self.name}: finishing this step and saving; once more to leave at once\n".encode())
+        doing = "leaving this evaluation" if self._leave else "finishing this step and saving"
+        os.write(1, f"\n{self.name}: {doing}; once more to leave at once\n".encode())
+        if self._leave:
+            self._leave = False
+            raise _Stopped

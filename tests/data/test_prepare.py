@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from common.errors import UserError
+from common.files import read_sealed
 from data import assemble as assemble_module
 from data import parts as parts_module
 from data import prepare as prepare_module
@@ -117,7 +118,7 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
     assert shards.manifest["tokenizer"]["fingerprint"] == Tokenizer.load(tokenizer).fingerprint
     (bad,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(bad) | {"reason": ""} == {"file": str(corpus), "line": 219, "reason": ""}
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert read_sealed(tmp_path / "out" / "report.json") == report
     assert not list(tmp_path.glob(".*"))
 
 

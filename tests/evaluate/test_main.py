@@ -22,12 +22,12 @@ def test_a_mix_is_measured_part_by_part(
     summaries: Path, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mixed run that cannot be measured at all, or whose parts write over each other's figures."""
-    from common.files import write_json
+    from common.files import write_sealed
 
     sets = [ShardSet.open(summaries), ShardSet.open(shard_set)]
     facts = {"shards": [str(each.folder) for each in sets],
              "fingerprints": {"data": [{"set": each.fingerprint, "weight": 1.0} for each in sets]}}
-    write_json(tmp_path / "run" / "run.json", facts)
+    write_sealed(tmp_path / "run" / "run.json", facts)
     ran: list[list[str]] = []
     monkeypatch.setattr(everything, "_run", ran.append)
     monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(tmp_path / "run")])

@@ -74,7 +74,7 @@ train.pretrain --config {binary}                            | not readable as YA
 # training: data, shapes, folders
 train.pretrain --data wikipedi --run {new} | DATA=wikipedi: there is no such data set | did you mean wikipedia
 train.pretrain --data {nowhere} --run {new}                 | there is no such data set and no such file or folder
-train.pretrain --data {long} --run {new}                    | File name too long
+train.pretrain --data {long} --run {new}                    | the name is too long
 train.pretrain --data {empty} --run {new}                   | {empty} is empty
 train.pretrain --data {pairs} --run {new}                   | holds summaries, not text to pretrain on: fine-tune on it
 train.pretrain --data {text}:0 --run {new}                  | the weight of {text} must be above 0
@@ -126,7 +126,7 @@ data.prepare --source redgpt --input {corpus} --source jsonl --input {corpus} <I
 <FROM> --out {model}                                        | exists and is no shard set; give another --out
 <FROM> --out {pairs}                                        | is already prepared otherwise | give another --out
 data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {corpus}/x | {corpus} | Not a directory
-data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {long}   | File name too long
+data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {long}   | the name is too long
 <PREPARE> --limit -1                                        | --limit: -1 is not valid; expected greater than or equal to 1
 <PREPARE> --workers 0                                       | --workers: 0 is not valid
 <PREPARE> --validation nan                                  | --validation: 'nan' is not valid; expected a finite number

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from common.files import write_json, write_manifest
+from common.files import write_json, write_manifest, write_sealed
 from common.metrics_file import read_metrics
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
@@ -213,17 +213,17 @@ def test_replay_is_the_base_s_text_and_nothing_else(
     for name, said in (("csl", "fine-tuned"), ("text", None)):
         folder, shards = made(tmp_path / name, 3), ShardSet.open(tuning[name])
         facts = {"shards": [str(shards.folder)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
-        write_json(tmp_path / name / "run.json", facts)
+        write_sealed(tmp_path / name / "run.json", facts)
         base = Base(folder, folder, "")
         if said is None:
             assert _replayed(run, base, 0).folder == shards.folder
             # A run of one set that is continued with replay besides.
-            write_json(run / "run.json", facts)
+            write_sealed(run / "run.json", facts)
             assert _replayed(run, base, 1).folder == shards.folder
         else:
             with pytest.raises(UserError, match=said):
                 _replayed(run, base, 0)
-    write_json(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
+    write_sealed(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
                                                 "fingerprints": {"data": facts["fingerprints"]["data"] * 2}})
     with pytest.raises(UserError, match="2 shard sets: leave replay out"):
         _replayed(tmp_path / "new", base, 0)

@@ -1,0 +1,136 @@
+"""A disk that is full, read-only or gone: one clear line, exit code 2, and what was whole before is still there."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.child import started
+from bench.kill import ROOT, Scenario, differences
+from common.errors import disk_problem, run_main
+from common.files import manifest_problem, write_json
+from common.metrics_file import read_metrics
+from data.shards import ShardSet
+from model.checkpoints import step_folder, steps
+from tests.reliability.conftest import Mount
+from train.metrics import MetricsLog
+
+
+def the_line(said: str) -> str:
+    """The one line that an invocation ends with."""
+    lines = said.rstrip("\n").split("\n")
+    assert "Traceback" not in said and [line for line in lines if line.startswith("error: ")] == lines[-1:], said
+    return lines[-1]
+
+
+@pytest.mark.slow
+def test_training_on_a_disk_that_fills_up(pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path) -> None:
+    """A page of traceback; half a checkpoint that keeps the disk full; the last good checkpoint lost with it."""
+    # Two checkpoints find room on it, three do not.
+    run = disk(f"size={int(2.6 * size(step_folder(whole, steps(whole)[-1])))}") / "run"
+    arguments = [*pretrain.arguments, "--run", str(run)]
+    with started(pretrain.module, arguments, tmp_path / "log") as child:
+        assert child.wait() == 2, child.said
+    line = the_line(child.said)
+    assert "the disk is full: make room" in line and f"goes on from the last whole checkpoint in {run}" in line
+    assert steps(run) and all(manifest_problem(step_folder(run, step)) is None for step in steps(run))
+    assert not [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+    disk("size=1g")
+    with started(pretrain.module, arguments, tmp_path / "again.log") as child:
+        assert child.wait() == 0, child.said
+    assert differences(run, whole) == []
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_a_log_on_a_full_disk_is_one_error(disk: Mount, capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard's thread printing a traceback of its own; a record lost in silence; a last line that spoils the file."""
+    run = disk("size=256k")
+    log = MetricsLog(run, 0)
+    (run / "other").write_bytes(bytes(shutil.disk_usage(run).free - (16 << 10)))
+    with pytest.raises(OSError) as caught:
+        for step in range(10_000):
+            log.write("train", step, loss=1.0)
+    assert "the disk is full" in (disk_problem(caught.value) or "")
+    (run / "other").unlink()
+    log.close()
+    assert "Traceback" not in capfd.readouterr().err
+    written = [record["step"] for record in read_metrics(run)]
+    assert written == list(range(len(written))) and len(written) > 10
+
+
+@dataclass(frozen=True)
+class Vanish:
+    """The fault: in the fifth step somebody deletes the run."""
+
+    run: Path
+
+    def __call__(self) -> None:
+        from train.loop import Trainer
+
+        step = Trainer._step
+
+        def vanishing(trainer: Trainer) -> None:
+            step(trainer)
+            if trainer.state.step == 5:
+                shutil.rmtree(self.run)
+
+        Trainer._step = vanishing  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+def test_a_run_that_vanishes_is_not_made_again(pretrain: Scenario, tmp_path: Path) -> None:
+    """A folder with a checkpoint and nothing else, which no command can use."""
+    run = tmp_path / "run"
+    with started(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)) as child:
+        assert child.wait() == 2, child.said
+    assert f"{run} is gone" in the_line(child.said) and not run.exists()
+
+
+@pytest.mark.slow
+def test_a_read_only_disk_is_said(pretrain: Scenario, disk: Mount, tmp_path: Path) -> None:
+    """A traceback for a disk that was mounted the other way."""
+    run = disk("ro") / "run"
+    with started(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log") as child:
+        assert child.wait() == 2, child.said
+    assert f"{run}: is on a disk that is read-only" in the_line(child.said)
+
+
+@pytest.mark.slow
+def test_preparation_on_a_disk_that_fills_up(disk: Mount, tmp_path: Path) -> None:
+    """Half a shard set; a temporary folder that fills the disk for good; work that cannot be gone on with."""
+    folder = disk("size=260k")
+    arguments = ["--source", "csl", "--input", str(ROOT / "assets/sample/summary/csl/train.tsv"), "--tokenizer",
+                 str(ROOT / "assets/tokenizer"), "--out", str(folder / "csl"), "--limit", "300", "--workers", "1"]
+    with started("data.prepare", arguments, tmp_path / "log") as child:
+        assert child.wait() == 2, child.said
+    assert "the disk is full: make room" in the_line(child.said) and str(folder) in the_line(child.said)
+    assert not (folder / "csl").exists()
+    assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
+    disk("size=64m")
+    with started("data.prepare", arguments, tmp_path / "again.log") as child:
+        assert child.wait() == 0, child.said
+    assert ShardSet.open(folder / "csl", checksums=True).manifest["report"]["records"] == 300
+    assert [path.name for path in folder.iterdir()] == ["csl"]
+
+
+@pytest.mark.parametrize(("path", "words"), [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")])
+def test_output_that_cannot_be_written_is_one_line(
+    path: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback after an hour of evaluation because of where `--json` points."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as left:
+        run_main(lambda: write_json(tmp_path / path, {}))
+    assert left.value.code == 2 and words in the_line(capsys.readouterr().err)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    """Every error taken for the disk's."""
+    for error in (ValueError("x"), FileNotFoundError(2, "x"), OSError("some words"), ConnectionResetError(104, "x")):
+        assert disk_problem(error) is None
+    assert disk_problem(OSError(28, os.strerror(28), "a")) == "a: the disk is full: make room"

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from common.errors import run_main
-from common.files import write_json
+from common.files import write_json, write_sealed
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from model import checkpoints
@@ -125,7 +125,7 @@ data.prepare --source redgpt --input {corpus} <INTO> | records cannot be read | 
 data.prepare --source redgpt --input {corpus} --source jsonl --input {corpus} <INTO> | holds one kind of records
 <FROM> --out {model}                                        | exists and is no shard set; give another --out
 <FROM> --out {pairs}                                        | is already prepared otherwise | give another --out
-data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {corpus}/x | {corpus} | Not a directory
+data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {corpus}/x | {corpus} | a part of this path is a file
 data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {long}   | the name is too long
 <PREPARE> --limit -1                                        | --limit: -1 is not valid; expected greater than or equal to 1
 <PREPARE> --workers 0                                       | --workers: 0 is not valid
@@ -153,7 +153,7 @@ data.tokenizer train --out {new} --coverage nan             | --coverage nan: mu
 data.tokenizer train --out {new} --input {corpus} --vocabulary 100000 | this text supports at most
 data.tokenizer train --out {new} --input {empty} --source jsonl       | there is no text in it to learn a vocabulary from
 data.tokenizer import --input {corpus} --out {new}          | is not a SentencePiece model, or is damaged
-data.tokenizer import --input {tokenizer} --out {corpus}    | {corpus} | File exists
+data.tokenizer import --input {tokenizer} --out {corpus}    | {corpus} | is there already and no folder
 data.tokenizer export --tokenizer {nowhere} --out {new}     | {nowhere} does not exist: give a SentencePiece model
 data.tokenizer inspect --tokenizer {tokenizer} --input {corpus} --source x | --source x: there is no such source
 # evaluation
@@ -285,7 +285,7 @@ def _models(made: dict[str, Path]) -> None:
     (made["no_tokenizer"] / "tokenizer.model").unlink()
     weights = made["cut"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    write_json(made["damaged"] / "manifest.json", {"files": {"model.safetensors": {
+    write_sealed(made["damaged"] / "manifest.json", {"files": {"model.safetensors": {
         "bytes": (made["damaged"] / "model.safetensors").stat().st_size, "sha256": "0" * 64}}})
 
 

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from common import archive, files
 from common.archive import extract_zip
 from common.errors import UserError
-from common.files import manifest_problem, read_json, write_json, write_manifest
+from common.files import manifest_problem, read_json, write_json, write_manifest, write_sealed
 from common.options import load_yaml
 from data import reading
 from data.records import BadRecord
@@ -266,7 +266,7 @@ def test_any_damage_to_an_archive_is_one_line_or_harmless(
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..", "\0", "x" * 5000])
 def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("x")
-    write_json(tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
+    write_sealed(tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
     assert manifest_problem(tmp_path / "folder")
 
 
@@ -376,7 +376,7 @@ def test_an_array_is_what_its_shard_needs_or_one_line(shard_set: Path, little_me
     for name in ("train-00000.tokens.npy", "train-00000.offsets.npy"):
         whole = (shard_set / name).read_bytes()
         (shard_set / name).write_bytes(data)
-        facts = {key: value for key, value in read_json(shard_set / "manifest.json").items() if key != "files"}
+        facts = {key: value for key, value in read_json(shard_set / "manifest.json").items() if key not in ("files", "seal")}
         write_manifest(shard_set, facts)
         with pytest.raises(UserError, match=r"npy(:| cannot be read| does not hold)"):
             ShardSet.open(shard_set, checksums=True).split("train").lengths()

@@ -6,6 +6,7 @@ manifest, and what else must not change unnoticed, is sealed: JSON that ends wit
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -204,6 +205,15 @@ def atomic_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock, a file that stays, while the block runs: several processes on one folder take turns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

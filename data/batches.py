@@ -63,6 +63,10 @@ class Batches(abc.ABC):
         first = step * self.rows_per_step + self._rank * self._share
         return list(range(first, first + self._share))
 
+    def rows_of_all(self, step: int) -> range:
+        """The row numbers that all processes together read in a step."""
+        return range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+
     @abc.abstractmethod
     def step(self, step: int, micro_rows: int) -> list[Batch]:
         """The micro-batches of one step, at most `micro_rows` rows each."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
+from common.files import MANIFEST, atomic_folder, locked, manifest_problem, read_json
 from data.examples import Examples
 from data.order import share, shuffle
 
@@ -83,11 +83,13 @@ class PackedPlan:
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         if self._open is None or self._open[0] != epoch:
             folder = self._folder / f"epoch-{epoch:05d}"
-            whole = (folder / MANIFEST).is_file() and manifest_problem(folder) is None
-            if not whole or read_json(folder / MANIFEST).get("identity") != self._facts()["identity"]:
-                self._build(epoch, folder)
-            names = ("order", "starts", "tokens")
-            self._open = epoch, [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+            with locked(self._folder.with_suffix(".lock")):  # of the processes that train together one builds it
+                whole = (folder / MANIFEST).is_file() and manifest_problem(folder) is None
+                if not whole or read_json(folder / MANIFEST).get("identity") != self._facts()["identity"]:
+                    self._build(epoch, folder)
+                names = ("order", "starts", "tokens")
+                arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+            self._open = epoch, arrays
         return self._open[1]
 
     def _facts(self) -> dict[str, object]:

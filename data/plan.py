@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
+from common.files import MANIFEST, atomic_folder, locked, manifest_problem, read_json
 from data.order import share, shuffle
 from data.shards import Sequences
 
@@ -79,11 +79,12 @@ class Plan:
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         if self._open is None or self._open[0] != epoch:
             folder = self._folder / f"epoch-{epoch:05d}"
-            # An epoch's plan follows from the run's fingerprints, so one that is whole is the right one.
-            if not (folder / MANIFEST).is_file() or manifest_problem(folder) or self._stale(folder):
-                self._build(epoch, folder)
-            arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                      for name in ("order", "ends", "rows")]
+            with locked(self._folder.with_suffix(".lock")):  # of the processes that train together one builds it
+                # An epoch's plan follows from the run's fingerprints, so one that is whole is the right one.
+                if not (folder / MANIFEST).is_file() or manifest_problem(folder) or self._stale(folder):
+                    self._build(epoch, folder)
+                arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                          for name in ("order", "ends", "rows")]
             self._open = epoch, arrays
         return self._open[1]
 

@@ -15,6 +15,7 @@ from common.files import atomic_folder, read_json, write_json
 from model import checkpoints
 from model.checkpoints import step_folder, steps
 from model.llama import Llama
+from train import parallel
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -23,17 +24,28 @@ Optimizers = dict[str, torch.optim.Optimizer]
 def save(
     run: Path, step: int, model: Llama, optimizers: Optimizers, keep: Callable[[Path], None], state: dict[str, Any]
 ) -> None:
-    """Write `checkpoints/step-…`: weights, optimiser state, what `keep(folder)` writes, `state`; a manifest last; rename."""
+    """Write `checkpoints/step-…`: weights, optimiser state, what `keep(folder)` writes, `state`; a manifest last; rename.
+
+    All processes must call it: the first one writes, the others hand in their parts.
+    """
+    model, tensors = parallel.whole_model(model), _optimizer_tensors(model, optimizers)
+    if parallel.first():
+        _write(run, step, model, tensors, keep, state)
+    parallel.wait()
+
+
+def _write(
+    run: Path, step: int, model: Llama, tensors: dict[str, torch.Tensor], keep: Callable[[Path], None], state: dict[str, Any]
+) -> None:
     with atomic_folder(step_folder(run, step), {"format": "babyllama-checkpoint-1", "step": step}) as folder:
         checkpoints.save_weights(model, folder)
         keep(folder)
-        save_file(_optimizer_tensors(model, optimizers), folder / OPTIMIZER)
+        save_file(tensors, folder / OPTIMIZER)
         write_json(folder / STATE, {"step": step, **state})
 
 
 def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any]:
-    """Fill model and optimisers from a checkpoint and return its `state`."""
-    checkpoints.load_weights(model, folder)
+    """Fill the optimisers of a model from a checkpoint and return its `state`."""
     try:
         saved = load_file(folder / OPTIMIZER)
     except (SafetensorError, OSError) as error:
@@ -45,19 +57,22 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
         if name not in optimizers or weight is None or tensor.shape not in (weight.shape, torch.Size([])):
             raise UserError(f"{folder / OPTIMIZER} holds {key}, which this run's optimiser does not have")
         # A copy of its own: memory mapped from the file would change with it.
-        optimizers[name].state[weight][field] = tensor.to(weight.device, copy=True)
+        optimizers[name].state[weight][field] = parallel.part(tensor, weight)
     return read_json(folder / STATE)
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, torch.Tensor]:
+    """The state of all optimisers, in the first process."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{name}/{names[parameter]}/{field}": value.detach().contiguous()
-        for name, optimizer in optimizers.items()
-        for parameter, state in optimizer.state.items()
-        for field, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
+    found = {}
+    for name, optimizer in optimizers.items():
+        for parameter, state in optimizer.state.items():
+            for field, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    whole = parallel.whole(value.detach())
+                    if parallel.first():
+                        found[f"{name}/{names[parameter]}/{field}"] = whole.cpu().contiguous()
+    return found
 
 
 def rotate(run: Path, keep: int, best: int | None) -> None:

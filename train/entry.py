@@ -12,7 +12,9 @@ import torch
 from common.errors import UserError, disk_problem
 from common.machine import peak_memory_bytes
 from common.options import Parser, parse
+from data.shards import ShardSet
 from model.llama import Llama
+from train import parallel
 from train.capacity import Choices, compiles, measure, memory_needed, trained
 from train.loop import Trainer
 from train.options import TrainOptions
@@ -57,7 +59,28 @@ def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:
     return names, tuple(weights)
 
 
+def open_run(
+    run: Run, options: TrainOptions, fingerprints: dict[str, Any], sets: list[ShardSet], device: torch.device
+) -> None:
+    """Make or continue the run, see `Run.open`; of several processes the first one holds it for all."""
+    if parallel.first():
+        run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
+    run.start = parallel.from_first(run.start)
+
+
 def machine_choices(options: TrainOptions, run: Run, model: Llama, device: torch.device) -> Choices:
+    """How to compute: what the first process chooses, with no more rows at once than each process has."""
+    chosen = asdict(_choices(options, run, model, device)) if parallel.first() else {}
+    choices = Choices(**parallel.from_first(chosen))
+    return replace(choices, micro_rows=min(choices.micro_rows, _rows(options)))
+
+
+def _rows(options: TrainOptions) -> int:
+    """Rows of a step in each process."""
+    return options.batch_tokens // options.sequence_length // parallel.size()
+
+
+def _choices(options: TrainOptions, run: Run, model: Llama, device: torch.device) -> Choices:
     """The run's own choices where they were made on such a device and nothing else was asked for; else measured."""
     kept = run.choices()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -67,8 +90,7 @@ def machine_choices(options: TrainOptions, run: Run, model: Llama, device: torch
         if choices.device == name:
             return replace(choices, compile=choices.compile and compiles(model))
     choices = measure(model, device, precision=options.precision, compile_wish=options.compile,
-                      micro_batch=options.micro_batch, rows=options.batch_tokens // options.sequence_length,
-                      length=options.sequence_length)
+                      micro_batch=options.micro_batch, rows=_rows(options), length=options.sequence_length)
     run.keep_choices({"asked": asked, "choices": asdict(choices)})
     return choices
 
@@ -91,6 +113,8 @@ def announce(
           " GB of memory")
     if model.lm_head.weight.device.type == "cpu" and flops > 1e15:
         print("          this is many hours of work for a CPU: fewer --max_steps or a smaller model end sooner")
+    if parallel.size() > 1:
+        print(f"processes {parallel.size()} ({options.parallel}), {_rows(options)} rows of a step each")
     before = f"continues after step {run.start}" if run.start is not None else "new"
     print(f"run       {run.folder} ({before})", flush=True)
 

@@ -18,11 +18,11 @@ import torch
 from common.errors import UserError
 from common.machine import matmul_flops, peak_memory_bytes
 from data.batches import Batch, Batches
-from model.checkpoints import step_folder
+from model.checkpoints import load_weights, step_folder
 from model.llama import Llama
-from train import checkpoint
+from train import checkpoint, parallel
 from train.capacity import DTYPES, Choices, autocast, check_batch, training_flops
-from train.metrics import VALIDATION_LOSS, Measure, MetricsLog
+from train.metrics import VALIDATION_LOSS, Measure, MetricsLog, UnwrittenLog
 from train.optimizer import build_optimizers
 from train.options import TrainOptions
 from train.run import Run
@@ -65,14 +65,17 @@ class Trainer:
 
     def __init__(
         self, options: TrainOptions, horizon: Horizon, run: Run, model: Llama, batches: Batches, choices: Choices,
-        keep: Callable[[Path], None], evaluate: Callable[[int, MetricsLog, bool], None],
+        keep: Callable[[Path], None], evaluate: Callable[[Llama, int, MetricsLog, bool], None],
     ) -> None:
-        """`keep(folder)` writes what belongs to a checkpoint besides numbers (tokenizer, template); `evaluate(step, log,
-        final)` measures the model and writes its records.
+        """`keep(folder)` writes what belongs to a checkpoint besides numbers (tokenizer, template); `evaluate(model, step,
+        log, final)` measures the model, with all its weights in this process, and writes its records.
         """
         self.options, self.horizon, self.run, self.model = options, horizon, run, model
         self.batches, self.choices, self._keep, self._evaluate = batches, choices, keep, evaluate
         self.device = model.lm_head.weight.device
+        if run.start is not None:
+            load_weights(model, run.start_folder)
+        self._module = parallel.wrap(model, options.parallel)
         self.optimizers = build_optimizers(model, options.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=choices.precision == "fp16")
         self.state = State()
@@ -80,7 +83,7 @@ class Trainer:
             self.state = _state(checkpoint.restore(run.start_folder, model, self.optimizers), run.start_folder)
             if self.state.scaler:
                 self.scaler.load_state_dict(self.state.scaler)
-        self.log = MetricsLog(run.folder, self.state.step)
+        self.log = MetricsLog(run.folder, self.state.step) if parallel.first() else UnwrittenLog()
         if choices.compile:
             # The layers only: the loss works in chunks, which the compiler would unroll.
             model.model.compile()
@@ -92,7 +95,7 @@ class Trainer:
         """Train to the last step, or to the end of the step in which a signal came. True if the run is complete."""
         with StopRequest() as stop:
             self._evaluate_if_due(stop)
-            while not stop and not self._complete():
+            while not self._ends(stop):
                 self._step()
                 self._log_if_due()
                 if self._due(self.options.checkpoint.every) or self._due(self.horizon.evaluate_every):
@@ -102,6 +105,10 @@ class Trainer:
                 self._save()
         # An evaluation that was cut short is made when the run goes on.
         return not self._evaluation_due() and self._complete()
+
+    def _ends(self, stop: StopRequest) -> bool:
+        """Whether any process has a reason to end: a signal came to it, or, to the first one, scores that are no better."""
+        return bool(parallel.total(int(bool(stop) or self._complete()))[0])
 
     def _complete(self) -> bool:
         return self.state.step == self.horizon.steps or self.stalled()
@@ -131,8 +138,9 @@ class Trainer:
         hits = torch.zeros((), device=self.device, dtype=torch.int64) if logged else None
         micro_batches = self.batches.step(state.step, self.choices.micro_rows)
         if self.model.adapter is not None:
-            # An adapter's dropout is the only thing that is drawn: from the step, so that a resumed run draws the same.
-            torch.manual_seed((options.seed * 1_000_003 + state.step) % 2**63)
+            # An adapter's dropout is the only thing that is drawn: from the step, so that a resumed run draws the same, and
+            # from the process, whose rows are others.
+            torch.manual_seed((options.seed * 1_000_003 + state.step + (parallel.rank() << 40)) % 2**63)
         loss, norm = self._gradients(micro_batches, hits)
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers.values():
@@ -149,20 +157,23 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        tokens, targets = sum(batch.tokens for batch in micro_batches), sum(len(batch.targets) for batch in micro_batches)
+        tokens, targets, hit = parallel.total(
+            sum(batch.tokens for batch in micro_batches), sum(len(batch.targets) for batch in micro_batches), int(hits or 0))
         state.tokens += tokens
-        self._accuracy = None if hits is None else int(hits) / targets
+        self._accuracy = None if hits is None else hit / targets
         self._clock.tick(tokens, targets, lr=options.optimizer.lr * share, grad_norm=norm)
 
     def _gradients(self, micro_batches: list[Batch], hits: torch.Tensor | None) -> tuple[float, float]:
         """Gradients of the step's mean loss, clipped, in the weights; the loss and the norm before clipping."""
         total = torch.zeros((), device=self.device)
-        scale = 1.0 / sum(len(batch.targets) for batch in micro_batches)
-        for batch in micro_batches:
+        (targets,) = parallel.total(sum(len(batch.targets) for batch in micro_batches))
+        # Of the gradients of several processes the mean is taken, so each computes its own as many times too large.
+        scale = parallel.size() / targets
+        for left, batch in zip(range(len(micro_batches))[::-1], micro_batches, strict=True):
             check_batch(batch, self.model.config.vocab_size)
             batch = batch.to(self.device)
-            with autocast(self.device, self.choices.precision):
-                loss = self.model(
+            with autocast(self.device, self.choices.precision), parallel.accumulating(self._module, more=left > 0):
+                loss = self._module(
                     batch.ids, batch.targets, scored=batch.scored, scale=scale, loss_path=self.choices.loss_path,
                     positions=batch.positions, mask=batch.mask(), hits=hits,
                 )
@@ -171,13 +182,14 @@ class Trainer:
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
-        return float(total), float(norm)
+        (loss_of_all,) = parallel.total(float(total))
+        return loss_of_all / parallel.size(), float(parallel.whole(norm))
 
     def _skip(self, loss: float, norm: float) -> None:
         state = self.state
         state.skipped += 1
         state.skipped_in_a_row += 1
-        rows = self.batches.rows(state.step)
+        rows = self.batches.rows_of_all(state.step)
         self.log.write("skipped", state.step + 1, loss=str(loss), grad_norm=str(norm), rows=[rows[0], rows[-1]])
         print(f"step {state.step + 1}: loss {loss}, gradient norm {norm}: step skipped, weights unchanged "
               f"({state.skipped} so far)", flush=True)
@@ -187,20 +199,21 @@ class Trainer:
             first = state.step + 1 - state.skipped_in_a_row
             raise UserError(
                 f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, {first + 1} to {state.step + 1}, "
-                f"rows {self.batches.rows(first)[0]}-{rows[-1]} of the data; to look at, weights and optimiser as the last "
-                f"good step left them: {self._save_failed()}. Start a new --run with a lower --optimizer.lr (now "
+                f"rows {self.batches.rows_of_all(first)[0]}-{rows[-1]} of the data; to look at, weights and optimiser as the "
+                f"last good step left them: {self._save_failed()}. Start a new --run with a lower --optimizer.lr (now "
                 f"{self.options.optimizer.lr}); the last checkpoint is of step {self._saved}"
             )
 
     def _save_failed(self) -> Path:
         """Keep the state that no step leads on from, where a continued run does not take it for a checkpoint."""
         failed = self.run.folder / FAILED
-        shutil.rmtree(failed, ignore_errors=True)
+        if parallel.first():
+            shutil.rmtree(failed, ignore_errors=True)
         checkpoint.save(failed, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state))
         return step_folder(failed, self.state.step)
 
     def _spike(self, loss: float, usual: float) -> None:
-        step, rows = self.state.step, self.batches.rows(self.state.step)
+        step, rows = self.state.step, self.batches.rows_of_all(self.state.step)
         self.log.write("spike", step + 1, loss=loss, level=usual, rows=[rows[0], rows[-1]])
         print(f"step {step + 1}: loss {loss:.4f} is far above its level of {usual:.4f} (rows {rows[0]}-{rows[-1]} of the "
               "data)", flush=True)
@@ -226,9 +239,10 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.scaler = self.scaler.state_dict()
-        self.run.must_be_there()
-        # The records of the steps before it must not be lost where their checkpoint is not.
-        self.log.sync()
+        if parallel.first():
+            self.run.must_be_there()
+            # The records of the steps before it must not be lost where their checkpoint is not.
+            self.log.sync()
         checkpoint.save(
             self.run.folder, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state)
         )
@@ -237,21 +251,24 @@ class Trainer:
 
     def _rotate(self) -> None:
         # While steps are skipped nobody knows whether the run recovers: older checkpoints may be the last good ones.
-        if not self.state.skipped_in_a_row:
+        if parallel.first() and not self.state.skipped_in_a_row:
             checkpoint.rotate(self.run.folder, self.options.checkpoint.keep, self.log.best(self.horizon.best))
 
     def _evaluation_due(self) -> bool:
         step = self.state.step
-        return step > 0 and self._due(self.horizon.evaluate_every) and not self.log.has("evaluated", step)
+        return (step > 0 and self._due(self.horizon.evaluate_every)
+                and not parallel.from_first(self.log.has("evaluated", step)))
 
     def _evaluate_if_due(self, stop: StopRequest) -> None:
         step = self.state.step
         if not self._evaluation_due():
             return
         self._clock.pause()
-        self.model.eval()
+        model = parallel.whole_model(self.model)
+        model.eval()
         # Nothing is lost with it: the checkpoint of this step is there, and what was measured is measured again.
-        done = stop.unless_asked(lambda: self._evaluate(step, self.log, step == self.horizon.steps))
+        done = parallel.from_first(parallel.first() and stop.unless_asked(
+            lambda: self._evaluate(model, step, self.log, step == self.horizon.steps)))
         self.model.train()
         if done:
             self.log.write("evaluated", step)
@@ -270,7 +287,7 @@ class Clock:
     """Speed since the last log line, without the time spent on evaluation, and what is left."""
 
     def __init__(self, steps: int, length: int, choices: Choices, model: Llama, device: torch.device) -> None:
-        self._peak_flops = matmul_flops(device, DTYPES[choices.precision])
+        self._peak_flops = matmul_flops(device, DTYPES[choices.precision]) * parallel.size()
         if device.type == "cuda":
             # What was tried to find the micro-batch is not what training needs.
             torch.cuda.reset_peak_memory_stats(device)
@@ -300,7 +317,7 @@ class Clock:
         self._mark = time.perf_counter()
 
     def measures(self) -> dict[str, Any]:
-        """What the last step told, tokens_per_second (padding left out), mfu (share of this machine's own matmul rate),
+        """What the last step told, tokens_per_second (padding left out), mfu (share of the machines' own matmul rate),
         memory_bytes; then anew.
         """
         self._pace = self._seconds / self._steps

@@ -109,6 +109,20 @@ def _quiet_about_disks(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
+class UnwrittenLog(MetricsLog):
+    """What the other processes of a run have for a log: it knows what it was told, and writes nothing."""
+
+    def __init__(self) -> None:
+        self.records = []
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """See `MetricsLog`."""
+        self.records.append({"kind": kind, "step": step, **values})
+
+    def close(self) -> None:
+        """There is nothing to flush."""
+
+
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from common.options import Options
+from train.parallel import GatheringMuon, is_part
 
 
 class OptimizerOptions(Options):
@@ -39,7 +40,7 @@ def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, t
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
     optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
     if hidden:
-        optimizers["muon"] = torch.optim.Muon(
+        optimizers["muon"] = (GatheringMuon if is_part(hidden[0]) else torch.optim.Muon)(
             hidden, lr=options.muon_lr, weight_decay=options.weight_decay, momentum=options.momentum,
         )
     for optimizer in optimizers.values():

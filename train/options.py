@@ -9,6 +9,7 @@ from common.options import Options
 from model.config import PRESETS
 from model.lora import LoraOptions
 from train.optimizer import OptimizerOptions
+from train.parallel import Parallel
 from train.schedule import ScheduleOptions
 
 
@@ -65,6 +66,8 @@ class TrainOptions(Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 "
                                                                "with loss scaling on older GPUs, fp32 on a CPU")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: on a GPU only")
+    parallel: Parallel = Field("ddp", description="how several processes share the work (torchrun, docs/scale.md): ddp, each "
+                               "with all weights; fsdp, each with a part of them; one process has no use for it")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
     batch_tokens: int = Field(32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length")
     sequence_length: int = Field(512, gt=1, description="tokens per row")

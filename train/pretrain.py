@@ -16,7 +16,8 @@ from model.config import LlamaConfig, preset, with_tokenizer
 from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import Tokenizer
-from train.entry import announce, facts_of, machine_choices, parse_mixture, read_options, run_name, train_through
+from train import parallel
+from train.entry import announce, facts_of, machine_choices, open_run, parse_mixture, read_options, run_name, train_through
 from train.loop import Horizon, Trainer
 from train.metrics import MetricsLog
 from train.options import ModelOptions, PretrainOptions
@@ -30,14 +31,18 @@ DESCRIPTION = ("Pretrain a Llama from scratch. A run that exists is continued fr
 
 def main() -> None:
     """Entry point."""
-    pretrain(read_options(PretrainOptions, "pretrain", DESCRIPTION))
+    with parallel.together():
+        pretrain(read_options(PretrainOptions, "pretrain", DESCRIPTION))
 
 
 def pretrain(options: PretrainOptions) -> None:
     """Train as the options say, into a new run or the rest of an old one."""
-    device = resolve_device(options.device)
+    device = parallel.local_device(resolve_device(options.device))
+    rows = options.batch_tokens // options.sequence_length
+    parallel.check_rows(rows, options.sequence_length)
     names, weights = parse_mixture(options.data)
-    sets = [ShardSet.open(resolve(name, options.tokenizer), checksums=True) for name in names]
+    sets = parallel.first_alone(lambda: [
+        ShardSet.open(resolve(name, options.tokenizer), checksums=parallel.first()) for name in names])
     tokenizer = _one_tokenizer(names, sets)
     config = shape(options.model, tokenizer, options.sequence_length)
     run = Run(options.run or run_name("pretrain", options.data))
@@ -49,7 +54,7 @@ def pretrain(options: PretrainOptions) -> None:
     plan = Plan(mixture, seed=options.seed, length=options.sequence_length, folder=run.folder / "plan")
     if plan.tokens_per_epoch < 2:
         raise UserError(f"--data {options.data}: there is no text to train on")
-    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
+    open_run(run, options, fingerprints, sets, device)
     model = Llama(config).initialise(options.seed).to(device).train()
     model.context = options.sequence_length
     choices = machine_choices(options, run, model, device)
@@ -63,9 +68,9 @@ def pretrain(options: PretrainOptions) -> None:
     validation = [each.split("validation") for each in sets]
     trainer = Trainer(
         options, Horizon(options.max_steps, options.evaluation.every), run, model,
-        TextBatches(plan, options.batch_tokens // options.sequence_length), choices,
+        TextBatches(plan, rows, rank=parallel.rank(), world=parallel.size()), choices,
         lambda folder: save_tokenizer(tokenizer, folder),
-        lambda step, log, final: evaluate(options, model, tokenizer, validation, step, log, final),
+        lambda whole, step, log, final: evaluate(options, whole, tokenizer, validation, step, log, final),
     )
     train_through(trainer, f"Measure it: make evaluate RUN={run.folder}")
 

@@ -24,8 +24,9 @@ from model.llama import Llama
 from model.lora import Adapter, attach
 from model.template import Template
 from model.tokenizer import Tokenizer
+from train import parallel
 from train.capacity import Choices, training_flops
-from train.entry import announce, facts_of, machine_choices, parse_mixture, read_options, run_name, train_through
+from train.entry import announce, facts_of, machine_choices, open_run, parse_mixture, read_options, run_name, train_through
 from train.loop import Horizon, Trainer
 from train.metrics import VALIDATION_LOSS, Measure
 from train.options import SftOptions
@@ -41,7 +42,8 @@ ROUGE = Measure("rouge", "rouge_1", higher=True)
 
 def main() -> None:
     """Entry point."""
-    fine_tune(read_options(SftOptions, "sft", DESCRIPTION))
+    with parallel.together():
+        fine_tune(read_options(SftOptions, "sft", DESCRIPTION))
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class Base:
 
 def fine_tune(options: SftOptions) -> None:
     """Train as the options say, into a new run or the rest of an old one."""
-    device = resolve_device(options.device)
+    device = parallel.local_device(resolve_device(options.device))
+    length = options.sequence_length
+    rows = options.batch_tokens // length
+    parallel.check_rows(rows, length)
+    if parallel.size() > 1 and options.parallel == "fsdp" and options.adapter != "none":
+        raise UserError("--parallel fsdp: divides weights that train, and an adapter's are few: use --parallel ddp")
     folder = options.run or run_name("sft", options.data)
     base = find_base(options, folder)
     options = options.model_copy(update={"base": base.folder or "none"})
@@ -64,9 +71,9 @@ def fine_tune(options: SftOptions) -> None:
     names, weights = parse_mixture(options.data)
     if set(names) == {REPLAY}:
         raise UserError("--data replay: is mixed into something, such as csl+replay:0.1")
-    sets = [_replayed(folder, base, index) if name == REPLAY else _shards(name, base) for index, name in enumerate(names)]
+    sets = parallel.first_alone(lambda: [
+        _replayed(folder, base, index) if name == REPLAY else _shards(name, base) for index, name in enumerate(names)])
     run = Run(folder)
-    length = options.sequence_length
     phrasings = Phrasings(options.seed, options.lead_ins)
     parts = [examples_of(each.kind, each.split("train"), length, tokenizer, template, phrasings) for each in sets]
     _check_rows(options, base, tokenizer, parts)
@@ -79,14 +86,13 @@ def fine_tune(options: SftOptions) -> None:
         **({"model": shape(options.model, tokenizer, length).to_hf()} if base.folder is None else {}),
         "adapter": {options.adapter: options.lora.model_dump(mode="json")} if options.adapter == "lora" else options.adapter,
     }
-    run.open(options.model_dump(mode="json"), fingerprints, [each.folder for each in sets], device)
+    open_run(run, options, fingerprints, sets, device)
     identity = hashlib.sha256(json.dumps([fingerprints[key] for key in ("data", "template")]).encode()).hexdigest()
     plan = PackedPlan(parts, weights, seed=options.seed, length=length, folder=run.folder / "plan", identity=identity)
     model, name = _model(options, run, base, tokenizer, device)
     choices = machine_choices(options, run, model, device)
-    rows = options.batch_tokens // length
     steps = options.max_steps or max(1, math.ceil((options.epochs or 1) * plan.rows_in(0) / rows))
-    batches = PackedBatches(plan, rows)
+    batches = PackedBatches(plan, rows, rank=parallel.rank(), world=parallel.size())
     _announce(options, run, model, choices, plan, parts, batches, steps, name)
     # With lead-ins a title without one is not what the model was taught: its loss would say nothing.
     asked = Phrasings(None, options.lead_ins)
@@ -101,7 +107,7 @@ def fine_tune(options: SftOptions) -> None:
         Horizon(steps, options.evaluation.every, ROUGE if answered else VALIDATION_LOSS, options.evaluation.patience),
         run, model, batches, choices,
         lambda into: _keep(tokenizer, template, into),
-        lambda step, log, final: evaluate(options, model, tokenizer, template, dev, step, log),
+        lambda whole, step, log, final: evaluate(options, whole, tokenizer, template, dev, step, log),
     )
     train_through(trainer, f"Talk to it: make chat RUN={run.folder}; measure it: make evaluate RUN={run.folder}")
 
@@ -168,7 +174,7 @@ def _replayed(run: Path, base: Base, index: int) -> ShardSet:
     """The pretraining text of the base; a run that exists has written down where it lies."""
     made = run / MADE
     if made.is_file() and index < len(folders := read_json(made)["shards"]):
-        return ShardSet.open(Path(folders[index]), checksums=True)
+        return ShardSet.open(Path(folders[index]), checksums=parallel.first())
     if base.folder is None:
         raise UserError("--data replay: is the base's pretraining text, and there is no base to have any")
     shards = shards_of_run(base.folder, "leave replay out of --data, or begin from a run that was pretrained here on one set")
@@ -179,7 +185,7 @@ def _replayed(run: Path, base: Base, index: int) -> ShardSet:
 
 
 def _shards(name: str, base: Base) -> ShardSet:
-    shards = ShardSet.open(resolve(name, base.tokenizer), checksums=True)
+    shards = ShardSet.open(resolve(name, base.tokenizer), checksums=parallel.first())
     if shards.kind == "documents":
         raise UserError(f"--data {name}: is text without questions and answers: pretrain on it (python -m train.pretrain "
                         f"--data {name}); a mix has text only as replay, which is the base's own")

@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from train import parallel
+
 
 class _Stopped(BaseException):
     """Leads out of work that may be left at once."""
@@ -47,6 +49,8 @@ class StopRequest:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        if not parallel.first():
+            return
         # Not print: the signal may have come in the middle of one.
         doing = "leaving this evaluation" if self._leave else "finishing this step and saving"
         os.write(1, f"\n{self.name}: {doing}; once more to leave at once\n".encode())

@@ -1,0 +1,89 @@
+"""What test_parallel.py has several processes do: `torchrun … -m -- tests.train.parallel_jobs FILE`, a JSON list of jobs.
+
+One start of torchrun costs more than all jobs together. A job is [name, argument…].
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from common.errors import run_main
+from model.checkpoints import step_folder, steps
+from train import parallel, pretrain, sft
+from train.entry import read_options
+from train.loop import Trainer
+from train.options import PretrainOptions, SftOptions
+
+
+def train(kind: str, *words: str) -> None:
+    """A run, from a command line."""
+    # To measure the machine takes longer than these runs.
+    with mock.patch("sys.argv", ["", *words]), mock.patch("train.loop.matmul_flops", return_value=1e9):
+        if kind == "pretrain":
+            pretrain.pretrain(read_options(PretrainOptions, "pretrain", ""))
+        else:
+            sft.fine_tune(read_options(SftOptions, "sft", ""))
+
+
+def signalled(number: int, step: int, *words: str) -> None:
+    """A run in which a signal comes to the last process, and to no other, in the middle of a step."""
+    original = Trainer._gradients
+
+    def gradients(self: Trainer, *arguments: Any) -> Any:
+        if self.state.step == step and parallel.rank() == parallel.size() - 1:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments)
+
+    with mock.patch.object(Trainer, "_gradients", gradients):
+        train("pretrain", *words)
+
+
+def cut(source: str, target: str, step: int) -> None:
+    """A run as it was when it had a checkpoint of `step` and no later one."""
+    if parallel.first():
+        shutil.copytree(source, target, symlinks=True)
+        for later in steps(Path(target)):
+            if later > step:
+                shutil.rmtree(step_folder(Path(target), later))
+    parallel.wait()
+
+
+def muon() -> None:
+    """A matrix in parts must be moved as a whole one is, to the bit; more rows than columns, fewer, and not divisible."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (parallel.size(),))
+    draw = torch.Generator().manual_seed(0)
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    for shape in ((6, 4), (4, 7), (5, 5)):
+        whole = nn.Parameter(torch.randn(shape, generator=draw))
+        part = nn.Parameter(distribute_tensor(whole.detach().clone(), mesh, [Shard(0)]))
+        plain, gathering = torch.optim.Muon([whole], **options), parallel.GatheringMuon([part], **options)
+        for _ in range(3):
+            whole.grad = torch.randn(shape, generator=draw)
+            part.grad = distribute_tensor(whole.grad.clone(), mesh, [Shard(0)])
+            plain.step()
+            gathering.step()
+        assert torch.equal(parallel.whole(part.detach()), whole), shape
+        kept = gathering.state[part]["momentum_buffer"]
+        assert kept.to_local().untyped_storage().nbytes() < whole.untyped_storage().nbytes()
+        assert torch.equal(parallel.whole(kept), plain.state[whole]["momentum_buffer"])
+
+
+def main() -> None:
+    """Do the jobs of the file, one after another."""
+    with parallel.together():
+        for name, *arguments in json.loads(Path(sys.argv[1]).read_text()):
+            {"train": train, "cut": cut, "muon": muon, "signalled": signalled}[name](*arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,279 @@
+"""Several processes that train one model together, as torchrun starts them: DDP or FSDP2, NCCL on GPUs and gloo on CPUs.
+
+The contract. The rows of a step are divided among the processes in contiguous slices, so that a step sees the same rows
+whatever their number. Gradients are those of the mean over all positions with a loss of the whole step. The first process
+prints, measures, evaluates and writes; a checkpoint holds whole tensors and does not tell how many processes made it.
+
+With one process everything here returns what it was given, and torch.distributed is never set up.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.errors import UserError
+from model.llama import Llama
+
+Parallel = Literal["ddp", "fsdp"]
+T = TypeVar("T")
+
+# A process that does not answer in the middle of a step for so long is given up. One that is dead is noticed at once.
+STEP_TIMEOUT = timedelta(minutes=10)
+# The others wait for the first one while it prepares data, measures or evaluates, which may take hours.
+PATIENCE = timedelta(days=1)
+
+
+def size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, counted from zero."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first() -> bool:
+    """Whether this is the process that speaks and writes."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started with this one; without torchrun, nothing.
+
+    Inside, only the first process prints. When processes fail, the one that fails first says why; where it had no time to,
+    because it was killed, one of the others says that. The rest end without a word, with exit code 2.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    store, number, count = next(dist.rendezvous("env://"))
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=dist.PrefixStore("babyllama", store),
+                            rank=number, world_size=count, timeout=STEP_TIMEOUT)
+    before = signal.signal(signal.SIGTERM, _told_to_end)
+    try:
+        with _silence() if number else contextlib.nullcontext():
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+        lost = _lost(error)
+        if not _fails_first(store) and (lost or isinstance(error, UserError | KeyboardInterrupt)):
+            sys.exit(2)
+        if lost:
+            raise UserError(f"another process of this run has ended or does not answer any more ({_brief(error)}), so all of "
+                            "them end; the same command goes on from the last whole checkpoint") from None
+        raise
+    signal.signal(signal.SIGTERM, before)
+    dist.destroy_process_group()
+
+
+class _ToldToEnd(Exception):
+    """torchrun ends this process, because another one has ended or because it was told to itself."""
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> None:
+    raise _ToldToEnd("told so by torchrun")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _fails_first(store: dist.Store) -> bool:
+    """True in the first process that asks. torchrun keeps the store, so it is there whichever process has gone."""
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:
+        return True  # torchrun itself has gone
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether an error is that others cannot be reached. gloo has no class of its own for it."""
+    return isinstance(error, dist.DistError | _ToldToEnd) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _brief(error: BaseException) -> str:
+    """The first sentence of an error without the place in gloo's own code."""
+    return re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][:120]
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This process's own device: of several GPUs the one with its number on this machine."""
+    if device.type != "cuda" or size() == 1:
+        return device
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise UserError(f"more processes than GPUs on one machine: start torchrun with --nproc-per-node {there}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def check_rows(rows: int, length: int) -> None:
+    """UserError if the rows of a step cannot be divided evenly."""
+    if rows % size():
+        near = max(1, round(rows / size())) * size() * length
+        fitting = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+        raise UserError(f"--batch_tokens {rows * length} is {rows} rows of {length}, which {size()} processes cannot share "
+                        f"evenly: use {fitting} processes, or --batch_tokens {near} in a new run")
+
+
+@functools.cache
+def _patient() -> dist.ProcessGroup | None:
+    """A group over CPUs for what may take long. All processes come to its first use together, which makes it."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if size() > 1:
+        dist.barrier(group=_patient())
+
+
+def total(*values: Any) -> list[Any]:
+    """The sums of numbers over all processes: whole numbers exactly, others in fp64, the same bits everywhere."""
+    if size() == 1:
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
+    dist.all_reduce(summed, group=_patient())
+    return summed.tolist()
+
+
+def from_first(value: T) -> T:
+    """The first process's value, anything that JSON can hold, in all of them."""
+    if size() == 1:
+        return value
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    count = torch.tensor(len(text))
+    dist.broadcast(count, 0, group=_patient())
+    text = text if first() else torch.empty(int(count), dtype=torch.uint8)
+    dist.broadcast(text, 0, group=_patient())
+    said: T = json.loads(bytes(text.tolist()))
+    return said
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """What `work` gives, done by the first process alone and then by the others, who find ready what it leaves on disk."""
+    if not first():
+        wait()
+        return work()
+    done = work()
+    wait()
+    return done
+
+
+def wrap(model: Llama, how: Parallel) -> nn.Module:
+    """What to call for a loss, so that its gradients are the mean of all processes': the model itself with one process.
+
+    `ddp`: every process has all weights. `fsdp`: each holds a part of every weight, gradient and optimiser state and
+    gathers a layer while it computes it; the model is changed in place.
+    """
+    if size() == 1:
+        return model
+    if how == "ddp":
+        # The only buffer is the table of angles, the same everywhere. Before 2.13 the option has the other name.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(model, **options)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.lm_head.weight.device.type, (size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    # The embedding, the last norm and the head stay gathered from forward to backward: the loss needs the head's weight.
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def accumulating(module: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
+    """A forward pass that more of the same step follow: DDP exchanges gradients after the last one only. FSDP does so after
+    each, because it has no room for whole gradients.
+    """
+    if more and isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether this process holds a part of a tensor only."""
+    if size() == 1:
+        return False
+    from torch.distributed.tensor import DTensor  # most of a second that one process need not wait
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each process holds a part; any other as it is. All processes must ask."""
+    return cast(Any, tensor).full_tensor() if is_part(tensor) else tensor
+
+
+def part(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy of a whole tensor where `like` is; of `like`'s shape, the part of it that `like` is of its own whole."""
+    tensor = tensor.to(like.device, copy=True)
+    if not is_part(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    pattern = cast(DTensor, like)
+    return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def whole_model(model: Llama) -> Llama:
+    """In the first process a model with all weights, on the same device; all processes must ask. Without FSDP the model."""
+    if not is_part(model.lm_head.weight):
+        return model
+    with torch.device("meta"):
+        copy = Llama(model.config)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        gathered = whole(tensor)
+        if first():
+            state[name] = gathered
+    if not first():
+        return model
+    copy.load_state_dict(state, assign=True)
+    if model.config.tie_word_embeddings:
+        copy.lm_head.weight = copy.model.embed_tokens.weight
+    copy.model.rotary.table, copy.context = model.model.rotary.table, model.context
+    return copy
+
+
+class GatheringMuon(torch.optim.Muon):
+    """Muon over matrices of which each process holds a part.
+
+    It multiplies a matrix by itself many times: on parts, each product would be an exchange between the processes. So each
+    matrix is gathered once, with gradient and momentum, moved by torch's own Muon in every process alike, and cut again.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step; matrix by matrix, so that only one is whole at a time."""
+        for group in self.param_groups:
+            for mine in group["params"]:
+                matrix = nn.Parameter(whole(mine))
+                matrix.grad = whole(mine.grad)
+                muon = torch.optim.Muon([matrix], **{name: group[name] for name in self.defaults})
+                muon.state[matrix] = {field: whole(value) for field, value in self.state[mine].items()}
+                muon.step()
+                mine.copy_(part(matrix.detach(), mine))
+                self.state[mine] = {field: part(value, mine) for field, value in muon.state[matrix].items()}

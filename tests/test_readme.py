@@ -99,7 +99,9 @@ def _command(words: list[str]) -> Iterator[Command]:
     elif re.fullmatch(r"python[\d.]*|torchrun", program) and "-m" in words[1:-1]:
         at = words.index("-m")
         if program == "torchrun" or at == 1:
-            yield Command(words[at + 1], tuple(words[at + 2 :]))
+            # torchrun takes options behind the module for its own unless a `--` stands before it.
+            module, *rest = words[at + 2 if words[at + 1] == "--" else at + 1 :]
+            yield Command(module, tuple(rest))
 
 
 def documented() -> list[Command]:

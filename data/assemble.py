@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import atomic_folder, write_atomic
+from common.files import atomic_folder
 from data.dedup import EXACT, KEPT, NEAR, Deduplicator, DedupOptions
 from data.parts import part_folder
 from data.records import Kind
 from data.shards import FORMAT, SPLITS, ShardWriter
-from model.template import Template
-from model.tokenizer import FILE, Tokenizer
+from model.template import template_of
+from model.tokenizer import Tokenizer
 
 VALIDATION_DOCUMENTS = 100
 VALIDATION_LIMIT = 0.1
@@ -43,9 +43,9 @@ def assemble(
         "tokenizer": {"fingerprint": tokenizer.fingerprint, "vocabulary_size": tokenizer.vocabulary_size},
     }
     with atomic_folder(out, whole) as folder:
-        write_atomic(folder / FILE, tokenizer.serialized)
+        tokenizer.save(folder)
         if kind == "conversations":
-            Template().save(folder)
+            template_of(tokenizer).save(folder)
             report["longer_than"] = _longer(parts, len(made), verdict)
         whole["splits"] = _copy(folder, parts, made, verdict, limit, tokenizer.vocabulary_size, kind)
         with (folder / "quarantine.jsonl").open("wb") as file:

@@ -34,7 +34,7 @@ DOWNLOADS = Path("downloads")
 # What makes records into ids: a preparation by other code than this is made again.
 CODE = ("data/sources/*.py", *(f"data/{name}.py" for name in (
     "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "pool", "prepare", "reading", "records",
-)), "model/template.py", "model/tokenizer.py", "model/tokenizer_normalise.py")
+)), *(f"model/{name}.py" for name in ("template", "tokenizer", "tokenizer_imported", "tokenizer_normalise")))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from data.reading import Raw, RawRecord
 from data.records import BadRecord, Document, Kind, Record, Summary, Unused
 from data.shards import token_dtype
 from data.sources import find_source
-from model.template import Span, Template, join
+from model.template import Span, template_of
 from model.tokenizer import Tokenizer
 
 PART_BYTES = 8 << 20
@@ -104,7 +104,7 @@ class Worker:
         self._parts, self._options, self._permutations = parts, options, permutations
         self._tokenizer = Tokenizer.load(tokenizer)
         self._dtype = token_dtype(self._tokenizer.vocabulary_size)
-        self._template = Template()
+        self._template = template_of(self._tokenizer)
 
     def process(self, part: Part) -> tuple[int, dict[str, Any], int]:
         """Prepare a part and write its folder; returns its number, its facts, this process's peak memory (bytes)."""
@@ -154,7 +154,7 @@ class _Batches:
     def __init__(
         self, tokenizer: Tokenizer, dtype: np.dtype[Any], permutations: np.ndarray | None, *, kind: Kind
     ) -> None:
-        self._tokenizer, self._kind = tokenizer, kind
+        self._tokenizer, self._kind, self._template = tokenizer, kind, template_of(tokenizer)
         # Near duplicates are sought among documents only: two questions may well differ in one word.
         self._permutations = permutations if kind == "documents" else None
         self._waiting: list[tuple[list[str], str]] = []
@@ -182,7 +182,10 @@ class _Batches:
 
     def _encode(self) -> None:
         waiting, self._waiting, self._size = self._waiting, [], 0
-        encoded = iter(self._tokenizer.encode_batch([text for texts, _ in waiting for text in texts], threads=1))
+        texts = [text for texts, _ in waiting for text in texts]
+        # Only what a template made may hold marks of special tokens.
+        encode = self._template.encode_texts if self._kind == "conversations" else Tokenizer.encode_batch
+        encoded = iter(encode(self._tokenizer, texts, threads=1))
         lengths, spanned, arrays = [], [], self._arrays
         for texts, _ in waiting:
             ids, spans = self._sequence([next(encoded) for _ in texts])
@@ -204,7 +207,7 @@ class _Batches:
         if self._kind == "summaries":
             article, title = encoded
             return article + title, [(len(article), len(article) + len(title))]
-        return join(self._tokenizer, encoded)
+        return self._template.join(self._tokenizer, encoded)
 
 
 def write_quarantine(path: Path, bad: Iterable[BadRecord]) -> None:

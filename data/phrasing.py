@@ -84,9 +84,9 @@ class Frames:
     """The ids around an article for every request: `<bos>人类：…` before it and `…助手：` after it."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
-        before = tokenizer.encode_batch([template.opening() + request.before for request in FLAT], threads=1)
-        after = tokenizer.encode_batch([request.after + template.closing for request in FLAT], threads=1)
-        self.before = [[tokenizer.bos_id, *ids] for ids in before]
+        before = template.encode_texts(tokenizer, [template.opening() + request.before for request in FLAT], threads=1)
+        after = template.encode_texts(tokenizer, [request.after + template.closing for request in FLAT], threads=1)
+        self.before = [[*template.start(tokenizer), *ids] for ids in before]
         self.after = after
         # Ids of each request, int64[len(FLAT)].
         self.lengths = np.array([len(b) + len(a) for b, a in zip(self.before, self.after, strict=True)])
@@ -98,8 +98,9 @@ class Frames:
 
 def summary_prompt(tokenizer: Tokenizer, template: Template, article: str, *, room: int) -> tuple[list[int], bool]:
     """The canonical request for the title of `article` in at most `room` ids, and whether the article was trimmed."""
-    opening = [tokenizer.bos_id, *tokenizer.encode(template.opening() + FLAT[CANONICAL].before)]
-    closing = tokenizer.encode(FLAT[CANONICAL].after + template.closing)
+    before, closing = template.encode_texts(
+        tokenizer, [template.opening() + FLAT[CANONICAL].before, FLAT[CANONICAL].after + template.closing], threads=1)
+    opening = [*template.start(tokenizer), *before]
     ids = tokenizer.encode(article)
     fits = max(room - len(opening) - len(closing), 0)
     return [*opening, *ids[:fits], *closing], len(ids) > fits

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from common.errors import UserError, run_main
-from common.files import MANIFEST, naming, read_json, read_sealed, remove_leftovers, write_atomic, write_json, write_sealed
+from common.files import MANIFEST, naming, read_json, read_sealed, remove_leftovers, write_json, write_sealed
 from common.machine import cores, peak_memory_bytes
 from common.options import Options, parse
 from common.progress import progress
@@ -36,7 +36,7 @@ from data.pool import maker
 from data.records import Kind
 from data.shards import FORMAT, REPORT
 from data.sources import SOURCES, find_source
-from model.tokenizer import FILE, Tokenizer
+from model.tokenizer import Tokenizer
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "prepare.yaml"
 Share = Annotated[float, Field(ge=0, le=0.5)]
@@ -81,7 +81,7 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
         shutil.rmtree(_work_path(out), ignore_errors=True)
         return report
     with _work_folder(out, identity) as work:
-        write_atomic(work / FILE, loaded.serialized)
+        loaded.save(work)
         made, peak = _make_parts(groups, work, options)
         _check_quarantine(work / "parts", made, options.quarantine_share)
         facts = {"sources": identity["inputs"], "preparation": identity}
@@ -182,7 +182,7 @@ def _make_parts(groups: Sequence[Group], work: Path, options: PrepareOptions) ->
     workers = options.workers or cores()
     if not streamed and sum(sizes) < PART_BYTES // 4:
         workers = 1
-    arguments = (work / "parts", work / FILE, options.clean, permutations() if options.dedup.near else None)
+    arguments = (work / "parts", work, options.clean, permutations() if options.dedup.near else None)
     with progress("preparing", None if streamed else sum(sizes), unit="B") as bar, maker(workers, arguments) as pool:
         for part in _parts(groups, options.limit, bar.update):
             if facts := finished(part, work / "parts"):

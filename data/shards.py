@@ -29,7 +29,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import MANIFEST, manifest_problem, read_json, read_sealed
 from data.records import Kind
-from model.tokenizer import Tokenizer
+from model.tokenizer import IMPORTED, Tokenizer
 
 FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
@@ -215,7 +215,8 @@ class ShardSet:
     def fingerprint(self) -> str:
         """Changes when any byte of the set's data or tokenizer changes, not with where or how it was made."""
         files = self.manifest["files"].items()
-        listing = sorted((name, entry["sha256"]) for name, entry in files if name.endswith((".npy", ".model", "template.json")))
+        kinds = (".npy", ".model", "template.json", IMPORTED)
+        listing = sorted((name, entry["sha256"]) for name, entry in files if name.endswith(kinds))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     @property

@@ -1,11 +1,13 @@
 """Weights on disk, and where in a run they lie.
 
-A checkpoint is a folder with `model.safetensors` and `config.json` in Hugging Face's names, the tokenizer, and a
-manifest of checksums; a run keeps them under `checkpoints/step-00001000/`. Whatever takes a checkpoint takes a run (its
-newest checkpoint that verifies), one of its steps, or any folder with those files. In place of the weights there may be
-an adapter (`model/adapter_files.py`): then the weights are its base's with the adapter merged into them.
+A checkpoint is a folder with `model.safetensors` (in an exported one perhaps cut into several, with an index beside them)
+and `config.json` in Hugging Face's names, the tokenizer, and a manifest of checksums; a run keeps them under
+`checkpoints/step-00001000/`. Whatever takes a checkpoint takes a run (its newest checkpoint that verifies), one of its
+steps, or any folder with those files. In place of the weights there may be an adapter (`model/adapter_files.py`): then the
+weights are its base's with the adapter merged into them.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from common.files import MANIFEST, manifest_problem, read_json, sha256_file, write_atomic, write_json
+from common.files import MANIFEST, manifest_problem, read_json, sha256_file, write_json
 from model import adapter_files
 from model.adapter_files import ADAPTER, ADAPTER_CONFIG
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.tokenizer import FILE as TOKENIZER_FILE
 from model.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, CHECKPOINTS = "model.safetensors", "config.json", "checkpoints"
+INDEX = "model.safetensors.index.json"
 # What config.json says besides what transformers knows: tokens of the rows that the model was trained on.
 TRAINED_LENGTH = "trained_length"
 
@@ -56,7 +58,7 @@ def find(path: Path) -> Path:
         if step is None:
             raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
         return step_folder(path, step)
-    if not all((path / name).is_file() for name in (WEIGHTS, CONFIG)) and not is_adapter(path):
+    if not (has_weights(path) and (path / CONFIG).is_file()) and not is_adapter(path):
         raise UserError(f"{path} is no checkpoint: expected a run, a step folder, a folder with {CONFIG} and {WEIGHTS}, or "
                         f"an adapter's with {ADAPTER_CONFIG} and {ADAPTER}")
     if (path / MANIFEST).is_file() and (problem := manifest_problem(path)):
@@ -64,17 +66,37 @@ def find(path: Path) -> Path:
     return path
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights, in one file or several."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a checkpoint folder holds an adapter instead of weights."""
-    return not (folder / WEIGHTS).is_file() and all((folder / name).is_file() for name in (ADAPTER, ADAPTER_CONFIG))
+    return not has_weights(folder) and all((folder / name).is_file() for name in (ADAPTER, ADAPTER_CONFIG))
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights. UserError where an index is damaged or names files outside the folder."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = read_json(folder / INDEX)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
+        raise UserError(f"{folder / INDEX} is no index of weights: expected a weight_map of names to files beside it")
+    return [folder / name for name in sorted(set(names.values()))]
 
 
 def digest(folder: Path) -> str:
-    """The sha256 of the weights, or of the adapter, in a checkpoint folder; its manifest's, where there is one."""
-    name = ADAPTER if is_adapter(folder) else WEIGHTS
+    """The sha256 of the weights, or of the adapter, in a checkpoint folder; its manifest's, where there is one.
+
+    Of weights in several files it is that of their digests.
+    """
+    files = [folder / ADAPTER] if is_adapter(folder) else weights_files(folder)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    known = manifest.get("files", {}).get(name)
-    return str(known["sha256"]) if known else sha256_file(folder / name)
+    known = manifest.get("files", {})
+    digests = [str(known[path.name]["sha256"]) if path.name in known else sha256_file(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def base_of(folder: Path) -> Path:
@@ -98,7 +120,7 @@ def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a tokenizer into an existing folder."""
-    write_atomic(folder / TOKENIZER_FILE, tokenizer.serialized)
+    tokenizer.save(folder)
 
 
 def save_weights(model: Llama, folder: Path) -> None:
@@ -106,11 +128,16 @@ def save_weights(model: Llama, folder: Path) -> None:
     if model.adapter is not None:
         adapter_files.save(model, folder)
     else:
-        state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-        if model.config.tie_word_embeddings:
-            del state["lm_head.weight"]
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(stored_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, {**model.config.to_hf(), TRAINED_LENGTH: model.context})
+
+
+def stored_tensors(model: Llama, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The weights by name as files hold them, in `dtype` (default: as they are); a tied head is left out."""
+    state = {name: tensor.detach().to(dtype or tensor.dtype).contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return state
 
 
 def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
@@ -118,17 +145,30 @@ def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
     folder = find(path)
     if is_adapter(folder):
         return _load_merged(folder, device)
+    if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} comes from elsewhere: make a run of it with python -m model.import_hf {folder} "
+                        "--run runs/NAME")
     values = read_json(folder / CONFIG)
     config = LlamaConfig.from_hf(values, str(folder / CONFIG))
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
+    return load_model(folder, config, device, values), tokenizer
+
+
+def load_model(
+    folder: Path, config: LlamaConfig, device: torch.device, values: dict[str, Any], *, ignore: str | None = None
+) -> Llama:
+    """A model of this shape, in evaluation mode, with a folder's weights (see `load_weights`).
+
+    `values` is what its `config.json` says.
+    """
     _check_weights(folder, config)
     with device:
         model = Llama(config)
     _shorten(model, values)
-    load_weights(model, folder)
-    return model.eval(), tokenizer
+    load_weights(model, folder, ignore=ignore)
+    return model.eval()
 
 
 def _load_merged(folder: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
@@ -147,32 +187,39 @@ def _shorten(model: Llama, values: dict[str, Any]) -> None:
 
 
 def _check_weights(folder: Path, config: LlamaConfig) -> None:
-    """UserError before anything is built, where the shape is more than the machine has or than the weights file holds."""
+    """UserError before anything is built, where the shape is more than the machine has or than the weights files hold."""
     config.check_memory(str(folder / CONFIG))
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            held = len(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    held = 0
+    for path in weights_files(folder):
+        try:
+            with safe_open(path, "pt") as file:
+                held += len(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
     expected = 9 * config.num_hidden_layers + 3 - config.tie_word_embeddings
     if held < expected:
         raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: it holds {held:,} tensors, and a Llama of "
                         f"{config.num_hidden_layers:,} layers has {expected:,}")
 
 
-def load_weights(model: Llama, folder: Path) -> None:
-    """Fill a model, or the adapter that it trains, from a checkpoint folder. UserError if names or shapes differ."""
+def load_weights(model: Llama, folder: Path, *, ignore: str | None = None) -> None:
+    """Fill a model, or the adapter that it trains, from a checkpoint folder; tensors named `…ignore` are left out.
+
+    UserError if names or shapes differ.
+    """
     if model.adapter is not None:
         adapter_files.load(model, folder)
         return
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    state: dict[str, torch.Tensor] = {}
+    for file in weights_files(folder):
+        try:
+            state |= {name: each for name, each in load_file(file).items() if not (ignore and name.endswith(ignore))}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} cannot be read: {error}") from None
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
         model.lm_head.weight = model.model.embed_tokens.weight
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{folder}: the weights do not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from None

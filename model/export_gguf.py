@@ -25,8 +25,7 @@ from model.config import LlamaConfig
 from model.llama import Llama, inverse_frequencies
 from model.modelfile import write_modelfile
 from model.template import Template
-from model.tokenizer import Piece, Tokenizer
-from model.tokenizer_json import GUARD
+from model.tokenizer import MARK, Piece, Tokenizer
 from model.tokenizer_normalise import CONTROL, NORMAL, UNKNOWN, UNUSED
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def export_gguf(
         print(f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
               file=sys.stderr)
     words = None if chat_template is None else template or Template()
-    write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + GUARD, context=model.context)
+    write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + MARK, context=model.context)
 
 
 def _tensors(model: Llama) -> dict[str, Tensor]:
@@ -182,7 +181,7 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> list[Piece]:
 def _renamed(index: int, piece: Piece) -> Piece:
     if piece.kind == UNUSED:
         return piece._replace(text=f"<unused_{index}>")
-    return piece._replace(text=piece.text + GUARD) if piece.kind in (CONTROL, UNKNOWN) else piece
+    return piece._replace(text=piece.text + MARK) if piece.kind in (CONTROL, UNKNOWN) else piece
 
 
 def _is_merged(text: str, normal: set[str]) -> bool:

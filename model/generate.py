@@ -119,8 +119,12 @@ def choose(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Ge
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Text as its ids arrive, together what `Tokenizer.decode` gives; an unfinished character waits for its rest."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    strip = tokenizer.leading_space
     for index in ids:
-        if text := decoder.decode(tokenizer.decode_bytes([index])):
+        text = decoder.decode(tokenizer.decode_bytes([index]))
+        if text and strip:
+            text, strip = text.removeprefix(" "), False
+        if text:
             yield text
     if text := decoder.decode(b"", final=True):
         yield text

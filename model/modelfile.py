@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.files import write_atomic
 from model.template import Template
-from model.tokenizer_json import GUARD
+from model.tokenizer import MARK
 
 FILE = "Modelfile"
 # As in `python -m chat`. Without its repetition penalty: Ollama's counts the words of the prompt too, and an answer must
@@ -54,4 +54,4 @@ def go_template(template: Template, eos: str) -> str:
 
 def _said(words: str) -> str:
     """Words as a string of a Go template, where line ends are safe from trimming; JSON writes the same strings."""
-    return "{{ " + json.dumps(words, ensure_ascii=False).replace(GUARD, "\\ufdd0") + " }}"
+    return "{{ " + json.dumps(words, ensure_ascii=False).replace(MARK, "\\ufdd0") + " }}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from model.tokenizer import Tokenizer
+from model.tokenizer import MARK, Tokenizer
 
 FILE = "template.json"
 # Start and stop of a stretch of ids.
@@ -44,20 +44,44 @@ class Template:
     def prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
         """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
         ids, _ = self.encode(tokenizer, turns, reference)
-        return ids + tokenizer.encode(self.opening(reference, first=not turns) + question + self.closing)
+        text = self.opening(reference, first=not turns) + self.said(question) + self.closing
+        return ids + self.encode_texts(tokenizer, [text])[0]
 
     def encode(
         self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
     ) -> tuple[list[int], list[Span]]:
         """The ids of whole (question, answer) turns, and the span of each answer with its `<eos>`."""
-        return join(tokenizer, [tokenizer.encode(text) for text in self.texts(turns, reference)])
+        return self.join(tokenizer, self.encode_texts(tokenizer, self.texts(turns, reference)))
 
     def texts(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
         """The texts that are encoded one by one: what precedes an answer, and the answer, in turns."""
         return [
             text for index, (question, answer) in enumerate(turns)
-            for text in (self.opening(reference, first=index == 0) + question + self.closing, answer)
+            for text in (self.opening(reference, first=index == 0) + self.said(question) + self.closing, self.said(answer))
         ]
+
+    def said(self, text: str) -> str:
+        """What somebody said, as it stands in `texts`."""
+        return text
+
+    def start(self, tokenizer: Tokenizer) -> list[int]:
+        """The ids before the first text."""
+        return [tokenizer.bos_id]
+
+    def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """The ids of each of `texts`, encoded on `threads` cores (see `Tokenizer.encode_batch`)."""
+        return tokenizer.encode_batch(texts, threads)
+
+    def join(self, tokenizer: Tokenizer, encoded: Sequence[list[int]]) -> tuple[list[int], list[Span]]:
+        """`texts`, encoded, as the ids of one conversation and the span of each answer with its `<eos>`."""
+        ids = self.start(tokenizer)
+        spans = []
+        for asked, answer in zip(encoded[::2], encoded[1::2], strict=True):
+            ids += asked
+            start = len(ids)
+            ids += [*answer, tokenizer.eos_id]
+            spans.append((start, len(ids)))
+        return ids, spans
 
     def save(self, folder: Path) -> None:
         """Write `template.json`."""
@@ -69,19 +93,60 @@ class Template:
         if not (folder / FILE).is_file():
             return cls()
         words = read_json(folder / FILE)
-        expected = asdict(cls())
+        kind = ImportedTemplate if isinstance(words, dict) and "bare" in words else Template
+        expected = asdict(kind())
         if not isinstance(words, dict) or {k: type(v) for k, v in words.items()} != {k: type(v) for k, v in expected.items()}:
             raise UserError(f"{folder / FILE} is not a template: expected {', '.join(expected)}")
-        return cls(**words)
+        return kind(**words)
 
 
-def join(tokenizer: Tokenizer, encoded: Sequence[list[int]]) -> tuple[list[int], list[Span]]:
-    """`Template.texts`, encoded, as the ids of one conversation and the span of each answer with its `<eos>`."""
-    ids: list[int] = [tokenizer.bos_id]
-    spans = []
-    for asked, answer in zip(encoded[::2], encoded[1::2], strict=True):
-        ids += asked
-        start = len(ids)
-        ids += [*answer, tokenizer.eos_id]
-        spans.append((start, len(ids)))
-    return ids, spans
+@dataclass(frozen=True)
+class ImportedTemplate(Template):
+    """The words of an imported model's own chat template (see `model.chat_template_import`).
+
+    Special tokens in the words have MARK before them, which nothing that is said can hold. The tokenizer's eos ends an
+    answer.
+    """
+
+    bare: str = ""  # before the first question, without a reference
+    reference: str = ""  # before the reference
+    human: str = ""  # between the reference and the question
+    separator: str = ""  # between an answer's end and the next question
+    assistant: str = ""  # between a question and its answer
+    lead: str = ""  # what every answer begins with
+    finish: str = ""  # between an answer and its eos
+    begins: bool = True  # with bos
+    strips: bool = False  # what is said loses the white space around it
+
+    def opening(self, reference: str = "", *, first: bool = True) -> str:
+        """See `Template.opening`."""
+        if not first:
+            return self.separator
+        return self.reference + self.said(reference) + self.human if reference else self.bare
+
+    @property
+    def closing(self) -> str:
+        """See `Template.closing`."""
+        return self.assistant
+
+    def texts(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
+        """See `Template.texts`."""
+        texts = super().texts(turns, reference)
+        return [self.lead + text + self.finish if index % 2 else text for index, text in enumerate(texts)]
+
+    def said(self, text: str) -> str:
+        """See `Template.said`."""
+        return (text.strip() if self.strips else text).replace(MARK, "")
+
+    def start(self, tokenizer: Tokenizer) -> list[int]:
+        """See `Template.start`."""
+        return [tokenizer.bos_id] if self.begins else []
+
+    def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """See `Template.encode_texts`."""
+        return [tokenizer.encode_marked(text) for text in texts]
+
+
+def template_of(tokenizer: Tokenizer) -> Template:
+    """The template that conversations are encoded with for models of this tokenizer."""
+    return ImportedTemplate(**tokenizer.words) if tokenizer.words else Template()

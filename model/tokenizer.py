@@ -1,6 +1,7 @@
 """Text to ids and back: one sequence of ids for a text, whoever asks.
 
-The file behind a `Tokenizer` is a SentencePiece BPE model, normalised (see `model.tokenizer_normalise`). Every str
+The file behind a `Tokenizer` is a SentencePiece BPE model, normalised (see `model.tokenizer_normalise`); that of an imported
+model may be another (`model.tokenizer_imported`), behind the same interface. With a model of the project's own kind every str
 without U+2581 and without lone surrogates comes back from its ids exactly; U+2581 is how the model writes a space, so
 it comes back as one.
 """
@@ -9,16 +10,19 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_small
+from common.files import read_small, write_atomic
 from common.machine import cores
 from model.tokenizer_normalise import BYTE, CONTROL, UNKNOWN, Changes, normalise, parse
 
 FILE = "tokenizer.model"
+IMPORTED = "tokenizer_imported.json"
+# Before a special token in the words of a template; one of the code points that Unicode keeps out of text for such use.
+MARK = "\ufdd0"
 SPACE = "\u2581"
 
 
@@ -32,6 +36,10 @@ class Piece(NamedTuple):
 
 class Tokenizer:
     """A normalised SentencePiece BPE model. Instances can be sent to other processes."""
+
+    file = FILE  # what it is called in a folder
+    leading_space = False  # whether a space that the text does not have comes first in its ids
+    words: ClassVar[dict[str, Any]] = {}  # of the template that came with it, if one did
 
     def __init__(self, serialized: bytes) -> None:
         """`serialized` are normalised bytes: use `Tokenizer.load` for files."""
@@ -47,14 +55,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Load a SentencePiece file, stock or normalised, or a folder that holds `tokenizer.model`.
+        """Load a SentencePiece file, stock or normalised, or a folder that holds `tokenizer.model` or an imported tokenizer.
 
         A stock file is normalised on the way. UserError if there is no such file or it is not a usable BPE model.
         """
-        return cls(read_model(path)[0])
+        if (path / IMPORTED).is_file() and not (path / FILE).is_file():
+            from model.tokenizer_imported import ImportedTokenizer
+
+            return ImportedTokenizer((path / IMPORTED).read_bytes())
+        return Tokenizer(read_model(path)[0])
+
+    def save(self, folder: Path) -> None:
+        """Write the file that `load` takes into a folder."""
+        write_atomic(folder / self.file, self.serialized)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.serialized,)
+        return type(self), (self.serialized,)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -63,11 +79,15 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos and eos; a literal `</s>` stays text. UserError for a lone surrogate."""
-        return self._model.encode(_utf8(text))
+        return self._model.encode(utf8(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """The ids of each text, encoded on `threads` cores (default: all this process may use)."""
-        return self._model.encode([_utf8(text) for text in texts], num_threads=threads or cores())
+        return self._model.encode([utf8(text) for text in texts], num_threads=threads or cores())
+
+    def encode_marked(self, text: str) -> list[int]:
+        """The ids of a template's text, in which special tokens have `MARK` before them."""
+        return self.encode(text)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The UTF-8 of ids, which may end inside a character; special ids contribute nothing."""
@@ -75,7 +95,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special ids contribute nothing, bytes that form no character become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        text = self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.leading_space else text
 
     @functools.cached_property
     def characters_per_id(self) -> np.ndarray:
@@ -115,7 +136,8 @@ def _contribution(piece: Piece) -> bytes:
     return bytes([int(piece.text[3:5], 16)]) if piece.kind == BYTE else piece.text.replace(SPACE, " ").encode()
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """The text as UTF-8. UserError for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

@@ -3,6 +3,10 @@
 The fast tokenizers know BPE as a list of pairs to merge, the best first. Every way to cut a normal piece into two
 normal pieces is such a pair, and its rank is that of the piece it makes; with distinct scores that is the order in
 which SentencePiece merges.
+
+Text must never give a special id, a chat template must, and transformers encodes what a template rendered as one text. Its
+`split_special_tokens` would make text of both. So the special tokens are named here by strings that no text holds: `</s>`
+is `</s>` and U+FDD0, one of the code points that Unicode keeps out of text for such use.
 """
 
 import json
@@ -11,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic, write_json
-from model.tokenizer import SPACE, Tokenizer
+from model.tokenizer import MARK, SPACE, Piece, Tokenizer
 from model.tokenizer_normalise import CONTROL, NORMAL, UNKNOWN
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-GUARD = "\ufdd0"
 
 
 def export(
@@ -24,19 +27,17 @@ def export(
     """Write `FILES` into a folder.
 
     `chat_template` is Jinja, for `apply_chat_template`; `sequence_length` is in tokens and becomes `model_max_length`.
-    No bos is added to a text. As text must never give a special id, `split_special_tokens` is set; those who load
-    `tokenizer.json` without its companions have to set `encode_special_tokens` themselves.
+    No bos is added to a text.
     """
     write_atomic(folder / FILES[0], json.dumps(definition(tokenizer), ensure_ascii=False) + "\n")
     specials = {
-        "bos_token": tokenizer.pieces[tokenizer.bos_id].text,
-        "eos_token": tokenizer.pieces[tokenizer.eos_id].text,
-        "unk_token": tokenizer.pieces[tokenizer.unk_id].text,
+        "bos_token": _name(tokenizer.pieces[tokenizer.bos_id]),
+        "eos_token": _name(tokenizer.pieces[tokenizer.eos_id]),
+        "unk_token": _name(tokenizer.pieces[tokenizer.unk_id]),
     }
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **specials,
-        "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
@@ -56,7 +57,7 @@ def definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [
             {
-                "id": index, "content": piece.text, "single_word": False, "lstrip": False, "rstrip": False,
+                "id": index, "content": _name(piece), "single_word": False, "lstrip": False, "rstrip": False,
                 "normalized": False, "special": True,
             }
             for index, piece in enumerate(tokenizer.pieces)
@@ -76,16 +77,20 @@ def definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": tokenizer.pieces[tokenizer.unk_id].text,
+            "unk_token": _name(tokenizer.pieces[tokenizer.unk_id]),
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": {piece.text: index for index, piece in enumerate(tokenizer.pieces)},
+            "vocab": {_name(piece): index for index, piece in enumerate(tokenizer.pieces)},
             "merges": list(_merges(tokenizer)),
         },
     }
+
+
+def _name(piece: Piece) -> str:
+    return piece.text + MARK if piece.kind in (CONTROL, UNKNOWN) else piece.text
 
 
 def _merges(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:

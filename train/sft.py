@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from model.checkpoints import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, attach
-from model.template import Template
+from model.template import Template, template_of
 from model.tokenizer import Tokenizer
 from train import parallel
 from train.capacity import Choices, training_flops
@@ -67,7 +67,7 @@ def fine_tune(options: SftOptions) -> None:
     base = find_base(options, folder)
     options = options.model_copy(update={"base": base.folder or "none"})
     tokenizer = Tokenizer.load(base.tokenizer)
-    template = Template(lead_ins=options.lead_ins)
+    template = replace(template_of(tokenizer), lead_ins=options.lead_ins)
     names, weights = parse_mixture(options.data)
     if set(names) == {REPLAY}:
         raise UserError("--data replay: is mixed into something, such as csl+replay:0.1")

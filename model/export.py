@@ -1,0 +1,73 @@
+"""`python -m model.export`: a run for the tools that the rest of the world uses."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from common.errors import UserError, run_main
+from model import checkpoints
+from model.chat_template import chat_template
+from model.export_hf import DTYPES, export_hf
+from model.template import Template
+from model.tokenizer_imported import ImportedTokenizer
+
+GGUF_DTYPES = ("f32", "f16", "q8_0")
+GgufDtype = Literal["f32", "f16", "q8_0"]
+DESCRIPTION = """Export a checkpoint.
+
+  --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config, safetensors, tokenizer,
+                 chat template, model card. Every --checkpoint here takes it too.
+  --format gguf  one file for llama.cpp, and an Ollama Modelfile beside it.
+
+  python -m model.export --checkpoint runs/sft-csl --format hf --out exports/summariser --dtype bfloat16
+  python -m model.export --checkpoint runs/sft-csl --format gguf --out exports/summariser.gguf --dtype q8_0"""
+
+
+def main() -> None:
+    """Entry point."""
+    options = _parse()
+    if options.format == "gguf":
+        _gguf(options.checkpoint, options.out, options.dtype or "f32")
+        return
+    done = export_hf(options.checkpoint, options.out, dtype=options.dtype or "float32", max_shard_size=options.max_shard_size)
+    files = done.files[0] if len(done.files) == 1 else f"{len(done.files)} files of weights"
+    print(f"{options.out}: {done.parameters / 1e6:.1f}M parameters, {done.bytes / 1e6:.1f} MB in {files}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m model.export", description=DESCRIPTION, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
+    parser.add_argument("--format", choices=("hf", "gguf"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the folder (hf) or file (gguf) to make")
+    parser.add_argument("--dtype", help=f"of the weights; hf: {', '.join(DTYPES)} (default float32); gguf: "
+                        f"{', '.join(GGUF_DTYPES)} (default f32)")
+    parser.add_argument("--max_shard_size", default="5GB", metavar="SIZE",
+                        help="hf: cut the weights into files of at most this size, such as 200MB (default 5GB)")
+    options = parser.parse_args()
+    valid = tuple(DTYPES) if options.format == "hf" else GGUF_DTYPES
+    if options.dtype is not None and options.dtype not in valid:
+        raise UserError(f"--dtype {options.dtype}: for --format {options.format} one of {', '.join(valid)}")
+    if options.format == "gguf" and "--max_shard_size" in sys.argv:
+        raise UserError("--max_shard_size is for --format hf: a GGUF is one file")
+    return options
+
+
+def _gguf(checkpoint: Path, out: Path, dtype: GgufDtype) -> None:
+    from model.export_gguf import export_gguf
+
+    source = checkpoints.find(checkpoint)
+    model, tokenizer = checkpoints.load(source, torch.device("cpu"))
+    if isinstance(tokenizer, ImportedTokenizer):
+        raise UserError(f"{checkpoint} has an imported tokenizer, which GGUF files are not made of here: export it with "
+                        "--format hf and convert that with llama.cpp's convert_hf_to_gguf.py")
+    template = Template.load(source)
+    export_gguf(model, tokenizer, chat_template(template), out, dtype=dtype, name=out.stem, template=template)
+    print(f"{out}: {model.config.parameters / 1e6:.1f}M parameters, {out.stat().st_size / 1e6:.1f} MB, {dtype}")
+
+
+if __name__ == "__main__":
+    run_main(main)

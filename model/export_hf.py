@@ -1,0 +1,97 @@
+"""A checkpoint as a folder that transformers loads without code of ours, and that this project loads again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from common.errors import UserError
+from common.files import MANIFEST, atomic_folder, read_json, write_atomic, write_json
+from model import checkpoints, tokenizer_json
+from model.chat_template import chat_template
+from model.model_card import model_card
+from model.template import FILE as TEMPLATE_FILE
+from model.template import Template
+from model.tokenizer_imported import ImportedTokenizer
+
+FORMAT = "babyllama-export-1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Dtype = Literal["float32", "float16", "bfloat16"]
+# How chat draws its answers. Its penalties are left out: elsewhere they would count the prompt too, and an answer may say
+# what its reference says.
+_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 256}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    files: tuple[str, ...]
+    """Of weights."""
+    parameters: int
+    bytes: int
+
+
+def export_hf(checkpoint: Path, out: Path, *, dtype: Dtype = "float32", max_shard_size: str = "5GB") -> Exported:
+    """Write the checkpoint that `checkpoint` stands for into the folder `out`, whole or not at all.
+
+    `max_shard_size` is the most bytes of a file of weights, in words such as 200MB. UserError if `out` is there and no
+    earlier export, or if `dtype` cannot hold the weights.
+    """
+    check_out(out)
+    source = checkpoints.find(checkpoint)
+    model, tokenizer = checkpoints.load(source, torch.device("cpu"))
+    weights = checkpoints.stored_tensors(model, DTYPES[dtype])
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"--dtype {dtype}: {name} has values that are too large for it; take bfloat16 or float32")
+    template, converses = Template.load(source), (source / TEMPLATE_FILE).is_file()
+    with atomic_folder(out, {"format": FORMAT, "exported_from": str(checkpoint)}) as folder:
+        files = _save_weights(weights, folder, max_shard_size)
+        write_json(folder / checkpoints.CONFIG, {
+            **model.config.to_hf(), "torch_dtype": dtype, checkpoints.TRAINED_LENGTH: model.context})
+        write_json(folder / "generation_config.json", _generation(model.config.bos_token_id, model.config.eos_token_id))
+        if isinstance(tokenizer, ImportedTokenizer):
+            # Its own chat template, if there is one, says what the imported words say.
+            tokenizer.export(folder, None if tokenizer.words else chat_template(template))
+        else:
+            tokenizer_json.export(tokenizer, folder, chat_template=chat_template(template),
+                                  sequence_length=model.config.max_position_embeddings)
+        checkpoints.save_tokenizer(tokenizer, folder)
+        if converses:
+            template.save(folder)
+        write_atomic(folder / "README.md", model_card(source, out.name, model, dtype, converses=converses,
+                                                      imported=isinstance(tokenizer, ImportedTokenizer)))
+    return Exported(files, model.config.parameters, sum(tensor.nbytes for tensor in weights.values()))
+
+
+def check_out(out: Path) -> None:
+    """UserError if `out` is there and neither empty nor an earlier export."""
+    if not out.exists():
+        return
+    manifest = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else {}
+    earlier = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    if not out.is_dir() or (any(out.iterdir()) and not earlier):
+        raise UserError(f"--out {out} exists and is no earlier export: name another folder")
+
+
+def _save_weights(weights: dict[str, torch.Tensor], folder: Path, max_shard_size: str) -> tuple[str, ...]:
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    try:
+        split = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
+    except ValueError:
+        raise UserError(f"--max_shard_size {max_shard_size}: expected a size such as 200MB or 5GB") from None
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: weights[name] for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # what is exported is for others to read
+    if split.is_sharded:
+        write_json(folder / checkpoints.INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    return tuple(split.filename_to_tensors)
+
+
+def _generation(bos: int, eos: int) -> dict[str, Any]:
+    # Llama has no id for padding; generation wants one to fill rows that are over with.
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, **_SAMPLING}

@@ -1,0 +1,130 @@
+"""`python -m model.import_hf`: a Llama from elsewhere becomes a run that trains, evaluates, talks and exports here."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError, run_main
+from common.files import atomic_folder, read_json, write_json
+from common.machine import describe
+from model import checkpoints
+from model.chat_template_import import Unusable, words_of
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.template import FILE as TEMPLATE_FILE
+from model.template import Template, template_of
+from model.tokenizer import FILE as TOKENIZER_FILE
+from model.tokenizer import IMPORTED, Tokenizer
+from model.tokenizer_imported import DEFINITION, built, imported
+
+DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without biases, safetensors (one file
+or several), tokenizer.json. Nothing in it is unpickled; its chat template is run once, in a sandbox.
+
+  python -m model.import_hf ~/models/SmolLM2-135M-Instruct --run runs/smollm2
+  python -m chat --checkpoint runs/smollm2
+  python -m train.sft --base runs/smollm2 --data csl --run runs/smollm2-csl"""
+_PICKLED = ("*.bin", "*.pt", "*.pth")
+# Buffers that older versions of transformers wrote among the weights.
+_BUFFER = "rotary_emb.inv_freq"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m model.import_hf", description=DESCRIPTION, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("--run", type=Path, required=True, help="the run to make, such as runs/NAME")
+    options = parser.parse_args()
+    model, tokenizer, said = import_hf(options.folder, options.run)
+    config = model.config
+    print(f"{options.run}: {config.parameters / 1e6:.1f}M parameters, {config.max_position_embeddings:,} positions, vocabulary "
+          f"{tokenizer.vocabulary_size:,}; {said}")
+
+
+def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
+    """Make the run; returns its model and tokenizer, and in words which chat template it has.
+
+    UserError if the folder is no Llama that can be used here, or the run exists.
+    """
+    if run.exists():
+        raise UserError(f"--run {run} exists already: name a new run")
+    values = _config(folder)
+    tokenizer, said = _tokenizer(folder, values)
+    # The id that ends a turn: others in a list end a text, or hand over to a tool.
+    config = LlamaConfig.from_hf(
+        {**values, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}, str(folder / checkpoints.CONFIG))
+    if tokenizer.vocabulary_size > config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} ids, the model {config.vocab_size}: they do "
+                        "not belong together")
+    model = checkpoints.load_model(folder, config, torch.device("cpu"), values, ignore=_BUFFER)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"{folder}: {name} holds values that are no finite numbers: the file is damaged")
+    _write(folder, run, model, tokenizer)
+    return model, tokenizer, said
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    values = read_json(folder / checkpoints.CONFIG)
+    whole = checkpoints.has_weights(folder)
+    if not whole and (pickled := sorted(path.name for form in _PICKLED for path in folder.glob(form))):
+        raise UserError(f"{folder}: {pickled[0]} is pickled, which runs whatever code it holds; convert it to safetensors, for "
+                        "example with transformers' save_pretrained")
+    if not whole:
+        raise UserError(f"{folder} has no weights: expected {checkpoints.WEIGHTS} or {checkpoints.INDEX}")
+    return values if isinstance(values, dict) else LlamaConfig.from_hf(values, str(folder / checkpoints.CONFIG)).to_hf()
+
+
+def _tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, str]:
+    """The tokenizer, with the words of its chat template where they can be used, and what became of that."""
+    own = "the project's own template"
+    if (folder / IMPORTED).is_file() or (folder / TEMPLATE_FILE).is_file() or not (folder / DEFINITION).is_file():
+        return _ours(folder), "the template of the folder" if (folder / TEMPLATE_FILE).is_file() else own
+    tokenizer = imported(folder, values)
+    jinja = folder / "chat_template.jinja"
+    source = jinja.read_text(encoding="utf-8") if jinja.is_file() else tokenizer.config.get("chat_template")
+    if not source:
+        return tokenizer, f"{own}: it has no chat template"
+    if not isinstance(source, str):
+        return tokenizer, f"{own}: it has several chat templates, of which none can be chosen here"
+    try:
+        template, end = words_of(source, tokenizer)
+    except Unusable as reason:
+        return tokenizer, f"{own}: its chat template cannot be used ({' '.join(str(reason).split())[:200]})"
+    kept = {**tokenizer.config, "chat_template": source}
+    return built(tokenizer.definition, kept, tokenizer.bos_id, end, tokenizer.unk_id, asdict(template),
+                 folder / DEFINITION), "its own chat template"
+
+
+def _ours(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder that this project exported."""
+    if not (folder / IMPORTED).is_file() and not (folder / TOKENIZER_FILE).is_file():
+        raise UserError(f"{folder} has no {DEFINITION}: save the tokenizer beside the model, for example with transformers' "
+                        "AutoTokenizer.from_pretrained(…).save_pretrained(…)")
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.file == TOKENIZER_FILE and tokenizer.serialized != (folder / TOKENIZER_FILE).read_bytes():
+        # Normalised it gives other ids than the model was trained on.
+        raise UserError(f"{folder}: {TOKENIZER_FILE} alone does not say how texts were cut; save {DEFINITION} beside it, for "
+                        "example with transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)")
+    return tokenizer
+
+
+def _write(folder: Path, run: Path, model: Llama, tokenizer: Tokenizer) -> None:
+    made = {"made": describe(torch.device("cpu")), "imported_from": str(folder), "shards": [],
+            "fingerprints": {"data": [], "tokenizer": tokenizer.fingerprint, "model": model.config.to_hf()}}
+    with atomic_folder(run) as making:
+        step = checkpoints.step_folder(making, 0)
+        with atomic_folder(step, {"format": "babyllama-checkpoint-1", "step": 0}) as target:
+            checkpoints.save(model, tokenizer, target)
+            if (folder / TEMPLATE_FILE).is_file():
+                Template.load(folder).save(target)
+            elif tokenizer.words:
+                template_of(tokenizer).save(target)
+        write_json(making / "run.json", made)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,195 @@
+"""The tokenizer of an imported model: what its `tokenizer.json` says, done by the library that wrote it.
+
+The file behind it, `tokenizer_imported.json`, holds the `tokenizer.json`, its `tokenizer_config.json`, the ids that begin
+and end a text, and the words of the chat template that came with it. Texts get the ids that transformers gives them, but for
+one thing: text never yields a special id, whatever it spells.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import read_json, write_json
+from model.tokenizer import IMPORTED, MARK, SPACE, Piece, Tokenizer, utf8
+from model.tokenizer_normalise import BYTE, CONTROL, NORMAL
+
+DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class ImportedTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library behind the interface of `Tokenizer`."""
+
+    file = IMPORTED
+
+    def __init__(self, serialized: bytes) -> None:
+        """`serialized` are the bytes of a `tokenizer_imported.json`: see `imported`."""
+        import tokenizers
+
+        self.serialized = serialized
+        facts = json.loads(serialized)
+        self.definition: dict[str, Any] = facts["definition"]
+        self.config: dict[str, Any] = facts["config"]
+        self.words = facts["words"]  # type: ignore[misc]
+        self._fast = tokenizers.Tokenizer.from_str(json.dumps(self.definition))
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        self._fast.encode_special_tokens = True
+        self._vocabulary: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
+        self.vocabulary_size = max(self._vocabulary.values()) + 1
+        self.bos_id, self.eos_id, self.unk_id = facts["bos_id"], facts["eos_id"], facts["unk_id"]
+        self.leading_space = _strips(self.definition)
+
+    @functools.cached_property
+    def specials(self) -> dict[str, int]:
+        """The special tokens: what text never yields."""
+        added = {each["content"]: each["id"] for each in self.definition["added_tokens"] if each["special"]}
+        known = {index: text for text, index in self._vocabulary.items()}
+        return {**added, **{known[index]: index for index in (self.bos_id, self.eos_id)}}
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        utf8(text)
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """See `Tokenizer.encode_batch`; more than one thread is as many as the library likes."""
+        if threads == 1:
+            return [self.encode(text) for text in texts]
+        for text in texts:
+            utf8(text)
+        return [each.ids for each in self._fast.encode_batch(texts, add_special_tokens=False)]
+
+    def encode_marked(self, text: str) -> list[int]:
+        """See `Tokenizer.encode_marked`."""
+        # Split at the special tokens, as the library does it where they are not to be text.
+        parts = self._marked.split(text)
+        ids: list[int] = []
+        for plain, special in zip(parts[::2], [*parts[1::2], None], strict=True):
+            ids += self.encode(plain) if plain else []
+            ids += [self.specials[special]] if special is not None else []
+        return ids
+
+    @functools.cached_property
+    def _marked(self) -> re.Pattern[str]:
+        names = sorted(self.specials, key=len, reverse=True)
+        return re.compile(f"{MARK}({'|'.join(map(re.escape, names))})")
+
+    @functools.cached_property
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, in the order of ids, each with score 0; ids that nothing has are empty control pieces."""
+        found = [Piece("", 0.0, CONTROL)] * self.vocabulary_size
+        specials = set(self.specials.values())
+        fallback = "ByteFallback" in _types(self.definition["decoder"])
+        for text, index in self._vocabulary.items():
+            kind = CONTROL if index in specials else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
+            found[index] = Piece(text, 0.0, kind)
+        return found
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        added = {each["id"] for each in self.definition["added_tokens"]}
+        byte_level = "ByteLevel" in _types(self.definition["decoder"])
+        alphabet = _byte_alphabet()
+        found = []
+        for index, piece in enumerate(self.pieces):
+            if piece.kind == CONTROL:
+                found.append(b"")
+            elif piece.kind == BYTE:
+                found.append(bytes([int(piece.text[3:5], 16)]))
+            elif byte_level and index not in added:
+                found.append(b"".join(alphabet.get(char, char.encode()) for char in piece.text))
+            else:
+                found.append((piece.text if byte_level else piece.text.replace(SPACE, " ")).encode())
+        return found
+
+    @functools.cached_property
+    def characters_per_id(self) -> np.ndarray:
+        """See `Tokenizer.characters_per_id`; a space that is put before a text counts too."""
+        # A token may hold more than int16 says of nobody: a run of spaces is the longest there is.
+        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes], dtype=np.int16)
+
+    def export(self, folder: Path, chat_template: str | None) -> None:
+        """Write the files that it came from; `chat_template`, in Jinja, where it came without one."""
+        write_json(folder / DEFINITION, self.definition)
+        write_json(folder / CONFIG, self.config if chat_template is None else {**self.config, "chat_template": chat_template})
+
+
+def imported(folder: Path, config: dict[str, Any]) -> ImportedTokenizer:
+    """The tokenizer of a folder with a `tokenizer.json`; `config` is the model's. Without the words of a template.
+
+    UserError if it cannot be used.
+    """
+    file = folder / DEFINITION
+    definition = read_json(file)
+    said = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if not isinstance(definition, dict) or not isinstance(said, dict) or not isinstance(definition.get("model"), dict):
+        raise UserError(f"{file} is not a tokenizer as the tokenizers library writes it, or its {CONFIG} is damaged")
+    if not {"ByteLevel", "ByteFallback", "Metaspace", "Replace"} & _types(definition.get("decoder")):
+        raise UserError(f"{file}: its decoder is of a kind that is not known here (known are byte-level and SentencePiece)")
+    bos, eos, unk = (_special_id(name, definition, said, config) for name in ("bos", "eos", "unk"))
+    if eos is None:
+        raise UserError(f"{file}: neither {CONFIG} nor config.json says which id ends a text (eos_token)")
+    # What models without a bos were trained with between texts is the eos.
+    return built(definition, said, eos if bos is None else bos, eos, unk, {}, file)
+
+
+def built(
+    definition: dict[str, Any], config: dict[str, Any], bos: int, eos: int, unk: int | None, words: dict[str, Any], name: Path
+) -> ImportedTokenizer:
+    """The tokenizer of these facts. UserError, naming the file `name`, if text would yield special ids or it cannot be read."""
+    facts = {"definition": definition, "config": config, "bos_id": bos, "eos_id": eos, "unk_id": unk, "words": words}
+    try:
+        tokenizer = ImportedTokenizer(json.dumps(facts, ensure_ascii=False).encode())
+        specials = tokenizer.specials
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{name} is not a whole tokenizer: {type(error).__name__} {error}") from None
+    except Exception as error:
+        # The library raises Exception itself.
+        if type(error) is not Exception:
+            raise
+        raise UserError(f"{name} cannot be read: {error}") from None
+    for text in specials:
+        if set(tokenizer.encode(text)) & (set(specials.values()) - {unk}):
+            raise UserError(f"{name}: a text that spells {text} would become a special token; such tokenizers cannot be used")
+    return tokenizer
+
+
+def _special_id(name: str, definition: dict[str, Any], said: dict[str, Any], config: dict[str, Any]) -> int | None:
+    token = said.get(f"{name}_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    for each in definition.get("added_tokens", []):
+        if text is not None and each["content"] == text:
+            return int(each["id"])
+    index = config.get(f"{name}_token_id")
+    first = index[0] if isinstance(index, list) and index else index
+    return first if isinstance(first, int) else None
+
+
+def _types(part: Any) -> set[str]:
+    """The kinds of a decoder in a `tokenizer.json`, which may be a sequence of others."""
+    if not isinstance(part, dict):
+        return set()
+    return {str(part.get("type"))}.union(*(_types(inner) for inner in part.get("decoders", [])))
+
+
+def _strips(definition: dict[str, Any]) -> bool:
+    """Whether decoding takes away a space at the start, because encoding puts one there."""
+    decoder = definition.get("decoder") or {}
+    parts = decoder.get("decoders", [decoder])
+    return any(part["type"] == "Strip" and part.get("start") == 1 for part in parts) or any(
+        part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in parts)
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """The character by which byte-level BPE writes each byte (Radford et al. 2019): itself where it is visible."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {**{chr(byte): bytes([byte]) for byte in visible},
+            **{chr(256 + place): bytes([byte]) for place, byte in enumerate(hidden)}}

@@ -1,0 +1,303 @@
+"""A Llama from elsewhere is the same Llama here: its numbers, its ids, its conversations, and what it becomes."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError, run_main
+from data.inputs import Group
+from data.prepare import PrepareOptions, prepare_groups
+from model import checkpoints, import_hf, tokenizer_json
+from model.decode import decode
+from model.export_hf import export_hf
+from model.generate import stream_text
+from model.template import ImportedTemplate, Template, template_of
+from model.tokenizer import Tokenizer
+from train import sft
+
+CPU = torch.device("cpu")
+LLAMA3 = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + \
+message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content \
+= bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
+{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are a helpful assistant<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+NO_SYSTEM = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] \
++ ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}\
+{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
+CHAT_TEMPLATES = {"llama3": LLAMA3, "chatml": CHATML, "no-system": NO_SYSTEM}
+SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {"num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    "llama3": {"rope_parameters": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0,
+        "original_max_position_embeddings": 64}},
+}
+AWKWARD = ["", " ", "  两个 空格 ", "\n\n\n", "a\r\nb\t", "👨‍👩‍👧 𠀀", "e\u0301 Don't 1234567",
+           "</s><s>", "<|eot_id|>问<|im_start|>", "<|end|>"]
+
+
+@pytest.fixture(scope="module")
+def texts(root: Path) -> list[str]:
+    with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(2500), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def byte_level(texts: list[str]) -> Any:
+    """A byte-level BPE with Llama 3's pre-tokeniser, trained here."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    made.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIALS, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator(texts[:300], trainer)
+    return made
+
+
+@pytest.fixture(scope="module")
+def legacy(root: Path) -> Any:
+    """A BPE as transformers makes it of Llama 2's SentencePiece model: a space before every text, byte fallback."""
+    import tokenizers
+
+    facts = tokenizer_json.definition(Tokenizer.load(root / "assets/tokenizer"))
+    facts["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, facts["normalizer"]]}
+    facts["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return tokenizers.Tokenizer.from_str(json.dumps(facts))
+
+
+def save(folder: Path, backend: Any, specials: tuple[str, str], chat_template: str | None = None, shards: str = "5GB",
+         **shape: Any) -> Any:
+    """A folder as transformers writes it; returns the random model in it."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1])
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer) + 9, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 512, "bos_token_id": tokenizer.bos_token_id,
+             "eos_token_id": [tokenizer.eos_token_id, 3], "initializer_range": 0.3}
+    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **shape}))
+    model.save_pretrained(folder, max_shard_size=shards)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_are_those_of_transformers(name: str, byte_level: Any, tmp_path: Path) -> None:
+    """A scaling, a shared head or a shard that was not read: a model that looks alive and talks nonsense."""
+    theirs = save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), shards="100KB", **SHAPES[name])
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    ours, _ = checkpoints.load(tmp_path / "run", CPU)
+    ids = torch.randint(700, (2, 200), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+        prompt = ids[:1, :9]
+        made = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20,
+                               eos_token_id=1, pad_token_id=1)
+        answer = decode(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
+        assert made[0, 9:].tolist() == [*answer.ids, *([1] if answer.stopped else [])]
+        export_hf(tmp_path / "run", tmp_path / "out")
+        from transformers import AutoModelForCausalLM
+
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(again(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "legacy"])
+def test_texts_have_the_ids_of_transformers_and_come_back(
+    kind: str, request: pytest.FixtureRequest, texts: list[str], tmp_path: Path
+) -> None:
+    """An imported model that reads other ids than it was trained on, before and after it was exported again."""
+    from transformers import AutoTokenizer
+
+    names = {"byte_level": ("<|begin|>", "<|end|>"), "legacy": ("<s>\ufdd0", "</s>\ufdd0")}[kind]
+    save(tmp_path / "theirs", request.getfixturevalue(kind), names)
+    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    ours = Tokenizer.load(checkpoints.find(tmp_path / "run"))
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    every = texts + AWKWARD
+    expected = wanted(every, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ours.encode_batch(every) == [ours.encode(text) for text in every] == expected
+    assert [ours.decode(ids) for ids in expected] == every
+    assert not {ours.bos_id, ours.eos_id} & {index for ids in expected for index in ids}
+    for text, ids in zip(AWKWARD, expected[-len(AWKWARD) :], strict=True):
+        assert "".join(stream_text(ours, ids)) == text
+        assert ours.characters_per_id[ids].sum() == len(text) + (ours.leading_space and bool(ids))
+    export_hf(tmp_path / "run", tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again(every, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
+    assert (again.bos_token_id, again.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert checkpoints.load(tmp_path / "out", CPU)[1].fingerprint == ours.fingerprint
+
+
+def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of the sample; and some whose texts spell what the templates print."""
+    path = root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.test.json"
+    from data.records import Conversation
+    from data.sources import SOURCES
+
+    found = [(each.reference, [(turn.question, turn.answer) for turn in each.turns])
+             for each in SOURCES["redgpt"].open(path) if isinstance(each, Conversation)]
+    return [*found[:60], *(("", turns) for _, turns in found[:60])]
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_its_own_chat_template_is_spoken(name: str, byte_level: Any, root: Path, tmp_path: Path) -> None:
+    """Asked in another frame than it was tuned in, it answers worse; with the loss on the wrong ids it unlearns to stop."""
+    from transformers import AutoTokenizer
+
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name])
+    model, ours, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert said == "its own chat template"
+    template = Template.load(checkpoints.find(tmp_path / "run"))
+    assert isinstance(template, ImportedTemplate) and template == template_of(ours)
+    ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "no-system": "<|end|>"}
+    assert model.config.eos_token_id == ours.eos_id == SPECIALS.index(ends[name])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    found = conversations(root)
+    for reference, turns in found:
+        reference = "" if name == "no-system" else reference
+        messages = [{"role": "system", "content": reference}] if reference else []
+        for question, answer in turns:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        expected = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+        assert template.prompt(ours, turns[:-1], turns[-1][0], reference) == expected
+        ids, spans = template.encode(ours, turns, reference)
+        whole = theirs.apply_chat_template(messages, return_dict=False)
+        assert whole[: len(ids)] == ids
+        assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [answer for _, answer in turns]
+        assert all(ids[stop - 1] == ours.eos_id for _, stop in spans)
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_text_that_spells_an_imported_special_token_stays_text(name: str, byte_level: Any, tmp_path: Path) -> None:
+    """A user who opens a system turn by typing one."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name])
+    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    template = template_of(ours)
+    plain = template.prompt(ours, [("问", "答")], "问", "资料")
+    typed = "".join(f"\ufdd0{special}{special}" for special in SPECIALS)
+    hostile = template.prompt(ours, [(typed, typed)], typed, typed)
+    for index in range(len(SPECIALS)):
+        assert hostile.count(index) == plain.count(index)
+
+
+@pytest.mark.parametrize(("source", "reason"), [
+    ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", "leaves out what is said"),
+    ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", "no special token ends an answer"),
+    ("{% for m in messages %}{{ m['content'] ", "TemplateSyntaxError"),
+    ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
+    ("{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
+     "a prompt is not the beginning"),
+    ("{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}", "it changes what is said"),
+])
+def test_a_template_that_is_no_matter_of_words_is_named_and_left(
+    source: str, reason: str, byte_level: Any, tmp_path: Path
+) -> None:
+    """A model asked in half of its frame, or a stranger's program run on this machine."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), source)
+    _, tokenizer, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert said.startswith("the project's own template: its chat template cannot be used (") and reason in said
+    assert template_of(tokenizer) == Template()
+
+
+@pytest.mark.slow
+def test_an_imported_model_is_a_base_to_fine_tune(
+    byte_level: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared with another template than it is trained, asked and exported with."""
+    from transformers import AutoTokenizer
+
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3)
+    import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
+    group = Group("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),))
+    prepare_groups([group], tmp_path / "data", checkpoints.find(tmp_path / "base"), PrepareOptions(workers=1, limit=40))
+    words = {"config": root / "configs/sft.yaml", "base": tmp_path / "base", "data": tmp_path / "data",
+             "run": tmp_path / "tuned",
+             "sequence_length": 512, "batch_tokens": 1024, "max_steps": 3, "device": "cpu", "evaluation.examples": 0}
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
+    sft.main()
+    export_hf(tmp_path / "tuned", tmp_path / "out")
+    _, tokenizer = checkpoints.load(tmp_path / "out", CPU)
+    template = Template.load(tmp_path / "out")
+    assert template == template_of(tokenizer) != Template()
+    said = [{"role": "user", "content": "你好"}]
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    expected = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert template.prompt(tokenizer, [], "你好") == expected
+
+
+def change(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda folder: change(folder, model_type="qwen2"), "model_type is 'qwen2'; only llama is supported"),
+    (lambda folder: change(folder, attention_bias=True), "attention_bias is set; biases are not supported"),
+    (lambda folder: change(folder, rope_parameters={"rope_type": "yarn", "factor": 2.0}), "rope_scaling 'yarn' is not known"),
+    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pytorch_model.bin is pickled"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "cannot be read"),
+    (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
+    (lambda folder: change(folder, num_hidden_layers=3), "the weights do not fit config.json"),
+    (lambda folder: change(folder, vocab_size=20), "do not belong together"),
+])
+def test_what_cannot_be_imported_is_refused_in_one_line(
+    spoil: Any, message: str, byte_level: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A traceback, code run out of a pickle, or half a run."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    spoil(tmp_path / "theirs")
+    monkeypatch.setattr(sys, "argv", ["import_hf", str(tmp_path / "theirs"), "--run", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        run_main(import_hf.main)
+    error = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and len([line for line in error if line.startswith("error: ")]) == 1
+    assert message in error[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_foreign_folder_is_not_loaded_as_one_of_ours(byte_level: Any, tmp_path: Path) -> None:
+    """A tokenizer.model beside a tokenizer.json, normalised and used: other ids than the model knows, and no word of it."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    (tmp_path / "theirs/tokenizer.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"make a run of it with python -m model\.import_hf"):
+        checkpoints.load(tmp_path / "theirs", CPU)
+
+
+def test_a_run_is_not_written_over(trained_run: Path, tmp_path: Path) -> None:
+    """Days of training, replaced by a download."""
+    with pytest.raises(UserError, match="exists already"):
+        import_hf.import_hf(tmp_path, trained_run)
+
+
+def test_an_exported_folder_is_imported_with_its_own_tokenizer(trained_run: Path, tmp_path: Path) -> None:
+    """What was sent out comes back with other ids."""
+    export_hf(trained_run, tmp_path / "out")
+    import_hf.import_hf(tmp_path / "out", tmp_path / "run")
+    again, tokenizer = checkpoints.load(tmp_path / "run", CPU)
+    assert tokenizer.fingerprint == checkpoints.load(trained_run, CPU)[1].fingerprint
+    assert (again.context, Template.load(checkpoints.find(tmp_path / "run"))) == (256, Template())

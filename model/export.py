@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,8 +14,10 @@ from model.export_hf import DTYPES, export_hf
 from model.template import Template
 from model.tokenizer_imported import ImportedTokenizer
 
+if TYPE_CHECKING:
+    from model.export_gguf import GGUFType
+
 GGUF_DTYPES = ("f32", "f16", "q8_0")
-GgufDtype = Literal["f32", "f16", "q8_0"]
 DESCRIPTION = """Export a checkpoint.
 
   --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config, safetensors, tokenizer,
@@ -56,7 +58,7 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _gguf(checkpoint: Path, out: Path, dtype: GgufDtype) -> None:
+def _gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
     from model.export_gguf import export_gguf
 
     source = checkpoints.find(checkpoint)

@@ -144,7 +144,7 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
     """A model nobody can judge or make again."""
     import yaml
 
-    write_json(trained_run / "results/rouge.json", {"rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 77}})
+    write_json(trained_run / "results/rouge.json", {"rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}})
     export_hf(trained_run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---")[1])
@@ -155,7 +155,7 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
     for fact in ("| steps | 12 |", f"| tokens | {tokens:,} |", "| device | cpu |", f"| validation loss | {loss:,.4f} (step 12)",
                  "| rouge_1.f | 0.4321 |", "| records | 300 |"):
         assert fact in card, fact
-    assert "77" not in card
+    assert "987,654,321" not in card and "987654321" not in card
 
 
 def test_what_is_not_an_earlier_export_is_not_replaced(trained_run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.cache import Cache
+from model.decoder import decoder_of
 from model.llama import Llama
 
 # Rows that are over are dropped once they are this share of the batch: dropping copies what the others hold.
@@ -27,9 +28,10 @@ class BatchReader:
 
     def __init__(self, model: Llama, prompts: Sequence[Sequence[int]], *, new: int, copies: int = 1) -> None:
         """Make room for `new` ids behind the longest prompt, and for `copies` rows of each prompt (see `select`)."""
-        self._model, self.device = model, model.lm_head.weight.device
+        weight = model.model.norm.weight
+        self._model, self._decoder, self.device = model, decoder_of(model), weight.device
         longest = max(map(len, prompts))
-        self.cache = Cache(model.config, len(prompts) * copies, longest + new, self.device, model.lm_head.weight.dtype)
+        self.cache = Cache(model.config, len(prompts) * copies, longest + new, self.device, weight.dtype)
         self.cache.rows = len(prompts)
         self._columns = torch.arange(longest + new, device=self.device)
         self._padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device)
@@ -57,15 +59,29 @@ class BatchReader:
 
     def read(self, ids: Tensor) -> Tensor:
         """Put ids[R, T] behind what the rows hold; logits[R, V] of what follows the last of them, fp32."""
+        return self._decoder.head.logits(self._hidden(ids))
+
+    def read_prompts_likeliest(self) -> Tensor:
+        """Read all prompts; the likeliest id behind each, int64[R]."""
+        return self.read_likeliest(self._padded)
+
+    def read_likeliest(self, ids: Tensor) -> Tensor:
+        """Put ids[R, T] behind what the rows hold; the likeliest id behind the last of them, int64[R].
+
+        The argmax of what `read` gives, found without computing all of it where that is faster.
+        """
+        return self._decoder.head.likeliest(self._hidden(ids))
+
+    def _hidden(self, ids: Tensor) -> Tensor:
         start, stop = self.cache.length, self.cache.length + ids.shape[1]
         positions = None
         if not self._even:
             # A row that reached the end of its context may wait in the batch to be dropped: clamped, nobody reads it.
             last = self._model.config.max_position_embeddings - 1
             positions = (self._columns[start:stop] - self._padding[:, None]).clamp(0, last)
-        hidden = self._model.model(ids, positions, self._mask(start, stop), self.cache)
+        hidden = self._decoder.read(ids, self.cache, positions, self._mask(start, stop))
         self.cache.length = stop
-        return self._model.lm_head(hidden[:, -1]).float()
+        return hidden
 
     def _mask(self, start: int, stop: int) -> Tensor | None:
         """Who may look where, bool[R, 1, T, stop]; None where plain causality says it."""

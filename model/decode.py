@@ -71,9 +71,11 @@ def _greedy(model: Llama, prompts: Sequence[Sequence[int]], limits: list[int], p
     said = torch.full((len(prompts), max(limits)), eos, device=reader.device)
     rows = torch.arange(len(prompts), device=reader.device)  # whose answer each row of the reader is
     over = ends == 0
-    logits = reader.read_prompts()
+    # Without penalties nobody needs the logits themselves.
+    plain = penalties == Penalties()
+    found = reader.read_prompts_likeliest() if plain else reader.read_prompts()
     for step in range(max(limits)):
-        ids = penalties.apply(logits, said[rows, :step]).argmax(-1)
+        ids = found if plain else penalties.apply(found, said[rows, :step]).argmax(-1)
         said[rows, step] = ids
         over |= (ids == eos) | (step + 1 >= ends)
         if step % reader.look_every == 0 or step + 1 == max(limits):
@@ -83,5 +85,5 @@ def _greedy(model: Llama, prompts: Sequence[Sequence[int]], limits: list[int], p
             if worth_dropping(len(alive), len(rows)):
                 reader.select(alive)
                 rows, ids, over, ends = rows[alive], ids[alive], over[alive], ends[alive]
-        logits = reader.read(ids[:, None])
+        found = reader.read_likeliest(ids[:, None]) if plain else reader.read(ids[:, None])
     return said

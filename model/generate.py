@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from model.cache import Cache
+from model.decoder import decoder_of
 from model.llama import Llama
 from model.penalties import blocked_by_ngrams, repetition_penalty
 from model.tokenizer import Tokenizer
 
 # Why a text ended: the model said so, it reached `max_new_tokens`, or no position was left.
 End = Literal["eos", "length", "context"]
+# Dividing by a lower temperature would overflow: it takes the likeliest.
+_COLDEST = 1e-5
+_FEW = 512
 
 
 @dataclass(frozen=True)
@@ -31,28 +35,47 @@ class Sampling:
     repetition_penalty: float = 1.0  # 1: none (Keskar et al. 2019)
     no_repeat_ngram: int = 0  # length in ids of what is never said twice; 0: none (Paulus et al. 2017)
 
+    @property
+    def likeliest(self) -> bool:
+        """Whether it is simply the id with the highest logit."""
+        return self.temperature < _COLDEST and self.repetition_penalty == 1.0 and self.no_repeat_ngram == 0
+
 
 class PrefixCache:
     """A model and what it has read of one text: what two texts have in common from their start is read once."""
 
     def __init__(self, model: Llama, capacity: int) -> None:
         """`capacity`: the ids of the longest text."""
-        self.model, self.capacity = model, capacity
-        self._device = model.lm_head.weight.device
-        self._cache = Cache(model.config, 1, capacity, self._device, model.lm_head.weight.dtype)
+        self.capacity, weight = capacity, model.model.norm.weight
+        self._decoder, self._device = decoder_of(model), weight.device
+        self._cache = Cache(model.config, 1, capacity, self._device, weight.dtype)
         self._ids: list[int] = []
 
-    @torch.no_grad()
     def logits_after(self, ids: list[int]) -> Tensor:
-        """logits[V] (fp32, on the CPU) of what follows `ids`, which are at most `capacity` and at least one."""
+        """logits[V] (fp32, on the CPU) of what follows `ids`, which are at most `capacity` and at least one.
+
+        FloatingPointError where they are not finite, as an overflow in fp16 makes them.
+        """
+        return self._finite(self._decoder.head.logits(self._hidden_after(ids))[0], len(ids)).cpu()
+
+    def likeliest_after(self, ids: list[int]) -> int:
+        """The argmax of what `logits_after` gives, found without computing all of it where that is faster."""
+        return int(self._decoder.head.likeliest(self._finite(self._hidden_after(ids), len(ids))))
+
+    def _finite(self, numbers: Tensor, position: int) -> Tensor:
+        if not numbers.abs().amax().isfinite():
+            raise FloatingPointError(f"what the model makes of position {position} is not finite")
+        return numbers
+
+    def _hidden_after(self, ids: list[int]) -> Tensor:
         known = min(_common(self._ids, ids), len(ids) - 1)
         # Forgotten first and known last, so that an interrupted reading leaves nothing that is taken for read.
         del self._ids[known:]
         self._cache.length = known
         new = torch.tensor([ids[known:]], device=self._device)
-        hidden = self.model.model(new, None, self._mask(known, len(ids)), self._cache)
+        hidden = self._decoder.read(new, self._cache, None, self._mask(known, len(ids)))
         self._ids += ids[known:]
-        return self.model.lm_head(hidden[0, -1]).float().cpu()
+        return hidden
 
     def _mask(self, known: int, total: int) -> Tensor | None:
         """What each new position may look at, where plain causality does not say it: bool[1, 1, new, total]."""
@@ -86,11 +109,12 @@ def generate(
     while len(answer) < max_new_tokens:
         if len(prompt) + len(answer) >= prefix.capacity:
             return "context"
-        logits = prefix.logits_after(prompt + answer)
-        if not logits.isfinite().all():
-            raise FloatingPointError(f"the logits at position {len(prompt) + len(answer)} are not finite")
-        logits[blocked_by_ngrams([answer], sampling.no_repeat_ngram)[0]] = -torch.inf
-        chosen = choose(logits, seen, sampling, generator)
+        if sampling.likeliest:
+            chosen = prefix.likeliest_after(prompt + answer)
+        else:
+            logits = prefix.logits_after(prompt + answer)
+            logits[blocked_by_ngrams([answer], sampling.no_repeat_ngram)[0]] = -torch.inf
+            chosen = choose(logits, seen, sampling, generator)
         if chosen == model.config.eos_token_id:
             return "eos"
         yield chosen
@@ -102,18 +126,22 @@ def generate(
 def choose(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw an id from logits[V]; `seen`[V] marks the ids that the repetition penalty applies to."""
     logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature < 1e-5:  # dividing by less would overflow
+    if sampling.temperature < _COLDEST:
         return int(logits.argmax())
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
-    if sampling.top_p < 1.0:
-        ordered, order = logits.softmax(-1).sort(descending=True)
-        # An id stays while those before it do not already hold top_p, and the likeliest always stays.
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
-        outside[0] = False
-        logits[order[outside]] = -torch.inf
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+    probabilities = logits.softmax(-1)
+    if sampling.top_p >= 1.0:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    # To sort a whole vocabulary takes as long as the model; a few hundred ids nearly always hold top_p.
+    ordered, order = probabilities.topk(min(_FEW, len(logits)))
+    if ordered.sum() < sampling.top_p:
+        ordered, order = probabilities.sort(descending=True)
+    # An id stays while those before it do not already hold top_p, and the likeliest always stays.
+    inside = ordered.cumsum(-1) - ordered < sampling.top_p
+    inside[0] = True
+    return int(order[torch.multinomial(ordered * inside, 1, generator=generator)])
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -198,6 +198,8 @@ class Llama(nn.Module):
         self.context = config.max_position_embeddings
         # What is trained while the weights are frozen; None where it is the weights.
         self.adapter: Adapter | None = None
+        # What `model.decoder` keeps of the present weights.
+        self.decoder: Any = None
         self.model = Body(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
@@ -223,6 +225,11 @@ class Llama(nn.Module):
         return linear_cross_entropy(
             hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path, hits=hits
         )
+
+    def train(self, mode: bool = True) -> "Llama":
+        """As every module's; in training mode weights change, so nothing made of them is kept."""
+        self.decoder = None
+        return super().train(mode)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> "Llama":

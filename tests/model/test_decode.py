@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from model import batch_reader
-from model.batch_reader import BatchReader
 from model.beam_search import Beams, beam_search
 from model.cache import Cache
 from model.config import LlamaConfig
 from model.decode import Decoded, decode
+from model.decoder import Decoder
 from model.generate import Sampling, generate
+from model.head import Head
 from model.llama import Llama
 from model.penalties import Penalties, blocked_by_ngrams, repetition_penalty
 
@@ -155,13 +156,13 @@ def test_impossible_prompts_are_refused(prompt: list[int]) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many ids each call of the model reads."""
     counts: list[int] = []
-    plain = BatchReader.read
+    plain = Decoder.read
 
-    def counted(self: BatchReader, ids: torch.Tensor) -> torch.Tensor:
+    def counted(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         counts.append(ids.numel())
-        return plain(self, ids)
+        return plain(self, ids, *rest)
 
-    monkeypatch.setattr(BatchReader, "read", counted)
+    monkeypatch.setattr(Decoder, "read", counted)
     return counts
 
 
@@ -195,19 +196,32 @@ def test_what_is_over_stays_as_it_was() -> None:
     assert state.finished_scores.tolist() == [[-1.0]] and state.finished[0, 0, 0] == 2
 
 
-def test_every_position_has_something_to_look_at() -> None:
+def test_every_position_has_something_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A softmax over nothing: NaN on some devices, which the values of all rows then catch from the padding."""
-    model, masks = random_model(), []
-    model.model.register_forward_pre_hook(lambda _, inputs: masks.append(inputs[2]))
-    decode(model, prompts(8), max_new_tokens=5)
+    masks: list[torch.Tensor] = []
+    plain = Decoder.read
+
+    def looking(self: Decoder, ids: torch.Tensor, cache: Cache, positions: Any, mask: torch.Tensor) -> torch.Tensor:
+        masks.append(mask)
+        return plain(self, ids, cache, positions, mask)
+
+    monkeypatch.setattr(Decoder, "read", looking)
+    decode(random_model(), prompts(8), max_new_tokens=5)
     assert masks[0].shape[2] == masks[0].shape[3] > 1 and not masks[0].all() and all(mask.any(-1).all() for mask in masks)
 
 
-def test_only_the_last_position_reaches_the_head() -> None:
+@pytest.mark.parametrize("name", ["logits", "likeliest"])
+def test_only_the_last_position_reaches_the_head(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Logits of every prompt position: most of the work at this vocabulary."""
-    model, rows = random_model(), []
-    model.lm_head.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].numel() // 48))
-    decode(model, prompts(8), max_new_tokens=5)
+    rows: list[int] = []
+    plain = getattr(Head, name)
+
+    def counted(self: Head, hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return plain(self, hidden)
+
+    monkeypatch.setattr(Head, name, counted)
+    decode(random_model(), prompts(8), max_new_tokens=5, repetition_penalty=1.0 if name == "likeliest" else 1.1)
     assert rows[0] == 8 and max(rows) == 8
 
 

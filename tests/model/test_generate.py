@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import LlamaConfig
+from model.decoder import Decoder
 from model.generate import End, PrefixCache, Sampling, choose, generate, stream_text
 from model.llama import Llama
 from model.tokenizer import Tokenizer
@@ -178,21 +179,22 @@ def test_what_was_read_before_changes_no_answer(model: Llama, sampling: Sampling
 
 def test_only_what_is_new_is_read(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long conversation that is read from its start for every answer, and after a reading that was broken off."""
-    prefix, lengths, whole = PrefixCache(model, 64), [], model.model.forward
+    prefix, whole = PrefixCache(model, 64), Decoder.read
+    lengths: list[int] = []
 
-    def counting(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counting(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         lengths.append(ids.shape[1])
-        return whole(ids, *rest)
+        return whole(self, ids, *rest)
 
-    monkeypatch.setattr(model.model, "forward", counting)
+    monkeypatch.setattr(Decoder, "read", counting)
     prefix.logits_after(list(range(1, 31)))
     prefix.logits_after([*range(1, 31), 77, 78])
     prefix.logits_after([*range(1, 21), 79])
     assert lengths == [30, 2, 1]
-    monkeypatch.setattr(model.model, "forward", interrupted)
+    monkeypatch.setattr(Decoder, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prefix.logits_after([*range(1, 11), 80, 81])
-    monkeypatch.setattr(model.model, "forward", counting)
+    monkeypatch.setattr(Decoder, "read", counting)
     after = [*range(1, 11), 80, 81]
     torch.testing.assert_close(prefix.logits_after(after), PrefixCache(model, 64).logits_after(after))
     assert lengths == [30, 2, 1, 2, 12]

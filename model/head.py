@@ -1,0 +1,94 @@
+"""The vocabulary matrix when decoding: at 43M two thirds of all bytes that are read for a token.
+
+On a CPU, in fp32, two things make it faster than a plain linear layer. For all logits the matrix is kept a second time,
+transposed: for few rows the product then runs along memory instead of summing over it. For the likeliest id alone most of
+the matrix need not be read in fp32 at all: an int8 copy says, with a bound on its error, which few ids can be the likeliest,
+and only those are computed. The answer is that of the full product.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.quantize import Int8Linear, dequantize, quantize_rows
+
+# More rows than this multiply faster in fp32 than in int8.
+_SCREENED_ROWS = 16
+# Where more ids than this a row pass the screen, it is no gain.
+_MOST_CANDIDATES = 2048
+_BF16_STEP = 2.0**-8  # the distance between neighbours, relative; rounding is off by half of it
+# The sums of either product are taken in fp32: D terms, each step off by 2^-24, D up to some thousands.
+_SUM_ERROR = 1e-4
+
+
+class Screen:
+    """Which ids can be the likeliest, from an int8 copy of the head.
+
+    By Cauchy-Schwarz the error of a logit is at most |x| · |w - w'| from weights w' in int8, and |x - x'| · |w'| from
+    activations x' in bf16; the result is rounded to bf16 once more. Whatever lies below the highest logit by more than
+    twice the largest error cannot be the likeliest.
+    """
+
+    def __init__(self, head: nn.Linear | Int8Linear) -> None:
+        self._head = head
+        self._values, self._scale = (
+            (head.values, head.scale) if isinstance(head, Int8Linear) else quantize_rows(head.weight))
+        reach = torch.zeros(())
+        for start in range(0, len(self._values), 8192):  # a part at a time: fp32 copies of all would be large
+            rows = slice(start, start + 8192)
+            near = dequantize(self._values[rows], self._scale[rows], torch.float32)
+            missed = torch.zeros(()) if isinstance(head, Int8Linear) else (head.weight.detach()[rows] - near).norm(dim=1)
+            reach = torch.maximum(reach, (missed + (_BF16_STEP / 2 + _SUM_ERROR) * near.norm(dim=1)).max())
+        # Half a step again, because the activations were rounded before.
+        self._reach = reach * (1 + _BF16_STEP)
+
+    def likeliest(self, hidden: Tensor) -> Tensor | None:
+        """hidden[R, D] → int64[R]; None where the screen lets too many pass (numbers that are not finite: all or none)."""
+        near = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale).float()
+        error = self._reach * hidden.norm(dim=1)
+        highest = near.amax(1)
+        # The likeliest is no less than this; and what may reach it lies no further below than the error and its rounding.
+        least = highest - _BF16_STEP * highest.abs() - 2 * error
+        rows, ids = (near >= (least - _BF16_STEP * least.abs())[:, None]).nonzero(as_tuple=True)
+        if len(ids) > _MOST_CANDIDATES * len(hidden) or not hidden.isfinite().all():
+            return None
+        logits = torch.linalg.vecdot(self._rows(ids), hidden[rows])
+        best = logits.new_full((len(hidden),), -torch.inf).scatter_reduce_(0, rows, logits, "amax")
+        winners = logits == best[rows]
+        # Of equal ones the first, as argmax has it.
+        answer = ids.new_full((len(hidden),), len(self._values))
+        return answer.scatter_reduce_(0, rows[winners], ids[winners], "amin")
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        if isinstance(self._head, Int8Linear):
+            return dequantize(self._values[ids], self._scale[ids], torch.float32)
+        return self._head.weight[ids]
+
+
+class Head:
+    """A model's head for a few positions at a time; what it keeps besides is made when first used."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        self._linear = linear
+        self._columns: Tensor | None = None
+        self._screen: Screen | None = None
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden[R, D] → logits[R, V], fp32."""
+        if type(self._linear) is not nn.Linear or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+            return self._linear(hidden).float()
+        if self._columns is None:
+            self._columns = self._linear.weight.detach().t().contiguous()
+        return hidden @ self._columns
+
+    @torch.no_grad()
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """hidden[R, D] → the ids with the highest logits, int64[R]."""
+        head = self._linear
+        if (hidden.device.type == "cpu" and hidden.dtype == torch.float32 and len(hidden) <= _SCREENED_ROWS
+                and (type(head) is nn.Linear or isinstance(head, Int8Linear))):
+            self._screen = self._screen or Screen(head)
+            ids = self._screen.likeliest(hidden)
+            if ids is not None:
+                return ids
+        return self.logits(hidden).argmax(-1)

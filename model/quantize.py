@@ -1,0 +1,98 @@
+"""Weights in int8: a quarter of the memory of fp32, and a quarter of the bytes that decoding reads for every token.
+
+Each row of a matrix (what makes one output) is divided by a scale of its own, its largest weight over 127, and rounded;
+embeddings and the head as well, norms never. Activations stay as they are: they are not quantised, only rounded to bf16
+where a CPU multiplies them with int8, and sums are taken in fp32 (LLM.int8() calls this vector-wise, Dettmers et al. 2022).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.llama import Llama
+
+# Up to so many rows a CPU unpacks int8 inside the product; for more, a matrix unpacked once and multiplied by the machine's
+# own kernel is faster.
+_FEW_ROWS = 16
+_LARGEST = 127
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight[N, D] → int8[N, D] and the bf16[N] scales that they are to be multiplied with; a row of zeros stays one."""
+    largest = weight.detach().float().abs().amax(1)
+    scale = (largest / _LARGEST).bfloat16()
+    # Rounded before it is used, so that the product with the stored scale is off by half a step and no more; where
+    # rounding made it smaller the largest weight is 128 steps at most, and is cut to 127.
+    steps = weight.detach().float() / torch.where(scale > 0, scale, 1).float()[:, None]
+    return steps.round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8), scale
+
+
+def int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """x[N, D] times int8[M, D] with their bf16[M] scales → [N, M] in the type of x."""
+    if x.device.type == "cpu" and len(x) <= _FEW_ROWS:
+        return torch._weight_int8pack_mm(x.bfloat16(), values, scale).to(x.dtype)
+    # Where a CPU has no bf16 of its own it would multiply it more slowly than fp32.
+    dtype = torch.bfloat16 if x.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else x.dtype
+    return F.linear(x.to(dtype), dequantize(values, scale, dtype)).to(x.dtype)
+
+
+def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8[..., D] and bf16[...] → the weights they stand for, in `dtype`, multiplied in fp32."""
+    return (values.float() * scale.float().unsqueeze(-1)).to(dtype)
+
+
+class Int8Linear(nn.Module):
+    """A bias-free linear layer whose weight is held as int8 rows and their scales."""
+
+    values: Tensor
+    scale: Tensor
+
+    def __init__(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        """`dtype`: that of the activations."""
+        super().__init__()
+        self.dtype = dtype
+        self.register_buffer("values", values)
+        self.register_buffer("scale", scale)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole matrix [out, in] in the type of the activations, made anew: for what multiplies many rows at once."""
+        return dequantize(self.values, self.scale, self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[..., in] → [..., out]."""
+        return int8_product(x.reshape(-1, x.shape[-1]), self.values, self.scale).view(*x.shape[:-1], -1)
+
+
+class Int8Embedding(Int8Linear):
+    """A table of embeddings held as int8 rows and their scales."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ids[...] → [..., D]."""
+        return dequantize(self.values[x], self.scale[x], self.dtype)
+
+
+def quantize_int8(model: Llama) -> Llama:
+    """Replace the matrices of a model, in place, by int8 ones; for inference only. Returns the model.
+
+    Logits move by some hundredths of their spread. A head tied to the embeddings stays tied. Quantise last: a model that
+    is moved to another type afterwards would lose digits of its scales.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and child is not model.lm_head:
+                setattr(module, name, Int8Linear(*quantize_rows(child.weight), child.weight.dtype))
+    table = model.model.embed_tokens
+    dtype = model.lm_head.weight.dtype
+    head = Int8Linear(*quantize_rows(model.lm_head.weight), dtype)
+    tied = table.weight is model.lm_head.weight
+    values, scale = (head.values, head.scale) if tied else quantize_rows(table.weight)
+    model.model.embed_tokens = Int8Embedding(values, scale, dtype)  # type: ignore[assignment]
+    model.lm_head = head  # type: ignore[assignment]
+    return model.eval()
+
+
+def weight_bytes(model: Llama) -> int:
+    """Memory that the weights take, what is shared counted once."""
+    held = {each.data_ptr(): each.numel() * each.element_size() for each in model.state_dict().values()}
+    return sum(held.values())

@@ -1,0 +1,171 @@
+"""The arranged model is the plain one: hidden states, ids and what they are remembered for."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.cache import Cache
+from model.config import LlamaConfig
+from model.decode import decode
+from model.decoder import Decoder, decoder_of
+from model.generate import Sampling, generate
+from model.head import Head, Screen
+from model.llama import Llama
+from model.quantize import quantize_int8
+
+CPU = torch.device("cpu")
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {"num_key_value_heads": 4},
+    "grouped": {"num_key_value_heads": 2},
+    "tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "wide heads": {"num_key_value_heads": 2, "head_dim": 24},
+    "scaled": {"num_key_value_heads": 4, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}},
+}
+
+
+def random_model(seed: int = 3, **shape: Any) -> Llama:
+    """Random weights, norms included, large enough that logits differ."""
+    config = LlamaConfig(**{"vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+                            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 96, **shape})
+    model = Llama(config).initialise(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.dim() > 1 else torch.rand(parameter.shape, generator=generator) + 0.5)
+    return model.eval()
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 400, (length,), generator=generator).tolist() for length in (5, 23, 1, 40, 12)]
+
+
+def plain_greedy(model: Llama, prompt: list[int], new: int) -> list[int]:
+    """The whole text through the training forward for every id: no cache, no padding, no arranged weights."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(new):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+            if ids[-1] == model.config.eos_token_id:
+                return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_ids_are_those_of_the_training_forward(shape: str) -> None:
+    """Queries taken for keys, a rotation the wrong way, a norm left out, a head of another group, padding looked at."""
+    model = random_model(**SHAPES[shape])
+    expected = [plain_greedy(model, prompt, 20) for prompt in prompts()]
+    assert len({tuple(each) for each in expected}) > 3
+    assert [each.ids for each in decode(model, prompts(), max_new_tokens=20, batch=5)] == expected
+    assert [list(generate(model, prompt, Sampling(0.0), max_new_tokens=20)) for prompt in prompts()] == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hidden_states_are_those_of_the_training_forward(shape: str, dtype: torch.dtype) -> None:
+    """A difference too small to change most ids: an epsilon, a scale of the scores, a mask that leaks a little."""
+    model = random_model(**SHAPES[shape]).to(dtype)
+    text = torch.tensor([prompts()[3]])
+    cache = Cache(model.config, 1, 64, CPU, dtype)
+    with torch.no_grad():
+        expected = model.model(text, None, None, None)[0]
+        decoder = Decoder(model)
+        found = [decoder.read(text[:, :30], cache)]
+        for index in range(30, 40):
+            cache.length = index
+            found.append(decoder.read(text[:, index : index + 1], cache))
+    # bf16 keeps 8 bits, and every step of a layer rounds.
+    tolerance = 2e-5 if dtype == torch.float32 else 0.15
+    torch.testing.assert_close(torch.cat(found), expected[29:], rtol=tolerance, atol=tolerance)
+
+
+class Adapted(torch.nn.Linear):
+    """A projection with something added, as adapters do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + 0.1 * input.sum(-1, keepdim=True)
+
+
+def test_adapted_projections_are_called() -> None:
+    """The weights of an adapted layer taken for all it does: answers of the model without its adapter."""
+    model = random_model()
+    before = decode(model, prompts(), max_new_tokens=12)
+    for layer in model.model.layers:
+        for part, name in ((layer.self_attn, "q_proj"), (layer.self_attn, "o_proj"), (layer.mlp, "down_proj")):
+            adapted = Adapted(*reversed(getattr(part, name).weight.shape), bias=False)
+            adapted.load_state_dict(getattr(part, name).state_dict())
+            setattr(part, name, adapted)
+    after = decode(model, prompts(), max_new_tokens=12)
+    assert after != before and [each.ids for each in after] == [plain_greedy(model, each, 12) for each in prompts()]
+
+
+def test_weights_that_changed_are_read_anew() -> None:
+    """Answers of a model that has since been trained on: fused optimizers leave no trace in the weights' versions."""
+    model = random_model()
+    first = decoder_of(model)
+    assert decoder_of(model) is first, "every batch would arrange the weights anew"
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0] += 1.0  # type: ignore[union-attr, operator]
+    second = decoder_of(model)
+    assert second is not first
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.05, fused=True)
+    decode(model, prompts()[:1], max_new_tokens=2)  # a sample in training mode keeps nothing
+    model(torch.tensor([[1, 2, 3]]), torch.tensor([2, 3, 4])).backward()
+    optimizer.step()
+    assert decode(model.eval(), prompts(), max_new_tokens=12)[1].ids == plain_greedy(model, prompts()[1], 12)
+    assert decoder_of(quantize_int8(model)) is not second
+
+
+def test_no_token_allocates_more_than_the_one_before() -> None:
+    """A cache that is copied to grow, for every token of an answer."""
+    model = random_model()
+    decoder, cache = Decoder(model), Cache(model.config, 2, 60, CPU, torch.float32)
+    storage = cache.keys.data_ptr(), cache.values.data_ptr()
+    for index in range(60):
+        decoder.read(torch.tensor([[5], [9]]), cache)
+        cache.length = index + 1
+    assert storage == (cache.keys.data_ptr(), cache.values.data_ptr())
+    assert bool(cache.keys.any(-1).all()), "a position was not written"
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("spread", [0.02, 3.0])
+def test_the_screened_head_finds_the_likeliest(spread: float, quantized: bool) -> None:
+    """The likeliest id screened out by the rounding of int8 or bf16; candidates mixed up between rows."""
+    generator = torch.Generator().manual_seed(1)
+    model = random_model(vocab_size=20_000)
+    with torch.no_grad():
+        # Rows of very different lengths, and pairs that differ by less than int8 can tell.
+        weight = torch.randn(10_000, 64, generator=generator) * torch.rand(10_000, 1, generator=generator) * spread
+        near = weight + torch.randn(10_000, 64, generator=generator) * spread * 1e-4
+        model.lm_head.weight.copy_(torch.cat([weight, near])[torch.randperm(20_000, generator=generator)])
+    if quantized:
+        quantize_int8(model)
+    screen: Any = Screen(model.lm_head)
+    for rows in (1, 3, 16):
+        hidden = torch.randn(rows, 64, generator=generator)
+        expected = (hidden.double() @ model.lm_head.weight.double().T).argmax(-1)
+        assert torch.equal(screen.likeliest(hidden), expected)
+        assert torch.equal(Head(model.lm_head).likeliest(hidden), expected)
+
+
+def test_the_first_of_equal_ids_is_the_likeliest() -> None:
+    """Another id than the plain argmax takes, where two rows are the same."""
+    head = torch.nn.Linear(64, 500, bias=False)
+    hidden = torch.randn(2, 64)
+    with torch.no_grad():
+        head.weight[[7, 300]] = hidden[0]
+        head.weight[[9, 20]] = hidden[1] * 2
+        assert Head(head).likeliest(hidden).tolist() == [7, 9]
+
+
+def test_numbers_that_are_not_finite_pass_no_screen() -> None:
+    """An index past the vocabulary where no id could be told from another."""
+    head = torch.nn.Linear(64, 500, bias=False)
+    with torch.no_grad():
+        assert Screen(head).likeliest(torch.full((2, 64), torch.nan)) is None
+        assert Head(head).likeliest(torch.full((2, 64), torch.inf)).max() < 500

@@ -14,7 +14,8 @@ def main() -> None:
     """Entry point."""
     options = command_line.parse()
     console = Console(cache_folder() / "chat_history")
-    loaded = weights.load(options.checkpoint or weights.newest_run(), resolve_device(options.device), options.precision)
+    folder = options.checkpoint or weights.newest_run()
+    loaded = weights.load(folder, resolve_device(options.device), options.precision, options.quantize)
     console.note(f"模型：{loaded.description}")
     if not loaded.converses:
         console.note("提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft")

@@ -48,6 +48,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
         help="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
              "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU")
+    add("--quantize", choices=("int8",),
+        help="权重用 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
+             "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

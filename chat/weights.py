@@ -8,6 +8,7 @@ import torch
 from common.errors import UserError
 from model import checkpoints
 from model.llama import Llama
+from model.quantize import Int8Linear, quantize_int8
 from model.template import FILE as TEMPLATE_FILE
 from model.template import Template
 from model.tokenizer import Tokenizer
@@ -30,8 +31,10 @@ class Weights:
     @property
     def description(self) -> str:
         """Which one it is, on one line."""
-        weight = self.model.lm_head.weight
+        weight = self.model.model.norm.weight
         precision = next(name for name, dtype in DTYPES.items() if dtype == weight.dtype)
+        if isinstance(self.model.lm_head, Int8Linear):
+            precision += "，权重 int8"
         return (f"{self.folder}（{self.model.config.parameters / 1e6:.1f}M 参数，上下文 {self.context} 个词元，"
                 f"{weight.device.type}，{precision}）")
 
@@ -45,11 +48,14 @@ def newest_run(runs: Path = RUNS) -> Path:
     return max(found, key=lambda each: ((each[1] / TEMPLATE_FILE).is_file(), each[1].stat().st_mtime))[0]
 
 
-def load(path: Path, device: torch.device, precision: str) -> Weights:
-    """The checkpoint that `path` stands for, on `device`. UserError if it cannot be used."""
+def load(path: Path, device: torch.device, precision: str, quantize: str | None = None) -> Weights:
+    """The checkpoint that `path` stands for, on `device`; with `quantize` "int8" its weights in int8. UserError if it cannot
+    be used."""
     folder = checkpoints.find(path)
     model, tokenizer = checkpoints.load(folder, device)
-    return Weights(folder, model.to(DTYPES[_resolve(precision, device)]), tokenizer, Template.load(folder), model.context,
+    model = model.to(DTYPES[_resolve(precision, device)])
+    model = quantize_int8(model) if quantize else model
+    return Weights(folder, model, tokenizer, Template.load(folder), model.context,
                    (folder / TEMPLATE_FILE).is_file())
 
 

@@ -18,6 +18,7 @@ from data.records import Document
 from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
 from evaluate.answers import read_records
+from evaluate.command_line import add_quantize, load
 from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
 from model import checkpoints
 from model.llama import Llama
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
     parser.add_argument("--limit", type=int, help="score only about so many tokens (of conversations and summaries: records)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_quantize(parser)
     parser.add_argument("--json", type=out_file, help="write the figures here too")
     options = parser.parse_args()
     if bool(options.source) != bool(options.input):
@@ -55,7 +57,7 @@ def main() -> None:
     if options.limit is not None and options.limit < 2:
         raise UserError(f"--limit {options.limit}: at least 2 tokens are needed to score one")
     device = resolve_device(options.device)
-    model, tokenizer = checkpoints.load(options.checkpoint, device)
+    model, tokenizer = load(options, device)
     if model.config.max_position_embeddings < WINDOW:
         raise UserError(f"{options.checkpoint}: its context of {model.config.max_position_embeddings} tokens is shorter than "
                         f"the window of {WINDOW} that figures here are measured in")

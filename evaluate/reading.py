@@ -13,7 +13,7 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation
 from evaluate.answers import Answer, Question, ask, questions_of, read_records
-from evaluate.command_line import answering_parser, parse
+from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.repetition_scores import loops
 from model import checkpoints
@@ -103,7 +103,7 @@ def place(question: Question) -> str:
 def _answer(
     options: argparse.Namespace, device: Any, pairs: Sequence[tuple[Question, Question]]
 ) -> list[tuple[Answer | None, Answer | None]]:
-    model, tokenizer = checkpoints.load(options.checkpoint, device)
+    model, tokenizer = load(options, device)
     template = Template.load(checkpoints.find(options.checkpoint))
     with progress("answering", 2 * len(pairs), "answers") as bar:
         right, wrong = (

@@ -11,7 +11,7 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation, Summary
 from evaluate.answers import Answer, ask, questions_of, read_records, summarise
-from evaluate.command_line import answering_parser, parse
+from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, read_predictions, write_predictions
 from evaluate.repetition_scores import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
 from model import checkpoints
@@ -67,7 +67,7 @@ def _options() -> argparse.Namespace:
 def _answer(options: argparse.Namespace, device: Any) -> list[dict[str, Any]]:
     """The checkpoint's answers to the source's questions."""
     records = read_records(options.source, options.input, ("conversations", "summaries"), options.limit)
-    model, tokenizer = checkpoints.load(options.checkpoint, device)
+    model, tokenizer = load(options, device)
     template = Template.load(checkpoints.find(options.checkpoint))
     articles = [record for record in records if isinstance(record, Summary)]
     questions = [each for record in records if isinstance(record, Conversation) for each in questions_of(record)]

@@ -13,7 +13,7 @@ from data.records import Summary
 from data.shards import shards_of_run
 from evaluate.answers import read_records, summarise
 from evaluate.baselines import BASELINES
-from evaluate.command_line import answering_parser, parse
+from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, read_predictions, write_predictions
 from evaluate.rouge_table import METHOD, RougeTable, versions
 from model import checkpoints
@@ -89,7 +89,7 @@ def _summaries(
     options: argparse.Namespace, device: Any, articles: list[Summary]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the checkpoint answers, and how it was asked."""
-    model, tokenizer = checkpoints.load(options.checkpoint, device)
+    model, tokenizer = load(options, device)
     template = Template.load(checkpoints.find(options.checkpoint))
     with progress("summarising", len(articles), "articles") as bar:
         answers = summarise(

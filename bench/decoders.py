@@ -1,0 +1,154 @@
+"""How each contender decodes: the same weights and prompts, greedily, each in its own usual code.
+
+Every contender is a function from a `Task` to a `Decode`: `decode(prompts, new)` answers int64 prompts with `new` ids each,
+`<eos>` ignored, and says how long it took until the first ids were there (prefill) and for the rest (decode). Peers are
+imported inside their own function: a turn loads no other contender.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import UserError
+from model.config import LlamaConfig
+
+# GGML_TYPE_F32
+_F32 = 0
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contender is given."""
+
+    config: LlamaConfig
+    weights: Path
+    """A safetensors file in Hugging Face names."""
+    tokenizer: Path
+    """A folder with the tokenizer whose vocabulary the model has."""
+    precision: Precision
+    threads: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """New ids of each prompt, seconds until the first of them, and seconds for the others."""
+
+    ids: list[list[int]]
+    prefill: float
+    decode: float
+
+
+Decode = Callable[[list[list[int]], int], Timed]
+
+
+def _own_model(task: Task) -> Any:
+    from safetensors.torch import load_file
+
+    from model.llama import Llama
+
+    model = Llama(task.config)
+    model.load_state_dict(load_file(task.weights))
+    return model.eval()
+
+
+def babyllama(task: Task) -> Decode:
+    """This project's `BatchReader`, as `model.decode` drives it, without its rule for `<eos>`."""
+    import torch
+
+    from model.batch_reader import BatchReader
+    from model.quantize import quantize_int8
+
+    model = _own_model(task)
+    if task.precision == "int8":
+        quantize_int8(model)
+
+    @torch.inference_mode()
+    def run(prompts: list[list[int]], new: int) -> Timed:
+        start = time.perf_counter()
+        reader = BatchReader(model, prompts, new=new)
+        said = [reader.read_prompts_likeliest()]
+        said[0].tolist()
+        first = time.perf_counter()
+        for _ in range(new - 1):
+            said.append(reader.read_likeliest(said[-1][:, None]))
+        ids = torch.stack(said, 1).tolist()
+        return Timed(ids, first - start, time.perf_counter() - first)
+
+    return run
+
+
+def transformers(task: Task) -> Decode:
+    """`LlamaForCausalLM.generate` with sdpa attention and its own cache; prefill is a call for one new id."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+    from transformers import LlamaConfig as TheirConfig
+
+    config = TheirConfig(**task.config.to_hf())
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model.load_state_dict(load_file(task.weights))
+
+    def generate(prompts: list[list[int]], new: int) -> tuple[list[list[int]], float]:
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(each)) + each for each in prompts])
+        mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
+        start = time.perf_counter()
+        said = model.generate(ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False,
+                              pad_token_id=0, eos_token_id=None)
+        return said[:, longest:].tolist(), time.perf_counter() - start
+
+    def run(prompts: list[list[int]], new: int) -> Timed:
+        _, prefill = generate(prompts, 1)
+        said, whole = generate(prompts, new)
+        return Timed(said, prefill, whole - prefill)
+
+    return run
+
+
+def llama_cpp(task: Task) -> Decode:
+    """llama.cpp's own evaluation of the exported file, f32 or q8_0, one prompt after another."""
+    import numpy as np
+    from llama_cpp import Llama as Theirs
+    from llama_cpp import llama_get_logits_ith
+    from model.export_gguf import export_gguf
+
+    from model.tokenizer import Tokenizer
+
+    dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
+    file = task.weights.parent / f"model-{dtype}.gguf"
+    if not file.exists():
+        export_gguf(_own_model(task), Tokenizer.load(task.tokenizer), None, file, dtype=dtype, name="bench")
+    model = Theirs(str(file), n_ctx=1024, n_threads=task.threads, n_threads_batch=task.threads, verbose=False,
+                   type_k=_F32, type_v=_F32)  # its cache is f16 unless told otherwise
+    size = model.n_vocab()
+
+    def likeliest() -> int:
+        return int(np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (size,)).argmax())
+
+    def run(prompts: list[list[int]], new: int) -> Timed:
+        if len(prompts) > 1:
+            raise UserError("llama-cpp: only one prompt at a time is measured")
+        model.reset()
+        start = time.perf_counter()
+        model.eval(prompts[0])
+        ids = [likeliest()]
+        first = time.perf_counter()
+        for _ in range(new - 1):
+            model.eval(ids[-1:])
+            ids.append(likeliest())
+        return Timed([ids], first - start, time.perf_counter() - first)
+
+    return run
+
+
+DECODERS: dict[str, Callable[[Task], Decode]] = {
+    "babyllama": babyllama, "transformers": transformers, "llama-cpp": llama_cpp,
+}
+# The package that a contender needs, and the command that installs it.
+PACKAGES = {
+    "transformers": ("transformers", "pip install --no-deps -r requirements-bench.txt"),
+    "llama-cpp": ("llama_cpp", "pip install llama-cpp-python==0.3.36"),
+}

@@ -1,0 +1,234 @@
+"""Decoding speed on a CPU, side by side with peers: prefill and decode, one prompt and sixteen of unequal lengths.
+
+Every turn is a process of its own, and the contenders take turns, A B C A B C …, because a machine's speed drifts: only
+ratios inside one run count. All decode the same prompts with the same random weights at the 43M shape; where the precision
+is fp32 they must find the same ids, or the comparison is refused. Beside each speed stands its limit: the memory bandwidth
+measured in the run over the bytes of weights that every step reads.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.decoders import DECODERS, PACKAGES, Precision, Task
+from common.errors import UserError, run_main
+from common.files import write_json
+from common.machine import cores, describe, peak_memory_bytes
+from common.progress import progress
+from model.config import LlamaConfig, preset
+
+CONFIG = preset("babyllama-43m", vocab_size=65_000)
+TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
+WEIGHTS = "weights.safetensors"
+SEED = 1
+ROWS = 16
+BYTES: dict[Precision, int] = {"fp32": 4, "int8": 1}
+# Contender, precision and the batches that it decodes; ratios are to the first of a precision's other rows.
+ENTRANTS: list[tuple[str, Precision, tuple[int, ...]]] = [
+    ("transformers", "fp32", (1, ROWS)), ("llama-cpp", "fp32", (1,)), ("llama-cpp", "int8", (1,)),
+    ("babyllama", "fp32", (1, ROWS)), ("babyllama", "int8", (1, ROWS)),
+]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one process measured of one batch."""
+
+    contender: str
+    precision: Precision
+    batch: int
+    prompt_tokens: int
+    """All ids of the prompts, padding left out."""
+    ids: list[list[int]]
+    prefill_seconds: float
+    decode_seconds: float
+    """For all new ids but the first of each prompt."""
+    peak_bytes: int
+    bandwidth: float
+    """Bytes a second, read by all threads together."""
+
+    @property
+    def prefill(self) -> float:
+        """Tokens a second."""
+        return self.prompt_tokens / self.prefill_seconds
+
+    @property
+    def decode(self) -> float:
+        """Tokens a second, all rows together."""
+        return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
+
+
+def prompts_of(batch: int, length: int) -> list[list[int]]:
+    """One prompt of `length` ids, or several of a quarter of it up to all of it."""
+    draw = np.random.default_rng(SEED)
+    lengths = [length] if batch == 1 else np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
+    return [[CONFIG.bos_token_id, *draw.integers(3, CONFIG.vocab_size, size - 1).tolist()] for size in lengths]
+
+
+def bandwidth() -> float:
+    """The rate at which all threads read memory, bytes a second: the best of several sums over 512 MB."""
+    import torch
+
+    numbers = torch.ones(128 * 2**20)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return numbers.numel() * numbers.element_size() / best
+
+
+def take_turn(entrant: int, folder: Path, threads: int, length: int, new: int) -> list[Figure]:
+    """Decode with one contender in this process; a short decoding before pays for what happens once."""
+    import torch
+
+    torch.set_num_threads(threads)
+    name, precision, batches = ENTRANTS[entrant]
+    decode = DECODERS[name](Task(CONFIG, folder / WEIGHTS, TOKENIZER, precision, threads))
+    found = []
+    for batch in batches:
+        prompts = prompts_of(batch, length)
+        decode(prompts, 4)
+        found.append((batch, prompts, decode(prompts, new)))
+    peak, rate = peak_memory_bytes(), bandwidth()
+    return [Figure(name, precision, batch, sum(map(len, prompts)), each.ids, each.prefill, each.decode, peak, rate)
+            for batch, prompts, each in found]
+
+
+def run_turn(entrant: int, folder: Path, arguments: argparse.Namespace) -> list[Figure]:
+    """One turn in a process of its own."""
+    numbers = [str(getattr(arguments, name)) for name in ("threads", "prompt", "new")]
+    command = [sys.executable, "-m", "bench.generate", "--turn", str(entrant), str(folder),
+               "--threads", numbers[0], "--prompt", numbers[1], "--new", numbers[2]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": numbers[0]})
+    if done.returncode:
+        raise UserError(f"{ENTRANTS[entrant][0]}: its process ended with exit code {done.returncode}; see above")
+    return [Figure(**each) for each in json.loads(done.stdout.splitlines()[-1])]
+
+
+def check_ids(figures: list[Figure]) -> None:
+    """Refuse to compare contenders that do not decode the same: UserError if ids in fp32, or those of a repetition, differ."""
+    for figure in figures:
+        peers = [each for each in figures if (each.precision, each.batch) == (figure.precision, figure.batch)
+                 and (figure.precision == "fp32" or each.contender == figure.contender)]
+        if figure.ids != peers[0].ids:
+            raise UserError(f"{figure.contender} and {peers[0].contender} decode other ids in {figure.precision} at batch "
+                            f"{figure.batch}, so the speeds cannot be compared")
+
+
+def step_bytes(contender: str, precision: Precision, config: LlamaConfig) -> int:
+    """Bytes of weights that a step must read. This project's greedy fp32 decoding reads the head in int8."""
+    head = config.hidden_size * config.vocab_size
+    body = config.matmul_parameters - head
+    return body * BYTES[precision] + head * BYTES["int8" if contender == "babyllama" else precision]
+
+
+def summarise(figures: list[Figure]) -> list[dict[str, Any]]:
+    """A row per contender, precision and batch; ratios are to the first contender of the same precision and batch."""
+    rate = statistics.median(figure.bandwidth for figure in figures)
+    rows: list[dict[str, Any]] = []
+    for precision, batch, name in sorted({(each.precision, each.batch, each.contender) for each in figures},
+                                         key=lambda key: (*key[:2], list(DECODERS).index(key[2]))):
+        own = [each for each in figures if (each.precision, each.batch, each.contender) == (precision, batch, name)]
+        speeds = [each.decode for each in own]
+        steps = CONFIG.matmul_parameters * BYTES[precision]
+        rows.append({
+            "precision": precision, "batch": batch, "contender": name, "decode": statistics.median(speeds),
+            "slowest": min(speeds), "fastest": max(speeds), "prefill": statistics.median(each.prefill for each in own),
+            "limit": batch * rate / steps, "own_limit": batch * rate / step_bytes(name, precision, CONFIG),
+            "peak_bytes": max(each.peak_bytes for each in own),
+        })
+    for row in rows:
+        ours = next((each["decode"] for each in rows if each["contender"] == "babyllama"
+                     and (each["precision"], each["batch"]) == (row["precision"], row["batch"])), None)
+        row["lead"] = ours / row["decode"] if ours else None
+    return rows
+
+
+def show(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
+    """Print the comparison."""
+    rate = statistics.median(figure.bandwidth for figure in figures)
+    print(f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {CONFIG.matmul_parameters * 4 / 1e6:.0f} MB, "
+          f"int8 {CONFIG.matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
+          f"{step_bytes('babyllama', 'fp32', CONFIG) / 1e6:.0f} MB (see docs/inference.md)")
+    print("ids in fp32 are the same for all")
+    print(f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
+          f"{'prefill/s':>10}{'peak MB':>9}")
+    for row in rows:
+        spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
+        lead = f"{row['lead']:.2f}" if row["lead"] else "-"
+        print(f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}{spread:>18}{lead:>10}"
+              f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}")
+
+
+def present(names: list[str]) -> list[int]:
+    """The entrants of these contenders whose package is installed; a line for each that is not. UserError for other names."""
+    for name in names:
+        if name not in DECODERS:
+            raise UserError(f"--contenders {name}: there is no such contender; there are {', '.join(DECODERS)}")
+    missing = [name for name in names if name in PACKAGES and find_spec(PACKAGES[name][0]) is None]
+    for name in missing:
+        print(f"{name} is left out: it is not installed ({PACKAGES[name][1]})")
+    return [index for index, (name, *_) in enumerate(ENTRANTS) if name in names and name not in missing]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.generate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of the longest prompt (default 64)")
+    parser.add_argument("--new", type=int, default=256, help="new tokens of each prompt (default 256)")
+    parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
+    parser.add_argument("--contenders", default=",".join(DECODERS), help="of those, comma-separated (default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument("--turn", nargs=2, metavar=("ENTRANT", "FOLDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    for name, least in (("turns", 1), ("prompt", 1), ("new", 2), ("threads", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    return arguments
+
+
+def main() -> None:
+    """Entry point of `python -m bench.generate`."""
+    arguments = parse()
+    if arguments.turn:
+        entrant, folder = arguments.turn
+        found = take_turn(int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new)
+        print(json.dumps([asdict(each) for each in found]))
+        return
+    from safetensors.torch import save_file
+
+    from model.llama import Llama
+
+    entrants = present(arguments.contenders.split(","))
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        save_file(Llama(CONFIG).initialise(SEED).state_dict(), Path(temporary) / WEIGHTS)
+        with progress("turns", total=arguments.turns * len(entrants), unit="turn") as bar:
+            for entrant in entrants * arguments.turns:
+                figures += run_turn(entrant, Path(temporary), arguments)
+                bar.update()
+    check_ids(figures)
+    rows = summarise(figures)
+    show(rows, figures)
+    if arguments.json:
+        settings = {name: getattr(arguments, name) for name in ("turns", "prompt", "new", "threads")}
+        write_json(arguments.json, {"made": describe(), **settings, "config": CONFIG.to_hf(), "results": rows,
+                                    "all_turns": [asdict(each) for each in figures]})
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,115 @@
+"""int8 weights stand for the weights they were made from, and a model with them for the model."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from chat import weights
+from evaluate.metrics import score_stream
+from model import checkpoints
+from model.config import LlamaConfig
+from model.decode import decode
+from model.llama import Llama
+from model.quantize import Int8Linear, int8_product, quantize_int8, quantize_rows, weight_bytes
+from model.tokenizer import Tokenizer
+
+
+def small(**shape: object) -> Llama:
+    values = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, **shape}
+    return Llama(LlamaConfig(**values)).initialise(0).eval()  # type: ignore[arg-type]
+
+
+def test_a_weight_is_off_by_half_a_step_at_most() -> None:
+    """Scales of columns taken for those of rows, a scale rounded after it was used, rows of zeros that become NaN."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(300, 64, generator=generator) * torch.logspace(-6, 3, 300)[:, None]
+    weight[7] = 0.0
+    values, scale = quantize_rows(weight)
+    assert values.dtype == torch.int8 and scale.dtype == torch.bfloat16 and values.abs().amax(1)[8:].ge(126).all()
+    error = (values.float() * scale.float()[:, None] - weight).abs() / weight.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    # Half a step, or, where the scale was rounded down by up to 2^-9, what the largest weight was cut by.
+    assert error.max() <= 0.5 / 127 * (1 + 2**-8) + 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_those_of_the_weights_they_stand_for(rows: int, dtype: torch.dtype) -> None:
+    """A kernel for few rows that does something else than the one for many."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 64, generator=generator).to(dtype)
+    values, scale = quantize_rows(torch.randn(96, 64, generator=generator))
+    expected = x.double() @ (values.double() * scale.double()[:, None]).T
+    found = int8_product(x, values, scale)
+    assert found.dtype == dtype
+    # Activations and the result are rounded to bf16: half of 2^-8 of what is summed, each.
+    allowed = 2**-8 * (x.double().abs() @ (values.double() * scale.double()[:, None]).abs().T)
+    assert ((found.double() - expected).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_keeps_its_logits_within_a_bound_in_a_quarter_of_the_memory(tied: bool) -> None:
+    """A matrix that stayed in fp32, or one that was quantised wrongly and nobody sees it in the text."""
+    model = small(tie_word_embeddings=tied)
+    ids = torch.randint(3, 512, (4, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, bytes_before = model(ids), weight_bytes(model)
+        quantize_int8(model)
+        found = model(ids)
+    assert (found - expected).norm() / expected.norm() < 0.02 and not torch.equal(found, expected)
+    assert not any(type(each) is nn.Linear or type(each) is nn.Embedding for each in model.modules())
+    assert weight_bytes(model) / bytes_before < 0.28
+    assert tied == (model.model.embed_tokens.values.data_ptr() == model.lm_head.values.data_ptr())  # type: ignore[union-attr, operator]
+
+
+def test_decoding_takes_the_ids_of_the_quantised_model() -> None:
+    """A decoder that fuses int8 matrices in another order, or reads their scales beside them."""
+    model = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)
+    prompts = [[1, 5, 9, 200], [1, 77], [1, *range(40, 70)]]
+    quantize_int8(model)
+    for prompt, answer in zip(prompts, decode(model, prompts, max_new_tokens=12), strict=True):
+        text = torch.tensor([prompt + answer.ids])
+        with torch.no_grad():
+            logits = model(text)[0, len(prompt) - 1 : -1]
+        lost = logits.amax(1) - logits.gather(1, text[0, len(prompt) :, None])[:, 0]
+        # Rounded to bf16 here and there: the id taken is the likeliest or all but it.
+        assert lost.max() < 0.02 * logits.std() and len(answer.ids) == 12
+
+
+@pytest.mark.slow
+def test_a_trained_model_loses_little(tokenizer: Tokenizer) -> None:
+    """Weights that have learned something are not evenly spread: a bound on random ones says nothing of them."""
+    model = small(vocab_size=tokenizer.vocabulary_size).train()
+    draw = np.random.default_rng(0)
+    starts, steps = draw.integers(400, 450, (40, 16)), draw.integers(1, 4, (40, 16))
+    texts = torch.from_numpy((starts[..., None] + steps[..., None] * np.arange(65)) % 50 + 400)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for batch in texts:
+        loss = model(batch[:, :-1], batch[:, 1:].flatten(), scale=1 / batch[:, 1:].numel())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    stream = texts[-4:].flatten().numpy()
+
+    def measured() -> float:
+        return score_stream(model.eval(), stream, tokenizer.characters_per_id, window=64).measures()["loss"]
+
+    before = measured()
+    assert before < 0.8 * math.log(50)
+    quantize_int8(model)
+    assert measured() != before and abs(measured() - before) < 0.01 * before
+
+
+def test_chat_says_that_its_weights_are_int8(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """An option that is read and not used."""
+    checkpoints.save(small(vocab_size=tokenizer.vocabulary_size), tokenizer, tmp_path)
+    loaded = weights.load(tmp_path, torch.device("cpu"), "auto", "int8")
+    assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，权重 int8" in loaded.description
+    assert "int8" not in weights.load(tmp_path, torch.device("cpu"), "auto").description

@@ -15,7 +15,7 @@ from model.quantize import Int8Linear, dequantize, quantize_rows
 _SCREENED_ROWS = 16
 # Where more ids than this a row pass the screen, it is no gain.
 _MOST_CANDIDATES = 2048
-_BF16_STEP = 2.0**-8  # the distance between neighbours, relative; rounding is off by half of it
+_ROUNDING = 2.0**-8 * 1.01  # bf16 is off by 2^-8 at most, relative to the exact number; a little more, to the rounded one
 # The sums of either product are taken in fp32: D terms, each step off by 2^-24, D up to some thousands.
 _SUM_ERROR = 1e-4
 
@@ -37,9 +37,8 @@ class Screen:
             rows = slice(start, start + 8192)
             near = dequantize(self._values[rows], self._scale[rows], torch.float32)
             missed = torch.zeros(()) if isinstance(head, Int8Linear) else (head.weight.detach()[rows] - near).norm(dim=1)
-            reach = torch.maximum(reach, (missed + (_BF16_STEP / 2 + _SUM_ERROR) * near.norm(dim=1)).max())
-        # Half a step again, because the activations were rounded before.
-        self._reach = reach * (1 + _BF16_STEP)
+            reach = torch.maximum(reach, (missed + (_ROUNDING + _SUM_ERROR) * near.norm(dim=1)).max())
+        self._reach = reach
 
     def likeliest(self, hidden: Tensor) -> Tensor | None:
         """hidden[R, D] → int64[R]; None where the screen lets too many pass (numbers that are not finite: all or none)."""
@@ -47,8 +46,8 @@ class Screen:
         error = self._reach * hidden.norm(dim=1)
         highest = near.amax(1)
         # The likeliest is no less than this; and what may reach it lies no further below than the error and its rounding.
-        least = highest - _BF16_STEP * highest.abs() - 2 * error
-        rows, ids = (near >= (least - _BF16_STEP * least.abs())[:, None]).nonzero(as_tuple=True)
+        least = highest - _ROUNDING * highest.abs() - 2 * error
+        rows, ids = (near >= (least - _ROUNDING * least.abs())[:, None]).nonzero(as_tuple=True)
         if len(ids) > _MOST_CANDIDATES * len(hidden) or not hidden.isfinite().all():
             return None
         logits = torch.linalg.vecdot(self._rows(ids), hidden[rows])

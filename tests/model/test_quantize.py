@@ -46,8 +46,8 @@ def test_products_are_those_of_the_weights_they_stand_for(rows: int, dtype: torc
     expected = x.double() @ (values.double() * scale.double()[:, None]).T
     found = int8_product(x, values, scale)
     assert found.dtype == dtype
-    # Activations and the result are rounded to bf16: half of 2^-8 of what is summed, each.
-    allowed = 2**-8 * (x.double().abs() @ (values.double() * scale.double()[:, None]).abs().T)
+    # Activations and the result are rounded to bf16, each by 2^-8 of what is summed at most.
+    allowed = 2**-7 * (x.double().abs() @ (values.double() * scale.double()[:, None]).abs().T)
     assert ((found.double() - expected).abs() <= allowed).all()
 
 

@@ -1,0 +1,88 @@
+"""The decoding benchmark's own arithmetic: what it refuses, and what its figures are figures of."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import generate
+from bench.decoders import DECODERS, Precision, Task
+from bench.generate import CONFIG, Figure, check_ids, parse, present, prompts_of, step_bytes, summarise
+from common.errors import UserError
+from model.config import LlamaConfig
+
+
+def figure(name: str, decode: float, *, precision: Precision = "fp32", batch: int = 1, **changes: Any) -> Figure:
+    values: dict[str, Any] = {"prompt_tokens": 64, "ids": [[5, 6, 7]] * batch, "prefill_seconds": 0.5, "peak_bytes": 10**9,
+                              "bandwidth": 20e9, **changes}
+    return Figure(name, precision, batch, decode_seconds=decode, **values)
+
+
+def test_contenders_that_decode_something_else_are_not_compared() -> None:
+    """Would catch a speed printed for a peer with other weights or prompts, or for one that stopped early."""
+    same = [figure("transformers", 1), figure("babyllama", 1)]
+    check_ids(same)
+    check_ids([*same, figure("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]), figure("babyllama", 1, precision="int8")])
+    with pytest.raises(UserError, match="babyllama and transformers decode other ids in fp32 at batch 1"):
+        check_ids([same[0], figure("babyllama", 1, ids=[[5, 6, 8]])])
+    with pytest.raises(UserError, match="other ids in int8"):
+        check_ids([figure("babyllama", 1, precision="int8"), figure("babyllama", 1, precision="int8", ids=[[5, 6, 8]])])
+
+
+def test_a_row_is_the_median_of_its_own_turns() -> None:
+    """Would catch precisions and batches mixed, a ratio upside down, the first id counted as decoded, a limit per row."""
+    rows = summarise([
+        figure("babyllama", 1), figure("babyllama", 2), figure("babyllama", 8), figure("transformers", 4),
+        figure("babyllama", 1, precision="int8"), figure("babyllama", 4, batch=16), figure("transformers", 16, batch=16),
+    ])
+    by_name = {(row["contender"], row["precision"], row["batch"]): row for row in rows}
+    assert len(by_name) == 5
+    ours, peer = by_name["babyllama", "fp32", 1], by_name["transformers", "fp32", 1]
+    assert (ours["decode"], ours["slowest"], ours["fastest"], ours["prefill"]) == (1.0, 0.25, 2.0, 128.0)
+    assert (peer["decode"], peer["lead"]) == (0.5, 2.0)
+    assert by_name["transformers", "fp32", 16]["lead"] == 4.0 and by_name["babyllama", "fp32", 16]["decode"] == 8.0
+    weights = 12 * (4 * 256**2 + 3 * 256 * 768) + 256 * 65_000
+    assert ours["limit"] == peer["limit"] == peer["own_limit"] == pytest.approx(20e9 / (4 * weights))
+    assert by_name["babyllama", "fp32", 16]["limit"] == pytest.approx(16 * 20e9 / (4 * weights))
+    assert by_name["babyllama", "int8", 1]["own_limit"] == pytest.approx(20e9 / weights)
+    assert ours["own_limit"] == pytest.approx(20e9 / (4 * weights - 3 * 256 * 65_000))
+    assert step_bytes("transformers", "fp32", CONFIG) == 4 * weights
+
+
+def test_prompts_are_the_same_every_time_and_of_unequal_lengths() -> None:
+    """Would catch turns that decode other prompts, and a batch in which nothing is padded."""
+    assert prompts_of(16, 64) == prompts_of(16, 64) and [len(each) for each in prompts_of(1, 64)] == [64]
+    lengths = [len(each) for each in prompts_of(16, 64)]
+    assert len(lengths) == 16 and (min(lengths), max(lengths)) == (16, 64) and len(set(lengths)) > 10
+
+
+def test_what_cannot_run_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a missing package that ends the run after minutes, or one that is left out in silence."""
+    with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
+        present(["lama"])
+    monkeypatch.setattr(generate, "find_spec", lambda name: None if name == "llama_cpp" else object())
+    assert {generate.ENTRANTS[index][0] for index in present(list(DECODERS))} == {"babyllama", "transformers"}
+    assert "llama-cpp is left out: it is not installed (pip install llama-cpp-python" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench.generate", "--new", "1"])
+    with pytest.raises(UserError, match="--new 1: must be at least 2"):
+        parse()
+
+
+@pytest.mark.slow
+def test_the_project_and_transformers_decode_the_same_ids(tmp_path: Path) -> None:
+    """Would catch a contender that decodes another model, or prompts padded otherwise."""
+    from safetensors.torch import save_file
+
+    from model.llama import Llama
+
+    config = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=4, initializer_range=0.2)
+    save_file(Llama(config).initialise(1).state_dict(), tmp_path / "weights.safetensors")
+    task = Task(config, tmp_path / "weights.safetensors", tmp_path, "fp32", 1)
+    prompts = [[1, 5, 9], [1, *range(30, 50)], [1]]
+    ours, theirs = (DECODERS[name](task)(prompts, 30) for name in ("babyllama", "transformers"))
+    assert ours.ids == theirs.ids and len({tuple(each) for each in ours.ids}) == 3
+    assert all(len(each) == 30 for each in ours.ids) and ours.prefill > 0 and ours.decode > 0

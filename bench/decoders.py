@@ -113,8 +113,8 @@ def llama_cpp(task: Task) -> Decode:
     import numpy as np
     from llama_cpp import Llama as Theirs
     from llama_cpp import llama_get_logits_ith
-    from model.export_gguf import export_gguf
 
+    from model.export_gguf import export_gguf
     from model.tokenizer import Tokenizer
 
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]

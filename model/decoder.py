@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.cache import Cache, LayerCache
 from model.head import Head
 from model.llama import Layer, Llama, RMSNorm
-from model.quantize import Int8Linear, int8_product
+from model.quantize import Int8Linear, int8_product, is_plain
 
 Product = Callable[[Tensor], Tensor]
 
@@ -26,7 +26,7 @@ def joined(projections: Sequence[nn.Module]) -> Product:
 
     Projections that are neither plain nor int8, such as adapted ones, are called as they are.
     """
-    if all(type(each) is nn.Linear for each in projections):
+    if all(map(is_plain, projections)):
         weights: Any = [each.weight.detach() for each in projections]
         # On a GPU the layout makes no difference.
         columns = torch.cat(weights).t()
@@ -41,8 +41,9 @@ def joined(projections: Sequence[nn.Module]) -> Product:
 
 def adding(projection: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """(x, h) → x[N, D] with the projection of h added, in place."""
-    if type(projection) is nn.Linear:
-        columns = projection.weight.detach().t()
+    if is_plain(projection):
+        weight: Any = projection.weight
+        columns = weight.detach().t()
         return lambda x, h: x.addmm_(h, columns)
     return lambda x, h: x.add_(projection(h))
 

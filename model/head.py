@@ -6,10 +6,12 @@ the matrix need not be read in fp32 at all: an int8 copy says, with a bound on i
 and only those are computed. The answer is that of the full product.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from model.quantize import Int8Linear, dequantize, quantize_rows
+from model.quantize import Int8Linear, dequantize, is_plain, quantize_rows
 
 # More rows than this multiply faster in fp32 than in int8.
 _SCREENED_ROWS = 16
@@ -74,10 +76,11 @@ class Head:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden[R, D] → logits[R, V], fp32."""
-        if type(self._linear) is not nn.Linear or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        if not is_plain(self._linear) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
             return self._linear(hidden).float()
         if self._columns is None:
-            self._columns = self._linear.weight.detach().t().contiguous()
+            weight: Any = self._linear.weight
+            self._columns = weight.detach().t().contiguous()
         return hidden @ self._columns
 
     @torch.no_grad()
@@ -85,8 +88,8 @@ class Head:
         """hidden[R, D] → the ids with the highest logits, int64[R]."""
         head = self._linear
         if (hidden.device.type == "cpu" and hidden.dtype == torch.float32 and len(hidden) <= _SCREENED_ROWS
-                and (type(head) is nn.Linear or isinstance(head, Int8Linear))):
-            self._screen = self._screen or Screen(head)
+                and (is_plain(head) or isinstance(head, Int8Linear))):
+            self._screen = self._screen or Screen(head)  # type: ignore[arg-type]
             ids = self._screen.likeliest(hidden)
             if ids is not None:
                 return ids

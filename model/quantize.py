@@ -17,6 +17,11 @@ _FEW_ROWS = 16
 _LARGEST = 127
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a bias-free linear layer that does nothing else; an adapted one does."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and module.bias is None
+
+
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight[N, D] → int8[N, D] and the bf16[N] scales that they are to be multiplied with; a row of zeros stays one."""
     largest = weight.detach().float().abs().amax(1)
@@ -78,11 +83,13 @@ def quantize_int8(model: Llama) -> Llama:
     """Replace the matrices of a model, in place, by int8 ones; for inference only. Returns the model.
 
     Logits move by some hundredths of their spread. A head tied to the embeddings stays tied. Quantise last: a model that
-    is moved to another type afterwards would lose digits of its scales.
+    is moved to another type afterwards would lose digits of its scales. ValueError for a model with an unmerged adapter.
     """
+    if model.adapter is not None:
+        raise ValueError("an adapted model is quantised after its adapter was merged into its weights")
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear and child is not model.lm_head:
+            if isinstance(child, nn.Linear) and child is not model.lm_head:
                 setattr(module, name, Int8Linear(*quantize_rows(child.weight), child.weight.dtype))
     table = model.model.embed_tokens
     dtype = model.lm_head.weight.dtype

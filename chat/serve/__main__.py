@@ -29,7 +29,7 @@ def main() -> None:
         from common.machine import resolve_device
 
         checkpoint = options.checkpoint or weights.newest_run()
-        loaded = weights.load(checkpoint, resolve_device(options.device), options.precision)
+        loaded = weights.load(checkpoint, resolve_device(options.device), options.precision, options.quantize)
         engine = Engine(loaded, rows=options.rows, waiting=options.waiting)
         limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
         service = Service(checkpoint.resolve().name, loaded, engine, sampling(options), limits)

@@ -12,7 +12,7 @@ from model.decoder import Decoder, decoder_of
 from model.generate import Sampling, generate
 from model.head import Head, Screen
 from model.llama import Llama
-from model.quantize import quantize_int8
+from model.quantize import is_plain, quantize_int8
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -169,3 +169,12 @@ def test_numbers_that_are_not_finite_pass_no_screen() -> None:
     with torch.no_grad():
         assert Screen(head).likeliest(torch.full((2, 64), torch.nan)) is None
         assert Head(head).likeliest(torch.full((2, 64), torch.inf)).max() < 500
+
+
+def test_plain_projections_are_fused() -> None:
+    """A class of linear layers that is not known for what it is: every product alone, and no screen."""
+    decoder = Decoder(random_model())
+    assert all(is_plain(each) for each in (*random_model().model.layers[0].self_attn.children(), random_model().lm_head))
+    decoder.head.likeliest(torch.randn(1, 64))
+    decoder.head.logits(torch.randn(1, 64))
+    assert decoder.head._screen is not None and decoder.head._columns is not None

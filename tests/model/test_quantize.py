@@ -61,7 +61,7 @@ def test_a_model_keeps_its_logits_within_a_bound_in_a_quarter_of_the_memory(tied
         quantize_int8(model)
         found = model(ids)
     assert (found - expected).norm() / expected.norm() < 0.02 and not torch.equal(found, expected)
-    assert not any(type(each) is nn.Linear or type(each) is nn.Embedding for each in model.modules())
+    assert not any(isinstance(each, nn.Linear | nn.Embedding) for each in model.modules())
     assert weight_bytes(model) / bytes_before < 0.28
     assert tied == (model.model.embed_tokens.values.data_ptr() == model.lm_head.values.data_ptr())  # type: ignore[union-attr, operator]
 

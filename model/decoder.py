@@ -26,14 +26,13 @@ def joined(projections: Sequence[nn.Module]) -> Product:
 
     Projections that are neither plain nor int8, such as adapted ones, are called as they are.
     """
+    parts: Any = projections
     if all(map(is_plain, projections)):
-        weights: Any = [each.weight.detach() for each in projections]
         # On a GPU the layout makes no difference.
-        columns = torch.cat(weights).t()
+        columns = torch.cat([each.weight.detach() for each in parts]).t()
         columns = columns.contiguous() if columns.device.type == "cpu" else columns
         return lambda x: x @ columns
     if all(type(each) is Int8Linear for each in projections):
-        parts: Any = projections
         values, scale = torch.cat([each.values for each in parts]), torch.cat([each.scale for each in parts])
         return lambda x: int8_product(x, values, scale)
     return lambda x: torch.cat([each(x) for each in projections], -1)

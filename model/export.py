@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.errors import UserError, run_main
+from common.options import Parser
 from model import checkpoints
 from model.chat_template import chat_template
 from model.export_hf import DTYPES, export_hf
@@ -40,8 +41,8 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m model.export", description=DESCRIPTION, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m model.export", description=DESCRIPTION,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--format", choices=("hf", "gguf"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="the folder (hf) or file (gguf) to make")

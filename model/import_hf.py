@@ -10,6 +10,7 @@ import torch
 from common.errors import UserError, run_main
 from common.files import atomic_folder, read_json, write_json
 from common.machine import describe
+from common.options import Parser
 from model import checkpoints
 from model.chat_template_import import Unusable, words_of
 from model.config import LlamaConfig
@@ -33,8 +34,8 @@ _BUFFER = "rotary_emb.inv_freq"
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m model.import_hf", description=DESCRIPTION, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m model.import_hf", description=DESCRIPTION,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the model's folder")
     parser.add_argument("--run", type=Path, required=True, help="the run to make, such as runs/NAME")
     options = parser.parse_args()

@@ -222,4 +222,4 @@ def load_weights(model: Llama, folder: Path, *, ignore: str | None = None) -> No
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{folder}: the weights do not fit {CONFIG}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{weights_files(folder)[0]} does not fit its {CONFIG}: {' '.join(str(error).split())[:300]}") from None

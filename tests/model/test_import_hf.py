@@ -261,7 +261,7 @@ def change(folder: Path, **values: Any) -> None:
     (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "cannot be read"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
     (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
-    (lambda folder: change(folder, num_hidden_layers=3), "the weights do not fit config.json"),
+    (lambda folder: change(folder, num_hidden_layers=3), "does not fit its config.json"),
     (lambda folder: change(folder, vocab_size=20), "do not belong together"),
 ])
 def test_what_cannot_be_imported_is_refused_in_one_line(

@@ -7,7 +7,7 @@ from pathlib import Path
 from chat.conversation import Conversation, Exchange, Prompt
 from chat.weights import Weights
 from common.errors import UserError
-from model.generate import End, PrefixCache, Sampling, generate, stream_text
+from model.generate import End, PrefixCache, Sampling, generate, prompt_room, stream_text
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Session:
 
     @property
     def room(self) -> int:
-        """The ids that a prompt may have: a quarter of the context at most is kept free for the answer."""
-        return self.weights.context - min(self.max_new_tokens, self.weights.context // 4)
+        """The ids that a prompt may have."""
+        return prompt_room(self.weights.context, self.max_new_tokens)
 
     def begin(self, reference: str, source: str = "") -> None:
         """A new conversation; those before it stay for the transcript."""

@@ -1,15 +1,13 @@
 """What a checkpoint answers: summaries of articles, and each turn of conversations after the true turns before it."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
 from data.phrasing import strip_lead_in, summary_prompt
-from data.reading import expand
-from data.records import BadRecord, Conversation, Document, Kind, Summary, Unused
-from data.sources import find_source
+from data.records import Conversation
 from model.decode import decode
+from model.generate import prompt_room
 from model.llama import Llama
 from model.template import Template
 from model.tokenizer import Tokenizer
@@ -37,45 +35,11 @@ class Question:
     passage: str
 
 
-def read_records(source: str, inputs: list[str], kinds: tuple[Kind, ...], limit: int | None) -> list[Conversation | Summary]:
-    """The first `limit` usable records (all without one); what was left out is printed.
-
-    UserError if the source's records are not of `kinds`, or there are none.
-    """
-    reader = find_source(source)
-    if reader.kind not in kinds:
-        raise UserError(f"--source {source} has {reader.kind}; this measures {' or '.join(kinds)}")
-    found: list[Conversation | Summary] = []
-    unused: Counter[str] = Counter()
-    bad: list[BadRecord] = []
-    for record in (record for path in expand(inputs) for record in reader.open(path)):
-        if len(found) == limit:
-            break
-        if isinstance(record, Conversation | Summary):
-            found.append(record)
-        elif isinstance(record, Unused):
-            unused[record.reason] += 1
-        elif not isinstance(record, Document):
-            bad.append(record)
-    for reason, count in unused.items():
-        print(f"left out, {reason}: {count:,} records")
-    if bad:
-        print(f"left out, unreadable: {len(bad):,} records, the first {bad[0].file} line {bad[0].line}: {bad[0].reason}")
-    if not found:
-        raise UserError(f"--input {' '.join(inputs)}: there is no record of {source} in it")
-    return found
-
-
 def questions_of(conversation: Conversation) -> list[Question]:
     """Every turn that asks something, after the true turns before it."""
     turns = [(turn.question, turn.answer) for turn in conversation.turns]
     return [Question(tuple(turns[:index]), question, answer, conversation.reference)
             for index, (question, answer) in enumerate(turns) if question]
-
-
-def room_of(model: Llama, max_new_tokens: int) -> int:
-    """Ids that a prompt may have: what the trained context leaves beside an answer, for which a quarter of it is enough."""
-    return model.context - min(max_new_tokens, model.context // 4)
 
 
 def summarise(
@@ -89,7 +53,7 @@ def summarise(
     end. Where the template says that answers may begin with a lead-in, a known one is removed. UserError if not even the
     request fits.
     """
-    room = room or room_of(model, max_new_tokens)
+    room = room or prompt_room(model.context, max_new_tokens)
     prompts = [summary_prompt(tokenizer, template, article, room=room) for article in articles]
     if longest := max((len(ids) for ids, _ in prompts if len(ids) > room), default=0):
         raise UserError(f"the request for a title alone takes {longest} tokens, and {room} are left for a prompt in rows as "
@@ -105,9 +69,9 @@ def ask(
     model: Llama, tokenizer: Tokenizer, template: Template, questions: Sequence[Question], *, max_new_tokens: int,
     batch: int = 16, on_progress: OnProgress | None = None,
 ) -> list[Answer | None]:
-    """The model's greedy answer to each question; None where the prompt leaves no room for one (see `room_of`)."""
+    """The model's greedy answer to each question; None where the prompt leaves no room for one (see `prompt_room`)."""
     prompts = [template.prompt(tokenizer, each.before, each.question, each.passage) for each in questions]
-    room = room_of(model, max_new_tokens)
+    room = prompt_room(model.context, max_new_tokens)
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
     if on_progress:
         on_progress(len(prompts) - len(fitting))

@@ -1,4 +1,4 @@
-"""The options that all commands share which let a checkpoint answer."""
+"""The options that the commands share which measure a checkpoint."""
 
 import argparse
 from pathlib import Path
@@ -15,26 +15,33 @@ from model.tokenizer import Tokenizer
 _COUNTS = ("limit", "beams", "max_new_tokens", "batch")
 
 
-def answering_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
-    """A parser for `python -m evaluate.NAME`, with the default length of its answers."""
+def measuring_parser(name: str, description: str, *, limit: str, required: bool = False) -> argparse.ArgumentParser:
+    """A parser for `python -m evaluate.NAME`; `limit` is the help of `--limit`, `required`: `--checkpoint` must be there."""
     parser = Parser(prog=f"python -m evaluate.{name}", description=description,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a run, one of its steps, or an exported folder")
-    parser.add_argument("--source", help="source of --input, such as csl, lcsts, redgpt")
+    parser.add_argument("--checkpoint", type=Path, required=required, help="a run, one of its steps, or an exported folder")
+    parser.add_argument("--source", help="source of --input, such as csl, redgpt, wikipedia, jsonl")
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
-    parser.add_argument("--limit", type=int, help="only the first so many records (or lines of --score)")
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens,
-                        help=f"tokens of an answer at most (default: {max_new_tokens})")
-    parser.add_argument("--batch", type=int, default=16, help="answers decoded together (default: 16)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add_quantize(parser)
-    parser.add_argument("--predictions", type=out_file, metavar="OUT.jsonl", help="write what was asked and answered here")
+    parser.add_argument("--limit", type=int, help=limit)
+    add_computing(parser)
     parser.add_argument("--json", type=out_file, metavar="OUT.json", help="write the figures here too")
     return parser
 
 
-def add_quantize(parser: argparse.ArgumentParser) -> None:
-    """The option `--quantize`."""
+def answering_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
+    """A `measuring_parser` for a command that lets the checkpoint answer, with the default length of its answers."""
+    parser = measuring_parser(name, description, limit="only the first so many records (or lines of --score)")
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens,
+                        help=f"tokens of an answer at most (default: {max_new_tokens})")
+    parser.add_argument("--batch", type=int, default=16, help="answers decoded together (default: 16)")
+    parser.add_argument("--predictions", type=out_file, metavar="OUT.jsonl", help="write what was asked and answered here")
+    return parser
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """The options that say where and in what weights the model is computed: `--device`, `--quantize`."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="where to compute (default: auto, a GPU where there is one)")
     parser.add_argument("--quantize", choices=("int8",),
                         help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)")
 
@@ -48,10 +55,15 @@ def load(options: argparse.Namespace, device: torch.device) -> tuple[Llama, Toke
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line's options. UserError for a count below one, and for a source without files or files without one."""
     options = parser.parse_args()
+    check_counts(options)
+    if bool(options.source) != bool(options.input):
+        raise UserError("--source and --input belong together: --source csl --input FILE")
+    return options
+
+
+def check_counts(options: argparse.Namespace) -> None:
+    """UserError for a count below one."""
     for name in _COUNTS:
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least 1")
-    if bool(options.source) != bool(options.input):
-        raise UserError("--source and --input belong together: --source csl --input FILE")
-    return options

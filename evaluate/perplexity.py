@@ -10,16 +10,14 @@ import numpy as np
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe, resolve_device
-from common.options import Parser, out_file
 from common.progress import progress
 from data.examples import Phrasings, encode_records, examples_of
-from data.reading import expand
 from data.records import Document
 from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
-from evaluate.answers import read_records
-from evaluate.command_line import add_quantize, load
+from evaluate.command_line import load, measuring_parser, parse
 from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
+from evaluate.records import Records, read_records
 from model import checkpoints
 from model.llama import Llama
 from model.template import Template
@@ -33,29 +31,20 @@ The text is either a split of a prepared shard set (--data DIR --split validatio
 (--source jsonl --input FILE…), encoded with the checkpoint's own tokenizer. Documents are `<bos> text <eos>`, written
 one after another and cut into windows of {WINDOW} tokens; every token but the first is scored once, with what precedes
 it in its window as context. Of conversations and summaries only the answers are scored, each with the whole
-conversation before it as context (cut at a turn where it is longer than {ROW} tokens).
+conversation before it as context, in rows of {ROW} tokens, or of as many as the model was trained on where that is less.
+A conversation that is longer is cut after its last answer that fits, an article loses its end; a record of which no
+answer fits is left out. Both are counted.
 
 Loss and perplexity are per token and compare only models with the same tokenizer; bits per character compares all."""
 
 
 def main() -> None:
     """Entry point."""
-    parser = Parser(prog="python -m evaluate.perplexity", description=DESCRIPTION,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
+    parser = measuring_parser("perplexity", DESCRIPTION, limit="only the first so many records (of text: about so many tokens)",
+                              required=True)
     parser.add_argument("--data", type=Path, help="a prepared shard set (default: the one the run was trained on)")
     parser.add_argument("--split", choices=SPLITS, default="validation", help="split of the shard set")
-    parser.add_argument("--source", help="source of --input, such as jsonl, text, wikipedia")
-    parser.add_argument("--input", nargs="+", help="native files, folders or globs")
-    parser.add_argument("--limit", type=int, help="score only about so many tokens (of conversations and summaries: records)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add_quantize(parser)
-    parser.add_argument("--json", type=out_file, help="write the figures here too")
-    options = parser.parse_args()
-    if bool(options.source) != bool(options.input):
-        raise UserError("--source and --input belong together: --source jsonl --input FILE")
-    if options.limit is not None and options.limit < 2:
-        raise UserError(f"--limit {options.limit}: at least 2 tokens are needed to score one")
+    options = parse(parser)
     device = resolve_device(options.device)
     model, tokenizer = load(options, device)
     if model.config.max_position_embeddings < WINDOW:
@@ -63,11 +52,12 @@ def main() -> None:
                         f"the window of {WINDOW} that figures here are measured in")
     shards = None if options.input else ShardSet.open(options.data) if options.data else shards_of_run(options.checkpoint)
     kind = shards.kind if shards else find_source(options.source).kind
+    counts: dict[str, int] = {}
     if kind == "documents":
         name, result = _score_texts(options, shards, model, tokenizer)
         how = f"windows of {WINDOW}"
     else:
-        name, result = _score_answers(options, shards, model, tokenizer)
+        name, result, counts = _score_answers(options, shards, model, tokenizer)
         how = f"answers only, rows of {min(ROW, model.context)}"
     if not result.tokens:
         why = "fewer than two tokens" if kind == "documents" else "no record whose answer fits a row"
@@ -78,24 +68,32 @@ def main() -> None:
           f"bits/character {measures['bits_per_character']:.4f}")
     if options.json:
         facts = {"checkpoint": str(options.checkpoint), "text": name, "measured": how, "characters": result.characters}
-        write_json(options.json, {**facts, **measures, "made": describe(device)})
+        write_json(options.json, {**facts, **counts, **measures, "made": describe(device)})
 
 
 def _score_texts(
     options: argparse.Namespace, shards: ShardSet | None, model: Llama, tokenizer: Tokenizer
 ) -> tuple[str, Score]:
-    name, total, stream = _texts(options, shards, tokenizer)
+    if options.limit == 1:
+        raise UserError("--limit 1: at least 2 tokens of text are needed to score one")
+    records = Records(options.source, options.input, ("documents",)) if shards is None else None
+    name, total, stream = _texts(options, shards, records, tokenizer)
     result = Score(0.0, 0, 0, 0)
     with progress("scoring", total, "tokens") as bar:
         for block in _blocks(stream, options.limit):
             result += score_stream(model, block, tokenizer.characters_per_id, on_progress=bar.update)
+    if records:
+        records.print_left_out()
     return name, result
 
 
 def _score_answers(
     options: argparse.Namespace, shards: ShardSet | None, model: Llama, tokenizer: Tokenizer
-) -> tuple[str, Score]:
-    """The answers of a set's split, or of native files; `--limit` counts records."""
+) -> tuple[str, Score, dict[str, int]]:
+    """The answers of a set's split, or of native files, of the first `--limit` records.
+
+    And the counts that are printed: `records` that were scored, `left_out` because no answer fits, `cut` to the row.
+    """
     template = Template.load(checkpoints.find(options.checkpoint))
     length, source = min(ROW, model.context), find_source(options.source) if options.input else None
     sequences: Sequences | HeldSequences
@@ -108,20 +106,32 @@ def _score_answers(
         if shards.tokenizer().fingerprint != tokenizer.fingerprint:
             raise UserError(f"{shards.folder} was prepared with another tokenizer than {options.checkpoint} has: score the "
                             "native files with --source NAME --input FILE")
-        name, kind, sequences = f"{shards.folder} {options.split}", shards.kind, shards.split(options.split)
+        name, kind, split = f"{shards.folder} {options.split}", shards.kind, shards.split(options.split)
+        sequences = _first(split, options.limit) if options.limit else split
     examples = examples_of(kind, sequences, length, tokenizer, template, Phrasings(None, template.lead_ins))
-    fitting = int((examples.lengths(0) > 0).sum())
-    with progress("scoring", min(fitting, options.limit or fitting), "examples") as bar:
-        return name, score_examples(
-            model, examples, length, tokenizer.characters_per_id, limit=options.limit, on_progress=bar.update)
+    fits = examples.lengths(0) > 0
+    with progress("scoring", int(fits.sum()), "examples") as bar:
+        result = score_examples(model, examples, length, tokenizer.characters_per_id, on_progress=bar.update)
+    counts = {"records": int(fits.sum()), "left_out": int((~fits).sum()), "cut": examples.cut}
+    print(f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer fits a row of {length} tokens), "
+          f"{counts['cut']:,} cut to the row")
+    return name, result, counts
+
+
+def _first(split: Sequences, count: int) -> HeldSequences:
+    """The first `count` records of a split."""
+    return HeldSequences([(split.tokens(index).tolist(), split.spans(index).tolist())
+                          for index in range(min(count, len(split)))])
 
 
 def _texts(
-    options: argparse.Namespace, shards: ShardSet | None, tokenizer: Tokenizer
+    options: argparse.Namespace, shards: ShardSet | None, records: Records | None, tokenizer: Tokenizer
 ) -> tuple[str, int | None, Iterator[np.ndarray]]:
     """What is scored, in words; its tokens if they are known; and the ids in pieces."""
-    if shards is None:
-        return " ".join(options.input), options.limit, _encode(options.source, options.input, tokenizer)
+    if records is not None:
+        pieces = (_ids(record.text, tokenizer) for record in records if isinstance(record, Document))
+        return " ".join(options.input), options.limit, pieces
+    assert shards is not None
     split = shards.split(options.split)
     if shards.tokenizer().fingerprint == tokenizer.fingerprint:
         pieces = (split.stream(start, start + BLOCK) for start in range(0, split.total_tokens, BLOCK))
@@ -130,19 +140,6 @@ def _texts(
     theirs = shards.tokenizer()
     texts = (theirs.decode(split.tokens(index).tolist()) for index in range(len(split)))
     return f"{shards.folder} {options.split} (encoded anew)", None, (_ids(text, tokenizer) for text in texts)
-
-
-def _encode(source: str, inputs: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    bad = 0
-    reader = find_source(source)
-    for path in expand(inputs):
-        for record in reader.open(path):
-            if isinstance(record, Document):
-                yield _ids(record.text, tokenizer)
-            else:
-                bad += 1
-    if bad:
-        print(f"{bad} unreadable records left out")
 
 
 def _ids(text: str, tokenizer: Tokenizer) -> np.ndarray:

@@ -12,9 +12,10 @@ from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation
-from evaluate.answers import Answer, Question, ask, questions_of, read_records
+from evaluate.answers import Answer, Question, ask, questions_of
 from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, write_predictions
+from evaluate.records import read_records
 from evaluate.repetition_scores import loops
 from model import checkpoints
 from model.template import Template

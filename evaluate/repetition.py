@@ -10,9 +10,10 @@ from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation, Summary
-from evaluate.answers import Answer, ask, questions_of, read_records, summarise
+from evaluate.answers import Answer, ask, questions_of, summarise
 from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, read_predictions, write_predictions
+from evaluate.records import read_records
 from evaluate.repetition_scores import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
 from model import checkpoints
 from model.template import Template

@@ -11,10 +11,11 @@ from common.progress import progress
 from data.catalog import test_files
 from data.records import Summary
 from data.shards import shards_of_run
-from evaluate.answers import read_records, summarise
+from evaluate.answers import summarise
 from evaluate.baselines import BASELINES
 from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, read_predictions, write_predictions
+from evaluate.records import read_records
 from evaluate.rouge_table import METHOD, RougeTable, versions
 from model import checkpoints
 from model.template import Template

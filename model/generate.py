@@ -41,6 +41,11 @@ class Sampling:
         return self.temperature < _COLDEST and self.repetition_penalty == 1.0 and self.no_repeat_ngram == 0
 
 
+def prompt_room(context: int, max_new_tokens: int) -> int:
+    """Ids that a prompt may have: what a context leaves beside an answer, for which a quarter of it is enough."""
+    return context - min(max_new_tokens, context // 4)
+
+
 class PrefixCache:
     """A model and what it has read of one text: what two texts have in common from their start is read once."""
 

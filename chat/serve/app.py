@@ -25,7 +25,7 @@ from chat.serve.prompt import Prompt, fit
 from chat.serve.protocol import Body, read, sampling, talk
 from chat.serve.row import Event, Failed, Job, Over, Said
 from chat.weights import Weights
-from model.generate import Sampling
+from model.generate import Sampling, prompt_room
 
 RETRY_AFTER = 2  # seconds
 BODY_SECONDS = 30.0
@@ -105,10 +105,9 @@ class Service:
             return NO_ANSWER
         self._check(body.model)
         most = min(self._limits.tokens, body.max_completion_tokens or body.max_tokens or self._limits.tokens)
-        context = self._weights.context
-        # As in the terminal: a quarter of the context at most is kept free for the answer.
         prompt = await asyncio.to_thread(
-            fit, self._weights.tokenizer, self._weights.template, talk(body.messages), context - min(most, context // 4))
+            fit, self._weights.tokenizer, self._weights.template, talk(body.messages),
+            prompt_room(self._weights.context, most))
         mailbox = Mailbox()
         job = self._job(body, prompt, most, mailbox)
         # Nothing more comes from the client but word that it has gone.

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from common.files import MANIFEST
 from data.shards import ShardSet
+from evaluate import perplexity
 from evaluate.metrics import Score, score_stream
 from model import checkpoints
 from model.config import LlamaConfig
@@ -156,6 +158,44 @@ def test_a_limit_is_one_of_records_in_a_shard_set_too(
     assert scored == [sum(len(tokenizer.encode(title)) + 1 for title in titles)] * 2
     done = command(root, *words, "--data", str(tmp_path / "shards"))
     assert done.returncode == 2 and "no record" in done.stderr and "--source" in done.stderr, done.stderr
+
+
+def test_what_does_not_fit_a_row_is_counted(
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
+    from data.inputs import Group
+    from data.prepare import PrepareOptions, prepare_groups
+
+    long = "".join(chr(0x4E00 + 7 * index) for index in range(400))
+    talks = [["你好！", "你好，去哪里？"], ["讲个故事吧。", long], ["早上好！", "早。", "后来呢？", long], [long, "知道了。"]]
+    corpus = tmp_path / "dialog_release.json"
+    corpus.write_text(json.dumps([{"content": talk} for talk in talks], ensure_ascii=False), encoding="utf-8")
+    model.context = 256  # it was trained on rows of so many tokens
+    folder = save(model, tokenizer, tmp_path / "checkpoint")
+    prepare_groups([Group("naturalconv", (str(corpus),))], tmp_path / "shards", root / "assets/tokenizer",
+                   PrepareOptions(workers=1, validation=0))
+    native, shards = ["--source", "naturalconv", "--input", corpus], ["--data", tmp_path / "shards", "--split", "train"]
+    for limit, counted in (((), (2, 2, 1)), (("--limit", 2), (1, 1, 0))):
+        for text in (native, shards):
+            run_command(perplexity, "--checkpoint", folder, *text, *limit, "--device", "cpu", "--json", out := tmp_path / "out")
+            figures = json.loads(out.read_text(encoding="utf-8"))
+            assert (figures["records"], figures["left_out"], figures["cut"]) == counted, text
+            assert figures["measured"] == "answers only, rows of 256"
+            assert (f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 tokens), {counted[2]} cut"
+                    in capsys.readouterr().out)
+
+
+def test_documents_that_cannot_be_read_are_left_out_aloud(
+    model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A count of bad lines of which nobody learns where the first one is."""
+    (corpus := tmp_path / "corpus.jsonl").write_text('{"text": "船来了。"}\nno json\n{"text": "他上了船。"}\n{}\n')
+    run_command(perplexity, "--checkpoint", save(model, tokenizer, tmp_path / "checkpoint"), "--source", "jsonl", "--input",
+                corpus, "--device", "cpu")
+    said = capsys.readouterr().out
+    assert "left out, unreadable: 2 records, the first" in said and "corpus.jsonl line 2" in said
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model.config import LlamaConfig
 from model.decoder import Decoder
-from model.generate import End, PrefixCache, Sampling, choose, generate, stream_text
+from model.generate import End, PrefixCache, Sampling, choose, generate, prompt_room, stream_text
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 
@@ -71,6 +71,11 @@ def test_generation_ends_with_the_context(endless: Llama) -> None:
     ids, end = ended(endless, [1] * 60, max_new_tokens=4)
     assert len(ids) == 4 and end == "length"
     assert ended(endless, [1] * 64, max_new_tokens=4) == ([], "context")
+
+
+def test_a_prompt_leaves_room_for_an_answer() -> None:
+    """A prompt that fills the context, after which nothing can be said; most of it kept free for an answer of any length."""
+    assert prompt_room(256, 1000) == 192 and prompt_room(256, 10) == 246
 
 
 def test_generation_stops_at_eos_without_yielding_it(model: Llama) -> None:

@@ -29,8 +29,8 @@ from data.records import BadRecord, Conversation, Document, Record, Summary, Unu
 from data.shards import ShardSet
 from data.sources import SOURCES
 from data.tokenizer_texts import STRINGS
-from evaluate.answers import read_records
 from evaluate.predictions import read_predictions
+from evaluate.records import read_records
 
 QUICK = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Row = dict[str, Any]

@@ -13,7 +13,6 @@ from model.template import FILE as TEMPLATE_FILE
 from model.template import Template
 from model.tokenizer import Tokenizer
 
-RUNS = Path("runs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,13 +38,12 @@ class Weights:
                 f"{weight.device.type}，{precision}）")
 
 
-def newest_run(runs: Path = RUNS) -> Path:
+def newest_run(runs: Path = checkpoints.RUNS) -> Path:
     """The run to talk to where none is named: fine-tuned before pretrained, then the one saved last."""
-    found = [(run, checkpoints.step_folder(run, steps[-1]))
-             for run in runs.glob("*") if (run / "run.json").is_file() and (steps := checkpoints.steps(run))]
+    found = checkpoints.saved_runs(runs)
     if not found:
         raise UserError(f"{runs}/ 里还没有训练好的模型：先 make pretrain，再 make sft；或用 --checkpoint 指定一个")
-    return max(found, key=lambda each: ((each[1] / TEMPLATE_FILE).is_file(), each[1].stat().st_mtime))[0]
+    return next((run for run in found if _converses(checkpoints.step_folder(run, checkpoints.steps(run)[-1]))), found[0])
 
 
 def load(path: Path, device: torch.device, precision: str, quantize: str | None = None) -> Weights:
@@ -55,8 +53,11 @@ def load(path: Path, device: torch.device, precision: str, quantize: str | None 
     model, tokenizer = checkpoints.load(folder, device)
     model = model.to(DTYPES[_resolve(precision, device)])
     model = quantize_int8(model) if quantize else model
-    return Weights(folder, model, tokenizer, Template.load(folder), model.context,
-                   (folder / TEMPLATE_FILE).is_file())
+    return Weights(folder, model, tokenizer, Template.load(folder), model.context, _converses(folder))
+
+
+def _converses(folder: Path) -> bool:
+    return (folder / TEMPLATE_FILE).is_file()
 
 
 def _resolve(precision: str, device: torch.device) -> str:

@@ -4,19 +4,23 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError, run_main
 from common.options import Parser
 from data.catalog import test_files
 from data.shards import ShardSet, shard_sets_of_run
+from evaluate.command_line import add_computing, check_counts
+from model import checkpoints
 
 DESCRIPTION = """Measure a run with every command that fits it, and write a report.
 
 A pretraining run: evaluate.perplexity and evaluate.trigram. A fine-tuned one: evaluate.perplexity on its dev split, then on
 the test split of its data evaluate.rouge (summaries) or evaluate.reading (conversations about a reference), and
-evaluate.repetition; a mix is measured part by part. Each command is printed; its figures go into RUN/results/, the report
-into RUN/report.md and .html."""
+evaluate.repetition. A mix is measured part by part: each part of a pretraining mix beside a trigram of that part alone,
+replay in a fine-tuning mix without one. Each command is printed; its figures go into RUN/results/, the report into
+RUN/report.md and .html."""
 # Sources whose conversations are about a reference passage.
 READING = ("redgpt",)
 
@@ -25,45 +29,77 @@ def main() -> None:
     """Entry point."""
     parser = Parser(prog="python -m evaluate", description=DESCRIPTION,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run")
-    parser.add_argument("--limit", type=int, help="test records answered (default all)")
+    parser.add_argument("--checkpoint", type=Path, help="a run (default: the one in runs/ that was saved last)")
+    parser.add_argument("--limit", type=int, help="only the first so many records of each dev and test split (default: all; "
+                        "text is always scored whole)")
+    add_computing(parser)
     options = parser.parse_args()
-    if not (options.checkpoint / "run.json").is_file():
-        raise UserError(f"{options.checkpoint} is no run: for other checkpoints use the single commands, such as python -m "
+    check_counts(options)
+    run = options.checkpoint or _newest()
+    if not (run / "run.json").is_file():
+        raise UserError(f"{run} is no run: for other checkpoints use the single commands, such as python -m "
                         "evaluate.perplexity")
-    results = options.checkpoint / "results"
+    results = run / "results"
     results.mkdir(exist_ok=True)
-    sets = shard_sets_of_run(options.checkpoint, "measure it with the single commands, such as python -m evaluate.perplexity "
+    sets = shard_sets_of_run(run, "measure it with the single commands, such as python -m evaluate.perplexity "
                              "--source NAME --input FILE")
-    for shards in sets:
-        part = shards.folder.name if len(sets) > 1 else ""
-        for words in commands(options.checkpoint, shards, options.limit, part):
-            _run([*words, "--json", str(results / f"{words[0].rpartition('.')[2]}{'-' if part else ''}{part}.json")])
-    _run(["evaluate.report", str(options.checkpoint), "--out", str(options.checkpoint / "report")])
+    model = ["--checkpoint", str(run), *(["--device", options.device] if options.device != "auto" else []),
+             *(["--quantize", options.quantize] if options.quantize else [])]
+    limit = ["--limit", str(options.limit)] if options.limit is not None else []
+    tuned = any(shards.kind != "documents" for shards in sets)
+    for shards, part in zip(sets, parts(sets), strict=True):
+        for words in commands(run, shards, part, model=model, limit=limit, tuned=tuned):
+            _run([*words, "--json", str(results / f"{words[0].rpartition('.')[2]}{part}.json")])
+    _run(["evaluate.report", str(run), "--out", str(run / "report")])
 
 
-def commands(run: Path, shards: ShardSet, limit: int | None, part: str = "") -> list[list[str]]:
-    """The modules to run with their arguments (without --json). `part` is what to call one set of a mix."""
-    checkpoint = ["--checkpoint", str(run)]
-    held_out = shards.split("validation").total_tokens > 1
-    if not held_out:
-        print(f"{shards.folder} holds nothing out: no perplexity", flush=True)
-    found = [["evaluate.perplexity", *checkpoint, *(["--data", str(shards.folder)] if part else [])]] if held_out else []
-    if shards.kind == "documents":
-        # In a mix it is replay, which the pretraining run was measured on.
-        return [*found, *([] if part else [["evaluate.trigram", *checkpoint]])]
+def _newest() -> Path:
+    runs = checkpoints.saved_runs()
+    if not runs:
+        raise UserError(f"there is no run with a checkpoint in {checkpoints.RUNS}/: make pretrain first, or name a run with "
+                        "--checkpoint")
+    print(f"{runs[0]} is measured, the run that was saved last", flush=True)
+    return runs[0]
+
+
+def parts(sets: Sequence[ShardSet]) -> list[str]:
+    """How the names of the results of each set end: in a mix with its folder's name, numbered where two are the same."""
+    if len(sets) == 1:
+        return [""]
+    names = [shards.folder.name for shards in sets]
+    numbered = len(set(names)) < len(names)
+    return [f"-{number}-{name}" if numbered else f"-{name}" for number, name in enumerate(names, 1)]
+
+
+def commands(
+    run: Path, shards: ShardSet, part: str, *, model: list[str], limit: list[str], tuned: bool
+) -> list[list[str]]:
+    """The modules to run for one set that a run was trained on, with their arguments but for --json.
+
+    `part` ends the names of the set's files. `model` and `limit` are the options that say what is measured and on how many
+    records; text is scored whole, beside a trigram unless the run was fine-tuned (`tuned`), where text is replay.
+    """
+    data, text = ["--data", str(shards.folder)], shards.kind == "documents"
+    found = []
+    if shards.split("validation").total_tokens > 1:
+        found.append(["evaluate.perplexity", *model, *data, *([] if text else limit)])
+        found += [["evaluate.trigram", *data]] if text and not tuned else []
+    else:
+        print(f"{shards.folder} holds nothing out: no perplexity{', no trigram' if text else ''}", flush=True)
+    if text:
+        return found
     try:
         source, files = test_files(shards)
     except UserError as error:
         print(f"{error}; only the dev split is measured", flush=True)
         return found
-    data = ["--source", source, "--input", *map(str, files), *(["--limit", str(limit)] if limit else [])]
+    test = ["--source", source, "--input", *map(str, files), *limit]
     if shards.kind == "summaries":
-        predictions = str(run / "results" / f"predictions{'-' if part else ''}{part}.jsonl")
-        return [*found, ["evaluate.rouge", *checkpoint, *data, "--predictions", predictions],
+        predictions = str(run / "results" / f"predictions{part}.jsonl")
+        return [*found, ["evaluate.rouge", *model, *test, "--predictions", predictions],
                 ["evaluate.repetition", "--score", predictions]]
-    reading = [["evaluate.reading", *checkpoint, *data]] if source in READING else []
-    return [*found, *reading, ["evaluate.repetition", *checkpoint, *data]]
+    reading = [["evaluate.reading", *model, *test]] if source in READING else []
+    return [*found, *reading, ["evaluate.repetition", *model, *test]]
 
 
 def _run(words: list[str]) -> None:

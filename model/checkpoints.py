@@ -28,6 +28,8 @@ WEIGHTS, CONFIG, CHECKPOINTS = "model.safetensors", "config.json", "checkpoints"
 INDEX = "model.safetensors.index.json"
 # What config.json says besides what transformers knows: tokens of the rows that the model was trained on.
 TRAINED_LENGTH = "trained_length"
+# Where runs lie that are not named.
+RUNS = Path("runs")
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -39,6 +41,13 @@ def steps(run: Path) -> list[int]:
     """The steps of which a run has checkpoints, oldest first, verified or not."""
     folders = (run / CHECKPOINTS).glob("step-*")
     return sorted(int(f.name.removeprefix("step-")) for f in folders if f.name.removeprefix("step-").isdigit())
+
+
+def saved_runs(runs: Path = RUNS) -> list[Path]:
+    """The runs in a folder that have checkpoints, verified or not: the one whose newest checkpoint is the latest first."""
+    found = [(step_folder(run, saved[-1]).stat().st_mtime_ns, run)
+             for run in runs.glob("*") if (run / "run.json").is_file() and (saved := steps(run))]
+    return [run for _, run in sorted(found, reverse=True)]
 
 
 def newest(run: Path) -> int | None:

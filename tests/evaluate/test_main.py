@@ -1,45 +1,145 @@
-"""`python -m evaluate`: which commands fit a run."""
+"""`python -m evaluate`: which run is measured, and which commands fit it."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
+from common.files import write_sealed
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from evaluate import __main__ as everything
 
+Measure = Callable[..., list[list[str]]]
+
 
 @pytest.fixture(scope="module")
 def summaries(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sets") / "csl"
-    group = Group("csl", (str(root / "assets/sample/summary/csl/dev.tsv"),))
-    prepare_groups([group], folder, root / "assets/tokenizer", PrepareOptions(workers=1, limit=12))
+    return prepared(root, tmp_path_factory.mktemp("sets") / "csl", limit=12)
+
+
+@pytest.fixture(scope="module")
+def named(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of summaries that has a test split, for it was prepared under the sample's name for them."""
+    folder = prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", limit=12)
+    write_sealed(folder / "made-from.json", {"name": "sample-csl"})
     return folder
 
 
-def test_a_mix_is_measured_part_by_part(
-    summaries: Path, shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A mixed run that cannot be measured at all, or whose parts write over each other's figures."""
-    from common.files import write_sealed
-
-    sets = [ShardSet.open(summaries), ShardSet.open(shard_set)]
-    facts = {"shards": [str(each.folder) for each in sets],
-             "fingerprints": {"data": [{"set": each.fingerprint, "weight": 1.0} for each in sets]}}
-    write_sealed(tmp_path / "run" / "run.json", facts)
-    ran: list[list[str]] = []
-    monkeypatch.setattr(everything, "_run", ran.append)
-    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(tmp_path / "run")])
-    everything.main()
-    assert [words[0] for words in ran] == ["evaluate.perplexity"] * 2 + ["evaluate.report"]
-    assert [words[words.index("--data") + 1] for words in ran[:2]] == facts["shards"]
-    assert len({words[-1] for words in ran}) == 3
-
-
-def test_a_set_that_holds_nothing_out_stops_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run on a handful of records whose other figures and report are never made, for want of a dev split."""
+def prepared(root: Path, folder: Path, **options: int) -> Path:
     group = Group("csl", (str(root / "assets/sample/summary/csl/dev.tsv"),))
-    prepare_groups([group], tmp_path / "csl", root / "assets/tokenizer", PrepareOptions(workers=1, limit=12, validation=0))
-    assert everything.commands(tmp_path, ShardSet.open(tmp_path / "csl"), None) == []
+    prepare_groups([group], folder, root / "assets/tokenizer", PrepareOptions(workers=1, **options))
+    return folder
+
+
+def make_run(folder: Path, *sets: Path) -> Path:
+    """What a run that was trained on these sets says of itself."""
+    opened = [ShardSet.open(each) for each in sets]
+    write_sealed(folder / "run.json", {
+        "shards": [str(each.folder) for each in opened],
+        "fingerprints": {"data": [{"set": each.fingerprint, "weight": 1.0} for each in opened]}})
+    return folder
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
+    """The commands that a command line would run, from a folder without runs."""
+
+    def _measure(*arguments: object) -> list[list[str]]:
+        ran: list[list[str]] = []
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(everything, "_run", ran.append)
+        monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+        everything.main()
+        return ran
+
+    return _measure
+
+
+def after(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+def test_a_mix_is_measured_part_by_part(summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+    """A mixed run that cannot be measured at all, or whose parts in equally named folders overwrite each other's figures."""
+    sets = [shutil.copytree(each, tmp_path / str(number) / "same") for number, each in enumerate((summaries, shard_set))]
+    ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
+    assert [words[0] for words in ran] == ["evaluate.perplexity"] * 2 + ["evaluate.report"]
+    assert [after(words, "--data") for words in ran[:2]] == list(map(str, sets))
+    assert len({after(words, "--json") for words in ran[:2]}) == 2
+
+
+def test_the_predictions_of_a_mix_lie_apart(named: Path, tmp_path: Path, measure: Measure) -> None:
+    """Repetition of one part measured on the answers to another, which were written over its own."""
+    sets = [shutil.copytree(named, tmp_path / str(number) / "same") for number in range(2)]
+    ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
+    written = [after(words, "--predictions") for words in ran if words[0] == "evaluate.rouge"]
+    assert len(set(written)) == 2
+    assert written == [after(words, "--score") for words in ran if words[0] == "evaluate.repetition"]
+
+
+def test_every_part_of_a_pretraining_mix_has_its_trigram(shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+    """Perplexities with nothing beside them, for text in a mix was taken for replay; replay that gets one."""
+    sets = [shutil.copytree(shard_set, tmp_path / name) for name in ("wikipedia", "zhihu")]
+    ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
+    assert [words[0] for words in ran] == ["evaluate.perplexity", "evaluate.trigram"] * 2 + ["evaluate.report"]
+    assert [after(words, "--data") for words in ran[:-1]] == [str(each) for each in sets for _ in range(2)]
+    assert [Path(after(words, "--json")).name for words in ran[:-1]] == [
+        f"{what}-{name}.json" for name in ("wikipedia", "zhihu") for what in ("perplexity", "trigram")]
+
+
+@pytest.mark.parametrize("kind", ["summaries", "text"])
+def test_a_set_that_holds_nothing_out_stops_nothing(
+    root: Path, shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A run whose other figures and report are never made, for want of a dev split."""
+    folder = tmp_path / "text"
+    if kind == "summaries":
+        prepared(root, folder, limit=12, validation=0)
+    else:
+        corpus = tmp_path / "corpus.jsonl"
+        texts = (chr(0x4E00 + number) * 30 + "，船来了，他们都上了船。" for number in range(9))
+        corpus.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+        prepare_groups([Group("jsonl", (str(corpus),))], folder, root / "assets/tokenizer",
+                       PrepareOptions(workers=1, validation=0))
+    ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
+    assert [words[0] for words in ran] == ["evaluate.report"]
     assert "holds nothing out" in capsys.readouterr().out
+
+
+def test_what_is_asked_for_reaches_every_command(named: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+    """`--limit 5` that answers five records and scores a whole dev split; a GPU or int8 asked for and not used."""
+    run = make_run(tmp_path / "run", named, shard_set)
+    *ran, report = measure("--checkpoint", run, "--limit", 5, "--device", "cpu", "--quantize", "int8")
+    assert [words[0] for words in ran] == [
+        "evaluate.perplexity", "evaluate.rouge", "evaluate.repetition", "evaluate.perplexity"]
+    # Of text a limit would count tokens; a file of answers needs no model.
+    assert ["--limit" in words for words in ran] == [True, True, False, False]
+    assert all(after(words, "--limit") == "5" for words in ran[:2])
+    for option in ("--device", "--quantize"):
+        assert [option in words for words in ran] == [True, True, False, True]
+    assert report[0] == "evaluate.report"
+    for limit in (0, -1):
+        with pytest.raises(UserError, match=f"--limit {limit}: at least 1"):
+            measure("--checkpoint", run, "--limit", limit)
+
+
+def test_the_run_that_was_saved_last_is_measured(
+    shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose folder was touched last, or that has not saved anything, taken for the newest; a traceback for none."""
+    with pytest.raises(UserError, match="no run with a checkpoint in runs/: make pretrain first"):
+        measure()
+    for name, saved in (("touched", 100), ("newest", 200), ("unsaved", None)):
+        run = make_run(tmp_path / "runs" / name, shard_set)
+        if saved:
+            (step := run / "checkpoints" / "step-00000001").mkdir(parents=True)
+            os.utime(step, (saved, saved))
+    os.utime(tmp_path / "runs" / "newest", (50, 50))
+    ran = measure()
+    assert after(ran[0], "--checkpoint") == "runs/newest" and ran[-1][1] == "runs/newest"
+    assert "runs/newest is measured" in capsys.readouterr().out

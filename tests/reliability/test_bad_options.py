@@ -159,7 +159,8 @@ data.tokenizer inspect --tokenizer {tokenizer} --input {corpus} --source x | --s
 # evaluation
 evaluate --checkpoint {nowhere} | {nowhere} is no run: for other checkpoints use the single commands
 evaluate --checkpoint {model}                               | {model} is no run
-evaluate                                                    | required: --checkpoint
+evaluate                                                    | there is no run with a checkpoint in runs/: make pretrain first
+evaluate --checkpoint {young} --limit 0                     | --limit 0: at least 1
 evaluate.perplexity                                         | required: --checkpoint
 evaluate.perplexity --chekpoint x --checkpoint {model} | --chekpoint: there is no such option; did you mean --checkpoint?
 evaluate.perplexity --checkpoint {nowhere} --data {text}    | {nowhere} is no checkpoint

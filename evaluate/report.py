@@ -21,8 +21,6 @@ What each run is, its figures on held-out text while it was trained, what evalua
 the runs' options differ, the curves, the newest samples. A run's results are the files that evaluation commands wrote
 into it: python -m evaluate.perplexity --checkpoint runs/a --json runs/a/results/perplexity.json"""
 TITLE = "Runs side by side"
-# Always shown, so that what is missing is seen to be missing.
-EXPECTED = ("loss", "perplexity", "accuracy", "bits_per_character")
 LONGEST_TEXT = 300
 
 
@@ -88,25 +86,30 @@ def _config_value(config: dict[str, Any], key: str) -> str | None:
 
 
 def _figures(runs: Sequence[RunRecord]) -> list[Block]:
-    expected = [(kind, key) for kind in ("validation", "final") for key in EXPECTED]
-    measures = _merged([expected, *(run.measures() for run in runs)])
+    measures = sorted(_merged(run.measures() for run in runs), key=lambda measure: measure[0] == "final")
     rows: list[list[Cell]] = [["train loss, last", *(_point(_last(run.curve("train", "loss"))) for run in runs)]]
-    for kind, key in sorted(measures, key=lambda measure: measure[0] == "final"):
-        name = _name(kind, key)
-        if all(run.is_count(kind, key) for run in runs) and (kind, key) not in expected:
-            rows.append([name, *(_count(_last(run.curve(kind, key))) for run in runs)])
-            continue
-        rows.append([name if kind == "final" else f"{name}, last", *(_point(_last(run.curve(kind, key))) for run in runs)])
-        if kind != "final":
-            rows.append([f"{name}, best", *(_point(run.best(kind, key)) for run in runs)])
+    for kind in _merged([[kind for kind, _ in measures]]):
+        rows.append([f"{kind}, measured on", *(run.measured_on(kind) for run in runs)])
+        for key in (key for of, key in measures if of == kind):
+            rows += _measure(runs, kind, key)
+    # What no run has, such as a final evaluation of runs that go on, is no comparison.
+    shown = [row for row in rows if any(cell is not None for cell in row[1:])]
     return [
         Heading(2, "Figures while training"),
-        Paragraph("Measured while each run was trained, by its own command above, on the beginning of the held-out split; "
-                  "final is all of the split, once, where that is more. Loss is in nats per token. Each figure with its "
-                  "step; best is each measure's own: the lowest loss, perplexity, bits and repetition, the highest of the "
-                  "others."),
-        Table(_head("measure", runs), rows),
+        Paragraph("Measured while each run was trained, by its own command above, on what the rows say: validation again and "
+                  "again, final once, at the end, where that is more. Loss is in nats per token. Each figure with its step; "
+                  "best is each measure's own: the lowest loss, perplexity, bits and repetition, the highest of the others."),
+        Table(_head("measure", runs), shown) if shown else Paragraph(MISSING),
     ]
+
+
+def _measure(runs: Sequence[RunRecord], kind: str, key: str) -> list[list[Cell]]:
+    """The rows of one measure: of a count the last, of a final figure the only, of others the last and the best."""
+    name, curves = _name(kind, key), [run.curve(kind, key) for run in runs]
+    if all(run.is_count(kind, key) for run in runs):
+        return [[name, *(_count(_last(curve)) for curve in curves)]]
+    last: list[Cell] = [name if kind == "final" else f"{name}, last", *(_point(_last(curve)) for curve in curves)]
+    return [last] if kind == "final" else [last, [f"{name}, best", *(_point(run.best(kind, key)) for run in runs)]]
 
 
 def _curves(runs: Sequence[RunRecord], page: str) -> list[Block]:

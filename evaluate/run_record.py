@@ -105,6 +105,20 @@ class RunRecord:
         found = ((record["step"], number(record.get(key))) for record in self.records if _kind(record) == kind)
         return [(step, float(value)) for step, value in found if value is not None]
 
+    def measured_on(self, kind: str) -> str | None:
+        """What training measured for its records of a kind, by the run's options; None where they do not say."""
+        found, tuned = kind.partition(" ")[0], "base" in self.config
+        if not self.config or not any(_kind(record) == kind for record in self.records):
+            return None
+        if found in ("rouge", "answers"):
+            return f"greedy answers to the first {show(self.config.get('evaluation.examples'))} records of the dev split"
+        what, key, unit = ("answers of the dev split", "scored", "examples of each set") if tuned else \
+            ("held-out text", "tokens", "tokens")
+        most = show(self.config.get(f"evaluation.{key}"))
+        if found == "validation" and most:
+            return f"{what}: the first {most} {unit} at most"
+        return f"{what}: all" if found in ("validation", "final") else None
+
     def is_count(self, kind: str, key: str) -> bool:
         """Whether a measure is a count (all its values whole numbers) and no score."""
         return all(isinstance(record[key], int) for record in self.records if _kind(record) == kind and key in record)

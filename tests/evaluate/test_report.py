@@ -162,7 +162,34 @@ def test_last_and_best_figures(two: tuple[Path, Path]) -> None:
     assert read.row("validation accuracy, best")[0] == "0.4000 (step 20)"
     assert read.row("validation bits per character, best")[0] == "1.9000 (step 20)"
     assert read.row("validation tokens") == ["999", "999"]
-    assert read.row("final loss") == [MISSING, "2.6000 (step 20)"] and read.row("final accuracy") == [MISSING] * 2
+    assert read.row("final loss") == [MISSING, "2.6000 (step 20)"]
+
+
+def test_a_row_that_no_run_has_is_left_out(two: tuple[Path, Path], tmp_path: Path) -> None:
+    """Four lines of dashes for a final evaluation that no run has had."""
+    (young := tmp_path / "young").mkdir()
+    (young / "config.yaml").write_text("seed: 1\n")
+    assert not any(row[0].startswith("final") for table in page(*two).tables for row in table)
+    assert not any(set(row[1:]) == {MISSING} for row in page(*two).tables[2])
+    assert not any("loss" in row[0] for table in page(young).tables for row in table)
+
+
+def test_it_is_said_what_was_measured(two: tuple[Path, Path], tmp_path: Path) -> None:
+    """The whole dev split of a fine-tuned run called its beginning; scores of a hundred answers taken for those of all."""
+    tuned, capped = (make_run(tmp_path / name, [3.0], {20: MEASURES}) for name in ("tuned", "capped"))
+    for folder, evaluation in ((tuned, "{examples: 100}"), (capped, "{examples: 20, scored: 1000}")):
+        (folder / "config.yaml").write_text(f"base: runs/x\nevaluation: {evaluation}\n")
+        log = MetricsLog(folder, 21)
+        log.write("final", 20, **MEASURES)
+        log.write("rouge", 20, rouge_1=0.5, set="csl")
+        log.close()
+    read = page(two[0], tuned, capped)
+    assert read.row("validation, measured on") == [
+        "held-out text: the first 200,000 tokens at most", "answers of the dev split: all",
+        "answers of the dev split: the first 1,000 examples of each set at most"]
+    assert read.row("final, measured on") == [MISSING, *["answers of the dev split: all"] * 2]
+    assert read.row("rouge csl, measured on") == [
+        MISSING, *(f"greedy answers to the first {count} records of the dev split" for count in (100, 20))]
 
 
 def test_only_options_that_differ_are_listed(tmp_path: Path) -> None:
@@ -228,7 +255,7 @@ def test_values_that_are_no_numbers_are_gaps(tmp_path: Path) -> None:
     assert len(corners) == 3 and np.isfinite(corners).all()
     all_bad = make_run(tmp_path / "bad", [math.nan] * 3, {10: {"loss": math.nan}})
     read = page(all_bad)
-    assert not read.images and read.row("validation loss, best") == [MISSING]
+    assert not read.images and read.row("validation loss, last") == ["nan (step 10)"]
 
 
 def test_a_long_curve_is_a_line_and_a_single_point_is_seen(tmp_path: Path) -> None:

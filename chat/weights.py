@@ -8,12 +8,11 @@ import torch
 from common.errors import UserError
 from model import checkpoints
 from model.llama import Llama
+from model.precision import DTYPES, choose_precision
 from model.quantize import Int8Linear, quantize_int8
 from model.template import FILE as TEMPLATE_FILE
 from model.template import Template
 from model.tokenizer import Tokenizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Weights:
     def description(self) -> str:
         """Which one it is, on one line."""
         weight = self.model.model.norm.weight
-        precision = next(name for name, dtype in DTYPES.items() if dtype == weight.dtype)
+        precision: str = next(name for name, dtype in DTYPES.items() if dtype == weight.dtype)
         if isinstance(self.model.lm_head, Int8Linear):
             precision += "，权重 int8"
         return (f"{self.folder}（{self.model.config.parameters / 1e6:.1f}M 参数，上下文 {self.context} 个词元，"
@@ -51,19 +50,10 @@ def load(path: Path, device: torch.device, precision: str, quantize: str | None 
     be used."""
     folder = checkpoints.find(path)
     model, tokenizer = checkpoints.load(folder, device)
-    model = model.to(DTYPES[_resolve(precision, device)])
+    model = model.to(DTYPES[choose_precision(device, precision)])
     model = quantize_int8(model) if quantize else model
     return Weights(folder, model, tokenizer, Template.load(folder), model.context, _converses(folder))
 
 
 def _converses(folder: Path) -> bool:
     return (folder / TEMPLATE_FILE).is_file()
-
-
-def _resolve(precision: str, device: torch.device) -> str:
-    """`auto`: bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU."""
-    if precision != "auto":
-        return precision
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.files import write_json, write_manifest
 from model import checkpoints
 from model.generate import PrefixCache, Sampling
+from model.precision import DTYPES, Precision
 from model.template import Template
 from model.tokenizer import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR
@@ -123,12 +124,12 @@ def test_the_context_is_what_the_model_was_trained_with(talker: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_answers_too(talker: Path, precision: str) -> None:
+def test_low_precision_answers_too(talker: Path, precision: Precision) -> None:
     """A precision that is announced and not used, or that the model cannot compute in."""
     session = Session(weights.load(talker, CPU, precision), Sampling(temperature=0), 30, 0)
     session.begin(ABOUT_BAI)
     assert "".join(session.stream(session.prompt(MAYOR))) == "白云飞" and session.end == "eos"
-    assert session._prefix._cache.keys.dtype == weights.DTYPES[precision] and precision in session.weights.description
+    assert session._prefix._cache.keys.dtype == DTYPES[precision] and precision in session.weights.description
 
 
 def test_an_overflow_is_one_line(talker: Path) -> None:

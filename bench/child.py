@@ -80,11 +80,11 @@ class Child:
 def _main(module: str, arguments: list[str], log: str, fault: Fault | None) -> None:
     import torch
 
-    import train.loop
+    import train.clock
 
     torch.set_num_threads(1)
     # Measured at every start, for the share of it that is shown; seconds where the machine has other work.
-    train.loop.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
+    train.clock.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)

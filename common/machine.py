@@ -22,6 +22,12 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_bytes() -> int:
+    """The resident size of this process, in bytes; where the system has no /proc to tell it, the largest so far."""
+    sizes = Path("/proc/self/statm")
+    return int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if sizes.is_file() else peak_memory_bytes()
+
+
 def memory_bytes() -> int:
     """The machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

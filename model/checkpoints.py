@@ -2,9 +2,10 @@
 
 A checkpoint is a folder with `model.safetensors` (in an exported one perhaps cut into several, with an index beside them)
 and `config.json` in Hugging Face's names, the tokenizer, and a manifest of checksums; a run keeps them under
-`checkpoints/step-00001000/`. Whatever takes a checkpoint takes a run (its newest checkpoint that verifies), one of its
-steps, or any folder with those files. In place of the weights there may be an adapter (`model/adapter_files.py`): then the
-weights are its base's with the adapter merged into them.
+`checkpoints/step-00001000/`. Whatever takes a checkpoint takes a run (its newest checkpoint that verifies; its best one
+where training ended because scores became no better), one of its steps, or any folder with those files. In place of the
+weights there may be an adapter (`model/adapter_files.py`): then the weights are its base's with the adapter merged into
+them.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from common.files import MANIFEST, manifest_problem, read_json, sha256_file, write_json
+from common.files import MANIFEST, manifest_problem, read_json, read_sealed, sha256_file, write_json
 from model import adapter_files
 from model.adapter_files import ADAPTER, ADAPTER_CONFIG
 from model.config import LlamaConfig
@@ -26,6 +27,8 @@ from model.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG, CHECKPOINTS = "model.safetensors", "config.json", "checkpoints"
 INDEX = "model.safetensors.index.json"
+# In a run that ended because its scores became no better: which step was best.
+ENDED = "ended.json"
 # What config.json says besides what transformers knows: tokens of the rows that the model was trained on.
 TRAINED_LENGTH = "trained_length"
 # Where runs lie that are not named.
@@ -60,10 +63,21 @@ def newest(run: Path) -> int | None:
     return None
 
 
+def _best_of_ended(run: Path) -> int | None:
+    """The best step of a run that ended because scores became no better; None of another run, or if it is damaged."""
+    if not (run / ENDED).is_file():
+        return None
+    step = int(read_sealed(run / ENDED, ": run the training command again, which writes it anew")["best"])
+    if problem := manifest_problem(step_folder(run, step)):
+        print(f"warning: {problem}; using the newest checkpoint", file=sys.stderr)
+        return None
+    return step
+
+
 def find(path: Path) -> Path:
     """The folder with the weights that `path`, a run, one of its steps or an exported folder, stands for."""
     if (path / "run.json").is_file():
-        step = newest(path)
+        step = _best_of_ended(path) or newest(path)
         if step is None:
             raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
         return step_folder(path, step)

@@ -107,7 +107,7 @@ class LlamaConfig:
                             f"{self.vocab_size:,} and context {self.max_position_embeddings:,} need {needed / 1e9:,.0f} GB of "
                             f"memory, and this machine has {there / 1e9:,.0f}: use a smaller model")
 
-    def flops_per_token(self, length: int, *, head: bool = True) -> float:
+    def flops_per_token(self, length: float, *, head: bool = True) -> float:
         """Floating point operations to train on one token in a row of `length`: forward, and twice that backward.
 
         Two per weight and direction, plus causal attention (half of the square); `head=False` leaves out the

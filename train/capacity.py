@@ -3,17 +3,17 @@
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
 from common.errors import UserError
+from common.machine import resident_bytes
 from data.batches import Batch
 from model.llama import Layer, Llama
 from model.loss import LossPath, available_paths, chunk_rows, linear_cross_entropy
+from model.precision import DTYPES, Precision, choose_precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU more tokens at once gain nothing (docs/log.md) and cost memory.
 CPU_MICRO_TOKENS = 4096
 # Bounded memory, and needs no particular torch; bench/loss.py compares the paths. Fixed, because a measured choice would
@@ -21,6 +21,8 @@ CPU_MICRO_TOKENS = 4096
 CPU_LOSS_PATH: LossPath = "chunked"
 # Where all logits of a micro-batch, in fp32, fit in this, computing them at once is worth trying.
 FULL_LOGITS_BYTES = 256 << 20
+# What a process loads once training has begun: TensorBoard, and parts of torch at the first step (measured).
+LOADED_LATER = 120 << 20
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,6 @@ class Choices:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which forward passes run; weights and optimiser state stay fp32."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
-
-
-def choose_precision(device: torch.device, wish: str) -> Precision:
-    """`auto`: bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU."""
-    if wish != "auto":
-        return cast(Precision, wish)
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
 
 
 def measure(
@@ -156,6 +149,18 @@ def _gpu_memory(device: torch.device) -> float:
     return min(total * torch.cuda.get_per_process_memory_fraction(device), free + torch.cuda.memory_reserved(device))
 
 
+def expected_memory(model: Llama, choices: Choices, length: int) -> int:
+    """Bytes a run is expected to need at its peak: on a GPU of the card, on a CPU of the whole process.
+
+    On a CPU that is, besides `memory_needed`, what is resident now (interpreter, torch, mapped files, and the weights, which
+    are counted once) and what is loaded later. What an evaluation or a checkpoint holds for a moment is not counted.
+    """
+    needed = memory_needed(model, choices, length)
+    if model.lm_head.weight.device.type != "cpu":
+        return needed
+    return needed - 4 * model.config.parameters + resident_bytes() + LOADED_LATER
+
+
 def memory_needed(model: Llama, choices: Choices, length: int) -> int:
     """Bytes a run will need, by counting: weights, gradients, two moments, activations of one micro-batch, loss chunk.
 
@@ -177,7 +182,7 @@ def trained(model: Llama) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def training_flops(model: Llama, length: int) -> tuple[float, float]:
+def training_flops(model: Llama, length: float) -> tuple[float, float]:
     """Floating point operations to train on one position of a row: below the head, and in the head.
 
     A frozen matrix costs four per weight instead of six: its own gradient is not made.

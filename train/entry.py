@@ -15,7 +15,7 @@ from common.options import Parser, parse
 from data.shards import ShardSet
 from model.llama import Llama
 from train import parallel
-from train.capacity import Choices, compiles, measure, memory_needed, trained
+from train.capacity import Choices, compiles, expected_memory, measure, trained
 from train.loop import Trainer
 from train.options import TrainOptions
 from train.run import CONFIG, Run
@@ -25,14 +25,15 @@ T = TypeVar("T", bound=TrainOptions)
 
 def read_options(schema: type[T], kind: str, description: str) -> T:
     """The options of `python -m train.KIND`. A run that exists is continued with its own; others begin with the defaults
-    of `configs/KIND.yaml`.
+    of `configs/KIND.yaml`, and `--help` always shows those.
     """
     parser = Parser(prog=f"python -m train.{kind}", add_help=False)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data", default=schema.model_fields["data"].default)
+    parser.add_argument("-h", "--help", action="store_true")
     said, _ = parser.parse_known_args(sys.argv[1:])
     kept = (said.run or run_name(kind, said.data)) / CONFIG
-    config = kept if kept.is_file() else Path("configs") / f"{kind}.yaml"
+    config = kept if kept.is_file() and not said.help else Path("configs") / f"{kind}.yaml"
     return parse(schema, sys.argv[1:], name=f"train.{kind}", description=description, default_config=config)[0]
 
 
@@ -96,9 +97,13 @@ def _choices(options: TrainOptions, run: Run, model: Llama, device: torch.device
 
 
 def announce(
-    options: TrainOptions, run: Run, model: Llama, choices: Choices, *, name: str, data: str, flops: float
+    options: TrainOptions, run: Run, model: Llama, choices: Choices, *, name: str, data: str, flops: float,
+    held_out: bool,
 ) -> None:
-    """Say what will be trained, on what, at which cost, before it starts. `flops`: of the whole run."""
+    """Say what will be trained, on what, at which cost, before it starts.
+
+    `flops`: of the whole run; `held_out`: whether there is anything to measure it on.
+    """
     config = model.config
     print(f"model     {name}: {config.parameters / 1e6:.1f}M parameters, vocabulary {config.vocab_size:,}, "
           f"{config.flops_per_token(options.sequence_length) / 1e6:.1f} MFLOP per token")
@@ -107,10 +112,12 @@ def announce(
         print(f"adapter   LoRA of rank {lora.rank} (alpha {lora.alpha:g}, dropout {lora.dropout:g}) on "
               f"{', '.join(lora.targets)}: {trained(model):,} parameters train, the rest is frozen")
     print(f"data      {data}, {flops:.2e} FLOP")
+    if not held_out:
+        print("          nothing of it is held out: there will be no validation loss and no best checkpoint")
+    memory = expected_memory(model, choices, options.sequence_length)
     print(f"machine   {choices.device}, {choices.precision}, {choices.micro_rows} × {options.sequence_length} tokens at once"
           f" of {options.batch_tokens:,} a step, loss path {choices.loss_path}"
-          f"{', compiled' if choices.compile else ''}; about {memory_needed(model, choices, options.sequence_length) / 1e9:.1f}"
-          " GB of memory")
+          f"{', compiled' if choices.compile else ''}; about {memory / 1e9:.1f} GB of memory")
     if model.lm_head.weight.device.type == "cpu" and flops > 1e15:
         print("          this is many hours of work for a CPU: fewer --max_steps or a smaller model end sooner")
     if parallel.size() > 1:
@@ -146,7 +153,10 @@ def train_through(trainer: Trainer, hint: str) -> None:
         return
     early = " (no better score for a while: ended early)" if step < trainer.horizon.steps else ""
     best = trainer.log.best(trainer.horizon.best)
-    best_said = f", the best after step {best}" if best is not None and best != step else ""
+    best_said = ""
+    if best is not None and best != step:
+        how = "which the run stands for now" if trainer.stalled() else f"make chat RUN={folder}/checkpoints/best"
+        best_said = f", the best after step {best} ({how})"
     print(f"complete: {folder}, {step} steps{early}{best_said}; peak memory of the process {peak_memory_bytes() / 1e9:.2f} GB. "
           f"{hint}")
 

@@ -7,7 +7,6 @@ evaluation, so that an evaluation that dies loses nothing; a resumed run makes u
 
 import math
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.machine import matmul_flops, peak_memory_bytes
+from common.files import write_sealed
 from data.batches import Batch, Batches
-from model.checkpoints import load_weights, step_folder
+from model.checkpoints import ENDED, load_weights, step_folder
 from model.llama import Llama
 from train import checkpoint, parallel
-from train.capacity import DTYPES, Choices, autocast, check_batch, training_flops
+from train.capacity import Choices, autocast, check_batch
+from train.clock import Clock, attended, duration
 from train.metrics import VALIDATION_LOSS, Measure, MetricsLog, UnwrittenLog
 from train.optimizer import build_optimizers
 from train.options import TrainOptions
@@ -65,10 +65,11 @@ class Trainer:
 
     def __init__(
         self, options: TrainOptions, horizon: Horizon, run: Run, model: Llama, batches: Batches, choices: Choices,
-        keep: Callable[[Path], None], evaluate: Callable[[Llama, int, MetricsLog, bool], None],
+        keep: Callable[[Path], None], evaluate: Callable[[Llama, int, MetricsLog, Callable[[], bool]], None],
     ) -> None:
         """`keep(folder)` writes what belongs to a checkpoint besides numbers (tokenizer, template); `evaluate(model, step,
-        log, final)` measures the model, with all its weights in this process, and writes its records.
+        log, final)` measures the model, with all its weights in this process, and writes its records; `final()` says whether,
+        with what was written until then, it is the run's last evaluation.
         """
         self.options, self.horizon, self.run, self.model = options, horizon, run, model
         self.batches, self.choices, self._keep, self._evaluate = batches, choices, keep, evaluate
@@ -89,11 +90,12 @@ class Trainer:
             model.model.compile()
         self._saved = run.start
         self._accuracy: float | None = None
-        self._clock = Clock(horizon.steps, options.sequence_length, choices, model, self.device)
+        self._clock = Clock(horizon.steps, choices, model, self.device)
 
     def train(self) -> bool:
         """Train to the last step, or to the end of the step in which a signal came. True if the run is complete."""
         with StopRequest() as stop:
+            self._settled()
             self._evaluate_if_due(stop)
             while not self._ends(stop):
                 self._step()
@@ -103,8 +105,19 @@ class Trainer:
                 self._evaluate_if_due(stop)
             if self._saved != self.state.step:
                 self._save()
+        return self._settled()
+
+    def _settled(self) -> bool:
+        """Whether the run is complete. One that patience ended stands for its best checkpoint then, not for its newest."""
         # An evaluation that was cut short is made when the run goes on.
-        return not self._evaluation_due() and self._complete()
+        complete = not self._evaluation_due() and self._complete()
+        if parallel.first():
+            ended = self.run.folder / ENDED
+            if complete and self.stalled():
+                write_sealed(ended, {"best": self.log.best(self.horizon.best)})
+            else:
+                ended.unlink(missing_ok=True)
+        return complete
 
     def _ends(self, stop: StopRequest) -> bool:
         """Whether any process has a reason to end: a signal came to it, or, to the first one, scores that are no better."""
@@ -157,11 +170,12 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        tokens, targets, hit = parallel.total(
-            sum(batch.tokens for batch in micro_batches), sum(len(batch.targets) for batch in micro_batches), int(hits or 0))
+        tokens, targets, keys, hit = parallel.total(
+            sum(batch.tokens for batch in micro_batches), sum(len(batch.targets) for batch in micro_batches),
+            sum(attended(batch) for batch in micro_batches), int(hits or 0))
         state.tokens += tokens
         self._accuracy = None if hits is None else hit / targets
-        self._clock.tick(tokens, targets, lr=options.optimizer.lr * share, grad_norm=norm)
+        self._clock.tick(tokens, targets, keys, lr=options.optimizer.lr * share, grad_norm=norm)
 
     def _gradients(self, micro_batches: list[Batch], hits: torch.Tensor | None) -> tuple[float, float]:
         """Gradients of the step's mean loss, clipped, in the weights; the loss and the norm before clipping."""
@@ -268,7 +282,7 @@ class Trainer:
         model.eval()
         # Nothing is lost with it: the checkpoint of this step is there, and what was measured is measured again.
         done = parallel.from_first(parallel.first() and stop.unless_asked(
-            lambda: self._evaluate(model, step, self.log, step == self.horizon.steps)))
+            lambda: self._evaluate(model, step, self.log, self._complete)))
         self.model.train()
         if done:
             self.log.write("evaluated", step)
@@ -281,61 +295,3 @@ def _state(saved: dict[str, Any], folder: Path) -> State:
         raise UserError(f"{folder} was written by another version of this program (it keeps {', '.join(sorted(unknown))}): "
                         "go on with that version, or start a new --run")
     return State(**{**saved, "level": Level(**saved.get("level", {}))})
-
-
-class Clock:
-    """Speed since the last log line, without the time spent on evaluation, and what is left."""
-
-    def __init__(self, steps: int, length: int, choices: Choices, model: Llama, device: torch.device) -> None:
-        self._peak_flops = matmul_flops(device, DTYPES[choices.precision]) * parallel.size()
-        if device.type == "cuda":
-            # What was tried to find the micro-batch is not what training needs.
-            torch.cuda.reset_peak_memory_stats(device)
-        # A position without loss never reaches the head.
-        self._body_flops, self._head_flops = training_flops(model, length)
-        self._max_steps, self._device = steps, device
-        self._tokens = self._targets = self._steps = 0
-        self._seconds, self._mark = 0.0, time.perf_counter()
-        self._last: dict[str, float] = {}
-        self._pace = 0.0
-
-    def tick(self, tokens: int, targets: int, **measures: float) -> None:
-        """One step of so many positions, so many of them with a loss, is over."""
-        self.pause()
-        self.go_on()
-        self._steps += 1
-        self._tokens += tokens
-        self._targets += targets
-        self._last = measures
-
-    def pause(self) -> None:
-        """Stop counting time."""
-        self._seconds += time.perf_counter() - self._mark
-
-    def go_on(self) -> None:
-        """Count again."""
-        self._mark = time.perf_counter()
-
-    def measures(self) -> dict[str, Any]:
-        """What the last step told, tokens_per_second (padding left out), mfu (share of the machines' own matmul rate),
-        memory_bytes; then anew.
-        """
-        self._pace = self._seconds / self._steps
-        speed = self._tokens / self._seconds
-        flops = (self._tokens * self._body_flops + self._targets * self._head_flops) / self._seconds
-        cuda = self._device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated(self._device) if cuda else peak_memory_bytes()
-        self._tokens = self._targets = self._steps = 0
-        self._seconds = 0.0
-        return {**self._last, "tokens_per_second": speed, "mfu": flops / self._peak_flops, "memory_bytes": memory}
-
-    def left(self, step: int) -> float:
-        """Seconds of training left at the pace of the last interval."""
-        return (self._max_steps - step) * self._pace
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -27,6 +27,8 @@ class Measure:
 
 # Kinds of records that training writes between evaluations.
 BETWEEN = ("train", "skipped", "spike")
+# Kinds that training never asks for again: they are written and not kept in memory.
+UNASKED = (*BETWEEN, "sample")
 VALIDATION_LOSS = Measure("validation", "loss")
 
 
@@ -43,14 +45,14 @@ class MetricsLog:
         if not any(record["kind"] == "evaluated" and record["step"] == step for record in records):
             # An evaluation of this step that was cut short is made again, whole.
             records = [record for record in records if record["step"] < step or record["kind"] in BETWEEN]
-        self.records = records
-        write_atomic(self._path, "".join(_line(record) for record in self.records))
+        self._kept = [record for record in records if record["kind"] not in UNASKED]
+        write_atomic(self._path, "".join(_line(record) for record in records))
         self._samples = run / "samples.md"
         write_atomic(self._samples, "# Samples\n")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
         threading.excepthook = _quiet_about_disks
         self._board = SummaryWriter(str(run / "tensorboard"), flush_secs=20)
-        for record in self.records:
+        for record in records:
             self._show(record)
         self._board.flush()
 
@@ -59,10 +61,15 @@ class MetricsLog:
         # JSON has no infinity and no NaN.
         safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         record = {"kind": kind, "step": step, **safe}
-        self.records.append(record)
+        self._keep(record)
         with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
         self._show(record)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Hold on to what `has`, `scores` and `best` look through: in a long run training's own lines are millions."""
+        if record["kind"] not in UNASKED:
+            self._kept.append(record)
 
     def sync(self) -> None:
         """Have what was written on the disk, whatever happens to the machine."""
@@ -82,13 +89,13 @@ class MetricsLog:
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
     def has(self, kind: str, step: int) -> bool:
-        """Whether there is such a record."""
-        return any(record["kind"] == kind and record["step"] == step for record in self.records)
+        """Whether there is such a record of an evaluation."""
+        return any(record["kind"] == kind and record["step"] == step for record in self._kept)
 
     def scores(self, measure: Measure) -> list[tuple[int, float]]:
         """Step and value of every finite measurement so far, oldest first; of a mix, the mean over its sets."""
         found: dict[int, list[float]] = {}
-        for record in self.records:
+        for record in self._kept:
             if record["kind"] == measure.kind and isinstance(value := record.get(measure.key), float):
                 found.setdefault(record["step"], []).append(value)
         return [(step, sum(values) / len(values)) for step, values in found.items()]
@@ -110,14 +117,14 @@ def _quiet_about_disks(failure: threading.ExceptHookArgs) -> None:
 
 
 class UnwrittenLog(MetricsLog):
-    """What the other processes of a run have for a log: it knows what it was told, and writes nothing."""
+    """What the other processes of a run have for a log: it knows what evaluations told it, and writes nothing."""
 
     def __init__(self) -> None:
-        self.records = []
+        self._kept = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """See `MetricsLog`."""
-        self.records.append({"kind": kind, "step": step, **values})
+        self._keep({"kind": kind, "step": step, **values})
 
     def close(self) -> None:
         """There is nothing to flush."""

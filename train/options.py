@@ -110,6 +110,8 @@ class SftEvaluationOptions(Options):
     """Options under `evaluation.` of fine-tuning."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the dev split")
+    scored: int = Field(1000, gt=0, description="dev examples of each set whose answers' loss is measured during training (the "
+                        "first ones); the last evaluation measures all of them")
     examples: int = Field(100, ge=0, description="dev records that are answered and scored at each evaluation (the first "
                           "ones); 0: only the loss is measured")
     max_new_tokens: int = Field(64, gt=0, description="longest answer then")

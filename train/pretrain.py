@@ -1,6 +1,7 @@
 """`python -m train.pretrain`: a Llama from nothing on prepared text."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from common.errors import UserError, run_main
@@ -59,13 +60,14 @@ def pretrain(options: PretrainOptions) -> None:
     model.context = options.sequence_length
     choices = machine_choices(options, run, model, device)
     tokens = options.max_steps * options.batch_tokens
+    validation = [each.split("validation") for each in sets]
     announce(
         options, run, model, choices, name=options.model.preset,
         data=f"{options.data}: {plan.tokens_per_epoch:,} tokens an epoch; {tokens:,} to train on "
              f"({tokens / plan.tokens_per_epoch:.2f} epochs)",
         flops=tokens * config.flops_per_token(options.sequence_length),
+        held_out=any(split.total_tokens > 1 for split in validation),
     )
-    validation = [each.split("validation") for each in sets]
     trainer = Trainer(
         options, Horizon(options.max_steps, options.evaluation.every), run, model,
         TextBatches(plan, rows, rank=parallel.rank(), world=parallel.size()), choices,
@@ -100,12 +102,12 @@ def shape(options: ModelOptions, tokenizer: Tokenizer, length: int) -> LlamaConf
 
 def evaluate(
     options: PretrainOptions, model: Llama, tokenizer: Tokenizer, validation: list[Sequences], step: int, log: MetricsLog,
-    final: bool,
+    final: Callable[[], bool],
 ) -> None:
     """Score the first tokens of the validation splits, always the same, and at the end all; continue the prompts."""
     limit = max(2, options.evaluation.tokens // len(validation))
     _score(model, tokenizer, validation, limit, "validation", step, log)
-    if final and any(split.total_tokens > limit for split in validation):
+    if final() and any(split.total_tokens > limit for split in validation):
         _score(model, tokenizer, validation, sys.maxsize, "final", step, log)
     for prompt in options.evaluation.prompts if options.evaluation.sample_tokens else ():
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]

@@ -21,7 +21,7 @@ CONFIG, MADE, CHOICES, LOCK = "config.yaml", "run.json", "choices.json", "lock"
 _CURES = {
     "data": "point --data at the data it was trained on",
     "tokenizer": "prepare the data with the run's own tokenizer",
-    "base": "leave --base out, or point it at the weights that the run began with",
+    "base": "where --base leads there are other weights than the run began with; point it at those",
     "max_steps": "the horizon is part of a run; to train longer start a new run",
 }
 

@@ -1,5 +1,7 @@
 """What is measured during fine-tuning: the loss on the dev split's answers, and the answers themselves."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,24 +31,43 @@ class DevSet:
     shards: ShardSet
     examples: Examples
 
+    @property
+    def fitting(self) -> int:
+        """Examples that fit a row."""
+        return int((self.examples.lengths(0) > 0).sum())
+
 
 def evaluate(
     options: SftOptions, model: Llama, tokenizer: Tokenizer, template: Template, dev: list[DevSet], step: int,
-    log: MetricsLog,
+    log: MetricsLog, final: Callable[[], bool],
 ) -> None:
-    """Score all dev answers; then answer the first records of each set and compare."""
-    total = Score(0.0, 0, 0, 0)
-    with progress("evaluating", sum(int((each.examples.lengths(0) > 0).sum()) for each in dev), "examples", delay=5) as bar:
-        for each in dev:
-            total += score_examples(
-                model, each.examples, options.sequence_length, tokenizer.characters_per_id, on_progress=bar.update)
-    if total.tokens:
-        measures = total.measures()
-        log.write("validation", step, **measures)
-        print(f"step {step}  validation: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
-              f"accuracy {measures['accuracy']:.1%}  ({measures['tokens']:,} answer tokens)", flush=True)
+    """Score the first dev answers of each set, always the same; answer the first records and compare; at the end score all.
+
+    `final` is asked last: whether patience ends the run depends on what was measured before.
+    """
+    scored = options.evaluation.scored
+    _score(options, model, tokenizer, dev, scored, "validation", step, log)
     for each in dev if options.evaluation.examples else ():
         _answer(options, model, tokenizer, template, each, step, log)
+    if final() and any(each.fitting > scored for each in dev):
+        _score(options, model, tokenizer, dev, sys.maxsize, "final", step, log)
+
+
+def _score(
+    options: SftOptions, model: Llama, tokenizer: Tokenizer, dev: list[DevSet], limit: int, kind: str, step: int,
+    log: MetricsLog,
+) -> None:
+    """Score the answers of the first `limit` examples of each set; write and print the measures. Nothing if there are none."""
+    total = Score(0.0, 0, 0, 0)
+    with progress("evaluating", sum(min(limit, each.fitting) for each in dev), "examples", delay=5) as bar:
+        for each in dev:
+            total += score_examples(model, each.examples, options.sequence_length, tokenizer.characters_per_id, limit=limit,
+                                    on_progress=bar.update)
+    if total.tokens:
+        measures = total.measures()
+        log.write(kind, step, **measures)
+        print(f"step {step}  {kind}: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
+              f"accuracy {measures['accuracy']:.1%}  ({measures['tokens']:,} answer tokens)", flush=True)
 
 
 def _answer(

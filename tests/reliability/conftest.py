@@ -41,7 +41,7 @@ def finished(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's rate is measured whenever a trainer is made, which takes long beside other work."""
-    monkeypatch.setattr("train.loop.matmul_flops", lambda *_: 1e9)
+    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
 
 
 Mount = Callable[[str], Path]

@@ -360,7 +360,7 @@ def test_mixes_of_other_weights_are_other_runs() -> None:
 def test_another_tokenizer_for_a_run_that_has_one_is_refused(places: dict[str, str], tmp_path: Path, root: Path) -> None:
     """`--tokenizer` on a continued run, silently ignored."""
     from common.errors import UserError
-    from train.sft import _check_tokenizer
+    from train.base import _check_tokenizer
 
     run, own = tmp_path / "run", Path(places["model"])
     run.mkdir()

@@ -25,7 +25,7 @@ from train.options import PretrainOptions, SftOptions
 def train(kind: str, *words: str) -> None:
     """A run, from a command line."""
     # To measure the machine takes longer than these runs.
-    with mock.patch("sys.argv", ["", *words]), mock.patch("train.loop.matmul_flops", return_value=1e9):
+    with mock.patch("sys.argv", ["", *words]), mock.patch("train.clock.matmul_flops", return_value=1e9):
         if kind == "pretrain":
             pretrain.pretrain(read_options(PretrainOptions, "pretrain", ""))
         else:

@@ -1,25 +1,28 @@
 """What the loop does when something is not as it should be, and what it says beforehand."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from common.errors import UserError
 from common.metrics_file import read_metrics
-from data.batches import TextBatches
+from data.batches import Batch, TextBatches, assemble
 from data.plan import Mixture, Plan
 from data.shards import ShardSet
-from model.checkpoints import save_tokenizer
+from model.checkpoints import find, newest, save_tokenizer, step_folder
 from model.config import LlamaConfig
 from model.llama import Llama
 from train.capacity import Choices
-from train.entry import parse_mixture
-from train.loop import GIVE_UP_AFTER, Horizon, Trainer, duration
-from train.metrics import MetricsLog
+from train.clock import Clock, attended, duration
+from train.entry import parse_mixture, read_options
+from train.loop import GIVE_UP_AFTER, Horizon, Trainer
+from train.metrics import VALIDATION_LOSS, MetricsLog
 from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import PretrainOptions
 from train.run import Run
@@ -55,6 +58,102 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, shar
     for loss, norm, gradient in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-5) and norm == pytest.approx(gradients[0][1], rel=1e-4)
         torch.testing.assert_close(gradient, gradients[0][2], rtol=1e-3, atol=1e-7)
+
+
+Example = tuple[np.ndarray, np.ndarray]
+
+
+def examples(*sizes: int) -> list[Example]:
+    """Ids, and which targets have a loss: the second half of each example."""
+    draw = np.random.default_rng(1)
+    return [(draw.integers(400, 900, size + 1), np.arange(size) >= size // 2) for size in sizes]
+
+
+def test_packed_examples_are_trained_as_if_alone(tmp_path: Path, shard_set: Path) -> None:
+    """Examples of a row that see each other in the training step, where only the mask keeps them apart."""
+    one = trainer(tmp_path / "run", shard_set, optimizer={"clip": 1e9})
+    with torch.no_grad():
+        for parameter in one.model.parameters():
+            parameter.mul_(3.0)  # at initialisation attention is nearly uniform whatever goes into it
+
+    def gradients(row: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
+        """Of the sum of the losses."""
+        count = sum(int(scored.sum()) for _, scored in row)
+        loss, _ = one._gradients([assemble([row], 32)], None)
+        found = {name: count * p.grad for name, p in one.model.named_parameters() if p.grad is not None}
+        one.model.zero_grad(set_to_none=True)
+        return count * loss, found
+
+    row = examples(9, 5, 14)
+    loss, packed = gradients(row)
+    losses, alone = zip(*(gradients([each]) for each in row), strict=True)
+    assert loss == pytest.approx(sum(losses), rel=1e-5) and len(packed) == len(list(one.model.parameters()))
+    for name, gradient in packed.items():
+        torch.testing.assert_close(gradient, sum(each[name] for each in alone), rtol=1e-3, atol=1e-4, msg=name)
+
+
+def seen(batch: Batch) -> int:
+    """Keys that a batch's tokens attend to, by its mask."""
+    mask = batch.mask()
+    assert mask is not None and batch.segments is not None
+    return int(mask[:, 0][batch.segments > 0].sum())
+
+
+def test_attention_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the machine's rate that counts attention over whole rows where examples are short."""
+    packed = assemble([examples(9, 5, 14), examples(30, 1)], 32)
+    assert attended(packed) == seen(packed) == sum(n * (n + 1) // 2 for n in (9, 5, 14, 30, 1))
+    whole = Batch(torch.zeros((3, 32), dtype=torch.int64), torch.zeros(96))
+    assert attended(whole) == 3 * 32 * 33 // 2
+    assert attended(assemble([examples(20)], 32)) == 20 * 21 // 2  # one example and padding
+    config = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=4)
+    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1.0)
+    choices = Choices(device="cpu", precision="fp32", compile=False, micro_rows=1, loss_path="chunked")
+    for batch, pairs in ((packed, seen(packed)), (whole, 3 * 32 * 32 // 2)):
+        clock = Clock(9, choices, Llama(config), torch.device("cpu"))
+        clock.tick(batch.tokens, 0, attended(batch))
+        clock._seconds = 1.0
+        weights = 6 * (config.matmul_parameters - 32 * 99)
+        # A score and a sum of values over the width, each forward and twice backward; half a key less, as of whole rows.
+        expected = batch.tokens * weights + 2 * 2 * 3 * 2 * 32 * (pairs - (batch is packed) * batch.tokens / 2)
+        assert clock.measures()["mfu"] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_run_that_patience_ended_stands_for_its_best(tmp_path: Path, shard_set: Path) -> None:
+    """Chat and evaluation with the checkpoint that was worse, after every other was; one that trains on and stays behind."""
+    folder, finals = tmp_path / "run", []
+
+    def go_on(patience: int) -> Trainer:
+        one = trainer(folder, shard_set, checkpoint={"every": 2})
+        one.horizon = Horizon(12, 2, VALIDATION_LOSS, patience)
+
+        def evaluate(_: Any, step: int, log: MetricsLog, final: Any) -> None:
+            before = final()
+            log.write("validation", step, loss=float(step))
+            finals.append((step, before, final()))
+
+        one._evaluate = evaluate
+        assert one.train()
+        one.close()
+        one.run._lock.close()  # type: ignore[union-attr]
+        return one
+
+    for _ in range(2):
+        assert go_on(2).stalled() and newest(folder) == 6
+        assert find(folder) == step_folder(folder, 2)
+        # Whether it is the last evaluation is known with its own score.
+        assert finals == [(2, False, False), (4, False, False), (6, False, True)]
+    config = step_folder(folder, 2) / "config.json"
+    whole = config.read_bytes()
+    config.write_text("{}")
+    assert find(folder) == step_folder(folder, 6)
+    config.write_bytes(whole)
+    finals.clear()
+    go_on(0)
+    assert find(folder) == step_folder(folder, 12)
+    assert finals == [(8, False, False), (10, False, False), (12, True, True)]
 
 
 @pytest.mark.slow
@@ -138,8 +237,8 @@ def test_a_log_opened_again_drops_what_came_after(tmp_path: Path) -> None:
         file.flush()
         file.buffer.write('{"kind": "sample", "step": 3, "text": "小'.encode()[:-1])
     again = MetricsLog(tmp_path, 3)
-    assert [record["step"] for record in again.records] == [1, 2, 3, 3, 3]
     again.close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 3, 3]
     MetricsLog(tmp_path, 2).close()
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
 
@@ -171,3 +270,17 @@ def test_mixtures_are_read_as_written() -> None:
 def test_durations_read_like_a_clock() -> None:
     """An ETA of 3,661 seconds."""
     assert [duration(s) for s in (0, 59.6, 125, 3661)] == ["0:00", "1:00", "2:05", "1:01:01"]
+
+
+def test_help_shows_the_defaults_whatever_runs_there_are(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An old run's options taken for what a new one begins with."""
+    (tmp_path / "config.yaml").write_text("max_steps: 7654321\n")
+    monkeypatch.chdir(root)
+    for word in ("-h", "--help"):
+        monkeypatch.setattr(sys, "argv", ["pretrain", "--run", str(tmp_path), word])
+        with pytest.raises(SystemExit):
+            read_options(PretrainOptions, "pretrain", "")
+        said = capsys.readouterr().out
+        assert "--max_steps N (default 260)" in said and "7654321" not in said

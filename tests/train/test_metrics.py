@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from train.metrics import Measure, MetricsLog
+from common.metrics_file import read_metrics
+from train.metrics import Measure, MetricsLog, UnwrittenLog
 
 ROUGE = Measure("rouge", "rouge_1", higher=True)
 
@@ -28,8 +29,26 @@ def test_an_evaluation_cut_short_is_not_in_the_record_twice(tmp_path: Path) -> N
     log.write("rouge", 4, rouge_1=0.4)
     log.close()
     log = MetricsLog(tmp_path, 4)
-    assert [(record["kind"], record["step"]) for record in log.records] == [
+    assert [(record["kind"], record["step"]) for record in read_metrics(tmp_path)] == [
         ("train", 2), ("rouge", 2), ("evaluated", 2), ("train", 4)]
     log.write("rouge", 4, rouge_1=0.4)
     assert log.scores(ROUGE) == [(2, 0.5), (4, 0.4)]
     log.close()
+
+
+def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
+    """Memory, and time at every checkpoint, that grow with the steps of a long run."""
+    for log in (MetricsLog(tmp_path, 0), UnwrittenLog()):
+        log.write("rouge", 2, rouge_1=0.5)
+        log.write("evaluated", 2)
+        for step in range(3, 60):
+            log.write("train", step, loss=1.0)
+            log.write("skipped", step, loss="nan")
+            log.write("spike", step, loss=9.0)
+            log.write("sample", step, prompt="", text="一")
+        assert len(log._kept) == 2 and log.has("evaluated", 2) and log.best(ROUGE) == 2
+        log.close()
+    assert len(read_metrics(tmp_path)) == 2 + 57 * 4
+    again = MetricsLog(tmp_path, 59)
+    assert len(again._kept) == 2 and again.scores(ROUGE) == [(2, 0.5)]
+    again.close()

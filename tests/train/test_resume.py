@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from common.files import atomic_folder
+from data.shards import FORMAT, ShardWriter
 from model.checkpoints import newest, step_folder
+from model.tokenizer import Tokenizer
 
 # Times and speeds are the only fields that may differ.
 CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
@@ -45,25 +50,23 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    import numpy as np
-
-    from common.files import atomic_folder
-    from data.shards import FORMAT, ShardWriter
-
-    tokenizer = request.getfixturevalue("tokenizer")
-    folder = tmp_path_factory.mktemp("data") / "shards"
+def shards(folder: Path, tokenizer: Tokenizer, **counts: int) -> Path:
+    """A shard set with so many sequences in each split."""
     draw = np.random.default_rng(0)
-    # About 12,000 tokens: 40 steps of 512 cross an epoch border.
     with atomic_folder(folder, {"format": FORMAT, "kind": "documents", "splits": {}}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
-        for split, count in (("train", 120), ("validation", 6)):
+        for split, count in counts.items():
             writer = ShardWriter(made, split, tokenizer.vocabulary_size)
             for length in draw.integers(10, 200, count):
                 writer.add(400 + (draw.integers(50) + 3 * np.arange(length)) % 50)
             writer.close()
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    # About 12,000 tokens: 40 steps of 512 cross an epoch border.
+    return shards(tmp_path_factory.mktemp("data") / "shards", tokenizer, train=120, validation=6)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,7 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     done = train(root, run, data)
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout
+    (run.parent / "said").write_text(done.stdout, encoding="utf-8")
     losses = [record["loss"] for record in records(run) if record["kind"] == "train"]
     assert losses[-1] < 0.7 * losses[0]
     return run
@@ -224,3 +228,20 @@ def test_the_last_and_the_best_checkpoints_are_kept(whole: Path) -> None:
     scored = [(record["loss"], record["step"]) for record in records(whole) if record["kind"] == "validation"]
     assert [step for _, step in scored] == [10, 20, 30, 40]
     assert steps(whole) == sorted({35, 40} | {min(scored)[1]})
+
+
+def test_the_memory_that_is_announced_is_about_what_is_needed(whole: Path) -> None:
+    """A laptop of 1 GB told that 0.2 GB will do: the process counts, not the model alone."""
+    said = (whole.parent / "said").read_text(encoding="utf-8")
+    announced, peak = (float(re.search(rf"{words} (\d+\.\d+) GB", said)[1]) for words in ("about", "of the process"))
+    assert peak / 1.5 < announced < 1.5 * peak, (announced, peak)
+    assert "held out" not in said
+
+
+@pytest.mark.slow
+def test_training_without_validation_says_so(root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Hours of training in which somebody waits for the first validation loss."""
+    done = train(root, tmp_path / "run", shards(tmp_path / "shards", tokenizer, train=20, validation=0), "--max_steps", "1")
+    assert done.returncode == 0, done.stderr
+    before, _, _ = done.stdout.partition("step 1/1")
+    assert "nothing of it is held out: there will be no validation loss" in before

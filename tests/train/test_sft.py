@@ -17,8 +17,11 @@ from common.metrics_file import read_metrics
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import ShardSet
-from model.checkpoints import digest, newest, step_folder, steps
+from model.checkpoints import digest, find, newest, step_folder, steps
+from model.config import LlamaConfig
 from model.template import Template
+from model.tokenizer import Tokenizer
+from train.run import Run
 
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
         "--model.num_attention_heads", "4"]
@@ -108,8 +111,13 @@ def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(
 def test_from_nothing_it_learns_the_answers(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
     """A loss on the wrong ids does not fall like this; a log without a dev loss."""
     words = ["--data", str(tuning["redgpt"]), "--base", "none", *TINY, "--max_steps", "30", "--run", str(tmp_path / "run")]
-    done = sft(root, *words, "--evaluation.every", "10")
+    done = sft(root, *words, "--evaluation.every", "10", "--evaluation.scored", "2")
     assert done.returncode == 0, done.stderr
+    # A long dev split is scored as a whole once, at the end.
+    scored = [(record["kind"], record["step"], record["tokens"]) for record in records(tmp_path / "run") if "accuracy" in record
+              and record["kind"] != "train"]
+    assert [each[:2] for each in scored] == [*(("validation", step) for step in (10, 20, 30)), ("final", 30)]
+    assert scored[0][2] == scored[2][2] < scored[3][2]
     losses = [record["loss"] for record in records(tmp_path / "run") if record["kind"] == "validation"]
     assert losses[-1] < losses[0] - 0.5
     accuracies = [record["accuracy"] for record in records(tmp_path / "run") if record["kind"] == "train"]
@@ -128,6 +136,8 @@ def test_patience_ends_a_run_that_stays_ended(root: Path, tuning: dict[str, Path
         done = sft(root, *words)
         assert done.returncode == 0 and "ended early" in done.stdout, done.stderr
         assert newest(tmp_path / "run") == 6, turn
+        assert "the best after step 2 (which the run stands for now)" in done.stdout
+        assert find(tmp_path / "run") == step_folder(tmp_path / "run", 2)
 
 
 @pytest.mark.slow
@@ -184,7 +194,7 @@ def made(run: Path, step: int, **fingerprints: Any) -> Path:
 
 def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> None:
     """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone."""
-    from train.sft import find_base
+    from train.base import find_base
 
     first, second = made(tmp_path / "first", 3), made(tmp_path / "second", 3)
     own = digest(first)
@@ -197,6 +207,14 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> N
     other = find_base(options_of(base=tmp_path / "second"), run)
     assert other.folder == second and other.fingerprint == digest(second) != own
     assert find_base(options_of(base="none"), run).fingerprint == "none"
+    # The base is trained anew where it lies: neither who names it nor who names nothing goes on as if it were the same.
+    (first / "model.safetensors").write_text("others")
+    write_manifest(first)
+    for base in (first, tmp_path / "first"):
+        again = find_base(options_of(base=base), run).fingerprint
+        assert again == digest(first) != own
+        with pytest.raises(UserError, match="another base: where --base leads there are other weights than the run began with"):
+            Run(run)._check({"base": own}, {"base": again})
     shutil.rmtree(tmp_path / "first")
     for base in (first, tmp_path / "first"):
         found = find_base(options_of(base=base), run)
@@ -207,7 +225,7 @@ def test_replay_is_the_base_s_text_and_nothing_else(
     root: Path, tuning: dict[str, Path], tmp_path: Path
 ) -> None:
     """The base's conversations taken for text; a part added to a run's mix that ends in a traceback; advice in a circle."""
-    from train.sft import Base, _replayed
+    from train.base import Base, replayed
 
     run = tmp_path / "run"
     for name, said in (("csl", "fine-tuned"), ("text", None)):
@@ -216,22 +234,44 @@ def test_replay_is_the_base_s_text_and_nothing_else(
         write_sealed(tmp_path / name / "run.json", facts)
         base = Base(folder, folder, "")
         if said is None:
-            assert _replayed(run, base, 0).folder == shards.folder
+            assert replayed(run, base, 0).folder == shards.folder
             # A run of one set that is continued with replay besides.
             write_sealed(run / "run.json", facts)
-            assert _replayed(run, base, 1).folder == shards.folder
+            assert replayed(run, base, 1).folder == shards.folder
         else:
             with pytest.raises(UserError, match=said):
-                _replayed(run, base, 0)
+                replayed(run, base, 0)
     write_sealed(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
                                                 "fingerprints": {"data": facts["fingerprints"]["data"] * 2}})
     with pytest.raises(UserError, match="2 shard sets: leave replay out"):
-        _replayed(tmp_path / "new", base, 0)
+        replayed(tmp_path / "new", base, 0)
+
+
+def test_replay_of_less_than_a_row_is_refused(
+    root: Path, tuning: dict[str, Path], shard_set: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Text that was asked for against forgetting, of which nothing comes, without a word."""
+    from train.base import Base
+    from train.sft import _mix
+
+    folder, shards = made(tmp_path / "base", 3), ShardSet.open(shard_set)
+    facts = {"shards": [str(shard_set)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
+    write_sealed(tmp_path / "base" / "run.json", facts)
+    length = shards.split("train").total_tokens
+    write_json(folder / "config.json", LlamaConfig(tokenizer.vocabulary_size, max_position_embeddings=length).to_hf())
+    base = Base(folder, root / "assets/tokenizer", "")
+    for rows, refused in ((length, True), (length - 1, False)):
+        options = options_of(data=f"{tuning['csl']}+replay:0.1", sequence_length=rows, batch_tokens=rows)
+        if refused:
+            with pytest.raises(UserError, match=f"nothing to replay: .* one row of {rows} tokens"):
+                _mix(options, tmp_path / "new", base, tokenizer, Template())
+        else:
+            assert len(_mix(options, tmp_path / "new", base, tokenizer, Template()).parts[1].lengths(0)) == 1
 
 
 def test_the_newest_pretraining_run_is_the_base(tmp_path: Path) -> None:
     """Fine-tuning an old run because its name sorts last, or because the newest was given a name; a fine-tuned one."""
-    from train.sft import newest_pretrained
+    from train.base import newest_pretrained
 
     assert newest_pretrained(tmp_path) is None
     for stamp, name in ((3, "pretrain-a"), (9, "wiki"), (5, "pretrain-c"), (20, "sft-csl"), (21, "tuned")):

@@ -34,6 +34,8 @@ from model.tokenizer import IMPORTED, Tokenizer
 FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 1 << 25
+# Where `make data` and training put the sets that they prepare, below the folder that the command runs in.
+PREPARED = Path("prepared")
 # Written after the manifest, which therefore does not know them: how long it took, and of which files it was made.
 REPORT, MADE_FROM = "report.json", "made-from.json"
 
@@ -248,9 +250,9 @@ def shards_of_run(run: Path, cure: str = "name a shard set with --data") -> Shar
 
 
 def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> list[ShardSet]:
-    """The shard sets that a run, or the run of a step, was trained on.
+    """The shard sets that a run, or the run of a step, was trained on, also after the project's folder was moved or copied.
 
-    UserError, which ends with `cure`, if there is no such record or a set has changed since.
+    UserError, which ends with `cure`, if there is no such record, or a set is gone or has changed since.
     """
     # A step's folder lies two below its run.
     made = run / "run.json"
@@ -265,8 +267,22 @@ def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> 
         raise UserError(f"{made} does not say what the run was trained on: {cure}") from None
     if len(folders) != len(known):
         raise UserError(f"{made} names {len(folders)} shard sets and {len(known)} fingerprints: {cure}")
-    sets = [ShardSet.open(folder) for folder in folders]
-    for shards, fingerprint in zip(sets, known, strict=True):
+    sets = []
+    for folder, fingerprint in zip(folders, known, strict=True):
+        shards = ShardSet.open(folder) if (folder / MANIFEST).exists() else _moved(folder.name, fingerprint, made.parent)
+        if shards is None:
+            copy = PREPARED / folder.name
+            raise UserError(f"{folder}, which {run} was trained on, is gone, and {copy} is no copy of it: {cure}")
         if shards.fingerprint != fingerprint:
             raise UserError(f"{shards.folder} is no longer what {run} was trained on: {cure}")
+        sets.append(shards)
     return sets
+
+
+def _moved(name: str, fingerprint: str, run: Path) -> ShardSet | None:
+    """The set of this name and these bytes where a project keeps one: the project that the command runs in, or the run's."""
+    for project in (Path(), run.resolve().parent.parent):
+        for folder in (project / PREPARED / name, project / name):
+            if (folder / MANIFEST).is_file() and (shards := ShardSet.open(folder)).fingerprint == fingerprint:
+                return shards
+    return None

@@ -1,0 +1,53 @@
+"""The shard sets of a run whose project was moved, copied or cloned elsewhere."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.files import write_manifest, write_sealed
+from data.shards import FORMAT, ShardSet, shard_sets_of_run
+
+
+@pytest.fixture
+def project(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with a set in prepared/, one beside it, and a run of both; moved after the run was made."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    folders = [old / "prepared" / "sample-12345678", old / "mine"]
+    for folder in folders:
+        shutil.copytree(shard_set, folder)
+    data = [{"set": ShardSet.open(folder).fingerprint, "weight": 1.0} for folder in folders]
+    (old / "runs" / "x" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    write_sealed(old / "runs" / "x" / "run.json", {"shards": list(map(str, folders)), "fingerprints": {"data": data}})
+    old.rename(new)
+    monkeypatch.chdir(new)
+    return new
+
+
+@pytest.mark.parametrize("run", ["runs/x", "runs/x/checkpoints/step-00000010"])
+def test_a_run_of_a_moved_project_finds_its_sets(project: Path, run: str) -> None:
+    """A run that cannot be measured any more because its project's folder has another name."""
+    assert [each.folder for each in shard_sets_of_run(Path(run))] == [Path("prepared/sample-12345678"), Path("mine")]
+
+
+def test_a_run_that_was_copied_out_and_one_that_is_named_from_outside_find_their_sets(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets that are sought in one place only: here, or beside the run."""
+    monkeypatch.chdir(tmp_path)
+    assert [each.folder for each in shard_sets_of_run(Path("new/runs/x"))][1] == project / "mine"
+    shutil.copytree(project / "runs" / "x", tmp_path / "usb" / "x")
+    monkeypatch.chdir(project)
+    assert len(shard_sets_of_run(tmp_path / "usb" / "x")) == 2
+
+
+def test_a_set_of_the_same_name_with_other_bytes_is_not_taken(project: Path) -> None:
+    """A model measured on the text of another preparation; a line that does not say what is missing."""
+    tokens = project / "mine" / "train-00000.tokens.npy"
+    tokens.write_bytes(tokens.read_bytes()[:-2] + b"\x00\x01")
+    write_manifest(project / "mine", {"format": FORMAT, "kind": "documents"})
+    assert ShardSet.open(project / "mine", checksums=True)
+    with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, and prepared/mine .*--data") as said:
+        shard_sets_of_run(Path("runs/x"))
+    assert "\n" not in str(said.value)

@@ -2,7 +2,8 @@
 
 Prepared sets lie in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that one corpus can be prepared
 with several tokenizers. `made-from.json` in each says what it was made from: inputs, tokenizer, options, code. A
-preparation is used again while these are the same and made again when they are not.
+preparation is used again while these are the same and made again when they are not. A name whose downloads are no longer
+here keeps the preparation that it has, and a warning says that other code made it.
 """
 
 import hashlib
@@ -18,9 +19,9 @@ from common.files import MANIFEST, fsync, manifest_problem, read_json, read_seal
 from data.corpora import ROOT, TOKENIZER, Corpus, corpora, unknown
 from data.detect import detect
 from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.prepare import PrepareOptions, code_digest, prepare_groups
 from data.reading import expand
-from data.shards import FORMAT, MADE_FROM, ShardSet
+from data.shards import FORMAT, MADE_FROM, PREPARED, ShardSet
 from model.tokenizer import Tokenizer
 
 SAMPLE = "sample"
@@ -28,13 +29,7 @@ SAMPLE_ROOT = ROOT / "assets" / "sample"
 SAMPLE_FOLDER = SAMPLE_ROOT / "pretrain"
 SMALL_TOKENIZER = ROOT / "assets" / "tokenizer"
 # Below the folder that the command runs in.
-PREPARED = Path("prepared")
 DOWNLOADS = Path("downloads")
-
-# What makes records into ids: a preparation by other code than this is made again.
-CODE = ("data/sources/*.py", *(f"data/{name}.py" for name in (
-    "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "pool", "prepare", "reading", "records",
-)), *(f"model/{name}.py" for name in ("template", "tokenizer", "tokenizer_imported", "tokenizer_normalise")))
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ def resolve(name: str, tokenizer: Path | None = None) -> Path:
     if name == SAMPLE:
         return prepare_once(SAMPLE, sample_inputs(), tokenizer or SMALL_TOKENIZER)
     if name in known and known[name].source:
-        return (_prepared(name, tokenizer) or _downloaded(name, known[name], tokenizer)
+        return (_prepared(name, known[name], tokenizer) or _downloaded(name, known[name], tokenizer)
                 or _stand_in(name, known[name], tokenizer))
     if path.is_dir() and _is_shard_set(path):
         return _checked(path, tokenizer)
@@ -120,7 +115,9 @@ def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
     out, options = _folder(name, loaded), PrepareOptions()
     if out.exists() and not (out / MADE_FROM).is_file():
         raise UserError(f"{out} was not made by make data or a training run: move it away and run again")
-    request = {"format": FORMAT, "tokenizer": loaded.fingerprint, "options": options.model_dump(mode="json"), "code": _code()}
+    request = {
+        "format": FORMAT, "tokenizer": loaded.fingerprint, "options": options.model_dump(mode="json"), "code": code_digest(),
+    }
     if not _unchanged(out, request, inputs):
         new = out.with_name(f".{out.name}.new")
         shutil.rmtree(new, ignore_errors=True)
@@ -130,13 +127,6 @@ def prepare_once(name: str, inputs: Inputs, tokenizer: Path) -> Path:
         write_sealed(new / MADE_FROM, {**request, "name": name, "inputs": facts})
         _replace(out, new)
     return out
-
-
-def _code() -> str:
-    digest = hashlib.sha256()
-    for path in (path for pattern in CODE for path in sorted(ROOT.glob(pattern))):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _replace(out: Path, new: Path) -> None:
@@ -185,13 +175,41 @@ def _same(fact: dict[str, Any], path: Path) -> bool:
     return fact["mtime_ns"] == status.st_mtime_ns or fact["sha256"] == sha256_file(path)
 
 
-def _prepared(name: str, tokenizer: Path | None) -> Path | None:
+def _prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
     """What was prepared under this name with this tokenizer, or with whichever came last; None if nothing was."""
     if tokenizer is not None:
         folder = _folder(name, Tokenizer.load(tokenizer))
-        return _checked(folder, tokenizer) if _is_shard_set(folder) else None
+        return _current(_checked(folder, tokenizer), name, corpus) if _is_shard_set(folder) else None
     folders = [path for path in PREPARED.glob(f"{name}-" + "[0-9a-f]" * 8) if _is_shard_set(path)]
-    return _checked(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None) if folders else None
+    if not folders:
+        return None
+    return _current(_checked(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None), name, corpus)
+
+
+def _current(folder: Path, name: str, corpus: Corpus) -> Path:
+    """The prepared set of a name, made again where other code made it and the files it was made from are still here."""
+    made = folder / MADE_FROM
+    before = read_sealed(made, f": delete {folder}, and make data DATA={name}", 1 << 30) if made.is_file() else {}
+    if before.get("code", code_digest()) == code_digest():
+        return folder
+    if (files := _still_here(before, name, corpus)) is None:
+        print(f"warning: {folder} was prepared by another version of this code, and its files are not in "
+              f"{DOWNLOADS / name} to prepare it again: make data DATA={name}", file=sys.stderr)
+        return folder
+    print(f"{folder} was prepared by another version of this code: preparing it again", flush=True)
+    assert corpus.source is not None
+    return prepare_once(name, {corpus.source: files}, folder)
+
+
+def _still_here(before: dict[str, Any], name: str, corpus: Corpus) -> Files | None:
+    """The downloads that a set was made from, whichever parts of the corpus these were; None where one is gone."""
+    wanted = {(fact["name"], fact["bytes"]) for facts in before["inputs"].values() for fact in facts}
+    parts = tuple(dict.fromkeys(file.part for file in corpus.files if file.part))
+    every = downloads(name, corpus, parts)
+    chosen = Files(*([path for path in paths if path.exists() and (path.name, path.stat().st_size) in wanted]
+                     for paths in (every.train, every.dev)))
+    here = {(path.name, path.stat().st_size) for path in chosen.train + chosen.dev}
+    return chosen if list(before["inputs"]) == [corpus.source] and here == wanted else None
 
 
 def _downloaded(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:

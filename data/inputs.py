@@ -12,7 +12,7 @@ from typing import Any
 from common.errors import UserError
 from data.reading import Advance, Raw, expand
 from data.sources import SOURCES, find_source
-from data.sources.hub import hub_config, is_hub, stream
+from data.sources.hub import hub_config, hub_records, is_hub
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Group:
         for path in self._files(inputs):
             yield from source.read(path, advance)
         for text in filter(is_hub, inputs):
-            yield from stream(source, text)
+            yield from hub_records(source, text)
 
     def describe(self) -> dict[str, Any]:
         """The inputs in short: how many files and bytes, and a digest of their names, sizes, beginnings and ends."""

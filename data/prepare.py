@@ -11,6 +11,7 @@ whatever the number of workers and however often it was interrupted.
 import contextlib
 import fcntl
 import glob
+import hashlib
 import itertools
 import json
 import shutil
@@ -29,6 +30,7 @@ from common.options import Options, parse
 from common.progress import progress
 from data.assemble import assemble
 from data.clean import CleanOptions
+from data.corpora import ROOT
 from data.dedup import DedupOptions, permutations
 from data.inputs import Group, split_groups
 from data.parts import PART_BYTES, Part, cut, finished, part_folder
@@ -38,7 +40,11 @@ from data.shards import FORMAT, REPORT
 from data.sources import SOURCES, find_source
 from model.tokenizer import Tokenizer
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "prepare.yaml"
+CONFIG = ROOT / "configs" / "prepare.yaml"
+# What makes records into ids.
+CODE = ("data/sources/*.py", *(f"data/{name}.py" for name in (
+    "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "pool", "prepare", "reading", "records",
+)), *(f"model/{name}.py" for name in ("template", "tokenizer", "tokenizer_imported", "tokenizer_normalise")))
 Share = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -60,6 +66,14 @@ class Command(PrepareOptions):
 
     tokenizer: Path = Field(description="a SentencePiece model, or a folder with a tokenizer.model")
     out: Path = Field(description="the shard set to make; a folder that is not there yet")
+
+
+def code_digest() -> str:
+    """Changes when any line of the code that makes records into ids does."""
+    digest = hashlib.sha256()
+    for path in (path for pattern in CODE for path in sorted(ROOT.glob(pattern))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def prepare(source: str, inputs: list[str], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
         loaded.save(work)
         made, peak = _make_parts(groups, work, options)
         _check_quarantine(work / "parts", made, options.quarantine_share)
-        facts = {"sources": identity["inputs"], "preparation": identity}
+        facts = {"sources": identity["inputs"], "preparation": identity, "code": code_digest()}
         try:
             report = assemble(out, work / "parts", made, loaded, kind, options.dedup, options.validation, facts)
         except UserError:
@@ -133,7 +147,9 @@ def _existing(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if manifest.get("format") != FORMAT or before != identity:
         changed = ", ".join(_changes(before, identity)) or "its format"
         raise UserError(f"--out {out}: is already prepared otherwise (what differs: {changed}); give another --out")
-    print(f"{out} is already prepared from the same inputs with the same options: nothing to do")
+    other = manifest.get("code", code_digest()) != code_digest()
+    print(f"{out} is already prepared from the same inputs with the same options: nothing to do"
+          + (" (another version of this code did it: delete it to prepare it anew)" if other else ""))
     return read_sealed(out / REPORT, ": delete it") if (out / REPORT).is_file() else dict(manifest["report"])
 
 
@@ -160,13 +176,18 @@ def _work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             raise UserError(f"--out {out}: another process is preparing it right now") from None
         # Inputs are not compared: a part is only taken if its records are the same.
         wanted = {key: identity[key] for key in ("tokenizer", "options")}
-        wanted |= {"format": FORMAT, "part_bytes": PART_BYTES}
+        wanted |= {"format": FORMAT, "part_bytes": PART_BYTES, "code": code_digest()}
         plan = work / "plan.json"
-        if plan.exists() and (changed := _changes(read_json(plan), wanted)):
+        changed = _changes(read_json(plan), wanted) if plan.exists() else []
+        if set(changed) - {"code"}:
             raise UserError(
                 f"--out {out}: an unfinished preparation with other arguments lies in {work} (what differs: "
                 f"{', '.join(changed)}); repeat those to go on with it, or delete it: rm -r {work}"
             )
+        if changed:
+            print(f"{work} was begun by another version of this code: its parts are made again", flush=True)
+            shutil.rmtree(work / "parts")
+            (work / "parts").mkdir()
         write_json(plan, wanted)
         remove_leftovers(work / "parts")
         for path in out.parent.glob(f".{glob.escape(out.name)}.????????.tmp"):
@@ -247,7 +268,8 @@ def description() -> str:
         "are not cleaned, and only exact repetitions are dropped.\n\n"
         "  --source NAME  what the inputs after it are; may be repeated, each with its own --input, to mix corpora:\n"
         f"{sources}\n"
-        "  --input FILE…  files (plain, gzip, parquet), folders or globs; or hub, hub:CONFIG to stream the dataset\n"
+        "  --input FILE…  files (plain, gzip, parquet), folders or globs; or hub, hub:CONFIG to stream the dataset,\n"
+        "                 hub-download, hub-download:CONFIG to fetch it whole first (into HF_HOME)\n"
         "  --dev FILE…    the release's own dev split, if it has one: it becomes the validation split\n\n"
         "  python -m data.prepare --source mnbvc --input news/*.jsonl.gz --source wikipedia --input hub \\\n"
         "      --tokenizer tokenizer.model --out data/prepared/mix\n\n"

@@ -20,7 +20,7 @@ class BadRow(ValueError):
 class Hub:
     """Where a dataset lies on the Hugging Face hub, as the arguments of `datasets.load_dataset`.
 
-    With `files`, a pattern in which `{folder}` becomes the folder a configuration means, the native files are streamed
+    With `files`, a pattern in which `{folder}` becomes the folder a configuration means, the native files are read
     line by line (for repositories whose tables `datasets` does not read by itself); without it the configuration is
     loaded by its name.
     """

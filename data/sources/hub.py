@@ -1,53 +1,60 @@
-"""Datasets on the Hugging Face hub, streamed: nothing but the rows under way is kept."""
+"""Datasets on the Hugging Face hub, streamed (nothing but the rows under way is kept) or downloaded first.
 
+`hub` streams: it needs no disk, and the network until the end. `hub-download` fetches the dataset into the cache of
+`datasets` (`HF_HOME`), goes on where a download broke off, and afterwards needs no network. Both yield the same records.
+"""
+
+import zlib
 from collections.abc import Iterator
 
 from common.errors import UserError
 from data.reading import RawRecord, json_value
 from data.sources.base import Source
 
-PREFIX = "hub"
+STREAM, DOWNLOAD = "hub", "hub-download"
 
 
 def is_hub(text: str) -> bool:
-    """Whether an input is `hub` or `hub:CONFIG` rather than a file."""
-    return text == PREFIX or text.startswith(f"{PREFIX}:")
+    """Whether an input is `hub`, `hub:CONFIG`, `hub-download` or `hub-download:CONFIG` rather than a file."""
+    return text.partition(":")[0] in (STREAM, DOWNLOAD)
 
 
 def hub_config(source: Source, text: str) -> str:
-    """The configuration that `hub` or `hub:CONFIG` means for a source. UserError if it is not on the hub."""
+    """The configuration that an input (see `is_hub`) means for a source. UserError if it is not on the hub."""
     if source.hub is None:
         raise UserError(f"--input {text}: source {source.name} has no place on the hub; give its files")
     return text.partition(":")[2] or source.hub.config
 
 
-def stream(source: Source, text: str) -> Iterator[RawRecord]:
+def hub_records(source: Source, text: str) -> Iterator[RawRecord]:
     """The rows of a source's dataset as raw records for its `parse`.
 
-    Native files are streamed as lines, whatever they hold: `datasets` would refuse a column whose type varies (ids
+    Native files are read as lines, whatever they hold: `datasets` would refuse a column whose type varies (ids
     that are numbers here and text there). UserError if the dataset is not to be had.
     """
     import datasets
     import orjson
 
-    hub, config = source.hub, hub_config(source, text)
+    hub, config, streaming = source.hub, hub_config(source, text), text.partition(":")[0] == STREAM
     assert hub is not None
     label = f"hub:{hub.path}:{config}"
     try:
         if hub.files is None:
-            rows = datasets.load_dataset(hub.path, config, split="train", streaming=True)
+            rows = datasets.load_dataset(hub.path, config, split="train", streaming=streaming)
         else:
             rows = datasets.load_dataset(
                 "text", data_files=hub.files.replace("{folder}", _folder(config)), encoding_errors="replace",
-                split="train", streaming=True,
+                split="train", streaming=streaming,
             )
         for number, row in enumerate(rows, 1):
             data = orjson.dumps(row, default=json_value) if hub.files is None else row["text"].encode()
             if data.strip():
                 yield RawRecord(label, number, data)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"--input {text}: {hub.path} ({config}) cannot be streamed: {reason}") from None
+    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, datasets.exceptions.DatasetsError) as error:
+        # A download that fails says only that it failed, and why in the error behind it.
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
+        done = "streamed" if streaming else "downloaded"
+        raise UserError(f"--input {text}: {hub.path} ({config}) cannot be {done}: {reason}") from None
 
 
 def _folder(config: str) -> str:

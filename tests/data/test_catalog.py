@@ -143,14 +143,6 @@ def test_a_damaged_preparation_is_made_again(raw: Path) -> None:
     assert ShardSet.open(resolve(str(raw)), checksums=True)
 
 
-def test_other_code_prepares_again(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
-    assert all(any(catalog.ROOT.glob(pattern)) for pattern in catalog.CODE)
-    first = stamp(resolve(str(raw)))
-    monkeypatch.setattr(catalog, "CODE", catalog.CODE[1:])
-    assert stamp(resolve(str(raw))) != first
-
-
 def test_something_else_under_the_name_is_not_overwritten(raw: Path) -> None:
     folder = resolve(str(raw))
     shutil.rmtree(folder)

@@ -1,6 +1,5 @@
 """Sources and reading: every record of a native file comes out as a document or as a bad record, never as a crash."""
 
-import dataclasses
 import gzip
 import itertools
 import json
@@ -19,8 +18,7 @@ from data import reading
 from data.reading import RawRecord, expand, records, stretches
 from data.records import BadRecord, Document
 from data.sources import SOURCES, find_source
-from data.sources import hub as hub_module
-from data.sources.base import BadRow, Hub
+from data.sources.base import BadRow
 from data.sources.wikipedia import strip_markup
 
 
@@ -380,48 +378,3 @@ def test_a_dangling_link_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match="cannot be read"):
         list(records(expand([str(tmp_path / "a")])[0]))
-
-
-# The hub, from a local folder
-
-
-def test_hub_table_streams_as_rows(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    folder = tmp_path / "wiki" / "20231101.zh"
-    folder.mkdir(parents=True)
-    rows = [
-        {"id": "1", "url": "u", "title": "數學", "text": "內容"},
-        {"id": "2", "url": "u", "title": "乙", "text": "丙"},
-    ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
-    card = '---\nconfigs:\n- config_name: "20231101.zh"\n  data_files: "20231101.zh/*.parquet"\n---\n'
-    (tmp_path / "wiki" / "README.md").write_text(card)
-    source = SOURCES["wikipedia"]
-    assert source.hub is not None
-    local = dataclasses.replace(source, hub=dataclasses.replace(source.hub, path=str(tmp_path / "wiki")))
-    found = [local.decode(raw) for raw in hub_module.stream(local, "hub")]
-    assert found == [Document("数学\n\n内容"), Document("乙\n\n丙")]
-    with pytest.raises(UserError, match=r"--input hub:20991231\.zh: .*cannot be streamed"):
-        list(hub_module.stream(local, "hub:20991231.zh"))
-
-
-def test_hub_native_files_stream_as_lines_whatever_their_types(tmp_path: Path) -> None:
-    """Ids that are numbers here and text there must not end the stream, and bad lines are counted."""
-    folder = tmp_path / "qa" / "20230196" / "zhihu"
-    folder.mkdir(parents=True)
-    rows = [json.dumps({"id": i if i % 2 else str(i), "问": "问", "答": str(i)}, ensure_ascii=False) for i in range(5)]
-    with gzip.open(folder / "0.jsonl.gz", "wt", encoding="utf-8") as file:
-        file.write("\n".join([*rows, "{broken", ""]))
-    source = dataclasses.replace(
-        SOURCES["mnbvc_qa"], hub=Hub("liwu/MNBVC", "qa_zhihu", f"{tmp_path}/{{folder}}/*.jsonl.gz")
-    )
-    found = [source.decode(raw) for raw in hub_module.stream(source, "hub")]
-    assert found[:5] == [Document(f"问\n{i}") for i in range(5)]
-    assert isinstance(found[5], BadRecord) and found[5].line == 6
-
-
-def test_a_source_without_a_place_on_the_hub_says_so() -> None:
-    with pytest.raises(UserError, match="source text has no place on the hub"):
-        list(hub_module.stream(SOURCES["text"], "hub"))

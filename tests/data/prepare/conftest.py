@@ -1,0 +1,85 @@
+"""Little corpora, a tokenizer trained on them, and the preparation as a process of its own."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from data.shards import ShardSet
+
+# A command whose parts and shards are small, so that little text makes many of them.
+COMMAND = """
+import data.parts, data.shards
+data.parts.PART_BYTES = 1 << 17
+data.shards.ShardWriter.__init__.__defaults__ = (1 << 17,)
+from common.errors import run_main
+from data.prepare import main
+run_main(main)
+"""
+COMMON = list(
+    "的一是了我不在人们有来他这上着个地到大里说就去子得也和那要下看天时过出小么起你都把好还多没为又可家学只以主会样年想生同老中十从自面前头道它后"
+)
+
+
+def document(seed: int, characters: int = 400) -> str:
+    chance = random.Random(seed)
+    return "".join(chance.choices(COMMON, k=characters)) + f"。第{seed}篇。"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BPE model with byte fallback of a few hundred pieces."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter([document(seed) for seed in range(50)]),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=450,
+            byte_fallback=True,
+            character_coverage=1.0,
+            minloglevel=2,
+            num_threads=1,
+        )
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """200 documents, 10 copies, 5 near copies, 3 short ones, 1 bad line: 219 records."""
+    texts = [document(seed) for seed in range(200)]
+    rows = [
+        {"text": text} for text in [*texts, *texts[:10], *[text[:-8] + "完" for text in texts[50:55]], "短", "短", "短"]
+    ]
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows) + b"{broken\n")
+    return path
+
+
+def run(arguments: list[str], root: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=120, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a shard set but the report, which has times in it."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+
+
+def documents(folder: Path) -> list[str]:
+    shards = ShardSet.open(folder, checksums=True)
+    loaded = shards.tokenizer()
+    found = []
+    for split in ("train", "validation"):
+        sequences = shards.split(split)
+        for index in range(len(sequences)):
+            ids = sequences.tokens(index)
+            assert ids[0] == loaded.bos_id and ids[-1] == loaded.eos_id
+            found.append(loaded.decode(ids[1:-1].tolist()))
+    return found

@@ -1,0 +1,77 @@
+"""The command line: its groups, its mistakes, its help, its defaults."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from data import prepare as prepare_module
+from data.inputs import Group, split_groups
+from data.prepare import PrepareOptions
+
+
+def test_groups_are_taken_out_of_the_command_line() -> None:
+    words = [
+        "--source",
+        "mnbvc",
+        "--input",
+        "a",
+        "b",
+        "--out",
+        "o",
+        "--source=jsonl:x",
+        "--input=c",
+        "--workers",
+        "2",
+        "--input",
+        "hub",
+    ]
+    groups, rest = split_groups(words)
+    assert groups == [Group("mnbvc", ("a", "b")), Group("jsonl:x", ("c", "hub"))]
+    assert rest == ["--out", "o", "--workers", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--input a", "say first what it is"),
+        ("--source", "takes one name"),
+        ("--source a b", "takes one name"),
+        ("--source nothing --input a", "there is no such source"),
+        ("--source mnbvc --out o", "source mnbvc: needs --input"),
+        ("--source mnbvc --input --out o", "--input needs"),
+        ("--out o --tokenizer t", "is needed: see --help"),
+        ("--source text --input a --out o", "--tokenizer: is required"),
+        ("--source text --input a --out o --tokenizer t --dedup.treshold 1", "did you mean --dedup.threshold"),
+        ("--source text --input a --out o --tokenizer nothing", "nothing does not exist"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_told(
+    words: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare", *words.split()])
+    with pytest.raises(UserError, match=reason):
+        prepare_module.main()
+
+
+def test_help_teaches_sources_options_and_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare", "--source", "mnbvc", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        prepare_module.main()
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("wiki_zh_2019", "mnbvc_qa", "--dedup.threshold", "--clean.minimum_characters", "--input hub", "--out"):
+        assert word in text
+
+
+def test_the_default_config_holds_the_defaults() -> None:
+    """Two places that state a default must state the same."""
+    import yaml
+
+    stated = yaml.safe_load(prepare_module.CONFIG.read_text(encoding="utf-8"))
+    assert PrepareOptions.model_validate(stated) == PrepareOptions()
+    assert set(stated) == set(PrepareOptions.model_fields)

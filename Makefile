@@ -5,15 +5,21 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 # A process on every core, one thread each: threads of several processes on one core would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
-DATA ?= sample
+# On a terminal pip says what it is doing (stderr is asked: stdout is not the terminal inside of a substitution); in a log it
+# is quiet.
+PIP_INSTALL = $(PY) -m pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
+DATA ?=
 BASE ?=
 RUN ?=
 CONFIG ?=
 ARGS ?=
-# The newest run, where a command needs one and none is named.
-NEWEST = $(or $(RUN),$(shell ls -td runs/*/ 2>/dev/null | head -n 1))
+# $(call quoted,NAME): what a variable holds as one word for the shell, whatever is in it; a ~/ in front is the home folder.
+START := @start@
+quoted = '$(subst ','\'',$(subst $(START),,$(subst $(START)~/,$(HOME)/,$(START)$(value $(1)))))'
+# $(call option,--name,NAME): the option with what a variable holds, or nothing where it is empty.
+option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
-.PHONY: help setup setup-dev data pretrain sft chat serve evaluate tensorboard bench test test-fast check sample clean
+.PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench test test-fast check sample
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +30,8 @@ help:
 	@echo "                    such as csl+belle-0.8m:0.5+replay:0.1; without a download the sample's part of that name"
 	@echo "make chat [RUN=…]   talk to the newest run (--help: make chat ARGS=--help)"
 	@echo "make serve [RUN=…]  OpenAI's protocol and a page to talk to the newest run, on http://127.0.0.1:8000/"
+	@echo "make export RUN=…   exports/NAME, a folder for transformers, vLLM and lm_eval; for llama.cpp and Ollama with"
+	@echo "                    ARGS=\"--format gguf --out exports/NAME.gguf\""
 	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA=… lists them"
 	@echo "make evaluate       everything that fits the newest run (or RUN=DIR): perplexity, accuracy, bits per character,"
 	@echo "                    ROUGE, reading, repetition; and a report"
@@ -37,37 +45,38 @@ $(VENV)/.installed: requirements.txt
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) (once, a few minutes) …"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "error: python could not make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 2; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@echo "setting up what the tests need …"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
 
 data: setup
-	@$(PY) -m data.download $(if $(filter command line environment,$(origin DATA)),$(DATA)) $(ARGS)
+	@$(PY) -m data.download $(if $(value DATA),$(call quoted,DATA)) $(ARGS)
 
 pretrain: setup
-	@$(PY) -m train.pretrain $(if $(CONFIG),--config $(CONFIG)) $(if $(filter command line environment,$(origin DATA)),--data $(DATA)) \
-		$(if $(RUN),--run $(RUN)) $(ARGS)
+	@$(PY) -m train.pretrain $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--run,RUN) $(ARGS)
 
 sft: setup
-	@$(PY) -m train.sft $(if $(CONFIG),--config $(CONFIG)) $(if $(filter command line environment,$(origin DATA)),--data $(DATA)) \
-		$(if $(BASE),--base $(BASE)) $(if $(RUN),--run $(RUN)) $(ARGS)
+	@$(PY) -m train.sft $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)
 
 chat: setup
-	@$(PY) -m chat $(if $(RUN),--checkpoint $(RUN)) $(ARGS)
+	@$(PY) -m chat $(call option,--checkpoint,RUN) $(ARGS)
 
 serve: setup
-	@$(PY) -m chat.serve $(if $(RUN),--checkpoint $(RUN)) $(ARGS)
+	@$(PY) -m chat.serve $(call option,--checkpoint,RUN) $(ARGS)
 
 evaluate: setup
-	@test -n "$(NEWEST)" || { echo "error: there is no run yet: make pretrain" >&2; exit 2; }
-	@$(PY) -m evaluate --checkpoint $(NEWEST) $(ARGS)
+	@$(PY) -m evaluate $(call option,--checkpoint,RUN) $(ARGS)
+
+export: setup
+	@test -n $(call quoted,RUN) || { echo "error: which run? make export RUN=runs/NAME" >&2; exit 2; }
+	@$(PY) -m model.export $(call option,--checkpoint,RUN) --format hf --out exports/"$$(basename $(call quoted,RUN))" $(ARGS)
 
 tensorboard: setup
 	@$(VENV)/bin/tensorboard --logdir runs
@@ -83,7 +92,7 @@ check: setup-dev
 	@$(PY) -m mypy common model data train evaluate chat bench
 
 bench: setup-dev
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.txt
+	@$(PIP_INSTALL) --no-deps -r requirements-bench.txt
 	@$(PY) -m bench.train $(ARGS)
 
 # The shipped sample and tokenizer, made again from their generator.

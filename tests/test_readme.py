@@ -190,7 +190,7 @@ def test_documented_targets_exist(command: Command) -> None:
     """A target or a variable that was renamed; ARGS with an option that the command behind the target does not have."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name in (word.partition("=")[0] for word in command.words if "=" in word):
-        assert re.search(rf"\$\({name}\)", makefile), f"the Makefile uses no variable {name}: make {' '.join(command.words)}"
+        assert re.search(rf"\$\((|call .*,){name}\)", makefile), f"the Makefile uses no {name}: make {' '.join(command.words)}"
     for behind in commands_in(make_plan(command)):
         if behind.program != "make":
             check(behind)

@@ -1,0 +1,108 @@
+"""The Makefile hands on what it is told, word for word: recipes run with a stub in python's place."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Writes down the words it was called with, as a stand-in for the environment's python.
+STUB = """#!/bin/sh
+for word in "$@"; do printf '%s\\0' "$word"; done > "$CALLED"
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project of a Makefile and an environment that is already set up."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    for name in ("requirements.txt", "requirements-dev.txt", "venv/.installed", "venv/.installed-dev"):
+        (tmp_path / name).touch()
+    stub = tmp_path / "venv" / "bin" / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    return tmp_path
+
+
+def make(folder: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """`make WORDS`, and the words that python was called with."""
+    called = folder / "called"
+    called.unlink(missing_ok=True)
+    environment = {"PATH": os.environ["PATH"], "HOME": "/home/me", "CALLED": str(called), **variables}
+    done = subprocess.run(["make", "VENV=venv", *words], cwd=folder, env=environment, capture_output=True, text=True)
+    return done, called.read_text().split("\0")[:-1] if called.exists() else []
+
+
+@pytest.mark.parametrize("name", [
+    "my corpus.txt", "a(b).txt", "it's.txt", 'say "x".txt', "a;touch x", "a$HOME$(PY)`id`.txt", "a,b.txt", "back\\slash", "*",
+    "x  y ", "a~/b", "#x", "语料.txt",
+])
+def test_a_name_reaches_the_command_as_it_is(folder: Path, name: str) -> None:
+    """Two words of one file name, and a name that the shell runs."""
+    data, run = f"DATA={name}", f"RUN={name}"
+    assert make(folder, "data", data)[1] == ["-m", "data.download", name]
+    assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
+    assert make(folder, "pretrain", data, run, f"CONFIG={name}")[1] == [
+        "-m", "train.pretrain", "--config", name, "--data", name, "--run", name]
+    assert make(folder, "sft", data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
+        "-m", "train.sft", "--config", name, "--data", name, "--base", name, "--run", name]
+    for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
+        assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
+    assert not (folder / "x").exists()
+
+
+def test_a_name_in_the_home_folder_is_found(folder: Path) -> None:
+    """Shells that leave the ~ of DATA=~/corpus.txt to whoever reads it."""
+    assert make(folder, "pretrain", "DATA=~/my corpus.txt")[1][-1] == "/home/me/my corpus.txt"
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    ("data", ["data.download"]), ("pretrain", ["train.pretrain"]), ("sft", ["train.sft"]), ("chat", ["chat"]),
+    ("serve", ["chat.serve"]), ("evaluate", ["evaluate"]),
+])
+def test_what_is_not_said_is_left_to_the_command(folder: Path, target: str, words: list[str]) -> None:
+    """A second place that decides which run is the newest or what the default corpus is; ARGS taken for one word."""
+    (folder / "runs" / "x").mkdir(parents=True)
+    assert make(folder, target)[1] == ["-m", *words]
+    found = make(folder, target, "DATA=", "RUN=", "ARGS=--limit 3 --name 'a b'")[1]
+    assert found == ["-m", *words, "--limit", "3", "--name", "a b"]
+
+
+def test_export_names_its_folder_after_the_run(folder: Path) -> None:
+    """An export into the folder `exports` itself, or of no run at all."""
+    for run, name in (("runs/sft-csl", "sft-csl"), ("runs/my run/", "my run"), ("x", "x")):
+        assert make(folder, "export", f"RUN={run}", "ARGS=--dtype bfloat16")[1] == [
+            "-m", "model.export", "--checkpoint", run, "--format", "hf", "--out", f"exports/{name}", "--dtype", "bfloat16"]
+    done, words = make(folder, "export")
+    assert done.returncode != 0 and not words
+    assert done.stderr.splitlines()[0] == "error: which run? make export RUN=runs/NAME"
+
+
+def test_setting_up_shows_progress_on_a_terminal_and_is_short_in_a_log(folder: Path) -> None:
+    """Minutes of silence in front of somebody; hundreds of lines in a log."""
+    pip = ["-m", "pip", "install", "--disable-pip-version-check"]
+    (folder / "venv" / ".installed").unlink()
+    assert make(folder, "setup")[1] == [*pip, "--quiet", "-r", "requirements.txt"]
+    (folder / "venv" / ".installed").unlink()
+    ours, theirs = os.openpty()
+    environment = {"PATH": os.environ["PATH"], "CALLED": str(folder / "called")}
+    subprocess.run(["make", "VENV=venv", "setup"], cwd=folder, env=environment, stdout=theirs, stderr=theirs, check=True)
+    os.close(theirs)
+    os.close(ours)
+    assert (folder / "called").read_text().split("\0")[:-1] == [*pip, "-r", "requirements.txt"]
+
+
+def test_every_target_is_phony_and_helped(folder: Path) -> None:
+    """A target that a folder of its name (data, evaluate) stands in the way of, or that nobody is told of."""
+    text = (folder / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())  # type: ignore[index]
+    targets = set(re.findall(r"^([a-z-]+):(?!=)", text, re.MULTILINE))
+    assert phony == targets
+    helped = set(re.findall(r"make ([a-z-]+)", make(folder, "help")[0].stdout))
+    assert targets - helped == {"help", "setup-dev", "sample"} and helped <= targets

@@ -176,7 +176,7 @@ evaluate.perplexity --checkpoint {damaged} --data {text} | is damaged (sha256 di
 <SCORE> --source jsonl                                      | --source and --input belong together
 <SCORE> --source jsonl --input {nowhere}                    | --input {nowhere}: there is no such file or folder
 <SCORE> --source jsonl --input {empty}                      | fewer than two tokens, nothing to score
-<SCORE> --data {text} --limit 1                             | --limit 1: at least 2 tokens are needed
+<SCORE> --data {text} --limit 1                             | --limit 1: at least 2 tokens of text are needed
 <SCORE> --data {text} --limit x                             | --limit: invalid int value: 'x'
 <SCORE> --data {text} --json {folder}                       | {folder}: is a folder; name a file to write
 <SCORE> --data {text} --json {corpus}/x.json                | {corpus} is no folder that may be written to; name another file

@@ -114,13 +114,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [9, 21])
 def test_kill_9_goes_on_from_the_last_checkpoint_to_the_same_bits(
-    root: Path, data: Path, whole: Path, tmp_path: Path, after: int
+    root: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Doubled or missing steps after a crash."""
+    """Doubled or missing steps after a crash; kills at every other moment: tests/reliability/test_kill.py."""
     run = tmp_path / "run"
-    code, _ = stop(root, run, data, signal.SIGKILL, after)
+    code, _ = stop(root, run, data, signal.SIGKILL, 21)
     assert code == -signal.SIGKILL
     assert train(root, run, data).returncode == 0
     assert tensors(run) == tensors(whole)

@@ -26,9 +26,10 @@ class Cache:
     """
 
     def __init__(self, config: LlamaConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, capacity, config.head_dim)
+        # One tensor, so that one operation can write keys and values.
+        self.both = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = self.both.unbind(1)  # [layers, rows, K, capacity, d]
         self.rows = rows
         self.length = 0
         self._layers = [LayerCache(self, index) for index in range(config.num_hidden_layers)]

@@ -6,6 +6,7 @@ the matrix need not be read in fp32 at all: an int8 copy says, with a bound on i
 and only those are computed. The answer is that of the full product.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -40,17 +41,21 @@ class Screen:
             near = dequantize(self._values[rows], self._scale[rows], torch.float32)
             missed = torch.zeros(()) if isinstance(head, Int8Linear) else (head.weight.detach()[rows] - near).norm(dim=1)
             reach = torch.maximum(reach, (missed + (_ROUNDING + _SUM_ERROR) * near.norm(dim=1)).max())
-        self._reach = reach
+        self._reach = float(reach)
 
     def likeliest(self, hidden: Tensor) -> Tensor | None:
         """hidden[R, D] → int64[R]; None where the screen lets too many pass (numbers that are not finite: all or none)."""
         near = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale).float()
-        error = self._reach * hidden.norm(dim=1)
+        size = hidden.norm(dim=1)
         highest = near.amax(1)
         # The likeliest is no less than this; and what may reach it lies no further below than the error and its rounding.
-        least = highest - _ROUNDING * highest.abs() - 2 * error
-        rows, ids = (near >= (least - _ROUNDING * least.abs())[:, None]).nonzero(as_tuple=True)
-        if len(ids) > _MOST_CANDIDATES * len(hidden) or not hidden.isfinite().all():
+        least = highest.sub_(highest.abs(), alpha=_ROUNDING).sub_(size, alpha=2 * self._reach)
+        if not math.isfinite(float(least.sum())):
+            return None
+        rows, ids = (near >= least.sub_(least.abs(), alpha=_ROUNDING)[:, None]).nonzero(as_tuple=True)
+        if len(ids) == len(hidden):
+            return ids  # one each
+        if len(ids) > _MOST_CANDIDATES * len(hidden):
             return None
         logits = torch.linalg.vecdot(self._rows(ids), hidden[rows])
         best = logits.new_full((len(hidden),), -torch.inf).scatter_reduce_(0, rows, logits, "amax")

@@ -1,5 +1,6 @@
 """The arranged model is the plain one: hidden states, ids and what they are remembered for."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -81,6 +82,54 @@ def test_hidden_states_are_those_of_the_training_forward(shape: str, dtype: torc
     # bf16 keeps 8 bits, and every step of a layer rounds.
     tolerance = 2e-5 if dtype == torch.float32 else 0.15
     torch.testing.assert_close(torch.cat(found), expected[29:], rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads PyTorch uses, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_product_in_blocks_is_the_product(threads: Callable[[int], None], count: int, rows: int) -> None:
+    """Blocks of a matrix put together in another order, or lost where threads do not divide its width."""
+    threads(count)
+    model = random_model(**SHAPES["wide heads"])
+    text = torch.tensor([prompts()[3][:10]] * rows)
+    text[-1, 1:] -= 1
+    cache = Cache(model.config, rows, 10, CPU, torch.float32)
+    decoder = Decoder(model)
+    for index in range(10):
+        cache.length = index
+        found = decoder.read(text[:, index : index + 1], cache)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.model(text, None, None, None)[:, -1], rtol=2e-5, atol=2e-5)
+
+
+def test_a_step_of_an_int8_model_is_what_its_layers_give() -> None:
+    """A norm's weight or scale left out of int8 products, of which no training forward tells."""
+    model = quantize_int8(random_model(**SHAPES["grouped"]))
+    text = torch.tensor([prompts()[3]])
+    cache, decoder = Cache(model.config, 1, 40, CPU, torch.float32), Decoder(model)
+    whole = decoder.read(text, cache)
+    for index in range(40):
+        cache.length = index
+        found = decoder.read(text[:, index : index + 1], cache)
+    # Activations are rounded to bf16, here and there at other places.
+    torch.testing.assert_close(found, whole, rtol=0.05, atol=0.05)
+
+
+def test_what_was_read_stays_when_more_is_read() -> None:
+    """Memory that the next step writes to, given away as a result."""
+    model = random_model()
+    decoder, cache = Decoder(model), Cache(model.config, 1, 4, CPU, torch.float32)
+    first = decoder.read(torch.tensor([[5]]), cache)
+    kept = first.clone()
+    other = decoder.read(torch.tensor([[6]]), cache)
+    assert torch.equal(first, kept) and not torch.equal(first, other)
 
 
 class Adapted(torch.nn.Linear):
@@ -172,6 +221,8 @@ def test_numbers_that_are_not_finite_pass_no_screen() -> None:
     with torch.no_grad():
         assert Screen(head).likeliest(torch.full((2, 64), torch.nan)) is None
         assert Head(head).likeliest(torch.full((2, 64), torch.inf)).max() < 500
+        head.weight[7] = 1e38
+        assert Screen(head).likeliest(torch.full((2, 64), 1e3)) is None, "what is finite may overflow in the product"
 
 
 def test_plain_projections_are_fused() -> None:

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from common.files import atomic_folder
 from data.shards import FORMAT, ShardWriter
 from model.tokenizer import FILE as TOKENIZER_FILE
 from model.tokenizer import Tokenizer
+
+# How long an example takes says something of the machine and what else it does, and nothing of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parent.parent
 

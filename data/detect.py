@@ -21,6 +21,7 @@ KEYS = (
     ({"instruction", "input", "output", "history"}, "deepctrl"),
     ({"instruction", "input", "output"}, "belle-0.5m"),
     ({"instruction", "input", "target"}, "belle-0.5m"),
+    ({"instruction", "output"}, "alpaca"),
     ({"input", "target", "type"}, "pclue"),
     ({"input", "target", "answer_choices"}, "pclue"),
     ({"input", "target"}, "belle-0.5m"),

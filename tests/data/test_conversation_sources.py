@@ -335,6 +335,7 @@ QUESTION = {"instruction": "问", "input": "", "output": "答"}
         ([QUESTION], "alpaca"),
         (belle("Human:问\nAssistant:"), "belle-0.8m"),
         ({**QUESTION, "history": []}, "deepctrl"),
+        ({"instruction": "问", "output": "答"}, "alpaca"),
         ([{**QUESTION, "history": []}], "alpaca"),
         ({"input": "问\n答案：", "target": "答", "type": "nli"}, "pclue"),
         ({"input": "问", "target": "答"}, "belle-0.5m"),

@@ -5,8 +5,9 @@
     serve    requests without end to `python -m chat.serve`, several at once, some given up half-way
 
 A process is flat if its resident memory in the last quarter of the time is at most 10 % and 20 MB above that of the second
-quarter (the first is for warming up), and it has no more files open. What training leaves behind is read back at the end:
-the checkpoint verifies, metrics.jsonl has every step once, and TensorBoard shows as many points.
+quarter (the first is for warming up), and it has no more files open; both by the medians of the quarters, as a single look
+may see a connection more. What training leaves behind is read back at the end: the checkpoint verifies, metrics.jsonl has
+every step once, and TensorBoard shows as many points.
 """
 
 import argparse
@@ -77,10 +78,10 @@ def verdict(looks: list[Look]) -> tuple[bool, str]:
         raise UserError(f"--minutes: {len(looks)} looks are too few to tell; give it more time")
     early, late = looks[quarter : 2 * quarter], looks[-quarter:]
     before, after = (statistics.median(look.resident for look in part) for part in (early, late))
-    opened, open_now = (max(look.files for look in part) for part in (early, late))
+    opened, open_now = (statistics.median(look.files for look in part) for part in (early, late))
     flat = after - before <= max(0.1 * before, 20e6) and open_now <= opened
     return flat, (f"resident {before / 1e6:.1f} MB in the second quarter, {after / 1e6:.1f} MB in the last, "
-                  f"at most {max(look.resident for look in looks) / 1e6:.1f}; open files {opened}, {open_now}")
+                  f"at most {max(look.resident for look in looks) / 1e6:.1f}; open files {opened:g}, {open_now:g}")
 
 
 def soak_train(folder: Path, seconds: float) -> tuple[list[Look], list[str]]:

@@ -80,7 +80,7 @@ class Engine:
             try:
                 self._collect()
                 self._batch.release(time.monotonic())
-                self._batch.admit(self._next())
+                self._admit()
                 self._batch.step()
             except Exception:
                 # One bad moment, such as memory that ran out, costs these answers and not the server.
@@ -90,6 +90,18 @@ class Engine:
         self._collect()
         for job in self._queue:
             job.tell(Failed(503, STOPPING))
+
+    def _admit(self) -> None:
+        jobs = self._next()
+        try:
+            self._batch.admit(jobs)
+        except Exception:
+            # Those that the fault kept from getting a row: neither queue nor batch knows them any more.
+            known = [row.job for row in self._batch.rows]
+            for job in jobs:
+                if job not in known:
+                    job.tell(Failed(500, FAULT))
+            raise
 
     def _collect(self) -> None:
         """Take in what has arrived; with nothing to do, wait for it."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat import weights
+from chat.serve import batch as batch_module
 from chat.serve.batch import OVERFLOW, Batch
 from chat.serve.engine import FAULT, STOPPING, WAITED, Busy, Engine
 from chat.serve.row import Event, Failed, Job, Over, Row, Said, Text
@@ -222,6 +224,31 @@ def test_a_fault_costs_the_running_answers_only(
     after = Asked([1, 9], 3)
     engine.submit(after.job)
     assert after.end()[1] == Over("length", 3) and "no memory left" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["Row", "_advance"])
+def test_a_fault_at_the_door_tells_those_who_were_coming_in(
+    start: Started, loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A client that hangs because its job was in no list when memory ran out; one that is told twice; a place lost."""
+    engine = start(2, 0, replace(loaded, context=16_000))
+    running, coming = Asked([1, 9], 15_000), Asked([1, 8], 3)
+    engine.submit(running.job)
+    running.begun()
+    real = getattr(batch_module, place)
+
+    def fail(first: Any, *rest: Any) -> Any:
+        if first is coming.job or (isinstance(first, list) and any(row.job is coming.job for row in first)):
+            raise MemoryError("no memory left")
+        return real(first, *rest)
+
+    monkeypatch.setattr(batch_module, place, fail)
+    engine.submit(coming.job)
+    assert coming.end() == ("", Failed(500, FAULT)) and running.end()[1] == Failed(500, FAULT)
+    after = [Asked([1, 7], 3), Asked([1, 6], 3)]
+    for each in after:
+        engine.submit(each.job)
+    assert [each.end()[1] for each in after] == [Over("length", 3)] * 2
 
 
 @torch.inference_mode()

@@ -64,6 +64,8 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     """Serve until SIGINT or SIGTERM, which end the answers that are being made."""
     import uvicorn
 
+    from chat.serve.connections import BACKLOG, Limited
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             engine.stop()
@@ -71,8 +73,8 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
 
     engine.start()
     config = uvicorn.Config(
-        application, http="h11", loop="asyncio", ws="none", lifespan="off", log_level="warning", access_log=False,
-        proxy_headers=False, server_header=False, timeout_graceful_shutdown=GRACE)
+        application, http=Limited, backlog=BACKLOG, loop="asyncio", ws="none", lifespan="off", log_level="warning",
+        access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=GRACE)
     try:
         Server(config).run(sockets=[listener])
     except KeyboardInterrupt:

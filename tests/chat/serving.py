@@ -15,6 +15,7 @@ from openai import OpenAI
 from chat import weights
 from chat.serve.__main__ import listen, url
 from chat.serve.app import Limits, Service
+from chat.serve.connections import BACKLOG, Limited
 from chat.serve.engine import Engine
 from model.generate import Sampling
 
@@ -41,14 +42,14 @@ class Served:
 
 @contextmanager
 def served(checkpoint: Path, *, rows: int = 4, waiting: int = 8, tokens: int = 100, seconds: float = 60.0,
-           body: int = 100_000, key: str | None = None) -> Iterator[Served]:
+           body: int = 100_000, key: str | None = None, http: type[Limited] = Limited) -> Iterator[Served]:
     """A server for a checkpoint; greedy where a request does not say otherwise."""
     loaded = weights.load(checkpoint, torch.device("cpu"), "auto")
     engine = Engine(loaded, rows=rows, waiting=waiting)
     service = Service(checkpoint.name, loaded, engine, GREEDY, Limits(tokens, seconds, body))
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(
-            service.application("127.0.0.1", key), http="h11", ws="none", lifespan="off", log_level="warning"))
+            service.application("127.0.0.1", key), http=http, backlog=BACKLOG, ws="none", lifespan="off", log_level="warning"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         engine.start()
         thread.start()

@@ -83,6 +83,32 @@ def test_an_answer_can_be_stopped_and_mistakes_are_shown(browser: Browser, endle
 
 
 @pytest.mark.slow
+def test_a_question_whose_answer_broke_off_is_asked_once(browser: Browser, talker: Path) -> None:
+    """A question that the model reads twice, with half an answer between, because the first answer failed half-way."""
+    with served(talker) as server:
+        browser.open(server.url)
+        browser.wait_for("document.querySelector('#model').textContent.includes('256')")
+        # A fault in mid-stream, once, is made up here; then the server answers.
+        browser.run("""{
+            const real = window.fetch;
+            window.sent = [];
+            window.fetch = async (path, options) => {
+                window.sent.push(JSON.parse(options.body).messages);
+                if (window.sent.length > 1) return real(path, options);
+                const event = (data) => 'data: ' + JSON.stringify(data) + '\\n\\n';
+                return new Response(event({choices: [{delta: {content: '半'}}]}) + event({error: {message: 'a fault'}}));
+            };
+        }""")
+        browser.type("#question", MAYOR)
+        browser.press_enter()
+        browser.wait_for(f"{READY} && document.querySelector('.bad')?.textContent === 'a fault'")
+        assert browser.run("document.querySelector('#question').value") == MAYOR
+        browser.press_enter()
+        browser.wait_for(f"{READY} && {ANSWER} === '我不知道。'")
+        assert browser.run("window.sent.map((messages) => messages.length)") == [1, 1]
+
+
+@pytest.mark.slow
 def test_no_text_becomes_part_of_the_page(browser: Browser, talker: Path) -> None:
     """A script in a question, a model's answer or an error that runs on the page."""
     evil = "<img src=x onerror=\"window.ran=1\"><script>window.ran=1</script><b>粗</b>"

@@ -23,7 +23,7 @@ DESCRIPTION = """Export a checkpoint.
 
   --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config, safetensors, tokenizer,
                  chat template, model card. Every --checkpoint here takes it too.
-  --format gguf  one file for llama.cpp, and an Ollama Modelfile beside it.
+  --format gguf  one file for llama.cpp, NAME.gguf, and beside it NAME.Modelfile for Ollama.
 
   python -m model.export --checkpoint runs/sft-csl --format hf --out exports/summariser --dtype bfloat16
   python -m model.export --checkpoint runs/sft-csl --format gguf --out exports/summariser.gguf --dtype q8_0"""

@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.files import atomic_file
 from model.config import LlamaConfig
 from model.llama import Llama, inverse_frequencies
-from model.modelfile import write_modelfile
+from model.modelfile import is_modelfile_of, modelfile_of, write_modelfile
 from model.template import Template
 from model.tokenizer import MARK, Piece, Tokenizer
 from model.tokenizer_normalise import CONTROL, NORMAL, UNKNOWN, UNUSED
@@ -34,22 +34,24 @@ if TYPE_CHECKING:
 GGUFType = Literal["f32", "f16", "q8_0"]
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 _Q8_0_BLOCK = 32
+_MAGIC = b"GGUF"
 
 
 def export_gguf(
     model: Llama, tokenizer: Tokenizer, chat_template: str | None, file: Path, *, dtype: GGUFType, name: str,
     template: Template | None = None,
 ) -> None:
-    """Write `file` and, beside it, an Ollama `Modelfile`.
+    """Write `file` and, beside it, its Ollama `Modelfile` (`modelfile_of`).
 
     `dtype` is that of the matrices; norms stay f32, and in q8_0 (blocks of 32 numbers and a scale) a matrix whose width
     is no multiple of 32 is f16, which a line on stderr says. `name` is what tools show. `chat_template` is Jinja;
     without one the model continues text. `template` holds the words of the same dialogue for Ollama, which knows no
     Jinja (default: the project's). Tensors are converted one at a time. UserError for a vocabulary that llama.cpp would
-    split otherwise and for weights that f16 cannot hold.
+    split otherwise, for weights that f16 cannot hold, and if another file would be lost (`check_out`).
     """
     import gguf
 
+    check_out(file)
     tensors = _tensors(model)
     types = {key: _type(value, dtype) for key, value in tensors.items()}
     with atomic_file(file) as temporary:
@@ -70,6 +72,18 @@ def export_gguf(
               file=sys.stderr)
     words = None if chat_template is None else template or Template()
     write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + MARK, context=model.context)
+
+
+def check_out(file: Path) -> None:
+    """UserError if `file` or its `Modelfile` is there and is none: an export replaces an earlier one, nothing else."""
+    if file.is_dir():
+        raise UserError(f"--out {file} is a folder: name a file, such as {file / 'model.gguf'}")
+    if file.exists():
+        with file.open("rb") as there:
+            if there.read(len(_MAGIC)) != _MAGIC:
+                raise UserError(f"--out {file} exists and is no GGUF file: name another file")
+    if modelfile_of(file).exists() and not is_modelfile_of(file):
+        raise UserError(f"{modelfile_of(file)} exists and is no Modelfile of {file.name}: name another --out")
 
 
 def _tensors(model: Llama) -> dict[str, Tensor]:

@@ -10,29 +10,44 @@ from common.files import write_atomic
 from model.template import Template
 from model.tokenizer import MARK
 
-FILE = "Modelfile"
 # As in `python -m chat`. Without its repetition penalty: Ollama's counts the words of the prompt too, and an answer must
 # be able to copy them from its reference.
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.0}
 _MOST_NEW = 256
 
 
+def modelfile_of(gguf: Path) -> Path:
+    """Where the `Modelfile` of a GGUF file lies: one of its own for each, so that exports share a folder."""
+    return gguf.with_name(f"{gguf.name.removesuffix('.gguf')}.Modelfile")
+
+
+def is_modelfile_of(gguf: Path) -> bool:
+    """Whether what lies there is the `Modelfile` of this GGUF file, and not somebody's own file."""
+    with modelfile_of(gguf).open("rb") as file:
+        first = _first_line(gguf).encode() + b"\n"
+        return file.read(len(first)) == first
+
+
+def _first_line(gguf: Path) -> str:
+    return f"FROM ./{gguf.name}"
+
+
 def write_modelfile(gguf: Path, template: Template | None, *, eos: str, context: int) -> None:
-    """Write `Modelfile` beside a GGUF file, for `ollama create NAME -f Modelfile`.
+    """Write `NAME.Modelfile` beside NAME.gguf, for `ollama create NAME -f NAME.Modelfile`.
 
     Without a `template` the model continues the prompt as it stands. `eos` is the text of the id that ends an answer,
     where llama.cpp stops by itself; a model that begins the human's part instead is stopped there. `context` are the
     tokens that a conversation may have; an answer gets half of them at most.
     """
     lines = [
-        f"FROM ./{gguf.name}",
+        _first_line(gguf),
         f'TEMPLATE """{go_template(template, eos) if template else "{{ .Prompt }}"}"""',
         f"PARAMETER num_ctx {context}",
         f"PARAMETER num_predict {min(_MOST_NEW, context // 2)}",
         *(f"PARAMETER {key} {value:g}" for key, value in SAMPLING.items()),
         *([f'PARAMETER stop """{template.opening(first=False)}"""'] if template else []),
     ]
-    write_atomic(gguf.parent / FILE, "\n".join(lines) + "\n")
+    write_atomic(modelfile_of(gguf), "\n".join(lines) + "\n")
 
 
 def go_template(template: Template, eos: str) -> str:

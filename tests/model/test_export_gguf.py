@@ -20,8 +20,7 @@ from model.config import LlamaConfig, preset
 from model.decode import decode
 from model.export_gguf import export_gguf, vocabulary
 from model.llama import Llama, inverse_frequencies
-from model.modelfile import FILE as MODELFILE
-from model.modelfile import SAMPLING
+from model.modelfile import SAMPLING, modelfile_of
 from model.template import Template
 from model.tokenizer import Piece, Tokenizer
 from model.tokenizer_normalise import NORMAL, UNUSED
@@ -189,7 +188,7 @@ def test_weights_that_f16_cannot_hold_are_refused_and_the_old_file_stays(tokeniz
     with pytest.raises(UserError, match=r"blk.2.ffn_down.weight holds numbers that are too large for f16: export as f32"):
         exported(model, tokenizer, tmp_path, "f16")
     assert file.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [MODELFILE, file.name]
+    assert sorted(tmp_path.iterdir()) == sorted([modelfile_of(file), file])
 
 
 def test_a_vocabulary_larger_than_the_tokenizers_is_filled_up(tokenizer: Tokenizer) -> None:
@@ -235,7 +234,7 @@ def test_the_modelfile_names_the_file_the_stops_and_the_sampling_of_chat(tokeniz
     model = llama(tokenizer)
     model.context = 128
     file = exported(model, tokenizer, tmp_path, "q8_0")
-    text = (tmp_path / MODELFILE).read_text(encoding="utf-8")
+    text = modelfile_of(file).read_text(encoding="utf-8")
     assert text.splitlines()[0] == f"FROM ./{file.name}"
     assert f'TEMPLATE """{GO_TEMPLATE}"""\n' in text
     assert 'PARAMETER num_ctx 128\nPARAMETER num_predict 64\nPARAMETER temperature 0.7\nPARAMETER top_p 0.9\n' in text
@@ -246,9 +245,31 @@ def test_the_modelfile_names_the_file_the_stops_and_the_sampling_of_chat(tokeniz
 def test_a_model_without_a_template_continues_text_in_ollama(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A pretrained model knows no dialogue; asked in one it would write nonsense."""
     file = exported(llama(tokenizer), tokenizer, tmp_path, chat=None)
-    text = (tmp_path / MODELFILE).read_text(encoding="utf-8")
+    text = modelfile_of(file).read_text(encoding="utf-8")
     assert 'TEMPLATE """{{ .Prompt }}"""\n' in text and "人类" not in text
     assert "tokenizer.chat_template" not in values(file)
+
+
+def test_two_exports_share_a_folder_with_a_modelfile_of_the_users_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The second export makes Ollama load it under the first one's name, and what the user wrote is gone."""
+    (tmp_path / "Modelfile").write_text("FROM qwen")
+    for name in ("a.gguf", "b.gguf", "a.gguf"):
+        export_gguf(llama(tokenizer), tokenizer, None, tmp_path / name, dtype="f32", name="x")
+    assert (tmp_path / "Modelfile").read_text() == "FROM qwen"
+    assert [(tmp_path / f"{name}.Modelfile").read_text().split("\n")[0] for name in "ab"] == ["FROM ./a.gguf", "FROM ./b.gguf"]
+
+
+@pytest.mark.parametrize(("there", "words"), [
+    ("a.gguf", "exists and is no GGUF file"), ("a.Modelfile", "is no Modelfile of a.gguf"), ("a.gguf/x", "is a folder"),
+])
+def test_a_file_that_is_no_export_is_not_replaced(tokenizer: Tokenizer, tmp_path: Path, there: str, words: str) -> None:
+    """`--out thesis.txt` and the thesis is gone."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("GG: somebody's own")
+    with pytest.raises(UserError, match=words):
+        export_gguf(llama(tokenizer), tokenizer, None, tmp_path / "a.gguf", dtype="f32", name="x")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / there]
+    assert (tmp_path / there).read_text() == "GG: somebody's own"
 
 
 # llama.cpp

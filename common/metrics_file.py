@@ -7,6 +7,8 @@ from typing import Any
 from common.errors import UserError
 
 FILE = "metrics.jsonl"
+# Kinds of records that hold no scores of the model on held-out data.
+UNSCORED = ("train", "sample", "evaluated", "skipped", "spike")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -52,6 +52,15 @@ def load(options: argparse.Namespace, device: torch.device) -> tuple[Llama, Toke
     return quantize_int8(model) if options.quantize else model, tokenizer
 
 
+def measured(options: argparse.Namespace) -> dict[str, str | int]:
+    """What `--json` says of the weights: `checkpoint`, the `step` it stood for in its run, `weights` if quantised."""
+    if not options.checkpoint:
+        return {}
+    step = checkpoints.step_of(checkpoints.find(options.checkpoint))
+    return {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
+            **({"weights": options.quantize} if options.quantize else {})}
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line's options. UserError for a count below one, and for a source without files or files without one."""
     options = parser.parse_args()

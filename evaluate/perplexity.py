@@ -15,7 +15,7 @@ from data.examples import Phrasings, encode_records, examples_of
 from data.records import Document
 from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
-from evaluate.command_line import load, measuring_parser, parse
+from evaluate.command_line import load, measured, measuring_parser, parse
 from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
 from evaluate.records import Records, read_records
 from model import checkpoints
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
           f"bits/character {measures['bits_per_character']:.4f}")
     if options.json:
-        facts = {"checkpoint": str(options.checkpoint), "text": name, "measured": how, "characters": result.characters}
+        facts = {**measured(options), "text": name, "measured": how, "characters": result.characters}
         write_json(options.json, {**facts, **counts, **measures, "made": describe(device)})
 
 

@@ -13,7 +13,7 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation
 from evaluate.answers import Answer, Question, ask, questions_of
-from evaluate.command_line import answering_parser, load, parse
+from evaluate.command_line import answering_parser, load, measured, parse
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.records import read_records
 from evaluate.repetition_scores import loops
@@ -53,7 +53,8 @@ def main() -> None:
     if options.predictions:
         write_predictions(options.predictions, rows)
     if options.json:
-        write_json(options.json, {"measured": what, "records": len(with_passage), **figures, "made": describe(device)})
+        facts = measured(options)
+        write_json(options.json, {**facts, "measured": what, "records": len(with_passage), **figures, "made": describe(device)})
 
 
 def _options() -> argparse.Namespace:

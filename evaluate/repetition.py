@@ -11,7 +11,7 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation, Summary
 from evaluate.answers import Answer, ask, questions_of, summarise
-from evaluate.command_line import answering_parser, load, parse
+from evaluate.command_line import answering_parser, load, measured, parse
 from evaluate.predictions import excerpt, read_predictions, write_predictions
 from evaluate.records import read_records
 from evaluate.repetition_scores import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
@@ -51,7 +51,8 @@ def main() -> None:
     if options.predictions:
         write_predictions(options.predictions, rows)
     if options.json:
-        write_json(options.json, {"measured": what, "answers": len(rows), **figures, "made": describe(device)})
+        facts = measured(options)
+        write_json(options.json, {**facts, "measured": what, "answers": len(rows), **figures, "made": describe(device)})
 
 
 def _options() -> argparse.Namespace:

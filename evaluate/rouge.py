@@ -13,7 +13,7 @@ from data.records import Summary
 from data.shards import shards_of_run
 from evaluate.answers import summarise
 from evaluate.baselines import BASELINES
-from evaluate.command_line import answering_parser, load, parse
+from evaluate.command_line import answering_parser, load, measured, parse
 from evaluate.predictions import excerpt, read_predictions, write_predictions
 from evaluate.records import read_records
 from evaluate.rouge_table import METHOD, RougeTable, versions
@@ -55,7 +55,8 @@ def main() -> None:
     if options.predictions:
         write_predictions(options.predictions, [{**row, "scores": table.example(i)} for i, row in enumerate(rows)])
     if options.json:
-        scored = {"scored": what, "examples": len(rows), **facts, **counts, "scores": table.figures(), "method": METHOD}
+        scored = {**measured(options), "scored": what, "examples": len(rows), **facts, **counts,
+                  "scores": table.figures(), "method": METHOD}
         write_json(options.json, {**scored, "counted_by": versions(), "made": describe(device)})
 
 

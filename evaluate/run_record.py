@@ -13,13 +13,11 @@ from typing import Any
 from common.errors import UserError
 from common.files import read_json
 from common.metrics_file import FILE as METRICS
-from common.metrics_file import read_metrics
+from common.metrics_file import UNSCORED, read_metrics
 from common.options import load_yaml
 from model.config import LlamaConfig
 
 CONFIG, MADE, RESULTS = "config.yaml", "run.json", "results"
-# Kinds of records that hold no scores of the model on held-out data.
-UNSCORED = ("train", "sample", "evaluated", "skipped", "spike")
 # Words in the names of the measures of which less is better; of all others more is.
 LESS_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
 # What a figure with its confidence interval is in a results file.

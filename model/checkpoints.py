@@ -40,6 +40,14 @@ def step_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint folder of a run, by its manifest; None of any other folder, an export inside a run too."""
+    folder = folder.resolve()
+    inside = folder.parent.name == CHECKPOINTS and (folder.parent.parent / "run.json").is_file()
+    step = read_json(folder / MANIFEST).get("step") if inside and (folder / MANIFEST).is_file() else None
+    return step if isinstance(step, int) else None
+
+
 def steps(run: Path) -> list[int]:
     """The steps of which a run has checkpoints, oldest first, verified or not."""
     folders = (run / CHECKPOINTS).glob("step-*")

@@ -6,12 +6,10 @@ from typing import Any
 import yaml
 
 from common.files import read_json
-from common.metrics_file import read_metrics
+from common.metrics_file import UNSCORED, read_metrics
 from common.options import load_yaml
+from model import checkpoints
 from model.llama import Llama
-
-# Records of a run's log that are no scores on held-out data.
-_UNSCORED = ("train", "sample", "evaluated", "skipped")
 
 
 def model_card(checkpoint: Path, name: str, model: Llama, dtype: str, *, converses: bool, imported: bool) -> str:
@@ -19,10 +17,10 @@ def model_card(checkpoint: Path, name: str, model: Llama, dtype: str, *, convers
     head = {"language": ["zh"], "library_name": "transformers", "pipeline_tag": "text-generation",
             "tags": ["llama", *(["conversational"] if converses else [])]}
     run = checkpoint.resolve().parent.parent
-    known = (run / "run.json").is_file()
+    step = checkpoints.step_of(checkpoint)
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---", f"# {name}", _shape(model, dtype), _use(converses, imported),
-        *((_training(run, checkpoint), _log(run), *_results(run)) if known else ()),
+        *((_training(run, step), _log(run, step), *_results(run, checkpoint, step)) if step is not None else ()),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -44,27 +42,35 @@ def _use(converses: bool, imported: bool) -> str:
             "`apply_chat_template` gives the ids that it was trained on. It stops with `</s>` (id 2).")
 
 
-def _training(run: Path, checkpoint: Path) -> str:
+def _training(run: Path, step: int) -> str:
     made = read_json(run / "run.json")
     facts = made["made"]
     options = load_yaml(run / "config.yaml", "") if (run / "config.yaml").is_file() else {}
-    step = int(checkpoint.resolve().name.removeprefix("step-"))
+    lora = options.get("lora") if options.get("adapter") == "lora" else None
     tokens = [record["tokens"] for record in read_metrics(run)
               if record["kind"] == "train" and record["step"] <= step and "tokens" in record]
     rows = {
         "imported from": made.get("imported_from"), "command": facts.get("command"),
         "data": options.get("data"), "base": options.get("base"),
         "steps": f"{step:,}", "tokens": f"{tokens[-1]:,}" if tokens else None, "device": facts.get("device"),
-        "seed": options.get("seed"), "optimiser": (options.get("optimizer") or {}).get("name"), "commit": facts.get("commit"),
+        "seed": options.get("seed"), "adapter": lora and _adapter(lora),
+        # Whatever was asked for, AdamW moves an adapter.
+        "optimiser": "adamw" if lora else (options.get("optimizer") or {}).get("name"), "commit": facts.get("commit"),
         "torch": facts.get("versions", {}).get("torch"), "tokenizer": str(made["fingerprints"].get("tokenizer", ""))[:12],
     }
     return "## Training\n\n" + _table(rows)
 
 
-def _log(run: Path) -> str:
+def _adapter(lora: dict[str, Any]) -> str:
+    return (f"LoRA of rank {lora.get('rank')} (alpha {lora.get('alpha')}, dropout {lora.get('dropout')}) on "
+            f"{', '.join(lora.get('targets') or ())}, merged into the base's weights")
+
+
+def _log(run: Path, step: int) -> str:
+    """What training measured at the exported step: a run's best step is not always its last."""
     newest: dict[str, dict[str, Any]] = {}
     for record in read_metrics(run):
-        if record["kind"] not in _UNSCORED:
+        if record["kind"] not in UNSCORED and record["step"] == step:
             newest[f"{record['kind']} {record.get('set', '')}".strip()] = record
     rows = {
         f"{kind} {key.replace('_', ' ')}": f"{_number(value)} (step {record['step']:,})"
@@ -73,14 +79,24 @@ def _log(run: Path) -> str:
     return "## Scores on held-out text, measured while it was trained\n\n" + _table(rows) if rows else ""
 
 
-def _results(run: Path) -> list[str]:
-    """The figures of the evaluation commands, a section each."""
+def _results(run: Path, checkpoint: Path, step: int) -> list[str]:
+    """The figures of the evaluation commands, a section each: those that were measured on the exported weights."""
     sections = []
     for file in sorted((run / "results").glob("*.json")):
-        figures = _figures(read_json(file))
+        values = read_json(file)
+        if not isinstance(values, dict) or "weights" in values or not _of_these(values, checkpoint, step):
+            continue
+        figures = _figures({key: value for key, value in values.items() if key != "step"})
         if figures:
             sections.append(f"## Scores: {file.stem}\n\n" + _table(figures))
     return sections
+
+
+def _of_these(values: dict[str, Any], checkpoint: Path, step: int) -> bool:
+    if "step" in values:
+        return bool(values["step"] == step)
+    # Of an earlier version, which wrote no step.
+    return isinstance(values.get("checkpoint"), str) and Path(values["checkpoint"]).resolve() == checkpoint.resolve()
 
 
 def _figures(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

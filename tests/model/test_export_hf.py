@@ -144,7 +144,8 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
     """A model nobody can judge or make again."""
     import yaml
 
-    write_json(trained_run / "results/rouge.json", {"rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}})
+    write_json(trained_run / "results/rouge.json", {
+        "step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}})
     export_hf(trained_run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---")[1])
@@ -156,6 +157,33 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
                  "| rouge_1.f | 0.4321 |", "| records | 300 |"):
         assert fact in card, fact
     assert "987,654,321" not in card and "987654321" not in card
+
+
+def test_the_card_has_scores_of_the_exported_weights_alone(trained_run: Path, tmp_path: Path) -> None:
+    """The last step's scores, int8's, or a spike's, beside the weights of the best step; an adapter that is not named."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
+    step = checkpoints.find(run)
+    for name, facts in {"a": {"step": 12, "good": 1}, "b": {"step": 24, "later": 2},
+                        "c": {"step": 12, "weights": "int8", "q": 3}, "d": {"checkpoint": str(run), "untold": 4},
+                        "e": {"checkpoint": str(step), "same": 5}}.items():
+        write_json(run / f"results/{name}.json", facts)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "validation", "step": 24, "loss": 9.5}\n{"kind": "spike", "step": 12, "jump": 7.5}\n')
+    with (run / "config.yaml").open("a") as file:
+        file.write("adapter: lora\nlora: {rank: 4, alpha: 8.0, dropout: 0.0, targets: [q_proj]}\n")
+    # Copied without links, the best checkpoint is a folder called best; an export may lie inside the run.
+    shutil.copytree(step, step.parent / "best", dirs_exist_ok=True)
+    for source in (run, step.parent / "best"):
+        export_hf(source, run / "exports/hf")
+        card = (run / "exports/hf/README.md").read_text(encoding="utf-8")
+        assert "| good | 1 |" in card and "(step 12)" in card and "| steps | 12 |" in card
+        assert not [word for word in ("later", "| q |", "untold", "9.5", "jump", "step 24", "muon") if word in card]
+        assert "| optimiser | adamw |" in card and "LoRA of rank 4" in card and "on q_proj" in card
+    export_hf(run / "exports/hf", tmp_path / "again")
+    assert "## Training" not in (tmp_path / "again/README.md").read_text(encoding="utf-8")
 
 
 def test_what_is_not_an_earlier_export_is_not_replaced(trained_run: Path, tmp_path: Path) -> None:

@@ -184,8 +184,8 @@ class _Batches:
         waiting, self._waiting, self._size = self._waiting, [], 0
         texts = [text for texts, _ in waiting for text in texts]
         # Only what a template made may hold marks of special tokens.
-        encode = self._template.encode_texts if self._kind == "conversations" else Tokenizer.encode_batch
-        encoded = iter(encode(self._tokenizer, texts, threads=1))
+        encoded = iter(self._template.encode_texts(self._tokenizer, texts, threads=1) if self._kind == "conversations"
+                       else self._tokenizer.encode_batch(texts, threads=1))
         lengths, spanned, arrays = [], [], self._arrays
         for texts, _ in waiting:
             ids, spans = self._sequence([next(encoded) for _ in texts])

@@ -39,10 +39,12 @@ def main() -> None:
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is no run: for other checkpoints use the single commands, such as python -m "
                         "evaluate.perplexity")
+    cure = "measure it with the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
+    sets = shard_sets_of_run(run, cure)
+    if not sets:
+        raise UserError(f"{run} was imported and has no data of its own to measure it on: {cure}")
     results = run / "results"
     results.mkdir(exist_ok=True)
-    sets = shard_sets_of_run(run, "measure it with the single commands, such as python -m evaluate.perplexity "
-                             "--source NAME --input FILE")
     model = ["--checkpoint", str(run), *(["--device", options.device] if options.device != "auto" else []),
              *(["--quantize", options.quantize] if options.quantize else [])]
     limit = ["--limit", str(options.limit)] if options.limit is not None else []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_main
-from common.files import atomic_folder, read_json, write_json
+from common.files import atomic_folder, read_json, write_sealed
 from common.machine import describe
 from common.options import Parser
 from model import checkpoints
@@ -124,7 +124,7 @@ def _write(folder: Path, run: Path, model: Llama, tokenizer: Tokenizer) -> None:
                 Template.load(folder).save(target)
             elif tokenizer.words:
                 template_of(tokenizer).save(target)
-        write_json(making / "run.json", made)
+        write_sealed(making / "run.json", made)
 
 
 if __name__ == "__main__":

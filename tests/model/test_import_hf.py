@@ -12,6 +12,8 @@ import torch
 from common.errors import UserError, run_main
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
+from data.shards import ShardSet
+from evaluate.__main__ import main as evaluate
 from model import checkpoints, import_hf, tokenizer_json
 from model.decode import decode
 from model.export_hf import export_hf
@@ -247,6 +249,21 @@ def test_an_imported_model_is_a_base_to_fine_tune(
     assert template.prompt(tokenizer, [], "你好") == expected
 
 
+@pytest.mark.parametrize(("source", "file"), [
+    ("text", "pretrain/text"), ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"), ("csl", "summary/csl")])
+def test_every_kind_of_data_is_prepared_with_an_imported_tokenizer(
+    source: str, file: str, byte_level: Any, root: Path, tmp_path: Path
+) -> None:
+    """A base that can be imported, and then not fine-tuned: its tokenizer asked by another's method."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3)
+    _, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
+    prepare_groups([Group(source, (str(root / "assets/sample" / file),))], tmp_path / "data",
+                   checkpoints.find(tmp_path / "base"), PrepareOptions(workers=1, limit=20))
+    train = ShardSet.open(tmp_path / "data").split("train")
+    said = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
+    assert len(said) > 5 and all("\ufffd" not in text and len(text) > 10 for text in said)
+
+
 def change(folder: Path, **values: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -292,6 +309,21 @@ def test_a_run_is_not_written_over(trained_run: Path, tmp_path: Path) -> None:
     """Days of training, replaced by a download."""
     with pytest.raises(UserError, match="exists already"):
         import_hf.import_hf(tmp_path, trained_run)
+
+
+def test_an_imported_run_has_nothing_to_be_evaluated_on_and_says_so(
+    byte_level: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run.json called damaged, or an empty report."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        run_main(evaluate)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "has no data of its own to measure it on" in line
+    assert not (tmp_path / "run/results").exists()
 
 
 def test_an_exported_folder_is_imported_with_its_own_tokenizer(trained_run: Path, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """An imported model's own chat template as words around the parts of a conversation.
 
-A chat template is a program of strangers. It is run here and never again: in Jinja's sandbox, on conversations made up for
-it. What it puts around them are the words; where words cannot say what it does (it looks into the texts, changes earlier
-turns, has none for a role), it cannot be used.
+A chat template is a program of strangers. It is run at import and never again: in Jinja's sandbox, in a process of its own
+with little time and memory, on conversations made up for it. What it puts around them are the words; where words cannot say
+what it does (it looks into the texts, changes earlier turns, has none for a role), it cannot be used.
 """
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from pathlib import Path
 
 from model.template import ImportedTemplate
 from model.tokenizer import MARK
@@ -17,6 +19,10 @@ from model.tokenizer_imported import ImportedTokenizer
 Render = Callable[..., str]
 # Texts that no template's own words hold, and that stand in no other.
 _REFERENCE, _FIRST, _ANSWER, _SECOND = "资料甲", "问题乙", "回答丙", "问题丁"
+# White space put around what is said, and messages in the conversations that the words are checked on.
+_PADS, _COUNTS = ("", " \n "), (1, 3, 5)
+# Seconds to wait for all of it; the process bounds its own processor time.
+_PATIENCE = 60
 
 
 class Unusable(Exception):
@@ -65,10 +71,9 @@ def _with_reference(render: Render, bare: str, closing: str) -> tuple[str, str]:
 
 def _renders(template: ImportedTemplate, render: Render, start: str, end: str) -> bool:
     """Whether the words give what the template gives, also with white space around what is said."""
-    for pad in ("", " \n "):
-        turns = [(f"{pad}aB问{n}{pad}", f"{pad}aB答{n}{pad}") for n in range(3)]
-        said = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
-        for count in (1, 3, 5):
+    for pad in _PADS:
+        turns, said = _turns(pad), _said(_turns(pad))
+        for count in _COUNTS:
             texts = template.texts([*turns[: count // 2], (turns[count // 2][0], "")])[:-1]
             mine = "".join(text + (end if index % 2 else "") for index, text in enumerate(texts))
             if start + mine.replace(MARK, "") != render(said[:count]):
@@ -90,28 +95,37 @@ def _between(text: str, before: str, after: str) -> str:
 
 
 def _renderer(source: str, tokenizer: ImportedTokenizer) -> Render:
-    """A function of (role, text) pairs: the prompt for the answer to the last of them."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """A function of (role, text) pairs: the prompt for the answer to the last of them.
 
-    def refuse(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    known: dict[str, Any] = {name: value.get("content") if isinstance(value, dict) else value
-                             for name, value in tokenizer.config.items() if name.endswith("_token")}
+    All that is ever asked is rendered here, in one process that may take neither much time nor much memory.
+    """
+    known = {name: value.get("content") if isinstance(value, dict) else value
+             for name, value in tokenizer.config.items() if name.endswith("_token")}
+    asked = [[("user", _FIRST)], [("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)],
+             [("system", _REFERENCE), ("user", _FIRST)],
+             *(_said(_turns(pad))[:count] for pad in _PADS for count in _COUNTS)]
+    request = json.dumps({"source": source, "known": known, "conversations": asked})
+    try:
+        done = subprocess.run([sys.executable, "-m", "model.chat_template_render"], input=request.encode(), timeout=_PATIENCE,
+                              cwd=Path(__file__).parent.parent, capture_output=True)
+    except subprocess.TimeoutExpired:
+        raise Unusable("it takes too long") from None
+    if done.returncode:
+        raise Unusable("it takes too much time or memory")
+    rendered = {json.dumps(said): answer for said, answer in zip(asked, json.loads(done.stdout), strict=True)}
 
     def render(said: Sequence[tuple[str, str]]) -> str:
-        messages = [{"role": role, "content": text} for role, text in said]
-        try:
-            return compiled.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **known)
-        except Exception as error:  # whatever a stranger's program may raise
-            raise Unusable(f"{type(error).__name__}: {error}") from None
+        text, problem = rendered[json.dumps(said)]
+        if text is None:
+            raise Unusable(problem)
+        return str(text)
 
-    try:
-        compiled = environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise Unusable(f"{type(error).__name__}: {error}") from None
     return render
+
+
+def _turns(pad: str) -> list[tuple[str, str]]:
+    return [(f"{pad}aB问{n}{pad}", f"{pad}aB答{n}{pad}") for n in range(3)]
+
+
+def _said(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

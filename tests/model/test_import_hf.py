@@ -211,6 +211,10 @@ def test_text_that_spells_an_imported_special_token_stays_text(name: str, byte_l
     ("{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
      "a prompt is not the beginning"),
     ("{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}", "it changes what is said"),
+    ("{{ 'x' * 3000000000 }}", "MemoryError"),
+    ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError"),
+    pytest.param("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too much time",
+                 marks=pytest.mark.slow),
 ])
 def test_a_template_that_is_no_matter_of_words_is_named_and_left(
     source: str, reason: str, byte_level: Any, tmp_path: Path

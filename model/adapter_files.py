@@ -96,9 +96,13 @@ def base_places(folder: Path) -> tuple[list[Path], str | None]:
     """Where the base of a folder's adapter may be, likeliest first, and the sha256 of its weights if that is known."""
     if (folder / BASE).is_file():
         values = read_json(folder / BASE)
+        keys = ("path", "relative", "sha256")
+        if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in keys):
+            raise UserError(f"{folder / BASE} does not say where the adapter's base is: expected {', '.join(keys)}")
         return [Path(values["path"]), folder.resolve() / values["relative"]], values["sha256"]
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not named:
+    values = read_json(folder / ADAPTER_CONFIG)
+    named = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    if not named or not isinstance(named, str):
         raise UserError(f"{folder / ADAPTER_CONFIG} does not name its base: write its folder under base_model_name_or_path")
     return [Path(named), folder / named], None
 

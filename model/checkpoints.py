@@ -51,7 +51,8 @@ def step_of(folder: Path) -> int | None:
 def steps(run: Path) -> list[int]:
     """The steps of which a run has checkpoints, oldest first, verified or not."""
     folders = (run / CHECKPOINTS).glob("step-*")
-    return sorted(int(f.name.removeprefix("step-")) for f in folders if f.name.removeprefix("step-").isdigit())
+    names = [folder.name.removeprefix("step-") for folder in folders]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def saved_runs(runs: Path = RUNS) -> list[Path]:
@@ -75,7 +76,10 @@ def _best_of_ended(run: Path) -> int | None:
     """The best step of a run that ended because scores became no better; None of another run, or if it is damaged."""
     if not (run / ENDED).is_file():
         return None
-    step = int(read_sealed(run / ENDED, ": run the training command again, which writes it anew")["best"])
+    ended = read_sealed(run / ENDED, ": run the training command again, which writes it anew")
+    step = ended.get("best")
+    if not isinstance(step, int):
+        raise UserError(f"{run / ENDED} does not say which step is the best: run the training command again")
     if problem := manifest_problem(step_folder(run, step)):
         print(f"warning: {problem}; using the newest checkpoint", file=sys.stderr)
         return None
@@ -133,6 +137,8 @@ def digest(folder: Path) -> str:
 def base_of(folder: Path) -> Path:
     """The checkpoint folder that a folder's adapter belongs to. UserError if it is gone, or holds other weights now."""
     places, sha256 = adapter_files.base_places(folder)
+    if any(place.resolve() == folder.resolve() for place in places):
+        raise UserError(f"{folder} is an adapter that names itself as its base: write the base's folder there")
     there = [place for place in places if place.exists()]
     for place in there:
         base = find(place)

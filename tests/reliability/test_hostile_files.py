@@ -473,3 +473,23 @@ def test_a_piece_of_megabytes_does_not_take_hours(tmp_path: Path, tokenizer: Tok
     (tmp_path / "tokenizer.model").write_bytes(held.SerializeToString())
     with pytest.raises(UserError, match="holds a piece of 3000000 characters"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [[], {}, {"path": 3, "relative": "x", "sha256": "x"},
+                                   {"path": "SELF", "relative": "x", "sha256": "x"}, {"path": "x", "relative": None}])
+def test_an_adapter_s_base_is_a_folder_or_one_line(tmp_path: Path, value: object) -> None:
+    """A base.json of another shape, or one that leads back to the adapter without end."""
+    (tmp_path / "adapter_model.safetensors").touch()
+    write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA"})
+    if isinstance(value, dict) and value.get("path") == "SELF":
+        value = {**value, "path": str(tmp_path)}
+    write_json(tmp_path / "base.json", value)
+    with pytest.raises(UserError, match=r"base"):
+        checkpoints.load(tmp_path, CPU)
+
+
+def test_a_folder_that_only_looks_like_a_step_is_none(tmp_path: Path) -> None:
+    """Digits that are no numbers."""
+    for name in ("step-00000003", "step-²", "step-", "step-٣"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoints.steps(tmp_path) == [3]

@@ -205,7 +205,7 @@ def test_the_real_corpora_are_told_apart(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [
-    '{"instruction": "a", "output": "b"}\n', "[1, 2]\n", "plain words\n", "", "PK\x03\x04 zip", "{}\n",
+    '{"instruction": "a", "response": "b"}\n', "[1, 2]\n", "plain words\n", "", "PK\x03\x04 zip", "{}\n",
 ])
 def test_a_file_that_cannot_be_told_names_the_cure(tmp_path: Path, content: str) -> None:
     (tmp_path / "odd.json").write_text(content)

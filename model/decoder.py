@@ -7,6 +7,7 @@ the products themselves; one new position on a CPU works in memory that is kept 
 Shapes as in `model.llama`: R rows, T new positions.
 """
 
+import threading
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from model.step import Step
 class Decoder:
     """Reads ids behind what a cache holds and says what follows. Made from a model's weights as they are now.
 
-    Besides the model it keeps its wide matrices a second time, on a CPU also the head (see `model.head`). One thread uses
-    it at a time.
+    Besides the model it keeps its wide matrices a second time, on a CPU also the head (see `model.head`). Threads may
+    read with it at once, each with caches of its own.
     """
 
     def __init__(self, model: Llama) -> None:
@@ -34,7 +35,8 @@ class Decoder:
         self._layers = [DecoderLayer(layer, *shape) for layer in body.layers]  # type: ignore[arg-type]
         self._dtype = body.norm.weight.dtype
         self._turns = torch.complex(*body.rotary.table.to(self._dtype).float()).unsqueeze(1)
-        self._step: Step | None = None
+        # The kept memory of a step is a thread's own: two that shared it would mix their answers.
+        self._kept = threading.local()
         self._stepping = self._turns.device.type == "cpu" and self._dtype == torch.float32 and all(
             each.bindable for each in self._layers)
         self.head = Head(model.lm_head)
@@ -54,9 +56,10 @@ class Decoder:
             mask = mask[:, 0].expand(rows, self._groups, stop).reshape(-1, 1, stop)
         x = self._embed(ids.flatten())
         if length == 1 and self._stepping:
-            if self._step is None or self._step.rows != rows:
-                self._step = Step(self._layers, rows, x.shape[1])
-            return self._norm(self._step.read(x, turn.flatten(0, -3), mask, cache))
+            step: Step | None = getattr(self._kept, "step", None)
+            if step is None or step.rows != rows:
+                step = self._kept.step = Step(self._layers, rows, x.shape[1])
+            return self._norm(step.read(x, turn.flatten(0, -3), mask, cache))
         for index, layer in enumerate(self._layers):
             x = layer.read(x, rows, turn, mask, cache.layer(index))
         return self._norm(x.view(rows, length, -1)[:, -1])

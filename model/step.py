@@ -52,7 +52,7 @@ class _BoundLayer:
 
 
 class Step:
-    """All layers bound to memory for R rows. Its memory is used by every step, so one thread uses it at a time."""
+    """All layers bound to memory for R rows. Its memory is used by every step, so it belongs to one thread."""
 
     def __init__(self, layers: Sequence[DecoderLayer], rows: int, size: int) -> None:
         head_dim = layers[0].head_dim

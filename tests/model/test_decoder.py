@@ -1,6 +1,7 @@
 """The arranged model is the plain one: hidden states, ids and what they are remembered for."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -232,3 +233,18 @@ def test_plain_projections_are_fused() -> None:
     decoder.head.likeliest(torch.randn(1, 64))
     decoder.head.logits(torch.randn(1, 64))
     assert decoder.head._screen is not None and decoder.head._columns is not None
+
+
+@pytest.mark.slow
+def test_threads_do_not_mix_their_answers() -> None:
+    """Two conversations at once with one model, each written into the other's memory: other words, or other shapes."""
+    model = random_model()
+    prompts = [[1, *range(5, 5 + 3 * n)] for n in range(1, 7)]
+
+    def answers(rows: list[list[int]]) -> list[list[int]]:
+        return [answer.ids for _ in range(6) for answer in decode(model, rows, max_new_tokens=40)]
+
+    groups = [prompts[:1], prompts[1:3], prompts[3:]]
+    alone = [answers(rows) for rows in groups]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(answers, groups)) == alone

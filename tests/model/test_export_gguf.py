@@ -104,7 +104,7 @@ def test_every_weight_comes_back_from_f32_and_query_rows_interleaved(
 @pytest.mark.parametrize("tied", [False, True])
 def test_transformers_reads_the_same_model_from_the_file(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Another implementation of the format, which undoes llama.cpp's order of rows itself, must agree on the logits."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
     model = llama(tokenizer, tie_word_embeddings=tied, rms_norm_eps=3e-5, rope_theta=5000.0)
     file = exported(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name)

@@ -79,13 +79,13 @@ class _Chunked(torch.autograd.Function):
         table = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
         rows, narrow = chunk_rows(hidden.device), dtype.itemsize < 4
-        # Below fp32 the gradient is made in a wider tensor and then written over the logits.
-        room = torch.empty(1 if narrow else 2, min(rows, len(hidden)), len(weight), device=hidden.device, dtype=dtype)
+        # The gradient is written over the logits: memory that is new costs more than the arithmetic on it.
+        room = torch.empty(min(rows, len(hidden)), len(weight), device=hidden.device, dtype=dtype)
         # `scale` goes into the products, which are D wide, not into the gradient of V columns.
         factor = scale / _STORED if narrow else scale
         for wide, target, d_x in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
             x = wide.to(dtype)
-            logits, gradient = room[0, : len(x)], room[-1, : len(x)]
+            logits = gradient = room[: len(x)]
             torch.mm(x, table.T, out=logits)
             if hits is not None:
                 hits += (logits.argmax(-1) == target).sum()
@@ -95,7 +95,7 @@ class _Chunked(torch.autograd.Function):
                 if d_weight is not None:
                     d_weight.add_(_wide_product(gradient.T, x), alpha=factor)
             else:
-                loss += _loss_and_gradient(logits, target, gradient)
+                loss += _loss_and_gradient(logits, target, x, table)
                 torch.mm(gradient, table, out=d_x).mul_(factor)
                 if d_weight is not None:
                     d_weight.addmm_(gradient.T, x, alpha=factor)
@@ -112,17 +112,17 @@ class _Chunked(torch.autograd.Function):
         return d_hidden * factor, None if d_weight is None else d_weight * factor, None, None, None, None
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> Tensor:
-    """Fill `gradient`[n, V] with softmax(logits) - onehot(targets); return the sum of the losses."""
+def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, table: Tensor) -> Tensor:
+    """Overwrite `logits`[n, V] = x @ table.T with softmax(logits) - onehot(targets); return the sum of the losses."""
     index = targets.unsqueeze(1)
-    torch.softmax(logits, dim=-1, out=gradient)
-    picked = gradient.gather(1, index)
-    # -log of the probability is exact until it underflows, which only a broken model's does.
+    torch.softmax(logits, dim=-1, out=logits)
+    picked = logits.gather(1, index)
+    # -log of the probability is exact until it underflows, which only a broken model's does: its logits are made again.
     if logits.device.type == "cpu" and bool((picked < _TINY).any()):
-        loss = (torch.logsumexp(logits, dim=-1, keepdim=True) - logits.gather(1, index)).sum()
+        loss = F.cross_entropy(x @ table.T, targets, reduction="sum")
     else:
         loss = -picked.clamp_min(_TINY).log().sum()
-    gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
+    logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=logits.dtype))
     return loss
 
 

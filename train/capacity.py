@@ -171,8 +171,9 @@ def memory_needed(model: Llama, choices: Choices, length: int) -> int:
     config, width = model.config, 4 if choices.precision == "fp32" else 2
     tokens = choices.micro_rows * length
     per_token = config.num_hidden_layers * (10 * config.hidden_size + 3 * config.intermediate_size)
-    chunk = min(tokens, chunk_rows(model.lm_head.weight.device))
-    logits = (tokens if choices.loss_path == "full" else chunk) * config.vocab_size * (width + 4)
+    rows = tokens if choices.loss_path == "full" else min(tokens, chunk_rows(model.lm_head.weight.device))
+    # In fp32 the chunked path writes the gradient over the logits.
+    logits = rows * config.vocab_size * (4 if choices.loss_path == "chunked" and width == 4 else width + 4)
     head = 4 * config.vocab_size * config.hidden_size if model.lm_head.weight.requires_grad else 0
     return 4 * config.parameters + 12 * trained(model) + width * tokens * per_token + logits + head
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.llama import RMSNorm
-from model.quantize import Int8Linear, int8_product, is_plain
+from model.quantize import Int8Linear, bind_int8_product, int8_product, is_plain
 
 Bound = Callable[[], object]
 
@@ -93,9 +93,10 @@ class NormedProduct:
             values, steps = self._int8
             out = memory.take("out", (len(x), len(values)))
             narrow = memory.take("narrow", x.shape, torch.bfloat16)
+            product = bind_int8_product(narrow, values, steps)
             # The rounding to bf16 is relative, so the scale of the whole row may as well come last.
             return [*todo, partial(torch.mul, x, self._norm.weight, out=narrow),
-                    lambda: torch.mul(int8_product(narrow, values, steps), scale, out=out)], out
+                    lambda: torch.mul(product(), scale, out=out)], out
         assert self._columns is not None, "not bindable"
         out, normed = memory.take("out", (len(x), self._columns.shape[1])), memory.take("normed", x.shape)
         blocks = _blocks(self._columns, x)
@@ -123,8 +124,8 @@ class AddedProduct:
         if self._columns is not None:
             blocks = _blocks(self._columns, h)
             return partial(_cut(x, blocks).baddbmm_, h.expand(blocks, *h.shape), _cut(self._columns, blocks))
-        values, steps = self._projection.values, self._projection.scale
-        return lambda: x.add_(int8_product(h, values, steps))
+        product = bind_int8_product(h, self._projection.values, self._projection.scale)
+        return lambda: x.add_(product())
 
 
 def _blocks(columns: Tensor, x: Tensor) -> int:

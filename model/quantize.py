@@ -5,6 +5,9 @@ embeddings and the head as well, norms never. Activations stay as they are: they
 where a CPU multiplies them with int8, and sums are taken in fp32 (LLM.int8() calls this vector-wise, Dettmers et al. 2022).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +44,13 @@ def int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
         dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         return (F.linear(x.to(dtype), values.to(dtype)).float() * scale.float()).to(x.dtype)
     return F.linear(x, dequantize(values, scale, x.dtype))
+
+
+def bind_int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
+    """`int8_product` of the bf16 `x` of then, on a CPU. Asking again and again how to multiply would cost a quarter of it."""
+    if len(x) <= _FEW_ROWS:
+        return partial(torch._weight_int8pack_mm, x, values, scale)
+    return partial(int8_product, x, values, scale)
 
 
 def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

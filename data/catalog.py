@@ -8,6 +8,7 @@ here keeps the preparation that it has, and a warning says that other code made 
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -80,6 +81,18 @@ def resolve(name: str, tokenizer: Path | None = None) -> Path:
         label = f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
         return prepare_once(label, {detect(files): Files(files)}, tokenizer or default_tokenizer())
     raise unknown(name, " and no such file or folder")
+
+
+def prepared_name(folder: Path) -> str:
+    """The name under which a folder in `prepared/` was prepared: the folder's own, less the digits of the tokenizer."""
+    return re.sub("-[0-9a-f]{8}$", "", folder.name)
+
+
+def stands_for(folder: Path) -> str | None:
+    """The name of `make data` that a prepared part of the shipped sample stands in for; None of every other folder."""
+    name = prepared_name(folder)
+    wanted = name.removeprefix(f"{SAMPLE}-")
+    return wanted if wanted != name and wanted in corpora() else None
 
 
 def default_tokenizer() -> Path:

@@ -12,7 +12,7 @@ from model import checkpoints
 from model.tokenizer import Tokenizer
 from train import parallel
 from train.options import SftOptions
-from train.run import CONFIG, MADE
+from train.run import ANOTHER_RUN, CONFIG, MADE
 
 # The part of a mix that is the base's pretraining text.
 REPLAY = "replay"
@@ -69,8 +69,7 @@ def _check_tokenizer(named: Path | None, run: Path, own: Path) -> None:
     if named is None or (str(named) == said and not named.exists()):
         return
     if Tokenizer.load(named).fingerprint != Tokenizer.load(own).fingerprint:
-        raise UserError(f"--tokenizer {named}: {run} was made with another tokenizer; leave --tokenizer out, or name a new "
-                        "--run")
+        raise UserError(f"--tokenizer {named}: {run} was made with another tokenizer; leave --tokenizer out, or {ANOTHER_RUN}")
 
 
 def newest_pretrained(runs: Path) -> Path | None:

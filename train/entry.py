@@ -21,6 +21,8 @@ from train.options import TrainOptions
 from train.run import CONFIG, Run
 
 T = TypeVar("T", bound=TrainOptions)
+# Text that a model has read so often teaches it next to nothing more (Muennighoff et al., 2023, figure 1).
+MANY_EPOCHS = 40
 
 
 def read_options(schema: type[T], kind: str, description: str) -> T:
@@ -97,12 +99,12 @@ def _choices(options: TrainOptions, run: Run, model: Llama, device: torch.device
 
 
 def announce(
-    options: TrainOptions, run: Run, model: Llama, choices: Choices, *, name: str, data: str, flops: float,
-    held_out: bool,
+    options: TrainOptions, run: Run, model: Llama, choices: Choices, *, name: str, data: str, epochs: float,
+    flops: float, held_out: bool,
 ) -> None:
     """Say what will be trained, on what, at which cost, before it starts.
 
-    `flops`: of the whole run; `held_out`: whether there is anything to measure it on.
+    `epochs` and `flops`: of the whole run; `held_out`: whether there is anything to measure it on.
     """
     config = model.config
     print(f"model     {name}: {config.parameters / 1e6:.1f}M parameters, vocabulary {config.vocab_size:,}, "
@@ -112,6 +114,8 @@ def announce(
         print(f"adapter   LoRA of rank {lora.rank} (alpha {lora.alpha:g}, dropout {lora.dropout:g}) on "
               f"{', '.join(lora.targets)}: {trained(model):,} parameters train, the rest is frozen")
     print(f"data      {data}, {flops:.2e} FLOP")
+    if epochs > MANY_EPOCHS:
+        print(f"          text read {MANY_EPOCHS} times teaches next to nothing more: fewer steps or more data would do")
     if not held_out:
         print("          nothing of it is held out: there will be no validation loss and no best checkpoint")
     memory = expected_memory(model, choices, options.sequence_length)

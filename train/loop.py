@@ -25,7 +25,7 @@ from train.clock import Clock, attended, duration
 from train.metrics import VALIDATION_LOSS, Measure, MetricsLog, UnwrittenLog
 from train.optimizer import build_optimizers
 from train.options import TrainOptions
-from train.run import Run
+from train.run import ANOTHER_RUN, Run
 from train.schedule import rate
 from train.signals import StopRequest
 from train.spikes import Level
@@ -214,8 +214,8 @@ class Trainer:
             raise UserError(
                 f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, {first + 1} to {state.step + 1}, "
                 f"rows {self.batches.rows_of_all(first)[0]}-{rows[-1]} of the data; to look at, weights and optimiser as the "
-                f"last good step left them: {self._save_failed()}. Start a new --run with a lower --optimizer.lr (now "
-                f"{self.options.optimizer.lr}); the last checkpoint is of step {self._saved}"
+                f"last good step left them: {self._save_failed()}. With a lower --optimizer.lr (now "
+                f"{self.options.optimizer.lr}), {ANOTHER_RUN}; the last checkpoint is of step {self._saved}"
             )
 
     def _save_failed(self) -> Path:
@@ -293,5 +293,5 @@ class Trainer:
 def _state(saved: dict[str, Any], folder: Path) -> State:
     if unknown := saved.keys() - State.__dataclass_fields__.keys():
         raise UserError(f"{folder} was written by another version of this program (it keeps {', '.join(sorted(unknown))}): "
-                        "go on with that version, or start a new --run")
+                        f"go on with that version, or {ANOTHER_RUN}")
     return State(**{**saved, "level": Level(**saved.get("level", {}))})

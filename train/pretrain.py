@@ -8,7 +8,7 @@ from common.errors import UserError, run_main
 from common.machine import resolve_device
 from common.progress import progress
 from data.batches import TextBatches
-from data.catalog import resolve
+from data.catalog import resolve, stands_for
 from data.plan import Mixture, Plan
 from data.shards import Sequences, ShardSet
 from evaluate.metrics import BLOCK, WINDOW, Score, score_stream
@@ -18,7 +18,17 @@ from model.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 from train import parallel
-from train.entry import announce, facts_of, machine_choices, open_run, parse_mixture, read_options, run_name, train_through
+from train.entry import (
+    MANY_EPOCHS,
+    announce,
+    facts_of,
+    machine_choices,
+    open_run,
+    parse_mixture,
+    read_options,
+    run_name,
+    train_through,
+)
 from train.loop import Horizon, Trainer
 from train.metrics import MetricsLog
 from train.options import ModelOptions, PretrainOptions
@@ -55,16 +65,19 @@ def pretrain(options: PretrainOptions) -> None:
     plan = Plan(mixture, seed=options.seed, length=options.sequence_length, folder=run.folder / "plan")
     if plan.tokens_per_epoch < 2:
         raise UserError(f"--data {options.data}: there is no text to train on")
+    tokens = options.max_steps * options.batch_tokens
+    epochs = tokens / plan.tokens_per_epoch
+    _check_stand_ins(options, sets, epochs)
     open_run(run, options, fingerprints, sets, device)
     model = Llama(config).initialise(options.seed).to(device).train()
     model.context = options.sequence_length
     choices = machine_choices(options, run, model, device)
-    tokens = options.max_steps * options.batch_tokens
     validation = [each.split("validation") for each in sets]
     announce(
         options, run, model, choices, name=options.model.preset,
         data=f"{options.data}: {plan.tokens_per_epoch:,} tokens an epoch; {tokens:,} to train on "
-             f"({tokens / plan.tokens_per_epoch:.2f} epochs)",
+             f"({epochs:.2f} epochs)",
+        epochs=epochs,
         flops=tokens * config.flops_per_token(options.sequence_length),
         held_out=any(split.total_tokens > 1 for split in validation),
     )
@@ -86,6 +99,17 @@ def _one_tokenizer(names: list[str], sets: list[ShardSet]) -> Tokenizer:
         if each.tokenizer().fingerprint != tokenizer.fingerprint:
             raise UserError(f"--data: {name} was prepared with another tokenizer than {names[0]}: prepare both alike")
     return tokenizer
+
+
+def _check_stand_ins(options: PretrainOptions, sets: list[ShardSet], epochs: float) -> None:
+    """UserError where the run's steps are for a corpus that is not here, and a part of the sample would be read instead."""
+    names = list(dict.fromkeys(name for each in sets if (name := stands_for(each.folder))))
+    if names and epochs > MANY_EPOCHS:
+        real = " && ".join(f"make data DATA={name}" for name in names)
+        raise UserError(
+            f"--data {options.data}: {options.max_steps:,} steps are {epochs:,.0f} epochs of the shipped sample's part, "
+            f"which stands in for {' and '.join(names)}: get the real text first ({real}), or try the stand-in with fewer "
+            f"steps, at most --max_steps {max(1, int(options.max_steps * MANY_EPOCHS / epochs))}")
 
 
 def shape(options: ModelOptions, tokenizer: Tokenizer, length: int) -> LlamaConfig:

@@ -14,15 +14,17 @@ from common.errors import UserError
 from common.files import read_sealed, remove_leftovers, write_atomic, write_sealed
 from common.machine import describe
 from common.metrics_file import FILE
+from data.catalog import prepared_name, stands_for
 from model.checkpoints import CHECKPOINTS, newest, step_folder, steps
 
 CONFIG, MADE, CHOICES, LOCK = "config.yaml", "run.json", "choices.json", "lock"
 
+# What to do when a folder cannot become or stay the run that is wanted, in the words of make and of the command line.
+ANOTHER_RUN = "name a new run: RUN=runs/NAME (--run runs/NAME)"
 _CURES = {
     "data": "point --data at the data it was trained on",
     "tokenizer": "prepare the data with the run's own tokenizer",
     "base": "where --base leads there are other weights than the run began with; point it at those",
-    "max_steps": "the horizon is part of a run; to train longer start a new run",
 }
 
 
@@ -57,8 +59,10 @@ class Run:
             shards = [str(folder.resolve()) for folder in data]
             write_sealed(made, {"made": describe(device), "shards": shards, "fingerprints": fingerprints})
         else:
-            self._check(read_sealed(made, f": put a copy of it back, or name a new --run (the checkpoints in {self.folder} "
-                                          "can still be measured and talked to)")["fingerprints"], fingerprints)
+            before = read_sealed(made, f": put a copy of it back, or {ANOTHER_RUN} (the checkpoints in {self.folder} can "
+                                       "still be measured and talked to)")
+            self._check_stand_ins(before["shards"], data)
+            self._check(before["fingerprints"], fingerprints)
             self._find_start()
         text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
         self._compare_config()
@@ -73,7 +77,7 @@ class Run:
         remove_leftovers(self.folder / CHECKPOINTS)
         self.start = newest(self.folder)
         if self.start is None and steps(self.folder):
-            raise UserError(f"{self.folder}: every checkpoint is damaged; start again with another --run")
+            raise UserError(f"{self.folder}: every checkpoint is damaged; to start again, {ANOTHER_RUN}")
         for damaged in (step for step in steps(self.folder) if self.start is not None and step > self.start):
             # Out of the way, so that it neither counts as one of the newest nor stands where a good one will.
             bad = step_folder(self.folder, damaged)
@@ -92,7 +96,7 @@ class Run:
         """UserError if the folder was taken away: a checkpoint must not make a new one that nothing can go on from."""
         if not (self.folder / MADE).is_file():
             raise UserError(f"{self.folder} is gone: it was deleted or moved, or its disk was taken away; nothing can be saved "
-                            "there any more. Put it back and run the same command again, or name a new --run")
+                            f"there any more. Put it back and run the same command again, or {ANOTHER_RUN}")
 
     def _take(self) -> None:
         """Hold the folder until this process ends: two trainings in one folder would destroy each other."""
@@ -100,7 +104,15 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.folder} is being trained by another process: wait for it, or name another --run") from None
+            raise UserError(f"{self.folder} is being trained by another process: wait for it, or {ANOTHER_RUN}") from None
+
+    def _check_stand_ins(self, before: list[str], now: list[Path]) -> None:
+        """UserError where a part of the sample stood in for a name, and what the name means is the real data by now."""
+        for old, new in zip(map(Path, before), now, strict=False):
+            if (name := stands_for(old)) is not None and prepared_name(new) == name:
+                raise UserError(
+                    f"{self.folder} was trained on the shipped sample's part, which stood in for {name} before the real {name} "
+                    f"was prepared ({new}), and a run keeps its data: delete {self.folder}, or {ANOTHER_RUN}")
 
     def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         problems = []
@@ -110,7 +122,7 @@ class Run:
                 what = f"{key}{_difference(value, now.get(key))}"
                 cure = _CURES.get(key, f"go on with --{key} {said}" if not isinstance(value, dict | list)
                                   else f"go on with what {self.folder / CONFIG} says")
-                problems.append(f"{self.folder} was made with another {what}: {cure}, or name a new --run")
+                problems.append(f"{self.folder} was made with another {what}: {cure}, or {ANOTHER_RUN}")
         if problems:
             raise UserError("\n".join(problems))
 
@@ -141,7 +153,9 @@ def _digest_line(text: str) -> str:
 
 
 def _difference(before: Any, now: Any) -> str:
-    """The values of a dict that differ, as ` (name: before, now after)`; nothing for what is no dict."""
+    """What differs, as ` (before, now after)`, of a dict value by value; nothing of fingerprints, which say nobody anything."""
+    if isinstance(before, int | float) and isinstance(now, int | float):
+        return f" ({before}, now {now})"
     if not isinstance(before, dict) or not isinstance(now, dict):
         return ""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]

@@ -182,7 +182,7 @@ def _announce(
     left_out, cut = sum(int((count == 0).sum()) for count in counts), sum(part.cut for part in mix.parts)
     examples = sum(len(count) for count in counts) - left_out
     rows = plan.rows_in(0)
-    tokens = plan.tokens_in(0) / rows * steps * (options.batch_tokens // options.sequence_length)
+    epochs = steps * (options.batch_tokens // options.sequence_length) / rows
     # Only what has a loss passes through the head, most of a small model: how much that is, the first step tells.
     [first] = batches.step(0, batches.rows_per_step)
     body, head = training_flops(model, row_length(first.tokens, attended(first)))
@@ -191,8 +191,8 @@ def _announce(
         data=f"{options.data}: {examples:,} examples, {cut:,} cut to {options.sequence_length} tokens, {left_out:,} too long "
              f"and left out; {plan.tokens_in(0):,} tokens an epoch in {rows:,} rows "
              f"({plan.tokens_in(0) / rows / options.sequence_length:.0%} full); {steps:,} steps "
-             f"({steps * (options.batch_tokens // options.sequence_length) / rows:.2f} epochs)",
-        flops=tokens * (body + head * len(first.targets) / first.tokens),
+             f"({epochs:.2f} epochs)",
+        epochs=epochs, flops=plan.tokens_in(0) * epochs * (body + head * len(first.targets) / first.tokens),
         held_out=any(each.fitting for each in mix.dev),
     )
 

@@ -29,8 +29,8 @@ def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *chang
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    (["--seed", "7"], ["another seed", "go on with --seed 0"]),
-    (["--max_steps", "50"], ["another max_steps", "start a new run"]),
+    (["--seed", "7"], ["another seed (0, now 7)", "go on with --seed 0"]),
+    (["--max_steps", "50"], ["another max_steps (40, now 50)", "go on with --max_steps 40"]),
     (["--batch_tokens", "512"], ["another batch_tokens", "go on with --batch_tokens 256"]),
     (["--sequence_length", "32"], ["another sequence_length", "go on with --sequence_length 64"]),
     (["--model.hidden_size", "64"], ["another model (hidden_size: 32, now 64, "]),
@@ -44,7 +44,8 @@ def test_another_option_is_refused_by_name(
 ) -> None:
     """A continuation that silently is something else, or a refusal that leaves the user to guess."""
     said = go_on(pretrain, finished, monkeypatch, *change)
-    assert all(word in said for word in words) and "name a new --run" in said and said.count("\n") == 0, said
+    assert all(word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]), said
+    assert said.count("\n") == 0
 
 
 def test_another_data_set_and_another_tokenizer_are_refused(

@@ -1,0 +1,57 @@
+"""What becomes of a run on the sample's part of a name: before the real data of that name is here, and after it came."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.metrics_file import FILE
+from train import pretrain
+from train.run import Run
+
+
+@pytest.fixture
+def refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the reference configuration says where zhihu is not prepared; a run that would begin is an OSError."""
+    def opened(*_: object) -> None:
+        raise OSError("begins")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrain, "open_run", opened)
+    return start(monkeypatch, root, UserError)
+
+
+def start(monkeypatch: pytest.MonkeyPatch, root: Path, ends: type[Exception], *words: str) -> str:
+    config = str(root / "configs" / "pretrain-43m.yaml")
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--config", config, "--data", "zhihu", "--run", "runs/x", *words])
+    with pytest.raises(ends) as said:
+        pretrain.main()
+    return str(said.value)
+
+
+def test_a_stand_in_is_not_learned_by_heart(refused: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day of a GPU on 29,000 epochs of 100 kB, because `make data` was forgotten; a cure that is refused as well."""
+    assert re.search(r"--data zhihu: 10,000 steps are 29,\d\d\d epochs of the shipped sample's part, which stands in", refused)
+    assert "get the real text first (make data DATA=zhihu)" in refused and "\n" not in refused
+    assert not Path("runs").exists()
+    most = re.search(r"--max_steps (\d+)$", refused)
+    assert most is not None
+    assert start(monkeypatch, root, OSError, "--max_steps", most[1]) == "begins"
+    assert "epochs of the shipped" in start(monkeypatch, root, UserError, "--max_steps", str(int(most[1]) + 1))
+
+
+@pytest.mark.parametrize(("now", "said"), [
+    ("zhihu", "trained on the shipped sample's part, which stood in for zhihu before the real zhihu was prepared"),
+    ("wikipedia", "was made with another data: point --data at the data it was trained on"),
+])
+def test_the_run_of_a_stand_in_says_that_the_real_data_came(tmp_path: Path, now: str, said: str) -> None:
+    """Three lines about data, tokenizer and shape for somebody who did what the first line told them: `make data`."""
+    run, cpu = tmp_path / "run", torch.device("cpu")
+    Run(run).open({}, {"data": "of the sample"}, [Path("prepared/sample-zhihu-e2752e43")], cpu)
+    (run / FILE).touch()
+    with pytest.raises(UserError, match=said) as refused:
+        Run(run).open({}, {"data": "real"}, [Path(f"prepared/{now}-04ef61cc")], cpu)
+    assert "RUN=runs/NAME (--run runs/NAME)" in str(refused.value) and "\n" not in str(refused.value)

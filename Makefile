@@ -75,7 +75,8 @@ evaluate: setup
 	@$(PY) -m evaluate $(call option,--checkpoint,RUN) $(ARGS)
 
 export: setup
-	@test -n $(call quoted,RUN) || { echo "error: which run? make export RUN=runs/NAME" >&2; exit 2; }
+	@test -n $(call quoted,RUN) || { echo "error: which run? make export RUN=runs/NAME" >&2; \
+		ls -d runs/* >&2 2>/dev/null; exit 2; }
 	@$(PY) -m model.export $(call option,--checkpoint,RUN) --format hf --out exports/"$$(basename $(call quoted,RUN))" $(ARGS)
 
 tensorboard: setup

@@ -17,8 +17,8 @@ def main() -> None:
     folder = options.checkpoint or weights.newest_run()
     loaded = weights.load(folder, resolve_device(options.device), options.precision, options.quantize)
     console.note(f"模型：{loaded.description}")
-    if not loaded.converses:
-        console.note("提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft")
+    if (hint := weights.hint(loaded)) is not None:
+        console.note(hint)
     session = Session(loaded, command_line.sampling(options), options.max_new_tokens, options.seed)
     if options.reference is not None:
         references.from_text(session, console, options.reference)

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
+from data.phrasing import CANONICAL, FLAT
+from data.shards import shard_sets_of_run
 from model import checkpoints
 from model.llama import Llama
 from model.precision import DTYPES, choose_precision
@@ -43,6 +45,20 @@ def newest_run(runs: Path = checkpoints.RUNS) -> Path:
     if not found:
         raise UserError(f"{runs}/ 里还没有训练好的模型：先 make pretrain，再 make sft；或用 --checkpoint 指定一个")
     return next((run for run in found if _converses(checkpoints.step_folder(run, checkpoints.steps(run)[-1]))), found[0])
+
+
+def hint(weights: Weights) -> str | None:
+    """A line for whoever expects more of a model than it was taught; None of one that was taught to talk."""
+    if not weights.converses:
+        return "提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft"
+    try:
+        kinds = {shards.kind for shards in shard_sets_of_run(weights.folder)}
+    except UserError:
+        return None  # an export, or a run whose data is gone: what it was trained on is not known, and need not be
+    if "summaries" not in kinds or "conversations" in kinds:
+        return None
+    return (f"提示：这个模型只学过给文章写标题，不会聊天（聊天要先 make sft DATA=redgpt 之类）。"
+            f"请说“{FLAT[CANONICAL].before.strip()}”，换行（终端里行末打 \\ 再回车），接上文章")
 
 
 def load(path: Path, device: torch.device, precision: str, quantize: str | None = None) -> Weights:

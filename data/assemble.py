@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
 from common.files import atomic_folder
 from data.dedup import EXACT, KEPT, NEAR, Deduplicator, DedupOptions
 from data.parts import part_folder
@@ -28,15 +27,12 @@ def assemble(
 ) -> dict[str, Any]:
     """Write the shard set `out` of the parts numbered 0 … len(made) - 1, all of one kind; returns its report.
 
-    `made` are the parts' facts; `facts` goes into the manifest. UserError if no document is left.
+    `made` are the parts' facts; `facts` goes into the manifest. Nothing is written if no record is kept.
     """
     verdict = _duplicates(parts, len(made), dedup if kind == "documents" else dedup.model_copy(update={"near": False}))
     report = _counts(parts, made, verdict)
-    if not report["records"]:
-        raise UserError("--input: there is not one record in the inputs")
     if not report["kept"]:
-        reasons = ", ".join(f"{name} {count}" for name, count in report["dropped"].items()) or "all quarantined"
-        raise UserError(f"none of {report['records']} records is left to train on ({reasons})")
+        return report
     limit = _validation_limit(parts, made, verdict, validation)
     whole = {
         "format": FORMAT, "kind": kind, **facts,

@@ -80,7 +80,7 @@ def resolve(name: str, tokenizer: Path | None = None) -> Path:
         files = expand([name])
         label = f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
         return prepare_once(label, {detect(files): Files(files)}, tokenizer or default_tokenizer())
-    raise unknown(name, " and no such file or folder")
+    raise unknown(name, " and no such file or folder", data=True)
 
 
 def prepared_name(folder: Path) -> str:

@@ -68,9 +68,12 @@ def corpora(folder: Path = MANIFESTS) -> dict[str, Corpus]:
     return found
 
 
-def unknown(name: str, extra: str = "") -> UserError:
-    """The one line for a name that means nothing, with what may have been meant."""
-    names = ["sample", *corpora()]
+def unknown(name: str, extra: str = "", *, data: bool = False) -> UserError:
+    """The one line for a name that means nothing, with what may have been meant; `data`: only what holds records."""
+    known = corpora()
+    names = ["sample", *(each for each in known if known[each].source or not data)]
+    if name in known:
+        return UserError(f"DATA={name}: holds no records ({known[name].description}); the names are {', '.join(names)}")
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(names)}"
     return UserError(f"DATA={name}: there is no such data set{extra}; {hint}")

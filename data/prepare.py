@@ -99,12 +99,11 @@ def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options:
         made, peak = _make_parts(groups, work, options)
         _check_quarantine(work / "parts", made, options.quarantine_share)
         facts = {"sources": identity["inputs"], "preparation": identity, "code": code_digest()}
-        try:
-            report = assemble(out, work / "parts", made, loaded, kind, options.dedup, options.validation, facts)
-        except UserError:
-            # With these options nothing is left: the work must not stand in the way of others.
+        report = assemble(out, work / "parts", made, loaded, kind, options.dedup, options.validation, facts)
+        if not report["kept"]:
+            # The work must not stand in the way of other options.
             shutil.rmtree(work)
-            raise
+            raise _nothing_left(groups, report, options)
         seconds = time.monotonic() - started
         report |= {
             "seconds": round(seconds, 1), "megabytes_per_second": round(report["bytes"] / 1e6 / seconds, 2),
@@ -125,6 +124,17 @@ def _kind(groups: Sequence[Group]) -> Kind:
         raise UserError(f"--source: one shard set holds one kind of records ({said}); prepare them apart and mix them in "
                         "training: --data one+other")
     return next(iter(kinds.values()))
+
+
+def _nothing_left(groups: Sequence[Group], report: dict[str, Any], options: PrepareOptions) -> UserError:
+    first, *others = (text for group in groups for text in group.inputs)
+    name = f"{first} and {len(others):,} more" if others else first
+    if not report["records"]:
+        return UserError(f"{name}: there is not one record in the inputs")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()) or "all quarantined"
+    least = (f"; a document has at least {options.clean.minimum_characters:,} characters (data.prepare "
+             "--clean.minimum_characters)") if "too_short" in report["dropped"] else ""
+    return UserError(f"{name}: none of {report['records']:,} records is left to train on ({reasons}){least}")
 
 
 def _identity(groups: Sequence[Group], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:

@@ -254,6 +254,8 @@ def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> 
 
     UserError, which ends with `cure`, if there is no such record, or a set is gone or has changed since.
     """
+    if not run.exists():
+        raise UserError(f"{run} does not exist: name a run, such as runs/pretrain-sample, or one of its steps")
     # A step's folder lies two below its run.
     made = run / "run.json"
     if not made.is_file():

@@ -20,7 +20,7 @@ A pretraining run: evaluate.perplexity and evaluate.trigram. A fine-tuned one: e
 the test split of its data evaluate.rouge (summaries) or evaluate.reading (conversations about a reference), and
 evaluate.repetition. A mix is measured part by part: each part of a pretraining mix beside a trigram of that part alone,
 replay in a fine-tuning mix without one. Each command is printed; its figures go into RUN/results/, the report into
-RUN/report.md and .html."""
+RUN/report.md and .html; where a step is named, they are that step's, in the folders of its run."""
 # Sources whose conversations are about a reference passage.
 READING = ("redgpt",)
 
@@ -29,23 +29,22 @@ def main() -> None:
     """Entry point."""
     parser = Parser(prog="python -m evaluate", description=DESCRIPTION,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a run (default: the one in runs/ that was saved last)")
+    parser.add_argument("--checkpoint", type=Path, help="a run, or one of its steps (default: the run in runs/ that was saved "
+                        "last)")
     parser.add_argument("--limit", type=int, help="only the first so many records of each dev and test split (default: all; "
                         "text is always scored whole)")
     add_computing(parser)
     options = parser.parse_args()
     check_counts(options)
-    run = options.checkpoint or _newest()
-    if not (run / "run.json").is_file():
-        raise UserError(f"{run} is no run: for other checkpoints use the single commands, such as python -m "
-                        "evaluate.perplexity")
+    checkpoint = options.checkpoint or _newest()
+    run = run_of(checkpoint)
     cure = "measure it with the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
     sets = shard_sets_of_run(run, cure)
     if not sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {cure}")
     results = run / "results"
     results.mkdir(exist_ok=True)
-    model = ["--checkpoint", str(run), *(["--device", options.device] if options.device != "auto" else []),
+    model = ["--checkpoint", str(checkpoint), *(["--device", options.device] if options.device != "auto" else []),
              *(["--quantize", options.quantize] if options.quantize else [])]
     limit = ["--limit", str(options.limit)] if options.limit is not None else []
     tuned = any(shards.kind != "documents" for shards in sets)
@@ -55,11 +54,25 @@ def main() -> None:
     _run(["evaluate.report", str(run), "--out", str(run / "report")])
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint is, or is a step of: where its figures go. UserError for any other folder."""
+    if (checkpoint / "run.json").is_file():
+        return checkpoint
+    run, step = checkpoint.parent.parent, checkpoints.step_of(checkpoint)
+    if step is not None and (run / "run.json").is_file():
+        print(f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures", flush=True)
+        return run
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint} does not exist: name a run with RUN=runs/NAME (--checkpoint runs/NAME)")
+    raise UserError(f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
+                    "as python -m evaluate.perplexity")
+
+
 def _newest() -> Path:
     runs = checkpoints.saved_runs()
     if not runs:
         raise UserError(f"there is no run with a checkpoint in {checkpoints.RUNS}/: make pretrain first, or name a run with "
-                        "--checkpoint")
+                        "RUN=… (--checkpoint …)")
     print(f"{runs[0]} is measured, the run that was saved last", flush=True)
     return runs[0]
 

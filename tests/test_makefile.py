@@ -79,9 +79,10 @@ def test_export_names_its_folder_after_the_run(folder: Path) -> None:
     for run, name in (("runs/sft-csl", "sft-csl"), ("runs/my run/", "my run"), ("x", "x")):
         assert make(folder, "export", f"RUN={run}", "ARGS=--dtype bfloat16")[1] == [
             "-m", "model.export", "--checkpoint", run, "--format", "hf", "--out", f"exports/{name}", "--dtype", "bfloat16"]
+    (folder / "runs" / "sft-csl").mkdir(parents=True)
     done, words = make(folder, "export")
     assert done.returncode != 0 and not words
-    assert done.stderr.splitlines()[0] == "error: which run? make export RUN=runs/NAME"
+    assert done.stderr.splitlines()[:2] == ["error: which run? make export RUN=runs/NAME", "runs/sft-csl"]
 
 
 def test_setting_up_shows_progress_on_a_terminal_and_is_short_in_a_log(folder: Path) -> None:

@@ -44,7 +44,18 @@ def find_base(options: SftOptions, run: Path) -> Base:
     folder = checkpoints.find(Path(path))
     if options.tokenizer is not None:
         raise UserError(f"--tokenizer is for --base none: {path} has its own")
+    _say_if_unfinished(Path(path), folder)
     return Base(folder, folder, checkpoints.digest(folder))
+
+
+def _say_if_unfinished(run: Path, folder: Path) -> None:
+    """Print a line where a base is a run that has steps to go; `folder` is the checkpoint that it stands for."""
+    if not (run / MADE).is_file() or (run / checkpoints.ENDED).is_file():
+        return
+    facts, step = read_json(run / MADE)["fingerprints"], checkpoints.step_of(folder)
+    if step is not None and step < (facts.get("max_steps") or 0):
+        print(f"base      {run} is unfinished, at step {step:,} of {facts['max_steps']:,}; to train it to its end first: "
+              f"make {'sft' if 'base' in facts else 'pretrain'} RUN={run}", flush=True)
 
 
 def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:

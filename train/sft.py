@@ -93,7 +93,8 @@ def fine_tune(options: SftOptions) -> None:
         lambda into: _keep(tokenizer, template, into),
         lambda whole, step, log, final: evaluate(options, whole, tokenizer, template, mix.dev, step, log, final),
     )
-    train_through(trainer, f"Talk to it: make chat RUN={run.folder}; measure it: make evaluate RUN={run.folder}")
+    train_through(trainer, f"Talk to it: make chat RUN={run.folder}; measure it: make evaluate RUN={run.folder}; for other "
+                           f"programs: make export RUN={run.folder}")
 
 
 def _mix(options: SftOptions, run: Path, base: Base, tokenizer: Tokenizer, template: Template) -> Mix:

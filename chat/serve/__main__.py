@@ -34,8 +34,8 @@ def main() -> None:
         limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
         service = Service(checkpoint.resolve().name, loaded, engine, sampling(options), limits)
         _note(f"模型：{loaded.description}")
-        if not loaded.converses:
-            _note("提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft")
+        if (hint := weights.hint(loaded)) is not None:
+            _note(hint)
         if not _loopback(listener) and options.api_key is None:
             _note(f"提示：--host {options.host} 让别的机器也连得上，而没有 --api_key：谁都可以用")
         _note(f"{url(listener)} （协议：{url(listener)}v1，模型名：{service.name}），Ctrl-C 结束")

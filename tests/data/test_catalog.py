@@ -174,6 +174,16 @@ def test_a_name_that_means_nothing_names_the_near_ones() -> None:
         resolve("/no/such/path")
 
 
+def test_the_tokenizer_is_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    """`DATA=tokenizer` answered with "did you mean tokenizer?"; `make data`, which downloads it, not knowing it any more."""
+    with pytest.raises(UserError, match=r"^DATA=tokenizer: holds no records .*the names are sample, (?!.*tokenizer)"):
+        resolve("tokenizer")
+    with pytest.raises(UserError, match=r"^DATA=tokeniser: there is no such data set .*the names are sample, (?!.*tokenizer)"):
+        resolve("tokeniser")
+    with pytest.raises(UserError, match="did you mean tokenizer"):
+        command.main(["tokeniser"])
+
+
 @pytest.mark.parametrize(("name", "content", "source"), [
     ("a.txt", "你好\n", "text"),
     ("a.jsonl", '{"文件名": "a", "段落": [], "simhash": 10789855592110675028}\n', "mnbvc"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import write_sealed
+from common.files import write_manifest, write_sealed
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import ShardSet
@@ -143,3 +143,22 @@ def test_the_run_that_was_saved_last_is_measured(
     ran = measure()
     assert after(ran[0], "--checkpoint") == "runs/newest" and ran[-1][1] == "runs/newest"
     assert "runs/newest is measured" in capsys.readouterr().out
+
+
+def test_a_step_is_measured_as_its_run(
+    shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best step, which training names, refused for no run; its figures beside the folder of the weights."""
+    run = make_run(tmp_path / "run", shard_set)
+    step = run / "checkpoints" / "step-00000007"
+    step.mkdir(parents=True)
+    write_manifest(step, {"step": 7})
+    (best := step.with_name("best")).symlink_to(step.name)
+    *ran, report = measure("--checkpoint", best)
+    assert {after(words, "--checkpoint") for words in ran if "--checkpoint" in words} == {str(best)}
+    assert {Path(after(words, "--json")).parent for words in ran} == {run / "results"}
+    assert report == ["evaluate.report", str(run), "--out", str(run / "report")]
+    assert f"step 7 of {run} is measured" in capsys.readouterr().out
+    for other, said in ((shard_set, "is neither a run nor one of its steps"), (tmp_path / "no", "does not exist: name a run")):
+        with pytest.raises(UserError, match=f"{other} {said}"):
+            measure("--checkpoint", other)

@@ -73,6 +73,7 @@ train.pretrain --config {huge}                              | is larger than 1 M
 train.pretrain --config {binary}                            | not readable as YAML
 # training: data, shapes, folders
 train.pretrain --data wikipedi --run {new} | DATA=wikipedi: there is no such data set | did you mean wikipedia
+train.sft --data tokenizer --base none --run {new}          | DATA=tokenizer: holds no records | the names are sample, belle
 train.pretrain --data {nowhere} --run {new}                 | there is no such data set and no such file or folder
 train.pretrain --data {long} --run {new}                    | the name is too long
 train.pretrain --data {empty} --run {new}                   | {empty} is empty
@@ -133,7 +134,7 @@ data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} --out {long
 <PREPARE> --validation 0.9                                  | --validation: 0.9 is not valid
 <PREPARE> --quarantine_share 2                              | --quarantine_share: 2 is not valid
 <PREPARE> --clean.minimum_letters x                         | --clean.minimum_letters: 'x' is not valid
-<PREPARE> --clean.minimum_characters 100000                 | records is left to train on (too_short 30)
+<PREPARE> --clean.minimum_characters 100000 | {corpus}: none of 30 records is left to train on (too_short 30); a document has
 # downloading
 data.download wikipedi | DATA=wikipedi: there is no such data set; did you mean wikipedia
 data.download csl lcsts                                     | unrecognized arguments: lcsts
@@ -157,8 +158,8 @@ data.tokenizer import --input {tokenizer} --out {corpus}    | {corpus} | is ther
 data.tokenizer export --tokenizer {nowhere} --out {new}     | {nowhere} does not exist: give a SentencePiece model
 data.tokenizer inspect --tokenizer {tokenizer} --input {corpus} --source x | --source x: there is no such source
 # evaluation
-evaluate --checkpoint {nowhere} | {nowhere} is no run: for other checkpoints use the single commands
-evaluate --checkpoint {model}                               | {model} is no run
+evaluate --checkpoint {nowhere}                             | {nowhere} does not exist: name a run with RUN=runs/NAME
+evaluate --checkpoint {model}                               | {model} is neither a run nor one of its steps
 evaluate                                                    | there is no run with a checkpoint in runs/: make pretrain first
 evaluate --checkpoint {young} --limit 0                     | --limit 0: at least 1
 evaluate.perplexity                                         | required: --checkpoint
@@ -181,6 +182,7 @@ evaluate.perplexity --checkpoint {damaged} --data {text} | is damaged (sha256 di
 <SCORE> --data {text} --json {folder}                       | {folder}: is a folder; name a file to write
 <SCORE> --data {text} --json {corpus}/x.json                | {corpus} is no folder that may be written to; name another file
 evaluate.rouge                                              | say what is scored: --checkpoint RUN, --baseline NAME
+evaluate.rouge --checkpoint {nowhere}                       | {nowhere} does not exist: name a run
 evaluate.rouge --baseline first20                           | say what is scored
 evaluate.rouge --baseline last20 --source csl --input {corpus} | --baseline: invalid choice: 'last20'
 evaluate.rouge --baseline first20 --source jsonl --input {corpus} | --source jsonl has documents; this measures summaries
@@ -344,7 +346,7 @@ def test_make_passes_a_mistake_on(root: Path, tmp_path: Path) -> None:
     """make's own code for a failed command is 2, whatever the command's; its line must not hide the command's."""
     # What the make that runs the tests was told is not for the one inside a test.
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")}
-    for target, expected in (("pretrain DATA=wikipedi", "did you mean wikipedia"), ("evaluate RUN=nowhere", "is no run")):
+    for target, expected in (("pretrain DATA=wikipedi", "did you mean wikipedia"), ("evaluate RUN=nowhere", "does not exist")):
         done = subprocess.run(["make", "-o", "setup", *target.split()], cwd=root, capture_output=True, text=True, timeout=120,
                               env=environment)
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr

@@ -187,7 +187,7 @@ def made(run: Path, step: int, **fingerprints: Any) -> Path:
     folder.mkdir()
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_text(run.name)
-    write_manifest(folder)
+    write_manifest(folder, {"step": step})
     write_json(run / "run.json", {"shards": [], "fingerprints": fingerprints})
     return folder
 
@@ -219,6 +219,20 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> N
     for base in (first, tmp_path / "first"):
         found = find_base(options_of(base=base), run)
         assert found.fingerprint == own and found.folder == first
+
+
+def test_an_unfinished_base_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fine-tuning what Ctrl-C stopped at a tenth, taken for the whole; a line about one that is whole."""
+    from train.base import find_base
+
+    young, whole, ended = (made(tmp_path / name, 3, max_steps=steps) for name, steps in (("a", 5), ("b", 3), ("c", 5)))
+    write_sealed(tmp_path / "c" / "ended.json", {"best": 3})
+    for base in (whole.parent.parent, ended.parent.parent, young):
+        find_base(options_of(base=base), tmp_path / "run")
+        assert capsys.readouterr().out == "", base
+    find_base(options_of(base=tmp_path / "a"), tmp_path / "run")
+    said = f"{tmp_path / 'a'} is unfinished, at step 3 of 5; to train it to its end first: make pretrain RUN={tmp_path / 'a'}\n"
+    assert capsys.readouterr().out == f"base      {said}"
 
 
 def test_replay_is_the_base_s_text_and_nothing_else(

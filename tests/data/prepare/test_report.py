@@ -69,11 +69,12 @@ def test_too_many_bad_records_fail_in_one_line_and_going_on_is_cheap(
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"\n\n", "not one record"), (b'{"text": "a"}\n', "none of 1 records")]
+    ("data", "reason"), [(b"\n\n", "not one record"), (b'{"text": "a"}\n', r"none of 1 .*\(too_short 1\).* at least 20 char")]
 )
 def test_nothing_to_train_on_is_said(tokenizer: Path, tmp_path: Path, data: bytes, reason: str) -> None:
+    """A user's text that is too short for anything, with neither the file's name nor the length that would do."""
     (tmp_path / "a.jsonl").write_bytes(data)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=rf"a\.jsonl: .*{reason}"):
         prepare("jsonl", [str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer, PrepareOptions())
 
 

@@ -1,0 +1,56 @@
+"""What a chat says first of a model that was not taught to talk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chat import weights
+from common.files import write_sealed
+from data.inputs import Group
+from data.prepare import PrepareOptions, prepare_groups
+from data.shards import ShardSet
+from model import checkpoints
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.template import Template
+from model.tokenizer import Tokenizer
+
+SOURCES = {"csl": "summary/csl/dev.tsv", "redgpt": "sft/redgpt/RedGPT-Dataset-V1-CN.test.json"}
+
+
+@pytest.fixture(scope="module")
+def sets(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
+    """A set of summaries and one of conversations."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, file in SOURCES.items():
+        group = Group(name, (str(root / "assets/sample" / file),))
+        prepare_groups([group], folder / name, root / "assets/tokenizer", PrepareOptions(workers=1, limit=5))
+    return {name: ShardSet.open(folder / name) for name in SOURCES}
+
+
+def hint(run: Path, tokenizer: Tokenizer, trained_on: list[ShardSet] | None, *, talks: bool = True) -> str:
+    """What is said of a run that was trained on these sets; None: of an export, which knows nothing of its data."""
+    folder = checkpoints.step_folder(run, 1) if trained_on is not None else run
+    folder.mkdir(parents=True)
+    shape = LlamaConfig(tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                        num_attention_heads=1, num_key_value_heads=1)
+    checkpoints.save(Llama(shape).initialise(0), tokenizer, folder)
+    if talks:
+        Template().save(folder)
+    if trained_on is not None:
+        data = [{"set": each.fingerprint, "weight": 1.0} for each in trained_on]
+        write_sealed(run / "run.json", {"shards": [str(each.folder) for each in trained_on], "fingerprints": {"data": data}})
+    return weights.hint(weights.load(folder, torch.device("cpu"), "fp32")) or ""
+
+
+def test_a_model_that_was_only_taught_titles_says_how_to_ask_for_one(
+    sets: dict[str, ShardSet], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Nonsense in answer to 你好, without a word about what the model is for; the same words about one that talks."""
+    said = hint(tmp_path / "titles", tokenizer, [sets["csl"]])
+    assert said.startswith("提示：这个模型只学过给文章写标题") and "请为下面的文章写一个标题：" in said
+    assert hint(tmp_path / "mix", tokenizer, [sets["csl"], sets["redgpt"]]) == ""
+    assert hint(tmp_path / "dialogues", tokenizer, [sets["redgpt"]]) == ""
+    assert hint(tmp_path / "export", tokenizer, None) == ""
+    assert "只会续写" in hint(tmp_path / "pretrained", tokenizer, [], talks=False)

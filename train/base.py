@@ -7,7 +7,7 @@ from common.errors import UserError
 from common.files import read_json
 from common.options import load_yaml
 from data.catalog import SMALL_TOKENIZER, resolve
-from data.shards import ShardSet, shards_of_run
+from data.shards import ShardSet, shard_sets_of_run, shards_of_run
 from model import checkpoints
 from model.tokenizer import Tokenizer
 from train import parallel
@@ -101,9 +101,9 @@ def open_sets(names: list[str], run: Path, base: Base) -> list[ShardSet]:
 
 def replayed(run: Path, base: Base, index: int) -> ShardSet:
     """The pretraining text of the base; a run that exists has written down where it lies."""
-    made = run / MADE
-    if made.is_file() and index < len(folders := read_json(made)["shards"]):
-        return ShardSet.open(Path(folders[index]), checksums=parallel.first())
+    own = shard_sets_of_run(run, f"put it back, or {ANOTHER_RUN}") if checkpoints.steps(run) else []
+    if index < len(own):
+        return ShardSet.open(own[index].folder, checksums=parallel.first())
     if base.folder is None:
         raise UserError("--data replay: is the base's pretraining text, and there is no base to have any")
     shards = shards_of_run(base.folder, "leave replay out of --data, or begin from a run that was pretrained here on one set")

@@ -51,3 +51,14 @@ def test_a_set_of_the_same_name_with_other_bytes_is_not_taken(project: Path) -> 
     with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, and prepared/mine .*--data") as said:
         shard_sets_of_run(Path("runs/x"))
     assert "\n" not in str(said.value)
+
+
+def test_a_continued_run_of_a_moved_project_replays_its_text(project: Path) -> None:
+    """Fine-tuning with replay that cannot go on because the project's folder has another name; text of other bytes in it."""
+    from train.base import Base, replayed
+
+    base = Base(None, project / "tokenizer", "none")
+    assert replayed(Path("runs/x"), base, 1).folder == Path("mine")
+    shutil.rmtree(project / "mine")
+    with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, .*put it back, or name a new run"):
+        replayed(Path("runs/x"), base, 1)

@@ -252,6 +252,9 @@ def test_replay_is_the_base_s_text_and_nothing_else(
             # A run of one set that is continued with replay besides.
             write_sealed(run / "run.json", facts)
             assert replayed(run, base, 1).folder == shards.folder
+            # A first try with another mix, refused before it trained, binds nobody.
+            write_sealed(run / "run.json", {**facts, "shards": [str(tuning["csl"])]})
+            assert replayed(run, base, 0).folder == shards.folder
         else:
             with pytest.raises(UserError, match=said):
                 replayed(run, base, 0)

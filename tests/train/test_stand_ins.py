@@ -9,7 +9,12 @@ import torch
 
 from common.errors import UserError
 from common.metrics_file import FILE
+from model.config import LlamaConfig
+from model.llama import Llama
 from train import pretrain
+from train.capacity import Choices
+from train.entry import announce
+from train.options import PretrainOptions
 from train.run import Run
 
 
@@ -55,3 +60,15 @@ def test_the_run_of_a_stand_in_says_that_the_real_data_came(tmp_path: Path, now:
     with pytest.raises(UserError, match=said) as refused:
         Run(run).open({}, {"data": "real"}, [Path(f"prepared/{now}-04ef61cc")], cpu)
     assert "RUN=runs/NAME (--run runs/NAME)" in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(40.0, False), (41.0, True)])
+def test_many_epochs_of_real_text_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], epochs: float, said: bool
+) -> None:
+    """A small corpus read a thousand times, of which only the loss on held-out text tells, hours later; a run in vain."""
+    shape = LlamaConfig(300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                        num_key_value_heads=1)
+    announce(PretrainOptions(), Run(tmp_path / "run"), Llama(shape), Choices("cpu", "fp32", False, 1, "chunked"), name="tiny",
+             data="mine", epochs=epochs, flops=1.0, held_out=True)
+    assert ("text read 40 times teaches next to nothing more" in capsys.readouterr().out) == said

@@ -57,7 +57,7 @@ def hint(weights: Weights) -> str | None:
         return None  # an export, or a run whose data is gone: what it was trained on is not known, and need not be
     if "summaries" not in kinds or "conversations" in kinds:
         return None
-    return (f"提示：这个模型只学过给文章写标题，不会聊天（聊天要先 make sft DATA=redgpt 之类）。"
+    return (f"提示：这个模型微调时只学了给文章写标题，多半不会聊天（聊天要 make sft DATA=redgpt 之类）。"
             f"请说“{FLAT[CANONICAL].before.strip()}”，换行（终端里行末打 \\ 再回车），接上文章")
 
 

@@ -49,7 +49,7 @@ def test_a_model_that_was_only_taught_titles_says_how_to_ask_for_one(
 ) -> None:
     """Nonsense in answer to 你好, without a word about what the model is for; the same words about one that talks."""
     said = hint(tmp_path / "titles", tokenizer, [sets["csl"]])
-    assert said.startswith("提示：这个模型只学过给文章写标题") and "请为下面的文章写一个标题：" in said
+    assert said.startswith("提示：这个模型微调时只学了给文章写标题") and "请为下面的文章写一个标题：" in said
     assert hint(tmp_path / "mix", tokenizer, [sets["csl"], sets["redgpt"]]) == ""
     assert hint(tmp_path / "dialogues", tokenizer, [sets["redgpt"]]) == ""
     assert hint(tmp_path / "export", tokenizer, None) == ""

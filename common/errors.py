@@ -30,15 +30,19 @@ class UserError(Exception):
     """A mistake the user can mend: one line that names the file, line or key, and the cure."""
 
 
+def system_number(error: BaseException) -> int | None:
+    """The system's number of an error (`errno`); None if it is not the system's."""
+    if isinstance(error, OSError):
+        return errno.ENOSPC if error.errno is None and _SHORT.search(str(error)) else error.errno
+    # The library of safetensors is no Python: it hands on the number in words.
+    said = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(said[1]) if said else None
+
+
 def disk_problem(error: BaseException) -> str | None:
     """What a disk or folder refused, and the cure, in one line; None if `error` is about something else."""
-    if not isinstance(error, OSError):
-        # The library of safetensors is no Python: it hands on the system's number in words.
-        said = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-        return _DISK.get(int(said[1])) if said else None
-    number = errno.ENOSPC if error.errno is None and _SHORT.search(str(error)) else error.errno
-    refused = _DISK.get(number or 0)
-    if error.filename is None or isinstance(error.filename, int):
+    refused = _DISK.get(system_number(error) or 0)
+    if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
         return refused
     name = os.fsdecode(error.filename)
     return f"{name if len(name) <= 200 else name[:200] + '…'}: {refused or f'{error.strerror}: look at the path'}"

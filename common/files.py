@@ -10,13 +10,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, system_number
 
 MANIFEST = "manifest.json"
 # Bytes that a file of facts may have: the largest real ones list the files of a corpus.
@@ -42,7 +43,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     An existing `path` is replaced. When the block raises, nothing stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -65,12 +67,25 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an `OSError` of the block that names no file (a failed write does not) the name `path`."""
+    """Give an error of the system in the block a name that the user knows.
+
+    That is `path` where the error names no file (a failed write does not) or a temporary one that is to become `path`; what
+    it names in a temporary folder is named in `path`.
+    """
     try:
         yield
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        number = system_number(error)
+        if number is not None and getattr(error, "errno", None) is None:
+            # A library's words for it, which a name would replace.
+            raise OSError(number, os.strerror(number), str(path)) from error
+        if not isinstance(error, OSError):
+            raise
+        if error.filename is None or isinstance(error.filename, int):
             error.filename = str(path)
+        else:
+            temporary = rf"^.*?\.{re.escape(path.name)}\.\w+\.tmp(?=/|$)"
+            error.filename = re.sub(temporary, lambda _: str(path), os.fsdecode(error.filename))
         raise
 
 
@@ -185,7 +200,8 @@ def atomic_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator
     target.parent.mkdir(parents=True, exist_ok=True)
     # The temporary name keeps the target's own, so that whoever finds one after a crash knows what it was; names
     # with a dot in front are never taken for checkpoints or shard sets.
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    with naming(target):
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         with naming(target):
             yield temporary

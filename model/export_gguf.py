@@ -10,7 +10,9 @@ package. Two things are turned on the way:
   `model.tokenizer_json`), so that its `llama` vocabulary gives the ids of `Tokenizer.encode`.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -54,24 +56,40 @@ def export_gguf(
     check_out(file)
     tensors = _tensors(model)
     types = {key: _type(value, dtype) for key, value in tensors.items()}
+    words = None if chat_template is None else template or Template()
     with atomic_file(file) as temporary:
-        writer = gguf.GGUFWriter(temporary, "llama")
-        _add_shape(writer, model, dtype, name)
-        _add_vocabulary(writer, tokenizer, model.config.vocab_size, chat_template)
-        for key, value in tensors.items():
-            size = prod(gguf.quant_shape_to_byte_shape(value.shape, types[key]))
-            writer.add_tensor_info(key, value.shape, np.dtype(np.float32), size, types[key])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for key, value in tensors.items():
-            writer.write_tensor_data(_converted(_in_gguf_order(key, value, model.config), types[key], key))
-        writer.close()
+        with _writer(temporary) as writer:
+            _add_shape(writer, model, dtype, name)
+            _add_vocabulary(writer, tokenizer, model.config.vocab_size, chat_template)
+            for key, value in tensors.items():
+                size = prod(gguf.quant_shape_to_byte_shape(value.shape, types[key]))
+                writer.add_tensor_info(key, value.shape, np.dtype(np.float32), size, types[key])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for key, value in tensors.items():
+                writer.write_tensor_data(_converted(_in_gguf_order(key, value, model.config), types[key], key))
+        # Before the file has its name: where there is no room for the one, the other is not left either.
+        write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + MARK, context=model.context)
     if dtype == "q8_0" and (wide := [key for key, kind in types.items() if kind.name == "F16"]):
         print(f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
               file=sys.stderr)
-    words = None if chat_template is None else template or Template()
-    write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + MARK, context=model.context)
+
+
+@contextlib.contextmanager
+def _writer(file: Path) -> Iterator["GGUFWriter"]:
+    """A writer whose file is closed, whatever happens: what it could not write it would try again as it is collected."""
+    import gguf
+
+    writer = gguf.GGUFWriter(file, "llama")
+    try:
+        yield writer
+        writer.close()
+    except BaseException:
+        for opened in writer.fout or ():
+            with contextlib.suppress(OSError):
+                opened.close()
+        raise
 
 
 def check_out(file: Path) -> None:

@@ -1,7 +1,11 @@
 """A disk that is full, read-only or gone: one clear line, exit code 2, and what was whole before is still there."""
 
+import importlib
 import os
+import re
+import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +17,11 @@ from common.errors import disk_problem, run_main
 from common.files import manifest_problem, write_json
 from common.metrics_file import read_metrics
 from data.shards import ShardSet
+from model import checkpoints
 from model.checkpoints import step_folder, steps
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.tokenizer import Tokenizer
 from tests.reliability.conftest import Mount
 from train.metrics import MetricsLog
 
@@ -116,6 +124,64 @@ def test_preparation_on_a_disk_that_fills_up(disk: Mount, tmp_path: Path) -> Non
         assert child.wait() == 0, child.said
     assert ShardSet.open(folder / "csl", checksums=True).manifest["report"]["records"] == 300
     assert [path.name for path in folder.iterdir()] == ["csl"]
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A checkpoint of half a megabyte of weights, and as much again of tokenizer."""
+    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
+    (tmp_path / "model").mkdir()
+    checkpoints.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(("command", "sizes"), [
+    ("model.export --checkpoint {model} --format hf --out {out}", (0, 300, 600, 800)),
+    ("model.export --checkpoint {model} --format gguf --out {out}.gguf", (0, 100, 500)),
+    ("model.import_hf {model} --run {out}", (0, 300, 600)),
+])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_model_on_a_disk_that_fills_up(
+    command: str, sizes: tuple[int, ...], model: Path, disk: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A traceback of a library; half a model under a name that a script takes for whole; a line about a file nobody knows."""
+    folder = disk("size=64m")
+    words = shlex.split(command.format(model=model, out=folder / "out"))
+    monkeypatch.setattr(sys, "argv", words)
+    for kilobytes in (*sizes, 0):
+        room = folder / "room"
+        room.write_bytes(bytes(shutil.disk_usage(folder).free - (kilobytes << 10)))
+        with pytest.raises(SystemExit) as left:
+            run_main(importlib.import_module(words[0]).main)
+        said = capfd.readouterr().err
+        assert left.value.code == 2 and said.count("\n") == 1, said
+        assert re.fullmatch(rf"{folder}/out[^:]*: the disk is full: make room, then run the same command again",
+                            the_line(said).removeprefix("error: ")) and ".tmp" not in said, said
+        assert [path.name for path in folder.iterdir()] == ["room"]
+        room.unlink()
+    with pytest.raises(SystemExit) as left:
+        run_main(importlib.import_module(words[0]).main)
+    assert left.value.code == 0
+
+
+def test_a_gguf_file_has_its_modelfile_or_is_not_there(model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole file beside none of Ollama's, where the disk was full just behind it."""
+    from model import export
+
+    folder = disk("size=64m")
+    words = ["export", "--checkpoint", str(model), "--format", "gguf", "--out", str(folder / "a.gguf")]
+    monkeypatch.setattr(sys, "argv", words)
+    export.main()
+    before, (gguf, modelfile) = shutil.disk_usage(folder).used, sorted(folder.iterdir(), reverse=True)
+    for path in (gguf, modelfile):
+        path.unlink()
+    (folder / "room").write_bytes(bytes(shutil.disk_usage(folder).free - before + 4096))
+    with pytest.raises(OSError) as caught:
+        export.main()
+    assert disk_problem(caught.value) == f"{modelfile}: the disk is full: make room"
+    assert [path.name for path in folder.iterdir()] == ["room"]
 
 
 @pytest.mark.parametrize(("path", "words"), [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")])

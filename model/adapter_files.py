@@ -29,6 +29,10 @@ PREFIX = "base_model.model."
 _NAME = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.(?P<part>lora_A|lora_B|base_layer)\.weight")
 # What PEFT can do that changes what the matrices mean, beyond Hu et al.'s formula.
 _FOREIGN = ("use_dora", "use_qalora", "alpha_pattern", "alora_invocation_tokens")
+# Types that the matrices come in.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# About the largest number of fp32; JSON can write more than a float holds.
+_HUGE = 1e38
 # Initialisations that leave the base with other weights than its files have.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
@@ -81,15 +85,18 @@ def merge(model: "Llama", folder: Path) -> None:
         found.setdefault(match["module"], {})[match["part"]] = tensor
     for name, pair in found.items():
         weight = linears[name].weight
-        rank = len(pair.get("lora_A", ()))
-        fitting = {"lora_A": (rank, weight.shape[1]), "lora_B": (weight.shape[0], rank)}
         # Beside an adapted head PEFT stores the head itself.
         stored = pair.pop("base_layer", weight)
-        if stored.shape != weight.shape or {part: tuple(tensor.shape) for part, tensor in pair.items()} != fitting:
+        shapes = {part: tuple(tensor.shape) for part, tensor in pair.items()}
+        rank = next(iter(shapes.get("lora_A", ())), 0)
+        fitting = {"lora_A": (rank, weight.shape[1]), "lora_B": (weight.shape[0], rank)}
+        if not rank or stored.shape != weight.shape or shapes != fitting:
             raise UserError(f"{folder / ADAPTER}: the matrices of {name} do not fit each other or its {tuple(weight.shape)}")
         scale = values["lora_alpha"] / (rank**0.5 if values.get("use_rslora") else rank)
         down, up = (pair[part].to(weight.device, weight.dtype) for part in fitting)
         weight.copy_(stored).addmm_(up, down, alpha=scale)
+        if not weight.isfinite().all():
+            raise UserError(f"{folder / ADAPTER}: with it {name} holds numbers beyond what a weight can be: it is damaged")
 
 
 def base_places(folder: Path) -> tuple[list[Path], str | None]:
@@ -109,17 +116,24 @@ def base_places(folder: Path) -> tuple[list[Path], str | None]:
 
 def _read(folder: Path) -> dict[str, Tensor]:
     try:
-        return load_file(folder / ADAPTER)
+        tensors = load_file(folder / ADAPTER)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / ADAPTER} cannot be read: {error}") from None
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES or not tensor.isfinite().all():
+            raise UserError(f"{folder / ADAPTER}: {key} holds values that are no finite numbers: the file is damaged")
+    return tensors
 
 
-def _check_kind(values: dict[str, Any], name: Path) -> None:
+def _check_kind(values: Any, name: Path) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected keys and values, found {type(values).__name__}")
+    alpha = values.get("lora_alpha")
     found = [f"{key} is set; only plain LoRA is supported" for key in _FOREIGN if values.get(key)]
     if values.get("peft_type") != "LORA":
         found.append(f"peft_type is {values.get('peft_type')!r}; only LORA is supported")
-    elif not isinstance(values.get("lora_alpha"), int | float):
-        found.append(f"lora_alpha is {values.get('lora_alpha')!r}; expected a number")
+    elif isinstance(alpha, bool) or not (isinstance(alpha, int | float) and abs(alpha) < _HUGE):
+        found.append(f"lora_alpha is {str(alpha)[:40]}; expected a number that a weight can be scaled by")
     if (start := values.get("init_lora_weights")) and str(start).lower().startswith(_CHANGES_BASE):
         found.append(f"init_lora_weights is {start!r}, which changes the base; convert it to a plain LoRA with PEFT first")
     if found:

@@ -119,7 +119,10 @@ def weights_files(folder: Path) -> list[Path]:
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
         raise UserError(f"{folder / INDEX} is no index of weights: expected a weight_map of names to files beside it")
-    return [folder / name for name in sorted(set(names.values()))]
+    files = [folder / name for name in sorted(set(names.values()))]
+    if gone := next((file for file in files if not file.is_file()), None):
+        raise UserError(f"{folder / INDEX} names {gone.name[:100]!r}, and there is no such file beside it: copy it there")
+    return files
 
 
 def digest(folder: Path) -> str:
@@ -137,16 +140,32 @@ def digest(folder: Path) -> str:
 def base_of(folder: Path) -> Path:
     """The checkpoint folder that a folder's adapter belongs to. UserError if it is gone, or holds other weights now."""
     places, sha256 = adapter_files.base_places(folder)
-    if any(place.resolve() == folder.resolve() for place in places):
-        raise UserError(f"{folder} is an adapter that names itself as its base: write the base's folder there")
     there = [place for place in places if place.exists()]
     for place in there:
-        base = find(place)
+        try:
+            base = find(place)
+        except UserError as error:
+            raise UserError(f"{folder} is an adapter, and its base cannot be used: {error}") from None
         if sha256 is None or digest(base) == sha256:
             return base
     why = f"are weights with another sha256 than {str(sha256)[:12]}…" if there else "is nothing"
     raise UserError(f"{folder} is an adapter, and its base was expected at {(there or places)[0]}, where there {why}: put "
                     "the base back there")
+
+
+def layers(path: Path) -> list[Path]:
+    """The folders that a checkpoint consists of: the one with weights, and the adapters on it, the innermost first.
+
+    UserError if a base is gone, or one leads back to itself.
+    """
+    found = [find(path)]
+    while is_adapter(found[-1]):
+        base = base_of(found[-1])
+        if any(base.resolve() == folder.resolve() for folder in found):
+            raise UserError(f"{base} is an adapter that is its own base: write the folder of the weights there that it was "
+                            "trained on")
+        found.append(base)
+    return found[::-1]
 
 
 def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
@@ -179,9 +198,7 @@ def stored_tensors(model: Llama, dtype: torch.dtype | None = None) -> dict[str, 
 
 def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
     """The model, in evaluation mode, and the tokenizer of a checkpoint. UserError if they do not fit together."""
-    folder = find(path)
-    if is_adapter(folder):
-        return _load_merged(folder, device)
+    folder, *adapters = layers(path)
     if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} comes from elsewhere: make a run of it with python -m model.import_hf {folder} "
                         "--run runs/NAME")
@@ -190,13 +207,18 @@ def load(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} pieces, the model {config.vocab_size}")
-    return load_model(folder, config, device, values), tokenizer
+    model = load_model(folder, config, device, values)
+    for adapter in adapters:
+        adapter_files.merge(model, adapter)
+        if (adapter / CONFIG).is_file():
+            _shorten(model, read_json(adapter / CONFIG))
+    return model, tokenizer
 
 
 def load_model(
     folder: Path, config: LlamaConfig, device: torch.device, values: dict[str, Any], *, ignore: str | None = None
 ) -> Llama:
-    """A model of this shape, in evaluation mode, with a folder's weights (see `load_weights`).
+    """A model of this shape, in evaluation mode, with a folder's weights (see `load_weights`), all finite numbers.
 
     `values` is what its `config.json` says.
     """
@@ -205,20 +227,15 @@ def load_model(
         model = Llama(config)
     _shorten(model, values)
     load_weights(model, folder, ignore=ignore)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"{folder}: {name} holds values that are no finite numbers: the file is damaged")
     return model.eval()
 
 
-def _load_merged(folder: Path, device: torch.device) -> tuple[Llama, Tokenizer]:
-    model, tokenizer = load(base_of(folder), device)
-    adapter_files.merge(model, folder)
-    if (folder / CONFIG).is_file():
-        _shorten(model, read_json(folder / CONFIG))
-    return model, tokenizer
-
-
-def _shorten(model: Llama, values: dict[str, Any]) -> None:
+def _shorten(model: Llama, values: Any) -> None:
     """Set a model's context to the length that its `config.json` says it was trained on."""
-    trained = values.get(TRAINED_LENGTH)
+    trained = values.get(TRAINED_LENGTH) if isinstance(values, dict) else None
     if isinstance(trained, int) and 0 < trained < model.context:
         model.context = trained
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_main
-from common.files import atomic_folder, read_json, write_sealed
+from common.files import atomic_folder, read_json, read_small, write_sealed
 from common.machine import describe
 from common.options import Parser
 from model import checkpoints
+from model.adapter_files import ADAPTER_CONFIG
 from model.chat_template_import import Unusable, words_of
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -19,7 +20,7 @@ from model.template import FILE as TEMPLATE_FILE
 from model.template import Template, template_of
 from model.tokenizer import FILE as TOKENIZER_FILE
 from model.tokenizer import IMPORTED, Tokenizer
-from model.tokenizer_imported import DEFINITION, built, imported
+from model.tokenizer_imported import DEFINITION, ImportedTokenizer, built, imported
 
 DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without biases, safetensors (one file
 or several), tokenizer.json. Nothing in it is unpickled; its chat template is run once, in a sandbox.
@@ -61,19 +62,22 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} ids, the model {config.vocab_size}: they do "
                         "not belong together")
     model = checkpoints.load_model(folder, config, torch.device("cpu"), values, ignore=_BUFFER)
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(f"{folder}: {name} holds values that are no finite numbers: the file is damaged")
     _write(folder, run, model, tokenizer)
     return model, tokenizer, said
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder here: download the model first, and name the folder that its "
+                        f"{checkpoints.CONFIG} lies in")
     values = read_json(folder / checkpoints.CONFIG)
     whole = checkpoints.has_weights(folder)
     if not whole and (pickled := sorted(path.name for form in _PICKLED for path in folder.glob(form))):
         raise UserError(f"{folder}: {pickled[0]} is pickled, which runs whatever code it holds; convert it to safetensors, for "
                         "example with transformers' save_pretrained")
+    if checkpoints.is_adapter(folder):
+        raise UserError(f"{folder} is an adapter: it needs no import; import its base, write the folder of that run into "
+                        f"{ADAPTER_CONFIG} (base_model_name_or_path), and use the adapter as it is")
     if not whole:
         raise UserError(f"{folder} has no weights: expected {checkpoints.WEIGHTS} or {checkpoints.INDEX}")
     return values if isinstance(values, dict) else LlamaConfig.from_hf(values, str(folder / checkpoints.CONFIG)).to_hf()
@@ -85,8 +89,7 @@ def _tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, str]:
     if (folder / IMPORTED).is_file() or (folder / TEMPLATE_FILE).is_file() or not (folder / DEFINITION).is_file():
         return _ours(folder), "the template of the folder" if (folder / TEMPLATE_FILE).is_file() else own
     tokenizer = imported(folder, values)
-    jinja = folder / "chat_template.jinja"
-    source = jinja.read_text(encoding="utf-8") if jinja.is_file() else tokenizer.config.get("chat_template")
+    source = _chat_template(folder, tokenizer)
     if not source:
         return tokenizer, f"{own}: it has no chat template"
     if not isinstance(source, str):
@@ -98,6 +101,16 @@ def _tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, str]:
     kept = {**tokenizer.config, "chat_template": source}
     return built(tokenizer.definition, kept, tokenizer.bos_id, end, tokenizer.unk_id, asdict(template),
                  folder / DEFINITION), "its own chat template"
+
+
+def _chat_template(folder: Path, tokenizer: ImportedTokenizer) -> Any:
+    """The Jinja source in a folder; several under their names, or nothing, where it has that."""
+    file = folder / "chat_template.jinja"
+    try:
+        return read_small(file).decode() if file.is_file() else tokenizer.config.get("chat_template")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8, or remove it "
+                        "to do without it") from None
 
 
 def _ours(folder: Path) -> Tokenizer:

@@ -22,7 +22,9 @@ def model_card(checkpoint: Path, name: str, model: Llama, dtype: str, *, convers
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---", f"# {name}", _shape(model, dtype), _use(converses, imported),
         *((_training(run, step), _log(run, step), *_results(run, checkpoint, step)) if step is not None else ()),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    text = "\n\n".join(section for section in sections if section) + "\n"
+    # JSON can say half a character, which no file can hold.
+    return text.encode(errors="replace").decode()
 
 
 def _shape(model: Llama, dtype: str) -> str:
@@ -44,26 +46,33 @@ def _use(converses: bool, imported: bool) -> str:
 
 def _training(run: Path, step: int) -> str:
     made = read_json(run / "run.json")
-    facts = made["made"]
     options = load_yaml(run / "config.yaml", "") if (run / "config.yaml").is_file() else {}
-    lora = options.get("lora") if options.get("adapter") == "lora" else None
-    tokens = [record["tokens"] for record in read_metrics(run)
+    lora = options.get("adapter") == "lora"
+    tokens = [_number(record["tokens"]) for record in read_metrics(run)
               if record["kind"] == "train" and record["step"] <= step and "tokens" in record]
     rows = {
-        "imported from": made.get("imported_from"), "command": facts.get("command"),
+        "imported from": _at(made, "imported_from"), "command": _at(made, "made", "command"),
         "data": options.get("data"), "base": options.get("base"),
-        "steps": f"{step:,}", "tokens": f"{tokens[-1]:,}" if tokens else None, "device": facts.get("device"),
-        "seed": options.get("seed"), "adapter": lora and _adapter(lora),
+        "steps": f"{step:,}", "tokens": tokens[-1] if tokens else None, "device": _at(made, "made", "device"),
+        "seed": options.get("seed"), "adapter": _adapter(options) if lora else None,
         # Whatever was asked for, AdamW moves an adapter.
-        "optimiser": "adamw" if lora else (options.get("optimizer") or {}).get("name"), "commit": facts.get("commit"),
-        "torch": facts.get("versions", {}).get("torch"), "tokenizer": str(made["fingerprints"].get("tokenizer", ""))[:12],
+        "optimiser": "adamw" if lora else _at(options, "optimizer", "name"), "commit": _at(made, "made", "commit"),
+        "torch": _at(made, "made", "versions", "torch"), "tokenizer": str(_at(made, "fingerprints", "tokenizer") or "")[:12],
     }
     return "## Training\n\n" + _table(rows)
 
 
-def _adapter(lora: dict[str, Any]) -> str:
-    return (f"LoRA of rank {lora.get('rank')} (alpha {lora.get('alpha')}, dropout {lora.get('dropout')}) on "
-            f"{', '.join(lora.get('targets') or ())}, merged into the base's weights")
+def _adapter(options: dict[str, Any]) -> str:
+    rank, alpha, dropout, targets = (_at(options, "lora", key) for key in ("rank", "alpha", "dropout", "targets"))
+    return (f"LoRA of rank {rank} (alpha {alpha}, dropout {dropout}) on {', '.join(map(str, targets or ()))}, merged into "
+            "the base's weights")
+
+
+def _at(values: Any, *keys: str) -> Any:
+    """What lies under these keys, one inside the other; None where there is nothing. A run's files may say anything."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _log(run: Path, step: int) -> str:

@@ -10,6 +10,7 @@ answers and their `<eos>` and on nothing else.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
@@ -92,12 +93,7 @@ class Template:
         """The template of a checkpoint folder; the default where it has none. UserError for a file that is no template."""
         if not (folder / FILE).is_file():
             return cls()
-        words = read_json(folder / FILE)
-        kind = ImportedTemplate if isinstance(words, dict) and "bare" in words else Template
-        expected = asdict(kind())
-        if not isinstance(words, dict) or {k: type(v) for k, v in words.items()} != {k: type(v) for k, v in expected.items()}:
-            raise UserError(f"{folder / FILE} is not a template: expected {', '.join(expected)}")
-        return kind(**words)
+        return template_from(read_json(folder / FILE), folder / FILE)
 
 
 @dataclass(frozen=True)
@@ -145,6 +141,21 @@ class ImportedTemplate(Template):
     def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """See `Template.encode_texts`."""
         return [tokenizer.encode_marked(text) for text in texts]
+
+
+def template_from(words: Any, name: Path) -> Template:
+    """The template of these words, of the project's kind or an imported one. UserError, naming the file `name`, if there is
+    none.
+    """
+    kind = ImportedTemplate if isinstance(words, dict) and "bare" in words else Template
+    expected = asdict(kind())
+    if not isinstance(words, dict) or {k: type(v) for k, v in words.items()} != {k: type(v) for k, v in expected.items()}:
+        raise UserError(f"{name} is not a template: expected {', '.join(expected)}")
+    try:
+        "".join(word for word in words.values() if isinstance(word, str)).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name} is not a template: it holds half a character (a lone surrogate)") from None
+    return kind(**words)
 
 
 def template_of(tokenizer: Tokenizer) -> Template:

@@ -60,9 +60,9 @@ class Tokenizer:
         A stock file is normalised on the way. UserError if there is no such file or it is not a usable BPE model.
         """
         if (path / IMPORTED).is_file() and not (path / FILE).is_file():
-            from model.tokenizer_imported import ImportedTokenizer
+            from model.tokenizer_imported import opened
 
-            return ImportedTokenizer((path / IMPORTED).read_bytes())
+            return opened(read_small(path / IMPORTED), path / IMPORTED)
         return Tokenizer(read_model(path)[0])
 
     def save(self, folder: Path) -> None:

@@ -16,10 +16,16 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import read_json, write_json
+from model.template import template_from
 from model.tokenizer import IMPORTED, MARK, SPACE, Piece, Tokenizer, utf8
 from model.tokenizer_normalise import BYTE, CONTROL, NORMAL
 
 DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
+_KNOWN_DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
+# Ids for each that is used: more are no vocabulary, and every table of one has a row for each.
+_SPARSEST = 100
+# Of characters that no vocabulary has.
+_RARE = "\U0010fffd\U000e0fff"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -42,14 +48,18 @@ class ImportedTokenizer(Tokenizer):
         self._fast.no_padding()
         self._fast.encode_special_tokens = True
         self._vocabulary: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
-        self.vocabulary_size = max(self._vocabulary.values()) + 1
+        self.vocabulary_size = max(self._vocabulary.values(), default=-1) + 1
         self.bos_id, self.eos_id, self.unk_id = facts["bos_id"], facts["eos_id"], facts["unk_id"]
-        self.leading_space = _strips(self.definition)
+        # What the library made of the definition: nothing is missing there, and nothing of another type.
+        self._added: dict[int, Any] = self._fast.get_added_tokens_decoder()
+        decoder: Any = self._fast.decoder
+        self._decoder: dict[str, Any] | None = decoder and json.loads(decoder.__getstate__())
+        self.leading_space = _strips(self._decoder)
 
     @functools.cached_property
     def specials(self) -> dict[str, int]:
         """The special tokens: what text never yields."""
-        added = {each["content"]: each["id"] for each in self.definition["added_tokens"] if each["special"]}
+        added = {each.content: index for index, each in self._added.items() if each.special}
         known = {index: text for text, index in self._vocabulary.items()}
         return {**added, **{known[index]: index for index in (self.bos_id, self.eos_id)}}
 
@@ -86,7 +96,7 @@ class ImportedTokenizer(Tokenizer):
         """The vocabulary, in the order of ids, each with score 0; ids that nothing has are empty control pieces."""
         found = [Piece("", 0.0, CONTROL)] * self.vocabulary_size
         specials = set(self.specials.values())
-        fallback = "ByteFallback" in _types(self.definition["decoder"])
+        fallback = "ByteFallback" in _types(self._decoder)
         for text, index in self._vocabulary.items():
             kind = CONTROL if index in specials else BYTE if fallback and _BYTE_PIECE.fullmatch(text) else NORMAL
             found[index] = Piece(text, 0.0, kind)
@@ -94,8 +104,7 @@ class ImportedTokenizer(Tokenizer):
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
-        added = {each["id"] for each in self.definition["added_tokens"]}
-        byte_level = "ByteLevel" in _types(self.definition["decoder"])
+        byte_level = "ByteLevel" in _types(self._decoder)
         alphabet = _byte_alphabet()
         found = []
         for index, piece in enumerate(self.pieces):
@@ -103,7 +112,7 @@ class ImportedTokenizer(Tokenizer):
                 found.append(b"")
             elif piece.kind == BYTE:
                 found.append(bytes([int(piece.text[3:5], 16)]))
-            elif byte_level and index not in added:
+            elif byte_level and index not in self._added:
                 found.append(b"".join(alphabet.get(char, char.encode()) for char in piece.text))
             else:
                 found.append((piece.text if byte_level else piece.text.replace(SPACE, " ")).encode())
@@ -114,6 +123,24 @@ class ImportedTokenizer(Tokenizer):
         """See `Tokenizer.characters_per_id`; a space that is put before a text counts too."""
         # A token may hold more than int16 says of nobody: a run of spaces is the longest there is.
         return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes], dtype=np.int16)
+
+    def check(self, name: Path) -> None:
+        """UserError, naming the file `name`, where this tokenizer cannot do what others are relied on to do."""
+        size, known = self.vocabulary_size, set(self._vocabulary.values())
+        if size > _SPARSEST * len(known):
+            raise UserError(f"{name}: {len(known):,} ids reach up to {size - 1:,}: it is damaged")
+        if not {self.bos_id, self.eos_id} <= known:
+            raise UserError(f"{name}: the ids that begin and end a text, {self.bos_id} and {self.eos_id}, are none of its")
+        if not _KNOWN_DECODERS & _types(self._decoder):
+            raise UserError(f"{name}: its decoder is of a kind that is not known here (known are byte-level and "
+                            "SentencePiece)")
+        # A model without an unknown token fails at the first character that it does not know.
+        self.encode(_RARE)
+        specials = set(self.specials.values()) - {self.unk_id}
+        for text in self.specials:
+            if not text or specials & set(self.encode(text)):
+                raise UserError(f"{name}: a text that spells {text!r} would become a special token; such tokenizers cannot "
+                                "be used")
 
     def export(self, folder: Path, chat_template: str | None) -> None:
         """Write the files that it came from; `chat_template`, in Jinja, where it came without one."""
@@ -129,10 +156,8 @@ def imported(folder: Path, config: dict[str, Any]) -> ImportedTokenizer:
     file = folder / DEFINITION
     definition = read_json(file)
     said = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if not isinstance(definition, dict) or not isinstance(said, dict) or not isinstance(definition.get("model"), dict):
+    if not isinstance(definition, dict) or not isinstance(said, dict):
         raise UserError(f"{file} is not a tokenizer as the tokenizers library writes it, or its {CONFIG} is damaged")
-    if not {"ByteLevel", "ByteFallback", "Metaspace", "Replace"} & _types(definition.get("decoder")):
-        raise UserError(f"{file}: its decoder is of a kind that is not known here (known are byte-level and SentencePiece)")
     bos, eos, unk = (_special_id(name, definition, said, config) for name in ("bos", "eos", "unk"))
     if eos is None:
         raise UserError(f"{file}: neither {CONFIG} nor config.json says which id ends a text (eos_token)")
@@ -143,48 +168,71 @@ def imported(folder: Path, config: dict[str, Any]) -> ImportedTokenizer:
 def built(
     definition: dict[str, Any], config: dict[str, Any], bos: int, eos: int, unk: int | None, words: dict[str, Any], name: Path
 ) -> ImportedTokenizer:
-    """The tokenizer of these facts. UserError, naming the file `name`, if text would yield special ids or it cannot be read."""
+    """The tokenizer of these facts, which came from the file `name` and those beside it. UserError as of `opened`."""
     facts = {"definition": definition, "config": config, "bos_id": bos, "eos_id": eos, "unk_id": unk, "words": words}
+    return opened(_encoded(facts, name), name)
+
+
+def opened(serialized: bytes, name: Path) -> ImportedTokenizer:
+    """The tokenizer of the bytes of a `tokenizer_imported.json`, whoever wrote them.
+
+    UserError, naming the file `name`, if they are none, if it cannot decode, or if text would yield special ids.
+    """
     try:
-        tokenizer = ImportedTokenizer(json.dumps(facts, ensure_ascii=False).encode())
-        specials = tokenizer.specials
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name} is not a whole tokenizer: {type(error).__name__} {error}") from None
+        _check_facts(json.loads(serialized), name)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} cannot be read as JSON: {error}") from None
+    try:
+        tokenizer = ImportedTokenizer(serialized)
+        tokenizer.check(name)
     except Exception as error:
         # The library raises Exception itself.
         if type(error) is not Exception:
             raise
         raise UserError(f"{name} cannot be read: {error}") from None
-    for text in specials:
-        if set(tokenizer.encode(text)) & (set(specials.values()) - {unk}):
-            raise UserError(f"{name}: a text that spells {text} would become a special token; such tokenizers cannot be used")
     return tokenizer
+
+
+def _check_facts(facts: Any, name: Path) -> None:
+    kinds = {"definition": (dict,), "config": (dict,), "words": (dict,), "bos_id": (int,), "eos_id": (int,),
+             "unk_id": (int, type(None))}
+    if not isinstance(facts, dict) or not facts.keys() >= kinds.keys() or any(
+            type(facts[key]) not in expected for key, expected in kinds.items()):
+        raise UserError(f"{name} is not a tokenizer that was imported: expected {', '.join(kinds)}")
+    _encoded(facts["config"], name)  # what is exported; the library looks at the definition itself
+    if facts["words"]:
+        template_from(facts["words"], name)
+
+
+def _encoded(value: dict[str, Any], name: Path) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}, or a file of the tokenizer beside it, holds half a character (a lone surrogate)") from None
 
 
 def _special_id(name: str, definition: dict[str, Any], said: dict[str, Any], config: dict[str, Any]) -> int | None:
     token = said.get(f"{name}_token")
     text = token.get("content") if isinstance(token, dict) else token
-    for each in definition.get("added_tokens", []):
-        if text is not None and each["content"] == text:
+    added = definition.get("added_tokens")
+    for each in added if isinstance(added, list) else ():
+        if isinstance(each, dict) and text is not None and each.get("content") == text and type(each.get("id")) is int:
             return int(each["id"])
     index = config.get(f"{name}_token_id")
     first = index[0] if isinstance(index, list) and index else index
-    return first if isinstance(first, int) else None
+    return first if type(first) is int else None
 
 
-def _types(part: Any) -> set[str]:
-    """The kinds of a decoder in a `tokenizer.json`, which may be a sequence of others."""
-    if not isinstance(part, dict):
-        return set()
-    return {str(part.get("type"))}.union(*(_types(inner) for inner in part.get("decoders", [])))
+def _types(part: dict[str, Any] | None) -> set[str]:
+    """The kinds of a decoder, which may be a sequence of others."""
+    return {str(part["type"])}.union(*(_types(inner) for inner in part.get("decoders", ()))) if part else set()
 
 
-def _strips(definition: dict[str, Any]) -> bool:
+def _strips(decoder: dict[str, Any] | None) -> bool:
     """Whether decoding takes away a space at the start, because encoding puts one there."""
-    decoder = definition.get("decoder") or {}
-    parts = decoder.get("decoders", [decoder])
-    return any(part["type"] == "Strip" and part.get("start") == 1 for part in parts) or any(
-        part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in parts)
+    parts = decoder.get("decoders", [decoder]) if decoder else []
+    return any(part["type"] == "Strip" and part["start"] == 1 for part in parts) or any(
+        part["type"] == "Metaspace" and part["prepend_scheme"] != "never" for part in parts)
 
 
 def _byte_alphabet() -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
@@ -41,7 +42,8 @@ def find_base(options: SftOptions, run: Path) -> Base:
     if path is None:
         raise UserError("--base: there is no pretrained run in runs/ yet: make pretrain first, or begin from nothing with "
                         "--base none")
-    folder = checkpoints.find(Path(path))
+    # All of it: an adapter whose own base is gone is refused now, and not when the run is made.
+    folder = checkpoints.layers(Path(path))[-1]
     if options.tokenizer is not None:
         raise UserError(f"--tokenizer is for --base none: {path} has its own")
     _say_if_unfinished(Path(path), folder)
@@ -52,9 +54,10 @@ def _say_if_unfinished(run: Path, folder: Path) -> None:
     """Print a line where a base is a run that has steps to go; `folder` is the checkpoint that it stands for."""
     if not (run / MADE).is_file() or (run / checkpoints.ENDED).is_file():
         return
-    facts, step = read_json(run / MADE)["fingerprints"], checkpoints.step_of(folder)
-    if step is not None and step < (facts.get("max_steps") or 0):
-        print(f"base      {run} is unfinished, at step {step:,} of {facts['max_steps']:,}; to train it to its end first: "
+    facts, step = _fingerprints(run), checkpoints.step_of(folder)
+    wanted = facts.get("max_steps")
+    if step is not None and isinstance(wanted, int) and step < wanted:
+        print(f"base      {run} is unfinished, at step {step:,} of {wanted:,}; to train it to its end first: "
               f"make {'sft' if 'base' in facts else 'pretrain'} RUN={run}", flush=True)
 
 
@@ -62,7 +65,7 @@ def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
     """The base that a continued run has on record and its fingerprint; of a base that is there, the fingerprint it has now:
     at the same path there may be other weights by now, or the options may name another one.
     """
-    recorded = str(read_json(run / MADE)["fingerprints"].get("base", ""))
+    recorded = str(_fingerprints(run).get("base", ""))
     if options.base == "none" and recorded != "none":
         return None, "none"
     if isinstance(options.base, Path) and options.base.exists():
@@ -71,6 +74,15 @@ def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
     config = run / CONFIG
     said = (load_yaml(config, "").get("base") if config.is_file() else None) or options.base
     return (None if said in (None, "none") else Path(said)), recorded
+
+
+def _fingerprints(run: Path) -> dict[str, Any]:
+    """Those of a run's `run.json`. UserError if it has none."""
+    facts = read_json(run / MADE)
+    found = facts.get("fingerprints") if isinstance(facts, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{run / MADE} does not say how the run was made: put a copy of it back, or move {run} elsewhere")
+    return found
 
 
 def _check_tokenizer(named: Path | None, run: Path, own: Path) -> None:
@@ -87,7 +99,7 @@ def newest_pretrained(runs: Path) -> Path | None:
     """The pretraining run (whatever its name) whose newest checkpoint is the latest."""
     found = [(checkpoints.step_folder(run, steps[-1]).stat().st_mtime_ns, run)
              for run in (path.parent for path in runs.glob(f"*/{MADE}"))
-             if (steps := checkpoints.steps(run)) and "base" not in read_json(run / MADE)["fingerprints"]]
+             if (steps := checkpoints.steps(run)) and "base" not in _fingerprints(run)]
     return max(found)[1] if found else None
 
 

@@ -273,6 +273,11 @@ def change(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
+def retokenize(folder: Path, **values: Any) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda folder: change(folder, model_type="qwen2"), "model_type is 'qwen2'; only llama is supported"),
     (lambda folder: change(folder, attention_bias=True), "attention_bias is set; biases are not supported"),
@@ -282,6 +287,13 @@ def change(folder: Path, **values: Any) -> None:
     (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "cannot be read"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
     (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
+    (lambda folder: retokenize(folder, added_tokens=[{}]), "tokenizer.json cannot be read: "),
+    (lambda folder: retokenize(folder, added_tokens=None), "tokenizer.json cannot be read: "),
+    (lambda folder: retokenize(folder, decoder=None), "its decoder is of a kind that is not known here"),
+    (lambda folder: retokenize(folder, decoder={"type": "Sequence", "decoders": None}), "tokenizer.json cannot be read: "),
+    (lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "x": "\\ud800"}'),
+     "half a character"),
+    (lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ \xff }}"), "chat_template.jinja is not UTF-8 text"),
     (lambda folder: change(folder, num_hidden_layers=3), "does not fit its config.json"),
     (lambda folder: change(folder, vocab_size=20), "do not belong together"),
 ])
@@ -299,6 +311,26 @@ def test_what_cannot_be_imported_is_refused_in_one_line(
     assert ended.value.code == 2 and len([line for line in error if line.startswith("error: ")]) == 1
     assert message in error[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_an_imported_tokenizer_is_looked_at_again_where_it_is_loaded(byte_level: Any, tmp_path: Path) -> None:
+    """Only the import being careful, and a run that someone else made with it not being looked at."""
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    file = checkpoints.find(tmp_path / "run") / "tokenizer_imported.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    definition = facts["definition"]
+    # It knows the characters of its special tokens, and fails at any other.
+    narrow = {"type": "Unigram", "unk_id": None, "byte_fallback": False,
+              "vocab": [*([text, -99.0] for text in SPECIALS), *([char, -1.0] for char in sorted(set("".join(SPECIALS))))]}
+    for changes in (
+        {"bos_id": 10**6}, {"eos_id": None}, {"words": {"bare": 1}}, {"config": {"x": "\ud800"}}, {"definition": {}},
+        {"definition": {**definition, "decoder": None}},
+        {"definition": {**definition, "model": narrow, "pre_tokenizer": None}},
+    ):
+        file.write_text(json.dumps({**facts, **changes}))
+        with pytest.raises(UserError, match=r"^[^\n]*tokenizer_imported\.json[^\n]*$"):
+            Tokenizer.load(file.parent)
 
 
 def test_a_foreign_folder_is_not_loaded_as_one_of_ours(byte_level: Any, tmp_path: Path) -> None:

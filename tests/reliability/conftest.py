@@ -1,5 +1,6 @@
-"""Tiny training runs as real processes, small disks, and runs that were never stopped to compare with."""
+"""Tiny training runs as real processes, runs that were never stopped to compare with, small disks, little memory, a model."""
 
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -8,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.kill import Scenario, fine_tuning, pretraining
+from model import checkpoints
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +73,23 @@ def disk(tmp_path: Path) -> Iterator[Mount]:
     yield mount
     if mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """No more than 1.5 GB beyond what this process has mapped by now."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (3 << 29), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A small checkpoint folder."""
+    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
+    (tmp_path / "model").mkdir()
+    checkpoints.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
+    return tmp_path / "model"

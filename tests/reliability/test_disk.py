@@ -17,11 +17,7 @@ from common.errors import disk_problem, run_main
 from common.files import manifest_problem, write_json
 from common.metrics_file import read_metrics
 from data.shards import ShardSet
-from model import checkpoints
 from model.checkpoints import step_folder, steps
-from model.config import LlamaConfig
-from model.llama import Llama
-from model.tokenizer import Tokenizer
 from tests.reliability.conftest import Mount
 from train.metrics import MetricsLog
 
@@ -126,16 +122,6 @@ def test_preparation_on_a_disk_that_fills_up(disk: Mount, tmp_path: Path) -> Non
     assert [path.name for path in folder.iterdir()] == ["csl"]
 
 
-@pytest.fixture
-def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    """A checkpoint of half a megabyte of weights, and as much again of tokenizer."""
-    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
-    (tmp_path / "model").mkdir()
-    checkpoints.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
-    return tmp_path / "model"
-
-
 @pytest.mark.parametrize(("command", "sizes"), [
     ("model.export --checkpoint {model} --format hf --out {out}", (0, 300, 600, 800)),
     ("model.export --checkpoint {model} --format gguf --out {out}.gguf", (0, 100, 500)),
@@ -146,7 +132,7 @@ def test_a_model_on_a_disk_that_fills_up(
     command: str, sizes: tuple[int, ...], model: Path, disk: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A traceback of a library; half a model under a name that a script takes for whole; a line about a file nobody knows."""
+    """A traceback of a library; half a model under a name that a script takes for whole; a line about an unknown file."""
     folder = disk("size=64m")
     words = shlex.split(command.format(model=model, out=folder / "out"))
     monkeypatch.setattr(sys, "argv", words)

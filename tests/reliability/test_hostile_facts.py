@@ -1,0 +1,271 @@
+"""Hostile facts: JSON files and adapters that say anything at all are one line, and lead nowhere outside their folder."""
+
+import contextlib
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError, disk_problem
+from common.files import manifest_problem, read_json, write_json, write_sealed
+from data.shards import ShardSet, shards_of_run
+from model import adapter_files, checkpoints
+from model.config import LlamaConfig
+from model.export_hf import export_hf
+from model.import_hf import import_hf
+from model.llama import Llama
+from model.lora import Adapter, LoraOptions, attach
+from model.template import Template
+from model.tokenizer import IMPORTED
+from train.base import newest_pretrained
+
+CPU = torch.device("cpu")
+QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..", "\0", "x" * 5000])
+def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("x")
+    write_sealed(tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
+    assert manifest_problem(tmp_path / "folder")
+
+
+KEYS = ["files", "bytes", "sha256", "shards", "fingerprints", "data", "set", "format", "kind"]
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4), max_leaves=8)
+
+
+@given(value=JSON)
+@QUICK
+def test_any_json_in_place_of_a_file_of_facts_is_one_line(tmp_path: Path, value: object) -> None:
+    """A KeyError from inside for a run or a shard set that someone else wrote."""
+    folder = tmp_path / "facts"
+    write_json(folder / "manifest.json", value)
+    assert manifest_problem(folder) or value.get("files") == {}  # type: ignore[attr-defined]
+    for name, reader in (("manifest.json", ShardSet.open), ("run.json", shards_of_run), ("template.json", Template.load)):
+        write_json(folder / name, value)
+        with pytest.raises(UserError):
+            reader(folder)
+    with pytest.raises(UserError):
+        LlamaConfig.from_hf(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [[], {}, {"path": 3, "relative": "x", "sha256": "x"},
+                                   {"path": "SELF", "relative": "x", "sha256": "x"}, {"path": "x", "relative": None}])
+def test_an_adapter_s_base_is_a_folder_or_one_line(tmp_path: Path, value: object) -> None:
+    """A base.json of another shape, or one that leads back to the adapter without end."""
+    (tmp_path / "adapter_model.safetensors").touch()
+    write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA"})
+    if isinstance(value, dict) and value.get("path") == "SELF":
+        value = {**value, "path": str(tmp_path)}
+    write_json(tmp_path / "base.json", value)
+    with pytest.raises(UserError, match=r"base"):
+        checkpoints.load(tmp_path, CPU)
+
+
+def test_a_folder_that_only_looks_like_a_step_is_none(tmp_path: Path) -> None:
+    """Digits that are no numbers."""
+    for name in ("step-00000003", "step-²", "step-", "step-٣"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoints.steps(tmp_path) == [3]
+
+
+def test_a_run_that_does_not_say_how_it_was_made_is_one_line(tmp_path: Path) -> None:
+    """A KeyError of fine-tuning for one broken folder among the runs, which does not say which it is."""
+    (tmp_path / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for value in ([], {}, {"fingerprints": None}):
+        write_json(tmp_path / "a" / "run.json", value)
+        with pytest.raises(UserError, match=r"a/run\.json does not say how the run was made"):
+            newest_pretrained(tmp_path)
+
+
+# A model's folders, each file of facts with one value changed
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model from elsewhere, the run it becomes, that run's step without a manifest, and an adapter on the step."""
+    root = tmp_path_factory.mktemp("folders")
+    found = {name: root / name for name in ("theirs", "run", "step", "adapter")}
+    _theirs(found["theirs"])
+    import_hf(found["theirs"], found["run"])
+    shutil.copytree(checkpoints.find(found["run"]), found["step"])
+    (found["step"] / "manifest.json").unlink()
+    Template().save(found["step"])
+    (found["run"] / "config.yaml").write_text("adapter: lora\nlora: {rank: 2, targets: [q_proj]}\n")
+    (found["run"] / "results").mkdir()
+    write_json(found["run"] / "results" / "perplexity.json", {"step": 0, "scores": {"loss": 1.5}})
+    model, _ = checkpoints.load(found["step"], CPU)
+    attach(model, Adapter(LoraOptions(rank=2), found["step"], checkpoints.digest(found["step"])), seed=0)
+    found["adapter"].mkdir()
+    checkpoints.save_weights(model, found["adapter"])
+    return found
+
+
+def _theirs(folder: Path) -> None:
+    """A small Llama in two files of weights, with a byte-level tokenizer, as transformers writes them."""
+    import tokenizers
+    from safetensors.torch import load_file, save_file
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = ["<|begin|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = tokenizers.Tokenizer(models.BPE({text: index for index, text in enumerate(alphabet)}, []))
+    made.add_special_tokens(alphabet[:2])
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    folder.mkdir()
+    write_json(folder / "tokenizer.json", json.loads(made.to_str()))
+    write_json(folder / "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})
+    config = LlamaConfig(vocab_size=258, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                         num_key_value_heads=1, max_position_embeddings=64)
+    checkpoints.save_weights(Llama(config).initialise(0), folder)
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    write_json(folder / "config.json", {**config.to_hf(), "rope_scaling": scaling, "eos_token_id": [1, 3]})
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {f"part-{number}.safetensors": sorted(weights)[number::2] for number in range(2)}
+    for file, names in parts.items():
+        save_file({name: weights[name] for name in names}, folder / file)
+    names_to_files = {name: file for file, names in parts.items() for name in names}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": names_to_files})
+
+
+def _use(folder: Path, out: Path) -> None:
+    """Load a model, talk to it as far as that goes without computing, and send it on."""
+    _, tokenizer = checkpoints.load(folder, CPU)
+    ids = Template.load(checkpoints.find(folder)).prompt(tokenizer, [("你好", "hello")], "问", "资料")
+    assert tokenizer.decode(ids) and len(tokenizer.characters_per_id) == tokenizer.vocabulary_size
+    export_hf(folder, out)
+
+
+REMOVED = object()
+VALUES = [REMOVED, None, [], {}, "", "x", "\0", "\ud800", "x" * 5000, True, 0, -1, 1.5, 2**31, 10**400, float("inf"),
+          float("nan"), [None], [[]], [{}], {"a": None}]
+
+
+def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a JSON value something stands: itself, and what is in it, of long lists and dicts the beginning."""
+    yield place
+    keys = list(value)[:16] if isinstance(value, dict) else range(min(len(value), 2)) if isinstance(value, list) else ()
+    for key in keys:
+        yield from _places(value[key], (*place, key))
+
+
+@contextlib.contextmanager
+def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
+    """The file with another value at a place, while the block runs."""
+    whole = file.read_bytes()
+    value = {"": json.loads(whole)}
+    *before, last = ("", *place)
+    node: Any = value
+    for key in before:
+        node = node[key]
+    node[last] = copy.deepcopy(new)
+    if new is REMOVED:
+        del node[last]
+    file.write_text(json.dumps(value.get("")))
+    try:
+        yield
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(("folder", "name"), [
+    *(("theirs", name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors.index.json")),
+    *(("step", name) for name in (IMPORTED, "template.json", "config.json")),
+    *(("adapter", name) for name in (adapter_files.ADAPTER_CONFIG, adapter_files.BASE, "config.json")),
+    *(("run", name) for name in ("run.json", "results/perplexity.json")),
+])
+@given(data=st.data())
+@QUICK
+def test_any_value_in_a_file_of_a_model_is_one_line_or_harmless(
+    folders: dict[str, Path], tmp_path: Path, folder: str, name: str, data: st.DataObject
+) -> None:
+    """A KeyError from the middle of a library for whatever a stranger, or half a download, left in a folder."""
+    file = folders[folder] / name
+    place, new = data.draw(st.sampled_from(list(_places(read_json(file))))), data.draw(st.sampled_from(VALUES))
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    with _changed(file, place, new):
+        try:
+            if folder == "theirs":
+                import_hf(folders[folder], tmp_path / "run")
+            _use(tmp_path / "run" if folder == "theirs" else folders[folder], tmp_path / "out")
+        except UserError as error:
+            assert all(str(folders[folder]) in line for line in str(error).splitlines()), str(error)
+        except OSError as error:
+            assert disk_problem(error), error
+
+
+# Adapters
+
+
+def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
+    """An adapter on a base, whose files are then changed: `tensors` by their last names, the rest in its configuration."""
+    model, _ = checkpoints.load(base, CPU)
+    attach(model, Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, checkpoints.digest(base)), seed=0)
+    folder.mkdir()
+    checkpoints.save_weights(model, folder)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(folder / adapter_files.ADAPTER)
+    for key, tensor in changes.pop("tensors", {}).items():
+        state[next(name for name in state if key in name)] = tensor
+    save_file(state, folder / adapter_files.ADAPTER)
+    write_json(folder / adapter_files.ADAPTER_CONFIG, {**read_json(folder / adapter_files.ADAPTER_CONFIG), **changes})
+    return folder
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"tensors": {"lora_A": torch.zeros(0, 8), "lora_B": torch.zeros(8, 0)}}, "do not fit each other"),
+    ({"tensors": {"lora_A": torch.tensor(1.0), "lora_B": torch.tensor(1.0)}}, "do not fit each other"),
+    ({"tensors": {"lora_A": torch.zeros(2, 8, 1)}}, "do not fit each other"),
+    ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "no finite numbers"),
+    ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "no finite numbers"),
+    ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "no finite numbers"),
+    ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "no finite numbers"),
+    ({"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}}, "beyond what a weight can be"),
+    ({"lora_alpha": float("nan")}, "lora_alpha is nan"), ({"lora_alpha": -float("inf")}, "lora_alpha is -inf"),
+    ({"lora_alpha": 10**400}, "lora_alpha is 1000"), ({"lora_alpha": True}, "lora_alpha is True"),
+    ({"lora_alpha": "8"}, "lora_alpha is 8; expected a number"),
+])
+def test_an_adapter_of_no_numbers_is_one_line(model: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """A ZeroDivisionError, a TypeError, or a model of NaN that answers nothing and does not say why."""
+    folder = _adapter(model, tmp_path / "adapter", **changes)
+    with pytest.raises(UserError, match=rf"^{folder}[^\n]*{said}[^\n]*$"):
+        checkpoints.load(folder, CPU)
+
+
+def test_an_adapter_s_configuration_is_an_object(model: Path, tmp_path: Path) -> None:
+    """An AttributeError for a list."""
+    folder = _adapter(model, tmp_path / "adapter")
+    for value in ([], "x", None, 3):
+        write_json(folder / adapter_files.ADAPTER_CONFIG, value)
+        with pytest.raises(UserError, match=r"adapter_config\.json: expected keys and values, found"):
+            checkpoints.load(folder, CPU)
+
+
+def test_adapters_that_are_each_other_s_base_are_one_line(model: Path, tmp_path: Path) -> None:
+    """Recursion without end."""
+    pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]
+    for folder, other in zip(pair, reversed(pair), strict=True):
+        write_json(folder / adapter_files.BASE, {"path": str(other), "relative": "x", "sha256": checkpoints.digest(other)})
+    with pytest.raises(UserError, match="is an adapter that is its own base"):
+        checkpoints.load(pair[0], CPU)
+
+
+def test_weights_that_are_no_numbers_are_one_line(model: Path) -> None:
+    """A model that loads, and then fails or says nothing at the first word."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(model / "model.safetensors")
+    state["model.norm.weight"][3] = torch.nan
+    save_file(state, model / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds values that are no finite numbers"):
+        checkpoints.load(model, CPU)

@@ -1,0 +1,161 @@
+"""Hostile files run no code: nothing is ever unpickled. One test reads the source, the others try every reader."""
+
+import ast
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.archive import extract_zip
+from common.errors import UserError
+from common.files import read_json
+from common.options import load_yaml
+from data.shards import ShardSet, shards_of_run
+from data.sources import SOURCES
+from evaluate.run_record import read_run
+from model import checkpoints
+from model.config import LlamaConfig
+from model.export_hf import export_hf
+from model.import_hf import import_hf
+from model.llama import Llama
+from model.lora import Adapter, LoraOptions, attach
+from model.template import Template
+from model.tokenizer import IMPORTED, Tokenizer
+from train import checkpoint as training
+
+ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
+CPU = torch.device("cpu")
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "runpy", "code"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "yaml.unsafe_load", "yaml.full_load", "os.system",
+                   "np.fromregex", "pandas.read_pickle", "tarfile.open", "shutil.unpack_archive"}
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def forbidden(source: str) -> list[str]:
+    """What of a module's text could run what a file says."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found += [f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_IMPORTS]
+        if isinstance(node, ast.Call):
+            name, words = _dotted(node.func), {word.arg: word.value for word in node.keywords}
+            if name in FORBIDDEN_CALLS or getattr(words.get("trust_remote_code"), "value", False):
+                found.append(name)
+            if name in ("np.load", "np.save", "numpy.load") and getattr(words.get("allow_pickle"), "value", True):
+                found.append(f"{name} without allow_pickle=False")
+            if name == "yaml.load" and "Loader" not in "".join(_dotted(each) for each in node.args[1:]) and not (
+                    len(node.args) > 1 and isinstance(node.args[1], ast.IfExp)):
+                found.append("yaml.load without a safe loader")
+            if name.startswith("subprocess.") and getattr(words.get("shell"), "value", False):
+                found.append(f"{name} through a shell")
+    return found
+
+
+def test_the_source_has_nothing_that_runs_what_a_file_says(root: Path) -> None:
+    """A torch.load, a pickle, an np.load that unpickles, a YAML that makes objects, an eval: in any room, ever."""
+    modules = [path for room in ROOMS for path in (root / room).rglob("*.py")]
+    assert len(modules) > 100
+    assert {str(path): found for path in modules if (found := forbidden(path.read_text(encoding="utf-8")))} == {}
+    for text in ("import pickle", "from joblib import load", "torch.load(f)", "np.load(f)", "np.load(f, allow_pickle=True)",
+                 "yaml.load(f)", "eval(x)", "subprocess.run(x, shell=True)", "f(trust_remote_code=True)"):
+        assert forbidden(text), text
+
+
+class _Trap:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def _object_array(trap: _Trap) -> bytes:
+    written = io.BytesIO()
+    np.save(written, np.array([trap], dtype=object), allow_pickle=True)
+    return written.getvalue()
+
+
+Reader = tuple[Path, Callable[[], object]]
+
+
+def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
+    """The files of an adapter on a model, and of the model as it comes from elsewhere, with what reads them."""
+    adapter, theirs = tmp_path / "adapter", tmp_path / "theirs"
+    adapted, _ = checkpoints.load(model, CPU)
+    attach(adapted, Adapter(LoraOptions(), model, checkpoints.digest(model)), seed=0)
+    adapter.mkdir()
+    checkpoints.save_weights(adapted, adapter)
+    export_hf(model, theirs)
+    for name in ("manifest.json", "tokenizer.model"):
+        (theirs / name).unlink()
+    names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    return [*((path, lambda: checkpoints.load(adapter, CPU)) for path in adapter.iterdir()),
+            *((theirs / name, lambda: import_hf(theirs, tmp_path / "new")) for name in names)]
+
+
+def test_files_that_would_run_code_run_none_wherever_a_file_is_read(
+    tmp_path: Path, model: Path, shard_set: Path, root: Path
+) -> None:
+    """Every reader is given a pickle, a torch file, an object array and a YAML with a constructor under its file's name."""
+    mark = tmp_path / "ran"
+    trap = _Trap(mark)
+    saved = io.BytesIO()
+    torch.save({"x": trap}, saved)
+    traps = [pickle.dumps(trap), saved.getvalue(), _object_array(trap),
+             b"!!python/object/apply:os.system ['touch %s']" % bytes(mark)]
+    pickle.loads(traps[0])
+    assert mark.exists()  # the trap works
+    mark.unlink()
+    network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
+    readers: list[Reader] = [
+        *((model / name, lambda: checkpoints.load(model, CPU))
+          for name in ("model.safetensors", "config.json", "tokenizer.model")),
+        (model / "manifest.json", lambda: checkpoints.load(model, CPU)),
+        (model / "template.json", lambda: Template.load(model)),
+        (model / training.OPTIMIZER, lambda: training.restore(model, network, {})),
+        *((path, lambda: [ShardSet.open(shard_set), *map(ShardSet(shard_set, {}).split, ("train", "validation"))])
+          for path in shard_set.iterdir()),
+        (tmp_path / "run" / "run.json", lambda: [shards_of_run(tmp_path / "run"), read_run(tmp_path / "run")]),
+        *((tmp_path / "run" / name, lambda: read_run(tmp_path / "run")) for name in ("config.yaml", "metrics.jsonl")),
+        (tmp_path / "options.yaml", lambda: load_yaml(tmp_path / "options.yaml")),
+        *((tmp_path / "records", lambda s=source: list(s.open(tmp_path / "records"))) for source in SOURCES.values()),
+        (tmp_path / "a.zip", lambda: extract_zip(tmp_path / "a.zip", tmp_path / "unpacked")),
+        (tmp_path / "run" / IMPORTED, lambda: Tokenizer.load(tmp_path / "run")),
+        *_foreign_readers(model, tmp_path),
+    ]
+    (tmp_path / "run").mkdir()
+    for path, reader in readers:
+        whole = path.read_bytes() if path.exists() else None
+        for data in traps:
+            path.write_bytes(data)
+            try:
+                reader()
+            except UserError as error:
+                assert "\n" not in str(error).replace("\nmodel", "")
+            assert not mark.exists(), path
+        path.unlink() if whole is None else path.write_bytes(whole)
+
+
+def test_a_parquet_file_with_a_pickled_type_runs_nothing(tmp_path: Path) -> None:
+    """pyarrow before 14.0.1 unpickled an extension type's description (CVE-2023-47248)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    mark = tmp_path / "ran"
+    described = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(_Trap(mark))}
+    field = pyarrow.field("text", pyarrow.string(), metadata=described)
+    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(["甲"])], pyarrow.schema([field])), tmp_path / "a.parquet")
+    list(SOURCES["jsonl"].open(tmp_path / "a.parquet"))
+    assert not mark.exists()

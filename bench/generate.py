@@ -25,6 +25,7 @@ from bench.decoders import DECODERS, PACKAGES, Precision, Task
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, peak_memory_bytes
+from common.options import Parser, out_file
 from common.progress import progress
 from model.config import LlamaConfig, preset
 
@@ -185,14 +186,14 @@ def present(names: list[str]) -> list[int]:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.generate", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m bench.generate", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the longest prompt (default 64)")
     parser.add_argument("--new", type=int, default=256, help="new tokens of each prompt (default 256)")
     parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
     parser.add_argument("--contenders", default=",".join(DECODERS), help="of those, comma-separated (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the figures and every turn here")
     parser.add_argument("--turn", nargs=2, metavar=("ENTRANT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name, least in (("turns", 1), ("prompt", 1), ("new", 2), ("threads", 1)):

@@ -9,7 +9,6 @@ The model is tiny; the path is the whole one: gradient accumulation, epoch borde
 checkpoint. Writing is slowed (half a file, a pause, the rest), so that many kills hit a checkpoint as it is written.
 """
 
-import argparse
 import functools
 import json
 import mmap
@@ -32,6 +31,7 @@ import numpy as np
 from bench.child import Child
 from common.errors import UserError, run_main
 from common.files import atomic_folder, manifest_problem
+from common.options import Parser
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import FORMAT, ShardWriter
@@ -290,10 +290,12 @@ def kill_many(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -
 
 def main() -> int:
     """The command; exit code 1 if anything was found."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kill", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m bench.kill", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=60, help="kills at least (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     options = parser.parse_args()
+    if options.kills < 1:
+        raise UserError(f"--kills {options.kills}: must be at least 1")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="babyllama-kill-") as folder:
         tally = kill_many(Path(folder), options.kills, options.seed, lambda line: print(line, flush=True))

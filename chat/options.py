@@ -70,12 +70,17 @@ def _reader(setting: Setting) -> Callable[[str], float]:
     return lambda text: setting.parse(text, f"--{setting.field}")
 
 
-def whole(name: str, low: int) -> Callable[[str], int]:
-    """A reader of the option `name`: an integer from `low` up, UserError for anything else."""
+def whole(name: str, low: int, high: int = 1 << 62) -> Callable[[str], int]:
+    """A reader of the option `name`: an integer from `low` to `high`, UserError for anything else."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < low:
-            raise UserError(f"{name} {text}：要一个不小于 {low} 的整数")
-        return int(text)
+        try:
+            value = int(text) if text.isdecimal() else low - 1
+        except ValueError:  # thousands of digits, which int() refuses
+            value = high + 1
+        if not low <= value <= high:
+            wanted = f"不大于 {high}" if value > high else f"不小于 {low}"
+            raise UserError(f"{name} {text[:40]}：要一个{wanted} 的整数")
+        return value
 
     return read

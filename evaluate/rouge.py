@@ -1,6 +1,7 @@
 """`python -m evaluate.rouge`: the ROUGE of a checkpoint's summaries, of a baseline's, or of any file of predictions."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length_penalty", type=float, default=1.0,
                         help="a beam's score is its log-probability / length ** this (default: 1)")
     options = parse(parser)
+    if not math.isfinite(options.length_penalty):
+        raise UserError(f"--length_penalty {options.length_penalty}: must be finite")
     if options.score and (options.checkpoint or options.baseline or options.source):
         raise UserError("--score scores a file as it is: leave out --checkpoint, --baseline, --source and --input")
     if not options.score and not options.checkpoint and not (options.baseline and options.source):

@@ -1,7 +1,6 @@
 """`python -m model.export`: a run for the tools that the rest of the world uses."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,8 @@ def main() -> None:
     if options.format == "gguf":
         _gguf(options.checkpoint, options.out, options.dtype or "f32")
         return
-    done = export_hf(options.checkpoint, options.out, dtype=options.dtype or "float32", max_shard_size=options.max_shard_size)
+    done = export_hf(options.checkpoint, options.out, dtype=options.dtype or "float32",
+                     max_shard_size=options.max_shard_size or "5GB")
     files = done.files[0] if len(done.files) == 1 else f"{len(done.files)} files of weights"
     print(f"{options.out}: {done.parameters / 1e6:.1f}M parameters, {done.bytes / 1e6:.1f} MB in {files}")
 
@@ -48,13 +48,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder (hf) or file (gguf) to make")
     parser.add_argument("--dtype", help=f"of the weights; hf: {', '.join(DTYPES)} (default float32); gguf: "
                         f"{', '.join(GGUF_DTYPES)} (default f32)")
-    parser.add_argument("--max_shard_size", default="5GB", metavar="SIZE",
+    parser.add_argument("--max_shard_size", metavar="SIZE",
                         help="hf: cut the weights into files of at most this size, such as 200MB (default 5GB)")
     options = parser.parse_args()
     valid = tuple(DTYPES) if options.format == "hf" else GGUF_DTYPES
     if options.dtype is not None and options.dtype not in valid:
         raise UserError(f"--dtype {options.dtype}: for --format {options.format} one of {', '.join(valid)}")
-    if options.format == "gguf" and "--max_shard_size" in sys.argv:
+    if options.format == "gguf" and options.max_shard_size is not None:
         raise UserError("--max_shard_size is for --format hf: a GGUF is one file")
     return options
 

@@ -47,6 +47,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
+    except UnicodeError:
+        raise UserError(f"--host {host[:100]}：不是地址，也不是主机名") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"{host}:{port} 已经有程序在用：换一个 --port，或先结束那个程序") from None

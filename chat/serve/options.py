@@ -23,7 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="监听的地址（默认 127.0.0.1，只有本机连得上）；0.0.0.0 为所有网卡\n"
              "address to listen on (default 127.0.0.1, this machine only); 0.0.0.0: all interfaces")
-    add("--port", type=whole("--port", 0), default=8000, metavar="N",
+    add("--port", type=whole("--port", 0, 65535), default=8000, metavar="N",
         help="端口（默认 8000）；0 为任选一个空闲的\nport (default 8000); 0: any free one")
     add("--api_key", metavar="KEY",
         help="请求要带的密钥；默认不要\nkey that requests must carry; default: none")
@@ -38,8 +38,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             help=f"{chinese}（默认 {default}）\n{english} (default {default})")
     add_settings(parser)
     options = parser.parse_args(arguments)
-    if options.port > 65535:
-        raise UserError(f"--port {options.port}：端口在 0 到 65535 之间")
     if options.api_key is not None and not re.fullmatch("[!-~]+", options.api_key):
         raise UserError("--api_key：密钥要由可见的 ASCII 字符组成，中间没有空格")
     return options

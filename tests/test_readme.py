@@ -20,6 +20,7 @@ import pytest
 
 from common.metrics_file import read_metrics
 from data.corpora import corpora
+from tests import processes
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]
@@ -118,7 +119,7 @@ MODULES = sorted({command.program for command in COMMANDS} - {"make"})
 @lru_cache
 def help_of(module: str, *subcommand: str) -> str:
     """What `python -m MODULE [SUBCOMMAND] --help` prints; it must end well."""
-    done = subprocess.run([sys.executable, "-m", module, *subcommand, "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = processes.run(module, *subcommand, "--help")
     assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
     return done.stdout
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common.errors import UserError
 from common.files import MANIFEST
 from data.shards import ShardSet
 from evaluate import perplexity
@@ -20,6 +19,7 @@ from model import checkpoints
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import Tokenizer
+from tests import processes
 
 
 @pytest.fixture
@@ -68,13 +68,8 @@ def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
-def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "evaluate.perplexity", *arguments], cwd=root, capture_output=True, text=True)
-
-
-@pytest.mark.slow
 def test_files_and_the_shard_set_made_of_them_score_alike(
-    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
+    model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """Another measure for raw files than for prepared ones: the same documents must give the same loss."""
     from common.files import atomic_folder
@@ -94,8 +89,7 @@ def test_files_and_the_shard_set_made_of_them_score_alike(
     figures = []
     for arguments in (["--source", "jsonl", "--input", str(corpus)], ["--data", str(shards)]):
         out = tmp_path / "out.json"
-        done = command(root, "--checkpoint", str(folder), *arguments, "--json", str(out), "--device", "cpu")
-        assert done.returncode == 0, done.stderr
+        run_command(perplexity, "--checkpoint", folder, *arguments, "--json", out, "--device", "cpu")
         figures.append(json.loads(out.read_text(encoding="utf-8")))
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-6)
     assert figures[0]["characters"] == figures[1]["characters"] == sum(map(len, texts))
@@ -114,12 +108,10 @@ def test_files_and_the_shard_set_made_of_them_score_alike(
     (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
     (["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"], "--limit 0"),
 ])
-def test_mistakes_get_one_line(
-    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_mistakes_get_one_line(model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str) -> None:
     """A traceback for a wrong path."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
-    done = command(root, *(str(folder) if word == "CHECKPOINT" else word for word in arguments))
+    done = processes.run("evaluate.perplexity", *(str(folder) if word == "CHECKPOINT" else word for word in arguments))
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -137,9 +129,8 @@ def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, t
     assert not (tmp_path / "tied" / MANIFEST).exists()
 
 
-@pytest.mark.slow
 def test_a_limit_is_one_of_records_in_a_shard_set_too(
-    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
     from data.inputs import Group
@@ -151,13 +142,12 @@ def test_a_limit_is_one_of_records_in_a_shard_set_too(
     words = ["--checkpoint", str(folder), "--device", "cpu", "--json", str(out := tmp_path / "out.json")]
     scored = []
     for more in (["--data", str(tmp_path / "shards"), "--split", "train"], ["--source", "csl", "--input", str(csl)]):
-        done = command(root, *words, *more, "--limit", "3")
-        assert done.returncode == 0, done.stderr
+        run_command(perplexity, *words, *more, "--limit", "3")
         scored.append(json.loads(out.read_text(encoding="utf-8"))["tokens"])
     titles = [line.split("\t")[0] for line in csl.read_text(encoding="utf-8").splitlines()[:3]]
     assert scored == [sum(len(tokenizer.encode(title)) + 1 for title in titles)] * 2
-    done = command(root, *words, "--data", str(tmp_path / "shards"))
-    assert done.returncode == 2 and "no record" in done.stderr and "--source" in done.stderr, done.stderr
+    with pytest.raises(UserError, match=r"no record.*--source"):
+        run_command(perplexity, *words, "--data", str(tmp_path / "shards"))
 
 
 def test_what_does_not_fit_a_row_is_counted(
@@ -198,15 +188,14 @@ def test_documents_that_cannot_be_read_are_left_out_aloud(
     assert "left out, unreadable: 2 records, the first" in said and "corpus.jsonl line 2" in said
 
 
-@pytest.mark.slow
 def test_a_record_that_cannot_be_read_is_left_out_aloud(
-    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A figure over fewer records than the file has, without a word."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
     lines = (root / "assets/sample/summary/csl/dev.tsv").read_text(encoding="utf-8").splitlines()[:8]
     (tmp_path / "csl.tsv").write_text("\n".join([*lines, "no tab in this line"]) + "\n", encoding="utf-8")
-    done = command(root, "--checkpoint", str(folder), "--device", "cpu", "--source", "csl", "--input",
-                   str(tmp_path / "csl.tsv"))
-    assert done.returncode == 0, done.stderr
-    assert "left out, unreadable: 1 records" in done.stdout and "csl.tsv line 9" in done.stdout
+    run_command(perplexity, "--checkpoint", folder, "--device", "cpu", "--source", "csl", "--input", tmp_path / "csl.tsv")
+    said = capsys.readouterr().out
+    assert "left out, unreadable: 1 records" in said and "csl.tsv line 9" in said

@@ -1,8 +1,6 @@
 """`python -m evaluate.rouge` scores what a checkpoint, a baseline or a file says, and says what it counted."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from model import checkpoints
 from model.decode import decode
 from model.template import Template
 from model.tokenizer import Tokenizer
+from tests import processes
 
 Run = Callable[..., None]
 CSL = "assets/sample/summary/csl/test.tsv"
@@ -163,9 +162,8 @@ def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: st
 
 
 @pytest.mark.slow
-def test_the_command_itself(root: Path, tmp_path: Path) -> None:
+def test_the_command_itself(tmp_path: Path) -> None:
     """A mistake that ends in a traceback instead of exit code 2."""
     (tmp_path / "p.jsonl").write_bytes(b'{"prediction": "\xff", "reference": "a"}\n')
-    done = subprocess.run([sys.executable, "-m", "evaluate.rouge", "--score", str(tmp_path / "p.jsonl")], cwd=root,
-                          capture_output=True, text=True)
+    done = processes.run("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
     assert done.returncode == 2 and "line 1: not valid JSON" in done.stderr and "Traceback" not in done.stderr, done.stderr

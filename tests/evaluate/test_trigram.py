@@ -3,8 +3,6 @@
 import gzip
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -18,6 +16,7 @@ from data.shards import FORMAT, ShardSet, ShardWriter
 from evaluate import trigram
 from evaluate.trigram import evaluate, probabilities
 from model.tokenizer import Tokenizer
+from tests import processes
 
 
 class Stream:
@@ -171,11 +170,10 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     assert math.isclose(evaluate(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12)
 
 
-def test_the_command_prints_and_writes_its_figures(real: ShardSet, root: Path, tmp_path: Path) -> None:
+def test_the_command_prints_and_writes_its_figures(real: ShardSet, tmp_path: Path) -> None:
     """Would catch a command that does not run, and a JSON whose figures are not the printed ones."""
     out = tmp_path / "score.json"
-    command = [sys.executable, "-m", "evaluate.trigram", "--data", str(real.folder), "--json", str(out)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = processes.run("evaluate.trigram", "--data", str(real.folder), "--json", str(out))
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
     assert f"{figures['loss']:.4f} nats/token" in done.stdout

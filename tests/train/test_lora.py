@@ -1,12 +1,9 @@
 """Fine-tuning an adapter as a user runs it: small checkpoints, the same bits after a kill, and what it refuses."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,36 +18,31 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach
 from model.tokenizer import Tokenizer
+from tests import processes
 from train.capacity import Choices, memory_needed, trained, training_flops
 from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import SftOptions
 
 STEPS = 12
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 256}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "tie_word_embeddings": True, "max_position_embeddings": 256,
+}
 
 
 @pytest.fixture(scope="module")
 def words(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> list[str]:
-    """A command that fine-tunes an adapter with dropout, two micro-batches a step, beside a base of random weights."""
+    """Options that fine-tune an adapter with dropout, two micro-batches a step, beside a base of random weights."""
     folder, sample = tmp_path_factory.mktemp("lora"), root / "assets" / "sample" / "summary" / "csl"
     prepare_groups([Group("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))], folder / "csl",
                    root / "assets/tokenizer", PrepareOptions(workers=1, limit=60))
     (folder / "base").mkdir()
-    model = Llama(LlamaConfig(vocab_size=tokenizer.vocabulary_size, **SHAPE)).initialise(0)  # type: ignore[arg-type]
+    model = Llama(LlamaConfig(vocab_size=tokenizer.vocabulary_size, **SHAPE)).initialise(0)
     checkpoints.save(model, tokenizer, folder / "base")
-    return [sys.executable, "-m", "train.sft", "--config", str(root / "configs/sft.yaml"), "--device", "cpu",
-            "--data", str(folder / "csl"), "--base", str(folder / "base"), "--batch_tokens", "1024", "--micro_batch", "2",
-            "--max_steps", str(STEPS), "--checkpoint.every", "3", "--evaluation.every", str(STEPS), "--log_every", "2",
-            "--evaluation.examples", "1", "--evaluation.max_new_tokens", "2", "--adapter", "lora", "--lora.dropout", "0.2"]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=root, env=environment(), capture_output=True, text=True)
+    return ["--config", "configs/sft.yaml", "--device", "cpu", "--data", str(folder / "csl"), "--base", str(folder / "base"),
+            "--batch_tokens", "1024", "--micro_batch", "2", "--max_steps", str(STEPS), "--checkpoint.every", "3",
+            "--evaluation.every", str(STEPS), "--log_every", "2", "--evaluation.examples", "1",
+            "--evaluation.max_new_tokens", "2", "--adapter", "lora", "--lora.dropout", "0.2"]
 
 
 def tensors(run: Path) -> tuple[bytes, bytes]:
@@ -59,29 +51,25 @@ def tensors(run: Path) -> tuple[bytes, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(root: Path, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = start(root, *words, "--run", str(run))
+    done = processes.run("train.sft", *words, "--run", str(run))
     assert done.returncode == 0, done.stderr
     assert "adapter   LoRA of rank 8 (alpha 16, dropout 0.2) on q_proj, v_proj: 3,584 parameters train" in done.stdout
     return run
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(root: Path, words: list[str], whole: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(words: list[str], whole: Path, tmp_path: Path) -> None:
     """Dropout that is drawn anew after a resume; an adapter or its moments that are not restored."""
     run = tmp_path / "run"
-    process = subprocess.Popen([*words, "--run", str(run)], cwd=root, env=environment(), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None and 3 not in steps(run):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = processes.Command("train.sft", *words, "--run", str(run))
+    process.send_when(signal.SIGKILL, lambda: 3 in steps(run))
+    assert process.done().returncode == -signal.SIGKILL
     stopped = newest(run)
     assert stopped in range(3, STEPS)
-    done = start(root, *words, "--run", str(run))
+    done = processes.run("train.sft", *words, "--run", str(run))
     assert done.returncode == 0 and f"continues after step {stopped}" in done.stdout, done.stderr
     assert tensors(run) == tensors(whole)
 
@@ -108,25 +96,23 @@ def test_a_checkpoint_is_the_adapter_and_where_its_base_is(words: list[str], who
 
 
 @pytest.mark.slow
-def test_another_adapter_or_base_under_the_same_name_is_refused(
-    root: Path, words: list[str], whole: Path, tmp_path: Path
-) -> None:
+def test_another_adapter_or_base_under_the_same_name_is_refused(words: list[str], whole: Path, tmp_path: Path) -> None:
     """A continuation that silently is something else, or begins from weights that are gone with a traceback."""
     run, base = tmp_path / "run", Path(words[words.index("--base") + 1])
     shutil.copytree(whole, run)
-    done = start(root, *words, "--adapter", "none", "--run", str(run))
+    done = processes.run("train.sft", *words, "--adapter", "none", "--run", str(run))
     assert done.returncode == 2 and "another adapter" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     hidden = base.rename(base.with_name("hidden"))
     try:
-        done = start(root, *words, "--run", str(run))
+        done = processes.run("train.sft", *words, "--run", str(run))
     finally:
         hidden.rename(base)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert f"expected at {base.resolve()}, where there is nothing" in done.stderr
 
 
-def small(**changes: object) -> Llama:
-    return Llama(LlamaConfig(vocab_size=99, **{**SHAPE, **changes})).initialise(0)  # type: ignore[arg-type]
+def small(**changes: Any) -> Llama:
+    return Llama(LlamaConfig(vocab_size=99, **{**SHAPE, **changes})).initialise(0)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,23 @@ from common.files import atomic_folder
 from data.shards import FORMAT, ShardWriter
 from model.checkpoints import newest, step_folder
 from model.tokenizer import Tokenizer
+from tests import processes
 
 # Times and speeds are the only fields that may differ.
 CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
 
 
-def command(root: Path, run: Path, data: Path, *more: str) -> list[str]:
+def words(root: Path, run: Path, data: Path, *more: str) -> list[str]:
     shape = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
              "--model.num_attention_heads", "4", "--model.num_key_value_heads", "2"]
     sizes = ["--sequence_length", "64", "--batch_tokens", "512", "--micro_batch", "4", "--max_steps", "40"]
     often = ["--checkpoint.every", "7", "--evaluation.every", "10", "--log_every", "3", "--evaluation.sample_tokens", "4"]
-    return [sys.executable, "-m", "train.pretrain", "--config", str(root / "configs/pretrain.yaml"), "--run", str(run),
-            "--data", str(data), "--device", "cpu", *shape, *sizes, *often, *more]
+    return ["--config", str(root / "configs/pretrain.yaml"), "--run", str(run), "--data", str(data), "--device", "cpu", *shape,
+            *sizes, *often, *more]
 
 
 def train(root: Path, run: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(root, run, data, *more), cwd=root, env=environment(), capture_output=True, text=True)
-
-
-def environment() -> dict[str, str]:
-    # Two tiny matmuls at a time run no faster on two threads, and much slower beside other work.
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return processes.run("train.pretrain", *words(root, run, data, *more))
 
 
 def tensors(run: Path, step: int = 40) -> tuple[bytes, bytes]:
@@ -71,9 +66,11 @@ def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path
 
 @pytest.fixture(scope="module")
 def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped."""
+    """A run that was never stopped, of a Python of its own: what it says of its memory is looked at."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = train(root, run, data)
+    # Two tiny matmuls at a time run no faster on two threads, and much slower beside other work.
+    done = subprocess.run([sys.executable, "-m", "train.pretrain", *words(root, run, data)], cwd=root, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout
     (run.parent / "said").write_text(done.stdout, encoding="utf-8")
@@ -84,17 +81,11 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def stop(root: Path, run: Path, data: Path, number: int, after: int) -> tuple[int, str]:
     """Start the run and send it a signal as soon as the log shows step `after`."""
-    process = subprocess.Popen(
-        command(root, run, data), cwd=root, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        metrics = run / "metrics.jsonl"
-        if metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"):
-            process.send_signal(number)
-            break
-        time.sleep(0.002)
-    out, _ = process.communicate(timeout=60)
-    return process.returncode, out
+    process = processes.Command("train.pretrain", *words(root, run, data))
+    metrics = run / "metrics.jsonl"
+    process.send_when(number, lambda: metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"))
+    done = process.done()
+    return done.returncode, done.stdout
 
 
 @pytest.mark.slow
@@ -157,7 +148,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("change", "words"), [
+@pytest.mark.parametrize(("change", "said"), [
     (["--seed", "7"], "another seed"),
     (["--max_steps", "50"], "another max_steps"),
     (["--batch_tokens", "1024"], "another batch_tokens"),
@@ -165,11 +156,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data:
     (["--optimizer.lr", "0.5"], "another optimizer"),
 ])
 def test_another_run_under_the_same_name_is_refused(
-    root: Path, data: Path, whole: Path, change: list[str], words: str
+    root: Path, data: Path, whole: Path, change: list[str], said: str
 ) -> None:
     """A continuation that silently is something else."""
     done = train(root, whole, data, *change)
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -4,8 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from model.checkpoints import digest, find, newest, step_folder, steps
 from model.config import LlamaConfig
 from model.template import Template
 from model.tokenizer import Tokenizer
+from tests.processes import Command
 from train.run import Run
 
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
@@ -42,20 +41,19 @@ def tuning(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {name: folder / name for name in groups}
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def command(root: Path, module: str, *words: str) -> list[str]:
-    config = root / "configs" / f"{module}.yaml"
+def start(module: str, *words: str) -> Command:
     sizes = ["--sequence_length", "256", "--batch_tokens", "1024", "--device", "cpu", "--log_every", "2"]
-    return [sys.executable, "-m", f"train.{module}", "--config", str(config), *sizes, *words]
+    return Command(f"train.{module}", "--config", f"configs/{module}.yaml", *sizes, *words)
 
 
-def sft(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def start_sft(*words: str) -> Command:
     often = ["--checkpoint.every", "5", "--evaluation.every", "8", "--evaluation.examples", "3",
              "--evaluation.max_new_tokens", "4"]
-    return subprocess.run([*command(root, "sft", *often), *words], cwd=root, env=environment(), capture_output=True, text=True)
+    return start("sft", *often, *words)
+
+
+def sft(*words: str) -> subprocess.CompletedProcess[str]:
+    return start_sft(*words).done()
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -68,35 +66,27 @@ def tensors(run: Path, step: int) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(
-    root: Path, tuning: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A mix whose order, requests or replay differ after a resume; a run that cannot go on without its base."""
     base = tmp_path / "pretrain"
     words = ["--run", str(base), "--data", str(tuning["text"]), *TINY, "--max_steps", "4", "--evaluation.sample_tokens", "0"]
-    done = subprocess.run(command(root, "pretrain", *words), cwd=root, env=environment(), capture_output=True, text=True)
+    done = start("pretrain", *words).done()
     assert done.returncode == 0, done.stderr
     mix = f"{tuning['csl']}+{tuning['redgpt']}:0.5+replay:0.3"
     words = ["--data", mix, "--base", str(base), "--max_steps", "24", "--lead_ins", "true"]
-    done = sft(root, *words, "--run", str(tmp_path / "whole"))
+    done = sft(*words, "--run", str(tmp_path / "whole"))
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout and "examples" in done.stdout
     kinds = {record["kind"] for record in records(tmp_path / "whole")}
     assert {"train", "validation", "rouge", "answers", "sample", "evaluated"} <= kinds
 
     run = tmp_path / "killed"
-    process = subprocess.Popen(
-        [*command(root, "sft"), *words, "--run", str(run), "--checkpoint.every", "5", "--evaluation.every", "8",
-         "--evaluation.examples", "3", "--evaluation.max_new_tokens", "4"],
-        cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None and 10 not in steps(run):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start_sft(*words, "--run", str(run))
+    process.send_when(signal.SIGKILL, lambda: 10 in steps(run))
+    assert process.done().returncode == -signal.SIGKILL
     assert newest(run) in range(10, 24)
     shutil.rmtree(base)
-    done = sft(root, *words, "--run", str(run))
+    done = sft(*words, "--run", str(run))
     assert done.returncode == 0 and "continues after step" in done.stdout, done.stderr
     assert tensors(run, 24) == tensors(tmp_path / "whole", 24)
     assert records(run) == records(tmp_path / "whole")
@@ -108,10 +98,10 @@ def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(
 
 
 @pytest.mark.slow
-def test_from_nothing_it_learns_the_answers(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_from_nothing_it_learns_the_answers(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A loss on the wrong ids does not fall like this; a log without a dev loss."""
     words = ["--data", str(tuning["redgpt"]), "--base", "none", *TINY, "--max_steps", "30", "--run", str(tmp_path / "run")]
-    done = sft(root, *words, "--evaluation.every", "10", "--evaluation.scored", "2")
+    done = sft(*words, "--evaluation.every", "10", "--evaluation.scored", "2")
     assert done.returncode == 0, done.stderr
     # A long dev split is scored as a whole once, at the end.
     scored = [(record["kind"], record["step"], record["tokens"]) for record in records(tmp_path / "run") if "accuracy" in record
@@ -122,18 +112,18 @@ def test_from_nothing_it_learns_the_answers(root: Path, tuning: dict[str, Path],
     assert losses[-1] < losses[0] - 0.5
     accuracies = [record["accuracy"] for record in records(tmp_path / "run") if record["kind"] == "train"]
     assert accuracies[-1] > accuracies[0]
-    done = sft(root, *words, "--seed", "1")
+    done = sft(*words, "--seed", "1")
     assert done.returncode == 2 and "another seed" in done.stderr
 
 
 @pytest.mark.slow
-def test_patience_ends_a_run_that_stays_ended(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_patience_ends_a_run_that_stays_ended(tuning: dict[str, Path], tmp_path: Path) -> None:
     """Hours of training after the best score, or an ended run that trains on when it is started again."""
     words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--max_steps", "40", "--run", str(tmp_path / "run"),
              "--evaluation.every", "2", "--evaluation.patience", "2", "--evaluation.examples", "1",
              "--evaluation.max_new_tokens", "1", "--optimizer.lr", "1e-9", "--optimizer.muon_lr", "1e-9"]
     for turn in range(2):
-        done = sft(root, *words)
+        done = sft(*words)
         assert done.returncode == 0 and "ended early" in done.stdout, done.stderr
         assert newest(tmp_path / "run") == 6, turn
         assert "the best after step 2 (which the run stands for now)" in done.stdout
@@ -153,23 +143,21 @@ def test_patience_ends_a_run_that_stays_ended(root: Path, tuning: dict[str, Path
         (["--data", "csll", "--base", "none"], "did you mean csl"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(
-    root: Path, tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str
-) -> None:
+def test_what_cannot_be_trained_is_one_line(tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str) -> None:
     """A traceback, or a run of nonsense, where a line would do."""
     words = [word.replace("TEXT", str(tuning["text"])).replace("CSL", str(tuning["csl"])) for word in words]
-    done = sft(root, *words, *TINY, "--run", str(tmp_path / "run"))
+    done = sft(*words, *TINY, "--run", str(tmp_path / "run"))
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_rows_leaves_no_run(root: Path, tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_a_mistake_in_the_rows_leaves_no_run(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A run that was made with rows that cannot be, and then refuses the right ones because they are others."""
     run = tmp_path / "run"
     words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--run", str(run)]
     for wrong in (["--sequence_length", "16", "--batch_tokens", "64"], ["--sequence_length", "8192", "--batch_tokens", "8192"]):
-        done = sft(root, *words, *wrong)
+        done = sft(*words, *wrong)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert not run.exists(), wrong
 

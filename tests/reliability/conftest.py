@@ -49,6 +49,17 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
 
 
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes bytes into a file of the test's own; gives its path."""
+
+    def _write(data: bytes, name: str = "file.jsonl") -> Path:
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return _write
+
+
 Mount = Callable[[str], Path]
 
 

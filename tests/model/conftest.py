@@ -24,6 +24,8 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
              "checkpoint.every": 100, **{f"model.{key}": value for key, value in SHAPE.items()}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        # Seconds, for a share that is only shown.
+        patch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
         patch.setattr(sys, "argv", ["train.sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
         main()
     return folder / "run"

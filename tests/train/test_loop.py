@@ -1,5 +1,6 @@
 """What the loop does when something is not as it should be, and what it says beforehand."""
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from common.errors import UserError
+from common.machine import matmul_flops
 from common.metrics_file import read_metrics
 from data.batches import Batch, TextBatches, assemble
 from data.plan import Mixture, Plan
@@ -27,6 +29,14 @@ from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import PretrainOptions
 from train.run import Run
 from train.schedule import ScheduleOptions, rate
+
+MATMUL_FLOPS = functools.lru_cache(matmul_flops)
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's rate, which every trainer measures when it is made, for seconds."""
+    monkeypatch.setattr("train.clock.matmul_flops", MATMUL_FLOPS)
 
 
 def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) -> Trainer:

@@ -94,7 +94,7 @@ class Head:
         head = self._linear
         if (hidden.device.type == "cpu" and hidden.dtype == torch.float32 and len(hidden) <= _SCREENED_ROWS
                 and (is_plain(head) or isinstance(head, Int8Linear))):
-            self._screen = self._screen or Screen(head)  # type: ignore[arg-type]
+            self._screen = self._screen or Screen(head)
             ids = self._screen.likeliest(hidden)
             if ids is not None:
                 return ids

@@ -7,6 +7,7 @@ where a CPU multiplies them with int8, and sums are taken in fp32 (LLM.int8() ca
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ _FEW_ROWS = 16
 _LARGEST = 127
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is a bias-free linear layer that does nothing else; an adapted one does."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and module.bias is None
 

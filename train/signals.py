@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from train import parallel
 
@@ -18,7 +19,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.name = ""
         self._leave = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
         return bool(self.name)
@@ -29,7 +30,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def unless_asked(self, work: Callable[[], None]) -> bool:
         """Do `work`, which a first signal ends at once and an earlier one forbids; whether it came to its end."""

@@ -26,10 +26,10 @@ GREEDY, FAR = Sampling(temperature=0.0), 1e12
 class Asked:
     """A job and what it was told."""
 
-    def __init__(self, prompt: list[int], most: int = 30, sampling: Sampling = GREEDY, **options: object) -> None:
+    def __init__(self, prompt: list[int], most: int = 30, sampling: Sampling = GREEDY, **options: Any) -> None:
         self._events: SimpleQueue[Event] = SimpleQueue()
         facts = {"seed": 0, "deadline": FAR, **options}
-        self.job = Job(prompt, most, sampling, tell=self._events.put, **facts)  # type: ignore[arg-type]
+        self.job = Job(prompt, most, sampling, tell=self._events.put, **facts)
 
     def end(self) -> tuple[str, Event]:
         """The whole text, and the last event, waited for."""

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -153,9 +154,9 @@ def test_a_whole_folder_has_no_problem_and_keeps_its_facts(folder: Path) -> None
      "outside", False),
 ])
 def test_a_damaged_folder_is_never_taken_for_whole(
-    folder: Path, damage: object, said: str, needs_reading: bool
+    folder: Path, damage: Callable[[Path], object], said: str, needs_reading: bool
 ) -> None:
-    damage(folder)  # type: ignore[operator]
+    damage(folder)
     assert said in (manifest_problem(folder) or "")
     quick = manifest_problem(folder, checksums=False)
     assert quick is None if needs_reading else said in (quick or "")

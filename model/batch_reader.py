@@ -22,20 +22,21 @@ class BatchReader:
     """Reads ids for several rows at once and says what each row makes of the next one.
 
     Prompts are padded on the left, so that all rows write the same column of the cache; a row's positions count from its
-    own first id and nothing looks at padding: a row gets what it would get alone. Shapes: R rows, T new columns, V
-    vocabulary.
+    own first id and nothing looks at padding: a row gets what it would get alone. `prompts`[R, T] are those of the start,
+    padded. Shapes: R rows, T new columns, D hidden size, V vocabulary.
     """
 
     def __init__(self, model: Llama, prompts: Sequence[Sequence[int]], *, new: int, copies: int = 1) -> None:
         """Make room for `new` ids behind the longest prompt, and for `copies` rows of each prompt (see `select`)."""
         weight = model.model.norm.weight
         self._model, self._decoder, self.device = model, decoder_of(model), weight.device
+        self.head = self._decoder.head
         longest = max(map(len, prompts))
         self.cache = Cache(model.config, len(prompts) * copies, longest + new, self.device, weight.dtype)
         self.cache.rows = len(prompts)
         self._columns = torch.arange(longest + new, device=self.device)
         self._padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device)
-        self._padded = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        self.prompts = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
         self._even = len(set(map(len, prompts))) == 1
         self.look_every = look_every(self.device)
 
@@ -55,24 +56,25 @@ class BatchReader:
 
     def read_prompts(self) -> Tensor:
         """Read all prompts; logits[R, V] of what follows them, fp32."""
-        return self.read(self._padded)
+        return self.read(self.prompts)
 
     def read(self, ids: Tensor) -> Tensor:
         """Put ids[R, T] behind what the rows hold; logits[R, V] of what follows the last of them, fp32."""
-        return self._decoder.head.logits(self._hidden(ids))
+        return self.head.logits(self.hidden(ids))
 
     def read_prompts_likeliest(self) -> Tensor:
         """Read all prompts; the likeliest id behind each, int64[R]."""
-        return self.read_likeliest(self._padded)
+        return self.read_likeliest(self.prompts)
 
     def read_likeliest(self, ids: Tensor) -> Tensor:
         """Put ids[R, T] behind what the rows hold; the likeliest id behind the last of them, int64[R].
 
         The argmax of what `read` gives, found without computing all of it where that is faster.
         """
-        return self._decoder.head.likeliest(self._hidden(ids))
+        return self.head.likeliest(self.hidden(ids))
 
-    def _hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Put ids[R, T] behind what the rows hold; hidden[R, D] of the last of them, for `head`."""
         start, stop = self.cache.length, self.cache.length + ids.shape[1]
         positions = None
         if not self._even:

@@ -33,7 +33,7 @@ class Batch:
             return
         old, self.rows = self.rows, self.rows + new  # from here on a fault finds them among the rows
         reader = BatchReader(model, [job.prompt for job in jobs], new=max(row.left for row in new))
-        rows = _advance(new, reader, reader.read_prompts())
+        rows = _advance(new, reader, reader.prompts)
         if rows and old and self._reader is not None:
             reader = BatchReader.join([self._reader, reader], new=max(row.left for row in old + rows))
         if rows:
@@ -45,7 +45,7 @@ class Batch:
         """Say the next id of each row."""
         if self.rows and self._reader is not None:
             last = torch.tensor([[row.said[-1]] for row in self.rows], device=self._reader.device)
-            self.rows = _advance(self.rows, self._reader, self._reader.read(last))
+            self.rows = _advance(self.rows, self._reader, last)
 
     @torch.inference_mode()
     def release(self, now: float) -> None:
@@ -66,16 +66,27 @@ class Batch:
         self.rows, self._reader = [], None
 
 
-def _advance(rows: list[Row], reader: BatchReader, logits: Tensor) -> list[Row]:
-    """Give each row its logits[R, V]; the rows that go on, which are those of `reader` then."""
-    finite = logits.isfinite().all(-1).tolist()
-    for row, its, usable in zip(rows, logits.cpu(), finite, strict=True):
-        if usable:
-            row.take(its)
-        else:
+def _advance(rows: list[Row], reader: BatchReader, ids: Tensor) -> list[Row]:
+    """Read ids[R, T] and say what follows in each row; the rows that go on, which are those of `reader` then."""
+    for row, chosen in zip(rows, _choose(rows, reader, ids), strict=True):
+        if chosen is None:
             row.job.tell(Failed(500, OVERFLOW))
             row.end = "gone"
+        else:
+            row.take(chosen)
     return _alive(rows, reader)
+
+
+def _choose(rows: list[Row], reader: BatchReader, ids: Tensor) -> list[int | None]:
+    """Read ids[R, T] and choose the next of each row; None where numbers are not finite."""
+    hidden = reader.hidden(ids)
+    if all(row.likeliest for row in rows):
+        # Nobody needs the logits themselves. One look at what a GPU has made, not two.
+        chosen = torch.where(hidden.isfinite().all(-1), reader.head.likeliest(hidden), -1).tolist()
+        return [None if its < 0 else its for its in chosen]
+    logits = reader.head.logits(hidden)
+    finite = logits.isfinite().all(-1).tolist()
+    return [row.choose(its) if usable else None for row, its, usable in zip(rows, logits.cpu(), finite, strict=True)]
 
 
 def _alive(rows: list[Row], reader: BatchReader) -> list[Row]:

@@ -117,15 +117,24 @@ class Row:
         job = self.job
         return min(job.most, self.context - len(job.prompt)) - len(self.said)
 
-    def take(self, logits: Tensor) -> None:
-        """Choose the next id by logits[V] (fp32, on the CPU), tell its text, and see whether that was all."""
+    @property
+    def likeliest(self) -> bool:
+        """Whether its next id is simply the one with the highest logit."""
+        job = self.job
+        return job.sampling.likeliest and job.frequency_penalty == 0 and job.presence_penalty == 0
+
+    def choose(self, logits: Tensor) -> int:
+        """The next id by logits[V] (fp32, on the CPU)."""
         job, seen = self.job, self._counts > 0
         if job.frequency_penalty or job.presence_penalty:
             # As the protocol's reference defines them, on what the answer has said.
             logits = logits - job.frequency_penalty * self._counts - job.presence_penalty * seen
         if blocked := blocked_by_ngrams([self.said], job.sampling.no_repeat_ngram)[0]:
             logits = logits.index_fill(0, torch.tensor(blocked), -torch.inf)
-        chosen = choose(logits, seen, job.sampling, self._generator)
+        return choose(logits, seen, job.sampling, self._generator)
+
+    def take(self, chosen: int) -> None:
+        """Tell the text of the next id, and see whether that was all."""
         if chosen == self.tokenizer.eos_id:
             self.finish("eos")
             return
@@ -135,7 +144,7 @@ class Row:
         if self._text.stopped:
             self.finish("stop")
         elif self.left <= 0:
-            self.finish("length" if len(self.said) >= job.most else "context")
+            self.finish("length" if len(self.said) >= self.job.most else "context")
 
     def finish(self, end: End) -> None:
         """Tell what was held back, and that this was all."""

@@ -17,10 +17,11 @@ from chat.serve import batch as batch_module
 from chat.serve.batch import OVERFLOW, Batch
 from chat.serve.engine import FAULT, STOPPING, WAITED, Busy, Engine
 from chat.serve.row import Event, Failed, Job, Over, Row, Said, Text
+from model.decoder import decoder_of
 from model.generate import Sampling, generate
 from model.tokenizer import Tokenizer
 
-GREEDY, FAR = Sampling(temperature=0.0), 1e12
+GREEDY, SAMPLED, FAR = Sampling(temperature=0.0), Sampling(1.0, 40, 0.9, 1.2, 4), 1e12
 
 
 class Asked:
@@ -64,10 +65,11 @@ def alone(loaded: weights.Weights, job: Job) -> str:
     return loaded.tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 40, 0.9, 1.2, 4)], ids=["greedy", "sampled"])
-def test_answers_in_a_changing_batch_are_those_of_each_alone(loaded: weights.Weights, sampling: Sampling) -> None:
+@pytest.mark.parametrize("samplings", [[GREEDY], [SAMPLED], [GREEDY, GREEDY, SAMPLED]], ids=["greedy", "sampled", "mixed"])
+def test_answers_in_a_changing_batch_are_those_of_each_alone(loaded: weights.Weights, samplings: list[Sampling]) -> None:
     """An answer that depends on who else is answered, or on when they came and went."""
-    asked = [Asked(prompt, 5 + 11 * n % 40, sampling, seed=n) for n, prompt in enumerate(prompts(loaded.tokenizer, 14))]
+    asked = [Asked(prompt, 5 + 11 * n % 40, samplings[n % len(samplings)], seed=n)
+             for n, prompt in enumerate(prompts(loaded.tokenizer, 14))]
     batch, coming, together = Batch(loaded), list(asked), 0
     for step in range(200):
         if step % 3 == 0:
@@ -80,6 +82,24 @@ def test_answers_in_a_changing_batch_are_those_of_each_alone(loaded: weights.Wei
     for each in asked:
         text, over = each.end()
         assert text == alone(loaded, each.job) and isinstance(over, Over) and over.end in ("length", "eos")
+
+
+def test_only_who_needs_the_logits_has_them_computed(endless: Path) -> None:
+    """Two thirds of the work for nothing where all are greedy; a penalty passed over because the request is greedy."""
+    loaded = weights.load(endless, torch.device("cpu"), "fp32")
+    head = decoder_of(loaded.model).head
+
+    def text(**penalty: float) -> str:
+        """What a row says beside one without penalties."""
+        batch, asked = Batch(loaded), Asked([1, 9], 20, **penalty)
+        batch.admit([Asked([1, 8], 5).job, asked.job])
+        while batch.rows:
+            batch.step()
+        return asked.end()[0]
+
+    plain = text()
+    assert plain == alone(loaded, Asked([1, 9], 20).job) and head._columns is None and head._screen is not None
+    assert len({plain, text(frequency_penalty=2.0), text(presence_penalty=-2.0)}) == 3 and head._columns is not None
 
 
 def test_the_engine_answers_many_at_once(loaded: weights.Weights) -> None:
@@ -112,10 +132,10 @@ def test_penalties_are_those_of_the_protocol(loaded: weights.Weights) -> None:
         asked = Asked([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
         row = Row(asked.job, loaded.tokenizer, 10_000, 200)
         for index in (5, 5, 400):
-            row.take(torch.full((10_000,), -9.0).index_fill(0, torch.tensor(index), 9.0))
+            row.take(row.choose(torch.full((10_000,), -9.0).index_fill(0, torch.tensor(index), 9.0)))
         last = torch.full((10_000,), -9.0)
         last[[5, 400, 401]] = torch.tensor(logits)
-        row.take(last)
+        row.take(row.choose(last))
         assert row.said == [5, 5, 400, expected]
 
 
@@ -251,10 +271,11 @@ def test_a_fault_at_the_door_tells_those_who_were_coming_in(
     assert [each.end()[1] for each in after] == [Over("length", 3)] * 2
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @torch.inference_mode()
-def test_an_overflow_fails_the_row_it_is_in(loaded: weights.Weights) -> None:
+def test_an_overflow_fails_the_row_it_is_in(loaded: weights.Weights, sampling: Sampling) -> None:
     """Nonsense from logits that are no numbers, or one bad row that ends the others."""
-    batch, well, ill = Batch(loaded), Asked([1, 9], 4), Asked([1, 8], 4)
+    batch, well, ill = Batch(loaded), Asked([1, 9], 4, sampling), Asked([1, 8], 4, sampling)
     batch.admit([well.job, ill.job])
     assert batch._reader is not None
     batch._reader.cache.values[:, 1] = torch.inf

@@ -32,11 +32,11 @@ class Cache:
         self.keys, self.values = self.both.unbind(1)  # [layers, rows, K, capacity, d]
         self.rows = rows
         self.length = 0
-        self._layers = [LayerCache(self, index) for index in range(config.num_hidden_layers)]
 
     def layer(self, index: int) -> LayerCache:
         """The part of layer `index`."""
-        return self._layers[index]
+        # Not kept: it holds its owner, and a circle of the two would hold the memory until Python looks for circles.
+        return LayerCache(self, index)
 
     def select(self, rows: Tensor, start: int = 0) -> None:
         """Go on with `rows` (int64[n], any order, repeats allowed), of which positions before `start` stay in place."""

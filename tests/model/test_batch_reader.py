@@ -1,5 +1,8 @@
 """Batches that are joined while they run."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -50,3 +53,19 @@ def test_rows_of_joined_batches_read_on_as_if_alone(model: Llama) -> None:
             held = {name: ids + more[name] for name, ids in held.items()}
             alone = torch.stack([model(torch.tensor([ids]))[0, -1] for ids in held.values()])
             torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_what_a_batch_held_is_given_back_at_once(model: Llama) -> None:
+    """Caches that wait until Python looks for circles: a server's memory grows by the megabytes of answers long over."""
+    gc.disable()
+    try:
+        reader = BatchReader(model, [[5, 6], [7]], new=2)
+        reader.read_prompts()
+        joined = BatchReader.join([reader], new=1)
+        joined.read(torch.tensor([[8], [9]]))
+        held = [weakref.ref(each.cache) for each in (reader, joined)]
+        del reader, joined
+        assert [each() for each in held] == [None, None]
+    finally:
+        gc.enable()

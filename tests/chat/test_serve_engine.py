@@ -40,6 +40,11 @@ class Asked:
         assert self._events.empty(), "something came after the end"
         return text, event
 
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing came after the end."""
+        return self._events.empty()
+
     def begun(self) -> None:
         """Wait until something was said."""
         assert isinstance(self._events.get(timeout=60), Said)
@@ -269,6 +274,25 @@ def test_a_fault_at_the_door_tells_those_who_were_coming_in(
     for each in after:
         engine.submit(each.job)
     assert [each.end()[1] for each in after] == [Over("length", 3)] * 2
+    assert coming.quiet and running.quiet
+
+
+def test_whose_answer_is_whole_is_not_told_of_a_fault(loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place given free twice, for a job that ended with the first id it was given and in whose company a fault came."""
+    engine, short, longer = Engine(loaded, rows=2, waiting=0), Asked([1, 9], 1), Asked([1, 8], 3)
+
+    def fail(*of: Any) -> Any:
+        monkeypatch.undo()
+        raise MemoryError("no memory left")
+
+    monkeypatch.setattr(batch_module, "_alive", fail)
+    for each in (short, longer):
+        engine.submit(each.job)
+    engine.start()  # both come in together
+    assert short.end()[1] == Over("length", 1) and longer.end()[1] == Failed(500, FAULT)
+    engine.stop()
+    engine.join()
+    assert short.quiet and longer.quiet
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -1,4 +1,4 @@
-"""Connections that ask for nothing must not use up the files that the process may open."""
+"""Connections that ask for nothing must not use up the files that the process may open, nor keep others out."""
 
 import asyncio
 import resource
@@ -6,7 +6,7 @@ import resource
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST = 256  # open connections
-HEAD_SECONDS = 30.0
+PATIENCE = 30.0  # seconds
 BACKLOG = 32  # asyncio takes as many in one turn of its loop, before it hears that they are too many
 
 # Files for everything else, and for the turns, about five, from a connection's coming to the end of its closing.
@@ -20,41 +20,70 @@ def most_connections() -> int:
 
 
 class Limited(H11Protocol):
-    """HTTP/1.1 over at most `most` connections; those that do not bring a whole request head in time are closed.
+    """HTTP/1.1 over at most `most` connections; those that do not go on within `patience` seconds are closed.
 
-    One connection more is closed at once: a listener whose process has no file left for it can neither take it nor
-    refuse it, and asyncio tries and complains without end. uvicorn has no limit before a request has begun.
+    Those bring no whole request head, or do not read what they asked for. One connection more takes the place of the one
+    that has been waited for longest, and is closed itself where no other is waited for: a listener whose process has no
+    file left for it can neither take it nor refuse it, and asyncio tries and complains without end. uvicorn has no limit
+    before a request has begun, and none for who does not read.
     """
 
     most = most_connections()
-    head_seconds = HEAD_SECONDS
-    _head: asyncio.TimerHandle | None = None
+    patience = PATIENCE
+    _timer: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, or close it."""
+        """Take it, and close one where they are too many."""
         super().connection_made(transport)
+        self._wait()
         if len(self.connections) > self.most:
-            transport.abort()
-        else:
-            self._wait_for_head()
+            waiting = [(each._timer.when(), each) for each in self.connections
+                       if isinstance(each, Limited) and each._timer is not None]
+            min(waiting, key=lambda one: one[0])[1]._close()
 
     def data_received(self, data: bytes) -> None:
         """Part of a head or a body."""
+        idle = self.idle
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if idle and not self.idle:
             self._stop_waiting()
-        elif self._head is None and not self.transport.is_closing():
-            self._wait_for_head()  # of the next request on this connection
+
+    def on_response_complete(self) -> None:
+        """A request is answered; the next may have come already."""
+        super().on_response_complete()
+        if self.idle:
+            self._wait()
+
+    def pause_writing(self) -> None:
+        """The other side does not read as fast as we write."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if not self.idle:
+            self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait_for_head(self) -> None:
-        self._head = self.loop.call_later(self.head_seconds, self.transport.abort)
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(self.patience, self._close)
 
     def _stop_waiting(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close(self) -> None:
+        self._stop_waiting()
+        self.transport.abort()

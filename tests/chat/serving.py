@@ -1,6 +1,7 @@
 """Servers in this process, on real sockets."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,12 +43,18 @@ class Served:
 
 @contextmanager
 def served(checkpoint: Path, *, rows: int = 4, waiting: int = 8, tokens: int = 100, seconds: float = 60.0,
-           body: int = 100_000, key: str | None = None, http: type[Limited] = Limited) -> Iterator[Served]:
-    """A server for a checkpoint; greedy where a request does not say otherwise."""
+           body: int = 100_000, key: str | None = None, http: type[Limited] = Limited,
+           unread: int | None = None) -> Iterator[Served]:
+    """A server for a checkpoint; greedy where a request does not say otherwise.
+
+    The system holds `unread` bytes for a client that does not read.
+    """
     loaded = weights.load(checkpoint, torch.device("cpu"), "auto")
     engine = Engine(loaded, rows=rows, waiting=waiting)
     service = Service(checkpoint.name, loaded, engine, GREEDY, Limits(tokens, seconds, body))
     with listen("127.0.0.1", 0) as listener:
+        if unread is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unread)
         server = uvicorn.Server(uvicorn.Config(
             service.application("127.0.0.1", key), http=http, backlog=BACKLOG, ws="none", lifespan="off", log_level="warning"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))

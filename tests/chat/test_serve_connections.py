@@ -1,12 +1,15 @@
 """Connections that ask for nothing cost nothing."""
 
+import json
 import resource
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 
 from chat.serve import connections
 from chat.serve.connections import MOST, Limited, most_connections
@@ -15,23 +18,49 @@ from tests.chat.serving import Served, served
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
-class Few(Limited):
-    """Limits that a test reaches."""
+class Hasty(Limited):
+    """Little patience."""
 
-    most, head_seconds = 3, 1.0
+    patience = 1.0
+
+
+class Few(Limited):
+    """As many connections as a test opens, and patience without end."""
+
+    most, patience = 3, 3600.0
 
 
 @pytest.fixture(scope="module")
-def server(talker: Path) -> Iterator[Served]:
-    """A server that takes few connections and has little patience."""
-    with served(talker, http=Few) as server:
+def hasty(talker: Path) -> Iterator[Served]:
+    """A server that waits for nobody."""
+    with served(talker, http=Hasty) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def few(endless: Path) -> Iterator[Served]:
+    """A server that takes few connections, for a model that never ends."""
+    with served(endless, rows=3, tokens=15_000, http=Few) as server:
         yield server
 
 
 def connect(server: Served) -> socket.socket:
     """A connection on which nothing was sent; nobody waits for it for ever."""
     host, port = server.url.removeprefix("http://").rstrip("/").split(":")
-    return socket.create_connection((host, int(port)), timeout=30)
+    connection = socket.socket()
+    connection.settimeout(60)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((host, int(port)))
+    return connection
+
+
+def answered(connection: socket.socket) -> bool:
+    """Ask, and see whether an answer comes."""
+    connection.sendall(HEAD + b"\r\n")
+    said = b""
+    while not said.endswith(b"}") and (more := connection.recv(1000)):
+        said += more
+    return said.startswith(b"HTTP/1.1 200") and said.endswith(b"}")
 
 
 def closed(connection: socket.socket) -> bool:
@@ -43,33 +72,50 @@ def closed(connection: socket.socket) -> bool:
             return True
 
 
-def test_idle_connections_keep_the_server_busy_for_a_while_only(server: Served) -> None:
+def test_idle_connections_keep_nobody_out(few: Served) -> None:
     """Connections that send nothing, as many as the process may have files, and a server that takes no other."""
-    idle = [connect(server) for _ in range(40)]
-    assert [closed(each) for each in idle[3:]] == [True] * 37
-    assert [closed(each) for each in idle[:3]] == [True] * 3
-    assert requests.get(f"{server.url}health", timeout=30).status_code == 200
+    kept = connect(few)
+    assert answered(kept), "between two requests it asks for nothing either"
+    idle = [connect(few) for _ in range(40)]
+    with connect(few) as newcomer:
+        assert answered(newcomer)
+        assert [closed(each) for each in (kept, *idle[:38])] == [True] * 39
+        for each in idle[38:]:
+            assert answered(each), "more were closed than had to be"
+            each.close()
 
 
-@pytest.mark.parametrize("before", [b"", HEAD + b"\r\n"], ids=["first", "next"])
-def test_half_a_head_is_not_waited_for(server: Served, before: bytes) -> None:
+def test_an_answer_is_not_cut_off_to_make_room(few: Served) -> None:
+    """A connection in use closed for one that asks for nothing; one too many taken where all are in use."""
+    request = few.ask("说个不停", stream=True)
+    streams = [few.post(request, stream=True) for _ in range(2)]
+    lines = [each.iter_lines() for each in streams]
+    idle = [connect(few) for _ in range(10)]
+    assert [closed(each) for each in idle[:9]] == [True] * 9 and answered(idle[9])
+    streams.append(few.post(request, stream=True))  # in the place of the last idle one
+    lines.append(streams[2].iter_lines())
+    assert closed(idle[9]) and closed(connect(few))
+    assert all(next(each) and not next(each) and next(each) for each in lines)
+    for each in streams:
+        each.close()
+
+
+@pytest.mark.parametrize(("before", "sent"), [(False, b""), (False, HEAD), (True, HEAD)], ids=["nothing", "half", "next"])
+def test_half_a_head_is_not_waited_for(hasty: Served, before: bool, sent: bytes) -> None:
     """A connection held open for ever by a byte now and then, before its first request or a later one."""
-    connection = connect(server)
-    if before:
-        connection.sendall(before)
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-    connection.sendall(HEAD)
+    connection = connect(hasty)
+    assert not before or answered(connection)
+    connection.sendall(sent)
     assert closed(connection)
 
 
 def test_a_request_that_has_begun_is_not_cut_off(endless: Path) -> None:
     """An answer that takes longer than a head may, ended in the middle."""
-    class Hasty(Limited):
-        head_seconds = 0.05
-
-    with served(endless, tokens=300, http=Hasty) as server:
-        found = server.post(server.ask("说个不停")).json()
-    assert found["usage"]["completion_tokens"] == 300
+    with (served(endless, tokens=15_000, http=Hasty) as server,
+          server.post(server.ask("说个不停", stream=True), stream=True) as answer):
+        until, lines = time.monotonic() + 1.5 * Hasty.patience, answer.iter_lines()
+        while time.monotonic() < until:
+            assert next(lines, None) is not None
 
 
 @pytest.mark.parametrize(("files", "most"), [(1024, MOST), (256, 32), (64, 8), (resource.RLIM_INFINITY, MOST)])
@@ -77,3 +123,46 @@ def test_few_files_make_few_connections(monkeypatch: pytest.MonkeyPatch, files: 
     """A limit above what the process may open, which is none."""
     monkeypatch.setattr(connections.resource, "getrlimit", lambda kind: (files, files))
     assert most_connections() == most
+
+
+class Noted(Hasty):
+    """Says when it waits for its client to read, and when it is over."""
+
+    waits, gone = threading.Event(), threading.Event()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.waits.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.gone.set()
+
+
+@contextmanager
+def slow(endless: Path) -> Iterator[socket.socket]:
+    """A client of an answer without an end that has not read so long that the server waits for it."""
+    Noted.waits.clear()
+    Noted.gone.clear()
+    with served(endless, tokens=15_000, http=Noted, unread=4096) as server, connect(server) as connection:
+        body = json.dumps(server.ask("说个不停", stream=True)).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert Noted.waits.wait(60)
+        yield connection
+
+
+@pytest.mark.parametrize("more", [b"", HEAD], ids=["silent", "asking"])
+def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None:
+    """A connection held for ever by a client that asks, may ask again, and never reads."""
+    with slow(endless) as connection:
+        connection.sendall(more)
+        assert Noted.gone.wait(60)
+
+
+def test_who_reads_again_is_waited_for_no_longer(endless: Path) -> None:
+    """An answer cut off because its client was slow before."""
+    with slow(endless) as connection:
+        until = time.monotonic() + 1.5 * Noted.patience
+        while time.monotonic() < until:
+            assert connection.recv(1 << 16)

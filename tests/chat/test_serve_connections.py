@@ -109,6 +109,7 @@ def test_half_a_head_is_not_waited_for(hasty: Served, before: bool, sent: bytes)
     assert closed(connection)
 
 
+@pytest.mark.slow
 def test_a_request_that_has_begun_is_not_cut_off(endless: Path) -> None:
     """An answer that takes longer than a head may, ended in the middle."""
     with (served(endless, tokens=15_000, http=Hasty) as server,
@@ -152,6 +153,7 @@ def slow(endless: Path) -> Iterator[socket.socket]:
         yield connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [b"", HEAD], ids=["silent", "asking"])
 def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None:
     """A connection held for ever by a client that asks, may ask again, and never reads."""
@@ -160,6 +162,7 @@ def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None
         assert Noted.gone.wait(60)
 
 
+@pytest.mark.slow
 def test_who_reads_again_is_waited_for_no_longer(endless: Path) -> None:
     """An answer cut off because its client was slow before."""
     with slow(endless) as connection:

@@ -203,7 +203,7 @@ class _Batches:
     def _sequence(self, encoded: list[list[int]]) -> tuple[list[int], list[Span]]:
         """The ids of a record as its kind stores them, and their spans."""
         if self._kind == "documents":
-            return [self._tokenizer.bos_id, *encoded[0], self._tokenizer.eos_id], []
+            return [self._tokenizer.bos_id, *encoded[0], self._tokenizer.document_end_id], []
         if self._kind == "summaries":
             article, title = encoded
             return article + title, [(len(article), len(article) + len(title))]

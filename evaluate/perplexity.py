@@ -143,7 +143,7 @@ def _texts(
 
 
 def _ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    return np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], dtype=np.int64)
+    return np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.document_end_id], dtype=np.int64)
 
 
 def _blocks(pieces: Iterator[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:

@@ -1,11 +1,11 @@
 """Beam search over a batch of prompts, as transformers defines it.
 
-At every step the 2K likeliest continuations of a prompt's K beams are found. Those among the first K that end (with
-`<eos>`, or at the limit) join the prompt's finished answers, of which the K best by score stay; the K best that do not
-end go on. The score of an answer is the sum of its log-probabilities divided by its length, `<eos>` counted, to the
-power of `length_penalty`. A prompt is over at its limit, or when it has K finished answers and its best running beam,
-scored at its present length, is not better than the worst of them: transformers' `early_stopping=False`. The finished
-answer with the best score is the result.
+At every step the likeliest continuations of a prompt's K beams are found: 2K, or with S > 1 stop ids (1 + S) K. Those
+among the first K that end (with a stop id, or at the limit) join the prompt's finished answers, of which the K best by
+score stay; the K best that do not end go on. The score of an answer is the sum of its log-probabilities divided by its
+length, the stop id counted, to the power of `length_penalty`. A prompt is over at its limit, or when it has K finished
+answers and its best running beam, scored at its present length, is not better than the worst of them: transformers'
+`early_stopping=False`. The finished answer with the best score is the result.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from model.penalties import Penalties
 class Beams:
     """The beams of P prompts: K running ones and the K best finished answers of each, in up to T ids."""
 
-    def __init__(self, limits: Sequence[int], beams: int, eos: int, device: torch.device) -> None:
+    def __init__(self, limits: Sequence[int], beams: int, stops: Sequence[int], device: torch.device) -> None:
         prompts, longest = len(limits), max(limits)
-        self.eos, self.ends = eos, torch.tensor(limits, device=device)
+        self.stops, self.ends = torch.tensor(stops, device=device), torch.tensor(limits, device=device)
         self.open = self.ends > 0
-        self.running = torch.full((prompts, beams, longest), eos, device=device)
+        self.running = torch.full((prompts, beams, longest), stops[0], device=device)
         self.finished = self.running.clone()
         # All beams of a prompt begin alike: only the first one counts, or they would stay alike.
         self.scores = torch.full((prompts, beams), -torch.inf, device=device)
@@ -36,11 +36,12 @@ class Beams:
         """Take log_probabilities[P · K, V] of the ids at `step`; whose beam each new one continues, int64[P, K]."""
         beams, vocabulary = self.scores.shape[1], log_probabilities.shape[1]
         sums = (log_probabilities.view(len(self.scores), beams, -1) + self.scores[..., None]).flatten(1)
-        top, index = sums.topk(2 * beams)
+        # Should every stop id be among them, there are still enough that go on.
+        top, index = sums.topk((1 + len(self.stops)) * beams)
         parents, ids = index // vocabulary, index % vocabulary
         said = _gather(self.running, parents)
         said[..., step] = ids
-        ended = (ids == self.eos) | (step + 1 >= self.ends)[:, None]
+        ended = torch.isin(ids, self.stops) | (step + 1 >= self.ends)[:, None]
         length = (step + 1) ** length_penalty
 
         accepted = ended & self.open[:, None]
@@ -70,12 +71,12 @@ def beam_search(
     model: Llama, prompts: Sequence[Sequence[int]], limits: list[int], beams: int, length_penalty: float,
     penalties: Penalties,
 ) -> Tensor:
-    """The best answer to each prompt, int64[P, longest limit]; behind its `<eos>` or limit the ids mean nothing.
+    """The best answer to each prompt, int64[P, longest limit]; behind its stop id or limit the ids mean nothing.
 
     Penalties are taken from the log-probabilities.
     """
     reader = BatchReader(model, prompts, new=max(limits), copies=beams)
-    state = Beams(limits, beams, model.config.eos_token_id, reader.device)
+    state = Beams(limits, beams, model.config.stop_ids, reader.device)
     answers = state.finished[:, 0].clone()
     whose = torch.arange(len(prompts), device=reader.device)  # the prompt that each row of `state` belongs to
     logits = reader.read_prompts().repeat_interleave(beams, 0)

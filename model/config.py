@@ -23,7 +23,8 @@ class LlamaConfig:
     """A Llama's shape. Field names and meanings are those of transformers' `LlamaConfig`.
 
     `head_dim` 0 becomes hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`, a key of ROPE_SCALINGS, and
-    its numbers.
+    its numbers. transformers' `eos_token_id` may be a list: `eos_token_id` is its first, with which training ends a text or
+    an answer, and `more_stop_ids` are the others, at which generation stops as well.
     """
 
     vocab_size: int
@@ -41,6 +42,7 @@ class LlamaConfig:
     initializer_range: float = 0.02
     bos_token_id: int = 1
     eos_token_id: int = 2
+    more_stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.head_dim == 0 and self.num_attention_heads > 0:
@@ -84,6 +86,11 @@ class LlamaConfig:
         return found
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end what the model says; the first is the one that it is trained with."""
+        return self.eos_token_id, *self.more_stop_ids
+
+    @property
     def matmul_parameters(self) -> int:
         """Weights that every token is multiplied with: all matrices but the embedding look-up."""
         heads = self.num_attention_heads + self.num_key_value_heads
@@ -118,9 +125,12 @@ class LlamaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The contents of a Hugging Face `config.json`."""
+        shape = asdict(self)
+        if shape.pop("more_stop_ids"):
+            shape["eos_token_id"] = list(self.stop_ids)
         return {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
-            "mlp_bias": False, "attention_dropout": 0.0, "torch_dtype": "float32", **asdict(self),
+            "mlp_bias": False, "attention_dropout": 0.0, "torch_dtype": "float32", **shape,
         }
 
     @classmethod
@@ -140,6 +150,9 @@ class LlamaConfig:
             found.append(f"rope_parameters or rope_scaling: {rope!r} is not valid; expected keys and values")
             rope = {}
         said["rope_theta"] = rope.get("rope_theta", said.get("rope_theta", cls.rope_theta))
+        stops = said.get("eos_token_id")
+        if isinstance(stops, list) and stops and all(_is(each, int) for each in stops):
+            said["eos_token_id"] = stops[0]
         types = {field.name: field.type for field in fields(cls) if field.type in _TYPE_NAMES}
         found += [f"{key}: {said[key]!r} is not valid; expected {_TYPE_NAMES[kind]}"
                   for key, kind in types.items() if key in said and not _is(said[key], kind)]
@@ -149,7 +162,7 @@ class LlamaConfig:
         shape = {"num_key_value_heads": said["num_attention_heads"], "rms_norm_eps": 1e-6}
         shape |= {key: said[key] for key in types if key in said}
         try:
-            return cls(**shape, rope_scaling=_scaling(rope))
+            return cls(**shape, rope_scaling=_scaling(rope), more_stop_ids=tuple(stops[1:] if isinstance(stops, list) else ()))
         except UserError as error:
             raise UserError(str(error).replace("model: ", f"{name}: ")) from None
 

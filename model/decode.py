@@ -3,7 +3,7 @@
 A batch gives each prompt the ids it would get alone (up to the rounding of sums taken in another order).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from model.penalties import Penalties
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The ids of an answer, and whether it ended by `<eos>` (which is not among them) or was cut at its limit."""
+    """The ids of an answer, and whether it ended by a stop id (which is not among them) or was cut at its limit."""
 
     ids: list[int]
     stopped: bool
@@ -31,9 +31,9 @@ def decode(
 ) -> list[Decoded]:
     """The answer to each prompt, in the order of the prompts, `batch` of them decoded at a time.
 
-    An answer ends with `<eos>`, after `max_new_tokens`, or with the model's context. One beam takes the likeliest id at
-    every step; several follow `model.beam_search`; penalties are those of `model.penalties`. `on_progress` gets the
-    number of prompts just answered. ValueError for a prompt that is empty or longer than the context.
+    An answer ends with one of the model's stop ids, after `max_new_tokens`, or with the model's context. One beam takes the
+    likeliest id at every step; several follow `model.beam_search`; penalties are those of `model.penalties`. `on_progress`
+    gets the number of prompts just answered. ValueError for a prompt that is empty or longer than the context.
     """
     context = model.config.max_position_embeddings
     for index, prompt in enumerate(prompts):
@@ -53,22 +53,22 @@ def decode(
                 else beam_search(model, rows, limits, beams, length_penalty, penalties)
             )
             for index, ids, limit in zip(chosen, said.tolist(), limits, strict=True):
-                answers[index] = _cut(ids[:limit], model.config.eos_token_id)
+                answers[index] = _cut(ids[:limit], model.config.stop_ids)
         if on_progress:
             on_progress(len(chosen))
     return answers
 
 
-def _cut(ids: list[int], eos: int) -> Decoded:
-    stopped = eos in ids
-    return Decoded(ids[: ids.index(eos)] if stopped else ids, stopped)
+def _cut(ids: list[int], stops: Collection[int]) -> Decoded:
+    end = next((place for place, index in enumerate(ids) if index in stops), None)
+    return Decoded(ids[:end], end is not None)
 
 
 def _greedy(model: Llama, prompts: Sequence[Sequence[int]], limits: list[int], penalties: Penalties) -> Tensor:
-    """The likeliest ids, int64[R, longest limit]; behind a row's `<eos>` or limit they mean nothing."""
+    """The likeliest ids, int64[R, longest limit]; behind a row's stop id or limit they mean nothing."""
     reader = BatchReader(model, prompts, new=max(limits))
-    eos, ends = model.config.eos_token_id, torch.tensor(limits, device=reader.device)
-    said = torch.full((len(prompts), max(limits)), eos, device=reader.device)
+    stops, ends = (torch.tensor(each, device=reader.device) for each in (model.config.stop_ids, limits))
+    said = torch.full((len(prompts), max(limits)), model.config.eos_token_id, device=reader.device)
     rows = torch.arange(len(prompts), device=reader.device)  # whose answer each row of the reader is
     over = ends == 0
     # Without penalties nobody needs the logits themselves.
@@ -77,7 +77,7 @@ def _greedy(model: Llama, prompts: Sequence[Sequence[int]], limits: list[int], p
     for step in range(max(limits)):
         ids = found if plain else penalties.apply(found, said[rows, :step]).argmax(-1)
         said[rows, step] = ids
-        over |= (ids == eos) | (step + 1 >= ends)
+        over |= torch.isin(ids, stops) | (step + 1 >= ends)
         if step % reader.look_every == 0 or step + 1 == max(limits):
             alive = (~over).nonzero().flatten()
             if not len(alive):

@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.files import MANIFEST, atomic_folder, read_json, write_atomic, write_json
 from model import checkpoints, tokenizer_json
 from model.chat_template import chat_template
+from model.config import LlamaConfig
 from model.model_card import model_card
 from model.template import FILE as TEMPLATE_FILE
 from model.template import Template
@@ -52,7 +53,7 @@ def export_hf(checkpoint: Path, out: Path, *, dtype: Dtype = "float32", max_shar
         files = _save_weights(weights, folder, max_shard_size)
         write_json(folder / checkpoints.CONFIG, {
             **model.config.to_hf(), "torch_dtype": dtype, checkpoints.TRAINED_LENGTH: model.context})
-        write_json(folder / "generation_config.json", _generation(model.config.bos_token_id, model.config.eos_token_id))
+        write_json(folder / "generation_config.json", _generation(model.config))
         if isinstance(tokenizer, ImportedTokenizer):
             # Its own chat template, if there is one, says what the imported words say.
             tokenizer.export(folder, None if tokenizer.words else chat_template(template))
@@ -92,6 +93,7 @@ def _save_weights(weights: dict[str, torch.Tensor], folder: Path, max_shard_size
     return tuple(split.filename_to_tensors)
 
 
-def _generation(bos: int, eos: int) -> dict[str, Any]:
+def _generation(config: LlamaConfig) -> dict[str, Any]:
     # Llama has no id for padding; generation wants one to fill rows that are over with.
-    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": eos, **_SAMPLING}
+    ids = {key: config.to_hf()[key] for key in ("bos_token_id", "eos_token_id")}
+    return {**ids, "pad_token_id": config.eos_token_id, **_SAMPLING}

@@ -101,7 +101,7 @@ def generate(
     model: Llama, prompt: list[int], sampling: Sampling, *, max_new_tokens: int, seed: int = 0,
     prefix: PrefixCache | None = None,
 ) -> Generator[int, None, End]:
-    """Yield new ids after `prompt` until `<eos>` (not yielded), `max_new_tokens`, or the end of the model's context.
+    """Yield new ids after `prompt` until a stop id (not yielded), `max_new_tokens`, or the end of the model's context.
 
     Returns why it ended. A `prefix` that has read a text which begins like the prompt saves reading it again; its
     capacity then stands for the model's context. Rounding apart, the ids are the same. Raises FloatingPointError when
@@ -120,7 +120,7 @@ def generate(
             logits = prefix.logits_after(prompt + answer)
             logits[blocked_by_ngrams([answer], sampling.no_repeat_ngram)[0]] = -torch.inf
             chosen = choose(logits, seen, sampling, generator)
-        if chosen == model.config.eos_token_id:
+        if chosen in model.config.stop_ids:
             return "eos"
         yield chosen
         answer.append(chosen)

@@ -29,6 +29,7 @@ or several), tokenizer.json. Nothing in it is unpickled; its chat template is ru
   python -m chat --checkpoint runs/smollm2
   python -m train.sft --base runs/smollm2 --data csl --run runs/smollm2-csl"""
 _PICKLED = ("*.bin", "*.pt", "*.pth")
+GENERATION = "generation_config.json"
 # Buffers that older versions of transformers wrote among the weights.
 _BUFFER = "rotary_emb.inv_freq"
 
@@ -55,9 +56,8 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
         raise UserError(f"--run {run} exists already: name a new run")
     values = _config(folder)
     tokenizer, said = _tokenizer(folder, values)
-    # The id that ends a turn: others in a list end a text, or hand over to a tool.
-    config = LlamaConfig.from_hf(
-        {**values, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}, str(folder / checkpoints.CONFIG))
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": _stop_ids(folder, values, tokenizer)}
+    config = LlamaConfig.from_hf({**values, **ids}, str(folder / checkpoints.CONFIG))
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} ids, the model {config.vocab_size}: they do "
                         "not belong together")
@@ -81,6 +81,26 @@ def _config(folder: Path) -> dict[str, Any]:
     if not whole:
         raise UserError(f"{folder} has no weights: expected {checkpoints.WEIGHTS} or {checkpoints.INDEX}")
     return values if isinstance(values, dict) else LlamaConfig.from_hf(values, str(folder / checkpoints.CONFIG)).to_hf()
+
+
+def _stop_ids(folder: Path, values: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
+    """The ids at which the model stops elsewhere too, the one that ends an answer here first."""
+    found = [tokenizer.eos_id, tokenizer.document_end_id]
+    for name, said in ((checkpoints.CONFIG, values), (GENERATION, _generation(folder))):
+        ids = said.get("eos_token_id")
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in listed):
+            raise UserError(f"{folder / name}: eos_token_id: {ids!r} is not valid; expected an id, or a list of ids")
+        # Some name ids that the tokenizer does not have: nothing could be said with them.
+        found += [each for each in listed if each < tokenizer.vocabulary_size]
+    return list(dict.fromkeys(found))
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    said = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    if not isinstance(said, dict):
+        raise UserError(f"{folder / GENERATION}: expected keys and values, found {type(said).__name__}")
+    return said
 
 
 def _tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, str]:

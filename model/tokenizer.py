@@ -35,7 +35,10 @@ class Piece(NamedTuple):
 
 
 class Tokenizer:
-    """A normalised SentencePiece BPE model. Instances can be sent to other processes."""
+    """A normalised SentencePiece BPE model. Instances can be sent to other processes.
+
+    `eos_id` ends an answer, `document_end_id` a document: other ids only in some imported tokenizers.
+    """
 
     file = FILE  # what it is called in a folder
     leading_space = False  # whether a space that the text does not have comes first in its ids
@@ -51,6 +54,7 @@ class Tokenizer:
         self.vocabulary_size: int = self._model.get_piece_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
+        self.document_end_id = self.eos_id
         self.unk_id: int = self._model.unk_id()
 
     @classmethod

@@ -54,6 +54,9 @@ class ImportedTokenizer(Tokenizer):
         self._added: dict[int, Any] = self._fast.get_added_tokens_decoder()
         decoder: Any = self._fast.decoder
         self._decoder: dict[str, Any] | None = decoder and json.loads(decoder.__getstate__())
+        # Llama 3 ends a document with <|end_of_text|>, which tokenizer_config.json names, and an answer with <|eot_id|>.
+        declared = _special_id("eos", self.definition, self.config, {})
+        self.document_end_id = self.eos_id if declared is None else declared
         self.leading_space = _strips(self._decoder)
 
     @functools.cached_property

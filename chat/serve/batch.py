@@ -28,7 +28,8 @@ class Batch:
     def admit(self, jobs: Sequence[Job]) -> None:
         """Read the prompts of these jobs, say their first ids, and let them go on with the others."""
         tokenizer, model = self._weights.tokenizer, self._weights.model
-        new = [Row(job, tokenizer, model.config.vocab_size, self._weights.context) for job in jobs]
+        config = model.config
+        new = [Row(job, tokenizer, config.vocab_size, self._weights.context, config.stop_ids) for job in jobs]
         if not new:
             return
         old, self.rows = self.rows, self.rows + new  # from here on a fault finds them among the rows

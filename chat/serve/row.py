@@ -1,7 +1,7 @@
 """One answer in the making: what was asked for, how its next id is chosen, what of its text may be shown."""
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,6 +103,7 @@ class Row:
     tokenizer: Tokenizer
     vocabulary: int
     context: int
+    stops: Collection[int]  # ids that end an answer
     said: list[int] = field(default_factory=list)
     end: End | None = None
 
@@ -135,7 +136,7 @@ class Row:
 
     def take(self, chosen: int) -> None:
         """Tell the text of the next id, and see whether that was all."""
-        if chosen == self.tokenizer.eos_id:
+        if chosen in self.stops:
             self.finish("eos")
             return
         self.said.append(chosen)

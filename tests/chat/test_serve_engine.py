@@ -131,11 +131,25 @@ def test_an_answer_ends_with_the_context(loaded: weights.Weights) -> None:
     assert asked.end() == (alone(loaded, asked.job), Over("context", left))
 
 
+def test_an_answer_ends_with_any_of_several_stop_ids(loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Llama 3 that goes on behind <|end_of_text|>, because its turns end with <|eot_id|>."""
+    prompt = prompts(loaded.tokenizer, 3)[2]
+    said = list(generate(loaded.model, prompt, GREEDY, max_new_tokens=20))
+    stop = said.index(said[7])
+    stops = replace(loaded.model.config, more_stop_ids=(9999, said[stop]))
+    monkeypatch.setattr(loaded.model, "config", stops)
+    batch, asked = Batch(loaded), Asked(prompt, 20)
+    batch.admit([asked.job])
+    while batch.rows:
+        batch.step()
+    assert asked.end() == (loaded.tokenizer.decode(said[:stop]), Over("eos", stop))
+
+
 def test_penalties_are_those_of_the_protocol(loaded: weights.Weights) -> None:
     """A penalty on the prompt, of the wrong sign, or that forgets how often an id was said."""
     for logits, expected in (((2.0, 1.45, 0.8), 401), ((2.06, 1.45, 0.8), 5), ((2.0, 1.56, 0.8), 400)):
         asked = Asked([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
-        row = Row(asked.job, loaded.tokenizer, 10_000, 200)
+        row = Row(asked.job, loaded.tokenizer, 10_000, 200, loaded.model.config.stop_ids)
         for index in (5, 5, 400):
             row.take(row.choose(torch.full((10_000,), -9.0).index_fill(0, torch.tensor(index), 9.0)))
         last = torch.full((10_000,), -9.0)

@@ -22,6 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
     "scaled": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1,
                "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "several stops": {"more_stop_ids": (7, 40)},
 }
 
 
@@ -33,7 +34,7 @@ def random_model(seed: int = 4, **shape: Any) -> Llama:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
-        model.lm_head.weight[2] *= 1.5
+        model.lm_head.weight[list(config.stop_ids)] *= 1.5
     return model.eval()
 
 
@@ -77,7 +78,9 @@ def reference(
 
     ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=limit, do_sample=False, pad_token_id=0, num_beams=beams,
                           length_penalty=length_penalty, logits_processor=[penalise])[0, len(prompt) :].tolist()
-    return Decoded(ids[: ids.index(2)], True) if 2 in ids else Decoded(ids, False)
+    stops = theirs.config.eos_token_id if isinstance(theirs.config.eos_token_id, list) else [theirs.config.eos_token_id]
+    end = next((place for place, index in enumerate(ids) if index in stops), None)
+    return Decoded(ids[:end], end is not None)
 
 
 def varied(answers: list[Decoded]) -> bool:
@@ -124,9 +127,10 @@ def test_a_batch_changes_no_answer(
         assert sum(seen) == 24 and max(seen) <= batch
 
 
-def test_greedy_answers_are_those_of_generate(model: Llama) -> None:
+@pytest.mark.parametrize("stops", [(), (7, 40)])
+def test_greedy_answers_are_those_of_generate(stops: tuple[int, ...]) -> None:
     """Two decoders of one project that disagree: the chat would show other answers than the evaluation scored."""
-    asked = prompts(12, seed=2)
+    model, asked = random_model(more_stop_ids=stops), prompts(12, seed=2)
     single = [list(generate(model, p, Sampling(temperature=0.0), max_new_tokens=30)) for p in asked]
     assert [answer.ids for answer in decode(model, asked, max_new_tokens=30)] == single
 
@@ -188,7 +192,7 @@ def test_rows_at_the_end_of_the_context_are_dropped(read: list[int], beams: int)
 
 def test_what_is_over_stays_as_it_was() -> None:
     """A prompt that is over waits in its batch: an answer it finds there would not be found alone."""
-    state = Beams([5], 1, 2, torch.device("cpu"))
+    state = Beams([5], 1, [2], torch.device("cpu"))
     state.advance(0, torch.tensor([[-1.5, -9.0, -1.0]]), 1.0)
     assert not state.open and state.finished_scores.tolist() == [[-1.0]]
     # Twice as long, 0 2 would score (-1.5 - 0.01) / 2.

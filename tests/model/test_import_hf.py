@@ -14,31 +14,17 @@ from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
-from model import checkpoints, import_hf, tokenizer_json
+from model import checkpoints, import_hf
 from model.decode import decode
 from model.export_hf import export_hf
 from model.generate import stream_text
 from model.template import ImportedTemplate, Template, template_of
 from model.tokenizer import Tokenizer
+from tests import foreign
+from tests.foreign import CHAT_TEMPLATES, LLAMA3, SPECIALS, change, save
 from train import sft
 
 CPU = torch.device("cpu")
-LLAMA3 = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + \
-message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content \
-= bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
-{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
-CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
-You are a helpful assistant<|im_end|>
-' }}{% endif %}{{'<|im_start|>' + message['role'] + '
-' + message['content'] + '<|im_end|>' + '
-'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
-' }}{% endif %}"""
-NO_SYSTEM = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] \
-+ ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}\
-{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
-CHAT_TEMPLATES = {"llama3": LLAMA3, "chatml": CHATML, "no-system": NO_SYSTEM}
-SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"num_key_value_heads": 2},
     "tied": {"tie_word_embeddings": True},
@@ -59,47 +45,12 @@ def texts(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> Any:
-    """A byte-level BPE with Llama 3's pre-tokeniser, trained here."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    made = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIALS, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(texts[:300], trainer)
-    return made
+    return foreign.byte_level(texts[:300])
 
 
 @pytest.fixture(scope="module")
 def legacy(root: Path) -> Any:
-    """A BPE as transformers makes it of Llama 2's SentencePiece model: a space before every text, byte fallback."""
-    import tokenizers
-
-    facts = tokenizer_json.definition(Tokenizer.load(root / "assets/tokenizer"))
-    facts["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, facts["normalizer"]]}
-    facts["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return tokenizers.Tokenizer.from_str(json.dumps(facts))
-
-
-def save(folder: Path, backend: Any, specials: tuple[str, str], chat_template: str | None = None, shards: str = "5GB",
-         **shape: Any) -> Any:
-    """A folder as transformers writes it; returns the random model in it."""
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1])
-    tokenizer.chat_template = chat_template
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer) + 9, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "max_position_embeddings": 512, "bos_token_id": tokenizer.bos_token_id,
-             "eos_token_id": [tokenizer.eos_token_id, 3], "initializer_range": 0.3}
-    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **shape}))
-    model.save_pretrained(folder, max_shard_size=shards)
-    return model.eval()
+    return foreign.legacy(root)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -114,9 +65,10 @@ def test_logits_are_those_of_transformers(name: str, byte_level: Any, tmp_path: 
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
         prompt = ids[:1, :9]
         made = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20,
-                               eos_token_id=1, pad_token_id=1)
+                               pad_token_id=1)
         answer = decode(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
-        assert made[0, 9:].tolist() == [*answer.ids, *([1] if answer.stopped else [])]
+        assert made[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
+        assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.stopped else [[]])
         export_hf(tmp_path / "run", tmp_path / "out")
         from transformers import AutoModelForCausalLM
 
@@ -188,6 +140,25 @@ def test_its_own_chat_template_is_spoken(name: str, byte_level: Any, root: Path,
         assert whole[: len(ids)] == ids
         assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [answer for _, answer in turns]
         assert all(ids[stop - 1] == ours.eos_id for _, stop in spans)
+
+
+def test_every_stop_id_is_kept_and_a_document_ends_with_its_own(byte_level: Any, root: Path, tmp_path: Path) -> None:
+    """A Llama 3 that talks on behind <|end_of_text|>, or ends every text of a corpus as if it were an answer."""
+    from transformers import AutoConfig, GenerationConfig
+
+    save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3)
+    change(tmp_path / "theirs", "generation_config.json", eos_token_id=[1, 6, 128009])
+    model, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert SPECIALS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6)
+    assert (tokenizer.eos_id, tokenizer.document_end_id) == (4, 1)
+    prepare_groups([Group("text", (str(root / "assets/sample/pretrain/text"),))], tmp_path / "data",
+                   checkpoints.find(tmp_path / "run"), PrepareOptions(workers=1, limit=5))
+    documents = ShardSet.open(tmp_path / "data").split("train")
+    assert {(documents.tokens(index)[0], documents.tokens(index)[-1]) for index in range(len(documents))} == {(0, 1)}
+    export_hf(tmp_path / "run", tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
+    assert checkpoints.load(tmp_path / "out", CPU)[0].config == model.config
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
@@ -268,11 +239,6 @@ def test_every_kind_of_data_is_prepared_with_an_imported_tokenizer(
     assert len(said) > 5 and all("\ufffd" not in text and len(text) > 10 for text in said)
 
 
-def change(folder: Path, **values: Any) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
 def retokenize(folder: Path, **values: Any) -> None:
     file = folder / "tokenizer.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -296,6 +262,8 @@ def retokenize(folder: Path, **values: Any) -> None:
     (lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ \xff }}"), "chat_template.jinja is not UTF-8 text"),
     (lambda folder: change(folder, num_hidden_layers=3), "does not fit its config.json"),
     (lambda folder: change(folder, vocab_size=20), "do not belong together"),
+    (lambda folder: change(folder, "generation_config.json", eos_token_id="</s>"),
+     "generation_config.json: eos_token_id: '</s>' is not valid; expected an id, or a list of ids"),
 ])
 def test_what_cannot_be_imported_is_refused_in_one_line(
     spoil: Any, message: str, byte_level: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

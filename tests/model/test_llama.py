@@ -264,16 +264,23 @@ def test_an_old_config_means_what_it_meant() -> None:
     assert config.num_key_value_heads == 4
 
 
+def test_several_stop_ids_come_back_as_transformers_writes_them() -> None:
+    """A checkpoint that forgets all but one of them, or one of an older version that is called another shape."""
+    several = small(eos_token_id=5, more_stop_ids=(7, 2))
+    assert several.to_hf()["eos_token_id"] == [5, 7, 2] and LlamaConfig.from_hf(several.to_hf()) == several
+    assert small().to_hf()["eos_token_id"] == 2 and "more_stop_ids" not in small().to_hf()
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"model_type": "qwen3"}, ["model_type is 'qwen3'; only llama is supported"]),
     ({"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
      ["attention_bias is set; biases are not supported", "mlp_bias is set; biases are not supported",
       "hidden_act is 'gelu'; only silu is supported"]),
     ({"vocab_size": None, "hidden_size": None}, ["vocab_size is missing", "hidden_size is missing"]),
-    ({"num_hidden_layers": "3", "rms_norm_eps": True, "tie_word_embeddings": 1, "eos_token_id": [2, 3]},
+    ({"num_hidden_layers": "3", "rms_norm_eps": True, "tie_word_embeddings": 1, "eos_token_id": [2, "3"]},
      ["num_hidden_layers: '3' is not valid; expected a whole number", "rms_norm_eps: True is not valid; expected a number",
       "tie_word_embeddings: 1 is not valid; expected true or false",
-      "eos_token_id: [2, 3] is not valid; expected a whole number"]),
+      "eos_token_id: [2, '3'] is not valid; expected a whole number"]),
     ({"rope_parameters": 4}, ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"]),
     ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_scaling 'yarn' is not known; linear and llama3 are"]),
     ({"rope_parameters": {"rope_type": ["linear"]}}, ["rope_scaling \"['linear']\" is not known; linear and llama3 are"]),

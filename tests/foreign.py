@@ -1,0 +1,76 @@
+"""Folders of models as others make them: tokenizers trained here with the tokenizers library, saved by transformers."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import tokenizer_json
+from model.tokenizer import Tokenizer
+
+LLAMA3 = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + \
+message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content \
+= bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
+{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are a helpful assistant<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+NO_SYSTEM = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] \
++ ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}\
+{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
+CHAT_TEMPLATES = {"llama3": LLAMA3, "chatml": CHATML, "no-system": NO_SYSTEM}
+SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def byte_level(texts: Iterable[str]) -> Any:
+    """A byte-level BPE with Llama 3's pre-tokeniser, trained on texts."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    made.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIALS, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator(texts, trainer)
+    return made
+
+
+def legacy(root: Path) -> Any:
+    """A BPE as transformers makes it of Llama 2's SentencePiece model: a space before every text, byte fallback."""
+    import tokenizers
+
+    facts = tokenizer_json.definition(Tokenizer.load(root / "assets/tokenizer"))
+    facts["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, facts["normalizer"]]}
+    facts["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return tokenizers.Tokenizer.from_str(json.dumps(facts))
+
+
+def save(folder: Path, backend: Any, specials: tuple[str, str], chat_template: str | None = None, shards: str = "5GB",
+         **shape: Any) -> Any:
+    """A folder as transformers writes it; returns the random model in it."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1])
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer) + 9, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 512, "bos_token_id": tokenizer.bos_token_id,
+             "eos_token_id": [tokenizer.eos_token_id, 3], "initializer_range": 0.3}
+    model = LlamaForCausalLM(LlamaConfig(**{**sizes, **shape}))
+    model.save_pretrained(folder, max_shard_size=shards)
+    return model.eval()
+
+
+def change(folder: Path, name: str = "config.json", **values: Any) -> None:
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

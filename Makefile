@@ -23,8 +23,8 @@ option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make pretrain [DATA=sample|wikipedia|zhihu|PATH] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--key value\"]"
-	@echo "                    train a Llama from scratch; again: goes on where it stopped"
+	@echo "make pretrain [DATA=sample|wikipedia|zhihu|PATH] [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--key value\"]"
+	@echo "                    train a Llama from scratch, or on from a BASE; again: goes on where it stopped"
 	@echo "make sft DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=…]"
 	@echo "                    fine-tune: csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or a mix"
 	@echo "                    such as csl+belle-0.8m:0.5+replay:0.1; without a download the sample's part of that name"
@@ -60,7 +60,7 @@ data: setup
 	@$(PY) -m data.download $(if $(value DATA),$(call quoted,DATA)) $(ARGS)
 
 pretrain: setup
-	@$(PY) -m train.pretrain $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--run,RUN) $(ARGS)
+	@$(PY) -m train.pretrain $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)
 
 sft: setup
 	@$(PY) -m train.sft $(call option,--config,CONFIG) $(call option,--data,DATA) $(call option,--base,BASE) $(call option,--run,RUN) $(ARGS)

@@ -282,6 +282,6 @@ def _checked(folder: Path, tokenizer: Path | None) -> Path:
     if tokenizer is not None and (wanted := Tokenizer.load(tokenizer).fingerprint) != fingerprint:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} ({wanted[:8]}): "
-            "leave --tokenizer out, or prepare the raw files again"
+            f"prepare the raw files with --tokenizer {tokenizer}, or leave out the --tokenizer or --base that asks for it"
         )
     return folder

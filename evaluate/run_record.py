@@ -69,7 +69,7 @@ class RunRecord:
 
     def _base(self) -> str | None:
         said = _text(self.config.get("base"))
-        return said if said == "none" else _joined(said, self._fingerprint("base"))
+        return said if said in (None, "none") else _joined(said, self._fingerprint("base"))
 
     def _fingerprint(self, name: str) -> str | None:
         value = self.made.get(f"fingerprints.{name}")
@@ -77,7 +77,7 @@ class RunRecord:
 
     def _parameters(self) -> str | None:
         # With a base, the shape is the base's, whatever the options say.
-        preset = self.config.get("model.preset") if self.config.get("base", "none") == "none" else None
+        preset = self.config.get("model.preset") if self.config.get("base") in (None, "none") else None
         count = LlamaConfig.from_hf(self.shape, self.name).parameters if self.shape else None
         return _joined(None if count is None else f"{count:,}", _text(preset))
 
@@ -105,7 +105,7 @@ class RunRecord:
 
     def measured_on(self, kind: str) -> str | None:
         """What training measured for its records of a kind, by the run's options; None where they do not say."""
-        found, tuned = kind.partition(" ")[0], "base" in self.config
+        found, tuned = kind.partition(" ")[0], "evaluation.examples" in self.config
         if not self.config or not any(_kind(record) == kind for record in self.records):
             return None
         if found in ("rouge", "answers"):

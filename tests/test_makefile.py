@@ -48,10 +48,9 @@ def test_a_name_reaches_the_command_as_it_is(folder: Path, name: str) -> None:
     data, run = f"DATA={name}", f"RUN={name}"
     assert make(folder, "data", data)[1] == ["-m", "data.download", name]
     assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
-    assert make(folder, "pretrain", data, run, f"CONFIG={name}")[1] == [
-        "-m", "train.pretrain", "--config", name, "--data", name, "--run", name]
-    assert make(folder, "sft", data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
-        "-m", "train.sft", "--config", name, "--data", name, "--base", name, "--run", name]
+    for target in ("pretrain", "sft"):
+        assert make(folder, target, data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
+            "-m", f"train.{target}", "--config", name, "--data", name, "--base", name, "--run", name]
     for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
         assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
     assert not (folder / "x").exists()

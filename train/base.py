@@ -1,4 +1,4 @@
-"""What fine-tuning begins with: a base, its tokenizer, its text; and whether a continued run's base is still the same."""
+"""What a run begins with: a base, its tokenizer, its text; and whether a continued run's base is still the same."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from data.shards import ShardSet, shard_sets_of_run, shards_of_run
 from model import checkpoints
 from model.tokenizer import Tokenizer
 from train import parallel
-from train.options import SftOptions
+from train.options import PretrainOptions, SftOptions
 from train.run import ANOTHER_RUN, CONFIG, MADE
 
 # The part of a mix that is the base's pretraining text.
@@ -28,7 +28,7 @@ class Base:
     fingerprint: str
 
 
-def find_base(options: SftOptions, run: Path) -> Base:
+def find_base(options: SftOptions | PretrainOptions, run: Path) -> Base:
     """What the options' `base` means. A run that has a checkpoint needs its base no more: the base may be gone."""
     made = run / MADE
     if made.is_file() and (step := checkpoints.newest(run)) is not None:
@@ -45,7 +45,7 @@ def find_base(options: SftOptions, run: Path) -> Base:
     # All of it: an adapter whose own base is gone is refused now, and not when the run is made.
     folder = checkpoints.layers(Path(path))[-1]
     if options.tokenizer is not None:
-        raise UserError(f"--tokenizer is for --base none: {path} has its own")
+        raise UserError(f"--tokenizer is for a run without a base: {path} has its own")
     _say_if_unfinished(Path(path), folder)
     return Base(folder, folder, checkpoints.digest(folder))
 
@@ -58,10 +58,10 @@ def _say_if_unfinished(run: Path, folder: Path) -> None:
     wanted = facts.get("max_steps")
     if step is not None and isinstance(wanted, int) and step < wanted:
         print(f"base      {run} is unfinished, at step {step:,} of {wanted:,}; to train it to its end first: "
-              f"make {'sft' if 'base' in facts else 'pretrain'} RUN={run}", flush=True)
+              f"make {'sft' if 'template' in facts else 'pretrain'} RUN={run}", flush=True)
 
 
-def _own_base(options: SftOptions, run: Path) -> tuple[Path | None, str]:
+def _own_base(options: SftOptions | PretrainOptions, run: Path) -> tuple[Path | None, str]:
     """The base that a continued run has on record and its fingerprint; of a base that is there, the fingerprint it has now:
     at the same path there may be other weights by now, or the options may name another one.
     """
@@ -99,7 +99,7 @@ def newest_pretrained(runs: Path) -> Path | None:
     """The pretraining run (whatever its name) whose newest checkpoint is the latest."""
     found = [(checkpoints.step_folder(run, steps[-1]).stat().st_mtime_ns, run)
              for run in (path.parent for path in runs.glob(f"*/{MADE}"))
-             if (steps := checkpoints.steps(run)) and "base" not in _fingerprints(run)]
+             if (steps := checkpoints.steps(run)) and "template" not in _fingerprints(run)]
     return max(found)[1] if found else None
 
 

@@ -100,7 +100,10 @@ class PretrainOptions(TrainOptions):
     run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)")
     data: str = Field("sample", description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
                       "a raw file or folder; a mix is written name:weight+name:weight")
-    tokenizer: Path | None = Field(None, description="tokenizer to prepare the data with; the data's own by default")
+    base: Path | None = Field(None, description="what to go on from: a run, one of its steps, or an exported folder; its shape "
+                              "and tokenizer are the run's (default: random weights of the shape under model)")
+    tokenizer: Path | None = Field(None, description="tokenizer to prepare the data with; the base's, or without one the "
+                                   "data's own by default")
     max_steps: int = Field(1000, gt=0, description="optimiser steps of the whole run: its horizon, fixed from the start")
     model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()

@@ -1,10 +1,14 @@
-"""`python -m train.pretrain`: a Llama from nothing on prepared text."""
+"""`python -m train.pretrain`: a Llama on prepared text, from nothing or from the weights of another one."""
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.errors import UserError, run_main
+from common.files import read_json
 from common.machine import resolve_device
 from common.progress import progress
 from data.batches import TextBatches
@@ -12,12 +16,16 @@ from data.catalog import resolve, stands_for
 from data.plan import Mixture, Plan
 from data.shards import Sequences, ShardSet
 from evaluate.metrics import BLOCK, WINDOW, Score, score_stream
+from model import checkpoints
 from model.checkpoints import save_tokenizer
 from model.config import LlamaConfig, preset, with_tokenizer
 from model.generate import Sampling, generate
 from model.llama import Llama
+from model.template import FILE as TEMPLATE_FILE
+from model.template import Template
 from model.tokenizer import Tokenizer
 from train import parallel
+from train.base import Base, find_base
 from train.entry import (
     MANY_EPOCHS,
     announce,
@@ -36,8 +44,8 @@ from train.run import Run
 
 # Cooler than a chat: what a model is sure of shows what it has learned.
 SAMPLING = Sampling(temperature=0.5, top_p=0.9)
-DESCRIPTION = ("Pretrain a Llama from scratch. A run that exists is continued from its newest checkpoint; Ctrl-C saves "
-               "first. Watch it with: make tensorboard")
+DESCRIPTION = ("Pretrain a Llama from scratch, or go on with the weights of --base, an imported run's too. A run that exists "
+               "is continued from its newest checkpoint; Ctrl-C saves first. Watch it with: make tensorboard")
 
 
 def main() -> None:
@@ -51,15 +59,19 @@ def pretrain(options: PretrainOptions) -> None:
     device = parallel.local_device(resolve_device(options.device))
     rows = options.batch_tokens // options.sequence_length
     parallel.check_rows(rows, options.sequence_length)
-    names, weights = parse_mixture(options.data)
-    sets = parallel.first_alone(lambda: [
-        ShardSet.open(resolve(name, options.tokenizer), checksums=parallel.first()) for name in names])
-    tokenizer = _one_tokenizer(names, sets)
-    config = shape(options.model, tokenizer, options.sequence_length)
     run = Run(options.run or run_name("pretrain", options.data))
+    base = find_base(options, run.folder) if options.base else None
+    options = options.model_copy(update={"base": base.folder if base else None})
+    names, weights = parse_mixture(options.data)
+    wanted = base.tokenizer if base else options.tokenizer
+    sets = parallel.first_alone(lambda: [
+        ShardSet.open(resolve(name, wanted), checksums=parallel.first()) for name in names])
+    tokenizer = _one_tokenizer(names, sets)
+    config = _shape_of(base, options.sequence_length) if base else shape(options.model, tokenizer, options.sequence_length)
     fingerprints = {
         "data": [{"set": each.fingerprint, "weight": weight} for each, weight in zip(sets, weights, strict=True)],
-        "tokenizer": tokenizer.fingerprint, "model": config.to_hf(), "max_steps": options.max_steps, **facts_of(options),
+        "tokenizer": tokenizer.fingerprint, "base": base.fingerprint if base else "none", "model": config.to_hf(),
+        "max_steps": options.max_steps, **facts_of(options),
     }
     mixture = Mixture(tuple(each.split("train") for each in sets), weights)
     plan = Plan(mixture, seed=options.seed, length=options.sequence_length, folder=run.folder / "plan")
@@ -69,12 +81,11 @@ def pretrain(options: PretrainOptions) -> None:
     epochs = tokens / plan.tokens_per_epoch
     _check_stand_ins(options, sets, epochs)
     open_run(run, options, fingerprints, sets, device)
-    model = Llama(config).initialise(options.seed).to(device).train()
-    model.context = options.sequence_length
+    model = _model(options, run, base, config, device)
     choices = machine_choices(options, run, model, device)
     validation = [each.split("validation") for each in sets]
     announce(
-        options, run, model, choices, name=options.model.preset,
+        options, run, model, choices, name=str(base.folder) if base else options.model.preset,
         data=f"{options.data}: {plan.tokens_per_epoch:,} tokens an epoch; {tokens:,} to train on "
              f"({epochs:.2f} epochs)",
         epochs=epochs,
@@ -84,7 +95,7 @@ def pretrain(options: PretrainOptions) -> None:
     trainer = Trainer(
         options, Horizon(options.max_steps, options.evaluation.every), run, model,
         TextBatches(plan, rows, rank=parallel.rank(), world=parallel.size()), choices,
-        lambda folder: save_tokenizer(tokenizer, folder),
+        _keeper(base, tokenizer),
         lambda whole, step, log, final: evaluate(options, whole, tokenizer, validation, step, log, final),
     )
     train_through(trainer, f"Measure it: make evaluate RUN={run.folder}")
@@ -112,16 +123,52 @@ def _check_stand_ins(options: PretrainOptions, sets: list[ShardSet], epochs: flo
             f"steps, at most --max_steps {max(1, int(options.max_steps * MANY_EPOCHS / epochs))}")
 
 
+def _shape_of(base: Base, length: int) -> LlamaConfig:
+    """The shape of a base, or of the continued run, whose base may be gone. UserError if rows do not fit in its context."""
+    file = base.tokenizer / checkpoints.CONFIG
+    config = LlamaConfig.from_hf(read_json(file), str(file))
+    _check_context(config, length, f"{file}: max_position_embeddings")
+    return config
+
+
+def _model(options: PretrainOptions, run: Run, base: Base | None, config: LlamaConfig, device: torch.device) -> Llama:
+    """The model to train; a continued run's weights are filled in later, from its checkpoint."""
+    folder = None if base is None else run.start_folder if run.start is not None else base.folder
+    if folder is None:
+        model = Llama(config).initialise(options.seed).to(device)
+    else:
+        model, _ = checkpoints.load(folder, device)
+    model.context = options.sequence_length
+    return model.train()
+
+
+def _keeper(base: Base | None, tokenizer: Tokenizer) -> Callable[[Path], None]:
+    """What writes into a checkpoint all that is no numbers; a base that had a template can still be talked to."""
+    converses = base is not None and (base.tokenizer / TEMPLATE_FILE).is_file()
+    template = Template.load(base.tokenizer) if base is not None and converses else None
+
+    def keep(folder: Path) -> None:
+        save_tokenizer(tokenizer, folder)
+        if template is not None:
+            template.save(folder)
+
+    return keep
+
+
 def shape(options: ModelOptions, tokenizer: Tokenizer, length: int) -> LlamaConfig:
     """The shape that the options say, for this tokenizer. UserError if rows of `length` do not fit in its context."""
     changes: dict[str, Any] = options.changes()
     config = with_tokenizer(preset(options.preset, tokenizer.vocabulary_size, **changes),
                             tokenizer.bos_id, tokenizer.eos_id)
     config.check_memory(f"--model.preset {options.preset} and what changes it")
-    if config.max_position_embeddings < max(length, WINDOW):
-        raise UserError(f"--model.max_position_embeddings {config.max_position_embeddings} is shorter than a row "
-                        f"({length}) or the evaluation's window ({WINDOW})")
+    _check_context(config, length, "--model.max_position_embeddings")
     return config
+
+
+def _check_context(config: LlamaConfig, length: int, name: str) -> None:
+    if config.max_position_embeddings < max(length, WINDOW):
+        raise UserError(f"{name} {config.max_position_embeddings} is shorter than a row ({length}) or the evaluation's window "
+                        f"({WINDOW})")
 
 
 def evaluate(

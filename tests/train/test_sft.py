@@ -275,11 +275,11 @@ def test_replay_of_less_than_a_row_is_refused(
 
 
 def test_the_newest_pretraining_run_is_the_base(tmp_path: Path) -> None:
-    """Fine-tuning an old run because its name sorts last, or because the newest was given a name; a fine-tuned one."""
+    """Fine-tuning an old run because its name sorts last, the newest was given a name, or a base; a fine-tuned one."""
     from train.base import newest_pretrained
 
     assert newest_pretrained(tmp_path) is None
     for stamp, name in ((3, "pretrain-a"), (9, "wiki"), (5, "pretrain-c"), (20, "sft-csl"), (21, "tuned")):
-        folder = made(tmp_path / name, 10, **({"base": "none"} if stamp > 9 else {}))
+        folder = made(tmp_path / name, 10, base="1234", **({"template": {}} if stamp > 9 else {}))
         os.utime(folder, (stamp, stamp))
     assert newest_pretrained(tmp_path) == tmp_path / "wiki"

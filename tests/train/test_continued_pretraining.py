@@ -1,0 +1,171 @@
+"""Pretraining that goes on with the weights of another model, an imported one: the same model, ids and bits."""
+
+import gzip
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError, run_main
+from common.metrics_file import read_metrics
+from data.inputs import Group
+from data.prepare import PrepareOptions, prepare_groups
+from evaluate.perplexity import main as perplexity
+from model import checkpoints
+from model.export_hf import export_hf
+from model.import_hf import import_hf
+from model.template import Template, template_of
+from model.tokenizer import Tokenizer
+from tests import foreign
+from train.base import newest_pretrained
+from train.pretrain import main
+from train.run import Run
+
+CPU = torch.device("cpu")
+SIZES = {"sequence_length": 128, "batch_tokens": 512, "micro_batch": 2, "max_steps": 6, "checkpoint.every": 2,
+         "checkpoint.keep": 9, "evaluation.every": 3, "evaluation.tokens": 1000, "evaluation.sample_tokens": 3, "device": "cpu"}
+CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's rate is measured whenever a trainer is made, which takes long beside other work."""
+    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
+
+
+@pytest.fixture(scope="module")
+def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An imported run: a byte-level tokenizer, Llama 3's template, grouped heads, its own stop ids."""
+    folder = tmp_path_factory.mktemp("base")
+    with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)]
+    foreign.save(folder / "theirs", foreign.byte_level(texts), ("<|begin|>", "<|end|>"), foreign.LLAMA3,
+                 num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={
+                     "rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    import_hf(folder / "theirs", folder / "imported")
+    return folder / "imported"
+
+
+@pytest.fixture(scope="module")
+def data(base: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A little text, prepared with the base's tokenizer."""
+    folder = tmp_path_factory.mktemp("data") / "stories"
+    source = Group("jsonl", (str(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"),))
+    prepare_groups([source], folder, checkpoints.find(base), PrepareOptions(workers=1, limit=60))
+    return folder
+
+
+def train(root: Path, run: Path, **words: Any) -> None:
+    """`python -m train.pretrain` in this process."""
+    said = {"config": root / "configs/pretrain.yaml", "run": run, **SIZES, **words}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["pretrain", *(word for key, value in said.items() for word in (f"--{key}", str(value)))])
+        main()
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on from the base that was never stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
+        train(root, run, base=base, data=data)
+    return run
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in CLOCKS} for record in read_metrics(run)]
+
+
+def state(run: Path) -> tuple[bytes, bytes]:
+    folder = checkpoints.step_folder(run, 6)
+    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+
+
+def test_it_begins_with_the_weights_of_the_base_and_keeps_what_it_is(whole: Path, base: Path, tmp_path: Path) -> None:
+    """Training from nothing under the name of a base; a run with another shape, tokenizer, template or other stop ids."""
+    before, tokenizer = checkpoints.load(base, CPU)
+    after, again = checkpoints.load(whole, CPU)
+    assert after.config == before.config and again.fingerprint == tokenizer.fingerprint and len(after.config.stop_ids) > 2
+    assert Template.load(checkpoints.find(whole)) == template_of(tokenizer) != Template()
+    start = next(record["loss"] for record in records(whole) if record["kind"] == "train")
+    ends = [record["loss"] for record in records(whole) if record["kind"] == "validation"]
+    moved = [(a - b).norm() / b.norm() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.7  # of other random weights it would be 1.4
+    assert start > ends[0] > ends[1]
+    export_hf(whole, tmp_path / "out")
+    assert checkpoints.load(tmp_path / "out", CPU)[0].config == before.config
+
+
+def test_a_continued_run_ends_in_the_same_bits_without_its_base(
+    root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
+) -> None:
+    """A resumed run that begins with the base again, or cannot go on where the base is gone."""
+    run, moved = tmp_path / "run", tmp_path / "base"
+    shutil.copytree(base, moved)
+    train(root, run, base=moved, data=data)
+    assert state(run) == state(whole)
+    for step in (3, 4, 6):
+        shutil.rmtree(checkpoints.step_folder(run, step))
+    shutil.rmtree(moved)
+    train(root, run, base=moved, data=data)
+    assert state(run) == state(whole) and records(run) == records(whole)
+
+
+def test_text_is_prepared_with_the_bases_tokenizer(
+    root: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus in ids that the base gives other meanings."""
+    monkeypatch.setattr("data.catalog.PREPARED", tmp_path / "prepared")
+    lines = (f"第{n}天，山上的庙里有{n * 37 % 101}个和尚在讲第{n * 53 % 89}个故事。" for n in range(300))
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    train(root, tmp_path / "run", base=base, data=tmp_path / "text.txt", max_steps=1)
+    (made,) = (tmp_path / "prepared").iterdir()
+    assert Tokenizer.load(made).fingerprint == Tokenizer.load(checkpoints.find(base)).fingerprint
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ({"data": "{shards}"}, "was prepared with another tokenizer"),
+    ({"tokenizer": "assets/tokenizer"}, "--tokenizer is for a run without a base"),
+    ({"sequence_length": 1024, "batch_tokens": 1024}, "max_position_embeddings 512 is shorter than a row (1024)"),
+    ({"base": "nowhere"}, "nowhere is no checkpoint"),
+])
+def test_what_does_not_fit_the_base_is_refused(
+    words: dict[str, Any], message: str, root: Path, base: Path, data: Path, shard_set: Path, tmp_path: Path
+) -> None:
+    """Hours of training on ids of another vocabulary."""
+    said = {"base": base, "data": data, **words}
+    if words.get("data"):
+        said["data"] = shard_set
+    with pytest.raises(UserError) as caught:
+        train(root, tmp_path / "run", **said)
+    assert message in str(caught.value) and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_run_from_nothing_does_not_go_on_with_a_base_nor_one_with_another(
+    root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
+) -> None:
+    """`make pretrain BASE=…` that silently continues the run of the day before."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    for other in ({"base": whole}, {}):
+        with pytest.raises(UserError, match="was made with another base"):
+            train(root, run, data=data, **other)
+    with pytest.raises(UserError, match="was made with another base"):  # one of before there were bases
+        Run(run)._check({"seed": 0}, {"seed": 0, "base": "1234"})
+
+
+def test_a_continued_run_is_measured_and_a_base_to_fine_tune(
+    root: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pretraining run that counts as fine-tuned because it had a base."""
+    monkeypatch.setattr(sys, "argv", ["perplexity", "--checkpoint", str(whole), "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        run_main(perplexity)
+    assert ended.value.code == 0 and "perplexity" in capsys.readouterr().out
+    assert newest_pretrained(whole.parent) == whole

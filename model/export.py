@@ -64,11 +64,10 @@ def _gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
 
     source = checkpoints.find(checkpoint)
     model, tokenizer = checkpoints.load(source, torch.device("cpu"))
-    if isinstance(tokenizer, ImportedTokenizer):
-        raise UserError(f"{checkpoint} has an imported tokenizer, which GGUF files are not made of here: export it with "
-                        "--format hf and convert that with llama.cpp's convert_hf_to_gguf.py")
     template = Template.load(source)
-    export_gguf(model, tokenizer, chat_template(template), out, dtype=dtype, name=out.stem, template=template)
+    # An imported chat template, if there is one, says what the imported words say.
+    own = tokenizer.config["chat_template"] if isinstance(tokenizer, ImportedTokenizer) and tokenizer.words else None
+    export_gguf(model, tokenizer, own or chat_template(template), out, dtype=dtype, name=out.stem, template=template)
     print(f"{out}: {model.config.parameters / 1e6:.1f}M parameters, {out.stat().st_size / 1e6:.1f} MB, {dtype}")
 
 

@@ -1,13 +1,8 @@
 """A model in one GGUF file, which llama.cpp and what is built on it read, and Ollama's `Modelfile` beside it.
 
 Metadata and tensors are those that llama.cpp's own converter writes for a `LlamaForCausalLM`, by llama.cpp's own `gguf`
-package. Two things are turned on the way:
-
-- llama.cpp rotates neighbouring dimensions of a head, this model dimension i with i + d / 2: the rows of the query and
-  key projections change places accordingly.
-- llama.cpp merges pieces by their text whatever their type, unused ones too, and its programs look for special tokens in
-  a whole rendered conversation. Both kinds get a text that no text makes (`</s>` becomes `</s>` and U+FDD0, as in
-  `model.tokenizer_json`), so that its `llama` vocabulary gives the ids of `Tokenizer.encode`.
+package; the vocabulary is that of `model.gguf_vocabulary`. llama.cpp rotates neighbouring dimensions of a head, this model
+dimension i with i + d / 2: the rows of the query and key projections change places accordingly.
 """
 
 import contextlib
@@ -24,11 +19,11 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import atomic_file
 from model.config import LlamaConfig
+from model.gguf_vocabulary import vocabulary_of, write_vocabulary
 from model.llama import Llama, inverse_frequencies
 from model.modelfile import is_modelfile_of, modelfile_of, write_modelfile
 from model.template import Template
-from model.tokenizer import MARK, Piece, Tokenizer
-from model.tokenizer_normalise import CONTROL, NORMAL, UNKNOWN, UNUSED
+from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -54,13 +49,16 @@ def export_gguf(
     import gguf
 
     check_out(file)
+    vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
     tensors = _tensors(model)
     types = {key: _type(value, dtype) for key, value in tensors.items()}
     words = None if chat_template is None else template or Template()
     with atomic_file(file) as temporary:
         with _writer(temporary) as writer:
             _add_shape(writer, model, dtype, name)
-            _add_vocabulary(writer, tokenizer, model.config.vocab_size, chat_template)
+            unsaid = write_vocabulary(writer, vocabulary, tokenizer, model.config.stop_ids)
+            if chat_template is not None:
+                writer.add_chat_template(vocabulary.in_words(chat_template))
             for key, value in tensors.items():
                 size = prod(gguf.quant_shape_to_byte_shape(value.shape, types[key]))
                 writer.add_tensor_info(key, value.shape, np.dtype(np.float32), size, types[key])
@@ -70,10 +68,14 @@ def export_gguf(
             for key, value in tensors.items():
                 writer.write_tensor_data(_converted(_in_gguf_order(key, value, model.config), types[key], key))
         # Before the file has its name: where there is no room for the one, the other is not left either.
-        write_modelfile(file, words, eos=tokenizer.pieces[tokenizer.eos_id].text + MARK, context=model.context)
+        end = vocabulary.pieces[tokenizer.eos_id].text
+        write_modelfile(file, words, eos=end, rename=vocabulary.in_words, context=model.context)
     if dtype == "q8_0" and (wide := [key for key, kind in types.items() if kind.name == "F16"]):
         print(f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
               file=sys.stderr)
+    if unsaid:
+        print(f"note: a GGUF file names three ids at which to stop; llama.cpp stops at {', '.join(map(str, unsaid))} too only "
+              "where it knows their names", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -173,50 +175,3 @@ def _add_shape(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -
     if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scaling["factor"])
-
-
-def _add_vocabulary(writer: "GGUFWriter", tokenizer: Tokenizer, size: int, chat_template: str | None) -> None:
-    pieces = vocabulary(tokenizer, size)
-    writer.add_tokenizer_model("llama")  # SentencePiece BPE, in llama.cpp's words
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([piece.text for piece in pieces])
-    writer.add_token_scores([piece.score for piece in pieces])
-    writer.add_token_types([piece.kind for piece in pieces])
-    writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
-    writer.add_unk_token_id(tokenizer.unk_id)
-    # A text begins with <bos>, as every document and conversation of training did. Where a chat template writes it too,
-    # llama.cpp's server and llama-cpp-python keep one of the two; Ollama's template leaves it out.
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
-
-
-def vocabulary(tokenizer: Tokenizer, size: int) -> list[Piece]:
-    """The pieces of a tokenizer as llama.cpp gives its ids, filled up with unused ones to the `size` of the embedding.
-
-    llama.cpp joins two neighbours, characters or pieces, whenever their text together is that of any piece. So that only
-    normal pieces come about, no other text may be two such parts; UserError where one is.
-    """
-    filling = [Piece("", -float(index), UNUSED) for index in range(tokenizer.vocabulary_size, size)]
-    made = [_renamed(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])]
-    normal = {piece.text for piece in made if piece.kind == NORMAL}
-    for index, piece in enumerate(made):
-        if piece.kind != NORMAL and _is_merged(piece.text, normal):
-            raise UserError(f"id {index}, {piece.text}, is no normal piece, but llama.cpp would merge text into it: "
-                            "this tokenizer cannot be exported as GGUF")
-    return made
-
-
-def _renamed(index: int, piece: Piece) -> Piece:
-    if piece.kind == UNUSED:
-        return piece._replace(text=f"<unused_{index}>")
-    return piece._replace(text=piece.text + MARK) if piece.kind in (CONTROL, UNKNOWN) else piece
-
-
-def _is_merged(text: str, normal: set[str]) -> bool:
-    """Whether two neighbours, each a character or a normal piece, have this text together, or a piece alone has."""
-    parts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-    return text in normal or any(all(len(part) == 1 or part in normal for part in pair) for pair in parts)

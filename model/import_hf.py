@@ -27,6 +27,7 @@ or several), tokenizer.json. Nothing in it is unpickled; its chat template is ru
 
   python -m model.import_hf ~/models/SmolLM2-135M-Instruct --run runs/smollm2
   python -m chat --checkpoint runs/smollm2
+  python -m train.pretrain --base runs/smollm2 --data corpus.jsonl --run runs/smollm2-zh
   python -m train.sft --base runs/smollm2 --data csl --run runs/smollm2-csl"""
 _PICKLED = ("*.bin", "*.pt", "*.pth")
 GENERATION = "generation_config.json"

@@ -4,6 +4,7 @@ Ollama writes conversations with Go templates, not with the Jinja inside the GGU
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from common.files import write_atomic
@@ -14,6 +15,8 @@ from model.tokenizer import MARK
 # be able to copy them from its reference.
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.0}
 _MOST_NEW = 256
+# What stands for what is said, to see what a template puts around it.
+_PART = "资料甲"
 
 
 def modelfile_of(gguf: Path) -> Path:
@@ -32,41 +35,50 @@ def _first_line(gguf: Path) -> str:
     return f"FROM ./{gguf.name}"
 
 
-def write_modelfile(gguf: Path, template: Template | None, *, eos: str, context: int) -> None:
+def write_modelfile(
+    gguf: Path, template: Template | None, *, eos: str, rename: Callable[[str], str], context: int
+) -> None:
     """Write `NAME.Modelfile` beside NAME.gguf, for `ollama create NAME -f NAME.Modelfile`.
 
     Without a `template` the model continues the prompt as it stands. `eos` is the text of the id that ends an answer,
     where llama.cpp stops by itself; a model that begins the human's part instead is stopped there. `context` are the
-    tokens that a conversation may have; an answer gets half of them at most.
+    tokens that a conversation may have; an answer gets half of them at most. `rename` gives special tokens in the words of
+    an imported template the names that they have in the file.
     """
     lines = [
         _first_line(gguf),
-        f'TEMPLATE """{go_template(template, eos) if template else "{{ .Prompt }}"}"""',
+        f'TEMPLATE """{go_template(template, eos, rename) if template else "{{ .Prompt }}"}"""',
         f"PARAMETER num_ctx {context}",
         f"PARAMETER num_predict {min(_MOST_NEW, context // 2)}",
         *(f"PARAMETER {key} {value:g}" for key, value in SAMPLING.items()),
-        *([f'PARAMETER stop """{template.opening(first=False)}"""'] if template else []),
+        # An imported template's questions begin with a special token, at which llama.cpp stops by itself where it should.
+        *([f'PARAMETER stop """{template.opening(first=False)}"""'] if type(template) is Template else []),
     ]
     write_atomic(modelfile_of(gguf), "\n".join(lines) + "\n")
 
 
-def go_template(template: Template, eos: str) -> str:
+def go_template(template: Template, eos: str, rename: Callable[[str], str]) -> str:
     """The dialogue as a Go template over Ollama's messages; a system message is the reference.
 
     `<bos>` is not in it, as llama.cpp adds it. An answer that stands last is one to go on with: nothing follows it.
     """
+    def words(text: str) -> str:
+        return _said(rename(text.replace(MARK, "")))
+
+    between = template.opening(_PART).split(_PART)
+    lead, finish = template.texts([("", _PART)])[1].split(_PART)
     return "".join([
-        "{{ if .System }}", _said(template.reference), "{{ .System }}", _said(template.separator), "{{ end }}",
-        "{{ range $index, $message := .Messages }}",
+        "{{ if .System }}", words(between[0]), "{{ .System }}", words(between[1]), "{{ else }}", words(template.opening()),
+        "{{ end }}{{ range $index, $message := .Messages }}",
         '{{ if eq $message.Role "user" }}',
-        _said(template.human), "{{ $message.Content }}", _said(template.closing),
+        "{{ $message.Content }}", words(template.closing),
         '{{ else if eq $message.Role "assistant" }}',
-        "{{ $message.Content }}",
-        "{{ if gt (len (slice $.Messages $index)) 1 }}", _said(eos + template.separator), "{{ end }}",
-        "{{ end }}{{ end }}",
+        words(lead), "{{ $message.Content }}",
+        "{{ if gt (len (slice $.Messages $index)) 1 }}", words(finish), _said(eos), words(template.opening(first=False)),
+        "{{ end }}{{ end }}{{ end }}",
     ])
 
 
 def _said(words: str) -> str:
     """Words as a string of a Go template, where line ends are safe from trimming; JSON writes the same strings."""
-    return "{{ " + json.dumps(words, ensure_ascii=False).replace(MARK, "\\ufdd0") + " }}"
+    return "{{ " + json.dumps(words, ensure_ascii=False).replace(MARK, "\\ufdd0") + " }}" if words else ""

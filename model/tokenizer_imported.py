@@ -108,7 +108,7 @@ class ImportedTokenizer(Tokenizer):
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
         byte_level = "ByteLevel" in _types(self._decoder)
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         found = []
         for index, piece in enumerate(self.pieces):
             if piece.kind == CONTROL:
@@ -238,7 +238,7 @@ def _strips(decoder: dict[str, Any] | None) -> bool:
         part["type"] == "Metaspace" and part["prepend_scheme"] != "never" for part in parts)
 
 
-def _byte_alphabet() -> dict[str, bytes]:
+def byte_alphabet() -> dict[str, bytes]:
     """The character by which byte-level BPE writes each byte (Radford et al. 2019): itself where it is visible."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]

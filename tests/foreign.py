@@ -1,7 +1,7 @@
 """Folders of models as others make them: tokenizers trained here with the tokenizers library, saved by transformers."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,43 @@ SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", 
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
-def byte_level(texts: Iterable[str]) -> Any:
-    """A byte-level BPE with Llama 3's pre-tokeniser, trained on texts."""
+def byte_level(texts: Iterable[str], cuts: Sequence[str] = (SPLIT,), *, size: int = 700, ignore_merges: bool = True) -> Any:
+    """A byte-level BPE trained on texts, which are cut by regular expressions; by default as Llama 3 does it."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    made = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    made = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
     made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+        *(pre_tokenizers.Split(tokenizers.Regex(cut), "isolated") for cut in cuts),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIALS, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIALS, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     made.train_from_iterator(texts, trainer)
     return made
+
+
+def sentencepiece(texts: Iterable[str], *, space_first: bool = False, cut: bool = False, size: int = 1500) -> Any:
+    """A BPE with byte fallback trained on lines of texts, which writes spaces as Llama 2 does; `cut` at them beforehand."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    if cut:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    else:
+        first = [normalizers.Prepend("▁")] if space_first else []
+        made.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
+    ends = [decoders.Strip(" ", 1, 0)] if space_first else []
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *ends])
+    specials = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
+                                  show_progress=False, limit_alphabet=size // 3, max_token_length=6)
+    made.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
+    # Byte pieces are no tokens that are looked for in text.
+    facts = json.loads(made.to_str())
+    facts["added_tokens"] = [each for each in facts["added_tokens"] if each["content"] in specials]
+    return tokenizers.Tokenizer.from_str(json.dumps(facts))
 
 
 def legacy(root: Path) -> Any:
@@ -72,5 +95,6 @@ def save(folder: Path, backend: Any, specials: tuple[str, str], chat_template: s
 
 
 def change(folder: Path, name: str = "config.json", **values: Any) -> None:
+    """Say something else in a JSON file of a folder."""
     file = folder / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

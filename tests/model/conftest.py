@@ -1,5 +1,7 @@
-"""A run that was really trained, for the tests that send models out and take them in."""
+"""What the tests share that send models out and take them in: a run that was really trained, real texts, both tokenizers."""
 
+import gzip
+import json
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
+from model.tokenizer import SPACE, Tokenizer
 from train.sft import main
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -29,3 +32,31 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(sys, "argv", ["train.sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
         main()
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def stock(shared: Path) -> Tokenizer:
+    """The 65,000 pieces of Llama-Chinese."""
+    return Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+
+
+@pytest.fixture(scope="session", params=["small", "stock"])
+def either(request: pytest.FixtureRequest) -> Tokenizer:
+    """The shipped tokenizer and the 65,000 pieces."""
+    found: Tokenizer = request.getfixturevalue("tokenizer" if request.param == "small" else "stock")
+    return found
+
+
+@pytest.fixture(scope="session")
+def real_texts(shared: Path) -> list[str]:
+    """Thousands of real texts: beginnings of articles, single lines, raw files with their tabs and brackets."""
+    texts: list[str] = []
+    for path in sorted((shared / "data" / "pretrain").glob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line, _ in zip(file, range(70), strict=False)]
+        for row in rows:
+            text = row.get("text") or row.get("答") or "\n".join(part["内容"] for part in row.get("段落", []))
+            texts += [text[:700], text[:150].strip().replace("\n", "  "), *text[700:].split("\n")[:3]]
+    for name in ("csl_ts/dev.tsv", "lcsts/PART_III.txt"):
+        texts += (shared / "data" / "summary" / name).read_text(encoding="utf-8").split("\n")[:400]
+    return [text[:700].replace(SPACE, "") for text in texts]

@@ -1,8 +1,6 @@
 """One text gives one sequence of ids: the stock 65k tokenizer and the shipped one, here and in transformers."""
 
 import concurrent.futures
-import gzip
-import json
 import multiprocessing
 import random
 from collections.abc import Callable
@@ -51,22 +49,6 @@ def fast(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers.LlamaConfig(vocab_size=tokenizer.vocabulary_size).save_pretrained(folder)
     (folder / FILE).write_bytes(tokenizer.serialized)
     return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def real_texts(shared: Path) -> list[str]:
-    """Thousands of real texts: beginnings of articles, single lines, raw files with their tabs and brackets."""
-    texts: list[str] = []
-    for path in sorted((shared / "data" / "pretrain").glob("*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line, _ in zip(file, range(70), strict=False)]
-        for row in rows:
-            text = row.get("text") or row.get("答") or "\n".join(part["内容"] for part in row.get("段落", []))
-            texts += [text[:700], text[:150].strip().replace("\n", "  "), *text[700:].split("\n")[:3]]
-    for name in ("csl_ts/dev.tsv", "lcsts/PART_III.txt"):
-        path = shared / "data" / "summary" / name
-        texts += path.read_text(encoding="utf-8").split("\n")[:400]
-    return [text[:700].replace(SPACE, "") for text in texts]
 
 
 def same_ids(tokenizer: Tokenizer, fast: Any, texts: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from chat import options as command_line
 from chat import references, weights
 from chat.console import Console
+from chat.errors import in_chinese
 from chat.folders import cache_folder
 from chat.repl import Repl
 from chat.session import Session
@@ -12,10 +13,17 @@ from common.machine import resolve_device
 
 def main() -> None:
     """Entry point."""
+    with in_chinese("没有做成：按详情改正后，再运行一次"):
+        _chat()
+
+
+def _chat() -> None:
     options = command_line.parse()
     console = Console(cache_folder() / "chat_history")
     folder = options.checkpoint or weights.newest_run()
-    loaded = weights.load(folder, resolve_device(options.device), options.precision, options.quantize)
+    with in_chinese("这里没有能用的显卡：请用 --device cpu"):
+        device = resolve_device(options.device)
+    loaded = weights.load(folder, device, options.precision, options.quantize)
     console.note(f"模型：{loaded.description}")
     if (hint := weights.hint(loaded)) is not None:
         console.note(hint)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from chat import references
 from chat.console import Console
+from chat.errors import ChatError, refusal
 from chat.session import Session
 from chat.settings import SETTINGS, Setting, changed
 from chat.transcript import markdown
-from common.errors import UserError
 from common.files import write_atomic
 
 Action = Callable[[Session, Console, str], None]
@@ -30,11 +30,11 @@ class Command:
 
 
 def execute(session: Session, console: Console, line: str) -> None:
-    """Do what a line that begins with a slash says. UserError for an unknown command or a wrong argument; `Quit`."""
+    """Do what a line that begins with a slash says. ChatError for an unknown command or a wrong argument; `Quit`."""
     name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     command = next((each for each in COMMANDS if name.lower() in each.names), None)
     if command is None:
-        raise UserError(f"没有 /{name} 这个命令；有：{'  '.join(f'/{each.names[0]}' for each in COMMANDS)}")
+        raise ChatError(f"没有 /{name} 这个命令；有：{'  '.join(f'/{each.names[0]}' for each in COMMANDS)}")
     command.run(session, console, argument.strip())
 
 
@@ -56,9 +56,19 @@ def _reference(session: Session, console: Console, argument: str) -> None:
         session.begin("")
         console.note("资料已去掉，对话从头开始")
     elif argument.startswith("@"):
-        references.from_file(session, console, Path(argument[1:].strip()).expanduser())
+        references.from_file(session, console, _path(argument[1:].strip()))
     else:
         references.from_text(session, console, argument)
+
+
+def _path(text: str) -> Path:
+    """What was typed as a path, `~` being the home folder. ChatError if it cannot be one."""
+    if "\0" in text:
+        raise ChatError("文件名里不能有空字符")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ChatError(f"{text}：找不到 ~ 所指的用户目录，请写出完整的路径") from None
 
 
 def _reset(session: Session, console: Console, argument: str) -> None:
@@ -68,16 +78,17 @@ def _reset(session: Session, console: Console, argument: str) -> None:
 
 def _save(session: Session, console: Console, argument: str) -> None:
     if not argument:
-        raise UserError("请给一个文件名，例如 /保存 对话.md")
-    path = Path(argument).expanduser()
+        raise ChatError("请给一个文件名，例如 /保存 对话.md")
+    path = _path(argument)
     if not any(each.exchanges for each in session.conversations):
-        raise UserError("还没有对话，没有什么可保存")
-    if path.exists() and path.resolve() not in session.saved:
-        raise UserError(f"{path} 已经存在，不是这次对话写的：换个文件名")
+        raise ChatError("还没有对话，没有什么可保存")
     try:
-        write_atomic(path, markdown(session))
+        if path.exists() and path.resolve() not in session.saved:
+            raise ChatError(f"{path} 已经存在，不是这次对话写的：换个文件名")
+        # The name of a reference's file may be bytes that are no text.
+        write_atomic(path, markdown(session).encode("utf-8", "replace"))
     except OSError as error:
-        raise UserError(f"{path}：写不了（{error.strerror}）") from None
+        raise ChatError(f"{path}：写不了（{refusal(error)}）") from None
     session.saved.add(path.resolve())
     console.note(f"已保存到 {path}")
 

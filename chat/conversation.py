@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from common.errors import UserError
+from chat.errors import ChatError
 from model.template import Template
 from model.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class Conversation:
     def prompt(self, tokenizer: Tokenizer, template: Template, question: str, room: int) -> Prompt:
         """The prompt for `question` in at most `room` ids.
 
-        The oldest exchanges go first, for good; then the end of the reference. UserError if the question alone is too
+        The oldest exchanges go first, for good; then the end of the reference. ChatError if the question alone is too
         long.
         """
         before = self.forgotten
@@ -59,5 +59,5 @@ class Conversation:
                 kept, over = (middle, over) if len(ids(self.reference[:middle])) <= room else (kept, middle)
             found = ids(self.reference[:kept])
         if len(found) > room:
-            raise UserError(f"问题太长：有 {len(found)} 个词元，只放得下 {room} 个，请说得短一些")
+            raise ChatError(f"问题太长：有 {len(found)} 个词元，只放得下 {room} 个，请说得短一些")
         return Prompt(found, self.forgotten - before, kept)

@@ -1,12 +1,14 @@
 """The command line, in Chinese and English."""
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
+from chat.errors import ChatError, in_chinese
 from chat.settings import SETTINGS, Setting
-from common.errors import UserError
 from common.options import Parser
 from model.generate import Sampling
 
@@ -16,18 +18,27 @@ Talk to a model; /help lists the commands of a conversation.
 Answers go to stdout, everything else to stderr: pipes work."""
 
 
+class ChatParser(Parser):
+    """A parser whose mistakes are in Chinese."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `common.options.Parser.error`."""
+        with in_chinese("命令行有误，--help 列出全部选项"):
+            super().error(message)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options; exits on `--help`. UserError for a value that is out of range."""
-    parser = Parser(prog="python -m chat", description=DESCRIPTION, add_help=False,
-                    formatter_class=argparse.RawTextHelpFormatter)
+    """The options; exits on `--help`. ChatError for a value that is out of range."""
+    parser = ChatParser(prog="python -m chat", description=DESCRIPTION, add_help=False,
+                        formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("-h", "--help", action="help", help="显示本说明\nshow this help")
     add_model(parser)
     about = parser.add_mutually_exclusive_group()
-    about.add_argument("--reference", metavar="TEXT", help="要谈的资料\na reference text to talk about")
+    about.add_argument("--reference", type=_text, metavar="TEXT", help="要谈的资料\na reference text to talk about")
     about.add_argument("--reference-file", type=Path, metavar="FILE",
                        help="资料文件（UTF-8）\na file with the reference (UTF-8)")
-    about.add_argument("--wikipedia", metavar="关键词",
+    about.add_argument("--wikipedia", type=_text, metavar="关键词",
                        help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article")
     add_settings(parser)
     add("--max_new_tokens", type=whole("--max_new_tokens", 1), default=256, metavar="N",
@@ -70,8 +81,13 @@ def _reader(setting: Setting) -> Callable[[str], float]:
     return lambda text: setting.parse(text, f"--{setting.field}")
 
 
+def _text(word: str) -> str:
+    """A word of the command line as text: bytes in it that are no UTF-8 are replaced, as the console does with lines."""
+    return os.fsencode(word).decode("utf-8", "replace")
+
+
 def whole(name: str, low: int, high: int = 1 << 62) -> Callable[[str], int]:
-    """A reader of the option `name`: an integer from `low` to `high`, UserError for anything else."""
+    """A reader of the option `name`: an integer from `low` to `high`, ChatError for anything else."""
 
     def read(text: str) -> int:
         try:
@@ -80,7 +96,7 @@ def whole(name: str, low: int, high: int = 1 << 62) -> Callable[[str], int]:
             value = high + 1
         if not low <= value <= high:
             wanted = f"不大于 {high}" if value > high else f"不小于 {low}"
-            raise UserError(f"{name} {text[:40]}：要一个{wanted} 的整数")
+            raise ChatError(f"{name} {text[:40]}：要一个{wanted} 的整数")
         return value
 
     return read

@@ -3,8 +3,8 @@
 from chat.commands import Quit, execute
 from chat.console import Console, stoppable
 from chat.conversation import Prompt
+from chat.errors import ChatError
 from chat.session import Session
-from common.errors import UserError
 
 
 class Repl:
@@ -24,7 +24,7 @@ class Repl:
                     break
                 once = False
                 self._take(line)
-            except UserError as error:
+            except ChatError as error:
                 self._console.note(str(error))
             except Quit:
                 return

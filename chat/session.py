@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chat.conversation import Conversation, Exchange, Prompt
+from chat.errors import ChatError, in_chinese
 from chat.weights import Weights
-from common.errors import UserError
 from model.generate import End, PrefixCache, Sampling, generate, prompt_room, stream_text
 
 
@@ -43,8 +43,9 @@ class Session:
         self.conversations.append(Conversation(reference, source))
 
     def prompt(self, question: str) -> Prompt:
-        """What the answer to `question` continues. UserError if the question is too long."""
-        return self.conversation.prompt(self.weights.tokenizer, self.weights.template, question, self.room)
+        """What the answer to `question` continues. ChatError if the question is too long."""
+        with in_chinese("这个问题读不进去"):
+            return self.conversation.prompt(self.weights.tokenizer, self.weights.template, question, self.room)
 
     def stream(self, prompt: Prompt) -> Iterator[str]:
         """The answer as it comes; the caller may stop listening at any piece. No two answers share a seed."""
@@ -58,9 +59,10 @@ class Session:
                 prefix=self._prefix)
 
         try:
-            yield from stream_text(self.weights.tokenizer, ids())
+            with in_chinese("回答不下去"):
+                yield from stream_text(self.weights.tokenizer, ids())
         except FloatingPointError:
-            raise UserError("计算溢出，回答不下去：请换 --precision fp32 再试") from None
+            raise ChatError("计算溢出，回答不下去：请换 --precision fp32 再试") from None
 
     def keep(self, question: str, answer: str, *, cut: bool) -> None:
         """Remember an exchange."""

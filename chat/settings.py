@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.errors import UserError
+from chat.errors import ChatError
 from model.generate import Sampling
 
 # An answer of a loop of any length ends after eight ids; a name of rare characters, three bytes each, may come twice.
@@ -27,14 +27,14 @@ class Setting:
         return getattr(DEFAULTS, self.field)
 
     def parse(self, text: str, said: str) -> float:
-        """The value that `text` names, an int where the field is one. UserError that begins with `said` and `text`."""
+        """The value that `text` names, an int where the field is one. ChatError that begins with `said` and `text`."""
         whole = isinstance(self.default, int)
         try:
             value = int(text) if whole else float(text)
         except ValueError:
             value = float("nan")
         if not self.low <= value <= self.high:
-            raise UserError(f"{said} {text}：要一个 {self.low:g} 到 {self.high:g} 之间的{'整数' if whole else '数'}")
+            raise ChatError(f"{said} {text}：要一个 {self.low:g} 到 {self.high:g} 之间的{'整数' if whole else '数'}")
         return value
 
 

@@ -1,10 +1,12 @@
 """The model a chat speaks with: which, in which precision, and how far its context reaches."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from chat.errors import ChatError, in_chinese
 from common.errors import UserError
 from data.phrasing import CANONICAL, FLAT
 from data.shards import shard_sets_of_run
@@ -43,7 +45,7 @@ def newest_run(runs: Path = checkpoints.RUNS) -> Path:
     """The run to talk to where none is named: fine-tuned before pretrained, then the one saved last."""
     found = checkpoints.saved_runs(runs)
     if not found:
-        raise UserError(f"{runs}/ 里还没有训练好的模型：先 make pretrain，再 make sft；或用 --checkpoint 指定一个")
+        raise ChatError(f"{runs}/ 里还没有训练好的模型：先 make pretrain，再 make sft；或用 --checkpoint 指定一个")
     return next((run for run in found if _converses(checkpoints.step_folder(run, checkpoints.steps(run)[-1]))), found[0])
 
 
@@ -62,13 +64,20 @@ def hint(weights: Weights) -> str | None:
 
 
 def load(path: Path, device: torch.device, precision: str, quantize: str | None = None) -> Weights:
-    """The checkpoint that `path` stands for, on `device`; with `quantize` "int8" its weights in int8. UserError if it cannot
-    be used."""
-    folder = checkpoints.find(path)
-    model, tokenizer = checkpoints.load(folder, device)
-    model = model.to(DTYPES[choose_precision(device, precision)])
-    model = quantize_int8(model) if quantize else model
-    return Weights(folder, model, tokenizer, Template.load(folder), model.context, _converses(folder))
+    """The checkpoint that `path` stands for, on `device`; with `quantize` "int8" its weights in int8. ChatError if it cannot
+    be used; of a run, a line on stderr where a damaged checkpoint is passed over."""
+    with in_chinese(f"{path} 里没有能用的模型：请用 --checkpoint 指定一个训练目录、其中一步或导出的模型"):
+        folder = checkpoints.find(path, _passed_over)
+    with in_chinese(f"{folder} 里的模型读不进来：文件损坏或不配套，请换一个，或重新训练、导出"):
+        model, tokenizer = checkpoints.load(folder, device)
+        template = Template.load(folder)
+        model = model.to(DTYPES[choose_precision(device, precision)])
+        model = quantize_int8(model) if quantize else model
+    return Weights(folder, model, tokenizer, template, model.context, _converses(folder))
+
+
+def _passed_over(problem: str) -> None:
+    print(f"提示：有一个 checkpoint 损坏，改用别的；详情：{problem}", file=sys.stderr)
 
 
 def _converses(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from chat.errors import ChatError
 from common.errors import UserError
 from common.files import read_json, write_json
 from data.sources.wikipedia import simplifier, strip_markup
@@ -34,7 +35,7 @@ class Passage:
 def passage(keyword: str, folder: Path) -> tuple[Passage, bool]:
     """The passage for a keyword, and whether `folder` had it already.
 
-    UserError, one line in Chinese, when Wikipedia cannot be reached, has no such article or several to choose from.
+    ChatError when Wikipedia cannot be reached, has no such article or several to choose from.
     """
     keyword = simplifier().convert(" ".join(keyword.split()))
     file = folder / f"{hashlib.sha256(keyword.encode()).hexdigest()[:32]}.json"
@@ -66,16 +67,16 @@ def _fetch(keyword: str) -> Passage:
     try:
         return _look_up(wikipedia, keyword)
     except wikipedia.PageError:
-        raise UserError(f"维基百科里没有找到“{keyword}”：换个关键词试试，{INSTEAD}") from None
+        raise ChatError(f"维基百科里没有找到“{keyword}”：换个关键词试试，{INSTEAD}") from None
     except requests.Timeout:
-        raise UserError(f"维基百科 {TIMEOUT:g} 秒没有回应：检查网络后再试，{INSTEAD}") from None
+        raise ChatError(f"维基百科 {TIMEOUT:g} 秒没有回应：检查网络后再试，{INSTEAD}") from None
     except requests.ConnectionError:
-        raise UserError(f"连不上维基百科：检查网络后再试，{INSTEAD}") from None
+        raise ChatError(f"连不上维基百科：检查网络后再试，{INSTEAD}") from None
     except (requests.RequestException, wikipedia.WikipediaException) as error:
-        raise UserError(f"维基百科这次答不了（{' '.join(str(error).split())[:200]}）：过一会儿再试，{INSTEAD}") from None
+        raise ChatError(f"维基百科这次答不了（{' '.join(str(error).split())[:200]}）：过一会儿再试，{INSTEAD}") from None
     except (AssertionError, KeyError, IndexError, TypeError) as error:
         # How the package fails on answers of a shape it does not know.
-        raise UserError(f"维基百科的回答读不懂（{error!r}）：换个关键词试试，{INSTEAD}") from None
+        raise ChatError(f"维基百科的回答读不懂（{error!r}）：换个关键词试试，{INSTEAD}") from None
 
 
 def _set_up(wikipedia: Any, requests: Any) -> None:
@@ -110,9 +111,9 @@ def _look_up(wikipedia: Any, keyword: str) -> Passage:
     except wikipedia.DisambiguationError as error:
         meant = dict.fromkeys([*(convert(option.strip()) for option in error.options), *others])
         choices = [choice for choice in meant if choice not in ("", convert(title))]
-        raise UserError(f"“{convert(title)}”有几种意思，请选一个再查：{'、'.join(choices[:CHOICES])}") from None
+        raise ChatError(f"“{convert(title)}”有几种意思，请选一个再查：{'、'.join(choices[:CHOICES])}") from None
     text = strip_markup(convert(page.summary)).strip() or strip_markup(convert(page.content)).strip()
     if not text:
-        raise UserError(f"维基百科的“{convert(title)}”没有正文：换个关键词试试，{INSTEAD}")
+        raise ChatError(f"维基百科的“{convert(title)}”没有正文：换个关键词试试，{INSTEAD}")
     others = [] if convert(title) == keyword else others
     return Passage(convert(page.title), text, page.url, tuple(others), date.today().isoformat())

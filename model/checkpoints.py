@@ -10,6 +10,7 @@ them.
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ ENDED = "ended.json"
 TRAINED_LENGTH = "trained_length"
 # Where runs lie that are not named.
 RUNS = Path("runs")
+# Takes what is wrong with a checkpoint that is passed over, and which one is used.
+Warn = Callable[[str], None]
+
+
+def _warn(problem: str) -> None:
+    print(f"warning: {problem}", file=sys.stderr)
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -62,17 +69,17 @@ def saved_runs(runs: Path = RUNS) -> list[Path]:
     return [run for _, run in sorted(found, reverse=True)]
 
 
-def newest(run: Path) -> int | None:
-    """The newest step whose checkpoint verifies; a damaged one is named on stderr and passed over."""
+def newest(run: Path, warn: Warn = _warn) -> int | None:
+    """The newest step whose checkpoint verifies; a damaged one is named (on stderr) and passed over."""
     for step in reversed(steps(run)):
         problem = manifest_problem(step_folder(run, step))
         if problem is None:
             return step
-        print(f"warning: {problem}; using the checkpoint before it", file=sys.stderr)
+        warn(f"{problem}; using the checkpoint before it")
     return None
 
 
-def _best_of_ended(run: Path) -> int | None:
+def _best_of_ended(run: Path, warn: Warn) -> int | None:
     """The best step of a run that ended because scores became no better; None of another run, or if it is damaged."""
     if not (run / ENDED).is_file():
         return None
@@ -81,15 +88,18 @@ def _best_of_ended(run: Path) -> int | None:
     if not isinstance(step, int):
         raise UserError(f"{run / ENDED} does not say which step is the best: run the training command again")
     if problem := manifest_problem(step_folder(run, step)):
-        print(f"warning: {problem}; using the newest checkpoint", file=sys.stderr)
+        warn(f"{problem}; using the newest checkpoint")
         return None
     return step
 
 
-def find(path: Path) -> Path:
-    """The folder with the weights that `path`, a run, one of its steps or an exported folder, stands for."""
+def find(path: Path, warn: Warn = _warn) -> Path:
+    """The folder with the weights that `path`, a run, one of its steps or an exported folder, stands for.
+
+    `warn` is told of damaged checkpoints of a run that are passed over.
+    """
     if (path / "run.json").is_file():
-        step = _best_of_ended(path) or newest(path)
+        step = _best_of_ended(path, warn) or newest(path, warn)
         if step is None:
             raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
         return step_folder(path, step)

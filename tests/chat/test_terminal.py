@@ -36,10 +36,21 @@ class Terminal:
     def at_prompt(self, keys: str, prompt: str = "你：") -> None:
         """Type once the prompt has come: before it the line belongs to the terminal's own editing."""
         self.wait_for(prompt)
-        # CPython's readline notices a signal that comes between its prompt and its waiting only at the next key: no hand is
-        # that fast, this test is.
-        time.sleep(0.3)
         self.type(keys)
+
+    def interrupt_after(self, seen: str) -> None:
+        """Press Ctrl-C once `seen` is on the screen and the process waits for a key.
+
+        CPython's readline takes notice of a signal only while it waits: one that comes between its last echo and that lies
+        until the line is done. No hand is that fast, a test is. So the kernel is asked whether the process sleeps.
+        """
+        self.wait_for(seen)
+        until = time.monotonic() + PATIENCE
+        state = Path(f"/proc/{self.process.pid}/stat")
+        while state.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < until, "it never waited for a key"
+            time.sleep(0.001)
+        self.type(CTRL_C)
 
     def wait_for(self, words: str) -> str:
         """What came up to and with `words`, which must come; what follows is left for the next call."""
@@ -119,18 +130,20 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(start: Start, endless: Path, t
 def test_keys_at_the_prompt_and_history_across_sittings(start: Start, talker: Path) -> None:
     """Ctrl-C at the prompt that ends the chat at once or keeps the line; lines that cannot be called back."""
     terminal = start(talker)
-    terminal.at_prompt("写了一半的话" + CTRL_C)
+    terminal.at_prompt("写了一半的话")
+    terminal.interrupt_after("写了一半的话")
     terminal.wait_for("再按一次 Ctrl-C 退出")
     terminal.at_prompt("我叫书白。\r")
     assert "写了一半的话" not in terminal.wait_for("助手：好的。")
     terminal.at_prompt("第一行\\\r")
-    terminal.at_prompt("/重置" + CTRL_C, "……")
+    terminal.at_prompt("/重置", "……")
+    terminal.interrupt_after("/重置")
     terminal.wait_for("再按一次")
     terminal.at_prompt("我叫书河。" + "\x7f\x7f\x7f" + "什么？\r")
     terminal.wait_for("助手：书白")
-    terminal.at_prompt(CTRL_C)
+    terminal.interrupt_after("你：")
     terminal.wait_for("再按一次")
-    terminal.at_prompt(CTRL_C)
+    terminal.interrupt_after("你：")
     terminal.wait_for_end()
     assert terminal.process.returncode == 0
     again = start(talker)
@@ -148,6 +161,21 @@ def test_a_python_without_readline_will_do(start: Start, talker: Path) -> None:
     program = ("-c", "import sys; sys.modules['readline'] = None; import runpy; runpy.run_module('chat', run_name='__main__')")
     terminal = start(talker, program=program)
     terminal.at_prompt(f"{MAYOR}\n")
+    terminal.wait_for("助手：我不知道。")
+    terminal.at_prompt(CTRL_D)
+    assert "Traceback" not in terminal.wait_for_end() and terminal.process.returncode == 0
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_said_in_chinese_and_the_chat_goes_on(start: Start, talker: Path) -> None:
+    """A mistake that ends the chat, or is said in English, or the prompt that does not come back after it."""
+    terminal = start(talker)
+    for mistake, said in (("/资料 @没有", "没有：读不了（没有这个文件或目录）"), ("/save 对话.md", "没有什么可保存"),
+                          ("/温度 热", "要一个 0 到 5"), ("/维基 李白", "连不上维基百科：检查网络后再试"),
+                          ("/保村", "没有 /保村 这个命令")):
+        terminal.at_prompt(f"{mistake}\r")
+        terminal.wait_for(said)
+    terminal.at_prompt(f"{MAYOR}\r")
     terminal.wait_for("助手：我不知道。")
     terminal.at_prompt(CTRL_D)
     assert "Traceback" not in terminal.wait_for_end() and terminal.process.returncode == 0

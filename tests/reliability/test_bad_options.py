@@ -166,7 +166,7 @@ def test_a_mistake_is_one_line_that_names_it(
     ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
     ("data.download --parts", "--parts: expected one argument"),
     ("evaluate.perplexity --checkpoint nowhere", "nowhere is no checkpoint"),
-    ("chat --checkpoint nowhere", "nowhere is no checkpoint"),
+    ("chat --checkpoint nowhere", "nowhere 里没有能用的模型"),
 ])
 def test_the_commands_themselves_end_so(root: Path, command: str, expected: str) -> None:
     done = subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=root, capture_output=True, text=True, timeout=120)

@@ -54,8 +54,6 @@ def load(options: argparse.Namespace, device: torch.device) -> tuple[Llama, Toke
 
 def measured(options: argparse.Namespace) -> dict[str, str | int]:
     """What `--json` says of the weights: `checkpoint`, the `step` it stood for in its run, `weights` if quantised."""
-    if not options.checkpoint:
-        return {}
     step = checkpoints.step_of(checkpoints.find(options.checkpoint))
     return {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
             **({"weights": options.quantize} if options.quantize else {})}

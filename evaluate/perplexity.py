@@ -47,6 +47,7 @@ def main() -> None:
     options = parse(parser)
     device = resolve_device(options.device)
     model, tokenizer = load(options, device)
+    weights = measured(options)
     if model.config.max_position_embeddings < WINDOW:
         raise UserError(f"{options.checkpoint}: its context of {model.config.max_position_embeddings} tokens is shorter than "
                         f"the window of {WINDOW} that figures here are measured in")
@@ -67,7 +68,7 @@ def main() -> None:
     print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
           f"bits/character {measures['bits_per_character']:.4f}")
     if options.json:
-        facts = {**measured(options), "text": name, "measured": how, "characters": result.characters}
+        facts = {**weights, "text": name, "measured": how, "characters": result.characters}
         write_json(options.json, {**facts, **counts, **measures, "made": describe(device)})
 
 

@@ -1,11 +1,18 @@
-"""Predictions on disk: JSON lines, one answer each, that any tool can write and read."""
+"""Predictions on disk: JSON lines, one answer each, that any tool can write and read.
+
+Where this project wrote them, each line also says which model answered, as the JSON of the figures does.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.files import write_atomic
+
+# What a line may say of the model that answered (see `evaluate.command_line.measured`).
+MODEL = {"checkpoint": str, "step": int, "weights": str}
 
 
 def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -37,9 +44,18 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
     return rows
 
 
-def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as JSON lines, whole or not at all."""
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_predictions(path: Path, rows: list[dict[str, Any]], model: Mapping[str, str | int]) -> None:
+    """Write rows as JSON lines, whole or not at all; `model`, what is said of the model that answered, stands in each."""
+    write_atomic(path, "".join(json.dumps({**row, **model}, ensure_ascii=False) + "\n" for row in rows))
+
+
+def model_of(path: Path, rows: list[dict[str, Any]]) -> dict[str, str | int]:
+    """What the lines of a file say of the model that answered; empty, and that is printed, unless all say the same."""
+    said = [{key: row[key] for key, kind in MODEL.items() if type(row.get(key)) is kind} for row in rows]
+    if said[0] and all(each == said[0] for each in said):
+        return said[0]
+    print(f"{path} does not say which model answered: the figures have no step")
+    return {}
 
 
 def excerpt(text: str, length: int = 60) -> str:

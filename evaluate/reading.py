@@ -39,7 +39,7 @@ def main() -> None:
     if len(with_passage) < len(records):
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
     pairs = pair_with_others(with_passage, " ".join(options.input))
-    answers = _answer(options, device, pairs)
+    facts, answers = _answer(options, device, pairs)
     rows = [_row(right, wrong, answer, control)
             for (right, wrong), (answer, control) in zip(pairs, answers, strict=True) if answer and control]
     if len(rows) < len(pairs):
@@ -51,9 +51,8 @@ def main() -> None:
     print(f"{what}: {len(with_passage):,} records, {len(rows):,} questions, greedy, at most {options.max_new_tokens} tokens")
     _print(figures, rows)
     if options.predictions:
-        write_predictions(options.predictions, rows)
+        write_predictions(options.predictions, rows, facts)
     if options.json:
-        facts = measured(options)
         write_json(options.json, {**facts, "measured": what, "records": len(with_passage), **figures, "made": describe(device)})
 
 
@@ -104,8 +103,10 @@ def place(question: Question) -> str:
 
 def _answer(
     options: argparse.Namespace, device: Any, pairs: Sequence[tuple[Question, Question]]
-) -> list[tuple[Answer | None, Answer | None]]:
+) -> tuple[dict[str, str | int], list[tuple[Answer | None, Answer | None]]]:
+    """Which checkpoint it was, and its answers to each question with the right and with the wrong passage."""
     model, tokenizer = load(options, device)
+    facts = measured(options)
     template = Template.load(checkpoints.find(options.checkpoint))
     with progress("answering", 2 * len(pairs), "answers") as bar:
         right, wrong = (
@@ -113,7 +114,7 @@ def _answer(
                 on_progress=bar.update)
             for asked in zip(*pairs, strict=True)
         )
-    return list(zip(right, wrong, strict=True))
+    return facts, list(zip(right, wrong, strict=True))
 
 
 def _row(right: Question, wrong: Question, answer: Answer, control: Answer) -> dict[str, Any]:

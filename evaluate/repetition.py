@@ -12,7 +12,7 @@ from common.progress import progress
 from data.records import Conversation, Summary
 from evaluate.answers import Answer, ask, questions_of, summarise
 from evaluate.command_line import answering_parser, load, measured, parse
-from evaluate.predictions import excerpt, read_predictions, write_predictions
+from evaluate.predictions import excerpt, model_of, read_predictions, write_predictions
 from evaluate.records import read_records
 from evaluate.repetition_scores import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
 from model import checkpoints
@@ -31,7 +31,7 @@ DESCRIPTION = f"""Measure repetition in answers, on characters without whitespac
   stopped by <eos>   share of answers that ended by themselves
 Answers are greedy, without any penalty against repetition: to every turn of the conversations of --source and --input,
 after the true turns before it, or to the request for each article's title; or they are read from a file (--score), where
-"stopped" and "tokens" are taken from the lines if all have them."""
+"stopped" and "tokens" are taken from the lines if all have them, and so is which model answered."""
 
 
 def main() -> None:
@@ -40,8 +40,10 @@ def main() -> None:
     device = None if options.score else resolve_device(options.device)
     if device is None:
         what, rows = str(options.score), read_predictions(options.score, ("prediction",))[: options.limit]
+        facts = model_of(options.score, rows)
     else:
-        what, rows = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})", _answer(options, device)
+        what = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+        facts, rows = _answer(options, device)
     figures = _figures(rows)
     print(f"{what}: {len(rows):,} answers")
     for key, value in figures.items():
@@ -49,9 +51,8 @@ def main() -> None:
     for row in [row for row in rows if loops(row["prediction"])][:SHOWN]:
         print(f"loops: {excerpt(row['prediction'])}")
     if options.predictions:
-        write_predictions(options.predictions, rows)
+        write_predictions(options.predictions, rows, facts)
     if options.json:
-        facts = measured(options)
         write_json(options.json, {**facts, "measured": what, "answers": len(rows), **figures, "made": describe(device)})
 
 
@@ -66,10 +67,11 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _answer(options: argparse.Namespace, device: Any) -> list[dict[str, Any]]:
-    """The checkpoint's answers to the source's questions."""
+def _answer(options: argparse.Namespace, device: Any) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
+    """Which checkpoint it was, and its answers to the source's questions."""
     records = read_records(options.source, options.input, ("conversations", "summaries"), options.limit)
     model, tokenizer = load(options, device)
+    facts = measured(options)
     template = Template.load(checkpoints.find(options.checkpoint))
     articles = [record for record in records if isinstance(record, Summary)]
     questions = [each for record in records if isinstance(record, Conversation) for each in questions_of(record)]
@@ -86,7 +88,7 @@ def _answer(options: argparse.Namespace, device: Any) -> list[dict[str, Any]]:
         print(f"left out, no room for an answer in the context: {missing:,} questions")
     if not rows:
         raise UserError(f"--input {' '.join(options.input)}: no question of it fits the model's context")
-    return rows
+    return facts, rows
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from data.shards import shards_of_run
 from evaluate.answers import summarise
 from evaluate.baselines import BASELINES
 from evaluate.command_line import answering_parser, load, measured, parse
-from evaluate.predictions import excerpt, read_predictions, write_predictions
+from evaluate.predictions import MODEL, excerpt, model_of, read_predictions, write_predictions
 from evaluate.records import read_records
 from evaluate.rouge_table import METHOD, RougeTable, versions
 from model import checkpoints
@@ -40,25 +40,26 @@ def main() -> None:
     device = None if options.score or options.baseline else resolve_device(options.device)
     if options.score:
         rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
-        what, facts = str(options.score), {}
+        what, facts = str(options.score), model_of(options.score, rows)
     else:
         source, inputs = (options.source, options.input) if options.source else _test_of(options.checkpoint)
         articles = [each for each in read_records(source, inputs, ("summaries",), options.limit) if isinstance(each, Summary)]
         made = _summaries(options, device, articles) if device else _baseline(options.baseline, articles)
         what, facts, rows = f"{options.baseline or options.checkpoint} on {' '.join(inputs)} ({source})", *made
+    decoding = f", {facts['decoding']}" if "decoding" in facts else ""
     with progress("scoring", len(rows), "examples") as bar:
         table = RougeTable.of([row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update)
     counts = _counts(rows)
-    print("\n".join([f"{what}: {len(rows):,} examples" + (f", {facts['decoding']}" if facts else ""), *table.lines()]))
+    print("\n".join([f"{what}: {len(rows):,} examples" + decoding, *table.lines()]))
     for key, count in counts.items():
         print(f"{COUNTED[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
     _show(rows, table)
     if options.predictions:
-        write_predictions(options.predictions, [{**row, "scores": table.example(i)} for i, row in enumerate(rows)])
+        scored = [{**row, "scores": table.example(i)} for i, row in enumerate(rows)]
+        write_predictions(options.predictions, scored, {key: facts[key] for key in MODEL if key in facts})
     if options.json:
-        scored = {**measured(options), "scored": what, "examples": len(rows), **facts, **counts,
-                  "scores": table.figures(), "method": METHOD}
-        write_json(options.json, {**scored, "counted_by": versions(), "made": describe(device)})
+        write_json(options.json, {**facts, "scored": what, "examples": len(rows), **counts, "scores": table.figures(),
+                                  "method": METHOD, "counted_by": versions(), "made": describe(device)})
 
 
 def _options() -> argparse.Namespace:
@@ -93,8 +94,9 @@ def _baseline(name: str, articles: list[Summary]) -> tuple[dict[str, Any], list[
 def _summaries(
     options: argparse.Namespace, device: Any, articles: list[Summary]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the checkpoint answers, and how it was asked."""
+    """What the checkpoint answers, which it was and how it was asked."""
     model, tokenizer = load(options, device)
+    weights = measured(options)
     template = Template.load(checkpoints.find(options.checkpoint))
     with progress("summarising", len(articles), "articles") as bar:
         answers = summarise(
@@ -107,7 +109,7 @@ def _summaries(
          "stopped": answer.stopped, "trimmed": answer.trimmed}
         for each, answer in zip(articles, answers, strict=True)
     ]
-    return {"decoding": f"{search}, at most {options.max_new_tokens} tokens"}, rows
+    return {**weights, "decoding": f"{search}, at most {options.max_new_tokens} tokens"}, rows
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -89,15 +89,21 @@ def _log(run: Path, step: int) -> str:
 
 
 def _results(run: Path, checkpoint: Path, step: int) -> list[str]:
-    """The figures of the evaluation commands, a section each: those that were measured on the exported weights."""
+    """The figures of the evaluation commands, a section each: those that were measured on the exported weights.
+
+    And those of baselines that were counted on the data of the run, without a model.
+    """
     sections = []
+    sets = [each["set"] for each in read_json(run / "run.json")["fingerprints"].get("data", ())]
     for file in sorted((run / "results").glob("*.json")):
         values = read_json(file)
-        if not isinstance(values, dict) or "weights" in values or not _of_these(values, checkpoint, step):
+        if not isinstance(values, dict) or "weights" in values:
             continue
+        baseline = values.get("data_fingerprint") in sets
         figures = _figures({key: value for key, value in values.items() if key != "step"})
-        if figures:
-            sections.append(f"## Scores: {file.stem}\n\n" + _table(figures))
+        if figures and (baseline or _of_these(values, checkpoint, step)):
+            kind = "Beside it, a baseline on the same data" if baseline else "Scores"
+            sections.append(f"## {kind}: {file.stem}\n\n" + _table(figures))
     return sections
 
 

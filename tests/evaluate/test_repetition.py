@@ -4,11 +4,14 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from common.errors import UserError
-from evaluate import repetition
+from common.files import write_json, write_manifest
+from evaluate import repetition, rouge
 from evaluate.repetition_scores import loops, measure
 from model.template import Template
 from model.tokenizer import Tokenizer
@@ -79,23 +82,47 @@ def test_a_file_of_predictions_is_measured(run_command: Run, tmp_path: Path, cap
 def test_a_checkpoint_is_asked_what_the_source_asks(
     run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Questions without the true turns before them, answers cut wrongly, or special ids in the text."""
+    """Questions without the true turns before them, answers cut wrongly, special ids in the text, figures of nobody."""
     talk = [("你好", "你好，我是小驼。"), ("你住在哪里？", "我住在驼铃谷。")]
     prompts = [Template().prompt(tokenizer, talk[:turn], talk[turn][0]) for turn in range(2)]
-    folder = teach([(prompts[0], talk[0][1]), (prompts[1], "好" * 30)], tmp_path / "model")
+    write_json(tmp_path / "run" / "run.json", {})
+    (step := tmp_path / "run" / "checkpoints" / "step-00000007").parent.mkdir()
+    write_manifest(teach([(prompts[0], talk[0][1]), (prompts[1], "好" * 30)], step), {"step": 7})
     corpus = tmp_path / "talks.jsonl"
     roles = ("user", "assistant")
     messages = [{"role": role, "content": text} for pair in talk for role, text in zip(roles, pair, strict=True)]
     corpus.write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8")
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
-    run_command(repetition, "--checkpoint", folder, "--source", "openai", "--input", corpus, "--json", out, "--device", "cpu",
-                "--predictions", lines, "--max_new_tokens", 100)
+    run_command(repetition, "--checkpoint", tmp_path / "run", "--source", "openai", "--input", corpus, "--json", out,
+                "--device", "cpu", "--predictions", lines, "--max_new_tokens", 100)
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [row["input"] for row in rows] == ["你好", "你住在哪里？"]
     assert [row["prediction"] for row in rows] == ["你好，我是小驼。", "好" * 30] and all(row["stopped"] for row in rows)
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["stopped"] == 1 and figures["loops"] == 0.5 and figures["answers"] == 2
     assert figures["tokens"] == sum(len(tokenizer.encode(row["prediction"])) for row in rows) / 2
+    again = tmp_path / "again.json"
+    run_command(repetition, "--score", lines, "--json", again)
+    for found in (figures, json.loads(again.read_text(encoding="utf-8"))):
+        assert (found["checkpoint"], found["step"]) == (str(tmp_path / "run"), 7) and "weights" not in found
+
+
+@pytest.mark.parametrize("command", [repetition, rouge])
+@pytest.mark.parametrize(("said", "recorded"), [
+    ([{}, {}], {}), ([{"step": 7}, {"step": 8}], {}), ([{"step": 7}, {}], {}), ([{"step": True}] * 2, {}),
+    ([{"checkpoint": "runs/a", "step": 7, "weights": "int8"}] * 2, {"checkpoint": "runs/a", "step": 7, "weights": "int8"}),
+])
+def test_a_file_of_answers_has_the_step_that_all_its_lines_say(
+    run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: ModuleType,
+    said: list[dict[str, Any]], recorded: dict[str, Any],
+) -> None:
+    """Figures of nobody knows which weights; a step made up for answers from elsewhere, or for those of two models."""
+    file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
+    file.write_text("\n".join(json.dumps({"prediction": "好", "reference": "好", **each}) for each in said))
+    run_command(command, "--score", file, "--json", out)
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert {key: value for key, value in figures.items() if key in ("checkpoint", "step", "weights")} == recorded
+    assert ("does not say which model answered" in capsys.readouterr().out) is not bool(recorded)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

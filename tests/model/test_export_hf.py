@@ -11,7 +11,7 @@ import torch
 
 from chat.settings import DEFAULTS
 from common.errors import UserError
-from common.files import write_json
+from common.files import read_json, write_json
 from model import checkpoints, export
 from model.config import preset
 from model.decode import decode
@@ -146,6 +146,9 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
 
     write_json(trained_run / "results/rouge.json", {
         "step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}})
+    data = read_json(trained_run / "run.json")["fingerprints"]["data"][0]["set"]
+    write_json(trained_run / "results/trigram.json", {"data_fingerprint": data, "loss": 4.0625})
+    write_json(trained_run / "results/other.json", {"data_fingerprint": data[::-1], "loss": 3.0625})
     export_hf(trained_run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---")[1])
@@ -157,6 +160,8 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
                  "| rouge_1.f | 0.4321 |", "| records | 300 |"):
         assert fact in card, fact
     assert "987,654,321" not in card and "987654321" not in card
+    # Figures of a model that is not this one, in the open, and none of other data.
+    assert "a baseline on the same data: trigram\n\n| | |\n|---|---|\n| loss | 4.0625 |" in card and "3.0625" not in card
 
 
 def test_the_card_has_scores_of_the_exported_weights_alone(trained_run: Path, tmp_path: Path) -> None:

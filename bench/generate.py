@@ -8,10 +8,7 @@ measured in the run over the bytes of weights that every step reads.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -22,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from bench.decoders import DECODERS, PACKAGES, Precision, Task
+from bench.turns import take_turns
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, peak_memory_bytes
 from common.options import Parser, out_file
-from common.progress import progress
 from model.config import LlamaConfig, preset
 
 CONFIG = preset("babyllama-43m", vocab_size=65_000)
@@ -105,17 +102,6 @@ def take_turn(entrant: int, folder: Path, threads: int, length: int, new: int) -
     peak, rate = peak_memory_bytes(), bandwidth()
     return [Figure(name, precision, batch, sum(map(len, prompts)), each.ids, each.prefill, each.decode, peak, rate)
             for batch, prompts, each in found]
-
-
-def run_turn(entrant: int, folder: Path, arguments: argparse.Namespace) -> list[Figure]:
-    """One turn in a process of its own."""
-    numbers = [str(getattr(arguments, name)) for name in ("threads", "prompt", "new")]
-    command = [sys.executable, "-m", "bench.generate", "--turn", str(entrant), str(folder),
-               "--threads", numbers[0], "--prompt", numbers[1], "--new", numbers[2]]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": numbers[0]})
-    if done.returncode:
-        raise UserError(f"{ENTRANTS[entrant][0]}: its process ended with exit code {done.returncode}; see above")
-    return [Figure(**each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
 def check_ids(figures: list[Figure]) -> None:
@@ -207,21 +193,20 @@ def main() -> None:
     arguments = parse()
     if arguments.turn:
         entrant, folder = arguments.turn
-        found = take_turn(int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new)
-        print(json.dumps([asdict(each) for each in found]))
+        measured = take_turn(int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new)
+        print(json.dumps([asdict(each) for each in measured]))
         return
     from safetensors.torch import save_file
 
     from model.llama import Llama
 
     entrants = present(arguments.contenders.split(","))
-    figures: list[Figure] = []
+    numbers = [word for name in ("threads", "prompt", "new") for word in (f"--{name}", str(getattr(arguments, name)))]
     with tempfile.TemporaryDirectory() as temporary:
         save_file(Llama(CONFIG).initialise(SEED).state_dict(), Path(temporary) / WEIGHTS)
-        with progress("turns", total=arguments.turns * len(entrants), unit="turn") as bar:
-            for entrant in entrants * arguments.turns:
-                figures += run_turn(entrant, Path(temporary), arguments)
-                bar.update()
+        asked = [(ENTRANTS[entrant][0], ["--turn", str(entrant), temporary, *numbers]) for entrant in entrants]
+        found = take_turns("bench.generate", asked, arguments.turns, arguments.threads)
+    figures = [Figure(**each) for turn in found for each in turn]
     check_ids(figures)
     rows = summarise(figures)
     show(rows, figures)

@@ -9,10 +9,7 @@ turns, A B A B …: only the ratio inside one run counts.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.turns import take_turns
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, peak_memory_bytes
 from common.options import Parser, out_file
-from common.progress import progress
 from data.batches import assemble
 from data.examples import Examples, Phrasings, examples_of
 from data.packing import pack
@@ -97,17 +94,6 @@ def take_turn(way: str, data: Path, length: int, steps: int, records: int, threa
     return Turn(way, records / statistics.median(seconds[1:]), scored, peak_memory_bytes())
 
 
-def run_turn(way: str, arguments: argparse.Namespace) -> Turn:
-    """One turn in a process of its own."""
-    words = [f"--{name}={getattr(arguments, name)}" for name in ("data", "length", "steps", "records", "threads")]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-    done = subprocess.run([sys.executable, "-m", "bench.sft", "--turn", way, *words], stdout=subprocess.PIPE, text=True,
-                          env=environment)
-    if done.returncode:
-        raise UserError(f"the {way} turn ended with exit code {done.returncode}; see above")
-    return Turn(**json.loads(done.stdout.splitlines()[-1]))
-
-
 def main() -> None:
     """Entry point of `python -m bench.sft`."""
     parser = Parser(prog="python -m bench.sft", description=__doc__,
@@ -124,16 +110,14 @@ def main() -> None:
     for name, least in (("length", 2), ("records", 1), ("steps", 2), ("turns", 1), ("threads", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
+    names = ("data", "length", "steps", "records", "threads")
     if arguments.turn:
-        names = ("data", "length", "steps", "records", "threads")
         print(json.dumps(asdict(take_turn(arguments.turn, *(getattr(arguments, name) for name in names)))))
         return
     ShardSet.open(arguments.data)
-    with progress("turns", total=arguments.turns * len(WAYS), unit="turn") as bar:
-        turns = []
-        for way in WAYS * arguments.turns:
-            turns.append(run_turn(way, arguments))
-            bar.update()
+    words = [f"--{name}={getattr(arguments, name)}" for name in names]
+    asked = [(way, ["--turn", way, *words]) for way in WAYS]
+    turns = [Turn(**each) for each in take_turns("bench.sft", asked, arguments.turns, arguments.threads)]
     speeds = {way: [turn.records_per_second for turn in turns if turn.way == way] for way in WAYS}
     peaks = {way: max(turn.peak_bytes for turn in turns if turn.way == way) for way in WAYS}
     slowest = statistics.median(speeds["naive"])

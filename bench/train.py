@@ -7,10 +7,7 @@ losses, or the comparison is refused.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -21,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from bench.contenders import CONTENDERS, Task
+from bench.turns import take_turns
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, matmul_flops, peak_memory_bytes
 from common.options import Parser, out_file
-from common.progress import progress
 from model.config import LlamaConfig, preset
 
 CONFIG = preset("babyllama-43m", vocab_size=65_000)
@@ -79,16 +76,6 @@ def take_turn(contender: str, folder: Path, threads: int) -> Turn:
         seconds.append(time.perf_counter() - start)
     peak = peak_memory_bytes()
     return Turn(contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32))
-
-
-def run_turn(contender: str, folder: Path, threads: int) -> Turn:
-    """One turn in a process of its own."""
-    command = [sys.executable, "-m", "bench.train", "--turn", contender, str(folder), "--threads", str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        raise UserError(f"--contenders {contender}: its process ended with exit code {done.returncode}; see above")
-    return Turn(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def check_losses(turns: list[Turn]) -> None:
@@ -172,14 +159,11 @@ def main() -> None:
         print(json.dumps(asdict(take_turn(name, Path(folder), arguments.threads))))
         return
     names = contenders(arguments.contenders)
-    turns = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_task(folder, CONFIG, arguments.steps, arguments.rows, arguments.length)
-        with progress("turns", total=arguments.turns * len(names), unit="turn") as bar:
-            for name in names * arguments.turns:
-                turns.append(run_turn(name, folder, arguments.threads))
-                bar.update()
+        asked = [(name, ["--turn", name, str(folder), "--threads", str(arguments.threads)]) for name in names]
+        turns = [Turn(**each) for each in take_turns("bench.train", asked, arguments.turns, arguments.threads)]
     check_losses(turns)
     flops = CONFIG.flops_per_token(arguments.length)
     rows = summarise(turns, arguments.rows * arguments.length, flops)

@@ -19,7 +19,11 @@ Answers go to stdout, everything else to stderr: pipes work."""
 
 
 class ChatParser(Parser):
-    """A parser whose mistakes are in Chinese."""
+    """A parser whose help is in both languages, and whose mistakes are in Chinese."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, add_help=False, formatter_class=argparse.RawTextHelpFormatter)
+        self.add_argument("-h", "--help", action="help", help="显示本说明\nshow this help")
 
     def error(self, message: str) -> NoReturn:
         """See `common.options.Parser.error`."""
@@ -29,10 +33,8 @@ class ChatParser(Parser):
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; exits on `--help`. ChatError for a value that is out of range."""
-    parser = ChatParser(prog="python -m chat", description=DESCRIPTION, add_help=False,
-                        formatter_class=argparse.RawTextHelpFormatter)
+    parser = ChatParser("python -m chat", DESCRIPTION)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="显示本说明\nshow this help")
     add_model(parser)
     about = parser.add_mutually_exclusive_group()
     about.add_argument("--reference", type=_text, metavar="TEXT", help="要谈的资料\na reference text to talk about")

@@ -3,9 +3,8 @@
 import argparse
 import re
 
-from chat.options import add_model, add_settings, whole
+from chat.options import ChatParser, add_model, add_settings, whole
 from common.errors import UserError
-from common.options import Parser
 
 DESCRIPTION = """以 OpenAI chat-completions 协议提供一个模型；浏览器打开 / 就能与它对话。
 Serve a model by the OpenAI chat-completions protocol; open / in a browser to talk to it.
@@ -15,10 +14,8 @@ What a request does not say is as the options below say."""
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; exits on `--help`. UserError for a value that is out of range."""
-    parser = Parser(prog="python -m chat.serve", description=DESCRIPTION, add_help=False,
-                    formatter_class=argparse.RawTextHelpFormatter)
+    parser = ChatParser("python -m chat.serve", DESCRIPTION)
     add = parser.add_argument
-    add("-h", "--help", action="help", help="显示本说明\nshow this help")
     add_model(parser)
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="监听的地址（默认 127.0.0.1，只有本机连得上）；0.0.0.0 为所有网卡\n"

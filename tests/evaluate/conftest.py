@@ -1,4 +1,4 @@
-"""What the tests of answers share: a tiny model that was taught some by heart, and commands run in this process."""
+"""What the tests of measures share: a tiny model that was taught answers by heart, commands run in this process, two runs."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.template import Template
 from model.tokenizer import Tokenizer
+from tests.evaluate.reports import MEASURES, make_run
 
 Teach = Callable[[Sequence[tuple[list[int], str]], Path], Path]
 
@@ -60,3 +61,13 @@ def run_command(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., No
         module.main()
 
     return _run
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Two runs of unequal lengths and learning rates."""
+    first = make_run(tmp_path / "a", [5.0, 4.0, 3.0], {
+        20: MEASURES, 30: {**MEASURES, "loss": 2.25, "accuracy": 0.35}, 40: {**MEASURES, "loss": 2.75, "accuracy": 0.3},
+    }, optimizer={"lr": 0.25})
+    second = make_run(tmp_path / "b", [6.0, 2.0], {20: MEASURES}, max_steps=20, optimizer={"lr": 0.5})
+    return first, second

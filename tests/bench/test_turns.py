@@ -1,0 +1,26 @@
+"""Turns: in whose order, with whose words, and what becomes of one that fails."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.turns import take_turns
+from common.errors import UserError
+
+MODULE = """
+import json, os, sys
+print("loading: 100%")
+print(json.dumps([sys.argv[1:], os.environ["OMP_NUM_THREADS"], os.getpid()]))
+sys.exit(3 * (sys.argv[1] == "bad"))
+"""
+
+
+def test_contenders_take_turns_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch A A B B, figures of one contender under another's name, and a failure that is taken for a figure."""
+    (tmp_path / "one_turn.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    found = take_turns("one_turn", [("a", ["a", "1"]), ("b", ["b"])], turns=2, threads=7)
+    assert [words for words, _, _ in found] == [["a", "1"], ["b"]] * 2
+    assert {threads for _, threads, _ in found} == {"7"} and len({process for _, _, process in found}) == 4
+    with pytest.raises(UserError, match="odd one: its process ended with exit code 3"):
+        take_turns("one_turn", [("a", ["a"]), ("odd one", ["bad"])], turns=1, threads=1)

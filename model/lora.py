@@ -56,13 +56,33 @@ class Adapter:
     """Of its weights."""
 
 
+class RowDropout(nn.Dropout):
+    """Dropout that draws for each row from a generator of the row's own, once `seed_dropout` has given it some: what is
+    dropped in a row then does not depend on the rows that go through the model beside it, here or in another process.
+    """
+
+    rows: list[torch.Generator] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[B, T, D], one generator for each of B, → the same, a share of it zero and the rest scaled up."""
+        if self.rows is None or not self.training:
+            return super().forward(x)
+        return x * self._kept(x) / (1 - self.p)
+
+    @torch.compiler.disable  # what a generator draws is no part of a compiled program
+    def _kept(self, x: Tensor) -> Tensor:
+        assert self.rows is not None
+        drawn = [torch.rand(row.shape, generator=own, device=x.device) for own, row in zip(self.rows, x, strict=True)]
+        return torch.stack(drawn) >= self.p
+
+
 class LoraLinear(nn.Linear):
     """A bias-free linear map with an adapter. Takes over the weight of the one it stands for, frozen or not."""
 
     def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
-        self.scale, self.dropout = options.alpha / options.rank, options.dropout
+        self.scale, self.dropout = options.alpha / options.rank, RowDropout(options.dropout)
         device = linear.weight.device
         self.lora_A = nn.Linear(self.in_features, options.rank, bias=False, device="meta")
         self.lora_B = nn.Linear(options.rank, self.out_features, bias=False, device="meta")
@@ -75,7 +95,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in] → [..., out]."""
-        thin = self.lora_A(F.dropout(x, self.dropout, self.training))
+        thin = self.lora_A(self.dropout(x))
         return F.linear(x, self.weight) + self.lora_B(thin) * self.scale
 
 
@@ -88,6 +108,16 @@ def attach(model: "Llama", adapter: Adapter, seed: int) -> None:
             if name in adapter.options.targets and isinstance(child, nn.Linear):
                 setattr(parent, name, LoraLinear(child, adapter.options, generator).train(child.training))
     model.adapter = adapter
+
+
+def seed_dropout(model: "Llama", seeds: list[int]) -> None:
+    """Have the adapter's dropout, if there is any, draw from seeds[i] in row i of the next forward pass."""
+    if model.adapter is None or not model.adapter.options.dropout:
+        return
+    rows = [torch.Generator(model.lm_head.weight.device).manual_seed(seed) for seed in seeds]
+    for module in model.modules():
+        if isinstance(module, RowDropout):
+            module.rows = rows
 
 
 def adapter_tensors(model: "Llama") -> dict[str, Tensor]:

@@ -26,9 +26,16 @@ class Clock:
         self._seconds, self._mark = 0.0, time.perf_counter()
         self._last: dict[str, float] = {}
         self._pace = 0.0
+        # Seconds: when a wish to stop was last looked for, the longest that one had to wait for that in the last step and in
+        # this one, and how long the last checkpoint took to write.
+        self._looked: float | None = None
+        self._waits = (0.0, 0.0)
+        self._saving = 0.0
 
     def tick(self, tokens: int, targets: int, attended: int, **measures: float) -> None:
         """One step of so many positions, so many of them with a loss, is over; for `attended` see the function."""
+        self.look()
+        self._waits = (self._waits[1], 0.0)
         self.pause()
         self.go_on()
         self._steps += 1
@@ -37,13 +44,29 @@ class Clock:
         self._attended += attended
         self._last = measures
 
+    def look(self) -> None:
+        """A wish to stop is looked for: in a moment it is acted upon."""
+        now = time.perf_counter()
+        if self._looked is not None:
+            self._waits = (self._waits[0], max(self._waits[1], now - self._looked))
+        self._looked = now
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint was written."""
+        self._saving, self._looked = seconds, None
+
+    def to_stop(self) -> float | None:
+        """Seconds that it may take until a wish to stop is found and a checkpoint written; None if nothing tells yet."""
+        longest = max(self._waits)
+        return longest + self._saving if longest else None
+
     def pause(self) -> None:
         """Stop counting time."""
         self._seconds += time.perf_counter() - self._mark
 
     def go_on(self) -> None:
         """Count again."""
-        self._mark = time.perf_counter()
+        self._mark, self._looked = time.perf_counter(), None
 
     def measures(self) -> dict[str, Any]:
         """What the last step told, tokens_per_second (padding left out), mfu (share of the machines' own matmul rate),

@@ -1,14 +1,18 @@
 """The loop: rows to loss to step, with everything that makes a run whole around it.
 
 One step is: the micro-batches of the step forward and backward, clip, check that loss and gradient are finite, move the
-weights. Then, where due: a line in the log, a checkpoint, an evaluation, samples. The checkpoint comes before the
-evaluation, so that an evaluation that dies loses nothing; a resumed run makes up for the evaluation it missed.
+weights. A signal ends it between two micro-batches, as if it had not begun. Then, where due: a line in the log, a
+checkpoint, an evaluation, samples. The checkpoint comes before the evaluation, so that an evaluation that dies loses
+nothing; a resumed run makes up for the evaluation it missed.
 """
 
+import contextlib
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from common.files import write_sealed
 from data.batches import Batch, Batches
 from model.checkpoints import ENDED, load_weights, step_folder
 from model.llama import Llama
+from model.lora import seed_dropout
 from train import checkpoint, parallel
 from train.capacity import Choices, autocast, check_batch
 from train.clock import Clock, attended, duration
@@ -60,6 +65,10 @@ class State:
     level: Level = field(default_factory=Level)
 
 
+class _Unfinished(Exception):
+    """Leads out of a step that is given up, with nothing of it applied."""
+
+
 class Trainer:
     """Trains one model on one stream of batches inside one run folder."""
 
@@ -91,18 +100,20 @@ class Trainer:
         self._saved = run.start
         self._accuracy: float | None = None
         self._clock = Clock(horizon.steps, choices, model, self.device)
+        self._stop = StopRequest(self._clock.to_stop)
 
     def train(self) -> bool:
-        """Train to the last step, or to the end of the step in which a signal came. True if the run is complete."""
-        with StopRequest() as stop:
+        """Train to the last step, or to the one before that in which a signal came. True if the run is complete."""
+        with self._stop:
             self._settled()
-            self._evaluate_if_due(stop)
-            while not self._ends(stop):
-                self._step()
-                self._log_if_due()
-                if self._due(self.options.checkpoint.every) or self._due(self.horizon.evaluate_every):
-                    self._save()
-                self._evaluate_if_due(stop)
+            self._evaluate_if_due()
+            with contextlib.suppress(_Unfinished):
+                while not self._ends():
+                    self._step()
+                    self._log_if_due()
+                    if self._due(self.options.checkpoint.every) or self._due(self.horizon.evaluate_every):
+                        self._save()
+                    self._evaluate_if_due()
             if self._saved != self.state.step:
                 self._save()
         return self._settled()
@@ -119,9 +130,10 @@ class Trainer:
                 ended.unlink(missing_ok=True)
         return complete
 
-    def _ends(self, stop: StopRequest) -> bool:
+    def _ends(self) -> bool:
         """Whether any process has a reason to end: a signal came to it, or, to the first one, scores that are no better."""
-        return bool(parallel.total(int(bool(stop) or self._complete()))[0])
+        self._clock.look()
+        return bool(parallel.total(int(bool(self._stop) or self._complete()))[0])
 
     def _complete(self) -> bool:
         return self.state.step == self.horizon.steps or self.stalled()
@@ -150,10 +162,6 @@ class Trainer:
         logged = self._is_logged(state.step + 1)
         hits = torch.zeros((), device=self.device, dtype=torch.int64) if logged else None
         micro_batches = self.batches.step(state.step, self.choices.micro_rows)
-        if self.model.adapter is not None:
-            # An adapter's dropout is the only thing that is drawn: from the step, so that a resumed run draws the same, and
-            # from the process, whose rows are others.
-            torch.manual_seed((options.seed * 1_000_003 + state.step + (parallel.rank() << 40)) % 2**63)
         loss, norm = self._gradients(micro_batches, hits)
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers.values():
@@ -183,8 +191,14 @@ class Trainer:
         (targets,) = parallel.total(sum(len(batch.targets) for batch in micro_batches))
         # Of the gradients of several processes the mean is taken, so each computes its own as many times too large.
         scale = parallel.size() / targets
+        # An adapter's dropout is the only thing that is drawn: from the row, whose number is its own in the whole run, so
+        # that it is the same after a resume, in any process and beside any other rows.
+        seeds = ((self.options.seed * 1_000_003 + row) % 2**63 for row in self.batches.rows(self.state.step))
         for left, batch in zip(range(len(micro_batches))[::-1], micro_batches, strict=True):
+            if left + 1 < len(micro_batches):
+                self._leave_if_asked()
             check_batch(batch, self.model.config.vocab_size)
+            seed_dropout(self.model, list(islice(seeds, len(batch.ids))))
             batch = batch.to(self.device)
             with autocast(self.device, self.choices.precision), parallel.accumulating(self._module, more=left > 0):
                 loss = self._module(
@@ -198,6 +212,15 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
         (loss_of_all,) = parallel.total(float(total))
         return loss_of_all / parallel.size(), float(parallel.whole(norm))
+
+    def _leave_if_asked(self) -> None:
+        """Leave the step if a signal came to any process; all of them learn it here, so all leave. It is as if the step had
+        not begun: gradients are all that there is of it.
+        """
+        self._clock.look()
+        if parallel.anywhere(bool(self._stop)):
+            self.model.zero_grad(set_to_none=True)
+            raise _Unfinished
 
     def _skip(self, loss: float, norm: float) -> None:
         state = self.state
@@ -252,6 +275,7 @@ class Trainer:
               f"epoch {epoch:.2f}  left {duration(self._clock.left(state.step))}", flush=True)
 
     def _save(self) -> None:
+        begun = time.perf_counter()
         self.state.scaler = self.scaler.state_dict()
         if parallel.first():
             self.run.must_be_there()
@@ -262,6 +286,7 @@ class Trainer:
         )
         self._saved = self.state.step
         self._rotate()
+        self._clock.saved(time.perf_counter() - begun)
 
     def _rotate(self) -> None:
         # While steps are skipped nobody knows whether the run recovers: older checkpoints may be the last good ones.
@@ -273,7 +298,7 @@ class Trainer:
         return (step > 0 and self._due(self.horizon.evaluate_every)
                 and not parallel.from_first(self.log.has("evaluated", step)))
 
-    def _evaluate_if_due(self, stop: StopRequest) -> None:
+    def _evaluate_if_due(self) -> None:
         step = self.state.step
         if not self._evaluation_due():
             return
@@ -281,7 +306,7 @@ class Trainer:
         model = parallel.whole_model(self.model)
         model.eval()
         # Nothing is lost with it: the checkpoint of this step is there, and what was measured is measured again.
-        done = parallel.from_first(parallel.first() and stop.unless_asked(
+        done = parallel.from_first(parallel.first() and self._stop.unless_asked(
             lambda: self._evaluate(model, step, self.log, self._complete)))
         self.model.train()
         if done:

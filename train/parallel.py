@@ -76,8 +76,8 @@ def together() -> Iterator[None]:
         if not _fails_first(store) and (lost or isinstance(error, UserError | KeyboardInterrupt)):
             sys.exit(2)
         if lost:
-            raise UserError(f"another process of this run has ended or does not answer any more ({_brief(error)}), so all of "
-                            "them end; the same command goes on from the last whole checkpoint") from None
+            so = "so all of them end; the same command goes on from the last whole checkpoint"
+            raise UserError(f"{_brief(error)}, {so}") from None
         raise
     signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
@@ -88,7 +88,7 @@ class _ToldToEnd(Exception):
 
 
 def _told_to_end(number: int, frame: FrameType | None) -> None:
-    raise _ToldToEnd("told so by torchrun")
+    raise _ToldToEnd
 
 
 @contextlib.contextmanager
@@ -111,8 +111,11 @@ def _lost(error: BaseException) -> bool:
 
 
 def _brief(error: BaseException) -> str:
-    """The first sentence of an error without the place in gloo's own code."""
-    return re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][:120]
+    """Why all processes end: the first sentence of an error, without the place in gloo's own code."""
+    if isinstance(error, _ToldToEnd):
+        return "torchrun was told to end this run, or another process of it has ended"
+    said = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][:120]
+    return f"another process of this run has ended or does not answer any more ({said})"
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -154,6 +157,15 @@ def total(*values: Any) -> list[Any]:
     summed = torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
     dist.all_reduce(summed, group=_patient())
     return summed.tolist()
+
+
+def anywhere(true: bool) -> bool:
+    """Whether something is true in any process. For use inside a step: who does not answer is given up as soon as there."""
+    if size() == 1:
+        return true
+    found = torch.tensor(int(true))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def from_first(value: T) -> T:

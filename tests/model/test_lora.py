@@ -15,7 +15,7 @@ from common.options import mistakes
 from model import adapter_files, checkpoints, functions
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.lora import Adapter, LoraOptions, adapter_tensors, attach
+from model.lora import Adapter, LoraOptions, RowDropout, adapter_tensors, attach, seed_dropout
 from model.loss import LossPath, available_paths, linear_cross_entropy
 from model.tokenizer import Tokenizer
 
@@ -203,6 +203,28 @@ def test_dropout_is_in_training_only(tokenizer: Tokenizer, tmp_path: Path) -> No
         assert torch.equal(model(ids()), model(ids()))
         model.train()
         assert not torch.equal(model(ids()), model(ids()))
+
+
+def test_what_is_dropped_in_a_row_is_the_row_s_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Losses that depend on the micro-batch or on the number of processes; one pattern for all rows, matrices or steps."""
+    model = adapted(make_base(tmp_path / "base", tokenizer), dropout=0.5, targets=("q_proj", "v_proj")).train()
+    with torch.no_grad():
+        seed_dropout(model, [7, 8, 9])
+        together = model(ids())
+        for row, seed in enumerate((7, 8, 9)):
+            seed_dropout(model, [seed])
+            same(model(ids()[row : row + 1]), together[row : row + 1])
+        for other in ([8, 7, 9], [7, 7, 9]):
+            seed_dropout(model, other)
+            assert (model(ids()) - together).abs().amax((1, 2)).gt(1e-3).tolist() == [other[0] != 7, True, False]
+    alone, x = RowDropout(0.3), torch.ones(2, 500, 40)
+    alone.rows = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    first, second = alone(x), alone(x)
+    assert sorted(first.unique().tolist()) == pytest.approx([0.0, 1 / 0.7])
+    for one, two in ((first[0], first[1]), (first, second)):
+        # As often as two that know nothing of each other.
+        assert ((one > 0) == (two > 0)).float().mean().item() == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
+    assert first.mean().item() == pytest.approx(1.0, abs=0.02) and torch.equal(alone.eval()(x), x)
 
 
 @pytest.mark.parametrize("path", available_paths())

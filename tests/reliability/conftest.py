@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.kill import Scenario, fine_tuning, pretraining
+from bench.kill import Scenario, differences, fine_tuning, pretraining
 from model import checkpoints
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import Tokenizer
+
+
+def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
+    """The same command once more lets a run end as the one that was never stopped."""
+    child = scenario.start(run)
+    assert child.wait() == 0, child.said
+    assert differences(run, whole) == []
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM: the step ends, a checkpoint is written, a line says how to go on; the second leaves at once."""
+"""Ctrl-C and SIGTERM: the last finished step is saved, a line says how to go on; the second leaves at once."""
 
+import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import pytest
 
 from bench.child import started
-from bench.kill import Scenario, differences
+from bench.kill import Scenario
 from model.checkpoints import steps
+from tests.reliability.conftest import goes_on
+from train.signals import ECHO_SECONDS
 
 
 @dataclass
@@ -47,22 +51,60 @@ class Endless:
             time.sleep(0.01)
 
 
-def faulty(scenario: Scenario, run: Path, what: str) -> Any:
-    arguments = [*scenario.arguments, "--run", str(run)]
-    return started(scenario.module, arguments, run.with_suffix(".log"), Endless(what, run.with_suffix(".sign")))
+@dataclass
+class Long:
+    """The fault: the first micro-batch of a step, counted from one, lasts until there is a file `go`; no later one ends."""
+
+    step: int
+    folder: Path
+
+    def __call__(self) -> None:
+        import train.loop
+
+        self._check, self._count = train.loop.check_batch, 0
+        train.loop.check_batch = self._wait  # type: ignore[assignment]
+
+    def _wait(self, *arguments: Any) -> None:
+        self._check(*arguments)
+        self._count += 1
+        if self._count > 2 * self.step - 2:  # two a step
+            (self.folder / "begun").touch()
+            while self._count > 2 * self.step - 1 or not (self.folder / "go").exists():
+                time.sleep(0.01)
 
 
-def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
-    child = scenario.start(run)
-    assert child.wait() == 0, child.said
-    assert differences(run, whole) == []
+def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
+    return started(scenario.module, [*scenario.arguments, "--run", str(run)], run.with_suffix(".log"), fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "kept", "when"), [
+    (8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the rows under way are through")])
+def test_a_signal_in_a_long_step_does_not_wait_for_its_end(
+    step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path
+) -> None:
+    """Minutes in which it looks hung, until somebody kills it; half a step that is saved, or logged; the same signal twice
+    in a moment, as systemd through torchrun sends it, taken for impatience that must not wait for the checkpoint."""
+    run = tmp_path / "run"
+    with faulty(pretrain, run, Long(step, tmp_path)) as child:
+        child.until((tmp_path / "begun").exists)
+        child.send(signal.SIGTERM)
+        child.until(lambda: "SIGTERM" in child.said)
+        child.send(signal.SIGTERM)
+        assert re.search(rf"\nSIGTERM: saving the last finished step and stopping, {when}; once more to leave", child.said)
+        time.sleep(0.1)
+        (tmp_path / "go").touch()
+        assert child.wait() == 0, child.said
+    assert f"saved after step {step - 1} of 40; the same command goes on from there" in child.said
+    assert child.said.count("SIGTERM") == 1 and steps(run) == kept
+    goes_on(pretrain, run, whole)
 
 
 @pytest.mark.slow
 def test_a_signal_ends_an_evaluation_at_once(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
     """Ctrl-C that waits for minutes of scoring and answering; half an evaluation that stays in the record."""
     run = tmp_path / "run"
-    with faulty(pretrain, run, "evaluation") as child:
+    with faulty(pretrain, run, Endless("evaluation", run.with_suffix(".sign"))) as child:
         child.until(run.with_suffix(".sign").exists)
         child.send(signal.SIGTERM)
         assert child.wait() == 0, child.said
@@ -76,10 +118,11 @@ def test_a_signal_ends_an_evaluation_at_once(pretrain: Scenario, whole: Path, tm
 def test_a_second_ctrl_c_leaves_at_once_and_whole(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
     """Half a checkpoint left by impatience, or a second Ctrl-C that has to wait as well."""
     run = tmp_path / "run"
-    with faulty(pretrain, run, "checkpoint") as child:
+    with faulty(pretrain, run, Endless("checkpoint", run.with_suffix(".sign"))) as child:
         child.until(run.with_suffix(".sign").exists)
         child.send(signal.SIGINT)
         child.until(lambda: "once more to leave at once" in child.said)
+        time.sleep(ECHO_SECONDS)
         child.send(signal.SIGINT)
         assert child.wait() == 130, child.said
     assert steps(run) == [4] and "Traceback" not in child.said

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from common.errors import run_main
+from common.errors import UserError, run_main
 from model.checkpoints import step_folder, steps
 from train import parallel, pretrain, sft
 from train.entry import read_options
@@ -43,6 +43,14 @@ def signalled(number: int, step: int, *words: str) -> None:
 
     with mock.patch.object(Trainer, "_gradients", gradients):
         train("pretrain", *words)
+
+
+def refused(*words: str) -> None:
+    """Fine-tuning that every process must refuse before it waits for another; the line is printed once."""
+    try:
+        train("sft", *words)
+    except UserError as error:
+        print(f"refused: {error}")
 
 
 def cut(source: str, target: str, step: int) -> None:
@@ -82,7 +90,7 @@ def main() -> None:
     """Do the jobs of the file, one after another."""
     with parallel.together():
         for name, *arguments in json.loads(Path(sys.argv[1]).read_text()):
-            {"train": train, "cut": cut, "muon": muon, "signalled": signalled}[name](*arguments)
+            {"train": train, "refused": refused, "cut": cut, "muon": muon, "signalled": signalled}[name](*arguments)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,36 @@ def test_attention_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         assert clock.measures()["mfu"] == pytest.approx(expected)
 
 
+def test_how_long_stopping_may_take_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes announced as a second, or the time of an evaluation or of a first, compiling step for good."""
+    now = [0.0]
+    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1.0)
+    monkeypatch.setattr("train.clock.time.perf_counter", lambda: now[0])
+    config = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=4)
+    clock = Clock(9, Choices("cpu", "fp32", False, 1, "chunked"), Llama(config), torch.device("cpu"))
+
+    def step(*micro_batches: float) -> None:
+        for seconds in micro_batches:
+            clock.look()
+            now[0] += seconds
+        clock.tick(1, 1, 1)
+
+    assert clock.to_stop() is None
+    step(60.0, 3.0)
+    assert clock.to_stop() == 60.0
+    step(4.0, 5.0)
+    step(4.0, 5.0)
+    assert clock.to_stop() == 5.0
+    now[0] += 20.0
+    clock.saved(20.0)
+    clock.pause()
+    now[0] += 100.0
+    clock.go_on()
+    step(4.0, 6.0)
+    assert clock.to_stop() == 6.0 + 20.0
+
+
 @pytest.mark.slow
 def test_a_run_that_patience_ended_stands_for_its_best(tmp_path: Path, shard_set: Path) -> None:
     """Chat and evaluation with the checkpoint that was worse, after every other was; one that trains on and stays behind."""

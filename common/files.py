@@ -31,7 +31,8 @@ def fsync(path: Path) -> None:
     """Force a file or folder to the disk (for a folder: the names in it)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

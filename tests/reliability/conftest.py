@@ -4,6 +4,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,48 @@ def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     (tmp_path / "model").mkdir()
     checkpoints.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+@dataclass
+class Ext4:
+    """A disk of its own, a file with ext4 in it, that can turn read-only under those who write to it."""
+
+    image: Path
+    folder: Path
+
+    def mount(self) -> None:
+        """Mount it."""
+        ordered("mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder))
+
+    def fault(self) -> Path:
+        """The file into which a 1 makes the kernel find an error on the disk."""
+        device = ordered("findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)).strip()
+        return Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
+
+    def mount_again(self) -> None:
+        """What its owner does after a fault. What was written and not synced before is lost."""
+        ordered("umount", str(self.folder))
+        self.mount()
+
+
+def ordered(*words: str) -> str:
+    """What a command prints; the test is skipped where there is no such command, or it may not do it."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        pytest.skip(f"there is no {words[0]} here")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"a disk cannot be made and mounted here, which takes root and loop devices: {error.stderr.strip()}")
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Ext4]:
+    """A mounted one."""
+    made = Ext4(tmp_path / "image", tmp_path / "ext4")
+    made.folder.mkdir()
+    with made.image.open("wb") as file:
+        file.truncate(64 << 20)
+    ordered("mkfs.ext4", "-q", str(made.image))
+    made.mount()
+    yield made
+    subprocess.run(["umount", "-l", str(made.folder)], check=True)

@@ -1,6 +1,7 @@
 """A disk that is full, read-only or gone: one clear line, exit code 2, and what was whole before is still there."""
 
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from common.files import manifest_problem, write_json
 from common.metrics_file import read_metrics
 from data.shards import ShardSet
 from model.checkpoints import step_folder, steps
-from tests.reliability.conftest import Mount
+from tests.reliability.conftest import Ext4, Mount
 from train.metrics import MetricsLog
 
 
@@ -93,6 +95,52 @@ def test_a_run_that_vanishes_is_not_made_again(pretrain: Scenario, tmp_path: Pat
     with started(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)) as child:
         assert child.wait() == 2, child.said
     assert f"{run} is gone" in the_line(child.said) and not run.exists()
+
+
+@dataclass(frozen=True)
+class TurnReadOnly:
+    """The fault: after so many steps, or so many checkpoints that are not whole yet, the kernel finds an error on the disk
+    and lets nobody write to it any more."""
+
+    what: str
+    count: int
+    fault: Path
+
+    def __call__(self) -> None:
+        import train.checkpoint
+        import train.loop
+
+        owner, name = (train.loop.Trainer, "_step") if self.what == "step" else (train.checkpoint, "save_file")
+        real, calls = getattr(owner, name), itertools.count(1)
+
+        def failing(*arguments: Any) -> None:
+            real(*arguments)
+            if next(calls) == self.count:
+                self.fault.write_text("1")
+
+        setattr(owner, name, failing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "count", "file"), [
+    ("step", 16, "metrics.jsonl"), ("checkpoint", 5, "step-00000016")])
+def test_a_disk_that_turns_read_only_in_mid_run(
+    what: str, count: int, file: str, pretrain: Scenario, whole: Path, ext4: Ext4, tmp_path: Path
+) -> None:
+    """A traceback of TensorBoard's; training that nobody can save; a last checkpoint that was said to be on the disk and is
+    not there when the disk comes back."""
+    run = ext4.folder / "run"
+    arguments, fault = [*pretrain.arguments, "--run", str(run)], TurnReadOnly(what, count, ext4.fault())
+    with started(pretrain.module, arguments, tmp_path / "log", fault) as child:
+        assert child.wait() == 2, child.said
+    line = the_line(child.said)
+    assert file in line and "is on a disk that is read-only: make it writable" in line
+    assert f"goes on from the last whole checkpoint in {run}" in line
+    ext4.mount_again()
+    assert manifest_problem(step_folder(run, 12)) is None and max(steps(run)) == 12
+    with started(pretrain.module, arguments, tmp_path / "again.log") as child:
+        assert child.wait() == 0, child.said
+    assert "continues after step 12" in child.said and differences(run, whole) == []
 
 
 @pytest.mark.slow

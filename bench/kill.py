@@ -1,12 +1,13 @@
 """Kill -9 anywhere: training runs killed at random moments, many times each, and resumed until they end.
 
-    python -m bench.kill                 60 kills over runs of pretraining and of fine-tuning
+    python -m bench.kill                 60 kills over runs of pretraining, fine-tuning, an adapter, and one that ends early
     python -m bench.kill --kills 500 --seed 7
 
 Each run must end as the run that was never stopped: every checkpoint that is left the same bytes (weights, optimiser,
 state), the same `metrics.jsonl` but for times and speeds, the same samples, the same best checkpoint, nothing left over.
 The model is tiny; the path is the whole one: gradient accumulation, epoch borders, evaluations, rotation, the best
-checkpoint. Writing is slowed (half a file, a pause, the rest), so that many kills hit a checkpoint as it is written.
+checkpoint, the end by patience. Writing is slowed (half a file, a pause, the rest), so that many kills hit a checkpoint
+as it is written.
 """
 
 import functools
@@ -35,18 +36,21 @@ from common.options import Parser
 from data.inputs import Group
 from data.prepare import PrepareOptions, prepare_groups
 from data.shards import FORMAT, ShardWriter
-from model.checkpoints import CHECKPOINTS, step_folder, steps
+from model.checkpoints import CHECKPOINTS, ENDED, save, step_folder, steps
+from model.config import LlamaConfig
+from model.llama import Llama
 from model.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = ("start", "opening", "plan", "step", "record", "checkpoint", "rotation", "evaluation")
+PLACES = ("start", "opening", "plan", "step", "record", "checkpoint", "rotation", "evaluation", "ending")
 # Times and speeds are the only fields of a record that may differ.
 CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
         "--model.num_attention_heads", "4", "--device", "cpu"]
 KILLS_PER_RUN = 6
 # Where kills are aimed at, the more dangerous the more often.
-AIMS = ("checkpoint", "checkpoint", "checkpoint", "rotation", "rotation", "evaluation", "evaluation", "record", "opening")
+AIMS = ("checkpoint", "checkpoint", "checkpoint", "rotation", "rotation", "evaluation", "evaluation", "record", "opening",
+        "ending")
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,38 @@ def pretraining(folder: Path) -> Scenario:
 
 def fine_tuning(folder: Path) -> Scenario:
     """Three epochs over a little of the sample's abstracts and titles, the best checkpoint by ROUGE."""
+    return _tuning(folder, "--base", "none", *TINY, "--epochs", "3")
+
+
+def adapting(folder: Path) -> Scenario:
+    """The same with an adapter that has dropout, beside a base of random weights."""
+    tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
+    shape = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256)
+    with atomic_folder(folder / "base", {}) as base:
+        save(Llama(shape).initialise(0), tokenizer, base)
+    return _tuning(folder, "--base", str(folder / "base"), "--device", "cpu", "--epochs", "3", "--adapter", "lora",
+                   "--lora.dropout", "0.2")
+
+
+def ending_early(folder: Path) -> Scenario:
+    """Fine-tuning that patience ends long before its last epoch: the run then stands for its best checkpoint."""
+    return _tuning(folder, "--base", "none", *TINY, "--epochs", "30", "--evaluation.patience", "2")
+
+
+def _tuning(folder: Path, *more: str) -> Scenario:
     sample = ROOT / "assets/sample/summary/csl"
-    group = Group("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
-    prepare_groups([group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48))
+    if not (folder / "csl").exists():
+        group = Group("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
+        prepare_groups([group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48))
     often = ["--checkpoint.every", "5", "--evaluation.every", "4", "--log_every", "2", "--evaluation.examples", "2",
              "--evaluation.max_new_tokens", "2"]
-    sizes = ["--sequence_length", "256", "--batch_tokens", "512", "--micro_batch", "1", "--epochs", "3"]
-    return Scenario("train.sft", ["--config", str(ROOT / "configs/sft.yaml"), "--data", str(folder / "csl"), "--base", "none",
-                                  *TINY, *sizes, *often])
+    sizes = ["--sequence_length", "256", "--batch_tokens", "512", "--micro_batch", "1"]
+    return Scenario("train.sft", ["--config", str(ROOT / "configs/sft.yaml"), "--data", str(folder / "csl"), *sizes, *often,
+                                  *more])
+
+
+SCENARIOS = {"pretraining": pretraining, "fine-tuning": fine_tuning, "an adapter": adapting, "ending early": ending_early}
 
 
 @dataclass(frozen=True)
@@ -128,6 +156,7 @@ class SlowAndTold:
             (train.checkpoint, "save", "checkpoint"), (train.checkpoint, "rotate", "rotation"),
             (train.pretrain, "evaluate", "evaluation"), (train.sft, "evaluate", "evaluation"),
             (Plan, "_build", "plan"), (PackedPlan, "_build", "plan"), (train.loop.Trainer, "_step", "step"),
+            (train.loop.Trainer, "_settled", "ending"),
             (train.metrics.MetricsLog, "write", "record"), (train.metrics.MetricsLog, "__init__", "opening"),
         ):
             setattr(owner, name, self._told(getattr(owner, name), place, shared, visits, fifo))
@@ -196,8 +225,15 @@ def differences(run: Path, whole: Path) -> list[str]:
         found.append("metrics.jsonl")
     if (run / "samples.md").read_bytes() != (whole / "samples.md").read_bytes():
         found.append("samples.md")
+    if sealed(run) != sealed(whole):
+        found.append(ENDED)
     left = [path.name for path in (*run.iterdir(), *(run / CHECKPOINTS).iterdir()) if path.suffix in (".tmp", ".old")]
     return found + [f"left over: {name}" for name in left]
+
+
+def sealed(run: Path) -> bytes | None:
+    """What a run says of its end by patience, if that is how it ended."""
+    return (run / ENDED).read_bytes() if (run / ENDED).exists() else None
 
 
 @dataclass
@@ -206,6 +242,7 @@ class Tally:
 
     runs: int = 0
     places: Counter[str] = field(default_factory=Counter)
+    scenarios: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -271,19 +308,19 @@ def kill_through(
 
 
 def kill_many(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> Tally:
-    """`kills` kills or a few more, over runs of both kinds in turn."""
+    """`kills` kills or a few more, over runs of all kinds in turn, as many of each."""
     draw, tally = random.Random(seed), Tally()
-    scenarios = {"pretraining": pretraining(folder), "fine-tuning": fine_tuning(folder)}
-    wholes = {}
+    scenarios = {name: make(folder) for name, make in SCENARIOS.items()}
+    wholes = {name: folder / f"{name} whole" for name in scenarios}
     for name, scenario in scenarios.items():
-        wholes[name] = folder / f"{name}-whole"
         child = scenario.start(wholes[name])
-        if child.wait(600):
-            raise UserError(f"the run that is never stopped failed: {child.said}")
-    while tally.kills < kills and not tally.faults:
-        for name, scenario in scenarios.items():
-            run = folder / f"{name}-{tally.runs}"
-            kill_through(scenario, run, wholes[name], min(KILLS_PER_RUN, kills), draw, tally)
+        if child.wait(600) or (sealed(wholes[name]) is not None) != (name == "ending early"):
+            raise UserError(f"the run that is never stopped failed, or did not end as it should: {child.said}")
+    while not tally.faults and (missing := [name for name in scenarios if tally.scenarios[name] * len(scenarios) < kills]):
+        for name in missing:
+            run, before = folder / f"{name} {tally.runs}", tally.kills
+            kill_through(scenarios[name], run, wholes[name], min(KILLS_PER_RUN, kills), draw, tally)
+            tally.scenarios[name] += tally.kills - before
             say(f"{run.name}: {tally.kills} kills so far, {len(tally.faults)} faults")
     return tally
 
@@ -300,6 +337,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="babyllama-kill-") as folder:
         tally = kill_many(Path(folder), options.kills, options.seed, lambda line: print(line, flush=True))
     print(f"{tally.kills} kills in {tally.runs} runs, {time.monotonic() - begun:.0f} s, {len(tally.faults)} faults")
+    print("  of: " + ", ".join(f"{name} {tally.scenarios[name]}" for name in SCENARIOS))
     print("  where: " + ", ".join(f"{place} {tally.places[place]}" for place in PLACES))
     for fault in tally.faults:
         print(f"  FAULT {fault}", file=sys.stderr)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.kill import PLACES, Aim, Scenario, aims, differences, kill
+from bench.kill import PLACES, SCENARIOS, Aim, Scenario, aims, differences, kill, sealed
+from model.checkpoints import ENDED
+from tests.reliability.conftest import goes_on
 
 # A new run while it plans its data; in the writing of a checkpoint that takes the place of none, then of others; in an
 # evaluation; in the rotation after it.
@@ -19,9 +21,7 @@ def through(scenario: Scenario, run: Path, whole: Path, moments: list[Aim]) -> l
         code, place = kill(scenario, run, aim)
         assert code == -signal.SIGKILL and place in PLACES
         places.append(place)
-    last = scenario.start(run)
-    assert last.wait() == 0, last.said
-    assert differences(run, whole) == []
+    goes_on(scenario, run, whole)
     return places
 
 
@@ -40,6 +40,20 @@ def test_fine_tuning_killed_anywhere_ends_in_the_same_bits(tune: Scenario, tmp_p
     through(tune, tmp_path / "run", tmp_path / "whole", [Aim("checkpoint", 2, 0.02), Aim("evaluation", 2, 0.01)])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "moments"), [
+    ("an adapter", [Aim("checkpoint", 2, 0.02), Aim("step", 2, 0.0)]),
+    ("ending early", [Aim("evaluation", 2, 0.01), Aim("ending", 2, 0.005)]),
+])
+def test_other_fine_tuning_killed_anywhere_ends_in_the_same_bits(name: str, moments: list[Aim], tmp_path: Path) -> None:
+    """Dropout drawn anew, an adapter without its base; a run that patience ended and that trains on, or stands for the wrong
+    checkpoint, because the kill came between its last evaluation and the word that it has ended."""
+    scenario = SCENARIOS[name](tmp_path)
+    child = scenario.start(tmp_path / "whole")
+    assert child.wait() == 0 and (sealed(tmp_path / "whole") is not None) == (name == "ending early"), child.said
+    assert through(scenario, tmp_path / "run", tmp_path / "whole", moments)[-1] == moments[-1].place
+
+
 def test_the_harness_sees_what_it_looks_for(finished: Path, whole: Path) -> None:
     """A comparison that finds nothing whatever happens."""
     assert differences(finished, whole) == []
@@ -48,7 +62,9 @@ def test_the_harness_sees_what_it_looks_for(finished: Path, whole: Path) -> None
     state = next((finished / "checkpoints").glob("step-*")) / "state.json"
     state.write_bytes(state.read_bytes() + b" ")
     (finished / ".x.tmp").touch()
-    assert [said.split()[-1] for said in differences(finished, whole)] == ["state.json", "metrics.jsonl", ".x.tmp"]
+    (finished / ENDED).touch()
+    found = [said.split()[-1] for said in differences(finished, whole)]
+    assert found == ["state.json", "metrics.jsonl", ENDED, ".x.tmp"]
 
 
 def test_kills_are_spread_over_a_run() -> None:

@@ -94,12 +94,13 @@ def _results(run: Path, checkpoint: Path, step: int) -> list[str]:
     And those of baselines that were counted on the data of the run, without a model.
     """
     sections = []
-    sets = [each["set"] for each in read_json(run / "run.json")["fingerprints"].get("data", ())]
+    data = _at(read_json(run / "run.json"), "fingerprints", "data")
+    sets = [_at(each, "set") for each in data] if isinstance(data, list) else []
     for file in sorted((run / "results").glob("*.json")):
         values = read_json(file)
         if not isinstance(values, dict) or "weights" in values:
             continue
-        baseline = values.get("data_fingerprint") in sets
+        baseline = "data_fingerprint" in values and values["data_fingerprint"] in sets
         figures = _figures({key: value for key, value in values.items() if key != "step"})
         if figures and (baseline or _of_these(values, checkpoint, step)):
             kind = "Beside it, a baseline on the same data" if baseline else "Scores"

@@ -116,8 +116,7 @@ class Run:
 
     def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         problems = []
-        # Runs of earlier versions that began with no base do not say so.
-        for key, value in {"base": "none", **before}.items():
+        for key, value in before.items():
             if now.get(key) != value:
                 said = "null" if value is None else value
                 what = f"{key}{_difference(value, now.get(key))}"

@@ -28,7 +28,6 @@ from data.prepare import PrepareOptions, prepare_groups
 from model import checkpoints
 from model.config import LlamaConfig
 from model.export_hf import export_hf
-from model.import_hf import import_hf
 from model.llama import Llama
 from model.tokenizer import Tokenizer
 
@@ -54,7 +53,7 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     made = {name: folder / name for name in (
         "corpus", "tsv", "empty", "folder", "nowhere", "huge", "binary", "archive", "surrogate", "text", "pairs", "broken_set",
         "model", "qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged", "young", "broken_run",
-        "adapter", "foreign", "imported",
+        "adapter", "foreign",
         *(f"{kind}_yaml" for kind in ("list", "date", "deep", "bomb", "number", "code")))}
     made["tokenizer"] = root / "assets" / "tokenizer"
     made["corpus"].write_text("".join(
@@ -110,7 +109,6 @@ def _models(made: dict[str, Path]) -> None:
     export_hf(made["model"], made["foreign"])
     for name in ("manifest.json", "tokenizer.model"):
         (made["foreign"] / name).unlink()
-    import_hf(made["foreign"], made["imported"])
 
 
 def test_the_table_is_one() -> None:

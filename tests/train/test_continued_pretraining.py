@@ -23,7 +23,6 @@ from model.tokenizer import Tokenizer
 from tests import foreign
 from train.base import newest_pretrained
 from train.pretrain import main
-from train.run import Run
 
 CPU = torch.device("cpu")
 SIZES = {"sequence_length": 128, "batch_tokens": 512, "micro_batch": 2, "max_steps": 6, "checkpoint.every": 2,
@@ -156,8 +155,6 @@ def test_a_run_from_nothing_does_not_go_on_with_a_base_nor_one_with_another(
     for other in ({"base": whole}, {}):
         with pytest.raises(UserError, match="was made with another base"):
             train(root, run, data=data, **other)
-    with pytest.raises(UserError, match="was made with another base"):  # one of before there were bases
-        Run(run)._check({"seed": 0}, {"seed": 0, "base": "1234"})
 
 
 def test_a_continued_run_is_measured_and_a_base_to_fine_tune(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -230,7 +231,7 @@ def test_a_killed_process_ends_the_others_with_one_line(four: Runs) -> None:
     """Three processes that wait for ever, or three tracebacks; a run that cannot go on."""
     said = (four["folder"] / "err-4").read_text()
     (line,) = (line for line in said.splitlines() if line.startswith("error:"))
-    assert "another process of this run has ended" in line and "the same command goes on" in line
+    assert re.search("another process of (this run|it) has ended", line) and "the same command goes on" in line
     assert "SIGKILL" in said and "Traceback" not in said[: said.index("torch/distributed/run.py")].rpartition("error:")[0]
     killed = (four["folder"] / "killed/metrics.jsonl").stat().st_mtime
     # The promise is 30 seconds; a machine that is busy with other things takes longer, one that hangs 10 minutes.

@@ -28,6 +28,9 @@ from model.config import LlamaConfig, preset
 CONFIG = preset("babyllama-43m", vocab_size=65_000)
 SEED = 1
 LOSS_TOLERANCE = 1e-4
+# Steps of a turn that are not timed: until then a process writes to memory that it has never used, at up to half a second of
+# the system's time a step.
+UNTIMED = 3
 WEIGHTS, IDS = "weights.safetensors", "ids.npy"
 
 
@@ -39,7 +42,7 @@ class Turn:
     losses: list[float]
     """One per step; the first is that of the given weights."""
     seconds: list[float]
-    """One per step; the first also pays for what happens once and is left out of the speed."""
+    """One per step; the first UNTIMED also pay for what happens once and are left out of the speed."""
     peak_bytes: int
     """The largest resident size of the process until its last step."""
     matmul_flops: float
@@ -47,7 +50,7 @@ class Turn:
 
     def tokens_per_second(self, tokens: int) -> float:
         """The speed of the median step of `tokens` tokens."""
-        return tokens / statistics.median(self.seconds[1:])
+        return tokens / statistics.median(self.seconds[UNTIMED:])
 
 
 def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length: int) -> None:
@@ -135,7 +138,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = Parser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
-    parser.add_argument("--steps", type=int, default=4, help="steps a turn; the first is not timed (default 4)")
+    parser.add_argument("--steps", type=int, default=7, help=f"steps a turn; the first {UNTIMED} are not timed (default 7)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a batch (default 8)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (default 512)")
     parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
@@ -145,7 +148,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=out_file, metavar="OUT", help="write the figures and every turn here")
     parser.add_argument("--turn", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for name, least in (("turns", 1), ("steps", 2), ("rows", 1), ("length", 1), ("threads", 1)):
+    for name, least in (("turns", 1), ("steps", UNTIMED + 1), ("rows", 1), ("length", 1), ("threads", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
     return arguments

@@ -36,9 +36,9 @@ def test_contenders_that_compute_something_else_are_not_compared(loss: float) ->
 def test_a_row_is_the_median_of_turns_without_their_first_steps() -> None:
     """Would catch start-up costs in the speed, a mean in place of a median, and a ratio upside down."""
     turns = [
-        turn("ours", [1.0] * 4, [90, 2, 2, 5]), turn("peer", [1.0] * 4, [1, 4, 4, 4]),
-        turn("ours", [1.0] * 4, [90, 1, 1, 1], peak=3 * 10**9), turn("peer", [1.0] * 4, [1, 4, 4, 4]),
-        turn("ours", [1.0] * 4, [90, 8, 8, 8]), turn("peer", [1.0] * 4, [1, 4, 4, 4]),
+        turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        turn("ours", [1.0] * 6, [90, 90, 90, 1, 1, 1], peak=3 * 10**9), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        turn("ours", [1.0] * 6, [90, 90, 90, 8, 8, 8]), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
     ]
     ours, peer = summarise(turns, tokens=1000, flops_per_token=1e8)
     assert (ours["contender"], ours["tokens_per_second"], ours["slowest"], ours["fastest"]) == ("ours", 500, 125, 1000)
@@ -66,8 +66,8 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(monkeypatch: pytes
     monkeypatch.setattr("bench.train.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"litgpt is not installed; see bench/README\.md"):
         contenders("litgpt-compiled")
-    monkeypatch.setattr(sys, "argv", ["bench.train", "--steps", "1"])
-    with pytest.raises(UserError, match="--steps 1: must be at least 2"):
+    monkeypatch.setattr(sys, "argv", ["bench.train", "--steps", "3"])
+    with pytest.raises(UserError, match="--steps 3: must be at least 4"):
         parse()
 
 

@@ -203,6 +203,19 @@ def test_any_value_in_a_file_of_a_model_is_one_line_or_harmless(
             assert disk_problem(error), error
 
 
+@pytest.mark.parametrize(("place", "new"), [
+    ((), {}), (("fingerprints",), REMOVED), (("fingerprints",), None), (("fingerprints", "data"), None),
+    (("fingerprints", "data"), [{}]), (("fingerprints", "data"), [None]),
+])
+def test_the_card_of_a_run_that_does_not_say_its_data_is_made(
+    folders: dict[str, Path], tmp_path: Path, place: tuple[Any, ...], new: Any
+) -> None:
+    """The few of a thousand changes above of which chance may try none."""
+    with _changed(folders["run"] / "run.json", place, new):
+        export_hf(folders["run"], tmp_path / "out")
+    assert "perplexity" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 # Adapters
 
 

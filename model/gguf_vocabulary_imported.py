@@ -36,13 +36,13 @@ _SPACE_FIRST = {"type": "Prepend", "prepend": SPACE}
 
 def imported_vocabulary(tokenizer: ImportedTokenizer, size: int) -> Vocabulary:
     """The vocabulary of an imported tokenizer, filled up with unused pieces to `size`. UserError if llama.cpp has no such."""
-    model = tokenizer.definition["model"]
-    if model.get("type") != "BPE":
-        raise _unknown(f"its model is {model.get('type')}, not BPE")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+    model = tokenizer.understood["model"]
+    if model["type"] != "BPE":
+        raise _unknown(f"its model is {model['type']}, not BPE")
+    for key in ("dropout", "end_of_word_suffix"):
         if model.get(key):
             raise _unknown(f"its BPE has {key} {model[key]!r}")
-    for each in tokenizer.definition["added_tokens"]:
+    for each in tokenizer.understood["added_tokens"]:
         if not each["special"] and (each["lstrip"] or each["rstrip"] or each["single_word"]):
             raise _unknown(f"its added token {each['content']!r} takes white space with it, or is found between spaces only")
     merges: Merges = {}
@@ -57,8 +57,8 @@ def imported_vocabulary(tokenizer: ImportedTokenizer, size: int) -> Vocabulary:
 
 def _sentencepiece(tokenizer: ImportedTokenizer, merges: Merges, size: int) -> Vocabulary:
     """As Llama 1 and 2 and TinyLlama have one."""
-    space_first, cut = _spaces(tokenizer.definition)
-    if tokenizer.definition["model"].get("ignore_merges"):
+    space_first, cut = _spaces(tokenizer.understood)
+    if tokenizer.understood["model"].get("ignore_merges"):
         raise _unknown("it looks up whole texts before it merges (ignore_merges)")
     if sum(piece.kind == BYTE for piece in tokenizer.pieces) != 256:
         raise _unknown("it has not all of the 256 byte pieces")
@@ -79,10 +79,10 @@ def _sentencepiece(tokenizer: ImportedTokenizer, merges: Merges, size: int) -> V
 
 def _byte_level(tokenizer: ImportedTokenizer, merges: Merges, size: int) -> Vocabulary:
     """As GPT-2, Llama 3 and most small Chinese models have one."""
-    pre = _pre_tokenizer(tokenizer.definition)
-    if not byte_alphabet().keys() <= tokenizer.definition["model"]["vocab"].keys():
+    pre = _pre_tokenizer(tokenizer.understood)
+    if not byte_alphabet().keys() <= tokenizer.understood["model"]["vocab"].keys():
         raise _unknown("it has not all of the 256 bytes")
-    whole_words = bool(tokenizer.definition["model"].get("ignore_merges"))
+    whole_words = bool(tokenizer.understood["model"].get("ignore_merges"))
     made = []
     for index, piece in enumerate(_pieces(tokenizer, size)):
         kept = piece.kind != NORMAL or whole_words or _rank(piece.text, merges, tokenizer) is not None
@@ -90,13 +90,13 @@ def _byte_level(tokenizer: ImportedTokenizer, merges: Merges, size: int) -> Voca
     if whole_words and pre != _WHOLE_WORDS and (
             word := next((p.text for p in made if p.kind == NORMAL and _rank(p.text, merges, tokenizer) is None), None)):
         raise _unknown(f"it looks up whole words before it merges (ignore_merges), such as {word}, and cuts text as {pre} does")
-    made, specials = _marked(made, lambda text: pre == _WHOLE_WORDS and _is_word(text, tokenizer))
+    made, specials = _marked(made, _word_finder(tokenizer) if pre == _WHOLE_WORDS else lambda text: False)
     return Vocabulary("gpt2", made, pre=pre, merges=[" ".join(pair) for pair in merges], specials=specials)
 
 
 def _pieces(tokenizer: ImportedTokenizer, size: int) -> Iterable[Piece]:
     """The pieces with the types that llama.cpp gives them: what is found in text as it stands is user-defined."""
-    found = {each["id"] for each in tokenizer.definition["added_tokens"] if not each["special"]}
+    found = {each["id"] for each in tokenizer.understood["added_tokens"] if not each["special"]}
     for index in range(size):
         piece = tokenizer.pieces[index] if index < tokenizer.vocabulary_size else Piece("", 0.0, CONTROL)
         yield unused(index) if not piece.text else piece._replace(kind=USER_DEFINED) if index in found else piece
@@ -111,7 +111,7 @@ def _marked(pieces: list[Piece], spelled: Callable[[str], bool]) -> tuple[list[P
 def _rank(text: str, merges: Merges, tokenizer: ImportedTokenizer) -> int | None:
     """The rank of the merge that ends in this piece, 0 for a character; None where its text becomes something else."""
     parts, rank = list(text), 0
-    vocabulary = tokenizer.definition["model"]["vocab"]
+    vocabulary = tokenizer.understood["model"]["vocab"]
     if any(part not in vocabulary for part in parts):
         return None
     while len(parts) > 1:
@@ -124,12 +124,14 @@ def _rank(text: str, merges: Merges, tokenizer: ImportedTokenizer) -> int | None
     return rank
 
 
-def _is_word(text: str, tokenizer: ImportedTokenizer) -> bool:
-    """Whether byte-level pre-tokenising cuts a text nowhere."""
+def _word_finder(tokenizer: ImportedTokenizer) -> Callable[[str], bool]:
+    """What says whether byte-level pre-tokenizing cuts a text nowhere."""
     import tokenizers
 
-    cut = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.definition)).pre_tokenizer
-    return cut is not None and len(cut.pre_tokenize_str(text)) == 1
+    # Made once: Llama 3 has 256 special tokens to ask about, and a vocabulary that takes a second to read.
+    cut = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.understood)).pre_tokenizer
+    assert cut is not None  # byte-level has one
+    return lambda text: len(cut.pre_tokenize_str(text)) == 1
 
 
 def _spaces(definition: dict[str, Any]) -> tuple[bool, bool]:

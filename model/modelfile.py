@@ -65,10 +65,10 @@ def go_template(template: Template, eos: str, rename: Callable[[str], str]) -> s
     def words(text: str) -> str:
         return _said(rename(text.replace(MARK, "")))
 
-    between = template.opening(_PART).split(_PART)
-    lead, finish = template.texts([("", _PART)])[1].split(_PART)
+    before, _, between = template.opening(_PART).partition(_PART)
+    lead, _, finish = template.texts([("", _PART)])[1].partition(_PART)
     return "".join([
-        "{{ if .System }}", words(between[0]), "{{ .System }}", words(between[1]), "{{ else }}", words(template.opening()),
+        "{{ if .System }}", words(before), "{{ .System }}", words(between), "{{ else }}", words(template.opening()),
         "{{ end }}{{ range $index, $message := .Messages }}",
         '{{ if eq $message.Role "user" }}',
         "{{ $message.Content }}", words(template.closing),

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from model.template import template_from
 from model.tokenizer import IMPORTED, MARK, SPACE, Piece, Tokenizer, utf8
-from model.tokenizer_normalise import BYTE, CONTROL, NORMAL
+from model.tokenizer_normalise import BYTE, CONTROL, LONGEST, NORMAL
 
 DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _KNOWN_DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
@@ -58,6 +58,12 @@ class ImportedTokenizer(Tokenizer):
         declared = _special_id("eos", self.definition, self.config, {})
         self.document_end_id = self.eos_id if declared is None else declared
         self.leading_space = _strips(self._decoder)
+
+    @functools.cached_property
+    def understood(self) -> dict[str, Any]:
+        """The `tokenizer.json` as the library writes what it read: nothing is missing there, and nothing of another type."""
+        facts: dict[str, Any] = json.loads(self._fast.to_str())
+        return facts
 
     @functools.cached_property
     def specials(self) -> dict[str, int]:
@@ -124,7 +130,6 @@ class ImportedTokenizer(Tokenizer):
     @functools.cached_property
     def characters_per_id(self) -> np.ndarray:
         """See `Tokenizer.characters_per_id`; a space that is put before a text counts too."""
-        # A token may hold more than int16 says of nobody: a run of spaces is the longest there is.
         return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes], dtype=np.int16)
 
     def check(self, name: Path) -> None:
@@ -132,6 +137,9 @@ class ImportedTokenizer(Tokenizer):
         size, known = self.vocabulary_size, set(self._vocabulary.values())
         if size > _SPARSEST * len(known):
             raise UserError(f"{name}: {len(known):,} ids reach up to {size - 1:,}: it is damaged")
+        if (longest := max(map(len, self._vocabulary), default=0)) > LONGEST:
+            raise UserError(f"{name} holds a piece of {longest:,} characters, and none is longer than {LONGEST:,}: it is "
+                            "damaged")
         if not {self.bos_id, self.eos_id} <= known:
             raise UserError(f"{name}: the ids that begin and end a text, {self.bos_id} and {self.eos_id}, are none of its")
         if not _KNOWN_DECODERS & _types(self._decoder):
@@ -203,8 +211,14 @@ def _check_facts(facts: Any, name: Path) -> None:
             type(facts[key]) not in expected for key, expected in kinds.items()):
         raise UserError(f"{name} is not a tokenizer that was imported: expected {', '.join(kinds)}")
     _encoded(facts["config"], name)  # what is exported; the library looks at the definition itself
+    model = facts["definition"].get("model")
+    if isinstance(model, dict) and "merges" in model and model.get("continuing_subword_prefix"):
+        # The library cuts so many bytes off pieces, in the middle of a character too, which ends the process.
+        raise UserError(f"{name}: its BPE has a continuing_subword_prefix; such tokenizers cannot be used")
     if facts["words"]:
         template_from(facts["words"], name)
+        if not isinstance(facts["config"].get("chat_template"), str):
+            raise UserError(f"{name} has the words of a chat template, and not the chat_template itself: it is damaged")
 
 
 def _encoded(value: dict[str, Any], name: Path) -> bytes:

@@ -183,6 +183,17 @@ def test_gpt_2_and_smollm_as_they_are_written_themselves(byte_level: dict[str, A
         assert vocabulary_of(imported({**plain, "pre_tokenizer": cut}), 700).pre == name
 
 
+def test_what_a_file_leaves_out_is_what_the_library_takes_it_for(byte_level: dict[str, Any]) -> None:
+    """Files of older versions, and damaged ones, refused for a reason that is none, or with a KeyError from inside."""
+    whole = imported({**byte_level, "added_tokens": []})
+    model = {key: value for key, value in byte_level["model"].items() if key != "type"}
+    merges = [" ".join(pair) for pair in model["merges"]]
+    less = {key: value for key, value in byte_level.items() if key != "added_tokens"}
+    found = imported({**less, "model": {**model, "merges": merges}, "normalizer": {"type": "Sequence", "normalizers": []}})
+    assert "type" not in found.definition["model"]
+    assert vocabulary_of(found, 700) == vocabulary_of(whole, 700)
+
+
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 
 
@@ -193,7 +204,7 @@ SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", 
     ("byte_level", {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": "[a-z]"}, "behavior": "Isolated", "invert": False},
         {**BYTES, "use_regex": False}]}}, r"it cuts text by \[a-z\],"),
-    ("byte_level", {"model.continuing_subword_prefix": "##"}, "its BPE has continuing_subword_prefix '##'"),
+    ("byte_level", {"model.end_of_word_suffix": "@@"}, "its BPE has end_of_word_suffix '@@'"),
     ("byte_level", {"model.ignore_merges": True, "pre_tokenizer": BYTES},
      "looks up whole words before it merges .* such as strange, and cuts text as gpt-2 does"),
     ("byte_level", {"model.vocab": {"a": 0}}, "it has not all of the 256 bytes"),
@@ -209,7 +220,7 @@ def test_what_llama_cpp_does_otherwise_is_refused_by_name(
     inside = {key.removeprefix("model."): value for key, value in change.items() if key.startswith("model.")}
     outside = {key: value for key, value in change.items() if not key.startswith("model.")}
     tokenizer = imported({**definition, **outside, "model": definition["model"]})
-    tokenizer.definition["model"] |= inside
+    tokenizer.understood["model"] |= inside
     with pytest.raises(UserError, match=f"cannot be exported as GGUF: .*{words}") as caught:
         vocabulary_of(tokenizer, tokenizer.vocabulary_size)
     assert "\n" not in str(caught.value)

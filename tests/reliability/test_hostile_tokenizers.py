@@ -1,14 +1,21 @@
-"""Hostile tokenizers: any bytes in place of a SentencePiece model are one line, or a tokenizer."""
+"""Hostile tokenizers: any bytes in place of a SentencePiece model, any values in an imported one, are one line, or one."""
 
+import copy
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from model.gguf_vocabulary import vocabulary_of
 from model.tokenizer import Tokenizer
+from model.tokenizer_imported import opened
+from tests import foreign
+from tests.reliability.test_hostile_facts import REMOVED, VALUES, _places
 
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -49,3 +56,60 @@ def test_a_piece_of_megabytes_does_not_take_hours(tmp_path: Path, tokenizer: Tok
     (tmp_path / "tokenizer.model").write_bytes(held.SerializeToString())
     with pytest.raises(UserError, match="holds a piece of 3000000 characters"):
         Tokenizer.load(tmp_path)
+
+
+TEXTS = ["从前有座山，山上有座庙。", "hello world 123 'tis", "庙里有个和尚 讲故事"] * 5
+
+
+def facts(kind: str, **changes: Any) -> dict[str, Any]:
+    """What a small `tokenizer_imported.json` of a kind says."""
+    made = foreign.byte_level(TEXTS, size=320) if kind == "byte_level" else foreign.sentencepiece(
+        TEXTS, space_first=True, size=400)
+    ids = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
+    return {"definition": json.loads(made.to_str()), "config": {}, **ids, "words": {}, **changes}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_any_value_in_an_imported_tokenizer_is_one_line_or_a_vocabulary_of_llama_cpp(kind: str) -> None:
+    """A KeyError from the export, of a file that the tokenizers library fills up as it reads it."""
+    whole, made = facts(kind), 0
+    for place in _places(whole["definition"]):
+        for new in VALUES:
+            value = copy.deepcopy(whole)
+            *before, last = ("definition", *place)
+            node: Any = value
+            for key in before:
+                node = node[key]
+            node[last] = new
+            if new is REMOVED:
+                del node[last]
+            try:
+                tokenizer = opened(json.dumps(value).encode(), Path("x.json"))
+                assert len(tokenizer.characters_per_id) == tokenizer.vocabulary_size
+                vocabulary_of(tokenizer, tokenizer.vocabulary_size + 3)
+                made += 1
+            except UserError as error:
+                assert "\n" not in str(error), (place, new)
+    assert made > 50
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"model": {"continuing_subword_prefix": "##"}}, "its BPE has a continuing_subword_prefix"),
+    ({"added_tokens": [{"id": 320, "content": "x" * 40_000, "single_word": False, "lstrip": False, "rstrip": False,
+                        "normalized": False, "special": False}]}, "holds a piece of 40,000 characters"),
+])
+def test_what_ends_the_process_or_overflows_is_one_line(changes: dict[str, Any], said: str) -> None:
+    """A prefix that the library cuts off in the middle of a character; more characters than a table of them can hold."""
+    definition = facts("byte_level")["definition"]
+    changed = {key: {**definition[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
+    with pytest.raises(UserError, match=rf"^x\.json:? .*{said}"):
+        opened(json.dumps(facts("byte_level", definition={**definition, **changed})).encode(), Path("x.json"))
+
+
+def test_words_of_a_template_that_is_not_there_are_one_line() -> None:
+    """A KeyError from the export as GGUF, which writes the template."""
+    words = {"reference": "", "human": "", "assistant": "", "separator": "", "lead_ins": False}
+    for config in ({}, {"chat_template": ["x"]}):
+        with pytest.raises(UserError, match=r"x\.json has the words of a chat template, and not the chat_template itself"):
+            opened(json.dumps(facts("byte_level", config=config, words=words)).encode(), Path("x.json"))

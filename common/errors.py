@@ -54,6 +54,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     A `UserError` becomes its message on stderr and exit code 2, and so does a disk that is full or refuses a file, by its
     name; Ctrl-C becomes 130. Anything else is a fault of the program and keeps its traceback.
     """
+    _fill_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may be bytes that are no text, a terminal may know no Chinese: shown as escapes, no end to the work.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -78,3 +79,19 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {problem}, then run the same command again", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _fill_standard_streams() -> None:
+    """Give a process that was started without some of them (`<&-`, `2>&-`) empty ones.
+
+    Python has None in their places, and the first files that it opens get their numbers: what a library then says of its
+    own accord would go into a checkpoint.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -50,7 +50,8 @@ class Limited(H11Protocol):
         """Part of a head or a body."""
         idle = self.idle
         super().data_received(data)
-        if idle and not self.idle:
+        # Of one that has yet to read the answer before, it is waited for that.
+        if idle and not self.idle and not self.flow.write_paused:
             self._stop_waiting()
 
     def on_response_complete(self) -> None:

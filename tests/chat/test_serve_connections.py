@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,17 +24,18 @@ class Hasty(Limited):
     patience = 1.0
 
 
+class Later(Limited):
+    """Little patience, once a first request has come: a machine with other work may take long to send it."""
+
+    @property
+    def patience(self) -> float:  # type: ignore[override]
+        return 3600.0 if self.cycle is None else Hasty.patience
+
+
 class Few(Limited):
     """As many connections as a test opens, and patience without end."""
 
     most, patience = 3, 3600.0
-
-
-@pytest.fixture(scope="module")
-def hasty(talker: Path) -> Iterator[Served]:
-    """A server that waits for nobody."""
-    with served(talker, http=Hasty) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +101,47 @@ def test_an_answer_is_not_cut_off_to_make_room(few: Served) -> None:
         each.close()
 
 
-@pytest.mark.parametrize(("before", "sent"), [(False, b""), (False, HEAD), (True, HEAD)], ids=["nothing", "half", "next"])
-def test_half_a_head_is_not_waited_for(hasty: Served, before: bool, sent: bytes) -> None:
+class Deaf(Few):
+    """Takes its clients for such as have not read the answer, and says when a request has come."""
+
+    asked = threading.Semaphore(0)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.pause_writing()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.asked.release()
+
+
+def test_who_asks_again_and_does_not_read_keeps_nobody_out(talker: Path) -> None:
+    """Requests whose answers can never be sent, each of which holds a connection for ever."""
+    with served(talker, http=Deaf) as server, ExitStack() as kept:
+        deaf = [kept.enter_context(connect(server)) for _ in range(3)]
+        for each in deaf:
+            assert answered(each) and Deaf.asked.acquire(timeout=60)
+            each.sendall(HEAD + b"\r\n")
+            assert Deaf.asked.acquire(timeout=60)
+        with connect(server) as newcomer:
+            assert answered(newcomer)
+        assert closed(deaf[0])
+
+
+@pytest.mark.parametrize(("patience", "sent"), [(Hasty, b""), (Hasty, HEAD), (Later, HEAD)], ids=["nothing", "half", "next"])
+def test_half_a_head_is_not_waited_for(talker: Path, patience: type[Limited], sent: bytes) -> None:
     """A connection held open for ever by a byte now and then, before its first request or a later one."""
-    connection = connect(hasty)
-    assert not before or answered(connection)
-    connection.sendall(sent)
-    assert closed(connection)
+    with served(talker, http=patience) as server:
+        connection = connect(server)
+        assert patience is Hasty or answered(connection)
+        connection.sendall(sent)
+        assert closed(connection)
 
 
 @pytest.mark.slow
 def test_a_request_that_has_begun_is_not_cut_off(endless: Path) -> None:
     """An answer that takes longer than a head may, ended in the middle."""
-    with (served(endless, tokens=15_000, http=Hasty) as server,
+    with (served(endless, tokens=15_000, http=Later) as server,
           server.post(server.ask("说个不停", stream=True), stream=True) as answer):
         until, lines = time.monotonic() + 1.5 * Hasty.patience, answer.iter_lines()
         while time.monotonic() < until:
@@ -126,26 +155,37 @@ def test_few_files_make_few_connections(monkeypatch: pytest.MonkeyPatch, files: 
     assert most_connections() == most
 
 
-class Noted(Hasty):
-    """Says when it waits for its client to read, and when it is over."""
+class Noted(Later):
+    """Says when it waits for its client to read, when it no longer does because that reads, and when it is over."""
 
-    waits, gone = threading.Event(), threading.Event()
+    waits, reads, gone = threading.Event(), threading.Event(), threading.Event()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self.waits.set()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._timer is None:
+            self.reads.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.gone.set()
 
 
+class Patient(Noted):
+    """The same with patience without end."""
+
+    patience = 3600.0  # type: ignore[assignment]
+
+
 @contextmanager
-def slow(endless: Path) -> Iterator[socket.socket]:
+def slow(endless: Path, http: type[Noted]) -> Iterator[socket.socket]:
     """A client of an answer without an end that has not read so long that the server waits for it."""
-    Noted.waits.clear()
-    Noted.gone.clear()
-    with served(endless, tokens=15_000, http=Noted, unread=4096) as server, connect(server) as connection:
+    for event in (Noted.waits, Noted.reads, Noted.gone):
+        event.clear()
+    with served(endless, tokens=15_000, http=http, unread=4096) as server, connect(server) as connection:
         body = json.dumps(server.ask("说个不停", stream=True)).encode()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -157,7 +197,7 @@ def slow(endless: Path) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("more", [b"", HEAD], ids=["silent", "asking"])
 def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None:
     """A connection held for ever by a client that asks, may ask again, and never reads."""
-    with slow(endless) as connection:
+    with slow(endless, Noted) as connection:
         connection.sendall(more)
         assert Noted.gone.wait(60)
 
@@ -165,7 +205,6 @@ def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None
 @pytest.mark.slow
 def test_who_reads_again_is_waited_for_no_longer(endless: Path) -> None:
     """An answer cut off because its client was slow before."""
-    with slow(endless) as connection:
-        until = time.monotonic() + 1.5 * Noted.patience
-        while time.monotonic() < until:
+    with slow(endless, Patient) as connection:
+        while not Noted.reads.is_set():
             assert connection.recv(1 << 16)

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.quantize import Int8Linear, dequantize, is_plain, quantize_rows
+from model.quantize import Int8Linear, dequantize, is_plain, quantize_rows, unpacks_inside
 
-# More rows than this multiply faster in fp32 than in int8.
-_SCREENED_ROWS = 16
 # Where more ids than this a row pass the screen, it is no gain.
 _MOST_CANDIDATES = 2048
 _ROUNDING = 2.0**-8 * 1.01  # bf16 is off by 2^-8 at most, relative to the exact number; a little more, to the rounded one
@@ -92,8 +90,7 @@ class Head:
     def likeliest(self, hidden: Tensor) -> Tensor:
         """hidden[R, D] → the ids with the highest logits, int64[R]."""
         head = self._linear
-        if (hidden.device.type == "cpu" and hidden.dtype == torch.float32 and len(hidden) <= _SCREENED_ROWS
-                and (is_plain(head) or isinstance(head, Int8Linear))):
+        if unpacks_inside(hidden) and hidden.dtype == torch.float32 and (is_plain(head) or isinstance(head, Int8Linear)):
             self._screen = self._screen or Screen(head)
             ids = self._screen.likeliest(hidden)
             if ids is not None:

@@ -18,6 +18,8 @@ from model.llama import Llama
 # Up to so many rows a CPU unpacks int8 inside the product; for more, a matrix unpacked once and multiplied by the machine's
 # own kernel is faster.
 _FEW_ROWS = 16
+# The product reads as many numbers of a row at once, beyond its end if need be, where other memory or none at all is.
+_READ_AT_ONCE = 16
 _LARGEST = 127
 
 
@@ -36,9 +38,14 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return steps.round_().to(torch.int8), scale
 
 
+def unpacks_inside(x: Tensor) -> bool:
+    """Whether x[N, D] may and should be multiplied by `torch._weight_int8pack_mm`."""
+    return x.device.type == "cpu" and len(x) <= _FEW_ROWS and x.shape[1] % _READ_AT_ONCE == 0
+
+
 def int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     """x[N, D] times int8[M, D] with their bf16[M] scales → [N, M] in the type of x."""
-    if x.device.type == "cpu" and len(x) <= _FEW_ROWS:
+    if unpacks_inside(x):
         return torch._weight_int8pack_mm(x.bfloat16(), values, scale).to(x.dtype)
     if x.device.type == "cpu":
         # The same sums: int8 is exact in bf16. A CPU without bf16 of its own multiplies fp32 faster.
@@ -49,7 +56,7 @@ def int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
 
 def bind_int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
     """`int8_product` of the bf16 `x` of then, on a CPU. Asking again and again how to multiply would cost a quarter of it."""
-    if len(x) <= _FEW_ROWS:
+    if unpacks_inside(x):
         return partial(torch._weight_int8pack_mm, x, values, scale)
     return partial(int8_product, x, values, scale)
 

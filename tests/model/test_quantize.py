@@ -39,11 +39,12 @@ def test_a_weight_is_off_by_half_a_step_at_most() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_those_of_the_weights_they_stand_for(rows: int, dtype: torch.dtype) -> None:
-    """A kernel for few rows that does something else than the one for many."""
+@pytest.mark.parametrize("width", [64, 40, 20])
+def test_products_are_those_of_the_weights_they_stand_for(rows: int, width: int, dtype: torch.dtype) -> None:
+    """A kernel for few rows that does something else than the one for many, or reads beyond the end of a row."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 64, generator=generator).to(dtype)
-    values, scale = quantize_rows(torch.randn(96, 64, generator=generator))
+    x = torch.cat([torch.randn(rows, width, generator=generator), torch.full((1, width), torch.nan)]).to(dtype)[:-1]
+    values, scale = quantize_rows(torch.randn(96, width, generator=generator))
     expected = x.double() @ (values.double() * scale.double()[:, None]).T
     found = int8_product(x, values, scale)
     assert found.dtype == dtype

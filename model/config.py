@@ -15,6 +15,7 @@ ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # About the largest number of fp32: nothing in a shape comes near, and JSON can write more than a float holds.
 _HUGE = 1e38
+_MOST_STOP_IDS = 64  # models have a few
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -68,6 +69,8 @@ class LlamaConfig:
         if self.num_attention_heads % self.num_key_value_heads:
             found.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
                          f"{self.num_key_value_heads}")
+        if len(self.stop_ids) > _MOST_STOP_IDS or any(abs(each) >= 2**31 for each in self.stop_ids):
+            found.append(f"eos_token_id names no ids, or more than {_MOST_STOP_IDS}")
         return found + self._rope_problems()
 
     def _rope_problems(self) -> list[str]:

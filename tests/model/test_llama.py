@@ -281,6 +281,8 @@ def test_several_stop_ids_come_back_as_transformers_writes_them() -> None:
      ["num_hidden_layers: '3' is not valid; expected a whole number", "rms_norm_eps: True is not valid; expected a number",
       "tie_word_embeddings: 1 is not valid; expected true or false",
       "eos_token_id: [2, '3'] is not valid; expected a whole number"]),
+    ({"eos_token_id": [2, 2**63]}, ["eos_token_id names no ids, or more than 64"]),
+    ({"eos_token_id": list(range(65))}, ["eos_token_id names no ids, or more than 64"]),
     ({"rope_parameters": 4}, ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"]),
     ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_scaling 'yarn' is not known; linear and llama3 are"]),
     ({"rope_parameters": {"rope_type": ["linear"]}}, ["rope_scaling \"['linear']\" is not known; linear and llama3 are"]),

@@ -64,7 +64,7 @@ class LlamaConfig:
         if self.hidden_size % self.num_attention_heads:
             found.append(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                          f"{self.num_attention_heads}")
-        elif self.head_dim < 2 or self.head_dim % 2:
+        elif not 2 <= self.head_dim < _HUGE or self.head_dim % 2:
             found.append(f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must be even for RoPE")
         if self.num_attention_heads % self.num_key_value_heads:
             found.append(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "

@@ -42,6 +42,9 @@ def find_base(options: SftOptions | PretrainOptions, run: Path) -> Base:
     if path is None:
         raise UserError("--base: there is no pretrained run in runs/ yet: make pretrain first, or begin from nothing with "
                         "--base none")
+    if options.base is None:
+        print(f"base      {path}, the pretraining run that was saved last; for another: BASE=runs/NAME (--base runs/NAME)",
+              flush=True)
     # All of it: an adapter whose own base is gone is refused now, and not when the run is made.
     folder = checkpoints.layers(Path(path))[-1]
     if options.tokenizer is not None:

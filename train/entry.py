@@ -11,7 +11,7 @@ import torch
 
 from common.errors import UserError, disk_problem
 from common.machine import peak_memory_bytes
-from common.options import Parser, parse
+from common.options import Parser, load_yaml, parse
 from data.shards import ShardSet
 from model.llama import Llama
 from train import parallel
@@ -36,8 +36,20 @@ def read_options(schema: type[T], kind: str, description: str) -> T:
     parser.add_argument("-h", "--help", action="store_true")
     said, _ = parser.parse_known_args(sys.argv[1:])
     kept = (said.run or run_name(kind, said.data)) / CONFIG
+    if kept.is_file() and not said.help:
+        _check_kind(kept, kind)
     config = kept if kept.is_file() and not said.help else Path("configs") / f"{kind}.yaml"
     return parse(schema, sys.argv[1:], name=f"train.{kind}", description=description, default_config=config)[0]
+
+
+def _check_kind(config: Path, kind: str) -> None:
+    """UserError where the options of a run are those of the other command, which would all be unknown one by one."""
+    tuned, run = "adapter" in load_yaml(config, ""), config.parent
+    if kind == "sft" and not tuned:
+        raise UserError(f"{run} is a pretraining run; to fine-tune what it learned: BASE={run} (--base {run})")
+    if kind == "pretrain" and tuned:
+        raise UserError(f"{run} is a fine-tuning run; to go on with it: make sft RUN={run}; to train its weights on text: "
+                        f"BASE={run} (--base {run}) and another RUN")
 
 
 def run_name(kind: str, data: str) -> Path:

@@ -1,0 +1,31 @@
+"""Which options a run begins and goes on with."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from train.entry import read_options
+from train.options import PretrainOptions, SftOptions
+
+SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
+
+
+@pytest.mark.parametrize(("kind", "other", "cure"), [
+    ("sft", "pretrain", "is a pretraining run; to fine-tune what it learned: BASE="),
+    ("pretrain", "sft", "is a fine-tuning run; to go on with it: make sft RUN="),
+])
+def test_a_run_of_the_other_command_is_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, other: str, cure: str
+) -> None:
+    """RUN typed for BASE: a dozen lines about options that nobody gave."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["train", "--run", str(tmp_path)])
+    made = read_options(SCHEMAS[other], other, "")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    assert read_options(SCHEMAS[other], other, "") == made
+    with pytest.raises(UserError, match=cure) as caught:
+        read_options(SCHEMAS[kind], kind, "")
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -16,7 +17,6 @@ import pytest
 from tests.chat.conftest import MAYOR, arguments
 
 PATIENCE = 90.0  # seconds; the machine may be busy
-UNNOTICED = 30.0  # seconds: a key of which nothing has come by then was lost
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
 
 
@@ -27,9 +27,15 @@ class Terminal:
         self._end, theirs = pty.openpty()
         self.process = subprocess.Popen(
             command, cwd=folder, env={**environment, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+            start_new_session=True, preexec_fn=self._belong)
         os.close(theirs)
         self._seen = b""
+
+    @staticmethod
+    def _belong() -> None:
+        """As a shell starts what it has in front. Tests that run behind one (make test &) were told to ignore Ctrl-C."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, keys: str) -> None:
         os.write(self._end, keys.encode())
@@ -40,11 +46,10 @@ class Terminal:
         self.type(keys)
 
     def interrupt_after(self, seen: str) -> None:
-        """Press Ctrl-C once `seen` is on the screen and the process waits for a key, and again if nothing comes of it.
+        """Press Ctrl-C once `seen` is on the screen and the process waits for a key.
 
         CPython's readline takes notice of a signal only while it waits: one that comes between its last echo and that lies
-        until the line is done or the next signal, and both are one then. No hand is that fast, a test is. So the kernel is
-        asked whether the process sleeps; on a busy machine it may do so elsewhere.
+        until the line is done. No hand is that fast, a test is. So the kernel is asked whether the process sleeps.
         """
         self.wait_for(seen)
         until = time.monotonic() + PATIENCE
@@ -53,8 +58,6 @@ class Terminal:
             assert time.monotonic() < until, "it never waited for a key"
             time.sleep(0.001)
         self.type(CTRL_C)
-        if not select.select([self._end], [], [], UNNOTICED)[0]:
-            self.type(CTRL_C)
 
     def wait_for(self, words: str) -> str:
         """What came up to and with `words`, which must come; what follows is left for the next call."""

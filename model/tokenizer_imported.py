@@ -215,6 +215,9 @@ def _check_facts(facts: Any, name: Path) -> None:
     if isinstance(model, dict) and "merges" in model and model.get("continuing_subword_prefix"):
         # The library cuts so many bytes off pieces, in the middle of a character too, which ends the process.
         raise UserError(f"{name}: its BPE has a continuing_subword_prefix; such tokenizers cannot be used")
+    if isinstance(model, dict) and model.get("dropout"):
+        raise UserError(f"{name}: its BPE leaves merges out by chance (dropout), so that a text would have other ids each "
+                        "time: set it to null")
     if facts["words"]:
         template_from(facts["words"], name)
         if not isinstance(facts["config"].get("chat_template"), str):

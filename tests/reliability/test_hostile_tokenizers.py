@@ -96,6 +96,7 @@ def test_any_value_in_an_imported_tokenizer_is_one_line_or_a_vocabulary_of_llama
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"model": {"continuing_subword_prefix": "##"}}, "its BPE has a continuing_subword_prefix"),
+    ({"model": {"dropout": 0.5}}, "leaves merges out by chance"),
     ({"added_tokens": [{"id": 320, "content": "x" * 40_000, "single_word": False, "lstrip": False, "rstrip": False,
                         "normalized": False, "special": False}]}, "holds a piece of 40,000 characters"),
 ])

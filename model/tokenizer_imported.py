@@ -215,6 +215,10 @@ def _check_facts(facts: Any, name: Path) -> None:
     if isinstance(model, dict) and "merges" in model and model.get("continuing_subword_prefix"):
         # The library cuts so many bytes off pieces, in the middle of a character too, which ends the process.
         raise UserError(f"{name}: its BPE has a continuing_subword_prefix; such tokenizers cannot be used")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict) and len(set(map(str, vocabulary.values()))) < len(vocabulary):
+        # Which of the two an id stands for changes from one reading to the next.
+        raise UserError(f"{name}: two pieces of its vocabulary have one id: it is damaged")
     if isinstance(model, dict) and model.get("dropout"):
         raise UserError(f"{name}: its BPE leaves merges out by chance (dropout), so that a text would have other ids each "
                         "time: set it to null")

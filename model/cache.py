@@ -1,5 +1,8 @@
 """Keys and values of the positions already read, in memory allocated once."""
 
+from collections.abc import Iterable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -37,6 +40,23 @@ class Cache:
         """The part of layer `index`."""
         # Not kept: it holds its owner, and a circle of the two would hold the memory until Python looks for circles.
         return LayerCache(self, index)
+
+    @cached_property
+    def _views(self) -> tuple[Tensor, Tensor, Tensor]:
+        pairs = torch.view_as_complex(self.both.unflatten(-1, (-1, 2)))
+        keys, values = self.both.flatten(2, 3).unbind(1)
+        return pairs, keys.mT, values
+
+    def next_column(self) -> tuple[Iterable[Tensor], Iterable[Tensor], Iterable[Tensor]]:
+        """For each layer of an fp32 cache: where one more position goes, as complex[2, R, K, d / 2]; and, that position with
+        them, keys[R · K, d, length + 1] and values[R · K, length + 1, d]. (R rows of now.)
+        """
+        pairs, keys, values = self._views
+        behind, filled = self.length, self.length + 1
+        if self.rows < pairs.shape[2]:
+            heads = self.rows * pairs.shape[3]
+            pairs, keys, values = pairs.narrow(2, 0, self.rows), keys.narrow(1, 0, heads), values.narrow(1, 0, heads)
+        return pairs.select(4, behind).unbind(), keys.narrow(3, 0, filled).unbind(), values.narrow(2, 0, filled).unbind()
 
     def select(self, rows: Tensor, start: int = 0) -> None:
         """Go on with `rows` (int64[n], any order, repeats allowed), of which positions before `start` stay in place."""

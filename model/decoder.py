@@ -58,8 +58,8 @@ class Decoder:
         if length == 1 and self._stepping:
             step: Step | None = getattr(self._kept, "step", None)
             if step is None or step.rows != rows:
-                step = self._kept.step = Step(self._layers, rows, x.shape[1])
-            return self._norm(step.read(x, turn.flatten(0, -3), mask, cache))
+                step = self._kept.step = Step(self._layers, self._norm, rows)
+            return step.read(x, turn.flatten(0, -3), mask, cache)
         for index, layer in enumerate(self._layers):
             x = layer.read(x, rows, turn, mask, cache.layer(index))
         return self._norm(x.view(rows, length, -1)[:, -1])

@@ -40,17 +40,23 @@ class Screen:
             missed = torch.zeros(()) if isinstance(head, Int8Linear) else (head.weight.detach()[rows] - near).norm(dim=1)
             reach = torch.maximum(reach, (missed + (_ROUNDING + _SUM_ERROR) * near.norm(dim=1)).max())
         self._reach = float(reach)
+        self._block = next(size for size in range(256, 0, -1) if len(self._values) % size == 0)
 
     def likeliest(self, hidden: Tensor) -> Tensor | None:
         """hidden[R, D] → int64[R]; None where the screen lets too many pass (numbers that are not finite: all or none)."""
         near = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale).float()
-        size = hidden.norm(dim=1)
-        highest = near.amax(1)
+        # All logits are looked at once; which may be the likeliest is searched for in few blocks.
+        blocks = near.unflatten(1, (-1, self._block))
+        peaks = blocks.amax(2)
+        highest, size = peaks.amax(1), torch.linalg.vector_norm(hidden, dim=1)
         # The likeliest is no less than this; and what may reach it lies no further below than the error and its rounding.
         least = highest.sub_(highest.abs(), alpha=_ROUNDING).sub_(size, alpha=2 * self._reach)
         if not math.isfinite(float(least.sum())):
             return None
-        rows, ids = (near >= least.sub_(least.abs(), alpha=_ROUNDING)[:, None]).nonzero(as_tuple=True)
+        least = least.sub_(least.abs(), alpha=_ROUNDING)[:, None]
+        row, block = (peaks >= least).nonzero(as_tuple=True)
+        which, place = (blocks[row, block] >= least[row]).nonzero(as_tuple=True)
+        rows, ids = row[which], place.add_(block[which], alpha=self._block)
         if len(ids) == len(hidden):
             return ids  # one each
         if len(ids) > _MOST_CANDIDATES * len(hidden):

@@ -5,6 +5,7 @@ one kernel. For one row a CPU's library multiplies on one thread, however large 
 it as a batch of blocks, one for each thread.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,25 +34,27 @@ class Memory:
 
 
 class Norm:
-    """RMSNorm of x[N, D] in few small operations; the mean square is a product of each row with itself, in fp32."""
+    """RMSNorm of x[N, D] in few small operations, in fp32: x is brought to the length 1, and √D is in the weight."""
 
     def __init__(self, norm: RMSNorm) -> None:
-        self.weight = norm.weight.detach()
-        self._eps = torch.full((1, 1, 1), norm.eps, device=norm.weight.device)
+        size = len(norm.weight)
+        self.weight = norm.weight.detach().float() * math.sqrt(size)
+        # As one more column of x it adds to the square of its length what eps adds to its mean square.
+        self.floor = math.sqrt(size * norm.eps)
+        self._eps = torch.full((1, 1, 1), size * norm.eps, device=norm.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.scaled(x).mul_(self.weight)
+        return (self.unit(x) * self.weight).to(x.dtype)
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """x[N, D] normalised, before the weight is applied."""
+    def unit(self, x: Tensor) -> Tensor:
+        """x[N, D] of length 1, fp32, before the weight is applied."""
         wide = x.float()
-        scale = torch.baddbmm(self._eps, wide.unsqueeze(1), wide.unsqueeze(2), alpha=1 / x.shape[1]).rsqrt_()
-        return (wide * scale.squeeze(1)).to(x.dtype)
+        return wide * torch.baddbmm(self._eps, wide.unsqueeze(1), wide.unsqueeze(2)).rsqrt_().squeeze(1)
 
-    def bind_scale(self, x: Tensor, scale: Tensor) -> list[Bound]:
-        """Functions that put into `scale`[N, 1] what normalises the `x`[N, D] of then, in fp32."""
-        wide = scale.unsqueeze(2)
-        return [partial(torch.baddbmm, self._eps, x.unsqueeze(1), x.unsqueeze(2), alpha=1 / x.shape[1], out=wide), wide.rsqrt_]
+
+def bind_length(x: Tensor, length: Tensor) -> Bound:
+    """A function that puts into `length`[N, 1] that of each row of the `x`[N, D + 1] of then, the norm's floor last."""
+    return partial(torch.linalg.vector_norm, x, dim=1, keepdim=True, out=length)
 
 
 class NormedProduct:
@@ -67,7 +70,8 @@ class NormedProduct:
         self._columns: Tensor | None = None
         self._int8: tuple[Tensor, Tensor] | None = None
         if all(map(is_plain, projections)):
-            matrix = torch.cat([each.weight.detach() for each in parts]) * self._norm.weight
+            matrix = torch.cat([each.weight.detach() for each in parts])
+            matrix = (matrix.float() * self._norm.weight).to(matrix.dtype)
             matrix = matrix if order is None else matrix[order]
             # Transposed, a product of few rows runs along memory. On a GPU the layout makes no difference.
             self._columns = matrix.t().contiguous() if matrix.device.type == "cpu" else matrix.t()
@@ -78,7 +82,7 @@ class NormedProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._columns is not None:
-            return self._norm.scaled(x) @ self._columns
+            return self._norm.unit(x).to(x.dtype) @ self._columns
         normed = self._norm(x)
         if self._int8 is not None:
             return int8_product(normed, *self._int8)
@@ -86,22 +90,24 @@ class NormedProduct:
         return out if self._order is None else out[..., self._order]
 
     def bind(self, x: Tensor, memory: Memory) -> tuple[list[Bound], Tensor]:
-        """Functions that do it with the `x`[N, D] (fp32, on a CPU) of then, and where they put the result."""
-        scale = memory.take("scale", (len(x), 1))
-        todo = self._norm.bind_scale(x, scale)
+        """Functions that do it with the `x`[N, D + 1] of then (fp32, on a CPU, the norm's floor last); and its place."""
+        length = memory.take("length", (len(x), 1))
+        todo, x = [bind_length(x, length)], x[:, :-1]
+        normed = memory.take("normed", x.shape)
         if self._int8 is not None:
             values, steps = self._int8
-            out = memory.take("out", (len(x), len(values)))
-            narrow = memory.take("narrow", x.shape, torch.bfloat16)
+            out, narrow = memory.take("out", (len(x), len(values))), memory.take("narrow", x.shape, torch.bfloat16)
             product = bind_int8_product(narrow, values, steps)
-            # The rounding to bf16 is relative, so the scale of the whole row may as well come last.
-            return [*todo, partial(torch.mul, x, self._norm.weight, out=narrow),
-                    lambda: torch.mul(product(), scale, out=out)], out
+            # The rounding to bf16 is relative, so the length of the whole row may as well come last. Types are changed by
+            # copies: an operation on two types takes longer than a copy and an operation on one.
+            return [*todo, partial(torch.mul, x, self._norm.weight, out=normed), partial(narrow.copy_, normed),
+                    lambda: out.copy_(product()), partial(out.div_, length)], out
         assert self._columns is not None, "not bindable"
-        out, normed = memory.take("out", (len(x), self._columns.shape[1])), memory.take("normed", x.shape)
+        out = memory.take("out", (len(x), self._columns.shape[1]))
         blocks = _blocks(self._columns, x)
-        return [*todo, partial(torch.mul, x, scale, out=normed),
-                partial(torch.bmm, normed.expand(blocks, *x.shape), _cut(self._columns, blocks), out=_cut(out, blocks))], out
+        copies, columns = normed.expand(blocks, *normed.shape), _cut(self._columns, blocks)
+        return [*todo, partial(torch.div, x, length, out=normed),
+                partial(torch.bmm, copies, columns, out=_cut(out, blocks))], out
 
 
 class AddedProduct:
@@ -111,21 +117,19 @@ class AddedProduct:
         self._projection: Any = projection
         weight: Any = projection.weight
         self._columns: Tensor | None = weight.detach().t() if is_plain(projection) else None
-        int8 = type(projection) is Int8Linear
-        self.bindable = int8 or self._columns is not None
-        # What a bound product reads must have this type.
-        self.input = torch.bfloat16 if int8 else torch.float32
+        self.bindable = type(projection) is Int8Linear or self._columns is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
         return x.addmm_(h, self._columns) if self._columns is not None else x.add_(self._projection(h))
 
-    def bind(self, x: Tensor, h: Tensor) -> Bound:
-        """A function that adds the projection of the `h` of then to `x` (fp32, on a CPU)."""
+    def bind(self, x: Tensor, h: Tensor, memory: Memory) -> list[Bound]:
+        """Functions that add the projection of the `h` of then to `x` (fp32, on a CPU)."""
         if self._columns is not None:
             blocks = _blocks(self._columns, h)
-            return partial(_cut(x, blocks).baddbmm_, h.expand(blocks, *h.shape), _cut(self._columns, blocks))
-        product = bind_int8_product(h, self._projection.values, self._projection.scale)
-        return lambda: x.add_(product())
+            return [partial(_cut(x, blocks).baddbmm_, h.expand(blocks, *h.shape), _cut(self._columns, blocks))]
+        narrow, wide = memory.take("narrow", h.shape, torch.bfloat16), memory.take("wide", x.shape)
+        product = bind_int8_product(narrow, self._projection.values, self._projection.scale)
+        return [partial(narrow.copy_, h), lambda: wide.copy_(product()), partial(x.add_, wide)]
 
 
 def _blocks(columns: Tensor, x: Tensor) -> int:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from model.cache import Cache
 from model.decoder_layer import DecoderLayer, as_pairs
-from model.products import Bound, Memory
+from model.products import Bound, Memory, Norm, bind_length
 
 
 class _BoundLayer:
-    """A layer's functions; R rows, x[R, D] is read and added to."""
+    """A layer's functions; R rows, x[R, D + 1] (the norm's floor last) is read and added to."""
 
     def __init__(self, layer: DecoderLayer, x: Tensor, turn: Tensor, turns: Tensor, memory: Memory) -> None:
         rows, heads, groups, head_dim = len(x), layer.heads, layer.groups, layer.head_dim
@@ -30,15 +30,12 @@ class _BoundLayer:
         self._queries = queries.view(rows * groups, -1, head_dim)
         self._attended = memory.take("attended", self._queries.shape)
 
-        attended = self._attended.view(rows, -1)
-        given = attended if layer.out.input == attended.dtype else memory.take("given", attended.shape, layer.out.input)
-        narrow: list[Bound] = [] if given is attended else [partial(given.copy_, attended)]
         network, gate_up = layer.gate_up.bind(x, memory)
         gate, up = gate_up.chunk(2, -1)
-        inner = memory.take("inner", gate.shape, layer.down.input)
+        inner = memory.take("inner", gate.shape)
         self.after: list[Bound] = [
-            *narrow, layer.out.bind(x, given), *network, partial(F.silu, gate, inplace=True),
-            partial(torch.mul, gate, up, out=inner), layer.down.bind(x, inner)]
+            *layer.out.bind(x[:, :-1], self._attended.view(rows, -1), memory), *network, partial(F.silu, gate, inplace=True),
+            partial(torch.mul, gate, up, out=inner), *layer.down.bind(x[:, :-1], inner, memory)]
 
     def read(self, mask: Tensor | None, place: Tensor, keys: Tensor, values: Tensor) -> None:
         """`place`, complex[2, R, K, d / 2], is where new keys and values go; keys[R · K, d, S] and values[R · K, S, d]."""
@@ -52,29 +49,30 @@ class _BoundLayer:
 
 
 class Step:
-    """All layers bound to memory for R rows. Its memory is used by every step, so it belongs to one thread."""
+    """All layers and the norm behind them bound to memory for R rows. It is used by every step, so it belongs to one thread."""
 
-    def __init__(self, layers: Sequence[DecoderLayer], rows: int, size: int) -> None:
+    def __init__(self, layers: Sequence[DecoderLayer], norm: Norm, rows: int) -> None:
         head_dim = layers[0].head_dim
-        self.rows, self._scale = rows, head_dim**-0.5
-        self._x = torch.empty(rows, size)
+        self.rows, self._scale, self._weight = rows, head_dim**-0.5, norm.weight
+        self._wide = torch.full((rows, len(norm.weight) + 1), norm.floor)
+        self._x = self._wide[:, :-1]
         # Queries are scaled as they are turned. Values are turned by nothing, so that one operation writes them and keys.
         self._turn = torch.empty(rows, 1, head_dim // 2, dtype=torch.complex64)
-        self._turns = torch.ones(2, rows, 1, head_dim // 2, dtype=torch.complex64)
-        memory = Memory()
-        self._layers = [_BoundLayer(layer, self._x, self._turn, self._turns, memory) for layer in layers]
+        turns = torch.ones(2, rows, 1, head_dim // 2, dtype=torch.complex64)
+        self._key_turn, memory = turns[0], Memory()
+        self._length = memory.take("length", (rows, 1))
+        self._measure = bind_length(self._wide, self._length)
+        self._layers = [_BoundLayer(layer, self._wide, self._turn, turns, memory) for layer in layers]
 
     def read(self, x: Tensor, turn: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
-        """x[R, D], turned by complex[R or 1, 1, d / 2] → [R, D], overwritten by the next step.
+        """x[R, D], turned by complex[R or 1, 1, d / 2] → what the norm makes of the last layer's [R, D].
 
         `mask`[R · K, 1, S] is added to the scores. Writes behind what the cache holds.
         """
         self._x.copy_(x)
-        self._turns[0] = turn
-        torch.mul(self._turns[0], self._scale, out=self._turn)
-        places = as_pairs(cache.both[:, :, : self.rows, :, cache.length])
-        filled = cache.both[:, :, : self.rows, :, : cache.length + 1].flatten(2, 3)
-        keys, values = filled[:, 0].mT, filled[:, 1]
-        for layer, *its in zip(self._layers, places.unbind(), keys.unbind(), values.unbind(), strict=True):
+        self._key_turn.copy_(turn)
+        torch.mul(self._key_turn, self._scale, out=self._turn)
+        for layer, *its in zip(self._layers, *cache.next_column(), strict=True):
             layer.read(mask, *its)
-        return self._x
+        self._measure()
+        return torch.div(self._x, self._length).mul_(self._weight)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from data.phrasing import CANONICAL, LEAD_INS, Frames, draw, draw_lead_in
+from data.phrasing import CANONICAL, LEAD_INS, Frames, draw, draw_lead_in, encode_summaries, summary_texts
 from data.records import Conversation, Kind, Summary
 from data.shards import HeldSequences, Sequences
 from model.template import Template
@@ -76,7 +76,7 @@ class Summaries:
     ) -> None:
         self._sequences, self._length, self._phrasings = sequences, length, phrasings
         self._frames, self._eos = Frames(tokenizer, template), tokenizer.eos_id
-        self._lead_ins = [tokenizer.encode(text) for text in LEAD_INS] if phrasings.lead_ins else [[]]
+        self._lead_ins = tokenizer.encode_within(LEAD_INS, threads=1) if phrasings.lead_ins else [[]]
         # One span a record: where the title begins, the article ends.
         titles = np.concatenate([np.zeros((0, 2), np.int64), *(spans for spans, _ in sequences.span_table())])
         self._articles, self._titles = titles[:, 0], titles[:, 1] - titles[:, 0]
@@ -134,8 +134,7 @@ def encode_records(
     held = []
     for record in records:
         if isinstance(record, Summary):
-            article, title = tokenizer.encode(record.article), tokenizer.encode(record.title)
-            held.append((article + title, [(len(article), len(article) + len(title))]))
+            held += encode_summaries(tokenizer, [summary_texts(template, record)])
         else:
             turns = [(turn.question, turn.answer) for turn in record.turns]
             held.append(template.encode(tokenizer, turns, record.reference))

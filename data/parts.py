@@ -29,12 +29,13 @@ from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
 from common.machine import peak_memory_bytes
 from data.clean import CleanOptions, clean, fault
 from data.dedup import PERMUTATIONS, digest, signature
+from data.phrasing import encode_summaries, summary_texts
 from data.reading import Raw, RawRecord
 from data.records import BadRecord, Document, Kind, Record, Summary, Unused
 from data.shards import token_dtype
 from data.sources import find_source
-from model.template import Span, template_of
-from model.tokenizer import Tokenizer
+from model.template import template_of
+from model.tokenizer import Span, Tokenizer
 
 PART_BYTES = 8 << 20
 PART_RECORDS = 1 << 14
@@ -140,7 +141,7 @@ class Worker:
                 return reason
             batches.add([text], text)
         elif isinstance(record, Summary):
-            batches.add([record.article, record.title], f"{record.article}\n{record.title}")
+            batches.add(summary_texts(self._template, record), f"{record.article}\n{record.title}")
         else:
             turns = [(turn.question, turn.answer) for turn in record.turns]
             said = "\n".join([record.reference, *(text for turn in turns for text in turn)])
@@ -182,13 +183,8 @@ class _Batches:
 
     def _encode(self) -> None:
         waiting, self._waiting, self._size = self._waiting, [], 0
-        texts = [text for texts, _ in waiting for text in texts]
-        # Only what a template made may hold marks of special tokens.
-        encoded = iter(self._template.encode_texts(self._tokenizer, texts, threads=1) if self._kind == "conversations"
-                       else self._tokenizer.encode_batch(texts, threads=1))
         lengths, spanned, arrays = [], [], self._arrays
-        for texts, _ in waiting:
-            ids, spans = self._sequence([next(encoded) for _ in texts])
+        for ids, spans in self._sequences([texts for texts, _ in waiting]):
             arrays["tokens"].append(np.array(ids, dtype=arrays["tokens"][0].dtype))
             arrays["spans"].append(np.array(spans, dtype=np.int64).reshape(-1, 2))
             lengths.append(len(ids))
@@ -200,14 +196,15 @@ class _Batches:
         if self._permutations is not None:
             arrays["signatures"].append(np.stack([signature(said, self._permutations) for _, said in waiting]))
 
-    def _sequence(self, encoded: list[list[int]]) -> tuple[list[int], list[Span]]:
-        """The ids of a record as its kind stores them, and their spans."""
+    def _sequences(self, records: list[list[str]]) -> list[tuple[list[int], list[Span]]]:
+        """The ids of records, each of some texts, as their kind stores them, and their spans."""
+        tokenizer = self._tokenizer
         if self._kind == "documents":
-            return [self._tokenizer.bos_id, *encoded[0], self._tokenizer.document_end_id], []
+            encoded = tokenizer.encode_batch([text for text, in records], threads=1)
+            return [([tokenizer.bos_id, *ids, tokenizer.document_end_id], []) for ids in encoded]
         if self._kind == "summaries":
-            article, title = encoded
-            return article + title, [(len(article), len(article) + len(title))]
-        return self._template.join(self._tokenizer, encoded)
+            return encode_summaries(tokenizer, records)
+        return self._template.encode_all(tokenizer, records, threads=1)
 
 
 def write_quarantine(path: Path, bad: Iterable[BadRecord]) -> None:

@@ -2,7 +2,8 @@
 
 A request is a text before the article and one after it; either may be empty. Which one a record gets is a pure function
 of (seed, epoch, record). Request, article and title are encoded apart, so that the article's ids are the same whatever
-is asked of it; an article that is too long loses its end, the request and the title lose nothing.
+is asked of it, and no piece holds two of them; an article that is too long loses its end, the request and the title lose
+nothing.
 """
 
 import itertools
@@ -12,8 +13,9 @@ from string import Formatter
 
 import numpy as np
 
+from data.records import Summary
 from model.template import Template
-from model.tokenizer import Tokenizer
+from model.tokenizer import Span, Tokenizer
 
 _WORDS = {
     "article": ("文章", "内容", "文字", "材料", "短文", "摘要"),
@@ -84,10 +86,7 @@ class Frames:
     """The ids around an article for every request: `<bos>人类：…` before it and `…助手：` after it."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
-        before = template.encode_texts(tokenizer, [template.opening() + request.before for request in FLAT], threads=1)
-        after = template.encode_texts(tokenizer, [request.after + template.closing for request in FLAT], threads=1)
-        self.before = [[*template.start(tokenizer), *ids] for ids in before]
-        self.after = after
+        self.before, self.after = _around(tokenizer, template, FLAT)
         # Ids of each request, int64[len(FLAT)].
         self.lengths = np.array([len(b) + len(a) for b, a in zip(self.before, self.after, strict=True)])
 
@@ -98,12 +97,29 @@ class Frames:
 
 def summary_prompt(tokenizer: Tokenizer, template: Template, article: str, *, room: int) -> tuple[list[int], bool]:
     """The canonical request for the title of `article` in at most `room` ids, and whether the article was trimmed."""
-    before, closing = template.encode_texts(
-        tokenizer, [template.opening() + FLAT[CANONICAL].before, FLAT[CANONICAL].after + template.closing], threads=1)
-    opening = [*template.start(tokenizer), *before]
-    ids = tokenizer.encode(article)
+    (opening,), (closing,) = _around(tokenizer, template, FLAT[CANONICAL : CANONICAL + 1])
+    ids = tokenizer.encode_within([template.said(article)], threads=1)[0]
     fits = max(room - len(opening) - len(closing), 0)
     return [*opening, *ids[:fits], *closing], len(ids) > fits
+
+
+def summary_texts(template: Template, record: Summary) -> list[str]:
+    """The article and the title as they stand in a conversation."""
+    return [template.said(record.article), template.answered(record.title)]
+
+
+def encode_summaries(tokenizer: Tokenizer, records: Sequence[Sequence[str]]) -> list[tuple[list[int], list[Span]]]:
+    """The ids of records, given as their `summary_texts`: those of the article, then those of the title, whose span it is."""
+    articles, titles = (tokenizer.encode_within(texts, threads=1) for texts in zip(*records, strict=True))
+    return [(article + title, [(len(article), len(article) + len(title))])
+            for article, title in zip(articles, titles, strict=True)]
+
+
+def _around(tokenizer: Tokenizer, template: Template, requests: Sequence[Request]) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids before an article, and those between it and its title, of each of `requests`."""
+    openings = template.encode_all(tokenizer, [[template.opening() + each.before] for each in requests], threads=1)
+    closings = tokenizer.encode_within([each.after + template.closing for each in requests], threads=1)
+    return [ids for ids, _ in openings], closings
 
 
 def strip_lead_in(text: str) -> str:

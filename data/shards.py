@@ -10,7 +10,8 @@ made, and the checksum of every file. What a sequence is depends on the kind:
 
     documents      `<bos> text <eos>`, loss on all of it
     conversations  a conversation in the words of its template (`template.json`), loss on the spans of its answers
-    summaries      an article and its title, without anything around them; the span is the title
+    summaries      an article and its title, without anything around them but what the template puts around every answer;
+                   the span is the title
 
 The two kinds with spans have, besides,
 

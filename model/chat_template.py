@@ -1,8 +1,8 @@
 """The project's template in Jinja, as transformers, vLLM and llama.cpp keep one: `chat_template` of a tokenizer.
 
 Messages have the roles system (the reference: first, at most once), user and assistant (in turns, user first) and become
-the ids of `model.template.Template`, provided that the tokenizer never merges across the end of `助手：`, where the
-template's pieces meet, and that text never spells a special token (`model.tokenizer_json`).
+the ids of `model.template.Template`, provided that the tokenizer, if it is of the project's own kind, never merges across the
+end of `助手：`, where the template's pieces meet, and that text never spells a special token (`model.tokenizer_json`).
 """
 
 import json

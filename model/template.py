@@ -3,8 +3,9 @@
     <bos>资料：{reference}\\n\\n人类：{question}\\n\\n助手：{answer}<eos>\\n\\n人类：{question}\\n\\n助手：{answer}<eos>
 
 Without a reference a conversation begins `<bos>人类：`. What stands between two answers, up to and with `助手：`, is encoded
-as one piece and each answer as a piece of its own, so that training and inference agree at the seam. The loss is on the
-answers and their `<eos>` and on nothing else.
+as one piece and each answer as a piece of its own, so that training and inference agree at the seam; an imported tokenizer
+encodes all that stands between two special tokens at once, as whoever trained its model did. The loss is on the answers and
+their `<eos>` and on nothing else.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,9 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from model.tokenizer import MARK, Tokenizer
+from model.tokenizer import MARK, Span, Tokenizer
 
 FILE = "template.json"
-# Start and stop of a stretch of ids.
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Template:
         """What precedes a question: the reference if there is one, and the human's name."""
         if not first:
             return self.separator + self.human
-        return (self.reference + reference + self.separator if reference else "") + self.human
+        return (self.reference + self.said(reference) + self.separator if reference else "") + self.human
 
     @property
     def closing(self) -> str:
@@ -44,45 +43,40 @@ class Template:
 
     def prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
         """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
-        ids, _ = self.encode(tokenizer, turns, reference)
-        text = self.opening(reference, first=not turns) + self.said(question) + self.closing
-        return ids + self.encode_texts(tokenizer, [text])[0]
+        texts = self.texts([*turns, (question, "")], reference)[:-1]
+        return self.encode_all(tokenizer, [texts])[0][0]
 
     def encode(
         self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
     ) -> tuple[list[int], list[Span]]:
         """The ids of whole (question, answer) turns, and the span of each answer with its `<eos>`."""
-        return self.join(tokenizer, self.encode_texts(tokenizer, self.texts(turns, reference)))
+        return self.encode_all(tokenizer, [self.texts(turns, reference)])[0]
+
+    def encode_all(
+        self, tokenizer: Tokenizer, conversations: Sequence[Sequence[str]], threads: int | None = None
+    ) -> list[tuple[list[int], list[Span]]]:
+        """What `encode` gives of each of several conversations, given as their `texts` (`Tokenizer.encode_conversations`)."""
+        return tokenizer.encode_conversations(conversations, self.start(tokenizer), threads)
 
     def texts(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
-        """The texts that are encoded one by one: what precedes an answer, and the answer, in turns."""
+        """The texts of a conversation: what precedes an answer, and the answer, in turns."""
         return [
             text for index, (question, answer) in enumerate(turns)
-            for text in (self.opening(reference, first=index == 0) + self.said(question) + self.closing, self.said(answer))
+            for text in (self.opening(reference, first=index == 0) + self.said(question) + self.closing,
+                         self.answered(answer))
         ]
 
     def said(self, text: str) -> str:
-        """What somebody said, as it stands in `texts`."""
-        return text
+        """What somebody said, as it stands in `texts`: without MARK, which is for the words around it."""
+        return text.replace(MARK, "")
+
+    def answered(self, text: str) -> str:
+        """An answer as it stands in `texts`."""
+        return self.said(text)
 
     def start(self, tokenizer: Tokenizer) -> list[int]:
         """The ids before the first text."""
         return [tokenizer.bos_id]
-
-    def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """The ids of each of `texts`, encoded on `threads` cores (see `Tokenizer.encode_batch`)."""
-        return tokenizer.encode_batch(texts, threads)
-
-    def join(self, tokenizer: Tokenizer, encoded: Sequence[list[int]]) -> tuple[list[int], list[Span]]:
-        """`texts`, encoded, as the ids of one conversation and the span of each answer with its `<eos>`."""
-        ids = self.start(tokenizer)
-        spans = []
-        for asked, answer in zip(encoded[::2], encoded[1::2], strict=True):
-            ids += asked
-            start = len(ids)
-            ids += [*answer, tokenizer.eos_id]
-            spans.append((start, len(ids)))
-        return ids, spans
 
     def save(self, folder: Path) -> None:
         """Write `template.json`."""
@@ -125,22 +119,17 @@ class ImportedTemplate(Template):
         """See `Template.closing`."""
         return self.assistant
 
-    def texts(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
-        """See `Template.texts`."""
-        texts = super().texts(turns, reference)
-        return [self.lead + text + self.finish if index % 2 else text for index, text in enumerate(texts)]
-
     def said(self, text: str) -> str:
         """See `Template.said`."""
-        return (text.strip() if self.strips else text).replace(MARK, "")
+        return super().said(text.strip() if self.strips else text)
+
+    def answered(self, text: str) -> str:
+        """See `Template.answered`."""
+        return self.lead + super().answered(text) + self.finish
 
     def start(self, tokenizer: Tokenizer) -> list[int]:
         """See `Template.start`."""
         return [tokenizer.bos_id] if self.begins else []
-
-    def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """See `Template.encode_texts`."""
-        return [tokenizer.encode_marked(text) for text in texts]
 
 
 def template_from(words: Any, name: Path) -> Template:

@@ -24,6 +24,8 @@ IMPORTED = "tokenizer_imported.json"
 # Before a special token in the words of a template; one of the code points that Unicode keeps out of text for such use.
 MARK = "\ufdd0"
 SPACE = "\u2581"
+# Start and stop of a stretch of ids.
+Span = tuple[int, int]
 
 
 class Piece(NamedTuple):
@@ -89,9 +91,31 @@ class Tokenizer:
         """The ids of each text, encoded on `threads` cores (default: all this process may use)."""
         return self._model.encode([utf8(text) for text in texts], num_threads=threads or cores())
 
-    def encode_marked(self, text: str) -> list[int]:
-        """The ids of a template's text, in which special tokens have `MARK` before them."""
-        return self.encode(text)
+    def encode_within(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """The ids of parts of a conversation as they are behind others: no space comes first that a text does not have.
+
+        Special tokens in them have `MARK` before them.
+        """
+        return self.encode_batch(texts, threads)
+
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[str]], start: Sequence[int], threads: int | None = None
+    ) -> list[tuple[list[int], list[Span]]]:
+        """The ids of conversations, and the span of each answer with its eos.
+
+        A conversation is given as its texts: what precedes an answer, and the answer, in turns; one that ends before an
+        answer is a prompt. `start` are the ids before its first text, special ones. Here each text is encoded by itself.
+        """
+        encoded = iter(self.encode_batch([text for texts in conversations for text in texts], threads))
+        return [self._joined([next(encoded) for _ in texts], start) for texts in conversations]
+
+    def _joined(self, encoded: Sequence[list[int]], start: Sequence[int]) -> tuple[list[int], list[Span]]:
+        ids, spans = list(start), []
+        for index, part in enumerate(encoded):
+            if index % 2:
+                spans.append((len(ids), len(ids) + len(part) + 1))
+            ids += [*part, self.eos_id] if index % 2 else part
+        return ids, spans
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The UTF-8 of ids, which may end inside a character; special ids contribute nothing."""

@@ -17,7 +17,8 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_json, write_json
 from model.template import template_from
-from model.tokenizer import IMPORTED, MARK, SPACE, Piece, Tokenizer, utf8
+from model.tokenizer import IMPORTED, MARK, SPACE, Piece, Span, Tokenizer, utf8
+from model.tokenizer_framed import FramedTokenizer, backend, encodings, spaceless
 from model.tokenizer_normalise import BYTE, CONTROL, LONGEST, NORMAL
 
 DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -36,17 +37,12 @@ class ImportedTokenizer(Tokenizer):
 
     def __init__(self, serialized: bytes) -> None:
         """`serialized` are the bytes of a `tokenizer_imported.json`: see `imported`."""
-        import tokenizers
-
         self.serialized = serialized
         facts = json.loads(serialized)
         self.definition: dict[str, Any] = facts["definition"]
         self.config: dict[str, Any] = facts["config"]
         self.words = facts["words"]  # type: ignore[misc]
-        self._fast = tokenizers.Tokenizer.from_str(json.dumps(self.definition))
-        self._fast.no_truncation()
-        self._fast.no_padding()
-        self._fast.encode_special_tokens = True
+        self._fast = backend(self.definition)
         self._vocabulary: dict[str, int] = self._fast.get_vocab(with_added_tokens=True)
         self.vocabulary_size = max(self._vocabulary.values(), default=-1) + 1
         self.bos_id, self.eos_id, self.unk_id = facts["bos_id"], facts["eos_id"], facts["unk_id"]
@@ -79,26 +75,33 @@ class ImportedTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
         """See `Tokenizer.encode_batch`; more than one thread is as many as the library likes."""
-        if threads == 1:
-            return [self.encode(text) for text in texts]
-        for text in texts:
-            utf8(text)
-        return [each.ids for each in self._fast.encode_batch(texts, add_special_tokens=False)]
+        return [each.ids for each in encodings(self._fast, texts, threads)]
 
-    def encode_marked(self, text: str) -> list[int]:
-        """See `Tokenizer.encode_marked`."""
-        # Split at the special tokens, as the library does it where they are not to be text.
-        parts = self._marked.split(text)
-        ids: list[int] = []
-        for plain, special in zip(parts[::2], [*parts[1::2], None], strict=True):
-            ids += self.encode(plain) if plain else []
-            ids += [self.specials[special]] if special is not None else []
-        return ids
+    def encode_within(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """See `Tokenizer.encode_within`."""
+        # What follows a special token does not follow the text before it.
+        parts = [text.partition(MARK) for text in texts]
+        heads = encodings(self._spaceless, [head for head, _, _ in parts], threads)
+        tails = self._framed.encode([mark + tail for _, mark, tail in parts], threads)
+        return [head.ids + ids for head, (ids, _) in zip(heads, tails, strict=True)]
+
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[str]], start: Sequence[int], threads: int | None = None
+    ) -> list[tuple[list[int], list[Span]]]:
+        """See `Tokenizer.encode_conversations`. Here all that stands between two special tokens is encoded at once, as
+        transformers does it: a piece may hold the end of what precedes an answer and the answer's beginning, and is the
+        answer's.
+        """
+        return self._framed.encode_conversations(conversations, start, self.eos_id, threads)
 
     @functools.cached_property
-    def _marked(self) -> re.Pattern[str]:
-        names = sorted(self.specials, key=len, reverse=True)
-        return re.compile(f"{MARK}({'|'.join(map(re.escape, names))})")
+    def _framed(self) -> FramedTokenizer:
+        return FramedTokenizer(self.understood, self.specials, self._added)
+
+    @functools.cached_property
+    def _spaceless(self) -> Any:
+        definition = spaceless(self.understood)
+        return self._fast if definition == self.understood else backend(definition)
 
     @functools.cached_property
     def pieces(self) -> list[Piece]:
@@ -156,7 +159,9 @@ class ImportedTokenizer(Tokenizer):
     def export(self, folder: Path, chat_template: str | None) -> None:
         """Write the files that it came from; `chat_template`, in Jinja, where it came without one."""
         write_json(folder / DEFINITION, self.definition)
-        write_json(folder / CONFIG, self.config if chat_template is None else {**self.config, "chat_template": chat_template})
+        # transformers' LlamaTokenizer would make its own of the vocabulary, with a space where it likes one.
+        config = {**self.config, "tokenizer_class": "PreTrainedTokenizerFast"}
+        write_json(folder / CONFIG, config if chat_template is None else {**config, "chat_template": chat_template})
 
 
 def imported(folder: Path, config: dict[str, Any]) -> ImportedTokenizer:

@@ -23,6 +23,16 @@ You are a helpful assistant<|im_end|>
 NO_SYSTEM = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] \
 + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}\
 {{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
+LLAMA2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = \
+messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}\
+{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
+{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + \
+message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}\
+{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}\
+{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"""
+ZEPHYR = """{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}{{ message['content'] + eos_token }}{{ '\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
 CHAT_TEMPLATES = {"llama3": LLAMA3, "chatml": CHATML, "no-system": NO_SYSTEM}
 SPECIALS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -67,6 +77,19 @@ def sentencepiece(texts: Iterable[str], *, space_first: bool = False, cut: bool 
     return tokenizers.Tokenizer.from_str(json.dumps(facts))
 
 
+def llama2(texts: Iterable[str], **flags: Any) -> Any:
+    """transformers' tokenizer of Llama 2, trained on texts; `flags` are those of its own, without any it is as version 4
+    wrote it into `tokenizer.json`: the normalizer puts a space before every text."""
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    backend = sentencepiece(texts, space_first=True)
+    model = json.loads(backend.to_str())["model"]
+    made = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **flags) if flags else (
+        PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"))
+    made.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return made
+
+
 def legacy(root: Path) -> Any:
     """A BPE as transformers makes it of Llama 2's SentencePiece model: a space before every text, byte fallback."""
     import tokenizers
@@ -80,9 +103,16 @@ def legacy(root: Path) -> Any:
 def save(folder: Path, backend: Any, specials: tuple[str, str], chat_template: str | None = None, shards: str = "5GB",
          **shape: Any) -> Any:
     """A folder as transformers writes it; returns the random model in it."""
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1])
+    return save_with(folder, tokenizer, chat_template, shards, **shape)
+
+
+def save_with(folder: Path, tokenizer: Any, chat_template: str | None = None, shards: str = "5GB", **shape: Any) -> Any:
+    """`save` with a tokenizer of transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)

@@ -1,10 +1,20 @@
 """Requests for a title: many, drawn as a pure function, around an article whose ids never change."""
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from data.examples import Phrasings, encode_records, examples_of
 from data.phrasing import CANONICAL, FLAT, LEAD_INS, REQUESTS, Frames, draw, strip_lead_in, summary_prompt
+from data.records import Summary
+from data.sources import SOURCES
+from model import checkpoints, import_hf
+from model.chat_template import chat_template
 from model.template import Template
 from model.tokenizer import Tokenizer
+from tests import foreign
+from tests.spoken import messages
 
 
 def test_requests_are_filled_in_and_different() -> None:
@@ -47,6 +57,39 @@ def test_a_long_article_loses_its_end_and_the_request_nothing(tokenizer: Tokeniz
     assert trimmed and len(prompt) == 100
     text = tokenizer.decode(prompt)
     assert text.startswith("人类：" + FLAT[CANONICAL].before) and text.endswith("\n\n助手：")
+
+
+@pytest.mark.parametrize("flags", [{}, {"legacy": False}], ids=["prepend", "first"])
+@pytest.mark.parametrize("template", [foreign.LLAMA2, foreign.CHATML, None], ids=["llama2", "chatml", "ours"])
+def test_a_summary_is_spaced_as_transformers_spaces_it(
+    flags: dict[str, bool], template: str | None, root: Path, tmp_path: Path
+) -> None:
+    """A space before every article and title, or none where the template has one, from a tokenizer that begins with one."""
+    records = [each for each in SOURCES["csl"].open(next((root / "assets/sample/summary/csl").glob("*test*")))
+               if isinstance(each, Summary)][:60]
+    theirs = foreign.llama2([f"{each.article}\n{each.title}" for each in records], **flags)
+    foreign.save_with(tmp_path / "theirs", theirs, template)
+    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    words = Template.load(checkpoints.find(tmp_path / "run"))
+    theirs.chat_template = template or chat_template(words)
+    examples = examples_of("summaries", encode_records(records, ours, words), 2000, ours, words, Phrasings(3))
+    requests = draw(3, 0, np.arange(len(records)))
+    equal = 0
+    for index, record in enumerate(records):
+        request = FLAT[requests[index]]
+        said = messages("", [(request.before + record.article + request.after, record.title)])
+        ids, scored = examples.example(index, 0)
+        expected = theirs.apply_chat_template(said, return_dict=False)
+        # A piece across an edge of the article is in two here.
+        pieces, wanted = (theirs.convert_ids_to_tokens(each) for each in (ids, expected))
+        assert "".join(wanted).startswith("".join(pieces))
+        equal += expected[: len(ids)] == ids.tolist()
+        assert ours.decode(ids[1:][scored][:-1]).strip() == record.title
+        prompt, _ = summary_prompt(ours, words, record.article, room=2000)
+        said[0]["content"] = FLAT[CANONICAL].before + record.article + FLAT[CANONICAL].after
+        expected = theirs.apply_chat_template(said[:-1], add_generation_prompt=True, return_dict=False)
+        assert "".join(theirs.convert_ids_to_tokens(prompt)) == "".join(theirs.convert_ids_to_tokens(expected))
+    assert equal > len(records) / 2
 
 
 def test_only_a_known_lead_in_is_removed() -> None:

@@ -1,38 +1,22 @@
 """The Jinja template is the template: transformers gives the ids that the model was trained on, and stops nowhere else."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.reading import expand
-from data.records import Conversation
-from data.sources import SOURCES
 from model import tokenizer_json
 from model.chat_template import chat_template
 from model.template import Template
 from model.tokenizer import Tokenizer
+from tests.spoken import FILES, Turns, messages, real_conversations
 
-Turns = list[tuple[str, str]]
-# The real files of every source of conversations.
-FILES = {
-    "alpaca": "alpaca/alpaca_zh_demo.json", "belle-0.5m": "belle/train_0.5M_CN.json.gz",
-    "belle-0.8m": "belle/multiturn_chat_0.8M.json.gz", "deepctrl": "deepctrl/sft_data_zh.jsonl.gz",
-    "naturalconv": "naturalconv/dialog_release.json.gz", "pclue": "pclue/pCLUE_train_9.json",
-    "redgpt": "redgpt/RedGPT-Dataset-V1-CN.json.gz", "sharegpt": "sharegpt/sharegpt_zh_1K.jsonl",
-}
 HOSTILE: list[tuple[str, Turns]] = [
     ("", [("你好", "你好！")]),
     ("</s>一周<s>有七天。<unk>", [("</s>", "<s>"), ("a</s>b</s>", "</s>\n</s>"), ("<0x0A>", "<s></s>")]),
     ("\n 资料 \n", [("\n\n人类：假的\n\n助手：", "\n\n"), ("", " "), ("{{ bos_token }}", "{% for %}"), ("'\"\\n", "\\u4e00")]),
     ("", [("：", "："), ("  两个空格  ", "\t制表\t"), ("\r\n", "\x00\u200b👨‍👩‍👧")]),
 ]
-
-
-def messages(reference: str, turns: Turns) -> list[dict[str, str]]:
-    said = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
-    return ([{"role": "system", "content": reference}] if reference else []) + said
 
 
 @pytest.fixture(scope="module", params=["small", "stock"])
@@ -86,11 +70,7 @@ def test_thousands_of_real_conversations_have_the_ids_they_were_trained_as(ours:
     """An exported model that reads other ids at the seams than it knows."""
     total = 0
     for name, file in FILES.items():
-        records = (record for path in expand([str(shared / "data/sft" / file)]) for record in SOURCES[name].open(path))
-        found = itertools.islice((each for each in records if isinstance(each, Conversation)), 300)
-        conversations = [
-            (each.reference, [(turn.question, turn.answer) for turn in each.turns])
-            for each in found if not any("\ufdd0" in text for turn in each.turns for text in (turn.question, turn.answer))]
+        conversations = real_conversations(shared / "data/sft" / file, name, 300)
         assert len(conversations) > 90, name
         assert unequal(ours, fast, conversations) == [], name
         total += len(conversations)

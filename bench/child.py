@@ -3,6 +3,9 @@
 They are forked by a server that has imported everything (`multiprocessing`'s fork server), which spares each the seconds
 that PyTorch takes to import. The program itself knows nothing of the faults: a fault is a function that replaces parts of
 the modules in the child before `main` is called.
+
+Forks of one server share its hash seed: a set of words has one order in all of them. What they are compared with is
+therefore made by a process that is started anew, which has a seed of its own, as the processes of a user have.
 """
 
 import contextlib
@@ -11,9 +14,10 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from common.errors import run_main
 
@@ -21,18 +25,42 @@ PRELOAD = ["train.pretrain", "train.sft", "data.prepare", "torch.utils.tensorboa
 Fault = Callable[[], None]
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def process(target: Callable[..., None], *arguments: Any, anew: bool = False) -> BaseProcess:
+    """A process, not yet started, that calls `target`: a fork of the server, or a Python that is started `anew`."""
+    if anew:
+        return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    return context
+    return context.Process(target=target, args=arguments)
+
+
+def become(words: Sequence[str], out: Path, err: Path) -> None:
+    """Make this process one with the command line `words`, of one thread, that prints into the files `out` and `err`.
+
+    The machine's rate is not measured. NumPy's own generator is seeded anew: forks would all draw the same from it.
+    """
+    import numpy as np
+    import torch
+
+    import train.clock
+
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    np.random.seed()
+    torch.set_num_threads(1)
+    # Measured at every start, for the share of it that is shown: seconds, and more where the machine has other work.
+    train.clock.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
+    sys.argv = list(words)
 
 
 class Child:
-    """One run of `python -m MODULE ARGUMENTS`; what it prints goes into the file `log`."""
+    """One run of `python -m MODULE ARGUMENTS`; what it prints goes into the file `log`. For `anew` see `process`."""
 
-    def __init__(self, module: str, arguments: list[str], log: Path, fault: Fault | None = None) -> None:
+    def __init__(
+        self, module: str, arguments: list[str], log: Path, fault: Fault | None = None, *, anew: bool = False
+    ) -> None:
         self.log = log
-        self._process: ForkServerProcess = _context().Process(target=_main, args=(module, arguments, str(log), fault))
+        self._process = process(_main, module, arguments, log, fault, anew=anew)
         self._process.start()
 
     @property
@@ -77,18 +105,8 @@ class Child:
         return True
 
 
-def _main(module: str, arguments: list[str], log: str, fault: Fault | None) -> None:
-    import torch
-
-    import train.clock
-
-    torch.set_num_threads(1)
-    # Measured at every start, for the share of it that is shown; seconds where the machine has other work.
-    train.clock.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv = [module, *arguments]
+def _main(module: str, arguments: list[str], log: Path, fault: Fault | None) -> None:
+    become([module, *arguments], log, log)
     if fault is not None:
         fault()
     run_main(importlib.import_module(module).main)

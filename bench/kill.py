@@ -60,9 +60,9 @@ class Scenario:
     module: str
     arguments: list[str]
 
-    def start(self, run: Path, fault: Callable[[], None] | None = None) -> Child:
-        """Start it, or go on with it."""
-        return Child(self.module, [*self.arguments, "--run", str(run)], run.with_suffix(".log"), fault)
+    def start(self, run: Path, fault: Callable[[], None] | None = None, *, anew: bool = False) -> Child:
+        """Start it, or go on with it. For `anew` see `bench.child.process`."""
+        return Child(self.module, [*self.arguments, "--run", str(run)], run.with_suffix(".log"), fault, anew=anew)
 
 
 def pretraining(folder: Path) -> Scenario:
@@ -313,7 +313,7 @@ def kill_many(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -
     scenarios = {name: make(folder) for name, make in SCENARIOS.items()}
     wholes = {name: folder / f"{name} whole" for name in scenarios}
     for name, scenario in scenarios.items():
-        child = scenario.start(wholes[name])
+        child = scenario.start(wholes[name], anew=True)
         if child.wait(600) or (sealed(wholes[name]) is not None) != (name == "ending early"):
             raise UserError(f"the run that is never stopped failed, or did not end as it should: {child.said}")
     while not tally.faults and (missing := [name for name in scenarios if tally.scenarios[name] * len(scenarios) < kills]):

@@ -5,46 +5,63 @@ reliability/test_bad_options.py; here it is a process with a file for what it pr
 its exit code or by a signal.
 """
 
-import contextlib
-import multiprocessing
 import os
 import runpy
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.child import PRELOAD
+from bench.child import Fault, become, process
 
 ROOT = Path(__file__).parent.parent
 
 
-class Command:
-    """`python -m MODULE WORDS…` in the project's root, under way; one thread, and the machine's rate is not measured."""
+@dataclass(frozen=True)
+class HeldAfter:
+    """The fault: training goes no further than this step until a signal asks it to stop, so that it cannot end before."""
 
-    def __init__(self, module: str, *words: str) -> None:
+    step: int
+
+    def __call__(self) -> None:
+        """Put it into this process."""
+        from train.loop import Trainer
+
+        real, held = Trainer._step, self.step
+
+        def step(trainer: Trainer) -> None:
+            while trainer.state.step == held and not trainer._stop:
+                time.sleep(0.002)
+            real(trainer)
+
+        Trainer._step = step  # type: ignore[method-assign]
+
+
+class Command:
+    """`python -m MODULE WORDS…` in the project's root, under way; for `fault` and `anew` see bench/child.py."""
+
+    def __init__(self, module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="babyllama-test-")
         self._said = [Path(self._folder.name, name) for name in ("out", "err")]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        self._process = context.Process(target=_run, args=(module, words, *map(str, self._said)))
+        self._process = process(_run, module, words, *self._said, fault, anew=anew)
         self._process.start()
 
     def send_when(self, number: int, reached: Callable[[], bool], seconds: float = 600.0) -> None:
-        """Send it a signal as soon as it is somewhere; none if it ends before. TimeoutError, and it is killed, if neither
-        happens."""
+        """Send it a signal as soon as it is somewhere; it must have a `fault` that keeps it from ending before.
+
+        TimeoutError, and it is killed, if it does not come there.
+        """
         deadline = time.monotonic() + seconds
-        while not reached() and self._process.is_alive():
-            if time.monotonic() > deadline:
+        while not reached():
+            if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
-                raise TimeoutError(f"not there after {seconds} s")
+                raise TimeoutError(f"not there after {seconds} s, or ended before: {self.done().stderr}")
             time.sleep(0.002)
-        if self._process.pid is not None and self._process.is_alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def done(self, seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
         """Wait for its end: its exit code (of one killed by signal n, -n), what it printed and its errors.
@@ -61,23 +78,16 @@ class Command:
         return subprocess.CompletedProcess([], self._process.exitcode, out, err)
 
 
-def run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
+def run(module: str, *words: str, anew: bool = False) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE WORDS…` from its start to its end."""
-    return Command(module, *words).done()
+    return Command(module, *words, anew=anew).done()
 
 
-def _run(module: str, words: tuple[str, ...], out: str, err: str) -> None:
-    import torch
-
-    import train.clock
-
+def _run(module: str, words: tuple[str, ...], out: Path, err: Path, fault: Fault | None) -> None:
     os.chdir(ROOT)
-    for path, number in ((out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), number)
-    torch.set_num_threads(1)
-    # Measured at every start, for the share of it that is shown: seconds, and more where the machine has other work.
-    train.clock.matmul_flops = lambda *_: 1e9
-    sys.argv = [module, *words]
+    become([module, *words], out, err)
+    if fault is not None:
+        fault()
     # What the server has imported is run once more, as the program.
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

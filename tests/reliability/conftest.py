@@ -33,7 +33,7 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
 def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pretraining run that was never stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    child = pretrain.start(run)
+    child = pretrain.start(run, anew=True)
     assert child.wait() == 0, child.said
     return run
 

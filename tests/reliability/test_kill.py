@@ -35,7 +35,7 @@ def test_pretraining_killed_anywhere_ends_in_the_same_bits(pretrain: Scenario, w
 @pytest.mark.slow
 def test_fine_tuning_killed_anywhere_ends_in_the_same_bits(tune: Scenario, tmp_path: Path) -> None:
     """What is true of pretraining alone: packed rows, answers that are scored, the best checkpoint by ROUGE."""
-    child = tune.start(tmp_path / "whole")
+    child = tune.start(tmp_path / "whole", anew=True)
     assert child.wait() == 0, child.said
     through(tune, tmp_path / "run", tmp_path / "whole", [Aim("checkpoint", 2, 0.02), Aim("evaluation", 2, 0.01)])
 

@@ -66,14 +66,18 @@ def _say_if_unfinished(run: Path, folder: Path) -> None:
 
 def _own_base(options: SftOptions | PretrainOptions, run: Path) -> tuple[Path | None, str]:
     """The base that a continued run has on record and its fingerprint; of a base that is there, the fingerprint it has now:
-    at the same path there may be other weights by now, or the options may name another one.
+    at the same path there may be other weights by now, or the options may name another one. One that cannot be used counts
+    as gone, and a line says so: the run has weights of its own.
     """
     recorded = str(_fingerprints(run).get("base", ""))
     if options.base == "none" and recorded != "none":
         return None, "none"
     if isinstance(options.base, Path) and options.base.exists():
-        folder = checkpoints.find(options.base)
-        return folder, checkpoints.digest(folder)
+        try:
+            folder = checkpoints.find(options.base)
+            return folder, checkpoints.digest(folder)
+        except UserError as problem:
+            print(f"base      cannot be compared with what {run} began with, which goes on without it: {problem}", flush=True)
     config = run / CONFIG
     said = (load_yaml(config, "").get("base") if config.is_file() else None) or options.base
     return (None if said in (None, "none") else Path(said)), recorded

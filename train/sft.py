@@ -166,8 +166,8 @@ def _check_rows(options: SftOptions, base: Base, tokenizer: Tokenizer, parts: li
     if base.folder is None:
         shape(options.model, tokenizer, length)
     else:
-        # A continued run's own weights say it too, and its base may be gone.
-        file = (base.folder if base.folder.is_dir() else base.tokenizer) / checkpoints.CONFIG
+        # A continued run's own checkpoint says it: its base may be gone.
+        file = base.tokenizer / checkpoints.CONFIG
         context = LlamaConfig.from_hf(read_json(file), str(file)).max_position_embeddings
         if context < length:
             raise UserError(f"--sequence_length {length}: the model's context is {context} tokens")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.child import Fault
 from common.errors import UserError
 from common.files import write_json, write_manifest, write_sealed
 from common.metrics_file import read_metrics
@@ -19,7 +20,7 @@ from model.checkpoints import digest, find, newest, step_folder, steps
 from model.config import LlamaConfig
 from model.template import Template
 from model.tokenizer import Tokenizer
-from tests.processes import Command
+from tests.processes import Command, HeldAfter
 from train.run import Run
 
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
@@ -41,15 +42,15 @@ def tuning(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return {name: folder / name for name in groups}
 
 
-def start(module: str, *words: str) -> Command:
+def start(module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> Command:
     sizes = ["--sequence_length", "256", "--batch_tokens", "1024", "--device", "cpu", "--log_every", "2"]
-    return Command(f"train.{module}", "--config", f"configs/{module}.yaml", *sizes, *words)
+    return Command(f"train.{module}", "--config", f"configs/{module}.yaml", *sizes, *words, fault=fault, anew=anew)
 
 
-def start_sft(*words: str) -> Command:
+def start_sft(*words: str, fault: Fault | None = None, anew: bool = False) -> Command:
     often = ["--checkpoint.every", "5", "--evaluation.every", "8", "--evaluation.examples", "3",
              "--evaluation.max_new_tokens", "4"]
-    return start("sft", *often, *words)
+    return start("sft", *often, *words, fault=fault, anew=anew)
 
 
 def sft(*words: str) -> subprocess.CompletedProcess[str]:
@@ -74,18 +75,18 @@ def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(tuning: dict[st
     assert done.returncode == 0, done.stderr
     mix = f"{tuning['csl']}+{tuning['redgpt']}:0.5+replay:0.3"
     words = ["--data", mix, "--base", str(base), "--max_steps", "24", "--lead_ins", "true"]
-    done = sft(*words, "--run", str(tmp_path / "whole"))
+    done = start_sft(*words, "--run", str(tmp_path / "whole"), anew=True).done()
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout and "examples" in done.stdout
     kinds = {record["kind"] for record in records(tmp_path / "whole")}
     assert {"train", "validation", "rouge", "answers", "sample", "evaluated"} <= kinds
 
     run = tmp_path / "killed"
-    process = start_sft(*words, "--run", str(run))
+    process = start_sft(*words, "--run", str(run), fault=HeldAfter(12))
     process.send_when(signal.SIGKILL, lambda: 10 in steps(run))
     assert process.done().returncode == -signal.SIGKILL
-    assert newest(run) in range(10, 24)
-    shutil.rmtree(base)
+    assert newest(run) == 10
+    shutil.rmtree(base / "checkpoints")
     done = sft(*words, "--run", str(run))
     assert done.returncode == 0 and "continues after step" in done.stdout, done.stderr
     assert tensors(run, 24) == tensors(tmp_path / "whole", 24)
@@ -180,8 +181,9 @@ def made(run: Path, step: int, **fingerprints: Any) -> Path:
     return folder
 
 
-def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> None:
-    """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone."""
+def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone, or
+    of which only the folder is left."""
     from train.base import find_base
 
     first, second = made(tmp_path / "first", 3), made(tmp_path / "second", 3)
@@ -203,10 +205,17 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path) -> N
         assert again == digest(first) != own
         with pytest.raises(UserError, match="another base: where --base leads there are other weights than the run began with"):
             Run(run)._check({"base": own}, {"base": again})
-    shutil.rmtree(tmp_path / "first")
-    for base in (first, tmp_path / "first"):
-        found = find_base(options_of(base=base), run)
-        assert found.fingerprint == own and found.folder == first
+    # There is no more of it than its folder, or not even that.
+    for there, bases in ((True, (tmp_path / "first",)), (False, (first, tmp_path / "first"))):
+        shutil.rmtree(tmp_path / "first")
+        if there:
+            (tmp_path / "first" / "checkpoints").mkdir(parents=True)
+            write_json(tmp_path / "first" / "run.json", {})
+        for base in bases:
+            found = find_base(options_of(base=base), run)
+            assert found.fingerprint == own and found.folder == first
+        said = capsys.readouterr().out
+        assert (f"goes on without it: {tmp_path / 'first'} has no checkpoint" in said) == there and said.count("\n") == there
 
 
 def test_an_unfinished_base_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +273,8 @@ def test_replay_of_less_than_a_row_is_refused(
     write_sealed(tmp_path / "base" / "run.json", facts)
     length = shards.split("train").total_tokens
     write_json(folder / "config.json", LlamaConfig(tokenizer.vocabulary_size, max_position_embeddings=length).to_hf())
-    base = Base(folder, root / "assets/tokenizer", "")
+    shutil.copy(root / "assets/tokenizer/tokenizer.model", folder)
+    base = Base(folder, folder, "")
     for rows, refused in ((length, True), (length - 1, False)):
         options = options_of(data=f"{tuning['csl']}+replay:0.1", sequence_length=rows, batch_tokens=rows)
         if refused:

@@ -1,6 +1,7 @@
 """The options that the commands share which measure a checkpoint."""
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,17 +47,27 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
                         help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)")
 
 
-def load(options: argparse.Namespace, device: torch.device) -> tuple[Llama, Tokenizer]:
+@dataclass(frozen=True)
+class Measured:
+    """What `--checkpoint` stood for when it was loaded: a run that is being trained has another newest step by and by.
+
+    `facts` is what `--json` says of the weights: `checkpoint`, the `step` in its run, `weights` if quantised.
+    """
+
+    folder: Path
+    model: Llama
+    tokenizer: Tokenizer
+    facts: dict[str, str | int]
+
+
+def load(options: argparse.Namespace, device: torch.device) -> Measured:
     """The model and the tokenizer of `--checkpoint`, the model quantised where `--quantize` says so."""
-    model, tokenizer = checkpoints.load(options.checkpoint, device)
-    return quantize_int8(model) if options.quantize else model, tokenizer
-
-
-def measured(options: argparse.Namespace) -> dict[str, str | int]:
-    """What `--json` says of the weights: `checkpoint`, the `step` it stood for in its run, `weights` if quantised."""
-    step = checkpoints.step_of(checkpoints.find(options.checkpoint))
-    return {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
-            **({"weights": options.quantize} if options.quantize else {})}
+    folder = checkpoints.find(options.checkpoint)
+    model, tokenizer = checkpoints.load(folder, device)
+    step = checkpoints.step_of(folder)
+    facts = {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
+             **({"weights": options.quantize} if options.quantize else {})}
+    return Measured(folder, quantize_int8(model) if options.quantize else model, tokenizer, facts)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

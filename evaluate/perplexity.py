@@ -15,10 +15,9 @@ from data.examples import Phrasings, encode_records, examples_of
 from data.records import Document
 from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
-from evaluate.command_line import load, measured, measuring_parser, parse
+from evaluate.command_line import Measured, load, measuring_parser, parse
 from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
 from evaluate.records import Records, read_records
-from model import checkpoints
 from model.llama import Llama
 from model.template import Template
 from model.tokenizer import Tokenizer
@@ -46,20 +45,19 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="validation", help="split of the shard set")
     options = parse(parser)
     device = resolve_device(options.device)
-    model, tokenizer = load(options, device)
-    weights = measured(options)
-    if model.config.max_position_embeddings < WINDOW:
-        raise UserError(f"{options.checkpoint}: its context of {model.config.max_position_embeddings} tokens is shorter than "
-                        f"the window of {WINDOW} that figures here are measured in")
+    loaded = load(options, device)
+    if loaded.model.config.max_position_embeddings < WINDOW:
+        raise UserError(f"{options.checkpoint}: its context of {loaded.model.config.max_position_embeddings} tokens is shorter "
+                        f"than the window of {WINDOW} that figures here are measured in")
     shards = None if options.input else ShardSet.open(options.data) if options.data else shards_of_run(options.checkpoint)
     kind = shards.kind if shards else find_source(options.source).kind
     counts: dict[str, int] = {}
     if kind == "documents":
-        name, result = _score_texts(options, shards, model, tokenizer)
+        name, result = _score_texts(options, shards, loaded.model, loaded.tokenizer)
         how = f"windows of {WINDOW}"
     else:
-        name, result, counts = _score_answers(options, shards, model, tokenizer)
-        how = f"answers only, rows of {min(ROW, model.context)}"
+        name, result, counts = _score_answers(options, shards, loaded)
+        how = f"answers only, rows of {min(ROW, loaded.model.context)}"
     if not result.tokens:
         why = "fewer than two tokens" if kind == "documents" else "no record whose answer fits a row"
         raise UserError(f"{name}: {why}, nothing to score; name other text with --data DIR or --source NAME --input FILE")
@@ -68,7 +66,7 @@ def main() -> None:
     print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
           f"bits/character {measures['bits_per_character']:.4f}")
     if options.json:
-        facts = {**weights, "text": name, "measured": how, "characters": result.characters}
+        facts = {**loaded.facts, "text": name, "measured": how, "characters": result.characters}
         write_json(options.json, {**facts, **counts, **measures, "made": describe(device)})
 
 
@@ -89,13 +87,13 @@ def _score_texts(
 
 
 def _score_answers(
-    options: argparse.Namespace, shards: ShardSet | None, model: Llama, tokenizer: Tokenizer
+    options: argparse.Namespace, shards: ShardSet | None, loaded: Measured
 ) -> tuple[str, Score, dict[str, int]]:
     """The answers of a set's split, or of native files, of the first `--limit` records.
 
     And the counts that are printed: `records` that were scored, `left_out` because no answer fits, `cut` to the row.
     """
-    template = Template.load(checkpoints.find(options.checkpoint))
+    model, tokenizer, template = loaded.model, loaded.tokenizer, Template.load(loaded.folder)
     length, source = min(ROW, model.context), find_source(options.source) if options.input else None
     sequences: Sequences | HeldSequences
     if source:

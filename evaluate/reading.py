@@ -13,11 +13,10 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation
 from evaluate.answers import Answer, Question, ask, questions_of
-from evaluate.command_line import answering_parser, load, measured, parse
+from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.records import read_records
 from evaluate.repetition_scores import loops
-from model import checkpoints
 from model.template import Template
 
 SHOWN = 3
@@ -105,16 +104,15 @@ def _answer(
     options: argparse.Namespace, device: Any, pairs: Sequence[tuple[Question, Question]]
 ) -> tuple[dict[str, str | int], list[tuple[Answer | None, Answer | None]]]:
     """Which checkpoint it was, and its answers to each question with the right and with the wrong passage."""
-    model, tokenizer = load(options, device)
-    facts = measured(options)
-    template = Template.load(checkpoints.find(options.checkpoint))
+    loaded = load(options, device)
+    template = Template.load(loaded.folder)
     with progress("answering", 2 * len(pairs), "answers") as bar:
         right, wrong = (
-            ask(model, tokenizer, template, asked, max_new_tokens=options.max_new_tokens, batch=options.batch,
-                on_progress=bar.update)
+            ask(loaded.model, loaded.tokenizer, template, asked, max_new_tokens=options.max_new_tokens,
+                batch=options.batch, on_progress=bar.update)
             for asked in zip(*pairs, strict=True)
         )
-    return facts, list(zip(right, wrong, strict=True))
+    return loaded.facts, list(zip(right, wrong, strict=True))
 
 
 def _row(right: Question, wrong: Question, answer: Answer, control: Answer) -> dict[str, Any]:

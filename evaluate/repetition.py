@@ -11,11 +11,10 @@ from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation, Summary
 from evaluate.answers import Answer, ask, questions_of, summarise
-from evaluate.command_line import answering_parser, load, measured, parse
+from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import excerpt, model_of, read_predictions, write_predictions
 from evaluate.records import read_records
 from evaluate.repetition_scores import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
-from model import checkpoints
 from model.template import Template
 
 SHOWN = 3
@@ -70,17 +69,17 @@ def _options() -> argparse.Namespace:
 def _answer(options: argparse.Namespace, device: Any) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
     """Which checkpoint it was, and its answers to the source's questions."""
     records = read_records(options.source, options.input, ("conversations", "summaries"), options.limit)
-    model, tokenizer = load(options, device)
-    facts = measured(options)
-    template = Template.load(checkpoints.find(options.checkpoint))
+    loaded = load(options, device)
+    template = Template.load(loaded.folder)
     articles = [record for record in records if isinstance(record, Summary)]
     questions = [each for record in records if isinstance(record, Conversation) for each in questions_of(record)]
     settings = {"max_new_tokens": options.max_new_tokens, "batch": options.batch}
     asked = [*(each.article for each in articles), *(each.question for each in questions)]
     with progress("answering", len(asked), "answers") as bar:
         answers: list[Answer | None] = [
-            *summarise(model, tokenizer, template, [each.article for each in articles], on_progress=bar.update, **settings),
-            *ask(model, tokenizer, template, questions, on_progress=bar.update, **settings),
+            *summarise(loaded.model, loaded.tokenizer, template, [each.article for each in articles], on_progress=bar.update,
+                       **settings),
+            *ask(loaded.model, loaded.tokenizer, template, questions, on_progress=bar.update, **settings),
         ]
     rows = [{"input": text, "prediction": answer.text, "tokens": answer.tokens, "stopped": answer.stopped}
             for text, answer in zip(asked, answers, strict=True) if answer]
@@ -88,7 +87,7 @@ def _answer(options: argparse.Namespace, device: Any) -> tuple[dict[str, str | i
         print(f"left out, no room for an answer in the context: {missing:,} questions")
     if not rows:
         raise UserError(f"--input {' '.join(options.input)}: no question of it fits the model's context")
-    return facts, rows
+    return loaded.facts, rows
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:

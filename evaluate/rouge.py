@@ -14,11 +14,10 @@ from data.records import Summary
 from data.shards import shards_of_run
 from evaluate.answers import summarise
 from evaluate.baselines import BASELINES
-from evaluate.command_line import answering_parser, load, measured, parse
+from evaluate.command_line import answering_parser, load, parse
 from evaluate.predictions import MODEL, excerpt, model_of, read_predictions, write_predictions
 from evaluate.records import read_records
 from evaluate.rouge_table import METHOD, RougeTable, versions
-from model import checkpoints
 from model.template import Template
 
 SHOWN = 3
@@ -95,13 +94,13 @@ def _summaries(
     options: argparse.Namespace, device: Any, articles: list[Summary]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the checkpoint answers, which it was and how it was asked."""
-    model, tokenizer = load(options, device)
-    weights = measured(options)
-    template = Template.load(checkpoints.find(options.checkpoint))
+    loaded = load(options, device)
+    template = Template.load(loaded.folder)
     with progress("summarising", len(articles), "articles") as bar:
         answers = summarise(
-            model, tokenizer, template, [each.article for each in articles], max_new_tokens=options.max_new_tokens,
-            beams=options.beams, length_penalty=options.length_penalty, batch=options.batch, on_progress=bar.update,
+            loaded.model, loaded.tokenizer, template, [each.article for each in articles],
+            max_new_tokens=options.max_new_tokens, beams=options.beams, length_penalty=options.length_penalty,
+            batch=options.batch, on_progress=bar.update,
         )
     search = "greedy" if options.beams == 1 else f"{options.beams} beams, length penalty {options.length_penalty:g}"
     rows = [
@@ -109,7 +108,7 @@ def _summaries(
          "stopped": answer.stopped, "trimmed": answer.trimmed}
         for each, answer in zip(articles, answers, strict=True)
     ]
-    return {**weights, "decoding": f"{search}, at most {options.max_new_tokens} tokens"}, rows
+    return {**loaded.facts, "decoding": f"{search}, at most {options.max_new_tokens} tokens"}, rows
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -1,0 +1,46 @@
+"""What the measuring commands share."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.files import write_json, write_manifest
+from evaluate import command_line
+from model import checkpoints
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.tokenizer import Tokenizer
+
+
+def test_a_checkpoint_written_meanwhile_is_not_what_was_measured(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of one step, or answers in another step's template, under the number of the step that training wrote while
+    the weights were read."""
+    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
+
+    def write(step: int) -> None:
+        folder = checkpoints.step_folder(tmp_path, step)
+        folder.mkdir(parents=True)
+        checkpoints.save(Llama(config).initialise(step), tokenizer, folder)
+        write_manifest(folder, {"step": step})
+
+    def load(path: Path, device: torch.device) -> Any:
+        found = real(path, device)
+        write(20)
+        return found
+
+    write_json(tmp_path / "run.json", {})
+    write(10)
+    real = checkpoints.load
+    monkeypatch.setattr(checkpoints, "load", load)
+    loaded = command_line.load(argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu"))
+    assert checkpoints.newest(tmp_path) == 20
+    assert loaded.facts == {"checkpoint": str(tmp_path), "step": 10}
+    assert loaded.folder == checkpoints.step_folder(tmp_path, 10)
+    expected = Llama(config).initialise(10).lm_head.weight
+    assert torch.equal(loaded.model.lm_head.weight, expected)

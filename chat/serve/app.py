@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from chat.serve import page
 from chat.serve.answers import DONE, Answer, packed
+from chat.serve.connections import PATIENCE
 from chat.serve.engine import FAULT, STOPPING, Busy, Engine
 from chat.serve.errors import ProtocolError
 from chat.serve.guard import Guard
@@ -28,7 +29,7 @@ from chat.weights import Weights
 from model.generate import Sampling, prompt_room
 
 RETRY_AFTER = 2  # seconds
-BODY_SECONDS = 30.0
+BODY_SECONDS = PATIENCE - 5.0  # so that it is told, before its connection is closed
 NO_ANSWER = Response(status_code=499)  # to nobody: the one who asked has gone
 
 

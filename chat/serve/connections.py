@@ -22,20 +22,21 @@ def most_connections() -> int:
 class Limited(H11Protocol):
     """HTTP/1.1 over at most `most` connections; those that do not go on within `patience` seconds are closed.
 
-    Those bring no whole request head, or do not read what they asked for. One connection more takes the place of the one
+    Those bring no whole request, or read nothing of what they asked for. One connection more takes the place of the one
     that has been waited for longest, and is closed itself where no other is waited for: a listener whose process has no
     file left for it can neither take it nor refuse it, and asyncio tries and complains without end. uvicorn has no limit
-    before a request has begun, and none for who does not read.
+    before a request is whole, and none for who does not read.
     """
 
     most = most_connections()
     patience = PATIENCE
     _timer: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes of an answer, when the wait began
 
     @property
-    def idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+    def asked(self) -> bool:
+        """Whether there is a whole request, with its body, to be answered."""
+        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, and close one where they are too many."""
@@ -48,16 +49,19 @@ class Limited(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Part of a head or a body."""
-        idle = self.idle
+        before, asked = self.cycle, self.asked
         super().data_received(data)
-        # Of one that has yet to read the answer before, it is waited for that.
-        if idle and not self.idle and not self.flow.write_paused:
+        if self.flow.write_paused:
+            return  # it has yet to read the answer before: it is waited for that
+        if self.asked and not asked:
             self._stop_waiting()
+        elif self.cycle is not before:
+            self._wait()  # a head has come, and its body has as long again
 
     def on_response_complete(self) -> None:
         """A request is answered; the next may have come already."""
         super().on_response_complete()
-        if self.idle:
+        if not self.asked:
             self._wait()
 
     def pause_writing(self) -> None:
@@ -68,7 +72,7 @@ class Limited(H11Protocol):
     def resume_writing(self) -> None:
         """It has read."""
         super().resume_writing()
-        if not self.idle:
+        if self.asked:
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -78,12 +82,20 @@ class Limited(H11Protocol):
 
     def _wait(self) -> None:
         self._stop_waiting()
-        self._timer = self.loop.call_later(self.patience, self._close)
+        self._unread = self.transport.get_write_buffer_size()
+        self._timer = self.loop.call_later(self.patience, self._lose_patience)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _lose_patience(self) -> None:
+        # Nothing is added while it is waited for: less is there only if it has read.
+        if self.transport.get_write_buffer_size() < self._unread:
+            self._wait()
+        else:
+            self._close()
 
     def _close(self) -> None:
         self._stop_waiting()

@@ -1,5 +1,6 @@
 """Connections that ask for nothing cost nothing."""
 
+import asyncio
 import json
 import resource
 import socket
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from chat.serve import connections
-from chat.serve.connections import MOST, Limited, most_connections
+from chat.serve import app, connections
+from chat.serve.connections import MOST, PATIENCE, Limited, most_connections
 from tests.chat.serving import Served, served
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
 
 
 class Hasty(Limited):
@@ -101,6 +103,31 @@ def test_an_answer_is_not_cut_off_to_make_room(few: Served) -> None:
         each.close()
 
 
+def test_bodies_that_do_not_come_keep_nobody_out(few: Served) -> None:
+    """Heads of requests, as many as may be, each of which holds its connection, or a row, until its body is given up."""
+    while few.engine.load != (0, 0):  # those who asked before have gone
+        time.sleep(0.01)
+    with ExitStack() as kept:
+        silent = [kept.enter_context(connect(few)) for _ in range(3)]
+        for each in silent:
+            each.sendall(POST % 99 + b"Expect: 100-continue\r\n\r\n")
+            assert each.recv(1000).startswith(b"HTTP/1.1 100"), "it has the head, and waits for the body"
+            each.sendall(b"{")
+        assert few.engine.load == (0, 0)
+        with connect(few) as newcomer:
+            assert answered(newcomer)
+        assert closed(silent[0])
+
+
+def test_who_brings_no_body_is_told_so(few: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection closed without a word, as it is after the patience for whoever brings nothing."""
+    assert app.BODY_SECONDS < PATIENCE
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    with connect(few) as connection:
+        connection.sendall(POST % 99 + b"\r\n{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
 class Deaf(Few):
     """Takes its clients for such as have not read the answer, and says when a request has come."""
 
@@ -156,9 +183,10 @@ def test_few_files_make_few_connections(monkeypatch: pytest.MonkeyPatch, files: 
 
 
 class Noted(Later):
-    """Says when it waits for its client to read, when it no longer does because that reads, and when it is over."""
+    """Says when it waits for its client to read, when it no longer does because that reads, when the answer is whole on this
+    side, and when the connection is over."""
 
-    waits, reads, gone = threading.Event(), threading.Event(), threading.Event()
+    waits, reads, whole, gone = threading.Event(), threading.Event(), threading.Event(), threading.Event()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -169,9 +197,21 @@ class Noted(Later):
         if self._timer is None:
             self.reads.set()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.whole.set()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.gone.set()
+
+
+class Full(Noted):
+    """Waits for its client until all that it holds for it, 64 KB, is read."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=1 << 16, low=0)
 
 
 class Patient(Noted):
@@ -183,13 +223,19 @@ class Patient(Noted):
 @contextmanager
 def slow(endless: Path, http: type[Noted]) -> Iterator[socket.socket]:
     """A client of an answer without an end that has not read so long that the server waits for it."""
-    for event in (Noted.waits, Noted.reads, Noted.gone):
-        event.clear()
-    with served(endless, tokens=15_000, http=http, unread=4096) as server, connect(server) as connection:
-        body = json.dumps(server.ask("说个不停", stream=True)).encode()
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    with asking(endless, http, tokens=15_000) as connection:
         assert Noted.waits.wait(60)
+        yield connection
+
+
+@contextmanager
+def asking(endless: Path, http: type[Noted], tokens: int) -> Iterator[socket.socket]:
+    """A client that has asked for an answer, and has not read yet."""
+    for event in (Noted.waits, Noted.reads, Noted.whole, Noted.gone):
+        event.clear()
+    with served(endless, tokens=tokens, http=http, unread=4096) as server, connect(server) as connection:
+        body = json.dumps(server.ask("说个不停", stream=True)).encode()
+        connection.sendall(POST % len(body) + b"\r\n" + body)
         yield connection
 
 
@@ -208,3 +254,26 @@ def test_who_reads_again_is_waited_for_no_longer(endless: Path) -> None:
     with slow(endless, Patient) as connection:
         while not Noted.reads.is_set():
             assert connection.recv(1 << 16)
+
+
+@pytest.mark.slow
+def test_who_reads_slowly_is_waited_for(endless: Path) -> None:
+    """An answer cut off in the middle though its client reads it, as on a slow line."""
+    with slow(endless, Full) as connection:
+        for _ in range(25):
+            assert connection.recv(2048) and not Noted.gone.is_set()
+            time.sleep(0.1)
+        assert not Noted.reads.is_set(), "it read so fast that it was not waited for"
+        assert Noted.gone.wait(60)
+
+
+@pytest.mark.slow
+def test_the_rest_of_a_whole_answer_is_waited_for(endless: Path) -> None:
+    """The last lines of an answer, of which this side has nothing more to do, lost to a client that reads slowly."""
+    with asking(endless, Noted, tokens=230) as connection:
+        assert Noted.whole.wait(60) and not Noted.waits.is_set()
+        said = b""
+        while not said.endswith(b"0\r\n\r\n") and (more := connection.recv(2048)):
+            said += more
+            time.sleep(0.1)
+    assert b"[DONE]" in said and len(said) > 40_000

@@ -8,7 +8,6 @@ from chat.folders import cache_folder
 from chat.repl import Repl
 from chat.session import Session
 from common.errors import run_main
-from common.machine import resolve_device
 
 
 def main() -> None:
@@ -21,9 +20,7 @@ def _chat() -> None:
     options = command_line.parse()
     console = Console(cache_folder() / "chat_history")
     folder = options.checkpoint or weights.newest_run()
-    with in_chinese("这里没有能用的显卡：请用 --device cpu"):
-        device = resolve_device(options.device)
-    loaded = weights.load(folder, device, options.precision, options.quantize)
+    loaded = weights.load(folder, weights.choose_device(options.device), options.precision, options.quantize)
     console.note(f"模型：{loaded.description}")
     if (hint := weights.hint(loaded)) is not None:
         console.note(hint)

@@ -13,6 +13,8 @@ from threading import Event
 from types import FrameType
 from typing import Any
 
+from chat.errors import ConsoleError, refusal
+
 PROMPT, CONTINUED = "你：", "……"
 HISTORY_LINES = 1000
 # A model can write any byte: a terminal must not take some of them for orders.
@@ -20,7 +22,10 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 
 
 class Console:
-    """What the user types and sees. A `history` file that cannot be used is done without."""
+    """What the user types and sees. A `history` file that cannot be used is done without.
+
+    ConsoleError from whatever reads or writes, where that cannot be done any more.
+    """
 
     def __init__(self, history: Path) -> None:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -45,7 +50,8 @@ class Console:
     def _line(self, prompt: str) -> str:
         readline = self._readline
         before = readline.get_current_history_length() if readline else 0
-        line = input(prompt if self.interactive else "")
+        with _connected():
+            line = input(prompt if self.interactive else "")
         if readline and (new := readline.get_current_history_length() - before) > 0:
             # Line by line, so that a closed window loses none and two chats at once keep both.
             with contextlib.suppress(OSError):
@@ -57,8 +63,9 @@ class Console:
 
     def write(self, text: str) -> None:
         """A piece of an answer, at once."""
-        sys.stdout.write(text.translate(_CONTROLS))
-        sys.stdout.flush()
+        with _connected():
+            sys.stdout.write(text.translate(_CONTROLS))
+            sys.stdout.flush()
 
     def say(self, text: str) -> None:
         """Lines that were asked for."""
@@ -66,8 +73,19 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line beside the answers."""
-        sys.stderr.write(f"{text.translate(_CONTROLS)}\n")
-        sys.stderr.flush()
+        with _connected():
+            sys.stderr.write(f"{text.translate(_CONTROLS)}\n")
+            sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read our output has all it wanted
+    except OSError as error:
+        raise ConsoleError(f"终端断开了，或输入输出的文件读写不了（{refusal(error)}）：对话到此为止，请换一处再运行") from None
 
 
 def _open_history(file: Path) -> Any:

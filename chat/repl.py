@@ -3,7 +3,7 @@
 from chat.commands import Quit, execute
 from chat.console import Console, stoppable
 from chat.conversation import Prompt
-from chat.errors import ChatError
+from chat.errors import ChatError, ConsoleError, enough_memory
 from chat.session import Session
 
 
@@ -15,7 +15,10 @@ class Repl:
         self._reference_read = 0
 
     def run(self) -> None:
-        """Until the end of input, `/quit`, or Ctrl-C twice at the prompt. Through pipes one Ctrl-C is enough."""
+        """Until the end of input, `/quit`, or Ctrl-C twice at the prompt. Through pipes one Ctrl-C is enough.
+
+        What goes wrong is a line, after which the chat goes on; ConsoleError where no line can be read or written.
+        """
         once = False
         while True:
             try:
@@ -23,7 +26,10 @@ class Repl:
                 if line is None:
                     break
                 once = False
-                self._take(line)
+                with enough_memory():
+                    self._take(line)
+            except ConsoleError:
+                raise
             except ChatError as error:
                 self._console.note(str(error))
             except Quit:

@@ -8,6 +8,7 @@ import torch
 
 from chat.errors import ChatError, in_chinese
 from common.errors import UserError
+from common.machine import resolve_device
 from data.phrasing import CANONICAL, FLAT
 from data.shards import shard_sets_of_run
 from model import checkpoints
@@ -17,6 +18,9 @@ from model.quantize import Int8Linear, quantize_int8
 from model.template import FILE as TEMPLATE_FILE
 from model.template import Template
 from model.tokenizer import Tokenizer
+
+# int8 is made of the weights as the files hold them: they have to fit first.
+_TOO_LARGE = "内存或显存装不下这个模型：换小一些的模型，或关掉别的程序；显存不够时可用 --device cpu"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Weights:
             precision += "，权重 int8"
         return (f"{self.folder}（{self.model.config.parameters / 1e6:.1f}M 参数，上下文 {self.context} 个词元，"
                 f"{weight.device.type}，{precision}）")
+
+
+def choose_device(name: str) -> torch.device:
+    """Where `--device` says to compute. ChatError if that cannot be."""
+    with in_chinese("这里没有能用的显卡：请用 --device cpu"):
+        return resolve_device(name)
 
 
 def newest_run(runs: Path = checkpoints.RUNS) -> Path:
@@ -68,7 +78,7 @@ def load(path: Path, device: torch.device, precision: str, quantize: str | None 
     be used; of a run, a line on stderr where a damaged checkpoint is passed over."""
     with in_chinese(f"{path} 里没有能用的模型：请用 --checkpoint 指定一个训练目录、其中一步或导出的模型"):
         folder = checkpoints.find(path, _passed_over)
-    with in_chinese(f"{folder} 里的模型读不进来：文件损坏或不配套，请换一个，或重新训练、导出"):
+    with in_chinese(f"{folder} 里的模型读不进来：文件损坏或不配套，请换一个，或重新训练、导出", memory=_TOO_LARGE):
         model, tokenizer = checkpoints.load(folder, device)
         template = Template.load(folder)
         model = model.to(DTYPES[choose_precision(device, precision)])

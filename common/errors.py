@@ -1,5 +1,6 @@
 """One kind of error for what the user can mend, and the one place that turns it into an exit code."""
 
+import contextlib
 import errno
 import io
 import os
@@ -28,6 +29,10 @@ _SHORT = re.compile("Not enough free space|requested and .* written")
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the file, line or key, and the cure."""
+
+
+class MemoryShortage(UserError):
+    """What is wanted is more than the machine's memory holds."""
 
 
 def system_number(error: BaseException) -> int | None:
@@ -62,11 +67,10 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _tell("".join(f"error: {line}\n" for line in str(error).splitlines()))
         code = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted\n")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; it has all it wanted.
@@ -76,9 +80,16 @@ def run_main(main: Callable[[], int | None]) -> None:
         problem = disk_problem(error)
         if problem is None:
             raise
-        print(f"error: {problem}, then run the same command again", file=sys.stderr)
+        _tell(f"error: {problem}, then run the same command again\n")
         code = 2
     sys.exit(code)
+
+
+def _tell(lines: str) -> None:
+    """Say why a command ends. Where the terminal has gone there is nobody to tell, and the exit code has to do."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(lines)
+        sys.stderr.flush()
 
 
 def _fill_standard_streams() -> None:

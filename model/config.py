@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from common.errors import UserError
+from common.errors import MemoryShortage, UserError
 from common.machine import memory_bytes
 
 # The scalings of rotary frequencies that are known, and the numbers that each needs.
@@ -16,6 +16,7 @@ _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layer
 # About the largest number of fp32: nothing in a shape comes near, and JSON can write more than a float holds.
 _HUGE = 1e38
 _MOST_STOP_IDS = 64  # models have a few
+_MOST_STRETCHED = 10_000  # times; contexts of millions of positions are stretched a few hundred times
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -84,6 +85,8 @@ class LlamaConfig:
             for key in ROPE_SCALINGS[kind]
             if not (_is(self.rope_scaling.get(key), float) and 0 < self.rope_scaling[key] < _HUGE)
         ]
+        if not found and not 1 <= (factor := self.rope_scaling["factor"]) <= _MOST_STRETCHED:
+            found.append(f"rope_scaling {kind}: factor must be from 1 to {_MOST_STRETCHED:,}, not {factor}")
         if kind == "llama3" and not found and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
             found.append("rope_scaling llama3: low_freq_factor must be below high_freq_factor")
         return found
@@ -109,13 +112,14 @@ class LlamaConfig:
         return self.matmul_parameters + embedding + norms
 
     def check_memory(self, name: str) -> None:
-        """UserError, which begins with `name`, for a shape whose weights alone are more than the machine's memory."""
+        """MemoryShortage, which begins with `name`, for a shape whose weights alone are more than the machine's memory."""
         # fp32 weights; cosines and sines of every position and, while they are computed, their angles.
         needed, there = 4 * self.parameters + 8 * self.max_position_embeddings * self.head_dim, memory_bytes()
         if needed > there:
-            raise UserError(f"{name}: {self.num_hidden_layers:,} layers of {self.hidden_size:,} with vocabulary "
-                            f"{self.vocab_size:,} and context {self.max_position_embeddings:,} need {needed / 1e9:,.0f} GB of "
-                            f"memory, and this machine has {there / 1e9:,.0f}: use a smaller model")
+            raise MemoryShortage(
+                f"{name}: {self.num_hidden_layers:,} layers of {self.hidden_size:,} with vocabulary {self.vocab_size:,} and "
+                f"context {self.max_position_embeddings:,} need {needed / 1e9:,.0f} GB of memory, and this machine has "
+                f"{there / 1e9:,.0f}: use a smaller model")
 
     def flops_per_token(self, length: float, *, head: bool = True) -> float:
         """Floating point operations to train on one token in a row of `length`: forward, and twice that backward.

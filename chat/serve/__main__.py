@@ -6,8 +6,9 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from chat.errors import ChatError, in_chinese, refusal
 from chat.serve import options as command_line
-from common.errors import UserError, run_main
+from common.errors import run_main
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -19,6 +20,11 @@ GRACE = 2  # seconds that responses have to end after Ctrl-C
 
 def main() -> None:
     """Entry point."""
+    with in_chinese("没有做成：按详情改正后，再运行一次"):
+        _serve()
+
+
+def _serve() -> None:
     options = command_line.parse()
     # Before the model is loaded: a port that is taken is said at once.
     with listen(options.host, options.port) as listener:
@@ -26,10 +32,9 @@ def main() -> None:
         from chat.options import sampling
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
-        from common.machine import resolve_device
 
         checkpoint = options.checkpoint or weights.newest_run()
-        loaded = weights.load(checkpoint, resolve_device(options.device), options.precision, options.quantize)
+        loaded = weights.load(checkpoint, weights.choose_device(options.device), options.precision, options.quantize)
         engine = Engine(loaded, rows=options.rows, waiting=options.waiting)
         limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
         service = Service(checkpoint.resolve().name, loaded, engine, sampling(options), limits)
@@ -43,16 +48,16 @@ def main() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. UserError if that cannot be."""
+    """A socket that listens there. ChatError if that cannot be."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except UnicodeError:
-        raise UserError(f"--host {host[:100]}：不是地址，也不是主机名") from None
+        raise ChatError(f"--host {host[:100]}：不是地址，也不是主机名") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"{host}:{port} 已经有程序在用：换一个 --port，或先结束那个程序") from None
-        raise UserError(f"--host {host} --port {port}：不能在这里监听（{error.strerror}）") from None
+            raise ChatError(f"{host}:{port} 已经有程序在用：换一个 --port，或先结束那个程序") from None
+        raise ChatError(f"--host {host} --port {port}：不能在这里监听（{refusal(error)}）") from None
 
 
 def url(listener: socket.socket) -> str:

@@ -3,8 +3,8 @@
 import argparse
 import re
 
+from chat.errors import ChatError
 from chat.options import ChatParser, add_model, add_settings, whole
-from common.errors import UserError
 
 DESCRIPTION = """以 OpenAI chat-completions 协议提供一个模型；浏览器打开 / 就能与它对话。
 Serve a model by the OpenAI chat-completions protocol; open / in a browser to talk to it.
@@ -13,7 +13,7 @@ What a request does not say is as the options below say."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options; exits on `--help`. UserError for a value that is out of range."""
+    """The options; exits on `--help`. ChatError for a value that is out of range."""
     parser = ChatParser("python -m chat.serve", DESCRIPTION)
     add = parser.add_argument
     add_model(parser)
@@ -36,5 +36,5 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_settings(parser)
     options = parser.parse_args(arguments)
     if options.api_key is not None and not re.fullmatch("[!-~]+", options.api_key):
-        raise UserError("--api_key：密钥要由可见的 ASCII 字符组成，中间没有空格")
+        raise ChatError("--api_key：密钥要由可见的 ASCII 字符组成，中间没有空格")
     return options

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from chat import session
+from chat import references, session
 from chat.__main__ import main
+from chat.serve.__main__ import main as serve
 from common.errors import UserError, run_main
-from common.files import write_json, write_manifest
+from common.files import read_json, write_json, write_manifest
+from model import checkpoints
 from model.tokenizer import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
 
@@ -153,4 +156,74 @@ def test_answers_that_cannot_be_written_end_the_chat(
         with pytest.raises(SystemExit) as ended:
             run_main(main)
     assert ended.value.code == 2
-    assert "没有做成" in sentence(capsys.readouterr().err.splitlines()[-1], "the disk is full")
+    assert "输入输出的文件读写不了（磁盘满了）" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_model_too_large_is_not_called_damaged(chat: Chat, talker: Path, tmp_path: Path) -> None:
+    """Advice to shorten a question that nobody has asked yet, or to train a model anew that is whole."""
+    folder = shutil.copytree(talker, tmp_path / "large")
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "num_hidden_layers": 10**8})
+    done = chat(MAYOR, "--checkpoint", str(folder))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+    said = sentence(done.err, "layers of 64 with vocabulary")
+    assert "装不下这个模型" in said and "损坏" not in said and "问题" not in said
+
+
+@pytest.mark.parametrize(("name", "error"), [
+    ("safe_open", SafetensorError("Error while opening: Permission denied (os error 13)")),
+    ("read_json", PermissionError(13, "Permission denied", "config.json")),
+])
+def test_a_model_that_may_not_be_read_is_not_called_damaged(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    """Advice to train anew what only somebody else's permission keeps from being read; root may read everything, hence no
+    real file."""
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints, name, refuse)
+    done = chat(MAYOR)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert sentence(done.err, "ermission denied").startswith("error: 没有权限：请改权限")
+
+
+def test_memory_that_a_command_lacks_does_not_end_the_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation lost with a reference that is too long."""
+    monkeypatch.setattr(references, "from_text", lambda *_: bytearray(1 << 60))
+    done = chat(f"/资料 很长\n{MAYOR}\n")
+    assert "内存或显存不够" in sentence(done.err.splitlines()[-1], "MemoryError")
+    assert (done.code, done.out) == (0, "我不知道。\n")
+
+
+@pytest.mark.parametrize(("options", "said", "detail"), [
+    (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
+    (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"), (["--prot", "1"], "命令行有误", "--port"),
+    (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
+    (["--api_key", "密"], "--api_key：密钥要由可见", ""),
+])
+def test_what_keeps_the_server_from_starting_is_said_in_chinese(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], said: str,
+    detail: str,
+) -> None:
+    """English alone where the server calls what the chat calls; a Chinese line with another around it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker), *options])
+    with pytest.raises(SystemExit) as ended:
+        run_main(serve)
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1) and said in error, error
+    assert said in sentence(error, detail) if detail else "详情" not in error
+
+
+def test_what_shared_code_has_against_the_server_is_said_in_chinese(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """English alone for what no part of it expects."""
+    def refuse(*_: object) -> None:
+        raise UserError("this is refused")
+
+    monkeypatch.setattr("chat.weights.hint", refuse)
+    monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker)])
+    with pytest.raises(SystemExit):
+        run_main(serve)
+    assert "没有做成" in sentence(capsys.readouterr().err.splitlines()[-1], "this is refused")

@@ -90,6 +90,10 @@ class Terminal:
         self._seen += block
         return bool(block)
 
+    def hang_up(self) -> None:
+        """Be closed, as a window or a connection is."""
+        os.dup2(os.open(os.devnull, os.O_RDWR), self._end)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -186,3 +190,21 @@ def test_what_goes_wrong_is_said_in_chinese_and_the_chat_goes_on(start: Start, t
     terminal.wait_for("助手：我不知道。")
     terminal.at_prompt(CTRL_D)
     assert "Traceback" not in terminal.wait_for_end() and terminal.process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["errors-in-a-file", "errors-on-it-too"])
+def test_a_terminal_that_goes_away_ends_the_chat(start: Start, endless: Path, tmp_path: Path, elsewhere: bool) -> None:
+    """A chat under nohup that says that the disk is ill, tells it to a terminal that is gone, or answers nobody for ever."""
+    file = tmp_path / "errors"
+    errors = f"os.dup2(os.open({str(file)!r}, os.O_CREAT | os.O_WRONLY), 2)" if elsewhere else "pass"
+    program = ("-c", f"import os, runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {errors}; "
+                     "runpy.run_module('chat', run_name='__main__')")
+    terminal = start(endless, "--max_new_tokens", "100000", program=program)
+    terminal.at_prompt("说个不停\r")
+    terminal.wait_for("助手：")
+    terminal.hang_up()
+    assert terminal.process.wait(PATIENCE) == 2
+    if elsewhere:
+        *_, line = file.read_text(encoding="utf-8").splitlines()
+        assert line.startswith("error: 终端断开了") and "（输入输出出错）" in line

@@ -20,6 +20,7 @@ from model.template import template_from
 from model.tokenizer import IMPORTED, MARK, SPACE, Piece, Span, Tokenizer, utf8
 from model.tokenizer_framed import FramedTokenizer, backend, encodings, spaceless
 from model.tokenizer_normalise import BYTE, CONTROL, LONGEST, NORMAL
+from model.tokenizer_patterns import SlowPattern, check_pattern, patterns
 
 DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
 _KNOWN_DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
@@ -227,6 +228,12 @@ def _check_facts(facts: Any, name: Path) -> None:
     if isinstance(model, dict) and model.get("dropout"):
         raise UserError(f"{name}: its BPE leaves merges out by chance (dropout), so that a text would have other ids each "
                         "time: set it to null")
+    for pattern in patterns(facts["definition"]):
+        try:
+            check_pattern(pattern)
+        except SlowPattern as why:
+            raise UserError(f"{name}: its regular expression {pattern[:200]!r} could take for ever: {why}; such tokenizers "
+                            "cannot be used") from None
     if facts["words"]:
         template_from(facts["words"], name)
         if not isinstance(facts["config"].get("chat_template"), str):

@@ -215,6 +215,9 @@ def test_a_seed_means_the_same_weights() -> None:
     ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
     ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor must be a number above 0, not missing"),
     ({"rope_scaling": {**LLAMA3, "factor": -1}}, "llama3: factor must be a number above 0, not -1"),
+    *(({"rope_scaling": {"rope_type": "linear", "factor": factor}}, "linear: factor must be ") for factor in (
+        0, -1e30, 1e-30, 0.5, 1e30, 10**400, float("nan"), float("inf"), True, "4")),
+    ({"rope_scaling": {**LLAMA3, "factor": 10_001}}, "llama3: factor must be from 1 to 10,000, not 10001"),
     ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor must be below high_freq_factor"),
 ])
 def test_impossible_shapes_are_named(changes: dict[str, Any], words: str) -> None:

@@ -97,13 +97,18 @@ def test_any_value_in_an_imported_tokenizer_is_one_line_or_a_vocabulary_of_llama
 @pytest.mark.parametrize(("changes", "said"), [
     ({"model": {"continuing_subword_prefix": "##"}}, "its BPE has a continuing_subword_prefix"),
     ({"model": {"dropout": 0.5}}, "leaves merges out by chance"),
+    ({"model": {"vocab": {"a": 0, "b": 1, "c": 1}}}, "two pieces of its vocabulary have one id"),
+    *(({part: {"type": kind, "pattern": {"Regex": "(a+)+$"}, **more}}, r"its regular expression '\(a\+\)\+\$' could take")
+      for part, kind, more in (("pre_tokenizer", "Split", {"behavior": "Isolated", "invert": False}),
+                               ("normalizer", "Replace", {"content": ""}), ("decoder", "Replace", {"content": ""}))),
     ({"added_tokens": [{"id": 320, "content": "x" * 40_000, "single_word": False, "lstrip": False, "rstrip": False,
                         "normalized": False, "special": False}]}, "holds a piece of 40,000 characters"),
 ])
 def test_what_ends_the_process_or_overflows_is_one_line(changes: dict[str, Any], said: str) -> None:
     """A prefix that the library cuts off in the middle of a character; more characters than a table of them can hold."""
     definition = facts("byte_level")["definition"]
-    changed = {key: {**definition[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
+    changed = {key: {**(definition[key] or {}), **value} if isinstance(value, dict) else value
+               for key, value in changes.items()}
     with pytest.raises(UserError, match=rf"^x\.json:? .*{said}"):
         opened(json.dumps(facts("byte_level", definition={**definition, **changed})).encode(), Path("x.json"))
 

@@ -19,6 +19,20 @@ quoted = '$(subst ','\'',$(subst $(START),,$(subst $(START)~/,$(HOME)/,$(START)$
 # $(call option,--name,NAME): the option with what a variable holds, or nothing where it is empty.
 option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
+# A variable that is none of these would be ignored without a word. A make that calls this one hands its own down to it.
+VARIABLES := DATA BASE RUN CONFIG ARGS PYTHON VENV
+OPTIONS := max_steps epochs seed device batch_tokens sequence_length micro_batch tokenizer model.preset optimizer.lr
+said := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+strange := $(firstword $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(said)))
+ifneq ($(if $(filter 0,$(MAKELEVEL)),$(strange)),)
+in_case = $(shell printf '%s' '$(subst ','\'',$(strange))' | LC_ALL=C tr $(1))
+upper := $(filter $(call in_case,a-z A-Z),$(VARIABLES))
+near := $(firstword $(filter $(call in_case,A-Z a-z),$(OPTIONS)) $(filter %$(call in_case,A-Z a-z),$(OPTIONS)))
+hint := $(if $(upper),$(upper)=$(value $(strange)),$(if $(near),ARGS="$(strip --$(near) $(value $(strange)))"))
+$(error $(strange)=$(value $(strange)): there is no such variable$(if $(hint),; did you mean $(hint)?,.) There are $(VARIABLES); \
+	options go through ARGS="--key value")
+endif
+
 .PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench test test-fast check sample
 .DEFAULT_GOAL := help
 

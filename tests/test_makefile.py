@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from common.options import fields
+from train.options import PretrainOptions, SftOptions
+
 ROOT = Path(__file__).parent.parent
 # Writes down the words it was called with, as a stand-in for the environment's python.
 STUB = """#!/bin/sh
@@ -96,6 +99,33 @@ def test_setting_up_shows_progress_on_a_terminal_and_is_short_in_a_log(folder: P
     os.close(theirs)
     os.close(ours)
     assert (folder / "called").read_text().split("\0")[:-1] == [*pip, "-r", "requirements.txt"]
+
+
+@pytest.mark.parametrize(("word", "hint"), [
+    ("data=csl", "; did you mean DATA=csl?"), ("Base=runs/x", "; did you mean BASE=runs/x?"),
+    ("STEPS=5", '; did you mean ARGS="--max_steps 5"?'), ("epochs=2", '; did you mean ARGS="--epochs 2"?'),
+    ("LR=1e-3", '; did you mean ARGS="--optimizer.lr 1e-3"?'), ("DTAA=csl", "."), ("a;touch${IFS}x='$(HOME)", "."),
+])
+def test_a_variable_that_there_is_not_is_said_before_anything_is_done(folder: Path, word: str, hint: str) -> None:
+    """`make pretrain data=mine` that trains on the sample for an hour."""
+    done, words = make(folder, "pretrain", word, "DATA=x")
+    said = done.stderr.splitlines()
+    assert (done.returncode, words, len(said)) == (2, [], 1)
+    assert f"there is no such variable{hint} There are DATA BASE RUN CONFIG ARGS PYTHON VENV" in said[0]
+    assert word.partition("=")[0][:5] in said[0] and not (folder / "x").exists()
+
+
+def test_what_is_meant_for_make_or_comes_from_a_make_above_is_no_slip(folder: Path) -> None:
+    """A project whose own make calls this one with its variables on the command line, and cannot any more."""
+    for words, variables in ((["SHELL=/bin/sh"], {}), (["CC=gcc"], {"MAKELEVEL": "1"}), (["-j2"], {"steps": "5"})):
+        done, called = make(folder, "data", "DATA=x", *words, **variables)
+        assert called == ["-m", "data.download", "x"], done.stderr
+
+
+def test_the_options_that_make_knows_are_options() -> None:
+    """A hint at an option that was renamed."""
+    (named,) = re.findall(r"^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named.split()) <= {*fields(PretrainOptions), *fields(SftOptions)}
 
 
 def test_every_target_is_phony_and_helped(folder: Path) -> None:

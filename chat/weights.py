@@ -33,6 +33,7 @@ class Weights:
     template: Template
     context: int
     converses: bool  # fine-tuned on conversations: the checkpoint names its template
+    unfinished: checkpoints.Unfinished | None = None  # what is left of the run that was named or chosen
 
     @property
     def description(self) -> str:
@@ -41,8 +42,10 @@ class Weights:
         precision: str = next(name for name, dtype in DTYPES.items() if dtype == weight.dtype)
         if isinstance(self.model.lm_head, Int8Linear):
             precision += "，权重 int8"
+        left = self.unfinished
         return (f"{self.folder}（{self.model.config.parameters / 1e6:.1f}M 参数，上下文 {self.context} 个词元，"
-                f"{weight.device.type}，{precision}）")
+                f"{weight.device.type}，{precision}）" + (
+                    f"，还没训练完：到第 {left.step} 步，共 {left.steps} 步；接着训练：{left.cure}" if left else ""))
 
 
 def choose_device(name: str) -> torch.device:
@@ -76,6 +79,8 @@ def hint(weights: Weights) -> str | None:
 def load(path: Path, device: torch.device, precision: str, quantize: str | None = None) -> Weights:
     """The checkpoint that `path` stands for, on `device`; with `quantize` "int8" its weights in int8. ChatError if it cannot
     be used; of a run, a line on stderr where a damaged checkpoint is passed over."""
+    if (meant := checkpoints.same_name(path)) is not None:
+        raise ChatError(f"没有 {path}：是不是 {meant}？")
     with in_chinese(f"{path} 里没有能用的模型：请用 --checkpoint 指定一个训练目录、其中一步或导出的模型"):
         folder = checkpoints.find(path, _passed_over)
     with in_chinese(f"{folder} 里的模型读不进来：文件损坏或不配套，请换一个，或重新训练、导出", memory=_TOO_LARGE):
@@ -83,7 +88,7 @@ def load(path: Path, device: torch.device, precision: str, quantize: str | None 
         template = Template.load(folder)
         model = model.to(DTYPES[choose_precision(device, precision)])
         model = quantize_int8(model) if quantize else model
-    return Weights(folder, model, tokenizer, template, model.context, _converses(folder))
+    return Weights(folder, model, tokenizer, template, model.context, _converses(folder), checkpoints.unfinished(path, folder))
 
 
 def _passed_over(problem: str) -> None:

@@ -38,6 +38,10 @@ class Effort:
     timeout: float = 30.0
 
 
+class NotDownloaded(UserError):
+    """No address gave the file."""
+
+
 class _Retry(Exception):
     """This attempt failed; another at the same address may succeed."""
 
@@ -61,7 +65,8 @@ def download(
     """Make sure that `target` holds the file that any of `urls` (mirrors, tried in order) gives; return `target`.
 
     A target that is there already is verified and nothing is fetched, so this works without a network. `size` (bytes)
-    and `sha256` (hex) are given only where they are known. Raises UserError naming the addresses and the cure.
+    and `sha256` (hex) are given only where they are known. Raises UserError naming the addresses and the cure:
+    `NotDownloaded` where none of them gives the file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     known = sha256 or _locked_sha256(target)
@@ -84,7 +89,7 @@ def download(
                     f"cannot write {part}: {error.strerror}; free some space, then run again (the part is kept)"
                 ) from None
     anew = "" if sha256 or not known else f", delete {_lock(target)} if it was published anew"
-    raise UserError(
+    raise NotDownloaded(
         f"cannot download {target.name}: {'; '.join(failures)}. Try again later (a broken download is continued)"
         f"{anew}, or download it by hand and save it as {target}"
     )

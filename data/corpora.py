@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,10 @@ def unknown(name: str, extra: str = "", *, data: bool = False) -> UserError:
     names = ["sample", *(each for each in known if known[each].source or not data)]
     if name in known:
         return UserError(f"DATA={name}: holds no records ({known[name].description}); the names are {', '.join(names)}")
+    listed = [part for part in re.split(r"[,，、;；+\s]+", name) if part]
+    if len(listed) > 1 and all(re.sub(r":[\d.]+$", "", part) in names for part in listed):
+        cure = f"did you mean {'+'.join(listed)}?" if data else f"one name at a time, such as DATA={listed[0]}"
+        return UserError(f"DATA={name}: there is no such data set; {cure}")
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(names)}"
     return UserError(f"DATA={name}: there is no such data set{extra}; {hint}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.archive import extract_zip
-from common.download import download
+from common.download import NotDownloaded, download
 from common.errors import UserError, run_main
 from common.options import Parser
 from data import catalog
@@ -70,14 +70,20 @@ def fetch(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> list[Path]:
 
 
 def _make(name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None) -> None:
-    if tokenizer is None:
-        # First, because it is small: whoever has no network learns it before anything else.
-        tokenizer = fetch(TOKENIZER, corpora()[TOKENIZER])[0]
-    elif not tokenizer.exists():
+    assert corpus.source is not None
+    if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
     print(f"{name}: {corpus.description}; {_size(corpus.megabytes)}; licence: {corpus.licence}", flush=True)
-    fetch(name, corpus, parts)
-    assert corpus.source is not None
+    missing = "the tokenizer that it is prepared with"
+    try:
+        # First, because it is small: whoever has no network learns it before anything else.
+        tokenizer = tokenizer or fetch(TOKENIZER, corpora()[TOKENIZER])[0]
+        missing = "what it consists of"
+        fetch(name, corpus, parts)
+    except NotDownloaded as error:
+        train = "sft" if corpus.source in catalog.SAMPLE_TUNING else "pretrain"
+        raise UserError(f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
+                        f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}") from None
     _report(catalog.prepare_once(name, {corpus.source: catalog.downloads(name, corpus, parts)}, tokenizer))
 
 

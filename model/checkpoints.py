@@ -11,6 +11,7 @@ them.
 import hashlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ INDEX = "model.safetensors.index.json"
 ENDED = "ended.json"
 # What config.json says besides what transformers knows: tokens of the rows that the model was trained on.
 TRAINED_LENGTH = "trained_length"
-# Where runs lie that are not named.
-RUNS = Path("runs")
+# Where runs lie that are not named, and what says of a folder that it is a run.
+RUNS, MADE = Path("runs"), "run.json"
 # Takes what is wrong with a checkpoint that is passed over, and which one is used.
 Warn = Callable[[str], None]
 
@@ -50,9 +51,33 @@ def step_folder(run: Path, step: int) -> Path:
 def step_of(folder: Path) -> int | None:
     """The step of a checkpoint folder of a run, by its manifest; None of any other folder, an export inside a run too."""
     folder = folder.resolve()
-    inside = folder.parent.name == CHECKPOINTS and (folder.parent.parent / "run.json").is_file()
+    inside = folder.parent.name == CHECKPOINTS and (folder.parent.parent / MADE).is_file()
     step = read_json(folder / MANIFEST).get("step") if inside and (folder / MANIFEST).is_file() else None
     return step if isinstance(step, int) else None
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run with steps to go: that of its checkpoint, all of them, and the command that trains the rest."""
+
+    step: int
+    steps: int
+    cure: str
+
+
+def unfinished(run: Path, folder: Path) -> Unfinished | None:
+    """What is left of a run that stands for its checkpoint `folder`; None of one that is complete or ended early, of one
+    whose checkpoint does not say how many steps there are (it was imported), and of what is no run.
+    """
+    if not (run / MADE).is_file() or (run / ENDED).is_file():
+        return None
+    step, last = step_of(folder), read_json(folder / MANIFEST).get("steps")
+    if step is None or not isinstance(last, int) or step >= last:
+        return None
+    facts = read_json(run / MADE)
+    prints = facts.get("fingerprints") if isinstance(facts, dict) else None
+    tuned = isinstance(prints, dict) and "template" in prints
+    return Unfinished(step, last, f"make {'sft' if tuned else 'pretrain'} RUN={run}")
 
 
 def steps(run: Path) -> list[int]:
@@ -65,7 +90,7 @@ def steps(run: Path) -> list[int]:
 def saved_runs(runs: Path = RUNS) -> list[Path]:
     """The runs in a folder that have checkpoints, verified or not: the one whose newest checkpoint is the latest first."""
     found = [(step_folder(run, saved[-1]).stat().st_mtime_ns, run)
-             for run in runs.glob("*") if (run / "run.json").is_file() and (saved := steps(run))]
+             for run in runs.glob("*") if (run / MADE).is_file() and (saved := steps(run))]
     return [run for _, run in sorted(found, reverse=True)]
 
 
@@ -98,17 +123,25 @@ def find(path: Path, warn: Warn = _warn) -> Path:
 
     `warn` is told of damaged checkpoints of a run that are passed over.
     """
-    if (path / "run.json").is_file():
+    if (path / MADE).is_file():
         step = _best_of_ended(path, warn) or newest(path, warn)
         if step is None:
             raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
         return step_folder(path, step)
     if not (has_weights(path) and (path / CONFIG).is_file()) and not is_adapter(path):
-        raise UserError(f"{path} is no checkpoint: expected a run, a step folder, a folder with {CONFIG} and {WEIGHTS}, or "
-                        f"an adapter's with {ADAPTER_CONFIG} and {ADAPTER}")
+        meant = same_name(path)
+        cure = f"did you mean {meant}?" if meant else (
+            f"expected a run, a step folder, a folder with {CONFIG} and {WEIGHTS}, or an adapter's with {ADAPTER_CONFIG} and "
+            f"{ADAPTER}")
+        raise UserError(f"{path} is no checkpoint: {cure}")
     if (path / MANIFEST).is_file() and (problem := manifest_problem(path)):
         raise UserError(f"{problem}: use another checkpoint")
     return path
+
+
+def same_name(path: Path) -> Path | None:
+    """The run that somebody meant who said a path that does not exist and left `runs/` out; None if there is none."""
+    return RUNS / path if not path.is_absolute() and (RUNS / path).exists() and not path.exists() else None
 
 
 def has_weights(folder: Path) -> bool:

@@ -70,12 +70,14 @@ def export_hf(checkpoint: Path, out: Path, *, dtype: Dtype = "float32", max_shar
 
 def check_out(out: Path) -> None:
     """UserError if `out` is there and neither empty nor an earlier export."""
-    if not out.exists():
-        return
-    manifest = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else {}
-    earlier = isinstance(manifest, dict) and manifest.get("format") == FORMAT
-    if not out.is_dir() or (any(out.iterdir()) and not earlier):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_export(out))):
         raise UserError(f"--out {out} exists and is no earlier export: name another folder")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder was written by `export_hf`."""
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def _save_weights(weights: dict[str, torch.Tensor], folder: Path, max_shard_size: str) -> tuple[str, ...]:

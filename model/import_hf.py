@@ -13,8 +13,10 @@ from common.machine import describe
 from common.options import Parser
 from model import checkpoints
 from model.adapter_files import ADAPTER_CONFIG
+from model.chat_template import chat_template
 from model.chat_template_import import Unusable, words_of
 from model.config import LlamaConfig
+from model.export_hf import is_export
 from model.llama import Llama
 from model.template import FILE as TEMPLATE_FILE
 from model.template import Template, template_of
@@ -107,12 +109,15 @@ def _generation(folder: Path) -> dict[str, Any]:
 def _tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Tokenizer, str]:
     """The tokenizer, with the words of its chat template where they can be used, and what became of that."""
     own = "the project's own template"
-    if (folder / IMPORTED).is_file() or (folder / TEMPLATE_FILE).is_file() or not (folder / DEFINITION).is_file():
+    ours = is_export(folder) or (folder / IMPORTED).is_file() or (folder / TEMPLATE_FILE).is_file()
+    if ours or not (folder / DEFINITION).is_file():
         return _ours(folder), "the template of the folder" if (folder / TEMPLATE_FILE).is_file() else own
     tokenizer = imported(folder, values)
     source = _chat_template(folder, tokenizer)
     if not source:
         return tokenizer, f"{own}: it has no chat template"
+    if source == chat_template(Template()):  # saved again by another program
+        return tokenizer, own
     if not isinstance(source, str):
         return tokenizer, f"{own}: it has several chat templates, of which none can be chosen here"
     try:

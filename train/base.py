@@ -55,13 +55,9 @@ def find_base(options: SftOptions | PretrainOptions, run: Path) -> Base:
 
 def _say_if_unfinished(run: Path, folder: Path) -> None:
     """Print a line where a base is a run that has steps to go; `folder` is the checkpoint that it stands for."""
-    if not (run / MADE).is_file() or (run / checkpoints.ENDED).is_file():
-        return
-    facts, step = _fingerprints(run), checkpoints.step_of(folder)
-    wanted = facts.get("max_steps")
-    if step is not None and isinstance(wanted, int) and step < wanted:
-        print(f"base      {run} is unfinished, at step {step:,} of {wanted:,}; to train it to its end first: "
-              f"make {'sft' if 'template' in facts else 'pretrain'} RUN={run}", flush=True)
+    if (left := checkpoints.unfinished(run, folder)) is not None:
+        print(f"base      {run} is unfinished, at step {left.step:,} of {left.steps:,}; to train it to its end first: "
+              f"{left.cure}", flush=True)
 
 
 def _own_base(options: SftOptions | PretrainOptions, run: Path) -> tuple[Path | None, str]:

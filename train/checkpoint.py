@@ -22,26 +22,23 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 
 def save(
-    run: Path, step: int, model: Llama, optimizers: Optimizers, keep: Callable[[Path], None], state: dict[str, Any]
+    run: Path, step: int, horizon: int, model: Llama, optimizers: Optimizers, keep: Callable[[Path], None],
+    state: dict[str, Any],
 ) -> None:
     """Write `checkpoints/step-…`: weights, optimiser state, what `keep(folder)` writes, `state`; a manifest last; rename.
 
-    All processes must call it: the first one writes, the others hand in their parts.
+    `horizon` is the number of the run's last step. All processes must call it: the first one writes, the others hand in
+    their parts.
     """
     model, tensors = parallel.whole_model(model), _optimizer_tensors(model, optimizers)
     if parallel.first():
-        _write(run, step, model, tensors, keep, state)
+        facts = {"format": "babyllama-checkpoint-1", "step": step, "steps": horizon}
+        with atomic_folder(step_folder(run, step), facts) as folder:
+            checkpoints.save_weights(model, folder)
+            keep(folder)
+            save_file(tensors, folder / OPTIMIZER)
+            write_json(folder / STATE, {"step": step, **state})
     parallel.wait()
-
-
-def _write(
-    run: Path, step: int, model: Llama, tensors: dict[str, torch.Tensor], keep: Callable[[Path], None], state: dict[str, Any]
-) -> None:
-    with atomic_folder(step_folder(run, step), {"format": "babyllama-checkpoint-1", "step": step}) as folder:
-        checkpoints.save_weights(model, folder)
-        keep(folder)
-        save_file(tensors, folder / OPTIMIZER)
-        write_json(folder / STATE, {"step": step, **state})
 
 
 def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any]:

@@ -246,7 +246,9 @@ class Trainer:
         failed = self.run.folder / FAILED
         if parallel.first():
             shutil.rmtree(failed, ignore_errors=True)
-        checkpoint.save(failed, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state))
+        checkpoint.save(
+            failed, self.state.step, self.horizon.steps, self.model, self.optimizers, self._keep, asdict(self.state)
+        )
         return step_folder(failed, self.state.step)
 
     def _spike(self, loss: float, usual: float) -> None:
@@ -282,7 +284,7 @@ class Trainer:
             # The records of the steps before it must not be lost where their checkpoint is not.
             self.log.sync()
         checkpoint.save(
-            self.run.folder, self.state.step, self.model, self.optimizers, self._keep, asdict(self.state)
+            self.run.folder, self.state.step, self.horizon.steps, self.model, self.optimizers, self._keep, asdict(self.state)
         )
         self._saved = self.state.step
         self._rotate()

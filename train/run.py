@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.files import read_sealed, remove_leftovers, write_atomic, write_sealed
 from common.machine import describe
 from common.metrics_file import FILE
+from common.options import load_yaml
 from data.catalog import prepared_name, stands_for
 from model.checkpoints import CHECKPOINTS, newest, step_folder, steps
 
@@ -22,7 +23,6 @@ CONFIG, MADE, CHOICES, LOCK = "config.yaml", "run.json", "choices.json", "lock"
 # What to do when a folder cannot become or stay the run that is wanted, in the words of make and of the command line.
 ANOTHER_RUN = "name a new run: RUN=runs/NAME (--run runs/NAME)"
 _CURES = {
-    "data": "point --data at the data it was trained on",
     "tokenizer": "prepare the data with the run's own tokenizer",
     "base": "where --base leads there are other weights than the run began with; point it at those",
 }
@@ -62,7 +62,7 @@ class Run:
             before = read_sealed(made, f": put a copy of it back, or {ANOTHER_RUN} (the checkpoints in {self.folder} can "
                                        "still be measured and talked to)")
             self._check_stand_ins(before["shards"], data)
-            self._check(before["fingerprints"], fingerprints)
+            self._check(before["fingerprints"], fingerprints, options, [Path(shards) for shards in before["shards"]], data)
             self._find_start()
         text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
         self._compare_config()
@@ -114,10 +114,22 @@ class Run:
                     f"{self.folder} was trained on the shipped sample's part, which stood in for {name} before the real {name} "
                     f"was prepared ({new}), and a run keeps its data: delete {self.folder}, or {ANOTHER_RUN}")
 
-    def _check(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _check(
+        self, before: dict[str, Any], now: dict[str, Any], options: dict[str, Any], old: list[Path], new: list[Path]
+    ) -> None:
+        """UserError with a line for each fingerprint that is another now; `old` and `new` are the shard sets."""
+        config = self.folder / CONFIG
+        kept = load_yaml(config, "") if config.is_file() else {}
         problems = []
         for key, value in before.items():
-            if now.get(key) != value:
+            if now.get(key) == value:
+                continue
+            if key == "data":
+                was, wanted = _data(kept.get("data"), old), _data(options.get("data"), new)
+                problems.append(self._other_data(was, wanted, kept.get("data")))
+            elif key == "base" and "none" in (value, now.get(key)):
+                problems.append(self._with_and_without_base(kept.get("base"), options.get("base")))
+            else:
                 said = "null" if value is None else value
                 what = f"{key}{_difference(value, now.get(key))}"
                 cure = _CURES.get(key, f"go on with --{key} {said}" if not isinstance(value, dict | list)
@@ -125,6 +137,20 @@ class Run:
                 problems.append(f"{self.folder} was made with another {what}: {cure}, or {ANOTHER_RUN}")
         if problems:
             raise UserError("\n".join(problems))
+
+    def _other_data(self, was: str, wanted: str, said: str | None) -> str:
+        """The line about a run that is told other data than it was trained on."""
+        if was == wanted:
+            return (f"{self.folder} was trained on {was}, and what lies there now has other content: put back what it was made "
+                    f"from, or {ANOTHER_RUN}")
+        cure = f"go on with DATA={said} (--data {said})" if said else "name the data it was trained on in --data"
+        return f"{self.folder} was trained on {was} and not on {wanted}: {cure}, or {ANOTHER_RUN}"
+
+    def _with_and_without_base(self, was: str | None, wanted: str | None) -> str:
+        """The line about a run that began from nothing and is told a base, or began with one and is told none."""
+        if wanted in (None, "none"):
+            return f"{self.folder} began with the weights of {was}: go on with BASE={was} (--base {was}), or {ANOTHER_RUN}"
+        return f"{self.folder} is there already and began from nothing: to train the weights of {wanted}, {ANOTHER_RUN}"
 
     @property
     def start_folder(self) -> Path:
@@ -146,6 +172,12 @@ class Run:
     def keep_choices(self, choices: dict[str, Any]) -> None:
         """Write down what was measured and chosen."""
         write_sealed(self.folder / CHOICES, choices)
+
+
+def _data(said: str | None, sets: list[Path]) -> str:
+    """Data in words: what `--data` said, and the folders of the shard sets that this was."""
+    names = ", ".join(folder.name for folder in sets)
+    return f"{said} ({names})" if said and said != names else names
 
 
 def _digest_line(text: str) -> str:

@@ -113,6 +113,19 @@ def test_the_newest_run_is_taken_and_fine_tuned_ones_first(talker: Path, tmp_pat
     assert not weights.load(runs / "pretrained", CPU, "auto").converses
 
 
+def test_an_unfinished_run_is_said_to_be_one(talker: Path, tmp_path: Path) -> None:
+    """Bad answers of a model that Ctrl-C stopped at a tenth, taken for all that it can; a word about one that is whole."""
+    for name, steps in (("stopped", 9), ("whole", 7)):
+        write_manifest(make_run(tmp_path, name, talker, 100, template=True), {"step": 7, "steps": steps})
+    write_json(tmp_path / "stopped" / "run.json", {"fingerprints": {"template": {}}})
+    said = weights.load(tmp_path / "stopped", CPU, "auto").description
+    assert said.endswith(f"，还没训练完：到第 7 步，共 9 步；接着训练：make sft RUN={tmp_path / 'stopped'}")
+    write_json(tmp_path / "stopped" / "run.json", {"fingerprints": None})
+    assert "make pretrain RUN=" in weights.load(tmp_path / "stopped", CPU, "auto").description
+    for path in (tmp_path / "whole", tmp_path / "stopped/checkpoints/step-00000007", talker):
+        assert "还没训练完" not in weights.load(path, CPU, "auto").description
+
+
 def test_the_context_is_what_the_model_was_trained_with(talker: Path, tmp_path: Path) -> None:
     """A model trained on rows of 64 that is asked about positions it has never seen."""
     make_run(tmp_path, "short", talker, 100, template=True)

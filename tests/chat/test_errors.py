@@ -17,6 +17,7 @@ from chat.__main__ import main
 from chat.serve.__main__ import main as serve
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
+from evaluate.__main__ import run_of
 from model import checkpoints
 from model.tokenizer import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
@@ -73,6 +74,24 @@ def test_an_option_that_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = chat(MAYOR, *option)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and said in sentence(done.err, detail)
+
+
+def test_a_run_named_without_its_folder_is_found_out(
+    chat: Chat, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make chat RUN=pretrain-sample` that lists what a checkpoint is, where one word was left out."""
+    shutil.copytree(talker, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    done = chat(MAYOR, "--checkpoint", "mine")
+    assert (done.code, done.err) == (2, "error: 没有 mine：是不是 runs/mine？\n")
+    with pytest.raises(UserError, match=r"^mine is no checkpoint: did you mean runs/mine\?$"):
+        checkpoints.find(Path("mine"))
+    with pytest.raises(UserError, match=r"^mine does not exist: did you mean runs/mine\?$"):
+        run_of(Path("mine"))
+    for other in ("runs/mine", "theirs", "/mine"):
+        assert checkpoints.same_name(Path(other)) is None
+    Path("mine").mkdir()
+    assert checkpoints.same_name(Path("mine")) is None
 
 
 def test_a_damaged_checkpoint_of_a_run_is_passed_over_in_chinese(chat: Chat, talker: Path, tmp_path: Path) -> None:

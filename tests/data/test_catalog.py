@@ -174,6 +174,23 @@ def test_a_name_that_means_nothing_names_the_near_ones() -> None:
         resolve("/no/such/path")
 
 
+@pytest.mark.parametrize(("name", "cure"), [
+    ("csl,redgpt", r"did you mean csl\+redgpt\?"), ("csl、redgpt:0.5", r"did you mean csl\+redgpt:0\.5\?"),
+    ("csl, redgpt ,pclue", r"did you mean csl\+redgpt\+pclue\?"), ("csl,nothing", "the names are sample"),
+])
+def test_a_mix_that_is_written_as_a_list_is_understood(name: str, cure: str) -> None:
+    """Thirteen names for somebody who wrote two of them right."""
+    with pytest.raises(UserError, match=f"there is no such data set.*; {cure}"):
+        resolve(name)
+
+
+def test_make_data_takes_one_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mix, which training takes, that is hinted at where it is refused again."""
+    for name in ("csl,redgpt", "csl+redgpt"):
+        with pytest.raises(UserError, match=r"one name at a time, such as DATA=csl$"):
+            command.main([name])
+
+
 def test_the_tokenizer_is_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     """`DATA=tokenizer` answered with "did you mean tokenizer?"; `make data`, which downloads it, not knowing it any more."""
     with pytest.raises(UserError, match=r"^DATA=tokenizer: holds no records .*the names are sample, (?!.*tokenizer)"):
@@ -322,6 +339,22 @@ def test_make_data_downloads_unpacks_and_prepares_and_then_works_offline(
     command.main(["zhihu"])
     assert stamp(resolve("zhihu")) == first
     assert catalog.default_tokenizer() == Path("downloads/tokenizer/t.model")
+
+
+@pytest.mark.parametrize(("gone", "missing"), [
+    ("t.model", "the tokenizer that it is prepared with"),
+    ("a.jsonl", "what it consists of"),
+])
+def test_without_the_download_it_is_said_what_is_missing_and_what_works(hub: Path, gone: str, missing: str) -> None:
+    """A line about a tokenizer for somebody who asked for a corpus."""
+    (hub / gone).unlink()
+    with pytest.raises(UserError) as caught:
+        command.main(["zhihu"])
+    said = str(caught.value)
+    assert said.startswith(
+        f"zhihu (from h) is not here, for {missing} did not come; without it, make pretrain DATA=zhihu trains on the part of "
+        f"the shipped sample that stands in for it: cannot download {gone}: http://127.0.0.1:")
+    assert "\n" not in said
 
 
 def test_a_corpus_that_changed_on_disk_after_its_download_is_refused(hub: Path) -> None:

@@ -15,9 +15,11 @@ from data.prepare import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
 from model import checkpoints, import_hf
+from model.config import LlamaConfig
 from model.decode import decode
 from model.export_hf import export_hf
 from model.generate import stream_text
+from model.llama import Llama
 from model.template import ImportedTemplate, Template, template_of
 from model.tokenizer import Tokenizer
 from tests import foreign
@@ -337,3 +339,23 @@ def test_an_exported_folder_is_imported_with_its_own_tokenizer(trained_run: Path
     again, tokenizer = checkpoints.load(tmp_path / "run", CPU)
     assert tokenizer.fingerprint == checkpoints.load(trained_run, CPU)[1].fingerprint
     assert (again.context, Template.load(checkpoints.find(tmp_path / "run"))) == (256, Template())
+
+
+def test_an_export_of_a_pretrained_run_comes_back_as_it_went(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A model of ours taken for a stranger's: a complaint about its template, a tokenizer of another kind."""
+    shape = LlamaConfig(tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                        num_attention_heads=1, num_key_value_heads=1)
+    (tmp_path / "bare").mkdir()
+    checkpoints.save(Llama(shape).initialise(0), tokenizer, tmp_path / "bare")
+    export_hf(tmp_path / "bare", tmp_path / "out")
+    model, again, said = import_hf.import_hf(tmp_path / "out", tmp_path / "run")
+    assert said == "the project's own template"
+    assert (model.config, again.fingerprint, again.words) == (shape, tokenizer.fingerprint, {})
+    assert not (checkpoints.find(tmp_path / "run") / "template.json").exists()
+    export_hf(tmp_path / "run", tmp_path / "again")
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    # As another program saves it: what says that it is ours is its chat template alone.
+    for name in ("manifest.json", "tokenizer.model"):
+        (tmp_path / "out" / name).unlink()
+    assert import_hf.import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"

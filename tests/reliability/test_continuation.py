@@ -56,11 +56,23 @@ def test_another_data_set_and_another_tokenizer_are_refused(
     write_atomic(texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40)))
     prepare("jsonl", [str(texts)], tmp_path / "other", ROOT / "assets/tokenizer", PrepareOptions(workers=1))
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
-    assert "another data: point --data at the data it was trained on" in said and "tokenizer" not in said
+    was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
+    assert said == (f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
+                    f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)")
     changed = retokenized(tmp_path)
     prepare("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "words"))
     assert "another tokenizer: prepare the data with the run's own tokenizer" in said
+
+
+def test_a_run_from_nothing_is_told_a_base(
+    pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`make pretrain BASE=runs/x` where the run's default name is taken: a sentence about the weights that it began with."""
+    base = shutil.copytree(step_folder(finished, steps(finished)[0]), tmp_path / "base")
+    said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
+    assert said == (f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
+                    "RUN=runs/NAME (--run runs/NAME)")
 
 
 def retokenized(folder: Path) -> Path:

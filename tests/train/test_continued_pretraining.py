@@ -152,8 +152,8 @@ def test_a_run_from_nothing_does_not_go_on_with_a_base_nor_one_with_another(
     """`make pretrain BASE=…` that silently continues the run of the day before."""
     run = tmp_path / "run"
     shutil.copytree(whole, run, symlinks=True)
-    for other in ({"base": whole}, {}):
-        with pytest.raises(UserError, match="was made with another base"):
+    for other, said in (({"base": whole}, "was made with another base"), ({}, "began with the weights of .*: go on with")):
+        with pytest.raises(UserError, match=said):
             train(root, run, data=data, **other)
 
 
@@ -166,3 +166,10 @@ def test_a_continued_run_is_measured_and_a_base_to_fine_tune(
         run_main(perplexity)
     assert ended.value.code == 0 and "perplexity" in capsys.readouterr().out
     assert newest_pretrained(whole.parent) == whole
+
+
+def test_every_checkpoint_says_how_many_steps_the_run_has(whole: Path) -> None:
+    """A run stopped half way that is taken for a whole one, because nothing in it tells."""
+    left = checkpoints.unfinished(whole, checkpoints.step_folder(whole, 4))
+    assert left == checkpoints.Unfinished(4, 6, f"make pretrain RUN={whole}")
+    assert checkpoints.unfinished(whole, checkpoints.find(whole)) is None

@@ -169,14 +169,14 @@ def options_of(**values: Any) -> Any:
     return SftOptions(epochs=1, **values)
 
 
-def made(run: Path, step: int, **fingerprints: Any) -> Path:
-    """A run with one checkpoint, as far as whoever looks for a base looks."""
+def made(run: Path, step: int, steps: int | None = None, **fingerprints: Any) -> Path:
+    """A run with one checkpoint, as far as whoever looks for a base looks; `steps` of the whole run."""
     folder = step_folder(run, step)
     folder.parent.mkdir(parents=True)
     folder.mkdir()
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_text(run.name)
-    write_manifest(folder, {"step": step})
+    write_manifest(folder, {"step": step, "steps": steps})
     write_json(run / "run.json", {"shards": [], "fingerprints": fingerprints})
     return folder
 
@@ -204,7 +204,7 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path, caps
         again = find_base(options_of(base=base), run).fingerprint
         assert again == digest(first) != own
         with pytest.raises(UserError, match="another base: where --base leads there are other weights than the run began with"):
-            Run(run)._check({"base": own}, {"base": again})
+            Run(run)._check({"base": own}, {"base": again}, {}, [], [])
     # There is no more of it than its folder, or not even that.
     for there, bases in ((True, (tmp_path / "first",)), (False, (first, tmp_path / "first"))):
         shutil.rmtree(tmp_path / "first")
@@ -222,7 +222,7 @@ def test_an_unfinished_base_is_said_to_be_one(tmp_path: Path, capsys: pytest.Cap
     """Fine-tuning what Ctrl-C stopped at a tenth, taken for the whole; a line about one that is whole."""
     from train.base import find_base
 
-    young, whole, ended = (made(tmp_path / name, 3, max_steps=steps) for name, steps in (("a", 5), ("b", 3), ("c", 5)))
+    young, whole, ended = (made(tmp_path / name, 3, steps) for name, steps in (("a", 5), ("b", 3), ("c", 5)))
     write_sealed(tmp_path / "c" / "ended.json", {"best": 3})
     for base in (whole.parent.parent, ended.parent.parent, young):
         find_base(options_of(base=base), tmp_path / "run")

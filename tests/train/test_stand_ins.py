@@ -50,16 +50,26 @@ def test_a_stand_in_is_not_learned_by_heart(refused: str, root: Path, monkeypatc
 
 @pytest.mark.parametrize(("now", "said"), [
     ("zhihu", "trained on the shipped sample's part, which stood in for zhihu before the real zhihu was prepared"),
-    ("wikipedia", "was made with another data: point --data at the data it was trained on"),
+    ("wikipedia", r"was trained on zhihu \(sample-zhihu-e2752e43\) and not on wikipedia \(wikipedia-04ef61cc\): go on with "
+                  r"DATA=zhihu \(--data zhihu\)"),
 ])
 def test_the_run_of_a_stand_in_says_that_the_real_data_came(tmp_path: Path, now: str, said: str) -> None:
     """Three lines about data, tokenizer and shape for somebody who did what the first line told them: `make data`."""
     run, cpu = tmp_path / "run", torch.device("cpu")
-    Run(run).open({}, {"data": "of the sample"}, [Path("prepared/sample-zhihu-e2752e43")], cpu)
+    Run(run).open({"data": "zhihu"}, {"data": "of the sample"}, [Path("prepared/sample-zhihu-e2752e43")], cpu)
     (run / FILE).touch()
     with pytest.raises(UserError, match=said) as refused:
-        Run(run).open({}, {"data": "real"}, [Path(f"prepared/{now}-04ef61cc")], cpu)
+        Run(run).open({"data": now}, {"data": "real"}, [Path(f"prepared/{now}-04ef61cc")], cpu)
     assert "RUN=runs/NAME (--run runs/NAME)" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_data_that_is_not_what_it_was_is_said_to_have_changed(tmp_path: Path) -> None:
+    """A cure that is what was done: the same name, and other content behind it by now."""
+    run, cpu, folder = tmp_path / "run", torch.device("cpu"), Path("prepared/mine-e2752e43")
+    Run(run).open({"data": "mine.txt"}, {"data": "before"}, [folder], cpu)
+    (run / FILE).touch()
+    with pytest.raises(UserError, match=r"trained on mine\.txt \(mine-e2752e43\), and what lies there now has other content"):
+        Run(run).open({"data": "mine.txt"}, {"data": "now"}, [folder], cpu)
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(40.0, False), (41.0, True)])

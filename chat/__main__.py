@@ -1,12 +1,9 @@
 """`python -m chat`: talk to a model."""
 
 from chat import options as command_line
-from chat import references, weights
 from chat.console import Console
 from chat.errors import in_chinese
 from chat.folders import cache_folder
-from chat.repl import Repl
-from chat.session import Session
 from common.errors import run_main
 
 
@@ -18,6 +15,11 @@ def main() -> None:
 
 def _chat() -> None:
     options = command_line.parse()
+    # PyTorch, which --help and a slip in the options need not wait for.
+    from chat import references, weights
+    from chat.repl import Repl
+    from chat.session import Session
+
     console = Console(cache_folder() / "chat_history")
     folder = options.checkpoint or weights.newest_run()
     loaded = weights.load(folder, weights.choose_device(options.device), options.precision, options.quantize)

@@ -9,8 +9,6 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-import torch
-
 from common.errors import MemoryShortage, UserError, disk_problem, system_number
 
 _REFUSALS = {
@@ -77,6 +75,11 @@ def _number(error: BaseException) -> int | None:
 
 
 def _is_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | MemoryShortage) or _number(error) == errno.ENOMEM:
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    import torch  # what is said of a slip in the options need not wait for it
+
     # PyTorch has a kind of error for a GPU's memory alone; where a CPU's does not suffice it names its allocator.
-    return isinstance(error, MemoryError | MemoryShortage | torch.OutOfMemoryError) or _number(error) == errno.ENOMEM or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

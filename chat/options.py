@@ -10,7 +10,7 @@ from typing import NoReturn
 from chat.errors import ChatError, in_chinese
 from chat.settings import SETTINGS, Setting
 from common.options import Parser
-from model.generate import Sampling
+from model.sampling import Sampling
 
 DESCRIPTION = """与模型对话；对话中 /help 列出命令。
 Talk to a model; /help lists the commands of a conversation.

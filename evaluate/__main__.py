@@ -12,7 +12,6 @@ from common.options import Parser
 from data.catalog import test_files
 from data.shards import ShardSet, shard_sets_of_run
 from evaluate.command_line import add_computing, check_counts
-from model import checkpoints
 
 DESCRIPTION = """Measure a run with every command that fits it, and write a report.
 
@@ -56,6 +55,8 @@ def main() -> None:
 
 def run_of(checkpoint: Path) -> Path:
     """The run that a checkpoint is, or is a step of: where its figures go. UserError for any other folder."""
+    from model import checkpoints
+
     if (checkpoint / "run.json").is_file():
         return checkpoint
     run, step = checkpoint.parent.parent, checkpoints.step_of(checkpoint)
@@ -63,12 +64,16 @@ def run_of(checkpoint: Path) -> Path:
         print(f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures", flush=True)
         return run
     if not checkpoint.exists():
-        raise UserError(f"{checkpoint} does not exist: name a run with RUN=runs/NAME (--checkpoint runs/NAME)")
+        meant = checkpoints.same_name(checkpoint)
+        cure = f"did you mean {meant}?" if meant else "name a run with RUN=runs/NAME (--checkpoint runs/NAME)"
+        raise UserError(f"{checkpoint} does not exist: {cure}")
     raise UserError(f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
                     "as python -m evaluate.perplexity")
 
 
 def _newest() -> Path:
+    from model import checkpoints
+
     runs = checkpoints.saved_runs()
     if not runs:
         raise UserError(f"there is no run with a checkpoint in {checkpoints.RUNS}/: make pretrain first, or name a run with "

@@ -3,15 +3,16 @@
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.options import Parser, out_file
-from model import checkpoints
-from model.llama import Llama
-from model.quantize import quantize_int8
-from model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.llama import Llama
+    from model.tokenizer import Tokenizer
 
 _COUNTS = ("limit", "beams", "max_new_tokens", "batch")
 
@@ -55,13 +56,16 @@ class Measured:
     """
 
     folder: Path
-    model: Llama
-    tokenizer: Tokenizer
+    model: "Llama"
+    tokenizer: "Tokenizer"
     facts: dict[str, str | int]
 
 
-def load(options: argparse.Namespace, device: torch.device) -> Measured:
+def load(options: argparse.Namespace, device: "torch.device") -> Measured:
     """The model and the tokenizer of `--checkpoint`, the model quantised where `--quantize` says so."""
+    from model import checkpoints
+    from model.quantize import quantize_int8
+
     folder = checkpoints.find(options.checkpoint)
     model, tokenizer = checkpoints.load(folder, device)
     step = checkpoints.step_of(folder)

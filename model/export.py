@@ -4,19 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from common.errors import UserError, run_main
 from common.options import Parser
-from model import checkpoints
-from model.chat_template import chat_template
-from model.export_hf import DTYPES, export_hf
-from model.template import Template
-from model.tokenizer_imported import ImportedTokenizer
 
 if TYPE_CHECKING:
     from model.export_gguf import GGUFType
 
+HF_DTYPES = ("float32", "float16", "bfloat16")
 GGUF_DTYPES = ("f32", "f16", "q8_0")
 DESCRIPTION = """Export a checkpoint.
 
@@ -34,6 +28,8 @@ def main() -> None:
     if options.format == "gguf":
         _gguf(options.checkpoint, options.out, options.dtype or "f32")
         return
+    from model.export_hf import export_hf
+
     done = export_hf(options.checkpoint, options.out, dtype=options.dtype or "float32",
                      max_shard_size=options.max_shard_size or "5GB")
     files = done.files[0] if len(done.files) == 1 else f"{len(done.files)} files of weights"
@@ -46,12 +42,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--format", choices=("hf", "gguf"), required=True)
     parser.add_argument("--out", type=Path, required=True, help="the folder (hf) or file (gguf) to make")
-    parser.add_argument("--dtype", help=f"of the weights; hf: {', '.join(DTYPES)} (default float32); gguf: "
+    parser.add_argument("--dtype", help=f"of the weights; hf: {', '.join(HF_DTYPES)} (default float32); gguf: "
                         f"{', '.join(GGUF_DTYPES)} (default f32)")
     parser.add_argument("--max_shard_size", metavar="SIZE",
                         help="hf: cut the weights into files of at most this size, such as 200MB (default 5GB)")
     options = parser.parse_args()
-    valid = tuple(DTYPES) if options.format == "hf" else GGUF_DTYPES
+    valid = HF_DTYPES if options.format == "hf" else GGUF_DTYPES
     if options.dtype is not None and options.dtype not in valid:
         raise UserError(f"--dtype {options.dtype}: for --format {options.format} one of {', '.join(valid)}")
     if options.format == "gguf" and options.max_shard_size is not None:
@@ -60,7 +56,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
+    import torch
+
+    from model import checkpoints
+    from model.chat_template import chat_template
     from model.export_gguf import export_gguf
+    from model.template import Template
+    from model.tokenizer_imported import ImportedTokenizer
 
     source = checkpoints.find(checkpoint)
     model, tokenizer = checkpoints.load(source, torch.device("cpu"))

@@ -2,7 +2,6 @@
 
 import codecs
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,33 +11,12 @@ from model.cache import Cache
 from model.decoder import decoder_of
 from model.llama import Llama
 from model.penalties import blocked_by_ngrams, repetition_penalty
+from model.sampling import COLDEST, Sampling
 from model.tokenizer import Tokenizer
 
 # Why a text ended: the model said so, it reached `max_new_tokens`, or no position was left.
 End = Literal["eos", "length", "context"]
-# Dividing by a lower temperature would overflow: it takes the likeliest.
-_COLDEST = 1e-5
 _FEW = 512
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next id is chosen. Temperature 0 takes the likeliest.
-
-    The two that work against repetition count what was generated and never the prompt: an answer may copy a name from
-    its reference as often as the reference says it.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 0  # 0: no limit
-    top_p: float = 0.95
-    repetition_penalty: float = 1.0  # 1: none (Keskar et al. 2019)
-    no_repeat_ngram: int = 0  # length in ids of what is never said twice; 0: none (Paulus et al. 2017)
-
-    @property
-    def likeliest(self) -> bool:
-        """Whether it is simply the id with the highest logit."""
-        return self.temperature < _COLDEST and self.repetition_penalty == 1.0 and self.no_repeat_ngram == 0
 
 
 def prompt_room(context: int, max_new_tokens: int) -> int:
@@ -131,7 +109,7 @@ def generate(
 def choose(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Draw an id from logits[V]; `seen`[V] marks the ids that the repetition penalty applies to."""
     logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature < _COLDEST:
+    if sampling.temperature < COLDEST:
         return int(logits.argmax())
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):

@@ -63,17 +63,23 @@ class RowDropout(nn.Dropout):
 
     rows: list[torch.Generator] | None = None
 
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        # What a generator draws is no part of a compiled program. That is said here and not by a decorator, because it imports
+        # the compiler: more than a second at the start of every command.
+        self._kept = torch.compiler.disable(_kept) if p else _kept
+
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D], one generator for each of B, → the same, a share of it zero and the rest scaled up."""
         if self.rows is None or not self.training:
             return super().forward(x)
-        return x * self._kept(x) / (1 - self.p)
+        return x * self._kept(self.rows, x, self.p) / (1 - self.p)
 
-    @torch.compiler.disable  # what a generator draws is no part of a compiled program
-    def _kept(self, x: Tensor) -> Tensor:
-        assert self.rows is not None
-        drawn = [torch.rand(row.shape, generator=own, device=x.device) for own, row in zip(self.rows, x, strict=True)]
-        return torch.stack(drawn) >= self.p
+
+def _kept(rows: list[torch.Generator], x: Tensor, p: float) -> Tensor:
+    """What stays of x[B, T, D], as booleans."""
+    drawn = [torch.rand(row.shape, generator=own, device=x.device) for own, row in zip(rows, x, strict=True)]
+    return torch.stack(drawn) >= p
 
 
 class LoraLinear(nn.Linear):

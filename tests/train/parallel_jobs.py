@@ -1,12 +1,14 @@
-"""What test_parallel.py has several processes do: `torchrun … -m -- tests.train.parallel_jobs FILE`, a JSON list of jobs.
+"""What test_parallel.py has several processes do: `python -m tests.train.parallel_jobs COUNT FILE`, a JSON list of jobs.
 
-One start of torchrun costs more than all jobs together. A job is [name, argument…].
+This process becomes torchrun, and its processes are forks of it: one that starts anew imports for longer than all jobs take
+together. A job is [name, argument…].
 """
 
 import json
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -86,12 +88,29 @@ def muon() -> None:
         assert torch.equal(parallel.whole(kept), plain.state[whole]["momentum_buffer"])
 
 
-def main() -> None:
-    """Do the jobs of the file, one after another."""
+def begin(count: str, file: str) -> None:
+    """torchrun with `count` processes that do the jobs of the file."""
+    from torch.distributed import run
+
+    run.main(["--standalone", "--nproc-per-node", count, "--start-method", "fork", "--run-path", __file__, file])
+
+
+def do(file: str) -> None:
+    """Do the jobs of the file, one after another, as one of torchrun's processes."""
     with parallel.together():
-        for name, *arguments in json.loads(Path(sys.argv[1]).read_text()):
+        for name, *arguments in json.loads(Path(file).read_text()):
             {"train": train, "refused": refused, "cut": cut, "muon": muon, "signalled": signalled}[name](*arguments)
 
 
+def main() -> None:
+    """torchrun itself, or one of its processes, which are told the file alone."""
+    (do if len(sys.argv) == 2 else begin)(*sys.argv[1:])
+
+
 if __name__ == "__main__":
-    run_main(main)
+    try:
+        run_main(main)
+    except Exception:
+        # As a Python of its own would end; torchrun keeps what a fork raises to itself.
+        traceback.print_exc()
+        sys.exit(1)

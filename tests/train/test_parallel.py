@@ -26,16 +26,17 @@ from data.shards import FORMAT, ShardSet, ShardWriter
 from model import checkpoints
 from model.checkpoints import newest, step_folder, steps
 from model.llama import Llama
+from tests import processes
 from tests.train.parallel_jobs import cut, train
 from train import parallel
 
-STEPS = 16
+STEPS = 8
 # Sums in another order differ in the last bits, and Muon iterates in bf16: over these steps the losses agree to this.
 TOLERANCE = 1e-3
 SHAPE = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
          "--model.num_attention_heads", "4"]
-OFTEN = ["--device", "cpu", "--log_every", "1", "--checkpoint.every", "4", "--checkpoint.keep", "9", "--max_steps", str(STEPS),
-         "--evaluation.every", "8", "--micro_batch", "2"]
+OFTEN = ["--device", "cpu", "--log_every", "1", "--checkpoint.every", "2", "--checkpoint.keep", "9", "--max_steps", str(STEPS),
+         "--evaluation.every", "4", "--micro_batch", "2"]
 Runs = dict[str, Path]
 
 
@@ -64,27 +65,21 @@ def copy(runs: Runs, source: str, target: str, step: int) -> list[Any]:
     return ["cut", str(runs["folder"] / source), str(runs["folder"] / target), step]
 
 
-def torchrun(root: Path, processes: int, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--",
-         *command], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
-
-
-def do(root: Path, runs: Runs, processes: int, jobs: list[Any]) -> subprocess.CompletedProcess[str]:
-    file = runs["folder"] / f"jobs-{processes}.json"
+def do(runs: Runs, count: int, jobs: list[Any]) -> subprocess.CompletedProcess[str]:
+    file = runs["folder"] / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
-    return torchrun(root, processes, "tests.train.parallel_jobs", str(file))
+    return processes.run("tests.train.parallel_jobs", str(count), str(file))
 
 
 @pytest.fixture(scope="module")
 def one(root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
-    """Data, and the runs of one process: whole ones, and one that was cut off after step 4."""
+    """Data, and the runs of one process: whole ones, and one that was cut off after step 2."""
     folder = tmp_path_factory.mktemp("parallel")
     runs = {"folder": folder, "text": folder / "text", "csl": folder / "csl"}
     tokenizer, draw = request.getfixturevalue("tokenizer"), np.random.default_rng(0)
     with atomic_folder(runs["text"], {"format": FORMAT, "kind": "documents", "splits": {}}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
-        for split, count in (("train", 60), ("validation", 6)):  # less than the run reads: an epoch border is crossed
+        for split, count in (("train", 30), ("validation", 6)):  # less than the run reads: an epoch border is crossed
             writer = ShardWriter(made, split, tokenizer.vocabulary_size)
             for length in draw.integers(10, 200, count):
                 writer.add(400 + (draw.integers(50) + 3 * np.arange(length)) % 50)
@@ -96,36 +91,36 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
     train("pretrain", *words("pretrain", runs, "tied", "--model.tie_word_embeddings", "true"))
     train("sft", *words("sft", runs, "sft"))
     train("sft", *adapter(runs, "lora"))
-    cut(str(folder / "one"), str(folder / "relay"), 4)
+    cut(str(folder / "one"), str(folder / "relay"), 2)
     return runs
 
 
 @pytest.fixture(scope="module")
-def two(root: Path, one: Runs) -> Runs:
+def two(one: Runs) -> Runs:
     """The same with two processes, and the cut run continued."""
     jobs = [["muon"]]
     for how in ("ddp", "fsdp"):
         jobs += [job(kind, one, f"{kind}-{how}-2", "--parallel", how) for kind in ("pretrain", "sft")]
-        jobs += [copy(one, f"pretrain-{how}-2", f"again-{how}", 8), job("pretrain", one, f"again-{how}", "--parallel", how)]
+        jobs += [copy(one, f"pretrain-{how}-2", f"again-{how}", 4), job("pretrain", one, f"again-{how}", "--parallel", how)]
         stopped = words("pretrain", one, f"stopped-{how}", "--parallel", how)
-        jobs += [["signalled", signal.SIGTERM, 6, *stopped], ["train", "pretrain", *stopped]]
+        jobs += [["signalled", signal.SIGTERM, 3, *stopped], ["train", "pretrain", *stopped]]
     jobs += [["train", "sft", *adapter(one, "lora-2")], ["refused", *adapter(one, "lora-fsdp", "--parallel", "fsdp")]]
     jobs += [job("pretrain", one, "relay")]
-    done = do(root, one, 2, jobs)
+    done = do(one, 2, jobs)
     assert done.returncode == 0, done.stderr
     (one["folder"] / "out-2").write_text(done.stdout)
     return one
 
 
 @pytest.fixture(scope="module")
-def four(root: Path, two: Runs) -> Runs:
+def four(two: Runs) -> Runs:
     """Four processes: a tied model, two runs continued from two processes, and at last one of the four killed."""
     jobs = [
         job("pretrain", two, "tied-4", "--parallel", "fsdp", "--model.tie_word_embeddings", "true"),
-        copy(two, "relay", "relay-4", 8), job("pretrain", two, "relay-4", "--parallel", "fsdp"),
-        ["signalled", signal.SIGKILL, 13, *words("pretrain", two, "killed")],
+        copy(two, "relay", "relay-4", 4), job("pretrain", two, "relay-4", "--parallel", "fsdp"),
+        ["signalled", signal.SIGKILL, 7, *words("pretrain", two, "killed")],
     ]
-    done = do(root, two, 4, jobs)
+    done = do(two, 4, jobs)
     (two["folder"] / "ended").write_text(str(time.time()))
     (two["folder"] / "out-4").write_text(done.stdout)
     (two["folder"] / "err-4").write_text(done.stderr)
@@ -135,14 +130,14 @@ def four(root: Path, two: Runs) -> Runs:
 
 def losses(run: Path, kind: str = "train") -> list[float]:
     found = [record for record in read_metrics(run) if record["kind"] == kind]
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1) if kind == "train" else range(8, STEPS + 1, 8))
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1) if kind == "train" else range(4, STEPS + 1, 4))
     return [record["loss"] for record in found]
 
 
 def assert_same_run(run: Path, other: Path, *, learns: bool = True) -> None:
     """Losses, tokens, accuracies and the form of the checkpoint are those of the other run; numbers within TOLERANCE."""
     expected = losses(other)
-    assert expected[-1] < 0.9 * expected[0] or not learns
+    assert expected[-1] < 0.95 * expected[0] or not learns
     assert losses(run) == pytest.approx(expected, rel=TOLERANCE)
     assert losses(run, "validation") == pytest.approx(losses(other, "validation"), rel=TOLERANCE)
     for key, slack in (("tokens", 0), ("epoch", 0), ("grad_norm", 0.02)):
@@ -197,10 +192,10 @@ def test_four_processes_train_a_tied_model(four: Runs) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_any_number_of_processes(four: Runs) -> None:
-    """Another order of data after a resume on other hardware: 1 process to step 4, 2 to 8, 4 to 12, 1 to 16, DDP and FSDP."""
+    """Another order of data after a resume on other hardware: 1 process to step 2, 2 to 4, 4 to 6, 1 to 8, DDP and FSDP."""
     run = four["folder"] / "relay-1"
     if not run.exists():
-        cut(str(four["folder"] / "relay-4"), str(run), 12)
+        cut(str(four["folder"] / "relay-4"), str(run), 6)
         train("pretrain", *words("pretrain", four, "relay-1"))
     assert_same_run(run, four["folder"] / "one")
 
@@ -220,8 +215,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two: Runs, how: s
     """Processes that wait for one that has left the step; a checkpoint of half of them; a step half of which was applied, or
     logged, before it is made again."""
     run, whole = two["folder"] / f"stopped-{how}", two["folder"] / f"pretrain-{how}-2"
-    assert (two["folder"] / "out-2").read_text().count("saved after step 6 of 16") == 2
-    assert steps(run) == sorted({*steps(whole), 6}) and losses(run) == losses(whole)
+    assert (two["folder"] / "out-2").read_text().count("saved after step 3 of 8") == 2
+    assert steps(run) == sorted({*steps(whole), 3}) and losses(run) == losses(whole)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (step_folder(run, STEPS) / name).read_bytes() == (step_folder(whole, STEPS) / name).read_bytes()
 
@@ -232,11 +227,11 @@ def test_a_killed_process_ends_the_others_with_one_line(four: Runs) -> None:
     said = (four["folder"] / "err-4").read_text()
     (line,) = (line for line in said.splitlines() if line.startswith("error:"))
     assert re.search("another process of (this run|it) has ended", line) and "the same command goes on" in line
-    assert "SIGKILL" in said and "Traceback" not in said[: said.index("torch/distributed/run.py")].rpartition("error:")[0]
+    assert re.findall("^Traceback.*", said, re.MULTILINE) == ["Traceback (most recent call last):"]  # torchrun's own
     killed = (four["folder"] / "killed/metrics.jsonl").stat().st_mtime
     # The promise is 30 seconds; a machine that is busy with other things takes longer, one that hangs 10 minutes.
     assert float((four["folder"] / "ended").read_text()) - killed < 120
-    assert newest(four["folder"] / "killed") == 12
+    assert newest(four["folder"] / "killed") == 6
 
 
 @pytest.mark.slow
@@ -252,8 +247,10 @@ def test_the_first_process_alone_speaks(four: Runs) -> None:
 @pytest.mark.slow
 def test_a_mistake_is_one_line_whatever_the_number_of_processes(root: Path, one: Runs) -> None:
     """The same line once a process, or a process that waits for one that has left; the real entry point under torchrun."""
-    done = torchrun(root, 2, "train.pretrain", "--config", "configs/pretrain.yaml",
-                    *words("pretrain", one, "wrong", "--batch_tokens", "320"))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "train.pretrain",
+         "--config", "configs/pretrain.yaml", *words("pretrain", one, "wrong", "--batch_tokens", "320")],
+        cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))
     assert done.returncode and "5 rows of 64, which 2 processes cannot share evenly" in line and "exitcode  : 2" in done.stderr
     assert not (one["folder"] / "wrong").exists() and done.stdout == ""

@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# A process on every core, one thread each: threads of several processes on one core would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal
+# A process on every core, one thread each: threads of several processes on one core would wait for each other. A module's
+# tests stay in one process, which makes what they share once, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # On a terminal pip says what it is doing (stderr is asked: stdout is not the terminal inside of a substitution); in a log it
 # is quiet.
 PIP_INSTALL = $(PY) -m pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)

@@ -3,6 +3,7 @@
 Module and parameter names are those that PEFT has inside its own prefix, so an adapter of one is an adapter of the other.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,17 @@ class RowDropout(nn.Dropout):
         super().__init__(p)
         # What a generator draws is no part of a compiled program. That is said here and not by a decorator, because it imports
         # the compiler: more than a second at the start of every command.
-        self._kept = torch.compiler.disable(_kept) if p else _kept
+        self._kept = _disabled(_kept) if p else _kept
 
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D], one generator for each of B, → the same, a share of it zero and the rest scaled up."""
         if self.rows is None or not self.training:
             return super().forward(x)
         return x * self._kept(self.rows, x, self.p) / (1 - self.p)
+
+
+# One and the same function for all layers, or each would be compiled anew.
+_disabled = functools.cache(torch.compiler.disable)
 
 
 def _kept(rows: list[torch.Generator], x: Tensor, p: float) -> Tensor:

@@ -118,17 +118,15 @@ class Run:
         self, before: dict[str, Any], now: dict[str, Any], options: dict[str, Any], old: list[Path], new: list[Path]
     ) -> None:
         """UserError with a line for each fingerprint that is another now; `old` and `new` are the shard sets."""
-        config = self.folder / CONFIG
-        kept = load_yaml(config, "") if config.is_file() else {}
         problems = []
         for key, value in before.items():
             if now.get(key) == value:
                 continue
             if key == "data":
-                was, wanted = _data(kept.get("data"), old), _data(options.get("data"), new)
-                problems.append(self._other_data(was, wanted, kept.get("data")))
+                said = self._told("data")
+                problems.append(self._other_data(_data(said, old), _data(options.get("data"), new), said))
             elif key == "base" and "none" in (value, now.get(key)):
-                problems.append(self._with_and_without_base(kept.get("base"), options.get("base")))
+                problems.append(self._with_and_without_base(self._told("base"), options.get("base")))
             else:
                 said = "null" if value is None else value
                 what = f"{key}{_difference(value, now.get(key))}"
@@ -137,6 +135,14 @@ class Run:
                 problems.append(f"{self.folder} was made with another {what}: {cure}, or {ANOTHER_RUN}")
         if problems:
             raise UserError("\n".join(problems))
+
+    def _told(self, option: str) -> str | None:
+        """What the run was told in an option; None where its configuration, which hands and rot may change, does not say it."""
+        try:
+            said = load_yaml(self.folder / CONFIG).get(option)
+        except UserError:
+            return None
+        return said if isinstance(said, str) else None
 
     def _other_data(self, was: str, wanted: str, said: str | None) -> str:
         """The line about a run that is told other data than it was trained on."""
@@ -149,7 +155,8 @@ class Run:
     def _with_and_without_base(self, was: str | None, wanted: str | None) -> str:
         """The line about a run that began from nothing and is told a base, or began with one and is told none."""
         if wanted in (None, "none"):
-            return f"{self.folder} began with the weights of {was}: go on with BASE={was} (--base {was}), or {ANOTHER_RUN}"
+            cure = f"go on with BASE={was} (--base {was})" if was else "name them in --base"
+            return f"{self.folder} began with the weights of {was or 'another run'}: {cure}, or {ANOTHER_RUN}"
         return f"{self.folder} is there already and began from nothing: to train the weights of {wanted}, {ANOTHER_RUN}"
 
     @property

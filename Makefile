@@ -20,18 +20,23 @@ quoted = '$(subst ','\'',$(subst $(START),,$(subst $(START)~/,$(HOME)/,$(START)$
 # $(call option,--name,NAME): the option with what a variable holds, or nothing where it is empty.
 option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
-# A variable that is none of these would be ignored without a word. A make that calls this one hands its own down to it.
+# A slip in the name of a variable (data=…), or an option given as one (STEPS=…), would be ignored without a word. What is meant
+# for the commands, as the environment is (CUDA_VISIBLE_DEVICES=…), reaches them; a make that calls this one hands its own down.
 VARIABLES := DATA BASE RUN CONFIG ARGS PYTHON VENV
 OPTIONS := max_steps epochs seed device batch_tokens sequence_length micro_batch tokenizer model.preset optimizer.lr
 said := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-strange := $(firstword $(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(said)))
-ifneq ($(if $(filter 0,$(MAKELEVEL)),$(strange)),)
-in_case = $(shell printf '%s' '$(subst ','\'',$(strange))' | LC_ALL=C tr $(1))
-upper := $(filter $(call in_case,a-z A-Z),$(VARIABLES))
-near := $(firstword $(filter $(call in_case,A-Z a-z),$(OPTIONS)) $(filter %$(call in_case,A-Z a-z),$(OPTIONS)))
-hint := $(if $(upper),$(upper)=$(value $(strange)),$(if $(near),ARGS="$(strip --$(near) $(value $(strange)))"))
-$(error $(strange)=$(value $(strange)): there is no such variable$(if $(hint),; did you mean $(hint)?,.) There are $(VARIABLES); \
-	options go through ARGS="--key value")
+strange := $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(said)))
+in_case = $(shell printf '%s' '$(subst ','\'',$(1))' | LC_ALL=C tr $(2))
+variable = $(filter $(call in_case,$(1),a-z A-Z),$(VARIABLES))
+option_of = $(firstword $(foreach low,$(call in_case,$(1),A-Z a-z),$(filter $(low) %_$(low) %.$(low),$(OPTIONS))))
+meant = $(if $(call variable,$(1)),$(call variable,$(1))=$(value $(1)),$(if $(call option_of,$(1)),ARGS="--$(call \
+	option_of,$(1)) $(value $(1))"))
+passed = $(findstring _,$(1))$(shell env | grep -- '^$(subst ','\'',$(1))=')
+slip := $(firstword $(foreach name,$(strange),$(if $(call meant,$(name)),$(name),$(if $(call passed,$(name)),,$(name)))))
+ifneq ($(slip),)
+hint := $(call meant,$(slip))
+$(error $(slip)=$(value $(slip)): there is no such variable$(if $(hint),; did you mean $(hint)?,.) There are $(VARIABLES); \
+	options go through ARGS="--key value"; what the commands shall find in their environment stands before make)
 endif
 
 .PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench test test-fast check sample

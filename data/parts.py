@@ -167,7 +167,7 @@ class _Batches:
         }
 
     def add(self, texts: list[str], said: str) -> None:
-        """Add a record: the texts that are encoded one by one, and what it says, by which it is known again."""
+        """Add a record: its texts, and what it says, by which it is known again."""
         self._waiting.append((texts, said))
         self._size += sum(map(len, texts))
         if self._size >= BATCH_CHARACTERS:

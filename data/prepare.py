@@ -43,8 +43,10 @@ from model.tokenizer import Tokenizer
 CONFIG = ROOT / "configs" / "prepare.yaml"
 # What makes records into ids.
 CODE = ("data/sources/*.py", *(f"data/{name}.py" for name in (
-    "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "pool", "prepare", "reading", "records",
-)), *(f"model/{name}.py" for name in ("template", "tokenizer", "tokenizer_imported", "tokenizer_normalise")))
+    "assemble", "clean", "dedup", "inputs", "json_lists", "parts", "phrasing", "pool", "prepare", "reading",
+    "records",
+)), *(f"model/{name}.py" for name in (
+    "template", "tokenizer", "tokenizer_framed", "tokenizer_imported", "tokenizer_normalise")))
 Share = Annotated[float, Field(ge=0, le=0.5)]
 
 

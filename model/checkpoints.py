@@ -9,6 +9,7 @@ them.
 """
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,13 +72,14 @@ def unfinished(run: Path, folder: Path) -> Unfinished | None:
     """
     if not (run / MADE).is_file() or (run / ENDED).is_file():
         return None
-    step, last = step_of(folder), read_json(folder / MANIFEST).get("steps")
+    facts, step = read_json(run / MADE), step_of(folder)
+    prints = facts.get("fingerprints") if isinstance(facts, dict) else None
+    prints = prints if isinstance(prints, dict) else {}
+    # Checkpoints of earlier versions do not say it.
+    last = read_json(folder / MANIFEST).get("steps", prints.get("max_steps"))
     if step is None or not isinstance(last, int) or step >= last:
         return None
-    facts = read_json(run / MADE)
-    prints = facts.get("fingerprints") if isinstance(facts, dict) else None
-    tuned = isinstance(prints, dict) and "template" in prints
-    return Unfinished(step, last, f"make {'sft' if tuned else 'pretrain'} RUN={run}")
+    return Unfinished(step, last, f"make {'sft' if 'template' in prints else 'pretrain'} {shlex.quote(f'RUN={run}')}")
 
 
 def steps(run: Path) -> list[int]:

@@ -28,7 +28,8 @@ class FramedTokenizer:
         # Post-processors add nothing here, and one of them moves the offsets of pieces.
         self._fast = backend({**definition, "post_processor": None})
         # Tokens that are special would be text like those whose names they are.
-        flags = ({key: getattr(added[index], key) for key in ("lstrip", "rstrip", "single_word")} if index in added else {}
+        # (Not whether they must be words of their own: beside a letter a template's would be text.)
+        flags = ({key: getattr(added[index], key) for key in ("lstrip", "rstrip")} if index in added else {}
                  for index in specials.values())
         self._fast.add_tokens([tokenizers.AddedToken(MARK + text, normalized=False, special=False, **each)
                                for text, each in zip(specials, flags, strict=True)])

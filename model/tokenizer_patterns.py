@@ -19,6 +19,8 @@ _QUANTIFIER = re.compile(r"(?P<sign>[?*+])[?+]?|\{(?P<low>\d*)(?P<comma>,?)(?P<h
 _ESCAPE = re.compile(r"\\(?:[pPx]\{[^}]*\}|.)", re.DOTALL)
 # Escapes that mean what a group matched, or the group itself once more; and two that match more than one length.
 _CALLS, _VARYING = re.compile(r"\\[gk1-9]"), re.compile(r"\\[RX]")
+# What takes the characters behind it for something else than they look: control characters, comments, free spacing.
+_DISGUISES = re.compile(r"\\(?:c|C-|M-)|\(\?(?:#|[a-wyzA-Z-]*x)")
 
 
 class SlowPattern(Exception):
@@ -64,6 +66,8 @@ def _alternatives(pattern: str, at: int) -> tuple[int, int, bool]:
 
 def _item(pattern: str, at: int) -> tuple[int, int]:
     """Read a character, a class or a group: where it ends, and how many parts in it vary."""
+    if _DISGUISES.match(pattern, at):
+        raise SlowPattern("it has a comment, free spacing or a control character, behind which it cannot be read here")
     if pattern[at] == "\\":
         if _CALLS.match(pattern, at):
             raise SlowPattern("it repeats what a group matched, or calls a group")
@@ -81,7 +85,8 @@ def _item(pattern: str, at: int) -> tuple[int, int]:
 def _repeated(pattern: str, at: int, inside: int) -> tuple[int, int]:
     """Read the quantifiers behind an item of which `inside` parts vary: where they end, and how many vary now."""
     while (found := _QUANTIFIER.match(pattern, at)) and (found["sign"] or found["low"] or found["high"]):
-        fixed = found["sign"] is None and not found["comma"]
+        # Behind a count a question mark makes it all optional.
+        fixed = found["sign"] is None and not found["comma"] and not found[0].endswith("?")
         once = found["sign"] == "?" or (found["low"] if fixed else found["high"]) in ("0", "1")
         if inside and not once:
             raise SlowPattern("it repeats a part that can itself match texts of several lengths")

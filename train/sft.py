@@ -63,6 +63,15 @@ class Mix:
         return ROUGE if any(each.fitting for each in summaries) else VALIDATION_LOSS
 
 
+def sft_template(options: SftOptions, tokenizer: Tokenizer) -> Template:
+    """The template of the model that is tuned. UserError for lead-ins where it has words of its own before answers."""
+    template = replace(template_of(tokenizer), lead_ins=options.lead_ins)
+    if options.lead_ins and not template.answered("x").startswith("x"):
+        raise UserError("--lead_ins: this model's chat template puts words or a space before every answer, and a lead-in would "
+                        "stand before those: leave lead-ins out")
+    return template
+
+
 def fine_tune(options: SftOptions) -> None:
     """Train as the options say, into a new run or the rest of an old one."""
     device = parallel.local_device(resolve_device(options.device))
@@ -75,7 +84,7 @@ def fine_tune(options: SftOptions) -> None:
     base = find_base(options, run.folder)
     options = options.model_copy(update={"base": base.folder or "none"})
     tokenizer = Tokenizer.load(base.tokenizer)
-    template = replace(template_of(tokenizer), lead_ins=options.lead_ins)
+    template = sft_template(options, tokenizer)
     mix = _mix(options, run.folder, base, tokenizer, template)
     fingerprints = _fingerprints(options, base, tokenizer, template, mix)
     open_run(run, options, fingerprints, mix.sets, device)

@@ -1,10 +1,12 @@
 """Requests for a title: many, drawn as a pure function, around an article whose ids never change."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from data.examples import Phrasings, encode_records, examples_of
 from data.phrasing import CANONICAL, FLAT, LEAD_INS, REQUESTS, Frames, draw, strip_lead_in, summary_prompt
 from data.records import Summary
@@ -15,6 +17,8 @@ from model.template import Template
 from model.tokenizer import Tokenizer
 from tests import foreign
 from tests.spoken import messages
+from train.options import SftOptions
+from train.sft import sft_template
 
 
 def test_requests_are_filled_in_and_different() -> None:
@@ -90,6 +94,29 @@ def test_a_summary_is_spaced_as_transformers_spaces_it(
         expected = theirs.apply_chat_template(said[:-1], add_generation_prompt=True, return_dict=False)
         assert "".join(theirs.convert_ids_to_tokens(prompt)) == "".join(theirs.convert_ids_to_tokens(expected))
     assert equal > len(records) / 2
+
+
+def test_special_tokens_in_an_article_stay_text(root: Path, tmp_path: Path) -> None:
+    """A corpus that ends the question, or the answer, of whoever trains on it."""
+    foreign.save_with(tmp_path / "theirs", foreign.llama2(["a b c", "风从东边来"] * 9))
+    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    words = Template.load(checkpoints.find(tmp_path / "run"))
+    record = Summary("风\ufdd0</s>从", "东\ufdd0</s>边")
+    for made in (encode_records([record], ours, words), encode_records([Summary("风从", "东边")], ours, words)):
+        ids, _ = examples_of("summaries", made, 500, ours, words, Phrasings(None)).example(0, 0)
+        assert ids.tolist().count(ours.eos_id) == 1
+    prompt, _ = summary_prompt(ours, words, record.article, room=500)
+    assert ours.eos_id not in prompt
+
+
+def test_lead_ins_are_refused_where_a_template_has_words_of_its_own_there(tmp_path: Path) -> None:
+    """Answers that begin without the space that the model was tuned with."""
+    theirs = foreign.llama2(["a b c", "风从东边来"] * 9)
+    for name, template in (("llama2", foreign.LLAMA2), ("chatml", foreign.CHATML)):
+        foreign.save_with(tmp_path / name, theirs, template)
+        _, ours, _ = import_hf.import_hf(tmp_path / name, tmp_path / "runs" / name)
+        with pytest.raises(UserError, match="--lead_ins") if name == "llama2" else contextlib.nullcontext():
+            sft_template(SftOptions(lead_ins=True, max_steps=1), ours)
 
 
 def test_only_a_known_lead_in_is_removed() -> None:

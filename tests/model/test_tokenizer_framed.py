@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
 from model import checkpoints, import_hf
 from model.chat_template import chat_template
 from model.export_hf import export_hf
@@ -154,6 +155,24 @@ def test_text_with_the_mark_of_special_tokens_stays_text(template: str, texts: l
     for index in ours.specials.values():
         assert hostile.count(index) == plain.count(index)
     assert [ours.decode(hostile[start:stop]) for start, stop in spans] == [typed.replace("\ufdd0", "")] * 2
+
+
+def test_half_a_character_is_a_users_mistake(texts: list[str], tmp_path: Path) -> None:
+    """A traceback of the library's."""
+    _, ours, words = imported(texts, "prepend", "ours", tmp_path)
+    with pytest.raises(UserError, match="surrogate"):
+        words.encode(ours, [("问", "\ud83d")])
+
+
+def test_a_special_token_that_must_be_a_word_ends_answers(texts: list[str], tmp_path: Path) -> None:
+    """Conversations without an end beside letters: a model that is never trained to stop."""
+    foreign.save_with(tmp_path, foreign.llama2(texts))
+    facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    facts["added_tokens"] = [{**each, "single_word": True} for each in facts["added_tokens"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
+    _, ours, _ = import_hf.import_hf(tmp_path, tmp_path / "run")
+    ids, _ = Template().encode(ours, [("hi", "yes")])
+    assert (ids[0], ids[-1]) == (ours.bos_id, ours.eos_id) and "\ufdd0" not in ours.decode(ids)
 
 
 def test_an_export_is_read_as_its_tokenizer_json_says(

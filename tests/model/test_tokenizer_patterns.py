@@ -13,7 +13,8 @@ IN_USE = [
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}]+[\p{Ll}\p{Lm}]*(?i:'s|'t)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+",
     r"[\p{Lu}&&[^\p{Han}]]*[\p{Ll}&&[^\p{Han}]]+", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ]+", r"[一-龥ࠀ-一가-퟿]+", r"[!-/:-~!-/:-~‘-‟　-。]+",
-    r"\d{1,3}(?=(?:\d{3})*\b)", r"(?<=\d)(?=(\d{3})+(?!\d))", r"[]a(+*]+\[\(+", r"a{,}|{b}|a{2}|\)+|\x{4e00}+",
+    r"\d{1,3}(?=(?:\d{3})*\b)", r"(?<=\d)(?=(\d{3})+(?!\d))", r"[]a(+*]+\[\(+", r"[[a-c](+*]+\w",
+    r"a{,}|{b}|a{2}|\)+|\x{4e00}+",
 ]
 
 
@@ -29,7 +30,8 @@ def test_expressions_in_use_are_taken(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", [
     "(a+)+$", "(a|a)*$", "(?:a|aa)+$", "(a*)*$", "((a+))+$", "(?i:a+){2,}$", "(a?){30}$", "(?:b|(?:a+)+)$", "a{1,9}+$",
     r"(\p{L}+)*$", r"(\(a+\))+$", "([)]+)+$", "(a+)*?$", "x|(a+)+$", r"(a)\1+\1$", r"(?<w>a+)\g<w>", r"(?:\R)+$",
-    "a*a*a*a*a*$", "a?" * 30 + "$", "(a|a)" * 30 + "$", "a)(b+)+",
+    "(?#[)(a+)+$", "(?x)#[\n(a+)+$", "(?ix-m:#[\n(a+)+$)", r"\c[?(a+)+$", r"\C-[?(a+)+$", r"\M-\C-[?(a+)+$", "(?:aa{1}?)+$",
+    "[[a]()+*]b(a+)+$", "a*a*a*a*a*$", "a?" * 30 + "$", "(a|a)" * 30 + "$", "a)(b+)+",
 ])
 def test_expressions_that_could_take_for_ever_are_refused(pattern: str) -> None:
     """A chat, a server or a preparation that hangs, or ends in the middle, at a text that its author chose."""

@@ -63,8 +63,8 @@ def _detect_file(path: Path) -> str:
         return _finer(source, row, is_list=beginning.lstrip().startswith(b"["))
     saw = f"its first record has {', '.join(list(row)[:12])}" if row else "it does not begin with a JSON object"
     raise UserError(
-        f"{path}: cannot tell which source reads this ({saw}): name it with "
-        f"python -m data.prepare --source NAME --input {path} --tokenizer PATH --out DIR"
+        f"{path}: cannot tell which source reads this ({saw}): docs/data.md lists what can be read; if this is one of "
+        f"those, name it with python -m data.prepare --source NAME --input {path} --tokenizer PATH --out DIR"
     )
 
 

@@ -40,8 +40,9 @@ def _use(converses: bool, imported: bool) -> str:
     if not converses:
         return ("It was trained on text and continues text, which begins with `<s>` (id 1). It saw no conversation: the chat "
                 "template is there for those who fine-tune it.")
-    return ("It answers questions, and questions about a reference text, which is the message with the role `system`; "
-            "`apply_chat_template` gives the ids that it was trained on. It stops with `</s>` (id 2).")
+    return ("It was fine-tuned to answer what the data below asks, and nothing else can be expected of it. A reference text is "
+            "the message with the role `system`; `apply_chat_template` gives the ids that it was trained on. It stops with "
+            "`</s>` (id 2).")
 
 
 def _training(run: Path, step: int) -> str:
@@ -52,7 +53,7 @@ def _training(run: Path, step: int) -> str:
               if record["kind"] == "train" and record["step"] <= step and "tokens" in record]
     rows = {
         "imported from": _at(made, "imported_from"), "command": _at(made, "made", "command"),
-        "data": options.get("data"), "base": options.get("base"),
+        "data": _data(options.get("data"), made), "base": options.get("base"),
         "steps": f"{step:,}", "tokens": tokens[-1] if tokens else None, "device": _at(made, "made", "device"),
         "seed": options.get("seed"), "adapter": _adapter(options) if lora else None,
         # Whatever was asked for, AdamW moves an adapter.
@@ -60,6 +61,13 @@ def _training(run: Path, step: int) -> str:
         "torch": _at(made, "made", "versions", "torch"), "tokenizer": str(_at(made, "fingerprints", "tokenizer") or "")[:12],
     }
     return "## Training\n\n" + _table(rows)
+
+
+def _data(said: Any, made: Any) -> str | None:
+    """What `data` said, and the shard sets that this was: a part of the shipped sample may have stood in for a corpus."""
+    shards = _at(made, "shards")
+    names = ", ".join(Path(folder).name for folder in shards if isinstance(folder, str)) if isinstance(shards, list) else ""
+    return f"{said} ({names})" if said and names else said or names or None
 
 
 def _adapter(options: dict[str, Any]) -> str:

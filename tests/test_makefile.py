@@ -104,7 +104,8 @@ def test_setting_up_shows_progress_on_a_terminal_and_is_short_in_a_log(folder: P
 @pytest.mark.parametrize(("word", "hint"), [
     ("data=csl", "; did you mean DATA=csl?"), ("Base=runs/x", "; did you mean BASE=runs/x?"),
     ("STEPS=5", '; did you mean ARGS="--max_steps 5"?'), ("epochs=2", '; did you mean ARGS="--epochs 2"?'),
-    ("LR=1e-3", '; did you mean ARGS="--optimizer.lr 1e-3"?'), ("DTAA=csl", "."), ("tokens=5", '; did you mean ARGS="--batch_tokens 5"?'),
+    ("LR=1e-3", '; did you mean ARGS="--optimizer.lr 1e-3"?'), ("DTAA=csl", "."),
+    ("tokens=5", '; did you mean ARGS="--batch_tokens 5"?'),
     ("s=1", "."), ("a;touch${IFS}x='$(HOME)", "."),
 ])
 def test_a_variable_that_there_is_not_is_said_before_anything_is_done(folder: Path, word: str, hint: str) -> None:

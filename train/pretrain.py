@@ -1,5 +1,6 @@
 """`python -m train.pretrain`: a Llama on prepared text, from nothing or from the weights of another one."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,7 @@ def pretrain(options: PretrainOptions) -> None:
         _keeper(base, tokenizer),
         lambda whole, step, log, final: evaluate(options, whole, tokenizer, validation, step, log, final),
     )
-    train_through(trainer, f"Measure it: make evaluate RUN={run.folder}")
+    train_through(trainer, f"Measure it: make evaluate {shlex.quote(f'RUN={run.folder}')}")
 
 
 def _one_tokenizer(names: list[str], sets: list[ShardSet]) -> Tokenizer:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def fine_tune(options: SftOptions) -> None:
         lambda into: _keep(tokenizer, template, into),
         lambda whole, step, log, final: evaluate(options, whole, tokenizer, template, mix.dev, step, log, final),
     )
-    train_through(trainer, f"Talk to it: make chat RUN={run.folder}; measure it: make evaluate RUN={run.folder}; for other "
-                           f"programs: make export RUN={run.folder}")
+    named = shlex.quote(f"RUN={run.folder}")
+    train_through(trainer, f"Talk to it: make chat {named}; measure it: make evaluate {named}; for other programs: make export "
+                           f"{named}")
 
 
 def _mix(options: SftOptions, run: Path, base: Base, tokenizer: Tokenizer, template: Template) -> Mix:

@@ -146,7 +146,8 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
 
     write_json(trained_run / "results/rouge.json", {
         "step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}})
-    data = read_json(trained_run / "run.json")["fingerprints"]["data"][0]["set"]
+    made = read_json(trained_run / "run.json")
+    data = made["fingerprints"]["data"][0]["set"]
     write_json(trained_run / "results/trigram.json", {"data_fingerprint": data, "loss": 4.0625})
     write_json(trained_run / "results/other.json", {"data_fingerprint": data[::-1], "loss": 3.0625})
     export_hf(trained_run, tmp_path / "out")
@@ -157,7 +158,7 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
     tokens = [record["tokens"] for record in newest if record["kind"] == "train"][-1]
     loss = [record["loss"] for record in newest if record["kind"] == "validation"][-1]
     for fact in ("| steps | 12 |", f"| tokens | {tokens:,} |", "| device | cpu |", f"| validation loss | {loss:,.4f} (step 12)",
-                 "| rouge_1.f | 0.4321 |", "| records | 300 |"):
+                 "| rouge_1.f | 0.4321 |", "| records | 300 |", f"({Path(made['shards'][0]).name}) |"):
         assert fact in card, fact
     assert "987,654,321" not in card and "987654321" not in card
     # Figures of a model that is not this one, in the open, and none of other data.

@@ -122,6 +122,11 @@ def test_an_unfinished_run_is_said_to_be_one(talker: Path, tmp_path: Path) -> No
     assert said.endswith(f"，还没训练完：到第 7 步，共 9 步；接着训练：make sft RUN={tmp_path / 'stopped'}")
     write_json(tmp_path / "stopped" / "run.json", {"fingerprints": None})
     assert "make pretrain RUN=" in weights.load(tmp_path / "stopped", CPU, "auto").description
+    # A checkpoint of an earlier version, in a folder whose name is two words to a shell.
+    write_manifest(make_run(tmp_path, "two words", talker, 100, template=True), {"step": 7})
+    write_json(tmp_path / "two words" / "run.json", {"fingerprints": {"max_steps": 20}})
+    said = weights.load(tmp_path / "two words", CPU, "auto").description
+    assert said.endswith(f"到第 7 步，共 20 步；接着训练：make pretrain 'RUN={tmp_path / 'two words'}'")
     for path in (tmp_path / "whole", tmp_path / "stopped/checkpoints/step-00000007", talker):
         assert "还没训练完" not in weights.load(path, CPU, "auto").description
 

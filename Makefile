@@ -56,7 +56,7 @@ help:
 	@echo "make evaluate       everything that fits the newest run (or RUN=DIR): perplexity, accuracy, bits per character,"
 	@echo "                    ROUGE, reading, repetition; and a report"
 	@echo "make tensorboard    watch the runs"
-	@echo "make test           all tests; make test-fast: those of a minute; make check: types and style"
+	@echo "make test           all tests; make test-fast: without the slow ones; make check: types and style"
 	@echo "make bench          training speed and memory beside transformers and litgpt"
 	@echo "make setup          install into $(VENV) (every command does it when needed)"
 

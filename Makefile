@@ -118,5 +118,5 @@ bench: setup-dev
 
 # The shipped sample and tokenizer, made again from their generator.
 sample: setup
-	@$(PY) -m assets.world --out assets/sample
+	@$(PY) -m assets.sample_generator --out assets/sample
 	@$(PY) -m data.tokenizer train --vocabulary 8192 --common_characters --coverage 0.9999 --longest 4 --out assets/tokenizer

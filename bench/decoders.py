@@ -58,7 +58,7 @@ def babyllama(task: Task) -> Decode:
     """This project's `BatchReader`, as `model.decode` drives it, without its rule for `<eos>`."""
     import torch
 
-    from model.batch_reader import BatchReader
+    from model.decode.batched_inference import BatchReader
     from model.quantize import quantize_int8
 
     model = _own_model(task)
@@ -114,8 +114,8 @@ def llama_cpp(task: Task) -> Decode:
     from llama_cpp import Llama as Theirs
     from llama_cpp import llama_get_logits_ith
 
-    from model.export_gguf import export_gguf
-    from model.tokenizer import Tokenizer
+    from model.interop.gguf.export import export_gguf
+    from model.tokenizer.base import Tokenizer
 
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"

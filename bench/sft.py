@@ -25,13 +25,13 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import cores, describe, peak_memory_bytes
 from common.options import Parser, out_file
-from data.batches import assemble
-from data.examples import Examples, Phrasings, examples_of
-from data.packing import pack
+from data.batching.collate import assemble
+from data.batching.examples import Examples, Phrasings, examples_of
+from data.batching.packed_rows import pack
 from data.shards import ShardSet
 from model.config import preset
 from model.llama import Llama
-from model.template import Template
+from model.chat_template.template import Template
 
 WAYS = ("packed", "naive")
 # Records that go through the model at once; the last step's memory is what they need.

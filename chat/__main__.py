@@ -1,9 +1,9 @@
 """`python -m chat`: talk to a model."""
 
 from chat import options as command_line
-from chat.console import Console
+from chat.terminal.console import Console
 from chat.errors import in_chinese
-from chat.folders import cache_folder
+from chat.terminal.cache_dir import cache_folder
 from common.errors import run_main
 
 
@@ -16,15 +16,16 @@ def main() -> None:
 def _chat() -> None:
     options = command_line.parse()
     # PyTorch, which --help and a slip in the options need not wait for.
-    from chat import references, weights
-    from chat.repl import Repl
-    from chat.session import Session
+    from chat import load_model
+    from chat.terminal import references
+    from chat.terminal.repl import Repl
+    from chat.terminal.session import Session
 
     console = Console(cache_folder() / "chat_history")
-    folder = options.checkpoint or weights.newest_run()
-    loaded = weights.load(folder, weights.choose_device(options.device), options.precision, options.quantize)
+    folder = options.checkpoint or load_model.newest_run()
+    loaded = load_model.load(folder, load_model.choose_device(options.device), options.precision, options.quantize)
     console.note(f"模型：{loaded.description}")
-    if (hint := weights.hint(loaded)) is not None:
+    if (hint := load_model.hint(loaded)) is not None:
         console.note(hint)
     session = Session(loaded, command_line.sampling(options), options.max_new_tokens, options.seed)
     if options.reference is not None:

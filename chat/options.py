@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from chat.errors import ChatError, in_chinese
-from chat.settings import SETTINGS, Setting
+from chat.terminal.settings import SETTINGS, Setting
 from common.options import Parser
-from model.sampling import Sampling
+from model.decode.sampling import Sampling
 
 DESCRIPTION = """与模型对话；对话中 /help 列出命令。
 Talk to a model; /help lists the commands of a conversation.

@@ -17,10 +17,9 @@ from common.archive import extract_zip
 from common.download import NotDownloaded, download
 from common.errors import UserError, run_main
 from common.options import Parser
-from data import catalog
-from data.corpora import TOKENIZER, Corpus, corpora, unknown
-from data.prepare import describe_report
-from data.reading import expand
+from data.corpora.manifests import TOKENIZER, Corpus, corpora, unknown
+from data.prepare.pipeline import describe_report
+from data.readers.files import expand
 from data.shards import ShardSet
 
 
@@ -36,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = tuple(part for part in options.parts.split(",") if part)
     if options.name is None:
         print(listing(known))
-    elif options.name == catalog.SAMPLE:
-        _report(catalog.resolve(catalog.SAMPLE, options.tokenizer))
+    elif options.name == resolver.SAMPLE:
+        _report(resolver.resolve(resolver.SAMPLE, options.tokenizer))
     elif options.name not in known:
         raise unknown(options.name)
     elif options.name == TOKENIZER:
@@ -57,7 +56,7 @@ def listing(known: dict[str, Corpus]) -> str:
 
 def fetch(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> list[Path]:
     """Download and verify the files of a corpus; the paths that its source reads, archives unpacked."""
-    folder = catalog.DOWNLOADS / name
+    folder = resolver.DOWNLOADS / name
     found = []
     for file in corpus.chosen(parts):
         path = download(corpus.urls(file), folder / file.path, size=file.size, sha256=file.sha256)
@@ -81,10 +80,10 @@ def _make(name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | N
         missing = "what it consists of"
         fetch(name, corpus, parts)
     except NotDownloaded as error:
-        train = "sft" if corpus.source in catalog.SAMPLE_TUNING else "pretrain"
+        train = "sft" if corpus.source in resolver.SAMPLE_TUNING else "pretrain"
         raise UserError(f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
                         f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}") from None
-    _report(catalog.prepare_once(name, {corpus.source: catalog.downloads(name, corpus, parts)}, tokenizer))
+    _report(resolver.prepare_once(name, {corpus.source: resolver.downloads(name, corpus, parts)}, tokenizer))
 
 
 def _report(folder: Path) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import MANIFEST, manifest_problem, read_json, read_sealed
 from data.records import Kind
-from model.tokenizer import IMPORTED, Tokenizer
+from model.tokenizer.base import IMPORTED, Tokenizer
 
 FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")

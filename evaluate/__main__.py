@@ -9,9 +9,9 @@ from pathlib import Path
 
 from common.errors import UserError, run_main
 from common.options import Parser
-from data.catalog import test_files
+from data.corpora.resolver import test_files
 from data.shards import ShardSet, shard_sets_of_run
-from evaluate.command_line import add_computing, check_counts
+from evaluate.cli import add_computing, check_counts
 
 DESCRIPTION = """Measure a run with every command that fits it, and write a report.
 
@@ -55,16 +55,16 @@ def main() -> None:
 
 def run_of(checkpoint: Path) -> Path:
     """The run that a checkpoint is, or is a step of: where its figures go. UserError for any other folder."""
-    from model import checkpoints
+    from model.checkpoint import locate
 
     if (checkpoint / "run.json").is_file():
         return checkpoint
-    run, step = checkpoint.parent.parent, checkpoints.step_of(checkpoint)
+    run, step = checkpoint.parent.parent, locate.step_of(checkpoint)
     if step is not None and (run / "run.json").is_file():
         print(f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures", flush=True)
         return run
     if not checkpoint.exists():
-        meant = checkpoints.same_name(checkpoint)
+        meant = locate.same_name(checkpoint)
         cure = f"did you mean {meant}?" if meant else "name a run with RUN=runs/NAME (--checkpoint runs/NAME)"
         raise UserError(f"{checkpoint} does not exist: {cure}")
     raise UserError(f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
@@ -72,11 +72,11 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def _newest() -> Path:
-    from model import checkpoints
+    from model.checkpoint import locate
 
-    runs = checkpoints.saved_runs()
+    runs = locate.saved_runs()
     if not runs:
-        raise UserError(f"there is no run with a checkpoint in {checkpoints.RUNS}/: make pretrain first, or name a run with "
+        raise UserError(f"there is no run with a checkpoint in {locate.RUNS}/: make pretrain first, or name a run with "
                         "RUN=… (--checkpoint …)")
     print(f"{runs[0]} is measured, the run that was saved last", flush=True)
     return runs[0]

@@ -11,16 +11,16 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
-from data.examples import Phrasings, encode_records, examples_of
+from data.batching.examples import Phrasings, encode_records, examples_of
 from data.records import Document
 from data.shards import SPLITS, HeldSequences, Sequences, ShardSet, shards_of_run
 from data.sources import find_source
-from evaluate.command_line import Measured, load, measuring_parser, parse
-from evaluate.metrics import BLOCK, WINDOW, Score, score_examples, score_stream
-from evaluate.records import Records, read_records
+from evaluate.cli import Measured, load, measuring_parser, parse
+from evaluate.scores.lm import BLOCK, WINDOW, Score, score_examples, score_stream
+from evaluate.usable_records import Records, read_records
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 # Longest conversation whose answers are scored.
 ROW = 1024

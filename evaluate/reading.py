@@ -12,12 +12,12 @@ from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation
-from evaluate.answers import Answer, Question, ask, questions_of
-from evaluate.command_line import answering_parser, load, parse
+from evaluate.model_answers import Answer, Question, ask, questions_of
+from evaluate.cli import answering_parser, load, parse
 from evaluate.predictions import excerpt, write_predictions
-from evaluate.records import read_records
-from evaluate.repetition_scores import loops
-from model.template import Template
+from evaluate.usable_records import read_records
+from evaluate.scores.repetition import loops
+from model.chat_template.template import Template
 
 SHOWN = 3
 PLACES = ("first third", "middle third", "last third", "not in the passage")

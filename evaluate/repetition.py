@@ -10,12 +10,12 @@ from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
 from data.records import Conversation, Summary
-from evaluate.answers import Answer, ask, questions_of, summarise
-from evaluate.command_line import answering_parser, load, parse
+from evaluate.model_answers import Answer, ask, questions_of, summarise
+from evaluate.cli import answering_parser, load, parse
 from evaluate.predictions import excerpt, model_of, read_predictions, write_predictions
-from evaluate.records import read_records
-from evaluate.repetition_scores import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
-from model.template import Template
+from evaluate.usable_records import read_records
+from evaluate.scores.repetition import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
+from model.chat_template.template import Template
 
 SHOWN = 3
 LABELS = {

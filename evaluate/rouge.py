@@ -9,16 +9,16 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import describe, resolve_device
 from common.progress import progress
-from data.catalog import test_files
+from data.corpora.resolver import test_files
 from data.records import Summary
 from data.shards import shards_of_run
-from evaluate.answers import summarise
-from evaluate.baselines import BASELINES
-from evaluate.command_line import answering_parser, load, parse
+from evaluate.model_answers import summarise
+from evaluate.scores.baselines import BASELINES
+from evaluate.cli import answering_parser, load, parse
 from evaluate.predictions import MODEL, excerpt, model_of, read_predictions, write_predictions
-from evaluate.records import read_records
-from evaluate.rouge_table import METHOD, RougeTable, versions
-from model.template import Template
+from evaluate.usable_records import read_records
+from evaluate.scores.rouge_table import METHOD, RougeTable, versions
+from model.chat_template.template import Template
 
 SHOWN = 3
 COUNTED = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}

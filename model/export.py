@@ -8,7 +8,7 @@ from common.errors import UserError, run_main
 from common.options import Parser
 
 if TYPE_CHECKING:
-    from model.export_gguf import GGUFType
+    from model.interop.gguf.export import GGUFType
 
 HF_DTYPES = ("float32", "float16", "bfloat16")
 GGUF_DTYPES = ("f32", "f16", "q8_0")
@@ -28,7 +28,7 @@ def main() -> None:
     if options.format == "gguf":
         _gguf(options.checkpoint, options.out, options.dtype or "f32")
         return
-    from model.export_hf import export_hf
+    from model.interop.hf_export import export_hf
 
     done = export_hf(options.checkpoint, options.out, dtype=options.dtype or "float32",
                      max_shard_size=options.max_shard_size or "5GB")
@@ -58,14 +58,14 @@ def _parse() -> argparse.Namespace:
 def _gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
     import torch
 
-    from model import checkpoints
-    from model.chat_template import chat_template
-    from model.export_gguf import export_gguf
-    from model.template import Template
-    from model.tokenizer_imported import ImportedTokenizer
+    from model.checkpoint import locate, weights
+    from model.chat_template.to_jinja import chat_template
+    from model.interop.gguf.export import export_gguf
+    from model.chat_template.template import Template
+    from model.tokenizer.imported import ImportedTokenizer
 
-    source = checkpoints.find(checkpoint)
-    model, tokenizer = checkpoints.load(source, torch.device("cpu"))
+    source = locate.find(checkpoint)
+    model, tokenizer = weights.load(source, torch.device("cpu"))
     template = Template.load(source)
     # An imported chat template, if there is one, says what the imported words say.
     own = tokenizer.config["chat_template"] if isinstance(tokenizer, ImportedTokenizer) and tokenizer.words else None

@@ -11,18 +11,18 @@ from common.errors import UserError, run_main
 from common.files import atomic_folder, read_json, read_small, write_sealed
 from common.machine import describe
 from common.options import Parser
-from model import checkpoints
-from model.adapter_files import ADAPTER_CONFIG
-from model.chat_template import chat_template
-from model.chat_template_import import Unusable, words_of
+from model.checkpoint import locate, weights
+from model.checkpoint.adapters import ADAPTER_CONFIG
+from model.chat_template.to_jinja import chat_template
+from model.chat_template.from_jinja import Unusable, words_of
 from model.config import LlamaConfig
-from model.export_hf import is_export
+from model.interop.hf_export import is_export
 from model.llama import Llama
-from model.template import FILE as TEMPLATE_FILE
-from model.template import Template, template_of
-from model.tokenizer import FILE as TOKENIZER_FILE
-from model.tokenizer import IMPORTED, Tokenizer
-from model.tokenizer_imported import DEFINITION, ImportedTokenizer, built, imported
+from model.chat_template.template import FILE as TEMPLATE_FILE
+from model.chat_template.template import Template, template_of
+from model.tokenizer.base import FILE as TOKENIZER_FILE
+from model.tokenizer.base import IMPORTED, Tokenizer
+from model.tokenizer.imported import DEFINITION, ImportedTokenizer, built, imported
 
 DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without biases, safetensors (one file
 or several), tokenizer.json. Nothing in it is unpickled; its chat template is run once, in a sandbox.
@@ -60,11 +60,11 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
     values = _config(folder)
     tokenizer, said = _tokenizer(folder, values)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": _stop_ids(folder, values, tokenizer)}
-    config = LlamaConfig.from_hf({**values, **ids}, str(folder / checkpoints.CONFIG))
+    config = LlamaConfig.from_hf({**values, **ids}, str(folder / locate.CONFIG))
     if tokenizer.vocabulary_size > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocabulary_size} ids, the model {config.vocab_size}: they do "
                         "not belong together")
-    model = checkpoints.load_model(folder, config, torch.device("cpu"), values, ignore=_BUFFER)
+    model = weights.load_model(folder, config, torch.device("cpu"), values, ignore=_BUFFER)
     _write(folder, run, model, tokenizer)
     return model, tokenizer, said
 
@@ -72,24 +72,24 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
 def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder here: download the model first, and name the folder that its "
-                        f"{checkpoints.CONFIG} lies in")
-    values = read_json(folder / checkpoints.CONFIG)
-    whole = checkpoints.has_weights(folder)
+                        f"{locate.CONFIG} lies in")
+    values = read_json(folder / locate.CONFIG)
+    whole = locate.has_weights(folder)
     if not whole and (pickled := sorted(path.name for form in _PICKLED for path in folder.glob(form))):
         raise UserError(f"{folder}: {pickled[0]} is pickled, which runs whatever code it holds; convert it to safetensors, for "
                         "example with transformers' save_pretrained")
-    if checkpoints.is_adapter(folder):
+    if locate.is_adapter(folder):
         raise UserError(f"{folder} is an adapter: it needs no import; import its base, write the folder of that run into "
                         f"{ADAPTER_CONFIG} (base_model_name_or_path), and use the adapter as it is")
     if not whole:
-        raise UserError(f"{folder} has no weights: expected {checkpoints.WEIGHTS} or {checkpoints.INDEX}")
-    return values if isinstance(values, dict) else LlamaConfig.from_hf(values, str(folder / checkpoints.CONFIG)).to_hf()
+        raise UserError(f"{folder} has no weights: expected {locate.WEIGHTS} or {locate.INDEX}")
+    return values if isinstance(values, dict) else LlamaConfig.from_hf(values, str(folder / locate.CONFIG)).to_hf()
 
 
 def _stop_ids(folder: Path, values: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
     """The ids at which the model stops elsewhere too, the one that ends an answer here first."""
     found = [tokenizer.eos_id, tokenizer.document_end_id]
-    for name, said in ((checkpoints.CONFIG, values), (GENERATION, _generation(folder))):
+    for name, said in ((locate.CONFIG, values), (GENERATION, _generation(folder))):
         ids = said.get("eos_token_id")
         listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in listed):
@@ -156,9 +156,9 @@ def _write(folder: Path, run: Path, model: Llama, tokenizer: Tokenizer) -> None:
     made = {"made": describe(torch.device("cpu")), "imported_from": str(folder), "shards": [],
             "fingerprints": {"data": [], "tokenizer": tokenizer.fingerprint, "model": model.config.to_hf()}}
     with atomic_folder(run) as making:
-        step = checkpoints.step_folder(making, 0)
+        step = locate.step_folder(making, 0)
         with atomic_folder(step, {"format": "babyllama-checkpoint-1", "step": 0}) as target:
-            checkpoints.save(model, tokenizer, target)
+            weights.save(model, tokenizer, target)
             if (folder / TEMPLATE_FILE).is_file():
                 Template.load(folder).save(target)
             elif tokenizer.words:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import functions
-from model.cache import Cache, LayerCache
+from model import autograd_ops
+from model.decode.kv_cache import Cache, LayerCache
 from model.config import LlamaConfig
 from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy
@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x[..., D] → [..., D], the mean square taken in fp32 whatever the type of x."""
         if _eager_cpu(x) and x.dtype == torch.float32:
-            return functions.RMSNorm.apply(x, self.weight, self.eps)
+            return autograd_ops.RMSNorm.apply(x, self.weight, self.eps)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale).to(x.dtype) * self.weight
@@ -99,7 +99,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     queries and keys that were too would no longer match the values.
     """
     if _eager_cpu(x):
-        return functions.Rotate.apply(x, cos, sin)
+        return autograd_ops.Rotate.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
@@ -146,7 +146,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D] → [B, T, D]."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        hidden = functions.SwiGLU.apply(gate, up) if _eager_cpu(gate) else F.silu(gate) * up
+        hidden = autograd_ops.SwiGLU.apply(gate, up) if _eager_cpu(gate) else F.silu(gate) * up
         return self.down_proj(hidden)
 
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 
 from common.files import atomic_folder
 from data.shards import FORMAT, ShardWriter
-from model.tokenizer import FILE as TOKENIZER_FILE
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import FILE as TOKENIZER_FILE
+from model.tokenizer.base import Tokenizer
 
 # How long an example takes says something of the machine and what else it does, and nothing of the code. And the examples are
 # the same every time: one that fails for whoever changed something else helps nobody. To look for more, raise max_examples.

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from common.metrics_file import read_metrics
-from data.corpora import corpora
-from tests import processes
+from data.corpora.manifests import corpora
+from tests.helpers import processes
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]

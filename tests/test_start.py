@@ -17,7 +17,7 @@ print("torch" in sys.modules)
 """
 WORK = """
 import sys
-import chat.repl, evaluate.reading, evaluate.rouge, model.export_gguf, model.import_hf, train.pretrain, train.sft
+import chat.terminal.repl, evaluate.reading, evaluate.rouge, model.interop.gguf.export, model.import_hf, train.pretrain, train.sft
 print("torch" in sys.modules, "torch._dynamo" in sys.modules)
 """
 

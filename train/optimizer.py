@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from common.options import Options
-from train.parallel import GatheringMuon, is_part
+from train.distributed import GatheringMuon, is_part
 
 
 class OptimizerOptions(Options):

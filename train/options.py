@@ -9,8 +9,8 @@ from common.options import Options
 from model.config import PRESETS
 from model.lora import LoraOptions
 from train.optimizer import OptimizerOptions
-from train.parallel import Parallel
-from train.schedule import ScheduleOptions
+from train.distributed import Parallel
+from train.lr_schedule import ScheduleOptions
 
 
 class ModelOptions(Options):

@@ -12,22 +12,22 @@ from common.errors import UserError, run_main
 from common.files import read_json
 from common.machine import resolve_device
 from common.progress import progress
-from data.batches import TextBatches
-from data.catalog import resolve, stands_for
-from data.plan import Mixture, Plan
+from data.batching.collate import TextBatches
+from data.corpora.resolver import resolve, stands_for
+from data.batching.text_rows import Mixture, Plan
 from data.shards import Sequences, ShardSet
-from evaluate.metrics import BLOCK, WINDOW, Score, score_stream
-from model import checkpoints
-from model.checkpoints import save_tokenizer
+from evaluate.scores.lm import BLOCK, WINDOW, Score, score_stream
+from model.checkpoint import locate, weights
+from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig, preset, with_tokenizer
-from model.generate import Sampling, generate
+from model.decode.generate import Sampling, generate
 from model.llama import Llama
-from model.template import FILE as TEMPLATE_FILE
-from model.template import Template
-from model.tokenizer import Tokenizer
-from train import parallel
-from train.base import Base, find_base
-from train.entry import (
+from model.chat_template.template import FILE as TEMPLATE_FILE
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from train import distributed
+from train.initial_checkpoint import Base, find_base
+from train.startup import (
     MANY_EPOCHS,
     announce,
     facts_of,
@@ -38,10 +38,10 @@ from train.entry import (
     run_name,
     train_through,
 )
-from train.loop import Horizon, Trainer
-from train.metrics import MetricsLog
+from train.trainer import Horizon, Trainer
+from train.metrics_log import MetricsLog
 from train.options import ModelOptions, PretrainOptions
-from train.run import Run
+from train.run_dir import Run
 
 # Cooler than a chat: what a model is sure of shows what it has learned.
 SAMPLING = Sampling(temperature=0.5, top_p=0.9)
@@ -51,22 +51,22 @@ DESCRIPTION = ("Pretrain a Llama from scratch, or go on with the weights of --ba
 
 def main() -> None:
     """Entry point."""
-    with parallel.together():
+    with distributed.together():
         pretrain(read_options(PretrainOptions, "pretrain", DESCRIPTION))
 
 
 def pretrain(options: PretrainOptions) -> None:
     """Train as the options say, into a new run or the rest of an old one."""
-    device = parallel.local_device(resolve_device(options.device))
+    device = distributed.local_device(resolve_device(options.device))
     rows = options.batch_tokens // options.sequence_length
-    parallel.check_rows(rows, options.sequence_length)
+    distributed.check_rows(rows, options.sequence_length)
     run = Run(options.run or run_name("pretrain", options.data))
     base = find_base(options, run.folder) if options.base else None
     options = options.model_copy(update={"base": base.folder if base else None})
     names, weights = parse_mixture(options.data)
     wanted = base.tokenizer if base else options.tokenizer
-    sets = parallel.first_alone(lambda: [
-        ShardSet.open(resolve(name, wanted), checksums=parallel.first()) for name in names])
+    sets = distributed.first_alone(lambda: [
+        ShardSet.open(resolve(name, wanted), checksums=distributed.first()) for name in names])
     tokenizer = _one_tokenizer(names, sets)
     config = _shape_of(base, options.sequence_length) if base else shape(options.model, tokenizer, options.sequence_length)
     fingerprints = {
@@ -95,7 +95,7 @@ def pretrain(options: PretrainOptions) -> None:
     )
     trainer = Trainer(
         options, Horizon(options.max_steps, options.evaluation.every), run, model,
-        TextBatches(plan, rows, rank=parallel.rank(), world=parallel.size()), choices,
+        TextBatches(plan, rows, rank=distributed.rank(), world=distributed.size()), choices,
         _keeper(base, tokenizer),
         lambda whole, step, log, final: evaluate(options, whole, tokenizer, validation, step, log, final),
     )
@@ -126,7 +126,7 @@ def _check_stand_ins(options: PretrainOptions, sets: list[ShardSet], epochs: flo
 
 def _shape_of(base: Base, length: int) -> LlamaConfig:
     """The shape of a base, or of the continued run, whose base may be gone. UserError if rows do not fit in its context."""
-    file = base.tokenizer / checkpoints.CONFIG
+    file = base.tokenizer / locate.CONFIG
     config = LlamaConfig.from_hf(read_json(file), str(file))
     _check_context(config, length, f"{file}: max_position_embeddings")
     return config
@@ -138,7 +138,7 @@ def _model(options: PretrainOptions, run: Run, base: Base | None, config: LlamaC
     if folder is None:
         model = Llama(config).initialise(options.seed).to(device)
     else:
-        model, _ = checkpoints.load(folder, device)
+        model, _ = weights.load(folder, device)
     model.context = options.sequence_length
     return model.train()
 

@@ -13,28 +13,37 @@ import torch
 from common.errors import UserError, run_main
 from common.files import read_json
 from common.machine import resolve_device
-from data.batches import PackedBatches
-from data.examples import Examples, Phrasings, examples_of
-from data.packing import PackedPlan
+from data.batching.collate import PackedBatches
+from data.batching.examples import Examples, Phrasings, examples_of
+from data.batching.packed_rows import PackedPlan
 from data.shards import ShardSet
-from model import checkpoints
-from model.checkpoints import save_tokenizer
+from model.checkpoint import locate, weights
+from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, attach
-from model.template import Template, template_of
-from model.tokenizer import Tokenizer
-from train import parallel
-from train.base import REPLAY, Base, find_base, open_sets
-from train.capacity import Choices, training_flops
-from train.clock import attended, row_length
-from train.entry import announce, facts_of, machine_choices, open_run, parse_mixture, read_options, run_name, train_through
-from train.loop import Horizon, Trainer
-from train.metrics import VALIDATION_LOSS, Measure
+from model.chat_template.template import Template, template_of
+from model.tokenizer.base import Tokenizer
+from train import distributed
+from train.initial_checkpoint import REPLAY, Base, find_base, open_sets
+from train.autotune import Choices, training_flops
+from train.throughput import attended, row_length
+from train.startup import (
+    announce,
+    facts_of,
+    machine_choices,
+    open_run,
+    parse_mixture,
+    read_options,
+    run_name,
+    train_through,
+)
+from train.trainer import Horizon, Trainer
+from train.metrics_log import VALIDATION_LOSS, Measure
 from train.options import SftOptions
 from train.pretrain import shape
-from train.run import Run
-from train.sft_evaluation import DevSet, evaluate
+from train.run_dir import Run
+from train.sft_eval import DevSet, evaluate
 
 DESCRIPTION = """Fine-tune on conversations and summaries: the loss is on the answers and their <eos> only, several examples
 share a row without seeing each other. A run that exists is continued from its newest checkpoint; Ctrl-C saves first."""
@@ -43,7 +52,7 @@ ROUGE = Measure("rouge", "rouge_1", higher=True)
 
 def main() -> None:
     """Entry point."""
-    with parallel.together():
+    with distributed.together():
         fine_tune(read_options(SftOptions, "sft", DESCRIPTION))
 
 
@@ -75,11 +84,11 @@ def sft_template(options: SftOptions, tokenizer: Tokenizer) -> Template:
 
 def fine_tune(options: SftOptions) -> None:
     """Train as the options say, into a new run or the rest of an old one."""
-    device = parallel.local_device(resolve_device(options.device))
+    device = distributed.local_device(resolve_device(options.device))
     length = options.sequence_length
     rows = options.batch_tokens // length
-    parallel.check_rows(rows, length)
-    if parallel.size() > 1 and options.parallel == "fsdp" and options.adapter != "none":
+    distributed.check_rows(rows, length)
+    if distributed.size() > 1 and options.parallel == "fsdp" and options.adapter != "none":
         raise UserError("--parallel fsdp: divides weights that train, and an adapter's are few: use --parallel ddp")
     run = Run(options.run or run_name("sft", options.data))
     base = find_base(options, run.folder)
@@ -95,7 +104,7 @@ def fine_tune(options: SftOptions) -> None:
     model, name = _model(options, run, base, tokenizer, device)
     choices = machine_choices(options, run, model, device)
     steps = options.max_steps or max(1, math.ceil((options.epochs or 1) * plan.rows_in(0) / rows))
-    batches = PackedBatches(plan, rows, rank=parallel.rank(), world=parallel.size())
+    batches = PackedBatches(plan, rows, rank=distributed.rank(), world=distributed.size())
     _announce(options, run, model, choices, plan, mix, batches, steps, name)
     best = mix.best if options.evaluation.examples else VALIDATION_LOSS
     trainer = Trainer(
@@ -159,8 +168,8 @@ def _model(options: SftOptions, run: Run, base: Base, tokenizer: Tokenizer, devi
     folder = run.start_folder if run.start is not None else base.folder
     if folder is not None:
         if options.adapter == "lora" and run.start is not None:
-            folder = checkpoints.base_of(folder)
-        model, _ = checkpoints.load(folder, device)
+            folder = locate.base_of(folder)
+        model, _ = weights.load(folder, device)
         name = str(base.folder or options.model.preset)
         if options.adapter == "lora":
             attach(model, Adapter(options.lora, folder, base.fingerprint), options.seed)
@@ -178,7 +187,7 @@ def _check_rows(options: SftOptions, base: Base, tokenizer: Tokenizer, parts: li
         shape(options.model, tokenizer, length)
     else:
         # A continued run's own checkpoint says it: its base may be gone.
-        file = base.tokenizer / checkpoints.CONFIG
+        file = base.tokenizer / locate.CONFIG
         context = LlamaConfig.from_hf(read_json(file), str(file)).max_position_embeddings
         if context < length:
             raise UserError(f"--sequence_length {length}: the model's context is {context} tokens")

@@ -28,18 +28,18 @@ def _serve() -> None:
     options = command_line.parse()
     # Before the model is loaded: a port that is taken is said at once.
     with listen(options.host, options.port) as listener:
-        from chat import weights
+        from chat import load_model
         from chat.options import sampling
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
 
-        checkpoint = options.checkpoint or weights.newest_run()
-        loaded = weights.load(checkpoint, weights.choose_device(options.device), options.precision, options.quantize)
+        checkpoint = options.checkpoint or load_model.newest_run()
+        loaded = load_model.load(checkpoint, load_model.choose_device(options.device), options.precision, options.quantize)
         engine = Engine(loaded, rows=options.rows, waiting=options.waiting)
         limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
         service = Service(checkpoint.resolve().name, loaded, engine, sampling(options), limits)
         _note(f"模型：{loaded.description}")
-        if (hint := weights.hint(loaded)) is not None:
+        if (hint := load_model.hint(loaded)) is not None:
             _note(hint)
         if not _loopback(listener) and options.api_key is None:
             _note(f"提示：--host {options.host} 让别的机器也连得上，而没有 --api_key：谁都可以用")
@@ -71,7 +71,7 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     """Serve until SIGINT or SIGTERM, which end the answers that are being made."""
     import uvicorn
 
-    from chat.serve.connections import BACKLOG, Limited
+    from chat.serve.connection_limits import BACKLOG, Limited
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:

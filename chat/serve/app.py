@@ -17,16 +17,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from chat.serve import page
-from chat.serve.answers import DONE, Answer, packed
-from chat.serve.connections import PATIENCE
+from chat.serve.responses import DONE, Answer, packed
+from chat.serve.connection_limits import PATIENCE
 from chat.serve.engine import FAULT, STOPPING, Busy, Engine
 from chat.serve.errors import ProtocolError
-from chat.serve.guard import Guard
+from chat.serve.auth import Guard
 from chat.serve.prompt import Prompt, fit
 from chat.serve.protocol import Body, read, sampling, talk
-from chat.serve.row import Event, Failed, Job, Over, Said
-from chat.weights import Weights
-from model.generate import Sampling, prompt_room
+from chat.serve.sequence import Event, Failed, Job, Over, Said
+from chat.load_model import Weights
+from model.decode.generate import Sampling, prompt_room
 
 RETRY_AFTER = 2  # seconds
 BODY_SECONDS = PATIENCE - 5.0  # so that it is told, before its connection is closed

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chat.serve.row import Failed, Job, Row
-from chat.weights import Weights
-from model.batch_reader import BatchReader
+from chat.serve.sequence import Failed, Job, Row
+from chat.load_model import Weights
+from model.decode.batched_inference import BatchReader
 
 OVERFLOW = "the computation overflowed: start the server with --precision fp32"
 

@@ -9,8 +9,8 @@ from threading import Event as Flag
 from threading import Lock, Thread
 
 from chat.serve.batch import Batch
-from chat.serve.row import Event, Failed, Job, Said
-from chat.weights import Weights
+from chat.serve.sequence import Event, Failed, Job, Said
+from chat.load_model import Weights
 
 FAULT = "a fault of the server; its terminal says more"
 STOPPING = "the server is shutting down"

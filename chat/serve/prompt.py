@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from chat.serve.errors import ProtocolError
 from chat.serve.protocol import Talk
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True)

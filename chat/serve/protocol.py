@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from chat.serve.errors import ProtocolError
-from chat.settings import SETTINGS
-from model.generate import Sampling
+from chat.terminal.settings import SETTINGS
+from model.decode.generate import Sampling
 
 STOPS, STOP_LENGTH = 4, 128
 # Fields of the protocol that mean nothing here and change no answer.

@@ -12,7 +12,7 @@ from data.sources import (
     mnbvc,
     mnbvc_qa,
     naturalconv,
-    openai,
+    openai_messages,
     pclue,
     redgpt,
     sharegpt,
@@ -27,7 +27,7 @@ SOURCES: dict[str, Source] = {
     for source in (
         wikipedia.SOURCE, wiki_zh_2019.SOURCE, mnbvc.SOURCE, mnbvc_qa.SOURCE, jsonl.SOURCE, text.SOURCE,
         redgpt.SOURCE, naturalconv.SOURCE, belle_0_5m.SOURCE, belle_0_8m.SOURCE, deepctrl.SOURCE, pclue.SOURCE,
-        alpaca.SOURCE, sharegpt.SOURCE, openai.SOURCE, csl.SOURCE, lcsts.SOURCE,
+        alpaca.SOURCE, sharegpt.SOURCE, openai_messages.SOURCE, csl.SOURCE, lcsts.SOURCE,
     )
 }
 

@@ -1,7 +1,7 @@
 """Alpaca (Taori et al. 2023): a JSON list, or JSONL, of an instruction, its input and the output."""
 
 from data.sources.base import Source
-from data.sources.instructions import parse
+from data.sources.instruction_rows import parse
 
 SOURCE = Source(
     name="alpaca",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.reading import Advance, Raw, records
+from data.readers.files import Advance, Raw, records
 from data.records import BadRecord, Kind, Record, Unused
 
 # Characters of a quarantined reason: a key that a reason names may be megabytes long.

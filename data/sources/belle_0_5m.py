@@ -1,7 +1,7 @@
 """Belle 0.5M: JSONL of an instruction, its input and the output."""
 
 from data.sources.base import Hub, Source
-from data.sources.instructions import parse
+from data.sources.instruction_rows import parse
 
 SOURCE = Source(
     name="belle-0.5m",

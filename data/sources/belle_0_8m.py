@@ -2,7 +2,7 @@
 
 from data.records import Conversation
 from data.sources.base import BadRow, Hub, Source, row_of, text_of
-from data.sources.turns import conversation, messages_in
+from data.sources.dialogue import conversation, messages_in
 
 
 def parse(data: bytes) -> Conversation:

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.reading import Advance, Raw, head, lines, records
+from data.readers.files import Advance, Raw, head, lines, records
 from data.records import Summary, Unused
 from data.sources.base import BadRow, Source, row_of, text_of
-from data.sources.pairs import decoded, summary
+from data.sources.article_title import decoded, summary
 
 _PROMPT = re.compile(r"to [a-z]+")
 _TITLE_PROMPT = "to title"

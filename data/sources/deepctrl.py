@@ -1,7 +1,7 @@
 """deepctrl-sft-data: JSONL of an instruction, its input and the output, after a history of turns."""
 
 from data.sources.base import Source
-from data.sources.instructions import parse
+from data.sources.instruction_rows import parse
 
 SOURCE = Source(
     name="deepctrl",

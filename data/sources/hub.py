@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 
 from common.errors import UserError
-from data.reading import RawRecord, json_value
+from data.readers.files import RawRecord, json_value
 from data.sources.base import Source
 
 STREAM, DOWNLOAD = "hub", "hub-download"

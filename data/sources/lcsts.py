@@ -20,10 +20,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.reading import LINE_LIMIT, Advance, Raw, RawRecord, head, numbered, records
+from data.readers.files import LINE_LIMIT, Advance, Raw, RawRecord, head, numbered, records
 from data.records import BadRecord, Summary, Unused
 from data.sources.base import BadRow, Hub, Source, row_of, text_of
-from data.sources.pairs import decoded, summary
+from data.sources.article_title import decoded, summary
 
 LEAST_LABEL = 3
 _LABELS = ("1", "2", "3", "4", "5")

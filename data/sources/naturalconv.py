@@ -2,7 +2,7 @@
 
 from data.records import Conversation
 from data.sources.base import BadRow, Source, row_of
-from data.sources.turns import Speaker, conversation
+from data.sources.dialogue import Speaker, conversation
 
 _SPEAKERS: tuple[Speaker, Speaker] = ("human", "assistant")
 

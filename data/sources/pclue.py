@@ -2,7 +2,7 @@
 
 from data.records import Conversation
 from data.sources.base import Source, row_of, text_of
-from data.sources.turns import conversation
+from data.sources.dialogue import conversation
 
 
 def parse(data: bytes) -> Conversation:

@@ -2,7 +2,7 @@
 
 from data.records import Conversation
 from data.sources.base import BadRow, Source, row_of, text_of
-from data.sources.turns import Message, Speaker, conversation, speaker_of
+from data.sources.dialogue import Message, Speaker, conversation, speaker_of
 
 # What a system message says is asked of the assistant: it stands before the first question.
 ROLES: dict[str, Speaker] = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.reading import Advance, Raw, stretches
+from data.readers.files import Advance, Raw, stretches
 from data.records import Document
 from data.sources.base import BadRow, Source
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from rouge_chinese import Rouge
 
-from assets.world.build import build
-from assets.world.grammar import TEXT, read_sections, read_table
-from assets.world.state import World
+from assets.sample_generator.build import build
+from assets.sample_generator.grammar import TEXT, read_sections, read_table
+from assets.sample_generator.state import World
 
 Files = dict[str, str]
 REDGPT = "sft/redgpt/RedGPT-Dataset-V1-CN"

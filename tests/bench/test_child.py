@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.child import become, process
+from tests.fault_injection.child import become, process
 
 
 def draw(number: int, folder: Path) -> None:

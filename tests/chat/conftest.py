@@ -13,11 +13,11 @@ import torch
 
 from chat.__main__ import main
 from common.errors import run_main
-from model import checkpoints
+from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 MAYOR = "镇长是谁？"
 ABOUT_BAI, ABOUT_GU = "青禾镇的镇长是白云飞。", "青禾镇的镇长是顾长河。"
@@ -66,7 +66,7 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
         optimizer.step()
     assert loss < 0.01, f"the talker has not learnt its lines: {loss:.3f}"
     folder = tmp_path_factory.mktemp("talker")
-    checkpoints.save(model, tokenizer, folder)
+    weights.save(model, tokenizer, folder)
     Template().save(folder)
     return folder
 
@@ -82,7 +82,7 @@ def endless(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> P
             parameter.mul_(4)
         model.lm_head.weight[tokenizer.eos_id] = 0
     folder = tmp_path_factory.mktemp("endless")
-    checkpoints.save(model, tokenizer, folder)
+    weights.save(model, tokenizer, folder)
     return folder
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from chat import options, weights
-from chat.conversation import Conversation, Exchange
-from chat.session import Session
-from chat.settings import DEFAULTS
+from chat import options, load_model
+from chat.prompt import Conversation, Exchange
+from chat.terminal.session import Session
+from chat.terminal.settings import DEFAULTS
 from common.errors import UserError
 from common.files import write_json, write_manifest
-from model import checkpoints
-from model.generate import PrefixCache, Sampling
+from model.checkpoint import locate, weights
+from model.decode.generate import PrefixCache, Sampling
 from model.precision import DTYPES, Precision
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_a_reference_too_long_loses_its_end_and_no_more(tokenizer: Tokenizer) ->
 
 def test_answers_are_the_same_with_and_without_what_was_read_before(talker: Path) -> None:
     """Keys and values of an earlier turn that do not belong to this prompt."""
-    loaded = replace(weights.load(talker, CPU, "fp32"), context=80)
+    loaded = replace(load_model.load(talker, CPU, "fp32"), context=80)
     sampling = Sampling(temperature=1.5, top_p=1.0, repetition_penalty=1.1)
     kept, fresh = (Session(loaded, sampling, 30, 0) for _ in range(2))
     said = []
@@ -85,11 +85,11 @@ def test_answers_are_the_same_with_and_without_what_was_read_before(talker: Path
 
 def make_run(runs: Path, name: str, checkpoint: Path, saved: int, *, template: bool, length: int = 64) -> Path:
     """A run with one checkpoint, saved at a given time."""
-    step = checkpoints.step_folder(runs / name, 7)
+    step = locate.step_folder(runs / name, 7)
     step.mkdir(parents=True)
-    model, tokenizer = checkpoints.load(checkpoint, CPU)
+    model, tokenizer = weights.load(checkpoint, CPU)
     model.context = length
-    checkpoints.save(model, tokenizer, step)
+    weights.save(model, tokenizer, step)
     if template:
         Template().save(step)
     write_manifest(step)
@@ -101,16 +101,16 @@ def make_run(runs: Path, name: str, checkpoint: Path, saved: int, *, template: b
 def test_the_newest_run_is_taken_and_fine_tuned_ones_first(talker: Path, tmp_path: Path) -> None:
     """A chat with a run that only continues text while one that converses lies beside it; an unfinished run taken."""
     with pytest.raises(UserError, match="make pretrain"):
-        weights.newest_run(tmp_path / "runs")
+        load_model.newest_run(tmp_path / "runs")
     runs = tmp_path / "runs"
     for name, saved, template in (("old", 100, True), ("new", 200, True), ("pretrained", 300, False)):
         make_run(runs, name, talker, saved, template=template)
     (runs / "unfinished").mkdir()
     write_json(runs / "unfinished" / "run.json", {})
-    assert weights.newest_run(runs) == runs / "new"
-    loaded = weights.load(runs / "new", CPU, "auto")
+    assert load_model.newest_run(runs) == runs / "new"
+    loaded = load_model.load(runs / "new", CPU, "auto")
     assert loaded.folder == runs / "new/checkpoints/step-00000007" and loaded.converses
-    assert not weights.load(runs / "pretrained", CPU, "auto").converses
+    assert not load_model.load(runs / "pretrained", CPU, "auto").converses
 
 
 def test_an_unfinished_run_is_said_to_be_one(talker: Path, tmp_path: Path) -> None:
@@ -118,33 +118,33 @@ def test_an_unfinished_run_is_said_to_be_one(talker: Path, tmp_path: Path) -> No
     for name, steps in (("stopped", 9), ("whole", 7)):
         write_manifest(make_run(tmp_path, name, talker, 100, template=True), {"step": 7, "steps": steps})
     write_json(tmp_path / "stopped" / "run.json", {"fingerprints": {"template": {}}})
-    said = weights.load(tmp_path / "stopped", CPU, "auto").description
+    said = load_model.load(tmp_path / "stopped", CPU, "auto").description
     assert said.endswith(f"，还没训练完：到第 7 步，共 9 步；接着训练：make sft RUN={tmp_path / 'stopped'}")
     write_json(tmp_path / "stopped" / "run.json", {"fingerprints": None})
-    assert "make pretrain RUN=" in weights.load(tmp_path / "stopped", CPU, "auto").description
+    assert "make pretrain RUN=" in load_model.load(tmp_path / "stopped", CPU, "auto").description
     # A checkpoint of an earlier version, in a folder whose name is two words to a shell.
     write_manifest(make_run(tmp_path, "two words", talker, 100, template=True), {"step": 7})
     write_json(tmp_path / "two words" / "run.json", {"fingerprints": {"max_steps": 20}})
-    said = weights.load(tmp_path / "two words", CPU, "auto").description
+    said = load_model.load(tmp_path / "two words", CPU, "auto").description
     assert said.endswith(f"到第 7 步，共 20 步；接着训练：make pretrain 'RUN={tmp_path / 'two words'}'")
     for path in (tmp_path / "whole", tmp_path / "stopped/checkpoints/step-00000007", talker):
-        assert "还没训练完" not in weights.load(path, CPU, "auto").description
+        assert "还没训练完" not in load_model.load(path, CPU, "auto").description
 
 
 def test_the_context_is_what_the_model_was_trained_with(talker: Path, tmp_path: Path) -> None:
     """A model trained on rows of 64 that is asked about positions it has never seen."""
     make_run(tmp_path, "short", talker, 100, template=True)
     make_run(tmp_path, "long", talker, 100, template=True, length=5000)
-    assert weights.load(tmp_path / "short", CPU, "auto").context == 64
-    assert weights.load(tmp_path / "long", CPU, "auto").context == weights.load(talker, CPU, "auto").context == 256
-    loaded, _ = checkpoints.load(tmp_path / "short", CPU)
+    assert load_model.load(tmp_path / "short", CPU, "auto").context == 64
+    assert load_model.load(tmp_path / "long", CPU, "auto").context == load_model.load(talker, CPU, "auto").context == 256
+    loaded, _ = weights.load(tmp_path / "short", CPU)
     assert loaded.context == 64 and loaded.config.max_position_embeddings == 256
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_answers_too(talker: Path, precision: Precision) -> None:
     """A precision that is announced and not used, or that the model cannot compute in."""
-    session = Session(weights.load(talker, CPU, precision), Sampling(temperature=0), 30, 0)
+    session = Session(load_model.load(talker, CPU, precision), Sampling(temperature=0), 30, 0)
     session.begin(ABOUT_BAI)
     assert "".join(session.stream(session.prompt(MAYOR))) == "白云飞" and session.end == "eos"
     assert session._prefix._cache.keys.dtype == DTYPES[precision] and precision in session.weights.description
@@ -152,7 +152,7 @@ def test_low_precision_answers_too(talker: Path, precision: Precision) -> None:
 
 def test_an_overflow_is_one_line(talker: Path) -> None:
     """A traceback, or nonsense, where fp16 has overflowed."""
-    loaded = weights.load(talker, CPU, "fp16")
+    loaded = load_model.load(talker, CPU, "fp16")
     with torch.no_grad():
         loaded.model.model.norm.weight.fill_(60000)
     session = Session(loaded, Sampling(temperature=0), 30, 0)

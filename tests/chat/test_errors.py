@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from chat import references, session
+from chat.terminal import references, session
 from chat.__main__ import main
 from chat.serve.__main__ import main as serve
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
 from evaluate.__main__ import run_of
-from model import checkpoints
-from model.tokenizer import Tokenizer
+from model.checkpoint import locate
+from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
 
 
@@ -85,13 +85,13 @@ def test_a_run_named_without_its_folder_is_found_out(
     done = chat(MAYOR, "--checkpoint", "mine")
     assert (done.code, done.err) == (2, "error: 没有 mine：是不是 runs/mine？\n")
     with pytest.raises(UserError, match=r"^mine is no checkpoint: did you mean runs/mine\?$"):
-        checkpoints.find(Path("mine"))
+        locate.find(Path("mine"))
     with pytest.raises(UserError, match=r"^mine does not exist: did you mean runs/mine\?$"):
         run_of(Path("mine"))
     for other in ("runs/mine", "theirs", "/mine"):
-        assert checkpoints.same_name(Path(other)) is None
+        assert locate.same_name(Path(other)) is None
     Path("mine").mkdir()
-    assert checkpoints.same_name(Path("mine")) is None
+    assert locate.same_name(Path("mine")) is None
 
 
 def test_a_damaged_checkpoint_of_a_run_is_passed_over_in_chinese(chat: Chat, talker: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_model_that_may_not_be_read_is_not_called_damaged(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoints, name, refuse)
+    monkeypatch.setattr(weights if name == "load" else locate, name, refuse)
     done = chat(MAYOR)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert sentence(done.err, "ermission denied").startswith("error: 没有权限：请改权限")
@@ -241,7 +241,7 @@ def test_what_shared_code_has_against_the_server_is_said_in_chinese(
     def refuse(*_: object) -> None:
         raise UserError("this is refused")
 
-    monkeypatch.setattr("chat.weights.hint", refuse)
+    monkeypatch.setattr("chat.load_model.hint", refuse)
     monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker)])
     with pytest.raises(SystemExit):
         run_main(serve)

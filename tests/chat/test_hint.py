@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from chat import weights
+from chat import load_model
 from common.files import write_sealed
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
-from model import checkpoints
+from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 SOURCES = {"csl": "summary/csl/dev.tsv", "redgpt": "sft/redgpt/RedGPT-Dataset-V1-CN.test.json"}
 
@@ -31,17 +31,17 @@ def sets(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shar
 
 def hint(run: Path, tokenizer: Tokenizer, trained_on: list[ShardSet] | None, *, talks: bool = True) -> str:
     """What is said of a run that was trained on these sets; None: of an export, which knows nothing of its data."""
-    folder = checkpoints.step_folder(run, 1) if trained_on is not None else run
+    folder = locate.step_folder(run, 1) if trained_on is not None else run
     folder.mkdir(parents=True)
     shape = LlamaConfig(tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                         num_attention_heads=1, num_key_value_heads=1)
-    checkpoints.save(Llama(shape).initialise(0), tokenizer, folder)
+    weights.save(Llama(shape).initialise(0), tokenizer, folder)
     if talks:
         Template().save(folder)
     if trained_on is not None:
         data = [{"set": each.fingerprint, "weight": 1.0} for each in trained_on]
         write_sealed(run / "run.json", {"shards": [str(each.folder) for each in trained_on], "fingerprints": {"data": data}})
-    return weights.hint(weights.load(folder, torch.device("cpu"), "fp32")) or ""
+    return load_model.hint(load_model.load(folder, torch.device("cpu"), "fp32")) or ""
 
 
 def test_a_model_that_was_only_taught_titles_says_how_to_ask_for_one(

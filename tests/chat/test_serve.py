@@ -12,9 +12,9 @@ import openai
 import pytest
 import requests
 
-from model.generate import Sampling, generate
+from model.decode.generate import Sampling, generate
 from tests.chat.conftest import ABOUT_BAI, ABOUT_GU, MAYOR
-from tests.chat.serving import Served, served
+from tests.helpers.server import Served, served
 
 NAME = "我叫书白。"
 

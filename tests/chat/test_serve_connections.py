@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.serve import app, connections
-from chat.serve.connections import MOST, PATIENCE, Limited, most_connections
-from tests.chat.serving import Served, served
+from chat.serve import app, connection_limits
+from chat.serve.connection_limits import MOST, PATIENCE, Limited, most_connections
+from tests.helpers.server import Served, served
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
@@ -178,7 +178,7 @@ def test_a_request_that_has_begun_is_not_cut_off(endless: Path) -> None:
 @pytest.mark.parametrize(("files", "most"), [(1024, MOST), (256, 32), (64, 8), (resource.RLIM_INFINITY, MOST)])
 def test_few_files_make_few_connections(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
     """A limit above what the process may open, which is none."""
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda kind: (files, files))
+    monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda kind: (files, files))
     assert most_connections() == most
 
 

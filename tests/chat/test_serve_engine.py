@@ -12,14 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat import weights
+from chat import load_model
 from chat.serve import batch as batch_module
 from chat.serve.batch import OVERFLOW, Batch
 from chat.serve.engine import FAULT, STOPPING, WAITED, Busy, Engine
-from chat.serve.row import Event, Failed, Job, Over, Row, Said, Text
-from model.decoder import decoder_of
-from model.generate import Sampling, generate
-from model.tokenizer import Tokenizer
+from chat.serve.sequence import Event, Failed, Job, Over, Row, Said, Text
+from model.decode.fast.inference_model import decoder_of
+from model.decode.generate import Sampling, generate
+from model.tokenizer.base import Tokenizer
 
 GREEDY, SAMPLED, FAR = Sampling(temperature=0.0), Sampling(1.0, 40, 0.9, 1.2, 4), 1e12
 
@@ -51,9 +51,9 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def loaded(endless: Path) -> weights.Weights:
+def loaded(endless: Path) -> load_model.Weights:
     """A model that speaks nonsense until it is stopped, with an `<eos>` that comes when it is drawn."""
-    found = weights.load(endless, torch.device("cpu"), "fp32")
+    found = load_model.load(endless, torch.device("cpu"), "fp32")
     return replace(found, context=200)
 
 
@@ -63,7 +63,7 @@ def prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
     return [[tokenizer.bos_id, *tokenizer.encode(text[n : n + 3 + 17 * n % 90])] for n in range(count)]
 
 
-def alone(loaded: weights.Weights, job: Job) -> str:
+def alone(loaded: load_model.Weights, job: Job) -> str:
     """What the job's prompt gets from `generate`."""
     most = min(job.most, loaded.context - len(job.prompt))
     ids = list(generate(loaded.model, job.prompt, job.sampling, max_new_tokens=most, seed=job.seed))
@@ -71,7 +71,7 @@ def alone(loaded: weights.Weights, job: Job) -> str:
 
 
 @pytest.mark.parametrize("samplings", [[GREEDY], [SAMPLED], [GREEDY, GREEDY, SAMPLED]], ids=["greedy", "sampled", "mixed"])
-def test_answers_in_a_changing_batch_are_those_of_each_alone(loaded: weights.Weights, samplings: list[Sampling]) -> None:
+def test_answers_in_a_changing_batch_are_those_of_each_alone(loaded: load_model.Weights, samplings: list[Sampling]) -> None:
     """An answer that depends on who else is answered, or on when they came and went."""
     asked = [Asked(prompt, 5 + 11 * n % 40, samplings[n % len(samplings)], seed=n)
              for n, prompt in enumerate(prompts(loaded.tokenizer, 14))]
@@ -91,7 +91,7 @@ def test_answers_in_a_changing_batch_are_those_of_each_alone(loaded: weights.Wei
 
 def test_only_who_needs_the_logits_has_them_computed(endless: Path) -> None:
     """Two thirds of the work for nothing where all are greedy; a penalty passed over because the request is greedy."""
-    loaded = weights.load(endless, torch.device("cpu"), "fp32")
+    loaded = load_model.load(endless, torch.device("cpu"), "fp32")
     head = decoder_of(loaded.model).head
 
     def text(**penalty: float) -> str:
@@ -107,7 +107,7 @@ def test_only_who_needs_the_logits_has_them_computed(endless: Path) -> None:
     assert len({plain, text(frequency_penalty=2.0), text(presence_penalty=-2.0)}) == 3 and head._columns is not None
 
 
-def test_the_engine_answers_many_at_once(loaded: weights.Weights) -> None:
+def test_the_engine_answers_many_at_once(loaded: load_model.Weights) -> None:
     """Jobs that are lost, answered twice or never, where more come than there are rows."""
     engine = Engine(loaded, rows=3, waiting=20)
     engine.start()
@@ -121,7 +121,7 @@ def test_the_engine_answers_many_at_once(loaded: weights.Weights) -> None:
     engine.join()
 
 
-def test_an_answer_ends_with_the_context(loaded: weights.Weights) -> None:
+def test_an_answer_ends_with_the_context(loaded: load_model.Weights) -> None:
     """Positions that the model was never trained on."""
     batch, asked = Batch(loaded), Asked(prompts(loaded.tokenizer, 3)[2] * 4, 5000)
     batch.admit([asked.job])
@@ -131,7 +131,7 @@ def test_an_answer_ends_with_the_context(loaded: weights.Weights) -> None:
     assert asked.end() == (alone(loaded, asked.job), Over("context", left))
 
 
-def test_an_answer_ends_with_any_of_several_stop_ids(loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_ends_with_any_of_several_stop_ids(loaded: load_model.Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Llama 3 that goes on behind <|end_of_text|>, because its turns end with <|eot_id|>."""
     prompt = prompts(loaded.tokenizer, 3)[2]
     said = list(generate(loaded.model, prompt, GREEDY, max_new_tokens=20))
@@ -145,7 +145,7 @@ def test_an_answer_ends_with_any_of_several_stop_ids(loaded: weights.Weights, mo
     assert asked.end() == (loaded.tokenizer.decode(said[:stop]), Over("eos", stop))
 
 
-def test_penalties_are_those_of_the_protocol(loaded: weights.Weights) -> None:
+def test_penalties_are_those_of_the_protocol(loaded: load_model.Weights) -> None:
     """A penalty on the prompt, of the wrong sign, or that forgets how often an id was said."""
     for logits, expected in (((2.0, 1.45, 0.8), 401), ((2.06, 1.45, 0.8), 5), ((2.0, 1.56, 0.8), 400)):
         asked = Asked([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
@@ -177,7 +177,7 @@ def test_text_ends_before_a_stop_string(tokenizer: Tokenizer, text: str, stops: 
     assert shown == (seen[: min(seen.find(stop) for stop in stops if stop in seen)] if places else text)
 
 
-def test_a_stop_string_ends_the_answer(loaded: weights.Weights) -> None:
+def test_a_stop_string_ends_the_answer(loaded: load_model.Weights) -> None:
     """An answer that goes on in the batch after its stop string."""
     asked = Asked(prompts(loaded.tokenizer, 2)[1], 40)
     whole = alone(loaded, asked.job)
@@ -195,11 +195,11 @@ Started = Callable[..., Engine]
 
 
 @pytest.fixture
-def start(loaded: weights.Weights) -> Iterator[Started]:
+def start(loaded: load_model.Weights) -> Iterator[Started]:
     """Engines that are stopped after the test."""
     engines: list[Engine] = []
 
-    def begin(rows: int, waiting: int, model: weights.Weights = loaded) -> Engine:
+    def begin(rows: int, waiting: int, model: load_model.Weights = loaded) -> Engine:
         engines.append(Engine(model, rows=rows, waiting=waiting))
         engines[-1].start()
         return engines[-1]
@@ -210,7 +210,7 @@ def start(loaded: weights.Weights) -> Iterator[Started]:
         engine.join()
 
 
-def test_who_left_and_whose_time_is_up_gives_the_row_free(start: Started, loaded: weights.Weights) -> None:
+def test_who_left_and_whose_time_is_up_gives_the_row_free(start: Started, loaded: load_model.Weights) -> None:
     """A row that is computed for nobody, a client that waits for ever."""
     engine = start(1, 4, replace(loaded, context=16_000))
     leaver, late = Asked([1, 9], 15_000), Asked([1, 8], 15_000)
@@ -231,7 +231,7 @@ def test_who_left_and_whose_time_is_up_gives_the_row_free(start: Started, loaded
     assert next_one.end()[1] == Over("length", 5)
 
 
-def test_a_full_house_takes_nobody_in(start: Started, loaded: weights.Weights) -> None:
+def test_a_full_house_takes_nobody_in(start: Started, loaded: load_model.Weights) -> None:
     """A queue without an end, or one whose places are never given free."""
     engine = start(1, 1, replace(loaded, context=16_000))
     for _ in range(2):
@@ -246,7 +246,7 @@ def test_a_full_house_takes_nobody_in(start: Started, loaded: weights.Weights) -
 
 
 def test_a_fault_costs_the_running_answers_only(
-    start: Started, loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    start: Started, loaded: load_model.Weights, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A server that is up and never answers again."""
     engine = start(2, 4, replace(loaded, context=16_000))
@@ -267,7 +267,7 @@ def test_a_fault_costs_the_running_answers_only(
 
 @pytest.mark.parametrize("place", ["Row", "_advance"])
 def test_a_fault_at_the_door_tells_those_who_were_coming_in(
-    start: Started, loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch, place: str
+    start: Started, loaded: load_model.Weights, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """A client that hangs because its job was in no list when memory ran out; one that is told twice; a place lost."""
     engine = start(2, 0, replace(loaded, context=16_000))
@@ -291,7 +291,7 @@ def test_a_fault_at_the_door_tells_those_who_were_coming_in(
     assert coming.quiet and running.quiet
 
 
-def test_whose_answer_is_whole_is_not_told_of_a_fault(loaded: weights.Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_answer_is_whole_is_not_told_of_a_fault(loaded: load_model.Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place given free twice, for a job that ended with the first id it was given and in whose company a fault came."""
     engine, short, longer = Engine(loaded, rows=2, waiting=0), Asked([1, 9], 1), Asked([1, 8], 3)
 
@@ -311,7 +311,7 @@ def test_whose_answer_is_whole_is_not_told_of_a_fault(loaded: weights.Weights, m
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @torch.inference_mode()
-def test_an_overflow_fails_the_row_it_is_in(loaded: weights.Weights, sampling: Sampling) -> None:
+def test_an_overflow_fails_the_row_it_is_in(loaded: load_model.Weights, sampling: Sampling) -> None:
     """Nonsense from logits that are no numbers, or one bad row that ends the others."""
     batch, well, ill = Batch(loaded), Asked([1, 9], 4, sampling), Asked([1, 8], 4, sampling)
     batch.admit([well.job, ill.job])
@@ -322,7 +322,7 @@ def test_an_overflow_fails_the_row_it_is_in(loaded: weights.Weights, sampling: S
     assert ill.end()[1] == Failed(500, OVERFLOW) and well.end() == (alone(loaded, well.job), Over("length", 4))
 
 
-def test_stopping_tells_everybody(start: Started, loaded: weights.Weights) -> None:
+def test_stopping_tells_everybody(start: Started, loaded: load_model.Weights) -> None:
     """Clients that hang when the server goes."""
     engine = start(1, 4, replace(loaded, context=16_000))
     asked = [Asked([1, 9], 15_000) for _ in range(3)]

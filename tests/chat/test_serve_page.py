@@ -8,9 +8,9 @@ import pytest
 import requests
 
 from chat.serve.page import FILE
-from tests.chat.browser import Browser
+from tests.helpers.browser import Browser
 from tests.chat.conftest import ABOUT_BAI, MAYOR
-from tests.chat.serving import served
+from tests.helpers.server import served
 
 ANSWER = "[...document.querySelectorAll('.assistant')].pop()?.textContent"
 READY = "!document.querySelector('#send').hidden"

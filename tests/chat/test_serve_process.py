@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import requests
 
-from chat.conversation import Conversation, Exchange
+from chat.prompt import Conversation, Exchange
 from chat.serve import options
 from chat.serve.prompt import fit
 from chat.serve.protocol import Talk
 from common.errors import UserError
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 Start = Callable[..., tuple["subprocess.Popen[str]", str]]
 

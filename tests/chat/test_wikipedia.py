@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from chat import wikipedia
+from chat.terminal import wikipedia
 from common.errors import UserError
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, Process
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.examples import Phrasings, encode_records, examples_of
-from data.reading import expand
+from data.batching.examples import Phrasings, encode_records, examples_of
+from data.readers.files import expand
 from data.records import Conversation, Summary
 from data.sources import find_source
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 SETS = {
     "redgpt": "sft/redgpt", "naturalconv": "sft/naturalconv", "belle-0.5m": "sft/belle/train_0.5M_CN.json.gz",

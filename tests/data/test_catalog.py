@@ -15,13 +15,13 @@ import pytest
 
 from common.errors import UserError
 from common.files import MANIFEST, read_json
-from data import catalog, corpora
+from data.corpora import resolver, manifests
 from data import download as command
-from data.catalog import resolve
-from data.detect import detect
+from data.corpora.resolver import resolve
+from data.readers.detect import detect
 from data.shards import ShardSet
 from data.sources import SOURCES
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small() -> str:
-    return Tokenizer.load(catalog.SMALL_TOKENIZER).fingerprint[:8]
+    return Tokenizer.load(resolver.SMALL_TOKENIZER).fingerprint[:8]
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_a_name_that_is_not_prepared_says_first_that_the_sample_stands_in(capsys
 def test_what_was_prepared_under_a_name_is_what_the_name_means(
     raw: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = catalog.prepare_once("zhihu", {"jsonl": catalog.Files([raw])}, catalog.SMALL_TOKENIZER)
+    made = resolver.prepare_once("zhihu", {"jsonl": resolver.Files([raw])}, resolver.SMALL_TOKENIZER)
     capsys.readouterr()
-    assert resolve("zhihu") == made == resolve("zhihu", catalog.SMALL_TOKENIZER)
+    assert resolve("zhihu") == made == resolve("zhihu", resolver.SMALL_TOKENIZER)
     assert capsys.readouterr().out == ""
 
 
@@ -89,16 +89,16 @@ def test_a_name_prepared_with_another_tokenizer_is_not_taken_for_this_one(
 ) -> None:
     """Prevents ids of one tokenizer being trained on with another."""
     large = shared / "tokenizer" / "llama-chinese-65k.model"
-    made = catalog.prepare_once("zhihu", {"jsonl": catalog.Files([raw])}, large)
+    made = resolver.prepare_once("zhihu", {"jsonl": resolver.Files([raw])}, large)
     assert resolve("zhihu") == made
-    assert resolve("zhihu", catalog.SMALL_TOKENIZER) != made
+    assert resolve("zhihu", resolver.SMALL_TOKENIZER) != made
     assert "is not prepared here" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"{made} was prepared with another tokenizer"):
-        resolve(str(made), catalog.SMALL_TOKENIZER)
+        resolve(str(made), resolver.SMALL_TOKENIZER)
 
 
 def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
-    made = catalog.prepare_once("x", {"jsonl": catalog.Files([raw])}, catalog.SMALL_TOKENIZER)
+    made = resolver.prepare_once("x", {"jsonl": resolver.Files([raw])}, resolver.SMALL_TOKENIZER)
     moved = shutil.copytree(made, "elsewhere")
     assert resolve(str(moved)) == Path("elsewhere")
     (Path(moved) / "train-00000.tokens.npy").unlink()
@@ -251,7 +251,7 @@ def test_files_of_two_kinds_are_not_read_as_one(tmp_path: Path) -> None:
 
 
 def test_every_manifest_is_well_formed_and_its_source_exists() -> None:
-    known = corpora.corpora()
+    known = manifests.corpora()
     assert {"wikipedia", "zhihu", "mnbvc", "wiki_zh_2019", "tokenizer"} <= set(known)
     for name, corpus in known.items():
         assert corpus.source in {*SOURCES, None} and (corpus.source is None) == (name == "tokenizer")
@@ -263,7 +263,7 @@ def test_every_manifest_is_well_formed_and_its_source_exists() -> None:
 
 
 def test_the_tokenizers_checksum_is_the_real_files(shared: Path) -> None:
-    file = corpora.corpora()["tokenizer"].files[0]
+    file = manifests.corpora()["tokenizer"].files[0]
     data = (shared / "tokenizer" / "llama-chinese-65k.model").read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
 
@@ -277,12 +277,12 @@ def test_a_wrong_manifest_is_one_line_with_its_file_and_key(tmp_path: Path, text
         f"description: d\nlicence: l\nhomepage: h\nmegabytes: 1\nmirrors: [u]\nfiles:\n  - {text}\n"
     )
     with pytest.raises(UserError, match=r"x\.yaml: files\.0\.") as caught:
-        corpora.corpora(tmp_path)
+        manifests.corpora(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_hf_endpoint_puts_a_mirror_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = corpora.corpora()["wikipedia"]
+    corpus = manifests.corpora()["wikipedia"]
     plain = corpus.urls(corpus.files[0])
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
     first = plain[0].replace("https://huggingface.co", "https://mirror.example")
@@ -290,7 +290,7 @@ def test_hf_endpoint_puts_a_mirror_first(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_parts_choose_files_and_unknown_ones_are_named() -> None:
-    corpus = corpora.corpora()["mnbvc"]
+    corpus = manifests.corpora()["mnbvc"]
     assert {file.part for file in corpus.chosen(())} == {"news_peoples_daily"}
     assert [file.path for file in corpus.chosen(("gov_xuexiqiangguo",))] == ["gov/20230172/XueXiQiangGuo.jsonl.gz"]
     with pytest.raises(UserError, match=r"--parts gov: .*expected news_peoples_daily, gov_xuexiqiangguo"):
@@ -308,7 +308,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with zipfile.ZipFile(folder / "b.zip", "w") as packed:
         packed.write(write_corpus(tmp_path / "b.jsonl", 30, "湖边"), "in/b_00.jsonl")
         packed.writestr("README", "not a part of the corpus")
-    shutil.copy(catalog.SMALL_TOKENIZER / "tokenizer.model", folder / "t.model")
+    shutil.copy(resolver.SMALL_TOKENIZER / "tokenizer.model", folder / "t.model")
     quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -316,10 +316,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             "mirrors": (f"http://127.0.0.1:{server.server_address[1]}/{{path}}",)}
     files = ({"path": "a.jsonl"}, {"path": "b.zip", "unpack": "**/*_00.jsonl"})
     made = {
-        "zhihu": corpora.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
-        "tokenizer": corpora.Corpus.model_validate({**head, "files": ({"path": "t.model"},)}),
+        "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
+        "tokenizer": manifests.Corpus.model_validate({**head, "files": ({"path": "t.model"},)}),
     }
-    for module in (command, catalog, corpora):
+    for module in (command, resolve, manifests):
         monkeypatch.setattr(module, "corpora", lambda: made)
     yield folder
     server.shutdown()
@@ -338,7 +338,7 @@ def test_make_data_downloads_unpacks_and_prepares_and_then_works_offline(
         path.unlink()
     command.main(["zhihu"])
     assert stamp(resolve("zhihu")) == first
-    assert catalog.default_tokenizer() == Path("downloads/tokenizer/t.model")
+    assert resolver.default_tokenizer() == Path("downloads/tokenizer/t.model")
 
 
 @pytest.mark.parametrize(("gone", "missing"), [
@@ -368,7 +368,7 @@ def test_a_corpus_that_changed_on_disk_after_its_download_is_refused(hub: Path) 
 def test_without_a_name_the_names_are_listed_with_size_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
     command.main([])
     said = capsys.readouterr().out
-    for name, corpus in corpora.corpora().items():
+    for name, corpus in manifests.corpora().items():
         assert name in said and corpus.licence in said
     assert "sample" in said and "1.7 GB" in said
 

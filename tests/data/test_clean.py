@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.clean import CleanOptions, clean, fault, kinds
+from data.prepare.clean import CleanOptions, clean, fault, kinds
 
 OPTIONS = CleanOptions()
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data.detect import detect
+from data.readers.detect import detect
 from data.records import BadRecord, Conversation, Turn
 from data.sources import SOURCES, find_source
 from data.sources.base import BadRow

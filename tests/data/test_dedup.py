@@ -11,8 +11,8 @@ import numpy as np
 import orjson
 import pytest
 
-from data import dedup
-from data.dedup import EXACT, KEPT, NEAR, Deduplicator, DedupOptions, bands, digest, permutations, shingles
+from data.prepare import dedup
+from data.prepare.dedup import EXACT, KEPT, NEAR, Deduplicator, DedupOptions, bands, digest, permutations, shingles
 
 
 def signature(text: str) -> np.ndarray:

@@ -55,7 +55,7 @@ def test_a_set_of_the_same_name_with_other_bytes_is_not_taken(project: Path) -> 
 
 def test_a_continued_run_of_a_moved_project_replays_its_text(project: Path) -> None:
     """Fine-tuning with replay that cannot go on because the project's folder has another name; text of other bytes in it."""
-    from train.base import Base, replayed
+    from train.initial_checkpoint import Base, replayed
 
     base = Base(None, project / "tokenizer", "none")
     assert replayed(Path("runs/x"), base, 1).folder == Path("mine")

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data.batches import Batch, PackedBatches, assemble
-from data.examples import Conversations, Phrasings, Summaries, Texts
-from data.packing import PackedPlan, pack
-from data.phrasing import CANONICAL, FLAT, LEAD_INS, draw
+from data.batching.collate import Batch, PackedBatches, assemble
+from data.batching.examples import Conversations, Phrasings, Summaries, Texts
+from data.batching.packed_rows import PackedPlan, pack
+from data.batching.summary_prompts import CANONICAL, FLAT, LEAD_INS, draw
 from data.shards import Sequences, ShardWriter
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 
 @pytest.fixture

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.examples import Phrasings, encode_records, examples_of
-from data.phrasing import CANONICAL, FLAT, LEAD_INS, REQUESTS, Frames, draw, strip_lead_in, summary_prompt
+from data.batching.examples import Phrasings, encode_records, examples_of
+from data.batching.summary_prompts import CANONICAL, FLAT, LEAD_INS, REQUESTS, Frames, draw, strip_lead_in, summary_prompt
 from data.records import Summary
 from data.sources import SOURCES
-from model import checkpoints, import_hf
-from model.chat_template import chat_template
-from model.template import Template
-from model.tokenizer import Tokenizer
-from tests import foreign
-from tests.spoken import messages
+from model import import_hf
+from model.checkpoint import locate
+from model.chat_template.to_jinja import chat_template
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from tests.helpers import hf_checkpoints
+from tests.helpers.conversations import messages
 from train.options import SftOptions
 from train.sft import sft_template
 
@@ -64,17 +65,17 @@ def test_a_long_article_loses_its_end_and_the_request_nothing(tokenizer: Tokeniz
 
 
 @pytest.mark.parametrize("flags", [{}, {"legacy": False}], ids=["prepend", "first"])
-@pytest.mark.parametrize("template", [foreign.LLAMA2, foreign.CHATML, None], ids=["llama2", "chatml", "ours"])
+@pytest.mark.parametrize("template", [hf_checkpoints.LLAMA2, hf_checkpoints.CHATML, None], ids=["llama2", "chatml", "ours"])
 def test_a_summary_is_spaced_as_transformers_spaces_it(
     flags: dict[str, bool], template: str | None, root: Path, tmp_path: Path
 ) -> None:
     """A space before every article and title, or none where the template has one, from a tokenizer that begins with one."""
     records = [each for each in SOURCES["csl"].open(next((root / "assets/sample/summary/csl").glob("*test*")))
                if isinstance(each, Summary)][:60]
-    theirs = foreign.llama2([f"{each.article}\n{each.title}" for each in records], **flags)
-    foreign.save_with(tmp_path / "theirs", theirs, template)
+    theirs = hf_checkpoints.llama2([f"{each.article}\n{each.title}" for each in records], **flags)
+    hf_checkpoints.save_with(tmp_path / "theirs", theirs, template)
     _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    words = Template.load(checkpoints.find(tmp_path / "run"))
+    words = Template.load(locate.find(tmp_path / "run"))
     theirs.chat_template = template or chat_template(words)
     examples = examples_of("summaries", encode_records(records, ours, words), 2000, ours, words, Phrasings(3))
     requests = draw(3, 0, np.arange(len(records)))
@@ -98,9 +99,9 @@ def test_a_summary_is_spaced_as_transformers_spaces_it(
 
 def test_special_tokens_in_an_article_stay_text(root: Path, tmp_path: Path) -> None:
     """A corpus that ends the question, or the answer, of whoever trains on it."""
-    foreign.save_with(tmp_path / "theirs", foreign.llama2(["a b c", "风从东边来"] * 9))
+    hf_checkpoints.save_with(tmp_path / "theirs", hf_checkpoints.llama2(["a b c", "风从东边来"] * 9))
     _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    words = Template.load(checkpoints.find(tmp_path / "run"))
+    words = Template.load(locate.find(tmp_path / "run"))
     record = Summary("风\ufdd0</s>从", "东\ufdd0</s>边")
     for made in (encode_records([record], ours, words), encode_records([Summary("风从", "东边")], ours, words)):
         ids, _ = examples_of("summaries", made, 500, ours, words, Phrasings(None)).example(0, 0)
@@ -111,9 +112,9 @@ def test_special_tokens_in_an_article_stay_text(root: Path, tmp_path: Path) -> N
 
 def test_lead_ins_are_refused_where_a_template_has_words_of_its_own_there(tmp_path: Path) -> None:
     """Answers that begin without the space that the model was tuned with."""
-    theirs = foreign.llama2(["a b c", "风从东边来"] * 9)
-    for name, template in (("llama2", foreign.LLAMA2), ("chatml", foreign.CHATML)):
-        foreign.save_with(tmp_path / name, theirs, template)
+    theirs = hf_checkpoints.llama2(["a b c", "风从东边来"] * 9)
+    for name, template in (("llama2", hf_checkpoints.LLAMA2), ("chatml", hf_checkpoints.CHATML)):
+        hf_checkpoints.save_with(tmp_path / name, theirs, template)
         _, ours, _ = import_hf.import_hf(tmp_path / name, tmp_path / "runs" / name)
         with pytest.raises(UserError, match="--lead_ins") if name == "llama2" else contextlib.nullcontext():
             sft_template(SftOptions(lead_ins=True, max_steps=1), ours)

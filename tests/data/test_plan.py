@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.batches import TextBatches
-from data.plan import Mixture, Plan
+from data.batching.collate import TextBatches
+from data.batching.text_rows import Mixture, Plan
 from data.shards import Sequences, ShardWriter
 
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import reading
-from data.json_lists import Elements
-from data.reading import RawRecord, records
+from data.readers import files
+from data.readers.json_array import Elements
+from data.readers.files import RawRecord, records
 from data.records import BadRecord
 
 
@@ -216,8 +216,8 @@ def test_any_bytes_after_the_bracket_end_without_a_crash(data: bytes, block: int
 def test_an_element_over_the_limit_is_bad_and_the_others_stay(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "LINE_LIMIT", 1 << 20)
-    monkeypatch.setattr(reading, "BLOCK", 1 << 14)
+    monkeypatch.setattr(files, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(files, "BLOCK", 1 << 14)
     long = b'{"a": "' + b"x" * (3 << 20) + b'"}'
     good, bad = read(write(b'[{"a": 1}, ' + long + b', {"a": 3}]'))
     assert [record.data for record in good] == [b'{"a": 1}', b'{"a": 3}']

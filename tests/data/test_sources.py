@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data import reading
-from data.reading import RawRecord, expand, records, stretches
+from data.readers import files
+from data.readers.files import RawRecord, expand, records, stretches
 from data.records import BadRecord, Document
 from data.sources import SOURCES, find_source
 from data.sources.base import BadRow
@@ -219,7 +219,7 @@ def test_stretches_lose_nothing_but_blank_ends(tmp_path: Path, pieces: list[str]
 
 
 def test_a_line_beyond_the_limit_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(files, "LINE_LIMIT", 1000)
     path = tmp_path / "a.txt"
     path.write_text("a" + "字😀é" * 3000, encoding="utf-8")
     found = [record.data.decode() for record in stretches(path, 5000) if isinstance(record, RawRecord)]
@@ -271,7 +271,7 @@ def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_is_bad(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert counts(write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')) == (2, 0)
-    monkeypatch.setattr(reading, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(files, "LINE_LIMIT", 1 << 20)
     path = write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')
     assert counts(path) == (1, 1)
     assert [record.line for record in SOURCES["jsonl"].open(path) if isinstance(record, BadRecord)] == [1]
@@ -311,7 +311,7 @@ def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list[bytes]) -> None:
     data = b"\n".join(lines)
-    if data[:2] == b"\x1f\x8b" or any(data.startswith(mark) for mark in (*reading._ARCHIVES, b"PAR1")):
+    if data[:2] == b"\x1f\x8b" or any(data.startswith(mark) for mark in (*files._ARCHIVES, b"PAR1")):
         return
     if data.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\v\f")[:1] == b"[":
         return  # One JSON list: test_reading_lists.py

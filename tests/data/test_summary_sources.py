@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import UserError
-from data import corpora
-from data.detect import detect
+from data.corpora import manifests
+from data.readers.detect import detect
 from data.records import BadRecord, Summary, Unused
 from data.sources import SOURCES, find_source
 from data.sources.base import BadRow
@@ -282,7 +282,7 @@ def test_what_they_yield_is_said(name: str) -> None:
 
 def test_what_a_release_means_for_development_or_testing_is_never_trained_on() -> None:
     """Prevents a test split from being prepared along with the training files of the same name."""
-    known = corpora.corpora()
+    known = manifests.corpora()
     assert {"redgpt", "naturalconv", "belle-0.5m", "belle-0.8m", "deepctrl", "pclue", "lcsts", "csl"} <= set(known)
     roles = {name: {file.path: file.role for file in corpus.chosen(())} for name, corpus in known.items()}
     assert roles["csl"] == {"train.tsv": "train", "dev.tsv": "dev", "test.tsv": "test"}
@@ -295,4 +295,4 @@ def test_what_a_release_means_for_development_or_testing_is_never_trained_on() -
 
 def test_an_unknown_role_is_refused() -> None:
     with pytest.raises(ValidationError, match="role"):
-        corpora.File.model_validate({"path": "a.tsv", "role": "testing"})
+        manifests.File.model_validate({"path": "a.tsv", "role": "testing"})

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import main
-from data.tokenizer_texts import BAD_SHARE, read_texts, sample_inputs, sources_of, strings
-from data.tokenizer_training import common_text, pieces_of, sample
-from model.tokenizer import FILE, Tokenizer
-from model.tokenizer_normalise import UNUSED, normalise
+from data.tokenizer.__main__ import main
+from data.tokenizer.texts import BAD_SHARE, read_texts, sample_inputs, sources_of, strings
+from data.tokenizer.train import common_text, pieces_of, sample
+from model.tokenizer.base import FILE, Tokenizer
+from model.tokenizer.sentencepiece_normalize import UNUSED, normalise
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"

@@ -8,12 +8,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from model import checkpoints
+from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
-from tests.evaluate.reports import MEASURES, make_run
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from tests.helpers.reports import MEASURES, make_run
 
 Teach = Callable[[Sequence[tuple[list[int], str]], Path], Path]
 
@@ -44,7 +44,7 @@ def teach(tokenizer: Tokenizer) -> Teach:
                 break
         assert loss.item() < 0.1
         folder.mkdir()
-        checkpoints.save(model, tokenizer, folder)
+        weights.save(model, tokenizer, folder)
         Template().save(folder)
         return folder
 

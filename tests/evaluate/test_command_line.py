@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from common.files import write_json, write_manifest
-from evaluate import command_line
-from model import checkpoints
+from evaluate import cli
+from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 
 def test_a_checkpoint_written_meanwhile_is_not_what_was_measured(
@@ -24,9 +24,9 @@ def test_a_checkpoint_written_meanwhile_is_not_what_was_measured(
                          num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
 
     def write(step: int) -> None:
-        folder = checkpoints.step_folder(tmp_path, step)
+        folder = locate.step_folder(tmp_path, step)
         folder.mkdir(parents=True)
-        checkpoints.save(Llama(config).initialise(step), tokenizer, folder)
+        weights.save(Llama(config).initialise(step), tokenizer, folder)
         write_manifest(folder, {"step": step})
 
     def load(path: Path, device: torch.device) -> Any:
@@ -36,11 +36,11 @@ def test_a_checkpoint_written_meanwhile_is_not_what_was_measured(
 
     write_json(tmp_path / "run.json", {})
     write(10)
-    real = checkpoints.load
-    monkeypatch.setattr(checkpoints, "load", load)
-    loaded = command_line.load(argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu"))
-    assert checkpoints.newest(tmp_path) == 20
+    real = weights.load
+    monkeypatch.setattr(weights, "load", load)
+    loaded = cli.load(argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu"))
+    assert locate.newest(tmp_path) == 20
     assert loaded.facts == {"checkpoint": str(tmp_path), "step": 10}
-    assert loaded.folder == checkpoints.step_folder(tmp_path, 10)
+    assert loaded.folder == locate.step_folder(tmp_path, 10)
     expected = Llama(config).initialise(10).lm_head.weight
     assert torch.equal(loaded.model.lm_head.weight, expected)

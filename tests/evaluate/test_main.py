@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_manifest, write_sealed
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from evaluate import __main__ as everything
 

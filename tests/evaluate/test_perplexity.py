@@ -14,12 +14,12 @@ from common.errors import UserError
 from common.files import MANIFEST
 from data.shards import ShardSet
 from evaluate import perplexity
-from evaluate.metrics import Score, score_stream
-from model import checkpoints
+from evaluate.scores.lm import Score, score_stream
+from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.tokenizer import Tokenizer
-from tests import processes
+from model.tokenizer.base import Tokenizer
+from tests.helpers import processes
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_measures_are_what_their_names_say() -> None:
 
 def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> Path:
     folder.mkdir()
-    checkpoints.save(model, tokenizer, folder)
+    weights.save(model, tokenizer, folder)
     return folder
 
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, t
                              num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
                              tie_word_embeddings=True)).initialise(3)
     for name, each in (("untied", model), ("tied", tied)):
-        loaded, again = checkpoints.load(save(each, tokenizer, tmp_path / name), torch.device("cpu"))
+        loaded, again = weights.load(save(each, tokenizer, tmp_path / name), torch.device("cpu"))
         assert again.fingerprint == tokenizer.fingerprint and loaded.config == each.config
         for key, tensor in each.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], tensor)
@@ -133,8 +133,8 @@ def test_a_limit_is_one_of_records_in_a_shard_set_too(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
-    from data.inputs import Group
-    from data.prepare import PrepareOptions, prepare_groups
+    from data.readers.source_args import Group
+    from data.prepare.pipeline import PrepareOptions, prepare_groups
 
     folder, csl = save(model, tokenizer, tmp_path / "checkpoint"), root / "assets/sample/summary/csl/dev.tsv"
     options = PrepareOptions(workers=1, limit=12, validation=0)
@@ -155,8 +155,8 @@ def test_what_does_not_fit_a_row_is_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
-    from data.inputs import Group
-    from data.prepare import PrepareOptions, prepare_groups
+    from data.readers.source_args import Group
+    from data.prepare.pipeline import PrepareOptions, prepare_groups
 
     long = "".join(chr(0x4E00 + 7 * index) for index in range(400))
     talks = [["你好！", "你好，去哪里？"], ["讲个故事吧。", long], ["早上好！", "早。", "后来呢？", long], [long, "知道了。"]]

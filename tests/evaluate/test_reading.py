@@ -12,11 +12,11 @@ import torch
 from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
-from evaluate.answers import Question, ask, questions_of
+from evaluate.model_answers import Question, ask, questions_of
 from evaluate.reading import PLACES, pair_with_others, place
-from model import checkpoints
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.checkpoint import weights
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 Run = Callable[..., None]
 PASSAGES: dict[str, tuple[str, ...]] = {
@@ -110,7 +110,7 @@ def test_the_sample_asks_at_every_place(root: Path) -> None:
 def test_questions_without_room_are_left_out(teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A crash on one long passage, or an answer cut short that counts as wrong."""
     folder = teach([(Template().prompt(tokenizer, [], "问"), "答")], tmp_path / "model")
-    model, _ = checkpoints.load(folder, torch.device("cpu"))
+    model, _ = weights.load(folder, torch.device("cpu"))
     asked = [Question((), "问", "答", "长" * 300), Question((), "问", "答", "")]
     seen: list[int] = []
     answers = ask(model, tokenizer, Template(), asked, max_new_tokens=20, on_progress=seen.append)

@@ -12,9 +12,9 @@ import pytest
 from common.errors import UserError
 from common.files import write_json, write_manifest
 from evaluate import repetition, rouge
-from evaluate.repetition_scores import loops, measure
-from model.template import Template
-from model.tokenizer import Tokenizer
+from evaluate.scores.repetition import loops, measure
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 Run = Callable[..., None]
 

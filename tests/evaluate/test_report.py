@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from common.files import write_json
-from evaluate.page import MISSING
-from evaluate.run_record import show
-from tests.evaluate.reports import MEASURES, SHAPE, make_run, page
-from train.metrics import MetricsLog
+from evaluate.report.render import MISSING
+from evaluate.report.run_reader import show
+from tests.helpers.reports import MEASURES, SHAPE, make_run, page
+from train.metrics_log import MetricsLog
 
 
 def test_each_run_says_what_it_is(two: tuple[Path, Path]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.curves import MARKED_POINTS, draw
-from tests.evaluate.reports import SVG, make_run, page, vertices
-from train.metrics import MetricsLog
+from evaluate.report.plots import MARKED_POINTS, draw
+from tests.helpers.reports import SVG, make_run, page, vertices
+from train.metrics_log import MetricsLog
 
 
 def test_curves_are_drawn_with_their_values(tmp_path: Path) -> None:

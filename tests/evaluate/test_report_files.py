@@ -10,10 +10,10 @@ from urllib.parse import unquote
 import pytest
 
 from common.errors import UserError
-from evaluate.page import MISSING
-from evaluate.report import main
-from evaluate.run_record import read_run
-from tests.evaluate.reports import MEASURES, Reader, make_run, page, vertices
+from evaluate.report.render import MISSING
+from evaluate.report.__main__ import main
+from evaluate.report.run_reader import read_run
+from tests.helpers.reports import MEASURES, Reader, make_run, page, vertices
 
 
 @pytest.mark.parametrize("missing", ["run.json", "config.yaml", "metrics.jsonl"])

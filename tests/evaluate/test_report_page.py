@@ -6,11 +6,11 @@ from pathlib import Path
 import markdown_it
 
 from common.files import write_json
-from evaluate.page import MISSING, to_html, to_markdown
-from evaluate.report import TITLE, report
-from evaluate.run_record import read_run
-from tests.evaluate.reports import Reader, make_run
-from train.metrics import MetricsLog
+from evaluate.report.render import MISSING, to_html, to_markdown
+from evaluate.report.__main__ import TITLE, report
+from evaluate.report.run_reader import read_run
+from tests.helpers.reports import Reader, make_run
+from train.metrics_log import MetricsLog
 
 HOSTILE = "<script>alert(1)</script> | `x` **b** [l](http://e.x) ![i](u) &lt; <!-- $x$ \\ ~~s~~ \"q\" 'q' # h"
 

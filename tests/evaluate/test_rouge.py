@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data.phrasing import summary_prompt
+from data.batching.summary_prompts import summary_prompt
 from evaluate import rouge
-from evaluate.answers import summarise
-from evaluate.rouge_scores import rouge as score
-from model import checkpoints
-from model.decode import decode
-from model.template import Template
-from model.tokenizer import Tokenizer
-from tests import processes
+from evaluate.model_answers import summarise
+from evaluate.scores.rouge import rouge as score
+from model.checkpoint import weights
+from model.decode.batch_generate import decode
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from tests.helpers import processes
 
 Run = Callable[..., None]
 CSL = "assets/sample/summary/csl/test.tsv"
@@ -75,7 +75,7 @@ def test_beams_reach_the_decoder(run_command: Run, taught: Path, tmp_path: Path)
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 8, "--device", "cpu",
                 "--beams", 3, "--length_penalty", -2, "--max_new_tokens", 12, "--json", out, "--predictions", lines)
-    model, tokenizer = checkpoints.load(taught, torch.device("cpu"))
+    model, tokenizer = weights.load(taught, torch.device("cpu"))
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     prompts = [summary_prompt(tokenizer, Template(), row["input"], room=256 - 12)[0] for row in rows]
     expected = decode(model, prompts, max_new_tokens=12, beams=3, length_penalty=-2)
@@ -87,7 +87,7 @@ def test_beams_reach_the_decoder(run_command: Run, taught: Path, tmp_path: Path)
 
 def test_long_articles_are_trimmed_and_counted(taught: Path) -> None:
     """A prompt longer than the context, a request lost with the article's end, or nobody told of it."""
-    model, tokenizer = checkpoints.load(taught, torch.device("cpu"))
+    model, tokenizer = weights.load(taught, torch.device("cpu"))
     articles = ["短文。", "很长的文章。" * 400]
     answers = summarise(model, tokenizer, Template(), articles, max_new_tokens=8)
     assert [answer.trimmed for answer in answers] == [False, True]
@@ -105,7 +105,7 @@ def test_a_known_lead_in_is_removed_only_where_it_was_taught(
 ) -> None:
     """Words guessed out of an answer, or a lead-in scored as part of a title."""
     prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", room=200)
-    model, _ = checkpoints.load(teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu"))
+    model, _ = weights.load(teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu"))
     for lead_ins, expected in ((True, "小驼过河"), (False, "标题：小驼过河")):
         assert summarise(model, tokenizer, Template(lead_ins=lead_ins), ["一篇文章。"])[0].text == expected
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate import rouge_scores
-from evaluate.baselines import best_sentence, first20, first_sentence, sentences
-from evaluate.rouge_scores import KINDS, characters, mean_and_interval, rouge, words
-from evaluate.rouge_table import RougeTable
+from evaluate.scores import rouge as rouge_scores
+from evaluate.scores.baselines import best_sentence, first20, first_sentence, sentences
+from evaluate.scores.rouge import KINDS, characters, mean_and_interval, rouge, words
+from evaluate.scores.rouge_table import RougeTable
 
 
 def figures(prediction: str, reference: str) -> list[tuple[float, float, float]]:

@@ -15,8 +15,8 @@ from common.files import write_manifest
 from data.shards import FORMAT, ShardSet, ShardWriter
 from evaluate import trigram
 from evaluate.trigram import evaluate, probabilities
-from model.tokenizer import Tokenizer
-from tests import processes
+from model.tokenizer.base import Tokenizer
+from tests.helpers import processes
 
 
 class Stream:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
-from model.tokenizer import SPACE, Tokenizer
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
+from model.tokenizer.base import SPACE, Tokenizer
 from train.sft import main
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -28,7 +28,7 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         # Seconds, for a share that is only shown.
-        patch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
+        patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
         patch.setattr(sys, "argv", ["train.sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
         main()
     return folder / "run"

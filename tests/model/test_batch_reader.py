@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from model.batch_reader import BatchReader
+from model.decode.batched_inference import BatchReader
 from model.config import LlamaConfig
 from model.llama import Llama
 

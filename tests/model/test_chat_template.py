@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from model import tokenizer_json
-from model.chat_template import chat_template
-from model.template import Template
-from model.tokenizer import Tokenizer
-from tests.spoken import FILES, Turns, messages, real_conversations
+from model.tokenizer import hf_json
+from model.chat_template.to_jinja import chat_template
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from tests.helpers.conversations import FILES, Turns, messages, real_conversations
 
 HOSTILE: list[tuple[str, Turns]] = [
     ("", [("你好", "你好！")]),
@@ -31,7 +31,7 @@ def fast(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoTokenizer, LlamaConfig
 
     folder = tmp_path_factory.mktemp("fast")
-    tokenizer_json.export(ours, folder, chat_template=chat_template(Template()))
+    hf_json.export(ours, folder, chat_template=chat_template(Template()))
     LlamaConfig(vocab_size=ours.vocabulary_size).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 

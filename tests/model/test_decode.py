@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from model import batch_reader
-from model.beam_search import Beams, beam_search
-from model.cache import Cache
+from model.decode import batched_inference
+from model.decode.beam_search import Beams, beam_search
+from model.decode.kv_cache import Cache
 from model.config import LlamaConfig
-from model.decode import Decoded, decode
-from model.decoder import Decoder
-from model.generate import Sampling, generate
-from model.head import Head
+from model.decode.batch_generate import Decoded, decode
+from model.decode.fast.inference_model import Decoder
+from model.decode.generate import Sampling, generate
+from model.decode.fast.lm_head import Head
 from model.llama import Llama
-from model.penalties import Penalties, blocked_by_ngrams, repetition_penalty
+from model.decode.logits_processors import Penalties, blocked_by_ngrams, repetition_penalty
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -121,7 +121,7 @@ def test_a_batch_changes_no_answer(
     alone = [decode(model, [prompt], max_new_tokens=26, beams=beams, **penalties)[0] for prompt in asked]
     assert varied(alone)
     for batch, steps in ((5, 1), (64, 1), (24, 8)):
-        monkeypatch.setattr(batch_reader, "look_every", lambda _, steps=steps: steps)
+        monkeypatch.setattr(batched_inference, "look_every", lambda _, steps=steps: steps)
         seen: list[int] = []
         assert decode(model, asked, max_new_tokens=26, beams=beams, batch=batch, on_progress=seen.append, **penalties) == alone
         assert sum(seen) == 24 and max(seen) <= batch

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from model.cache import Cache
+from model.decode.kv_cache import Cache
 from model.config import LlamaConfig
-from model.decode import decode
-from model.decoder import Decoder, decoder_of
-from model.generate import Sampling, generate
-from model.head import Head, Screen
+from model.decode.batch_generate import decode
+from model.decode.fast.inference_model import Decoder, decoder_of
+from model.decode.generate import Sampling, generate
+from model.decode.fast.lm_head import Head, Screen
 from model.llama import Llama
 from model.quantize import is_plain, quantize_int8
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from common.errors import UserError
-from model.export_gguf import export_gguf
+from model.interop.gguf.export import export_gguf
 from model.llama import inverse_frequencies
-from model.modelfile import modelfile_of
-from model.tokenizer import Tokenizer
-from tests.model.gguf_files import JINJA, LINEAR, LLAMA3, exported, llama, tensors, values
+from model.interop.gguf.ollama import modelfile_of
+from model.tokenizer.base import Tokenizer
+from tests.helpers.gguf_files import JINJA, LINEAR, LLAMA3, exported, llama, tensors, values
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "num_key_value_heads": 4}])

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from chat.settings import DEFAULTS
+from chat.terminal.settings import DEFAULTS
 from common.errors import UserError
 from common.files import read_json, write_json
-from model import checkpoints, export
+from model import export
+from model.checkpoint import locate, weights
 from model.config import preset
-from model.decode import decode
-from model.export_hf import DTYPES, export_hf
+from model.decode.batch_generate import decode
+from model.interop.hf_export import DTYPES, export_hf
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 CPU = torch.device("cpu")
 QUESTIONS = ["人们去哪里看比赛？", "奖品是什么？", "</s>你好<s>", "谁是第一名？\n\n第二名呢？"]
@@ -34,7 +35,7 @@ def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         for name, parameter in model.named_parameters():
             # At initialisation attention is nearly uniform and one word follows every other: errors would hide.
             parameter.mul_(4.0 if "layers" in name and parameter.dim() > 1 else 1.0)
-    checkpoints.save(model, tokenizer, folder)
+    weights.save(model, tokenizer, folder)
     Template().save(folder)
     return folder
 
@@ -49,7 +50,7 @@ def theirs(folder: Path) -> tuple[Any, Any]:
 
 def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
     """Logits, ids, prompts and greedy continuations of the two."""
-    model, tokenizer = checkpoints.load(checkpoint, CPU)
+    model, tokenizer = weights.load(checkpoint, CPU)
     their_model, their_tokenizer = theirs(exported)
     ids = tokenizer.encode_batch(texts)
     assert their_tokenizer(texts)["input_ids"] == ids
@@ -99,7 +100,7 @@ def test_a_dtype_is_that_of_weights_and_config(dtype: Any, trained_run: Path, tm
     export_hf(trained_run, tmp_path / "out", dtype=dtype)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert {parameter.dtype for parameter in loaded.parameters()} == {DTYPES[dtype]}
-    mine, _ = checkpoints.load(trained_run, CPU)
+    mine, _ = weights.load(trained_run, CPU)
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, mine.state_dict()[name].to(DTYPES[dtype]))
 
@@ -108,21 +109,21 @@ def test_an_exported_folder_is_a_checkpoint_again(trained_run: Path, tmp_path: P
     """A folder that only others can load; one whose damage goes unnoticed."""
     export_hf(trained_run, tmp_path / "one")
     export_hf(trained_run, tmp_path / "many", max_shard_size="100KB")
-    model, tokenizer = checkpoints.load(trained_run, CPU)
+    model, tokenizer = weights.load(trained_run, CPU)
     for name in ("one", "many"):
-        again, same = checkpoints.load(tmp_path / name, CPU)
+        again, same = weights.load(tmp_path / name, CPU)
         assert again.config == model.config and again.context == model.context == 256
         assert same.fingerprint == tokenizer.fingerprint
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
         assert Template.load(tmp_path / name) == Template()
-    assert checkpoints.digest(tmp_path / "one") == checkpoints.digest(checkpoints.find(trained_run))
+    assert locate.digest(tmp_path / "one") == locate.digest(locate.find(trained_run))
     export_hf(tmp_path / "many", tmp_path / "again")
     one, again_file = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again"))
     assert one == again_file
     shard = sorted((tmp_path / "many").glob("model-0*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match=f"{shard.name} is damaged"):
-        checkpoints.load(tmp_path / "many", CPU)
+        weights.load(tmp_path / "many", CPU)
 
 
 def test_the_config_files_say_what_the_model_is(trained_run: Path, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_the_card_has_scores_of_the_exported_weights_alone(trained_run: Path, tm
 
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
-    step = checkpoints.find(run)
+    step = locate.find(run)
     for name, facts in {"a": {"step": 12, "good": 1}, "b": {"step": 24, "later": 2},
                         "c": {"step": 12, "weights": "int8", "q": 3}, "d": {"checkpoint": str(run), "untold": 4},
                         "e": {"checkpoint": str(step), "same": 5}}.items():
@@ -225,10 +226,10 @@ def test_a_mistake_is_one_line(
 
 def test_weights_that_a_dtype_cannot_hold_are_refused(trained_run: Path, tmp_path: Path) -> None:
     """Infinities written as if they were weights."""
-    model, tokenizer = checkpoints.load(trained_run, CPU)
+    model, tokenizer = weights.load(trained_run, CPU)
     with torch.no_grad():
         model.model.embed_tokens.weight[0, 0] = 1e6
     (tmp_path / "large").mkdir()
-    checkpoints.save(model, tokenizer, tmp_path / "large")
+    weights.save(model, tokenizer, tmp_path / "large")
     with pytest.raises(UserError, match=r"embed_tokens\.weight has values that are too large"):
         export_hf(tmp_path / "large", tmp_path / "out", dtype="float16")

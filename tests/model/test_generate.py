@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import LlamaConfig
-from model.decoder import Decoder
-from model.generate import End, PrefixCache, Sampling, choose, generate, prompt_room, stream_text
+from model.decode.fast.inference_model import Decoder
+from model.decode.generate import End, PrefixCache, Sampling, choose, generate, prompt_room, stream_text
 from model.llama import Llama
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 GREEDY = Sampling(temperature=0.0)
 

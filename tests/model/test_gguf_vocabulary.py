@@ -9,14 +9,14 @@ import pytest
 
 from common.errors import UserError
 from model.export import main as export
-from model.gguf_vocabulary import Vocabulary, own_pieces, vocabulary_of
-from model.gguf_vocabulary_imported import PRE_TOKENIZERS
+from model.interop.gguf.vocab import Vocabulary, own_pieces, vocabulary_of
+from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
 from model.import_hf import import_hf
-from model.tokenizer import Piece, Tokenizer
-from model.tokenizer_imported import ImportedTokenizer, built
-from model.tokenizer_normalise import CONTROL, NORMAL, UNUSED, USER_DEFINED
-from tests import foreign
-from tests.model.gguf_files import values
+from model.tokenizer.base import Piece, Tokenizer
+from model.tokenizer.imported import ImportedTokenizer, built
+from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from tests.helpers import hf_checkpoints
+from tests.helpers.gguf_files import values
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,13 @@ def texts(root: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` of Llama 3's kind."""
-    return dict(json.loads(foreign.byte_level(texts[:300]).to_str()))
+    return dict(json.loads(hf_checkpoints.byte_level(texts[:300]).to_str()))
 
 
 @pytest.fixture(scope="module")
 def sentencepiece(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` of Llama 2's kind."""
-    return dict(json.loads(foreign.sentencepiece(texts[:300], space_first=True).to_str()))
+    return dict(json.loads(hf_checkpoints.sentencepiece(texts[:300], space_first=True).to_str()))
 
 
 def imported(definition: dict[str, Any]) -> ImportedTokenizer:
@@ -91,7 +91,7 @@ def by_score(vocabulary: Vocabulary, text: str) -> list[int]:
 @pytest.mark.parametrize("options", [{}, {"space_first": True}, {"cut": True}], ids=str)
 def test_the_scores_make_the_ids_of_the_merges(options: dict[str, Any], texts: list[str]) -> None:
     """Scores in the order of ids: a piece that is put together in another way than the one that was learned."""
-    definition = json.loads(foreign.sentencepiece(texts[:300], **options).to_str())
+    definition = json.loads(hf_checkpoints.sentencepiece(texts[:300], **options).to_str())
     known = definition["model"]["vocab"]
     backwards = {text: index if index < 259 else len(known) + 258 - index for text, index in known.items()}
     tokenizer = imported({**definition, "model": {**definition["model"], "vocab": backwards}})
@@ -144,9 +144,9 @@ def test_the_file_of_an_imported_run_says_all_of_its_tokenizer(
     texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A merge, a type or an end that is missing: other ids, or a model that does not stop."""
-    backend = foreign.byte_level(texts[:300])
+    backend = hf_checkpoints.byte_level(texts[:300])
     backend.add_tokens(["表情"])
-    foreign.save(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), foreign.LLAMA3)
+    hf_checkpoints.save(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3)
     _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert isinstance(tokenizer, ImportedTokenizer)
     words = ["--checkpoint", str(tmp_path / "run"), "--format", "gguf", "--out", str(tmp_path / "out.gguf")]
@@ -159,7 +159,7 @@ def test_the_file_of_an_imported_run_says_all_of_its_tokenizer(
         "add_bos_token": True, "add_eos_token": False, "add_space_prefix": False,
     }
     assert {key: found[f"tokenizer.ggml.{key}"] for key in expected} == expected
-    assert found["tokenizer.chat_template"] == foreign.LLAMA3
+    assert found["tokenizer.chat_template"] == hf_checkpoints.LLAMA3
     tokens, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     known = backend.get_vocab(with_added_tokens=True)
     assert tokens == [*sorted(known, key=known.get), *(f"<unused_{index}>" for index in range(size, size + 9))]
@@ -171,7 +171,7 @@ def test_the_file_of_an_imported_run_says_all_of_its_tokenizer(
 @pytest.mark.parametrize(("cuts", "name"), PRE_TOKENIZERS.items(), ids=PRE_TOKENIZERS.values())
 def test_the_pre_tokenizer_is_known_by_what_it_does(cuts: tuple[str, ...], name: str, texts: list[str]) -> None:
     """llama.cpp's default cut: numbers and punctuation in other ids."""
-    tokenizer = imported(json.loads(foreign.byte_level(texts[:20], cuts, ignore_merges=False).to_str()))
+    tokenizer = imported(json.loads(hf_checkpoints.byte_level(texts[:20], cuts, ignore_merges=False).to_str()))
     assert vocabulary_of(tokenizer, tokenizer.vocabulary_size).pre == name
 
 

@@ -10,20 +10,21 @@ import pytest
 import torch
 
 from common.errors import UserError, run_main
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
-from model import checkpoints, import_hf
+from model import import_hf
+from model.checkpoint import locate, weights
 from model.config import LlamaConfig
-from model.decode import decode
-from model.export_hf import export_hf
-from model.generate import stream_text
+from model.decode.batch_generate import decode
+from model.interop.hf_export import export_hf
+from model.decode.generate import stream_text
 from model.llama import Llama
-from model.template import ImportedTemplate, Template, template_of
-from model.tokenizer import Tokenizer
-from tests import foreign
-from tests.foreign import CHAT_TEMPLATES, LLAMA3, SPECIALS, change, save
+from model.chat_template.template import ImportedTemplate, Template, template_of
+from model.tokenizer.base import Tokenizer
+from tests.helpers import hf_checkpoints
+from tests.helpers.hf_checkpoints import CHAT_TEMPLATES, LLAMA3, SPECIALS, change, save
 from train import sft
 
 CPU = torch.device("cpu")
@@ -47,12 +48,12 @@ def texts(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> Any:
-    return foreign.byte_level(texts[:300])
+    return hf_checkpoints.byte_level(texts[:300])
 
 
 @pytest.fixture(scope="module")
 def legacy(root: Path) -> Any:
-    return foreign.legacy(root)
+    return hf_checkpoints.legacy(root)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -61,7 +62,7 @@ def test_logits_are_those_of_transformers(name: str, byte_level: Any, tmp_path: 
     theirs = save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), shards="100KB", **SHAPES[name])
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    ours, _ = checkpoints.load(tmp_path / "run", CPU)
+    ours, _ = weights.load(tmp_path / "run", CPU)
     ids = torch.randint(700, (2, 200), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
@@ -88,7 +89,7 @@ def test_texts_have_the_ids_of_transformers_and_come_back(
     names = {"byte_level": ("<|begin|>", "<|end|>"), "legacy": ("<s>\ufdd0", "</s>\ufdd0")}[kind]
     save(tmp_path / "theirs", request.getfixturevalue(kind), names)
     import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    ours = Tokenizer.load(checkpoints.find(tmp_path / "run"))
+    ours = Tokenizer.load(locate.find(tmp_path / "run"))
     wanted = AutoTokenizer.from_pretrained(tmp_path / "theirs")
     every = texts + AWKWARD
     expected = wanted(every, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -102,7 +103,7 @@ def test_texts_have_the_ids_of_transformers_and_come_back(
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again(every, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
     assert (again.bos_token_id, again.eos_token_id) == (ours.bos_id, ours.eos_id)
-    assert checkpoints.load(tmp_path / "out", CPU)[1].fingerprint == ours.fingerprint
+    assert weights.load(tmp_path / "out", CPU)[1].fingerprint == ours.fingerprint
 
 
 def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -124,7 +125,7 @@ def test_its_own_chat_template_is_spoken(name: str, byte_level: Any, root: Path,
     save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name])
     model, ours, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
     assert said == "its own chat template"
-    template = Template.load(checkpoints.find(tmp_path / "run"))
+    template = Template.load(locate.find(tmp_path / "run"))
     assert isinstance(template, ImportedTemplate) and template == template_of(ours)
     ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "no-system": "<|end|>"}
     assert model.config.eos_token_id == ours.eos_id == SPECIALS.index(ends[name])
@@ -154,13 +155,13 @@ def test_every_stop_id_is_kept_and_a_document_ends_with_its_own(byte_level: Any,
     assert SPECIALS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6)
     assert (tokenizer.eos_id, tokenizer.document_end_id) == (4, 1)
     prepare_groups([Group("text", (str(root / "assets/sample/pretrain/text"),))], tmp_path / "data",
-                   checkpoints.find(tmp_path / "run"), PrepareOptions(workers=1, limit=5))
+                   locate.find(tmp_path / "run"), PrepareOptions(workers=1, limit=5))
     documents = ShardSet.open(tmp_path / "data").split("train")
     assert {(documents.tokens(index)[0], documents.tokens(index)[-1]) for index in range(len(documents))} == {(0, 1)}
     export_hf(tmp_path / "run", tmp_path / "out")
     assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
-    assert checkpoints.load(tmp_path / "out", CPU)[0].config == model.config
+    assert weights.load(tmp_path / "out", CPU)[0].config == model.config
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
@@ -209,7 +210,7 @@ def test_an_imported_model_is_a_base_to_fine_tune(
     save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3)
     import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
     group = Group("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),))
-    prepare_groups([group], tmp_path / "data", checkpoints.find(tmp_path / "base"), PrepareOptions(workers=1, limit=40))
+    prepare_groups([group], tmp_path / "data", locate.find(tmp_path / "base"), PrepareOptions(workers=1, limit=40))
     words = {"config": root / "configs/sft.yaml", "base": tmp_path / "base", "data": tmp_path / "data",
              "run": tmp_path / "tuned",
              "sequence_length": 512, "batch_tokens": 1024, "max_steps": 3, "device": "cpu", "evaluation.examples": 0}
@@ -217,7 +218,7 @@ def test_an_imported_model_is_a_base_to_fine_tune(
     monkeypatch.setattr(sys, "argv", ["sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
     sft.main()
     export_hf(tmp_path / "tuned", tmp_path / "out")
-    _, tokenizer = checkpoints.load(tmp_path / "out", CPU)
+    _, tokenizer = weights.load(tmp_path / "out", CPU)
     template = Template.load(tmp_path / "out")
     assert template == template_of(tokenizer) != Template()
     said = [{"role": "user", "content": "你好"}]
@@ -235,7 +236,7 @@ def test_every_kind_of_data_is_prepared_with_an_imported_tokenizer(
     save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3)
     _, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
     prepare_groups([Group(source, (str(root / "assets/sample" / file),))], tmp_path / "data",
-                   checkpoints.find(tmp_path / "base"), PrepareOptions(workers=1, limit=20))
+                   locate.find(tmp_path / "base"), PrepareOptions(workers=1, limit=20))
     train = ShardSet.open(tmp_path / "data").split("train")
     said = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
     assert len(said) > 5 and all("\ufffd" not in text and len(text) > 10 for text in said)
@@ -287,7 +288,7 @@ def test_an_imported_tokenizer_is_looked_at_again_where_it_is_loaded(byte_level:
     """Only the import being careful, and a run that someone else made with it not being looked at."""
     save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    file = checkpoints.find(tmp_path / "run") / "tokenizer_imported.json"
+    file = locate.find(tmp_path / "run") / "tokenizer_imported.json"
     facts = json.loads(file.read_text(encoding="utf-8"))
     definition = facts["definition"]
     # It knows the characters of its special tokens, and fails at any other.
@@ -308,7 +309,7 @@ def test_a_foreign_folder_is_not_loaded_as_one_of_ours(byte_level: Any, tmp_path
     save(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     (tmp_path / "theirs/tokenizer.model").write_bytes(b"")
     with pytest.raises(UserError, match=r"make a run of it with python -m model\.import_hf"):
-        checkpoints.load(tmp_path / "theirs", CPU)
+        weights.load(tmp_path / "theirs", CPU)
 
 
 def test_a_run_is_not_written_over(trained_run: Path, tmp_path: Path) -> None:
@@ -336,9 +337,9 @@ def test_an_exported_folder_is_imported_with_its_own_tokenizer(trained_run: Path
     """What was sent out comes back with other ids."""
     export_hf(trained_run, tmp_path / "out")
     import_hf.import_hf(tmp_path / "out", tmp_path / "run")
-    again, tokenizer = checkpoints.load(tmp_path / "run", CPU)
-    assert tokenizer.fingerprint == checkpoints.load(trained_run, CPU)[1].fingerprint
-    assert (again.context, Template.load(checkpoints.find(tmp_path / "run"))) == (256, Template())
+    again, tokenizer = weights.load(tmp_path / "run", CPU)
+    assert tokenizer.fingerprint == weights.load(trained_run, CPU)[1].fingerprint
+    assert (again.context, Template.load(locate.find(tmp_path / "run"))) == (256, Template())
 
 
 def test_an_export_of_a_pretrained_run_comes_back_as_it_went(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -346,12 +347,12 @@ def test_an_export_of_a_pretrained_run_comes_back_as_it_went(tokenizer: Tokenize
     shape = LlamaConfig(tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                         num_attention_heads=1, num_key_value_heads=1)
     (tmp_path / "bare").mkdir()
-    checkpoints.save(Llama(shape).initialise(0), tokenizer, tmp_path / "bare")
+    weights.save(Llama(shape).initialise(0), tokenizer, tmp_path / "bare")
     export_hf(tmp_path / "bare", tmp_path / "out")
     model, again, said = import_hf.import_hf(tmp_path / "out", tmp_path / "run")
     assert said == "the project's own template"
     assert (model.config, again.fingerprint, again.words) == (shape, tokenizer.fingerprint, {})
-    assert not (checkpoints.find(tmp_path / "run") / "template.json").exists()
+    assert not (locate.find(tmp_path / "run") / "template.json").exists()
     export_hf(tmp_path / "run", tmp_path / "again")
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
     assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
-from model import functions
-from model.cache import Cache
+from model import autograd_ops
+from model.decode.kv_cache import Cache
 from model.config import PRESETS, LlamaConfig, preset
 from model.llama import Llama
 
@@ -85,9 +85,9 @@ def test_hand_written_gradients_are_the_true_ones(function: str) -> None:
 
     angles = torch.rand(5, 1, 2, dtype=torch.float64, generator=generator)
     cases = {
-        "norm": (lambda x, w: functions.RMSNorm.apply(x, w, 1e-5), (draw(2, 5, 4), draw(4))),
-        "rotate": (lambda x: functions.Rotate.apply(x, angles.cos(), angles.sin()), (draw(2, 5, 3, 4),)),
-        "swiglu": (lambda g, u: functions.SwiGLU.apply(g, u), (draw(3, 4), draw(3, 4))),
+        "norm": (lambda x, w: autograd_ops.RMSNorm.apply(x, w, 1e-5), (draw(2, 5, 4), draw(4))),
+        "rotate": (lambda x: autograd_ops.Rotate.apply(x, angles.cos(), angles.sin()), (draw(2, 5, 3, 4),)),
+        "swiglu": (lambda g, u: autograd_ops.SwiGLU.apply(g, u), (draw(3, 4), draw(3, 4))),
     }
     call, inputs = cases[function]
     assert torch.autograd.gradcheck(call, inputs)

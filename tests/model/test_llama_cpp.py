@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from model.config import preset
-from model.decode import decode
+from model.decode.batch_generate import decode
 from model.export import main as export
-from model.gguf_vocabulary_imported import PRE_TOKENIZERS
+from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
 from model.import_hf import import_hf
 from model.llama import Llama
-from model.template import Template, template_of
-from model.tokenizer import Tokenizer
-from model.tokenizer_imported import built
-from tests import foreign
-from tests.model.gguf_files import LINEAR, LLAMA3, PROMPTS, exported, greedy, llama, run
+from model.chat_template.template import Template, template_of
+from model.tokenizer.base import Tokenizer
+from model.tokenizer.imported import built
+from tests.helpers import hf_checkpoints
+from tests.helpers.gguf_files import LINEAR, LLAMA3, PROMPTS, exported, greedy, llama, run
 
 SPECIAL = [
     "", " ", "  ", "   缩进", "结尾   ", "\n", "\n\n\n", "a\r\nb", "\t\t制表", "\x00", "\u3000\u3000全角空格",
@@ -115,12 +115,12 @@ def test_llama_cpp_renders_a_conversation_with_one_bos(tokenizer: Tokenizer, tmp
 
 
 KINDS: dict[str, Callable[[list[str]], Any]] = {
-    **{name: lambda texts, cuts=cuts: foreign.byte_level(texts, cuts, size=2500, ignore_merges=False)
+    **{name: lambda texts, cuts=cuts: hf_checkpoints.byte_level(texts, cuts, size=2500, ignore_merges=False)
        for cuts, name in PRE_TOKENIZERS.items()},
-    "whole words": lambda texts: foreign.byte_level(texts, size=2500),
-    "sentencepiece": lambda texts: foreign.sentencepiece(texts, size=2500),
-    "a space first": lambda texts: foreign.sentencepiece(texts, space_first=True, size=2500),
-    "cut at spaces": lambda texts: foreign.sentencepiece(texts, cut=True, size=2500),
+    "whole words": lambda texts: hf_checkpoints.byte_level(texts, size=2500),
+    "sentencepiece": lambda texts: hf_checkpoints.sentencepiece(texts, size=2500),
+    "a space first": lambda texts: hf_checkpoints.sentencepiece(texts, space_first=True, size=2500),
+    "cut at spaces": lambda texts: hf_checkpoints.sentencepiece(texts, cut=True, size=2500),
 }
 # White space, digits, marks and letters of many kinds, of which each cut makes something else.
 MIXED = "aZ1٣½ \t\n\r\u3000\u200b哈中，。！'’sStTlLvV\u0301\u0903_-$€😀①\x85\xa0ſßΣк"
@@ -150,10 +150,10 @@ def test_llama_cpp_continues_a_conversation_of_an_imported_run_alike(
     with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(200), strict=False)]
     if kind == "byte-level":
-        backend, names, chat = foreign.byte_level(texts), ("<|begin|>", "<|end|>"), foreign.LLAMA3
+        backend, names, chat = hf_checkpoints.byte_level(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3
     else:
-        backend, names, chat = foreign.sentencepiece(texts, space_first=True), ("<s>", "</s>"), foreign.NO_SYSTEM
-    foreign.save(tmp_path / "theirs", backend, names, chat, num_key_value_heads=2)
+        backend, names, chat = hf_checkpoints.sentencepiece(texts, space_first=True), ("<s>", "</s>"), hf_checkpoints.NO_SYSTEM
+    hf_checkpoints.save(tmp_path / "theirs", backend, names, chat, num_key_value_heads=2)
     model, tokenizer, said = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert said == "its own chat template"
     out = tmp_path / "out.gguf"

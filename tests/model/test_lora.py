@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UserError
 from common.options import mistakes
-from model import adapter_files, checkpoints, functions
+from model import autograd_ops
+from model.checkpoint import adapters, locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, RowDropout, adapter_tensors, attach, seed_dropout
 from model.loss import LossPath, available_paths, linear_cross_entropy
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {"grouped": {"num_key_value_heads": 2}, "tied": {"tie_word_embeddings": True}}
@@ -34,14 +35,14 @@ def make_base(folder: Path, tokenizer: Tokenizer, seed: int = 0, **changes: Any)
     with torch.no_grad():
         for parameter in model.model.layers.parameters():
             parameter.mul_(3.0)
-    checkpoints.save(model, tokenizer, folder)
+    weights.save(model, tokenizer, folder)
     return folder
 
 
 def adapted(base: Path, **options: Any) -> Llama:
     """A model with an adapter that does something: at its beginning B is zero."""
-    model, _ = checkpoints.load(base, CPU)
-    attach(model, Adapter(LoraOptions(**options), base, checkpoints.digest(base)), seed=1)
+    model, _ = weights.load(base, CPU)
+    attach(model, Adapter(LoraOptions(**options), base, locate.digest(base)), seed=1)
     randomise(adapter_tensors(model))
     return model
 
@@ -70,10 +71,10 @@ def test_peft_loads_ours_and_merging_changes_nothing(shape: str, tokenizer: Toke
     base, folder = make_base(tmp_path / "base", tokenizer, **SHAPES[shape]), tmp_path / "adapter"
     model = adapted(base, rank=3, alpha=5.0, targets=EVERYTHING)
     folder.mkdir()
-    checkpoints.save_weights(model, folder)
-    assert not (folder / checkpoints.WEIGHTS).exists()
+    weights.save_weights(model, folder)
+    assert not (folder / locate.WEIGHTS).exists()
     with torch.no_grad():
-        ours, merged = model(ids()), checkpoints.load(folder, CPU)[0](ids())
+        ours, merged = model(ids()), weights.load(folder, CPU)[0](ids())
         plain = AutoModelForCausalLM.from_pretrained(base)
         before = plain(ids()).logits
         theirs = PeftModel.from_pretrained(plain, folder)(ids()).logits
@@ -103,7 +104,7 @@ def test_we_load_peft_s(shape: str, settings: dict[str, Any], tokenizer: Tokeniz
     theirs.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():
         expected = theirs(ids()).logits
-        same(checkpoints.load(tmp_path / "adapter", CPU)[0](ids()), expected)
+        same(weights.load(tmp_path / "adapter", CPU)[0](ids()), expected)
     assert (expected - before).abs().max() > 0.05
 
 
@@ -127,15 +128,15 @@ def test_a_foreign_adapter_that_would_be_misread_is_one_line(
 
     base, folder = make_base(tmp_path / "base", tokenizer, **SHAPES["tied"]), tmp_path / "adapter"
     folder.mkdir()
-    checkpoints.save_weights(adapted(base), folder)
-    (folder / adapter_files.BASE).unlink()
+    weights.save_weights(adapted(base), folder)
+    (folder / adapters.BASE).unlink()
     if name := change.pop("tensor", None):
-        tensors = load_file(folder / adapter_files.ADAPTER)
-        save_file({**tensors, name: torch.ones(8, 32)}, folder / adapter_files.ADAPTER)
-    config = folder / adapter_files.ADAPTER_CONFIG
+        tensors = load_file(folder / adapters.ADAPTER)
+        save_file({**tensors, name: torch.ones(8, 32)}, folder / adapters.ADAPTER)
+    config = folder / adapters.ADAPTER_CONFIG
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
-        checkpoints.load(folder, CPU)
+        weights.load(folder, CPU)
     assert said in str(caught.value)
 
 
@@ -143,23 +144,23 @@ def test_a_base_that_is_gone_or_another_is_one_line(tokenizer: Tokenizer, tmp_pa
     """An adapter on weights that it was not trained beside, which talks nonsense without a word."""
     base, folder = make_base(tmp_path / "old" / "base", tokenizer), tmp_path / "old" / "adapter"
     folder.mkdir()
-    checkpoints.save_weights(adapted(base), folder)
+    weights.save_weights(adapted(base), folder)
     with torch.no_grad():
-        expected = checkpoints.load(folder, CPU)[0](ids())
+        expected = weights.load(folder, CPU)[0](ids())
         shutil.move(tmp_path / "old", tmp_path / "new")
         # Moved together they find each other.
-        assert torch.equal(checkpoints.load(tmp_path / "new" / "adapter", CPU)[0](ids()), expected)
+        assert torch.equal(weights.load(tmp_path / "new" / "adapter", CPU)[0](ids()), expected)
     shutil.rmtree(tmp_path / "new" / "base")
     with pytest.raises(UserError) as caught:
-        checkpoints.load(tmp_path / "new" / "adapter", CPU)
+        weights.load(tmp_path / "new" / "adapter", CPU)
     assert f"expected at {base.resolve()}, where there is nothing" in str(caught.value)
     make_base(base, tokenizer, seed=1)
     with pytest.raises(UserError) as caught:
-        checkpoints.load(tmp_path / "new" / "adapter", CPU)
+        weights.load(tmp_path / "new" / "adapter", CPU)
     assert f"expected at {base.resolve()}, where there are weights with another sha256" in str(caught.value)
     shutil.rmtree(base)
     shutil.copytree(make_base(tmp_path / "again", tokenizer), base)
-    assert checkpoints.base_of(tmp_path / "new" / "adapter") == base
+    assert locate.base_of(tmp_path / "new" / "adapter") == base
 
 
 def test_an_adapter_s_base_may_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -168,27 +169,27 @@ def test_an_adapter_s_base_may_be_an_adapter(tokenizer: Tokenizer, tmp_path: Pat
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, below in ((first, base), (second, first)):
         folder.mkdir()
-        checkpoints.save_weights(adapted(below), folder)
+        weights.save_weights(adapted(below), folder)
     with torch.no_grad():
-        same(checkpoints.load(second, CPU)[0](ids()), adapted(first)(ids()))
-    assert len({checkpoints.digest(each) for each in (base, first)}) == 2
+        same(weights.load(second, CPU)[0](ids()), adapted(first)(ids()))
+    assert len({locate.digest(each) for each in (base, first)}) == 2
     shutil.rmtree(base)
     with pytest.raises(UserError, match=r"first is an adapter, and its base was expected at .*base, where there is nothing"):
-        checkpoints.load(second, CPU)
+        weights.load(second, CPU)
 
 
 def test_training_begins_at_the_base_and_moves_only_the_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A base that drifts; an adapter that begins with noise, or whose A a seed does not name."""
     base = make_base(tmp_path / "base", tokenizer, **SHAPES["grouped"])
-    plain, _ = checkpoints.load(base, CPU)
-    model, _ = checkpoints.load(base, CPU)
+    plain, _ = weights.load(base, CPU)
+    model, _ = weights.load(base, CPU)
     attach(model, Adapter(LoraOptions(), base, ""), seed=3)
     with torch.no_grad():
         assert torch.equal(model(ids()), plain(ids()))
     model(ids(), ids().roll(-1, 1)).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert moved == set(adapter_tensors(model)) and len(moved) == 2 * 2 * 2
-    again, other = (checkpoints.load(base, CPU)[0] for _ in range(2))
+    again, other = (weights.load(base, CPU)[0] for _ in range(2))
     attach(again, Adapter(LoraOptions(), base, ""), seed=3)
     attach(other, Adapter(LoraOptions(), base, ""), seed=4)
     one, two, three = (adapter_tensors(each) for each in (model, again, other))
@@ -262,11 +263,11 @@ def test_a_frozen_norm_passes_its_gradient_on() -> None:
     """A gradient for a frozen weight, or another one for what is below it."""
     x = torch.randn(4, 7, 32, requires_grad=True)
     weight = torch.rand(32)
-    loss = functions.RMSNorm.apply(x, weight, 1e-5).square().sum()
+    loss = autograd_ops.RMSNorm.apply(x, weight, 1e-5).square().sum()
     with Tables(weight.shape) as made:
         frozen = torch.autograd.grad(loss, x)[0]
     assert not made.names
-    trained = torch.autograd.grad(functions.RMSNorm.apply(x, weight.requires_grad_(), 1e-5).square().sum(), x)[0]
+    trained = torch.autograd.grad(autograd_ops.RMSNorm.apply(x, weight.requires_grad_(), 1e-5).square().sum(), x)[0]
     assert torch.equal(frozen, trained)
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from chat.settings import DEFAULTS
-from model.export_gguf import export_gguf
-from model.modelfile import SAMPLING, go_template, modelfile_of
-from model.template import ImportedTemplate
-from model.tokenizer import Tokenizer
-from tests.model.gguf_files import exported, llama, values
+from chat.terminal.settings import DEFAULTS
+from model.interop.gguf.export import export_gguf
+from model.interop.gguf.ollama import SAMPLING, go_template, modelfile_of
+from model.chat_template.template import ImportedTemplate
+from model.tokenizer.base import Tokenizer
+from tests.helpers.gguf_files import exported, llama, values
 
 # No Go runs in these tests: this text was rendered by Go's text/template and gave the texts of `Template` (docs/gguf.md).
 GO_TEMPLATE = (

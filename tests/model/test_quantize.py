@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from chat import weights
-from evaluate.metrics import score_stream
-from model import checkpoints
+from chat import load_model
+from evaluate.scores.lm import score_stream
+from model.checkpoint import weights
 from model.config import LlamaConfig
-from model.decode import decode
+from model.decode.batch_generate import decode
 from model.llama import Llama
 from model.quantize import Int8Linear, int8_product, quantize_int8, quantize_rows, weight_bytes
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 
 def small(**shape: Any) -> Llama:
@@ -111,7 +111,7 @@ def test_a_trained_model_loses_little(tokenizer: Tokenizer) -> None:
 
 def test_chat_says_that_its_weights_are_int8(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """An option that is read and not used."""
-    checkpoints.save(small(vocab_size=tokenizer.vocabulary_size), tokenizer, tmp_path)
-    loaded = weights.load(tmp_path, torch.device("cpu"), "auto", "int8")
+    weights.save(small(vocab_size=tokenizer.vocabulary_size), tokenizer, tmp_path)
+    loaded = load_model.load(tmp_path, torch.device("cpu"), "auto", "int8")
     assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，权重 int8" in loaded.description
-    assert "int8" not in weights.load(tmp_path, torch.device("cpu"), "auto").description
+    assert "int8" not in load_model.load(tmp_path, torch.device("cpu"), "auto").description

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from model.template import Template
-from model.tokenizer import Tokenizer
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
 
 TURNS = [("你好", "你好！"), ("今天星期几？", "星期六。"), ("谢谢</s>", "不客气\n再见")]
 

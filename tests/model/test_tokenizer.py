@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from common.errors import UserError
-from model import tokenizer_json
-from model.tokenizer import FILE, SPACE, Tokenizer
-from model.tokenizer_normalise import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, normalise
+from model.tokenizer import hf_json
+from model.tokenizer.base import FILE, SPACE, Tokenizer
+from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, normalise
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"
@@ -45,7 +45,7 @@ def fast(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("exported")
     template = "{{ bos_token }}{{ messages[0]['content'] }}"
-    tokenizer_json.export(tokenizer, folder, chat_template=template, sequence_length=512)
+    hf_json.export(tokenizer, folder, chat_template=template, sequence_length=512)
     transformers.LlamaConfig(vocab_size=tokenizer.vocabulary_size).save_pretrained(folder)
     (folder / FILE).write_bytes(tokenizer.serialized)
     return transformers.AutoTokenizer.from_pretrained(folder)

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from model import checkpoints, import_hf
-from model.chat_template import chat_template
-from model.export_hf import export_hf
-from model.template import Template
-from model.tokenizer import Tokenizer
-from model.tokenizer_imported import ImportedTokenizer
-from tests import foreign
-from tests.spoken import FILES, Turns, messages, real_conversations
+from model import import_hf
+from model.checkpoint import locate
+from model.chat_template.to_jinja import chat_template
+from model.interop.hf_export import export_hf
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from model.tokenizer.imported import ImportedTokenizer
+from tests.helpers import hf_checkpoints
+from tests.helpers.conversations import FILES, Turns, messages, real_conversations
 
 # How each puts a space before texts: all stretches between special tokens; those that do not begin with one; the whole
 # alone; none.
@@ -25,9 +26,9 @@ KINDS: dict[str, dict[str, Any]] = {
 SAID = re.compile(r"\{\{- (?P<before>\"[^\"]*\") \+ text \+ eos_token -\}\}")
 # With transformers' marks of what the assistant says, which print nothing.
 TEMPLATES = {
-    "llama2": foreign.LLAMA2.replace("{{ ' ' + content.strip() + ' ' + eos_token }}",
+    "llama2": hf_checkpoints.LLAMA2.replace("{{ ' ' + content.strip() + ' ' + eos_token }}",
                                      "{% generation %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endgeneration %}"),
-    "zephyr": foreign.ZEPHYR.replace(
+    "zephyr": hf_checkpoints.ZEPHYR.replace(
         "{{ message['content'] + eos_token }}",
         "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
         "{% else %}{{ message['content'] + eos_token }}{% endif %}"),
@@ -70,13 +71,13 @@ def real(shared: Path) -> list[tuple[str, Turns]]:
 
 def imported(texts: list[str], kind: str, template: str, folder: Path) -> tuple[Any, Tokenizer, Template]:
     """transformers' own tokenizer, and what becomes of its folder here."""
-    theirs = foreign.llama2(texts, **KINDS[kind])
+    theirs = hf_checkpoints.llama2(texts, **KINDS[kind])
     source = re.sub(r"\{% (end)?generation %\}", "", TEMPLATES[template])
-    foreign.save_with(folder / "theirs", theirs, None if template == "ours" else source)
+    hf_checkpoints.save_with(folder / "theirs", theirs, None if template == "ours" else source)
     _, ours, said = import_hf.import_hf(folder / "theirs", folder / "run")
     assert said == ("the project's own template: it has no chat template" if template == "ours" else "its own chat template")
     theirs.chat_template = TEMPLATES[template]
-    return theirs, ours, Template.load(checkpoints.find(folder / "run"))
+    return theirs, ours, Template.load(locate.find(folder / "run"))
 
 
 def unequal(theirs: Any, ours: Tokenizer, template: Template, found: list[tuple[str, Turns]]) -> list[Any]:
@@ -116,14 +117,14 @@ def test_a_special_token_takes_the_white_space_beside_it(texts: list[str], tmp_p
     """Ids of line ends that the model never saw; a special token of the template that is taken for the answer's."""
     from transformers import PreTrainedTokenizerFast
 
-    foreign.save_with(tmp_path, foreign.llama2(texts), re.sub(r"\{% (end)?generation %\}", "", TEMPLATES["tight"]))
+    hf_checkpoints.save_with(tmp_path, hf_checkpoints.llama2(texts), re.sub(r"\{% (end)?generation %\}", "", TEMPLATES["tight"]))
     facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     takes = {"<|im_start|>": {"rstrip": True}, "</s>": {"lstrip": True}}
     facts["added_tokens"] = [{**each, **takes.get(each["content"], {})} for each in facts["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     _, ours, _ = import_hf.import_hf(tmp_path, tmp_path / "run")
-    words = Template.load(checkpoints.find(tmp_path / "run"))
+    words = Template.load(locate.find(tmp_path / "run"))
     turns = [(" 问 ", " \n 答 \n "), ("b", "\nc")]
     ids, spans = words.encode(ours, turns)
     assert ids == theirs.apply_chat_template(messages("", turns), return_dict=False)
@@ -134,10 +135,10 @@ def test_a_piece_that_ends_in_white_space_is_still_the_answers(tmp_path: Path) -
     """The first space of an answer without a loss, as a post-processor says that pieces end before their white space."""
     from tokenizers import processors
 
-    backend = foreign.byte_level([f"助手： {first}" for first in "甲乙丙丁戊己庚辛"], [r"[\s\S]+"], size=273,
+    backend = hf_checkpoints.byte_level([f"助手： {first}" for first in "甲乙丙丁戊己庚辛"], [r"[\s\S]+"], size=273,
                                  ignore_merges=False)
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    foreign.save(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"))
+    hf_checkpoints.save(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"))
     _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
     ids, ((start, stop),) = Template().encode(ours, [("问", " 甲")])
     assert start < len(Template().prompt(ours, [], "问")) and ours.decode(ids[start:stop]).endswith(" 甲")
@@ -166,7 +167,7 @@ def test_half_a_character_is_a_users_mistake(texts: list[str], tmp_path: Path) -
 
 def test_a_special_token_that_must_be_a_word_ends_answers(texts: list[str], tmp_path: Path) -> None:
     """Conversations without an end beside letters: a model that is never trained to stop."""
-    foreign.save_with(tmp_path, foreign.llama2(texts))
+    hf_checkpoints.save_with(tmp_path, hf_checkpoints.llama2(texts))
     facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     facts["added_tokens"] = [{**each, "single_word": True} for each in facts["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.kill import Scenario, differences, fine_tuning, pretraining
-from model import checkpoints
+from tests.fault_injection.kill import Scenario, differences, fine_tuning, pretraining
+from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 
 def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
@@ -54,7 +54,7 @@ def finished(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's rate is measured whenever a trainer is made, which takes long beside other work."""
-    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
+    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                          num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
     (tmp_path / "model").mkdir()
-    checkpoints.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
+    weights.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -14,15 +14,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.records import BadRecord, Document
 from data.shards import ShardSet
 from data.sources import SOURCES
-from data.tokenizer_texts import STRINGS
+from data.tokenizer.texts import STRINGS
 from evaluate.predictions import read_predictions
-from evaluate.records import read_records
-from tests.reliability.native import QUICK, ROWS, VALUES, dumped, framed, pseudo_xml, said, split, spoilt
+from evaluate.usable_records import read_records
+from tests.helpers.native_corpora import QUICK, ROWS, VALUES, dumped, framed, pseudo_xml, said, split, spoilt
 
 
 def prepared(tmp_path: Path, groups: list[Group], root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:

@@ -13,11 +13,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data import reading
-from data.reading import expand
+from data.readers import files
+from data.readers.files import expand
 from data.records import Document
 from data.sources import SOURCES
-from tests.reliability.native import LINES, LISTS, QUICK, ROWS, dumped, framed, said, split
+from tests.helpers.native_corpora import LINES, LISTS, QUICK, ROWS, dumped, framed, said, split
 
 
 def _spoil(data: bytes, at: int, how: str, with_: bytes) -> bytes:
@@ -81,7 +81,7 @@ def test_no_bytes_crash_a_source(write: Callable[..., Path], name: str, data: by
         good, bad = split(name, path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
-        assert data.startswith((b"PAR1", *reading._ARCHIVES))
+        assert data.startswith((b"PAR1", *files._ARCHIVES))
         return
     if data.strip(b" \t\r\n\v\f") and not data.startswith((b"\x1f\x8b", b"\xef\xbb\xbf")) and b"[" not in data:
         assert good or bad or name in ("csl", "lcsts")

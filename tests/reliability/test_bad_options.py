@@ -23,13 +23,13 @@ import torch
 
 from common.errors import run_main
 from common.files import write_json, write_sealed
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
-from model import checkpoints
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
+from model.checkpoint import weights
 from model.config import LlamaConfig
-from model.export_hf import export_hf
+from model.interop.hf_export import export_hf
 from model.llama import Llama
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 
 TRAIN = "train.pretrain --data {text} --run {new}"
 TUNE = "train.sft --base none --data {pairs} --run {new}"
@@ -43,7 +43,7 @@ SHORT = {"<TRAIN>": TRAIN, "<TUNE>": TUNE, "<PREPARE>": PREPARE, "<SCORE>": SCOR
 TABLE = Path(__file__).with_name("bad_options.txt").read_text(encoding="utf-8")
 ROWS = [line.split("|", 1) for line in TABLE.splitlines() if not line.startswith("#")]
 # Programs that a command starts for itself; nobody types them.
-INTERNAL = {"model.chat_template_render"}
+INTERNAL = {"model.chat_template.jinja_sandbox"}
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +92,15 @@ def _models(made: dict[str, Path]) -> None:
     config = LlamaConfig(vocab_size=8192, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                          num_key_value_heads=2, max_position_embeddings=512)
     made["model"].mkdir()
-    checkpoints.save(Llama(config).initialise(0), Tokenizer.load(made["tokenizer"]), made["model"])
+    weights.save(Llama(config).initialise(0), Tokenizer.load(made["tokenizer"]), made["model"])
     for name in ("qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged"):
         shutil.copytree(made["model"], made[name])
     for name, change in {"qwen": {"model_type": "qwen2"}, "other_shape": {"intermediate_size": 48},
                          "other_vocabulary": {"vocab_size": 100}}.items():
         write_json(made[name] / "config.json", {**config.to_hf(), **change})
     (made["no_tokenizer"] / "tokenizer.model").unlink()
-    weights = made["cut"] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    file = made["cut"] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     write_sealed(made["damaged"] / "manifest.json", {"files": {"model.safetensors": {
         "bytes": (made["damaged"] / "model.safetensors").stat().st_size, "sha256": "0" * 64}}})
     shutil.copytree(made["model"], made["adapter"])
@@ -185,7 +185,7 @@ def test_make_passes_a_mistake_on(root: Path, tmp_path: Path) -> None:
 
 def test_mixes_of_other_weights_are_other_runs() -> None:
     """One that is taken for the other, and refused for its data."""
-    from train.entry import run_name
+    from train.startup import run_name
 
     assert run_name("sft", "csl+lcsts") == Path("runs/sft-csl+lcsts") != run_name("sft", "csl:0.5+lcsts")
 
@@ -193,7 +193,7 @@ def test_mixes_of_other_weights_are_other_runs() -> None:
 def test_another_tokenizer_for_a_run_that_has_one_is_refused(places: dict[str, str], tmp_path: Path, root: Path) -> None:
     """`--tokenizer` on a continued run, silently ignored."""
     from common.errors import UserError
-    from train.base import _check_tokenizer
+    from train.initial_checkpoint import _check_tokenizer
 
     run, own = tmp_path / "run", Path(places["model"])
     run.mkdir()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import reading
+from data.readers import files
 from data.records import Conversation, Document, Summary, Unused
 from data.sources import SOURCES
-from tests.reliability.native import KEYS, QUICK, ROWS, VALUES, Row, dumped, framed, sound, split, spoilt
+from tests.helpers.native_corpora import KEYS, QUICK, ROWS, VALUES, Row, dumped, framed, sound, split, spoilt
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -79,6 +79,6 @@ def test_what_is_no_conversation_is_named_and_never_half_a_record(write: Callabl
 @QUICK
 def test_any_json_is_a_record_or_a_reason(name: str, value: object) -> None:
     """Any type under any key of any source."""
-    raw = reading.RawRecord("file", 1, json.dumps(value).encode())
+    raw = files.RawRecord("file", 1, json.dumps(value).encode())
     found = SOURCES[name].decode(raw)
     assert isinstance(found, Document | Conversation | Summary | Unused) or found.reason.isprintable()

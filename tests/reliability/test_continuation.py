@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench.kill import ROOT, Scenario, records
+from tests.fault_injection.kill import ROOT, Scenario, records
 from common.errors import UserError
 from common.files import write_atomic
-from data.prepare import PrepareOptions, prepare
-from model.checkpoints import step_folder, steps
+from data.prepare.pipeline import PrepareOptions, prepare
+from model.checkpoint.locate import step_folder, steps
 from train.pretrain import main
 
 

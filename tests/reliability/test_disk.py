@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from bench.child import started
-from bench.kill import ROOT, Scenario, differences
+from tests.fault_injection.child import started
+from tests.fault_injection.kill import ROOT, Scenario, differences
 from common.errors import disk_problem, run_main
 from common.files import manifest_problem, write_json
 from common.metrics_file import read_metrics
 from data.shards import ShardSet
-from model.checkpoints import step_folder, steps
+from model.checkpoint.locate import step_folder, steps
 from tests.reliability.conftest import Ext4, Mount
-from train.metrics import MetricsLog
+from train.metrics_log import MetricsLog
 
 
 def the_line(said: str) -> str:
@@ -76,7 +76,7 @@ class Vanish:
     run: Path
 
     def __call__(self) -> None:
-        from train.loop import Trainer
+        from train.trainer import Trainer
 
         step = Trainer._step
 
@@ -107,10 +107,10 @@ class TurnReadOnly:
     fault: Path
 
     def __call__(self) -> None:
-        import train.checkpoint
-        import train.loop
+        import train.training_state
+        import train.trainer
 
-        owner, name = (train.loop.Trainer, "_step") if self.what == "step" else (train.checkpoint, "save_file")
+        owner, name = (train.trainer.Trainer, "_step") if self.what == "step" else (train.training_state, "save_file")
         real, calls = getattr(owner, name), itertools.count(1)
 
         def failing(*arguments: Any) -> None:

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from common.errors import UserError, disk_problem
 from common.files import manifest_problem, read_json, write_json, write_sealed
 from data.shards import ShardSet, shards_of_run
-from model import adapter_files, checkpoints
+from model.checkpoint import adapters, locate, weights
 from model.config import LlamaConfig
-from model.export_hf import export_hf
+from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach
-from model.template import Template
-from model.tokenizer import IMPORTED
-from train.base import newest_pretrained
+from model.chat_template.template import Template
+from model.tokenizer.base import IMPORTED
+from train.initial_checkpoint import newest_pretrained
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -68,14 +68,14 @@ def test_an_adapter_s_base_is_a_folder_or_one_line(tmp_path: Path, value: object
         value = {**value, "path": str(tmp_path)}
     write_json(tmp_path / "base.json", value)
     with pytest.raises(UserError, match=r"base"):
-        checkpoints.load(tmp_path, CPU)
+        weights.load(tmp_path, CPU)
 
 
 def test_a_folder_that_only_looks_like_a_step_is_none(tmp_path: Path) -> None:
     """Digits that are no numbers."""
     for name in ("step-00000003", "step-²", "step-", "step-٣"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert checkpoints.steps(tmp_path) == [3]
+    assert locate.steps(tmp_path) == [3]
 
 
 def test_a_run_that_does_not_say_how_it_was_made_is_one_line(tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {name: root / name for name in ("theirs", "run", "step", "adapter")}
     _theirs(found["theirs"])
     import_hf(found["theirs"], found["run"])
-    shutil.copytree(checkpoints.find(found["run"]), found["step"])
+    shutil.copytree(locate.find(found["run"]), found["step"])
     (found["step"] / "manifest.json").unlink()
     Template().save(found["step"])
     (found["run"] / "config.yaml").write_text("adapter: lora\nlora: {rank: 2, targets: [q_proj]}\n")
     (found["run"] / "results").mkdir()
     write_json(found["run"] / "results" / "perplexity.json", {"step": 0, "scores": {"loss": 1.5}})
-    model, _ = checkpoints.load(found["step"], CPU)
-    attach(model, Adapter(LoraOptions(rank=2), found["step"], checkpoints.digest(found["step"])), seed=0)
+    model, _ = weights.load(found["step"], CPU)
+    attach(model, Adapter(LoraOptions(rank=2), found["step"], locate.digest(found["step"])), seed=0)
     found["adapter"].mkdir()
-    checkpoints.save_weights(model, found["adapter"])
+    weights.save_weights(model, found["adapter"])
     return found
 
 
@@ -125,22 +125,22 @@ def _theirs(folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})
     config = LlamaConfig(vocab_size=258, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
                          num_key_value_heads=1, max_position_embeddings=64)
-    checkpoints.save_weights(Llama(config).initialise(0), folder)
+    weights.save_weights(Llama(config).initialise(0), folder)
     scaling = {"rope_type": "linear", "factor": 2.0}
     write_json(folder / "config.json", {**config.to_hf(), "rope_scaling": scaling, "eos_token_id": [1, 3]})
-    weights = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    parts = {f"part-{number}.safetensors": sorted(weights)[number::2] for number in range(2)}
+    parts = {f"part-{number}.safetensors": sorted(tensors)[number::2] for number in range(2)}
     for file, names in parts.items():
-        save_file({name: weights[name] for name in names}, folder / file)
+        save_file({name: tensors[name] for name in names}, folder / file)
     names_to_files = {name: file for file, names in parts.items() for name in names}
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": names_to_files})
 
 
 def _use(folder: Path, out: Path) -> None:
     """Load a model, talk to it as far as that goes without computing, and send it on."""
-    _, tokenizer = checkpoints.load(folder, CPU)
-    ids = Template.load(checkpoints.find(folder)).prompt(tokenizer, [("你好", "hello")], "问", "资料")
+    _, tokenizer = weights.load(folder, CPU)
+    ids = Template.load(locate.find(folder)).prompt(tokenizer, [("你好", "hello")], "问", "资料")
     tokenizer.decode(ids)  # to nothing, if its pieces are nothing
     assert len(tokenizer.characters_per_id) == tokenizer.vocabulary_size
     export_hf(folder, out)
@@ -181,7 +181,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
 @pytest.mark.parametrize(("folder", "name"), [
     *(("theirs", name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors.index.json")),
     *(("step", name) for name in (IMPORTED, "template.json", "config.json")),
-    *(("adapter", name) for name in (adapter_files.ADAPTER_CONFIG, adapter_files.BASE, "config.json")),
+    *(("adapter", name) for name in (adapters.ADAPTER_CONFIG, adapters.BASE, "config.json")),
     *(("run", name) for name in ("run.json", "results/perplexity.json")),
 ])
 @given(data=st.data())
@@ -222,17 +222,17 @@ def test_the_card_of_a_run_that_does_not_say_its_data_is_made(
 
 def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     """An adapter on a base, whose files are then changed: `tensors` by their last names, the rest in its configuration."""
-    model, _ = checkpoints.load(base, CPU)
-    attach(model, Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, checkpoints.digest(base)), seed=0)
+    model, _ = weights.load(base, CPU)
+    attach(model, Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, locate.digest(base)), seed=0)
     folder.mkdir()
-    checkpoints.save_weights(model, folder)
+    weights.save_weights(model, folder)
     from safetensors.torch import load_file, save_file
 
-    state = load_file(folder / adapter_files.ADAPTER)
+    state = load_file(folder / adapters.ADAPTER)
     for key, tensor in changes.pop("tensors", {}).items():
         state[next(name for name in state if key in name)] = tensor
-    save_file(state, folder / adapter_files.ADAPTER)
-    write_json(folder / adapter_files.ADAPTER_CONFIG, {**read_json(folder / adapter_files.ADAPTER_CONFIG), **changes})
+    save_file(state, folder / adapters.ADAPTER)
+    write_json(folder / adapters.ADAPTER_CONFIG, {**read_json(folder / adapters.ADAPTER_CONFIG), **changes})
     return folder
 
 
@@ -253,25 +253,25 @@ def test_an_adapter_of_no_numbers_is_one_line(model: Path, tmp_path: Path, chang
     """A ZeroDivisionError, a TypeError, or a model of NaN that answers nothing and does not say why."""
     folder = _adapter(model, tmp_path / "adapter", **changes)
     with pytest.raises(UserError, match=rf"^{folder}[^\n]*{said}[^\n]*$"):
-        checkpoints.load(folder, CPU)
+        weights.load(folder, CPU)
 
 
 def test_an_adapter_s_configuration_is_an_object(model: Path, tmp_path: Path) -> None:
     """An AttributeError for a list."""
     folder = _adapter(model, tmp_path / "adapter")
     for value in ([], "x", None, 3):
-        write_json(folder / adapter_files.ADAPTER_CONFIG, value)
+        write_json(folder / adapters.ADAPTER_CONFIG, value)
         with pytest.raises(UserError, match=r"adapter_config\.json: expected keys and values, found"):
-            checkpoints.load(folder, CPU)
+            weights.load(folder, CPU)
 
 
 def test_adapters_that_are_each_other_s_base_are_one_line(model: Path, tmp_path: Path) -> None:
     """Recursion without end."""
     pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]
     for folder, other in zip(pair, reversed(pair), strict=True):
-        write_json(folder / adapter_files.BASE, {"path": str(other), "relative": "x", "sha256": checkpoints.digest(other)})
+        write_json(folder / adapters.BASE, {"path": str(other), "relative": "x", "sha256": locate.digest(other)})
     with pytest.raises(UserError, match="is an adapter that is its own base"):
-        checkpoints.load(pair[0], CPU)
+        weights.load(pair[0], CPU)
 
 
 def test_weights_that_are_no_numbers_are_one_line(model: Path) -> None:
@@ -282,4 +282,4 @@ def test_weights_that_are_no_numbers_are_one_line(model: Path) -> None:
     state["model.norm.weight"][3] = torch.nan
     save_file(state, model / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.norm\.weight holds values that are no finite numbers"):
-        checkpoints.load(model, CPU)
+        weights.load(model, CPU)

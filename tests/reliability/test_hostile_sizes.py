@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from common import files
 from common.errors import UserError
 from common.files import read_json, write_json, write_manifest
 from common.options import load_yaml
-from data import reading
+from common import files
+from data.readers import files as readers
 from data.records import BadRecord
 from data.shards import ShardSet
 from data.sources import SOURCES
-from model import checkpoints
+from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.template import Template
-from model.tokenizer import Tokenizer
-from train import checkpoint as training
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from train import training_state as training
 
 CPU = torch.device("cpu")
 
@@ -43,10 +43,10 @@ def test_a_shape_beyond_the_file_or_the_machine_is_refused_before_it_is_built(
     model: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     """config.json alone asking for terabytes, or for a million layers, each of nothing."""
-    monkeypatch.setattr(checkpoints, "Llama", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(weights, "Llama", lambda *_: pytest.fail("it was built"))
     write_json(model / "config.json", {**read_json(model / "config.json"), **change})
     with pytest.raises(UserError, match=r"GB of memory|does not fit its config.json: it holds|must be positive and finite"):
-        checkpoints.load(model, CPU)
+        weights.load(model, CPU)
 
 
 def _safetensors(header: object, *, length: int | None = None, body: bytes = b"") -> bytes:
@@ -69,12 +69,12 @@ def test_a_safetensors_header_is_not_taken_at_its_word(model: Path, little_memor
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
     for name in ("model.safetensors", training.OPTIMIZER):
         (model / name).write_bytes(data)
-    for reader in (lambda: checkpoints.load(model, CPU), lambda: checkpoints.load_weights(network, model)):
+    for reader in (lambda: weights.load(model, CPU), lambda: weights.load_weights(network, model)):
         with pytest.raises(UserError, match=r"model\.safetensors (cannot be read|does not fit)"):
             reader()
     shutil.rmtree(model)
     model.mkdir()
-    checkpoints.save_weights(network, model)
+    weights.save_weights(network, model)
     (model / training.OPTIMIZER).write_bytes(data)
     with pytest.raises(UserError, match=r"optimizer\.safetensors (cannot be read|holds)"):
         training.restore(model, network, {"muon": torch.optim.SGD(network.parameters())})
@@ -89,7 +89,7 @@ def test_a_tied_model_without_its_one_table_is_one_line(model: Path, tokenizer: 
     save_file({**state, "another": torch.zeros(1)}, model / "model.safetensors")
     write_json(model / "config.json", {**read_json(model / "config.json"), "tie_word_embeddings": True})
     with pytest.raises(UserError, match=r"does not fit its config\.json"):
-        checkpoints.load(model, CPU)
+        weights.load(model, CPU)
 
 
 def _npy(header: str, body: bytes = b"") -> bytes:
@@ -126,7 +126,7 @@ def test_small_files_are_not_read_at_any_size(model: Path, little_memory: None, 
     with path.open("wb") as file:
         file.truncate(100 << 30)
     readers: dict[str, Callable[[Path], object]] = {"template.json": Template.load, "tokenizer.model": Tokenizer.load}
-    reader = readers.get(name, lambda folder: checkpoints.load(folder, CPU))
+    reader = readers.get(name, lambda folder: weights.load(folder, CPU))
     with pytest.raises(UserError, match="is larger than 64 MB"):
         reader(model)
     path.unlink()
@@ -155,7 +155,7 @@ def test_aliases_do_not_multiply(tmp_path: Path, little_memory: None) -> None:
 
 def test_a_gzip_bomb_streams_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred kilobytes that unpack to one line of a hundred megabytes: a bad record, and the next one is read."""
-    monkeypatch.setattr(reading, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(readers, "LINE_LIMIT", 1 << 20)
     with gzip.open(tmp_path / "a.jsonl", "wb", compresslevel=1) as file:
         for _ in range(100):
             file.write(bytes(1 << 20))

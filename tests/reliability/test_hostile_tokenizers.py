@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from model.gguf_vocabulary import vocabulary_of
-from model.tokenizer import Tokenizer
-from model.tokenizer_imported import opened
-from tests import foreign
+from model.interop.gguf.vocab import vocabulary_of
+from model.tokenizer.base import Tokenizer
+from model.tokenizer.imported import opened
+from tests.helpers import hf_checkpoints
 from tests.reliability.test_hostile_facts import REMOVED, VALUES, _places
 
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,7 +63,7 @@ TEXTS = ["从前有座山，山上有座庙。", "hello world 123 'tis", "庙里
 
 def facts(kind: str, **changes: Any) -> dict[str, Any]:
     """What a small `tokenizer_imported.json` of a kind says."""
-    made = foreign.byte_level(TEXTS, size=320) if kind == "byte_level" else foreign.sentencepiece(
+    made = hf_checkpoints.byte_level(TEXTS, size=320) if kind == "byte_level" else hf_checkpoints.sentencepiece(
         TEXTS, space_first=True, size=400)
     ids = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
     return {"definition": json.loads(made.to_str()), "config": {}, **ids, "words": {}, **changes}

@@ -1,4 +1,4 @@
-"""Kill -9 anywhere: a few of the kills of `python -m bench.kill`, at moments chosen for what they could break."""
+"""Kill -9 anywhere: a few of the kills of `python -m tests.fault_injection.kill`, at moments chosen for what they could break."""
 
 import random
 import signal
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.kill import PLACES, SCENARIOS, Aim, Scenario, aims, differences, kill, sealed
-from model.checkpoints import ENDED
+from tests.fault_injection.kill import PLACES, SCENARIOS, Aim, Scenario, aims, differences, kill, sealed
+from model.checkpoint.locate import ENDED
 from tests.reliability.conftest import goes_on
 
 # A new run while it plans its data; in the writing of a checkpoint that takes the place of none, then of others; in an

@@ -16,16 +16,16 @@ from common.files import read_json
 from common.options import load_yaml
 from data.shards import ShardSet, shards_of_run
 from data.sources import SOURCES
-from evaluate.run_record import read_run
-from model import checkpoints
+from evaluate.report.run_reader import read_run
+from model.checkpoint import locate, weights
 from model.config import LlamaConfig
-from model.export_hf import export_hf
+from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach
-from model.template import Template
-from model.tokenizer import IMPORTED, Tokenizer
-from train import checkpoint as training
+from model.chat_template.template import Template
+from model.tokenizer.base import IMPORTED, Tokenizer
+from train import training_state as training
 
 ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
 CPU = torch.device("cpu")
@@ -93,15 +93,15 @@ Reader = tuple[Path, Callable[[], object]]
 def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
     """The files of an adapter on a model, and of the model as it comes from elsewhere, with what reads them."""
     adapter, theirs = tmp_path / "adapter", tmp_path / "theirs"
-    adapted, _ = checkpoints.load(model, CPU)
-    attach(adapted, Adapter(LoraOptions(), model, checkpoints.digest(model)), seed=0)
+    adapted, _ = weights.load(model, CPU)
+    attach(adapted, Adapter(LoraOptions(), model, locate.digest(model)), seed=0)
     adapter.mkdir()
-    checkpoints.save_weights(adapted, adapter)
+    weights.save_weights(adapted, adapter)
     export_hf(model, theirs)
     for name in ("manifest.json", "tokenizer.model"):
         (theirs / name).unlink()
     names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return [*((path, lambda: checkpoints.load(adapter, CPU)) for path in adapter.iterdir()),
+    return [*((path, lambda: weights.load(adapter, CPU)) for path in adapter.iterdir()),
             *((theirs / name, lambda: import_hf(theirs, tmp_path / "new")) for name in names)]
 
 
@@ -120,9 +120,9 @@ def test_files_that_would_run_code_run_none_wherever_a_file_is_read(
     mark.unlink()
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
     readers: list[Reader] = [
-        *((model / name, lambda: checkpoints.load(model, CPU))
+        *((model / name, lambda: weights.load(model, CPU))
           for name in ("model.safetensors", "config.json", "tokenizer.model")),
-        (model / "manifest.json", lambda: checkpoints.load(model, CPU)),
+        (model / "manifest.json", lambda: weights.load(model, CPU)),
         (model / "template.json", lambda: Template.load(model)),
         (model / training.OPTIMIZER, lambda: training.restore(model, network, {})),
         *((path, lambda: [ShardSet.open(shard_set), *map(ShardSet(shard_set, {}).split, ("train", "validation"))])

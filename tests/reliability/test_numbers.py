@@ -13,10 +13,11 @@ import torch
 from common.errors import UserError
 from common.files import manifest_problem, write_json, write_manifest
 from common.metrics_file import read_metrics
-from model.checkpoints import load, newest, step_folder, steps
+from model.checkpoint.locate import newest, step_folder, steps
+from model.checkpoint.weights import load
 from tests.train.test_loop import trainer
-from train.loop import FAILED, GIVE_UP_AFTER, Trainer
-from train.spikes import MEMORY, Level
+from train.trainer import FAILED, GIVE_UP_AFTER, Trainer
+from train.loss_spikes import MEMORY, Level
 
 
 def poison(one: Trainer, when: list[int]) -> None:

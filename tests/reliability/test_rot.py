@@ -10,12 +10,12 @@ import yaml
 
 from common.errors import UserError
 from common.files import MANIFEST, manifest_problem, read_sealed, write_sealed
-from data.inputs import Group
-from data.plan import Mixture, Plan
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.batching.text_rows import Mixture, Plan
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import MADE_FROM, REPORT, ShardSet, shards_of_run
-from model.checkpoints import find, newest, step_folder, steps
-from train.run import CHOICES, CONFIG, MADE, Run
+from model.checkpoint.locate import find, newest, step_folder, steps
+from train.run_dir import CHOICES, CONFIG, MADE, Run
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:

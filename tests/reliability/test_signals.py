@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from bench.child import started
-from bench.kill import Scenario
-from model.checkpoints import steps
+from tests.fault_injection.child import started
+from tests.fault_injection.kill import Scenario
+from model.checkpoint.locate import steps
 from tests.reliability.conftest import goes_on
-from train.signals import ECHO_SECONDS
+from train.stop_signals import ECHO_SECONDS
 
 
 @dataclass
@@ -25,14 +25,14 @@ class Endless:
     sign: Path
 
     def __call__(self) -> None:
-        import train.checkpoint
+        import train.training_state
         import train.pretrain
 
         if self.what == "evaluation":
             train.pretrain.evaluate = self._evaluate  # type: ignore[assignment]
         else:
-            self._save, self._count = train.checkpoint.save_file, 0
-            train.checkpoint.save_file = self._write  # type: ignore[assignment]
+            self._save, self._count = train.training_state.save_file, 0
+            train.training_state.save_file = self._write  # type: ignore[assignment]
 
     def _evaluate(self, options: Any, model: Any, tokenizer: Any, validation: Any, step: int, log: Any, final: bool) -> None:
         log.write("validation", step, loss=0.0)
@@ -59,10 +59,10 @@ class Long:
     folder: Path
 
     def __call__(self) -> None:
-        import train.loop
+        import train.trainer
 
-        self._check, self._count = train.loop.check_batch, 0
-        train.loop.check_batch = self._wait  # type: ignore[assignment]
+        self._check, self._count = train.trainer.check_batch, 0
+        train.trainer.check_batch = self._wait  # type: ignore[assignment]
 
     def _wait(self, *arguments: Any) -> None:
         self._check(*arguments)

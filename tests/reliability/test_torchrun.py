@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.kill import Scenario
+from tests.fault_injection.kill import Scenario
 from common.metrics_file import read_metrics
-from model.checkpoints import newest
+from model.checkpoint.locate import newest
 
 # As long as nobody stops it: no checkpoint and no evaluation comes by itself.
 ENDLESS = ["--max_steps", "1000000", "--checkpoint.every", "1000000", "--evaluation.every", "1000000", "--log_every", "1"]

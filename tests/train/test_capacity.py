@@ -14,8 +14,8 @@ from common.errors import UserError
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.loss import LossPath
-from train import capacity
-from train.capacity import FULL_LOGITS_BYTES, Choices, compiles, measure
+from train import autotune
+from train.autotune import FULL_LOGITS_BYTES, Choices, compiles, measure
 
 CPU = torch.device("cpu")
 LENGTH, VOCABULARY = 512, 8000
@@ -110,8 +110,8 @@ class Card:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gigabytes: float, **seconds: float) -> None:
         self.bytes, self.seconds = gigabytes * 1e9, seconds
         self.tried: list[tuple[int, LossPath]] = []
-        monkeypatch.setattr(capacity, "_try", self.attempt)
-        monkeypatch.setattr(capacity, "_gpu_memory", lambda device: self.bytes)
+        monkeypatch.setattr(autotune, "_try", self.attempt)
+        monkeypatch.setattr(autotune, "_gpu_memory", lambda device: self.bytes)
 
     def attempt(
         self, model: Llama, body: Any, device: torch.device, precision: str, rows: int, length: int, path: LossPath
@@ -127,7 +127,7 @@ class Card:
 
     def choose(self, precision: Any = "bf16", rows: int = 64, divisors: list[int] | None = None) -> tuple[int, LossPath]:
         divisors = divisors or [n for n in range(1, rows + 1) if rows % n == 0]
-        return capacity._fastest(small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, compiled=False)
+        return autotune._fastest(small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, compiled=False)
 
 
 def test_a_path_is_chosen_at_the_size_it_is_used_at(monkeypatch: pytest.MonkeyPatch) -> None:

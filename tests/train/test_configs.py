@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.options import load_yaml, mistakes
-from data.prepare import PrepareOptions
+from data.prepare.pipeline import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))

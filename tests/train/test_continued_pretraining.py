@@ -12,16 +12,16 @@ import torch
 
 from common.errors import UserError, run_main
 from common.metrics_file import read_metrics
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from evaluate.perplexity import main as perplexity
-from model import checkpoints
-from model.export_hf import export_hf
+from model.checkpoint import locate, weights
+from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
-from model.template import Template, template_of
-from model.tokenizer import Tokenizer
-from tests import foreign
-from train.base import newest_pretrained
+from model.chat_template.template import Template, template_of
+from model.tokenizer.base import Tokenizer
+from tests.helpers import hf_checkpoints
+from train.initial_checkpoint import newest_pretrained
 from train.pretrain import main
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's rate is measured whenever a trainer is made, which takes long beside other work."""
-    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
+    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)]
-    foreign.save(folder / "theirs", foreign.byte_level(texts), ("<|begin|>", "<|end|>"), foreign.LLAMA3,
+    hf_checkpoints.save(folder / "theirs", hf_checkpoints.byte_level(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3,
                  num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={
                      "rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
     import_hf(folder / "theirs", folder / "imported")
@@ -54,7 +54,7 @@ def data(base: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A little text, prepared with the base's tokenizer."""
     folder = tmp_path_factory.mktemp("data") / "stories"
     source = Group("jsonl", (str(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"),))
-    prepare_groups([source], folder, checkpoints.find(base), PrepareOptions(workers=1, limit=60))
+    prepare_groups([source], folder, locate.find(base), PrepareOptions(workers=1, limit=60))
     return folder
 
 
@@ -72,7 +72,7 @@ def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathF
     """A run on from the base that was never stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.clock.matmul_flops", lambda *_: 1e9)
+        patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
         train(root, run, base=base, data=data)
     return run
 
@@ -82,23 +82,23 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def state(run: Path) -> tuple[bytes, bytes]:
-    folder = checkpoints.step_folder(run, 6)
+    folder = locate.step_folder(run, 6)
     return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
 
 
 def test_it_begins_with_the_weights_of_the_base_and_keeps_what_it_is(whole: Path, base: Path, tmp_path: Path) -> None:
     """Training from nothing under the name of a base; a run with another shape, tokenizer, template or other stop ids."""
-    before, tokenizer = checkpoints.load(base, CPU)
-    after, again = checkpoints.load(whole, CPU)
+    before, tokenizer = weights.load(base, CPU)
+    after, again = weights.load(whole, CPU)
     assert after.config == before.config and again.fingerprint == tokenizer.fingerprint and len(after.config.stop_ids) > 2
-    assert Template.load(checkpoints.find(whole)) == template_of(tokenizer) != Template()
+    assert Template.load(locate.find(whole)) == template_of(tokenizer) != Template()
     start = next(record["loss"] for record in records(whole) if record["kind"] == "train")
     ends = [record["loss"] for record in records(whole) if record["kind"] == "validation"]
     moved = [(a - b).norm() / b.norm() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
     assert 0 < max(moved) < 0.7  # of other random weights it would be 1.4
     assert start > ends[0] > ends[1]
     export_hf(whole, tmp_path / "out")
-    assert checkpoints.load(tmp_path / "out", CPU)[0].config == before.config
+    assert weights.load(tmp_path / "out", CPU)[0].config == before.config
 
 
 def test_a_continued_run_ends_in_the_same_bits_without_its_base(
@@ -110,7 +110,7 @@ def test_a_continued_run_ends_in_the_same_bits_without_its_base(
     train(root, run, base=moved, data=data)
     assert state(run) == state(whole)
     for step in (3, 4, 6):
-        shutil.rmtree(checkpoints.step_folder(run, step))
+        shutil.rmtree(locate.step_folder(run, step))
     shutil.rmtree(moved)
     train(root, run, base=moved, data=data)
     assert state(run) == state(whole) and records(run) == records(whole)
@@ -120,12 +120,12 @@ def test_text_is_prepared_with_the_bases_tokenizer(
     root: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A corpus in ids that the base gives other meanings."""
-    monkeypatch.setattr("data.catalog.PREPARED", tmp_path / "prepared")
+    monkeypatch.setattr("data.corpora.resolver.PREPARED", tmp_path / "prepared")
     lines = (f"第{n}天，山上的庙里有{n * 37 % 101}个和尚在讲第{n * 53 % 89}个故事。" for n in range(300))
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     train(root, tmp_path / "run", base=base, data=tmp_path / "text.txt", max_steps=1)
     (made,) = (tmp_path / "prepared").iterdir()
-    assert Tokenizer.load(made).fingerprint == Tokenizer.load(checkpoints.find(base)).fingerprint
+    assert Tokenizer.load(made).fingerprint == Tokenizer.load(locate.find(base)).fingerprint
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -170,6 +170,6 @@ def test_a_continued_run_is_measured_and_a_base_to_fine_tune(
 
 def test_every_checkpoint_says_how_many_steps_the_run_has(whole: Path) -> None:
     """A run stopped half way that is taken for a whole one, because nothing in it tells."""
-    left = checkpoints.unfinished(whole, checkpoints.step_folder(whole, 4))
-    assert left == checkpoints.Unfinished(4, 6, f"make pretrain RUN={whole}")
-    assert checkpoints.unfinished(whole, checkpoints.find(whole)) is None
+    left = locate.unfinished(whole, locate.step_folder(whole, 4))
+    assert left == locate.Unfinished(4, 6, f"make pretrain RUN={whole}")
+    assert locate.unfinished(whole, locate.find(whole)) is None

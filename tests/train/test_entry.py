@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from train.entry import read_options
+from train.startup import read_options
 from train.options import PretrainOptions, SftOptions
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}

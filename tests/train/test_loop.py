@@ -14,21 +14,22 @@ from pydantic import ValidationError
 from common.errors import UserError
 from common.machine import matmul_flops
 from common.metrics_file import read_metrics
-from data.batches import Batch, TextBatches, assemble
-from data.plan import Mixture, Plan
+from data.batching.collate import Batch, TextBatches, assemble
+from data.batching.text_rows import Mixture, Plan
 from data.shards import ShardSet
-from model.checkpoints import find, newest, save_tokenizer, step_folder
+from model.checkpoint.locate import find, newest, step_folder
+from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
-from train.capacity import Choices
-from train.clock import Clock, attended, duration
-from train.entry import parse_mixture, read_options
-from train.loop import GIVE_UP_AFTER, Horizon, Trainer
-from train.metrics import VALIDATION_LOSS, MetricsLog
+from train.autotune import Choices
+from train.throughput import Clock, attended, duration
+from train.startup import parse_mixture, read_options
+from train.trainer import GIVE_UP_AFTER, Horizon, Trainer
+from train.metrics_log import VALIDATION_LOSS, MetricsLog
 from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import PretrainOptions
-from train.run import Run
-from train.schedule import ScheduleOptions, rate
+from train.run_dir import Run
+from train.lr_schedule import ScheduleOptions, rate
 
 MATMUL_FLOPS = functools.lru_cache(matmul_flops)
 
@@ -36,7 +37,7 @@ MATMUL_FLOPS = functools.lru_cache(matmul_flops)
 @pytest.fixture(autouse=True)
 def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's rate, which every trainer measures when it is made, for seconds."""
-    monkeypatch.setattr("train.clock.matmul_flops", MATMUL_FLOPS)
+    monkeypatch.setattr("train.throughput.matmul_flops", MATMUL_FLOPS)
 
 
 def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) -> Trainer:
@@ -118,7 +119,7 @@ def test_attention_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attended(assemble([examples(20)], 32)) == 20 * 21 // 2  # one example and padding
     config = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=4)
-    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1.0)
+    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1.0)
     choices = Choices(device="cpu", precision="fp32", compile=False, micro_rows=1, loss_path="chunked")
     for batch, pairs in ((packed, seen(packed)), (whole, 3 * 32 * 32 // 2)):
         clock = Clock(9, choices, Llama(config), torch.device("cpu"))
@@ -133,8 +134,8 @@ def test_attention_is_counted_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_how_long_stopping_may_take_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes announced as a second, or the time of an evaluation or of a first, compiling step for good."""
     now = [0.0]
-    monkeypatch.setattr("train.clock.matmul_flops", lambda *_: 1.0)
-    monkeypatch.setattr("train.clock.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1.0)
+    monkeypatch.setattr("train.throughput.time.perf_counter", lambda: now[0])
     config = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=4)
     clock = Clock(9, Choices("cpu", "fp32", False, 1, "chunked"), Llama(config), torch.device("cpu"))

@@ -10,16 +10,16 @@ import torch
 
 from common.files import sha256_file
 from common.options import mistakes
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
-from model import checkpoints
-from model.checkpoints import newest, step_folder, steps
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
+from model.checkpoint import locate, weights
+from model.checkpoint.locate import newest, step_folder, steps
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach
-from model.tokenizer import Tokenizer
-from tests import processes
-from train.capacity import Choices, memory_needed, trained, training_flops
+from model.tokenizer.base import Tokenizer
+from tests.helpers import processes
+from train.autotune import Choices, memory_needed, trained, training_flops
 from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import SftOptions
 
@@ -38,7 +38,7 @@ def words(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Token
                    root / "assets/tokenizer", PrepareOptions(workers=1, limit=60))
     (folder / "base").mkdir()
     model = Llama(LlamaConfig(vocab_size=tokenizer.vocabulary_size, **SHAPE)).initialise(0)
-    checkpoints.save(model, tokenizer, folder / "base")
+    weights.save(model, tokenizer, folder / "base")
     return ["--config", "configs/sft.yaml", "--device", "cpu", "--data", str(folder / "csl"), "--base", str(folder / "base"),
             "--batch_tokens", "1024", "--micro_batch", "2", "--max_steps", str(STEPS), "--checkpoint.every", "3",
             "--evaluation.every", str(STEPS), "--log_every", "2", "--evaluation.examples", "1",
@@ -83,15 +83,15 @@ def test_a_checkpoint_is_the_adapter_and_where_its_base_is(words: list[str], who
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sizes.keys() == {"adapter_config.json", "adapter_model.safetensors", "base.json", "config.json", "manifest.json",
                             "optimizer.safetensors", "state.json", "template.json", "tokenizer.model"}
-    assert sum(sizes.values()) - sizes["tokenizer.model"] < 60_000 < 2_000_000 < (base / checkpoints.WEIGHTS).stat().st_size
+    assert sum(sizes.values()) - sizes["tokenizer.model"] < 60_000 < 2_000_000 < (base / locate.WEIGHTS).stat().st_size
     ids = torch.arange(400, 440).unsqueeze(0)
     with torch.no_grad():
-        plain, ours = (checkpoints.load(each, torch.device("cpu"))[0](ids) for each in (base, whole))
+        plain, ours = (weights.load(each, torch.device("cpu"))[0](ids) for each in (base, whole))
         theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert (ours - plain).abs().max() > 1e-3
     # Which a run of its own may begin with: all of its weights, or another adapter.
-    assert checkpoints.digest(folder) == sha256_file(folder / "adapter_model.safetensors")
+    assert locate.digest(folder) == sha256_file(folder / "adapter_model.safetensors")
 
 
 @pytest.mark.slow

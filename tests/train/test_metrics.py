@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.metrics_file import read_metrics
-from train.metrics import Measure, MetricsLog, UnwrittenLog
+from train.metrics_log import Measure, MetricsLog, UnwrittenLog
 
 ROUGE = Measure("rouge", "rouge_1", higher=True)
 

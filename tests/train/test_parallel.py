@@ -18,17 +18,17 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
-from data.batches import TextBatches
-from data.inputs import Group
-from data.plan import Mixture, Plan
-from data.prepare import PrepareOptions, prepare_groups
+from data.batching.collate import TextBatches
+from data.readers.source_args import Group
+from data.batching.text_rows import Mixture, Plan
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import FORMAT, ShardSet, ShardWriter
-from model import checkpoints
-from model.checkpoints import newest, step_folder, steps
+from model.checkpoint import weights
+from model.checkpoint.locate import newest, step_folder, steps
 from model.llama import Llama
-from tests import processes
-from tests.train.parallel_jobs import cut, train
-from train import parallel
+from tests.helpers import processes
+from tests.helpers.parallel_jobs import cut, train
+from train import distributed
 
 STEPS = 8
 # Sums in another order differ in the last bits, and Muon iterates in bf16: over these steps the losses agree to this.
@@ -68,7 +68,7 @@ def copy(runs: Runs, source: str, target: str, step: int) -> list[Any]:
 def do(runs: Runs, count: int, jobs: list[Any]) -> subprocess.CompletedProcess[str]:
     file = runs["folder"] / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
-    return processes.run("tests.train.parallel_jobs", str(count), str(file))
+    return processes.run("tests.helpers.parallel_jobs", str(count), str(file))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_two_processes_train_the_run_that_one_trains(two: Runs, how: str, kind: 
     """Gradients averaged where they should be summed, rows read twice, positions with a loss counted per process, parts of
     weights or of optimiser state taken for the whole."""
     assert_same_run(two["folder"] / f"{kind}-{how}-2", two["folder"] / name)
-    model, _ = checkpoints.load(two["folder"] / f"{kind}-{how}-2", torch.device("cpu"))
+    model, _ = weights.load(two["folder"] / f"{kind}-{how}-2", torch.device("cpu"))
     assert model.config.num_hidden_layers == 2
 
 
@@ -270,21 +270,21 @@ def test_processes_share_the_rows_of_a_step(tmp_path: Path, shard_set: Path) -> 
 
 def test_rows_that_cannot_be_shared_say_what_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows dropped, or a traceback, where a number is wrong."""
-    monkeypatch.setattr(parallel, "size", lambda: 3)
-    parallel.check_rows(9, 64)
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    distributed.check_rows(9, 64)
     with pytest.raises(UserError, match=r"--batch_tokens 512 is 8 rows of 64, which 3 .*use 1, 2, 4, 8 .* --batch_tokens 576"):
-        parallel.check_rows(8, 64)
+        distributed.check_rows(8, 64)
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process group, a wrapper or a copy that one process pays for; a torchrun of one process that is another thing."""
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with parallel.together():
+    with distributed.together():
         assert not torch.distributed.is_initialized()
-        model = Llama(checkpoints.LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        model = Llama(weights.LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                               num_attention_heads=2, num_key_value_heads=2))
-        assert parallel.wrap(model, "fsdp") is parallel.wrap(model, "ddp") is parallel.whole_model(model) is model
-        assert parallel.total(3, 0.1) == [3, 0.1] and parallel.from_first(value := object()) is value
-        assert parallel.first_alone(lambda: value) is value and parallel.anywhere(True)
-        parallel.wait()
-        parallel.check_rows(7, 64)
+        assert distributed.wrap(model, "fsdp") is distributed.wrap(model, "ddp") is distributed.whole_model(model) is model
+        assert distributed.total(3, 0.1) == [3, 0.1] and distributed.from_first(value := object()) is value
+        assert distributed.first_alone(lambda: value) is value and distributed.anywhere(True)
+        distributed.wait()
+        distributed.check_rows(7, 64)

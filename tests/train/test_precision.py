@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from model.config import LlamaConfig
 from model.llama import Llama
-from train.capacity import autocast
+from train.autotune import autocast
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ import pytest
 
 from common.files import atomic_folder
 from data.shards import FORMAT, ShardWriter
-from model.checkpoints import newest, step_folder
-from model.tokenizer import Tokenizer
-from tests import processes
+from model.checkpoint.locate import newest, step_folder
+from model.tokenizer.base import Tokenizer
+from tests.helpers import processes
 
 # Times and speeds are the only fields that may differ.
 CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
@@ -213,7 +213,7 @@ def test_tensorboard_reads_back_what_was_trained(whole: Path) -> None:
 
 def test_the_last_and_the_best_checkpoints_are_kept(whole: Path) -> None:
     """A disk filled with checkpoints, or the best one deleted."""
-    from model.checkpoints import steps
+    from model.checkpoint.locate import steps
 
     scored = [(record["loss"], record["step"]) for record in records(whole) if record["kind"] == "validation"]
     assert [step for _, step in scored] == [10, 20, 30, 40]

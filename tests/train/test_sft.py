@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from bench.child import Fault
+from tests.fault_injection.child import Fault
 from common.errors import UserError
 from common.files import write_json, write_manifest, write_sealed
 from common.metrics_file import read_metrics
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
-from model.checkpoints import digest, find, newest, step_folder, steps
+from model.checkpoint.locate import digest, find, newest, step_folder, steps
 from model.config import LlamaConfig
-from model.template import Template
-from model.tokenizer import Tokenizer
-from tests.processes import Command, HeldAfter
-from train.run import Run
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+from tests.helpers.processes import Command, HeldAfter
+from train.run_dir import Run
 
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
         "--model.num_attention_heads", "4"]
@@ -184,7 +184,7 @@ def made(run: Path, step: int, steps: int | None = None, **fingerprints: Any) ->
 def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone, or
     of which only the folder is left."""
-    from train.base import find_base
+    from train.initial_checkpoint import find_base
 
     first, second = made(tmp_path / "first", 3), made(tmp_path / "second", 3)
     own = digest(first)
@@ -220,7 +220,7 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path, caps
 
 def test_an_unfinished_base_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fine-tuning what Ctrl-C stopped at a tenth, taken for the whole; a line about one that is whole."""
-    from train.base import find_base
+    from train.initial_checkpoint import find_base
 
     young, whole, ended = (made(tmp_path / name, 3, steps) for name, steps in (("a", 5), ("b", 3), ("c", 5)))
     write_sealed(tmp_path / "c" / "ended.json", {"best": 3})
@@ -236,7 +236,7 @@ def test_replay_is_the_base_s_text_and_nothing_else(
     root: Path, tuning: dict[str, Path], tmp_path: Path
 ) -> None:
     """The base's conversations taken for text; a part added to a run's mix that ends in a traceback; advice in a circle."""
-    from train.base import Base, replayed
+    from train.initial_checkpoint import Base, replayed
 
     run = tmp_path / "run"
     for name, said in (("csl", "fine-tuned"), ("text", None)):
@@ -265,7 +265,7 @@ def test_replay_of_less_than_a_row_is_refused(
     root: Path, tuning: dict[str, Path], shard_set: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     """Text that was asked for against forgetting, of which nothing comes, without a word."""
-    from train.base import Base
+    from train.initial_checkpoint import Base
     from train.sft import _mix
 
     folder, shards = made(tmp_path / "base", 3), ShardSet.open(shard_set)
@@ -286,7 +286,7 @@ def test_replay_of_less_than_a_row_is_refused(
 
 def test_the_newest_pretraining_run_is_the_base(tmp_path: Path) -> None:
     """Fine-tuning an old run because its name sorts last, the newest was given a name, or a base; a fine-tuned one."""
-    from train.base import newest_pretrained
+    from train.initial_checkpoint import newest_pretrained
 
     assert newest_pretrained(tmp_path) is None
     for stamp, name in ((3, "pretrain-a"), (9, "wiki"), (5, "pretrain-c"), (20, "sft-csl"), (21, "tuned")):

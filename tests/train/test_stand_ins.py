@@ -12,10 +12,10 @@ from common.metrics_file import FILE
 from model.config import LlamaConfig
 from model.llama import Llama
 from train import pretrain
-from train.capacity import Choices
-from train.entry import announce
+from train.autotune import Choices
+from train.startup import announce
 from train.options import PretrainOptions
-from train.run import Run
+from train.run_dir import Run
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from data.shards import ShardSet
 
 # A command whose parts and shards are small, so that little text makes many of them.
 COMMAND = """
-import data.parts, data.shards
-data.parts.PART_BYTES = 1 << 17
+import data.prepare.worker, data.shards
+data.prepare.worker.PART_BYTES = 1 << 17
 data.shards.ShardWriter.__init__.__defaults__ = (1 << 17,)
 from common.errors import run_main
-from data.prepare import main
+from data.prepare.__main__ import main
 run_main(main)
 """
 COMMON = list(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data import prepare as prepare_module
-from data.inputs import Group, split_groups
-from data.prepare import PrepareOptions
+from data.prepare import pipeline as prepare_module
+from data.readers.source_args import Group, split_groups
+from data.prepare.pipeline import PrepareOptions
 
 
 def test_groups_are_taken_out_of_the_command_line() -> None:

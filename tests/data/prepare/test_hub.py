@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from data.prepare import PrepareOptions, prepare
+from data.prepare.pipeline import PrepareOptions, prepare
 from data.shards import ShardSet
 from tests.data.prepare.conftest import document, documents
 

@@ -10,10 +10,10 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_sealed
-from data.inputs import Group
-from data.prepare import PrepareOptions, prepare, prepare_groups
+from data.readers.source_args import Group
+from data.prepare.pipeline import PrepareOptions, prepare, prepare_groups
 from data.shards import ShardSet
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 from tests.data.prepare.conftest import document, documents
 
 
@@ -80,7 +80,7 @@ def test_nothing_to_train_on_is_said(tokenizer: Path, tmp_path: Path, data: byte
 
 def test_a_conversation_that_just_fits_a_row_is_not_told_to_be_longer(root: Path, tmp_path: Path) -> None:
     """A report of conversations cut that training does not cut: a row of 512 positions holds 513 ids."""
-    from model.template import Template
+    from model.chat_template.template import Template
 
     small = Tokenizer.load(root / "assets/tokenizer")
     filler, size = "", 0

@@ -12,10 +12,10 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data import assemble as assemble_module
-from data import parts as parts_module
-from data import prepare as prepare_module
-from data.prepare import PrepareOptions, prepare
+from data.prepare import write_shards as assemble_module
+from data.prepare import worker as parts_module
+from data.prepare import pipeline as prepare_module
+from data.prepare.pipeline import PrepareOptions, prepare
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
 

@@ -7,9 +7,9 @@ import numpy as np
 import orjson
 import pytest
 
-from data.prepare import PrepareOptions, prepare
+from data.prepare.pipeline import PrepareOptions, prepare
 from data.shards import ShardSet
-from model.tokenizer import Tokenizer
+from model.tokenizer.base import Tokenizer
 from tests.data.prepare.conftest import document, run
 
 

@@ -1,0 +1,74 @@
+"""Abstracts and titles of invented studies, in the shape of CSL.
+
+A title names three or four things (method, object, aspect, place); the abstract tells each in another sentence, at
+the beginning, in the middle or at the end, so that neither its first words nor its best sentence is the title. Which
+frame the title has follows from how the method is told. Pairs of method and object are kept apart between the splits.
+"""
+
+import random
+import zlib
+from dataclasses import dataclass
+
+from assets.sample_generator.grammar import Grammar, read_table
+from assets.sample_generator.state import World
+
+LENGTH = (80, 125)
+KINDS = ("影响", "改进", "观察", "比较", "经验")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One abstract with its title."""
+
+    title: str
+    abstract: str
+
+
+def split_of(method: str, thing: str) -> str:
+    """The split a pair of method and object belongs to: 70 % train, 15 % dev, 15 % test."""
+    value = zlib.crc32(f"{method}/{thing}".encode()) % 20
+    return "test" if value < 3 else "dev" if value < 6 else "train"
+
+
+class Academy:
+    """Draws studies of one split."""
+
+    def __init__(self, world: World, rng: random.Random, split: str) -> None:
+        self.world, self.rng, self.split = world, rng, split
+        self.grammar = Grammar("studies.txt")
+        self.fields = [{key: cell.split(" ") for key, cell in row.items()} for row in read_table("studies")]
+
+    def _values(self) -> dict[str, str]:
+        rng = self.rng
+        while True:
+            area = rng.choice(self.fields)
+            method, other = rng.sample(area["方法"], 2)
+            thing = rng.choice(area["对象"])
+            if split_of(method, thing) == self.split == split_of(other, thing):
+                return {"修": rng.choice(area["修饰"]), "物": thing, "法": method, "法二": other,
+                        "面": rng.choice(area["方面"]), "地": rng.choice(self.world.places)["名字"]}
+
+    def study(self) -> Study:
+        """One study whose abstract has a length within `LENGTH`."""
+        while True:
+            kind, values = self.rng.choice(KINDS), self._values()
+            with_place = kind in ("观察", "经验")
+            parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [f"地.{kind}"] * with_place
+            # The object has to come before sentences that lean on it ("这方面", "新做法"); the rest may change places.
+            rest = parts[1:]
+            self.rng.shuffle(rest)
+            order = [parts[0], *rest] if kind in ("改进", "比较") or self.rng.random() < 0.5 else [*rest, parts[0]]
+            sentences = [self.grammar.say(part, values, self.rng) for part in [*order, f"果.{kind}"]]
+            abstract = "".join(sentences)
+            if LENGTH[0] <= len(abstract) <= LENGTH[1]:
+                return Study(self.grammar.say(f"题.{kind}", values, self.rng), abstract)
+
+    def studies(self, count: int, taken: set[str]) -> list[Study]:
+        """`count` studies with titles that are not in `taken`, to which theirs are added."""
+        studies: list[Study] = []
+        while len(studies) < count:
+            study = self.study()
+            if study.title not in taken:
+                taken.add(study.title)
+                studies.append(study)
+        return studies

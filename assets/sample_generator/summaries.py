@@ -1,0 +1,52 @@
+"""The summarisation part: CSL's titles and abstracts, LCSTS's news."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from assets.sample_generator.corpus import Files
+from assets.sample_generator.state import World
+from assets.sample_generator.stories import Storyteller
+from assets.sample_generator.studies import Study
+
+
+def csl(studies: Sequence[Study]) -> bytes:
+    """A CSL file as released with CLGE: title TAB abstract, no header."""
+    return "".join(f"{study.title}\t{study.abstract}\n" for study in studies).encode()
+
+
+def lcsts(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -> bytes:
+    """A part of LCSTS in its pseudo-XML; `labels` are the human marks (1 to 5) of parts II and III."""
+    parts = []
+    for i, (summary, text) in enumerate(pairs):
+        label = f"    <human_label>{labels[i]}</human_label>\n" if labels else ""
+        parts.append(f"<doc id={i}>\n{label}    <summary>\n        {summary}\n    </summary>\n"
+                     f"    <short_text>\n        {text}\n    </short_text>\n</doc>\n")
+    return "".join(parts).encode()
+
+
+def headlines(world: World, rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """News in one paragraph under a headline that names the place, the festival and the person in it."""
+    teller = Storyteller(world, rng)
+    return [teller.bulletin(rng.choice(world.people)) for _ in range(count)]
+
+
+def marked(world: World, rng: random.Random, count: int) -> tuple[list[tuple[str, str]], list[int]]:
+    """News with marks: below 3 the headline belongs to another text, as in the hand-marked parts."""
+    pairs, labels = headlines(world, rng, count), []
+    for i in range(count):
+        label = rng.choice([1, 2, 3, 4, 4, 5, 5, 5])
+        if label < 3:
+            pairs[i] = (pairs[i - 1][0], pairs[i][1])
+        labels.append(label)
+    return pairs, labels
+
+
+def summaries(world: World, studies: Mapping[str, Sequence[Study]]) -> Files:
+    """All files below `summary/`; `studies` by split."""
+    files = {f"summary/csl/{split}.tsv": csl(part) for split, part in studies.items()}
+    rng = random.Random("新闻")
+    files["summary/lcsts/PART_I.txt"] = lcsts(headlines(world, rng, 900), None)
+    for part in ("II", "III"):
+        pairs, labels = marked(world, rng, 150)
+        files[f"summary/lcsts/PART_{part}.txt"] = lcsts(pairs, labels)
+    return files

@@ -1,0 +1,31 @@
+"""Traditional characters for a share of the encyclopedia, as Chinese Wikipedia mixes both scripts.
+
+A small table made for this text: one form per character, and words where a character takes another form. It is not a
+converter for other texts; the project converts with OpenCC.
+"""
+
+import functools
+import re
+
+from assets.sample_generator.grammar import TEXT, read_sections
+
+
+@functools.cache
+def _tables() -> tuple[dict[int, str], dict[str, str], re.Pattern[str]]:
+    sections = read_sections(TEXT / "traditional.txt")
+    simple, traditional = sections["字"]
+    characters = {ord(one): other for one, other in zip(simple, traditional, strict=True)}
+    words = dict(line.split(" ") for line in sections["词"])
+    # 里 is a unit of length after a number and stays as it is.
+    return characters, words, re.compile(r"\d+里|" + "|".join(sorted(words, key=len, reverse=True)))
+
+
+def to_traditional(text: str) -> str:
+    """The text in traditional characters."""
+    characters, words, pattern = _tables()
+    done, parts = 0, []
+    for found in pattern.finditer(text):
+        word = found.group()
+        parts += [text[done:found.start()].translate(characters), words.get(word, word)]
+        done = found.end()
+    return "".join([*parts, text[done:].translate(characters)])

@@ -1,0 +1,63 @@
+"""The numbers that steer an answer: options of the command line and commands of a conversation alike."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chat.errors import ChatError
+from model.decode.sampling import Sampling
+
+# An answer of a loop of any length ends after eight ids; a name of rare characters, three bytes each, may come twice.
+DEFAULTS = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=8)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of `Sampling`, what it is called, and what it may be."""
+
+    field: str
+    commands: tuple[str, ...]
+    low: float
+    high: float
+    chinese: str
+    english: str
+
+    @property
+    def default(self) -> float:
+        """Its value where nobody says another."""
+        return getattr(DEFAULTS, self.field)
+
+    def parse(self, text: str, said: str) -> float:
+        """The value that `text` names, an int where the field is one. ChatError that begins with `said` and `text`."""
+        whole = isinstance(self.default, int)
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = float("nan")
+        if not self.low <= value <= self.high:
+            raise ChatError(f"{said} {text}：要一个 {self.low:g} 到 {self.high:g} 之间的{'整数' if whole else '数'}")
+        return value
+
+
+SETTINGS = (
+    Setting("temperature", ("temperature", "温度"), 0, 5, "温度：越高越多变，0 为每次取最可能的词",
+            "temperature: higher varies more, 0 takes the likeliest"),
+    Setting("top_p", ("top_p", "累积概率"), 0, 1, "只从累积概率到此为止的词里选，1 为不限",
+            "draw only from the likeliest that together hold this probability, 1: no limit"),
+    Setting("top_k", ("top_k", "候选数"), 0, 100_000, "只从最可能的这么多个词里选，0 为不限",
+            "draw only from so many of the likeliest, 0: no limit"),
+    Setting("repetition_penalty", ("penalty", "惩罚"), 1, 10, "重复惩罚，只算回答里说过的词，1 为不罚",
+            "repetition penalty on what the answer has said, 1: none"),
+    Setting("no_repeat_ngram", ("no_repeat_ngram", "不重复"), 0, 1000, "回答里这么多个词元连在一起不说第二遍，0 为不限",
+            "so many tokens in a row are never said twice in an answer, 0: no limit"),
+)
+
+
+def changed(sampling: Sampling, setting: Setting, value: float) -> Sampling:
+    """The same sampling but for one setting."""
+    fields: dict[str, Any] = {setting.field: value}
+    return replace(sampling, **fields)
+
+
+def described(sampling: Sampling) -> str:
+    """All settings on one line."""
+    return "，".join(f"{setting.field} {getattr(sampling, setting.field):g}" for setting in SETTINGS)

@@ -1,0 +1,1 @@
+"""Shard sets to batches: epoch order, packing, loss masks, collation."""

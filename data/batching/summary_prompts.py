@@ -1,0 +1,130 @@
+"""Summarisation as dialogue: the many ways to ask for the title of an article, and to begin the answer.
+
+A request is a text before the article and one after it; either may be empty. Which one a record gets is a pure function
+of (seed, epoch, record). Request, article and title are encoded apart, so that the article's ids are the same whatever
+is asked of it, and no piece holds two of them; an article that is too long loses its end, the request and the title lose
+nothing.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import Formatter
+
+import numpy as np
+
+from data.records import Summary
+from model.chat_template.template import Template
+from model.tokenizer.base import Span, Tokenizer
+
+_WORDS = {
+    "article": ("文章", "内容", "文字", "材料", "短文", "摘要"),
+    "write": ("写", "拟", "取", "起", "想"),
+    "title": ("标题", "题目"),
+    "sum": ("概括", "总结", "归纳", "提炼"),
+}
+# What stands before and after the article. The first one, filled with the first words, is the one evaluation asks with.
+_SHAPES = (
+    ("请为下面的{article}{write}一个{title}：\n", ""),
+    ("请用一句话{sum}下面的{article}：\n", ""),
+    ("阅读下面的{article}，{write}出它的{title}。\n\n", ""),
+    ("{article}：\n", "\n\n请为以上{article}{write}一个{title}。"),
+    ("", "\n\n请给上面的{article}{write}个{title}。"),
+    ("", "\n\n用一句话{sum}这段{article}。"),
+    ("下面是一段{article}：\n", "\n\n它的{title}应该是什么？"),
+    ("请{sum}：\n", ""),
+)
+# How an answer may begin where lead-ins are wanted.
+LEAD_INS = ("好的，总结如下：", "总结如下：", "好的，标题是：", "标题：", "可以概括为：")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is said around an article."""
+
+    before: str
+    after: str
+
+
+def _fill(before: str, after: str) -> list[Request]:
+    names = list(dict.fromkeys(name for _, name, _, _ in Formatter().parse(before + after) if name))
+    choices = itertools.product(*(_WORDS[name] for name in names))
+    return [Request(before.format(**words), after.format(**words))
+            for words in (dict(zip(names, choice, strict=True)) for choice in choices)]
+
+
+# Every request of each shape: shapes are drawn evenly, then a filling.
+REQUESTS: tuple[tuple[Request, ...], ...] = tuple(tuple(_fill(*shape)) for shape in _SHAPES)
+FLAT: tuple[Request, ...] = tuple(itertools.chain(*REQUESTS))
+_FIRST = np.cumsum([0] + [len(group) for group in REQUESTS[:-1]])
+_COUNTS = np.array([len(group) for group in REQUESTS], dtype=np.uint64)
+CANONICAL = 0
+
+
+def draw(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
+    """The request, an index into `FLAT`, of each record (int64[n]) in an epoch, int64[n]."""
+    bits = mix(seed, epoch, records)
+    shape = (bits % np.uint64(len(REQUESTS))).astype(np.int64)
+    return _FIRST[shape] + ((bits >> np.uint64(16)) % _COUNTS[shape]).astype(np.int64)
+
+
+def draw_lead_in(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
+    """The lead-in, an index into `LEAD_INS`, of each record in an epoch, int64[n]."""
+    return ((mix(seed, epoch, records) >> np.uint64(40)) % np.uint64(len(LEAD_INS))).astype(np.int64)
+
+
+def mix(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
+    """64 well-mixed bits of each record number, uint64[n] (SplitMix64: Steele, Lea & Flood 2014)."""
+    key = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    bits = records.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+class Frames:
+    """The ids around an article for every request: `<bos>人类：…` before it and `…助手：` after it."""
+
+    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
+        self.before, self.after = _around(tokenizer, template, FLAT)
+        # Ids of each request, int64[len(FLAT)].
+        self.lengths = np.array([len(b) + len(a) for b, a in zip(self.before, self.after, strict=True)])
+
+    def prompt(self, request: int, article: Sequence[int]) -> list[int]:
+        """The ids after which the title begins."""
+        return [*self.before[request], *article, *self.after[request]]
+
+
+def summary_prompt(tokenizer: Tokenizer, template: Template, article: str, *, room: int) -> tuple[list[int], bool]:
+    """The canonical request for the title of `article` in at most `room` ids, and whether the article was trimmed."""
+    (opening,), (closing,) = _around(tokenizer, template, FLAT[CANONICAL : CANONICAL + 1])
+    ids = tokenizer.encode_within([template.said(article)], threads=1)[0]
+    fits = max(room - len(opening) - len(closing), 0)
+    return [*opening, *ids[:fits], *closing], len(ids) > fits
+
+
+def summary_texts(template: Template, record: Summary) -> list[str]:
+    """The article and the title as they stand in a conversation."""
+    return [template.said(record.article), template.answered(record.title)]
+
+
+def encode_summaries(tokenizer: Tokenizer, records: Sequence[Sequence[str]]) -> list[tuple[list[int], list[Span]]]:
+    """The ids of records, given as their `summary_texts`: those of the article, then those of the title, whose span it is."""
+    articles, titles = (tokenizer.encode_within(texts, threads=1) for texts in zip(*records, strict=True))
+    return [(article + title, [(len(article), len(article) + len(title))])
+            for article, title in zip(articles, titles, strict=True)]
+
+
+def _around(tokenizer: Tokenizer, template: Template, requests: Sequence[Request]) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids before an article, and those between it and its title, of each of `requests`."""
+    openings = template.encode_all(tokenizer, [[template.opening() + each.before] for each in requests], threads=1)
+    closings = tokenizer.encode_within([each.after + template.closing for each in requests], threads=1)
+    return [ids for ids, _ in openings], closings
+
+
+def strip_lead_in(text: str) -> str:
+    """An answer without the lead-in it begins with, exactly as the model was taught it; other texts as they are."""
+    for lead_in in sorted(LEAD_INS, key=len, reverse=True):
+        if text.startswith(lead_in):
+            return text.removeprefix(lead_in)
+    return text

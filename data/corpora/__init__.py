@@ -1,0 +1,1 @@
+"""Names of corpora to downloaded files and prepared shard sets."""

@@ -1,0 +1,1 @@
+"""Raw records to shard sets: clean, deduplicate, encode, split."""

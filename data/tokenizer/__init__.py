@@ -1,0 +1,1 @@
+"""Vocabulary training: `python -m data.tokenizer`."""

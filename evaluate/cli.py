@@ -1,0 +1,91 @@
+"""The options that the commands share which measure a checkpoint."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+from common.options import Parser, out_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.llama import Llama
+    from model.tokenizer.base import Tokenizer
+
+_COUNTS = ("limit", "beams", "max_new_tokens", "batch")
+
+
+def measuring_parser(name: str, description: str, *, limit: str, required: bool = False) -> argparse.ArgumentParser:
+    """A parser for `python -m evaluate.NAME`; `limit` is the help of `--limit`, `required`: `--checkpoint` must be there."""
+    parser = Parser(prog=f"python -m evaluate.{name}", description=description,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=required, help="a run, one of its steps, or an exported folder")
+    parser.add_argument("--source", help="source of --input, such as csl, redgpt, wikipedia, jsonl")
+    parser.add_argument("--input", nargs="+", help="native files, folders or globs")
+    parser.add_argument("--limit", type=int, help=limit)
+    add_computing(parser)
+    parser.add_argument("--json", type=out_file, metavar="OUT.json", help="write the figures here too")
+    return parser
+
+
+def answering_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
+    """A `measuring_parser` for a command that lets the checkpoint answer, with the default length of its answers."""
+    parser = measuring_parser(name, description, limit="only the first so many records (or lines of --score)")
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens,
+                        help=f"tokens of an answer at most (default: {max_new_tokens})")
+    parser.add_argument("--batch", type=int, default=16, help="answers decoded together (default: 16)")
+    parser.add_argument("--predictions", type=out_file, metavar="OUT.jsonl", help="write what was asked and answered here")
+    return parser
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """The options that say where and in what weights the model is computed: `--device`, `--quantize`."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="where to compute (default: auto, a GPU where there is one)")
+    parser.add_argument("--quantize", choices=("int8",),
+                        help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `--checkpoint` stood for when it was loaded: a run that is being trained has another newest step by and by.
+
+    `facts` is what `--json` says of the weights: `checkpoint`, the `step` in its run, `weights` if quantised.
+    """
+
+    folder: Path
+    model: "Llama"
+    tokenizer: "Tokenizer"
+    facts: dict[str, str | int]
+
+
+def load(options: argparse.Namespace, device: "torch.device") -> Measured:
+    """The model and the tokenizer of `--checkpoint`, the model quantised where `--quantize` says so."""
+    from model.checkpoint import locate, weights
+    from model.quantize import quantize_int8
+
+    folder = locate.find(options.checkpoint)
+    model, tokenizer = weights.load(folder, device)
+    step = locate.step_of(folder)
+    facts = {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
+             **({"weights": options.quantize} if options.quantize else {})}
+    return Measured(folder, quantize_int8(model) if options.quantize else model, tokenizer, facts)
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line's options. UserError for a count below one, and for a source without files or files without one."""
+    options = parser.parse_args()
+    check_counts(options)
+    if bool(options.source) != bool(options.input):
+        raise UserError("--source and --input belong together: --source csl --input FILE")
+    return options
+
+
+def check_counts(options: argparse.Namespace) -> None:
+    """UserError for a count below one."""
+    for name in _COUNTS:
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: at least 1")

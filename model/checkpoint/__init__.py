@@ -1,0 +1,1 @@
+"""Weights on disk: find, load and save checkpoints and adapters."""

@@ -1,0 +1,1 @@
+"""Generation: KV cache, prefill and decode steps, sampling, beam search."""

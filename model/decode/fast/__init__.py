@@ -1,0 +1,1 @@
+"""Inference-only re-implementation of the forward pass, fast on CPUs."""

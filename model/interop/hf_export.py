@@ -1,0 +1,102 @@
+"""A checkpoint as a folder that transformers loads without code of ours, and that this project loads again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+
+from common.errors import UserError
+from common.files import MANIFEST, atomic_folder, read_json, write_atomic, write_json
+from model.checkpoint import locate, weights
+from model.tokenizer import hf_json
+from model.chat_template.to_jinja import chat_template
+from model.config import LlamaConfig
+from model.interop.model_card import model_card
+from model.chat_template.template import FILE as TEMPLATE_FILE
+from model.chat_template.template import Template
+from model.tokenizer.imported import ImportedTokenizer
+
+FORMAT = "babyllama-export-1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Dtype = Literal["float32", "float16", "bfloat16"]
+# How chat draws its answers. Its penalties are left out: elsewhere they would count the prompt too, and an answer may say
+# what its reference says.
+_SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 256}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    files: tuple[str, ...]
+    """Of weights."""
+    parameters: int
+    bytes: int
+
+
+def export_hf(checkpoint: Path, out: Path, *, dtype: Dtype = "float32", max_shard_size: str = "5GB") -> Exported:
+    """Write the checkpoint that `checkpoint` stands for into the folder `out`, whole or not at all.
+
+    `max_shard_size` is the most bytes of a file of weights, in words such as 200MB. UserError if `out` is there and no
+    earlier export, or if `dtype` cannot hold the weights.
+    """
+    check_out(out)
+    source = locate.find(checkpoint)
+    model, tokenizer = weights.load(source, torch.device("cpu"))
+    tensors = weights.stored_tensors(model, DTYPES[dtype])
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"--dtype {dtype}: {name} has values that are too large for it; take bfloat16 or float32")
+    template, converses = Template.load(source), (source / TEMPLATE_FILE).is_file()
+    with atomic_folder(out, {"format": FORMAT, "exported_from": str(checkpoint)}) as folder:
+        files = _save_weights(tensors, folder, max_shard_size)
+        write_json(folder / locate.CONFIG, {
+            **model.config.to_hf(), "torch_dtype": dtype, weights.TRAINED_LENGTH: model.context})
+        write_json(folder / "generation_config.json", _generation(model.config))
+        if isinstance(tokenizer, ImportedTokenizer):
+            # Its own chat template, if there is one, says what the imported words say.
+            tokenizer.export(folder, None if tokenizer.words else chat_template(template))
+        else:
+            hf_json.export(tokenizer, folder, chat_template=chat_template(template),
+                                  sequence_length=model.config.max_position_embeddings)
+        weights.save_tokenizer(tokenizer, folder)
+        if converses:
+            template.save(folder)
+        write_atomic(folder / "README.md", model_card(source, out.name, model, dtype, converses=converses,
+                                                      imported=isinstance(tokenizer, ImportedTokenizer)))
+    return Exported(files, model.config.parameters, sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def check_out(out: Path) -> None:
+    """UserError if `out` is there and neither empty nor an earlier export."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_export(out))):
+        raise UserError(f"--out {out} exists and is no earlier export: name another folder")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder was written by `export_hf`."""
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _save_weights(weights: dict[str, torch.Tensor], folder: Path, max_shard_size: str) -> tuple[str, ...]:
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    try:
+        split = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
+    except ValueError:
+        raise UserError(f"--max_shard_size {max_shard_size}: expected a size such as 200MB or 5GB") from None
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: weights[name] for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # what is exported is for others to read
+    if split.is_sharded:
+        write_json(folder / locate.INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    return tuple(split.filename_to_tensors)
+
+
+def _generation(config: LlamaConfig) -> dict[str, Any]:
+    # Llama has no id for padding; generation wants one to fill rows that are over with.
+    ids = {key: config.to_hf()[key] for key in ("bos_token_id", "eos_token_id")}
+    return {**ids, "pad_token_id": config.eos_token_id, **_SAMPLING}

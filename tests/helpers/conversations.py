@@ -1,0 +1,29 @@
+"""Conversations for tests: real ones, and as transformers wants them."""
+
+import itertools
+from pathlib import Path
+
+from data.readers.files import expand
+from data.records import Conversation
+from data.sources import SOURCES
+
+Turns = list[tuple[str, str]]
+# The real files of every source of conversations.
+FILES = {
+    "alpaca": "alpaca/alpaca_zh_demo.json", "belle-0.5m": "belle/train_0.5M_CN.json.gz",
+    "belle-0.8m": "belle/multiturn_chat_0.8M.json.gz", "deepctrl": "deepctrl/sft_data_zh.jsonl.gz",
+    "naturalconv": "naturalconv/dialog_release.json.gz", "pclue": "pclue/pCLUE_train_9.json",
+    "redgpt": "redgpt/RedGPT-Dataset-V1-CN.json.gz", "sharegpt": "sharegpt/sharegpt_zh_1K.jsonl",
+}
+
+
+def messages(reference: str, turns: Turns) -> list[dict[str, str]]:
+    said = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    return ([{"role": "system", "content": reference}] if reference else []) + said
+
+
+def real_conversations(file: Path, source: str, limit: int) -> list[tuple[str, Turns]]:
+    """The (reference, turns) of the first conversations of one source's files."""
+    records = (record for path in expand([str(file)]) for record in SOURCES[source].open(path))
+    found = itertools.islice((each for each in records if isinstance(each, Conversation)), limit)
+    return [(each.reference, [(turn.question, turn.answer) for turn in each.turns]) for each in found]

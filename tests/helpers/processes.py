@@ -1,0 +1,93 @@
+"""Commands as real processes that start at once: forks of a server that has imported PyTorch, as in tests/fault_injection/child.py.
+
+A Python that is started anew imports for seconds. That commands start so is seen in test_readme.py and in
+reliability/test_bad_options.py; here it is a process with a file for what it prints and one for its errors, and it ends by
+its exit code or by a signal.
+"""
+
+import os
+import runpy
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fault_injection.child import Fault, become, process
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class HeldAfter:
+    """The fault: training goes no further than this step until a signal asks it to stop, so that it cannot end before."""
+
+    step: int
+
+    def __call__(self) -> None:
+        """Put it into this process."""
+        from train.trainer import Trainer
+
+        real, held = Trainer._step, self.step
+
+        def step(trainer: Trainer) -> None:
+            while trainer.state.step == held and not trainer._stop:
+                time.sleep(0.002)
+            real(trainer)
+
+        Trainer._step = step  # type: ignore[method-assign]
+
+
+class Command:
+    """`python -m MODULE WORDS…` in the project's root, under way; for `fault` and `anew` see tests/fault_injection/child.py."""
+
+    def __init__(self, module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="babyllama-test-")
+        self._said = [Path(self._folder.name, name) for name in ("out", "err")]
+        self._process = process(_run, module, words, *self._said, fault, anew=anew)
+        self._process.start()
+
+    def send_when(self, number: int, reached: Callable[[], bool], seconds: float = 600.0) -> None:
+        """Send it a signal as soon as it is somewhere; it must have a `fault` that keeps it from ending before.
+
+        TimeoutError, and it is killed, if it does not come there.
+        """
+        deadline = time.monotonic() + seconds
+        while not reached():
+            if time.monotonic() > deadline or not self._process.is_alive():
+                self._process.kill()
+                raise TimeoutError(f"not there after {seconds} s, or ended before: {self.done().stderr}")
+            time.sleep(0.002)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def done(self, seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
+        """Wait for its end: its exit code (of one killed by signal n, -n), what it printed and its errors.
+
+        TimeoutError, and it is killed, if it runs longer.
+        """
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise TimeoutError(f"still running after {seconds} s")
+        out, err = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._said)
+        self._folder.cleanup()
+        return subprocess.CompletedProcess([], self._process.exitcode, out, err)
+
+
+def run(module: str, *words: str, anew: bool = False) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE WORDS…` from its start to its end."""
+    return Command(module, *words, anew=anew).done()
+
+
+def _run(module: str, words: tuple[str, ...], out: Path, err: Path, fault: Fault | None) -> None:
+    os.chdir(ROOT)
+    become([module, *words], out, err)
+    if fault is not None:
+        fault()
+    # What the server has imported is run once more, as the program.
+    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -13,11 +13,11 @@ from model.config import LlamaConfig
 
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
 
-Step = Callable[[Any, Any], float]
+TrainStep = Callable[[Any, Any], float]
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainTask:
     """What a contender is given."""
 
     config: LlamaConfig
@@ -27,7 +27,7 @@ class Task:
     """Tokens of a row."""
 
 
-def adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
+def build_adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
     """torch's AdamW as it comes, with weight decay on matrices only."""
     import torch
 
@@ -39,7 +39,7 @@ def adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON)
 
 
-def babyllama(task: Task) -> Step:
+def build_babyllama_step(task: TrainTask) -> TrainStep:
     """This project's model, loss and optimiser, as `train.pretrain` puts them together for AdamW."""
     from safetensors.torch import load_file
 
@@ -64,7 +64,7 @@ def babyllama(task: Task) -> Step:
     return step
 
 
-def transformers(task: Task) -> Step:
+def build_transformers_step(task: TrainTask) -> TrainStep:
     """`LlamaForCausalLM` with sdpa attention and its own loss, as in a plain PyTorch loop."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -76,7 +76,7 @@ def transformers(task: Task) -> Step:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     model.load_state_dict(load_file(task.weights))
     model.train()
-    optimizer = adamw(model.named_parameters())
+    optimizer = build_adamw(model.named_parameters())
 
     def step(inputs: Any, targets: Any) -> float:
         # `shift_labels` are targets that are already one ahead: otherwise its loss would leave the last one out.
@@ -89,17 +89,17 @@ def transformers(task: Task) -> Step:
     return step
 
 
-def litgpt(task: Task) -> Step:
+def build_litgpt_step(task: TrainTask) -> TrainStep:
     """litgpt's `GPT` with the loss of its pretraining script, not compiled."""
-    return _litgpt(task, compiled=False)
+    return _build_litgpt_step(task, compiled=False)
 
 
-def litgpt_compiled(task: Task) -> Step:
+def build_litgpt_compiled_step(task: TrainTask) -> TrainStep:
     """litgpt's `GPT` under `torch.compile`, as its pretraining script runs it; the first step compiles."""
-    return _litgpt(task, compiled=True)
+    return _build_litgpt_step(task, compiled=True)
 
 
-def _litgpt(task: Task, *, compiled: bool) -> Step:
+def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
     import torch
     from litgpt.config import Config
     from litgpt.model import GPT
@@ -107,19 +107,19 @@ def _litgpt(task: Task, *, compiled: bool) -> Step:
     from litgpt.utils import chunked_cross_entropy
     from safetensors.torch import load_file
 
-    own = task.config
+    llama_config = task.config
     config = Config(
-        name="babyllama", block_size=task.length, vocab_size=own.vocab_size, padded_vocab_size=own.vocab_size,
-        n_layer=own.num_hidden_layers, n_head=own.num_attention_heads, n_embd=own.hidden_size,
-        intermediate_size=own.intermediate_size, rotary_percentage=1.0, rope_base=int(own.rope_theta),
-        parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=own.rms_norm_eps,
+        name="babyllama", block_size=task.length, vocab_size=llama_config.vocab_size, padded_vocab_size=llama_config.vocab_size,
+        n_layer=llama_config.num_hidden_layers, n_head=llama_config.num_attention_heads, n_embd=llama_config.hidden_size,
+        intermediate_size=llama_config.intermediate_size, rotary_percentage=1.0, rope_base=int(llama_config.rope_theta),
+        parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=llama_config.rms_norm_eps,
         mlp_class_name="LLaMAMLP",
     )
     model: Any = GPT(config)
     converted: dict[str, Any] = {}
     copy_weights_hf_llama(config, {}, converted, load_file(task.weights))
     model.load_state_dict(converted)
-    optimizer = adamw(model.named_parameters())
+    optimizer = build_adamw(model.named_parameters())
     if compiled:
         model = torch.compile(model)
 
@@ -133,9 +133,9 @@ def _litgpt(task: Task, *, compiled: bool) -> Step:
     return step
 
 
-CONTENDERS: dict[str, Callable[[Task], Step]] = {
-    "babyllama": babyllama,
-    "transformers": transformers,
-    "litgpt": litgpt,
-    "litgpt-compiled": litgpt_compiled,
+CONTENDERS: dict[str, Callable[[TrainTask], TrainStep]] = {
+    "babyllama": build_babyllama_step,
+    "transformers": build_transformers_step,
+    "litgpt": build_litgpt_step,
+    "litgpt-compiled": build_litgpt_compiled_step,
 }

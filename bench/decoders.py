@@ -15,12 +15,12 @@ from common.errors import UserError
 from model.config import LlamaConfig
 
 # GGML_TYPE_F32
-_F32 = 0
-Precision = Literal["fp32", "int8"]
+_GGML_TYPE_F32 = 0
+WeightPrecision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
-class Task:
+class DecodeTask:
     """What a contender is given."""
 
     config: LlamaConfig
@@ -28,23 +28,23 @@ class Task:
     """A safetensors file in Hugging Face names."""
     tokenizer: Path
     """A folder with the tokenizer whose vocabulary the model has."""
-    precision: Precision
+    precision: WeightPrecision
     threads: int
 
 
 @dataclass(frozen=True)
-class Timed:
+class DecodeTiming:
     """New ids of each prompt, seconds until the first of them, and seconds for the others."""
 
     ids: list[list[int]]
-    prefill: float
-    decode: float
+    prefill_seconds: float
+    decode_seconds: float
 
 
-Decode = Callable[[list[list[int]], int], Timed]
+DecodeFunction = Callable[[list[list[int]], int], DecodeTiming]
 
 
-def _own_model(task: Task) -> Any:
+def _load_babyllama(task: DecodeTask) -> Any:
     from safetensors.torch import load_file
 
     from model.llama import Llama
@@ -54,33 +54,33 @@ def _own_model(task: Task) -> Any:
     return model.eval()
 
 
-def babyllama(task: Task) -> Decode:
+def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
     """This project's `BatchReader`, as `model.decode` drives it, without its rule for `<eos>`."""
     import torch
 
-    from model.decode.batched_inference import BatchReader
+    from model.decode.batched_inference import InferenceBatch
     from model.quantize import quantize_int8
 
-    model = _own_model(task)
+    model = _load_babyllama(task)
     if task.precision == "int8":
         quantize_int8(model)
 
     @torch.inference_mode()
-    def run(prompts: list[list[int]], new: int) -> Timed:
+    def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         start = time.perf_counter()
-        reader = BatchReader(model, prompts, new=new)
-        said = [reader.read_prompts_likeliest()]
+        reader = InferenceBatch(model, prompts, max_new_tokens=new)
+        said = [reader.prefill_argmax()]
         said[0].tolist()
         first = time.perf_counter()
         for _ in range(new - 1):
-            said.append(reader.read_likeliest(said[-1][:, None]))
+            said.append(reader.forward_argmax(said[-1][:, None]))
         ids = torch.stack(said, 1).tolist()
-        return Timed(ids, first - start, time.perf_counter() - first)
+        return DecodeTiming(ids, first - start, time.perf_counter() - first)
 
     return run
 
 
-def transformers(task: Task) -> Decode:
+def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
     """`LlamaForCausalLM.generate` with sdpa attention and its own cache; prefill is a call for one new id."""
     import torch
     from safetensors.torch import load_file
@@ -100,15 +100,15 @@ def transformers(task: Task) -> Decode:
                               pad_token_id=0, eos_token_id=None)
         return said[:, longest:].tolist(), time.perf_counter() - start
 
-    def run(prompts: list[list[int]], new: int) -> Timed:
+    def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         _, prefill = generate(prompts, 1)
         said, whole = generate(prompts, new)
-        return Timed(said, prefill, whole - prefill)
+        return DecodeTiming(said, prefill, whole - prefill)
 
     return run
 
 
-def llama_cpp(task: Task) -> Decode:
+def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     """llama.cpp's own evaluation of the exported file, f32 or q8_0, one prompt after another."""
     import numpy as np
     from llama_cpp import Llama as Theirs
@@ -120,15 +120,15 @@ def llama_cpp(task: Task) -> Decode:
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"
     if not file.exists():
-        export_gguf(_own_model(task), Tokenizer.load(task.tokenizer), None, file, dtype=dtype, name="bench")
+        export_gguf(_load_babyllama(task), Tokenizer.load(task.tokenizer), None, file, dtype=dtype, name="bench")
     model = Theirs(str(file), n_ctx=1024, n_threads=task.threads, n_threads_batch=task.threads, verbose=False,
-                   type_k=_F32, type_v=_F32)  # its cache is f16 unless told otherwise
+                   type_k=_GGML_TYPE_F32, type_v=_GGML_TYPE_F32)  # its cache is f16 unless told otherwise
     size = model.n_vocab()
 
     def likeliest() -> int:
         return int(np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (size,)).argmax())
 
-    def run(prompts: list[list[int]], new: int) -> Timed:
+    def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         if len(prompts) > 1:
             raise UserError("llama-cpp: only one prompt at a time is measured")
         model.reset()
@@ -139,16 +139,16 @@ def llama_cpp(task: Task) -> Decode:
         for _ in range(new - 1):
             model.eval(ids[-1:])
             ids.append(likeliest())
-        return Timed([ids], first - start, time.perf_counter() - first)
+        return DecodeTiming([ids], first - start, time.perf_counter() - first)
 
     return run
 
 
-DECODERS: dict[str, Callable[[Task], Decode]] = {
-    "babyllama": babyllama, "transformers": transformers, "llama-cpp": llama_cpp,
+DECODERS: dict[str, Callable[[DecodeTask], DecodeFunction]] = {
+    "babyllama": build_babyllama_decoder, "transformers": build_transformers_decoder, "llama-cpp": build_llama_cpp_decoder,
 }
 # The package that a contender needs, and the command that installs it.
-PACKAGES = {
+REQUIRED_PACKAGES = {
     "transformers": ("transformers", "pip install --no-deps -r requirements-bench.txt"),
     "llama-cpp": ("llama_cpp", "pip install llama-cpp-python==0.3.36"),
 }

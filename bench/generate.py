@@ -18,24 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from bench.decoders import DECODERS, PACKAGES, Precision, Task
-from bench.turns import take_turns
+from bench.decoders import DECODERS, REQUIRED_PACKAGES, WeightPrecision, DecodeTask
+from bench.turns import run_turns
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import cores, describe, peak_memory_bytes
-from common.options import Parser, out_file
-from model.config import LlamaConfig, preset
+from common.machine import num_cores, collect_environment, peak_memory_bytes
+from common.options import CommandParser, writable_path
+from model.config import LlamaConfig, config_from_preset
 
-CONFIG = preset("babyllama-43m", vocab_size=65_000)
+MODEL_CONFIG = config_from_preset("babyllama-43m", vocab_size=65_000)
 TOKENIZER = Path(__file__).parent.parent / "assets" / "tokenizer"
-WEIGHTS = "weights.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
-ROWS = 16
-BYTES: dict[Precision, int] = {"fp32": 4, "int8": 1}
+BATCH_ROWS = 16
+BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
 # Contender, precision and the batches that it decodes; ratios are to the first of a precision's other rows.
-ENTRANTS: list[tuple[str, Precision, tuple[int, ...]]] = [
-    ("transformers", "fp32", (1, ROWS)), ("llama-cpp", "fp32", (1,)), ("llama-cpp", "int8", (1,)),
-    ("babyllama", "fp32", (1, ROWS)), ("babyllama", "int8", (1, ROWS)),
+ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
+    ("transformers", "fp32", (1, BATCH_ROWS)), ("llama-cpp", "fp32", (1,)), ("llama-cpp", "int8", (1,)),
+    ("babyllama", "fp32", (1, BATCH_ROWS)), ("babyllama", "int8", (1, BATCH_ROWS)),
 ]
 
 
@@ -44,7 +44,7 @@ class Figure:
     """What one process measured of one batch."""
 
     contender: str
-    precision: Precision
+    precision: WeightPrecision
     batch: int
     prompt_tokens: int
     """All ids of the prompts, padding left out."""
@@ -57,24 +57,24 @@ class Figure:
     """Bytes a second, read by all threads together."""
 
     @property
-    def prefill(self) -> float:
+    def prefill_tokens_per_second(self) -> float:
         """Tokens a second."""
         return self.prompt_tokens / self.prefill_seconds
 
     @property
-    def decode(self) -> float:
+    def decode_tokens_per_second(self) -> float:
         """Tokens a second, all rows together."""
         return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
 
 
-def prompts_of(batch: int, length: int) -> list[list[int]]:
+def make_prompts(batch: int, length: int) -> list[list[int]]:
     """One prompt of `length` ids, or several of a quarter of it up to all of it."""
     draw = np.random.default_rng(SEED)
     lengths = [length] if batch == 1 else np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
-    return [[CONFIG.bos_token_id, *draw.integers(3, CONFIG.vocab_size, size - 1).tolist()] for size in lengths]
+    return [[MODEL_CONFIG.bos_token_id, *draw.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()] for size in lengths]
 
 
-def bandwidth() -> float:
+def measure_bandwidth() -> float:
     """The rate at which all threads read memory, bytes a second: the best of several sums over 512 MB."""
     import torch
 
@@ -87,24 +87,24 @@ def bandwidth() -> float:
     return numbers.numel() * numbers.element_size() / best
 
 
-def take_turn(entrant: int, folder: Path, threads: int, length: int, new: int) -> list[Figure]:
+def run_turn(entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int) -> list[Figure]:
     """Decode with one contender in this process; a short decoding before pays for what happens once."""
     import torch
 
     torch.set_num_threads(threads)
     name, precision, batches = ENTRANTS[entrant]
-    decode = DECODERS[name](Task(CONFIG, folder / WEIGHTS, TOKENIZER, precision, threads))
-    found = []
+    decode = DECODERS[name](DecodeTask(MODEL_CONFIG, folder / WEIGHTS_FILE, TOKENIZER, precision, threads))
+    timings = []
     for batch in batches:
-        prompts = prompts_of(batch, length)
+        prompts = make_prompts(batch, length)
         decode(prompts, 4)
-        found.append((batch, prompts, decode(prompts, new)))
-    peak, rate = peak_memory_bytes(), bandwidth()
-    return [Figure(name, precision, batch, sum(map(len, prompts)), each.ids, each.prefill, each.decode, peak, rate)
-            for batch, prompts, each in found]
+        timings.append((batch, prompts, decode(prompts, num_new_tokens)))
+    peak, rate = peak_memory_bytes(), measure_bandwidth()
+    return [Figure(name, precision, batch, sum(map(len, prompts)), each.ids, each.prefill_seconds, each.decode_seconds, peak, rate)
+            for batch, prompts, each in timings]
 
 
-def check_ids(figures: list[Figure]) -> None:
+def check_equal_ids(figures: list[Figure]) -> None:
     """Refuse to compare contenders that do not decode the same: UserError if ids in fp32, or those of a repetition, differ."""
     for figure in figures:
         peers = [each for each in figures if (each.precision, each.batch) == (figure.precision, figure.batch)
@@ -114,27 +114,27 @@ def check_ids(figures: list[Figure]) -> None:
                             f"{figure.batch}, so the speeds cannot be compared")
 
 
-def step_bytes(contender: str, precision: Precision, config: LlamaConfig) -> int:
+def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
     """Bytes of weights that a step must read. This project's greedy fp32 decoding reads the head in int8."""
     head = config.hidden_size * config.vocab_size
-    body = config.matmul_parameters - head
-    return body * BYTES[precision] + head * BYTES["int8" if contender == "babyllama" else precision]
+    body = config.num_matmul_parameters - head
+    return body * BYTES_PER_WEIGHT[precision] + head * BYTES_PER_WEIGHT["int8" if contender == "babyllama" else precision]
 
 
-def summarise(figures: list[Figure]) -> list[dict[str, Any]]:
+def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
     """A row per contender, precision and batch; ratios are to the first contender of the same precision and batch."""
     rate = statistics.median(figure.bandwidth for figure in figures)
     rows: list[dict[str, Any]] = []
     for precision, batch, name in sorted({(each.precision, each.batch, each.contender) for each in figures},
                                          key=lambda key: (*key[:2], list(DECODERS).index(key[2]))):
-        own = [each for each in figures if (each.precision, each.batch, each.contender) == (precision, batch, name)]
-        speeds = [each.decode for each in own]
-        steps = CONFIG.matmul_parameters * BYTES[precision]
+        contender_figures = [each for each in figures if (each.precision, each.batch, each.contender) == (precision, batch, name)]
+        speeds = [each.decode_tokens_per_second for each in contender_figures]
+        steps = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
         rows.append({
             "precision": precision, "batch": batch, "contender": name, "decode": statistics.median(speeds),
-            "slowest": min(speeds), "fastest": max(speeds), "prefill": statistics.median(each.prefill for each in own),
-            "limit": batch * rate / steps, "own_limit": batch * rate / step_bytes(name, precision, CONFIG),
-            "peak_bytes": max(each.peak_bytes for each in own),
+            "slowest": min(speeds), "fastest": max(speeds), "prefill": statistics.median(each.prefill_tokens_per_second for each in contender_figures),
+            "limit": batch * rate / steps, "own_limit": batch * rate / weight_bytes_per_step(name, precision, MODEL_CONFIG),
+            "peak_bytes": max(each.peak_bytes for each in contender_figures),
         })
     for row in rows:
         ours = next((each["decode"] for each in rows if each["contender"] == "babyllama"
@@ -143,12 +143,12 @@ def summarise(figures: list[Figure]) -> list[dict[str, Any]]:
     return rows
 
 
-def show(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
+def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
     """Print the comparison."""
     rate = statistics.median(figure.bandwidth for figure in figures)
-    print(f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {CONFIG.matmul_parameters * 4 / 1e6:.0f} MB, "
-          f"int8 {CONFIG.matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
-          f"{step_bytes('babyllama', 'fp32', CONFIG) / 1e6:.0f} MB (see docs/inference.md)")
+    print(f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {MODEL_CONFIG.num_matmul_parameters * 4 / 1e6:.0f} MB, "
+          f"int8 {MODEL_CONFIG.num_matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
+          f"{weight_bytes_per_step('babyllama', 'fp32', MODEL_CONFIG) / 1e6:.0f} MB (see docs/inference.md)")
     print("ids in fp32 are the same for all")
     print(f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
           f"{'prefill/s':>10}{'peak MB':>9}")
@@ -159,27 +159,27 @@ def show(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
               f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}")
 
 
-def present(names: list[str]) -> list[int]:
+def resolve_entrants(names: list[str]) -> list[int]:
     """The entrants of these contenders whose package is installed; a line for each that is not. UserError for other names."""
     for name in names:
         if name not in DECODERS:
             raise UserError(f"--contenders {name}: there is no such contender; there are {', '.join(DECODERS)}")
-    missing = [name for name in names if name in PACKAGES and find_spec(PACKAGES[name][0]) is None]
+    missing = [name for name in names if name in REQUIRED_PACKAGES and find_spec(REQUIRED_PACKAGES[name][0]) is None]
     for name in missing:
-        print(f"{name} is left out: it is not installed ({PACKAGES[name][1]})")
+        print(f"{name} is left out: it is not installed ({REQUIRED_PACKAGES[name][1]})")
     return [index for index, (name, *_) in enumerate(ENTRANTS) if name in names and name not in missing]
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m bench.generate", description=__doc__,
+    parser = CommandParser(prog="python -m bench.generate", description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of the longest prompt (default 64)")
     parser.add_argument("--new", type=int, default=256, help="new tokens of each prompt (default 256)")
-    parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
+    parser.add_argument("--threads", type=int, default=num_cores(), help="threads (default: all cores)")
     parser.add_argument("--contenders", default=",".join(DECODERS), help="of those, comma-separated (default %(default)s)")
-    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write the figures and every turn here")
     parser.add_argument("--turn", nargs=2, metavar=("ENTRANT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name, least in (("turns", 1), ("prompt", 1), ("new", 2), ("threads", 1)):
@@ -190,29 +190,29 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Entry point of `python -m bench.generate`."""
-    arguments = parse()
+    arguments = parse_arguments()
     if arguments.turn:
         entrant, folder = arguments.turn
-        measured = take_turn(int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new)
+        measured = run_turn(int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new)
         print(json.dumps([asdict(each) for each in measured]))
         return
     from safetensors.torch import save_file
 
     from model.llama import Llama
 
-    entrants = present(arguments.contenders.split(","))
+    entrants = resolve_entrants(arguments.contenders.split(","))
     numbers = [word for name in ("threads", "prompt", "new") for word in (f"--{name}", str(getattr(arguments, name)))]
     with tempfile.TemporaryDirectory() as temporary:
-        save_file(Llama(CONFIG).initialise(SEED).state_dict(), Path(temporary) / WEIGHTS)
+        save_file(Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE)
         asked = [(ENTRANTS[entrant][0], ["--turn", str(entrant), temporary, *numbers]) for entrant in entrants]
-        found = take_turns("bench.generate", asked, arguments.turns, arguments.threads)
+        found = run_turns("bench.generate", asked, arguments.turns, arguments.threads)
     figures = [Figure(**each) for turn in found for each in turn]
-    check_ids(figures)
-    rows = summarise(figures)
-    show(rows, figures)
+    check_equal_ids(figures)
+    rows = summarize(figures)
+    print_comparison(rows, figures)
     if arguments.json:
         settings = {name: getattr(arguments, name) for name in ("turns", "prompt", "new", "threads")}
-        write_json(arguments.json, {"made": describe(), **settings, "config": CONFIG.to_hf(), "results": rows,
+        write_json(arguments.json, {"made": collect_environment(), **settings, "config": MODEL_CONFIG.to_hf(), "results": rows,
                                     "all_turns": [asdict(each) for each in figures]})
 
 

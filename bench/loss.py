@@ -11,15 +11,15 @@ import sys
 import time
 
 from common.errors import UserError, run_main
-from common.machine import describe, peak_memory_bytes, resolve_device
-from common.options import Parser
+from common.machine import collect_environment, peak_memory_bytes, resolve_device
+from common.options import CommandParser
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
     """Entry point: the parent interleaves turns, each its own process."""
-    parser = Parser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
+    parser = CommandParser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=4096, help="positions with a loss")
     parser.add_argument("--hidden", type=int, default=256, help="width")
     parser.add_argument("--vocabulary", type=int, default=65_000, help="ids")
@@ -31,26 +31,26 @@ def main() -> None:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
     if options.path:
-        print(json.dumps(_turn(options)))
+        print(json.dumps(_run_turn(options)))
         return
     import torch
 
-    from model.loss import available_paths
+    from model.loss import available_loss_paths
 
-    paths = available_paths(getattr(torch, DTYPES[options.precision]))
+    paths = available_loss_paths(getattr(torch, DTYPES[options.precision]))
     results: dict[str, list[dict[str, float]]] = {path: [] for path in paths}
     for _ in range(options.turns):
         for path, turns in results.items():
             command = [sys.executable, "-m", "bench.loss", *sys.argv[1:], "--path", path]
             turns.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     print(f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, {options.precision}; "
-          f"{describe()['platform']}")
+          f"{collect_environment()['platform']}")
     for path, turns in results.items():
         seconds, memory = (statistics.median(turn[key] for turn in turns) for key in ("seconds", "memory"))
         print(f"{path:8}  {seconds:6.2f} s  {memory / 1e6:8,.0f} MB more than the inputs")
 
 
-def _turn(options: argparse.Namespace) -> dict[str, float]:
+def _run_turn(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from model.loss import linear_cross_entropy

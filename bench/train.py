@@ -17,25 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from bench.contenders import CONTENDERS, Task
-from bench.turns import take_turns
+from bench.contenders import CONTENDERS, TrainTask
+from bench.turns import run_turns
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import cores, describe, matmul_flops, peak_memory_bytes
-from common.options import Parser, out_file
-from model.config import LlamaConfig, preset
+from common.machine import num_cores, collect_environment, matmul_flops, peak_memory_bytes
+from common.options import CommandParser, writable_path
+from model.config import LlamaConfig, config_from_preset
 
-CONFIG = preset("babyllama-43m", vocab_size=65_000)
+MODEL_CONFIG = config_from_preset("babyllama-43m", vocab_size=65_000)
 SEED = 1
 LOSS_TOLERANCE = 1e-4
 # Steps of a turn that are not timed: until then a process writes to memory that it has never used, at up to half a second of
 # the system's time a step.
-UNTIMED = 3
-WEIGHTS, IDS = "weights.safetensors", "ids.npy"
+NUM_WARMUP_STEPS = 3
+WEIGHTS_FILE, IDS_FILE = "weights.safetensors", "ids.npy"
 
 
 @dataclass(frozen=True)
-class Turn:
+class TrainTurn:
     """What one process measured."""
 
     contender: str
@@ -50,7 +50,7 @@ class Turn:
 
     def tokens_per_second(self, tokens: int) -> float:
         """The speed of the median step of `tokens` tokens."""
-        return tokens / statistics.median(self.seconds[UNTIMED:])
+        return tokens / statistics.median(self.seconds[NUM_WARMUP_STEPS:])
 
 
 def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length: int) -> None:
@@ -59,18 +59,18 @@ def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length:
 
     from model.llama import Llama
 
-    save_file(Llama(config).initialise(SEED).state_dict(), folder / WEIGHTS)
+    save_file(Llama(config).init_weights(SEED).state_dict(), folder / WEIGHTS_FILE)
     skewed = np.random.default_rng(SEED).random((steps, rows, length + 1)) ** 4
-    np.save(folder / IDS, (skewed * config.vocab_size).astype(np.int64), allow_pickle=False)
+    np.save(folder / IDS_FILE, (skewed * config.vocab_size).astype(np.int64), allow_pickle=False)
 
 
-def take_turn(contender: str, folder: Path, threads: int) -> Turn:
+def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
     """Train one contender on what `write_task` wrote, in this process."""
     import torch
 
     torch.set_num_threads(threads)
-    ids = torch.from_numpy(np.load(folder / IDS, allow_pickle=False))
-    step = CONTENDERS[contender](Task(CONFIG, folder / WEIGHTS, ids.shape[2] - 1))
+    ids = torch.from_numpy(np.load(folder / IDS_FILE, allow_pickle=False))
+    step = CONTENDERS[contender](TrainTask(MODEL_CONFIG, folder / WEIGHTS_FILE, ids.shape[2] - 1))
     losses, seconds = [], []
     for batch in ids:
         inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
@@ -78,10 +78,10 @@ def take_turn(contender: str, folder: Path, threads: int) -> Turn:
         losses.append(step(inputs, targets))
         seconds.append(time.perf_counter() - start)
     peak = peak_memory_bytes()
-    return Turn(contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32))
+    return TrainTurn(contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32))
 
 
-def check_losses(turns: list[Turn]) -> None:
+def check_equal_losses(turns: list[TrainTurn]) -> None:
     """Refuse to compare contenders that do not compute the same thing: UserError if any step's losses differ."""
     for step, losses in enumerate(zip(*(turn.losses for turn in turns), strict=True), start=1):
         # Written so that a loss that is not a number is refused too.
@@ -90,23 +90,23 @@ def check_losses(turns: list[Turn]) -> None:
             raise UserError(f"the losses of step {step} differ, so the speeds cannot be compared: {found}")
 
 
-def summarise(turns: list[Turn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
+def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
     """A row per contender, in the order of their first turns; ratios are to the first of them."""
     rate = statistics.median(turn.matmul_flops for turn in turns)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(turn.contender for turn in turns):
-        own = [turn for turn in turns if turn.contender == name]
-        speeds = [turn.tokens_per_second(tokens) for turn in own]
+        contender_turns = [turn for turn in turns if turn.contender == name]
+        speeds = [turn.tokens_per_second(tokens) for turn in contender_turns]
         speed = statistics.median(speeds)
         rows.append({
             "contender": name, "tokens_per_second": speed, "slowest": min(speeds), "fastest": max(speeds),
             "ratio": speed / (rows[0]["tokens_per_second"] if rows else speed),
-            "peak_bytes": max(turn.peak_bytes for turn in own), "matmul_share": speed * flops_per_token / rate,
+            "peak_bytes": max(turn.peak_bytes for turn in contender_turns), "matmul_share": speed * flops_per_token / rate,
         })
     return rows
 
 
-def show(rows: list[dict[str, Any]], turns: list[Turn], flops_per_token: float) -> None:
+def print_comparison(rows: list[dict[str, Any]], turns: list[TrainTurn], flops_per_token: float) -> None:
     """Print the comparison."""
     print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in turns[0].losses)}")
     rate = statistics.median(turn.matmul_flops for turn in turns)
@@ -120,7 +120,7 @@ def show(rows: list[dict[str, Any]], turns: list[Turn], flops_per_token: float) 
         )
 
 
-def contenders(text: str) -> list[str]:
+def parse_contenders(text: str) -> list[str]:
     """The names in `--contenders`; UserError for an unknown one or one whose package is missing."""
     names = text.split(",")
     for name in names:
@@ -134,21 +134,21 @@ def contenders(text: str) -> list[str]:
     return names
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
+    parser = CommandParser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
-    parser.add_argument("--steps", type=int, default=7, help=f"steps a turn; the first {UNTIMED} are not timed (default 7)")
+    parser.add_argument("--steps", type=int, default=7, help=f"steps a turn; the first {NUM_WARMUP_STEPS} are not timed (default 7)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a batch (default 8)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (default 512)")
-    parser.add_argument("--threads", type=int, default=cores(), help="threads (default: all cores)")
+    parser.add_argument("--threads", type=int, default=num_cores(), help="threads (default: all cores)")
     parser.add_argument(
         "--contenders", default="babyllama,transformers,litgpt", help=f"in order, of {', '.join(CONTENDERS)}"
     )
-    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write the figures and every turn here")
     parser.add_argument("--turn", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for name, least in (("turns", 1), ("steps", UNTIMED + 1), ("rows", 1), ("length", 1), ("threads", 1)):
+    for name, least in (("turns", 1), ("steps", NUM_WARMUP_STEPS + 1), ("rows", 1), ("length", 1), ("threads", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
     return arguments
@@ -156,24 +156,24 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Entry point of `python -m bench.train`."""
-    arguments = parse()
+    arguments = parse_arguments()
     if arguments.turn:
         name, folder = arguments.turn
-        print(json.dumps(asdict(take_turn(name, Path(folder), arguments.threads))))
+        print(json.dumps(asdict(run_turn(name, Path(folder), arguments.threads))))
         return
-    names = contenders(arguments.contenders)
+    names = parse_contenders(arguments.contenders)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_task(folder, CONFIG, arguments.steps, arguments.rows, arguments.length)
+        write_task(folder, MODEL_CONFIG, arguments.steps, arguments.rows, arguments.length)
         asked = [(name, ["--turn", name, str(folder), "--threads", str(arguments.threads)]) for name in names]
-        turns = [Turn(**each) for each in take_turns("bench.train", asked, arguments.turns, arguments.threads)]
-    check_losses(turns)
-    flops = CONFIG.flops_per_token(arguments.length)
-    rows = summarise(turns, arguments.rows * arguments.length, flops)
-    show(rows, turns, flops)
+        turns = [TrainTurn(**each) for each in run_turns("bench.train", asked, arguments.turns, arguments.threads)]
+    check_equal_losses(turns)
+    flops = MODEL_CONFIG.flops_per_token(arguments.length)
+    rows = summarize(turns, arguments.rows * arguments.length, flops)
+    print_comparison(rows, turns, flops)
     if arguments.json:
         settings = {name: getattr(arguments, name) for name in ("turns", "steps", "rows", "length", "threads")}
-        facts = {"made": describe(), **settings, "config": CONFIG.to_hf(), "flops_per_token": flops}
+        facts = {"made": collect_environment(), **settings, "config": MODEL_CONFIG.to_hf(), "flops_per_token": flops}
         write_json(arguments.json, {**facts, "results": rows, "all_turns": [asdict(turn) for turn in turns]})
 
 

@@ -2,40 +2,40 @@
 
 from chat import options as command_line
 from chat.terminal.console import Console
-from chat.errors import in_chinese
-from chat.terminal.cache_dir import cache_folder
+from chat.errors import translate_errors
+from chat.terminal.cache_dir import cache_dir
 from common.errors import run_main
 
 
 def main() -> None:
     """Entry point."""
-    with in_chinese("没有做成：按详情改正后，再运行一次"):
-        _chat()
+    with translate_errors("没有做成：按详情改正后，再运行一次"):
+        _run_chat()
 
 
-def _chat() -> None:
-    options = command_line.parse()
+def _run_chat() -> None:
+    options = command_line.parse_chat_options()
     # PyTorch, which --help and a slip in the options need not wait for.
     from chat import load_model
     from chat.terminal import references
     from chat.terminal.repl import Repl
     from chat.terminal.session import Session
 
-    console = Console(cache_folder() / "chat_history")
-    folder = options.checkpoint or load_model.newest_run()
-    loaded = load_model.load(folder, load_model.choose_device(options.device), options.precision, options.quantize)
-    console.note(f"模型：{loaded.description}")
-    if (hint := load_model.hint(loaded)) is not None:
-        console.note(hint)
-    session = Session(loaded, command_line.sampling(options), options.max_new_tokens, options.seed)
+    console = Console(cache_dir() / "chat_history")
+    checkpoint = options.checkpoint or load_model.find_default_run()
+    loaded = load_model.load_chat_model(checkpoint, load_model.resolve_chat_device(options.device), options.precision, options.quantize)
+    console.write_note(f"模型：{loaded.description}")
+    if (hint := load_model.capability_hint(loaded)) is not None:
+        console.write_note(hint)
+    session = Session(loaded, command_line.sampling_from_options(options), options.max_new_tokens, options.seed)
     if options.reference is not None:
-        references.from_text(session, console, options.reference)
+        references.set_reference_text(session, console, options.reference)
     elif options.reference_file is not None:
-        references.from_file(session, console, options.reference_file)
+        references.load_reference_file(session, console, options.reference_file)
     elif options.wikipedia is not None:
-        references.from_wikipedia(session, console, options.wikipedia)
-    if console.interactive:
-        console.note("/help 列出命令，/quit 退出，Ctrl-C 打断回答")
+        references.load_wikipedia_reference(session, console, options.wikipedia)
+    if console.is_interactive:
+        console.write_note("/help 列出命令，/quit 退出，Ctrl-C 打断回答")
     Repl(session, console).run()
 
 

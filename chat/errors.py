@@ -9,16 +9,16 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from common.errors import MemoryShortage, UserError, disk_problem, system_number
+from common.errors import InsufficientMemoryError, UserError, describe_disk_error, errno_of
 
-_REFUSALS = {
+_OS_ERROR_MESSAGES = {
     errno.ENOENT: "没有这个文件或目录", errno.EACCES: "没有权限", errno.EPERM: "没有权限", errno.EISDIR: "是目录，不是文件",
     errno.ENOTDIR: "路径中间有一段是文件，不是目录", errno.EEXIST: "路径中间有一段是文件，不是目录", errno.ENOSPC: "磁盘满了",
     errno.EDQUOT: "磁盘配额用完了", errno.EROFS: "磁盘是只读的", errno.ENAMETOOLONG: "名字太长", errno.EIO: "输入输出出错",
 }
-_SHORTER = "内存或显存不够：把资料、问题说短一些，或加 --quantize int8，或换小一些的模型"
-_FORBIDDEN = "没有权限：请改权限，或换一个地方"
-_LONGEST_DETAIL = 500
+_MEMORY_ADVICE = "内存或显存不够：把资料、问题说短一些，或加 --quantize int8，或换小一些的模型"
+_PERMISSION_ADVICE = "没有权限：请改权限，或换一个地方"
+_MAX_DETAIL_CHARACTERS = 500
 
 
 class ChatError(UserError):
@@ -29,53 +29,53 @@ class ConsoleError(ChatError):
     """There is nowhere to read from or to write to any more: the chat cannot go on."""
 
 
-def refusal(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Why the system refuses a file; what is rare in the system's own words."""
-    return _REFUSALS.get(error.errno or 0) or error.strerror or str(error)
+    return _OS_ERROR_MESSAGES.get(error.errno or 0) or error.strerror or str(error)
 
 
 @contextlib.contextmanager
-def in_chinese(line: str, memory: str = _SHORTER) -> Iterator[None]:
+def translate_errors(message: str, memory_message: str = _MEMORY_ADVICE) -> Iterator[None]:
     """Say what shared code has against something inside, a file or a disk that refuses, or memory that does not suffice.
 
-    Each becomes a `ChatError` of one line and the detail: `memory` where memory is short, what helps where the system does
-    not permit something, `line` otherwise. A `ChatError` stays as it is, and so does a fault of the program.
+    Each becomes a `ChatError` of one line and the detail: `memory_message` where memory is short, what helps where the system does
+    not permit something, `message` otherwise. A `ChatError` stays as it is, and so does a fault of the program.
     """
     try:
-        with enough_memory(memory):
+        with translate_memory_errors(memory_message):
             yield
     except ChatError:
         raise
     except Exception as error:
-        detail = str(error) if isinstance(error, UserError) else disk_problem(error)
+        detail = str(error) if isinstance(error, UserError) else describe_disk_error(error)
         if detail is None:
             raise
-        raise _with_detail(_FORBIDDEN if _number(error) in (errno.EACCES, errno.EPERM) else line, detail) from None
+        raise _build_error(_PERMISSION_ADVICE if _find_errno(error) in (errno.EACCES, errno.EPERM) else message, detail) from None
 
 
 @contextlib.contextmanager
-def enough_memory(line: str = _SHORTER) -> Iterator[None]:
-    """Make memory that does not suffice inside a `ChatError`: `line` and the detail."""
+def translate_memory_errors(message: str = _MEMORY_ADVICE) -> Iterator[None]:
+    """Make memory that does not suffice inside a `ChatError`: `message` and the detail."""
     try:
         yield
     except Exception as error:
-        if not _is_memory(error):
+        if not _is_memory_error(error):
             raise
-        raise _with_detail(line, str(error) or type(error).__name__) from None
+        raise _build_error(message, str(error) or type(error).__name__) from None
 
 
-def _with_detail(line: str, detail: str) -> ChatError:
+def _build_error(message: str, detail: str) -> ChatError:
     detail = "; ".join(detail.splitlines())
-    return ChatError(f"{line}；详情：{detail if len(detail) <= _LONGEST_DETAIL else detail[:_LONGEST_DETAIL] + '…'}")
+    return ChatError(f"{message}；详情：{detail if len(detail) <= _MAX_DETAIL_CHARACTERS else detail[:_MAX_DETAIL_CHARACTERS] + '…'}")
 
 
-def _number(error: BaseException) -> int | None:
+def _find_errno(error: BaseException) -> int | None:
     """The system's number of an error, also where shared code has put it into words of its own."""
-    return system_number(error) or (None if error.__context__ is None else system_number(error.__context__))
+    return errno_of(error) or (None if error.__context__ is None else errno_of(error.__context__))
 
 
-def _is_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | MemoryShortage) or _number(error) == errno.ENOMEM:
+def _is_memory_error(error: Exception) -> bool:
+    if isinstance(error, MemoryError | InsufficientMemoryError) or _find_errno(error) == errno.ENOMEM:
         return True
     if not isinstance(error, RuntimeError):
         return False

@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
-from chat.errors import ChatError, in_chinese
+from chat.errors import ChatError, translate_errors
 from chat.terminal.settings import SETTINGS, Setting
-from common.options import Parser
+from common.options import CommandParser
 from model.decode.sampling import Sampling
 
 DESCRIPTION = """与模型对话；对话中 /help 列出命令。
@@ -18,7 +18,7 @@ Talk to a model; /help lists the commands of a conversation.
 Answers go to stdout, everything else to stderr: pipes work."""
 
 
-class ChatParser(Parser):
+class ChatParser(CommandParser):
     """A parser whose help is in both languages, and whose mistakes are in Chinese."""
 
     def __init__(self, prog: str, description: str) -> None:
@@ -27,30 +27,30 @@ class ChatParser(Parser):
 
     def error(self, message: str) -> NoReturn:
         """See `common.options.Parser.error`."""
-        with in_chinese("命令行有误，--help 列出全部选项"):
+        with translate_errors("命令行有误，--help 列出全部选项"):
             super().error(message)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_chat_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; exits on `--help`. ChatError for a value that is out of range."""
     parser = ChatParser("python -m chat", DESCRIPTION)
     add = parser.add_argument
-    add_model(parser)
-    about = parser.add_mutually_exclusive_group()
-    about.add_argument("--reference", type=_text, metavar="TEXT", help="要谈的资料\na reference text to talk about")
-    about.add_argument("--reference-file", type=Path, metavar="FILE",
+    add_model_options(parser)
+    reference_group = parser.add_mutually_exclusive_group()
+    reference_group.add_argument("--reference", type=_decode_argument, metavar="TEXT", help="要谈的资料\na reference text to talk about")
+    reference_group.add_argument("--reference-file", type=Path, metavar="FILE",
                        help="资料文件（UTF-8）\na file with the reference (UTF-8)")
-    about.add_argument("--wikipedia", type=_text, metavar="关键词",
+    reference_group.add_argument("--wikipedia", type=_decode_argument, metavar="关键词",
                        help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article")
-    add_settings(parser)
-    add("--max_new_tokens", type=whole("--max_new_tokens", 1), default=256, metavar="N",
+    add_sampling_options(parser)
+    add("--max_new_tokens", type=bounded_int("--max_new_tokens", 1), default=256, metavar="N",
         help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)")
-    add("--seed", type=whole("--seed", 0), default=0, metavar="N",
+    add("--seed", type=bounded_int("--seed", 0), default=0, metavar="N",
         help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)")
     return parser.parse_args(arguments)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model speaks, and where it is computed."""
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR",
@@ -66,39 +66,39 @@ def add_model(parser: argparse.ArgumentParser) -> None:
              "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """An option for each of `SETTINGS`."""
     for setting in SETTINGS:
         parser.add_argument(
-            f"--{setting.field}", type=_reader(setting), default=setting.default, metavar="N",
-            help=f"{setting.chinese}（默认 {setting.default:g}）\n{setting.english} (default {setting.default:g})")
+            f"--{setting.name}", type=_setting_type(setting), default=setting.default, metavar="N",
+            help=f"{setting.help_zh}（默认 {setting.default:g}）\n{setting.help_en} (default {setting.default:g})")
 
 
-def sampling(options: argparse.Namespace) -> Sampling:
+def sampling_from_options(options: argparse.Namespace) -> Sampling:
     """How to choose ids, as the options say."""
     return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
 
 
-def _reader(setting: Setting) -> Callable[[str], float]:
-    return lambda text: setting.parse(text, f"--{setting.field}")
+def _setting_type(setting: Setting) -> Callable[[str], float]:
+    return lambda text: setting.parse_value(text, f"--{setting.name}")
 
 
-def _text(word: str) -> str:
+def _decode_argument(argument: str) -> str:
     """A word of the command line as text: bytes in it that are no UTF-8 are replaced, as the console does with lines."""
-    return os.fsencode(word).decode("utf-8", "replace")
+    return os.fsencode(argument).decode("utf-8", "replace")
 
 
-def whole(name: str, low: int, high: int = 1 << 62) -> Callable[[str], int]:
-    """A reader of the option `name`: an integer from `low` to `high`, ChatError for anything else."""
+def bounded_int(name: str, minimum: int, maximum: int = 1 << 62) -> Callable[[str], int]:
+    """A reader of the option `name`: an integer from `minimum` to `maximum`, ChatError for anything else."""
 
     def read(text: str) -> int:
         try:
-            value = int(text) if text.isdecimal() else low - 1
+            value = int(text) if text.isdecimal() else minimum - 1
         except ValueError:  # thousands of digits, which int() refuses
-            value = high + 1
-        if not low <= value <= high:
-            wanted = f"不大于 {high}" if value > high else f"不小于 {low}"
-            raise ChatError(f"{name} {text[:40]}：要一个{wanted} 的整数")
+            value = maximum + 1
+        if not minimum <= value <= maximum:
+            expected = f"不大于 {maximum}" if value > maximum else f"不小于 {minimum}"
+            raise ChatError(f"{name} {text[:40]}：要一个{expected} 的整数")
         return value
 
     return read

@@ -9,28 +9,28 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, manifest_problem, read_json, sha256_file
+from common.files import MANIFEST, atomic_folder, check_manifest, read_json, sha256_file
 
 # Bytes of all files together; how many times the archive's own size that may be, beyond some megabytes; files.
-LIMIT, RATIO, SPARED, MEMBERS = 64 << 30, 100, 64 << 20, 100_000
+MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO, RATIO_FREE_BYTES, MAX_MEMBERS = 64 << 30, 100, 64 << 20, 100_000
 
 
-def extract_zip(archive: Path, folder: Path, limit: int = LIMIT) -> Path:
+def extract_zip(archive: Path, folder: Path, max_bytes: int = MAX_UNPACKED_BYTES) -> Path:
     """Unpack `archive` into `folder`, which is whole or absent; an unpacked one of the same archive is kept.
 
     Raises UserError for a broken archive, a member that would land outside the folder, a link, an encrypted member,
-    or more than `limit` bytes, `RATIO` times its own size or `MEMBERS` files in all.
+    or more than `max_bytes` bytes, `RATIO` times its own size or `MEMBERS` files in all.
     """
     digest = sha256_file(archive)
-    there = (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("archive") == digest
-    if there and manifest_problem(folder) is None:
+    is_unpacked = (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("archive") == digest
+    if is_unpacked and check_manifest(folder) is None:
         return folder
     try:
-        with zipfile.ZipFile(archive) as packed, atomic_folder(folder, {"archive": digest}) as target:
-            for member in _members(archive, packed, limit):
+        with zipfile.ZipFile(archive) as zip_file, atomic_folder(folder, {"archive": digest}) as target:
+            for member in _list_safe_members(archive, zip_file, max_bytes):
                 path = target / member.filename
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(member) as source, path.open("xb") as file:
+                with zip_file.open(member) as source, path.open("xb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, ValueError, struct.error) as error:
         raise UserError(f"{archive} is not a readable zip archive ({error}): delete it and download it again") from None
@@ -39,8 +39,8 @@ def extract_zip(archive: Path, folder: Path, limit: int = LIMIT) -> Path:
     return folder
 
 
-def _members(archive: Path, packed: zipfile.ZipFile, limit: int) -> list[zipfile.ZipInfo]:
-    members = [member for member in packed.infolist() if not member.filename.endswith("/")]
+def _list_safe_members(archive: Path, zip_file: zipfile.ZipFile, max_bytes: int) -> list[zipfile.ZipInfo]:
+    members = [member for member in zip_file.infolist() if not member.filename.endswith("/")]
     names = set()
     for member in members:
         path = PurePosixPath(member.filename)
@@ -54,9 +54,9 @@ def _members(archive: Path, packed: zipfile.ZipFile, limit: int) -> list[zipfile
         if path in names or path == PurePosixPath(MANIFEST):
             raise UserError(f"{archive}: {member.filename!r} collides with another file: not unpacked")
         names.add(path)
-    total, allowed = sum(member.file_size for member in members), min(limit, SPARED + RATIO * archive.stat().st_size)
+    total, allowed = sum(member.file_size for member in members), min(max_bytes, RATIO_FREE_BYTES + MAX_COMPRESSION_RATIO * archive.stat().st_size)
     if total > allowed:
         raise UserError(f"{archive} holds {total} bytes, more than the {allowed} allowed for its size: not unpacked")
-    if len(members) > MEMBERS:
-        raise UserError(f"{archive} holds {len(members)} files, more than the {MEMBERS} allowed: not unpacked")
+    if len(members) > MAX_MEMBERS:
+        raise UserError(f"{archive} holds {len(members)} files, more than the {MAX_MEMBERS} allowed: not unpacked")
     return members

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 # What a disk or a folder can have against being read or written, and what there is to do about it.
-_DISK = {
+_ERRNO_ADVICE = {
     errno.ENOSPC: "the disk is full: make room",
     errno.EDQUOT: "the disk quota is used up: make room",
     errno.EFBIG: "files may not grow so large here (ulimit -f, or the file system's limit): raise it, or use another disk",
@@ -24,33 +24,33 @@ _DISK = {
     errno.ENAMETOOLONG: "the name is too long: name another place",
 }
 # NumPy's words for a write that came to a halt.
-_SHORT = re.compile("Not enough free space|requested and .* written")
+_SHORT_WRITE_PATTERN = re.compile("Not enough free space|requested and .* written")
 
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the file, line or key, and the cure."""
 
 
-class MemoryShortage(UserError):
+class InsufficientMemoryError(UserError):
     """What is wanted is more than the machine's memory holds."""
 
 
-def system_number(error: BaseException) -> int | None:
+def errno_of(error: BaseException) -> int | None:
     """The system's number of an error (`errno`); None if it is not the system's."""
     if isinstance(error, OSError):
-        return errno.ENOSPC if error.errno is None and _SHORT.search(str(error)) else error.errno
+        return errno.ENOSPC if error.errno is None and _SHORT_WRITE_PATTERN.search(str(error)) else error.errno
     # The library of safetensors is no Python: it hands on the number in words.
-    said = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return int(said[1]) if said else None
+    match = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(match[1]) if match else None
 
 
-def disk_problem(error: BaseException) -> str | None:
+def describe_disk_error(error: BaseException) -> str | None:
     """What a disk or folder refused, and the cure, in one line; None if `error` is about something else."""
-    refused = _DISK.get(system_number(error) or 0)
+    advice = _ERRNO_ADVICE.get(errno_of(error) or 0)
     if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
-        return refused
+        return advice
     name = os.fsdecode(error.filename)
-    return f"{name if len(name) <= 200 else name[:200] + '…'}: {refused or f'{error.strerror}: look at the path'}"
+    return f"{name if len(name) <= 200 else name[:200] + '…'}: {advice or f'{error.strerror}: look at the path'}"
 
 
 def run_main(main: Callable[[], int | None]) -> None:
@@ -59,7 +59,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     A `UserError` becomes its message on stderr and exit code 2, and so does a disk that is full or refuses a file, by its
     name; Ctrl-C becomes 130. Anything else is a fault of the program and keeps its traceback.
     """
-    _fill_standard_streams()
+    _open_missing_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may be bytes that are no text, a terminal may know no Chinese: shown as escapes, no end to the work.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -67,32 +67,32 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()
     except UserError as error:
-        _tell("".join(f"error: {line}\n" for line in str(error).splitlines()))
+        _write_stderr("".join(f"error: {line}\n" for line in str(error).splitlines()))
         code = 2
     except KeyboardInterrupt:
-        _tell("interrupted\n")
+        _write_stderr("interrupted\n")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone; it has all it wanted.
         sys.stderr.close()
         code = 0
     except Exception as error:
-        problem = disk_problem(error)
+        problem = describe_disk_error(error)
         if problem is None:
             raise
-        _tell(f"error: {problem}, then run the same command again\n")
+        _write_stderr(f"error: {problem}, then run the same command again\n")
         code = 2
     sys.exit(code)
 
 
-def _tell(lines: str) -> None:
+def _write_stderr(lines: str) -> None:
     """Say why a command ends. Where the terminal has gone there is nobody to tell, and the exit code has to do."""
     with contextlib.suppress(OSError):
         sys.stderr.write(lines)
         sys.stderr.flush()
 
 
-def _fill_standard_streams() -> None:
+def _open_missing_standard_streams() -> None:
     """Give a process that was started without some of them (`<&-`, `2>&-`) empty ones.
 
     Python has None in their places, and the first files that it opens get their numbers: what a library then says of its

@@ -17,21 +17,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, system_number
+from common.errors import UserError, errno_of
 
 MANIFEST = "manifest.json"
 # Bytes that a file of facts may have: the largest real ones list the files of a corpus.
-SMALL = 64 << 20
+MAX_JSON_BYTES = 64 << 20
 # Characters of a name in a manifest: no system has longer paths, and some raise for them.
-LONGEST_NAME = 1000
-SEAL = "seal"
+MAX_NAME_LENGTH = 1000
+CHECKSUM_KEY = "seal"
 
 
 def fsync(path: Path) -> None:
     """Force a file or folder to the disk (for a folder: the names in it)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
+        with name_path_in_errors(path):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -44,12 +44,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     An existing `path` is replaced. When the block raises, nothing stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
+    with name_path_in_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
-        with naming(path):
+        with name_path_in_errors(path):
             yield temporary
         os.chmod(temporary, 0o644)
         fsync(temporary)
@@ -67,7 +67,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_path_in_errors(path: Path) -> Iterator[None]:
     """Give an error of the system in the block a name that the user knows.
 
     That is `path` where the error names no file (a failed write does not) or a temporary one that is to become `path`; what
@@ -76,7 +76,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = system_number(error)
+        number = errno_of(error)
         if number is not None and getattr(error, "errno", None) is None:
             # A library's words for it, which a name would replace.
             raise OSError(number, os.strerror(number), str(path)) from error
@@ -92,60 +92,60 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically."""
-    write_atomic(path, _json(value))
+    write_atomic(path, _dump_json(value))
 
 
-def _json(value: Any) -> str:
+def _dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
+def write_checksummed_json(path: Path, value: dict[str, Any]) -> None:
     """Write a dict as JSON that ends with a checksum of itself, atomically."""
-    write_atomic(path, _json(_sealed(value)))
+    write_atomic(path, _dump_json(_with_checksum(value)))
 
 
-def _sealed(value: dict[str, Any]) -> dict[str, Any]:
-    return {**value, SEAL: hashlib.sha256(_json(value).encode()).hexdigest()}
+def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, CHECKSUM_KEY: hashlib.sha256(_dump_json(value).encode()).hexdigest()}
 
 
-def read_sealed(path: Path, cure: str = "", limit: int = SMALL) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, without the checksum. UserError, which ends with `cure`, if any byte has changed."""
-    value = read_json(path, limit)
-    if not isinstance(value, dict) or SEAL not in value:
-        raise UserError(f"{path} has no checksum of itself: it is damaged, or of an earlier version of this program{cure}")
-    stated = value.pop(SEAL)
+def read_checksummed_json(path: Path, advice: str = "", max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the checksum. UserError, which ends with `advice`, if any byte has changed."""
+    value = read_json(path, max_bytes)
+    if not isinstance(value, dict) or CHECKSUM_KEY not in value:
+        raise UserError(f"{path} has no checksum of itself: it is damaged, or of an earlier version of this program{advice}")
+    stored_checksum = value.pop(CHECKSUM_KEY)
     # Written anew and compared as bytes, so that not even a blank can change.
-    if _json(_sealed(value)).encode() != path.read_bytes() or stated != _sealed(value)[SEAL]:
-        raise UserError(f"{path} is damaged (it differs from its own checksum){cure}")
+    if _dump_json(_with_checksum(value)).encode() != path.read_bytes() or stored_checksum != _with_checksum(value)[CHECKSUM_KEY]:
+        raise UserError(f"{path} is damaged (it differs from its own checksum){advice}")
     return value
 
 
-def read_json(path: Path, limit: int = SMALL) -> Any:
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of at most `limit` bytes; a missing, broken or larger one is a `UserError` that names it."""
     try:
-        return json.loads(read_small(path, limit).decode("utf-8"))
+        return json.loads(read_limited(path, limit).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
-def read_small(path: Path, limit: int = SMALL) -> bytes:
+def read_limited(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """The bytes of a file that has to be small. UserError if it is not: a stranger's file may be of any size."""
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise UserError(f"{path} is larger than {limit >> 20} MB, which such a file never is: it is not what it should be")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is larger than {max_bytes >> 20} MB, which such a file never is: it is not what it should be")
     return data
 
 
 def sha256_file(path: Path) -> str:
     """The hex sha256 of a file, read in blocks."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_stream(file)
 
 
-def _digest(file: Any) -> str:
+def _sha256_stream(file: Any) -> str:
     # Python 3.10 has no hashlib.file_digest.
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
@@ -153,17 +153,17 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, facts: dict[str, Any] | None = None) -> None:
-    """Write `manifest.json`: the size and sha256 of every file below the folder, and `facts` beside them."""
+def write_manifest(folder: Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write `manifest.json`: the size and sha256 of every file below the folder, and `metadata` beside them."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder) != Path(MANIFEST)
     }
-    write_sealed(folder / MANIFEST, {**(facts or {}), "files": files})
+    write_checksummed_json(folder / MANIFEST, {**(metadata or {}), "files": files})
 
 
-def manifest_problem(folder: Path, *, checksums: bool = True) -> str | None:
+def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None:
     """What is wrong with a folder that should have a manifest, in words, or None if all of it is as written.
 
     With `checksums=False` only presence and sizes are compared, which costs no reading.
@@ -178,36 +178,36 @@ def manifest_problem(folder: Path, *, checksums: bool = True) -> str | None:
     if outside := next((name for name in expected if Path(name).is_absolute() or ".." in Path(name).parts), None):
         return f"{folder / MANIFEST} names a file outside its folder: {outside}"
     try:
-        read_sealed(folder / MANIFEST)
+        read_checksummed_json(folder / MANIFEST)
     except UserError as error:
         return str(error)
     for name, (size, digest) in expected.items():
         path = folder / name
-        if len(name) > LONGEST_NAME or not path.is_file():
-            return f"{str(path)[:LONGEST_NAME]} is missing"
+        if len(name) > MAX_NAME_LENGTH or not path.is_file():
+            return f"{str(path)[:MAX_NAME_LENGTH]} is missing"
         if path.stat().st_size != size:
             return f"{path} has {path.stat().st_size} bytes instead of {size}"
-        if checksums and sha256_file(path) != digest:
+        if verify_checksums and sha256_file(path) != digest:
             return f"{path} is damaged (sha256 differs from the manifest)"
     return None
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target`, with a manifest of `facts`, when the block ends well.
+def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `target`, with a manifest of `metadata`, when the block ends well.
 
-    An existing `target` is replaced. `facts` may be filled inside the block. When the block raises, nothing stays.
+    An existing `target` is replaced. `metadata` may be filled inside the block. When the block raises, nothing stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # The temporary name keeps the target's own, so that whoever finds one after a crash knows what it was; names
     # with a dot in front are never taken for checkpoints or shard sets.
-    with naming(target):
+    with name_path_in_errors(target):
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
-        with naming(target):
+        with name_path_in_errors(target):
             yield temporary
             os.chmod(temporary, 0o755)
-            write_manifest(temporary, facts)
+            write_manifest(temporary, metadata)
             for path in sorted(temporary.rglob("*"), reverse=True):
                 fsync(path)
             fsync(temporary)
@@ -225,7 +225,7 @@ def atomic_folder(target: Path, facts: dict[str, Any] | None = None) -> Iterator
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold a lock, a file that stays, while the block runs: several processes on one folder take turns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -233,7 +233,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Delete temporary files and folders that a killed process left in `folder`."""
     for path in folder.glob(".*"):
         if path.suffix in {".tmp", ".old"}:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def cores() -> int:
+def num_cores() -> int:
     """The cores this process may use (containers and taskset counted)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -27,13 +27,13 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def resident_bytes() -> int:
+def resident_memory_bytes() -> int:
     """The resident size of this process, in bytes; where the system has no /proc to tell it, the largest so far."""
     sizes = Path("/proc/self/statm")
     return int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if sizes.is_file() else peak_memory_bytes()
 
 
-def memory_bytes() -> int:
+def total_memory_bytes() -> int:
     """The machine's memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -72,25 +72,25 @@ def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
     return 2 * size**3 / best
 
 
-def describe(device: Any | None = None) -> dict[str, Any]:
+def collect_environment(device: Any | None = None) -> dict[str, Any]:
     """How a result was made: command, git commit, versions, machine. Written into runs and results."""
-    facts: dict[str, Any] = {
-        "command": _command(),
+    environment: dict[str, Any] = {
+        "command": _command_line(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": cores(),
-        "commit": _commit(),
-        "versions": {name: _version(name) for name in ("torch", "numpy", "sentencepiece", "safetensors")},
+        "cores": num_cores(),
+        "commit": _git_commit(),
+        "versions": {name: _package_version(name) for name in ("torch", "numpy", "sentencepiece", "safetensors")},
     }
     if device is not None:
         import torch
 
-        facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        facts["threads"] = torch.get_num_threads()
-    return facts
+        environment["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        environment["threads"] = torch.get_num_threads()
+    return environment
 
 
-def _command() -> str:
+def _command_line() -> str:
     """The command line as a user would type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
@@ -98,14 +98,14 @@ def _command() -> str:
     return " ".join(["python -m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
 
 
-def _version(package: str) -> str | None:
+def _package_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def _git_commit() -> str | None:
     try:
         answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

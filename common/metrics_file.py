@@ -6,9 +6,9 @@ from typing import Any
 
 from common.errors import UserError
 
-FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 # Kinds of records that hold no scores of the model on held-out data.
-UNSCORED = ("train", "sample", "evaluated", "skipped", "spike")
+UNSCORED_KINDS = ("train", "sample", "evaluated", "skipped", "spike")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -16,13 +16,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
     No file is no records. UserError names the line that is not a record with `kind` and `step`.
     """
-    path = run / FILE
+    path = run / METRICS_FILE
     # Split as bytes: a kill can cut a character in two, and str.splitlines also cuts at characters that samples hold.
-    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [_record(line, path, number) for number, line in enumerate(whole, 1)]
+    complete_lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_parse_record(line, path, number) for number, line in enumerate(complete_lines, 1)]
 
 
-def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _parse_record(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
         if isinstance(record["kind"], str) and isinstance(record["step"], int):

@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(description: str, total: float | None = None, unit: str = "it", **options: Any) -> "tqdm[Any]":
+def progress_bar(description: str, total: float | None = None, unit: str = "it", **options: Any) -> "tqdm[Any]":
     """A tqdm bar on stderr; where stderr is not a terminal it prints one line every ten seconds instead of redrawing."""
     live = sys.stderr.isatty()
     return tqdm(

@@ -14,83 +14,84 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.archive import extract_zip
-from common.download import NotDownloaded, download
+from common.download import DownloadError, download
 from common.errors import UserError, run_main
-from common.options import Parser
-from data.corpora.manifests import TOKENIZER, Corpus, corpora, unknown
-from data.prepare.pipeline import describe_report
-from data.readers.files import expand
+from common.options import CommandParser
+from data.corpora import resolver
+from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
+from data.prepare.pipeline import format_report
+from data.readers.files import expand_inputs
 from data.shards import ShardSet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; UserError for every mistake."""
-    parser = Parser(prog="python -m data.download", description="Download a corpus by name, verify it, prepare it.")
+    parser = CommandParser(prog="python -m data.download", description="Download a corpus by name, verify it, prepare it.")
     parser.add_argument("name", nargs="?", help="what to download; without it the names are listed")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model to prepare with (default: the 65k one, "
                         "downloaded first; the sample: the small one that comes with the project)")
     parser.add_argument("--parts", default="", help="comma-separated parts of a corpus that has some")
     options = parser.parse_args(arguments)
-    known = corpora()
+    corpora_by_name = load_corpora()
     parts = tuple(part for part in options.parts.split(",") if part)
     if options.name is None:
-        print(listing(known))
-    elif options.name == resolver.SAMPLE:
-        _report(resolver.resolve(resolver.SAMPLE, options.tokenizer))
-    elif options.name not in known:
-        raise unknown(options.name)
-    elif options.name == TOKENIZER:
-        print(fetch(TOKENIZER, known[TOKENIZER], parts)[0])
+        print(format_listing(corpora_by_name))
+    elif options.name == resolver.SAMPLE_NAME:
+        _print_report(resolver.resolve_shard_set(resolver.SAMPLE_NAME, options.tokenizer))
+    elif options.name not in corpora_by_name:
+        raise unknown_corpus_error(options.name)
+    elif options.name == TOKENIZER_NAME:
+        print(download_corpus(TOKENIZER_NAME, corpora_by_name[TOKENIZER_NAME], parts)[0])
     else:
-        _make(options.name, known[options.name], parts, options.tokenizer)
+        _download_and_prepare(options.name, corpora_by_name[options.name], parts, options.tokenizer)
 
 
-def listing(known: dict[str, Corpus]) -> str:
+def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
     """The names with what they are, the size of the download and the licence."""
     rows = [("sample", "shipped with the project", "every format in small, nothing to download", "see assets/sample")]
-    rows += [(name, _size(corpus.megabytes), corpus.description, corpus.licence) for name, corpus in known.items()]
+    rows += [(name, _format_size(corpus.megabytes), corpus.description, corpus.licence) for name, corpus in corpora_by_name.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
     return "\n".join([*lines, "", "make data DATA=NAME downloads and prepares one of these."])
 
 
-def fetch(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> list[Path]:
+def download_corpus(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> list[Path]:
     """Download and verify the files of a corpus; the paths that its source reads, archives unpacked."""
-    folder = resolver.DOWNLOADS / name
-    found = []
-    for file in corpus.chosen(parts):
+    folder = resolver.DOWNLOADS_FOLDER / name
+    paths = []
+    for file in corpus.select_files(parts):
         path = download(corpus.urls(file), folder / file.path, size=file.size, sha256=file.sha256)
         if file.unpack:
             unpacked = extract_zip(path, path.with_suffix(""))
-            found += expand([str(unpacked / file.unpack)])
+            paths += expand_inputs([str(unpacked / file.unpack)])
         else:
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
-def _make(name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None) -> None:
+def _download_and_prepare(name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None) -> None:
     assert corpus.source is not None
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
-    print(f"{name}: {corpus.description}; {_size(corpus.megabytes)}; licence: {corpus.licence}", flush=True)
+    print(f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; licence: {corpus.licence}", flush=True)
     missing = "the tokenizer that it is prepared with"
     try:
         # First, because it is small: whoever has no network learns it before anything else.
-        tokenizer = tokenizer or fetch(TOKENIZER, corpora()[TOKENIZER])[0]
+        tokenizer = tokenizer or download_corpus(TOKENIZER_NAME, load_corpora()[TOKENIZER_NAME])[0]
         missing = "what it consists of"
-        fetch(name, corpus, parts)
-    except NotDownloaded as error:
-        train = "sft" if corpus.source in resolver.SAMPLE_TUNING else "pretrain"
+        download_corpus(name, corpus, parts)
+    except DownloadError as error:
+        train = "sft" if corpus.source in resolver.SAMPLE_SFT_FILES else "pretrain"
         raise UserError(f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
                         f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}") from None
-    _report(resolver.prepare_once(name, {corpus.source: resolver.downloads(name, corpus, parts)}, tokenizer))
+    _print_report(resolver.prepare_if_outdated(name, {corpus.source: resolver.download_paths(name, corpus, parts)}, tokenizer))
 
 
-def _report(folder: Path) -> None:
-    print(describe_report(ShardSet.open(folder).manifest["report"], folder))
+def _print_report(folder: Path) -> None:
+    print(format_report(ShardSet.open(folder).manifest["report"], folder))
 
 
-def _size(megabytes: int) -> str:
+def _format_size(megabytes: int) -> str:
     return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"
 
 

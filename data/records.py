@@ -39,7 +39,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Unused:
+class SkippedRecord:
     """A record that was read and is left out on purpose; `reason` is a word or two, such as `low label`."""
 
     reason: str

@@ -28,17 +28,17 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, manifest_problem, read_json, read_sealed
+from common.files import MANIFEST, check_manifest, read_json, read_checksummed_json
 from data.records import Kind
-from model.tokenizer.base import IMPORTED, Tokenizer
+from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
-FORMAT = "babyllama-shards-1"
+SHARD_FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 1 << 25
 # Where `make data` and training put the sets that they prepare, below the folder that the command runs in.
-PREPARED = Path("prepared")
+PREPARED_FOLDER = Path("prepared")
 # Written after the manifest, which therefore does not know them: how long it took, and of which files it was made.
-REPORT, MADE_FROM = "report.json", "made-from.json"
+REPORT_FILE, PROVENANCE_FILE = "report.json", "made-from.json"
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -50,45 +50,45 @@ class ShardWriter:
     """Writes the sequences of one split into a folder, a shard at a time; memory stays within one shard."""
 
     def __init__(
-        self, folder: Path, split: str, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS, *, spans: bool = False
+        self, folder: Path, split: str, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS, *, has_spans: bool = False
     ) -> None:
-        """`spans`: whether sequences have spans."""
-        self._folder, self._split, self._limit, self._with_spans = folder, split, shard_tokens, spans
+        """`has_spans`: whether sequences have spans."""
+        self._folder, self._split, self._max_shard_tokens, self._has_spans = folder, split, shard_tokens, has_spans
         self._spans: list[np.ndarray] = []
         self._span_offsets = [0]
         self._dtype = token_dtype(vocabulary_size)
-        self._parts: list[np.ndarray] = []
+        self._token_arrays: list[np.ndarray] = []
         self._offsets = [0]
-        self._shards = self._sequences = self._tokens = 0
+        self._num_shards = self._num_sequences = self._num_tokens = 0
 
     def add(self, ids: np.ndarray, spans: np.ndarray | None = None) -> None:
         """Append one sequence, int[n], with its spans, int[k, 2]."""
-        self._parts.append(np.asarray(ids, dtype=self._dtype))
+        self._token_arrays.append(np.asarray(ids, dtype=self._dtype))
         self._offsets.append(self._offsets[-1] + len(ids))
-        self._sequences += 1
-        self._tokens += len(ids)
+        self._num_sequences += 1
+        self._num_tokens += len(ids)
         if spans is not None:
             self._spans.append(spans.astype(np.int32))
             self._span_offsets.append(self._span_offsets[-1] + len(spans))
-        if self._offsets[-1] >= self._limit:
+        if self._offsets[-1] >= self._max_shard_tokens:
             self._flush()
 
     def close(self) -> dict[str, int]:
         """Write what is left; return the counts of the split."""
-        if self._parts:
+        if self._token_arrays:
             self._flush()
-        return {"sequences": self._sequences, "tokens": self._tokens}
+        return {"sequences": self._num_sequences, "tokens": self._num_tokens}
 
     def _flush(self) -> None:
-        stem = self._folder / f"{self._split}-{self._shards:05d}"
-        np.save(f"{stem}.tokens.npy", np.concatenate(self._parts), allow_pickle=False)
+        stem = self._folder / f"{self._split}-{self._num_shards:05d}"
+        np.save(f"{stem}.tokens.npy", np.concatenate(self._token_arrays), allow_pickle=False)
         np.save(f"{stem}.offsets.npy", np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
-        if self._with_spans:
+        if self._has_spans:
             np.save(f"{stem}.spans.npy", np.concatenate(self._spans), allow_pickle=False)
             np.save(f"{stem}.span_offsets.npy", np.asarray(self._span_offsets, dtype=np.int64), allow_pickle=False)
-        self._parts, self._offsets = [], [0]
+        self._token_arrays, self._offsets = [], [0]
         self._spans, self._span_offsets = [], [0]
-        self._shards += 1
+        self._num_shards += 1
 
 
 class Sequences:
@@ -96,21 +96,21 @@ class Sequences:
 
     def __init__(self, folder: Path, split: str) -> None:
         paths = sorted(folder.glob(f"{split}-*.tokens.npy"))
-        self._tokens = _arrays(paths, "tokens", "u")
-        self._offsets = _offsets(paths, "offsets", self._tokens)
+        self._tokens = _load_arrays(paths, "tokens", "u")
+        self._offsets = _load_offsets(paths, "offsets", self._tokens)
         spans = [path for path in paths if path.with_name(path.name.replace(".tokens.", ".spans.")).exists()]
-        self._spans = _arrays(spans, "spans", "i", columns=2)
-        self._span_offsets = _offsets(spans, "span_offsets", self._spans)
-        self._first = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
-        self._starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
+        self._spans = _load_arrays(spans, "spans", "i", columns=2)
+        self._span_offsets = _load_offsets(spans, "span_offsets", self._spans)
+        self._first_sequences = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
+        self._first_positions = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._first_sequences[-1])
 
     @property
-    def total_tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens of all sequences together."""
-        return int(self._starts[-1])
+        return int(self._first_positions[-1])
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, int64[len(self)]."""
@@ -118,32 +118,32 @@ class Sequences:
 
     def tokens(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The ids `[start, stop)` of sequence `index`, a view in the on-disk type."""
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
-        begin, end = (int(value) for value in self._offsets[shard][index - self._first[shard] :][:2])
+        shard = int(np.searchsorted(self._first_sequences, index, side="right")) - 1
+        begin, end = (int(value) for value in self._offsets[shard][index - self._first_sequences[shard] :][:2])
         return self._tokens[shard][begin + start : end if stop is None else min(begin + stop, end)]
 
     def spans(self, index: int) -> np.ndarray:
         """The spans of sequence `index`, int32[k, 2]."""
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
-        first, last = self._span_offsets[shard][index - self._first[shard] :][:2]
+        shard = int(np.searchsorted(self._first_sequences, index, side="right")) - 1
+        first, last = self._span_offsets[shard][index - self._first_sequences[shard] :][:2]
         return self._spans[shard][first:last]
 
-    def span_table(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each shard all its spans, int32[k, 2], and where each sequence's begin, int64[n]."""
         for spans, offsets in zip(self._spans, self._span_offsets, strict=True):
             yield spans, np.asarray(offsets[:-1])
 
-    def stream(self, start: int, stop: int) -> np.ndarray:
+    def read_stream(self, start: int, stop: int) -> np.ndarray:
         """Positions `[start, stop)` of all sequences written one after another, int64."""
         parts = []
-        for tokens, begin in zip(self._tokens, self._starts[:-1], strict=True):
+        for tokens, begin in zip(self._tokens, self._first_positions[:-1], strict=True):
             low, high = max(start - int(begin), 0), min(stop - int(begin), len(tokens))
             if low < high:
                 parts.append(tokens[low:high].astype(np.int64))
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-class HeldSequences:
+class InMemorySequences:
     """Sequences with spans in memory, for a few records that are in no shard set."""
 
     def __init__(self, records: Sequence[tuple[list[int], list[tuple[int, int]]]]) -> None:
@@ -162,36 +162,36 @@ class HeldSequences:
         """See `Sequences`."""
         return self._spans[index]
 
-    def span_table(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See `Sequences`."""
         if self._spans:
             yield np.concatenate(self._spans), np.cumsum([0] + [len(spans) for spans in self._spans[:-1]])
 
 
-def _arrays(paths: list[Path], name: str, kind: str, *, columns: int | None = None) -> list[np.ndarray]:
+def _load_arrays(paths: list[Path], name: str, dtype_kind: str, *, columns: int | None = None) -> list[np.ndarray]:
     """The arrays called `name` of the shards whose tokens lie at `paths`, memory-mapped.
 
     UserError where one is no array of this kind of numbers ("u", "i"), or its header promises more than the file holds.
     """
-    found = []
+    loaded = []
     for path in (path.with_name(path.name.replace(".tokens.", f".{name}.")) for path in paths):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
             raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}: prepare {path.parent} again") from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind != kind or array.shape[1:] != ((columns,) if columns else ()):
+        if not isinstance(array, np.ndarray) or array.dtype.kind != dtype_kind or array.shape[1:] != ((columns,) if columns else ()):
             raise UserError(f"{path} does not hold {name}: prepare {path.parent} again")
-        found.append(array)
-    return found
+        loaded.append(array)
+    return loaded
 
 
-def _offsets(paths: list[Path], name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def _load_offsets(paths: list[Path], name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Where the sequences of each shard begin in its array. UserError where they lead outside of it."""
-    found = _arrays(paths, name, "i")
-    for path, offsets, array in zip(paths, found, arrays, strict=True):
+    offset_arrays = _load_arrays(paths, name, "i")
+    for path, offsets, array in zip(paths, offset_arrays, arrays, strict=True):
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(array) or (np.diff(offsets) < 0).any():
             raise UserError(f"{path}: its {name} do not fit it: prepare {path.parent} again")
-    return found
+    return offset_arrays
 
 
 class ShardSet:
@@ -206,19 +206,19 @@ class ShardSet:
         if not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not a prepared shard set (no {MANIFEST}): python -m data.prepare makes one")
         manifest = read_json(folder / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {FORMAT}")
-        if problem := manifest_problem(folder, checksums=checksums):
+        if not isinstance(manifest, dict) or manifest.get("format") != SHARD_FORMAT:
+            raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {SHARD_FORMAT}")
+        if problem := check_manifest(folder, verify_checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
-        for path in (folder / name for name in (REPORT, MADE_FROM) if checksums and (folder / name).exists()):
-            read_sealed(path, f": delete it, or prepare {folder} again")
+        for path in (folder / name for name in (REPORT_FILE, PROVENANCE_FILE) if checksums and (folder / name).exists()):
+            read_checksummed_json(path, f": delete it, or prepare {folder} again")
         return cls(folder, manifest)
 
     @property
     def fingerprint(self) -> str:
         """Changes when any byte of the set's data or tokenizer changes, not with where or how it was made."""
         files = self.manifest["files"].items()
-        kinds = (".npy", ".model", "template.json", IMPORTED)
+        kinds = (".npy", ".model", "template.json", IMPORTED_TOKENIZER_FILE)
         listing = sorted((name, entry["sha256"]) for name, entry in files if name.endswith(kinds))
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
@@ -230,62 +230,62 @@ class ShardSet:
             raise UserError(f"{self.folder / MANIFEST} does not say what the set holds: prepare {self.folder} again")
         return cast(Kind, kind)
 
-    def tokenizer(self) -> Tokenizer:
+    def load_tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""
         return Tokenizer.load(self.folder)
 
-    def split(self, name: str) -> Sequences:
+    def load_split(self, name: str) -> Sequences:
         """`train` or `validation`."""
         return Sequences(self.folder, name)
 
 
-def shards_of_run(run: Path, cure: str = "name a shard set with --data") -> ShardSet:
+def load_run_shard_set(run: Path, hint: str = "name a shard set with --data") -> ShardSet:
     """The one shard set that a run, or the run of a step, was trained on.
 
     UserError as of `shard_sets_of_run`, and if it was a mix of several.
     """
-    sets = shard_sets_of_run(run, cure)
+    sets = load_run_shard_sets(run, hint)
     if len(sets) != 1:
-        raise UserError(f"{run} was trained on {len(sets)} shard sets: {cure}")
+        raise UserError(f"{run} was trained on {len(sets)} shard sets: {hint}")
     return sets[0]
 
 
-def shard_sets_of_run(run: Path, cure: str = "name a shard set with --data") -> list[ShardSet]:
+def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -> list[ShardSet]:
     """The shard sets that a run, or the run of a step, was trained on, also after the project's folder was moved or copied.
 
-    UserError, which ends with `cure`, if there is no such record, or a set is gone or has changed since.
+    UserError, which ends with `hint`, if there is no such record, or a set is gone or has changed since.
     """
     if not run.exists():
         raise UserError(f"{run} does not exist: name a run, such as runs/pretrain-sample, or one of its steps")
     # A step's folder lies two below its run.
-    made = run / "run.json"
-    if not made.is_file():
-        made = run.resolve().parent.parent / "run.json"
-    if not made.is_file():
-        raise UserError(f"{run} does not say what it was trained on: {cure}")
-    facts = read_sealed(made, f": {cure}")
+    run_file = run / "run.json"
+    if not run_file.is_file():
+        run_file = run.resolve().parent.parent / "run.json"
+    if not run_file.is_file():
+        raise UserError(f"{run} does not say what it was trained on: {hint}")
+    run_record = read_checksummed_json(run_file, f": {hint}")
     try:
-        folders, known = [Path(folder) for folder in facts["shards"]], [each["set"] for each in facts["fingerprints"]["data"]]
+        folders, expected_fingerprints = [Path(folder) for folder in run_record["shards"]], [each["set"] for each in run_record["fingerprints"]["data"]]
     except (KeyError, TypeError):
-        raise UserError(f"{made} does not say what the run was trained on: {cure}") from None
-    if len(folders) != len(known):
-        raise UserError(f"{made} names {len(folders)} shard sets and {len(known)} fingerprints: {cure}")
+        raise UserError(f"{run_file} does not say what the run was trained on: {hint}") from None
+    if len(folders) != len(expected_fingerprints):
+        raise UserError(f"{run_file} names {len(folders)} shard sets and {len(expected_fingerprints)} fingerprints: {hint}")
     sets = []
-    for folder, fingerprint in zip(folders, known, strict=True):
-        shards = ShardSet.open(folder) if (folder / MANIFEST).exists() else _moved(folder.name, fingerprint, made.parent)
+    for folder, fingerprint in zip(folders, expected_fingerprints, strict=True):
+        shards = ShardSet.open(folder) if (folder / MANIFEST).exists() else _find_moved_set(folder.name, fingerprint, run_file.parent)
         if shards is None:
-            copy = PREPARED / folder.name
-            raise UserError(f"{folder}, which {run} was trained on, is gone, and {copy} is no copy of it: {cure}")
+            copy = PREPARED_FOLDER / folder.name
+            raise UserError(f"{folder}, which {run} was trained on, is gone, and {copy} is no copy of it: {hint}")
         if shards.fingerprint != fingerprint:
-            raise UserError(f"{shards.folder} is no longer what {run} was trained on: {cure}")
+            raise UserError(f"{shards.folder} is no longer what {run} was trained on: {hint}")
         sets.append(shards)
     return sets
 
 
-def _moved(name: str, fingerprint: str, run: Path) -> ShardSet | None:
+def _find_moved_set(name: str, fingerprint: str, run: Path) -> ShardSet | None:
     """The set of this name and these bytes where a project keeps one: the project that the command runs in, or the run's."""
     for project in (Path(), run.resolve().parent.parent):
-        for folder in (project / PREPARED / name, project / name):
+        for folder in (project / PREPARED_FOLDER / name, project / name):
             if (folder / MANIFEST).is_file() and (shards := ShardSet.open(folder)).fingerprint == fingerprint:
                 return shards
     return None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.options import Parser, out_file
+from common.options import CommandParser, writable_path
 
 if TYPE_CHECKING:
     import torch
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from model.llama import Llama
     from model.tokenizer.base import Tokenizer
 
-_COUNTS = ("limit", "beams", "max_new_tokens", "batch")
+_COUNT_OPTIONS = ("limit", "beams", "max_new_tokens", "batch")
 
 
-def measuring_parser(name: str, description: str, *, limit: str, required: bool = False) -> argparse.ArgumentParser:
-    """A parser for `python -m evaluate.NAME`; `limit` is the help of `--limit`, `required`: `--checkpoint` must be there."""
-    parser = Parser(prog=f"python -m evaluate.{name}", description=description,
+def build_eval_parser(name: str, description: str, *, limit_help: str, is_checkpoint_required: bool = False) -> argparse.ArgumentParser:
+    """A parser for `python -m evaluate.NAME`; `limit_help` is the help of `--limit`, `is_checkpoint_required`: `--checkpoint` must be there."""
+    parser = CommandParser(prog=f"python -m evaluate.{name}", description=description,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=required, help="a run, one of its steps, or an exported folder")
+    parser.add_argument("--checkpoint", type=Path, required=is_checkpoint_required, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--source", help="source of --input, such as csl, redgpt, wikipedia, jsonl")
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
-    parser.add_argument("--limit", type=int, help=limit)
-    add_computing(parser)
-    parser.add_argument("--json", type=out_file, metavar="OUT.json", help="write the figures here too")
+    parser.add_argument("--limit", type=int, help=limit_help)
+    add_device_options(parser)
+    parser.add_argument("--json", type=writable_path, metavar="OUT.json", help="write the figures here too")
     return parser
 
 
-def answering_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
+def build_generation_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
     """A `measuring_parser` for a command that lets the checkpoint answer, with the default length of its answers."""
-    parser = measuring_parser(name, description, limit="only the first so many records (or lines of --score)")
+    parser = build_eval_parser(name, description, limit_help="only the first so many records (or lines of --score)")
     parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens,
                         help=f"tokens of an answer at most (default: {max_new_tokens})")
     parser.add_argument("--batch", type=int, default=16, help="answers decoded together (default: 16)")
-    parser.add_argument("--predictions", type=out_file, metavar="OUT.jsonl", help="write what was asked and answered here")
+    parser.add_argument("--predictions", type=writable_path, metavar="OUT.jsonl", help="write what was asked and answered here")
     return parser
 
 
-def add_computing(parser: argparse.ArgumentParser) -> None:
+def add_device_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where and in what weights the model is computed: `--device`, `--quantize`."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="where to compute (default: auto, a GPU where there is one)")
@@ -49,43 +49,43 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class LoadedCheckpoint:
     """What `--checkpoint` stood for when it was loaded: a run that is being trained has another newest step by and by.
 
-    `facts` is what `--json` says of the weights: `checkpoint`, the `step` in its run, `weights` if quantised.
+    `provenance` is what `--json` says of the weights: `checkpoint`, the `step` in its run, `weights` if quantised.
     """
 
     folder: Path
     model: "Llama"
     tokenizer: "Tokenizer"
-    facts: dict[str, str | int]
+    provenance: dict[str, str | int]
 
 
-def load(options: argparse.Namespace, device: "torch.device") -> Measured:
+def load_checkpoint(options: argparse.Namespace, device: "torch.device") -> LoadedCheckpoint:
     """The model and the tokenizer of `--checkpoint`, the model quantised where `--quantize` says so."""
     from model.checkpoint import locate, weights
     from model.quantize import quantize_int8
 
-    folder = locate.find(options.checkpoint)
-    model, tokenizer = weights.load(folder, device)
-    step = locate.step_of(folder)
+    folder = locate.resolve_checkpoint(options.checkpoint)
+    model, tokenizer = weights.load_checkpoint(folder, device)
+    step = locate.read_step(folder)
     facts = {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
              **({"weights": options.quantize} if options.quantize else {})}
-    return Measured(folder, quantize_int8(model) if options.quantize else model, tokenizer, facts)
+    return LoadedCheckpoint(folder, quantize_int8(model) if options.quantize else model, tokenizer, facts)
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse_eval_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line's options. UserError for a count below one, and for a source without files or files without one."""
     options = parser.parse_args()
-    check_counts(options)
+    check_positive_counts(options)
     if bool(options.source) != bool(options.input):
         raise UserError("--source and --input belong together: --source csl --input FILE")
     return options
 
 
-def check_counts(options: argparse.Namespace) -> None:
+def check_positive_counts(options: argparse.Namespace) -> None:
     """UserError for a count below one."""
-    for name in _COUNTS:
+    for name in _COUNT_OPTIONS:
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least 1")

@@ -9,18 +9,18 @@ import numpy as np
 
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import describe, resolve_device
-from common.progress import progress
+from common.machine import collect_environment, resolve_device
+from common.progress import progress_bar
 from data.records import Conversation
-from evaluate.model_answers import Answer, Question, ask, questions_of
-from evaluate.cli import answering_parser, load, parse
+from evaluate.model_answers import ModelAnswer, Question, answer_questions, extract_questions
+from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.usable_records import read_records
-from evaluate.scores.repetition import loops
+from evaluate.scores.repetition import is_looping
 from model.chat_template.template import Template
 
-SHOWN = 3
-PLACES = ("first third", "middle third", "last third", "not in the passage")
+NUM_EXAMPLES_SHOWN = 3
+ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")
 DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), after the true turns before it: once with the
 passage of the record, and once, as the control, with another record's passage in its place. An answer is exact if it is
 the true one, white space around it aside. Where the control scores as high, the passage is not being used. Greedy.
@@ -31,38 +31,38 @@ the passage word for word and not in the question."""
 
 def main() -> None:
     """Entry point."""
-    options = _options()
+    options = _parse_options()
     device = resolve_device(options.device)
     records = read_records(options.source, options.input, ("conversations",), options.limit)
     with_passage = [each for each in records if isinstance(each, Conversation) and each.reference]
     if len(with_passage) < len(records):
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
-    pairs = pair_with_others(with_passage, " ".join(options.input))
-    facts, answers = _answer(options, device, pairs)
-    rows = [_row(right, wrong, answer, control)
+    pairs = pair_with_control_passages(with_passage, " ".join(options.input))
+    provenance, answers = _generate_answers(options, device, pairs)
+    rows = [_build_row(right, wrong, answer, control)
             for (right, wrong), (answer, control) in zip(pairs, answers, strict=True) if answer and control]
     if len(rows) < len(pairs):
         print(f"left out, no room for an answer in the context: {len(pairs) - len(rows):,} questions")
     if not rows:
         raise UserError(f"--input {' '.join(options.input)}: no question of it fits the model's context")
-    figures = _figures(rows)
-    what = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-    print(f"{what}: {len(with_passage):,} records, {len(rows):,} questions, greedy, at most {options.max_new_tokens} tokens")
-    _print(figures, rows)
+    metrics = _compute_metrics(rows)
+    run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    print(f"{run_label}: {len(with_passage):,} records, {len(rows):,} questions, greedy, at most {options.max_new_tokens} tokens")
+    _print_report(metrics, rows)
     if options.predictions:
-        write_predictions(options.predictions, rows, facts)
+        write_predictions(options.predictions, rows, provenance)
     if options.json:
-        write_json(options.json, {**facts, "measured": what, "records": len(with_passage), **figures, "made": describe(device)})
+        write_json(options.json, {**provenance, "measured": run_label, "records": len(with_passage), **metrics, "made": collect_environment(device)})
 
 
-def _options() -> argparse.Namespace:
-    options = parse(answering_parser("reading", DESCRIPTION, max_new_tokens=128))
+def _parse_options() -> argparse.Namespace:
+    options = parse_eval_options(build_generation_parser("reading", DESCRIPTION, max_new_tokens=128))
     if not options.checkpoint or not options.source:
         raise UserError("say who is asked and what: --checkpoint RUN --source redgpt --input FILE")
     return options
 
 
-def pair_with_others(records: Sequence[Conversation], name: str) -> list[tuple[Question, Question]]:
+def pair_with_control_passages(records: Sequence[Conversation], input_label: str) -> list[tuple[Question, Question]]:
     """Every question twice: with its own passage, and with that of a record far away in the file.
 
     The other record is the one half the file on, or the next behind it whose passage is another. UserError if all have
@@ -71,16 +71,16 @@ def pair_with_others(records: Sequence[Conversation], name: str) -> list[tuple[Q
     passages = [each.reference for each in records]
     if len(set(passages)) < 2:
         found = f"there are {len(set(passages))}"
-        raise UserError(f"--input {name}: the control needs records about at least two passages; {found}")
+        raise UserError(f"--input {input_label}: the control needs records about at least two passages; {found}")
     pairs = []
     for index, record in enumerate(records):
-        ahead = (passages[(index + len(passages) // 2 + step) % len(passages)] for step in range(len(passages)))
-        other = next(passage for passage in ahead if passage != record.reference)
-        pairs += [(question, replace(question, passage=other)) for question in questions_of(record)]
+        candidate_passages = (passages[(index + len(passages) // 2 + step) % len(passages)] for step in range(len(passages)))
+        other = next(passage for passage in candidate_passages if passage != record.reference)
+        pairs += [(question, replace(question, passage=other)) for question in extract_questions(record)]
     return pairs
 
 
-def asked_for(question: Question) -> str:
+def extract_passage_answer(question: Question) -> str:
     """The longest part of the true answer that is in the passage and not in the question: the whole or at least two
     characters, or the empty text.
     """
@@ -94,48 +94,48 @@ def asked_for(question: Question) -> str:
     return ""
 
 
-def place(question: Question) -> str:
+def locate_answer(question: Question) -> str:
     """Where in its passage what was asked for stands, one of PLACES."""
-    found, passage = asked_for(question), question.passage
-    return PLACES[min(int(3 * (passage.find(found) + len(found) / 2) / len(passage)), 2)] if found else PLACES[-1]
+    found, passage = extract_passage_answer(question), question.passage
+    return ANSWER_PLACES[min(int(3 * (passage.find(found) + len(found) / 2) / len(passage)), 2)] if found else ANSWER_PLACES[-1]
 
 
-def _answer(
+def _generate_answers(
     options: argparse.Namespace, device: Any, pairs: Sequence[tuple[Question, Question]]
-) -> tuple[dict[str, str | int], list[tuple[Answer | None, Answer | None]]]:
+) -> tuple[dict[str, str | int], list[tuple[ModelAnswer | None, ModelAnswer | None]]]:
     """Which checkpoint it was, and its answers to each question with the right and with the wrong passage."""
-    loaded = load(options, device)
+    loaded = load_checkpoint(options, device)
     template = Template.load(loaded.folder)
-    with progress("answering", 2 * len(pairs), "answers") as bar:
+    with progress_bar("answering", 2 * len(pairs), "answers") as bar:
         right, wrong = (
-            ask(loaded.model, loaded.tokenizer, template, asked, max_new_tokens=options.max_new_tokens,
+            answer_questions(loaded.model, loaded.tokenizer, template, asked, max_new_tokens=options.max_new_tokens,
                 batch=options.batch, on_progress=bar.update)
             for asked in zip(*pairs, strict=True)
         )
-    return loaded.facts, list(zip(right, wrong, strict=True))
+    return loaded.provenance, list(zip(right, wrong, strict=True))
 
 
-def _row(right: Question, wrong: Question, answer: Answer, control: Answer) -> dict[str, Any]:
+def _build_row(right: Question, wrong: Question, answer: ModelAnswer, control: ModelAnswer) -> dict[str, Any]:
     """One question as a line of the predictions file; `reference` is the true answer, as in other such files."""
-    true = right.answer.strip()
+    true_answer = right.answer.strip()
     return {
-        "passage": right.passage, "question": right.question, "reference": true, "place": place(right),
-        "prediction": answer.text, "exact": answer.text.strip() == true, "stopped": answer.stopped, "tokens": answer.tokens,
+        "passage": right.passage, "question": right.question, "reference": true_answer, "place": locate_answer(right),
+        "prediction": answer.text, "exact": answer.text.strip() == true_answer, "stopped": answer.has_eos, "tokens": answer.num_tokens,
         "control": {
-            "passage": wrong.passage, "prediction": control.text, "exact": control.text.strip() == true,
-            "stopped": control.stopped, "tokens": control.tokens,
-            "answer_in_passage": (asked_for(right) or true) in wrong.passage,
+            "passage": wrong.passage, "prediction": control.text, "exact": control.text.strip() == true_answer,
+            "stopped": control.has_eos, "tokens": control.num_tokens,
+            "answer_in_passage": (extract_passage_answer(right) or true_answer) in wrong.passage,
         },
     }
 
 
-def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _compute_metrics(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Shares over questions, with the right passage and with the wrong one."""
-    places = {name: [row for row in rows if row["place"] == name] for name in PLACES}
+    places = {name: [row for row in rows if row["place"] == name] for name in ANSWER_PLACES}
     return {
         "questions": len(rows),
-        "right": _shares(rows),
-        "wrong": _shares([row["control"] for row in rows]),
+        "right": _answer_rates(rows),
+        "wrong": _answer_rates([row["control"] for row in rows]),
         "places": {
             name: {"questions": len(some), "right": _mean(some, "exact"), "wrong": _mean([r["control"] for r in some], "exact")}
             for name, some in places.items() if some
@@ -144,8 +144,8 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _shares(answers: list[dict[str, Any]]) -> dict[str, float]:
-    looping = [{"loops": loops(answer["prediction"])} for answer in answers]
+def _answer_rates(answers: list[dict[str, Any]]) -> dict[str, float]:
+    looping = [{"loops": is_looping(answer["prediction"])} for answer in answers]
     return {"exact": _mean(answers, "exact"), "stopped": _mean(answers, "stopped"), "loops": _mean(looping, "loops")}
 
 
@@ -153,16 +153,16 @@ def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
 
 
-def _print(figures: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _print_report(metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     print(f"{'':26}{'right passage':>15}{'wrong passage':>15}")
-    lines = [("exact answers", figures["right"]["exact"], figures["wrong"]["exact"])]
-    lines += [(f"  {name} ({part['questions']:,})", part["right"], part["wrong"]) for name, part in figures["places"].items()]
-    lines += [(label, figures["right"][key], figures["wrong"][key])
+    lines = [("exact answers", metrics["right"]["exact"], metrics["wrong"]["exact"])]
+    lines += [(f"  {name} ({part['questions']:,})", part["right"], part["wrong"]) for name, part in metrics["places"].items()]
+    lines += [(label, metrics["right"][key], metrics["wrong"][key])
               for label, key in (("stopped by <eos>", "stopped"), ("loops", "loops"))]
     for label, right, wrong in lines:
         print(f"{label:26}{right:15.1%}{wrong:15.1%}")
-    print(f"the true answer stands in the wrong passage too: {figures['answer_in_wrong_passage']:.1%}")
-    for row in rows[:SHOWN]:
+    print(f"the true answer stands in the wrong passage too: {metrics['answer_in_wrong_passage']:.1%}")
+    for row in rows[:NUM_EXAMPLES_SHOWN]:
         print(f"{excerpt(row['question'])} → {excerpt(row['prediction'])!r}, true: {excerpt(row['reference'])!r}, "
               f"with the wrong passage: {excerpt(row['control']['prediction'])!r}")
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import describe, resolve_device
-from common.progress import progress
+from common.machine import collect_environment, resolve_device
+from common.progress import progress_bar
 from data.records import Conversation, Summary
-from evaluate.model_answers import Answer, ask, questions_of, summarise
-from evaluate.cli import answering_parser, load, parse
-from evaluate.predictions import excerpt, model_of, read_predictions, write_predictions
+from evaluate.model_answers import ModelAnswer, answer_questions, extract_questions, summarize_articles
+from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
+from evaluate.predictions import excerpt, resolve_model_fields, read_predictions, write_predictions
 from evaluate.usable_records import read_records
-from evaluate.scores.repetition import LOOP_CHARACTERS, LOOP_TIMES, loops, measure
+from evaluate.scores.repetition import MIN_LOOP_CHARACTERS, MIN_LOOP_REPEATS, is_looping, measure_repetition
 from model.chat_template.template import Template
 
-SHOWN = 3
+NUM_EXAMPLES_SHOWN = 3
 LABELS = {
     "repeated_4grams": "repeated 4-grams", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "loops": "loops",
     "empty": "empty", "characters": "mean characters", "stopped": "stopped by <eos>", "tokens": "mean tokens",
@@ -25,8 +25,8 @@ LABELS = {
 DESCRIPTION = f"""Measure repetition in answers, on characters without whitespace:
   repeated 4-grams   of all 4-grams, the share that occurred before in the same answer
   distinct-1, -2     different characters (pairs of neighbours) over all of them, all answers together
-  loops              share of answers in which some stretch stands at least {LOOP_TIMES} times in a row and so fills at
-                     least {LOOP_CHARACTERS} characters
+  loops              share of answers in which some stretch stands at least {MIN_LOOP_REPEATS} times in a row and so fills at
+                     least {MIN_LOOP_CHARACTERS} characters
   stopped by <eos>   share of answers that ended by themselves
 Answers are greedy, without any penalty against repetition: to every turn of the conversations of --source and --input,
 after the true turns before it, or to the request for each article's title; or they are read from a file (--score), where
@@ -35,30 +35,30 @@ after the true turns before it, or to the request for each article's title; or t
 
 def main() -> None:
     """Entry point."""
-    options = _options()
+    options = _parse_options()
     device = None if options.score else resolve_device(options.device)
     if device is None:
-        what, rows = str(options.score), read_predictions(options.score, ("prediction",))[: options.limit]
-        facts = model_of(options.score, rows)
+        run_label, rows = str(options.score), read_predictions(options.score, ("prediction",))[: options.limit]
+        provenance = resolve_model_fields(options.score, rows)
     else:
-        what = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-        facts, rows = _answer(options, device)
-    figures = _figures(rows)
-    print(f"{what}: {len(rows):,} answers")
-    for key, value in figures.items():
+        run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+        provenance, rows = _generate_answers(options, device)
+    metrics = _compute_metrics(rows)
+    print(f"{run_label}: {len(rows):,} answers")
+    for key, value in metrics.items():
         print(f"{LABELS[key]:20}{value:10.1f}" if key in ("characters", "tokens") else f"{LABELS[key]:20}{value:10.2%}")
-    for row in [row for row in rows if loops(row["prediction"])][:SHOWN]:
+    for row in [row for row in rows if is_looping(row["prediction"])][:NUM_EXAMPLES_SHOWN]:
         print(f"loops: {excerpt(row['prediction'])}")
     if options.predictions:
-        write_predictions(options.predictions, rows, facts)
+        write_predictions(options.predictions, rows, provenance)
     if options.json:
-        write_json(options.json, {**facts, "measured": what, "answers": len(rows), **figures, "made": describe(device)})
+        write_json(options.json, {**provenance, "measured": run_label, "answers": len(rows), **metrics, "made": collect_environment(device)})
 
 
-def _options() -> argparse.Namespace:
-    parser = answering_parser("repetition", DESCRIPTION, max_new_tokens=256)
+def _parse_options() -> argparse.Namespace:
+    parser = build_generation_parser("repetition", DESCRIPTION, max_new_tokens=256)
     parser.add_argument("--score", type=Path, metavar="FILE.jsonl", help='measure the "prediction" of each line of a file')
-    options = parse(parser)
+    options = parse_eval_options(parser)
     if bool(options.score) == bool(options.checkpoint):
         raise UserError("say what is measured: --checkpoint RUN --source NAME --input FILE, or --score FILE.jsonl")
     if options.checkpoint and not options.source:
@@ -66,37 +66,37 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _answer(options: argparse.Namespace, device: Any) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
+def _generate_answers(options: argparse.Namespace, device: Any) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
     """Which checkpoint it was, and its answers to the source's questions."""
     records = read_records(options.source, options.input, ("conversations", "summaries"), options.limit)
-    loaded = load(options, device)
+    loaded = load_checkpoint(options, device)
     template = Template.load(loaded.folder)
     articles = [record for record in records if isinstance(record, Summary)]
-    questions = [each for record in records if isinstance(record, Conversation) for each in questions_of(record)]
+    questions = [each for record in records if isinstance(record, Conversation) for each in extract_questions(record)]
     settings = {"max_new_tokens": options.max_new_tokens, "batch": options.batch}
-    asked = [*(each.article for each in articles), *(each.question for each in questions)]
-    with progress("answering", len(asked), "answers") as bar:
-        answers: list[Answer | None] = [
-            *summarise(loaded.model, loaded.tokenizer, template, [each.article for each in articles], on_progress=bar.update,
+    input_texts = [*(each.article for each in articles), *(each.question for each in questions)]
+    with progress_bar("answering", len(input_texts), "answers") as bar:
+        answers: list[ModelAnswer | None] = [
+            *summarize_articles(loaded.model, loaded.tokenizer, template, [each.article for each in articles], on_progress=bar.update,
                        **settings),
-            *ask(loaded.model, loaded.tokenizer, template, questions, on_progress=bar.update, **settings),
+            *answer_questions(loaded.model, loaded.tokenizer, template, questions, on_progress=bar.update, **settings),
         ]
-    rows = [{"input": text, "prediction": answer.text, "tokens": answer.tokens, "stopped": answer.stopped}
-            for text, answer in zip(asked, answers, strict=True) if answer]
-    if missing := len(asked) - len(rows):
-        print(f"left out, no room for an answer in the context: {missing:,} questions")
+    rows = [{"input": text, "prediction": answer.text, "tokens": answer.num_tokens, "stopped": answer.has_eos}
+            for text, answer in zip(input_texts, answers, strict=True) if answer]
+    if num_skipped := len(input_texts) - len(rows):
+        print(f"left out, no room for an answer in the context: {num_skipped:,} questions")
     if not rows:
         raise UserError(f"--input {' '.join(options.input)}: no question of it fits the model's context")
-    return loaded.facts, rows
+    return loaded.provenance, rows
 
 
-def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    figures: dict[str, float] = asdict(measure([row["prediction"] for row in rows]))
+def _compute_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    metrics: dict[str, float] = asdict(measure_repetition([row["prediction"] for row in rows]))
     # Another program's file may say neither.
     for key in ("stopped", "tokens"):
         if all(isinstance(row.get(key), bool | int) for row in rows):
-            figures[key] = sum(row[key] for row in rows) / len(rows)
-    return figures
+            metrics[key] = sum(row[key] for row in rows) / len(rows)
+    return metrics
 
 
 if __name__ == "__main__":

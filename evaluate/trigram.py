@@ -30,21 +30,21 @@ import numpy as np
 
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import describe
-from common.options import Parser, out_file
-from common.progress import progress
-from data.shards import ShardSet, shards_of_run
+from common.machine import collect_environment
+from common.options import CommandParser, writable_path
+from common.progress import progress_bar
+from data.shards import ShardSet, load_run_shard_set
 
 # Three ids fill one int64 key, highest first: vocabularies of up to two million.
 ID_BITS = 21
 ID_MASK = (1 << ID_BITS) - 1
 PAIR_MASK = (1 << 2 * ID_BITS) - 1
 # Training positions counted at once: about 1.2 GB at the peak.
-PARTITION_POSITIONS = 1 << 25
-READ_TOKENS = 1 << 22
+MAX_PARTITION_POSITIONS = 1 << 25
+READ_CHUNK_TOKENS = 1 << 22
 
 
-class Stream(Protocol):
+class TokenStream(Protocol):
     """A split's tokens one after another (`data.shards.Sequences`)."""
 
     @property
@@ -63,19 +63,19 @@ class CountTable:
     """Where each key's run begins among the sorted occurrences, and where the last ends: int64[n + 1]."""
 
     @classmethod
-    def of(cls, occurrences: np.ndarray) -> "CountTable":
+    def from_occurrences(cls, occurrences: np.ndarray) -> "CountTable":
         """Count the keys of `occurrences` (int64[m]), which is sorted in place."""
         occurrences.sort()
-        first = np.ones(len(occurrences), dtype=bool)
-        np.not_equal(occurrences[1:], occurrences[:-1], out=first[1:])
-        starts = np.flatnonzero(first)
+        is_run_start = np.ones(len(occurrences), dtype=bool)
+        np.not_equal(occurrences[1:], occurrences[:-1], out=is_run_start[1:])
+        starts = np.flatnonzero(is_run_start)
         return cls(occurrences[starts], np.append(starts, len(occurrences)))
 
-    def counted(self, times: int) -> int:
-        """How many keys occur exactly `times` times."""
-        return int(np.count_nonzero(np.diff(self.starts) == times))
+    def num_keys_with_count(self, count: int) -> int:
+        """How many keys occur exactly `count` times."""
+        return int(np.count_nonzero(np.diff(self.starts) == count))
 
-    def look_up(self, keys: np.ndarray) -> np.ndarray:
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
         """For each of `keys`: its count, its context's count, and the keys that share its context; int64[3, n]."""
         low, at, after, high = (
             np.searchsorted(self.keys, bound)
@@ -85,24 +85,24 @@ class CountTable:
 
 
 @dataclass
-class Level:
+class NgramOrder:
     """One order of the model: the counts of the scored positions, and the counts that give its discount."""
 
     counts: np.ndarray
     """For each scored position the n-gram's count, its context's count and its context's types, int64[3, n]."""
-    once: int = 0
-    twice: int = 0
+    num_singletons: int = 0
+    num_doubletons: int = 0
 
-    def add(self, table: CountTable, keys: np.ndarray, chosen: np.ndarray) -> None:
-        """Take in one range: its counts of counts, and the counts of the positions `chosen` of `keys`."""
-        self.once += table.counted(1)
-        self.twice += table.counted(2)
-        self.counts[:, chosen] = table.look_up(keys[chosen])
+    def accumulate(self, table: CountTable, keys: np.ndarray, positions: np.ndarray) -> None:
+        """Take in one range: its counts of counts, and the counts of the positions `positions` of `keys`."""
+        self.num_singletons += table.num_keys_with_count(1)
+        self.num_doubletons += table.num_keys_with_count(2)
+        self.counts[:, positions] = table.lookup(keys[positions])
 
     @property
     def discount(self) -> float:
         """The absolute discount; one half where nothing was counted once, so that every word keeps some probability."""
-        return self.once / (self.once + 2 * self.twice) if self.once else 0.5
+        return self.num_singletons / (self.num_singletons + 2 * self.num_doubletons) if self.num_singletons else 0.5
 
     def interpolate(self, lower: np.ndarray) -> np.ndarray:
         """The probabilities of this order, float64[n], from those of the order below."""
@@ -111,8 +111,8 @@ class Level:
         return np.where(total > 0, share / np.maximum(total, 1), lower)
 
 
-def probabilities(
-    train: Stream, queries: np.ndarray, vocabulary_size: int, partition: int = PARTITION_POSITIONS
+def compute_probabilities(
+    train: TokenStream, queries: np.ndarray, vocabulary_size: int, partition: int = MAX_PARTITION_POSITIONS
 ) -> tuple[np.ndarray, list[float]]:
     """The probability of each query's last id after the two before it.
 
@@ -122,62 +122,62 @@ def probabilities(
     """
     if train.total_tokens < 3:
         raise UserError(f"the training split has {train.total_tokens} tokens; a trigram needs at least 3")
-    trigrams, bigrams = (Level(np.zeros((3, len(queries)), dtype=np.int64)) for _ in range(2))
-    keys = _keys(np.maximum(queries[:, 0], 0), queries[:, 1], queries[:, 2])
-    before = np.zeros(vocabulary_size, dtype=np.int64)
-    occurrences = _middle_counts(train, vocabulary_size)
-    with progress("counting trigrams", total=int(occurrences.sum()), unit="tok") as bar:
-        for low, high in _ranges(occurrences, partition):
-            table = CountTable.of(_trigram_keys(train, low, high, int(occurrences[low:high].sum())))
-            chosen = np.flatnonzero((queries[:, 1] >= low) & (queries[:, 1] < high))
-            trigrams.add(table, keys, chosen[queries[chosen, 0] >= 0])
-            table = CountTable.of(table.keys & PAIR_MASK)
-            bigrams.add(table, keys & PAIR_MASK, chosen)
-            before += np.bincount(table.keys & ID_MASK, minlength=vocabulary_size)
+    trigrams, bigrams = (NgramOrder(np.zeros((3, len(queries)), dtype=np.int64)) for _ in range(2))
+    keys = _pack_keys(np.maximum(queries[:, 0], 0), queries[:, 1], queries[:, 2])
+    continuation_counts = np.zeros(vocabulary_size, dtype=np.int64)
+    occurrences = _count_middle_ids(train, vocabulary_size)
+    with progress_bar("counting trigrams", total=int(occurrences.sum()), unit="tok") as bar:
+        for low, high in _partition_ids(occurrences, partition):
+            table = CountTable.from_occurrences(_trigram_keys(train, low, high, int(occurrences[low:high].sum())))
+            positions = np.flatnonzero((queries[:, 1] >= low) & (queries[:, 1] < high))
+            trigrams.accumulate(table, keys, positions[queries[positions, 0] >= 0])
+            table = CountTable.from_occurrences(table.keys & PAIR_MASK)
+            bigrams.accumulate(table, keys & PAIR_MASK, positions)
+            continuation_counts += np.bincount(table.keys & ID_MASK, minlength=vocabulary_size)
             bar.update(int(occurrences[low:high].sum()))
-    words = queries[:, 2]
-    everything = [np.full(len(words), value) for value in (before.sum(), np.count_nonzero(before))]
-    unigrams = Level(np.stack([before[words], *everything]), *(int(np.sum(before == times)) for times in (1, 2)))
+    last_ids = queries[:, 2]
+    totals = [np.full(len(last_ids), value) for value in (continuation_counts.sum(), np.count_nonzero(continuation_counts))]
+    unigrams = NgramOrder(np.stack([continuation_counts[last_ids], *totals]), *(int(np.sum(continuation_counts == times)) for times in (1, 2)))
     result = np.full(len(queries), 1 / vocabulary_size)
     for level in (unigrams, bigrams, trigrams):
         result = level.interpolate(result)
     return result, [level.discount for level in (unigrams, bigrams, trigrams)]
 
 
-def _middle_counts(train: Stream, vocabulary_size: int) -> np.ndarray:
+def _count_middle_ids(train: TokenStream, vocabulary_size: int) -> np.ndarray:
     """How often each id is the middle of a trigram, int64[V]."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for start in range(1, train.total_tokens - 1, READ_TOKENS):
-        ids = train.stream(start, min(start + READ_TOKENS, train.total_tokens - 1))
+    for start in range(1, train.total_tokens - 1, READ_CHUNK_TOKENS):
+        ids = train.stream(start, min(start + READ_CHUNK_TOKENS, train.total_tokens - 1))
         counts += np.bincount(ids, minlength=vocabulary_size)
     return counts
 
 
-def _ranges(occurrences: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+def _partition_ids(occurrences: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
     """Consecutive ranges of ids with at most `limit` occurrences each; an id that has more stands alone."""
-    reached = np.concatenate([[0], np.cumsum(occurrences)])
+    cumulative = np.concatenate([[0], np.cumsum(occurrences)])
     low = 0
     while low < len(occurrences):
-        high = max(low + 1, int(np.searchsorted(reached, reached[low] + limit, side="right")) - 1)
+        high = max(low + 1, int(np.searchsorted(cumulative, cumulative[low] + limit, side="right")) - 1)
         yield low, high
         low = high
 
 
-def _trigram_keys(train: Stream, low: int, high: int, count: int) -> np.ndarray:
+def _trigram_keys(train: TokenStream, low: int, high: int, count: int) -> np.ndarray:
     """The keys of all `count` trigrams of the stream whose middle id is in `[low, high)`, int64[count]."""
     keys = np.empty(count, dtype=np.int64)
     filled = 0
-    for start in range(0, train.total_tokens - 2, READ_TOKENS):
-        ids = train.stream(start, min(start + READ_TOKENS + 2, train.total_tokens))
+    for start in range(0, train.total_tokens - 2, READ_CHUNK_TOKENS):
+        ids = train.stream(start, min(start + READ_CHUNK_TOKENS + 2, train.total_tokens))
         middle = ids[1:-1]
-        at = np.flatnonzero((middle >= low) & (middle < high))
-        keys[filled : filled + len(at)] = _keys(ids[at], middle[at], ids[at + 2])
-        filled += len(at)
+        positions = np.flatnonzero((middle >= low) & (middle < high))
+        keys[filled : filled + len(positions)] = _pack_keys(ids[positions], middle[positions], ids[positions + 2])
+        filled += len(positions)
     return keys
 
 
-def _keys(first: np.ndarray, middle: np.ndarray, word: np.ndarray) -> np.ndarray:
-    return (first << 2 * ID_BITS) | (middle << ID_BITS) | word
+def _pack_keys(first: np.ndarray, middle: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return (first << 2 * ID_BITS) | (middle << ID_BITS) | last
 
 
 @dataclass(frozen=True)
@@ -197,34 +197,34 @@ class TrigramScore:
     """Of the orders 1, 2, 3."""
 
 
-def evaluate(shards: ShardSet, partition: int = PARTITION_POSITIONS) -> TrigramScore:
+def score_trigram_baseline(shards: ShardSet, partition: int = MAX_PARTITION_POSITIONS) -> TrigramScore:
     """Count the training split of `shards` as one stream and score every validation position but the first."""
-    train, validation = shards.split("train"), shards.split("validation")
-    if validation.total_tokens < 2:
-        raise UserError(f"{shards.folder} has {validation.total_tokens} validation tokens; scoring needs at least 2")
-    tokenizer = shards.tokenizer()
-    ids = np.concatenate([[-1], validation.stream(0, validation.total_tokens)])
+    train, validation = shards.load_split("train"), shards.load_split("validation")
+    if validation.num_tokens < 2:
+        raise UserError(f"{shards.folder} has {validation.num_tokens} validation tokens; scoring needs at least 2")
+    tokenizer = shards.load_tokenizer()
+    ids = np.concatenate([[-1], validation.read_stream(0, validation.num_tokens)])
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)
-    found, discounts = probabilities(train, queries, tokenizer.vocabulary_size, partition)
-    nats = -float(np.log(found).sum())
+    token_probabilities, discounts = compute_probabilities(train, queries, tokenizer.vocab_size, partition)
+    nats = -float(np.log(token_probabilities).sum())
     characters = int(tokenizer.characters_per_id[ids[2:]].sum(dtype=np.int64))
     loss = nats / len(queries)
     return TrigramScore(
         loss=loss, perplexity=math.exp(loss), bits_per_character=nats / math.log(2) / max(characters, 1),
-        tokens=len(queries), characters=characters, train_tokens=train.total_tokens, discounts=discounts,
+        tokens=len(queries), characters=characters, train_tokens=train.num_tokens, discounts=discounts,
     )
 
 
 def main() -> None:
     """Entry point of `python -m evaluate.trigram`."""
-    parser = Parser(prog="python -m evaluate.trigram", description=__doc__.split("\n\n")[0])
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--data", type=Path, metavar="SHARDSET", help="a prepared shard set")
-    which.add_argument("--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on")
-    parser.add_argument("--json", type=out_file, metavar="OUT", help="write the printed figures here")
+    parser = CommandParser(prog="python -m evaluate.trigram", description=__doc__.split("\n\n")[0])
+    input_group = parser.add_mutually_exclusive_group(required=True)
+    input_group.add_argument("--data", type=Path, metavar="SHARDSET", help="a prepared shard set")
+    input_group.add_argument("--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on")
+    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write the printed figures here")
     arguments = parser.parse_args()
-    shards = ShardSet.open(arguments.data) if arguments.data else shards_of_run(arguments.checkpoint)
-    score = evaluate(shards)
+    shards = ShardSet.open(arguments.data) if arguments.data else load_run_shard_set(arguments.checkpoint)
+    score = score_trigram_baseline(shards)
     print(f"Kneser-Ney trigram on {shards.folder}: trained on {score.train_tokens:,} tokens")
     print(f"discounts, orders 1 to 3   {'  '.join(f'{discount:.3f}' for discount in score.discounts)}")
     print(f"scored                     {score.tokens:,} tokens, {score.characters:,} characters")
@@ -232,8 +232,8 @@ def main() -> None:
     print(f"perplexity                 {score.perplexity:.2f}")
     print(f"bits per character         {score.bits_per_character:.4f}")
     if arguments.json:
-        made: dict[str, Any] = {"data": str(shards.folder), "data_fingerprint": shards.fingerprint, "made": describe()}
-        write_json(arguments.json, {**asdict(score), **made})
+        provenance: dict[str, Any] = {"data": str(shards.folder), "data_fingerprint": shards.fingerprint, "made": collect_environment()}
+        write_json(arguments.json, {**asdict(score), **provenance})
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from itertools import islice
 
 from common.errors import UserError
-from data.readers.files import expand
-from data.records import BadRecord, Conversation, Document, Kind, Record, Summary, Unused
+from data.readers.files import expand_inputs
+from data.records import BadRecord, Conversation, Document, Kind, Record, Summary, SkippedRecord
 from data.sources import find_source
 
 
-class Records:
+class UsableRecords:
     """The usable records of a source's files, one after another; what was passed over so far is counted."""
 
     def __init__(self, source: str, inputs: list[str], kinds: tuple[Kind, ...]) -> None:
@@ -18,25 +18,25 @@ class Records:
         self._reader, self._inputs = find_source(source), inputs
         if self._reader.kind not in kinds:
             raise UserError(f"--source {source} has {self._reader.kind}; this measures {' or '.join(kinds)}")
-        self._unused: Counter[str] = Counter()
-        self._bad, self._first_bad = 0, ""
+        self._unused_counts: Counter[str] = Counter()
+        self._num_bad, self._first_bad_message = 0, ""
 
     def __iter__(self) -> Iterator[Record]:
-        for record in (record for path in expand(self._inputs) for record in self._reader.open(path)):
+        for record in (record for path in expand_inputs(self._inputs) for record in self._reader.iter_records(path)):
             if isinstance(record, BadRecord):
-                self._bad += 1
-                self._first_bad = self._first_bad or f"{record.file} line {record.line}: {record.reason}"
-            elif isinstance(record, Unused):
-                self._unused[record.reason] += 1
+                self._num_bad += 1
+                self._first_bad_message = self._first_bad_message or f"{record.file} line {record.line}: {record.reason}"
+            elif isinstance(record, SkippedRecord):
+                self._unused_counts[record.reason] += 1
             else:
                 yield record
 
-    def print_left_out(self) -> None:
+    def print_skipped(self) -> None:
         """Print how many records were not used, and why; nothing where all were."""
-        for reason, count in self._unused.items():
+        for reason, count in self._unused_counts.items():
             print(f"left out, {reason}: {count:,} records")
-        if self._bad:
-            print(f"left out, unreadable: {self._bad:,} records, the first {self._first_bad}")
+        if self._num_bad:
+            print(f"left out, unreadable: {self._num_bad:,} records, the first {self._first_bad_message}")
 
 
 def read_records(source: str, inputs: list[str], kinds: tuple[Kind, ...], limit: int | None) -> list[Conversation | Summary]:
@@ -44,9 +44,9 @@ def read_records(source: str, inputs: list[str], kinds: tuple[Kind, ...], limit:
 
     UserError if the source's records are not of `kinds`, or there are none.
     """
-    records = Records(source, inputs, kinds)
-    found = [record for record in islice(records, limit) if not isinstance(record, Document)]
-    records.print_left_out()
-    if not found:
+    records = UsableRecords(source, inputs, kinds)
+    usable_records = [record for record in islice(records, limit) if not isinstance(record, Document)]
+    records.print_skipped()
+    if not usable_records:
         raise UserError(f"--input {' '.join(inputs)}: there is no record of {source} in it")
-    return found
+    return usable_records

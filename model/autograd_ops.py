@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class RMSNorm(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
     """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019). x[..., D], weight[D]."""
 
     @staticmethod
@@ -27,29 +27,29 @@ class RMSNorm(torch.autograd.Function):
         (dy,) = gradients
         normal = x * scale
         # Beside an adapter the weight is frozen.
-        trains = ctx.needs_input_grad[1]
-        dw = torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0) if trains else None
+        needs_weight_grad = ctx.needs_input_grad[1]
+        dw = torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0) if needs_weight_grad else None
         dn = dy * weight
         projection = torch.linalg.vecdot(dn, normal, dim=-1).unsqueeze(-1).div_(x.shape[-1])
         return dn.sub_(normal.mul_(projection)).mul_(scale), dw, None
 
 
-class Rotate(torch.autograd.Function):
+class RotaryFunction(torch.autograd.Function):
     """Rotary position embedding in the rotate-half layout (Su et al. 2021). x[B, T, H, d], cos and sin[..., d / 2]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        return _apply_rotary(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         # The inverse of a rotation turns the other way.
-        return _rotate(gradients[0], cos, -sin), None, None
+        return _apply_rotary(gradients[0], cos, -sin), None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     out = torch.empty_like(x)
     low, high = out.chunk(2, dim=-1)
@@ -58,7 +58,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-class SwiGLU(torch.autograd.Function):
+class SwiGLUFunction(torch.autograd.Function):
     """`silu(gate) * up` (Shazeer 2020), keeping its two inputs and nothing else."""
 
     @staticmethod

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError, run_main
-from common.options import Parser
+from common.options import CommandParser
 
 if TYPE_CHECKING:
     from model.interop.gguf.export import GGUFType
@@ -24,20 +24,20 @@ DESCRIPTION = """Export a checkpoint.
 
 def main() -> None:
     """Entry point."""
-    options = _parse()
+    options = _parse_options()
     if options.format == "gguf":
-        _gguf(options.checkpoint, options.out, options.dtype or "f32")
+        _export_gguf(options.checkpoint, options.out, options.dtype or "f32")
         return
     from model.interop.hf_export import export_hf
 
     done = export_hf(options.checkpoint, options.out, dtype=options.dtype or "float32",
                      max_shard_size=options.max_shard_size or "5GB")
-    files = done.files[0] if len(done.files) == 1 else f"{len(done.files)} files of weights"
-    print(f"{options.out}: {done.parameters / 1e6:.1f}M parameters, {done.bytes / 1e6:.1f} MB in {files}")
+    files = done.weights_files[0] if len(done.weights_files) == 1 else f"{len(done.weights_files)} files of weights"
+    print(f"{options.out}: {done.num_parameters / 1e6:.1f}M parameters, {done.num_bytes / 1e6:.1f} MB in {files}")
 
 
-def _parse() -> argparse.Namespace:
-    parser = Parser(prog="python -m model.export", description=DESCRIPTION,
+def _parse_options() -> argparse.Namespace:
+    parser = CommandParser(prog="python -m model.export", description=DESCRIPTION,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its steps, or an exported folder")
     parser.add_argument("--format", choices=("hf", "gguf"), required=True)
@@ -55,22 +55,22 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def _gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
+def _export_gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
     import torch
 
     from model.checkpoint import locate, weights
-    from model.chat_template.to_jinja import chat_template
+    from model.chat_template.to_jinja import build_jinja_template
     from model.interop.gguf.export import export_gguf
     from model.chat_template.template import Template
     from model.tokenizer.imported import ImportedTokenizer
 
-    source = locate.find(checkpoint)
-    model, tokenizer = weights.load(source, torch.device("cpu"))
+    source = locate.resolve_checkpoint(checkpoint)
+    model, tokenizer = weights.load_checkpoint(source, torch.device("cpu"))
     template = Template.load(source)
     # An imported chat template, if there is one, says what the imported words say.
-    own = tokenizer.config["chat_template"] if isinstance(tokenizer, ImportedTokenizer) and tokenizer.words else None
-    export_gguf(model, tokenizer, own or chat_template(template), out, dtype=dtype, name=out.stem, template=template)
-    print(f"{out}: {model.config.parameters / 1e6:.1f}M parameters, {out.stat().st_size / 1e6:.1f} MB, {dtype}")
+    own = tokenizer.tokenizer_config["chat_template"] if isinstance(tokenizer, ImportedTokenizer) and tokenizer.template_fields else None
+    export_gguf(model, tokenizer, own or build_jinja_template(template), out, dtype=dtype, name=out.stem, template=template)
+    print(f"{out}: {model.config.num_parameters / 1e6:.1f}M parameters, {out.stat().st_size / 1e6:.1f} MB, {dtype}")
 
 
 if __name__ == "__main__":

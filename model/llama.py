@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import autograd_ops
-from model.decode.kv_cache import Cache, LayerCache
+from model.decode.kv_cache import KVCache, LayerKVCache
 from model.config import LlamaConfig
 from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy
 
 
-def _eager_cpu(x: Tensor) -> bool:
+def _use_custom_autograd(x: Tensor) -> bool:
     """Where the hand-written autograd functions pay; elsewhere the compiler fuses the plain formulas."""
     return x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
 
@@ -50,8 +50,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., D] → [..., D], the mean square taken in fp32 whatever the type of x."""
-        if _eager_cpu(x) and x.dtype == torch.float32:
-            return autograd_ops.RMSNorm.apply(x, self.weight, self.eps)
+        if _use_custom_autograd(x) and x.dtype == torch.float32:
+            return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * scale).to(x.dtype) * self.weight
@@ -71,12 +71,12 @@ def inverse_frequencies(config: LlamaConfig) -> Tensor:
     if scaling["rope_type"] == "linear":
         return frequencies / scaling["factor"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    rotations = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    blend = ((rotations - low) / (high - low)).clamp(0, 1)
     return frequencies * (blend + (1 - blend) / scaling["factor"])
 
 
-class Rotary(nn.Module):
+class RotaryEmbedding(nn.Module):
     """Cosines and sines of every position, computed once in fp32."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -92,14 +92,14 @@ class Rotary(nn.Module):
         return cos, sin
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x[B, T, H, d] by its position, pairing dimension i with i + d / 2.
 
     Computed in the wider of the types of x and the angles, returned in that of x: under autocast the angles are fp32, and
     queries and keys that were too would no longer match the values.
     """
-    if _eager_cpu(x):
-        return autograd_ops.Rotate.apply(x, cos, sin)
+    if _use_custom_autograd(x):
+        return autograd_ops.RotaryFunction.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
@@ -112,26 +112,26 @@ class Attention(nn.Module):
         size = config.hidden_size
         heads_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.head_dim = config.head_dim
-        self.grouped = config.num_key_value_heads != config.num_attention_heads
+        self.is_grouped_query = config.num_key_value_heads != config.num_attention_heads
         self.q_proj = Linear(size, heads_size)
         self.k_proj = Linear(size, kv_size)
         self.v_proj = Linear(size, kv_size)
         self.o_proj = Linear(heads_size, size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerKVCache | None) -> Tensor:
         """x[B, T, D] → [B, T, D]. `mask`[B or 1, 1, T, S] (True: may look) replaces plain causality when given."""
-        rows, length, _ = x.shape
-        q = rotate(self.q_proj(x).view(rows, length, -1, self.head_dim), cos, sin)
-        k = rotate(self.k_proj(x).view(rows, length, -1, self.head_dim), cos, sin)
-        v = self.v_proj(x).view(rows, length, -1, self.head_dim)
+        batch_size, length, _ = x.shape
+        q = apply_rotary(self.q_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
+        k = apply_rotary(self.k_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
+        v = self.v_proj(x).view(batch_size, length, -1, self.head_dim)
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [B, H or K, T, d]
         if cache is not None:
             k, v = cache.append(k, v)
-        causal = mask is None and length > 1
-        if causal and k.shape[2] != length:
+        is_causal = mask is None and length > 1
+        if is_causal and k.shape[2] != length:
             raise ValueError("several new positions behind a filled cache need a mask: plain causality would misalign them")
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
-        return self.o_proj(out.transpose(1, 2).reshape(rows, length, -1))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped_query)
+        return self.o_proj(out.transpose(1, 2).reshape(batch_size, length, -1))
 
 
 class FeedForward(nn.Module):
@@ -146,11 +146,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D] → [B, T, D]."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        hidden = autograd_ops.SwiGLU.apply(gate, up) if _eager_cpu(gate) else F.silu(gate) * up
+        hidden = autograd_ops.SwiGLUFunction.apply(gate, up) if _use_custom_autograd(gate) else F.silu(gate) * up
         return self.down_proj(hidden)
 
 
-class Layer(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention, then feed-forward, each on a normalised copy and added back."""
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -160,23 +160,23 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, *attention: Any) -> Tensor:
+    def forward(self, x: Tensor, *attention_args: Any) -> Tensor:
         """x[B, T, D] → [B, T, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), *attention)
+        x = x + self.self_attn(self.input_layernorm(x), *attention_args)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Body(nn.Module):
+class LlamaModel(nn.Module):
     """Everything below the head: ids to hidden states."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = Rotary(config)
+        self.rotary = RotaryEmbedding(config)
 
-    def forward(self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """ids[B, T] → normalised hidden states[B, T, D]."""
         x = self.embed_tokens(ids)
         if positions is None:
@@ -195,25 +195,25 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         # Positions that it was trained on: a prompt and its answer should not be longer together.
-        self.context = config.max_position_embeddings
+        self.trained_context = config.max_position_embeddings
         # What is trained while the weights are frozen; None where it is the weights.
         self.adapter: Adapter | None = None
         # What `model.decoder` keeps of the present weights.
-        self.decoder: Any = None
-        self.model = Body(config)
+        self.cached_inference_model: Any = None
+        self.model = LlamaModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
-        self, ids: Tensor, targets: Tensor | None = None, *, scored: Tensor | None = None, scale: float = 1.0,
-        loss_path: LossPath = "chunked", hits: Tensor | None = None, positions: Tensor | None = None,
-        mask: Tensor | None = None, cache: Cache | None = None,
+        self, ids: Tensor, targets: Tensor | None = None, *, target_positions: Tensor | None = None, scale: float = 1.0,
+        loss_path: LossPath = "chunked", num_correct: Tensor | None = None, positions: Tensor | None = None,
+        mask: Tensor | None = None, cache: KVCache | None = None,
     ) -> Tensor:
         """ids[B, T] → logits[B, T, V], or with targets the sum of their cross-entropies times `scale`.
 
-        targets[N] belong to the positions `scored`[N] of the flattened B · T, all of them when it is None; positions
-        without loss never reach the head. To `hits`, a number on the model's device, is added at how many of them the
+        targets[N] belong to the positions `target_positions`[N] of the flattened B · T, all of them when it is None; positions
+        without loss never reach the head. To `num_correct`, a number on the model's device, is added at how many of them the
         likeliest id is the target. `positions`[T] or [B, T] default to counting up, from the cache's length where there
         is one; `mask`[B or 1, 1, T, S] replaces plain causality.
         """
@@ -221,18 +221,18 @@ class Llama(nn.Module):
         if targets is None:
             return self.lm_head(hidden)
         hidden = hidden.flatten(0, 1)
-        hidden = hidden if scored is None else hidden[scored]
+        hidden = hidden if target_positions is None else hidden[target_positions]
         return linear_cross_entropy(
-            hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path, hits=hits
+            hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path, num_correct=num_correct
         )
 
     def train(self, mode: bool = True) -> "Llama":
         """As every module's; in training mode weights change, so nothing made of them is kept."""
-        self.decoder = None
+        self.cached_inference_model = None
         return super().train(mode)
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> "Llama":
+    def init_weights(self, seed: int) -> "Llama":
         """Fill all weights from a seed: normal(initializer_range), the two projections that write into the residual
         stream scaled down by sqrt(2 · layers) (Radford et al. 2019), norms one. Drawn on the CPU, so that a seed means
         the same weights on every device.
@@ -244,6 +244,6 @@ class Llama(nn.Module):
                 parameter.fill_(1.0)
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            spread = deviation / math.sqrt(2 * self.config.num_hidden_layers) if residual else deviation
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+            parameter_std = deviation / math.sqrt(2 * self.config.num_hidden_layers) if residual else deviation
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter_std)
         return self

@@ -19,7 +19,7 @@ from common.options import Options
 if TYPE_CHECKING:
     from model.llama import Llama
 
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class LoraOptions(Options):
@@ -28,17 +28,17 @@ class LoraOptions(Options):
     rank: int = Field(8, gt=0, le=4096, description="inner width of the two matrices")
     alpha: float = Field(16.0, gt=0, description="the product of the two is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    targets: tuple[Target, ...] = Field(("q_proj", "v_proj"), description="the matrices of every layer that get an "
+    targets: tuple[LoraTarget, ...] = Field(("q_proj", "v_proj"), description="the matrices of every layer that get an "
                                         "adapter, with commas between them")
 
     @field_validator("targets", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
+    def _split_targets(cls, value: Any) -> Any:
         return tuple(value.replace(" ", "").split(",")) if isinstance(value, str) else value
 
     @field_validator("targets")
     @classmethod
-    def _distinct(cls, value: tuple[Target, ...]) -> tuple[Target, ...]:
+    def _check_targets(cls, value: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
         if not value:
             raise ValueError("is empty; name at least one matrix, such as q_proj")
         if twice := sorted({name for name in value if value.count(name) > 1}):
@@ -57,34 +57,34 @@ class Adapter:
     """Of its weights."""
 
 
-class RowDropout(nn.Dropout):
+class PerRowDropout(nn.Dropout):
     """Dropout that draws for each row from a generator of the row's own, once `seed_dropout` has given it some: what is
     dropped in a row then does not depend on the rows that go through the model beside it, here or in another process.
     """
 
-    rows: list[torch.Generator] | None = None
+    row_generators: list[torch.Generator] | None = None
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
         # What a generator draws is no part of a compiled program. That is said here and not by a decorator, because it imports
         # the compiler: more than a second at the start of every command.
-        self._kept = _disabled(_kept) if p else _kept
+        self._sample_keep_mask = _exclude_from_compile(_sample_keep_mask) if p else _sample_keep_mask
 
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D], one generator for each of B, → the same, a share of it zero and the rest scaled up."""
-        if self.rows is None or not self.training:
+        if self.row_generators is None or not self.training:
             return super().forward(x)
-        return x * self._kept(self.rows, x, self.p) / (1 - self.p)
+        return x * self._sample_keep_mask(self.row_generators, x, self.p) / (1 - self.p)
 
 
 # One and the same function for all layers, or each would be compiled anew.
-_disabled = functools.cache(torch.compiler.disable)
+_exclude_from_compile = functools.cache(torch.compiler.disable)
 
 
-def _kept(rows: list[torch.Generator], x: Tensor, p: float) -> Tensor:
+def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) -> Tensor:
     """What stays of x[B, T, D], as booleans."""
-    drawn = [torch.rand(row.shape, generator=own, device=x.device) for own, row in zip(rows, x, strict=True)]
-    return torch.stack(drawn) >= p
+    samples = [torch.rand(row.shape, generator=own, device=x.device) for own, row in zip(generators, x, strict=True)]
+    return torch.stack(samples) >= p
 
 
 class LoraLinear(nn.Linear):
@@ -93,7 +93,7 @@ class LoraLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
-        self.scale, self.dropout = options.alpha / options.rank, RowDropout(options.dropout)
+        self.scale, self.dropout = options.alpha / options.rank, PerRowDropout(options.dropout)
         device = linear.weight.device
         self.lora_A = nn.Linear(self.in_features, options.rank, bias=False, device="meta")
         self.lora_B = nn.Linear(options.rank, self.out_features, bias=False, device="meta")
@@ -106,11 +106,11 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in] → [..., out]."""
-        thin = self.lora_A(self.dropout(x))
-        return F.linear(x, self.weight) + self.lora_B(thin) * self.scale
+        low_rank = self.lora_A(self.dropout(x))
+        return F.linear(x, self.weight) + self.lora_B(low_rank) * self.scale
 
 
-def attach(model: "Llama", adapter: Adapter, seed: int) -> None:
+def attach_adapter(model: "Llama", adapter: Adapter, seed: int) -> None:
     """Freeze a model's weights and put a new adapter, drawn from the seed, beside those that its options name."""
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -127,8 +127,8 @@ def seed_dropout(model: "Llama", seeds: list[int]) -> None:
         return
     rows = [torch.Generator(model.lm_head.weight.device).manual_seed(seed) for seed in seeds]
     for module in model.modules():
-        if isinstance(module, RowDropout):
-            module.rows = rows
+        if isinstance(module, PerRowDropout):
+            module.row_generators = rows
 
 
 def adapter_tensors(model: "Llama") -> dict[str, Tensor]:

@@ -8,10 +8,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_precision(device: torch.device, wish: str) -> Precision:
+def resolve_precision(device: torch.device, requested: str) -> Precision:
     """`auto`: bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU."""
-    if wish != "auto":
-        return cast(Precision, wish)
+    if requested != "auto":
+        return cast(Precision, requested)
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"

@@ -17,13 +17,13 @@ from model.llama import Llama
 
 # Up to so many rows a CPU unpacks int8 inside the product; for more, a matrix unpacked once and multiplied by the machine's
 # own kernel is faster.
-_FEW_ROWS = 16
+_MAX_INT8_KERNEL_ROWS = 16
 # The product reads as many numbers of a row at once, beyond its end if need be, where other memory or none at all is.
-_READ_AT_ONCE = 16
-_LARGEST = 127
+_INT8_KERNEL_WIDTH = 16
+_INT8_MAX = 127
 
 
-def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is a bias-free linear layer that does nothing else; an adapted one does."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and module.bias is None
 
@@ -31,21 +31,21 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight[N, D] → int8[N, D] and the bf16[N] scales that they are to be multiplied with; a row of zeros stays one."""
     largest = weight.detach().float().abs().amax(1)
-    scale = (largest / _LARGEST).bfloat16()
+    scale = (largest / _INT8_MAX).bfloat16()
     # Rounded before it is used, so that the product with the stored scale is off by half a step and no more. Rounding is by
     # 2^-8 at most, which keeps the largest weight below 127.5 steps.
     steps = weight.detach().float() / torch.where(scale > 0, scale, 1).float()[:, None]
     return steps.round_().to(torch.int8), scale
 
 
-def unpacks_inside(x: Tensor) -> bool:
+def can_use_int8_kernel(x: Tensor) -> bool:
     """Whether x[N, D] may and should be multiplied by `torch._weight_int8pack_mm`."""
-    return x.device.type == "cpu" and len(x) <= _FEW_ROWS and x.shape[1] % _READ_AT_ONCE == 0
+    return x.device.type == "cpu" and len(x) <= _MAX_INT8_KERNEL_ROWS and x.shape[1] % _INT8_KERNEL_WIDTH == 0
 
 
-def int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+def int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     """x[N, D] times int8[M, D] with their bf16[M] scales → [N, M] in the type of x."""
-    if unpacks_inside(x):
+    if can_use_int8_kernel(x):
         return torch._weight_int8pack_mm(x.bfloat16(), values, scale).to(x.dtype)
     if x.device.type == "cpu":
         # The same sums: int8 is exact in bf16. A CPU without bf16 of its own multiplies fp32 faster.
@@ -54,11 +54,11 @@ def int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
     return F.linear(x, dequantize(values, scale, x.dtype))
 
 
-def bind_int8_product(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
+def capture_int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
     """`int8_product` of the bf16 `x` of then, on a CPU. Asking again and again how to multiply would cost a quarter of it."""
-    if unpacks_inside(x):
+    if can_use_int8_kernel(x):
         return partial(torch._weight_int8pack_mm, x, values, scale)
-    return partial(int8_product, x, values, scale)
+    return partial(int8_linear, x, values, scale)
 
 
 def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,7 +86,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in] → [..., out]."""
-        return int8_product(x.reshape(-1, x.shape[-1]), self.values, self.scale).view(*x.shape[:-1], -1)
+        return int8_linear(x.reshape(-1, x.shape[-1]), self.values, self.scale).view(*x.shape[:-1], -1)
 
 
 class Int8Embedding(Int8Linear):
@@ -121,5 +121,5 @@ def quantize_int8(model: Llama) -> Llama:
 
 def weight_bytes(model: Llama) -> int:
     """Memory that the weights take, what is shared counted once."""
-    held = {each.data_ptr(): each.numel() * each.element_size() for each in model.state_dict().values()}
-    return sum(held.values())
+    bytes_by_address = {each.data_ptr(): each.numel() * each.element_size() for each in model.state_dict().values()}
+    return sum(bytes_by_address.values())

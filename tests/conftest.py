@@ -8,8 +8,8 @@ import pytest
 from hypothesis import settings
 
 from common.files import atomic_folder
-from data.shards import FORMAT, ShardWriter
-from model.tokenizer.base import FILE as TOKENIZER_FILE
+from data.shards import SHARD_FORMAT, ShardWriter
+from model.tokenizer.base import TOKENIZER_FILE as TOKENIZER_FILE
 from model.tokenizer.base import Tokenizer
 
 # How long an example takes says something of the machine and what else it does, and nothing of the code. And the examples are
@@ -22,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The modules with the most slow tests first: at the end, no process waits long for another one's last module."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    num_slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow_tests[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +51,16 @@ def tokenizer() -> Tokenizer:
 def shard_set(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     """A little shard set: 300 training and 12 validation sequences of 5 to 200 ids, from a seed."""
     folder = tmp_path / "shards"
-    draw = np.random.default_rng(0)
-    with atomic_folder(folder, facts := {"format": FORMAT, "kind": "documents"}) as made:
-        (made / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
+    rng = np.random.default_rng(0)
+    with atomic_folder(folder, manifest := {"format": SHARD_FORMAT, "kind": "documents"}) as partial_folder:
+        (partial_folder / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
         splits = {}
         for split, count in (("train", 300), ("validation", 12)):
-            writer = ShardWriter(made, split, tokenizer.vocabulary_size, shard_tokens=5000)
-            for length in draw.integers(5, 200, count):
+            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size, shard_tokens=5000)
+            for length in rng.integers(5, 200, count):
                 # A few ids that follow one another by a rule: something to learn.
-                ids = 400 + (draw.integers(50) + 3 * np.arange(length - 2)) % 50
+                ids = 400 + (rng.integers(50) + 3 * np.arange(length - 2)) % 50
                 writer.add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id]))
             splits[split] = writer.close()
-        facts["splits"] = splits
+        manifest["splits"] = splits
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.options import fields
+from common.options import option_fields
 from train.options import PretrainOptions, SftOptions
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +46,7 @@ def make(folder: Path, *words: str, **variables: str) -> tuple[subprocess.Comple
     "my corpus.txt", "a(b).txt", "it's.txt", 'say "x".txt', "a;touch x", "a$HOME$(PY)`id`.txt", "a,b.txt", "back\\slash", "*",
     "x  y ", "a~/b", "#x", "语料.txt",
 ])
-def test_a_name_reaches_the_command_as_it_is(folder: Path, name: str) -> None:
+def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     """Two words of one file name, and a name that the shell runs."""
     data, run = f"DATA={name}", f"RUN={name}"
     assert make(folder, "data", data)[1] == ["-m", "data.download", name]
@@ -59,7 +59,7 @@ def test_a_name_reaches_the_command_as_it_is(folder: Path, name: str) -> None:
     assert not (folder / "x").exists()
 
 
-def test_a_name_in_the_home_folder_is_found(folder: Path) -> None:
+def test_home_folder_path_is_expanded(folder: Path) -> None:
     """Shells that leave the ~ of DATA=~/corpus.txt to whoever reads it."""
     assert make(folder, "pretrain", "DATA=~/my corpus.txt")[1][-1] == "/home/me/my corpus.txt"
 
@@ -68,7 +68,7 @@ def test_a_name_in_the_home_folder_is_found(folder: Path) -> None:
     ("data", ["data.download"]), ("pretrain", ["train.pretrain"]), ("sft", ["train.sft"]), ("chat", ["chat"]),
     ("serve", ["chat.serve"]), ("evaluate", ["evaluate"]),
 ])
-def test_what_is_not_said_is_left_to_the_command(folder: Path, target: str, words: list[str]) -> None:
+def test_unset_make_variables_use_command_defaults(folder: Path, target: str, words: list[str]) -> None:
     """A second place that decides which run is the newest or what the default corpus is; ARGS taken for one word."""
     (folder / "runs" / "x").mkdir(parents=True)
     assert make(folder, target)[1] == ["-m", *words]
@@ -87,7 +87,7 @@ def test_export_names_its_folder_after_the_run(folder: Path) -> None:
     assert done.stderr.splitlines()[:2] == ["error: which run? make export RUN=runs/NAME", "runs/sft-csl"]
 
 
-def test_setting_up_shows_progress_on_a_terminal_and_is_short_in_a_log(folder: Path) -> None:
+def test_setup_shows_progress_only_on_a_terminal(folder: Path) -> None:
     """Minutes of silence in front of somebody; hundreds of lines in a log."""
     pip = ["-m", "pip", "install", "--disable-pip-version-check"]
     (folder / "venv" / ".installed").unlink()
@@ -108,7 +108,7 @@ def test_setting_up_shows_progress_on_a_terminal_and_is_short_in_a_log(folder: P
     ("tokens=5", '; did you mean ARGS="--batch_tokens 5"?'),
     ("s=1", "."), ("a;touch${IFS}x='$(HOME)", "."),
 ])
-def test_a_variable_that_there_is_not_is_said_before_anything_is_done(folder: Path, word: str, hint: str) -> None:
+def test_unknown_make_variable_is_reported_first(folder: Path, word: str, hint: str) -> None:
     """`make pretrain data=mine` that trains on the sample for an hour."""
     done, words = make(folder, "pretrain", word, "DATA=x")
     said = done.stderr.splitlines()
@@ -117,7 +117,7 @@ def test_a_variable_that_there_is_not_is_said_before_anything_is_done(folder: Pa
     assert word.partition("=")[0][:5] in said[0] and not (folder / "x").exists()
 
 
-def test_what_is_meant_for_make_or_comes_from_a_make_above_is_no_slip(folder: Path) -> None:
+def test_make_own_and_inherited_variables_are_accepted(folder: Path) -> None:
     """A project whose own make calls this one with its variables on the command line, and cannot any more."""
     for words, variables in ((["SHELL=/bin/sh", "CUDA_VISIBLE_DEVICES=1", "HOME=/tmp"], {}), (["CC=gcc"], {"MAKELEVEL": "1"}),
                              (["-j2"], {"steps": "5"})):
@@ -125,13 +125,13 @@ def test_what_is_meant_for_make_or_comes_from_a_make_above_is_no_slip(folder: Pa
         assert called == ["-m", "data.download", "x"], done.stderr
 
 
-def test_the_options_that_make_knows_are_options() -> None:
+def test_make_variables_map_to_real_options() -> None:
     """A hint at an option that was renamed."""
     (named,) = re.findall(r"^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(named.split()) <= {*fields(PretrainOptions), *fields(SftOptions)}
+    assert set(named.split()) <= {*option_fields(PretrainOptions), *option_fields(SftOptions)}
 
 
-def test_every_target_is_phony_and_helped(folder: Path) -> None:
+def test_every_target_is_phony_and_in_help(folder: Path) -> None:
     """A target that a folder of its name (data, evaluate) stands in the way of, or that nobody is told of."""
     text = (folder / "Makefile").read_text(encoding="utf-8")
     (phony,) = (set(line.split()) for line in re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE))

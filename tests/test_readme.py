@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from common.metrics_file import read_metrics
-from data.corpora.manifests import corpora
+from data.corpora.manifests import load_corpora
 from tests.helpers import processes
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ MODULES = sorted({command.program for command in COMMANDS} - {"make"})
 @lru_cache
 def help_of(module: str, *subcommand: str) -> str:
     """What `python -m MODULE [SUBCOMMAND] --help` prints; it must end well."""
-    done = processes.run(module, *subcommand, "--help")
+    done = processes.run_command(module, *subcommand, "--help")
     assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
     return done.stdout
 
@@ -147,7 +147,7 @@ def make_plan(command: Command) -> str:
     return done.stdout
 
 
-def test_the_documents_have_commands() -> None:
+def test_documentation_contains_commands() -> None:
     """Every test below passing because nothing was found in the documents."""
     in_readme = {command for shell in code_of(DOCUMENTS[0].read_text(encoding="utf-8")) for command in commands_in(shell)}
     assert {"make", "train.pretrain"} <= {command.program for command in in_readme}
@@ -170,7 +170,7 @@ def test_the_documents_have_commands() -> None:
      [("train.pretrain", "--x", "1", "--json", "OUT", "ARGS=--a b"), ("make", "t")]),
     ("make a\n\n    make b", [("make", "b")]),
 ])
-def test_commands_are_read_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
+def test_commands_are_parsed_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
     """A command that no test sees for its fence, prompt, comment or continuation; prose taken for one."""
     shells = [command for shell in code_of(markdown) for command in commands_in(shell)]
     assert [(command.program, *command.words) for command in shells] == found
@@ -178,7 +178,7 @@ def test_commands_are_read_from_markdown(markdown: str, found: list[tuple[str, .
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
-def test_documented_modules_have_their_options(module: str) -> None:
+def test_documented_options_exist(module: str) -> None:
     """A command or an option that was renamed in the code and not in the documents."""
     for command in COMMANDS:
         if command.program == module:
@@ -197,7 +197,7 @@ def test_documented_targets_exist(command: Command) -> None:
             check(behind)
 
 
-def test_wrong_commands_are_found_out() -> None:
+def test_wrong_commands_are_detected() -> None:
     """Checks that anything passes."""
     for wrong, said in [("no.such.module", "no module no.such"), ("train.pretrain", "has no --steps"),
                         ("data.tokenizer", "has no --batch"), ("train.nothing", "python -m train.nothing --help")]:
@@ -210,16 +210,16 @@ def test_wrong_commands_are_found_out() -> None:
             make_plan(Command("make", ("nosuchtarget",)))
 
 
-def test_configs_that_are_named_exist() -> None:
+def test_documented_configs_exist() -> None:
     """A configuration file that was renamed."""
     named = {name for command in COMMANDS for name in re.findall(r"configs/[\w.-]+\.yaml", " ".join(command.words))}
     assert named and all((ROOT / name).is_file() for name in named)
 
 
 @pytest.mark.slow
-def test_a_documented_pretraining_runs(tmp_path: Path) -> None:
+def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
     """A command whose every option exists and which fails all the same, from a fresh checkout's state."""
-    named = {"sample", *corpora()}
+    named = {"sample", *load_corpora()}
     command = next(command for command in COMMANDS
                    if command.program == "train.pretrain" and {"--run", "--data"} <= command.options
                    and command.words[command.words.index("--data") + 1] in named)

@@ -29,12 +29,12 @@ def python(code: str) -> str:
 
 @pytest.mark.parametrize("module", ["chat", "chat.serve", "evaluate", "data.download", "data.prepare", "data.tokenizer",
                                     "model.export"])
-def test_help_does_not_wait_for_pytorch(module: str) -> None:
+def test_help_does_not_import_pytorch(module: str) -> None:
     """Seconds before a page of text."""
     assert python(HELP.format(module)) == "False"
 
 
 @pytest.mark.slow
-def test_no_command_waits_for_the_compiler_of_pytorch() -> None:
+def test_no_command_imports_pytorch_compiler() -> None:
     """A second and a half before every answer and every measure, for what only training on a GPU uses."""
     assert python(WORK) == "True False"

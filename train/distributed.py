@@ -28,16 +28,16 @@ from torch.nn.parallel import DistributedDataParallel
 from common.errors import UserError
 from model.llama import Llama
 
-Parallel = Literal["ddp", "fsdp"]
+ParallelStrategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 
 # A process that does not answer in the middle of a step for so long is given up. One that is dead is noticed at once.
 STEP_TIMEOUT = timedelta(minutes=10)
 # The others wait for the first one while it prepares data, measures or evaluates, which may take hours.
-PATIENCE = timedelta(days=1)
+LONG_TIMEOUT = timedelta(days=1)
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -47,13 +47,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that speaks and writes."""
     return rank() == 0
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def distributed_session() -> Iterator[None]:
     """Join the processes that torchrun started with this one; without torchrun, nothing.
 
     Inside, only the first process prints. When processes fail, the one that fails first says why; where it had no time to,
@@ -62,42 +62,42 @@ def together() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    store, number, count = next(dist.rendezvous("env://"))
+    store, process_rank, count = next(dist.rendezvous("env://"))
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=dist.PrefixStore("babyllama", store),
-                            rank=number, world_size=count, timeout=STEP_TIMEOUT)
-    before = signal.signal(signal.SIGTERM, _told_to_end)
+                            rank=process_rank, world_size=count, timeout=STEP_TIMEOUT)
+    previous_handler = signal.signal(signal.SIGTERM, _handle_sigterm)
     try:
-        with _silence() if number else contextlib.nullcontext():
+        with _suppress_output() if process_rank else contextlib.nullcontext():
             yield
     except (Exception, KeyboardInterrupt) as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
-        lost = _lost(error)
-        if not _fails_first(store) and (lost or isinstance(error, UserError | KeyboardInterrupt)):
+        lost = _is_connection_error(error)
+        if not _claim_first_failure(store) and (lost or isinstance(error, UserError | KeyboardInterrupt)):
             sys.exit(2)
         if lost:
             so = "so all of them end; the same command goes on from the last whole checkpoint"
-            raise UserError(f"{_brief(error)}, {so}") from None
+            raise UserError(f"{_format_connection_error(error)}, {so}") from None
         raise
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, previous_handler)
     dist.destroy_process_group()
 
 
-class _ToldToEnd(Exception):
+class _TerminationSignal(Exception):
     """torchrun ends this process, because another one has ended or because it was told to itself."""
 
 
-def _told_to_end(number: int, frame: FrameType | None) -> None:
-    raise _ToldToEnd
+def _handle_sigterm(number: int, frame: FrameType | None) -> None:
+    raise _TerminationSignal
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def _suppress_output() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
 
-def _fails_first(store: dist.Store) -> bool:
+def _claim_first_failure(store: dist.Store) -> bool:
     """True in the first process that asks. torchrun keeps the store, so it is there whichever process has gone."""
     try:
         return store.add("failed", 1) == 1
@@ -105,14 +105,14 @@ def _fails_first(store: dist.Store) -> bool:
         return True  # torchrun itself has gone
 
 
-def _lost(error: BaseException) -> bool:
+def _is_connection_error(error: BaseException) -> bool:
     """Whether an error is that others cannot be reached. gloo has no class of its own for it."""
-    return isinstance(error, dist.DistError | _ToldToEnd) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, dist.DistError | _TerminationSignal) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _brief(error: BaseException) -> str:
+def _format_connection_error(error: BaseException) -> str:
     """Why all processes end: the first sentence of an error, without the place in gloo's own code."""
-    if isinstance(error, _ToldToEnd):
+    if isinstance(error, _TerminationSignal):
         return "torchrun was told to end this run, or another process of it has ended"
     said = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][:120]
     return f"another process of this run has ended or does not answer any more ({said})"
@@ -120,7 +120,7 @@ def _brief(error: BaseException) -> str:
 
 def local_device(device: torch.device) -> torch.device:
     """This process's own device: of several GPUs the one with its number on this machine."""
-    if device.type != "cuda" or size() == 1:
+    if device.type != "cuda" or world_size() == 1:
         return device
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
@@ -129,77 +129,77 @@ def local_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-def check_rows(rows: int, length: int) -> None:
+def check_rows_divisible(rows: int, length: int) -> None:
     """UserError if the rows of a step cannot be divided evenly."""
-    if rows % size():
-        near = max(1, round(rows / size())) * size() * length
+    if rows % world_size():
+        near = max(1, round(rows / world_size())) * world_size() * length
         fitting = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
-        raise UserError(f"--batch_tokens {rows * length} is {rows} rows of {length}, which {size()} processes cannot share "
+        raise UserError(f"--batch_tokens {rows * length} is {rows} rows of {length}, which {world_size()} processes cannot share "
                         f"evenly: use {fitting} processes, or --batch_tokens {near} in a new run")
 
 
 @functools.cache
-def _patient() -> dist.ProcessGroup | None:
+def _long_timeout_group() -> dist.ProcessGroup | None:
     """A group over CPUs for what may take long. All processes come to its first use together, which makes it."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when all processes have come here."""
-    if size() > 1:
-        dist.barrier(group=_patient())
+    if world_size() > 1:
+        dist.barrier(group=_long_timeout_group())
 
 
-def total(*values: Any) -> list[Any]:
+def all_reduce_sum(*values: Any) -> list[Any]:
     """The sums of numbers over all processes: whole numbers exactly, others in fp64, the same bits everywhere."""
-    if size() == 1:
+    if world_size() == 1:
         return list(values)
     summed = torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
-    dist.all_reduce(summed, group=_patient())
+    dist.all_reduce(summed, group=_long_timeout_group())
     return summed.tolist()
 
 
-def anywhere(true: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether something is true in any process. For use inside a step: who does not answer is given up as soon as there."""
-    if size() == 1:
-        return true
-    found = torch.tensor(int(true))
+    if world_size() == 1:
+        return flag
+    found = torch.tensor(int(flag))
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return bool(found)
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The first process's value, anything that JSON can hold, in all of them."""
-    if size() == 1:
+    if world_size() == 1:
         return value
-    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-    count = torch.tensor(len(text))
-    dist.broadcast(count, 0, group=_patient())
-    text = text if first() else torch.empty(int(count), dtype=torch.uint8)
-    dist.broadcast(text, 0, group=_patient())
-    said: T = json.loads(bytes(text.tolist()))
+    payload = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    count = torch.tensor(len(payload))
+    dist.broadcast(count, 0, group=_long_timeout_group())
+    payload = payload if is_main_process() else torch.empty(int(count), dtype=torch.uint8)
+    dist.broadcast(payload, 0, group=_long_timeout_group())
+    said: T = json.loads(bytes(payload.tolist()))
     return said
 
 
-def first_alone(work: Callable[[], T]) -> T:
+def main_process_first(work: Callable[[], T]) -> T:
     """What `work` gives, done by the first process alone and then by the others, who find ready what it leaves on disk."""
-    if not first():
-        wait()
+    if not is_main_process():
+        barrier()
         return work()
     done = work()
-    wait()
+    barrier()
     return done
 
 
-def wrap(model: Llama, how: Parallel) -> nn.Module:
+def wrap_model(model: Llama, strategy: ParallelStrategy) -> nn.Module:
     """What to call for a loss, so that its gradients are the mean of all processes': the model itself with one process.
 
     `ddp`: every process has all weights. `fsdp`: each holds a part of every weight, gradient and optimiser state and
     gathers a layer while it computes it; the model is changed in place.
     """
-    if size() == 1:
+    if world_size() == 1:
         return model
-    if how == "ddp":
+    if strategy == "ddp":
         # The only buffer is the table of angles, the same everywhere. Before 2.13 the option has the other name.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -208,7 +208,7 @@ def wrap(model: Llama, how: Parallel) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(model.lm_head.weight.device.type, (size(),))
+    mesh = init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     # The embedding, the last norm and the head stay gathered from forward to backward: the loss needs the head's weight.
@@ -216,33 +216,33 @@ def wrap(model: Llama, how: Parallel) -> nn.Module:
     return model
 
 
-def accumulating(module: nn.Module, more: bool) -> contextlib.AbstractContextManager[None]:
+def no_backward_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
     """A forward pass that more of the same step follow: DDP exchanges gradients after the last one only. FSDP does so after
     each, because it has no room for whole gradients.
     """
-    if more and isinstance(module, DistributedDataParallel):
+    if enabled and isinstance(module, DistributedDataParallel):
         return module.no_sync()
     return contextlib.nullcontext()
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of a tensor only."""
-    if size() == 1:
+    if world_size() == 1:
         return False
     from torch.distributed.tensor import DTensor  # most of a second that one process need not wait
 
     return isinstance(tensor, DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor of which each process holds a part; any other as it is. All processes must ask."""
-    return cast(Any, tensor).full_tensor() if is_part(tensor) else tensor
+    return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
-def part(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A copy of a whole tensor where `like` is; of `like`'s shape, the part of it that `like` is of its own whole."""
     tensor = tensor.to(like.device, copy=True)
-    if not is_part(like) or tensor.shape != like.shape:
+    if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -250,27 +250,27 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
-def whole_model(model: Llama) -> Llama:
+def gather_model(model: Llama) -> Llama:
     """In the first process a model with all weights, on the same device; all processes must ask. Without FSDP the model."""
-    if not is_part(model.lm_head.weight):
+    if not is_sharded(model.lm_head.weight):
         return model
     with torch.device("meta"):
         copy = Llama(model.config)
     state = {}
     for name, tensor in model.state_dict().items():
-        gathered = whole(tensor)
-        if first():
+        gathered = full_tensor(tensor)
+        if is_main_process():
             state[name] = gathered
-    if not first():
+    if not is_main_process():
         return model
     copy.load_state_dict(state, assign=True)
     if model.config.tie_word_embeddings:
         copy.lm_head.weight = copy.model.embed_tokens.weight
-    copy.model.rotary.table, copy.context = model.model.rotary.table, model.context
+    copy.model.rotary.table, copy.trained_context = model.model.rotary.table, model.trained_context
     return copy
 
 
-class GatheringMuon(torch.optim.Muon):
+class ShardedMuon(torch.optim.Muon):
     """Muon over matrices of which each process holds a part.
 
     It multiplies a matrix by itself many times: on parts, each product would be an exchange between the processes. So each
@@ -281,11 +281,11 @@ class GatheringMuon(torch.optim.Muon):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step; matrix by matrix, so that only one is whole at a time."""
         for group in self.param_groups:
-            for mine in group["params"]:
-                matrix = nn.Parameter(whole(mine))
-                matrix.grad = whole(mine.grad)
+            for parameter in group["params"]:
+                matrix = nn.Parameter(full_tensor(parameter))
+                matrix.grad = full_tensor(parameter.grad)
                 muon = torch.optim.Muon([matrix], **{name: group[name] for name in self.defaults})
-                muon.state[matrix] = {field: whole(value) for field, value in self.state[mine].items()}
+                muon.state[matrix] = {field: full_tensor(value) for field, value in self.state[parameter].items()}
                 muon.step()
-                mine.copy_(part(matrix.detach(), mine))
-                self.state[mine] = {field: part(value, mine) for field, value in muon.state[matrix].items()}
+                parameter.copy_(shard_like(matrix.detach(), parameter))
+                self.state[parameter] = {field: shard_like(value, parameter) for field, value in muon.state[matrix].items()}

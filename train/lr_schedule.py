@@ -18,7 +18,7 @@ class ScheduleOptions(Options):
     final: float = Field(0.0, ge=0, le=1, description="share of the peak rate left at the last step")
 
 
-def rate(options: ScheduleOptions, step: int, max_steps: int) -> float:
+def get_lr_multiplier(options: ScheduleOptions, step: int, max_steps: int) -> float:
     """The share of the peak rate to use in step `step` (0 … max_steps - 1), in (0, 1]."""
     warmup = math.ceil(options.warmup * max_steps)
     if step < warmup:

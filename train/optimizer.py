@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from common.options import Options
-from train.distributed import GatheringMuon, is_part
+from train.distributed import ShardedMuon, is_sharded
 
 
 class OptimizerOptions(Options):
@@ -32,16 +32,16 @@ class OptimizerOptions(Options):
 def build_optimizers(model: nn.Module, options: OptimizerOptions) -> dict[str, torch.optim.Optimizer]:
     """The optimisers of what a model trains, by name. Groups keep their peak rate under `peak_lr`, which schedules scale."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    hidden = [p for n, p in named if p.dim() == 2 and ".layers." in n and ".lora_" not in n and options.name == "muon"]
-    chosen = {id(p) for p in hidden}
+    muon_matrices = [p for n, p in named if p.dim() == 2 and ".layers." in n and ".lora_" not in n and options.name == "muon"]
+    chosen = {id(p) for p in muon_matrices}
     matrices = [p for _, p in named if p.dim() == 2 and id(p) not in chosen]
     vectors = [p for _, p in named if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
     optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
-    if hidden:
-        optimizers["muon"] = (GatheringMuon if is_part(hidden[0]) else torch.optim.Muon)(
-            hidden, lr=options.muon_lr, weight_decay=options.weight_decay, momentum=options.momentum,
+    if muon_matrices:
+        optimizers["muon"] = (ShardedMuon if is_sharded(muon_matrices[0]) else torch.optim.Muon)(
+            muon_matrices, lr=options.muon_lr, weight_decay=options.weight_decay, momentum=options.momentum,
         )
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:

@@ -9,7 +9,7 @@ from common.options import Options
 from model.config import PRESETS
 from model.lora import LoraOptions
 from train.optimizer import OptimizerOptions
-from train.distributed import Parallel
+from train.distributed import ParallelStrategy
 from train.lr_schedule import ScheduleOptions
 
 
@@ -27,12 +27,12 @@ class ModelOptions(Options):
     tie_word_embeddings: bool | None = Field(None, description="one table for embedding and head")
 
     @model_validator(mode="after")
-    def _known(self) -> "ModelOptions":
+    def _check_preset(self) -> "ModelOptions":
         if self.preset not in PRESETS:
             raise ValueError(f"--model.preset {self.preset}: there is no such preset; choose {', '.join(PRESETS)}")
         return self
 
-    def changes(self) -> dict[str, object]:
+    def preset_overrides(self) -> dict[str, object]:
         """The fields that were changed from the preset."""
         said = {key: value for key, value in self.model_dump(exclude={"preset"}).items() if value is not None}
         if "num_attention_heads" in said:
@@ -66,7 +66,7 @@ class TrainOptions(Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 "
                                                                "with loss scaling on older GPUs, fp32 on a CPU")
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: on a GPU only")
-    parallel: Parallel = Field("ddp", description="how several processes share the work (torchrun, docs/scale.md): ddp, each "
+    parallel: ParallelStrategy = Field("ddp", description="how several processes share the work (torchrun, docs/scale.md): ddp, each "
                                "with all weights; fsdp, each with a part of them; one process has no use for it")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
     batch_tokens: int = Field(32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length")
@@ -79,7 +79,7 @@ class TrainOptions(Options):
     checkpoint: CheckpointOptions = CheckpointOptions()
 
     @model_validator(mode="after")
-    def _consistent(self) -> "TrainOptions":
+    def _check_consistency(self) -> "TrainOptions":
         problems = []
         if self.batch_tokens % self.sequence_length:
             near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
@@ -141,14 +141,14 @@ class SftOptions(TrainOptions):
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     @model_validator(mode="after")
-    def _has_a_base(self) -> "SftOptions":
+    def _check_adapter_has_base(self) -> "SftOptions":
         if self.adapter != "none" and self.base == "none":
             raise ValueError(f"--adapter {self.adapter}: trains beside the weights of a base: name one with --base, or "
                              "leave --base none out")
         return self
 
     @model_validator(mode="after")
-    def _horizon(self) -> "SftOptions":
+    def _check_run_length(self) -> "SftOptions":
         if self.epochs is None and self.max_steps is None:
             raise ValueError("how long to train is not said: give --epochs or --max_steps")
         return self

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-LANE = 24
+LANE_BITS = 24
 
 
 def json_lines(records: Iterable[Any]) -> bytes:
@@ -17,7 +17,7 @@ def json_lines(records: Iterable[Any]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-def compressed(data: bytes) -> bytes:
+def gzip_bytes(data: bytes) -> bytes:
     """gzip without a time stamp or a file name, so that equal data give equal bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=9, mtime=0, filename="") as file:
@@ -28,33 +28,33 @@ def compressed(data: bytes) -> bytes:
 def simhash(text: str) -> int:
     """Charikar's 64-bit SimHash (2002) over character bigrams, an unsigned 64-bit integer."""
     pairs = [text[i:i + 2] for i in range(len(text) - 1)]
-    lanes = sum(map(_lanes, pairs))
-    return sum(1 << bit for bit in range(64) if 2 * (lanes >> LANE * bit & (1 << LANE) - 1) > len(pairs))
+    lanes = sum(map(_hash_lanes, pairs))
+    return sum(1 << bit for bit in range(64) if 2 * (lanes >> LANE_BITS * bit & (1 << LANE_BITS) - 1) > len(pairs))
 
 
 @functools.cache
-def _lanes(pair: str) -> int:
+def _hash_lanes(pair: str) -> int:
     """The 64 bits of a pair's hash, each in a lane wide enough to count a document's bigrams by adding."""
     value = int.from_bytes(hashlib.md5(pair.encode()).digest()[:8], "big")
-    return sum(1 << LANE * bit for bit in range(64) if value >> bit & 1)
+    return sum(1 << LANE_BITS * bit for bit in range(64) if value >> bit & 1)
 
 
-def mnbvc_general(name: str, paragraphs: Sequence[str], newer: bool) -> dict[str, Any]:
+def mnbvc_general(name: str, paragraphs: Sequence[str], is_new_release: bool) -> dict[str, Any]:
     """A document of MNBVC's 通用 shape; newer releases add 扩展字段 and 时间."""
-    seen: set[str] = set()
+    unique_paragraphs: set[str] = set()
     rows = []
     for number, paragraph in enumerate(paragraphs):
-        row = {"行号": number, "是否重复": paragraph in seen, "是否跨文件重复": False,
+        row = {"行号": number, "是否重复": paragraph in unique_paragraphs, "是否跨文件重复": False,
                "md5": hashlib.md5(paragraph.encode()).hexdigest(), "内容": paragraph}
-        rows.append(row | ({"扩展字段": ""} if newer else {}))
-        seen.add(paragraph)
+        rows.append(row | ({"扩展字段": ""} if is_new_release else {}))
+        unique_paragraphs.add(paragraph)
     text = "\n".join(paragraphs)
     record = {
         "文件名": name, "是否待查文件": False, "是否重复文件": False, "文件大小": len(text.encode()),
         "simhash": simhash(text), "最长段落长度": max(map(len, paragraphs)), "段落数": len(paragraphs),
-        "去重段落数": len(seen), "低质量段落数": 0, "段落": rows,
+        "去重段落数": len(unique_paragraphs), "低质量段落数": 0, "段落": rows,
     }
-    return record | ({"扩展字段": "", "时间": "20240115"} if newer else {})
+    return record | ({"扩展字段": "", "时间": "20240115"} if is_new_release else {})
 
 
 def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:

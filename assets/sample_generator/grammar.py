@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-TEXT = Path(__file__).parent / "text"
+TEXT_FOLDER = Path(__file__).parent / "text"
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
@@ -31,12 +31,12 @@ def read_sections(path: Path) -> dict[str, list[str]]:
 
 def read_passages() -> dict[str, str]:
     """The hand-written passages of `text/passages.txt`: title -> paragraphs, one a line."""
-    return {title: "\n".join(lines) for title, lines in read_sections(TEXT / "passages.txt").items()}
+    return {title: "\n".join(lines) for title, lines in read_sections(TEXT_FOLDER / "passages.txt").items()}
 
 
 def read_table(name: str) -> list[dict[str, str]]:
     """The rows of `text/NAME.tsv` as dictionaries by the header's column names."""
-    rows = (TEXT / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    rows = (TEXT_FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     header = rows[0].split("\t")
     table = []
     for row in rows[1:]:
@@ -53,20 +53,20 @@ class Grammar:
     def __init__(self, *files: str) -> None:
         self.sections: dict[str, list[str]] = {}
         for file in files:
-            for name, lines in read_sections(TEXT / file).items():
+            for name, lines in read_sections(TEXT_FOLDER / file).items():
                 if name in self.sections:
                     raise ValueError(f"{file}: section {name} is in another file too")
                 self.sections[name] = lines
 
-    def say(self, name: str, values: Mapping[str, str], rng: random.Random) -> str:
-        """One phrasing of section `name` whose slots are all in `values`, filled in."""
-        fitting = [line for line in self.sections[name] if all(slot in values for slot in _SLOT.findall(line))]
-        if not fitting:
-            raise KeyError(f"no phrasing of {name} fits the slots {sorted(values)}")
-        return fill(rng.choice(fitting), values, rng)
+    def expand(self, section: str, values: Mapping[str, str], rng: random.Random) -> str:
+        """One phrasing of section `section` whose slots are all in `values`, filled in."""
+        candidates = [line for line in self.sections[section] if all(slot in values for slot in _SLOT.findall(line))]
+        if not candidates:
+            raise KeyError(f"no phrasing of {section} fits the slots {sorted(values)}")
+        return expand_phrasing(rng.choice(candidates), values, rng)
 
 
-def fill(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
+def expand_phrasing(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
     """Choose the variants of one phrasing, then fill its slots."""
     while _CHOICE.search(phrasing):
         phrasing = _CHOICE.sub(lambda found: rng.choice(found.group(1).split("|")), phrasing, count=1)

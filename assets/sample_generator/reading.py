@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from assets.sample_generator.grammar import TEXT, Grammar, read_sections
+from assets.sample_generator.grammar import TEXT_FOLDER, Grammar, read_sections
 
 # Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject can be asked for;
 # a slot without a sentence section of its own is told by the opening.
-KINDS: dict[str, tuple[str, dict[str, str]]] = {
+PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "人物": ("名", {"名": "氏", "居": "地名", "生地": "地名", "师": "氏", "作品": "作品名", "徒": "氏", "年": "年"}),
     "城镇": ("地", {"地": "地名", "河": "河名", "桥": "桥名", "产": "特产名", "长": "氏", "口": "数"}),
     "器物": ("物", {"物": "物名", "匠": "氏", "料": "料名", "处": "馆名", "主": "氏"}),
@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "店铺": ("店", {"店": "店名", "主": "氏", "街": "街名", "货": "菜名", "年": "年", "邻": "店名"}),
     "交接": ("物", {"物": "物名", "甲": "氏", "乙": "氏", "地": "地名", "丙": "氏", "价": "数"}),
 }
-LENGTH = (60, 150)
+LENGTH_RANGE = (60, 150)
 
 
 @dataclass(frozen=True)
@@ -38,76 +38,76 @@ class Passage:
     turns: tuple[tuple[str, str], ...]
 
 
-def reserved(number: int) -> bool:
+def is_held_out_number(number: int) -> bool:
     """Whether a four-digit number is kept for held-out passages (one in eight, spread evenly)."""
     return (number * 2654435761 >> 11) % 8 == 0
 
 
-class Reader:
-    """Draws passages; `allowed` says whether the two characters a name is made with, or a number, may be used."""
+class PassageGenerator:
+    """Draws passages; `is_allowed` says whether the two characters a name is made with, or a number, may be used."""
 
-    def __init__(self, rng: random.Random, held_out: bool, allowed: Callable[[str], bool]) -> None:
-        self.rng, self.held_out, self.allowed = rng, held_out, allowed
-        self.text, self.questions = Grammar("reading.txt"), Grammar("reading_questions.txt")
-        self.answers = Grammar("reading_answers.txt")
-        self.words = {name: lines[0].split(" ") for name, lines in read_sections(TEXT / "names.txt").items()}
+    def __init__(self, rng: random.Random, is_held_out: bool, is_allowed: Callable[[str], bool]) -> None:
+        self.rng, self.is_held_out, self.is_allowed = rng, is_held_out, is_allowed
+        self.sentence_grammar, self.question_grammar = Grammar("reading.txt"), Grammar("reading_questions.txt")
+        self.answer_grammar = Grammar("reading_answers.txt")
+        self.name_parts = {name: lines[0].split(" ") for name, lines in read_sections(TEXT_FOLDER / "names.txt").items()}
         self.trades = ["木匠", "石匠", "画家", "琴师", "铁匠", "裁缝", "陶工", "织工", "药师", "厨师", "花匠", "船匠"]
 
-    def _name(self, kind: str) -> str:
+    def _draw_name(self, kind: str) -> str:
         if kind in ("数", "年"):
             while True:
                 number = self.rng.randint(1000, 9999 if kind == "数" else 1999)
-                if reserved(number) is self.held_out and self.allowed(str(number)):
+                if is_held_out_number(number) is self.is_held_out and self.is_allowed(str(number)):
                     return str(number)
         while True:
-            stem = "".join(self.rng.sample(self.words["名字字"], 2))
-            end = self.rng.choice(self.words[kind])
+            stem = "".join(self.rng.sample(self.name_parts["名字字"], 2))
+            end = self.rng.choice(self.name_parts[kind])
             name = end + stem if kind == "氏" else stem + end
-            if self.allowed(stem) and len(set(name)) == len(name):
+            if self.is_allowed(stem) and len(set(name)) == len(name):
                 return name
 
-    def passage(self) -> Passage:
+    def draw_passage(self) -> Passage:
         """One passage with a question for each of its facts."""
         while True:
-            kind = self.rng.choice(list(KINDS))
-            subject, slots = KINDS[kind]
-            names = {slot: self._name(source) for slot, source in slots.items()}
+            kind = self.rng.choice(list(PASSAGE_KINDS))
+            subject, slots = PASSAGE_KINDS[kind]
+            names = {slot: self._draw_name(source) for slot, source in slots.items()}
             values = {**names, "职": self.rng.choice(self.trades), "他": self.rng.choice("他她")}
-            facts = [slot for slot in slots if f"{kind}.{slot}" in self.text.sections]
-            self.rng.shuffle(facts)
-            told = facts[: self.rng.randint(4, 5)]
-            sentences = [self.text.say(f"{kind}.{slot}", values, self.rng) for slot in ("开头", *told)]
+            fact_slots = [slot for slot in slots if f"{kind}.{slot}" in self.sentence_grammar.sections]
+            self.rng.shuffle(fact_slots)
+            sentence_slots = fact_slots[: self.rng.randint(4, 5)]
+            sentences = [self.sentence_grammar.expand(f"{kind}.{slot}", values, self.rng) for slot in ("开头", *sentence_slots)]
             if self.rng.random() < 0.25:
-                sentences.insert(0, self.text.say("首", {}, self.rng))
+                sentences.insert(0, self.sentence_grammar.expand("首", {}, self.rng))
             if self.rng.random() < 0.5:
-                sentences.append(self.text.say("尾", {}, self.rng))
+                sentences.append(self.sentence_grammar.expand("尾", {}, self.rng))
             reference = "".join(sentences)
-            if LENGTH[0] <= len(reference) <= LENGTH[1]:
+            if LENGTH_RANGE[0] <= len(reference) <= LENGTH_RANGE[1]:
                 break
-        asked = [slot for slot in slots if slot != subject and names[slot] in reference]
-        asked = self.rng.sample(asked, len(asked))
-        turns = tuple((self.questions.say(topic, values, self.rng), self.answers.say(topic, values, self.rng))
-                      for topic in (f"{kind}.{slot}" for slot in asked))
-        used = tuple(name for name in names.values() if name in reference)
-        return Passage(reference, used, turns)
+        question_slots = [slot for slot in slots if slot != subject and names[slot] in reference]
+        question_slots = self.rng.sample(question_slots, len(question_slots))
+        turns = tuple((self.question_grammar.expand(topic, values, self.rng), self.answer_grammar.expand(topic, values, self.rng))
+                      for topic in (f"{kind}.{slot}" for slot in question_slots))
+        passage_names = tuple(name for name in names.values() if name in reference)
+        return Passage(reference, passage_names, turns)
 
-    def passages(self, count: int) -> list[Passage]:
+    def draw_passages(self, count: int) -> list[Passage]:
         """`count` passages."""
-        return [self.passage() for _ in range(count)]
+        return [self.draw_passage() for _ in range(count)]
 
 
-def redgpt(passage: Passage, rng: random.Random) -> dict[str, str]:
+def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
     """A RedGPT record; one in seven uses one of the other spellings of turns that are in the published files."""
-    human, assistant, gap = "Human: ", "Assistant: ", "\n\n"
+    human, assistant, separator = "Human: ", "Assistant: ", "\n\n"
     if rng.random() < 0.15:
-        human, assistant, gap = rng.choice([
+        human, assistant, separator = rng.choice([
             ("Human: ", "Assistant: ", "\n"), ("Human：", "Assistant：", "\n\n"), ("HUMAN: ", "ASSISTANT: ", "\n\n"),
             ("Human(用户): ", "Assistant(助手): ", "\n\n")])
     turns = [part for question, answer in passage.turns for part in (human + question, assistant + answer)]
-    return {"reference": passage.reference, "dialogue": gap.join(turns)}
+    return {"reference": passage.reference, "dialogue": separator.join(turns)}
 
 
-def as_prose(passage: Passage, with_questions: bool) -> str:
+def to_prose(passage: Passage, with_questions: bool) -> str:
     """A passage as a page of a reader, with its questions below it or without."""
     lines = [passage.reference]
     if with_questions:

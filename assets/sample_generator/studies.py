@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from assets.sample_generator.grammar import Grammar, read_table
 from assets.sample_generator.state import World
 
-LENGTH = (80, 125)
-KINDS = ("影响", "改进", "观察", "比较", "经验")
+LENGTH_RANGE = (80, 125)
+STUDY_KINDS = ("影响", "改进", "观察", "比较", "经验")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def split_of(method: str, thing: str) -> str:
     return "test" if value < 3 else "dev" if value < 6 else "train"
 
 
-class Academy:
+class StudyGenerator:
     """Draws studies of one split."""
 
     def __init__(self, world: World, rng: random.Random, split: str) -> None:
@@ -38,7 +38,7 @@ class Academy:
         self.grammar = Grammar("studies.txt")
         self.fields = [{key: cell.split(" ") for key, cell in row.items()} for row in read_table("studies")]
 
-    def _values(self) -> dict[str, str]:
+    def _draw_values(self) -> dict[str, str]:
         rng = self.rng
         while True:
             area = rng.choice(self.fields)
@@ -48,27 +48,27 @@ class Academy:
                 return {"修": rng.choice(area["修饰"]), "物": thing, "法": method, "法二": other,
                         "面": rng.choice(area["方面"]), "地": rng.choice(self.world.places)["名字"]}
 
-    def study(self) -> Study:
+    def draw_study(self) -> Study:
         """One study whose abstract has a length within `LENGTH`."""
         while True:
-            kind, values = self.rng.choice(KINDS), self._values()
+            kind, values = self.rng.choice(STUDY_KINDS), self._draw_values()
             with_place = kind in ("观察", "经验")
             parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [f"地.{kind}"] * with_place
             # The object has to come before sentences that lean on it ("这方面", "新做法"); the rest may change places.
             rest = parts[1:]
             self.rng.shuffle(rest)
             order = [parts[0], *rest] if kind in ("改进", "比较") or self.rng.random() < 0.5 else [*rest, parts[0]]
-            sentences = [self.grammar.say(part, values, self.rng) for part in [*order, f"果.{kind}"]]
+            sentences = [self.grammar.expand(part, values, self.rng) for part in [*order, f"果.{kind}"]]
             abstract = "".join(sentences)
-            if LENGTH[0] <= len(abstract) <= LENGTH[1]:
-                return Study(self.grammar.say(f"题.{kind}", values, self.rng), abstract)
+            if LENGTH_RANGE[0] <= len(abstract) <= LENGTH_RANGE[1]:
+                return Study(self.grammar.expand(f"题.{kind}", values, self.rng), abstract)
 
-    def studies(self, count: int, taken: set[str]) -> list[Study]:
-        """`count` studies with titles that are not in `taken`, to which theirs are added."""
+    def draw_studies(self, count: int, used_titles: set[str]) -> list[Study]:
+        """`count` studies with titles that are not in `used_titles`, to which theirs are added."""
         studies: list[Study] = []
         while len(studies) < count:
-            study = self.study()
-            if study.title not in taken:
-                taken.add(study.title)
+            study = self.draw_study()
+            if study.title not in used_titles:
+                used_titles.add(study.title)
                 studies.append(study)
         return studies

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 
 from assets.sample_generator.corpus import Files
 from assets.sample_generator.state import World
-from assets.sample_generator.stories import Storyteller
+from assets.sample_generator.stories import StoryGenerator
 from assets.sample_generator.studies import Study
 
 
-def csl(studies: Sequence[Study]) -> bytes:
+def csl_file(studies: Sequence[Study]) -> bytes:
     """A CSL file as released with CLGE: title TAB abstract, no header."""
     return "".join(f"{study.title}\t{study.abstract}\n" for study in studies).encode()
 
 
-def lcsts(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -> bytes:
+def lcsts_file(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -> bytes:
     """A part of LCSTS in its pseudo-XML; `labels` are the human marks (1 to 5) of parts II and III."""
     parts = []
     for i, (summary, text) in enumerate(pairs):
@@ -24,15 +24,15 @@ def lcsts(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -> byt
     return "".join(parts).encode()
 
 
-def headlines(world: World, rng: random.Random, count: int) -> list[tuple[str, str]]:
+def generate_news(world: World, rng: random.Random, count: int) -> list[tuple[str, str]]:
     """News in one paragraph under a headline that names the place, the festival and the person in it."""
-    teller = Storyteller(world, rng)
-    return [teller.bulletin(rng.choice(world.people)) for _ in range(count)]
+    story_generator = StoryGenerator(world, rng)
+    return [story_generator.bulletin(rng.choice(world.people)) for _ in range(count)]
 
 
-def marked(world: World, rng: random.Random, count: int) -> tuple[list[tuple[str, str]], list[int]]:
+def generate_labeled_news(world: World, rng: random.Random, count: int) -> tuple[list[tuple[str, str]], list[int]]:
     """News with marks: below 3 the headline belongs to another text, as in the hand-marked parts."""
-    pairs, labels = headlines(world, rng, count), []
+    pairs, labels = generate_news(world, rng, count), []
     for i in range(count):
         label = rng.choice([1, 2, 3, 4, 4, 5, 5, 5])
         if label < 3:
@@ -41,12 +41,12 @@ def marked(world: World, rng: random.Random, count: int) -> tuple[list[tuple[str
     return pairs, labels
 
 
-def summaries(world: World, studies: Mapping[str, Sequence[Study]]) -> Files:
+def summary_files(world: World, studies: Mapping[str, Sequence[Study]]) -> Files:
     """All files below `summary/`; `studies` by split."""
-    files = {f"summary/csl/{split}.tsv": csl(part) for split, part in studies.items()}
+    files = {f"summary/csl/{split}.tsv": csl_file(part) for split, part in studies.items()}
     rng = random.Random("新闻")
-    files["summary/lcsts/PART_I.txt"] = lcsts(headlines(world, rng, 900), None)
+    files["summary/lcsts/PART_I.txt"] = lcsts_file(generate_news(world, rng, 900), None)
     for part in ("II", "III"):
-        pairs, labels = marked(world, rng, 150)
-        files[f"summary/lcsts/PART_{part}.txt"] = lcsts(pairs, labels)
+        pairs, labels = generate_labeled_news(world, rng, 150)
+        files[f"summary/lcsts/PART_{part}.txt"] = lcsts_file(pairs, labels)
     return files

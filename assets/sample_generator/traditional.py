@@ -7,12 +7,12 @@ converter for other texts; the project converts with OpenCC.
 import functools
 import re
 
-from assets.sample_generator.grammar import TEXT, read_sections
+from assets.sample_generator.grammar import TEXT_FOLDER, read_sections
 
 
 @functools.cache
-def _tables() -> tuple[dict[int, str], dict[str, str], re.Pattern[str]]:
-    sections = read_sections(TEXT / "traditional.txt")
+def _conversion_tables() -> tuple[dict[int, str], dict[str, str], re.Pattern[str]]:
+    sections = read_sections(TEXT_FOLDER / "traditional.txt")
     simple, traditional = sections["字"]
     characters = {ord(one): other for one, other in zip(simple, traditional, strict=True)}
     words = dict(line.split(" ") for line in sections["词"])
@@ -22,10 +22,10 @@ def _tables() -> tuple[dict[int, str], dict[str, str], re.Pattern[str]]:
 
 def to_traditional(text: str) -> str:
     """The text in traditional characters."""
-    characters, words, pattern = _tables()
-    done, parts = 0, []
-    for found in pattern.finditer(text):
-        word = found.group()
-        parts += [text[done:found.start()].translate(characters), words.get(word, word)]
-        done = found.end()
-    return "".join([*parts, text[done:].translate(characters)])
+    characters, words, pattern = _conversion_tables()
+    position, parts = 0, []
+    for match in pattern.finditer(text):
+        word = match.group()
+        parts += [text[position:match.start()].translate(characters), words.get(word, word)]
+        position = match.end()
+    return "".join([*parts, text[position:].translate(characters)])

@@ -2,15 +2,15 @@
 
 import random
 
-from assets.sample_generator.state import THIS_YEAR, Person, Row, World
+from assets.sample_generator.state import CURRENT_YEAR, Person, Row, World
 
-NUMBERS = "零一二三四五六七八九十"
+NUMERALS = "零一二三四五六七八九十"
 SEASONS = "春夏秋冬"
 # Trades of which nobody would say that they "make" their product: phrasings with a product are not for them.
-MAKE_NOTHING = frozenset([
+TRADES_WITHOUT_PRODUCT = frozenset([
     "老师", "医生", "邮差", "守塔人", "护林人", "天文员", "向导", "渔夫", "牧羊人", "养蜂人", "果农", "赶驼人",
     "采珠人", "花匠", "船工", "画师"])
-COLD = ("下雪天", "下霜天")
+COLD_WEATHER = ("下雪天", "下霜天")
 
 
 def person_values(world: World, person: Person) -> dict[str, str]:
@@ -19,10 +19,10 @@ def person_values(world: World, person: Person) -> dict[str, str]:
     assert friend is not None
     values = {
         "名": person.name, "人": person.name, "短": person.short, "他": "她" if person.female else "他",
-        "生年": str(person.born), "乡": person.home["名字"], "貌": world_look(person.home),
+        "生年": str(person.born), "乡": person.home["名字"], "貌": describe_terrain(person.home),
         "城": person.town["名字"], "职": trade["职业"], "师": person.teacher,
         "起岁": str(person.started - person.born), "起年": str(person.started),
-        "工龄": str(THIS_YEAR - person.started), "岁": str(THIS_YEAR - person.born),
+        "工龄": str(CURRENT_YEAR - person.started), "岁": str(CURRENT_YEAR - person.born),
         "学堂": person.home["名字"] + "学堂", "友": friend.name, "友城": friend.town["名字"],
         "友职": friend.trade["职业"], "友节": friend.town["节日"], "友产": friend.town["特产"],
         "爱好": traits["爱好"], "性格": traits["性格"], "铭": traits["座右铭"], "宠": traits["宠物名"],
@@ -30,12 +30,12 @@ def person_values(world: World, person: Person) -> dict[str, str]:
         "邻": world.neighbour(person.town)["名字"], "景": person.town["名胜"], "节": person.town["节日"],
         "产": person.town["特产"],
     }
-    if person.home is not person.town:
+    if person.home is not person.workplace:
         values["外乡"] = person.home["名字"]
     return values | trade_values(trade) | (person.book or {}) | (person.invention or {})
 
 
-def world_look(place: Row) -> str:
+def describe_terrain(place: Row) -> str:
     """A short description of a place's surroundings."""
     return {"海边": "靠着海", "岛上": "四面都是海", "河边": "靠着河", "湖边": "靠着湖", "山脚": "在山脚下",
             "山口": "守着山口", "林间": "在林子里", "高山": "在高山上", "平原": "四面都是田"}[place["地形"]]
@@ -49,56 +49,56 @@ def trade_values(trade: Row) -> dict[str, str]:
         "动": trade["动作"], "窍": trade["窍门"], "品质": trade["品质"],
         **{f"步{i}": step for i, step in enumerate(steps, 1)},
     }
-    if makes(trade):
+    if has_product(trade):
         values |= {"材": trade["材料"], "品": trade["产品"], "量": trade["量词"]}
     return values
 
 
 def place_values(world: World, place: Row) -> dict[str, str]:
     """Slots about one place."""
-    near = world.neighbour(place)
+    near = world.nearest_place(place)
     return {
         "地": place["名字"], "类": place["类别"], "水": place["水"], "产": place["特产"], "食": place["小吃"],
         "味": world.foods[place["小吃"]]["味道"], "景": place["名胜"], "建": place["建成"], "口": place["人口"],
         "艺": place["手艺"], "节": place["节日"], "月": place["月份"], "兽": place["动物"], "来历": place["来历"],
-        "邻": near["名字"], "里": str(world.distance(place, near)), "位": world_look(place),
-        "景龄": str(THIS_YEAR - int(place["建成"]) - 3), "边": "边上",
+        "邻": near["名字"], "里": str(world.distance(place, near)), "位": describe_terrain(place),
+        "景龄": str(CURRENT_YEAR - int(place["建成"]) - 3), "边": "边上",
         "习性": next((row["习性"] for row in world.animals if row["名字"] == place["动物"]), "很少怕人"),
         "报": "驼铃谷报",
     }
 
 
-def makes(trade: Row) -> bool:
+def has_product(trade: Row) -> bool:
     """Whether a trade makes things that can be counted."""
-    return trade["职业"] not in MAKE_NOTHING
+    return trade["职业"] not in TRADES_WITHOUT_PRODUCT
 
 
-def number(rng: random.Random, low: int, high: int) -> str:
+def random_count(rng: random.Random, low: int, high: int) -> str:
     """A small count in Chinese numerals (两 for two, up to nineteen), as counts stand before measure words."""
     value = rng.randint(low, high)
     if value == 2:
         return "两"
-    return NUMBERS[value] if value <= 10 else "十" + NUMBERS[value - 10]
+    return NUMERALS[value] if value <= 10 else "十" + NUMERALS[value - 10]
 
 
-def spots(world: World, rng: random.Random) -> dict[str, str]:
+def draw_indoor_spots(world: World, rng: random.Random) -> dict[str, str]:
     """Three different places in a house where something can be lost."""
-    one, two, three = rng.sample(world.lists["家具"], 3)
+    one, two, three = rng.sample(world.word_lists["家具"], 3)
     return {"处1": one, "处2": two, "处3": three, "处": three}
 
 
-def occasion(world: World, rng: random.Random) -> dict[str, str]:
+def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
     """A date with its season and weather, and a count."""
     month, day = rng.randint(1, 12), rng.randint(1, 28)
-    unlikely = COLD if 4 <= month <= 10 else ("闷热天",)
-    weather = [name for name in world.lists["天气"] if name not in unlikely]
+    unlikely = COLD_WEATHER if 4 <= month <= 10 else ("闷热天",)
+    weather = [name for name in world.word_lists["天气"] if name not in unlikely]
     return {
-        "月": numeral(month), "日": numeral(day), "季": SEASONS[(month - 3) // 3 % 4], "天": rng.choice(weather),
-        "数": number(rng, 3, 9), "几": number(rng, 3, 9), "年": str(rng.randint(150, THIS_YEAR - 1)),
+        "月": to_numeral(month), "日": to_numeral(day), "季": SEASONS[(month - 3) // 3 % 4], "天": rng.choice(weather),
+        "数": random_count(rng, 3, 9), "几": random_count(rng, 3, 9), "年": str(rng.randint(150, CURRENT_YEAR - 1)),
     }
 
 
-def numeral(value: int) -> str:
+def to_numeral(value: int) -> str:
     """1 -> 一 … 12 -> 十二 … 28 -> 二十八, as in dates."""
     tens, ones = divmod(value, 10)
-    return (NUMBERS[tens] if tens > 1 else "") + "十" * (tens > 0) + (NUMBERS[ones] if ones or not tens else "")
+    return (NUMERALS[tens] if tens > 1 else "") + "十" * (tens > 0) + (NUMERALS[ones] if ones or not tens else "")

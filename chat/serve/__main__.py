@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from chat.errors import ChatError, in_chinese, refusal
+from chat.errors import ChatError, translate_errors, describe_os_error
 from chat.serve import options as command_line
 from common.errors import run_main
 
@@ -15,39 +15,39 @@ if TYPE_CHECKING:
 
     from chat.serve.engine import Engine
 
-GRACE = 2  # seconds that responses have to end after Ctrl-C
+SHUTDOWN_GRACE_SECONDS = 2  # seconds that responses have to end after Ctrl-C
 
 
 def main() -> None:
     """Entry point."""
-    with in_chinese("没有做成：按详情改正后，再运行一次"):
-        _serve()
+    with translate_errors("没有做成：按详情改正后，再运行一次"):
+        _run_server()
 
 
-def _serve() -> None:
-    options = command_line.parse()
+def _run_server() -> None:
+    options = command_line.parse_serve_options()
     # Before the model is loaded: a port that is taken is said at once.
-    with listen(options.host, options.port) as listener:
+    with open_listener(options.host, options.port) as listener:
         from chat import load_model
-        from chat.options import sampling
+        from chat.options import sampling_from_options
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
 
-        checkpoint = options.checkpoint or load_model.newest_run()
-        loaded = load_model.load(checkpoint, load_model.choose_device(options.device), options.precision, options.quantize)
-        engine = Engine(loaded, rows=options.rows, waiting=options.waiting)
+        checkpoint = options.checkpoint or load_model.find_default_run()
+        loaded = load_model.load_chat_model(checkpoint, load_model.resolve_chat_device(options.device), options.precision, options.quantize)
+        engine = Engine(loaded, max_sequences=options.rows, max_queued=options.waiting)
         limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
-        service = Service(checkpoint.resolve().name, loaded, engine, sampling(options), limits)
-        _note(f"模型：{loaded.description}")
-        if (hint := load_model.hint(loaded)) is not None:
-            _note(hint)
-        if not _loopback(listener) and options.api_key is None:
-            _note(f"提示：--host {options.host} 让别的机器也连得上，而没有 --api_key：谁都可以用")
-        _note(f"{url(listener)} （协议：{url(listener)}v1，模型名：{service.name}），Ctrl-C 结束")
+        service = Service(checkpoint.resolve().name, loaded, engine, sampling_from_options(options), limits)
+        _print_note(f"模型：{loaded.description}")
+        if (hint := load_model.capability_hint(loaded)) is not None:
+            _print_note(hint)
+        if not _is_loopback(listener) and options.api_key is None:
+            _print_note(f"提示：--host {options.host} 让别的机器也连得上，而没有 --api_key：谁都可以用")
+        _print_note(f"{server_url(listener)} （协议：{server_url(listener)}v1，模型名：{service.name}），Ctrl-C 结束")
         serve(service.application(options.host, options.api_key), engine, listener)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """A socket that listens there. ChatError if that cannot be."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -57,10 +57,10 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ChatError(f"{host}:{port} 已经有程序在用：换一个 --port，或先结束那个程序") from None
-        raise ChatError(f"--host {host} --port {port}：不能在这里监听（{refusal(error)}）") from None
+        raise ChatError(f"--host {host} --port {port}：不能在这里监听（{describe_os_error(error)}）") from None
 
 
-def url(listener: socket.socket) -> str:
+def server_url(listener: socket.socket) -> str:
     """Where a browser finds the server."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -71,7 +71,7 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     """Serve until SIGINT or SIGTERM, which end the answers that are being made."""
     import uvicorn
 
-    from chat.serve.connection_limits import BACKLOG, Limited
+    from chat.serve.connection_limits import BACKLOG, LimitedConnection
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -80,24 +80,24 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
 
     engine.start()
     config = uvicorn.Config(
-        application, http=Limited, backlog=BACKLOG, loop="asyncio", ws="none", lifespan="off", log_level="warning",
-        access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=GRACE)
+        application, http=LimitedConnection, backlog=BACKLOG, loop="asyncio", ws="none", lifespan="off", log_level="warning",
+        access_log=False, proxy_headers=False, server_header=False, timeout_graceful_shutdown=SHUTDOWN_GRACE_SECONDS)
     try:
         Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
-        _note("结束")
+        _print_note("结束")
     finally:
         engine.stop()
         engine.join()
 
 
-def _loopback(listener: socket.socket) -> bool:
+def _is_loopback(listener: socket.socket) -> bool:
     from ipaddress import ip_address
 
     return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _note(text: str) -> None:
+def _print_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -5,93 +5,93 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chat.serve.sequence import Failed, Job, Row
-from chat.load_model import Weights
-from model.decode.batched_inference import BatchReader
+from chat.serve.sequence import Failure, Job, ActiveSequence
+from chat.load_model import LoadedModel
+from model.decode.batched_inference import InferenceBatch
 
-OVERFLOW = "the computation overflowed: start the server with --precision fp32"
+OVERFLOW_MESSAGE = "the computation overflowed: start the server with --precision fp32"
 
 
-class Batch:
+class ContinuousBatch:
     """The rows that are being answered, behind one key-value cache.
 
     Newcomers are read beside it and joined to it (continuous batching, Yu et al. 2022, Orca): nobody waits for the
     longest answer, and no prompt is read twice.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self._reader: BatchReader | None = None
-        self.rows: list[Row] = []
+    def __init__(self, weights: LoadedModel) -> None:
+        self._loaded_model = weights
+        self._inference_batch: InferenceBatch | None = None
+        self.sequences: list[ActiveSequence] = []
 
     @torch.inference_mode()
     def admit(self, jobs: Sequence[Job]) -> None:
         """Read the prompts of these jobs, say their first ids, and let them go on with the others."""
-        tokenizer, model = self._weights.tokenizer, self._weights.model
+        tokenizer, model = self._loaded_model.tokenizer, self._loaded_model.model
         config = model.config
-        new = [Row(job, tokenizer, config.vocab_size, self._weights.context, config.stop_ids) for job in jobs]
+        new = [ActiveSequence(job, tokenizer, config.vocab_size, self._loaded_model.context_length, config.stop_ids) for job in jobs]
         if not new:
             return
-        old, self.rows = self.rows, self.rows + new  # from here on a fault finds them among the rows
-        reader = BatchReader(model, [job.prompt for job in jobs], new=max(row.left for row in new))
-        rows = _advance(new, reader, reader.prompts)
-        if rows and old and self._reader is not None:
-            reader = BatchReader.join([self._reader, reader], new=max(row.left for row in old + rows))
+        old, self.sequences = self.sequences, self.sequences + new  # from here on a fault finds them among the rows
+        reader = InferenceBatch(model, [job.prompt for job in jobs], max_new_tokens=max(row.num_remaining for row in new))
+        rows = _advance_sequences(new, reader, reader.prompts)
+        if rows and old and self._inference_batch is not None:
+            reader = InferenceBatch.concat([self._inference_batch, reader], max_new_tokens=max(row.num_remaining for row in old + rows))
         if rows:
-            self._reader = reader
-        self.rows = old + rows
+            self._inference_batch = reader
+        self.sequences = old + rows
 
     @torch.inference_mode()
-    def step(self) -> None:
+    def decode_step(self) -> None:
         """Say the next id of each row."""
-        if self.rows and self._reader is not None:
-            last = torch.tensor([[row.said[-1]] for row in self.rows], device=self._reader.device)
-            self.rows = _advance(self.rows, self._reader, last)
+        if self.sequences and self._inference_batch is not None:
+            last = torch.tensor([[row.answer_ids[-1]] for row in self.sequences], device=self._inference_batch.device)
+            self.sequences = _advance_sequences(self.sequences, self._inference_batch, last)
 
     @torch.inference_mode()
-    def release(self, now: float) -> None:
+    def drop_finished(self, now: float) -> None:
         """End the rows to which nobody listens and those whose time is up at `now`."""
-        for row in self.rows:
-            if row.job.gone:
+        for row in self.sequences:
+            if row.job.is_cancelled:
                 row.finish("gone")
             elif now >= row.job.deadline:
                 row.finish("timeout")
-        if self._reader is not None:
-            self.rows = _alive(self.rows, self._reader)
+        if self._inference_batch is not None:
+            self.sequences = _select_unfinished(self.sequences, self._inference_batch)
 
-    def fail(self, status: int, message: str) -> None:
+    def fail_all(self, status: int, message: str) -> None:
         """End all rows without an answer."""
-        for row in self.rows:
-            if row.end is None:
-                row.job.tell(Failed(status, message))
-        self.rows, self._reader = [], None
+        for row in self.sequences:
+            if row.finish_reason is None:
+                row.job.emit(Failure(status, message))
+        self.sequences, self._inference_batch = [], None
 
 
-def _advance(rows: list[Row], reader: BatchReader, ids: Tensor) -> list[Row]:
+def _advance_sequences(rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor) -> list[ActiveSequence]:
     """Read ids[R, T] and say what follows in each row; the rows that go on, which are those of `reader` then."""
-    for row, chosen in zip(rows, _choose(rows, reader, ids), strict=True):
+    for row, chosen in zip(rows, _sample_tokens(rows, reader, ids), strict=True):
         if chosen is None:
-            row.job.tell(Failed(500, OVERFLOW))
-            row.end = "gone"
+            row.job.emit(Failure(500, OVERFLOW_MESSAGE))
+            row.finish_reason = "gone"
         else:
-            row.take(chosen)
-    return _alive(rows, reader)
+            row.accept_token(chosen)
+    return _select_unfinished(rows, reader)
 
 
-def _choose(rows: list[Row], reader: BatchReader, ids: Tensor) -> list[int | None]:
+def _sample_tokens(rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor) -> list[int | None]:
     """Read ids[R, T] and choose the next of each row; None where numbers are not finite."""
-    hidden = reader.hidden(ids)
-    if all(row.likeliest for row in rows):
+    hidden = reader.forward_hidden(ids)
+    if all(row.is_greedy for row in rows):
         # Nobody needs the logits themselves. One look at what a GPU has made, not two.
-        chosen = torch.where(hidden.isfinite().all(-1), reader.head.likeliest(hidden), -1).tolist()
+        chosen = torch.where(hidden.isfinite().all(-1), reader.head.argmax(hidden), -1).tolist()
         return [None if its < 0 else its for its in chosen]
     logits = reader.head.logits(hidden)
     finite = logits.isfinite().all(-1).tolist()
-    return [row.choose(its) if usable else None for row, its, usable in zip(rows, logits.cpu(), finite, strict=True)]
+    return [row.sample_token(its) if usable else None for row, its, usable in zip(rows, logits.cpu(), finite, strict=True)]
 
 
-def _alive(rows: list[Row], reader: BatchReader) -> list[Row]:
-    kept = [index for index, row in enumerate(rows) if row.end is None]
-    if 0 < len(kept) < len(rows):
-        reader.select(torch.tensor(kept, device=reader.device))
-    return [rows[index] for index in kept]
+def _select_unfinished(rows: list[ActiveSequence], reader: InferenceBatch) -> list[ActiveSequence]:
+    unfinished = [index for index, row in enumerate(rows) if row.finish_reason is None]
+    if 0 < len(unfinished) < len(rows):
+        reader.select_rows(torch.tensor(unfinished, device=reader.device))
+    return [rows[index] for index in unfinished]

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from chat.errors import ChatError
-from chat.options import ChatParser, add_model, add_settings, whole
+from chat.options import ChatParser, add_model_options, add_sampling_options, bounded_int
 
 DESCRIPTION = """以 OpenAI chat-completions 协议提供一个模型；浏览器打开 / 就能与它对话。
 Serve a model by the OpenAI chat-completions protocol; open / in a browser to talk to it.
@@ -12,15 +12,15 @@ Serve a model by the OpenAI chat-completions protocol; open / in a browser to ta
 What a request does not say is as the options below say."""
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_serve_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options; exits on `--help`. ChatError for a value that is out of range."""
     parser = ChatParser("python -m chat.serve", DESCRIPTION)
     add = parser.add_argument
-    add_model(parser)
+    add_model_options(parser)
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="监听的地址（默认 127.0.0.1，只有本机连得上）；0.0.0.0 为所有网卡\n"
              "address to listen on (default 127.0.0.1, this machine only); 0.0.0.0: all interfaces")
-    add("--port", type=whole("--port", 0, 65535), default=8000, metavar="N",
+    add("--port", type=bounded_int("--port", 0, 65535), default=8000, metavar="N",
         help="端口（默认 8000）；0 为任选一个空闲的\nport (default 8000); 0: any free one")
     add("--api_key", metavar="KEY",
         help="请求要带的密钥；默认不要\nkey that requests must carry; default: none")
@@ -31,9 +31,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         ("timeout", 300, "一个请求最多多少秒，排队在内", "most seconds of a request, waiting counted"),
         ("max_body", 1 << 20, "请求体最多多少字节", "most bytes of a request's body"),
     ):
-        add(f"--{name}", type=whole(f"--{name}", 0 if name == "waiting" else 1), default=default, metavar="N",
+        add(f"--{name}", type=bounded_int(f"--{name}", 0 if name == "waiting" else 1), default=default, metavar="N",
             help=f"{chinese}（默认 {default}）\n{english} (default {default})")
-    add_settings(parser)
+    add_sampling_options(parser)
     options = parser.parse_args(arguments)
     if options.api_key is not None and not re.fullmatch("[!-~]+", options.api_key):
         raise ChatError("--api_key：密钥要由可见的 ASCII 字符组成，中间没有空格")

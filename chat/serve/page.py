@@ -9,11 +9,11 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-FILE = Path(__file__).parent / "page.html"
+PAGE_FILE = Path(__file__).parent / "page.html"
 
 
 @functools.cache
-def policy(html: str) -> str:
+def content_security_policy(html: str) -> str:
     """A Content-Security-Policy under which only the styles and scripts in `html` run, and talk only to this server."""
     def allowed(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
@@ -23,9 +23,9 @@ def policy(html: str) -> str:
             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
-async def response(request: Request) -> HTMLResponse:
+async def get_page(request: Request) -> HTMLResponse:
     """GET /."""
-    html = FILE.read_text(encoding="utf-8")
+    html = PAGE_FILE.read_text(encoding="utf-8")
     return HTMLResponse(html, headers={
-        "Content-Security-Policy": policy(html), "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+        "Content-Security-Policy": content_security_policy(html), "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache"})

@@ -15,20 +15,20 @@ from chat.serve.errors import ProtocolError
 from chat.terminal.settings import SETTINGS
 from model.decode.generate import Sampling
 
-STOPS, STOP_LENGTH = 4, 128
+MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 4, 128
 # Fields of the protocol that mean nothing here and change no answer.
-IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
+IGNORED_FIELDS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
 # Fields that are understood only where they ask for nothing: what each may then hold besides null, "", [] and {}.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "tools": (), "tool_choice": ("none", "auto"), "functions": (), "function_call": ("none", "auto"), "logit_bias": (),
     "logprobs": (False,), "top_logprobs": (0,), "response_format": ({"type": "text"},), "modalities": (["text"],),
     "audio": (), "prediction": (), "reasoning_effort": (), "verbosity": (), "web_search_options": (), "n": (1,),
 }
-_LIMITS = {setting.field: Interval(ge=setting.low, le=setting.high) for setting in SETTINGS}
+_SETTING_RANGES = {setting.name: Interval(ge=setting.minimum, le=setting.maximum) for setting in SETTINGS}
 _Value = TypeVar("_Value")
 
 
-def _text(content: Any) -> Any:
+def _join_text_parts(content: Any) -> Any:
     """A content that is a list of text parts as one text."""
     if not isinstance(content, list):
         return content
@@ -39,46 +39,46 @@ def _text(content: Any) -> Any:
     return "".join(part["text"] for part in content)
 
 
-def _said(values: Any, unsupported: dict[str, tuple[Any, ...]], ignored: tuple[str, ...] = ()) -> Any:
+def _drop_neutral_fields(values: Any, unsupported: dict[str, tuple[Any, ...]], ignored: tuple[str, ...] = ()) -> Any:
     """A JSON object without what it does not ask for. PydanticCustomError for what it may not ask for."""
     if not isinstance(values, dict):
         return values
     for name, harmless in unsupported.items():
-        if _asks(values.get(name)) and values[name] not in harmless:
+        if _is_set(values.get(name)) and values[name] not in harmless:
             raise PydanticCustomError("unsupported", "not supported by this server", {"name": name})
     return {name: value for name, value in values.items() if value is not None and name not in (*unsupported, *ignored)}
 
 
-def _asks(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     return value is not None and value not in ("", [], {})
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Message(_Strict):
+class Message(_StrictModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text)] = ""
+    content: Annotated[str, BeforeValidator(_join_text_parts)] = ""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nothing(cls, values: Any) -> Any:
+    def _drop_unset_fields(cls, values: Any) -> Any:
         # The client's own messages, sent back, name all the fields that a message can have.
-        return _said(values, dict.fromkeys(
+        return _drop_neutral_fields(values, dict.fromkeys(
             ("name", "refusal", "audio", "function_call", "tool_calls", "tool_call_id", "annotations"), ()))
 
 
-class StreamOptions(_Strict):
+class StreamOptions(_StrictModel):
     """What a stream tells besides."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class Body(_Strict):
+class CompletionRequest(_StrictModel):
     """The JSON of a request. top_k, repetition_penalty and no_repeat_ngram are this server's own."""
 
     model: str
@@ -88,26 +88,26 @@ class Body(_Strict):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: Annotated[float, _LIMITS["top_p"]] | None = None
-    top_k: Annotated[int, _LIMITS["top_k"]] | None = None
-    repetition_penalty: Annotated[float, _LIMITS["repetition_penalty"]] | None = None
-    no_repeat_ngram: Annotated[int, _LIMITS["no_repeat_ngram"]] | None = None
+    top_p: Annotated[float, _SETTING_RANGES["top_p"]] | None = None
+    top_k: Annotated[int, _SETTING_RANGES["top_k"]] | None = None
+    repetition_penalty: Annotated[float, _SETTING_RANGES["repetition_penalty"]] | None = None
+    no_repeat_ngram: Annotated[int, _SETTING_RANGES["no_repeat_ngram"]] | None = None
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    stop: list[Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]] = Field([], max_length=STOPS)
+    stop: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]] = Field([], max_length=MAX_STOP_STRINGS)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nothing(cls, values: Any) -> Any:
-        values = _said(values, UNSUPPORTED, IGNORED)
+    def _drop_unset_fields(cls, values: Any) -> Any:
+        values = _drop_neutral_fields(values, UNSUPPORTED_FIELDS, IGNORED_FIELDS)
         if isinstance(values, dict) and isinstance(values.get("stop"), str):
             values = {**values, "stop": [values["stop"]]}
         return values
 
 
 @dataclass(frozen=True)
-class Talk:
+class RequestConversation:
     """A conversation as the template has it: a reference, whole turns, and the question to be answered."""
 
     reference: str
@@ -115,37 +115,37 @@ class Talk:
     question: str
 
 
-def read(raw: bytes) -> Body:
+def parse_request(body: bytes) -> CompletionRequest:
     """The request that a body holds. ProtocolError, 400, that names the field."""
     try:
-        values = orjson.loads(raw)
+        values = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise ProtocolError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(values, dict):
         raise ProtocolError(400, "the body has to be a JSON object", code="invalid_json")
     try:
-        return Body.model_validate(values)
+        return CompletionRequest.model_validate(values)
     except ValidationError as error:
-        raise _named(error) from None
+        raise _validation_protocol_error(error) from None
 
 
-def _named(error: ValidationError) -> ProtocolError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    if first["type"] == "extra_forbidden":
-        return ProtocolError(400, f"{place}: this server knows no such field", param=place, code="unknown_parameter")
-    if first["type"] == "unsupported":
-        place = ".".join(filter(None, (place, first.get("ctx", {}).get("name"))))
-        return ProtocolError(400, f"{place}: {first['msg']}", param=place, code="unsupported_parameter")
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return ProtocolError(400, f"{place}: {first['msg']}", param=place, code=code)
+def _validation_protocol_error(error: ValidationError) -> ProtocolError:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    field_path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
+    if detail["type"] == "extra_forbidden":
+        return ProtocolError(400, f"{field_path}: this server knows no such field", param=field_path, code="unknown_parameter")
+    if detail["type"] == "unsupported":
+        field_path = ".".join(filter(None, (field_path, detail.get("ctx", {}).get("name"))))
+        return ProtocolError(400, f"{field_path}: {detail['msg']}", param=field_path, code="unsupported_parameter")
+    code = "missing_required_parameter" if detail["type"] == "missing" else "invalid_value"
+    return ProtocolError(400, f"{field_path}: {detail['msg']}", param=field_path, code=code)
 
 
-def talk(messages: list[Message]) -> Talk:
+def conversation_from_messages(messages: list[Message]) -> RequestConversation:
     """The conversation of the messages. ProtocolError where the template has no place for one."""
-    said = [(f"messages[{index}]", each.role, each.content) for index, each in enumerate(messages)]
-    reference = said.pop(0)[2] if said[0][1] in ("system", "developer") else ""
-    for index, (place, role, content) in enumerate(said):
+    entries = [(f"messages[{index}]", each.role, each.content) for index, each in enumerate(messages)]
+    reference = entries.pop(0)[2] if entries[0][1] in ("system", "developer") else ""
+    for index, (place, role, content) in enumerate(entries):
         if role in ("system", "developer"):
             raise ProtocolError(400, f"{place}: the reference (role {role}) is one message, the first", param=place)
         expected = "assistant" if index % 2 else "user"
@@ -154,13 +154,13 @@ def talk(messages: list[Message]) -> Talk:
                 400, f"{place}: user and assistant take turns, the user first; expected {expected}", param=place)
         if role == "user" and not content.strip():
             raise ProtocolError(400, f"{place}.content: a question is empty", param=f"{place}.content")
-    if not said or said[-1][1] != "user":
+    if not entries or entries[-1][1] != "user":
         raise ProtocolError(400, "messages: the last one has to be the user's", param="messages")
-    texts = [content for _, _, content in said]
-    return Talk(reference.strip(), list(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1])
+    texts = [content for _, _, content in entries]
+    return RequestConversation(reference.strip(), list(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1])
 
 
-def sampling(body: Body, defaults: Sampling) -> Sampling:
+def resolve_sampling(body: CompletionRequest, defaults: Sampling) -> Sampling:
     """How to choose ids: what the request says, and the server's defaults where it says nothing."""
     def said(value: _Value | None, default: _Value) -> _Value:
         return default if value is None else value

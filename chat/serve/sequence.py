@@ -8,152 +8,152 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.decode.generate import Sampling, choose
-from model.decode.logits_processors import blocked_by_ngrams
+from model.decode.generate import Sampling, sample_token
+from model.decode.logits_processors import banned_ngram_tokens
 from model.tokenizer.base import Tokenizer
 
 # Why an answer ended: the model said so, a stop string came, it reached its limit or the end of the context, its time
 # was up, nobody listens any more.
-End = Literal["eos", "stop", "length", "context", "timeout", "gone"]
+FinishReason = Literal["eos", "stop", "length", "context", "timeout", "gone"]
 
 
 @dataclass(frozen=True)
-class Said:
+class TextDelta:
     """More of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Over:
-    """The answer is whole; it has so many `tokens`."""
+class Finish:
+    """The answer is whole; it has so many `num_tokens`."""
 
-    end: End
-    tokens: int
+    finish_reason: FinishReason
+    num_tokens: int
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failure:
     """There is no answer, or no more of it: an HTTP status and a sentence that says why."""
 
     status: int
     message: str
 
 
-Event = Said | Over | Failed
+AnswerEvent = TextDelta | Finish | Failure
 
 
 @dataclass(eq=False)
 class Job:
-    """A prompt to be answered. `tell` gets each `Event` on the engine's thread; the last is `Over` or `Failed`."""
+    """A prompt to be answered. `emit` gets each `Event` on the engine's thread; the last is `Over` or `Failed`."""
 
     prompt: list[int]
-    most: int  # ids of the answer
+    max_new_tokens: int  # ids of the answer
     sampling: Sampling
     seed: int
     deadline: float  # on the clock of time.monotonic
-    tell: Callable[[Event], None]
+    emit: Callable[[AnswerEvent], None]
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    stops: Sequence[str] = ()
-    gone: bool = False  # set by the one who asked when nobody listens any more
+    stop_strings: Sequence[str] = ()
+    is_cancelled: bool = False  # set by the one who asked when nobody listens any more
 
 
-class Text:
+class StreamingDetokenizer:
     """The text of ids as they come, up to the first of the stop strings."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._tokenizer, self._stops = tokenizer, stops
+        self._tokenizer, self._stop_strings = tokenizer, stops
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""  # may be the beginning of a stop string
-        self.stopped = False
+        self._pending_text = ""  # may be the beginning of a stop string
+        self.has_stopped = False
 
-    def add(self, index: int) -> str:
+    def add_token(self, token_id: int) -> str:
         """What can be shown after this id, often nothing."""
-        self._held += self._decoder.decode(self._tokenizer.decode_bytes([index]))
-        return self._release(last=False)
+        self._pending_text += self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
+        return self._release_text(is_final=False)
 
-    def close(self) -> str:
+    def flush(self) -> str:
         """The rest: no id follows."""
-        self._held += self._decoder.decode(b"", final=True)
-        return self._release(last=True)
+        self._pending_text += self._decoder.decode(b"", final=True)
+        return self._release_text(is_final=True)
 
-    def _release(self, *, last: bool) -> str:
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
-            return shown
-        keep = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        split = len(self._held) - keep
-        shown, self._held = self._held[:split], self._held[split:]
-        return shown
+    def _release_text(self, *, is_final: bool) -> str:
+        stop_positions = [place for stop in self._stop_strings if (place := self._pending_text.find(stop)) >= 0]
+        if stop_positions:
+            self.has_stopped = True
+            released, self._pending_text = self._pending_text[: min(stop_positions)], ""
+            return released
+        keep = 0 if is_final else max((_stop_prefix_length(self._pending_text, stop) for stop in self._stop_strings), default=0)
+        split = len(self._pending_text) - keep
+        released, self._pending_text = self._pending_text[:split], self._pending_text[split:]
+        return released
 
 
-def _overlap(text: str, stop: str) -> int:
+def _stop_prefix_length(text: str, stop: str) -> int:
     """How many characters at the end of `text` may be the beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 @dataclass(eq=False)
-class Row:
+class ActiveSequence:
     """A job in a batch. With equal seeds it says what `model.generate.generate` says."""
 
     job: Job
     tokenizer: Tokenizer
-    vocabulary: int
-    context: int
-    stops: Collection[int]  # ids that end an answer
-    said: list[int] = field(default_factory=list)
-    end: End | None = None
+    vocab_size: int
+    context_length: int
+    stop_ids: Collection[int]  # ids that end an answer
+    answer_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.job.seed)
-        self._counts = torch.zeros(self.vocabulary)
-        self._text = Text(self.tokenizer, self.job.stops)
+        self._token_counts = torch.zeros(self.vocab_size)
+        self._detokenizer = StreamingDetokenizer(self.tokenizer, self.job.stop_strings)
 
     @property
-    def left(self) -> int:
+    def num_remaining(self) -> int:
         """How many more ids there may be."""
         job = self.job
-        return min(job.most, self.context - len(job.prompt)) - len(self.said)
+        return min(job.max_new_tokens, self.context_length - len(job.prompt)) - len(self.answer_ids)
 
     @property
-    def likeliest(self) -> bool:
+    def is_greedy(self) -> bool:
         """Whether its next id is simply the one with the highest logit."""
         job = self.job
-        return job.sampling.likeliest and job.frequency_penalty == 0 and job.presence_penalty == 0
+        return job.sampling.is_greedy and job.frequency_penalty == 0 and job.presence_penalty == 0
 
-    def choose(self, logits: Tensor) -> int:
+    def sample_token(self, logits: Tensor) -> int:
         """The next id by logits[V] (fp32, on the CPU)."""
-        job, seen = self.job, self._counts > 0
+        job, seen = self.job, self._token_counts > 0
         if job.frequency_penalty or job.presence_penalty:
             # As the protocol's reference defines them, on what the answer has said.
-            logits = logits - job.frequency_penalty * self._counts - job.presence_penalty * seen
-        if blocked := blocked_by_ngrams([self.said], job.sampling.no_repeat_ngram)[0]:
+            logits = logits - job.frequency_penalty * self._token_counts - job.presence_penalty * seen
+        if blocked := banned_ngram_tokens([self.answer_ids], job.sampling.no_repeat_ngram)[0]:
             logits = logits.index_fill(0, torch.tensor(blocked), -torch.inf)
-        return choose(logits, seen, job.sampling, self._generator)
+        return sample_token(logits, seen, job.sampling, self._generator)
 
-    def take(self, chosen: int) -> None:
+    def accept_token(self, token_id: int) -> None:
         """Tell the text of the next id, and see whether that was all."""
-        if chosen in self.stops:
+        if token_id in self.stop_ids:
             self.finish("eos")
             return
-        self.said.append(chosen)
-        self._counts[chosen] += 1
-        self._tell(self._text.add(chosen))
-        if self._text.stopped:
+        self.answer_ids.append(token_id)
+        self._token_counts[token_id] += 1
+        self._emit_text(self._detokenizer.add_token(token_id))
+        if self._detokenizer.has_stopped:
             self.finish("stop")
-        elif self.left <= 0:
-            self.finish("length" if len(self.said) >= self.job.most else "context")
+        elif self.num_remaining <= 0:
+            self.finish("length" if len(self.answer_ids) >= self.job.max_new_tokens else "context")
 
-    def finish(self, end: End) -> None:
+    def finish(self, finish_reason: FinishReason) -> None:
         """Tell what was held back, and that this was all."""
-        if not self._text.stopped:
-            self._tell(self._text.close())
-        self.end = "stop" if self._text.stopped else end
-        self.job.tell(Over(self.end, len(self.said)))
+        if not self._detokenizer.has_stopped:
+            self._emit_text(self._detokenizer.flush())
+        self.finish_reason = "stop" if self._detokenizer.has_stopped else finish_reason
+        self.job.emit(Finish(self.finish_reason, len(self.answer_ids)))
 
-    def _tell(self, text: str) -> None:
+    def _emit_text(self, text: str) -> None:
         if text:
-            self.job.tell(Said(text))
+            self.job.emit(TextDelta(text))

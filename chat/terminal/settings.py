@@ -7,34 +7,34 @@ from chat.errors import ChatError
 from model.decode.sampling import Sampling
 
 # An answer of a loop of any length ends after eight ids; a name of rare characters, three bytes each, may come twice.
-DEFAULTS = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=8)
+DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=8)
 
 
 @dataclass(frozen=True)
 class Setting:
     """A field of `Sampling`, what it is called, and what it may be."""
 
-    field: str
-    commands: tuple[str, ...]
-    low: float
-    high: float
-    chinese: str
-    english: str
+    name: str
+    command_names: tuple[str, ...]
+    minimum: float
+    maximum: float
+    help_zh: str
+    help_en: str
 
     @property
     def default(self) -> float:
         """Its value where nobody says another."""
-        return getattr(DEFAULTS, self.field)
+        return getattr(DEFAULT_SAMPLING, self.name)
 
-    def parse(self, text: str, said: str) -> float:
-        """The value that `text` names, an int where the field is one. ChatError that begins with `said` and `text`."""
-        whole = isinstance(self.default, int)
+    def parse_value(self, text: str, option_name: str) -> float:
+        """The value that `text` names, an int where the field is one. ChatError that begins with `option_name` and `text`."""
+        is_integer = isinstance(self.default, int)
         try:
-            value = int(text) if whole else float(text)
+            value = int(text) if is_integer else float(text)
         except ValueError:
             value = float("nan")
-        if not self.low <= value <= self.high:
-            raise ChatError(f"{said} {text}：要一个 {self.low:g} 到 {self.high:g} 之间的{'整数' if whole else '数'}")
+        if not self.minimum <= value <= self.maximum:
+            raise ChatError(f"{option_name} {text}：要一个 {self.minimum:g} 到 {self.maximum:g} 之间的{'整数' if is_integer else '数'}")
         return value
 
 
@@ -52,12 +52,12 @@ SETTINGS = (
 )
 
 
-def changed(sampling: Sampling, setting: Setting, value: float) -> Sampling:
+def replace_setting(sampling: Sampling, setting: Setting, value: float) -> Sampling:
     """The same sampling but for one setting."""
-    fields: dict[str, Any] = {setting.field: value}
+    fields: dict[str, Any] = {setting.name: value}
     return replace(sampling, **fields)
 
 
-def described(sampling: Sampling) -> str:
+def format_settings(sampling: Sampling) -> str:
     """All settings on one line."""
-    return "，".join(f"{setting.field} {getattr(sampling, setting.field):g}" for setting in SETTINGS)
+    return "，".join(f"{setting.name} {getattr(sampling, setting.name):g}" for setting in SETTINGS)

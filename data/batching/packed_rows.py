@@ -13,29 +13,29 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, locked, manifest_problem, read_json
+from common.files import MANIFEST, atomic_folder, exclusive_lock, check_manifest, read_json
 from data.batching.examples import Examples
-from data.batching.shuffle import share, shuffle
+from data.batching.shuffle import weighted_subset, shuffle_in_place
 
 # Examples packed together: enough to fill rows well, few enough to keep the order random.
-WINDOW = 4096
+PACKING_WINDOW = 4096
 
 
-def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Rows of at most `capacity` positions, as lists of indices into `lengths` (best fit, longest first)."""
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # what each open row has left, and which it is, sorted
+    free_space: list[tuple[int, int]] = []  # what each open row has left, and which it is, sorted
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
-        place = bisect.bisect_left(room, (length, -1))
-        if place == len(room):
-            left, row = capacity, len(rows)
+        place = bisect.bisect_left(free_space, (length, -1))
+        if place == len(free_space):
+            free, row = capacity, len(rows)
             rows.append([])
         else:
-            left, row = room.pop(place)
+            free, row = free_space.pop(place)
         rows[row].append(index)
-        if left > length:
-            bisect.insort(room, (left - length, row))
+        if free > length:
+            bisect.insort(free_space, (free - length, row))
     return rows
 
 
@@ -43,86 +43,86 @@ class PackedPlan:
     """Rows of all epochs of a mix of examples. Epochs are built when they are first asked for, under `folder`."""
 
     def __init__(
-        self, parts: list[Examples], weights: tuple[float, ...], *, seed: int, length: int, folder: Path, identity: str = ""
+        self, example_sets: list[Examples], weights: tuple[float, ...], *, seed: int, length: int, folder: Path, identity: str = ""
     ) -> None:
         """`identity` changes with anything else the examples depend on: an epoch's plan of another one is built anew."""
-        self._parts, self._weights, self._seed, self.length, self._folder = parts, weights, seed, length, folder
+        self._example_sets, self._weights, self._seed, self.length, self._folder = example_sets, weights, seed, length, folder
         self._identity = identity
-        self._first_rows = [0]
-        self._open: tuple[int, list[np.ndarray]] | None = None
+        self._epoch_starts = [0]
+        self._open_epoch: tuple[int, list[np.ndarray]] | None = None
 
-    def rows_in(self, epoch: int) -> int:
+    def num_rows(self, epoch: int) -> int:
         """Rows of an epoch."""
-        return len(self._epoch(epoch)[1]) - 1
+        return len(self._load_epoch(epoch)[1]) - 1
 
-    def tokens_in(self, epoch: int) -> int:
+    def num_tokens(self, epoch: int) -> int:
         """Positions of all examples of an epoch."""
-        return int(self._epoch(epoch)[2][0])
+        return int(self._load_epoch(epoch)[2][0])
 
     def epoch_of(self, row: int) -> int:
         """The epoch, counted from zero, that the `row`-th row since the start belongs to."""
-        while self._first_rows[-1] <= row:
-            self._first_rows.append(self._first_rows[-1] + self.rows_in(len(self._first_rows) - 1))
-        return int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        while self._epoch_starts[-1] <= row:
+            self._epoch_starts.append(self._epoch_starts[-1] + self.num_rows(len(self._epoch_starts) - 1))
+        return int(np.searchsorted(self._epoch_starts, row, side="right")) - 1
 
-    def progress(self, row: int) -> float:
+    def epochs_completed(self, row: int) -> float:
         """Epochs that are over when `row` rows have been read."""
         # The epoch after the last one is not built to say that it has not begun.
-        while self._first_rows[-1] < row:
-            self._first_rows.append(self._first_rows[-1] + self.rows_in(len(self._first_rows) - 1))
-        return float(np.interp(row, self._first_rows, np.arange(len(self._first_rows))))
+        while self._epoch_starts[-1] < row:
+            self._epoch_starts.append(self._epoch_starts[-1] + self.num_rows(len(self._epoch_starts) - 1))
+        return float(np.interp(row, self._epoch_starts, np.arange(len(self._epoch_starts))))
 
-    def row(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The examples (ids and scored, see `Examples`) of the `row`-th row since the start."""
-        epoch = self.epoch_of(row)
-        order, starts, _ = self._epoch(epoch)
-        start, stop = starts[row - self._first_rows[epoch] :][:2]
+    def row(self, row_number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The examples (ids and scored, see `Examples`) of the `row_number`-th row since the start."""
+        epoch = self.epoch_of(row_number)
+        order, starts, _ = self._load_epoch(epoch)
+        start, stop = starts[row_number - self._epoch_starts[epoch] :][:2]
         places = (divmod(int(item), 1 << 48) for item in order[start:stop])
-        return [self._parts[part].example(index, epoch) for part, index in places]
+        return [self._example_sets[part].example(index, epoch) for part, index in places]
 
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        if self._open is None or self._open[0] != epoch:
+    def _load_epoch(self, epoch: int) -> list[np.ndarray]:
+        if self._open_epoch is None or self._open_epoch[0] != epoch:
             folder = self._folder / f"epoch-{epoch:05d}"
-            with locked(self._folder.with_suffix(".lock")):  # of the processes that train together one builds it
-                whole = (folder / MANIFEST).is_file() and manifest_problem(folder) is None
-                if not whole or read_json(folder / MANIFEST).get("identity") != self._facts()["identity"]:
-                    self._build(epoch, folder)
+            with exclusive_lock(self._folder.with_suffix(".lock")):  # of the processes that train together one builds it
+                whole = (folder / MANIFEST).is_file() and check_manifest(folder) is None
+                if not whole or read_json(folder / MANIFEST).get("identity") != self._manifest_fields()["identity"]:
+                    self._build_epoch(epoch, folder)
                 names = ("order", "starts", "tokens")
                 arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
-            self._open = epoch, arrays
-        return self._open[1]
+            self._open_epoch = epoch, arrays
+        return self._open_epoch[1]
 
-    def _facts(self) -> dict[str, object]:
+    def _manifest_fields(self) -> dict[str, object]:
         return {"identity": f"{self._identity} {self._seed} {self.length} {self._weights}"}
 
-    def _build(self, epoch: int, folder: Path) -> None:
+    def _build_epoch(self, epoch: int, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         order, lengths = [], []
-        for number, (part, weight) in enumerate(zip(self._parts, self._weights, strict=True)):
-            known = part.lengths(epoch)
-            mine = share(len(known), weight, self._seed, epoch, number)
-            mine = mine[known[mine] > 0]
-            order.append((np.int64(number) << 48) | mine)
-            lengths.append(known[mine])
+        for number, (part, weight) in enumerate(zip(self._example_sets, self._weights, strict=True)):
+            set_lengths = part.lengths(epoch)
+            subset = weighted_subset(len(set_lengths), weight, self._seed, epoch, number)
+            subset = subset[set_lengths[subset] > 0]
+            order.append((np.int64(number) << 48) | subset)
+            lengths.append(set_lengths[subset])
         items, sizes = np.concatenate(order), np.concatenate(lengths)
         if not len(items):
             raise UserError(f"no example of epoch {epoch} fits a row of {self.length} tokens, or the weights leave none: "
                             "raise --sequence_length or the weights")
-        turn = np.arange(len(items))
-        shuffle(turn, self._seed, epoch, 0)
+        permutation = np.arange(len(items))
+        shuffle_in_place(permutation, self._seed, epoch, 0)
         # Arrays, not lists of lists: millions of Python numbers would be most of a run's memory.
         packed, counts = [], []
-        for start in range(0, len(turn), WINDOW):
-            rows = pack(sizes[turn[start : start + WINDOW]], self.length)
+        for start in range(0, len(permutation), PACKING_WINDOW):
+            rows = pack_best_fit(sizes[permutation[start : start + PACKING_WINDOW]], self.length)
             packed.append(start + np.concatenate(rows))
             counts.append(np.array([len(row) for row in rows]))
-        places, held = np.concatenate(packed), np.concatenate(counts)
-        sequence = np.arange(len(held))
-        shuffle(sequence, self._seed, epoch, 1)
-        starts = np.concatenate([[0], np.cumsum(held[sequence])])
+        places, row_sizes = np.concatenate(packed), np.concatenate(counts)
+        row_order = np.arange(len(row_sizes))
+        shuffle_in_place(row_order, self._seed, epoch, 1)
+        starts = np.concatenate([[0], np.cumsum(row_sizes[row_order])])
         # Where the row that now stands at each place began before.
-        moved = np.repeat((np.cumsum(held) - held)[sequence] - starts[:-1], held[sequence])
-        with atomic_folder(folder, self._facts()) as made:
-            np.save(made / "order.npy", items[turn[places[moved + np.arange(len(places))]]], allow_pickle=False)
-            np.save(made / "starts.npy", starts, allow_pickle=False)
-            np.save(made / "tokens.npy", np.array([sizes.sum()]), allow_pickle=False)
+        source_shifts = np.repeat((np.cumsum(row_sizes) - row_sizes)[row_order] - starts[:-1], row_sizes[row_order])
+        with atomic_folder(folder, self._manifest_fields()) as output:
+            np.save(output / "order.npy", items[permutation[places[source_shifts + np.arange(len(places))]]], allow_pickle=False)
+            np.save(output / "starts.npy", starts, allow_pickle=False)
+            np.save(output / "tokens.npy", np.array([sizes.sum()]), allow_pickle=False)

@@ -11,13 +11,13 @@ from pydantic import Field, ValidationError
 from common.errors import UserError
 from common.options import Options, load_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-MANIFESTS = ROOT / "assets" / "manifests"
-TOKENIZER = "tokenizer"
-HUB = "https://huggingface.co"
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+MANIFESTS_FOLDER = PROJECT_ROOT / "assets" / "manifests"
+TOKENIZER_NAME = "tokenizer"
+HUB_URL = "https://huggingface.co"
 
 
-class File(Options):
+class CorpusFile(Options):
     """One file to download."""
 
     path: str = Field(pattern=r"^\w[\w/-]*(\.[\w/-]+)*$", description="its place at a mirror, and below downloads/NAME")
@@ -38,47 +38,47 @@ class Corpus(Options):
     megabytes: int = Field(description="size of the download, for the reader")
     mirrors: tuple[str, ...] = Field(min_length=1, description="addresses, tried in order; {path} is the file's")
     parts: tuple[str, ...] = Field((), description="the parts that are downloaded by default")
-    files: tuple[File, ...] = Field(min_length=1)
+    files: tuple[CorpusFile, ...] = Field(min_length=1)
 
-    def chosen(self, parts: tuple[str, ...]) -> list[File]:
+    def select_files(self, parts: tuple[str, ...]) -> list[CorpusFile]:
         """The files of these parts (default: the manifest's); UserError for a part that it does not have."""
-        known = list(dict.fromkeys(file.part for file in self.files if file.part))
+        part_names = list(dict.fromkeys(file.part for file in self.files if file.part))
         for part in parts:
-            if part not in known:
-                raise UserError(f"--parts {part}: there is no such part; expected {', '.join(known) or 'none here'}")
-        wanted = parts or self.parts
-        return [file for file in self.files if file.part is None or file.part in wanted]
+            if part not in part_names:
+                raise UserError(f"--parts {part}: there is no such part; expected {', '.join(part_names) or 'none here'}")
+        selected_parts = parts or self.parts
+        return [file for file in self.files if file.part is None or file.part in selected_parts]
 
-    def urls(self, file: File) -> list[str]:
+    def urls(self, file: CorpusFile) -> list[str]:
         """The addresses of a file; `HF_ENDPOINT` in the environment puts that copy of the Hugging Face hub first."""
         urls = [mirror.replace("{path}", file.path) for mirror in self.mirrors]
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-        moved = [endpoint + url.removeprefix(HUB) for url in urls if url.startswith(HUB + "/")] if endpoint else []
-        return list(dict.fromkeys(moved + urls))
+        endpoint_urls = [endpoint + url.removeprefix(HUB_URL) for url in urls if url.startswith(HUB_URL + "/")] if endpoint else []
+        return list(dict.fromkeys(endpoint_urls + urls))
 
 
-def corpora(folder: Path = MANIFESTS) -> dict[str, Corpus]:
+def load_corpora(folder: Path = MANIFESTS_FOLDER) -> dict[str, Corpus]:
     """All manifests by name. UserError naming the file and key of one that is wrong."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
-            found[path.stem] = Corpus.model_validate(load_yaml(path, said=""))
+            found[path.stem] = Corpus.model_validate(load_yaml(path, error_prefix=""))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
     return found
 
 
-def unknown(name: str, extra: str = "", *, data: bool = False) -> UserError:
-    """The one line for a name that means nothing, with what may have been meant; `data`: only what holds records."""
-    known = corpora()
-    names = ["sample", *(each for each in known if known[each].source or not data)]
-    if name in known:
-        return UserError(f"DATA={name}: holds no records ({known[name].description}); the names are {', '.join(names)}")
-    listed = [part for part in re.split(r"[,，、;；+\s]+", name) if part]
-    if len(listed) > 1 and all(re.sub(r":[\d.]+$", "", part) in names for part in listed):
-        cure = f"did you mean {'+'.join(listed)}?" if data else f"one name at a time, such as DATA={listed[0]}"
-        return UserError(f"DATA={name}: there is no such data set; {cure}")
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(names)}"
-    return UserError(f"DATA={name}: there is no such data set{extra}; {hint}")
+def unknown_corpus_error(name: str, detail: str = "", *, data_only: bool = False) -> UserError:
+    """The one line for a name that means nothing, with what may have been meant; `data_only`: only what holds records."""
+    corpora_by_name = load_corpora()
+    names = ["sample", *(each for each in corpora_by_name if corpora_by_name[each].source or not data_only)]
+    if name in corpora_by_name:
+        return UserError(f"DATA={name}: holds no records ({corpora_by_name[name].description}); the names are {', '.join(names)}")
+    requested_names = [part for part in re.split(r"[,，、;；+\s]+", name) if part]
+    if len(requested_names) > 1 and all(re.sub(r":[\d.]+$", "", part) in names for part in requested_names):
+        suggestion = f"did you mean {'+'.join(requested_names)}?" if data_only else f"one name at a time, such as DATA={requested_names[0]}"
+        return UserError(f"DATA={name}: there is no such data set; {suggestion}")
+    close_matches = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close_matches)}?" if close_matches else f"the names are {', '.join(names)}"
+    return UserError(f"DATA={name}: there is no such data set{detail}; {hint}")

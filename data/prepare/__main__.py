@@ -6,23 +6,23 @@ from pathlib import Path
 from pydantic import Field
 
 from common.errors import UserError, run_main
-from common.options import parse
-from data.corpora.manifests import ROOT
-from data.prepare.pipeline import PrepareOptions, describe_report, prepare_groups
-from data.readers.source_args import split_groups
+from common.options import parse_options
+from data.corpora.manifests import PROJECT_ROOT
+from data.prepare.pipeline import PrepareOptions, format_report, prepare_groups
+from data.readers.source_args import parse_source_groups
 from data.sources import SOURCES
 
-CONFIG = ROOT / "configs" / "prepare.yaml"
+DEFAULT_CONFIG = PROJECT_ROOT / "configs" / "prepare.yaml"
 
 
-class Command(PrepareOptions):
+class PrepareCommand(PrepareOptions):
     """The command line, apart from --source and --input."""
 
     tokenizer: Path = Field(description="a SentencePiece model, or a folder with a tokenizer.model")
     out: Path = Field(description="the shard set to make; a folder that is not there yet")
 
 
-def description() -> str:
+def help_description() -> str:
     """What the command does and which sources there are."""
     sources = "\n".join(f"    {name:13} {source.description}" for name, source in SOURCES.items())
     return (
@@ -42,12 +42,12 @@ def description() -> str:
 def main() -> None:
     """The command line."""
     arguments = sys.argv[1:]
-    asked = not {"-h", "--help"}.isdisjoint(arguments)
-    groups, rest = ([], ["--help"]) if asked else split_groups(arguments)
-    options, _ = parse(Command, rest, name="data.prepare", description=description(), default_config=CONFIG)
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    groups, rest = ([], ["--help"]) if wants_help else parse_source_groups(arguments)
+    options, _ = parse_options(PrepareCommand, rest, name="data.prepare", description=help_description(), default_config=DEFAULT_CONFIG)
     if not groups:
         raise UserError("--source NAME --input FILE… is needed: see --help")
-    print(describe_report(prepare_groups(groups, options.out, options.tokenizer, options), options.out))
+    print(format_report(prepare_groups(groups, options.out, options.tokenizer, options), options.out))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from common.options import Options
 Share = Annotated[float, Field(ge=0, le=1)]
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WIDE = HAN + "\u3001-\u303f\uff00-\uffef"
+_CJK = HAN + "\u3001-\u303f\uff00-\uffef"
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 # Controls, zero-width and direction marks, byte order marks, soft hyphens, noncharacters and lone surrogates. The
 # joiners U+200C and U+200D carry meaning in emoji and in other scripts, but none beside Chinese.
@@ -31,26 +31,26 @@ _INVISIBLE = re.compile(
     "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
 )
-_JOINERS = re.compile(f"(?<=[{_WIDE}])[\u200c\u200d]|[\u200c\u200d](?=[{_WIDE}])")
-_SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f]")
+_JOINERS = re.compile(f"(?<=[{_CJK}])[\u200c\u200d]|[\u200c\u200d](?=[{_CJK}])")
+_UNICODE_SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f]")
 _FENCE_LINE = r"[ ]{0,3}(?:```|~~~)[^\n]*"
-_FENCE = re.compile(rf"^({_FENCE_LINE}\n(?:(?!{_FENCE_LINE})[^\n]*\n)*{_FENCE_LINE})$", re.MULTILINE)
-_TAGS = (
+_FENCED_CODE = re.compile(rf"^({_FENCE_LINE}\n(?:(?!{_FENCE_LINE})[^\n]*\n)*{_FENCE_LINE})$", re.MULTILINE)
+_TAG_NAMES = (
     "a abbr article b big blockquote br center cite dd del div dl dt em figcaption figure font footer h[1-6] header hr "
     "i img ins kbd li mark nav nowiki ol p pre q s section small span strike strong sub sup table tbody td tfoot th "
     "thead tr tt u ul"
 )
-_TAG = re.compile(rf"`[^`\n]*`|^(?:[ ]{{4}}|\t).*|</?({'|'.join(_TAGS.split())})(?:\s[^<>]{{0,2000}})?/?>", re.I | re.M)
-_BREAKING = re.compile(
+_TAG = re.compile(rf"`[^`\n]*`|^(?:[ ]{{4}}|\t).*|</?({'|'.join(_TAG_NAMES.split())})(?:\s[^<>]{{0,2000}})?/?>", re.I | re.M)
+_BLOCK_TAG = re.compile(
     r"(?:br|p|div|li|tr|h[1-6]|hr|table|ul|ol|dl|dt|dd|blockquote|section|article|pre|figure)\Z", re.IGNORECASE
 )
 _ENTITY = re.compile(r"`[^`\n]*`|&(?:[a-zA-Z]{2,8}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _URL_LINE = re.compile(r"^[ \t]*<?(?:https?|ftp)://[^\s<>]+>?[ \t]*\n?", re.MULTILINE)
 # Empty parentheses stay: in exercises they are where the answer goes.
-_HOLLOW = re.compile(r"（\s{0,9}[，、；：,;:][\s，、；：,;:]{0,50}）")
-_GAP = re.compile(rf"([{_WIDE}])([ \u3000])[ \u3000]+(?=[{_WIDE}])")
+_EMPTY_PARENTHESES = re.compile(r"（\s{0,9}[，、；：,;:][\s，、；：,;:]{0,50}）")
+_CJK_SPACE_RUN = re.compile(rf"([{_CJK}])([ \u3000])[ \u3000]+(?=[{_CJK}])")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_LINE_WORTH_COUNTING = 10
+_MIN_REPEATED_LINE_LENGTH = 10
 
 
 class CleanOptions(Options):
@@ -78,39 +78,39 @@ def clean(text: str, options: CleanOptions) -> str:
 
     Linear in the length of the text, whatever the text.
     """
-    if _unusual()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")].any():
+    if _needs_cleaning()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")].any():
         text = _LINE_ENDS.sub("\n", text)
-        text = _SPACES.sub(" ", _INVISIBLE.sub("", text))
+        text = _UNICODE_SPACES.sub(" ", _INVISIBLE.sub("", text))
         if "\u200c" in text or "\u200d" in text:
             text = _JOINERS.sub("", text)
         # U+2581 is how the tokenizer writes a space: it would come back as one.
         text = text.replace("\u2581", "_")
     if options.unicode != "none" and not unicodedata.is_normalized(options.unicode, text):
         text = unicodedata.normalize(options.unicode, text)
-    pieces = _FENCE.split(text) if "```" in text or "~~~" in text else [text]
-    pieces[::2] = [_prose(piece, options.markup) for piece in pieces[::2]]
+    pieces = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
+    pieces[::2] = [_clean_prose(piece, options.markup) for piece in pieces[::2]]
     return "".join(pieces).strip("\n").rstrip()
 
 
-def _prose(text: str, markup: bool) -> str:
-    if markup:
+def _clean_prose(text: str, remove_markup: bool) -> str:
+    if remove_markup:
         if "<!--" in text:
-            text = "".join(_outside_comments(text))
+            text = "".join(_split_around_comments(text))
         if "<" in text:
-            text = _TAG.sub(_without_tag, text)
+            text = _TAG.sub(_replace_tag, text)
         if "&" in text:
-            text = _ENTITY.sub(_entity, text)
+            text = _ENTITY.sub(_replace_entity, text)
         if "://" in text:
             text = _URL_LINE.sub("", text)
-    text = _HOLLOW.sub("", text)
+    text = _EMPTY_PARENTHESES.sub("", text)
     if "  " in text or "\u3000" in text:
-        text = _GAP.sub(r"\1\2", text)
+        text = _CJK_SPACE_RUN.sub(r"\1\2", text)
     if " \n" in text or "\t\n" in text or "\u3000\n" in text:
         text = "\n".join([line.rstrip() for line in text.split("\n")])
     return _BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text
 
 
-def _outside_comments(text: str) -> Iterator[str]:
+def _split_around_comments(text: str) -> Iterator[str]:
     # Not a regular expression: `<!--` a million times over without an end would take it a million scans.
     position = 0
     while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start)) >= 0:
@@ -119,13 +119,13 @@ def _outside_comments(text: str) -> Iterator[str]:
     yield text[position:]
 
 
-def _without_tag(match: re.Match[str]) -> str:
+def _replace_tag(match: re.Match[str]) -> str:
     if match[1] is None:
         return match[0]
-    return "\n" if _BREAKING.match(match[1]) else ""
+    return "\n" if _BLOCK_TAG.match(match[1]) else ""
 
 
-def _entity(match: re.Match[str]) -> str:
+def _replace_entity(match: re.Match[str]) -> str:
     if match[0].startswith("`"):
         return match[0]
     character = html.unescape(match[0])
@@ -134,13 +134,13 @@ def _entity(match: re.Match[str]) -> str:
     return character if character.isprintable() and character != "\u2581" else ""
 
 
-def fault(text: str, options: CleanOptions) -> str | None:
+def rejection_reason(text: str, options: CleanOptions) -> str | None:
     """Why a cleaned text is dropped (`too_short`, `few_letters`, …), or None if it is kept."""
     if len(text) < options.minimum_characters:
         return "too_short"
     if len(text) > options.maximum_characters:
         return "too_long"
-    chinese, letters, digits, symbols = _shares(text)
+    chinese, letters, digits, symbols = _class_shares(text)
     if chinese + letters < options.minimum_letters:
         return "few_letters"
     if chinese < options.minimum_chinese:
@@ -149,13 +149,13 @@ def fault(text: str, options: CleanOptions) -> str | None:
         return "many_digits"
     if symbols > options.maximum_symbols:
         return "many_symbols"
-    if _repeated(text) > options.maximum_repeated_lines:
+    if _repeated_line_share(text) > options.maximum_repeated_lines:
         return "repeated_lines"
     return None
 
 
 @functools.cache
-def _unusual() -> np.ndarray:
+def _needs_cleaning() -> np.ndarray:
     """For each code point whether `clean` does something about it by itself (bool)."""
     # One look-up a character here spares most texts three passes of regular expressions.
     table = np.zeros(0x110000, dtype=bool)
@@ -172,7 +172,7 @@ def code_points(text: str) -> np.ndarray:
 
 
 @functools.cache
-def kinds() -> np.ndarray:
+def character_classes() -> np.ndarray:
     """For each code point its kind (uint8): 0 space or control, 1 Chinese, 2 other letter, 3 digit, 4 all else."""
     table = np.zeros(0x110000, dtype=np.uint8)
     by_category = {"L": 2, "M": 2, "N": 3, "P": 4, "S": 4}
@@ -184,14 +184,14 @@ def kinds() -> np.ndarray:
     return table
 
 
-def _shares(text: str) -> tuple[float, float, float, float]:
-    counts = np.bincount(kinds()[code_points(text)], minlength=5)[1:]
+def _class_shares(text: str) -> tuple[float, float, float, float]:
+    counts = np.bincount(character_classes()[code_points(text)], minlength=5)[1:]
     chinese, letters, digits, symbols = (counts / max(int(counts.sum()), 1)).tolist()
     return chinese, letters, digits, symbols
 
 
-def _repeated(text: str) -> float:
-    lines = [line for line in text.split("\n") if len(line) >= _LINE_WORTH_COUNTING]
+def _repeated_line_share(text: str) -> float:
+    lines = [line for line in text.split("\n") if len(line) >= _MIN_REPEATED_LINE_LENGTH]
     distinct = set(lines)
     if len(distinct) == len(lines):
         return 0.0

@@ -22,24 +22,24 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from common.errors import UserError
-from common.files import MANIFEST, naming, read_json, read_sealed, remove_leftovers, write_json, write_sealed
-from common.machine import cores, peak_memory_bytes
+from common.files import MANIFEST, name_path_in_errors, read_json, read_checksummed_json, remove_temporary_files, write_json, write_checksummed_json
+from common.machine import num_cores, peak_memory_bytes
 from common.options import Options
-from common.progress import progress
-from data.prepare.write_shards import assemble
+from common.progress import progress_bar
+from data.prepare.write_shards import write_shard_set
 from data.prepare.clean import CleanOptions
-from data.prepare.dedup import DedupOptions, permutations
-from data.readers.source_args import Group
-from data.prepare.worker import PART_BYTES, Part, cut, finished, part_folder
-from data.prepare.worker_pool import maker
+from data.prepare.dedup import DedupOptions, minhash_permutations
+from data.readers.source_args import SourceGroup
+from data.prepare.worker import UNIT_BYTES, WorkUnit, split_into_units, load_unit_manifest, unit_folder
+from data.prepare.worker_pool import open_worker_pool
 from data.records import Kind
-from data.shards import FORMAT, REPORT
+from data.shards import SHARD_FORMAT, REPORT_FILE
 from data.sources import find_source
 from model.tokenizer.base import Tokenizer
 
 # Raise this when a change makes other ids of the same records: sets prepared by another version are prepared again.
 PREPARE_VERSION = 1
-Share = Annotated[float, Field(ge=0, le=0.5)]
+ValidationShare = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class PrepareOptions(Options):
@@ -47,7 +47,7 @@ class PrepareOptions(Options):
 
     workers: Annotated[int, Field(ge=1)] | None = Field(None, description="processes; default every core")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="records read of each --source; default all")
-    validation: Share = Field(0.005, description="share of the documents held out (a small corpus holds out more)")
+    validation: ValidationShare = Field(0.005, description="share of the documents held out (a small corpus holds out more)")
     quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="largest share of records that may be unreadable"
     )
@@ -55,47 +55,47 @@ class PrepareOptions(Options):
     dedup: DedupOptions = Field(default_factory=DedupOptions)
 
 
-def prepare(source: str, inputs: list[str], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
+def prepare_source(source: str, inputs: list[str], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
     """Prepare one source's inputs (files, folders, globs, `hub`) as the shard set `out`; returns the report."""
-    return prepare_groups([Group(source, tuple(inputs))], out, tokenizer, options)
+    return prepare_groups([SourceGroup(source, tuple(inputs))], out, tokenizer, options)
 
 
-def prepare_groups(groups: Sequence[Group], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
+def prepare_groups(groups: Sequence[SourceGroup], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
     """Prepare several sources into one shard set, in their order; returns the report.
 
     An `out` that is already this preparation is left as it is. UserError if it is something else, if inputs cannot be
     read, or if more than `quarantine_share` of the records are bad.
     """
-    started = time.monotonic()
-    loaded = Tokenizer.load(tokenizer)
-    kind = _kind(groups)
-    identity = _identity(groups, loaded, options)
-    if (report := _existing(out, identity)) is not None:
-        shutil.rmtree(_work_path(out), ignore_errors=True)
+    start_time = time.monotonic()
+    loaded_tokenizer = Tokenizer.load(tokenizer)
+    kind = _resolve_kind(groups)
+    identity = _build_identity(groups, loaded_tokenizer, options)
+    if (report := _load_existing_report(out, identity)) is not None:
+        shutil.rmtree(_work_folder_path(out), ignore_errors=True)
         return report
-    with _work_folder(out, identity) as work:
-        loaded.save(work)
-        made, peak = _make_parts(groups, work, options)
-        _check_quarantine(work / "parts", made, options.quarantine_share)
-        facts = {"sources": identity["inputs"], "preparation": identity, "code": PREPARE_VERSION}
-        report = assemble(out, work / "parts", made, loaded, kind, options.dedup, options.validation, facts)
+    with _open_work_folder(out, identity) as work:
+        loaded_tokenizer.save(work)
+        unit_manifests, peak = _process_units(groups, work, options)
+        _check_quarantine(work / "parts", unit_manifests, options.quarantine_share)
+        manifest_fields = {"sources": identity["inputs"], "preparation": identity, "code": PREPARE_VERSION}
+        report = write_shard_set(out, work / "parts", unit_manifests, loaded_tokenizer, kind, options.dedup, options.validation, manifest_fields)
         if not report["kept"]:
             # The work must not stand in the way of other options.
             shutil.rmtree(work)
-            raise _nothing_left(groups, report, options)
-        seconds = time.monotonic() - started
+            raise _empty_result_error(groups, report, options)
+        seconds = time.monotonic() - start_time
         report |= {
             "seconds": round(seconds, 1), "megabytes_per_second": round(report["bytes"] / 1e6 / seconds, 2),
-            "workers": options.workers or cores(),
+            "workers": options.workers or num_cores(),
             "peak_memory_parent": peak_memory_bytes(), "peak_memory_worker": peak,
         }
         # After the manifest, which therefore does not know it: seconds are no part of what was prepared.
-        write_sealed(out / REPORT, report)
+        write_checksummed_json(out / REPORT_FILE, report)
         shutil.rmtree(work)
     return report
 
 
-def _kind(groups: Sequence[Group]) -> Kind:
+def _resolve_kind(groups: Sequence[SourceGroup]) -> Kind:
     """What all sources of a preparation yield. UserError where they differ."""
     kinds = {group.source: find_source(group.source).kind for group in groups}
     if len(set(kinds.values())) > 1:
@@ -105,7 +105,7 @@ def _kind(groups: Sequence[Group]) -> Kind:
     return next(iter(kinds.values()))
 
 
-def _nothing_left(groups: Sequence[Group], report: dict[str, Any], options: PrepareOptions) -> UserError:
+def _empty_result_error(groups: Sequence[SourceGroup], report: dict[str, Any], options: PrepareOptions) -> UserError:
     first, *others = (text for group in groups for text in group.inputs)
     name = f"{first} and {len(others):,} more" if others else first
     if not report["records"]:
@@ -116,47 +116,47 @@ def _nothing_left(groups: Sequence[Group], report: dict[str, Any], options: Prep
     return UserError(f"{name}: none of {report['records']:,} records is left to train on ({reasons}){least}")
 
 
-def _identity(groups: Sequence[Group], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:
+def _build_identity(groups: Sequence[SourceGroup], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:
     """Everything the shard set's bytes depend on."""
     return {
-        "inputs": [{"source": group.source, **group.describe()} for group in groups],
+        "inputs": [{"source": group.source, **group.summarize()} for group in groups],
         "tokenizer": tokenizer.fingerprint,
         "options": options.model_dump(mode="json", include={"limit", "validation", "clean", "dedup"}),
     }
 
 
-def _existing(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _load_existing_report(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The report of an `out` that is this very preparation; None if there is none. UserError if it is anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / MANIFEST).is_file():
         raise UserError(f"--out {out}: exists and is no shard set; give another --out")
     manifest = read_json(out / MANIFEST)
-    before = manifest.get("preparation", {})
-    if manifest.get("format") != FORMAT or before != identity:
-        changed = ", ".join(_changes(before, identity)) or "its format"
+    previous_identity = manifest.get("preparation", {})
+    if manifest.get("format") != SHARD_FORMAT or previous_identity != identity:
+        changed = ", ".join(_changed_keys(previous_identity, identity)) or "its format"
         raise UserError(f"--out {out}: is already prepared otherwise (what differs: {changed}); give another --out")
-    other = manifest.get("code", PREPARE_VERSION) != PREPARE_VERSION
+    is_other_code = manifest.get("code", PREPARE_VERSION) != PREPARE_VERSION
     print(f"{out} is already prepared from the same inputs with the same options: nothing to do"
-          + (" (another version of this code did it: delete it to prepare it anew)" if other else ""))
-    return read_sealed(out / REPORT, ": delete it") if (out / REPORT).is_file() else dict(manifest["report"])
+          + (" (another version of this code did it: delete it to prepare it anew)" if is_other_code else ""))
+    return read_checksummed_json(out / REPORT_FILE, ": delete it") if (out / REPORT_FILE).is_file() else dict(manifest["report"])
 
 
-def _changes(before: Any, after: Any, prefix: str = "") -> list[str]:
+def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted(before.keys() | after.keys())
-        return [line for key in keys for line in _changes(before.get(key), after.get(key), f"{prefix}{key}.")]
+        return [line for key in keys for line in _changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
     return [] if before == after else [prefix.rstrip(".")]
 
 
-def _work_path(out: Path) -> Path:
+def _work_folder_path(out: Path) -> Path:
     return out.parent / f".{out.name}.work"
 
 
 @contextlib.contextmanager
-def _work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
+def _open_work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
     """The folder of unfinished work beside `out`, locked. UserError if another process or preparation has it."""
-    work = _work_path(out)
+    work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
         try:
@@ -164,10 +164,10 @@ def _work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
         except OSError:
             raise UserError(f"--out {out}: another process is preparing it right now") from None
         # Inputs are not compared: a part is only taken if its records are the same.
-        wanted = {key: identity[key] for key in ("tokenizer", "options")}
-        wanted |= {"format": FORMAT, "part_bytes": PART_BYTES, "code": PREPARE_VERSION}
-        plan = work / "plan.json"
-        changed = _changes(read_json(plan), wanted) if plan.exists() else []
+        expected_plan = {key: identity[key] for key in ("tokenizer", "options")}
+        expected_plan |= {"format": SHARD_FORMAT, "part_bytes": UNIT_BYTES, "code": PREPARE_VERSION}
+        plan_path = work / "plan.json"
+        changed = _changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
         if set(changed) - {"code"}:
             raise UserError(
                 f"--out {out}: an unfinished preparation with other arguments lies in {work} (what differs: "
@@ -177,48 +177,48 @@ def _work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             print(f"{work} was begun by another version of this code: its parts are made again", flush=True)
             shutil.rmtree(work / "parts")
             (work / "parts").mkdir()
-        write_json(plan, wanted)
-        remove_leftovers(work / "parts")
+        write_json(plan_path, expected_plan)
+        remove_temporary_files(work / "parts")
         for path in out.parent.glob(f".{glob.escape(out.name)}.????????.tmp"):
             shutil.rmtree(path)
-        with naming(work):
+        with name_path_in_errors(work):
             yield work
 
 
-def _make_parts(groups: Sequence[Group], work: Path, options: PrepareOptions) -> tuple[list[dict[str, Any]], int]:
+def _process_units(groups: Sequence[SourceGroup], work: Path, options: PrepareOptions) -> tuple[list[dict[str, Any]], int]:
     """Read all inputs and have their parts made; returns the parts' facts in order and the largest worker's memory."""
     sizes = [path.stat().st_size for group in groups for path in group.files()]
-    streamed = any(group.streamed for group in groups)
-    workers = options.workers or cores()
-    if not streamed and sum(sizes) < PART_BYTES // 4:
+    is_streamed = any(group.is_streamed for group in groups)
+    workers = options.workers or num_cores()
+    if not is_streamed and sum(sizes) < UNIT_BYTES // 4:
         workers = 1
-    arguments = (work / "parts", work, options.clean, permutations() if options.dedup.near else None)
-    with progress("preparing", None if streamed else sum(sizes), unit="B") as bar, maker(workers, arguments) as pool:
-        for part in _parts(groups, options.limit, bar.update):
-            if facts := finished(part, work / "parts"):
-                pool.made[part.index] = facts
+    arguments = (work / "parts", work, options.clean, minhash_permutations() if options.dedup.near else None)
+    with progress_bar("preparing", None if is_streamed else sum(sizes), unit="B") as bar, open_worker_pool(workers, arguments) as pool:
+        for part in _iter_units(groups, options.limit, bar.update):
+            if facts := load_unit_manifest(part, work / "parts"):
+                pool.manifests[part.index] = facts
             else:
-                pool.make(part)
-        pool.finish()
-    return [pool.made[index] for index in range(len(pool.made))], pool.peak
+                pool.submit(part)
+        pool.join()
+    return [pool.manifests[index] for index in range(len(pool.manifests))], pool.peak_memory
 
 
-def _parts(groups: Sequence[Group], limit: int | None, advance: Any) -> Iterator[Part]:
-    first = 0
+def _iter_units(groups: Sequence[SourceGroup], limit: int | None, on_bytes_read: Any) -> Iterator[WorkUnit]:
+    next_index = 0
     # What a release holds out comes first: a record that training repeats is then dropped from training.
-    turns = [(group, "validation") for group in groups if group.dev]
-    for group, split in [*turns, *((group, "train" if group.dev else None) for group in groups)]:
-        for part in cut(group.source, itertools.islice(group.records(advance, split), limit), first, split):
+    validation_passes = [(group, "validation") for group in groups if group.dev]
+    for group, split in [*validation_passes, *((group, "train" if group.dev else None) for group in groups)]:
+        for part in split_into_units(group.source, itertools.islice(group.read_records(on_bytes_read, split), limit), next_index, split):
             yield part
-            first = part.index + 1
+            next_index = part.index + 1
 
 
-def _check_quarantine(parts: Path, made: list[dict[str, Any]], share: float) -> None:
-    records = sum(facts["records"] for facts in made)
-    bad = sum(facts["quarantined"] for facts in made)
+def _check_quarantine(units_folder: Path, unit_manifests: list[dict[str, Any]], share: float) -> None:
+    records = sum(facts["records"] for facts in unit_manifests)
+    bad = sum(facts["quarantined"] for facts in unit_manifests)
     if bad > share * records:
-        index = next(index for index, facts in enumerate(made) if facts["quarantined"])
-        first = json.loads((part_folder(parts, index) / "quarantine.jsonl").read_text(encoding="utf-8").split("\n")[0])
+        index = next(index for index, facts in enumerate(unit_manifests) if facts["quarantined"])
+        first = json.loads((unit_folder(units_folder, index) / "quarantine.jsonl").read_text(encoding="utf-8").split("\n")[0])
         raise UserError(
             f"{bad} of {records} records cannot be read ({bad / records:.2%}; --quarantine_share allows {share:.2%}), "
             f"the first in {first['file']} line {first['line']}: {first['reason']}; is it the right --source? Mend the "
@@ -226,7 +226,7 @@ def _check_quarantine(parts: Path, made: list[dict[str, Any]], share: float) -> 
         )
 
 
-def describe_report(report: dict[str, Any], out: Path) -> str:
+def format_report(report: dict[str, Any], out: Path) -> str:
     """A report in lines for people."""
     lines = [
         f"{out}: {report['kept']:,} {report['kind']} of {report['records']:,} records, {report['characters']:,} "

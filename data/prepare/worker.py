@@ -25,203 +25,203 @@ from typing import Any
 
 import numpy as np
 
-from common.files import MANIFEST, atomic_folder, manifest_problem, read_json
+from common.files import MANIFEST, atomic_folder, check_manifest, read_json
 from common.machine import peak_memory_bytes
-from data.prepare.clean import CleanOptions, clean, fault
-from data.prepare.dedup import PERMUTATIONS, digest, signature
-from data.batching.summary_prompts import encode_summaries, summary_texts
-from data.readers.files import Raw, RawRecord
-from data.records import BadRecord, Document, Kind, Record, Summary, Unused
+from data.prepare.clean import CleanOptions, clean, rejection_reason
+from data.prepare.dedup import NUM_PERMUTATIONS, text_digest, minhash_signature
+from data.batching.summary_prompts import encode_summaries, summary_segments
+from data.readers.files import RawItem, RawRecord
+from data.records import BadRecord, Document, Kind, Record, Summary, SkippedRecord
 from data.shards import token_dtype
 from data.sources import find_source
-from model.chat_template.template import template_of
+from model.chat_template.template import template_for_tokenizer
 from model.tokenizer.base import Span, Tokenizer
 
-PART_BYTES = 8 << 20
-PART_RECORDS = 1 << 14
-BATCH_CHARACTERS = 1 << 19
+UNIT_BYTES = 8 << 20
+UNIT_RECORDS = 1 << 14
+ENCODE_BATCH_CHARACTERS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Raw records of one source that are prepared together; `raw` is the digest of them all.
+class WorkUnit:
+    """Raw records of one source that are prepared together; `digest` is the digest of them all.
 
     `split` is the one split that its records belong to, or None where the digest of each decides.
     """
 
     index: int
     source: str
-    records: list[Raw]
-    raw: str
+    records: list[RawItem]
+    digest: str
     split: str | None = None
 
-    def folder(self, parts: Path) -> Path:
+    def folder(self, units_folder: Path) -> Path:
         """Where the finished part lies."""
-        return part_folder(parts, self.index)
+        return unit_folder(units_folder, self.index)
 
 
-def part_folder(parts: Path, index: int) -> Path:
+def unit_folder(units_folder: Path, index: int) -> Path:
     """The folder of a part by its number."""
-    return parts / f"{index:06d}"
+    return units_folder / f"{index:06d}"
 
 
-def cut(source: str, records: Iterable[Raw], first: int, split: str | None = None) -> Iterator[Part]:
-    """Cut a source's stream of records into parts numbered from `first`."""
-    held: list[Raw] = []
+def split_into_units(source: str, records: Iterable[RawItem], first_index: int, split: str | None = None) -> Iterator[WorkUnit]:
+    """Cut a source's stream of records into parts numbered from `first_index`."""
+    pending: list[RawItem] = []
     size = 0
     for record in records:
-        held.append(record)
+        pending.append(record)
         size += len(record.data) if isinstance(record, RawRecord) else 0
-        if size >= PART_BYTES or len(held) >= PART_RECORDS:
-            yield _part(first, source, held, split)
-            first, held, size = first + 1, [], 0
-    if held:
-        yield _part(first, source, held, split)
+        if size >= UNIT_BYTES or len(pending) >= UNIT_RECORDS:
+            yield _build_unit(first_index, source, pending, split)
+            first_index, pending, size = first_index + 1, [], 0
+    if pending:
+        yield _build_unit(first_index, source, pending, split)
 
 
-def _part(index: int, source: str, records: list[Raw], split: str | None) -> Part:
-    whole = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
+def _build_unit(index: int, source: str, records: list[RawItem], split: str | None) -> WorkUnit:
+    hasher = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
-        whole.update(f"\0{record.file}\0{record.line}\0{len(body)}\0".encode("utf-8", "surrogateescape"))
-        whole.update(body)
-    return Part(index, source, records, whole.hexdigest(), split)
+        hasher.update(f"\0{record.file}\0{record.line}\0{len(body)}\0".encode("utf-8", "surrogateescape"))
+        hasher.update(body)
+    return WorkUnit(index, source, records, hasher.hexdigest(), split)
 
 
-def finished(part: Part, parts: Path) -> dict[str, Any] | None:
+def load_unit_manifest(unit: WorkUnit, units_folder: Path) -> dict[str, Any] | None:
     """The facts of a part that is already there, made of the same records, or None."""
-    folder = part.folder(parts)
-    if not (folder / MANIFEST).is_file() or manifest_problem(folder):
+    folder = unit.folder(units_folder)
+    if not (folder / MANIFEST).is_file() or check_manifest(folder):
         return None
-    facts = read_json(folder / MANIFEST)
-    return facts if facts.get("raw") == part.raw else None
+    manifest = read_json(folder / MANIFEST)
+    return manifest if manifest.get("raw") == unit.digest else None
 
 
-class Worker:
+class PrepareWorker:
     """Makes parts into tokens: one for each process."""
 
-    def __init__(self, parts: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None) -> None:
+    def __init__(self, units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None) -> None:
         """`permutations` are those of `data.prepare.dedup`, or None where near duplicates are not sought."""
-        self._parts, self._options, self._permutations = parts, options, permutations
+        self._units_folder, self._options, self._permutations = units_folder, options, permutations
         self._tokenizer = Tokenizer.load(tokenizer)
-        self._dtype = token_dtype(self._tokenizer.vocabulary_size)
-        self._template = template_of(self._tokenizer)
+        self._dtype = token_dtype(self._tokenizer.vocab_size)
+        self._template = template_for_tokenizer(self._tokenizer)
 
-    def process(self, part: Part) -> tuple[int, dict[str, Any], int]:
+    def process(self, unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
         """Prepare a part and write its folder; returns its number, its facts, this process's peak memory (bytes)."""
-        source = find_source(part.source)
-        batches = _Batches(self._tokenizer, self._dtype, self._permutations, kind=source.kind)
+        source = find_source(unit.source)
+        encoder = _BatchEncoder(self._tokenizer, self._dtype, self._permutations, kind=source.kind)
         dropped: collections.Counter[str] = collections.Counter()
-        bad: list[BadRecord] = []
-        for raw in part.records:
-            record = source.decode(raw)
+        bad_records: list[BadRecord] = []
+        for raw in unit.records:
+            record = source.try_parse(raw)
             if isinstance(record, BadRecord):
-                bad.append(record)
-            elif isinstance(record, Unused):
+                bad_records.append(record)
+            elif isinstance(record, SkippedRecord):
                 dropped[record.reason] += 1
-            elif reason := self._add(record, batches):
+            elif reason := self._add_record(record, encoder):
                 dropped[reason] += 1
-        facts = {
-            "raw": part.raw, "source": part.source, "records": len(part.records), "quarantined": len(bad),
-            "split": part.split,
-            "bytes": sum(len(raw.data) for raw in part.records if isinstance(raw, RawRecord)),
+        manifest = {
+            "raw": unit.digest, "source": unit.source, "records": len(unit.records), "quarantined": len(bad_records),
+            "split": unit.split,
+            "bytes": sum(len(raw.data) for raw in unit.records if isinstance(raw, RawRecord)),
             "dropped": dict(sorted(dropped.items())),
         }
-        with atomic_folder(part.folder(self._parts), facts) as folder:
-            for name, array in batches.arrays().items():
+        with atomic_folder(unit.folder(self._units_folder), manifest) as folder:
+            for name, array in encoder.arrays().items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
-            write_quarantine(folder / "quarantine.jsonl", bad)
-        return part.index, facts, peak_memory_bytes()
+            write_quarantine(folder / "quarantine.jsonl", bad_records)
+        return unit.index, manifest, peak_memory_bytes()
 
-    def _add(self, record: Record, batches: "_Batches") -> str | None:
+    def _add_record(self, record: Record, encoder: "_BatchEncoder") -> str | None:
         """Add a record, or say why it is dropped. Only documents are cleaned: the rest was written to be read as it is."""
         if isinstance(record, Document):
             text = clean(record.text, self._options)
-            if reason := fault(text, self._options):
+            if reason := rejection_reason(text, self._options):
                 return reason
-            batches.add([text], text)
+            encoder.add([text], text)
         elif isinstance(record, Summary):
-            batches.add(summary_texts(self._template, record), f"{record.article}\n{record.title}")
+            encoder.add(summary_segments(self._template, record), f"{record.article}\n{record.title}")
         else:
             turns = [(turn.question, turn.answer) for turn in record.turns]
-            said = "\n".join([record.reference, *(text for turn in turns for text in turn)])
-            batches.add(self._template.texts(turns, record.reference), said)
+            dedup_text = "\n".join([record.reference, *(text for turn in turns for text in turn)])
+            encoder.add(self._template.segments(turns, record.reference), dedup_text)
         return None
 
 
-class _Batches:
+class _BatchEncoder:
     """Signs and encodes texts a batch at a time, so that their ids are Python lists only for a moment."""
 
     def __init__(
         self, tokenizer: Tokenizer, dtype: np.dtype[Any], permutations: np.ndarray | None, *, kind: Kind
     ) -> None:
-        self._tokenizer, self._kind, self._template = tokenizer, kind, template_of(tokenizer)
+        self._tokenizer, self._kind, self._template = tokenizer, kind, template_for_tokenizer(tokenizer)
         # Near duplicates are sought among documents only: two questions may well differ in one word.
         self._permutations = permutations if kind == "documents" else None
-        self._waiting: list[tuple[list[str], str]] = []
-        self._size = 0
+        self._pending: list[tuple[list[str], str]] = []
+        self._pending_characters = 0
         self._arrays: dict[str, list[np.ndarray]] = {
             "tokens": [np.zeros(0, dtype)], "lengths": [np.zeros(0, np.int64)], "characters": [np.zeros(0, np.int64)],
-            "digests": [np.zeros((0, 2), np.uint64)], "signatures": [np.zeros((0, PERMUTATIONS), np.uint32)],
+            "digests": [np.zeros((0, 2), np.uint64)], "signatures": [np.zeros((0, NUM_PERMUTATIONS), np.uint32)],
             "spans": [np.zeros((0, 2), np.int64)], "spanned": [np.zeros(0, np.int64)],
         }
 
-    def add(self, texts: list[str], said: str) -> None:
+    def add(self, texts: list[str], dedup_text: str) -> None:
         """Add a record: its texts, and what it says, by which it is known again."""
-        self._waiting.append((texts, said))
-        self._size += sum(map(len, texts))
-        if self._size >= BATCH_CHARACTERS:
-            self._encode()
+        self._pending.append((texts, dedup_text))
+        self._pending_characters += sum(map(len, texts))
+        if self._pending_characters >= ENCODE_BATCH_CHARACTERS:
+            self._encode_pending()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything added, by name."""
-        if self._waiting:
-            self._encode()
-        unwanted = {"signatures"} if self._permutations is None else set()
-        unwanted |= {"spans", "spanned"} if self._kind == "documents" else set()
-        return {name: np.concatenate(parts) for name, parts in self._arrays.items() if name not in unwanted}
+        if self._pending:
+            self._encode_pending()
+        excluded = {"signatures"} if self._permutations is None else set()
+        excluded |= {"spans", "spanned"} if self._kind == "documents" else set()
+        return {name: np.concatenate(parts) for name, parts in self._arrays.items() if name not in excluded}
 
-    def _encode(self) -> None:
-        waiting, self._waiting, self._size = self._waiting, [], 0
-        lengths, spanned, arrays = [], [], self._arrays
-        for ids, spans in self._sequences([texts for texts, _ in waiting]):
+    def _encode_pending(self) -> None:
+        pending, self._pending, self._pending_characters = self._pending, [], 0
+        lengths, span_counts, arrays = [], [], self._arrays
+        for ids, spans in self._encode_sequences([texts for texts, _ in pending]):
             arrays["tokens"].append(np.array(ids, dtype=arrays["tokens"][0].dtype))
             arrays["spans"].append(np.array(spans, dtype=np.int64).reshape(-1, 2))
             lengths.append(len(ids))
-            spanned.append(len(spans))
+            span_counts.append(len(spans))
         arrays["lengths"].append(np.array(lengths, dtype=np.int64))
-        arrays["spanned"].append(np.array(spanned, dtype=np.int64))
-        arrays["characters"].append(np.array([sum(map(len, texts)) for texts, _ in waiting], dtype=np.int64))
-        arrays["digests"].append(np.stack([digest(said) for _, said in waiting]))
+        arrays["spanned"].append(np.array(span_counts, dtype=np.int64))
+        arrays["characters"].append(np.array([sum(map(len, texts)) for texts, _ in pending], dtype=np.int64))
+        arrays["digests"].append(np.stack([text_digest(said) for _, said in pending]))
         if self._permutations is not None:
-            arrays["signatures"].append(np.stack([signature(said, self._permutations) for _, said in waiting]))
+            arrays["signatures"].append(np.stack([minhash_signature(said, self._permutations) for _, said in pending]))
 
-    def _sequences(self, records: list[list[str]]) -> list[tuple[list[int], list[Span]]]:
+    def _encode_sequences(self, records: list[list[str]]) -> list[tuple[list[int], list[Span]]]:
         """The ids of records, each of some texts, as their kind stores them, and their spans."""
         tokenizer = self._tokenizer
         if self._kind == "documents":
-            encoded = tokenizer.encode_batch([text for text, in records], threads=1)
-            return [([tokenizer.bos_id, *ids, tokenizer.document_end_id], []) for ids in encoded]
+            encoded = tokenizer.encode_batch([text for text, in records], num_threads=1)
+            return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
         if self._kind == "summaries":
             return encode_summaries(tokenizer, records)
-        return self._template.encode_all(tokenizer, records, threads=1)
+        return self._template.encode_batch(tokenizer, records, num_threads=1)
 
 
-def write_quarantine(path: Path, bad: Iterable[BadRecord]) -> None:
+def write_quarantine(path: Path, bad_records: Iterable[BadRecord]) -> None:
     """Write bad records as JSONL: file, line, reason."""
     import orjson
 
     with path.open("wb") as file:
-        for record in bad:
+        for record in bad_records:
             # Names on disk can be bytes that are no text (surrogates in Python), which JSON has no way to say.
             name = record.file.encode("utf-8", "replace").decode()
             file.write(orjson.dumps({"file": name, "line": record.line, "reason": record.reason}) + b"\n")
 
 
-_worker: Worker | None = None
+_worker: PrepareWorker | None = None
 
 
-def start_worker(parts: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None) -> None:
+def init_worker(units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None) -> None:
     """Make this process a worker: it leaves Ctrl-C to its parent, and ends when its parent does, however that ends."""
     import multiprocessing
 
@@ -229,17 +229,17 @@ def start_worker(parts: Path, tokenizer: Path, options: CleanOptions, permutatio
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    _worker = Worker(parts, tokenizer, options, permutations)
+        threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    _worker = PrepareWorker(units_folder, tokenizer, options, permutations)
 
 
-def _follow(parent: Any) -> None:
+def _exit_with_parent(parent: Any) -> None:
     # A pool's processes wait for work forever when their parent is killed with -9.
     parent.join()
     os._exit(1)
 
 
-def process(part: Part) -> tuple[int, dict[str, Any], int]:
+def process_unit(unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
     """`Worker.process` of this process's worker."""
     assert _worker is not None
-    return _worker.process(part)
+    return _worker.process(unit)

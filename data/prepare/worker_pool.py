@@ -8,51 +8,51 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from common.errors import UserError
-from data.prepare.worker import Part, Worker, process, start_worker
+from data.prepare.worker import WorkUnit, PrepareWorker, process_unit, init_worker
 
 
-class Maker:
+class WorkerPool:
     """Makes parts in this process, or in a pool that is never more than one part ahead of each worker."""
 
-    def __init__(self, worker: Worker | None, pool: ProcessPoolExecutor | None, ahead: int) -> None:
-        self._worker, self._pool, self._ahead = worker, pool, ahead
+    def __init__(self, worker: PrepareWorker | None, pool: ProcessPoolExecutor | None, max_pending: int) -> None:
+        self._worker, self._pool, self._max_pending = worker, pool, max_pending
         self._pending: set[Future[Any]] = set()
-        self.made: dict[int, dict[str, Any]] = {}
-        self.peak = 0
+        self.manifests: dict[int, dict[str, Any]] = {}
+        self.peak_memory = 0
 
-    def make(self, part: Part) -> None:
+    def submit(self, unit: WorkUnit) -> None:
         """Make a part now or soon."""
         if self._worker is not None:
-            self._note(self._worker.process(part))
+            self._record_result(self._worker.process(unit))
         if self._pool is not None:
-            self._pending.add(self._pool.submit(process, part))
-            self._collect(self._ahead)
+            self._pending.add(self._pool.submit(process_unit, unit))
+            self._collect(self._max_pending)
 
-    def finish(self) -> None:
+    def join(self) -> None:
         """Wait for all parts under way."""
         self._collect(0)
 
-    def _collect(self, leave: int) -> None:
-        while len(self._pending) > leave:
+    def _collect(self, max_pending: int) -> None:
+        while len(self._pending) > max_pending:
             done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
             for future in done:
-                self._note(future.result())
+                self._record_result(future.result())
 
-    def _note(self, result: tuple[int, dict[str, Any], int]) -> None:
+    def _record_result(self, result: tuple[int, dict[str, Any], int]) -> None:
         index, facts, peak = result
-        self.made[index] = facts
-        self.peak = max(self.peak, peak)
+        self.manifests[index] = facts
+        self.peak_memory = max(self.peak_memory, peak)
 
 
 @contextlib.contextmanager
-def maker(workers: int, arguments: tuple[Any, ...]) -> Iterator[Maker]:
-    """A `Maker` with `workers` processes; `arguments` are those of `data.prepare.worker.Worker`."""
-    if workers == 1:
-        yield Maker(Worker(*arguments), None, 0)
+def open_worker_pool(num_workers: int, arguments: tuple[Any, ...]) -> Iterator[WorkerPool]:
+    """A `Maker` with `num_workers` processes; `arguments` are those of `data.prepare.worker.Worker`."""
+    if num_workers == 1:
+        yield WorkerPool(PrepareWorker(*arguments), None, 0)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, arguments)
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), init_worker, arguments)
     try:
-        yield Maker(None, pool, workers + 1)
+        yield WorkerPool(None, pool, num_workers + 1)
     except BrokenProcessPool:
         raise UserError(
             "a worker process died (killed, or out of memory): run the command again to go on, with fewer --workers"

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from data.readers.files import head, records
+from data.readers.files import read_head, read_records
 from data.records import BadRecord
 from data.sources import csl, lcsts
 
-PLAIN_TEXT = frozenset({".txt", ".text", ".md"})
+PLAIN_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
 # The keys of a first record that settle the matter, most telling first.
-KEYS = (
+KEY_SIGNATURES = (
     ({"文件名", "段落"}, "mnbvc"),
     ({"问", "答"}, "mnbvc_qa"),
     ({"chosen", "rejected"}, None),
@@ -33,9 +33,9 @@ KEYS = (
 )
 
 
-def detect(files: list[Path]) -> str:
+def detect_source(files: list[Path]) -> str:
     """The one source that reads all of `files`. UserError, naming the cure, when that cannot be told or they differ."""
-    sources = {file: _detect_file(file) for file in files}
+    sources = {file: _detect_file_source(file) for file in files}
     first = files[0]
     for file, source in sources.items():
         if source != sources[first]:
@@ -46,29 +46,29 @@ def detect(files: list[Path]) -> str:
     return sources[first]
 
 
-def _detect_file(path: Path) -> str:
-    beginning = head(path)
-    if lcsts.is_native(beginning):
+def _detect_file_source(path: Path) -> str:
+    file_head = read_head(path)
+    if lcsts.is_native_lcsts(file_head):
         return lcsts.SOURCE.name
-    if Path(path.name.removesuffix(".gz")).suffix.lower() in PLAIN_TEXT:
+    if Path(path.name.removesuffix(".gz")).suffix.lower() in PLAIN_TEXT_SUFFIXES:
         return "text"
-    if csl.is_table(beginning):
+    if csl.is_csl_table(file_head):
         return csl.SOURCE.name
-    first = next(records(path), None)
+    first = next(read_records(path), None)
     if first is None:
         raise UserError(f"{path} is empty")
-    row = {} if isinstance(first, BadRecord) else _object(first.data)
-    source = next((source for keys, source in KEYS if keys <= row.keys()), None)
+    row = {} if isinstance(first, BadRecord) else _try_parse_object(first.data)
+    source = next((source for keys, source in KEY_SIGNATURES if keys <= row.keys()), None)
     if source is not None:
-        return _finer(source, row, is_list=beginning.lstrip().startswith(b"["))
-    saw = f"its first record has {', '.join(list(row)[:12])}" if row else "it does not begin with a JSON object"
+        return _refine_source(source, row, is_list=file_head.lstrip().startswith(b"["))
+    observation = f"its first record has {', '.join(list(row)[:12])}" if row else "it does not begin with a JSON object"
     raise UserError(
-        f"{path}: cannot tell which source reads this ({saw}): docs/data.md lists what can be read; if this is one of "
+        f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can be read; if this is one of "
         f"those, name it with python -m data.prepare --source NAME --input {path} --tokenizer PATH --out DIR"
     )
 
 
-def _finer(source: str, row: dict[str, Any], is_list: bool) -> str:
+def _refine_source(source: str, row: dict[str, Any], is_list: bool) -> str:
     """The source among those whose records have the same keys."""
     if source == "wikipedia" and str(row["text"]).startswith(f"{row['title']}\n"):
         # Only wiki_zh_2019 repeats the title as the first line of its text.
@@ -81,7 +81,7 @@ def _finer(source: str, row: dict[str, Any], is_list: bool) -> str:
     return source
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _try_parse_object(data: bytes) -> dict[str, Any]:
     import orjson
 
     try:

@@ -38,5 +38,5 @@ def find_source(name: str) -> Source:
         return SOURCES[name]
     base, _, field = name.partition(":")
     if base == "jsonl" and field:
-        return jsonl.with_field(field)
+        return jsonl.jsonl_source(field)
     raise UserError(f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and jsonl:FIELD)")

@@ -3,21 +3,21 @@
 from functools import partial
 
 from data.records import Document
-from data.sources.base import Source, row_of, text_of
+from data.sources.base import Source, parse_json_object, require_text
 
 
-def parse(data: bytes, field: str = "text") -> Document:
+def parse_jsonl(data: bytes, field: str = "text") -> Document:
     """The text of `field`."""
-    return Document(text_of(row_of(data), field))
+    return Document(require_text(parse_json_object(data), field))
 
 
-def with_field(field: str) -> Source:
+def jsonl_source(field: str) -> Source:
     """The source whose documents lie in `field`."""
     return Source(
         name="jsonl" if field == "text" else f"jsonl:{field}",
         description="JSONL or parquet rows with a document in the field `text`; `jsonl:FIELD` names another field",
-        parse=partial(parse, field=field),
+        parse=partial(parse_jsonl, field=field),
     )
 
 
-SOURCE = with_field("text")
+SOURCE = jsonl_source("text")

@@ -3,48 +3,48 @@
 from typing import Any
 
 from data.records import Document
-from data.sources.base import BadRow, Hub, Source, row_of
+from data.sources.base import SchemaError, HubDataset, Source, parse_json_object
 
 HUB_FILES = "hf://datasets/liwu/MNBVC/{folder}/*.jsonl.gz"
 
 
-def parse(data: bytes) -> Document:
+def parse_mnbvc(data: bytes) -> Document:
     """The paragraphs (段落) of one article, in the order of their line numbers (行号), one a line.
 
     A paragraph flagged as repeated (是否重复) stays: the flag compares paragraphs, and an article without its refrain
     or its heading is no longer the article. Whole documents that repeat are the business of deduplication.
     """
-    row = row_of(data)
+    row = parse_json_object(data)
     if "段落" not in row:
-        raise BadRow(f"there is no field '段落' (MNBVC's general shape); there are: {', '.join(list(row)[:12])}")
-    paragraphs = _paragraphs(row["段落"])
+        raise SchemaError(f"there is no field '段落' (MNBVC's general shape); there are: {', '.join(list(row)[:12])}")
+    paragraphs = _parse_paragraphs(row["段落"])
     return Document("\n".join(text for _, text in sorted(paragraphs, key=lambda item: item[0]) if text.strip()))
 
 
-def _paragraphs(value: Any) -> list[tuple[int, str]]:
+def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
     if isinstance(value, dict):
         # The hub's own tables turn a list of objects into an object of lists.
         numbers, texts = value.get("行号"), value.get("内容")
         if not isinstance(numbers, list) or not isinstance(texts, list):
-            raise BadRow("段落 is an object without the lists 行号 and 内容")
+            raise SchemaError("段落 is an object without the lists 行号 and 内容")
         if len(numbers) != len(texts):
-            raise BadRow(f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容")
+            raise SchemaError(f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容")
         value = [{"行号": number, "内容": text} for number, text in zip(numbers, texts, strict=True)]
     if not isinstance(value, list):
-        raise BadRow(f"段落 is {type(value).__name__}, not a list")
-    found = []
+        raise SchemaError(f"段落 is {type(value).__name__}, not a list")
+    paragraphs = []
     for position, item in enumerate(value):
         text = item.get("内容") if isinstance(item, dict) else None
         if not isinstance(text, str):
-            raise BadRow(f"paragraph {position} has no text in 内容")
+            raise SchemaError(f"paragraph {position} has no text in 内容")
         number = item.get("行号")
-        found.append((number if isinstance(number, int) else position, text))
-    return found
+        paragraphs.append((number if isinstance(number, int) else position, text))
+    return paragraphs
 
 
 SOURCE = Source(
     name="mnbvc",
     description="MNBVC in its general shape (通用): news, wiki, law, books …; an article is its paragraphs in order",
-    parse=parse,
-    hub=Hub("liwu/MNBVC", "news/20230196", files=HUB_FILES),
+    parse=parse_mnbvc,
+    hub=HubDataset("liwu/MNBVC", "news/20230196", data_files=HUB_FILES),
 )

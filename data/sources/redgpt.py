@@ -1,22 +1,22 @@
 """RedGPT: JSONL of a reference passage and, as one string, a dialogue about it."""
 
 from data.records import Conversation
-from data.sources.base import BadRow, Source, row_of, text_of
-from data.sources.dialogue import conversation, messages_in
+from data.sources.base import SchemaError, Source, parse_json_object, require_text
+from data.sources.dialogue import build_conversation, split_dialogue
 
 
-def parse(data: bytes) -> Conversation:
+def parse_redgpt(data: bytes) -> Conversation:
     """The dialogue's turns with its reference. BadRow without either."""
-    row = row_of(data)
-    reference = text_of(row, "reference")
+    row = parse_json_object(data)
+    reference = require_text(row, "reference")
     if not reference.strip():
-        raise BadRow("field 'reference' is empty")
-    return conversation(messages_in(text_of(row, "dialogue")), reference)
+        raise SchemaError("field 'reference' is empty")
+    return build_conversation(split_dialogue(require_text(row, "dialogue")), reference)
 
 
 SOURCE = Source(
     name="redgpt",
     description="RedGPT: JSONL of a reference and a dialogue of Human: and Assistant: about it",
-    parse=parse,
+    parse=parse_redgpt,
     kind="conversations",
 )

@@ -1,37 +1,37 @@
 """ShareGPT's shape: JSONL, or a JSON list, of `conversations`, which are lists of {"from", "value"}."""
 
 from data.records import Conversation
-from data.sources.base import BadRow, Source, row_of, text_of
-from data.sources.dialogue import Message, Speaker, conversation, speaker_of
+from data.sources.base import SchemaError, Source, parse_json_object, require_text
+from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
 # What a system message says is asked of the assistant: it stands before the first question.
-ROLES: dict[str, Speaker] = {
+SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "human": "human", "user": "human", "system": "human", "gpt": "assistant", "assistant": "assistant",
 }
 
 
-def parse(data: bytes) -> Conversation:
+def parse_sharegpt(data: bytes) -> Conversation:
     """The messages as turns, a system text in front of the first question. BadRow for any other role (a tool's)."""
-    row = row_of(data)
-    said = row.get("conversations")
-    if not isinstance(said, list):
-        raise BadRow(f"field 'conversations' is {type(said).__name__}, not a list of messages")
+    row = parse_json_object(data)
+    raw_messages = row.get("conversations")
+    if not isinstance(raw_messages, list):
+        raise SchemaError(f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages")
     messages: list[Message] = []
     if row.get("system") is not None:
-        messages.append(("human", text_of(row, "system")))
-    for number, message in enumerate(said, 1):
+        messages.append(("human", require_text(row, "system")))
+    for number, message in enumerate(raw_messages, 1):
         if not isinstance(message, dict):
-            raise BadRow(f"message {number} is {type(message).__name__}, not an object")
-        speaker = speaker_of(message.get("from"), ROLES, number)
+            raise SchemaError(f"message {number} is {type(message).__name__}, not an object")
+        speaker = resolve_speaker(message.get("from"), SPEAKER_BY_ROLE, number)
         if not isinstance(text := message.get("value"), str):
-            raise BadRow(f"message {number} has no text in 'value'")
+            raise SchemaError(f"message {number} has no text in 'value'")
         messages.append((speaker, text))
-    return conversation(messages)
+    return build_conversation(messages)
 
 
 SOURCE = Source(
     name="sharegpt",
     description="ShareGPT: JSONL or a JSON list of conversations, lists of from and value",
-    parse=parse,
+    parse=parse_sharegpt,
     kind="conversations",
 )

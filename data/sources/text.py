@@ -3,28 +3,28 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.readers.files import Advance, Raw, stretches
+from data.readers.files import ProgressCallback, RawItem, read_chunks
 from data.records import Document
-from data.sources.base import BadRow, Source
+from data.sources.base import SchemaError, Source
 
-BOUND = 3 << 20
+CHUNK_BYTES = 3 << 20
 
 
-def read(path: Path, advance: Advance | None) -> Iterator[Raw]:
+def read_text_file(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
     """A file as one record, or, past `BOUND` bytes (about a million Chinese characters), as several cut at blank lines.
 
     What belongs together stays together, but no book of any size is ever one string in memory.
     """
-    return stretches(path, BOUND, advance)
+    return read_chunks(path, CHUNK_BYTES, on_bytes_read)
 
 
-def parse(data: bytes) -> Document:
+def parse_text(data: bytes) -> Document:
     """The text of a stretch. BadRow if it is not UTF-8."""
     try:
         return Document(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise BadRow(
+        raise SchemaError(
             f"not UTF-8 on line {line} of this text (byte 0x{data[error.start]:02x}); "
             "if it is GBK, convert it: iconv -f gb18030 -t utf-8"
         ) from None
@@ -33,6 +33,6 @@ def parse(data: bytes) -> Document:
 SOURCE = Source(
     name="text",
     description="plain UTF-8 text; a file is one document (past a million characters it is cut at blank lines)",
-    parse=parse,
-    read=read,
+    parse=parse_text,
+    read=read_text_file,
 )

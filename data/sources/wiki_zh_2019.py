@@ -5,10 +5,10 @@ by blank lines.
 """
 
 from data.sources.base import Source
-from data.sources.wikipedia import parse
+from data.sources.wikipedia import parse_wikipedia
 
 SOURCE = Source(
     name="wiki_zh_2019",
     description="wiki_zh_2019: the folder of AA/wiki_00 … files, JSONL of title and text",
-    parse=parse,
+    parse=parse_wikipedia,
 )

@@ -8,66 +8,66 @@ from typing import Any
 import orjson
 
 from common.errors import UserError
-from common.progress import progress
-from data.corpora.resolver import SAMPLE_FOLDER
-from data.readers.detect import detect
-from data.readers.files import expand
-from data.records import BadRecord, Document, Record, Summary, Unused
+from common.progress import progress_bar
+from data.corpora.resolver import SAMPLE_PRETRAIN_FOLDER
+from data.readers.detect import detect_source
+from data.readers.files import expand_inputs
+from data.records import BadRecord, Document, Record, Summary, SkippedRecord
 from data.sources import SOURCES, find_source
-from data.sources.base import BadRow, Source
+from data.sources.base import SchemaError, Source
 
 # The share of records that may be unreadable before the source is thought to be the wrong one.
-BAD_SHARE = 0.01
+MAX_BAD_SHARE = 0.01
 _TAG = re.compile(r"</?[a-z_]+(?: id=\d+)?>")
-_HELD_OUT = re.compile(r"\btest\.|\bdev\.|PART_II+\.")
+_HELD_OUT_FILE = re.compile(r"\btest\.|\bdev\.|PART_II+\.")
 
 
-def strings(data: bytes) -> Document:
+def parse_strings(data: bytes) -> Document:
     """Every string of a JSON value, or, of what is no JSON, every column of a line; tags are dropped.
 
     Strings of ASCII alone are left out: in Chinese data they are ids, kinds and addresses.
     """
     try:
-        found = list(_strings(orjson.loads(data)))
+        found = list(_iter_strings(orjson.loads(data)))
     except RecursionError:
-        raise BadRow("nested too deeply") from None
+        raise SchemaError("nested too deeply") from None
     except orjson.JSONDecodeError:
         found = _TAG.sub("", data.decode("utf-8", errors="ignore")).strip().split("\t")
     return Document("\n".join(text for text in found if not text.isascii()))
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _iter_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
+            yield from _iter_strings(item)
 
 
-STRINGS = Source(name="strings", description="every string of JSON lines, every column of other lines", parse=strings)
+STRINGS_SOURCE = Source(name="strings", description="every string of JSON lines, every column of other lines", parse=parse_strings)
 
 
-def sample_inputs() -> list[str]:
+def sample_text_inputs() -> list[str]:
     """The texts of the project's sample that models are trained on: all but what is held out for tests."""
-    folders = [SAMPLE_FOLDER.with_name(name) for name in ("sft", "summary")]
-    files = expand([str(folder) for folder in folders])
-    return [str(SAMPLE_FOLDER), *(f"{STRINGS.name}={file}" for file in files if not _HELD_OUT.search(file.name))]
+    folders = [SAMPLE_PRETRAIN_FOLDER.with_name(name) for name in ("sft", "summary")]
+    files = expand_inputs([str(folder) for folder in folders])
+    return [str(SAMPLE_PRETRAIN_FOLDER), *(f"{STRINGS_SOURCE.name}={file}" for file in files if not _HELD_OUT_FILE.search(file.name))]
 
 
-def sources_of(inputs: list[str], default: str | None) -> list[tuple[Source, Path]]:
+def resolve_source_files(inputs: list[str], default_source: str | None) -> list[tuple[Source, Path]]:
     """The files of `[SOURCE=]PATH` inputs, each with its source. UserError for an unknown source or path."""
-    found = []
+    source_files = []
     for text in inputs:
         prefix, equals, path = text.partition("=")
-        named = bool(equals) and (prefix in SOURCES or prefix == STRINGS.name or prefix.startswith("jsonl:"))
-        source = prefix if named else default
-        for file in expand([path if named else text]):
-            name = source or detect([file])
-            found.append((STRINGS if name == STRINGS.name else find_source(name), file))
-    return found
+        named = bool(equals) and (prefix in SOURCES or prefix == STRINGS_SOURCE.name or prefix.startswith("jsonl:"))
+        source = prefix if named else default_source
+        for file in expand_inputs([path if named else text]):
+            name = source or detect_source([file])
+            source_files.append((STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name), file))
+    return source_files
 
 
-def _text(record: Record) -> str:
+def _record_text(record: Record) -> str:
     """All that a record says."""
     if isinstance(record, Document):
         return record.text
@@ -76,21 +76,21 @@ def _text(record: Record) -> str:
     return "\n".join([record.reference, *(text for turn in record.turns for text in (turn.question, turn.answer))])
 
 
-def read_texts(files: list[tuple[Source, Path]]) -> Iterator[str]:
+def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
     """The text of every document. UserError at the end if more than `BAD_SHARE` of the records could not be read."""
-    good, bad = 0, []
-    with progress("reading", total=sum(path.stat().st_size for _, path in files), unit="B") as bar:
-        for source, path in files:
+    num_good, bad_records = 0, []
+    with progress_bar("reading", total=sum(path.stat().st_size for _, path in source_files), unit="B") as bar:
+        for source, path in source_files:
             for raw in source.read(path, bar.update):
-                record = source.decode(raw)
+                record = source.try_parse(raw)
                 if isinstance(record, BadRecord):
-                    bad.append(record)
-                elif not isinstance(record, Unused):
-                    good += 1
-                    yield _text(record)
-    if len(bad) > BAD_SHARE * (good + len(bad)):
-        first = bad[0]
+                    bad_records.append(record)
+                elif not isinstance(record, SkippedRecord):
+                    num_good += 1
+                    yield _record_text(record)
+    if len(bad_records) > MAX_BAD_SHARE * (num_good + len(bad_records)):
+        first = bad_records[0]
         raise UserError(
-            f"{first.file}, record {first.line}: {first.reason} ({len(bad)} of {good + len(bad)} records could not be "
+            f"{first.file}, record {first.line}: {first.reason} ({len(bad_records)} of {num_good + len(bad_records)} records could not be "
             "read; name the right source: --source NAME or SOURCE=PATH)"
         )

@@ -6,47 +6,47 @@ import re
 from collections.abc import Iterable, Iterator
 
 from common.errors import UserError
-from model.tokenizer.sentencepiece_normalize import normalise
+from model.tokenizer.sentencepiece_normalize import normalize_model
 
 # The conversation template ends each turn's opening with it, and the seam between template and answer must be a
 # boundary of pieces too.
-_ALONE = "："
-_CHARACTERS = 1000
+_ISOLATED_CHARACTER = "："
+_MAX_SEGMENT_CHARACTERS = 1000
 
 
-def train(
-    texts: Iterable[str], *, vocabulary_size: int, longest: int, coverage: float, common_characters: bool,
-    sentences: int, seed: int,
+def train_bpe(
+    texts: Iterable[str], *, vocabulary_size: int, max_piece_characters: int, character_coverage: float, include_common_characters: bool,
+    max_sentences: int, seed: int,
 ) -> bytes:
     """The normalised bytes of a BPE model of exactly `vocabulary_size` ids, learnt from the texts.
 
-    No piece is longer than `longest` characters. The most frequent characters, which make up the share `coverage` of
-    the texts, have ids; with `common_characters` so has every character of `common_text`, present or not. Digits and
-    `：` stay pieces of their own; line ends and rare characters are written as bytes. Memory is bounded by `sentences`:
+    No piece is longer than `max_piece_characters` characters. The most frequent characters, which make up the share `character_coverage` of
+    the texts, have ids; with `include_common_characters` so has every character of `common_text`, present or not. Digits and
+    `：` stay pieces of their own; line ends and rare characters are written as bytes. Memory is bounded by `max_sentences`:
     of more, a random sample of that many is learnt from. UserError if the texts do not support such a vocabulary.
     """
     import sentencepiece
 
-    chosen = sample(pieces_of(texts), sentences, random.Random(seed))
-    if not chosen:
+    segments = reservoir_sample(split_segments(texts), max_sentences, random.Random(seed))
+    if not segments:
         raise UserError("--input: there is no text in it to learn a vocabulary from")
-    written = io.BytesIO()
+    model_buffer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(chosen), model_writer=written, model_type="bpe", vocab_size=vocabulary_size,
-            max_sentencepiece_length=longest, character_coverage=coverage, byte_fallback=True, split_digits=True,
-            required_chars=common_text() if common_characters else _ALONE, allow_whitespace_only_pieces=True,
+            sentence_iterator=iter(segments), model_writer=model_buffer, model_type="bpe", vocab_size=vocabulary_size,
+            max_sentencepiece_length=max_piece_characters, character_coverage=character_coverage, byte_fallback=True, split_digits=True,
+            required_chars=common_chinese_text() if include_common_characters else _ISOLATED_CHARACTER, allow_whitespace_only_pieces=True,
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            max_sentence_length=8 * _CHARACTERS,
+            max_sentence_length=8 * _MAX_SEGMENT_CHARACTERS,
             # Its own sampling cannot be seeded; the number of threads is written into the model.
             input_sentence_size=0, shuffle_input_sentence=False, num_threads=1, minloglevel=3,
         )
     except RuntimeError as error:
-        raise UserError(_explain(str(error), vocabulary_size)) from None
-    return normalise(written.getvalue(), "the trained model")[0]
+        raise UserError(_training_error_message(str(error), vocabulary_size)) from None
+    return normalize_model(model_buffer.getvalue(), "the trained model")[0]
 
 
-def common_text() -> str:
+def common_chinese_text() -> str:
     """What any Chinese text is written with: ASCII, punctuation and the 3,755 characters of GB 2312's first level."""
     ascii_ = "".join(map(chr, range(0x21, 0x7F)))
     punctuation = "、。·ˉ—～…‘’“”〔〕〈〉《》「」『』【】×÷°℃！（），－．／：；？　"
@@ -54,28 +54,28 @@ def common_text() -> str:
     return ascii_ + punctuation + b"".join(rows).decode("gb2312")
 
 
-def pieces_of(texts: Iterable[str]) -> Iterator[str]:
+def split_segments(texts: Iterable[str]) -> Iterator[str]:
     """The stretches of texts that pieces may lie in: lines, cut around `：` and after `_CHARACTERS` characters."""
     for text in texts:
-        for stretch in re.split(f"\n|({_ALONE})", text):
-            for start in range(0, len(stretch or ""), _CHARACTERS):
-                yield stretch[start : start + _CHARACTERS]
+        for segment in re.split(f"\n|({_ISOLATED_CHARACTER})", text):
+            for start in range(0, len(segment or ""), _MAX_SEGMENT_CHARACTERS):
+                yield segment[start : start + _MAX_SEGMENT_CHARACTERS]
 
 
-def sample(items: Iterable[str], limit: int, randomness: random.Random) -> list[str]:
+def reservoir_sample(items: Iterable[str], limit: int, rng: random.Random) -> list[str]:
     """A uniform random sample of at most `limit` items in one pass (reservoir sampling: Vitter 1985, algorithm R)."""
-    chosen: list[str] = []
+    reservoir: list[str] = []
     for number, item in enumerate(items):
         if number < limit:
-            chosen.append(item)
-        elif (place := randomness.randrange(number + 1)) < limit:
-            chosen[place] = item
-    return chosen
+            reservoir.append(item)
+        elif (place := rng.randrange(number + 1)) < limit:
+            reservoir[place] = item
+    return reservoir
 
 
-def _explain(message: str, size: int) -> str:
+def _training_error_message(message: str, vocabulary_size: int) -> str:
     if found := re.search(r"too high .*<= (\d+)", message):
-        return f"--vocabulary {size}: this text supports at most {found[1]} ids; ask for fewer or give more text"
-    if found := re.search(rf"{size} vs (\d+)", message):
-        return f"--vocabulary {size}: bytes, special pieces and single characters alone need {found[1]}; ask for more"
-    return f"--vocabulary {size}: SentencePiece cannot train on this text: {' '.join(message.split())}"
+        return f"--vocabulary {vocabulary_size}: this text supports at most {found[1]} ids; ask for fewer or give more text"
+    if found := re.search(rf"{vocabulary_size} vs (\d+)", message):
+        return f"--vocabulary {vocabulary_size}: bytes, special pieces and single characters alone need {found[1]}; ask for more"
+    return f"--vocabulary {vocabulary_size}: SentencePiece cannot train on this text: {' '.join(message.split())}"

@@ -5,12 +5,12 @@ import math
 from collections.abc import Sequence
 
 # matplotlib's ten colours in each of these styles: forty runs that can be told apart.
-STYLES = ("-", "--", ":", "-.")
+LINE_STYLES = ("-", "--", ":", "-.")
 # Curves with so few points show each of them; a curve of one would else be invisible.
-MARKED_POINTS = 60
+MAX_MARKED_POINTS = 60
 
 
-def draw(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
+def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
     """One curve per run in one pair of axes: SVG bytes. NaN and infinite values are gaps; an empty curve is left out.
 
     `label` names the vertical axis. Runs appear by their number, from 1: fonts for their names may be missing. Each
@@ -27,8 +27,8 @@ def draw(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
             if curve:
                 steps = [step for step, _ in curve]
                 values = [value if math.isfinite(value) else math.nan for _, value in curve]
-                axes.plot(steps, values, color=f"C{index % 10}", linestyle=STYLES[index // 10 % len(STYLES)], linewidth=1.3,
-                          marker="o" if len(curve) <= MARKED_POINTS else "", markersize=3, label=f"run {index + 1}",
+                axes.plot(steps, values, color=f"C{index % 10}", linestyle=LINE_STYLES[index // 10 % len(LINE_STYLES)], linewidth=1.3,
+                          marker="o" if len(curve) <= MAX_MARKED_POINTS else "", markersize=3, label=f"run {index + 1}",
                           gid=f"run-{index + 1}")
         axes.set_xlabel("step")
         axes.set_ylabel(label, parse_math=False)

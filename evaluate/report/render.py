@@ -24,7 +24,7 @@ img { max-width: 100%; }
 """
 
 
-class Code(str):
+class CodeText(str):
     """Text as it would be typed."""
 
 
@@ -51,7 +51,7 @@ class Paragraph:
 class Table:
     """A head and rows of as many cells; the first cell of a row is its name."""
 
-    head: Sequence[str]
+    header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
 
@@ -59,8 +59,8 @@ class Table:
 class Picture:
     """An SVG file beside the page: its name, what it shows, its bytes."""
 
-    file: str
-    shows: str
+    file_name: str
+    alt_text: str
     svg: bytes
 
 
@@ -69,43 +69,43 @@ Block = Heading | Paragraph | Table | Picture
 
 def to_markdown(blocks: Sequence[Block]) -> str:
     """The page as GitHub's Markdown; pictures are links to their files in the same folder."""
-    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+    return "\n\n".join(_block_to_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML file that needs no other: pictures are inside as data URIs."""
-    body = "\n".join(_html(block) for block in blocks)
+    body = "\n".join(_block_to_html(block) for block in blocks)
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escape_html(title)}</title>\n'
             f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")
 
 
-def _markdown(block: Block) -> str:
+def _block_to_markdown(block: Block) -> str:
     match block:
         case Heading():
             return "#" * block.level + " " + _escape_markdown(block.text)
         case Paragraph():
             return _escape_markdown(block.text)
         case Picture():
-            return f"![{_escape_markdown(block.shows)}]({quote(block.file)})"
+            return f"![{_escape_markdown(block.alt_text)}]({quote(block.file_name)})"
         case Table():
-            head = [_escape_markdown(text) for text in block.head]
-            rows = [[_markdown_cell(cell) for cell in row] for row in block.rows]
+            head = [_escape_markdown(text) for text in block.header]
+            rows = [[_cell_to_markdown(cell) for cell in row] for row in block.rows]
             lines = [head, ["---"] * len(head), *rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _cell_to_markdown(cell: Cell) -> str:
     text = MISSING if cell is None else _escape_markdown(cell)
-    return f"<code>{text}</code>" if isinstance(cell, Code) else text
+    return f"<code>{text}</code>" if isinstance(cell, CodeText) else text
 
 
 def _escape_markdown(text: str) -> str:
     # The entities first: Markdown passes HTML through. Then all that is a mark to it, and line ends, which end a cell.
-    escaped = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(_clean(text), quote=False))
+    escaped = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(_sanitize(text), quote=False))
     return escaped.replace("\n", "<br>")
 
 
-def _html(block: Block) -> str:
+def _block_to_html(block: Block) -> str:
     match block:
         case Heading():
             return f"<h{block.level}>{_escape_html(block.text)}</h{block.level}>"
@@ -113,25 +113,25 @@ def _html(block: Block) -> str:
             return f"<p>{_escape_html(block.text)}</p>"
         case Picture():
             data = base64.b64encode(block.svg).decode()
-            return f'<p><img alt="{_escape_html(block.shows)}" src="data:image/svg+xml;base64,{data}"></p>'
+            return f'<p><img alt="{_escape_html(block.alt_text)}" src="data:image/svg+xml;base64,{data}"></p>'
         case Table():
-            head = "".join(f"<th>{_escape_html(text)}</th>" for text in block.head)
-            rows = "\n".join(_html_row(row) for row in block.rows)
+            head = "".join(f"<th>{_escape_html(text)}</th>" for text in block.header)
+            rows = "\n".join(_row_to_html(row) for row in block.rows)
             return (f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
                     f"<tbody>\n{rows}\n</tbody>\n</table></div>")
 
 
-def _html_row(row: Sequence[Cell]) -> str:
+def _row_to_html(row: Sequence[Cell]) -> str:
     name, *cells = (MISSING if cell is None else
-                    f"<code>{_escape_html(cell)}</code>" if isinstance(cell, Code) else _escape_html(cell) for cell in row)
+                    f"<code>{_escape_html(cell)}</code>" if isinstance(cell, CodeText) else _escape_html(cell) for cell in row)
     return f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _escape_html(text: str) -> str:
-    return html.escape(_clean(text))
+    return html.escape(_sanitize(text))
 
 
-def _clean(text: str) -> str:
+def _sanitize(text: str) -> str:
     """Only what both forms can hold: no lone surrogates, one kind of line end, no control characters."""
-    whole = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", whole)
+    normalized = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", normalized)

@@ -3,32 +3,32 @@
 import re
 from collections.abc import Callable
 
-from evaluate.scores.rouge import rouge
+from evaluate.scores.rouge import compute_rouge
 
 # A full stop between letters or digits (3.5, e.g. in URLs) ends nothing; CSL writes others where Chinese has 。.
-_SENTENCE = re.compile(r"(?:[^。！？!?\n.]|(?<=[0-9A-Za-z])\.(?=[0-9A-Za-z]))+[。！？!?.]*")
+_SENTENCE_PATTERN = re.compile(r"(?:[^。！？!?\n.]|(?<=[0-9A-Za-z])\.(?=[0-9A-Za-z]))+[。！？!?.]*")
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """The sentences of a text with their marks, without the space around them."""
-    return [found for match in _SENTENCE.findall(text) if (found := match.strip())]
+    return [found for match in _SENTENCE_PATTERN.findall(text) if (found := match.strip())]
 
 
-def first20(article: str, title: str) -> str:
+def first_20_characters(article: str, title: str) -> str:
     """The first 20 characters of the article."""
     return article.strip()[:20]
 
 
 def first_sentence(article: str, title: str) -> str:
     """The first sentence of the article."""
-    return next(iter(sentences(article)), "")
+    return next(iter(split_sentences(article)), "")
 
 
-def best_sentence(article: str, title: str) -> str:
+def oracle_sentence(article: str, title: str) -> str:
     """The sentence most like the title (ROUGE-1 F on characters): it looks at the title, so no extract of one does better."""
-    return max(sentences(article), key=lambda sentence: rouge(sentence, title)["1"].f, default="")
+    return max(split_sentences(article), key=lambda sentence: compute_rouge(sentence, title)["1"].f, default="")
 
 
 BASELINES: dict[str, Callable[[str, str], str]] = {
-    "first20": first20, "first_sentence": first_sentence, "best_sentence": best_sentence,
+    "first20": first_20_characters, "first_sentence": first_sentence, "best_sentence": oracle_sentence,
 }

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # A loop: the same stretch of text at least so many times in a row, over at least so many characters.
-LOOP_TIMES, LOOP_CHARACTERS = 4, 16
-REPEATED = 4
+MIN_LOOP_REPEATS, MIN_LOOP_CHARACTERS = 4, 16
+REPEATED_NGRAM_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class Repetition:
     """Mean length."""
 
 
-def measure(answers: Sequence[str]) -> Repetition:
+def measure_repetition(answers: Sequence[str]) -> Repetition:
     """The measures of one or more answers; a share of nothing is 0."""
     texts = ["".join(answer.split()) for answer in answers]
-    fours = [_ngrams(text, REPEATED) for text in texts]
+    ngrams_by_text = [_ngrams(text, REPEATED_NGRAM_SIZE) for text in texts]
     return Repetition(
-        repeated_4grams=_share(sum(len(grams) - len(set(grams)) for grams in fours), sum(map(len, fours))),
-        distinct_1=_distinct(texts, 1), distinct_2=_distinct(texts, 2), loops=_share(sum(map(loops, texts)), len(texts)),
-        empty=_share(sum(not text for text in texts), len(texts)), characters=_share(sum(map(len, texts)), len(texts)),
+        repeated_4grams=_ratio(sum(len(grams) - len(set(grams)) for grams in ngrams_by_text), sum(map(len, ngrams_by_text))),
+        distinct_1=_distinct_ratio(texts, 1), distinct_2=_distinct_ratio(texts, 2), loops=_ratio(sum(map(is_looping, texts)), len(texts)),
+        empty=_ratio(sum(not text for text in texts), len(texts)), characters=_ratio(sum(map(len, texts)), len(texts)),
     )
 
 
-def loops(text: str) -> bool:
+def is_looping(text: str) -> bool:
     """Whether some stretch of the text stands at least 4 times in a row and fills at least 16 characters doing so."""
     codes = np.array([ord(character) for character in "".join(text.split())], dtype=np.int32)
-    for period in range(1, len(codes) // LOOP_TIMES + 1):
+    for period in range(1, len(codes) // MIN_LOOP_REPEATS + 1):
         # So many characters in a row equal those one period before them.
-        needed = max(LOOP_TIMES * period, LOOP_CHARACTERS) - period
+        needed = max(MIN_LOOP_REPEATS * period, MIN_LOOP_CHARACTERS) - period
         breaks = np.flatnonzero(codes[period:] != codes[:-period])
         edges = np.concatenate([[-1], breaks, [len(codes) - period]])
         if int(np.diff(edges).max()) - 1 >= needed:
@@ -56,10 +56,10 @@ def _ngrams(text: str, n: int) -> list[str]:
     return [text[start : start + n] for start in range(len(text) - n + 1)]
 
 
-def _distinct(texts: Sequence[str], n: int) -> float:
+def _distinct_ratio(texts: Sequence[str], n: int) -> float:
     grams = [gram for text in texts for gram in _ngrams(text, n)]
-    return _share(len(set(grams)), len(grams))
+    return _ratio(len(set(grams)), len(grams))
 
 
-def _share(part: float, whole: float) -> float:
+def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0

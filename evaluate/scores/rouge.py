@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("1", "2", "l")
-RESAMPLES = 1000
+ROUGE_VARIANTS = ("1", "2", "l")
+NUM_RESAMPLES = 1000
 # Up to so many cells rouge-chinese fills a dictionary of them (100 bytes each) for the longest common subsequence.
-_TABLE_CELLS = 1 << 18
+_MAX_TABLE_CELLS = 1 << 18
 
-Units = Callable[[str], list[str]]
+UnitSplitter = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rouge:
+class RougeScore:
     """One ROUGE figure, each part from 0 to 1."""
 
     precision: float
@@ -34,20 +34,20 @@ class Rouge:
     f: float
 
 
-def characters(text: str) -> list[str]:
+def split_characters(text: str) -> list[str]:
     """The characters of a text, lower-cased, without whitespace."""
     return list("".join(text.lower().split()))
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words jieba finds in a text, lower-cased, without whitespace."""
-    return [word for word in _segmenter().cut(text.lower()) if not word.isspace()]
+    return [word for word in _jieba_segmenter().cut(text.lower()) if not word.isspace()]
 
 
-UNITS: dict[str, Units] = {"characters": characters, "jieba words": words}
+UNIT_SPLITTERS: dict[str, UnitSplitter] = {"characters": split_characters, "jieba words": split_words}
 
 
-def _import(name: str) -> Any:
+def _import_without_warnings(name: str) -> Any:
     """Both packages have escapes in their source that newer Pythons warn of when they first compile it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,8 +55,8 @@ def _import(name: str) -> Any:
 
 
 @functools.cache
-def _segmenter() -> Any:
-    jieba = _import("jieba")
+def _jieba_segmenter() -> Any:
+    jieba = _import_without_warnings("jieba")
     jieba.setLogLevel(logging.WARNING)
     segmenter = jieba.Tokenizer()
     # It would read whatever lies under its cache's name in the folder for temporary files, which all users share.
@@ -66,45 +66,45 @@ def _segmenter() -> Any:
     return segmenter
 
 
-def rouge(prediction: str, reference: str, units: Units = characters) -> dict[str, Rouge]:
+def compute_rouge(prediction: str, reference: str, split_units: UnitSplitter = split_characters) -> dict[str, RougeScore]:
     """ROUGE-1, -2 and -L, keyed as in `KINDS`. All are 0 where one of the texts is empty."""
-    said, wanted = units(prediction), units(reference)
-    if not said or not wanted:
-        return dict.fromkeys(KINDS, Rouge(0.0, 0.0, 0.0))
-    long = len(said) * len(wanted) > _TABLE_CELLS
-    found = _library(KINDS[:2] if long else KINDS).get_scores(" ".join(said), " ".join(wanted))[0]
-    if long:
-        common = _common_subsequence(said, wanted)
-        precision, recall = common / len(said), common / len(wanted)
-        found["rouge-l"] = {"p": precision, "r": recall, "f": 2 * precision * recall / (precision + recall + 1e-8)}
-    return {kind: Rouge(figures["p"], figures["r"], figures["f"])
-            for kind, figures in ((kind, found[f"rouge-{kind}"]) for kind in KINDS)}
+    prediction_units, reference_units = split_units(prediction), split_units(reference)
+    if not prediction_units or not reference_units:
+        return dict.fromkeys(ROUGE_VARIANTS, RougeScore(0.0, 0.0, 0.0))
+    is_long = len(prediction_units) * len(reference_units) > _MAX_TABLE_CELLS
+    library_scores = _rouge_scorer(ROUGE_VARIANTS[:2] if is_long else ROUGE_VARIANTS).get_scores(" ".join(prediction_units), " ".join(reference_units))[0]
+    if is_long:
+        lcs_length = _lcs_length(prediction_units, reference_units)
+        precision, recall = lcs_length / len(prediction_units), lcs_length / len(reference_units)
+        library_scores["rouge-l"] = {"p": precision, "r": recall, "f": 2 * precision * recall / (precision + recall + 1e-8)}
+    return {kind: RougeScore(figures["p"], figures["r"], figures["f"])
+            for kind, figures in ((kind, library_scores[f"rouge-{kind}"]) for kind in ROUGE_VARIANTS)}
 
 
 @functools.cache
-def _library(kinds: tuple[str, ...]) -> Any:
-    return _import("rouge_chinese").Rouge(metrics=[f"rouge-{kind}" for kind in kinds])
+def _rouge_scorer(kinds: tuple[str, ...]) -> Any:
+    return _import_without_warnings("rouge_chinese").Rouge(metrics=[f"rouge-{kind}" for kind in kinds])
 
 
-def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+def _lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
     """The length of the longest common subsequence, a row of the table in the bits of one number (Hyyrö 2004)."""
-    places: dict[str, int] = {}
+    position_masks: dict[str, int] = {}
     for index, unit in enumerate(first):
-        places[unit] = places.get(unit, 0) | 1 << index
-    full = (1 << len(first)) - 1
-    row = full
+        position_masks[unit] = position_masks.get(unit, 0) | 1 << index
+    all_ones = (1 << len(first)) - 1
+    row = all_ones
     for unit in second:
-        matches = row & places.get(unit, 0)
-        row = (row + matches | row - matches) & full
+        matches = row & position_masks.get(unit, 0)
+        row = (row + matches | row - matches) & all_ones
     return len(first) - bin(row).count("1")
 
 
-def mean_and_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+def bootstrap_mean_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """values[N, …] → [3, …]: the mean over N examples and the ends of its 95 % interval.
 
     The interval is the percentile bootstrap's (Efron 1979): `RESAMPLES` draws of N examples with replacement from a seed,
     the same draws for every column.
     """
-    draw = np.random.default_rng(seed)
-    means = np.stack([values[draw.integers(len(values), size=len(values))].mean(0) for _ in range(RESAMPLES)])
+    generator = np.random.default_rng(seed)
+    means = np.stack([values[generator.integers(len(values), size=len(values))].mean(0) for _ in range(NUM_RESAMPLES)])
     return np.stack([values.mean(0), *np.percentile(means, (2.5, 97.5), axis=0)])

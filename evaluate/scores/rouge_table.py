@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.scores.rouge import KINDS, RESAMPLES, UNITS, mean_and_interval, rouge
+from evaluate.scores.rouge import ROUGE_VARIANTS, NUM_RESAMPLES, UNIT_SPLITTERS, bootstrap_mean_interval, compute_rouge
 
-PARTS = ("precision", "recall", "f")
-METHOD = (f"means over examples; 95 % intervals: percentile bootstrap, {RESAMPLES:,} resamples, seed 0. Characters and "
+STATISTICS = ("precision", "recall", "f")
+METHOD = (f"means over examples; 95 % intervals: percentile bootstrap, {NUM_RESAMPLES:,} resamples, seed 0. Characters and "
           "words lower-cased, without whitespace; an n-gram counts once (rouge-chinese)")
 
 
@@ -21,51 +21,51 @@ class RougeTable:
     scores: np.ndarray
 
     @classmethod
-    def of(
+    def from_predictions(
         cls, predictions: Sequence[str], references: Sequence[str], on_progress: Callable[[int], object] | None = None
     ) -> "RougeTable":
         """Score each prediction against the reference in its place."""
         rows = []
         for prediction, reference in zip(predictions, references, strict=True):
-            figures = [rouge(prediction, reference, units) for units in UNITS.values()]
-            rows.append([[astuple(each[kind]) for kind in KINDS] for each in figures])
+            figures = [compute_rouge(prediction, reference, units) for units in UNIT_SPLITTERS.values()]
+            rows.append([[astuple(each[kind]) for kind in ROUGE_VARIANTS] for each in figures])
             if on_progress:
                 on_progress(1)
         return cls(np.array(rows))
 
-    def order(self) -> list[int]:
+    def rank_examples(self) -> list[int]:
         """The examples from worst to best by ROUGE-1 F on characters."""
-        return np.argsort(self.scores[:, 0, 0, PARTS.index("f")], kind="stable").tolist()
+        return np.argsort(self.scores[:, 0, 0, STATISTICS.index("f")], kind="stable").tolist()
 
-    def example(self, index: int) -> dict[str, Any]:
+    def example_scores(self, index: int) -> dict[str, Any]:
         """All figures of one example, by name."""
-        return _named(self.scores[index], lambda value: round(float(value), 6))
+        return _scores_by_name(self.scores[index], lambda value: round(float(value), 6))
 
-    def figures(self) -> dict[str, Any]:
+    def summarize_scores(self) -> dict[str, Any]:
         """Each figure's mean and the ends of its interval, by name."""
-        found = mean_and_interval(self.scores)
-        return _named(np.moveaxis(found, 0, -1), lambda ends: dict(zip(("mean", "low", "high"), ends.tolist(), strict=True)))
+        means_and_intervals = bootstrap_mean_interval(self.scores)
+        return _scores_by_name(np.moveaxis(means_and_intervals, 0, -1), lambda ends: dict(zip(("mean", "low", "high"), ends.tolist(), strict=True)))
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """A table to print."""
         lines = [f"{'':22}{'precision':>11}{'recall':>11}{'F':>11}   95 % interval of F"]
-        for units, kinds in self.figures().items():
+        for units, kinds in self.summarize_scores().items():
             for kind, parts in kinds.items():
-                means = "".join(f"{parts[part]['mean']:11.4f}" for part in PARTS)
+                means = "".join(f"{parts[part]['mean']:11.4f}" for part in STATISTICS)
                 lines.append(f"{units:13}{kind.upper():9}{means}   {parts['f']['low']:.4f} – {parts['f']['high']:.4f}")
         return lines
 
 
-def _named(values: np.ndarray, convert: Callable[[Any], Any]) -> dict[str, Any]:
+def _scores_by_name(values: np.ndarray, convert: Callable[[Any], Any]) -> dict[str, Any]:
     """values[units, kinds, parts, …] → {units: {rouge-kind: {part: converted}}}."""
     return {
         units: {
-            f"rouge-{kind}": {part: convert(values[u, k, p]) for p, part in enumerate(PARTS)} for k, kind in enumerate(KINDS)
+            f"rouge-{kind}": {part: convert(values[u, k, p]) for p, part in enumerate(STATISTICS)} for k, kind in enumerate(ROUGE_VARIANTS)
         }
-        for u, units in enumerate(UNITS)
+        for u, units in enumerate(UNIT_SPLITTERS)
     }
 
 
-def versions() -> dict[str, str]:
+def scorer_versions() -> dict[str, str]:
     """What counted: figures from other packages do not compare."""
     return {name: metadata.version(name) for name in ("rouge-chinese", "jieba")}

@@ -13,119 +13,119 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.chat_template.template import ImportedTemplate
-from model.tokenizer.base import MARK
+from model.tokenizer.base import SPECIAL_TOKEN_MARK
 from model.tokenizer.imported import ImportedTokenizer
 
-Render = Callable[..., str]
+RenderPrompt = Callable[..., str]
 # Texts that no template's own words hold, and that stand in no other.
-_REFERENCE, _FIRST, _ANSWER, _SECOND = "资料甲", "问题乙", "回答丙", "问题丁"
+_SAMPLE_REFERENCE, _SAMPLE_QUESTION, _SAMPLE_ANSWER, _SAMPLE_FOLLOW_UP = "资料甲", "问题乙", "回答丙", "问题丁"
 # White space put around what is said, and messages in the conversations that the words are checked on.
-_PADS, _COUNTS = ("", " \n "), (1, 3, 5)
+_WHITESPACE_PADS, _MESSAGE_COUNTS = ("", " \n "), (1, 3, 5)
 # Seconds to wait for all of it; the process bounds its own processor time.
-_PATIENCE = 60
+_TIMEOUT_SECONDS = 60
 
 
-class Unusable(Exception):
+class UnsupportedTemplateError(Exception):
     """Why a chat template cannot be used."""
 
 
-def words_of(source: str, tokenizer: ImportedTokenizer) -> tuple[ImportedTemplate, int]:
+def infer_template(source: str, tokenizer: ImportedTokenizer) -> tuple[ImportedTemplate, int]:
     """The words of a Jinja chat template and the id that ends an answer. Unusable where it is no matter of words."""
-    render = _renderer(source, tokenizer)
-    special = re.compile("|".join(map(re.escape, sorted(tokenizer.specials, key=len, reverse=True))))
-    bare, closing = _around(render([("user", _FIRST)]), _FIRST)
-    long = render([("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)])
-    lead, tail = _around(_between(long, bare + _FIRST + closing, _SECOND + closing), _ANSWER)
-    end = special.search(tail)
-    if end is None:
-        raise Unusable("no special token ends an answer")
-    before, between = _with_reference(render, bare, closing)
-    start = next(text for text, index in tokenizer.specials.items() if index == tokenizer.bos_id)
-    begins = bare.startswith(start) and before.startswith(start)
-    skipped = len(start) if begins else 0
+    render = _build_renderer(source, tokenizer)
+    special_token_regex = re.compile("|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True))))
+    first_user_prefix, assistant_prefix = _split_around(render([("user", _SAMPLE_QUESTION)]), _SAMPLE_QUESTION)
+    long = render([("user", _SAMPLE_QUESTION), ("assistant", _SAMPLE_ANSWER), ("user", _SAMPLE_FOLLOW_UP)])
+    answer_prefix, answer_tail = _split_around(_strip_affixes(long, first_user_prefix + _SAMPLE_QUESTION + assistant_prefix, _SAMPLE_FOLLOW_UP + assistant_prefix), _SAMPLE_ANSWER)
+    eos_match = special_token_regex.search(answer_tail)
+    if eos_match is None:
+        raise UnsupportedTemplateError("no special token ends an answer")
+    reference_prefix, reference_suffix = _infer_reference_affixes(render, first_user_prefix, assistant_prefix)
+    bos_text = next(text for text, index in tokenizer.special_tokens.items() if index == tokenizer.bos_id)
+    has_bos = first_user_prefix.startswith(bos_text) and reference_prefix.startswith(bos_text)
+    bos_length = len(bos_text) if has_bos else 0
 
     def marked(word: str) -> str:
-        return special.sub(lambda found: MARK + found[0], word)
+        return special_token_regex.sub(lambda found: SPECIAL_TOKEN_MARK + found[0], word)
 
     for strips in (False, True):
         template = ImportedTemplate(
-            bare=marked(bare[skipped:]), reference=marked(before[skipped:]), human=marked(between), assistant=marked(closing),
-            lead=marked(lead), finish=marked(tail[: end.start()]), separator=marked(tail[end.end() :]),
-            begins=begins, strips=strips)
-        if _renders(template, render, start if begins else "", end[0]):
-            return template, tokenizer.specials[end[0]]
-    raise Unusable("it changes what is said, or earlier turns, in ways that words cannot")
+            bare=marked(first_user_prefix[bos_length:]), reference=marked(reference_prefix[bos_length:]), human=marked(reference_suffix), assistant=marked(assistant_prefix),
+            lead=marked(answer_prefix), finish=marked(answer_tail[: eos_match.start()]), separator=marked(answer_tail[eos_match.end() :]),
+            begins=has_bos, strips=strips)
+        if _is_equivalent(template, render, bos_text if has_bos else "", eos_match[0]):
+            return template, tokenizer.special_tokens[eos_match[0]]
+    raise UnsupportedTemplateError("it changes what is said, or earlier turns, in ways that words cannot")
 
 
-def _with_reference(render: Render, bare: str, closing: str) -> tuple[str, str]:
+def _infer_reference_affixes(render: RenderPrompt, first_user_prefix: str, assistant_prefix: str) -> tuple[str, str]:
     """What stands before a reference, and between it and the question."""
     try:
-        said = render([("system", _REFERENCE), ("user", _FIRST)])
-        before, rest = _around(said, _REFERENCE)
-        return before, _between(rest, "", _FIRST + closing)
-    except Unusable:
+        said = render([("system", _SAMPLE_REFERENCE), ("user", _SAMPLE_QUESTION)])
+        before, rest = _split_around(said, _SAMPLE_REFERENCE)
+        return before, _strip_affixes(rest, "", _SAMPLE_QUESTION + assistant_prefix)
+    except UnsupportedTemplateError:
         # Without a role for it, the reference is a part of the question, in the project's own words.
         default = "资料：", "\n\n"
-        return bare + default[0], default[1]
+        return first_user_prefix + default[0], default[1]
 
 
-def _renders(template: ImportedTemplate, render: Render, start: str, end: str) -> bool:
+def _is_equivalent(template: ImportedTemplate, render: RenderPrompt, bos_text: str, eos_text: str) -> bool:
     """Whether the words give what the template gives, also with white space around what is said."""
-    for pad in _PADS:
-        turns, said = _turns(pad), _said(_turns(pad))
-        for count in _COUNTS:
-            texts = template.texts([*turns[: count // 2], (turns[count // 2][0], "")])[:-1]
-            mine = "".join(text + (end if index % 2 else "") for index, text in enumerate(texts))
-            if start + mine.replace(MARK, "") != render(said[:count]):
+    for pad in _WHITESPACE_PADS:
+        turns, said = _sample_turns(pad), _to_messages(_sample_turns(pad))
+        for count in _MESSAGE_COUNTS:
+            texts = template.segments([*turns[: count // 2], (turns[count // 2][0], "")])[:-1]
+            mine = "".join(text + (eos_text if index % 2 else "") for index, text in enumerate(texts))
+            if bos_text + mine.replace(SPECIAL_TOKEN_MARK, "") != render(said[:count]):
                 return False
     return True
 
 
-def _around(text: str, part: str) -> tuple[str, str]:
-    if text.count(part) != 1:
-        raise Unusable("it leaves out what is said, or says it twice")
-    before, _, after = text.partition(part)
+def _split_around(text: str, separator: str) -> tuple[str, str]:
+    if text.count(separator) != 1:
+        raise UnsupportedTemplateError("it leaves out what is said, or says it twice")
+    before, _, after = text.partition(separator)
     return before, after
 
 
-def _between(text: str, before: str, after: str) -> str:
-    if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
-        raise Unusable("a prompt is not the beginning of the conversation that goes on from it")
-    return text[len(before) : len(text) - len(after)]
+def _strip_affixes(text: str, prefix: str, suffix: str) -> str:
+    if not (text.startswith(prefix) and text.endswith(suffix) and len(text) >= len(prefix) + len(suffix)):
+        raise UnsupportedTemplateError("a prompt is not the beginning of the conversation that goes on from it")
+    return text[len(prefix) : len(text) - len(suffix)]
 
 
-def _renderer(source: str, tokenizer: ImportedTokenizer) -> Render:
+def _build_renderer(source: str, tokenizer: ImportedTokenizer) -> RenderPrompt:
     """A function of (role, text) pairs: the prompt for the answer to the last of them.
 
     All that is ever asked is rendered here, in one process that may take neither much time nor much memory.
     """
-    known = {name: value.get("content") if isinstance(value, dict) else value
-             for name, value in tokenizer.config.items() if name.endswith("_token")}
-    asked = [[("user", _FIRST)], [("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)],
-             [("system", _REFERENCE), ("user", _FIRST)],
-             *(_said(_turns(pad))[:count] for pad in _PADS for count in _COUNTS)]
-    request = json.dumps({"source": source, "known": known, "conversations": asked})
+    special_tokens = {name: value.get("content") if isinstance(value, dict) else value
+             for name, value in tokenizer.tokenizer_config.items() if name.endswith("_token")}
+    conversations = [[("user", _SAMPLE_QUESTION)], [("user", _SAMPLE_QUESTION), ("assistant", _SAMPLE_ANSWER), ("user", _SAMPLE_FOLLOW_UP)],
+             [("system", _SAMPLE_REFERENCE), ("user", _SAMPLE_QUESTION)],
+             *(_to_messages(_sample_turns(pad))[:count] for pad in _WHITESPACE_PADS for count in _MESSAGE_COUNTS)]
+    request = json.dumps({"source": source, "known": special_tokens, "conversations": conversations})
     try:
-        done = subprocess.run([sys.executable, "-m", "model.chat_template.jinja_sandbox"], input=request.encode(), timeout=_PATIENCE,
+        process = subprocess.run([sys.executable, "-m", "model.chat_template.jinja_sandbox"], input=request.encode(), timeout=_TIMEOUT_SECONDS,
                               cwd=Path(__file__).parents[2], capture_output=True)
     except subprocess.TimeoutExpired:
-        raise Unusable("it takes too long") from None
-    if done.returncode:
-        raise Unusable("it takes too much time or memory")
-    rendered = {json.dumps(said): answer for said, answer in zip(asked, json.loads(done.stdout), strict=True)}
+        raise UnsupportedTemplateError("it takes too long") from None
+    if process.returncode:
+        raise UnsupportedTemplateError("it takes too much time or memory")
+    rendered = {json.dumps(said): answer for said, answer in zip(conversations, json.loads(process.stdout), strict=True)}
 
     def render(said: Sequence[tuple[str, str]]) -> str:
         text, problem = rendered[json.dumps(said)]
         if text is None:
-            raise Unusable(problem)
+            raise UnsupportedTemplateError(problem)
         return str(text)
 
     return render
 
 
-def _turns(pad: str) -> list[tuple[str, str]]:
+def _sample_turns(pad: str) -> list[tuple[str, str]]:
     return [(f"{pad}aB问{n}{pad}", f"{pad}aB答{n}{pad}") for n in range(3)]
 
 
-def _said(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _to_messages(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

@@ -11,66 +11,66 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.tokenizer.base import MARK, Span, utf8
+from model.tokenizer.base import SPECIAL_TOKEN_MARK, Span, encode_utf8
 
 Offsets = list[tuple[int, int]]
 # What says that parts of pre-tokenizers put no space before a text.
-_SPACELESS: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+_NO_PREFIX_SPACE: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
 
 
-class FramedTokenizer:
+class ConversationEncoder:
     """The tokenizer of a `tokenizer.json` for texts in which special tokens have MARK before them."""
 
-    def __init__(self, definition: Mapping[str, Any], specials: Mapping[str, int], added: Mapping[int, Any]) -> None:
-        """`added` are the library's own facts of added tokens, by id: which of `specials` take white space with them."""
+    def __init__(self, definition: Mapping[str, Any], special_tokens: Mapping[str, int], added_tokens: Mapping[int, Any]) -> None:
+        """`added_tokens` are the library's own facts of added tokens, by id: which of `special_tokens` take white space with them."""
         import tokenizers
 
         # Post-processors add nothing here, and one of them moves the offsets of pieces.
-        self._fast = backend({**definition, "post_processor": None})
+        self._backend = build_backend({**definition, "post_processor": None})
         # Tokens that are special would be text like those whose names they are.
         # (Not whether they must be words of their own: beside a letter a template's would be text.)
-        flags = ({key: getattr(added[index], key) for key in ("lstrip", "rstrip")} if index in added else {}
-                 for index in specials.values())
-        self._fast.add_tokens([tokenizers.AddedToken(MARK + text, normalized=False, special=False, **each)
-                               for text, each in zip(specials, flags, strict=True)])
-        self._ids = {self._fast.token_to_id(MARK + text): index for text, index in specials.items()}
-        self._names = {index: MARK + text for text, index in specials.items()}
+        flags = ({key: getattr(added_tokens[index], key) for key in ("lstrip", "rstrip")} if index in added_tokens else {}
+                 for index in special_tokens.values())
+        self._backend.add_tokens([tokenizers.AddedToken(SPECIAL_TOKEN_MARK + text, normalized=False, special=False, **each)
+                               for text, each in zip(special_tokens, flags, strict=True)])
+        self._special_id_by_marked_id = {self._backend.token_to_id(SPECIAL_TOKEN_MARK + text): index for text, index in special_tokens.items()}
+        self._marked_text_by_id = {index: SPECIAL_TOKEN_MARK + text for text, index in special_tokens.items()}
 
-    def encode(self, texts: Sequence[str], threads: int | None) -> list[tuple[list[int], Offsets]]:
+    def encode(self, texts: Sequence[str], num_threads: int | None) -> list[tuple[list[int], Offsets]]:
         """The ids of each text, and where in it each of them comes from (characters)."""
-        return [([self._ids.get(index, index) for index in each.ids], each.offsets)
-                for each in encodings(self._fast, texts, threads)]
+        return [([self._special_id_by_marked_id.get(index, index) for index in each.ids], each.offsets)
+                for each in encode_texts(self._backend, texts, num_threads)]
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[str]], start: Sequence[int], end: int, threads: int | None
+        self, conversations: Sequence[Sequence[str]], bos_ids: Sequence[int], eos_id: int, num_threads: int | None
     ) -> list[tuple[list[int], list[Span]]]:
-        """See `Tokenizer.encode_conversations`; `end` is the id behind each answer."""
-        rendered = [self._rendered(texts, start, end) for texts in conversations]
-        made = self.encode([text for text, _ in rendered], threads)
-        return [(ids, [self._span(ids, offsets, place) for place in places])
+        """See `Tokenizer.encode_conversations`; `eos_id` is the id behind each answer."""
+        rendered = [self._render(texts, bos_ids, eos_id) for texts in conversations]
+        made = self.encode([text for text, _ in rendered], num_threads)
+        return [(ids, [self._id_span(ids, offsets, place) for place in places])
                 for (ids, offsets), (_, places) in zip(made, rendered, strict=True)]
 
-    def _rendered(self, texts: Sequence[str], start: Sequence[int], end: int) -> tuple[str, list[Span]]:
+    def _render(self, texts: Sequence[str], bos_ids: Sequence[int], eos_id: int) -> tuple[str, list[Span]]:
         """A conversation as one text, and where in it each answer stands with its end (characters)."""
-        parts = ["".join(self._names[index] for index in start)]
-        length, places = len(parts[0]), []
+        segments = ["".join(self._marked_text_by_id[index] for index in bos_ids)]
+        length, answer_ranges = len(segments[0]), []
         for index, text in enumerate(texts):
-            part = text + self._names[end] if index % 2 else text
+            part = text + self._marked_text_by_id[eos_id] if index % 2 else text
             if index % 2:
-                places.append((length, length + len(part)))
-            parts.append(part)
+                answer_ranges.append((length, length + len(part)))
+            segments.append(part)
             length += len(part)
-        return "".join(parts), places
+        return "".join(segments), answer_ranges
 
-    def _span(self, ids: Sequence[int], offsets: Offsets, place: Span) -> Span:
+    def _id_span(self, ids: Sequence[int], offsets: Offsets, text_range: Span) -> Span:
         """The ids that come from a stretch of the text, also those that come from what is before it too."""
-        first = bisect_right(offsets, place[0], key=lambda each: each[1])
+        first = bisect_right(offsets, text_range[0], key=lambda each: each[1])
         # A special token that takes the white space behind it is still no part of what follows.
-        first += offsets[first][0] < place[0] and ids[first] in self._names
-        return first, bisect_left(offsets, place[1], key=lambda each: each[0])
+        first += offsets[first][0] < text_range[0] and ids[first] in self._marked_text_by_id
+        return first, bisect_left(offsets, text_range[1], key=lambda each: each[0])
 
 
-def backend(definition: Mapping[str, Any]) -> Any:
+def build_backend(definition: Mapping[str, Any]) -> Any:
     """The library's tokenizer of a `tokenizer.json`, to which special tokens in texts are text."""
     import tokenizers
 
@@ -81,25 +81,25 @@ def backend(definition: Mapping[str, Any]) -> Any:
     return fast
 
 
-def spaceless(definition: Mapping[str, Any]) -> dict[str, Any]:
+def without_prefix_space(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A `tokenizer.json` without the space that it puts before a text."""
-    return {**definition, **{key: _without_space(definition[key]) for key in ("normalizer", "pre_tokenizer")}}
+    return {**definition, **{key: _component_without_prefix_space(definition[key]) for key in ("normalizer", "pre_tokenizer")}}
 
 
-def encodings(fast: Any, texts: Sequence[str], threads: int | None) -> Any:
+def encode_texts(backend_tokenizer: Any, texts: Sequence[str], num_threads: int | None) -> Any:
     """What the library makes of each text; on more than one thread, as many as it likes. UserError for lone surrogates."""
     for text in texts:
-        utf8(text)
-    if threads == 1 or len(texts) == 1:
-        return [fast.encode(text, add_special_tokens=False) for text in texts]
-    return fast.encode_batch(texts, add_special_tokens=False)
+        encode_utf8(text)
+    if num_threads == 1 or len(texts) == 1:
+        return [backend_tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return backend_tokenizer.encode_batch(texts, add_special_tokens=False)
 
 
-def _without_space(part: dict[str, Any] | None) -> dict[str, Any] | None:
+def _component_without_prefix_space(component: dict[str, Any] | None) -> dict[str, Any] | None:
     """A normalizer or pre-tokenizer, which may be a sequence of others, without the space that it puts first."""
-    if part is None or part["type"] == "Prepend":
+    if component is None or component["type"] == "Prepend":
         return None
-    if part["type"] == "Sequence":
-        inner = "normalizers" if "normalizers" in part else "pretokenizers"
-        return {**part, inner: [kept for each in part[inner] if (kept := _without_space(each))]}
-    return {**part, **_SPACELESS.get(part["type"], {})}
+    if component["type"] == "Sequence":
+        inner = "normalizers" if "normalizers" in component else "pretokenizers"
+        return {**component, inner: [kept for each in component[inner] if (kept := _component_without_prefix_space(each))]}
+    return {**component, **_NO_PREFIX_SPACE.get(component["type"], {})}

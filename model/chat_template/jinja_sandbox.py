@@ -11,22 +11,22 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 # Of the process's processor time, and of its memory with Python and Jinja in it.
-SECONDS, BYTES = 5, 1 << 29
+MAX_CPU_SECONDS, MAX_MEMORY_BYTES = 5, 1 << 29
 # Characters around a short conversation; real templates write some thousands at most.
-LONGEST = 1 << 20
+MAX_PROMPT_CHARACTERS = 1 << 20
 
 
 def main() -> None:
     """Entry point."""
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -35,12 +35,12 @@ def main() -> None:
         messages = [{"role": role, "content": text} for role, text in said]
         values: dict[str, Any] = {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
         try:
-            text = environment.from_string(asked["source"]).render(**values, **asked["known"])
-            return (text, "") if len(text) < LONGEST else (None, "it makes a short conversation very long")
+            text = environment.from_string(request["source"]).render(**values, **request["known"])
+            return (text, "") if len(text) < MAX_PROMPT_CHARACTERS else (None, "it makes a short conversation very long")
         except Exception as error:  # whatever a stranger's program may raise
             return None, f"{type(error).__name__}: {str(error)[:300]}"
 
-    json.dump([render(said) for said in asked["conversations"]], sys.stdout)
+    json.dump([render(said) for said in request["conversations"]], sys.stdout)
 
 
 if __name__ == "__main__":

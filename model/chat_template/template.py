@@ -15,9 +15,9 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from model.tokenizer.base import MARK, Span, Tokenizer
+from model.tokenizer.base import SPECIAL_TOKEN_MARK, Span, Tokenizer
 
-FILE = "template.json"
+TEMPLATE_FILE = "template.json"
 
 
 @dataclass(frozen=True)
@@ -30,64 +30,64 @@ class Template:
     separator: str = "\n\n"
     lead_ins: bool = False  # whether a summary may begin with one of data.batching.summary_prompts.LEAD_INS
 
-    def opening(self, reference: str = "", *, first: bool = True) -> str:
+    def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
         """What precedes a question: the reference if there is one, and the human's name."""
-        if not first:
+        if not is_first:
             return self.separator + self.human
-        return (self.reference + self.said(reference) + self.separator if reference else "") + self.human
+        return (self.reference + self.sanitize(reference) + self.separator if reference else "") + self.human
 
     @property
-    def closing(self) -> str:
+    def assistant_prefix(self) -> str:
         """What stands between a question and its answer."""
         return self.separator + self.assistant
 
-    def prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
+    def encode_prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
         """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
-        texts = self.texts([*turns, (question, "")], reference)[:-1]
-        return self.encode_all(tokenizer, [texts])[0][0]
+        texts = self.segments([*turns, (question, "")], reference)[:-1]
+        return self.encode_batch(tokenizer, [texts])[0][0]
 
     def encode(
         self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
     ) -> tuple[list[int], list[Span]]:
         """The ids of whole (question, answer) turns, and the span of each answer with its `<eos>`."""
-        return self.encode_all(tokenizer, [self.texts(turns, reference)])[0]
+        return self.encode_batch(tokenizer, [self.segments(turns, reference)])[0]
 
-    def encode_all(
-        self, tokenizer: Tokenizer, conversations: Sequence[Sequence[str]], threads: int | None = None
+    def encode_batch(
+        self, tokenizer: Tokenizer, conversations: Sequence[Sequence[str]], num_threads: int | None = None
     ) -> list[tuple[list[int], list[Span]]]:
         """What `encode` gives of each of several conversations, given as their `texts` (`Tokenizer.encode_conversations`)."""
-        return tokenizer.encode_conversations(conversations, self.start(tokenizer), threads)
+        return tokenizer.encode_conversations(conversations, self.bos_ids(tokenizer), num_threads)
 
-    def texts(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
+    def segments(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
         """The texts of a conversation: what precedes an answer, and the answer, in turns."""
         return [
             text for index, (question, answer) in enumerate(turns)
-            for text in (self.opening(reference, first=index == 0) + self.said(question) + self.closing,
-                         self.answered(answer))
+            for text in (self.user_prefix(reference, is_first=index == 0) + self.sanitize(question) + self.assistant_prefix,
+                         self.render_answer(answer))
         ]
 
-    def said(self, text: str) -> str:
+    def sanitize(self, text: str) -> str:
         """What somebody said, as it stands in `texts`: without MARK, which is for the words around it."""
-        return text.replace(MARK, "")
+        return text.replace(SPECIAL_TOKEN_MARK, "")
 
-    def answered(self, text: str) -> str:
+    def render_answer(self, text: str) -> str:
         """An answer as it stands in `texts`."""
-        return self.said(text)
+        return self.sanitize(text)
 
-    def start(self, tokenizer: Tokenizer) -> list[int]:
+    def bos_ids(self, tokenizer: Tokenizer) -> list[int]:
         """The ids before the first text."""
         return [tokenizer.bos_id]
 
     def save(self, folder: Path) -> None:
         """Write `template.json`."""
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / TEMPLATE_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "Template":
         """The template of a checkpoint folder; the default where it has none. UserError for a file that is no template."""
-        if not (folder / FILE).is_file():
+        if not (folder / TEMPLATE_FILE).is_file():
             return cls()
-        return template_from(read_json(folder / FILE), folder / FILE)
+        return parse_template(read_json(folder / TEMPLATE_FILE), folder / TEMPLATE_FILE)
 
 
 @dataclass(frozen=True)
@@ -108,45 +108,45 @@ class ImportedTemplate(Template):
     begins: bool = True  # with bos
     strips: bool = False  # what is said loses the white space around it
 
-    def opening(self, reference: str = "", *, first: bool = True) -> str:
+    def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
         """See `Template.opening`."""
-        if not first:
+        if not is_first:
             return self.separator
-        return self.reference + self.said(reference) + self.human if reference else self.bare
+        return self.reference + self.sanitize(reference) + self.human if reference else self.bare
 
     @property
-    def closing(self) -> str:
+    def assistant_prefix(self) -> str:
         """See `Template.closing`."""
         return self.assistant
 
-    def said(self, text: str) -> str:
+    def sanitize(self, text: str) -> str:
         """See `Template.said`."""
-        return super().said(text.strip() if self.strips else text)
+        return super().sanitize(text.strip() if self.strips else text)
 
-    def answered(self, text: str) -> str:
+    def render_answer(self, text: str) -> str:
         """See `Template.answered`."""
-        return self.lead + super().answered(text) + self.finish
+        return self.lead + super().render_answer(text) + self.finish
 
-    def start(self, tokenizer: Tokenizer) -> list[int]:
+    def bos_ids(self, tokenizer: Tokenizer) -> list[int]:
         """See `Template.start`."""
         return [tokenizer.bos_id] if self.begins else []
 
 
-def template_from(words: Any, name: Path) -> Template:
-    """The template of these words, of the project's kind or an imported one. UserError, naming the file `name`, if there is
+def parse_template(fields: Any, path: Path) -> Template:
+    """The template of these words, of the project's kind or an imported one. UserError, naming the file `path`, if there is
     none.
     """
-    kind = ImportedTemplate if isinstance(words, dict) and "bare" in words else Template
-    expected = asdict(kind())
-    if not isinstance(words, dict) or {k: type(v) for k, v in words.items()} != {k: type(v) for k, v in expected.items()}:
-        raise UserError(f"{name} is not a template: expected {', '.join(expected)}")
+    template_class = ImportedTemplate if isinstance(fields, dict) and "bare" in fields else Template
+    expected = asdict(template_class())
+    if not isinstance(fields, dict) or {k: type(v) for k, v in fields.items()} != {k: type(v) for k, v in expected.items()}:
+        raise UserError(f"{path} is not a template: expected {', '.join(expected)}")
     try:
-        "".join(word for word in words.values() if isinstance(word, str)).encode()
+        "".join(word for word in fields.values() if isinstance(word, str)).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{name} is not a template: it holds half a character (a lone surrogate)") from None
-    return kind(**words)
+        raise UserError(f"{path} is not a template: it holds half a character (a lone surrogate)") from None
+    return template_class(**fields)
 
 
-def template_of(tokenizer: Tokenizer) -> Template:
+def template_for_tokenizer(tokenizer: Tokenizer) -> Template:
     """The template that conversations are encoded with for models of this tokenizer."""
-    return ImportedTemplate(**tokenizer.words) if tokenizer.words else Template()
+    return ImportedTemplate(**tokenizer.template_fields) if tokenizer.template_fields else Template()

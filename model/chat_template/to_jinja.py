@@ -8,10 +8,10 @@ end of `助手：`, where the template's pieces meet, and that text never spells
 import json
 
 from model.chat_template.template import Template
-from model.tokenizer.base import MARK
+from model.tokenizer.base import SPECIAL_TOKEN_MARK
 
 # A line end behind `%}` is eaten by transformers and kept by others: whatever is printed stands in an expression.
-_LAYOUT = """\
+_JINJA_FORMAT = """\
 {{%- set state = namespace(asked=false, first=true) -%}}
 {{{{- bos_token -}}}}
 {{%- for message in messages -%}}
@@ -34,9 +34,9 @@ _LAYOUT = """\
 """
 
 
-def chat_template(template: Template) -> str:
+def build_jinja_template(template: Template) -> str:
     """The Jinja source that renders what `template` encodes; `add_generation_prompt` ends it with `助手：`."""
     # A JSON string is a Jinja string.
-    words = {"guard": MARK, "reference": template.reference, "separator": template.separator, "human": template.human,
-             "closing": template.closing}
-    return _LAYOUT.format(**{name: json.dumps(word) for name, word in words.items()})
+    words = {"guard": SPECIAL_TOKEN_MARK, "reference": template.reference, "separator": template.separator, "human": template.human,
+             "closing": template.assistant_prefix}
+    return _JINJA_FORMAT.format(**{name: json.dumps(word) for name, word in words.items()})

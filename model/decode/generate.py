@@ -7,21 +7,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.decode.kv_cache import Cache
-from model.decode.fast.inference_model import decoder_of
+from model.decode.kv_cache import KVCache
+from model.decode.fast.inference_model import inference_model_for
 from model.llama import Llama
-from model.decode.logits_processors import blocked_by_ngrams, repetition_penalty
-from model.decode.sampling import COLDEST, Sampling
+from model.decode.logits_processors import banned_ngram_tokens, apply_repetition_penalty
+from model.decode.sampling import MIN_TEMPERATURE, Sampling
 from model.tokenizer.base import Tokenizer
 
 # Why a text ended: the model said so, it reached `max_new_tokens`, or no position was left.
-End = Literal["eos", "length", "context"]
-_FEW = 512
+FinishReason = Literal["eos", "length", "context"]
+_TOP_P_CANDIDATES = 512
 
 
-def prompt_room(context: int, max_new_tokens: int) -> int:
+def max_prompt_tokens(context_length: int, max_new_tokens: int) -> int:
     """Ids that a prompt may have: what a context leaves beside an answer, for which a quarter of it is enough."""
-    return context - min(max_new_tokens, context // 4)
+    return context_length - min(max_new_tokens, context_length // 4)
 
 
 class PrefixCache:
@@ -30,8 +30,8 @@ class PrefixCache:
     def __init__(self, model: Llama, capacity: int) -> None:
         """`capacity`: the ids of the longest text."""
         self.capacity, weight = capacity, model.model.norm.weight
-        self._decoder, self._device = decoder_of(model), weight.device
-        self._cache = Cache(model.config, 1, capacity, self._device, weight.dtype)
+        self._decoder, self._device = inference_model_for(model), weight.device
+        self._cache = KVCache(model.config, 1, capacity, self._device, weight.dtype)
         self._ids: list[int] = []
 
     def logits_after(self, ids: list[int]) -> Tensor:
@@ -39,35 +39,35 @@ class PrefixCache:
 
         FloatingPointError where they are not finite, as an overflow in fp16 makes them.
         """
-        return self._finite(self._decoder.head.logits(self._hidden_after(ids))[0], len(ids)).cpu()
+        return self._check_finite(self._decoder.head.logits(self._hidden_after(ids))[0], len(ids)).cpu()
 
-    def likeliest_after(self, ids: list[int]) -> int:
+    def argmax_after(self, ids: list[int]) -> int:
         """The argmax of what `logits_after` gives, found without computing all of it where that is faster."""
-        return int(self._decoder.head.likeliest(self._finite(self._hidden_after(ids), len(ids))))
+        return int(self._decoder.head.argmax(self._check_finite(self._hidden_after(ids), len(ids))))
 
-    def _finite(self, numbers: Tensor, position: int) -> Tensor:
+    def _check_finite(self, numbers: Tensor, position: int) -> Tensor:
         if not numbers.abs().amax().isfinite():
             raise FloatingPointError(f"what the model makes of position {position} is not finite")
         return numbers
 
     def _hidden_after(self, ids: list[int]) -> Tensor:
-        known = min(_common(self._ids, ids), len(ids) - 1)
+        num_cached = min(_common_prefix_length(self._ids, ids), len(ids) - 1)
         # Forgotten first and known last, so that an interrupted reading leaves nothing that is taken for read.
-        del self._ids[known:]
-        self._cache.length = known
-        new = torch.tensor([ids[known:]], device=self._device)
-        hidden = self._decoder.read(new, self._cache, None, self._mask(known, len(ids)))
-        self._ids += ids[known:]
+        del self._ids[num_cached:]
+        self._cache.length = num_cached
+        new = torch.tensor([ids[num_cached:]], device=self._device)
+        hidden = self._decoder.forward(new, self._cache, None, self._attention_mask(num_cached, len(ids)))
+        self._ids += ids[num_cached:]
         return hidden
 
-    def _mask(self, known: int, total: int) -> Tensor | None:
+    def _attention_mask(self, num_cached: int, total: int) -> Tensor | None:
         """What each new position may look at, where plain causality does not say it: bool[1, 1, new, total]."""
-        if known == 0 or total - known == 1:
+        if num_cached == 0 or total - num_cached == 1:
             return None
-        return torch.ones(1, 1, total - known, total, dtype=torch.bool, device=self._device).tril(known)
+        return torch.ones(1, 1, total - num_cached, total, dtype=torch.bool, device=self._device).tril(num_cached)
 
 
-def _common(first: list[int], second: list[int]) -> int:
+def _common_prefix_length(first: list[int], second: list[int]) -> int:
     """The length of what both begin with."""
     if second[: len(first)] == first:  # the usual case, at the speed of a comparison
         return len(first)
@@ -77,39 +77,39 @@ def _common(first: list[int], second: list[int]) -> int:
 
 def generate(
     model: Llama, prompt: list[int], sampling: Sampling, *, max_new_tokens: int, seed: int = 0,
-    prefix: PrefixCache | None = None,
-) -> Generator[int, None, End]:
+    prefix_cache: PrefixCache | None = None,
+) -> Generator[int, None, FinishReason]:
     """Yield new ids after `prompt` until a stop id (not yielded), `max_new_tokens`, or the end of the model's context.
 
-    Returns why it ended. A `prefix` that has read a text which begins like the prompt saves reading it again; its
+    Returns why it ended. A `prefix_cache` that has read a text which begins like the prompt saves reading it again; its
     capacity then stands for the model's context. Rounding apart, the ids are the same. Raises FloatingPointError when
     the logits are not finite, as an overflow in fp16 makes them.
     """
-    prefix = prefix or PrefixCache(model, min(len(prompt) + max_new_tokens, model.config.max_position_embeddings))
+    prefix_cache = prefix_cache or PrefixCache(model, min(len(prompt) + max_new_tokens, model.config.max_position_embeddings))
     generator = torch.Generator().manual_seed(seed)
-    seen = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+    generated_mask = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     answer: list[int] = []
     while len(answer) < max_new_tokens:
-        if len(prompt) + len(answer) >= prefix.capacity:
+        if len(prompt) + len(answer) >= prefix_cache.capacity:
             return "context"
-        if sampling.likeliest:
-            chosen = prefix.likeliest_after(prompt + answer)
+        if sampling.is_greedy:
+            next_id = prefix_cache.argmax_after(prompt + answer)
         else:
-            logits = prefix.logits_after(prompt + answer)
-            logits[blocked_by_ngrams([answer], sampling.no_repeat_ngram)[0]] = -torch.inf
-            chosen = choose(logits, seen, sampling, generator)
-        if chosen in model.config.stop_ids:
+            logits = prefix_cache.logits_after(prompt + answer)
+            logits[banned_ngram_tokens([answer], sampling.no_repeat_ngram)[0]] = -torch.inf
+            next_id = sample_token(logits, generated_mask, sampling, generator)
+        if next_id in model.config.stop_ids:
             return "eos"
-        yield chosen
-        answer.append(chosen)
-        seen[chosen] = True
+        yield next_id
+        answer.append(next_id)
+        generated_mask[next_id] = True
     return "length"
 
 
-def choose(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Draw an id from logits[V]; `seen`[V] marks the ids that the repetition penalty applies to."""
-    logits = repetition_penalty(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature < COLDEST:
+def sample_token(logits: Tensor, generated_mask: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Draw an id from logits[V]; `generated_mask`[V] marks the ids that the repetition penalty applies to."""
+    logits = apply_repetition_penalty(logits, generated_mask, sampling.repetition_penalty)
+    if sampling.temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):
@@ -118,21 +118,21 @@ def choose(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Ge
     if sampling.top_p >= 1.0:
         return int(torch.multinomial(probabilities, 1, generator=generator))
     # To sort a whole vocabulary takes as long as the model; a few hundred ids nearly always hold top_p.
-    ordered, order = probabilities.topk(min(_FEW, len(logits)))
+    ordered, order = probabilities.topk(min(_TOP_P_CANDIDATES, len(logits)))
     if ordered.sum() < sampling.top_p:
         ordered, order = probabilities.sort(descending=True)
     # An id stays while those before it do not already hold top_p, and the likeliest always stays.
-    inside = ordered.cumsum(-1) - ordered < sampling.top_p
-    inside[0] = True
-    return int(order[torch.multinomial(ordered * inside, 1, generator=generator)])
+    in_nucleus = ordered.cumsum(-1) - ordered < sampling.top_p
+    in_nucleus[0] = True
+    return int(order[torch.multinomial(ordered * in_nucleus, 1, generator=generator)])
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Text as its ids arrive, together what `Tokenizer.decode` gives; an unfinished character waits for its rest."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    strip = tokenizer.leading_space
-    for index in ids:
-        text = decoder.decode(tokenizer.decode_bytes([index]))
+    strip = tokenizer.adds_prefix_space
+    for token_id in ids:
+        text = decoder.decode(tokenizer.decode_bytes([token_id]))
         if text and strip:
             text, strip = text.removeprefix(" "), False
         if text:

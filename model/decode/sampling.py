@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 # Dividing by a lower temperature would overflow: it takes the likeliest.
-COLDEST = 1e-5
+MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class Sampling:
     no_repeat_ngram: int = 0  # length in ids of what is never said twice; 0: none (Paulus et al. 2017)
 
     @property
-    def likeliest(self) -> bool:
+    def is_greedy(self) -> bool:
         """Whether it is simply the id with the highest logit."""
-        return self.temperature < COLDEST and self.repetition_penalty == 1.0 and self.no_repeat_ngram == 0
+        return self.temperature < MIN_TEMPERATURE and self.repetition_penalty == 1.0 and self.no_repeat_ngram == 0

@@ -15,15 +15,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_small, write_atomic
-from common.machine import cores
-from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, UNKNOWN, Changes, normalise, parse
+from common.files import read_limited, write_atomic
+from common.machine import num_cores
+from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, UNKNOWN, NormalizationChanges, normalize_model, parse_sentencepiece_model
 
-FILE = "tokenizer.model"
-IMPORTED = "tokenizer_imported.json"
+TOKENIZER_FILE = "tokenizer.model"
+IMPORTED_TOKENIZER_FILE = "tokenizer_imported.json"
 # Before a special token in the words of a template; one of the code points that Unicode keeps out of text for such use.
-MARK = "\ufdd0"
-SPACE = "\u2581"
+SPECIAL_TOKEN_MARK = "\ufdd0"
+METASPACE = "\u2581"
 # Start and stop of a stretch of ids.
 Span = tuple[int, int]
 
@@ -39,12 +39,12 @@ class Piece(NamedTuple):
 class Tokenizer:
     """A normalised SentencePiece BPE model. Instances can be sent to other processes.
 
-    `eos_id` ends an answer, `document_end_id` a document: other ids only in some imported tokenizers.
+    `eos_id` ends an answer, `eod_id` a document: other ids only in some imported tokenizers.
     """
 
-    file = FILE  # what it is called in a folder
-    leading_space = False  # whether a space that the text does not have comes first in its ids
-    words: ClassVar[dict[str, Any]] = {}  # of the template that came with it, if one did
+    file_name = TOKENIZER_FILE  # what it is called in a folder
+    adds_prefix_space = False  # whether a space that the text does not have comes first in its ids
+    template_fields: ClassVar[dict[str, Any]] = {}  # of the template that came with it, if one did
 
     def __init__(self, serialized: bytes) -> None:
         """`serialized` are normalised bytes: use `Tokenizer.load` for files."""
@@ -53,10 +53,10 @@ class Tokenizer:
         self.serialized = serialized
         self._model = sentencepiece.SentencePieceProcessor()
         self._model.LoadFromSerializedProto(serialized)
-        self.vocabulary_size: int = self._model.get_piece_size()
+        self.vocab_size: int = self._model.get_piece_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
-        self.document_end_id = self.eos_id
+        self.eod_id = self.eos_id
         self.unk_id: int = self._model.unk_id()
 
     @classmethod
@@ -65,15 +65,15 @@ class Tokenizer:
 
         A stock file is normalised on the way. UserError if there is no such file or it is not a usable BPE model.
         """
-        if (path / IMPORTED).is_file() and not (path / FILE).is_file():
-            from model.tokenizer.imported import opened
+        if (path / IMPORTED_TOKENIZER_FILE).is_file() and not (path / TOKENIZER_FILE).is_file():
+            from model.tokenizer.imported import parse_imported_tokenizer
 
-            return opened(read_small(path / IMPORTED), path / IMPORTED)
-        return Tokenizer(read_model(path)[0])
+            return parse_imported_tokenizer(read_limited(path / IMPORTED_TOKENIZER_FILE), path / IMPORTED_TOKENIZER_FILE)
+        return Tokenizer(read_normalized_model(path)[0])
 
     def save(self, folder: Path) -> None:
         """Write the file that `load` takes into a folder."""
-        write_atomic(folder / self.file, self.serialized)
+        write_atomic(folder / self.file_name, self.serialized)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.serialized,)
@@ -85,33 +85,33 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos and eos; a literal `</s>` stays text. UserError for a lone surrogate."""
-        return self._model.encode(utf8(text))
+        return self._model.encode(encode_utf8(text))
 
-    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-        """The ids of each text, encoded on `threads` cores (default: all this process may use)."""
-        return self._model.encode([utf8(text) for text in texts], num_threads=threads or cores())
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
+        """The ids of each text, encoded on `num_threads` cores (default: all this process may use)."""
+        return self._model.encode([encode_utf8(text) for text in texts], num_threads=num_threads or num_cores())
 
-    def encode_within(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+    def encode_continuation(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """The ids of parts of a conversation as they are behind others: no space comes first that a text does not have.
 
         Special tokens in them have `MARK` before them.
         """
-        return self.encode_batch(texts, threads)
+        return self.encode_batch(texts, num_threads)
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[str]], start: Sequence[int], threads: int | None = None
+        self, conversations: Sequence[Sequence[str]], bos_ids: Sequence[int], num_threads: int | None = None
     ) -> list[tuple[list[int], list[Span]]]:
         """The ids of conversations, and the span of each answer with its eos.
 
         A conversation is given as its texts: what precedes an answer, and the answer, in turns; one that ends before an
-        answer is a prompt. `start` are the ids before its first text, special ones. Here each text is encoded by itself.
+        answer is a prompt. `bos_ids` are the ids before its first text, special ones. Here each text is encoded by itself.
         """
-        encoded = iter(self.encode_batch([text for texts in conversations for text in texts], threads))
-        return [self._joined([next(encoded) for _ in texts], start) for texts in conversations]
+        encoded = iter(self.encode_batch([text for texts in conversations for text in texts], num_threads))
+        return [self._join_segments([next(encoded) for _ in texts], bos_ids) for texts in conversations]
 
-    def _joined(self, encoded: Sequence[list[int]], start: Sequence[int]) -> tuple[list[int], list[Span]]:
-        ids, spans = list(start), []
-        for index, part in enumerate(encoded):
+    def _join_segments(self, segments: Sequence[list[int]], bos_ids: Sequence[int]) -> tuple[list[int], list[Span]]:
+        ids, spans = list(bos_ids), []
+        for index, part in enumerate(segments):
             if index % 2:
                 spans.append((len(ids), len(ids) + len(part) + 1))
             ids += [*part, self.eos_id] if index % 2 else part
@@ -119,12 +119,12 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The UTF-8 of ids, which may end inside a character; special ids contribute nothing."""
-        return b"".join([self._bytes[index] for index in ids])
+        return b"".join([self._bytes_per_id[index] for index in ids])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special ids contribute nothing, bytes that form no character become U+FFFD."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self.leading_space else text
+        return text.removeprefix(" ") if self.adds_prefix_space else text
 
     @functools.cached_property
     def characters_per_id(self) -> np.ndarray:
@@ -133,38 +133,38 @@ class Tokenizer:
         A byte piece counts 1 if it begins a character and 0 if it continues one, so the sum over `encode(text)` is
         `len(text)`. Special ids count 0.
         """
-        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes], dtype=np.int16)
+        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes_per_id], dtype=np.int16)
 
     @functools.cached_property
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids."""
-        return [Piece(item.piece, item.score, item.type) for item in parse(self.serialized, FILE).pieces]
+        return [Piece(item.piece, item.score, item.type) for item in parse_sentencepiece_model(self.serialized, TOKENIZER_FILE).pieces]
 
     @functools.cached_property
-    def _bytes(self) -> list[bytes]:
+    def _bytes_per_id(self) -> list[bytes]:
         """What each id contributes to the decoded UTF-8."""
-        return [_contribution(piece) for piece in self.pieces]
+        return [_piece_bytes(piece) for piece in self.pieces]
 
 
-def read_model(path: Path) -> tuple[bytes, Changes]:
+def read_normalized_model(path: Path) -> tuple[bytes, NormalizationChanges]:
     """The normalised bytes of what `Tokenizer.load` would load, and what normalising changed."""
-    file = path / FILE if path.is_dir() else path
+    file = path / TOKENIZER_FILE if path.is_dir() else path
     try:
-        data = read_small(file)
+        data = read_limited(file)
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist: give a SentencePiece model or a folder that holds {FILE}") from None
+        raise UserError(f"{file} does not exist: give a SentencePiece model or a folder that holds {TOKENIZER_FILE}") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    return normalise(data, str(file))
+    return normalize_model(data, str(file))
 
 
-def _contribution(piece: Piece) -> bytes:
+def _piece_bytes(piece: Piece) -> bytes:
     if piece.kind in (CONTROL, UNKNOWN):
         return b""
-    return bytes([int(piece.text[3:5], 16)]) if piece.kind == BYTE else piece.text.replace(SPACE, " ").encode()
+    return bytes([int(piece.text[3:5], 16)]) if piece.kind == BYTE else piece.text.replace(METASPACE, " ").encode()
 
 
-def utf8(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
     """The text as UTF-8. UserError for a lone surrogate."""
     try:
         return text.encode()

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic, write_json
-from model.tokenizer.base import MARK, SPACE, Piece, Tokenizer
+from model.tokenizer.base import SPECIAL_TOKEN_MARK, METASPACE, Piece, Tokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNKNOWN
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+HF_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def export(
-    tokenizer: Tokenizer, folder: Path, *, chat_template: str | None = None, sequence_length: int | None = None
+def export_tokenizer(
+    tokenizer: Tokenizer, folder: Path, *, chat_template: str | None = None, model_max_length: int | None = None
 ) -> None:
     """Write `FILES` into a folder.
 
-    `chat_template` is Jinja, for `apply_chat_template`; `sequence_length` is in tokens and becomes `model_max_length`.
+    `chat_template` is Jinja, for `apply_chat_template`; `model_max_length` is in tokens and becomes `model_max_length`.
     No bos is added to a text.
     """
-    write_atomic(folder / FILES[0], json.dumps(definition(tokenizer), ensure_ascii=False) + "\n")
+    write_atomic(folder / HF_TOKENIZER_FILES[0], json.dumps(build_tokenizer_json(tokenizer), ensure_ascii=False) + "\n")
     specials = {
-        "bos_token": _name(tokenizer.pieces[tokenizer.bos_id]),
-        "eos_token": _name(tokenizer.pieces[tokenizer.eos_id]),
-        "unk_token": _name(tokenizer.pieces[tokenizer.unk_id]),
+        "bos_token": _token_text(tokenizer.pieces[tokenizer.bos_id]),
+        "eos_token": _token_text(tokenizer.pieces[tokenizer.eos_id]),
+        "unk_token": _token_text(tokenizer.pieces[tokenizer.unk_id]),
     }
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -41,15 +41,15 @@ def export(
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    if sequence_length is not None:
-        config["model_max_length"] = sequence_length
+    if model_max_length is not None:
+        config["model_max_length"] = model_max_length
     if chat_template is not None:
         config["chat_template"] = chat_template
-    write_json(folder / FILES[1], config)
-    write_json(folder / FILES[2], specials)
+    write_json(folder / HF_TOKENIZER_FILES[1], config)
+    write_json(folder / HF_TOKENIZER_FILES[2], specials)
 
 
-def definition(tokenizer: Tokenizer) -> dict[str, Any]:
+def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`."""
     return {
         "version": "1.0",
@@ -57,19 +57,19 @@ def definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [
             {
-                "id": index, "content": _name(piece), "single_word": False, "lstrip": False, "rstrip": False,
+                "id": index, "content": _token_text(piece), "single_word": False, "lstrip": False, "rstrip": False,
                 "normalized": False, "special": True,
             }
             for index, piece in enumerate(tokenizer.pieces)
             if piece.kind in (CONTROL, UNKNOWN)
         ],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE},
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {
             "type": "Sequence",
             "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "Replace", "pattern": {"String": METASPACE}, "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
             ],
@@ -77,23 +77,23 @@ def definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": _name(tokenizer.pieces[tokenizer.unk_id]),
+            "unk_token": _token_text(tokenizer.pieces[tokenizer.unk_id]),
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": {_name(piece): index for index, piece in enumerate(tokenizer.pieces)},
-            "merges": list(_merges(tokenizer)),
+            "vocab": {_token_text(piece): index for index, piece in enumerate(tokenizer.pieces)},
+            "merges": list(_iter_merges(tokenizer)),
         },
     }
 
 
-def _name(piece: Piece) -> str:
-    return piece.text + MARK if piece.kind in (CONTROL, UNKNOWN) else piece.text
+def _token_text(piece: Piece) -> str:
+    return piece.text + SPECIAL_TOKEN_MARK if piece.kind in (CONTROL, UNKNOWN) else piece.text
 
 
-def _merges(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+def _iter_merges(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     normal = [piece for piece in tokenizer.pieces if piece.kind == NORMAL]
     texts = {piece.text for piece in normal}
     for piece in sorted(normal, key=lambda piece: -piece.score):

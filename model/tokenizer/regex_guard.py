@@ -14,92 +14,92 @@ from collections.abc import Iterator
 from typing import Any
 
 # Parts of one alternative that can match more than one length: GPT-4o's words have as many.
-_MOST = 4
+_MAX_VARIABLE_PARTS = 4
 _QUANTIFIER = re.compile(r"(?P<sign>[?*+])[?+]?|\{(?P<low>\d*)(?P<comma>,?)(?P<high>\d*)\}\??")
 _ESCAPE = re.compile(r"\\(?:[pPx]\{[^}]*\}|.)", re.DOTALL)
 # Escapes that mean what a group matched, or the group itself once more; and two that match more than one length.
-_CALLS, _VARYING = re.compile(r"\\[gk1-9]"), re.compile(r"\\[RX]")
+_BACKREFERENCE, _VARIABLE_ESCAPE = re.compile(r"\\[gk1-9]"), re.compile(r"\\[RX]")
 # What takes the characters behind it for something else than they look: control characters, comments, free spacing.
-_DISGUISES = re.compile(r"\\(?:c|C-|M-)|\(\?(?:#|[a-wyzA-Z-]*x)")
+_UNSUPPORTED_SYNTAX = re.compile(r"\\(?:c|C-|M-)|\(\?(?:#|[a-wyzA-Z-]*x)")
 
 
-class SlowPattern(Exception):
+class SlowRegexError(Exception):
     """Why an expression is refused."""
 
 
-def patterns(part: Any) -> Iterator[str]:
+def iter_regexes(node: Any) -> Iterator[str]:
     """The regular expressions in a part of a `tokenizer.json`."""
-    if isinstance(part, dict):
-        if isinstance(part.get("Regex"), str):
-            yield part["Regex"]
-        for inner in part.values():
-            yield from patterns(inner)
-    elif isinstance(part, list):
-        for inner in part:
-            yield from patterns(inner)
+    if isinstance(node, dict):
+        if isinstance(node.get("Regex"), str):
+            yield node["Regex"]
+        for inner in node.values():
+            yield from iter_regexes(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from iter_regexes(inner)
 
 
-def check_pattern(pattern: str) -> None:
+def check_regex(pattern: str) -> None:
     """SlowPattern if a text could keep the expression busy for ever."""
     at = 0
     while at < len(pattern):
-        at = _alternatives(pattern, at)[0] + 1  # beyond a bracket that closes nothing: for the library to refuse
+        at = _parse_alternatives(pattern, at)[0] + 1  # beyond a bracket that closes nothing: for the library to refuse
 
 
-def _alternatives(pattern: str, at: int) -> tuple[int, int, bool]:
+def _parse_alternatives(pattern: str, position: int) -> tuple[int, int, bool]:
     """Read to the bracket that closes a group, or the end: where that is, the most parts that vary in one alternative, and
     whether there are several alternatives."""
-    most = varying = 0
-    several = False
-    while at < len(pattern) and pattern[at] != ")":
-        if pattern[at] == "|":
-            several, varying, at = True, 0, at + 1
+    max_variable = num_variable = 0
+    has_alternatives = False
+    while position < len(pattern) and pattern[position] != ")":
+        if pattern[position] == "|":
+            has_alternatives, num_variable, position = True, 0, position + 1
             continue
-        at, inside = _item(pattern, at)
-        at, inside = _repeated(pattern, at, inside)
-        varying += inside
-        most = max(most, varying)
-        if most > _MOST:
-            raise SlowPattern(f"more than {_MOST} parts in a row can match texts of several lengths")
-    return at, most, several
+        position, inside = _parse_item(pattern, position)
+        position, inside = _parse_quantifiers(pattern, position, inside)
+        num_variable += inside
+        max_variable = max(max_variable, num_variable)
+        if max_variable > _MAX_VARIABLE_PARTS:
+            raise SlowRegexError(f"more than {_MAX_VARIABLE_PARTS} parts in a row can match texts of several lengths")
+    return position, max_variable, has_alternatives
 
 
-def _item(pattern: str, at: int) -> tuple[int, int]:
+def _parse_item(pattern: str, position: int) -> tuple[int, int]:
     """Read a character, a class or a group: where it ends, and how many parts in it vary."""
-    if _DISGUISES.match(pattern, at):
-        raise SlowPattern("it has a comment, free spacing or a control character, behind which it cannot be read here")
-    if pattern[at] == "\\":
-        if _CALLS.match(pattern, at):
-            raise SlowPattern("it repeats what a group matched, or calls a group")
-        escape = _ESCAPE.match(pattern, at)
-        return escape.end() if escape else at + 1, int(_VARYING.match(pattern, at) is not None)
-    if pattern[at] == "[":
-        return _class_end(pattern, at), 0
-    if pattern[at] == "(":
+    if _UNSUPPORTED_SYNTAX.match(pattern, position):
+        raise SlowRegexError("it has a comment, free spacing or a control character, behind which it cannot be read here")
+    if pattern[position] == "\\":
+        if _BACKREFERENCE.match(pattern, position):
+            raise SlowRegexError("it repeats what a group matched, or calls a group")
+        escape = _ESCAPE.match(pattern, position)
+        return escape.end() if escape else position + 1, int(_VARIABLE_ESCAPE.match(pattern, position) is not None)
+    if pattern[position] == "[":
+        return _find_class_end(pattern, position), 0
+    if pattern[position] == "(":
         # What follows (? are flags, a name or a sign, which read as characters do no harm.
-        end, most, several = _alternatives(pattern, at + 1 + pattern.startswith("(?", at))
+        end, most, several = _parse_alternatives(pattern, position + 1 + pattern.startswith("(?", position))
         return end + 1, most + several
-    return at + 1, 0
+    return position + 1, 0
 
 
-def _repeated(pattern: str, at: int, inside: int) -> tuple[int, int]:
-    """Read the quantifiers behind an item of which `inside` parts vary: where they end, and how many vary now."""
-    while (found := _QUANTIFIER.match(pattern, at)) and (found["sign"] or found["low"] or found["high"]):
+def _parse_quantifiers(pattern: str, position: int, num_variable: int) -> tuple[int, int]:
+    """Read the quantifiers behind an item of which `num_variable` parts vary: where they end, and how many vary now."""
+    while (match := _QUANTIFIER.match(pattern, position)) and (match["sign"] or match["low"] or match["high"]):
         # Behind a count a question mark makes it all optional.
-        fixed = found["sign"] is None and not found["comma"] and not found[0].endswith("?")
-        once = found["sign"] == "?" or (found["low"] if fixed else found["high"]) in ("0", "1")
-        if inside and not once:
-            raise SlowPattern("it repeats a part that can itself match texts of several lengths")
-        at, inside = found.end(), inside or int(not fixed)
-    return at, inside
+        fixed = match["sign"] is None and not match["comma"] and not match[0].endswith("?")
+        once = match["sign"] == "?" or (match["low"] if fixed else match["high"]) in ("0", "1")
+        if num_variable and not once:
+            raise SlowRegexError("it repeats a part that can itself match texts of several lengths")
+        position, num_variable = match.end(), num_variable or int(not fixed)
+    return position, num_variable
 
 
-def _class_end(pattern: str, at: int) -> int:
+def _find_class_end(pattern: str, position: int) -> int:
     """Behind the bracket that closes the class of characters that begins here; classes may hold others."""
-    depth, at = 1, at + (2 if pattern.startswith("[^", at) else 1)
-    at += pattern.startswith("]", at)  # the first is a character
-    while at < len(pattern) and depth:
-        step = 2 if pattern[at] == "\\" else 1
-        depth += {"[": 1, "]": -1}.get(pattern[at], 0)
-        at += step
-    return at
+    depth, position = 1, position + (2 if pattern.startswith("[^", position) else 1)
+    position += pattern.startswith("]", position)  # the first is a character
+    while position < len(pattern) and depth:
+        step = 2 if pattern[position] == "\\" else 1
+        depth += {"[": 1, "]": -1}.get(pattern[position], 0)
+        position += step
+    return position

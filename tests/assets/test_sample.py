@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rouge_chinese import Rouge
 
-from assets.sample_generator.build import build
-from assets.sample_generator.grammar import TEXT, read_sections, read_table
+from assets.sample_generator.build import build_sample
+from assets.sample_generator.grammar import TEXT_FOLDER, read_sections, read_table
 from assets.sample_generator.state import World
 
 Files = dict[str, str]
@@ -62,9 +62,9 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_command_writes_what_is_committed(folder: Path) -> None:
+def test_generator_reproduces_committed_sample(folder: Path) -> None:
     """Prevents a sample that nobody can make again, or files left over from an older generator."""
-    made = build()
+    made = build_sample()
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"README.md"}
     assert kept == set(made)
     for name, data in made.items():
@@ -97,7 +97,7 @@ def test_prose_is_about_a_million_characters(files: Files) -> None:
     assert [text[:40] for text in texts if re.search(r"[{}\[\]|]|None|。。|，。|，，", text)] == []
 
 
-def test_mnbvc_has_its_keys_and_checksums(files: Files) -> None:
+def test_mnbvc_records_have_native_keys_and_checksums(files: Files) -> None:
     """Prevents a sample on which a reader of real MNBVC files would not be tried."""
     common = {"文件名", "是否待查文件", "是否重复文件", "文件大小", "simhash", "最长段落长度", "段落数", "去重段落数",
               "低质量段落数", "段落"}
@@ -115,7 +115,7 @@ def test_mnbvc_has_its_keys_and_checksums(files: Files) -> None:
     assert {type(pair["id"]) for pair in pairs} == {int, str}
 
 
-def test_both_wikipedia_shapes(files: Files) -> None:
+def test_wikipedia_files_have_native_formats(files: Files) -> None:
     """Prevents the two releases, which differ in the title line, from becoming one; and a corpus in one script."""
     for row in rows(files, "pretrain/wikipedia.jsonl"):
         assert set(row) == {"id", "url", "title", "text"} and row["url"].startswith("https://zh.wikipedia.org/wiki/")
@@ -126,7 +126,7 @@ def test_both_wikipedia_shapes(files: Files) -> None:
     assert 0.05 < sum(scripts) / len(scripts) < 0.3
 
 
-def test_dialogues_have_their_native_shapes(files: Files) -> None:
+def test_dialogues_have_native_formats(files: Files) -> None:
     """Prevents a fine-tuning source from finding keys or shapes that its dataset does not have."""
     for name in ("train_0.5M_CN", "multiturn_chat_0.8M"):
         for row in rows(files, f"sft/belle/{name}.json") + rows(files, f"sft/belle/{name}.test.json"):
@@ -150,7 +150,7 @@ def test_dialogues_have_their_native_shapes(files: Files) -> None:
     assert {"你是谁？", "你叫什么名字？"} <= questions
 
 
-def test_lcsts_marks_stand_in_the_marked_parts_only(files: Files) -> None:
+def test_only_lcsts_parts_2_and_3_have_labels(files: Files) -> None:
     """Prevents a reader of LCSTS from meeting marks where the release has none."""
     entry = re.compile(r"<doc id=(\d+)>\n(?:    <human_label>([1-5])</human_label>\n)?    <summary>\n        (.+)\n"
                        r"    </summary>\n    <short_text>\n        (.+)\n    </short_text>\n</doc>\n")
@@ -164,7 +164,7 @@ def test_lcsts_marks_stand_in_the_marked_parts_only(files: Files) -> None:
 @functools.cache
 def answer_patterns() -> list[re.Pattern[str]]:
     """The sentences that answers are made of, with a group for each name."""
-    lines = itertools.chain(*read_sections(TEXT / "reading_answers.txt").values())
+    lines = itertools.chain(*read_sections(TEXT_FOLDER / "reading_answers.txt").values())
     return [re.compile(re.sub(r"\\{[^}]+\\}", "(.+)", re.escape(line))) for line in lines]
 
 
@@ -240,7 +240,7 @@ def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
     assert sum(lead) / len(lead) < 0.5 and sum(best) / len(best) < 0.5
 
 
-def test_facts_are_the_same_in_all_files(files: Files, world: World) -> None:
+def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
     """Prevents a world in which a person is born in two places or has two teachers, depending on the document."""
     homes = {person.name: person.home["名字"] for person in world.people}
     teachers = {person.name: person.teacher for person in world.people}
@@ -248,7 +248,7 @@ def test_facts_are_the_same_in_all_files(files: Files, world: World) -> None:
     # The false statements are the inputs that a "不对" answers.
     text = re.sub(r'"input": "[^"]+", "output": "不对', "", text)
     names = "|".join(homes)
-    places = "|".join(world.by_name)
+    places = "|".join(world.places_by_name)
     told = re.findall(rf"({names})(?:的老家在|出生在|，[^。，]{{2,4}}的[^。，]+，谷历\d+年生于)({places})", text)
     assert len(told) > 300 and [pair for pair in told if homes[pair[0]] != pair[1]] == []
     taught = re.findall(rf"({names})的师傅是({'|'.join(set(teachers.values()))})", text)

@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fault_injection.child import become, process
+from tests.fault_injection.child import set_up_command_process, create_process
 
 
 def draw(number: int, folder: Path) -> None:
     """Write down what a process draws, how it hashes, and what it is told on its command line."""
     file = folder / str(number)
-    become(["module", str(number)], file, file)
+    set_up_command_process(["module", str(number)], file, file)
     print(np.random.random(), hash("a word"), *sys.argv)
 
 
 @pytest.mark.slow
-def test_a_fork_draws_its_own_numbers_and_another_start_hashes_otherwise(
+def test_forks_have_own_rng_and_fresh_interpreters_own_hash_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that draws from NumPy's own generator, or takes texts in the order of a set, and seems to go on to the same bits
     because what it is compared with has the same seed."""
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    children = [process(draw, number, tmp_path, anew=number == 2) for number in range(3)]
+    children = [create_process(draw, number, tmp_path, fresh_interpreter=number == 2) for number in range(3)]
     for child in children:
         child.start()
     for child in children:

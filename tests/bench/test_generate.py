@@ -7,32 +7,32 @@ from typing import Any
 import pytest
 
 from bench import generate
-from bench.decoders import DECODERS, Precision, Task
-from bench.generate import CONFIG, Figure, check_ids, parse, present, prompts_of, step_bytes, summarise
+from bench.decoders import DECODERS, WeightPrecision, DecodeTask
+from bench.generate import MODEL_CONFIG, Figure, check_equal_ids, parse_arguments, resolve_entrants, make_prompts, weight_bytes_per_step, summarize
 from common.errors import UserError
 from model.config import LlamaConfig
 
 
-def figure(name: str, decode: float, *, precision: Precision = "fp32", batch: int = 1, **changes: Any) -> Figure:
+def figure(name: str, decode: float, *, precision: WeightPrecision = "fp32", batch: int = 1, **changes: Any) -> Figure:
     values: dict[str, Any] = {"prompt_tokens": 64, "ids": [[5, 6, 7]] * batch, "prefill_seconds": 0.5, "peak_bytes": 10**9,
                               "bandwidth": 20e9, **changes}
     return Figure(name, precision, batch, decode_seconds=decode, **values)
 
 
-def test_contenders_that_decode_something_else_are_not_compared() -> None:
+def test_contenders_with_different_ids_are_rejected() -> None:
     """Would catch a speed printed for a peer with other weights or prompts, or for one that stopped early."""
     same = [figure("transformers", 1), figure("babyllama", 1)]
-    check_ids(same)
-    check_ids([*same, figure("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]), figure("babyllama", 1, precision="int8")])
+    check_equal_ids(same)
+    check_equal_ids([*same, figure("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]), figure("babyllama", 1, precision="int8")])
     with pytest.raises(UserError, match="babyllama and transformers decode other ids in fp32 at batch 1"):
-        check_ids([same[0], figure("babyllama", 1, ids=[[5, 6, 8]])])
+        check_equal_ids([same[0], figure("babyllama", 1, ids=[[5, 6, 8]])])
     with pytest.raises(UserError, match="other ids in int8"):
-        check_ids([figure("babyllama", 1, precision="int8"), figure("babyllama", 1, precision="int8", ids=[[5, 6, 8]])])
+        check_equal_ids([figure("babyllama", 1, precision="int8"), figure("babyllama", 1, precision="int8", ids=[[5, 6, 8]])])
 
 
-def test_a_row_is_the_median_of_its_own_turns() -> None:
+def test_row_is_median_of_its_turns() -> None:
     """Would catch precisions and batches mixed, a ratio upside down, the first id counted as decoded, a limit per row."""
-    rows = summarise([
+    rows = summarize([
         figure("babyllama", 1), figure("babyllama", 2), figure("babyllama", 8), figure("transformers", 4),
         figure("babyllama", 1, precision="int8"), figure("babyllama", 4, batch=16), figure("transformers", 16, batch=16),
     ])
@@ -47,28 +47,28 @@ def test_a_row_is_the_median_of_its_own_turns() -> None:
     assert by_name["babyllama", "fp32", 16]["limit"] == pytest.approx(16 * 20e9 / (4 * weights))
     assert by_name["babyllama", "int8", 1]["own_limit"] == pytest.approx(20e9 / weights)
     assert ours["own_limit"] == pytest.approx(20e9 / (4 * weights - 3 * 256 * 65_000))
-    assert step_bytes("transformers", "fp32", CONFIG) == 4 * weights
+    assert weight_bytes_per_step("transformers", "fp32", MODEL_CONFIG) == 4 * weights
 
 
-def test_prompts_are_the_same_every_time_and_of_unequal_lengths() -> None:
+def test_prompts_are_deterministic_with_unequal_lengths() -> None:
     """Would catch turns that decode other prompts, and a batch in which nothing is padded."""
-    assert prompts_of(16, 64) == prompts_of(16, 64) and [len(each) for each in prompts_of(1, 64)] == [64]
-    lengths = [len(each) for each in prompts_of(16, 64)]
+    assert make_prompts(16, 64) == make_prompts(16, 64) and [len(each) for each in make_prompts(1, 64)] == [64]
+    lengths = [len(each) for each in make_prompts(16, 64)]
     assert len(lengths) == 16 and (min(lengths), max(lengths)) == (16, 64) and len(set(lengths)) > 10
 
 
-def test_what_cannot_run_is_said_before_anything_runs(
+def test_unrunnable_setup_is_reported_before_running(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Would catch a missing package that ends the run after minutes, or one that is left out in silence."""
     with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
-        present(["lama"])
+        resolve_entrants(["lama"])
     monkeypatch.setattr(generate, "find_spec", lambda name: None if name == "llama_cpp" else object())
-    assert {generate.ENTRANTS[index][0] for index in present(list(DECODERS))} == {"babyllama", "transformers"}
+    assert {generate.ENTRANTS[index][0] for index in resolve_entrants(list(DECODERS))} == {"babyllama", "transformers"}
     assert "llama-cpp is left out: it is not installed (pip install llama-cpp-python" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["bench.generate", "--new", "1"])
     with pytest.raises(UserError, match="--new 1: must be at least 2"):
-        parse()
+        parse_arguments()
 
 
 @pytest.mark.slow
@@ -80,9 +80,9 @@ def test_the_project_and_transformers_decode_the_same_ids(tmp_path: Path) -> Non
 
     config = LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=4, initializer_range=0.2)
-    save_file(Llama(config).initialise(1).state_dict(), tmp_path / "weights.safetensors")
-    task = Task(config, tmp_path / "weights.safetensors", tmp_path, "fp32", 1)
+    save_file(Llama(config).init_weights(1).state_dict(), tmp_path / "weights.safetensors")
+    task = DecodeTask(config, tmp_path / "weights.safetensors", tmp_path, "fp32", 1)
     prompts = [[1, 5, 9], [1, *range(30, 50)], [1]]
     ours, theirs = (DECODERS[name](task)(prompts, 30) for name in ("babyllama", "transformers"))
     assert ours.ids == theirs.ids and len({tuple(each) for each in ours.ids}) == 3
-    assert all(len(each) == 30 for each in ours.ids) and ours.prefill > 0 and ours.decode > 0
+    assert all(len(each) == 30 for each in ours.ids) and ours.prefill_seconds > 0 and ours.decode_seconds > 0

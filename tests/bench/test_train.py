@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bench.contenders import CONTENDERS, Task
-from bench.train import IDS, WEIGHTS, Turn, check_losses, contenders, parse, summarise, write_task
+from bench.contenders import CONTENDERS, TrainTask
+from bench.train import IDS_FILE, WEIGHTS_FILE, TrainTurn, check_equal_losses, parse_contenders, parse_arguments, summarize, write_task
 from common.errors import UserError
 from model.config import LlamaConfig
 
 
-def turn(name: str, losses: list[float], seconds: list[float], peak: int = 10**9) -> Turn:
-    return Turn(name, losses, seconds, peak, matmul_flops=1e11)
+def turn(name: str, losses: list[float], seconds: list[float], peak: int = 10**9) -> TrainTurn:
+    return TrainTurn(name, losses, seconds, peak, matmul_flops=1e11)
 
 
 def tiny(vocab_size: int) -> LlamaConfig:
@@ -25,50 +25,50 @@ def tiny(vocab_size: int) -> LlamaConfig:
 
 
 @pytest.mark.parametrize("loss", [10.5002, float("nan")])
-def test_contenders_that_compute_something_else_are_not_compared(loss: float) -> None:
+def test_contenders_with_different_results_are_rejected(loss: float) -> None:
     """Would catch a speed printed for a peer with other weights, data or updates, or for one that diverged."""
     same = turn("a", [11.0, 10.5], [1, 1])
-    check_losses([same, turn("b", [11.0, 10.50005], [1, 1])])
+    check_equal_losses([same, turn("b", [11.0, 10.50005], [1, 1])])
     with pytest.raises(UserError, match="losses of step 2 differ"):
-        check_losses([same, turn("b", [11.0, loss], [1, 1])])
+        check_equal_losses([same, turn("b", [11.0, loss], [1, 1])])
 
 
-def test_a_row_is_the_median_of_turns_without_their_first_steps() -> None:
+def test_row_is_median_of_turns_without_warmup_steps() -> None:
     """Would catch start-up costs in the speed, a mean in place of a median, and a ratio upside down."""
     turns = [
         turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
         turn("ours", [1.0] * 6, [90, 90, 90, 1, 1, 1], peak=3 * 10**9), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
         turn("ours", [1.0] * 6, [90, 90, 90, 8, 8, 8]), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
     ]
-    ours, peer = summarise(turns, tokens=1000, flops_per_token=1e8)
+    ours, peer = summarize(turns, tokens=1000, flops_per_token=1e8)
     assert (ours["contender"], ours["tokens_per_second"], ours["slowest"], ours["fastest"]) == ("ours", 500, 125, 1000)
     assert (peer["tokens_per_second"], peer["ratio"]) == (250, 0.5)
     assert ours["peak_bytes"] == 3 * 10**9
     assert ours["matmul_share"] == pytest.approx(500 * 1e8 / 1e11)
 
 
-def test_a_task_is_the_same_every_time(tmp_path: Path) -> None:
+def test_task_is_deterministic(tmp_path: Path) -> None:
     """Would catch turns of two runs that start from different weights or see different ids."""
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_task(tmp_path / name, tiny(100), steps=2, rows=3, length=5)
-        written.append((load_file(tmp_path / name / WEIGHTS), np.load(tmp_path / name / IDS)))
+        written.append((load_file(tmp_path / name / WEIGHTS_FILE), np.load(tmp_path / name / IDS_FILE)))
     (weights, ids), (again, ids_again) = written
     assert ids.shape == (2, 3, 6) and ids.max() < 100 and np.array_equal(ids, ids_again)
     assert weights.keys() == again.keys() and all(np.array_equal(weights[name], again[name]) for name in weights)
 
 
-def test_what_cannot_be_compared_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a typing error or a missing package that is noticed only after minutes of other turns."""
     with pytest.raises(UserError, match="--contenders lightgpt: there is no such contender"):
-        contenders("lightgpt")
+        parse_contenders("lightgpt")
     monkeypatch.setattr("bench.train.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"litgpt is not installed; see bench/README\.md"):
-        contenders("litgpt-compiled")
+        parse_contenders("litgpt-compiled")
     monkeypatch.setattr(sys, "argv", ["bench.train", "--steps", "3"])
     with pytest.raises(UserError, match="--steps 3: must be at least 4"):
-        parse()
+        parse_arguments()
 
 
 @pytest.mark.slow
@@ -78,10 +78,10 @@ def test_the_project_and_transformers_report_the_same_losses(tmp_path: Path) -> 
 
     config = tiny(211)
     write_task(tmp_path, config, steps=4, rows=2, length=16)
-    ids = torch.from_numpy(np.load(tmp_path / IDS))
+    ids = torch.from_numpy(np.load(tmp_path / IDS_FILE))
     losses = {}
     for name in ("babyllama", "transformers"):
-        step = CONTENDERS[name](Task(config, tmp_path / WEIGHTS, 16))
+        step = CONTENDERS[name](TrainTask(config, tmp_path / WEIGHTS_FILE, 16))
         losses[name] = [step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in ids]
     np.testing.assert_allclose(losses["babyllama"], losses["transformers"], rtol=0, atol=1e-4)
     assert losses["babyllama"][0] != losses["babyllama"][1], "the weights must move"

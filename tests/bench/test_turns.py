@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.turns import take_turns
+from bench.turns import run_turns
 from common.errors import UserError
 
 MODULE = """
@@ -15,12 +15,12 @@ sys.exit(3 * (sys.argv[1] == "bad"))
 """
 
 
-def test_contenders_take_turns_in_processes_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_alternate_in_separate_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch A A B B, figures of one contender under another's name, and a failure that is taken for a figure."""
     (tmp_path / "one_turn.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    found = take_turns("one_turn", [("a", ["a", "1"]), ("b", ["b"])], turns=2, threads=7)
+    found = run_turns("one_turn", [("a", ["a", "1"]), ("b", ["b"])], turns=2, threads=7)
     assert [words for words, _, _ in found] == [["a", "1"], ["b"]] * 2
     assert {threads for _, threads, _ in found} == {"7"} and len({process for _, _, process in found}) == 4
     with pytest.raises(UserError, match="odd one: its process ended with exit code 3"):
-        take_turns("one_turn", [("a", ["a"]), ("odd one", ["bad"])], turns=1, threads=1)
+        run_turns("one_turn", [("a", ["a"]), ("odd one", ["bad"])], turns=1, threads=1)

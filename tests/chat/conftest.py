@@ -48,10 +48,10 @@ Process = Callable[..., "subprocess.CompletedProcess[bytes]"]
 @pytest.fixture(scope="session")
 def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a template that learnt `DIALOGUES` by heart."""
-    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
                          tie_word_embeddings=True, initializer_range=0.1)
-    model = Llama(config).initialise(0)
+    model = Llama(config).init_weights(0)
     rows = [Template().encode(tokenizer, turns, reference) for reference, turns in DIALOGUES]
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([row + [tokenizer.eos_id] * (longest - len(row)) for row, _ in rows])
@@ -66,7 +66,7 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
         optimizer.step()
     assert loss < 0.01, f"the talker has not learnt its lines: {loss:.3f}"
     folder = tmp_path_factory.mktemp("talker")
-    weights.save(model, tokenizer, folder)
+    weights.save_checkpoint(model, tokenizer, folder)
     Template().save(folder)
     return folder
 
@@ -74,15 +74,15 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def endless(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that, decoded greedily, speaks nonsense and never ends; without a template."""
-    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16384)
-    model = Llama(config).initialise(1)
+    model = Llama(config).init_weights(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
         model.lm_head.weight[tokenizer.eos_id] = 0
     folder = tmp_path_factory.mktemp("endless")
-    weights.save(model, tokenizer, folder)
+    weights.save_checkpoint(model, tokenizer, folder)
     return folder
 
 

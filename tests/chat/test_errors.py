@@ -17,8 +17,8 @@ from chat.__main__ import main
 from chat.serve.__main__ import main as serve
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
-from evaluate.__main__ import run_of
-from model.checkpoint import locate
+from evaluate.__main__ import resolve_run
+from model.checkpoint import locate, weights
 from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
 
@@ -55,7 +55,7 @@ def broken(talker: Path, tmp_path: Path) -> dict[str, Path]:
     ("vocabulary", "里的模型读不进来", "tokenizer.model does not exist"),
     ("template", "里的模型读不进来", "template.json is not a template"),
 ])
-def test_a_model_that_cannot_be_used(chat: Chat, broken: dict[str, Path], name: str, said: str, detail: str) -> None:
+def test_unusable_model_error_in_chinese(chat: Chat, broken: dict[str, Path], name: str, said: str, detail: str) -> None:
     """English alone for the first thing that goes wrong, or several lines of it."""
     done = chat(MAYOR, "--checkpoint", str(broken.get(name, name)))
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
@@ -67,7 +67,7 @@ def test_a_model_that_cannot_be_used(chat: Chat, broken: dict[str, Path], name: 
     (["--reference", "x", "--wikipedia", "y"], "命令行有误", "not allowed with argument --reference"),
     (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
 ])
-def test_an_option_that_is_refused(
+def test_invalid_option_error_in_chinese(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, option: list[str], said: str, detail: str
 ) -> None:
     """argparse's English, or the devices', alone."""
@@ -76,7 +76,7 @@ def test_an_option_that_is_refused(
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and said in sentence(done.err, detail)
 
 
-def test_a_run_named_without_its_folder_is_found_out(
+def test_run_name_without_folder_is_suggested(
     chat: Chat, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`make chat RUN=pretrain-sample` that lists what a checkpoint is, where one word was left out."""
@@ -85,16 +85,16 @@ def test_a_run_named_without_its_folder_is_found_out(
     done = chat(MAYOR, "--checkpoint", "mine")
     assert (done.code, done.err) == (2, "error: 没有 mine：是不是 runs/mine？\n")
     with pytest.raises(UserError, match=r"^mine is no checkpoint: did you mean runs/mine\?$"):
-        locate.find(Path("mine"))
+        locate.resolve_checkpoint(Path("mine"))
     with pytest.raises(UserError, match=r"^mine does not exist: did you mean runs/mine\?$"):
-        run_of(Path("mine"))
+        resolve_run(Path("mine"))
     for other in ("runs/mine", "theirs", "/mine"):
-        assert locate.same_name(Path(other)) is None
+        assert locate.suggest_run(Path(other)) is None
     Path("mine").mkdir()
-    assert locate.same_name(Path("mine")) is None
+    assert locate.suggest_run(Path("mine")) is None
 
 
-def test_a_damaged_checkpoint_of_a_run_is_passed_over_in_chinese(chat: Chat, talker: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_fallback_is_reported_in_chinese(chat: Chat, talker: Path, tmp_path: Path) -> None:
     """An English warning before the first Chinese line, or another model than the last without a word."""
     write_json(tmp_path / "run" / "run.json", {})
     for step in (1, 2):
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_of_a_run_is_passed_over_in_chinese(chat: Chat, tal
     assert "step-00000001" in named and (done.code, done.out) == (0, "我不知道。\n")
 
 
-def test_files_that_cannot_be_read_or_written_end_nothing(chat: Chat, tmp_path: Path) -> None:
+def test_file_errors_do_not_end_chat(chat: Chat, tmp_path: Path) -> None:
     """A traceback for a name that is none, a wait without end for a file without end, the system's English for a folder."""
     (tmp_path / "gbk.txt").write_bytes("资料".encode("gb18030"))
     (tmp_path / "large.txt").write_bytes(b"x" * ((1 << 20) + 1))
@@ -126,7 +126,7 @@ def test_files_that_cannot_be_read_or_written_end_nothing(chat: Chat, tmp_path: 
     assert len(lines) == len(expected) and all(words in line for words, line in zip(expected, lines, strict=True)), lines
 
 
-def test_bytes_of_the_command_line_that_are_no_text(chat: Chat, tmp_path: Path) -> None:
+def test_non_utf8_command_line_bytes(chat: Chat, tmp_path: Path) -> None:
     """A reference that no question can be asked about, a file whose name keeps the transcript from being saved."""
     done = chat(f"{MAYOR}\n/资料\n", "--reference", "青禾\udcb0镇")
     assert done.code == 0 and done.out.endswith("\n青禾\ufffd镇\n"), done.err
@@ -137,7 +137,7 @@ def test_bytes_of_the_command_line_that_are_no_text(chat: Chat, tmp_path: Path) 
     assert "?资料" in (tmp_path / "对话.md").read_text(encoding="utf-8")
 
 
-def test_memory_that_does_not_suffice_ends_the_answer_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_ends_only_the_answer(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback and the conversation lost, where a shorter question can still be answered."""
     answers: list[Any] = [lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)]
     real = session.generate
@@ -154,7 +154,7 @@ def test_memory_that_does_not_suffice_ends_the_answer_alone(chat: Chat, monkeypa
     assert done.out.split() == ["我不知道。"] and done.code == 0
 
 
-def test_english_from_shared_code_while_talking_has_chinese_before_it(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_english_errors_get_chinese_prefix_during_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question that shared code refuses, with nothing but its English."""
     def refuse(self: Tokenizer, *_: object) -> list[int]:
         raise UserError("this is refused\nand that")
@@ -164,7 +164,7 @@ def test_english_from_shared_code_while_talking_has_chinese_before_it(chat: Chat
     assert "这个问题读不进去" in sentence(done.err.splitlines()[-1], "this is refused; and that") and done.code == 0
 
 
-def test_answers_that_cannot_be_written_end_the_chat(
+def test_unwritable_output_ends_chat(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Answers lost on a full disk, one after another, and exit code 0."""
@@ -178,7 +178,7 @@ def test_answers_that_cannot_be_written_end_the_chat(
     assert "输入输出的文件读写不了（磁盘满了）" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_model_too_large_is_not_called_damaged(chat: Chat, talker: Path, tmp_path: Path) -> None:
+def test_out_of_memory_on_load_is_not_reported_as_damage(chat: Chat, talker: Path, tmp_path: Path) -> None:
     """Advice to shorten a question that nobody has asked yet, or to train a model anew that is whole."""
     folder = shutil.copytree(talker, tmp_path / "large")
     write_json(folder / "config.json", {**read_json(folder / "config.json"), "num_hidden_layers": 10**8})
@@ -192,7 +192,7 @@ def test_a_model_too_large_is_not_called_damaged(chat: Chat, talker: Path, tmp_p
     ("safe_open", SafetensorError("Error while opening: Permission denied (os error 13)")),
     ("read_json", PermissionError(13, "Permission denied", "config.json")),
 ])
-def test_a_model_that_may_not_be_read_is_not_called_damaged(
+def test_permission_error_on_load_is_not_reported_as_damage(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
     """Advice to train anew what only somebody else's permission keeps from being read; root may read everything, hence no
@@ -200,15 +200,15 @@ def test_a_model_that_may_not_be_read_is_not_called_damaged(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(weights if name == "load" else locate, name, refuse)
+    monkeypatch.setattr(weights, name, refuse)
     done = chat(MAYOR)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert sentence(done.err, "ermission denied").startswith("error: 没有权限：请改权限")
 
 
-def test_memory_that_a_command_lacks_does_not_end_the_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_command_does_not_end_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """A conversation lost with a reference that is too long."""
-    monkeypatch.setattr(references, "from_text", lambda *_: bytearray(1 << 60))
+    monkeypatch.setattr(references, "set_reference_text", lambda *_: bytearray(1 << 60))
     done = chat(f"/资料 很长\n{MAYOR}\n")
     assert "内存或显存不够" in sentence(done.err.splitlines()[-1], "MemoryError")
     assert (done.code, done.out) == (0, "我不知道。\n")
@@ -220,7 +220,7 @@ def test_memory_that_a_command_lacks_does_not_end_the_chat(chat: Chat, monkeypat
     (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
     (["--api_key", "密"], "--api_key：密钥要由可见", ""),
 ])
-def test_what_keeps_the_server_from_starting_is_said_in_chinese(
+def test_server_startup_errors_are_in_chinese(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], said: str,
     detail: str,
 ) -> None:
@@ -234,14 +234,14 @@ def test_what_keeps_the_server_from_starting_is_said_in_chinese(
     assert said in sentence(error, detail) if detail else "详情" not in error
 
 
-def test_what_shared_code_has_against_the_server_is_said_in_chinese(
+def test_shared_code_errors_in_server_are_in_chinese(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """English alone for what no part of it expects."""
     def refuse(*_: object) -> None:
         raise UserError("this is refused")
 
-    monkeypatch.setattr("chat.load_model.hint", refuse)
+    monkeypatch.setattr("chat.load_model.capability_hint", refuse)
     monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker)])
     with pytest.raises(SystemExit):
         run_main(serve)

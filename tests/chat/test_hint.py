@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from chat import load_model
-from common.files import write_sealed
-from data.readers.source_args import Group
+from common.files import write_checksummed_json
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from model.checkpoint import locate, weights
@@ -24,7 +24,7 @@ def sets(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shar
     """A set of summaries and one of conversations."""
     folder = tmp_path_factory.mktemp("sets")
     for name, file in SOURCES.items():
-        group = Group(name, (str(root / "assets/sample" / file),))
+        group = SourceGroup(name, (str(root / "assets/sample" / file),))
         prepare_groups([group], folder / name, root / "assets/tokenizer", PrepareOptions(workers=1, limit=5))
     return {name: ShardSet.open(folder / name) for name in SOURCES}
 
@@ -33,18 +33,18 @@ def hint(run: Path, tokenizer: Tokenizer, trained_on: list[ShardSet] | None, *, 
     """What is said of a run that was trained on these sets; None: of an export, which knows nothing of its data."""
     folder = locate.step_folder(run, 1) if trained_on is not None else run
     folder.mkdir(parents=True)
-    shape = LlamaConfig(tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    shape = LlamaConfig(tokenizer.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                         num_attention_heads=1, num_key_value_heads=1)
-    weights.save(Llama(shape).initialise(0), tokenizer, folder)
+    weights.save_checkpoint(Llama(shape).init_weights(0), tokenizer, folder)
     if talks:
         Template().save(folder)
     if trained_on is not None:
         data = [{"set": each.fingerprint, "weight": 1.0} for each in trained_on]
-        write_sealed(run / "run.json", {"shards": [str(each.folder) for each in trained_on], "fingerprints": {"data": data}})
-    return load_model.hint(load_model.load(folder, torch.device("cpu"), "fp32")) or ""
+        write_checksummed_json(run / "run.json", {"shards": [str(each.folder) for each in trained_on], "fingerprints": {"data": data}})
+    return load_model.capability_hint(load_model.load_chat_model(folder, torch.device("cpu"), "fp32")) or ""
 
 
-def test_a_model_that_was_only_taught_titles_says_how_to_ask_for_one(
+def test_summary_only_model_shows_usage_hint(
     sets: dict[str, ShardSet], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Nonsense in answer to 你好, without a word about what the model is for; the same words about one that talks."""

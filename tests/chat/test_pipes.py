@@ -9,7 +9,7 @@ from tests.chat.conftest import ABOUT_BAI, ABOUT_GU, MAYOR, Chat, Process
 
 
 @pytest.mark.slow
-def test_a_pipe_gets_the_answers_and_nothing_else(process: Process) -> None:
+def test_piped_output_contains_only_answers(process: Process) -> None:
     """A prompt, a banner or an echo among the answers; questions after /quit answered; an exit code that is not 0."""
     done = process(f"\n  \n我叫书白。\n我叫什么？\n/quit\n{MAYOR}\n".encode())
     assert (done.returncode, done.stdout.decode()) == (0, "好的。\n书白\n")
@@ -17,7 +17,7 @@ def test_a_pipe_gets_the_answers_and_nothing_else(process: Process) -> None:
 
 
 @pytest.mark.slow
-def test_the_end_of_input_is_the_end(process: Process) -> None:
+def test_end_of_input_ends_chat(process: Process) -> None:
     """A last line without a newline that is lost, bytes that are no UTF-8 that end the program."""
     done = process(f"{MAYOR}\n".encode() + b"\xff\xfe\xb0\n" + "/重置\n我叫什么？".encode())
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
@@ -25,7 +25,7 @@ def test_the_end_of_input_is_the_end(process: Process) -> None:
     assert lines[0] == "我不知道。" and lines[-1] == "你没有说过。"
 
 
-def test_the_reference_is_what_is_answered_from(chat: Chat, tmp_path: Path) -> None:
+def test_answer_uses_the_reference(chat: Chat, tmp_path: Path) -> None:
     """A reference that is announced but not in the prompt, or one that stays when it was changed or taken away."""
     file = tmp_path / "资料.txt"
     file.write_text(ABOUT_GU + "\n", encoding="utf-8-sig")
@@ -38,7 +38,7 @@ def test_the_reference_is_what_is_answered_from(chat: Chat, tmp_path: Path) -> N
     assert chat(MAYOR, "--reference-file", str(file)).out == "顾长河\n"
 
 
-def test_a_question_may_have_lines_and_begin_with_a_slash(chat: Chat, tmp_path: Path) -> None:
+def test_question_can_be_multiline_and_start_with_slash(chat: Chat, tmp_path: Path) -> None:
     """A line that goes on taken for a question of its own; a question taken for a command."""
     file = tmp_path / "对话.md"
     done = chat(f"第一行\\\n第二行\n/reset\n /帮助\n／保存 {file}\n第一行\\")
@@ -48,7 +48,7 @@ def test_a_question_may_have_lines_and_begin_with_a_slash(chat: Chat, tmp_path: 
     assert done.out.startswith("两行\n") and "以反斜杠" not in done.out and done.out.count("\n") == 3, done.out
 
 
-def test_settings_are_seen_and_changed_and_mistakes_named(chat: Chat) -> None:
+def test_settings_are_shown_changed_and_validated(chat: Chat) -> None:
     """A setting that is shown changed and is not, a wrong value taken, an unknown command sent to the model."""
     said = ["/temperature", "/温度 0.25", "/temperature", "/penalty 1.5", "/惩罚", "/top_p 0.5", "/top_k 3.5", "/top_p 7",
             "/penalty 无", "/temprature 1", "/show", "/帮助"]
@@ -65,7 +65,7 @@ def test_settings_are_seen_and_changed_and_mistakes_named(chat: Chat) -> None:
     assert done.code == 0
 
 
-def test_the_transcript_holds_what_was_said(chat: Chat, tmp_path: Path) -> None:
+def test_transcript_contains_the_conversation(chat: Chat, tmp_path: Path) -> None:
     """A conversation lost by /reset, another's file overwritten, a broken half of a file left behind."""
     folder = tmp_path / "saved"
     other = folder / "另.md"
@@ -85,7 +85,7 @@ def test_the_transcript_holds_what_was_said(chat: Chat, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_context_forgets_the_oldest_and_says_so(chat: Chat) -> None:
+def test_full_context_drops_oldest_turns_with_notice(chat: Chat) -> None:
     """A long chat that stops answering, or forgets in silence."""
     done = chat("我叫书白。\n" * 40 + "/show\n/资料 " + "这句话很长。" * 100 + f"{ABOUT_BAI}\n{MAYOR}\n" + "问" * 600 + "\n")
     assert done.code == 0 and "Traceback" not in done.err
@@ -94,7 +94,7 @@ def test_a_full_context_forgets_the_oldest_and_says_so(chat: Chat) -> None:
     assert re.search(r"资料太长：共 611 字，只读了前 \d+ 字", done.err) and "问题太长" in done.err
 
 
-def test_a_model_that_only_continues_text_is_named(chat: Chat, endless: Path) -> None:
+def test_pretrained_only_model_is_reported(chat: Chat, endless: Path) -> None:
     """Nonsense from a pretrained model without a word why, an answer cut at its limit that looks whole."""
     done = chat("你好\n", "--checkpoint", str(endless), "--max_new_tokens", "12")
     assert "make sft" in done.err and "--max_new_tokens 的 12 个词元" in done.err and len(done.out) > 3

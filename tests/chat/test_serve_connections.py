@@ -13,41 +13,41 @@ from pathlib import Path
 import pytest
 
 from chat.serve import app, connection_limits
-from chat.serve.connection_limits import MOST, PATIENCE, Limited, most_connections
-from tests.helpers.server import Served, served
+from chat.serve.connection_limits import MAX_CONNECTIONS, IDLE_TIMEOUT_SECONDS, LimitedConnection, resolve_connection_limit
+from tests.helpers.server import ServerHandle, running_server
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
 
 
-class Hasty(Limited):
+class Hasty(LimitedConnection):
     """Little patience."""
 
     patience = 1.0
 
 
-class Later(Limited):
+class Later(LimitedConnection):
     """Little patience, once a first request has come: a machine with other work may take long to send it."""
 
     @property
-    def patience(self) -> float:  # type: ignore[override]
-        return 3600.0 if self.cycle is None else Hasty.patience
+    def idle_timeout(self) -> float:  # type: ignore[override]
+        return 3600.0 if self.cycle is None else Hasty.idle_timeout
 
 
-class Few(Limited):
+class Few(LimitedConnection):
     """As many connections as a test opens, and patience without end."""
 
     most, patience = 3, 3600.0
 
 
 @pytest.fixture(scope="module")
-def few(endless: Path) -> Iterator[Served]:
+def few(endless: Path) -> Iterator[ServerHandle]:
     """A server that takes few connections, for a model that never ends."""
-    with served(endless, rows=3, tokens=15_000, http=Few) as server:
+    with running_server(endless, rows=3, max_tokens=15_000, protocol_class=Few) as server:
         yield server
 
 
-def connect(server: Served) -> socket.socket:
+def connect(server: ServerHandle) -> socket.socket:
     """A connection on which nothing was sent; nobody waits for it for ever."""
     host, port = server.url.removeprefix("http://").rstrip("/").split(":")
     connection = socket.socket()
@@ -75,7 +75,7 @@ def closed(connection: socket.socket) -> bool:
             return True
 
 
-def test_idle_connections_keep_nobody_out(few: Served) -> None:
+def test_idle_connections_do_not_block_new_ones(few: ServerHandle) -> None:
     """Connections that send nothing, as many as the process may have files, and a server that takes no other."""
     kept = connect(few)
     assert answered(kept), "between two requests it asks for nothing either"
@@ -88,9 +88,9 @@ def test_idle_connections_keep_nobody_out(few: Served) -> None:
             each.close()
 
 
-def test_an_answer_is_not_cut_off_to_make_room(few: Served) -> None:
+def test_active_answer_is_not_evicted(few: ServerHandle) -> None:
     """A connection in use closed for one that asks for nothing; one too many taken where all are in use."""
-    request = few.ask("说个不停", stream=True)
+    request = few.request_body("说个不停", stream=True)
     streams = [few.post(request, stream=True) for _ in range(2)]
     lines = [each.iter_lines() for each in streams]
     idle = [connect(few) for _ in range(10)]
@@ -103,9 +103,9 @@ def test_an_answer_is_not_cut_off_to_make_room(few: Served) -> None:
         each.close()
 
 
-def test_bodies_that_do_not_come_keep_nobody_out(few: Served) -> None:
+def test_missing_bodies_do_not_block_new_connections(few: ServerHandle) -> None:
     """Heads of requests, as many as may be, each of which holds its connection, or a row, until its body is given up."""
-    while few.engine.load != (0, 0):  # those who asked before have gone
+    while few.engine.request_counts != (0, 0):  # those who asked before have gone
         time.sleep(0.01)
     with ExitStack() as kept:
         silent = [kept.enter_context(connect(few)) for _ in range(3)]
@@ -113,16 +113,16 @@ def test_bodies_that_do_not_come_keep_nobody_out(few: Served) -> None:
             each.sendall(POST % 99 + b"Expect: 100-continue\r\n\r\n")
             assert each.recv(1000).startswith(b"HTTP/1.1 100"), "it has the head, and waits for the body"
             each.sendall(b"{")
-        assert few.engine.load == (0, 0)
+        assert few.engine.request_counts == (0, 0)
         with connect(few) as newcomer:
             assert answered(newcomer)
         assert closed(silent[0])
 
 
-def test_who_brings_no_body_is_told_so(few: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_body_gets_error_response(few: ServerHandle, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection closed without a word, as it is after the patience for whoever brings nothing."""
-    assert app.BODY_SECONDS < PATIENCE
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+    assert app.BODY_TIMEOUT_SECONDS < IDLE_TIMEOUT_SECONDS
+    monkeypatch.setattr(app, "BODY_TIMEOUT_SECONDS", 0.1)
     with connect(few) as connection:
         connection.sendall(POST % 99 + b"\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
@@ -139,26 +139,26 @@ class Deaf(Few):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self.asked.release()
+        self.has_whole_request.release()
 
 
-def test_who_asks_again_and_does_not_read_keeps_nobody_out(talker: Path) -> None:
+def test_pipelining_client_that_does_not_read_is_dropped(talker: Path) -> None:
     """Requests whose answers can never be sent, each of which holds a connection for ever."""
-    with served(talker, http=Deaf) as server, ExitStack() as kept:
+    with running_server(talker, protocol_class=Deaf) as server, ExitStack() as kept:
         deaf = [kept.enter_context(connect(server)) for _ in range(3)]
         for each in deaf:
-            assert answered(each) and Deaf.asked.acquire(timeout=60)
+            assert answered(each) and Deaf.has_whole_request.acquire(timeout=60)
             each.sendall(HEAD + b"\r\n")
-            assert Deaf.asked.acquire(timeout=60)
+            assert Deaf.has_whole_request.acquire(timeout=60)
         with connect(server) as newcomer:
             assert answered(newcomer)
         assert closed(deaf[0])
 
 
 @pytest.mark.parametrize(("patience", "sent"), [(Hasty, b""), (Hasty, HEAD), (Later, HEAD)], ids=["nothing", "half", "next"])
-def test_half_a_head_is_not_waited_for(talker: Path, patience: type[Limited], sent: bytes) -> None:
+def test_incomplete_request_head_times_out(talker: Path, patience: type[LimitedConnection], sent: bytes) -> None:
     """A connection held open for ever by a byte now and then, before its first request or a later one."""
-    with served(talker, http=patience) as server:
+    with running_server(talker, protocol_class=patience) as server:
         connection = connect(server)
         assert patience is Hasty or answered(connection)
         connection.sendall(sent)
@@ -166,20 +166,20 @@ def test_half_a_head_is_not_waited_for(talker: Path, patience: type[Limited], se
 
 
 @pytest.mark.slow
-def test_a_request_that_has_begun_is_not_cut_off(endless: Path) -> None:
+def test_started_request_is_not_evicted(endless: Path) -> None:
     """An answer that takes longer than a head may, ended in the middle."""
-    with (served(endless, tokens=15_000, http=Later) as server,
-          server.post(server.ask("说个不停", stream=True), stream=True) as answer):
-        until, lines = time.monotonic() + 1.5 * Hasty.patience, answer.iter_lines()
+    with (running_server(endless, max_tokens=15_000, protocol_class=Later) as server,
+          server.post(server.request_body("说个不停", stream=True), stream=True) as answer):
+        until, lines = time.monotonic() + 1.5 * Hasty.idle_timeout, answer.iter_lines()
         while time.monotonic() < until:
             assert next(lines, None) is not None
 
 
-@pytest.mark.parametrize(("files", "most"), [(1024, MOST), (256, 32), (64, 8), (resource.RLIM_INFINITY, MOST)])
-def test_few_files_make_few_connections(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
+@pytest.mark.parametrize(("files", "most"), [(1024, MAX_CONNECTIONS), (256, 32), (64, 8), (resource.RLIM_INFINITY, MAX_CONNECTIONS)])
+def test_connection_limit_follows_file_descriptor_limit(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
     """A limit above what the process may open, which is none."""
     monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda kind: (files, files))
-    assert most_connections() == most
+    assert resolve_connection_limit() == most
 
 
 class Noted(Later):
@@ -194,7 +194,7 @@ class Noted(Later):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._timer is None:
+        if self._idle_timer is None:
             self.reads.set()
 
     def on_response_complete(self) -> None:
@@ -233,15 +233,15 @@ def asking(endless: Path, http: type[Noted], tokens: int) -> Iterator[socket.soc
     """A client that has asked for an answer, and has not read yet."""
     for event in (Noted.waits, Noted.reads, Noted.whole, Noted.gone):
         event.clear()
-    with served(endless, tokens=tokens, http=http, unread=4096) as server, connect(server) as connection:
-        body = json.dumps(server.ask("说个不停", stream=True)).encode()
+    with running_server(endless, max_tokens=tokens, protocol_class=http, send_buffer_bytes=4096) as server, connect(server) as connection:
+        body = json.dumps(server.request_body("说个不停", stream=True)).encode()
         connection.sendall(POST % len(body) + b"\r\n" + body)
         yield connection
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [b"", HEAD], ids=["silent", "asking"])
-def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None:
+def test_client_that_does_not_read_times_out(endless: Path, more: bytes) -> None:
     """A connection held for ever by a client that asks, may ask again, and never reads."""
     with slow(endless, Noted) as connection:
         connection.sendall(more)
@@ -249,7 +249,7 @@ def test_who_does_not_read_is_not_waited_for(endless: Path, more: bytes) -> None
 
 
 @pytest.mark.slow
-def test_who_reads_again_is_waited_for_no_longer(endless: Path) -> None:
+def test_resumed_reading_cancels_the_timeout(endless: Path) -> None:
     """An answer cut off because its client was slow before."""
     with slow(endless, Patient) as connection:
         while not Noted.reads.is_set():
@@ -257,7 +257,7 @@ def test_who_reads_again_is_waited_for_no_longer(endless: Path) -> None:
 
 
 @pytest.mark.slow
-def test_who_reads_slowly_is_waited_for(endless: Path) -> None:
+def test_slow_reader_is_not_dropped(endless: Path) -> None:
     """An answer cut off in the middle though its client reads it, as on a slow line."""
     with slow(endless, Full) as connection:
         for _ in range(25):
@@ -268,7 +268,7 @@ def test_who_reads_slowly_is_waited_for(endless: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_rest_of_a_whole_answer_is_waited_for(endless: Path) -> None:
+def test_complete_answer_is_flushed_before_close(endless: Path) -> None:
     """The last lines of an answer, of which this side has nothing more to do, lost to a client that reads slowly."""
     with asking(endless, Noted, tokens=230) as connection:
         assert Noted.whole.wait(60) and not Noted.waits.is_set()

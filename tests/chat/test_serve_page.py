@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import requests
 
-from chat.serve.page import FILE
+from chat.serve.page import PAGE_FILE
 from tests.helpers.browser import Browser
 from tests.chat.conftest import ABOUT_BAI, MAYOR
-from tests.helpers.server import served
+from tests.helpers.server import running_server
 
 ANSWER = "[...document.querySelectorAll('.assistant')].pop()?.textContent"
 READY = "!document.querySelector('#send').hidden"
 
 
-def test_the_page_is_one_file_that_runs_nothing_else(talker: Path) -> None:
+def test_page_is_self_contained(talker: Path) -> None:
     """A page that needs a network, or that would run a script somebody smuggled in."""
-    with served(talker) as server:
+    with running_server(talker) as server:
         response = requests.get(server.url, timeout=10)
     html, policy = response.text, response.headers["content-security-policy"]
-    assert html == FILE.read_text(encoding="utf-8") and response.headers["content-type"] == "text/html; charset=utf-8"
+    assert html == PAGE_FILE.read_text(encoding="utf-8") and response.headers["content-type"] == "text/html; charset=utf-8"
     assert not re.findall(r"https?:|//\w|@import|url\(|\bsrc=|<iframe|<object", html)
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\bon\w+=|\bstyle=", html)
     assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
@@ -36,60 +36,60 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 @pytest.mark.slow
-def test_a_question_is_answered_while_one_looks(browser: Browser, talker: Path) -> None:
+def test_answer_streams_into_page(browser: Browser, talker: Path) -> None:
     """A page that does not work: no answer, an answer in one piece, a reference that is not sent, turns that are not."""
-    with served(talker) as server:
-        browser.open(server.url)
-        browser.run("""window.seen = [];
+    with running_server(talker) as server:
+        browser.open_page(server.url)
+        browser.evaluate("""window.seen = [];
             new MutationObserver(() => window.seen.push([...document.querySelectorAll('.assistant')].pop()?.textContent))
                 .observe(document.querySelector('#talk'), {childList: true, subtree: true, characterData: true})""")
         browser.click("#about summary")
-        browser.type("#reference", ABOUT_BAI)
-        browser.type("#question", MAYOR)
+        browser.insert_text("#reference", ABOUT_BAI)
+        browser.insert_text("#question", MAYOR)
         browser.press_enter()
         browser.wait_for(f"{ANSWER} === '白云飞' && {READY}")
-        seen = browser.run("window.seen")
+        seen = browser.evaluate("window.seen")
         assert {"", "白", "白云"} <= set(seen), "it did not stream"
-        browser.run("document.querySelector('#reference').value = ''")
+        browser.evaluate("document.querySelector('#reference').value = ''")
         for question, answer in (("我叫书白。", "好的。"), ("我叫什么？", "书白")):
-            browser.type("#question", question)
+            browser.insert_text("#question", question)
             browser.click("#send")
             browser.wait_for(f"{ANSWER} === {answer!r} && {READY}")
         assert "对话从头开始" in browser.run("document.querySelector('#talk').innerText")
         browser.click("#clear")
         browser.wait_for("document.querySelector('#talk').childElementCount === 0")
-        browser.type("#question", "我叫什么？")
+        browser.insert_text("#question", "我叫什么？")
         browser.press_enter()
         browser.wait_for(f"{ANSWER} === '你没有说过。'")
-        assert browser.complaints() == []
+        assert browser.errors_and_external_requests() == []
 
 
 @pytest.mark.slow
-def test_an_answer_can_be_stopped_and_mistakes_are_shown(browser: Browser, endless: Path) -> None:
+def test_answer_can_be_stopped_and_errors_are_shown(browser: Browser, endless: Path) -> None:
     """An endless answer that only closing the page ends; a refusal that shows nothing."""
-    with served(endless, tokens=15_000) as server:
-        browser.open(server.url, width=375, height=667, dark=True)
-        browser.type("#question", "说个不停")
+    with running_server(endless, max_tokens=15_000) as server:
+        browser.open_page(server.url, width=375, height=667, dark=True)
+        browser.insert_text("#question", "说个不停")
         browser.press_enter()
         browser.wait_for(f"({ANSWER} ?? '').length > 20")
         browser.click("#stop")
         browser.wait_for(f"{READY} && document.querySelector('#talk').innerText.includes('已停止')")
-        assert browser.run("document.documentElement.scrollWidth") <= 375, "the page is wider than a phone"
-        assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 23)"
-        browser.run("document.querySelector('#max_tokens').value = '-3'")
-        browser.type("#question", "短")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 375, "the page is wider than a phone"
+        assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 23)"
+        browser.evaluate("document.querySelector('#max_tokens').value = '-3'")
+        browser.insert_text("#question", "短")
         browser.press_enter()
         browser.wait_for("document.querySelector('.bad')?.textContent.includes('max_tokens')")
 
 
 @pytest.mark.slow
-def test_a_question_whose_answer_broke_off_is_asked_once(browser: Browser, talker: Path) -> None:
+def test_question_with_interrupted_answer_is_sent_once(browser: Browser, talker: Path) -> None:
     """A question that the model reads twice, with half an answer between, because the first answer failed half-way."""
-    with served(talker) as server:
-        browser.open(server.url)
+    with running_server(talker) as server:
+        browser.open_page(server.url)
         browser.wait_for("document.querySelector('#model').textContent.includes('256')")
         # A fault in mid-stream, once, is made up here; then the server answers.
-        browser.run("""{
+        browser.evaluate("""{
             const real = window.fetch;
             window.sent = [];
             window.fetch = async (path, options) => {
@@ -99,37 +99,37 @@ def test_a_question_whose_answer_broke_off_is_asked_once(browser: Browser, talke
                 return new Response(event({choices: [{delta: {content: '半'}}]}) + event({error: {message: 'a fault'}}));
             };
         }""")
-        browser.type("#question", MAYOR)
+        browser.insert_text("#question", MAYOR)
         browser.press_enter()
         browser.wait_for(f"{READY} && document.querySelector('.bad')?.textContent === 'a fault'")
-        assert browser.run("document.querySelector('#question').value") == MAYOR
+        assert browser.evaluate("document.querySelector('#question').value") == MAYOR
         browser.press_enter()
         browser.wait_for(f"{READY} && {ANSWER} === '我不知道。'")
-        assert browser.run("window.sent.map((messages) => messages.length)") == [1, 1]
+        assert browser.evaluate("window.sent.map((messages) => messages.length)") == [1, 1]
 
 
 @pytest.mark.slow
-def test_no_text_becomes_part_of_the_page(browser: Browser, talker: Path) -> None:
+def test_text_is_escaped_in_page(browser: Browser, talker: Path) -> None:
     """A script in a question, a model's answer or an error that runs on the page."""
     evil = "<img src=x onerror=\"window.ran=1\"><script>window.ran=1</script><b>粗</b>"
-    with served(talker) as server:
-        browser.open(server.url)
+    with running_server(talker) as server:
+        browser.open_page(server.url)
         browser.wait_for("document.querySelector('#model').textContent.includes('256')")
         # What the server sends is made up here: a model cannot be made to say this.
-        browser.run("""window.fetch = async (path, options) => {
+        browser.evaluate("""window.fetch = async (path, options) => {
             const said = JSON.parse(options.body).messages.pop().content;
             const event = (data) => 'data: ' + JSON.stringify(data) + '\\n\\n';
             if (said.startsWith('错')) return new Response(JSON.stringify({error: {message: said}}), {status: 400});
             return new Response(event({choices: [{delta: {content: said}}]}) + 'data: [DONE]\\n\\n');
         }""")
         for said in (evil, "错" + evil):
-            browser.type("#question", said)
+            browser.insert_text("#question", said)
             browser.press_enter()
             browser.wait_for(f"{READY} && document.querySelector('#talk').lastChild.textContent.endsWith('</b>')")
-            browser.run("document.querySelector('#question').value = ''")
-        assert browser.run("document.querySelectorAll('#talk img, #talk script, #talk b').length") == 0
-        assert browser.run("window.ran") is None and browser.run("document.querySelectorAll('.user').length") == 2
+            browser.evaluate("document.querySelector('#question').value = ''")
+        assert browser.evaluate("document.querySelectorAll('#talk img, #talk script, #talk b').length") == 0
+        assert browser.evaluate("window.ran") is None and browser.evaluate("document.querySelectorAll('.user').length") == 2
         # Were it not text, the policy would still not let it run.
-        browser.run(f"document.querySelector('#talk').innerHTML = {evil!r}")
-        browser.run("new Promise((done) => setTimeout(done, 100))")
-        assert browser.run("window.ran") is None
+        browser.evaluate(f"document.querySelector('#talk').innerHTML = {evil!r}")
+        browser.evaluate("new Promise((done) => setTimeout(done, 100))")
+        assert browser.evaluate("window.ran") is None

@@ -14,8 +14,8 @@ import requests
 
 from chat.prompt import Conversation, Exchange
 from chat.serve import options
-from chat.serve.prompt import fit
-from chat.serve.protocol import Talk
+from chat.serve.prompt import fit_prompt
+from chat.serve.protocol import RequestConversation
 from common.errors import UserError
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
@@ -47,7 +47,7 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
-def test_a_signal_ends_the_server_in_the_middle_of_an_answer(start: Start, endless: Path, number: int, code: int) -> None:
+def test_signal_stops_server_during_answer(start: Start, endless: Path, number: int, code: int) -> None:
     """A server that ends only when its longest answer does, or with a traceback."""
     process, url = start(endless, "--max_new_tokens", "15000", "--temperature", "0")
     body = {"model": endless.name, "messages": [{"role": "user", "content": "说个不停"}], "stream": True}
@@ -62,7 +62,7 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(start: Start, endle
 
 
 @pytest.mark.slow
-def test_a_port_in_use_is_one_line(root: Path, environment: dict[str, str], talker: Path) -> None:
+def test_port_in_use_gives_one_line_error(root: Path, environment: dict[str, str], talker: Path) -> None:
     """A traceback, or a model loaded for nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -72,19 +72,19 @@ def test_a_port_in_use_is_one_line(root: Path, environment: dict[str, str], talk
     assert done.stderr.startswith(f"error: 127.0.0.1:{port} 已经有程序在用")
 
 
-def test_options_are_refused_before_anything_is_loaded() -> None:
+def test_invalid_options_are_rejected_before_loading() -> None:
     """A server on an address that only this machine reaches becoming one for all; keys that no client can send."""
-    assert options.parse([]).host == "127.0.0.1"
+    assert options.parse_serve_options([]).host == "127.0.0.1"
     for name, value in (("port", "70000"), ("rows", "0"), ("api_key", ""), ("api_key", "密钥"), ("temperature", "9")):
         with pytest.raises(UserError, match=f"--{name}"):
-            options.parse([f"--{name}", value])
+            options.parse_serve_options([f"--{name}", value])
 
 
 @pytest.mark.parametrize("room", [60, 90, 130, 230])
-def test_the_prompt_is_the_one_of_the_terminal(tokenizer: Tokenizer, room: int) -> None:
+def test_server_prompt_matches_terminal_chat(tokenizer: Tokenizer, room: int) -> None:
     """Turns forgotten here that the terminal remembers, or the newest gone instead of the oldest."""
     turns = [(f"第{n}问，" + "很长" * (n % 4) + "？", f"这是第{n}个回答。") for n in range(12)]
     talk = Conversation("青禾镇在河边。", exchanges=[Exchange(*turn) for turn in turns])
-    expected = talk.prompt(tokenizer, Template(), "为什么？", room)
-    found = fit(tokenizer, Template(), Talk("青禾镇在河边。", turns, "为什么？"), room)
-    assert (found.ids, found.dropped) == (expected.ids, expected.dropped) and 0 < found.dropped < 12
+    expected = talk.build_prompt(tokenizer, Template(), "为什么？", room)
+    found = fit_prompt(tokenizer, Template(), RequestConversation("青禾镇在河边。", turns, "为什么？"), room)
+    assert (found.ids, found.num_dropped_turns) == (expected.ids, expected.num_dropped_turns) and 0 < found.num_dropped_turns < 12

@@ -138,7 +138,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(start: Start, endless: Path, t
 
 
 @pytest.mark.slow
-def test_keys_at_the_prompt_and_history_across_sittings(start: Start, talker: Path) -> None:
+def test_line_editing_and_history_across_sessions(start: Start, talker: Path) -> None:
     """Ctrl-C at the prompt that ends the chat at once or keeps the line; lines that cannot be called back."""
     terminal = start(talker)
     terminal.at_prompt("写了一半的话")
@@ -167,7 +167,7 @@ def test_keys_at_the_prompt_and_history_across_sittings(start: Start, talker: Pa
 
 
 @pytest.mark.slow
-def test_a_python_without_readline_will_do(start: Start, talker: Path) -> None:
+def test_chat_works_without_readline(start: Start, talker: Path) -> None:
     """A chat that does not start where Python was built without line editing."""
     program = ("-c", "import sys; sys.modules['readline'] = None; import runpy; runpy.run_module('chat', run_name='__main__')")
     terminal = start(talker, program=program)
@@ -178,7 +178,7 @@ def test_a_python_without_readline_will_do(start: Start, talker: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_is_said_in_chinese_and_the_chat_goes_on(start: Start, talker: Path) -> None:
+def test_errors_are_shown_in_chinese_and_chat_continues(start: Start, talker: Path) -> None:
     """A mistake that ends the chat, or is said in English, or the prompt that does not come back after it."""
     terminal = start(talker)
     for mistake, said in (("/资料 @没有", "没有：读不了（没有这个文件或目录）"), ("/save 对话.md", "没有什么可保存"),
@@ -194,7 +194,7 @@ def test_what_goes_wrong_is_said_in_chinese_and_the_chat_goes_on(start: Start, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["errors-in-a-file", "errors-on-it-too"])
-def test_a_terminal_that_goes_away_ends_the_chat(start: Start, endless: Path, tmp_path: Path, elsewhere: bool) -> None:
+def test_closed_terminal_ends_chat(start: Start, endless: Path, tmp_path: Path, elsewhere: bool) -> None:
     """A chat under nohup that says that the disk is ill, tells it to a terminal that is gone, or answers nobody for ever."""
     file = tmp_path / "errors"
     errors = f"os.dup2(os.open({str(file)!r}, os.O_CREAT | os.O_WRONLY), 2)" if elsewhere else "pass"

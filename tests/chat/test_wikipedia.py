@@ -71,7 +71,7 @@ class Wikipedia(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Wikipedia)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(wikipedia, "API", f"http://127.0.0.1:{server.server_port}/w/api.php")
+    monkeypatch.setattr(wikipedia, "API_URL", f"http://127.0.0.1:{server.server_port}/w/api.php")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     Wikipedia.asked.clear()
     yield server
@@ -81,7 +81,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wikipedia, "API", "http://127.0.0.1:9/w/api.php")
+    monkeypatch.setattr(wikipedia, "API_URL", "http://127.0.0.1:9/w/api.php")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -91,18 +91,18 @@ def test_an_article_becomes_the_reference(chat: Chat, server: ThreadingHTTPServe
     assert done.out.splitlines() == ["白云飞", ABOUT_BAI, "白云飞"], done.err
     assert "没有同名的条目，取最相近的“青禾镇”；另有：青禾镇站" in done.err and done.err.count("没有同名的条目") == 1
     assert "资料：11 字（维基百科“青禾镇”，https://zh.wikipedia.org/wiki/青禾鎮）" in done.err and "请给一个关键词" in done.err
-    assert Wikipedia.agents == {wikipedia.AGENT}
+    assert Wikipedia.agents == {wikipedia.USER_AGENT}
 
 
 @pytest.mark.slow
-def test_what_was_fetched_is_there_without_a_network(
+def test_fetched_article_is_cached_offline(
     chat: Chat, server: ThreadingHTTPServer, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A passage fetched again every time, or lost when the network is; a damaged cache that ends the chat."""
     chat("", "--wikipedia", "青禾镇")
     asked = len(Wikipedia.asked)
     with monkeypatch.context() as away:
-        away.setattr(wikipedia, "API", "http://127.0.0.1:9/w/api.php")
+        away.setattr(wikipedia, "API_URL", "http://127.0.0.1:9/w/api.php")
         done = chat(f"/维基 青禾鎮\n/wiki  青禾镇 \n{MAYOR}\n/wiki 青禾\n")
     assert done.out == "白云飞\n" and done.err.count("本地缓存，") == 2 and "连不上维基百科" in done.err
     assert len(Wikipedia.asked) == asked
@@ -123,33 +123,33 @@ def test_what_was_fetched_is_there_without_a_network(
     ("坏了", "读不懂"),
     ("空白", "没有正文"),
 ])
-def test_what_cannot_be_had_is_one_line(
+def test_unavailable_article_gives_one_line_error(
     server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyword: str, words: str
 ) -> None:
     """A traceback, a wait without end, a page of HTML as a reference; a failure that is remembered."""
-    monkeypatch.setattr(wikipedia, "TIMEOUT", 0.5)
+    monkeypatch.setattr(wikipedia, "TIMEOUT_SECONDS", 0.5)
     with pytest.raises(UserError) as failure:
-        wikipedia.passage(keyword, tmp_path)
+        wikipedia.get_passage(keyword, tmp_path)
     assert words in str(failure.value) and "\n" not in str(failure.value) and not list(tmp_path.iterdir())
 
 
-def test_what_was_not_found_may_be_found_later(
+def test_missing_article_is_not_cached(
     server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search without result that the package remembers for as long as the chat runs."""
     with pytest.raises(UserError, match="没有找到"):
-        wikipedia.passage("新条目", tmp_path)
+        wikipedia.get_passage("新条目", tmp_path)
     monkeypatch.setitem(SEARCHES, "新条目", ["青禾鎮"])
-    assert wikipedia.passage("新条目", tmp_path)[0].title == "青禾镇"
+    assert wikipedia.get_passage("新条目", tmp_path)[0].title == "青禾镇"
 
 
-def test_a_choice_among_the_meanings_is_found(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_disambiguation_option_can_be_looked_up(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     """A list of choices none of which leads anywhere: they are shown simplified and must be found so."""
-    assert wikipedia.passage("长河（人名）", tmp_path)[0].text == "顾长河是一个人。"
+    assert wikipedia.get_passage("长河（人名）", tmp_path)[0].text == "顾长河是一个人。"
 
 
 @pytest.mark.slow
-def test_offline_is_one_line_and_no_start_without_the_reference(process: Process) -> None:
+def test_offline_startup_without_reference_gives_one_line_error(process: Process) -> None:
     """An answer without the passage that was asked for, as if it stood on it."""
     done = process(f"{MAYOR}\n".encode(), "--wikipedia", "青禾镇")
     last = done.stderr.decode().splitlines()[-1]
@@ -157,7 +157,7 @@ def test_offline_is_one_line_and_no_start_without_the_reference(process: Process
     assert b"Traceback" not in done.stderr
 
 
-def test_offline_in_a_conversation_changes_nothing(chat: Chat, offline: None) -> None:
+def test_offline_lookup_keeps_conversation_unchanged(chat: Chat, offline: None) -> None:
     """A conversation lost because Wikipedia was."""
     done = chat("我叫书白。\n/wiki 青禾镇\n我叫什么？\n")
     assert done.out == "好的。\n书白\n" and "连不上维基百科" in done.err

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from common.archive import extract_zip
-from common.download import Effort, download
+from common.download import RetryPolicy, download
 from common.errors import UserError
 
-QUICK = Effort(attempts=3, pause=0.01, timeout=2.0)
+QUICK = RetryPolicy(max_attempts=3, initial_backoff=0.01, timeout=2.0)
 DATA = bytes(range(256)) * 4096  # 1 MiB
 SHA = hashlib.sha256(DATA).hexdigest()
 OTHER = DATA[::-1]
@@ -96,60 +96,60 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_plain_download_is_whole_locked_and_leaves_no_part(server: Server, tmp_path: Path) -> None:
-    target = download([server.url], tmp_path / "f", effort=QUICK)
+def test_download_is_complete_and_locked_without_partial_file(server: Server, tmp_path: Path) -> None:
+    target = download([server.url], tmp_path / "f", retry_policy=QUICK)
     assert target.read_bytes() == DATA
     assert names(tmp_path) == [".f.lock", "f"]
     assert json.loads((tmp_path / ".f.lock").read_text()) == {"sha256": SHA, "bytes": len(DATA), "url": server.url}
 
 
-def test_a_file_that_is_there_needs_no_network(tmp_path: Path) -> None:
+def test_existing_file_needs_no_network(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(DATA)
-    download(["http://127.0.0.1:9/none"], tmp_path / "f", sha256=SHA, effort=QUICK)
+    download(["http://127.0.0.1:9/none"], tmp_path / "f", sha256=SHA, retry_policy=QUICK)
 
 
-def test_a_broken_download_continues_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
     """Prevents fetching gigabytes again for every break, and more breaks than attempts ending a moving download."""
     stops = [lambda request: server.good(request, stop=150_000)] * 6
     server.script = [*stops, server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     starts = [int(re.sub(r"\D", "", asked.get("Range", "0"))) for asked in server.requests]
     assert starts == sorted(starts) and len(set(starts)) == 7, starts
 
 
-def test_a_killed_process_continues_too(server: Server, tmp_path: Path) -> None:
+def test_killed_download_resumes(server: Server, tmp_path: Path) -> None:
     server.script = [lambda request: server.good(request, stop=400_000), status(404)]
     with pytest.raises(UserError):
-        download([server.url], tmp_path / "f", effort=QUICK)
+        download([server.url], tmp_path / "f", retry_policy=QUICK)
     assert names(tmp_path) == [".f.part", ".f.part.json"]
     server.script = [server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     assert server.requests[-1]["Range"] != "bytes=0-" and server.requests[-1]["If-Range"] == '"one"'
 
 
-def test_a_server_that_ignores_ranges_starts_over(server: Server, tmp_path: Path) -> None:
+def test_server_without_range_support_restarts_download(server: Server, tmp_path: Path) -> None:
     """Prevents a 200 answer being appended to the part."""
     server.script = [lambda request: server.good(request, stop=400_000),
                      lambda request: server.good(request, ranges=False)]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
 
 
-def test_a_file_that_became_shorter_keeps_nothing_of_the_longer_one(server: Server, tmp_path: Path) -> None:
+def test_shorter_file_discards_longer_partial_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".f.part").write_bytes(OTHER)
     server.data = DATA[:1000]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA[:1000]
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA[:1000]
 
 
-def test_a_file_that_changed_between_attempts_is_not_glued_together(server: Server, tmp_path: Path) -> None:
+def test_changed_file_is_not_resumed(server: Server, tmp_path: Path) -> None:
     def change(request: Any) -> None:
         server.good(request, stop=400_000)
         server.data, server.etag = OTHER, '"two"'
 
     server.script = [change, server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == OTHER
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == OTHER
 
 
-def test_a_changed_file_is_noticed_where_the_server_ignores_if_range(server: Server, tmp_path: Path) -> None:
+def test_changed_file_is_detected_without_if_range_support(server: Server, tmp_path: Path) -> None:
     def change(request: Any) -> None:
         server.good(request, stop=400_000)
         server.data, server.etag = OTHER, '"two"'
@@ -159,173 +159,173 @@ def test_a_changed_file_is_noticed_where_the_server_ignores_if_range(server: Ser
         server.good(request)
 
     server.script = [change, careless]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == OTHER
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == OTHER
 
 
-def test_without_a_validator_or_sha256_nothing_is_continued(server: Server, tmp_path: Path) -> None:
+def test_download_without_validator_or_sha256_is_not_resumed(server: Server, tmp_path: Path) -> None:
     """Prevents two versions being glued together where nothing could tell them apart."""
     server.script = [lambda request: server.good(request, stop=400_000, validator=False), server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     assert all("Range" not in asked for asked in server.requests)
 
 
-def test_with_a_known_sha256_another_mirror_continues_the_part(server: Server, tmp_path: Path) -> None:
+def test_known_sha256_allows_resume_from_another_mirror(server: Server, tmp_path: Path) -> None:
     server.script = [lambda request: server.good(request, stop=400_000), status(403), server.good]
     mirrors = [server.url, server.url + "?mirror"]
-    assert download(mirrors, tmp_path / "f", sha256=SHA, effort=QUICK).read_bytes() == DATA
+    assert download(mirrors, tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
     assert server.requests[-1]["Range"] != "bytes=0-" and server.requests[-1]["path"].endswith("?mirror")
 
 
-def test_a_wrong_part_is_thrown_away_and_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_corrupted_partial_file_is_downloaded_again(server: Server, tmp_path: Path) -> None:
     """Prevents a damaged part failing every later attempt."""
     (tmp_path / ".f.part").write_bytes(OTHER[:500_000])
-    assert download([server.url], tmp_path / "f", sha256=SHA, effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("length", [len(DATA), len(DATA) + 777])
-def test_a_part_of_full_length_is_finished_or_replaced(server: Server, tmp_path: Path, length: int) -> None:
+def test_full_length_partial_file_is_finished_or_replaced(server: Server, tmp_path: Path, length: int) -> None:
     """Prevents a 416 answer ending in an endless loop, or in a part that is too long being taken."""
     (tmp_path / ".f.part").write_bytes((DATA + DATA)[:length])
-    assert download([server.url], tmp_path / "f", sha256=SHA, effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
     assert len(server.requests) == (1 if length == len(DATA) else 2)
 
 
-def test_wrong_bytes_never_take_the_name(server: Server, tmp_path: Path) -> None:
+def test_corrupted_download_never_gets_final_name(server: Server, tmp_path: Path) -> None:
     server.data = OTHER
     with pytest.raises(UserError, match=f"wrong content: sha256 {hashlib.sha256(OTHER).hexdigest()} instead of {SHA}"):
-        download([server.url], tmp_path / "f", sha256=SHA, effort=QUICK)
+        download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK)
     assert names(tmp_path) == []
     assert len(server.requests) == 1
 
 
-def test_a_mirror_with_wrong_bytes_is_passed_over(server: Server, tmp_path: Path) -> None:
+def test_mirror_with_wrong_bytes_is_skipped(server: Server, tmp_path: Path) -> None:
     def choose(request: Any) -> None:
         server.data = DATA if request.path.endswith("?good") else OTHER
         server.good(request)
 
     server.script = [choose]
-    download([server.url, server.url + "?good"], tmp_path / "f", sha256=SHA, size=len(DATA), effort=QUICK)
+    download([server.url, server.url + "?good"], tmp_path / "f", sha256=SHA, size=len(DATA), retry_policy=QUICK)
     assert (tmp_path / "f").read_bytes() == DATA
 
 
-def test_the_sha256_that_a_hub_states_is_compared(server: Server, tmp_path: Path) -> None:
+def test_hub_sha256_is_verified(server: Server, tmp_path: Path) -> None:
     """Prevents damage on the way from a hub's storage going unnoticed at the first download."""
     server.data = OTHER
     hub = status(302, b"", Location=server.url + "?storage", X_Linked_ETag=f'"{SHA}"')
     server.script = [hub, server.good]
     with pytest.raises(UserError, match="wrong content"):
-        download([server.url], tmp_path / "f", effort=QUICK)
+        download([server.url], tmp_path / "f", retry_policy=QUICK)
     server.data, server.script = DATA, [hub, server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
 
 
-def test_a_length_that_is_too_long_or_short_is_noticed(server: Server, tmp_path: Path) -> None:
+def test_wrong_content_length_is_detected(server: Server, tmp_path: Path) -> None:
     def promises(length: int) -> Callable[[Any], None]:
         return lambda request: send(request, 200, DATA, {"Content-Length": str(length)})
 
     server.script = [promises(len(DATA) + 10)]
     with pytest.raises(UserError, match=r"more expected|broke off"):
-        download([server.url], tmp_path / "long", effort=QUICK)
+        download([server.url], tmp_path / "long", retry_policy=QUICK)
     with pytest.raises(UserError, match=f"offers {len(DATA) - 10} bytes instead of {len(DATA)}"):
         server.script = [promises(len(DATA) - 10)]
-        download([server.url], tmp_path / "short", size=len(DATA), effort=QUICK)
+        download([server.url], tmp_path / "short", size=len(DATA), retry_policy=QUICK)
     assert not (tmp_path / "long").exists() and not (tmp_path / "short").exists()
 
 
-def test_an_early_end_without_a_length_is_noticed_by_the_known_size(server: Server, tmp_path: Path) -> None:
+def test_truncation_without_content_length_is_detected_by_known_size(server: Server, tmp_path: Path) -> None:
     server.script = [lambda request: send(request, 200, DATA[:1000], {"Content-Length": ""}), server.good]
-    assert download([server.url], tmp_path / "f", size=len(DATA), effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", size=len(DATA), retry_policy=QUICK).read_bytes() == DATA
 
 
-def test_more_than_the_known_size_is_cut_off(server: Server, tmp_path: Path) -> None:
+def test_download_beyond_known_size_is_aborted(server: Server, tmp_path: Path) -> None:
     """Prevents a server without end filling the disk."""
     server.script = [lambda request: send(request, 200, DATA * 3, {"Content-Length": ""})]
     with pytest.raises(UserError, match=f"sends more than the {len(DATA)} bytes"):
-        download([server.url], tmp_path / "f", size=len(DATA), effort=QUICK)
+        download([server.url], tmp_path / "f", size=len(DATA), retry_policy=QUICK)
 
 
 @pytest.mark.parametrize(("kind", "page"), [
     ("text/html; charset=utf-8", b"please log in"),
     ("application/octet-stream", b"\n<!DOCTYPE html><html>please log in</html>"),
 ])
-def test_an_error_page_is_not_the_file(server: Server, tmp_path: Path, kind: str, page: bytes) -> None:
+def test_html_error_page_is_rejected(server: Server, tmp_path: Path, kind: str, page: bytes) -> None:
     """Prevents a captive portal or login page, sent with status 200, being locked in as the data."""
     server.script = [status(200, page, Content_Type=kind)]
     with pytest.raises(UserError, match="web page instead of the file"):
-        download([server.url], tmp_path / "f", effort=QUICK)
+        download([server.url], tmp_path / "f", retry_policy=QUICK)
     assert names(tmp_path) == []
 
 
-def test_an_empty_answer_is_not_the_file(server: Server, tmp_path: Path) -> None:
+def test_empty_response_is_rejected(server: Server, tmp_path: Path) -> None:
     server.script = [status(200, b"")]
     with pytest.raises(UserError, match="sent nothing"):
-        download([server.url], tmp_path / "f", effort=QUICK)
+        download([server.url], tmp_path / "f", retry_policy=QUICK)
     assert names(tmp_path) == []
 
 
-def test_server_trouble_passes_and_a_missing_file_does_not(server: Server, tmp_path: Path) -> None:
+def test_server_errors_are_retried_but_404_is_not(server: Server, tmp_path: Path) -> None:
     server.script = [status(500), status(503, Retry_After="0"), server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     server.requests.clear()
     server.script = [status(404)]
     with pytest.raises(UserError) as caught:
-        download([server.url, server.url + "?b"], tmp_path / "g", effort=QUICK)
+        download([server.url, server.url + "?b"], tmp_path / "g", retry_policy=QUICK)
     line = str(caught.value)
     assert f"{server.url} (HTTP 404); {server.url}?b (HTTP 404)" in line and f"save it as {tmp_path / 'g'}" in line
     assert "\n" not in line and len(server.requests) == 2
 
 
-def test_redirects_are_followed_but_not_for_ever(server: Server, tmp_path: Path) -> None:
+def test_redirects_are_followed_up_to_a_limit(server: Server, tmp_path: Path) -> None:
     server.script = [status(302, b"", Location=server.url + "?elsewhere"), server.good]
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     server.script = [status(302, b"", Location=server.url)]
     with pytest.raises(UserError, match="redirects"):
-        download([server.url], tmp_path / "g", effort=QUICK)
+        download([server.url], tmp_path / "g", retry_policy=QUICK)
 
 
-def test_no_network_is_one_line_with_the_address_and_the_cure(tmp_path: Path) -> None:
+def test_no_network_gives_one_line_error_with_url_and_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        download(["http://127.0.0.1:9/a"], tmp_path / "f", effort=QUICK)
+        download(["http://127.0.0.1:9/a"], tmp_path / "f", retry_policy=QUICK)
     line = str(caught.value)
     assert "http://127.0.0.1:9/a (" in line and "refused" in line and f"save it as {tmp_path / 'f'}" in line
     assert "\n" not in line and len(line) < 500
 
 
-def test_a_silent_server_does_not_hang_for_ever(server: Server, tmp_path: Path) -> None:
+def test_silent_server_times_out(server: Server, tmp_path: Path) -> None:
     wait = threading.Event()
     server.script = [lambda request: wait.wait(5)]
     with pytest.raises(UserError, match=r"(?i)timed out"):
-        download([server.url], tmp_path / "f", effort=Effort(attempts=1, pause=0.01, timeout=0.2))
+        download([server.url], tmp_path / "f", retry_policy=RetryPolicy(max_attempts=1, initial_backoff=0.01, timeout=0.2))
     wait.set()
 
 
-def test_a_gz_file_arrives_as_it_is_stored(server: Server, tmp_path: Path) -> None:
+def test_gz_file_is_not_decompressed_in_transit(server: Server, tmp_path: Path) -> None:
     """Prevents a .gz being unpacked on the way because a server calls it a content encoding."""
     import gzip
 
     server.data = gzip.compress(DATA)
     server.script = [lambda request: send(request, 200, server.data, {"Content-Encoding": "gzip"})]
-    assert download([server.url], tmp_path / "f.gz", effort=QUICK).read_bytes() == server.data
+    assert download([server.url], tmp_path / "f.gz", retry_policy=QUICK).read_bytes() == server.data
     assert server.requests[0]["Accept-Encoding"] == "identity"
 
 
-def test_the_first_download_is_what_later_ones_are_compared_with(server: Server, tmp_path: Path) -> None:
-    target = download([server.url], tmp_path / "f", effort=QUICK)
+def test_later_downloads_are_checked_against_locked_digest(server: Server, tmp_path: Path) -> None:
+    target = download([server.url], tmp_path / "f", retry_policy=QUICK)
     target.write_bytes(OTHER)
     with pytest.raises(UserError, match=r"its first download, .f.lock"):
-        download([server.url], target, effort=QUICK)
+        download([server.url], target, retry_policy=QUICK)
     target.unlink()
     server.data = OTHER
     with pytest.raises(UserError, match=r"delete .*f.lock if it was published anew"):
-        download([server.url], target, effort=QUICK)
+        download([server.url], target, retry_policy=QUICK)
     (tmp_path / ".f.lock").write_text("{}")
     with pytest.raises(UserError, match="does not name a sha256"):
-        download([server.url], target, effort=QUICK)
+        download([server.url], target, retry_policy=QUICK)
     (tmp_path / ".f.lock").unlink()
-    assert download([server.url], target, effort=QUICK).read_bytes() == OTHER
+    assert download([server.url], target, retry_policy=QUICK).read_bytes() == OTHER
 
 
-def test_a_wrong_file_put_there_by_hand_is_not_overwritten(tmp_path: Path) -> None:
+def test_wrong_user_supplied_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(OTHER)
     with pytest.raises(UserError, match=r"the download list.*delete it and run again"):
         download(["http://127.0.0.1:9/a"], tmp_path / "f", sha256=SHA)
@@ -334,34 +334,34 @@ def test_a_wrong_file_put_there_by_hand_is_not_overwritten(tmp_path: Path) -> No
     assert (tmp_path / "f").read_bytes() == OTHER
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_came(server: Server, tmp_path: Path) -> None:
+def test_full_disk_gives_one_line_error_and_keeps_partial_file(server: Server, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*\.f\.part: .*free some space"):
-            download([server.url], tmp_path / "f", effort=QUICK)
+            download([server.url], tmp_path / "f", retry_policy=QUICK)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / ".f.part").stat().st_size >= 400_000
-    assert download([server.url], tmp_path / "f", effort=QUICK).read_bytes() == DATA
+    assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     assert "Range" in server.requests[-1]
 
 
-def test_a_disk_that_cannot_hold_it_is_said_before_the_bytes_come(
+def test_insufficient_disk_space_is_reported_before_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match=f"{len(DATA)} bytes are still to come and the disk has 1000 left"):
-        download([server.url], tmp_path / "f", effort=QUICK)
+        download([server.url], tmp_path / "f", retry_policy=QUICK)
 
 
-def test_two_processes_do_not_write_one_part(server: Server, tmp_path: Path) -> None:
+def test_concurrent_processes_do_not_share_partial_file(server: Server, tmp_path: Path) -> None:
     import fcntl
 
     with (tmp_path / ".f.part").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process"):
-            download([server.url], tmp_path / "f", effort=QUICK)
+            download([server.url], tmp_path / "f", retry_policy=QUICK)
 
 
 def make_zip(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o644) -> Path:
@@ -373,7 +373,7 @@ def make_zip(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0
     return path
 
 
-def test_a_zip_is_unpacked_once_and_again_when_it_changed(tmp_path: Path) -> None:
+def test_zip_is_unpacked_again_only_when_changed(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", {"in/语料.txt": DATA, "b": b"x"})
     folder = extract_zip(archive, tmp_path / "out")
     assert (folder / "in" / "语料.txt").read_bytes() == DATA
@@ -392,13 +392,13 @@ def test_a_zip_cannot_write_outside_its_folder(tmp_path: Path, name: str) -> Non
     assert names(tmp_path) == ["a.zip", "in"] and names(tmp_path / "in") == []
 
 
-def test_a_zip_cannot_hold_links_or_a_bomb_or_be_broken(tmp_path: Path) -> None:
+def test_zip_with_links_bomb_or_damage_is_refused(tmp_path: Path) -> None:
     link = make_zip(tmp_path / "link.zip", {"a": b"/etc/passwd"}, stat.S_IFLNK | 0o777)
     with pytest.raises(UserError, match="not a plain file"):
         extract_zip(link, tmp_path / "out")
     bomb = make_zip(tmp_path / "bomb.zip", {"a": bytes(1 << 20), "b": bytes(1 << 20)})
     with pytest.raises(UserError, match="holds 2097152 bytes, more than the 2000000 allowed"):
-        extract_zip(bomb, tmp_path / "out", limit=2_000_000)
+        extract_zip(bomb, tmp_path / "out", max_bytes=2_000_000)
     broken = tmp_path / "broken.zip"
     broken.write_bytes(bomb.read_bytes()[:-40])
     with pytest.raises(UserError, match="not a readable zip"):
@@ -411,11 +411,11 @@ def test_a_zip_cannot_hold_links_or_a_bomb_or_be_broken(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_zip_whose_header_understates_a_size_is_not_believed(tmp_path: Path) -> None:
+def test_zip_with_understated_size_is_refused(tmp_path: Path) -> None:
     """Prevents a member that unpacks to more than it states, the way past the limit."""
     archive = make_zip(tmp_path / "a.zip", {"a": bytes(1 << 20)})
     payload = archive.read_bytes().replace((1 << 20).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     archive.write_bytes(payload)
     assert zipfile.ZipFile(io.BytesIO(payload)).infolist()[0].file_size == 10
     with pytest.raises(UserError, match="not a readable zip"):
-        extract_zip(archive, tmp_path / "out", limit=1000)
+        extract_zip(archive, tmp_path / "out", max_bytes=1000)

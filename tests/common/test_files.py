@@ -15,9 +15,9 @@ from common.errors import UserError
 from common.files import (
     MANIFEST,
     atomic_folder,
-    manifest_problem,
+    check_manifest,
     read_json,
-    remove_leftovers,
+    remove_temporary_files,
     sha256_file,
     write_atomic,
     write_json,
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def test_write_atomic_replaces_whole_and_is_readable_by_others(tmp_path: Path) -> None:
+def test_write_atomic_replaces_file_with_readable_permissions(tmp_path: Path) -> None:
     """Prevents mkstemp's private mode 0600 staying on files that other users read."""
     write_atomic(tmp_path / "deep" / "f", "旧")
     write_atomic(tmp_path / "deep" / "f", b"new")
@@ -47,7 +47,7 @@ def test_write_atomic_replaces_whole_and_is_readable_by_others(tmp_path: Path) -
     assert names(tmp_path / "deep") == ["f"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+def test_failed_write_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents a full disk (fsync fails) costing the file that was there."""
@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["write_atomic(p / 'f', b'new' * 100)", "atomic_folder"])
-def test_kill_minus_nine_leaves_the_old_or_the_new(tmp_path: Path, target: str) -> None:
+def test_sigkill_leaves_old_or_new_file(tmp_path: Path, target: str) -> None:
     """Prevents a kill between any two steps leaving half of something under the real name."""
     write_atomic(tmp_path / "f", "old")
     with atomic_folder(tmp_path / "d") as temporary:
@@ -93,23 +93,23 @@ if True: {target}
         assert (tmp_path / "f").read_bytes() in (b"old", b"new" * 100)
         # Between its two renames a replaced folder has no name for a moment; what has the name is whole.
         if (tmp_path / "d").exists():
-            assert manifest_problem(tmp_path / "d") is None
+            assert check_manifest(tmp_path / "d") is None
             assert (tmp_path / "d" / "x").read_bytes() in (b"old", b"new" * 100)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL
         died += 1
     assert done.returncode == 0 and died >= 3
-    remove_leftovers(tmp_path)
+    remove_temporary_files(tmp_path)
     assert names(tmp_path) == ["d", "f"]
 
 
-def test_json_round_trips_chinese_as_text(tmp_path: Path) -> None:
+def test_json_round_trips_chinese_unescaped(tmp_path: Path) -> None:
     write_json(tmp_path / "f.json", {"名": ["值", 1]})
     assert read_json(tmp_path / "f.json") == {"名": ["值", 1]} and "名" in (tmp_path / "f.json").read_text("utf-8")
 
 
-def test_unreadable_json_is_one_line_with_its_name(tmp_path: Path) -> None:
+def test_invalid_json_gives_one_line_error_naming_file(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b'{"a": ')
     (tmp_path / "binary").write_bytes(b"\xff\xfe{}")
     for name in ("bad", "binary", "absent", "."):
@@ -118,7 +118,7 @@ def test_unreadable_json_is_one_line_with_its_name(tmp_path: Path) -> None:
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sha256_of_more_than_a_block(tmp_path: Path) -> None:
+def test_sha256_of_multiple_blocks(tmp_path: Path) -> None:
     import hashlib
 
     data = os.urandom((1 << 20) + 5)
@@ -126,7 +126,7 @@ def test_sha256_of_more_than_a_block(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
 
 
-def test_sha256_without_file_digest_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sha256_fallback_matches_file_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents Python 3.10 giving other checksums than later ones."""
     import hashlib
 
@@ -136,8 +136,8 @@ def test_sha256_without_file_digest_is_the_same(tmp_path: Path, monkeypatch: pyt
     assert sha256_file(tmp_path / "f") == expected
 
 
-def test_a_whole_folder_has_no_problem_and_keeps_its_facts(folder: Path) -> None:
-    assert manifest_problem(folder) is None
+def test_intact_folder_verifies_and_keeps_manifest_fields(folder: Path) -> None:
+    assert check_manifest(folder) is None
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["kind"] == "test" and sorted(manifest["files"]) == ["a", "below/b"]
 
@@ -153,26 +153,26 @@ def test_a_whole_folder_has_no_problem_and_keeps_its_facts(folder: Path) -> None
     (lambda folder: (folder / MANIFEST).write_text('{"files": {"../x": {"bytes": 1, "sha256": ""}}}'),
      "outside", False),
 ])
-def test_a_damaged_folder_is_never_taken_for_whole(
+def test_damaged_folder_never_verifies(
     folder: Path, damage: Callable[[Path], object], said: str, needs_reading: bool
 ) -> None:
     damage(folder)
-    assert said in (manifest_problem(folder) or "")
-    quick = manifest_problem(folder, checksums=False)
+    assert said in (check_manifest(folder) or "")
+    quick = check_manifest(folder, verify_checksums=False)
     assert quick is None if needs_reading else said in (quick or "")
 
 
-def test_atomic_folder_appears_whole_with_facts_filled_inside(tmp_path: Path) -> None:
+def test_atomic_folder_appears_complete_with_manifest(tmp_path: Path) -> None:
     facts: dict[str, object] = {}
     with atomic_folder(tmp_path / "out", facts) as temporary:
         (temporary / "x").write_bytes(b"1")
         assert not (tmp_path / "out").exists() and temporary.name.startswith(".")
         facts["count"] = 7
-    assert manifest_problem(tmp_path / "out") is None and read_json(tmp_path / "out" / MANIFEST)["count"] == 7
+    assert check_manifest(tmp_path / "out") is None and read_json(tmp_path / "out" / MANIFEST)["count"] == 7
     assert names(tmp_path) == ["out"] and stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
 
 
-def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
+def test_exception_in_atomic_folder_keeps_old_folder(tmp_path: Path) -> None:
     """Prevents a preparation that fails (or Ctrl-C) costing the last good one."""
     with atomic_folder(tmp_path / "out") as temporary:
         (temporary / "x").write_text("old")
@@ -183,18 +183,18 @@ def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "x").read_text() == "old" and names(tmp_path) == ["out"]
 
 
-def test_replacing_drops_what_only_the_old_folder_had(tmp_path: Path) -> None:
+def test_replacing_folder_removes_stale_files(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with atomic_folder(tmp_path / "out") as temporary:
             (temporary / name).write_text(name)
     assert names(tmp_path / "out") == [MANIFEST, "new"] and names(tmp_path) == ["out"]
 
 
-def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_process_are_removed(tmp_path: Path) -> None:
     for name in (".a.123.tmp", ".b.456.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text("x")
     for name in (".f.1.tmp", ".hidden", ".f.part", "real.tmp"):
         (tmp_path / name).write_text("x")
-    remove_leftovers(tmp_path)
+    remove_temporary_files(tmp_path)
     assert names(tmp_path) == [".f.part", ".hidden", "real.tmp"]

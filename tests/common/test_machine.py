@@ -7,7 +7,7 @@ from pathlib import Path
 PEAK = "from common.machine import peak_memory_bytes; print(peak_memory_bytes())"
 
 
-def test_a_process_s_peak_is_its_own_and_not_its_starter_s(root: Path) -> None:
+def test_peak_memory_excludes_parent_process(root: Path) -> None:
     """Figures of memory that are those of the benchmark, the shell or the test suite that started the program."""
     large = bytes(bytearray(b"x") * 400_000_000)
     done = subprocess.run([sys.executable, "-c", PEAK], cwd=root, capture_output=True, text=True, check=True)

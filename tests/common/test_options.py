@@ -7,8 +7,7 @@ import pytest
 from pydantic import Field, field_validator, model_validator
 
 from common.errors import UserError, run_main
-from common.options import Options, fields, help_text, load_yaml, parse
-from common.options import mistakes as mistakes_in
+from common.options import Options, find_option_errors, format_help, load_yaml, option_fields, parse_options
 from train.options import PretrainOptions
 
 
@@ -84,7 +83,7 @@ class Run(Options):
 def read(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> tuple[Run, dict[str, Any]]:
     path = tmp_path / "config.yaml"
     path.write_text(config, encoding="utf-8")
-    return parse(Run, words, name="x.y", description="Does x.", default_config=path)
+    return parse_options(Run, words, name="x.y", description="Does x.", default_config=path)
 
 
 def mistakes(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> list[str]:
@@ -93,7 +92,7 @@ def mistakes(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> list
     return str(caught.value).splitlines()
 
 
-def test_the_command_line_overrides_only_what_it_names(tmp_path: Path) -> None:
+def test_command_line_overrides_only_named_keys(tmp_path: Path) -> None:
     """Prevents one dotted override dropping the rest of its group."""
     options, said = read(
         tmp_path, "--optimizer.lr", "1e-3", "--amp=false",
@@ -122,12 +121,12 @@ def test_the_command_line_overrides_only_what_it_names(tmp_path: Path) -> None:
     (["--steps", "10"], "steps", 10),
     (["--steps", "auto"], "steps", "auto"),
 ])
-def test_a_value_means_what_it_says(tmp_path: Path, words: list[str], key: str, value: object) -> None:
+def test_values_are_parsed_by_type(tmp_path: Path, words: list[str], key: str, value: object) -> None:
     """Prevents YAML turning text that looks like a number, date or boolean into something that is refused."""
     assert getattr(read(tmp_path, *words)[0], key) == value
 
 
-def test_all_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     lines = mistakes(tmp_path, "--optimizer.lrr", "1", "--seed", "many", "--optimizer.name", "sgd", "stray", "--amp")
     assert len(lines) == 5
     text = "\n".join(lines)
@@ -157,22 +156,22 @@ def test_all_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> N
     ("--part.first 3 --part.last 0", ["--part.last: 0 is not valid; expected greater than 0"]),
     ("--steps x", ["--steps: 'x' is not valid; expected a valid integer, unable to parse string as an integer or 'auto'"]),
 ])
-def test_no_mistake_hides_another(tmp_path: Path, words: str, expected: list[str]) -> None:
+def test_errors_do_not_mask_each_other(tmp_path: Path, words: str, expected: list[str]) -> None:
     """A user who mends one line only to be shown the next, or who is told of a value that he never gave."""
     path = tmp_path / "config.yaml"
     path.write_text("length: 4\n")
     with pytest.raises(UserError) as caught:
-        parse(Task, words.split(), name="x.y", description="Does x.", default_config=path)
+        parse_options(Task, words.split(), name="x.y", description="Does x.", default_config=path)
     assert str(caught.value).splitlines() == expected
 
 
 def test_the_real_commands_report_all_problems_at_once() -> None:
     """Validators of the training options that the mechanism does not reach."""
     values = {"batch_tokens": 1000, "sequence_length": 512, "model": {"preset": "none"}, "seed": "x", "datum": 1}
-    text = "\n".join(mistakes_in(PretrainOptions, values))
+    text = "\n".join(find_option_errors(PretrainOptions, values))
     for words in ("--batch_tokens 1000 is not a multiple", "--model.preset none", "--seed: 'x' is not", "mean --data?"):
         assert text.count(words) == 1, text
-    assert mistakes_in(PretrainOptions, {}) == []
+    assert find_option_errors(PretrainOptions, {}) == []
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -186,16 +185,16 @@ def test_the_real_commands_report_all_problems_at_once() -> None:
     (["--completely_else", "1"], "--completely_else: there is no such option; see --help"),
     (["--seed", "1", "--seed.x", "3"], "--seed.x: seed was already given a value"),
 ])
-def test_each_mistake_names_its_key_and_what_would_be_right(tmp_path: Path, words: list[str], said: str) -> None:
+def test_each_error_names_key_and_expected_value(tmp_path: Path, words: list[str], said: str) -> None:
     lines = mistakes(tmp_path, *words)
     assert any(line.startswith(said) for line in lines), lines
 
 
-def test_a_key_that_is_required_is_named(tmp_path: Path) -> None:
+def test_missing_required_key_is_named(tmp_path: Path) -> None:
     assert mistakes(tmp_path, config="seed: 2\n") == ["--run: is required"]
 
 
-def test_a_wrong_key_in_the_file_is_as_wrong_as_on_the_command_line(tmp_path: Path) -> None:
+def test_unknown_key_in_config_file_is_an_error(tmp_path: Path) -> None:
     """Prevents a misspelt key in a config silently training with the default."""
     assert mistakes(tmp_path, config="run: x\noptimizer: {lrr: 1}\n") == [
         "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?"
@@ -203,7 +202,7 @@ def test_a_wrong_key_in_the_file_is_as_wrong_as_on_the_command_line(tmp_path: Pa
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: b: c", "\x00", "3"])
-def test_a_broken_config_is_one_line_with_its_name(tmp_path: Path, text: str) -> None:
+def test_invalid_config_file_gives_one_line_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -211,7 +210,7 @@ def test_a_broken_config_is_one_line_with_its_name(tmp_path: Path, text: str) ->
     assert str(caught.value).startswith(f"--config {path}: ") and "\n" not in str(caught.value)
 
 
-def test_a_config_that_is_missing_or_not_utf8_is_one_line(tmp_path: Path) -> None:
+def test_missing_or_non_utf8_config_gives_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "gbk.yaml").write_bytes("名: 值".encode("gb18030"))
     for name in ("none.yaml", "gbk.yaml", "."):
         with pytest.raises(UserError, match="--config"):
@@ -220,37 +219,37 @@ def test_a_config_that_is_missing_or_not_utf8_is_one_line(tmp_path: Path) -> Non
     assert load_yaml(tmp_path / "empty.yaml") == {}
 
 
-def test_numbers_in_yaml_configs_that_yaml_reads_as_text_still_count(tmp_path: Path) -> None:
+def test_yaml_numbers_parsed_as_text_are_converted(tmp_path: Path) -> None:
     """Prevents `3e-4`, which YAML 1.1 takes for text, being refused as a learning rate."""
     assert read(tmp_path, config="run: x\noptimizer: {lr: 3e-4}\n")[0].optimizer.lr == 3e-4
 
 
-def test_a_path_that_yaml_takes_for_a_number_says_how_to_write_it(tmp_path: Path) -> None:
+def test_numeric_looking_yaml_path_error_explains_quoting(tmp_path: Path) -> None:
     assert "quote one that looks like a number" in mistakes(tmp_path, config="run: 123\n")[0]
 
 
-def test_values_do_not_change_after_parsing(tmp_path: Path) -> None:
+def test_options_are_immutable(tmp_path: Path) -> None:
     options, _ = read(tmp_path)
     with pytest.raises(ValueError, match="frozen"):
         options.seed = 2  # type: ignore[misc]
 
 
-def test_help_names_every_key_with_default_and_meaning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_key_with_default_and_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         read(tmp_path, "--help", config="run: runs/x\nseed: 42\n")
     assert left.value.code == 0
     text = capsys.readouterr().out
-    for key in fields(Run):
+    for key in option_fields(Run):
         assert f"--{key} " in text
     assert "--seed N (default 42)" in text and "learning rate" in text and "adamw|muon" in text
-    assert help_text(Run, name="x", description="d", default_config=tmp_path / "none.yaml")
+    assert format_help(Run, name="x", description="d", default_config=tmp_path / "none.yaml")
 
 
 @pytest.mark.parametrize(("error", "code", "said"), [
     (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
     (KeyboardInterrupt(), 130, "interrupted\n"),
 ])
-def test_a_users_mistake_leaves_with_2_and_no_traceback(
+def test_user_error_exits_with_2_without_traceback(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> None:
@@ -261,7 +260,7 @@ def test_a_users_mistake_leaves_with_2_and_no_traceback(
     assert left.value.code == code and capsys.readouterr().err == said
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+def test_internal_error_keeps_traceback() -> None:
     def main() -> None:
         raise ZeroDivisionError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batching.examples import Phrasings, encode_records, examples_of
-from data.readers.files import expand
+from data.batching.examples import RequestSampling, encode_records, build_examples
+from data.readers.files import expand_inputs
 from data.records import Conversation, Summary
 from data.sources import find_source
 from model.chat_template.template import Template
@@ -28,16 +28,16 @@ def real_tokenizer(shared: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_scored_ids_are_exactly_the_answers(shared: Path, real_tokenizer: Tokenizer, name: str) -> None:
+def test_loss_mask_is_exactly_the_answers(shared: Path, real_tokenizer: Tokenizer, name: str) -> None:
     """A source whose questions are learned, or whose answers are not; an answer that does not learn to stop."""
     tokenizer = real_tokenizer
     source = find_source(name.split(" ")[0])
-    read = (record for path in expand([str(shared / "data" / SETS[name])]) for record in source.open(path))
+    read = (record for path in expand_inputs([str(shared / "data" / SETS[name])]) for record in source.iter_records(path))
     records = list(itertools.islice((r for r in read if isinstance(r, Conversation | Summary)), RECORDS))
     assert len(records) >= 100
     length = 1 << 17
-    examples = examples_of(source.kind, encode_records(records, tokenizer, Template()), length, tokenizer, Template(),
-                           Phrasings(seed=0))
+    examples = build_examples(source.kind, encode_records(records, tokenizer, Template()), length, tokenizer, Template(),
+                           RequestSampling(seed=0))
     for index, record in enumerate(records):
         wanted = [turn.answer for turn in record.turns] if isinstance(record, Conversation) else [record.title]
         ids, scored = examples.example(index, 0)

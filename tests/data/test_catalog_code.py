@@ -10,7 +10,7 @@ import pytest
 from common.files import MANIFEST
 from data.corpora import resolver, manifests
 from data.prepare import pipeline as prepare_module
-from data.corpora.resolver import resolve
+from data.corpora.resolver import resolve_shard_set
 from data.shards import ShardSet
 
 
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {"description": "d", "licence": "CC", "homepage": "h", "megabytes": 1, "mirrors": ("{path}",), "parts": ("a",)}
     made = {"zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files})}
-    monkeypatch.setattr(resolver, "corpora", lambda: made)
+    monkeypatch.setattr(resolver, "load_corpora", lambda: made)
 
 
 def write(path: Path, word: str) -> Path:
@@ -32,8 +32,8 @@ def write(path: Path, word: str) -> Path:
 
 
 def prepared(*parts: str) -> Path:
-    files = resolver.downloads("zhihu", resolver.corpora()["zhihu"], parts)
-    return resolver.prepare_once("zhihu", {"jsonl": files}, resolver.SMALL_TOKENIZER)
+    files = resolver.download_paths("zhihu", resolver.load_corpora()["zhihu"], parts)
+    return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, resolver.SMALL_TOKENIZER)
 
 
 def stamp(folder: Path) -> tuple[int, int]:
@@ -45,12 +45,12 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PREPARE_VERSION", module.PREPARE_VERSION + 1)
 
 
-def test_other_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
-    first = stamp(resolve(raw, resolver.SMALL_TOKENIZER))
+    first = stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER))
     update(monkeypatch)
-    assert stamp(resolve(raw, resolver.SMALL_TOKENIZER)) != first
+    assert stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER)) != first
 
 
 # Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
@@ -64,31 +64,31 @@ def test_the_version_is_raised_with_the_ids() -> None:
     """
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
-        folder = resolver.prepare_once(source, resolver.sample_inputs(source), resolver.SMALL_TOKENIZER)
+        folder = resolver.prepare_if_outdated(source, resolver.sample_files(source), resolver.SMALL_TOKENIZER)
         fingerprints[source] = ShardSet.open(folder).fingerprint
     assert fingerprints == FINGERPRINTS[prepare_module.PREPARE_VERSION]
 
 
 @pytest.mark.parametrize("tokenizer", [None, resolver.SMALL_TOKENIZER])
-def test_other_code_prepares_downloads_again(
+def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> None:
     """Prevents the set of `make data` being the one that no update ever reaches."""
     write(Path("downloads/zhihu/a.jsonl"), "山坡")
     folder = prepared()
     before, fingerprint = stamp(folder), ShardSet.open(folder).fingerprint
-    assert resolve("zhihu", tokenizer) == folder and stamp(folder) == before
+    assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) == before
     update(monkeypatch)
     capsys.readouterr()
-    assert resolve("zhihu", tokenizer) == folder and stamp(folder) != before
+    assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) != before
     assert f"{folder} was prepared by another version of this code: preparing it again" in capsys.readouterr().out
     # The same bytes: a run that was trained on them goes on.
     assert ShardSet.open(folder, checksums=True).fingerprint == fingerprint
     before = stamp(folder)
-    assert resolve("zhihu", tokenizer) == folder and stamp(folder) == before and not capsys.readouterr().err
+    assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) == before and not capsys.readouterr().err
 
 
-def test_downloads_that_are_gone_keep_the_set_and_warn(
+def test_missing_downloads_keep_set_with_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prevents a set whose raw files were deleted to save space being taken for today's, or being lost."""
@@ -98,22 +98,22 @@ def test_downloads_that_are_gone_keep_the_set_and_warn(
     shutil.rmtree("downloads")
     update(monkeypatch)
     capsys.readouterr()
-    assert resolve("zhihu") == folder and stamp(folder) == before
+    assert resolve_shard_set("zhihu") == folder and stamp(folder) == before
     said = capsys.readouterr().err
     assert said.startswith(f"warning: {folder} was prepared by another version") and said.count("\n") == 1
     assert "make data DATA=zhihu" in said
 
 
-def test_only_the_parts_that_were_prepared_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_prepared_subsets_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents an update turning the set into that of other parts of the corpus, which lie beside its own."""
     for part, word in (("a", "山坡"), ("b", "湖边的")):
         write(Path(f"downloads/zhihu/{part}.jsonl"), word)
     folder = prepared("b")
     before, fingerprint = stamp(folder), ShardSet.open(folder).fingerprint
     update(monkeypatch)
-    assert stamp(resolve("zhihu")) != before
+    assert stamp(resolve_shard_set("zhihu")) != before
     assert ShardSet.open(folder).fingerprint == fingerprint
     os.truncate("downloads/zhihu/b.jsonl", 1000)
     before = stamp(folder)
     update(monkeypatch)
-    assert stamp(resolve("zhihu")) == before
+    assert stamp(resolve_shard_set("zhihu")) == before

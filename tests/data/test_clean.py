@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.prepare.clean import CleanOptions, clean, fault, kinds
+from data.prepare.clean import CleanOptions, clean, rejection_reason, character_classes
 
 OPTIONS = CleanOptions()
 
@@ -39,7 +39,7 @@ OPTIONS = CleanOptions()
         ("\ud800甲\udfff", "甲"),
     ],
 )
-def test_what_goes(text: str, expected: str) -> None:
+def test_unwanted_characters_are_removed(text: str, expected: str) -> None:
     assert clean(text, OPTIONS) == expected
 
 
@@ -61,12 +61,12 @@ def test_what_goes(text: str, expected: str) -> None:
         "e = mc^2 & a && b; AT&T",
     ],
 )
-def test_what_stays(text: str) -> None:
+def test_wanted_characters_are_kept(text: str) -> None:
     """Chinese punctuation, verse, code, Markdown, emoji and rare characters are not leftovers."""
     assert clean(text, OPTIONS) == text
 
 
-def test_nfkc_and_none_are_offered() -> None:
+def test_nfkc_and_no_normalization_options() -> None:
     assert clean("，①", CleanOptions(unicode="NFKC")) == ",1"
     assert clean("e\u0301", CleanOptions(unicode="none")) == "e\u0301"
     assert clean("<b>甲</b>", CleanOptions(markup=False)) == "<b>甲</b>"
@@ -91,13 +91,13 @@ PROSE = "今天天气很好，我们一起去公园散步，看见许多人在�
         ("床前明月光，疑是地上霜。举头望明月，低头思故乡。", None),
     ],
 )
-def test_each_drop_has_its_reason(text: str, reason: str | None) -> None:
+def test_each_dropped_text_has_a_reason(text: str, reason: str | None) -> None:
     options = CleanOptions(maximum_characters=260, maximum_symbols=0.45)
-    assert fault(text, options) == reason
+    assert rejection_reason(text, options) == reason
 
 
-def test_kinds_agree_with_unicode_for_the_characters_that_matter() -> None:
-    table = kinds()
+def test_character_classes_agree_with_unicode() -> None:
+    table = character_classes()
     assert [int(table[ord(c)]) for c in "中〇々𠮷é１1①，。a \n\u3000🎉"] == [
         1,
         1,
@@ -119,26 +119,26 @@ def test_kinds_agree_with_unicode_for_the_characters_that_matter() -> None:
 
 @given(st.text(st.characters(codec=None) | st.sampled_from("`<>&;（），。\u3000 \n\r\u200d甲b/!-"), max_size=120))
 @settings(deadline=None, max_examples=400)
-def test_any_text_comes_out_normal_visible_and_encodable(text: str) -> None:
+def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
     result = clean(text, OPTIONS)
     result.encode()
     assert unicodedata.is_normalized("NFC", result)
     assert not any(unicodedata.category(c) in {"Cc", "Cs"} for c in result.replace("\n", "").replace("\t", ""))
     assert "\u2581" not in result
-    fault(result, OPTIONS)
+    rejection_reason(result, OPTIONS)
 
 
 @pytest.mark.parametrize(
     "piece", ["<!--", "<a ", "`", "（，", " ", "&#", "```\n", "\u3000", "{{", "<ref>", "[[", "\n ", "http://"]
 )
-def test_no_text_takes_more_than_linear_time(piece: str) -> None:
+def test_cleaning_is_linear_time(piece: str) -> None:
     """A regular expression that backtracks would take minutes on a megabyte of one opening mark."""
     start = time.perf_counter()
     clean(piece * (1_000_000 // len(piece)) + "x", OPTIONS)
     assert time.perf_counter() - start < 5
 
 
-def test_real_prose_is_kept_nearly_whole_and_quickly(shared: Path) -> None:
+def test_real_prose_is_mostly_kept_and_fast(shared: Path) -> None:
     """Real documents pass; cleaning twice changes nothing; speed in the order of tens of MB/s."""
     texts: list[str] = []
     for name in ("laws", "novels", "lctt_published", "classical_modern_target"):
@@ -150,4 +150,4 @@ def test_real_prose_is_kept_nearly_whole_and_quickly(shared: Path) -> None:
     assert rate > 2
     assert sum(map(len, cleaned)) > 0.97 * sum(map(len, texts))
     assert sum(clean(text, OPTIONS) == text for text in cleaned) >= 0.99 * len(cleaned)
-    assert sum(fault(text, OPTIONS) is None for text in cleaned) >= 0.99 * len(cleaned)
+    assert sum(rejection_reason(text, OPTIONS) is None for text in cleaned) >= 0.99 * len(cleaned)

@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data.readers.detect import detect
+from data.readers.detect import detect_source
 from data.records import BadRecord, Conversation, Turn
 from data.sources import SOURCES, find_source
-from data.sources.base import BadRow
+from data.sources.base import SchemaError
 
 SAMPLE = "assets/sample/sft"
 MESSAGE = {"role": "user", "content": "问"}
@@ -84,7 +84,7 @@ def squeezed(text: str) -> str:
 def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> None:
     """Counts of a whole file, and the texts of every so many records."""
     rows = rows_of(path)
-    found = list(find_source(name).open(path))
+    found = list(find_source(name).iter_records(path))
     bad = [record for record in found if isinstance(record, BadRecord)]
     counted = {reason: sum(record.reason == reason for record in bad) for reason in {record.reason for record in bad}}
     assert counted == reasons
@@ -99,37 +99,37 @@ def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> Non
 
 
 @pytest.mark.parametrize(("name", "file"), SAMPLE_FILES)
-def test_the_sample_comes_out_whole(root: Path, name: str, file: str) -> None:
+def test_sample_conversations_are_all_read(root: Path, name: str, file: str) -> None:
     path = root / SAMPLE / file
-    assert detect([path]) == name
+    assert detect_source([path]) == name
     check(name, path, {})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "file", "reasons"), REAL_FILES)
-def test_real_files_come_out_whole_but_for_what_is_bad(
+def test_real_files_are_read_except_bad_records(
     shared: Path, name: str, file: str, reasons: dict[str, int]
 ) -> None:
     """Records in are records out and bad ones, and no text is lost or doubled on the way."""
     path = shared / "data" / file
-    assert detect([path]) == name
+    assert detect_source([path]) == name
     check(name, path, reasons, every=1 + path.stat().st_size // 500_000)
 
 
-def test_a_real_csv_is_bad_line_by_line_and_is_taken_for_no_source(shared: Path) -> None:
+def test_real_csv_is_rejected_and_not_detected_as_source(shared: Path) -> None:
     """With a field that the csv module refuses: no crash, and no conversation made of its lines."""
     path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    found = list(SOURCES["sharegpt"].open(path))
+    found = list(SOURCES["sharegpt"].iter_records(path))
     assert len(found) == len(lines) and all(isinstance(record, BadRecord) for record in found)
     with pytest.raises(UserError, match="cannot tell which source"):
-        detect([path])
+        detect_source([path])
 
 
-def test_real_preference_pairs_are_not_taken_for_conversations(shared: Path) -> None:
+def test_preference_pairs_are_not_read_as_conversations(shared: Path) -> None:
     for name in ("dpo_zh_500.jsonl", "dpo_zh_demo.json"):
         with pytest.raises(UserError, match="cannot tell which source"):
-            detect([shared / "data" / "preference" / name])
+            detect_source([shared / "data" / "preference" / name])
 
 
 # RedGPT
@@ -147,13 +147,13 @@ def test_real_preference_pairs_are_not_taken_for_conversations(shared: Path) -> 
         "Human: 问一\n\nAssistant: 答一\n\nHuman: 问二\n\nAssistant: 答二\n\nHuman: 没有人回答",
     ],
 )
-def test_redgpt_reads_every_way_to_name_the_speakers(dialogue: str) -> None:
+def test_redgpt_accepts_all_speaker_labels(dialogue: str) -> None:
     assert parse("redgpt", {"reference": " 资料 \n", "dialogue": dialogue}) == Conversation(
         (Turn("问一", "答一"), Turn("问二", "答二")), "资料"
     )
 
 
-def test_a_speakers_name_inside_a_line_is_text() -> None:
+def test_speaker_label_inside_a_line_is_text() -> None:
     dialogue = "Human: Human: 是什么意思？\nAssistant: 意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性"
     assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [
         ("Human: 是什么意思？", "意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性")
@@ -168,7 +168,7 @@ def test_a_reply_of_several_paragraphs_stays_one() -> None:
 # NaturalConv
 
 
-def test_naturalconv_of_an_odd_number_is_read_from_the_other_side() -> None:
+def test_naturalconv_with_odd_turns_starts_with_assistant() -> None:
     """So that the last utterance is an answer: nothing of it is lost."""
     row = {"dialog_id": "0_0", "document_id": 0, "content": ["甲", "乙 ", "丙", "丁"]}
     assert turns("naturalconv", row) == [("甲", "乙"), ("丙", "丁")]
@@ -180,7 +180,7 @@ def test_naturalconv_of_an_odd_number_is_read_from_the_other_side() -> None:
 
 
 @pytest.mark.parametrize("name", ["belle-0.5m", "alpaca", "deepctrl"])
-def test_instruction_and_input_both_count(name: str) -> None:
+def test_instruction_and_input_are_both_used(name: str) -> None:
     """Prevents half of the question from being dropped."""
     row = {"instruction": "翻译成英文。 ", "input": " 你好\n", "output": "\nHello "}
     assert turns(name, row) == [("翻译成英文。\n你好", "Hello")]
@@ -189,18 +189,18 @@ def test_instruction_and_input_both_count(name: str) -> None:
     assert turns(name, {"instruction": "问", "output": "答"}) == [("问", "答")]
 
 
-def test_copies_of_belle_with_other_names_are_read() -> None:
+def test_belle_copies_with_renamed_keys_are_read() -> None:
     assert turns("belle-0.5m", {"input": "问", "target": "答"}) == [("问", "答")]
     assert turns("belle-0.5m", {"instruction": "做", "input": "这", "target": "答"}) == [("做\n这", "答")]
 
 
-def test_deepctrls_history_comes_first() -> None:
+def test_deepctrl_history_precedes_the_question() -> None:
     row = {"instruction": "继续", "input": "三", "output": "四", "history": [["一", "二"], ["甲", "乙"]]}
     assert turns("deepctrl", row) == [("一", "二"), ("甲", "乙"), ("继续\n三", "四")]
     assert turns("deepctrl", {**row, "history": None}) == turns("deepctrl", {**row, "history": []})
 
 
-def test_a_system_text_stands_before_the_first_question() -> None:
+def test_system_text_precedes_first_question() -> None:
     row = {"system": "你是老师。", "instruction": "问", "input": "", "output": "答"}
     assert turns("alpaca", row) == [("你是老师。\n问", "答")]
 
@@ -212,12 +212,12 @@ def belle(instruction: str, output: str = "答", given: str | None = "") -> dict
     return {"instruction": instruction, "input": given, "output": output}
 
 
-def test_belles_instruction_holds_all_turns_but_the_last_reply() -> None:
+def test_belle_instruction_contains_all_but_last_reply() -> None:
     row = belle("Human:一 \nAssistant: 二\nHuman:三\n\n三乙\nAssistant:", " 四 ")
     assert turns("belle-0.8m", row) == [("一", "二"), ("三\n\n三乙", "四")]
 
 
-def test_belles_input_belongs_to_the_last_question() -> None:
+def test_belle_input_belongs_to_last_question() -> None:
     assert turns("belle-0.8m", belle("Human:一\nAssistant:二\nHuman:三\nAssistant:", "四", "五")) == [
         ("一", "二"), ("三\n五", "四")
     ]
@@ -238,7 +238,7 @@ def test_an_earlier_reply_that_quotes_a_speaker_stays_whole(reply: str) -> None:
 # Messages
 
 
-def test_sharegpts_roles_and_repetitions() -> None:
+def test_sharegpt_roles_and_repeated_speakers() -> None:
     said = [
         ("system", "你是老师。"), ("human", "一"), ("user", "一乙"), ("gpt", "二"), ("assistant", "二乙"), ("human", "三"),
         ("gpt", "四"), ("human", "没有人回答"),
@@ -249,12 +249,12 @@ def test_sharegpts_roles_and_repetitions() -> None:
     assert turns("sharegpt", row) == [("你是老师。\n一", "二")]
 
 
-def test_an_assistant_who_speaks_first_answers_an_empty_question() -> None:
+def test_leading_assistant_message_gets_empty_question() -> None:
     row = {"conversations": [{"from": "gpt", "value": "你好"}, HUMAN, {"from": "gpt", "value": "答"}]}
     assert turns("sharegpt", row) == [("", "你好"), ("问", "答")]
 
 
-def test_openais_content_is_a_text_or_parts_of_text() -> None:
+def test_openai_content_is_string_or_text_parts() -> None:
     parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
     said = [("developer", "说中文。"), ("user", parts), ("assistant", "三"), ("user", "四"), ("assistant", parts[:1])]
     row = {"messages": [{"role": role, "content": content} for role, content in said]}
@@ -265,7 +265,7 @@ def test_openais_content_is_a_text_or_parts_of_text() -> None:
 
 
 @pytest.mark.parametrize("choices", [{"answer_choices": ["是", "否"]}, {"answer_choices": ""}, {}])
-def test_pclue_is_one_turn_whatever_its_choices(choices: dict[str, object]) -> None:
+def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
     row = {"input": "对吗？选项：是，否\n答案：", "target": "是", "type": "nli", **choices}
     assert turns("pclue", row) == [("对吗？选项：是，否\n答案：", "是")]
 
@@ -318,8 +318,8 @@ def test_pclue_is_one_turn_whatever_its_choices(choices: dict[str, object]) -> N
         ("openai", {"messages": {"role": "user"}}, "is dict, not a list"),
     ],
 )
-def test_what_is_missing_or_wrong_is_named(name: str, row: object, reason: str) -> None:
-    with pytest.raises(BadRow, match=reason):
+def test_missing_or_invalid_field_is_named(name: str, row: object, reason: str) -> None:
+    with pytest.raises(SchemaError, match=reason):
         find_source(name).parse(orjson.dumps(row))
 
 
@@ -344,14 +344,14 @@ QUESTION = {"instruction": "问", "input": "", "output": "答"}
         ([{"conversations": []}], "sharegpt"),
     ],
 )
-def test_sources_are_told_by_keys_and_shape(tmp_path: Path, data: object, name: str) -> None:
+def test_sources_are_detected_by_keys_and_shape(tmp_path: Path, data: object, name: str) -> None:
     path = tmp_path / "data.json"
     path.write_bytes(orjson.dumps(data))
-    assert detect([path]) == name
+    assert detect_source([path]) == name
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLE_FILES} | {"alpaca", "sharegpt", "openai"}))
-def test_what_they_yield_is_said(name: str) -> None:
+def test_sources_declare_their_record_kind(name: str) -> None:
     source = SOURCES[name]
     assert (source.name, source.kind) == (name, "conversations") and source.description
 
@@ -372,6 +372,6 @@ def test_bad_lines_do_not_end_a_file(root: Path, spoil: Callable[[bytes], Path],
     rows = rows_of(root / SAMPLE / file)[:3]
     first, second, third = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
     wanted = [parse(name, row) for row in rows]
-    found = list(find_source(name).open(spoil(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))))
+    found = list(find_source(name).iter_records(spoil(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))))
     assert [record for record in found if isinstance(record, Conversation)] == wanted
     assert [record.line for record in found if isinstance(record, BadRecord)] == [2, 3, 4, 6]

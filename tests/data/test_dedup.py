@@ -12,11 +12,11 @@ import orjson
 import pytest
 
 from data.prepare import dedup
-from data.prepare.dedup import EXACT, KEPT, NEAR, Deduplicator, DedupOptions, bands, digest, permutations, shingles
+from data.prepare.dedup import EXACT_DUPLICATE, UNIQUE, NEAR_DUPLICATE, Deduplicator, DedupOptions, choose_lsh_bands, text_digest, minhash_permutations, hash_shingles
 
 
 def signature(text: str) -> np.ndarray:
-    return dedup.signature(text, permutations())
+    return dedup.minhash_signature(text, minhash_permutations())
 
 
 def verdicts(folder: Path, texts: list[str], options: DedupOptions | None = None, batch: int = 100) -> list[int]:
@@ -25,8 +25,8 @@ def verdicts(folder: Path, texts: list[str], options: DedupOptions | None = None
     for start in range(0, len(texts), batch):
         some = texts[start : start + batch]
         signed = np.stack([signature(text) for text in some]) if near else None
-        found.add(np.stack([digest(text) for text in some]), signed)
-    return [int(value) for value in found.resolve()]
+        found.add(np.stack([text_digest(text) for text in some]), signed)
+    return [int(value) for value in found.find_duplicates()]
 
 
 @pytest.fixture(scope="module")
@@ -56,94 +56,94 @@ def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
     assert errors.std() < 0.06
 
 
-def test_signatures_are_those_of_datasketch() -> None:
+def test_signatures_match_datasketch() -> None:
     """With its permutations of the same hashes, the minimum of each; blocks must not change it."""
     from datasketch import MinHash
 
-    hashes = shingles("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900)))
-    a, b = MinHash(num_perm=dedup.PERMUTATIONS).permutations
+    hashes = hash_shingles("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900)))
+    a, b = MinHash(num_perm=dedup.NUM_PERMUTATIONS).permutations
     wanted = (hashes[:, None] * a + b).min(axis=0)
     assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == wanted).all()
 
 
-def test_near_copies_go_and_distinct_articles_stay(articles: list[str], tmp_path: Path) -> None:
+def test_near_duplicates_are_removed_and_distinct_articles_kept(articles: list[str], tmp_path: Path) -> None:
     copies = [edited(text, 0.01, index) for index, text in enumerate(articles)]
     found = verdicts(tmp_path, articles + copies)
     # Near duplicates among the originals are few; each of them is one by the true measure too.
     originals = found[: len(articles)]
-    assert originals.count(KEPT) > 0.98 * len(articles)
+    assert originals.count(UNIQUE) > 0.98 * len(articles)
     similar = [index for index, text in enumerate(articles) if jaccard(text, copies[index]) > 0.88]
-    gone = sum(found[len(articles) + index] == NEAR for index in similar)
+    gone = sum(found[len(articles) + index] == NEAR_DUPLICATE for index in similar)
     assert len(similar) > 100
     assert gone > 0.97 * len(similar)
 
 
-def test_articles_that_share_half_their_text_stay(articles: list[str], tmp_path: Path) -> None:
+def test_articles_sharing_half_their_text_are_kept(articles: list[str], tmp_path: Path) -> None:
     long = [text[:1000] for text in articles if len(text) >= 1500]
     halves = [text[:700] + other[700:1000] for text, other in zip(long, long[1:] + long[:1], strict=True)]
     assert max(jaccard(a, b) for a, b in zip(long, halves, strict=True)) < 0.75
     found = verdicts(tmp_path, long + halves)
-    assert found[len(long) :].count(KEPT) >= 0.97 * len(halves)
+    assert found[len(long) :].count(UNIQUE) >= 0.97 * len(halves)
 
 
-def test_exact_copies_go_but_for_white_space_and_the_first_stays(tmp_path: Path) -> None:
+def test_exact_duplicates_ignore_whitespace_and_keep_first(tmp_path: Path) -> None:
     texts = ["甲乙丙丁", "戊己庚辛", "甲乙 丙丁\n", "甲乙丙丁。", "戊己庚辛"]
-    assert verdicts(tmp_path, texts, DedupOptions(near=False)) == [KEPT, KEPT, EXACT, KEPT, EXACT]
+    assert verdicts(tmp_path, texts, DedupOptions(near=False)) == [UNIQUE, UNIQUE, EXACT_DUPLICATE, UNIQUE, EXACT_DUPLICATE]
 
 
-def test_texts_without_shingles_are_no_near_copies_of_each_other(tmp_path: Path) -> None:
+def test_texts_without_shingles_are_not_near_duplicates(tmp_path: Path) -> None:
     """All of them have the empty signature: taken for equal, every short or symbol-only text would go."""
     texts = ["甲乙", "丙丁", "————", "！！！！！！！", "甲乙"]
-    assert verdicts(tmp_path, texts) == [KEPT, KEPT, KEPT, KEPT, EXACT]
+    assert verdicts(tmp_path, texts) == [UNIQUE, UNIQUE, UNIQUE, UNIQUE, EXACT_DUPLICATE]
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (DedupOptions(near=False), [KEPT, EXACT, KEPT]),
-        (DedupOptions(exact=False), [KEPT, NEAR, NEAR]),
-        (DedupOptions(exact=False, near=False), [KEPT, KEPT, KEPT]),
+        (DedupOptions(near=False), [UNIQUE, EXACT_DUPLICATE, UNIQUE]),
+        (DedupOptions(exact=False), [UNIQUE, NEAR_DUPLICATE, NEAR_DUPLICATE]),
+        (DedupOptions(exact=False, near=False), [UNIQUE, UNIQUE, UNIQUE]),
     ],
 )
-def test_each_kind_can_be_left_out(tmp_path: Path, options: DedupOptions, expected: list[int]) -> None:
+def test_each_dedup_kind_can_be_disabled(tmp_path: Path, options: DedupOptions, expected: list[int]) -> None:
     text = "".join(chr(0x4E00 + i * 7) for i in range(2000))
     assert verdicts(tmp_path, [text, text, text[:1990] + "一二三"], options) == expected
 
 
-def test_the_verdict_is_the_same_however_documents_are_batched_and_partitioned(
+def test_dedup_is_independent_of_batching_and_partitioning(
     articles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = articles + [edited(text, 0.01, 3) for text in articles[::3]] + articles[::5]
     wanted = verdicts(tmp_path / "a", texts)
-    assert {KEPT, EXACT, NEAR} == set(wanted)
-    monkeypatch.setattr(dedup, "_PARTITION", 50)
+    assert {UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE} == set(wanted)
+    monkeypatch.setattr(dedup, "_PARTITION_SIZE", 50)
     assert verdicts(tmp_path / "b", texts, batch=7) == wanted
 
 
-def test_a_crowd_of_equal_signatures_takes_linear_time(tmp_path: Path) -> None:
+def test_many_equal_signatures_take_linear_time(tmp_path: Path) -> None:
     """Comparing all pairs of a boilerplate page that occurs 50,000 times would never end."""
     count = 50_000
     signatures = np.tile(signature("一二三四五六七八九十" * 20), (count, 1))
     digests = np.arange(2 * count, dtype=np.uint64).reshape(-1, 2)
     found = Deduplicator(tmp_path / "dedup", DedupOptions())
     found.add(digests, signatures)
-    result = found.resolve()
-    assert result[0] == KEPT
-    assert (result[1:] == NEAR).all()
+    result = found.find_duplicates()
+    assert result[0] == UNIQUE
+    assert (result[1:] == NEAR_DUPLICATE).all()
 
 
-def test_long_documents_are_signed_by_an_even_sample_of_bounded_size() -> None:
+def test_long_documents_use_bounded_shingle_sample() -> None:
     text = "".join(chr(random.Random(1).randrange(0x4E00, 0x9000)) for _ in range(10)) + "".join(
         chr(0x4E00 + (i * i) % 20000) for i in range(300_000)
     )
-    assert len(shingles(text)) <= dedup.SHINGLE_LIMIT
-    assert len(shingles("一" * 100_000)) == 1
+    assert len(hash_shingles(text)) <= dedup.MAX_SHINGLES
+    assert len(hash_shingles("一" * 100_000)) == 1
 
 
-def test_bands_catch_what_is_above_the_threshold() -> None:
+def test_lsh_bands_find_pairs_above_threshold() -> None:
     for threshold in (0.6, 0.8, 0.9):
-        count, rows = bands(threshold)
-        assert count * rows <= dedup.PERMUTATIONS
+        count, rows = choose_lsh_bands(threshold)
+        assert count * rows <= dedup.NUM_PERMUTATIONS
         assert 1 - (1 - (threshold + 0.05) ** rows) ** count > 0.95
 
 

@@ -10,8 +10,8 @@ import pytest
 from common.errors import UserError
 from data.records import BadRecord, Document
 from data.sources import SOURCES
-from data.sources.base import Hub, Source
-from data.sources.hub import hub_records, is_hub
+from data.sources.base import HubDataset, Source
+from data.sources.hub import read_hub_records, is_hub_input
 
 WAYS = pytest.mark.parametrize("way", ["hub", "hub-download"])
 
@@ -48,46 +48,46 @@ def zhihu(folder: Path, text: bytes) -> tuple[Source, Path]:
     path = folder / "qa" / "20230196" / "zhihu" / "0.jsonl.gz"
     path.parent.mkdir(parents=True)
     path.write_bytes(gzip.compress(text))
-    hub = Hub("liwu/MNBVC", "qa_zhihu", f"{folder}/{{folder}}/*.jsonl.gz")
+    hub = HubDataset("liwu/MNBVC", "qa_zhihu", f"{folder}/{{folder}}/*.jsonl.gz")
     return dataclasses.replace(SOURCES["mnbvc_qa"], hub=hub), path
 
 
 @WAYS
 def test_a_table_gives_its_rows(tmp_path: Path, way: str) -> None:
     local = wiki(tmp_path / "wiki")
-    found = [local.decode(raw) for raw in hub_records(local, way)]
+    found = [local.try_parse(raw) for raw in read_hub_records(local, way)]
     assert found == [Document("数学\n\n内容"), Document("乙\n\n丙")]
     with pytest.raises(UserError, match=rf"--input {way}:20991231\.zh: .*cannot be (streamed|downloaded)"):
-        list(hub_records(local, f"{way}:20991231.zh"))
+        list(read_hub_records(local, f"{way}:20991231.zh"))
 
 
 @WAYS
-def test_native_files_give_lines_whatever_their_types(tmp_path: Path, way: str) -> None:
+def test_native_hub_files_give_lines_for_any_type(tmp_path: Path, way: str) -> None:
     """Ids that are numbers here and text there must not end the records, and bad lines are counted."""
     rows = [json.dumps({"id": i if i % 2 else str(i), "问": "问", "答": str(i)}, ensure_ascii=False) for i in range(5)]
     source, _ = zhihu(tmp_path, "\n".join([*rows, "{broken", ""]).encode())
-    found = [source.decode(raw) for raw in hub_records(source, way)]
+    found = [source.try_parse(raw) for raw in read_hub_records(source, way)]
     assert found[:5] == [Document(f"问\n{i}") for i in range(5)]
     assert isinstance(found[5], BadRecord) and found[5].line == 6
 
 
-def test_only_a_download_keeps_the_dataset_and_the_rows_are_the_same(tmp_path: Path, cache: Path) -> None:
+def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) -> None:
     """Streaming that fills the disk; a download that streams all the same, or gives other records."""
     lines = [json.dumps({"id": i, "问": f"问{i}", "答": f"\u2028答\r{i}"}, ensure_ascii=False) for i in range(3000)]
     source, _ = zhihu(tmp_path, "\n\n".join(lines).encode())
-    streamed = list(hub_records(source, "hub"))
+    streamed = list(read_hub_records(source, "hub"))
     assert not list(cache.rglob("*.arrow"))
-    assert list(hub_records(source, "hub-download")) == streamed and len(streamed) == 3000
+    assert list(read_hub_records(source, "hub-download")) == streamed and len(streamed) == 3000
     assert [raw.data for raw in streamed] == [line.encode() for line in lines]
     assert list(cache.rglob("*.arrow"))
 
 
 @WAYS
-def test_a_file_that_is_cut_short_is_one_line(tmp_path: Path, way: str) -> None:
+def test_truncated_file_gives_one_line_error(tmp_path: Path, way: str) -> None:
     source, path = zhihu(tmp_path, b'{"id": 1}\n' * 50_000)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"--input hub.* cannot be (streamed|downloaded): .*end-of-stream") as caught:
-        list(hub_records(source, way))
+        list(read_hub_records(source, way))
     assert "\n" not in str(caught.value)
 
 
@@ -95,11 +95,11 @@ def test_a_file_that_is_cut_short_is_one_line(tmp_path: Path, way: str) -> None:
     ("hub", True), ("hub:x", True), ("hub-download", True), ("hub-download:x", True),
     ("hubs", False), ("hub-downloads/a", False), ("./hub", False), ("download", False),
 ])
-def test_files_are_not_taken_for_the_hub(text: str, is_one: bool) -> None:
-    assert is_hub(text) == is_one
+def test_local_files_are_not_treated_as_hub_datasets(text: str, is_one: bool) -> None:
+    assert is_hub_input(text) == is_one
 
 
 @WAYS
-def test_a_source_without_a_place_on_the_hub_says_so(way: str) -> None:
+def test_source_without_hub_dataset_gives_clear_error(way: str) -> None:
     with pytest.raises(UserError, match=f"--input {way}: source text has no place on the hub"):
-        list(hub_records(SOURCES["text"], way))
+        list(read_hub_records(SOURCES["text"], way))

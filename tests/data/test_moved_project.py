@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import write_manifest, write_sealed
-from data.shards import FORMAT, ShardSet, shard_sets_of_run
+from common.files import write_manifest, write_checksummed_json
+from data.shards import SHARD_FORMAT, ShardSet, load_run_shard_sets
 
 
 @pytest.fixture
@@ -19,46 +19,46 @@ def project(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         shutil.copytree(shard_set, folder)
     data = [{"set": ShardSet.open(folder).fingerprint, "weight": 1.0} for folder in folders]
     (old / "runs" / "x" / "checkpoints" / "step-00000010").mkdir(parents=True)
-    write_sealed(old / "runs" / "x" / "run.json", {"shards": list(map(str, folders)), "fingerprints": {"data": data}})
+    write_checksummed_json(old / "runs" / "x" / "run.json", {"shards": list(map(str, folders)), "fingerprints": {"data": data}})
     old.rename(new)
     monkeypatch.chdir(new)
     return new
 
 
 @pytest.mark.parametrize("run", ["runs/x", "runs/x/checkpoints/step-00000010"])
-def test_a_run_of_a_moved_project_finds_its_sets(project: Path, run: str) -> None:
+def test_moved_project_run_finds_its_shard_sets(project: Path, run: str) -> None:
     """A run that cannot be measured any more because its project's folder has another name."""
-    assert [each.folder for each in shard_sets_of_run(Path(run))] == [Path("prepared/sample-12345678"), Path("mine")]
+    assert [each.folder for each in load_run_shard_sets(Path(run))] == [Path("prepared/sample-12345678"), Path("mine")]
 
 
-def test_a_run_that_was_copied_out_and_one_that_is_named_from_outside_find_their_sets(
+def test_copied_and_external_runs_find_their_shard_sets(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sets that are sought in one place only: here, or beside the run."""
     monkeypatch.chdir(tmp_path)
-    assert [each.folder for each in shard_sets_of_run(Path("new/runs/x"))][1] == project / "mine"
+    assert [each.folder for each in load_run_shard_sets(Path("new/runs/x"))][1] == project / "mine"
     shutil.copytree(project / "runs" / "x", tmp_path / "usb" / "x")
     monkeypatch.chdir(project)
-    assert len(shard_sets_of_run(tmp_path / "usb" / "x")) == 2
+    assert len(load_run_shard_sets(tmp_path / "usb" / "x")) == 2
 
 
-def test_a_set_of_the_same_name_with_other_bytes_is_not_taken(project: Path) -> None:
+def test_same_named_set_with_different_bytes_is_not_used(project: Path) -> None:
     """A model measured on the text of another preparation; a line that does not say what is missing."""
     tokens = project / "mine" / "train-00000.tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-2] + b"\x00\x01")
-    write_manifest(project / "mine", {"format": FORMAT, "kind": "documents"})
+    write_manifest(project / "mine", {"format": SHARD_FORMAT, "kind": "documents"})
     assert ShardSet.open(project / "mine", checksums=True)
     with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, and prepared/mine .*--data") as said:
-        shard_sets_of_run(Path("runs/x"))
+        load_run_shard_sets(Path("runs/x"))
     assert "\n" not in str(said.value)
 
 
-def test_a_continued_run_of_a_moved_project_replays_its_text(project: Path) -> None:
+def test_moved_project_continued_run_replays_its_text(project: Path) -> None:
     """Fine-tuning with replay that cannot go on because the project's folder has another name; text of other bytes in it."""
-    from train.initial_checkpoint import Base, replayed
+    from train.initial_checkpoint import InitialCheckpoint, open_replay_set
 
-    base = Base(None, project / "tokenizer", "none")
-    assert replayed(Path("runs/x"), base, 1).folder == Path("mine")
+    base = InitialCheckpoint(None, project / "tokenizer", "none")
+    assert open_replay_set(Path("runs/x"), base, 1).folder == Path("mine")
     shutil.rmtree(project / "mine")
     with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, .*put it back, or name a new run"):
-        replayed(Path("runs/x"), base, 1)
+        open_replay_set(Path("runs/x"), base, 1)

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.readers import files
-from data.readers.json_array import Elements
-from data.readers.files import RawRecord, records
+from data.readers.json_array import JsonArrayReader
+from data.readers.files import RawRecord, read_records
 from data.records import BadRecord
 
 
 def elements(data: bytes, block: int = 1 << 20, limit: int = 1 << 20) -> list[tuple[int, bytes, str | None]]:
-    return list(Elements((data[at:at + block] for at in range(0, len(data), block)), limit))
+    return list(JsonArrayReader((data[at:at + block] for at in range(0, len(data), block)), limit))
 
 
 def whole(found: list[tuple[int, bytes, str | None]]) -> list[bytes]:
@@ -38,7 +38,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def read(path: Path) -> tuple[list[RawRecord], list[BadRecord]]:
-    found = list(records(path))
+    found = list(read_records(path))
     return [r for r in found if isinstance(r, RawRecord)], [r for r in found if isinstance(r, BadRecord)]
 
 
@@ -52,7 +52,7 @@ def parsed(path: Path) -> list[object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"])
-def test_a_real_list_gives_what_the_standard_parser_gives(shared: Path, name: str) -> None:
+def test_real_json_array_matches_standard_parser(shared: Path, name: str) -> None:
     path = shared / "data" / "sft" / name
     good, bad = read(path)
     assert not bad
@@ -61,14 +61,14 @@ def test_a_real_list_gives_what_the_standard_parser_gives(shared: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["dialog_release.json.gz", "dialog_release.test.json"])
-def test_the_samples_lists_are_read_whole(root: Path, name: str) -> None:
+def test_sample_json_arrays_are_read_completely(root: Path, name: str) -> None:
     path = root / "assets" / "sample" / "sft" / "naturalconv" / name
     good, bad = read(path)
     assert not bad and len(good) > 50
     assert [orjson.loads(record.data) for record in good] == parsed(path)
 
 
-def test_the_real_malformed_list_loses_nothing(shared: Path) -> None:
+def test_real_malformed_json_array_loses_no_records(shared: Path) -> None:
     """It ends in a comma: all its elements are there, and the comma is one bad record."""
     path = shared / "data" / "malformed" / "alpaca_invalid.json"
     with pytest.raises(json.JSONDecodeError):
@@ -79,7 +79,7 @@ def test_the_real_malformed_list_loses_nothing(shared: Path) -> None:
     assert [(record.line, record.reason) for record in bad] == [(len(mended) + 1, "there is a comma and no element")]
 
 
-def test_one_spoilt_element_of_a_real_list_costs_only_itself(root: Path, write: Callable[..., Path]) -> None:
+def test_bad_element_in_real_array_rejects_only_itself(root: Path, write: Callable[..., Path]) -> None:
     """Prevents a quotation mark too few from silently ending the file: one bad record would pass for one of a thousand."""
     path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.test.json"
     data, rows = path.read_bytes(), parsed(path)
@@ -96,7 +96,7 @@ def test_one_spoilt_element_of_a_real_list_costs_only_itself(root: Path, write: 
 # What is written comes out
 
 
-def test_bytes_come_out_as_they_were_written(write: Callable[..., Path]) -> None:
+def test_element_bytes_are_unchanged(write: Callable[..., Path]) -> None:
     """Prevents numbers through floats (a simhash is a uint64) and characters replaced on the way."""
     written = [
         b'{"simhash": 18446744073709551615, "x": 0.10000000000000000555, "y": 1E400, "z": -0.0}',
@@ -111,7 +111,7 @@ def test_bytes_come_out_as_they_were_written(write: Callable[..., Path]) -> None
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n \t", b"\xef\xbb\xbf\r\n"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_list_is_told_by_its_first_character(write: Callable[..., Path], start: bytes, packed: bool) -> None:
+def test_json_array_is_detected_by_first_character(write: Callable[..., Path], start: bytes, packed: bool) -> None:
     data = start + b'[{"a": 1},\n{"a": 2}]'
     good, bad = read(write(gzip.compress(data) if packed else data))
     assert ([record.data for record in good], bad) == ([b'{"a": 1}', b'{"a": 2}'], [])
@@ -122,7 +122,7 @@ def test_an_empty_list_has_no_records(write: Callable[..., Path], data: bytes) -
     assert read(write(data)) == ([], [])
 
 
-def test_lists_one_after_another_are_all_read(write: Callable[..., Path]) -> None:
+def test_concatenated_arrays_are_all_read(write: Callable[..., Path]) -> None:
     """As `cat a.json b.json` makes them."""
     assert [record.data for record in read(write(b'[{"a":1}]\n[{"a":2},{"a":3}]'))[0]] == [
         b'{"a":1}', b'{"a":2}', b'{"a":3}'
@@ -139,7 +139,7 @@ VALUES = st.recursive(
 @pytest.mark.slow
 @given(st.lists(VALUES, max_size=8), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans())
 @settings(deadline=None, max_examples=200)
-def test_any_list_in_blocks_of_any_size(values: list[object], block: int, indent: int | None, ascii_: bool) -> None:
+def test_any_array_parses_at_any_block_size(values: list[object], block: int, indent: int | None, ascii_: bool) -> None:
     """A block may end inside a number, a character, an escape or a name."""
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_).encode("utf-8", "surrogatepass")
     found = elements(data, block)
@@ -174,13 +174,13 @@ def test_any_list_in_blocks_of_any_size(values: list[object], block: int, indent
     ],
 )
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
-def test_a_fault_is_a_bad_record_in_its_place(data: bytes, good: list[object], bad: list[int], block: int) -> None:
+def test_syntax_error_is_a_bad_record_at_its_position(data: bytes, good: list[object], bad: list[int], block: int) -> None:
     found = elements(data, block)
     assert [orjson.loads(text)["a"] for text in whole(found)] == good
     assert [number for number, _, problem in found if problem] == bad
 
 
-def test_an_element_whose_own_list_opens_alike_is_not_taken_apart() -> None:
+def test_nested_array_element_is_not_split() -> None:
     """Reading on after a fault looks for the first element's opening, not for any object."""
     rows = [{"id": "x", "turns": [{"from": "a", "value": str(number)}, {"from": "b"}]} for number in range(4)]
     data = json.dumps(rows).encode().replace(b'"value": "1"', b'"value": "1')
@@ -193,7 +193,7 @@ def test_an_element_whose_own_list_opens_alike_is_not_taken_apart() -> None:
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1, max_size=3), min_size=1, max_size=6),
        st.data(), st.integers(1, 60))
 @settings(deadline=None, max_examples=200)
-def test_a_list_cut_anywhere_keeps_all_that_was_whole(rows: list[object], draw: st.DataObject, block: int) -> None:
+def test_truncated_array_keeps_complete_elements(rows: list[object], draw: st.DataObject, block: int) -> None:
     texts = [json.dumps(row).encode() for row in rows]
     ends = list(itertools.accumulate([1 + len(texts[0]), *(1 + len(text) for text in texts[1:])]))
     data = b"[" + b",".join(texts) + b"]"
@@ -208,28 +208,28 @@ def test_a_list_cut_anywhere_keeps_all_that_was_whole(rows: list[object], draw: 
 
 @given(st.binary(max_size=80), st.integers(1, 80))
 @settings(deadline=None, max_examples=200)
-def test_any_bytes_after_the_bracket_end_without_a_crash(data: bytes, block: int) -> None:
+def test_arbitrary_bytes_after_bracket_do_not_crash(data: bytes, block: int) -> None:
     for number, text, problem in elements(b"[" + data, block):
         assert number >= 1 and bool(problem) != bool(text)
 
 
-def test_an_element_over_the_limit_is_bad_and_the_others_stay(
+def test_oversized_element_is_bad_and_others_are_kept(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "LINE_LIMIT", 1 << 20)
-    monkeypatch.setattr(files, "BLOCK", 1 << 14)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 14)
     long = b'{"a": "' + b"x" * (3 << 20) + b'"}'
     good, bad = read(write(b'[{"a": 1}, ' + long + b', {"a": 3}]'))
     assert [record.data for record in good] == [b'{"a": 1}', b'{"a": 3}']
     assert [record.line for record in bad] == [2] and "longer than 1 MB" in bad[0].reason
 
 
-def test_brackets_without_end_are_one_bad_record() -> None:
+def test_unclosed_brackets_are_one_bad_record() -> None:
     found = elements(b"[" * 100_000)
     assert len(found) == 1 and found[0][2]
 
 
-def test_a_damaged_gzip_keeps_what_came_before_and_says_so(write: Callable[..., Path], root: Path) -> None:
+def test_damaged_gzip_keeps_prefix_and_reports_error(write: Callable[..., Path], root: Path) -> None:
     path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.json.gz"
     data = path.read_bytes()
     good, bad = read(write(data[:len(data) // 2]))
@@ -249,7 +249,7 @@ def test_memory_stays_flat_over_a_long_list(tmp_path: Path) -> None:
             file.write(b'%s{"text": "%s"}' % (b", " if index else b"", b"%d" % index * 4000))
         file.write(b"]")
     tracemalloc.start()
-    count = sum(isinstance(record, RawRecord) for record in records(path))
+    count = sum(isinstance(record, RawRecord) for record in read_records(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 2000
@@ -261,11 +261,11 @@ def test_progress_adds_up_to_the_files_size(write: Callable[..., Path], packed: 
     data = json.dumps([{"a": "b" * 1000}] * 3000).encode()
     path = write(gzip.compress(data) if packed else data)
     told: list[int] = []
-    assert len(list(records(path, told.append))) == 3000
+    assert len(list(read_records(path, told.append))) == 3000
     assert sum(told) == path.stat().st_size and min(told) >= 0
 
 
-def test_blocks_are_read_only_as_they_are_needed() -> None:
+def test_blocks_are_read_lazily() -> None:
     """Prevents a list of many gigabytes from being taken in before its first element is given out."""
     taken = []
 
@@ -274,5 +274,5 @@ def test_blocks_are_read_only_as_they_are_needed() -> None:
             taken.append(number)
             yield b"[" * (number == 0) + b'{"a": 1}, ' * 100
 
-    given_out = list(itertools.islice(Elements(blocks(), 1 << 20), 1000))
+    given_out = list(itertools.islice(JsonArrayReader(blocks(), 1 << 20), 1000))
     assert len(given_out) == 1000 and len(taken) < 15

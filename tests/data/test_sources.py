@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.readers import files
-from data.readers.files import RawRecord, expand, records, stretches
+from data.readers.files import RawRecord, expand_inputs, read_records, read_chunks
 from data.records import BadRecord, Document
 from data.sources import SOURCES, find_source
-from data.sources.base import BadRow
+from data.sources.base import SchemaError
 from data.sources.wikipedia import strip_markup
 
 
 def texts(name: str, path: Path) -> list[str]:
-    found = list(find_source(name).open(path))
+    found = list(find_source(name).iter_records(path))
     assert not [record for record in found if isinstance(record, BadRecord)]
     return [record.text for record in found if isinstance(record, Document)]
 
@@ -77,7 +77,7 @@ def test_mnbvc_article_keeps_repeated_paragraphs_in_order(shared: Path, write: C
     assert flagged > 5
 
 
-def test_wiki_zh_2019_does_not_double_the_title(shared: Path) -> None:
+def test_wiki_zh_2019_does_not_duplicate_title(shared: Path) -> None:
     path = shared / "data" / "pretrain" / "wiki_zh_2019" / "AA" / "wiki_00"
     for text in texts("wiki_zh_2019", path):
         first, _, rest = text.partition("\n\n")
@@ -87,7 +87,7 @@ def test_wiki_zh_2019_does_not_double_the_title(shared: Path) -> None:
 
 def test_malformed_real_file_is_quarantined_line_by_line(shared: Path) -> None:
     path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"
-    found = list(SOURCES["jsonl"].open(path))
+    found = list(SOURCES["jsonl"].iter_records(path))
     assert all(isinstance(record, BadRecord) for record in found)
     assert len(found) == sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
 
@@ -131,8 +131,8 @@ def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Pat
         ("jsonl:content", {"text": "a"}, "no field 'content'"),
     ],
 )
-def test_wrong_schema_is_named(name: str, row: object, reason: str) -> None:
-    with pytest.raises(BadRow, match=reason):
+def test_wrong_schema_error_names_the_key(name: str, row: object, reason: str) -> None:
+    with pytest.raises(SchemaError, match=reason):
         find_source(name).parse(orjson.dumps(row))
 
 
@@ -142,12 +142,12 @@ def test_jsonl_reads_the_named_field(write: Callable[..., Path]) -> None:
     assert texts("jsonl:content", path) == ["乙"]
 
 
-def test_unknown_source_is_named_with_those_there_are() -> None:
+def test_unknown_source_error_lists_known_sources() -> None:
     with pytest.raises(UserError, match=r"wikis: there is no such source.*wikipedia"):
         find_source("wikis")
 
 
-def test_wikipedia_is_simplified_with_title_first_once(write: Callable[..., Path]) -> None:
+def test_wikipedia_is_simplified_with_single_leading_title(write: Callable[..., Path]) -> None:
     rows = [
         {"id": "1", "url": "u", "title": "數學", "text": "數學是研究數量的學科。\n\n參考文獻"},
         {"id": "2", "url": "u", "title": "數學", "text": "數學\n\n數學是學科。"},
@@ -155,7 +155,7 @@ def test_wikipedia_is_simplified_with_title_first_once(write: Callable[..., Path
     assert texts("wikipedia", write(rows)) == ["数学\n\n数学是研究数量的学科。", "数学\n\n数学是学科。"]
 
 
-def test_wikipedia_parquet_gives_what_jsonl_gives(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_wikipedia_parquet_matches_jsonl(write: Callable[..., Path], tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -164,11 +164,11 @@ def test_wikipedia_parquet_gives_what_jsonl_gives(write: Callable[..., Path], tm
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     told: list[int] = []
     assert texts("wikipedia", path) == texts("wikipedia", write(list(rows)))
-    assert len(list(records(path, told.append))) == 600
+    assert len(list(read_records(path, told.append))) == 600
     assert sum(told) == path.stat().st_size
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="not a whole parquet file"):
-        list(records(path))
+        list(read_records(path))
 
 
 @pytest.mark.parametrize(
@@ -188,14 +188,14 @@ def test_wikipedia_parquet_gives_what_jsonl_gives(write: Callable[..., Path], tm
         ("a[i] = b[0] || c", "a[i] = b[0] || c"),
     ],
 )
-def test_wiki_leftovers_go_and_formulas_stay(text: str, expected: str) -> None:
+def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> None:
     assert strip_markup(text) == expected
 
 
 # Plain text
 
 
-def test_a_text_file_is_one_document_and_a_huge_one_is_cut_between_paragraphs(tmp_path: Path) -> None:
+def test_text_file_is_one_document_and_huge_one_splits_at_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("第一段\n\n第二段\n", encoding="utf-8")
     assert texts("text", path) == ["第一段\n\n第二段\n"]
@@ -211,26 +211,26 @@ def test_a_text_file_is_one_document_and_a_huge_one_is_cut_between_paragraphs(tm
     st.lists(st.sampled_from(["甲", "乙乙", "\n", "\n\n", " ", "x" * 9, "\r\n", "\t"]), max_size=60), st.integers(1, 40)
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_stretches_lose_nothing_but_blank_ends(tmp_path: Path, pieces: list[str], bound: int) -> None:
+def test_segments_lose_only_surrounding_whitespace(tmp_path: Path, pieces: list[str], bound: int) -> None:
     path, text = tmp_path / "a.txt", "".join(pieces)
     path.write_text(text, encoding="utf-8", newline="")
-    found = [record.data for record in stretches(path, bound) if isinstance(record, RawRecord)]
+    found = [record.data for record in read_chunks(path, bound) if isinstance(record, RawRecord)]
     assert b"".join(found).rstrip() == text.encode().rstrip()
 
 
-def test_a_line_beyond_the_limit_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LINE_LIMIT", 1000)
+def test_overlong_line_is_split_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.txt"
     path.write_text("a" + "字😀é" * 3000, encoding="utf-8")
-    found = [record.data.decode() for record in stretches(path, 5000) if isinstance(record, RawRecord)]
+    found = [record.data.decode() for record in read_chunks(path, 5000) if isinstance(record, RawRecord)]
     assert "".join(found) == "a" + "字😀é" * 3000
     assert len(found) > 2
 
 
-def test_text_that_is_not_utf8_names_line_and_cure(tmp_path: Path) -> None:
+def test_non_utf8_text_error_names_line_and_advice(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("好\n".encode() + "坏的一行\n".encode("gbk"))
-    (bad,) = SOURCES["text"].open(path)
+    (bad,) = SOURCES["text"].iter_records(path)
     assert isinstance(bad, BadRecord)
     assert "line 2" in bad.reason and "gb18030" in bad.reason
 
@@ -239,7 +239,7 @@ def test_text_that_is_not_utf8_names_line_and_cure(tmp_path: Path) -> None:
 
 
 def counts(path: Path) -> tuple[int, int]:
-    found = list(SOURCES["jsonl"].open(path))
+    found = list(SOURCES["jsonl"].iter_records(path))
     bad = [record for record in found if isinstance(record, BadRecord)]
     return len(found) - len(bad), len(bad)
 
@@ -261,7 +261,7 @@ def counts(path: Path) -> tuple[int, int]:
         ('{"text": "a"}\n'.encode("utf-16"), (0, 2)),
     ],
 )
-def test_bad_bytes_are_bad_records_not_crashes(
+def test_invalid_bytes_are_bad_records(
     write: Callable[..., Path], data: bytes, expected: tuple[int, int]
 ) -> None:
     assert counts(write(data)) == expected
@@ -271,13 +271,13 @@ def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_is_bad(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert counts(write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')) == (2, 0)
-    monkeypatch.setattr(files, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
     path = write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')
     assert counts(path) == (1, 1)
-    assert [record.line for record in SOURCES["jsonl"].open(path) if isinstance(record, BadRecord)] == [1]
+    assert [record.line for record in SOURCES["jsonl"].iter_records(path) if isinstance(record, BadRecord)] == [1]
 
 
-def test_a_gzip_cut_short_keeps_what_came_before(tmp_path: Path) -> None:
+def test_truncated_gzip_keeps_preceding_records(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"{i} {os.urandom(200).hex()}"}) for i in range(2000)]
     whole = gzip.compress("\n".join(lines).encode())
     path = tmp_path / "a.jsonl"
@@ -298,7 +298,7 @@ def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
         for index in range(2000):
             file.write(b'{"text": "%s"}\n' % (b"%d" % index * 4000))
     tracemalloc.start()
-    count = sum(1 for _ in SOURCES["jsonl"].open(path))
+    count = sum(1 for _ in SOURCES["jsonl"].iter_records(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 2000
@@ -311,7 +311,7 @@ def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list[bytes]) -> None:
     data = b"\n".join(lines)
-    if data[:2] == b"\x1f\x8b" or any(data.startswith(mark) for mark in (*files._ARCHIVES, b"PAR1")):
+    if data[:2] == b"\x1f\x8b" or any(data.startswith(mark) for mark in (*files._ARCHIVE_MAGIC, b"PAR1")):
         return
     if data.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\v\f")[:1] == b"[":
         return  # One JSON list: test_reading_lists.py
@@ -321,8 +321,8 @@ def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list
     wanted = [number for number, line in enumerate(split, 1) if line.strip(b" \t\r\n\v\f")]
     for name in ("jsonl", "mnbvc", "mnbvc_qa", "wikipedia"):
         assert sum(counts(path)) == len(wanted)
-        assert len(list(SOURCES[name].open(path))) == len(wanted)
-    assert [record.line for record in records(path)] == wanted
+        assert len(list(SOURCES[name].iter_records(path))) == len(wanted)
+    assert [record.line for record in read_records(path)] == wanted
 
 
 @given(
@@ -343,7 +343,7 @@ def test_any_json_is_a_document_or_a_bad_row(value: object) -> None:
     for source in SOURCES.values():
         try:
             assert isinstance(source.parse(orjson.dumps(value)), Document)
-        except BadRow as error:
+        except SchemaError as error:
             assert str(error)
 
 
@@ -355,26 +355,26 @@ def test_expand_takes_files_folders_and_globs_in_a_stable_order(tmp_path: Path) 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     root = str(tmp_path)
-    names = [str(path.relative_to(tmp_path)) for path in expand([root])]
+    names = [str(path.relative_to(tmp_path)) for path in expand_inputs([root])]
     assert names == ["a.jsonl", "b/wiki_00", "b/wiki_01", "c.jsonl/inner.txt"]
     # A folder with a file's name is a folder, and what is named twice is read once.
-    assert [path.name for path in expand([f"{root}/*.jsonl", f"{root}/a.jsonl"])] == ["a.jsonl", "inner.txt"]
+    assert [path.name for path in expand_inputs([f"{root}/*.jsonl", f"{root}/a.jsonl"])] == ["a.jsonl", "inner.txt"]
 
 
 @pytest.mark.parametrize("text", ["nothing.jsonl", "*.nothing", "empty"])
-def test_an_input_that_names_no_file_is_a_users_error(tmp_path: Path, text: str) -> None:
+def test_input_without_files_raises_user_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"--input .*(no such file|no file matches|no files in it)"):
-        expand([str(tmp_path / text)])
+        expand_inputs([str(tmp_path / text)])
 
 
 @pytest.mark.parametrize(("mark", "kind"), [(b"PK\x03\x04", "zip"), (b"\x28\xb5\x2f\xfd", "zstd")])
-def test_an_archive_is_named_with_its_cure(write: Callable[..., Path], mark: bytes, kind: str) -> None:
+def test_archive_input_error_gives_advice(write: Callable[..., Path], mark: bytes, kind: str) -> None:
     with pytest.raises(UserError, match=f"is a {kind} file: unpack it"):
-        list(records(write(mark + b"rest")))
+        list(read_records(write(mark + b"rest")))
 
 
-def test_a_dangling_link_is_a_users_error(tmp_path: Path) -> None:
+def test_dangling_link_raises_user_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match="cannot be read"):
-        list(records(expand([str(tmp_path / "a")])[0]))
+        list(read_records(expand_inputs([str(tmp_path / "a")])[0]))

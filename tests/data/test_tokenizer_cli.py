@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from data.tokenizer.__main__ import main
-from data.tokenizer.texts import BAD_SHARE, read_texts, sample_inputs, sources_of, strings
-from data.tokenizer.train import common_text, pieces_of, sample
-from model.tokenizer.base import FILE, Tokenizer
-from model.tokenizer.sentencepiece_normalize import UNUSED, normalise
+from data.tokenizer.texts import MAX_BAD_SHARE, read_texts, sample_text_inputs, resolve_source_files, parse_strings
+from data.tokenizer.train import common_chinese_text, split_segments, reservoir_sample
+from model.tokenizer.base import TOKENIZER_FILE, Tokenizer
+from model.tokenizer.sentencepiece_normalize import UNUSED, normalize_model
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"
@@ -54,29 +54,29 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     answer = call(*TRAIN, corpus, "--out", out, PYTHONHASHSEED="1")
     assert answer.returncode == 0, answer.stderr
-    assert f"{out / FILE}: 320 ids" in answer.stdout
+    assert f"{out / TOKENIZER_FILE}: 320 ids" in answer.stdout
     return out
 
 
-def test_the_same_text_trains_the_same_bytes(trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_tokenizer_training_is_reproducible(trained: Path, corpus: Path, tmp_path: Path) -> None:
     """SentencePiece's own sampling differs from process to process: nobody could rebuild the shipped tokenizer."""
     answer = call(*TRAIN, corpus, "--out", tmp_path, PYTHONHASHSEED="2")
     assert answer.returncode == 0, answer.stderr
-    assert (tmp_path / FILE).read_bytes() == (trained / FILE).read_bytes()
+    assert (tmp_path / TOKENIZER_FILE).read_bytes() == (trained / TOKENIZER_FILE).read_bytes()
 
 
-def test_a_trained_tokenizer_is_exact_normalised_and_lossless(trained: Path, corpus: Path) -> None:
+def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Path) -> None:
     """Its size shapes the model, and the rest of the project uses it without another import."""
-    serialized = (trained / FILE).read_bytes()
-    assert normalise(serialized, "trained")[0] == serialized
+    serialized = (trained / TOKENIZER_FILE).read_bytes()
+    assert normalize_model(serialized, "trained")[0] == serialized
     tokenizer = Tokenizer(serialized)
-    assert tokenizer.vocabulary_size == 320
+    assert tokenizer.vocab_size == 320
     assert not any(piece.kind == UNUSED for piece in tokenizer.pieces)
     for text in ((corpus / "plain.txt").read_text(encoding="utf-8"), "没见过的字：龘\t😀 </s>\n  x"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_digits_colons_and_line_ends_stay_alone(trained: Path) -> None:
+def test_digits_colons_and_newlines_are_single_tokens(trained: Path) -> None:
     """Numbers cut differently each time, and prompts whose last piece swallows the answer's first character."""
     texts = [piece.text for piece in Tokenizer.load(trained).pieces if not piece.text.startswith("<")]
     for alone in [*"0123456789", "："]:
@@ -85,43 +85,43 @@ def test_digits_colons_and_line_ends_stay_alone(trained: Path) -> None:
     assert any(len(text) > 2 for text in texts)
 
 
-def test_pieces_are_no_longer_than_asked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piece_length_is_limited(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a repetitive corpus whole sentences become pieces, which spell nothing else."""
     run(monkeypatch, "train", "--input", corpus, "--vocabulary", 320, "--longest", 2, "--out", tmp_path)
     assert max(len(piece.text) for piece in Tokenizer.load(tmp_path).pieces if not piece.text.startswith("<")) == 2
 
 
-def test_common_characters_have_ids_although_the_text_lacks_them(
+def test_common_characters_have_ids_even_if_absent_from_text(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small sample lacks half of the usual characters: each would cost three byte tokens in real text."""
     run(monkeypatch, "train", "--input", corpus, "--vocabulary", 4224, "--common_characters", "--out", tmp_path)
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.vocabulary_size == 4224
-    assert len(common_text()) == len(set(common_text())) > 3755 + 94
-    assert all(len(ids) == 1 for ids in tokenizer.encode_batch(list(common_text())))
+    assert tokenizer.vocab_size == 4224
+    assert len(common_chinese_text()) == len(set(common_chinese_text())) > 3755 + 94
+    assert all(len(ids) == 1 for ids in tokenizer.encode_batch(list(common_chinese_text())))
 
 
 def test_the_sample_of_lines_is_bounded_uniform_and_seeded() -> None:
     """A corpus larger than memory must not be collected, and its beginning must not be all that is learnt from."""
     items = [str(number) for number in range(10_000)]
-    chosen = sample(iter(items), 1000, random.Random(0))
-    assert chosen == sample(iter(items), 1000, random.Random(0)) != sample(iter(items), 1000, random.Random(1))
+    chosen = reservoir_sample(iter(items), 1000, random.Random(0))
+    assert chosen == reservoir_sample(iter(items), 1000, random.Random(0)) != reservoir_sample(iter(items), 1000, random.Random(1))
     assert len(set(chosen)) == 1000
     assert 380 < sum(int(item) >= 6000 for item in chosen) < 420 + 30
-    assert sample(iter(items), 20_000, random.Random(0)) == items
+    assert reservoir_sample(iter(items), 20_000, random.Random(0)) == items
 
 
-def test_stretches_hold_all_of_a_text_and_never_a_colon_with_others() -> None:
+def test_segments_cover_the_text_and_isolate_colons() -> None:
     """SentencePiece drops lines that are too long without a word."""
     text = "人类：你好\n" + "长" * 2500 + "\n\n：：x"
-    stretches = list(pieces_of([text]))
+    stretches = list(split_segments([text]))
     assert "".join(stretches) == text.replace("\n", "")
     assert max(map(len, stretches)) == 1000
     assert all(stretch == "：" or "：" not in stretch for stretch in stretches)
 
 
-def test_an_input_may_name_its_source(
+def test_input_can_name_its_source(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sources differ in what of a record is text."""
@@ -135,17 +135,17 @@ def test_an_input_may_name_its_source(
     assert int(capsys.readouterr().out.splitlines()[-1].split()[0]) == question
 
 
-def test_any_record_gives_its_strings_and_no_ids() -> None:
+def test_record_text_excludes_ids() -> None:
     """Conversations have no one text field, and ids and addresses would become pieces."""
-    assert strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text == "问\n答\n了"
-    assert strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
-    assert strings(b"<doc id=0>").text == "" == strings(b"    </short_text>").text
-    assert strings("  <summary>标题</summary>".encode()).text == "标题"
+    assert parse_strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text == "问\n答\n了"
+    assert parse_strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
+    assert parse_strings(b"<doc id=0>").text == "" == parse_strings(b"    </short_text>").text
+    assert parse_strings("  <summary>标题</summary>".encode()).text == "标题"
 
 
-def test_the_sample_is_read_without_what_is_held_out() -> None:
+def test_held_out_sample_files_are_excluded() -> None:
     """Text that a score is measured on must not shape the vocabulary."""
-    files = sources_of(sample_inputs(), None)
+    files = resolve_source_files(sample_text_inputs(), None)
     names = [path.name for _, path in files]
     assert "wikipedia.jsonl" in names and "train.tsv" in names and "PART_I.txt" in names
     assert not any("test" in name or name.startswith(("dev", "PART_II")) for name in names)
@@ -153,7 +153,7 @@ def test_the_sample_is_read_without_what_is_held_out() -> None:
     assert sum(map(len, read_texts(files))) > 500_000
 
 
-def test_import_says_what_it_changed(
+def test_import_reports_changes(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody should wonder why the tokens differ from those of the stock file."""
@@ -165,10 +165,10 @@ def test_import_says_what_it_changed(
     assert "switched: add_dummy_prefix off" in printed
     run(monkeypatch, "import", "--input", tmp_path, "--out", tmp_path / "again")
     assert "switched: nothing" in capsys.readouterr().out
-    assert (tmp_path / "again" / FILE).read_bytes() == (tmp_path / FILE).read_bytes()
+    assert (tmp_path / "again" / TOKENIZER_FILE).read_bytes() == (tmp_path / TOKENIZER_FILE).read_bytes()
 
 
-def test_export_writes_what_transformers_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_tokenizer_loads_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The three files, and a tokenizer.json that the tokenizers library itself accepts."""
     run(monkeypatch, "export", "--tokenizer", SMALL, "--out", tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
@@ -209,7 +209,7 @@ def test_inspect_shows_the_pieces_of_a_text(
         (["inspect", "--tokenizer", "{corpus}/rows.jsonl"], "is not a SentencePiece model"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
+def test_user_error_is_one_line_and_writes_nothing(
     arguments: list[str], message: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tracebacks, or half a tokenizer that a later command takes for a whole one."""
@@ -223,7 +223,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_mistake_exits_with_2() -> None:
+def test_user_error_exits_with_2() -> None:
     """Scripts and make tell the user's mistakes from faults by the exit code."""
     answer = call("export", "--tokenizer", "nowhere", "--out", "x")
     assert answer.returncode == 2
@@ -233,14 +233,14 @@ def test_a_mistake_exits_with_2() -> None:
 def test_a_few_bad_records_do_not_end_training(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real corpora have some; past the threshold the source is the wrong one."""
     rows = (corpus / "rows.jsonl").read_text(encoding="utf-8").splitlines() * 10
-    assert 2 / len(rows) < BAD_SHARE
+    assert 2 / len(rows) < MAX_BAD_SHARE
     (tmp_path / "rows.jsonl").write_text("\n".join([*rows, "{broken", '{"text": 5}']), encoding="utf-8")
     run(monkeypatch, "train", "--input", tmp_path / "rows.jsonl", "--vocabulary", 320, "--out", tmp_path)
-    assert (tmp_path / FILE).exists()
+    assert (tmp_path / TOKENIZER_FILE).exists()
 
 
 @pytest.mark.slow
-def test_the_shipped_tokenizer_is_what_its_command_makes(tmp_path: Path) -> None:
+def test_shipped_tokenizer_is_reproducible(tmp_path: Path) -> None:
     """The sample changed and the tokenizer was not trained again: make it as assets/tokenizer/README.md says."""
     readme = (SMALL / "README.md").read_text(encoding="utf-8")
     lines = [line.strip() for line in readme.splitlines()]
@@ -248,4 +248,4 @@ def test_the_shipped_tokenizer_is_what_its_command_makes(tmp_path: Path) -> None
     assert command.endswith("--out assets/tokenizer")
     answer = call(*command.split()[3:-1], tmp_path)
     assert answer.returncode == 0, answer.stderr
-    assert (tmp_path / FILE).read_bytes() == (SMALL / FILE).read_bytes()
+    assert (tmp_path / TOKENIZER_FILE).read_bytes() == (SMALL / TOKENIZER_FILE).read_bytes()

@@ -13,7 +13,7 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
-from tests.helpers.reports import MEASURES, make_run
+from tests.helpers.reports import VALIDATION_METRICS, write_run
 
 Teach = Callable[[Sequence[tuple[list[int], str]], Path], Path]
 
@@ -31,9 +31,9 @@ def teach(tokenizer: Tokenizer) -> Teach:
             for index in range(number * length + len(prompt) - 1, number * length + len(row) - 1)
         ])
         targets = ids.roll(-1, 1).flatten()[scored]
-        config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                              num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256)
-        model = Llama(config).initialise(0)
+        model = Llama(config).init_weights(0)
         optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
         for _ in range(200):
             loss = model(ids, targets, scored=scored, scale=1 / len(targets))
@@ -44,7 +44,7 @@ def teach(tokenizer: Tokenizer) -> Teach:
                 break
         assert loss.item() < 0.1
         folder.mkdir()
-        weights.save(model, tokenizer, folder)
+        weights.save_checkpoint(model, tokenizer, folder)
         Template().save(folder)
         return folder
 
@@ -66,8 +66,8 @@ def run_command(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., No
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """Two runs of unequal lengths and learning rates."""
-    first = make_run(tmp_path / "a", [5.0, 4.0, 3.0], {
-        20: MEASURES, 30: {**MEASURES, "loss": 2.25, "accuracy": 0.35}, 40: {**MEASURES, "loss": 2.75, "accuracy": 0.3},
+    first = write_run(tmp_path / "a", [5.0, 4.0, 3.0], {
+        20: VALIDATION_METRICS, 30: {**VALIDATION_METRICS, "loss": 2.25, "accuracy": 0.35}, 40: {**VALIDATION_METRICS, "loss": 2.75, "accuracy": 0.3},
     }, optimizer={"lr": 0.25})
-    second = make_run(tmp_path / "b", [6.0, 2.0], {20: MEASURES}, max_steps=20, optimizer={"lr": 0.5})
+    second = write_run(tmp_path / "b", [6.0, 2.0], {20: VALIDATION_METRICS}, max_steps=20, optimizer={"lr": 0.5})
     return first, second

@@ -15,18 +15,18 @@ from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
 
-def test_a_checkpoint_written_meanwhile_is_not_what_was_measured(
+def test_result_names_the_evaluated_step_not_a_newer_one(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Figures of one step, or answers in another step's template, under the number of the step that training wrote while
     the weights were read."""
-    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                          num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
 
     def write(step: int) -> None:
         folder = locate.step_folder(tmp_path, step)
         folder.mkdir(parents=True)
-        weights.save(Llama(config).initialise(step), tokenizer, folder)
+        weights.save_checkpoint(Llama(config).init_weights(step), tokenizer, folder)
         write_manifest(folder, {"step": step})
 
     def load(path: Path, device: torch.device) -> Any:
@@ -36,11 +36,11 @@ def test_a_checkpoint_written_meanwhile_is_not_what_was_measured(
 
     write_json(tmp_path / "run.json", {})
     write(10)
-    real = weights.load
-    monkeypatch.setattr(weights, "load", load)
-    loaded = cli.load(argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu"))
-    assert locate.newest(tmp_path) == 20
-    assert loaded.facts == {"checkpoint": str(tmp_path), "step": 10}
+    real = weights.load_checkpoint
+    monkeypatch.setattr(weights, "load_checkpoint", load)
+    loaded = cli.load_checkpoint(argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu"))
+    assert locate.find_newest_step(tmp_path) == 20
+    assert loaded.provenance == {"checkpoint": str(tmp_path), "step": 10}
     assert loaded.folder == locate.step_folder(tmp_path, 10)
-    expected = Llama(config).initialise(10).lm_head.weight
+    expected = Llama(config).init_weights(10).lm_head.weight
     assert torch.equal(loaded.model.lm_head.weight, expected)

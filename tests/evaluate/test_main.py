@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import write_manifest, write_sealed
-from data.readers.source_args import Group
+from common.files import write_manifest, write_checksummed_json
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
 from evaluate import __main__ as everything
@@ -26,12 +26,12 @@ def summaries(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def named(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of summaries that has a test split, for it was prepared under the sample's name for them."""
     folder = prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", limit=12)
-    write_sealed(folder / "made-from.json", {"name": "sample-csl"})
+    write_checksummed_json(folder / "made-from.json", {"name": "sample-csl"})
     return folder
 
 
 def prepared(root: Path, folder: Path, **options: int) -> Path:
-    group = Group("csl", (str(root / "assets/sample/summary/csl/dev.tsv"),))
+    group = SourceGroup("csl", (str(root / "assets/sample/summary/csl/dev.tsv"),))
     prepare_groups([group], folder, root / "assets/tokenizer", PrepareOptions(workers=1, **options))
     return folder
 
@@ -39,7 +39,7 @@ def prepared(root: Path, folder: Path, **options: int) -> Path:
 def make_run(folder: Path, *sets: Path) -> Path:
     """What a run that was trained on these sets says of itself."""
     opened = [ShardSet.open(each) for each in sets]
-    write_sealed(folder / "run.json", {
+    write_checksummed_json(folder / "run.json", {
         "shards": [str(each.folder) for each in opened],
         "fingerprints": {"data": [{"set": each.fingerprint, "weight": 1.0} for each in opened]}})
     return folder
@@ -52,7 +52,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
     def _measure(*arguments: object) -> list[list[str]]:
         ran: list[list[str]] = []
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(everything, "_run", ran.append)
+        monkeypatch.setattr(everything, "_run_command", ran.append)
         monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
         everything.main()
         return ran
@@ -64,7 +64,7 @@ def after(words: list[str], option: str) -> str:
     return words[words.index(option) + 1]
 
 
-def test_a_mix_is_measured_part_by_part(summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+def test_mixture_is_evaluated_per_dataset(summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
     """A mixed run that cannot be measured at all, or whose parts in equally named folders overwrite each other's figures."""
     sets = [shutil.copytree(each, tmp_path / str(number) / "same") for number, each in enumerate((summaries, shard_set))]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
@@ -73,7 +73,7 @@ def test_a_mix_is_measured_part_by_part(summaries: Path, shard_set: Path, tmp_pa
     assert len({after(words, "--json") for words in ran[:2]}) == 2
 
 
-def test_the_predictions_of_a_mix_lie_apart(named: Path, tmp_path: Path, measure: Measure) -> None:
+def test_mixture_predictions_are_written_separately(named: Path, tmp_path: Path, measure: Measure) -> None:
     """Repetition of one part measured on the answers to another, which were written over its own."""
     sets = [shutil.copytree(named, tmp_path / str(number) / "same") for number in range(2)]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
@@ -82,7 +82,7 @@ def test_the_predictions_of_a_mix_lie_apart(named: Path, tmp_path: Path, measure
     assert written == [after(words, "--score") for words in ran if words[0] == "evaluate.repetition"]
 
 
-def test_every_part_of_a_pretraining_mix_has_its_trigram(shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+def test_each_pretraining_dataset_has_a_trigram_baseline(shard_set: Path, tmp_path: Path, measure: Measure) -> None:
     """Perplexities with nothing beside them, for text in a mix was taken for replay; replay that gets one."""
     sets = [shutil.copytree(shard_set, tmp_path / name) for name in ("wikipedia", "zhihu")]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
@@ -93,7 +93,7 @@ def test_every_part_of_a_pretraining_mix_has_its_trigram(shard_set: Path, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["summaries", "text"])
-def test_a_set_that_holds_nothing_out_stops_nothing(
+def test_dataset_without_validation_split_is_skipped(
     root: Path, shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     """A run whose other figures and report are never made, for want of a dev split."""
@@ -104,14 +104,14 @@ def test_a_set_that_holds_nothing_out_stops_nothing(
         corpus = tmp_path / "corpus.jsonl"
         texts = (chr(0x4E00 + number) * 30 + "，船来了，他们都上了船。" for number in range(9))
         corpus.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
-        prepare_groups([Group("jsonl", (str(corpus),))], folder, root / "assets/tokenizer",
+        prepare_groups([SourceGroup("jsonl", (str(corpus),))], folder, root / "assets/tokenizer",
                        PrepareOptions(workers=1, validation=0))
     ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
     assert [words[0] for words in ran] == ["evaluate.report"]
     assert "holds nothing out" in capsys.readouterr().out
 
 
-def test_what_is_asked_for_reaches_every_command(named: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+def test_options_are_forwarded_to_every_evaluation(named: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
     """`--limit 5` that answers five records and scores a whole dev split; a GPU or int8 asked for and not used."""
     run = make_run(tmp_path / "run", named, shard_set)
     *ran, report = measure("--checkpoint", run, "--limit", 5, "--device", "cpu", "--quantize", "int8")
@@ -128,7 +128,7 @@ def test_what_is_asked_for_reaches_every_command(named: Path, shard_set: Path, t
             measure("--checkpoint", run, "--limit", limit)
 
 
-def test_the_run_that_was_saved_last_is_measured(
+def test_newest_run_is_evaluated(
     shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run whose folder was touched last, or that has not saved anything, taken for the newest; a traceback for none."""
@@ -145,7 +145,7 @@ def test_the_run_that_was_saved_last_is_measured(
     assert "runs/newest is measured" in capsys.readouterr().out
 
 
-def test_a_step_is_measured_as_its_run(
+def test_step_folder_is_evaluated_like_its_run(
     shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The best step, which training names, refused for no run; its figures beside the folder of the weights."""

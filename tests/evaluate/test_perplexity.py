@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.files import MANIFEST
 from data.shards import ShardSet
 from evaluate import perplexity
-from evaluate.scores.lm import Score, score_stream
+from evaluate.scores.lm import LMScore, score_stream
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -24,12 +24,12 @@ from tests.helpers import processes
 
 @pytest.fixture
 def model(tokenizer: Tokenizer) -> Llama:
-    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
-    return Llama(config).initialise(0).eval()
+    return Llama(config).init_weights(0).eval()
 
 
-def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int) -> Score:
+def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int) -> LMScore:
     """The definition, a window at a time."""
     nats, correct, count, letters = 0.0, 0, 0, 0
     for start in range(0, len(stream) - 1, window):
@@ -40,48 +40,48 @@ def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int)
         correct += int((logits.argmax(-1) == ids[1:]).sum())
         count += len(ids) - 1
         letters += int(characters[ids[1:].numpy()].sum())
-    return Score(nats, count, correct, letters)
+    return LMScore(nats, count, correct, letters)
 
 
 @pytest.mark.parametrize("length", [2, 64, 65, 66, 1000])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_windows_cover_every_token_once(model: Llama, tokenizer: Tokenizer, length: int, rows: int) -> None:
     """A mean of batch means, a last window dropped or padded into the score, a result that depends on the batch."""
-    stream = np.random.default_rng(0).integers(0, tokenizer.vocabulary_size, length)
+    stream = np.random.default_rng(0).integers(0, tokenizer.vocab_size, length)
     expected = naive(model, stream, tokenizer.characters_per_id, 64)
     found = score_stream(model, stream, tokenizer.characters_per_id, window=64, rows=rows)
-    assert found.tokens == expected.tokens == length - 1
-    assert (found.correct, found.characters) == (expected.correct, expected.characters)
-    assert found.nats == pytest.approx(expected.nats, rel=1e-5)
+    assert found.num_tokens == expected.num_tokens == length - 1
+    assert (found.num_correct, found.num_characters) == (expected.num_correct, expected.num_characters)
+    assert found.total_nats == pytest.approx(expected.total_nats, rel=1e-5)
 
 
-def test_measures_are_what_their_names_say() -> None:
+def test_metrics_match_their_definitions() -> None:
     """Bits counted in nats, or per token instead of per character."""
-    measures = Score(nats=80 * math.log(2), tokens=40, correct=10, characters=64).measures()
+    measures = LMScore(total_nats=80 * math.log(2), num_tokens=40, num_correct=10, num_characters=64).compute_metrics()
     assert measures["bits_per_character"] == pytest.approx(80 / 64)
     assert measures["perplexity"] == pytest.approx(4.0) and measures["accuracy"] == 0.25
 
 
 def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> Path:
     folder.mkdir()
-    weights.save(model, tokenizer, folder)
+    weights.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
-def test_files_and_the_shard_set_made_of_them_score_alike(
+def test_files_and_their_shard_set_score_equally(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """Another measure for raw files than for prepared ones: the same documents must give the same loss."""
     from common.files import atomic_folder
-    from data.shards import FORMAT, ShardWriter
+    from data.shards import SHARD_FORMAT, ShardWriter
 
     texts = [f"第{number}天，小驼在河边等船。\n船来了，他上了船。" * 30 for number in range(8)]
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
     shards = tmp_path / "shards"
-    with atomic_folder(shards, {"format": FORMAT, "kind": "documents"}) as made:
+    with atomic_folder(shards, {"format": SHARD_FORMAT, "kind": "documents"}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
-        writer = ShardWriter(made, "validation", tokenizer.vocabulary_size)
+        writer = ShardWriter(made, "validation", tokenizer.vocab_size)
         for text in texts:
             writer.add(np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]))
         writer.close()
@@ -93,9 +93,9 @@ def test_files_and_the_shard_set_made_of_them_score_alike(
         figures.append(json.loads(out.read_text(encoding="utf-8")))
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-6)
     assert figures[0]["characters"] == figures[1]["characters"] == sum(map(len, texts))
-    stream = ShardSet.open(shards).split("validation").stream(0, 1 << 40)
+    stream = ShardSet.open(shards).load_split("validation").read_stream(0, 1 << 40)
     assert figures[0]["tokens"] == len(stream) - 1
-    expected = naive(model, stream, tokenizer.characters_per_id, 256).measures()
+    expected = naive(model, stream, tokenizer.characters_per_id, 256).compute_metrics()
     assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
@@ -108,20 +108,20 @@ def test_files_and_the_shard_set_made_of_them_score_alike(
     (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
     (["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"], "--limit 0"),
 ])
-def test_mistakes_get_one_line(model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str) -> None:
     """A traceback for a wrong path."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
-    done = processes.run("evaluate.perplexity", *(str(folder) if word == "CHECKPOINT" else word for word in arguments))
+    done = processes.run_command("evaluate.perplexity", *(str(folder) if word == "CHECKPOINT" else word for word in arguments))
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_checkpoint_round_trips_weights_and_tied_head(model: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Weights lost or changed on the way to the disk; a tied head that comes back untied."""
-    tied = Llama(LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=32, intermediate_size=64,
+    tied = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64,
                              num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
-                             tie_word_embeddings=True)).initialise(3)
+                             tie_word_embeddings=True)).init_weights(3)
     for name, each in (("untied", model), ("tied", tied)):
-        loaded, again = weights.load(save(each, tokenizer, tmp_path / name), torch.device("cpu"))
+        loaded, again = weights.load_checkpoint(save(each, tokenizer, tmp_path / name), torch.device("cpu"))
         assert again.fingerprint == tokenizer.fingerprint and loaded.config == each.config
         for key, tensor in each.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], tensor)
@@ -129,16 +129,16 @@ def test_a_checkpoint_comes_back_as_it_was(model: Llama, tokenizer: Tokenizer, t
     assert not (tmp_path / "tied" / MANIFEST).exists()
 
 
-def test_a_limit_is_one_of_records_in_a_shard_set_too(
+def test_limit_counts_records_in_shard_sets(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
-    from data.readers.source_args import Group
+    from data.readers.source_args import SourceGroup
     from data.prepare.pipeline import PrepareOptions, prepare_groups
 
     folder, csl = save(model, tokenizer, tmp_path / "checkpoint"), root / "assets/sample/summary/csl/dev.tsv"
     options = PrepareOptions(workers=1, limit=12, validation=0)
-    prepare_groups([Group("csl", (str(csl),))], tmp_path / "shards", root / "assets/tokenizer", options)
+    prepare_groups([SourceGroup("csl", (str(csl),))], tmp_path / "shards", root / "assets/tokenizer", options)
     words = ["--checkpoint", str(folder), "--device", "cpu", "--json", str(out := tmp_path / "out.json")]
     scored = []
     for more in (["--data", str(tmp_path / "shards"), "--split", "train"], ["--source", "csl", "--input", str(csl)]):
@@ -150,21 +150,21 @@ def test_a_limit_is_one_of_records_in_a_shard_set_too(
         run_command(perplexity, *words, "--data", str(tmp_path / "shards"))
 
 
-def test_what_does_not_fit_a_row_is_counted(
+def test_records_exceeding_a_row_are_counted(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
-    from data.readers.source_args import Group
+    from data.readers.source_args import SourceGroup
     from data.prepare.pipeline import PrepareOptions, prepare_groups
 
     long = "".join(chr(0x4E00 + 7 * index) for index in range(400))
     talks = [["你好！", "你好，去哪里？"], ["讲个故事吧。", long], ["早上好！", "早。", "后来呢？", long], [long, "知道了。"]]
     corpus = tmp_path / "dialog_release.json"
     corpus.write_text(json.dumps([{"content": talk} for talk in talks], ensure_ascii=False), encoding="utf-8")
-    model.context = 256  # it was trained on rows of so many tokens
+    model.trained_context = 256  # it was trained on rows of so many tokens
     folder = save(model, tokenizer, tmp_path / "checkpoint")
-    prepare_groups([Group("naturalconv", (str(corpus),))], tmp_path / "shards", root / "assets/tokenizer",
+    prepare_groups([SourceGroup("naturalconv", (str(corpus),))], tmp_path / "shards", root / "assets/tokenizer",
                    PrepareOptions(workers=1, validation=0))
     native, shards = ["--source", "naturalconv", "--input", corpus], ["--data", tmp_path / "shards", "--split", "train"]
     for limit, counted in (((), (2, 2, 1)), (("--limit", 2), (1, 1, 0))):
@@ -177,7 +177,7 @@ def test_what_does_not_fit_a_row_is_counted(
                     in capsys.readouterr().out)
 
 
-def test_documents_that_cannot_be_read_are_left_out_aloud(
+def test_unreadable_documents_are_skipped_with_warning(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A count of bad lines of which nobody learns where the first one is."""
@@ -188,7 +188,7 @@ def test_documents_that_cannot_be_read_are_left_out_aloud(
     assert "left out, unreadable: 2 records, the first" in said and "corpus.jsonl line 2" in said
 
 
-def test_a_record_that_cannot_be_read_is_left_out_aloud(
+def test_unreadable_record_is_skipped_with_warning(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -12,8 +12,8 @@ import torch
 from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
-from evaluate.model_answers import Question, ask, questions_of
-from evaluate.reading import PLACES, pair_with_others, place
+from evaluate.model_answers import Question, answer_questions, extract_questions
+from evaluate.reading import ANSWER_PLACES, pair_with_control_passages, locate_answer
 from model.checkpoint import weights
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
@@ -37,12 +37,12 @@ def write(path: Path, passages: dict[str, tuple[str, ...]]) -> Path:
 
 
 @pytest.mark.slow
-def test_a_reader_and_a_parrot_are_told_apart(
+def test_passage_qa_separates_reading_from_guessing(
     run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A control that shows the right passage after all, or turns that are asked without the true turns before them."""
     def prompt(passage: str, answers: tuple[str, ...], turn: int) -> list[int]:
-        return Template().prompt(tokenizer, list(zip(QUESTIONS, answers, strict=True))[:turn], QUESTIONS[turn], passage)
+        return Template().encode_prompt(tokenizer, list(zip(QUESTIONS, answers, strict=True))[:turn], QUESTIONS[turn], passage)
 
     # It answers the first turn from the passage, and the second by heart, whatever the passage says.
     others = {passage: answers for passage, answers in zip(PASSAGES, reversed(PASSAGES.values()), strict=True)}
@@ -70,50 +70,50 @@ def test_a_reader_and_a_parrot_are_told_apart(
     assert "right passage" in printed and "75.0%" in printed and "25.0%" in printed
 
 
-def test_the_control_never_shows_the_right_passage(root: Path) -> None:
+def test_control_passage_is_never_the_right_one(root: Path) -> None:
     """Several records about one passage, one after another or far apart."""
     turns = (Turn("问", "答"), Turn("问", "再答"))
     passages = ["甲", "甲", "乙", "甲", "甲", "丙", "甲"]
-    pairs = pair_with_others([Conversation(turns, passage) for passage in passages], "x")
+    pairs = pair_with_control_passages([Conversation(turns, passage) for passage in passages], "x")
     assert len(pairs) == 14 and all(right.passage != wrong.passage for right, wrong in pairs)
     assert [right.passage for right, _ in pairs] == [passage for passage in passages for _ in turns]
-    assert all((right.question, right.answer, right.before) == (wrong.question, wrong.answer, wrong.before)
+    assert all((right.question, right.answer, right.history) == (wrong.question, wrong.answer, wrong.history)
                for right, wrong in pairs)
-    assert pairs[1][0].before == (("问", "答"),)
+    assert pairs[1][0].history == (("问", "答"),)
     with pytest.raises(UserError, match="at least two passages; there are 1"):
-        pair_with_others([Conversation(turns, "甲")] * 3, "x")
+        pair_with_control_passages([Conversation(turns, "甲")] * 3, "x")
 
 
-def test_places_in_the_passage() -> None:
+def test_answer_position_in_passage() -> None:
     """A third that begins elsewhere than it says; an answer in other words counted as found."""
     passage = "一二三四五六七八九"
     expected = {
         "一": 0, "三": 0, "三四": 1, "四": 1, "五": 1, "六": 1, "七": 2, "九": 2, "三四五六七": 1, " 九 ": 2,
         "十": 3, "": 3, passage: 1,
     }
-    found = {answer: PLACES.index(place(Question((), "问", answer, passage))) for answer in expected}
+    found = {answer: ANSWER_PLACES.index(locate_answer(Question((), "问", answer, passage))) for answer in expected}
     assert found == expected
 
 
-def test_the_sample_asks_at_every_place(root: Path) -> None:
+def test_sample_has_answers_at_every_position(root: Path) -> None:
     """A measure that sees only the beginning of passages: the sample's answers lie evenly, and all of them are found."""
     with gzip.open(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in itertools.islice(file, 300)]
     from data.sources import find_source
 
     records = [find_source("redgpt").parse(json.dumps(row).encode()) for row in rows]
-    places = [place(question) for record in records if isinstance(record, Conversation) for question in questions_of(record)]
-    assert len(places) > 600 and PLACES[3] not in places
-    assert min(places.count(name) for name in PLACES[:3]) > len(places) / 5
+    places = [locate_answer(question) for record in records if isinstance(record, Conversation) for question in extract_questions(record)]
+    assert len(places) > 600 and ANSWER_PLACES[3] not in places
+    assert min(places.count(name) for name in ANSWER_PLACES[:3]) > len(places) / 5
 
 
-def test_questions_without_room_are_left_out(teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_questions_exceeding_context_are_skipped(teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A crash on one long passage, or an answer cut short that counts as wrong."""
-    folder = teach([(Template().prompt(tokenizer, [], "问"), "答")], tmp_path / "model")
-    model, _ = weights.load(folder, torch.device("cpu"))
+    folder = teach([(Template().encode_prompt(tokenizer, [], "问"), "答")], tmp_path / "model")
+    model, _ = weights.load_checkpoint(folder, torch.device("cpu"))
     asked = [Question((), "问", "答", "长" * 300), Question((), "问", "答", "")]
     seen: list[int] = []
-    answers = ask(model, tokenizer, Template(), asked, max_new_tokens=20, on_progress=seen.append)
+    answers = answer_questions(model, tokenizer, Template(), asked, max_new_tokens=20, on_progress=seen.append)
     assert answers[0] is None and answers[1] is not None and answers[1].text == "答" and sum(seen) == 2
 
 
@@ -122,7 +122,7 @@ def test_questions_without_room_are_left_out(teach: Callable[..., Path], tokeniz
     (["--checkpoint", "x"], "say who is asked"),
     (["--checkpoint", "x", "--source", "csl", "--input", "README.md"], "this measures conversations"),
 ])
-def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
     """A traceback, or a share of nothing."""
     with pytest.raises(UserError, match=words):
         run_command(reading, *arguments)

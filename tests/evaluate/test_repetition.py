@@ -12,23 +12,23 @@ import pytest
 from common.errors import UserError
 from common.files import write_json, write_manifest
 from evaluate import repetition, rouge
-from evaluate.scores.repetition import loops, measure
+from evaluate.scores.repetition import is_looping, measure_repetition
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 Run = Callable[..., None]
 
 
-def test_measures_by_hand() -> None:
+def test_repetition_scores_match_hand_computed_values() -> None:
     """N-grams across two answers, distinct counts per answer instead of over all, a share of nothing."""
-    found = measure(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
+    found = measure_repetition(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
     # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁, the last one again; of the second: one, not again.
     assert found.repeated_4grams == pytest.approx(1 / 6)
     assert found.distinct_1 == pytest.approx(4 / 13)
     # Pairs: 甲乙 乙丙 丙丁 丁甲 甲乙 乙丙 丙丁 and 甲乙 乙丙 丙丁.
     assert found.distinct_2 == pytest.approx(4 / 10)
     assert (found.loops, found.empty, found.characters) == (0, 0.25, 13 / 4)
-    assert measure([""]).repeated_4grams == measure([""]).distinct_2 == 0
+    assert measure_repetition([""]).repeated_4grams == measure_repetition([""]).distinct_2 == 0
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -38,9 +38,9 @@ def test_measures_by_hand() -> None:
     ("开头不同，" + "这是一个相当长的句子，它一次又一次地出现。\n" * 4, True),
     ("一、苹果；二、梨子；三、桃子；四、李子；五、杏子；六、枣子。", False), ("", False), ("好", False),
 ], ids=str)
-def test_what_loops(text: str, expected: bool) -> None:
+def test_loops_are_detected(text: str, expected: bool) -> None:
     """A list taken for a loop, laughter taken for one, or a loop of long sentences overlooked."""
-    assert loops(text) is expected
+    assert is_looping(text) is expected
 
 
 def loops_plainly(text: str) -> bool:
@@ -54,18 +54,18 @@ def loops_plainly(text: str) -> bool:
     return False
 
 
-def test_loops_are_found_wherever_they_stand() -> None:
+def test_loops_are_detected_at_any_position() -> None:
     """A stretch missed at the beginning or the end, or counted one too short."""
     draw, found = random.Random(1), []
     for _ in range(400):
         before, unit, after = ("".join(draw.choice("甲乙丙") for _ in range(draw.randrange(low, 9))) for low in (0, 1, 0))
         text = before + unit * draw.randrange(1, 9) + after
-        found.append(loops(text))
+        found.append(is_looping(text))
         assert found[-1] is loops_plainly(text), text
     assert 100 < sum(found) < 300
 
 
-def test_a_file_of_predictions_is_measured(run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_file_is_scored(run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures that are made up where the lines do not say them."""
     file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
     lines = [{"prediction": "我知道。" * 5, "stopped": False}, {"prediction": "好的", "stopped": True, "tokens": 2}]
@@ -79,12 +79,12 @@ def test_a_file_of_predictions_is_measured(run_command: Run, tmp_path: Path, cap
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_asked_what_the_source_asks(
+def test_checkpoint_is_prompted_with_source_questions(
     run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Questions without the true turns before them, answers cut wrongly, special ids in the text, figures of nobody."""
     talk = [("你好", "你好，我是小驼。"), ("你住在哪里？", "我住在驼铃谷。")]
-    prompts = [Template().prompt(tokenizer, talk[:turn], talk[turn][0]) for turn in range(2)]
+    prompts = [Template().encode_prompt(tokenizer, talk[:turn], talk[turn][0]) for turn in range(2)]
     write_json(tmp_path / "run" / "run.json", {})
     (step := tmp_path / "run" / "checkpoints" / "step-00000007").parent.mkdir()
     write_manifest(teach([(prompts[0], talk[0][1]), (prompts[1], "好" * 30)], step), {"step": 7})
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_asked_what_the_source_asks(
     ([{}, {}], {}), ([{"step": 7}, {"step": 8}], {}), ([{"step": 7}, {}], {}), ([{"step": True}] * 2, {}),
     ([{"checkpoint": "runs/a", "step": 7, "weights": "int8"}] * 2, {"checkpoint": "runs/a", "step": 7, "weights": "int8"}),
 ])
-def test_a_file_of_answers_has_the_step_that_all_its_lines_say(
+def test_predictions_file_step_is_common_to_all_lines(
     run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: ModuleType,
     said: list[dict[str, Any]], recorded: dict[str, Any],
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_file_of_answers_has_the_step_that_all_its_lines_say(
     (["--score", "no/such.jsonl"], "no/such.jsonl cannot be read"),
     (["--score", "README.md"], "README.md line 1: not valid JSON"),
 ])
-def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
     """A traceback for a wrong path, or a silent zero."""
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
         run_command(repetition, *arguments)

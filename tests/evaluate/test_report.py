@@ -9,90 +9,90 @@ import pytest
 
 from common.files import write_json
 from evaluate.report.render import MISSING
-from evaluate.report.run_reader import show
-from tests.helpers.reports import MEASURES, SHAPE, make_run, page
+from evaluate.report.run_reader import format_value
+from tests.helpers.reports import VALIDATION_METRICS, MODEL_CONFIG, write_run, render_report
 from train.metrics_log import MetricsLog
 
 
-def test_each_run_says_what_it_is(two: tuple[Path, Path]) -> None:
+def test_report_describes_each_run(two: tuple[Path, Path]) -> None:
     """A table of scores of which nobody knows what was trained, on what, with what."""
-    read = page(*two)
+    read = render_report(*two)
     made = json.loads((two[0] / "run.json").read_text())["made"]
     assert read.tables[0][0] == ["run", f"1 · {two[0]}", f"2 · {two[1]}"]
-    assert made["command"] and read.row("command") == [made["command"]] * 2
-    assert read.row("commit") == [made["commit"] or MISSING] * 2
-    assert read.row("data") == ["sample · dddddddddddd"] * 2
-    assert read.row("tokenizer") == ["100 pieces · eeeeeeeeeeee"] * 2
-    assert read.row("parameters") == [f"{SHAPE.parameters:,} · babyllama-43m"] * 2
-    assert read.row("steps") == ["40 of 100 · 3,000 tokens", "20 of 20 · 2,000 tokens"]
-    assert read.row("device") == ["cpu", "cpu"] and read.row("seed") == ["7", "7"] and read.row("base") == [MISSING] * 2
+    assert made["command"] and read.find_row("command") == [made["command"]] * 2
+    assert read.find_row("commit") == [made["commit"] or MISSING] * 2
+    assert read.find_row("data") == ["sample · dddddddddddd"] * 2
+    assert read.find_row("tokenizer") == ["100 pieces · eeeeeeeeeeee"] * 2
+    assert read.find_row("parameters") == [f"{MODEL_CONFIG.num_parameters:,} · babyllama-43m"] * 2
+    assert read.find_row("steps") == ["40 of 100 · 3,000 tokens", "20 of 20 · 2,000 tokens"]
+    assert read.find_row("device") == ["cpu", "cpu"] and read.find_row("seed") == ["7", "7"] and read.find_row("base") == [MISSING] * 2
 
 
-def test_a_fine_tuned_run_says_what_it_began_with(two: tuple[Path, Path]) -> None:
+def test_report_names_base_of_fine_tuned_run(two: tuple[Path, Path]) -> None:
     """A preset that was never used shown as the shape; the base's shape, of which run.json says nothing, not found."""
     write_json(two[0] / "run.json", {"fingerprints": {"base": "f" * 64}})
     (two[0] / "config.yaml").write_text("base: runs/x\nmodel: {preset: babyllama-43m}\nepochs: 3\nmax_steps: null\n")
-    write_json(two[0] / "checkpoints" / "step-00000040" / "config.json", SHAPE.to_hf())
-    read = page(*two)
-    assert read.row("base", "run") == ["runs/x · ffffffffffff", MISSING]
-    assert read.row("parameters")[0] == f"{SHAPE.parameters:,}" and read.row("tokenizer", "run")[0] == "100 pieces"
-    assert read.row("steps")[0] == "40 of 3 epochs · 3,000 tokens"
+    write_json(two[0] / "checkpoints" / "step-00000040" / "config.json", MODEL_CONFIG.to_hf())
+    read = render_report(*two)
+    assert read.find_row("base", "run") == ["runs/x · ffffffffffff", MISSING]
+    assert read.find_row("parameters")[0] == f"{MODEL_CONFIG.num_parameters:,}" and read.find_row("tokenizer", "run")[0] == "100 pieces"
+    assert read.find_row("steps")[0] == "40 of 3 epochs · 3,000 tokens"
 
 
-def test_last_and_best_figures(two: tuple[Path, Path]) -> None:
+def test_report_shows_last_and_best_metrics(two: tuple[Path, Path]) -> None:
     """The highest loss or the lowest accuracy called best; the last taken for the best; a count ranked."""
     with_final = MetricsLog(two[1], 21)  # of step 20 itself an evaluation without its end would be dropped
     with_final.write("final", 20, loss=2.6, tokens=5000)
     with_final.close()
-    read = page(*two)
-    assert read.row("train loss, last") == ["3.0000 (step 30)", "2.0000 (step 20)"]
-    assert read.row("validation loss, last") == ["2.7500 (step 40)", "2.5000 (step 20)"]
-    assert read.row("validation loss, best")[0] == "2.2500 (step 30)"
-    assert read.row("validation accuracy, best")[0] == "0.4000 (step 20)"
-    assert read.row("validation bits per character, best")[0] == "1.9000 (step 20)"
-    assert read.row("validation tokens") == ["999", "999"]
-    assert read.row("final loss") == [MISSING, "2.6000 (step 20)"]
+    read = render_report(*two)
+    assert read.find_row("train loss, last") == ["3.0000 (step 30)", "2.0000 (step 20)"]
+    assert read.find_row("validation loss, last") == ["2.7500 (step 40)", "2.5000 (step 20)"]
+    assert read.find_row("validation loss, best")[0] == "2.2500 (step 30)"
+    assert read.find_row("validation accuracy, best")[0] == "0.4000 (step 20)"
+    assert read.find_row("validation bits per character, best")[0] == "1.9000 (step 20)"
+    assert read.find_row("validation tokens") == ["999", "999"]
+    assert read.find_row("final loss") == [MISSING, "2.6000 (step 20)"]
 
 
-def test_a_row_that_no_run_has_is_left_out(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_empty_rows_are_omitted(two: tuple[Path, Path], tmp_path: Path) -> None:
     """Four lines of dashes for a final evaluation that no run has had."""
     (young := tmp_path / "young").mkdir()
     (young / "config.yaml").write_text("seed: 1\n")
-    assert not any(row[0].startswith("final") for table in page(*two).tables for row in table)
-    assert not any(set(row[1:]) == {MISSING} for row in page(*two).tables[2])
-    assert not any("loss" in row[0] for table in page(young).tables for row in table)
+    assert not any(row[0].startswith("final") for table in render_report(*two).tables for row in table)
+    assert not any(set(row[1:]) == {MISSING} for row in render_report(*two).tables[2])
+    assert not any("loss" in row[0] for table in render_report(young).tables for row in table)
 
 
-def test_it_is_said_what_was_measured(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_report_names_evaluated_data(two: tuple[Path, Path], tmp_path: Path) -> None:
     """The whole dev split of a fine-tuned run called its beginning; scores of a hundred answers taken for those of all."""
-    tuned, capped = (make_run(tmp_path / name, [3.0], {20: MEASURES}) for name in ("tuned", "capped"))
+    tuned, capped = (write_run(tmp_path / name, [3.0], {20: VALIDATION_METRICS}) for name in ("tuned", "capped"))
     for folder, evaluation in ((tuned, "{examples: 100}"), (capped, "{examples: 20, scored: 1000}")):
         (folder / "config.yaml").write_text(f"base: runs/x\nevaluation: {evaluation}\n")
         log = MetricsLog(folder, 21)
-        log.write("final", 20, **MEASURES)
+        log.write("final", 20, **VALIDATION_METRICS)
         log.write("rouge", 20, rouge_1=0.5, set="csl")
         log.close()
-    read = page(two[0], tuned, capped)
-    assert read.row("validation, measured on") == [
+    read = render_report(two[0], tuned, capped)
+    assert read.find_row("validation, measured on") == [
         "held-out text: the first 200,000 tokens at most", "answers of the dev split: all",
         "answers of the dev split: the first 1,000 examples of each set at most"]
-    assert read.row("final, measured on") == [MISSING, *["answers of the dev split: all"] * 2]
-    assert read.row("rouge csl, measured on") == [
+    assert read.find_row("final, measured on") == [MISSING, *["answers of the dev split: all"] * 2]
+    assert read.find_row("rouge csl, measured on") == [
         MISSING, *(f"greedy answers to the first {count} records of the dev split" for count in (100, 20))]
 
 
 def test_only_options_that_differ_are_listed(tmp_path: Path) -> None:
     """The one changed option lost among forty equal ones; an option that one run lacks counted as equal."""
-    first, same = (make_run(tmp_path / name, [], optimizer={"lr": 0.25}) for name in ("a", "c"))
-    second = make_run(tmp_path / "b", [], max_steps=20, optimizer={"lr": 0.5})
-    (table,) = [table for table in page(first, second).tables if table[0][0] == "option"]
+    first, same = (write_run(tmp_path / name, [], optimizer={"lr": 0.25}) for name in ("a", "c"))
+    second = write_run(tmp_path / "b", [], max_steps=20, optimizer={"lr": 0.5})
+    (table,) = [table for table in render_report(first, second).tables if table[0][0] == "option"]
     assert sorted(table[1:]) == [["max_steps", "100", "20"], ["optimizer.lr", "0.25", "0.5"]]
     (second / "config.yaml").write_text("max_steps: 100\nseed: 7\nnew: null\n")
-    (table,) = [table for table in page(first, second).tables if table[0][0] == "option"]
+    (table,) = [table for table in render_report(first, second).tables if table[0][0] == "option"]
     shown = {row[0]: row[1:] for row in table[1:]}
     assert shown["new"] == [MISSING, "null"] and shown["optimizer.lr"] == ["0.25", MISSING]
     assert "max_steps" not in shown and "seed" not in shown
-    assert "The options are the same." in page(first, same).text
+    assert "The options are the same." in render_report(first, same).text
 
 
 def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
@@ -104,7 +104,7 @@ def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
     write_json(two[1] / "results" / "rouge.json", {
         "characters": {"rouge-l": {"f": {"mean": 0.25, "low": 0.2, "high": 1.0}}}, "made": {"command": "rouge.py b"}})
     write_json(two[1] / "results" / "repetition.json", {"repeated_4grams": 0.0123})
-    read = page(*two)
+    read = render_report(*two)
     first, second = (table for table in read.tables if table[0][0] == "figure")
     assert [row[0] for row in first] == ["figure", "command", "commit", "repeated_4grams"]
     assert first[1][1:] == [MISSING, MISSING] and first[3][1:] == [MISSING, "0.0123"]
@@ -121,12 +121,12 @@ def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
     (0.00001234, "1.234e-05"), (False, "no"), (math.inf, "inf"), ([0.5, 2], "[0.5000, 2]"),
     ([1, 2, 3, 4, 5], None), (["a"], None), ([], None), (None, None), ({}, None),
 ])
-def test_figures_are_readable(value: Any, text: str | None) -> None:
+def test_numbers_are_formatted_readably(value: Any, text: str | None) -> None:
     """A small rate rounded to 0.0000, a whole list of examples in a cell."""
-    assert show(value) == text
+    assert format_value(value) == text
 
 
-def test_samples_stand_side_by_side(two: tuple[Path, Path]) -> None:
+def test_samples_are_shown_side_by_side(two: tuple[Path, Path]) -> None:
     """An old sample shown for the newest; two runs' answers to different prompts in one row."""
     for folder, texts in zip(two, (["旧", "新的\n两行 | 竖线"], ["别的"]), strict=True):
         log = MetricsLog(folder, 100)
@@ -134,6 +134,6 @@ def test_samples_stand_side_by_side(two: tuple[Path, Path]) -> None:
             log.write("sample", step, prompt="问：", text=text)
         log.write("sample", 50, prompt="", text="开头")
         log.close()
-    read = page(*two)
-    assert read.row("问：") == ["新的\n两行 | 竖线\n(step 42)", "别的\n(step 41)"]
-    assert read.row("(nothing)") == ["开头\n(step 50)"] * 2
+    read = render_report(*two)
+    assert read.find_row("问：") == ["新的\n两行 | 竖线\n(step 42)", "别的\n(step 41)"]
+    assert read.find_row("(nothing)") == ["开头\n(step 50)"] * 2

@@ -13,16 +13,16 @@ from common.errors import UserError
 from evaluate.report.render import MISSING
 from evaluate.report.__main__ import main
 from evaluate.report.run_reader import read_run
-from tests.helpers.reports import MEASURES, Reader, make_run, page, vertices
+from tests.helpers.reports import VALIDATION_METRICS, ReportParser, write_run, render_report, line_vertices
 
 
 @pytest.mark.parametrize("missing", ["run.json", "config.yaml", "metrics.jsonl"])
 def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str) -> None:
     """A young or an old run, without one of its files, that keeps all the others from being compared."""
     (two[0] / missing).unlink()
-    read = page(*two)
+    read = render_report(*two)
     row = {"run.json": "command", "config.yaml": "seed", "metrics.jsonl": "validation loss, last"}[missing]
-    assert read.row(row)[0] == MISSING != read.row(row)[1]
+    assert read.find_row(row)[0] == MISSING != read.find_row(row)[1]
     assert len(read.images) == 4
     if missing == "config.yaml":
         assert "there are no two config.yaml" in read.text
@@ -42,7 +42,7 @@ def test_the_command_writes_both_pages_and_their_pictures(two: tuple[Path, Path]
         assert f"2 runs, 4 pictures: {out}.md  {out}.html" in done.stdout
     written = {path.name: path.read_bytes() for path in outs[0].parent.iterdir()}
     assert written == {path.name: path.read_bytes() for path in outs[1].parent.iterdir()}
-    page = Reader(written["报告 (1).html"].decode())
+    page = ReportParser(written["报告 (1).html"].decode())
     links = re.findall(r"!\[[^]]*\]\((\S*)\)\n", written["报告 (1).md"].decode())
     linked = [unquote(link) for link in links]
     assert set(written) == {"报告 (1).md", "报告 (1).html", *linked} and len(linked) == 4
@@ -52,14 +52,14 @@ def test_the_command_writes_both_pages_and_their_pictures(two: tuple[Path, Path]
 
 
 @pytest.mark.slow
-def test_one_run_and_five(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_handles_one_and_five_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A comparison that wants exactly two."""
-    folders = [make_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: MEASURES}) for index in range(5)]
-    alone, all_five = page(folders[0]), page(*folders)
+    folders = [write_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: VALIDATION_METRICS}) for index in range(5)]
+    alone, all_five = render_report(folders[0]), render_report(*folders)
     assert all(len(row) == 2 for table in alone.tables for row in table) and "Options that differ" not in alone.text
     assert all(len(row) == 6 for table in all_five.tables for row in table)
-    for picture in all_five.pictures().values():
-        assert all(len(vertices(picture, run)) for run in range(1, 6))
+    for picture in all_five.svgs_by_alt().values():
+        assert all(len(line_vertices(picture, run)) for run in range(1, 6))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report", "r0"])
     main()
@@ -69,7 +69,7 @@ def test_one_run_and_five(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "r1" / "report.md").is_file()
 
 
-def test_mistakes_are_one_line_that_names_the_folder(
+def test_user_errors_name_the_folder_in_one_line(
     two: tuple[Path, Path], tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A traceback for a typing error."""
@@ -92,12 +92,12 @@ def test_mistakes_are_one_line_that_names_the_folder(
     ("metrics.jsonl", '{"kind": "train"}\n', "line 1"), ("metrics.jsonl", "[]\n", "line 1"),
     ("run.json", '{"fingerprints": {"model": {"model_type": "gpt2"}}}', "only llama is supported"),
 ])
-def test_a_damaged_file_is_named(two: tuple[Path, Path], file: str, content: str, words: str) -> None:
+def test_corrupted_file_is_named(two: tuple[Path, Path], file: str, content: str, words: str) -> None:
     """A figure silently left out because its file could not be read."""
     (two[0] / "results").mkdir(exist_ok=True)
     (two[0] / file).write_text(content)
     with pytest.raises(UserError, match=words) as error:
-        page(*two)
+        render_report(*two)
     assert all(line.startswith(str(two[0])) for line in str(error.value).splitlines())
 
 
@@ -105,4 +105,4 @@ def test_a_run_in_progress_can_be_read(two: tuple[Path, Path]) -> None:
     """A line that training is just writing, taken for damage."""
     with (two[0] / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
-    assert page(*two).row("steps")[0] == "40 of 100 · 3,000 tokens"
+    assert render_report(*two).find_row("steps")[0] == "40 of 100 · 3,000 tokens"

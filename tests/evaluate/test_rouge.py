@@ -10,10 +10,10 @@ import torch
 from common.errors import UserError
 from data.batching.summary_prompts import summary_prompt
 from evaluate import rouge
-from evaluate.model_answers import summarise
-from evaluate.scores.rouge import rouge as score
+from evaluate.model_answers import summarize_articles
+from evaluate.scores.rouge import compute_rouge
 from model.checkpoint import weights
-from model.decode.batch_generate import decode
+from model.decode.batch_generate import generate_batch
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
@@ -33,12 +33,12 @@ def taught(
     root: Path, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A checkpoint that knows the titles of three abstracts, and says 方法 for the fourth."""
-    pairs = [(summary_prompt(tokenizer, Template(), abstract, room=192)[0], title) for title, abstract in studies(root, 4)]
+    pairs = [(summary_prompt(tokenizer, Template(), abstract, max_tokens=192)[0], title) for title, abstract in studies(root, 4)]
     return teach([*pairs[:3], (pairs[3][0], "方法")], tmp_path_factory.mktemp("rouge") / "model")
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_scored_on_its_whole_answers(
+def test_checkpoint_is_scored_on_full_answers(
     run_command: Run, taught: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Answers paired with the wrong titles, cut, or scored under another name."""
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_scored_on_its_whole_answers(
     assert [(row["reference"], row["input"]) for row in rows] == truth
     assert [row["prediction"] for row in rows] == [*(title for title, _ in truth[:3]), "方法"]
     figures = json.loads(out.read_text(encoding="utf-8"))
-    last = score("方法", truth[3][0])
+    last = compute_rouge("方法", truth[3][0])
     for kind, found in figures["scores"]["characters"].items():
         expected = last[kind.removeprefix("rouge-")]
         assert found["precision"]["mean"] == pytest.approx((3 + expected.precision) / 4)
@@ -70,44 +70,44 @@ def test_a_checkpoint_is_scored_on_its_whole_answers(
     assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
 
 
-def test_beams_reach_the_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
+def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
     """Options that are read and forgotten."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 8, "--device", "cpu",
                 "--beams", 3, "--length_penalty", -2, "--max_new_tokens", 12, "--json", out, "--predictions", lines)
-    model, tokenizer = weights.load(taught, torch.device("cpu"))
+    model, tokenizer = weights.load_checkpoint(taught, torch.device("cpu"))
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    prompts = [summary_prompt(tokenizer, Template(), row["input"], room=256 - 12)[0] for row in rows]
-    expected = decode(model, prompts, max_new_tokens=12, beams=3, length_penalty=-2)
-    assert expected != decode(model, prompts, max_new_tokens=12, beams=3)
+    prompts = [summary_prompt(tokenizer, Template(), row["input"], max_tokens=256 - 12)[0] for row in rows]
+    expected = generate_batch(model, prompts, max_new_tokens=12, num_beams=3, length_penalty=-2)
+    assert expected != generate_batch(model, prompts, max_new_tokens=12, num_beams=3)
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
     assert [(row["stopped"], row["tokens"]) for row in rows] == [(each.stopped, len(each.ids)) for each in expected]
     assert "3 beams, length penalty -2, at most 12 tokens" in json.loads(out.read_text(encoding="utf-8"))["decoding"]
 
 
-def test_long_articles_are_trimmed_and_counted(taught: Path) -> None:
+def test_long_articles_are_truncated_and_counted(taught: Path) -> None:
     """A prompt longer than the context, a request lost with the article's end, or nobody told of it."""
-    model, tokenizer = weights.load(taught, torch.device("cpu"))
+    model, tokenizer = weights.load_checkpoint(taught, torch.device("cpu"))
     articles = ["短文。", "很长的文章。" * 400]
-    answers = summarise(model, tokenizer, Template(), articles, max_new_tokens=8)
-    assert [answer.trimmed for answer in answers] == [False, True]
+    answers = summarize_articles(model, tokenizer, Template(), articles, max_new_tokens=8)
+    assert [answer.is_truncated for answer in answers] == [False, True]
     shorter = tokenizer.decode(tokenizer.encode(articles[1])[:60])
-    room = len(summary_prompt(tokenizer, Template(), shorter, room=1000)[0])
-    assert summarise(model, tokenizer, Template(), articles, max_new_tokens=8, room=room)[1].text \
-        == summarise(model, tokenizer, Template(), [shorter], max_new_tokens=8)[0].text
+    room = len(summary_prompt(tokenizer, Template(), shorter, max_tokens=1000)[0])
+    assert summarize_articles(model, tokenizer, Template(), articles, max_new_tokens=8, prompt_budget=room)[1].text \
+        == summarize_articles(model, tokenizer, Template(), [shorter], max_new_tokens=8)[0].text
     with pytest.raises(UserError, match=r"request for a title alone takes .* 6 are left"):
-        summarise(model, tokenizer, Template(), articles, room=6)
+        summarize_articles(model, tokenizer, Template(), articles, prompt_budget=6)
 
 
 @pytest.mark.slow
-def test_a_known_lead_in_is_removed_only_where_it_was_taught(
+def test_lead_in_is_stripped_only_for_models_trained_with_it(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Words guessed out of an answer, or a lead-in scored as part of a title."""
     prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", room=200)
-    model, _ = weights.load(teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu"))
+    model, _ = weights.load_checkpoint(teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu"))
     for lead_ins, expected in ((True, "小驼过河"), (False, "标题：小驼过河")):
-        assert summarise(model, tokenizer, Template(lead_ins=lead_ins), ["一篇文章。"])[0].text == expected
+        assert summarize_articles(model, tokenizer, Template(lead_ins=lead_ins), ["一篇文章。"])[0].text == expected
 
 
 @pytest.mark.parametrize("name", ["first20", "first_sentence", "best_sentence"])
@@ -119,7 +119,7 @@ def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, n
     figures = json.loads(out.read_text(encoding="utf-8"))
     found = figures["scores"]["characters"]["rouge-1"]["f"]["mean"]
     if name == "first20":
-        assert found == pytest.approx(sum(score(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60)
+        assert found == pytest.approx(sum(compute_rouge(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60)
     assert 0.05 < found < 0.5 and not {"stopped", "checkpoint", "step"} & figures.keys()
 
 
@@ -139,7 +139,7 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
     ('{"prediction": null, "reference": "乙"}', "line 3: there is no text 'prediction' in it"),
     ('["甲", "乙"]', "line 3: there is no text 'prediction' in it"),
 ])
-def test_a_bad_line_is_named(run_command: Run, tmp_path: Path, line: str, words: str) -> None:
+def test_bad_line_error_names_the_line(run_command: Run, tmp_path: Path, line: str, words: str) -> None:
     """Lines left out in silence: the score of what is left is another score."""
     file = tmp_path / "p.jsonl"
     file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
@@ -156,15 +156,15 @@ def test_a_bad_line_is_named(run_command: Run, tmp_path: Path, line: str, words:
     (["--baseline", "first20", "--source", "redgpt", "--input", CSL], "this measures summaries"),
     (["--baseline", "first20", "--source", "csl", "--input", "no/such.tsv"], "no such file"),
 ])
-def test_mistakes_get_one_line(run_command: Run, arguments: list[str], words: str) -> None:
+def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
     """A traceback, or figures for something else than was asked."""
     with pytest.raises(UserError, match=words):
         run_command(rouge, *arguments)
 
 
 @pytest.mark.slow
-def test_the_command_itself(tmp_path: Path) -> None:
+def test_rouge_command_end_to_end(tmp_path: Path) -> None:
     """A mistake that ends in a traceback instead of exit code 2."""
     (tmp_path / "p.jsonl").write_bytes(b'{"prediction": "\xff", "reference": "a"}\n')
-    done = processes.run("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
+    done = processes.run_command("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
     assert done.returncode == 2 and "line 1: not valid JSON" in done.stderr and "Traceback" not in done.stderr, done.stderr

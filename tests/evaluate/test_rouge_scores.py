@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.scores import rouge as rouge_scores
-from evaluate.scores.baselines import best_sentence, first20, first_sentence, sentences
-from evaluate.scores.rouge import KINDS, characters, mean_and_interval, rouge, words
+from evaluate.scores.baselines import oracle_sentence, first_20_characters, first_sentence, split_sentences
+from evaluate.scores.rouge import ROUGE_VARIANTS, split_characters, bootstrap_mean_interval, compute_rouge, split_words
 from evaluate.scores.rouge_table import RougeTable
 
 
 def figures(prediction: str, reference: str) -> list[tuple[float, float, float]]:
-    return [(each.precision, each.recall, each.f) for each in rouge(prediction, reference).values()]
+    return [(each.precision, each.recall, each.f) for each in compute_rouge(prediction, reference).values()]
 
 
-def test_characters_by_hand() -> None:
+def test_character_rouge_matches_hand_computed_values() -> None:
     """Precision and recall exchanged, n-grams across the wrong units, a subsequence that must be connected."""
-    assert list(rouge("小驼", "小驼")) == list(KINDS)
+    assert list(compute_rouge("小驼", "小驼")) == list(ROUGE_VARIANTS)
     # 小 驼 在 are shared by texts of 3 and 5 characters, 小驼 and 驼在 by 2 and 4 pairs, in order.
     assert figures("小驼在", "小驼在河边") == [
         pytest.approx((1.0, 3 / 5, 3 / 4)), pytest.approx((1.0, 2 / 4, 2 / 3)), pytest.approx((1.0, 3 / 5, 3 / 4)),
@@ -36,30 +36,30 @@ def test_characters_by_hand() -> None:
     ]
 
 
-def test_case_and_whitespace_do_not_count() -> None:
+def test_rouge_ignores_case_and_whitespace() -> None:
     """A convention half kept: lower-cased on one side, spaces counted as characters."""
     assert figures("基于 SVM\n的", "基于svm的") == [pytest.approx((1, 1, 1))] * 3
-    assert words(" Deep  Learning的\n方法") == ["deep", "learning", "的", "方法"]
+    assert split_words(" Deep  Learning的\n方法") == ["deep", "learning", "的", "方法"]
 
 
 @pytest.mark.parametrize(("prediction", "reference"), [("", "标题"), ("标题", ""), (" \n", "标题"), ("", "")])
-def test_an_empty_text_scores_nothing(prediction: str, reference: str) -> None:
+def test_empty_text_scores_zero(prediction: str, reference: str) -> None:
     """rouge-chinese raises for an empty text: one answer without a word would end an evaluation."""
-    for units in (characters, words):
-        assert all((each.precision, each.recall, each.f) == (0, 0, 0) for each in rouge(prediction, reference, units).values())
+    for units in (split_characters, split_words):
+        assert all((each.precision, each.recall, each.f) == (0, 0, 0) for each in compute_rouge(prediction, reference, units).values())
 
 
-def test_real_titles_score_as_rouge_chinese_says(root: Path) -> None:
+def test_scores_match_rouge_chinese_on_real_titles(root: Path) -> None:
     """Other figures than the package's: sentence marks cut differently, units joined differently."""
     import rouge_chinese
 
     rows = [line.split("\t") for line in (root / "assets/sample/summary/csl/test.tsv").read_text().splitlines()[:40]]
-    for units in (characters, words):
+    for units in (split_characters, split_words):
         for title, abstract in rows:
             for text in (abstract, abstract[:30], abstract[30:60]):
                 plain = rouge_chinese.Rouge().get_scores(" ".join(units(text)), " ".join(units(title)))[0]
-                found = rouge(text, title, units)
-                for kind in KINDS:
+                found = compute_rouge(text, title, units)
+                for kind in ROUGE_VARIANTS:
                     theirs = plain[f"rouge-{kind}"]
                     assert (found[kind].precision, found[kind].recall, found[kind].f) == (theirs["p"], theirs["r"], theirs["f"])
 
@@ -78,25 +78,25 @@ def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[fl
 
 @given(st.text("。！？?.…”’a1 \n驼河", min_size=1), st.text("。！？?.…”’a1 \n驼河", min_size=1))
 @settings(deadline=None, max_examples=200)
-def test_any_text_scores_by_the_definition(prediction: str, reference: str) -> None:
+def test_scores_match_definition_on_any_text(prediction: str, reference: str) -> None:
     """rouge-chinese cuts sentences by patterns: one that loses or adds a unit would change the figures unseen."""
-    said, wanted = characters(prediction), characters(reference)
+    said, wanted = split_characters(prediction), split_characters(reference)
     if said and wanted:
-        found = rouge(prediction, reference)
-        for kind, n in zip(KINDS, (1, 2, None), strict=True):
+        found = compute_rouge(prediction, reference)
+        for kind, n in zip(ROUGE_VARIANTS, (1, 2, None), strict=True):
             assert (found[kind].precision, found[kind].recall) == pytest.approx(by_definition(said, wanted, n))
 
 
-def test_long_texts_score_alike_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's table of a long answer takes gigabytes, and the recursion of its older kin overflows."""
     draw = random.Random(0)
     one, other = ("".join(draw.choice("甲乙丙丁戊己庚辛。") for _ in range(700)) for _ in range(2))
-    long = rouge(one, other)
-    monkeypatch.setattr(rouge_scores, "_TABLE_CELLS", 1 << 20)
-    assert rouge(one, other) == long
+    long = compute_rouge(one, other)
+    monkeypatch.setattr(rouge_scores, "_MAX_TABLE_CELLS", 1 << 20)
+    assert compute_rouge(one, other) == long
     monkeypatch.undo()
     tracemalloc.start()
-    figures = rouge(one * 3, other * 3)
+    figures = compute_rouge(one * 3, other * 3)
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()
     assert 0.4 < figures["l"].f < 1
@@ -108,41 +108,41 @@ def test_jieba_is_quiet_and_reads_no_cache(
     """Log lines among the figures; a dictionary taken from a file that any user of the machine can have put there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "jieba.cache").write_bytes(b"not a cache")
-    rouge_scores._segmenter.cache_clear()
-    assert words("图像分割方法") == ["图像", "分割", "方法"]
+    rouge_scores._jieba_segmenter.cache_clear()
+    assert split_words("图像分割方法") == ["图像", "分割", "方法"]
     assert capfd.readouterr() == ("", "") and logging.getLogger("jieba").level >= logging.WARNING
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"not a cache"]
 
 
-def test_intervals_are_those_of_the_mean() -> None:
+def test_confidence_intervals_cover_the_mean() -> None:
     """An interval of single examples instead of their mean, of other draws each time, or of mixed-up columns."""
     draw = np.random.default_rng(3)
     values = np.stack([draw.normal(0.5, 0.1, 400), draw.normal(0.2, 0.02, 400)], 1).reshape(400, 2, 1)
-    mean, low, high = mean_and_interval(values)
+    mean, low, high = bootstrap_mean_interval(values)
     assert mean == pytest.approx(values.mean(0))
     half = 1.96 * values.std(0) / 20
     near = 0.15 * half.max()
     assert low == pytest.approx(mean - half, abs=near) and high == pytest.approx(mean + half, abs=near)
-    assert np.array_equal(mean_and_interval(values), mean_and_interval(values))
-    assert mean_and_interval(np.array([0.25])).tolist() == [0.25] * 3
+    assert np.array_equal(bootstrap_mean_interval(values), bootstrap_mean_interval(values))
+    assert bootstrap_mean_interval(np.array([0.25])).tolist() == [0.25] * 3
 
 
-def test_a_table_keeps_its_figures_apart() -> None:
+def test_table_columns_are_separated() -> None:
     """Figures printed under another's name."""
-    table = RougeTable.of(["小驼在", "河边的人"], ["小驼在河边", "河边的人"])
-    first = table.example(0)
+    table = RougeTable.from_predictions(["小驼在", "河边的人"], ["小驼在河边", "河边的人"])
+    first = table.example_scores(0)
     assert first["characters"]["rouge-2"] == {"precision": 1.0, "recall": 0.5, "f": pytest.approx(2 / 3, abs=1e-6)}
     assert first["jieba words"]["rouge-1"]["precision"] == pytest.approx(
-        rouge("小驼在", "小驼在河边", words)["1"].precision, abs=1e-6)
-    recall = table.figures()["characters"]["rouge-1"]["recall"]
+        compute_rouge("小驼在", "小驼在河边", split_words)["1"].precision, abs=1e-6)
+    recall = table.summarize_scores()["characters"]["rouge-1"]["recall"]
     assert recall["mean"] == pytest.approx(0.8) and recall["low"] == pytest.approx(0.6) and recall["high"] == pytest.approx(1.0)
-    assert table.order() == [0, 1] and len(table.lines()) == 7
+    assert table.rank_examples() == [0, 1] and len(table.format_lines()) == 7
 
 
-def test_baselines_by_hand() -> None:
+def test_baselines_match_hand_computed_values() -> None:
     """Lines to beat that are easier than they say: a sentence that ends within a number, a best that is not."""
     article = " 精度达到3.5倍.本文提出一种方法！用于图像分割, 效果好。”完"
-    assert sentences(article) == ["精度达到3.5倍.", "本文提出一种方法！", "用于图像分割, 效果好。", "”完"]
-    assert first20(article, "") == article.strip()[:20] and len(first20(article, "")) == 20
+    assert split_sentences(article) == ["精度达到3.5倍.", "本文提出一种方法！", "用于图像分割, 效果好。", "”完"]
+    assert first_20_characters(article, "") == article.strip()[:20] and len(first_20_characters(article, "")) == 20
     assert first_sentence(article, "") == "精度达到3.5倍." and first_sentence("", "") == ""
-    assert best_sentence(article, "图像分割的效果") == "用于图像分割, 效果好。" and best_sentence("", "标题") == ""
+    assert oracle_sentence(article, "图像分割的效果") == "用于图像分割, 效果好。" and oracle_sentence("", "标题") == ""

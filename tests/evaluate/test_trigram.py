@@ -12,9 +12,9 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_manifest
-from data.shards import FORMAT, ShardSet, ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
 from evaluate import trigram
-from evaluate.trigram import evaluate, probabilities
+from evaluate.trigram import score_trigram_baseline, compute_probabilities
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -66,7 +66,7 @@ def skewed(seed: int, length: int, vocabulary_size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("seed", "length", "size"), [(0, 3, 5), (1, 40, 4), (2, 300, 12), (3, 800, 30), (4, 500, 2)])
-def test_every_probability_equals_the_dictionary_implementation(seed: int, length: int, size: int) -> None:
+def test_trigram_probabilities_match_dictionary_implementation(seed: int, length: int, size: int) -> None:
     """Would catch a wrong discount, continuation count, context total or look-up, for seen and unseen contexts."""
     ids = skewed(seed, length, size)
     reference = BruteForce(ids.tolist(), size)
@@ -74,7 +74,7 @@ def test_every_probability_equals_the_dictionary_implementation(seed: int, lengt
     queries = np.concatenate([np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)[:200].astype(np.int64), random])
     queries[::7, 0] = -1
     expected = [reference.probability(tuple(gram[1:] if gram[0] < 0 else gram)) for gram in queries.tolist()]
-    found, discounts = probabilities(Stream(ids), queries, size)
+    found, discounts = compute_probabilities(Stream(ids), queries, size)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
     np.testing.assert_allclose(discounts, reference.discounts, rtol=0, atol=1e-15)
 
@@ -87,32 +87,32 @@ def test_the_probabilities_of_all_words_sum_to_one(context: str) -> None:
     seen = set(zip(ids.tolist(), ids[1:].tolist(), strict=False))
     pairs["pair never seen"] = next((u, v) for u in ids.tolist() for v in ids.tolist() if (u, v) not in seen)
     queries = np.array([[*pairs[context], word] for word in range(size)], dtype=np.int64)
-    found, _ = probabilities(Stream(ids), queries, size)
+    found, _ = compute_probabilities(Stream(ids), queries, size)
     assert found.min() > 0
     assert math.isclose(found.sum(), 1, abs_tol=1e-12)
 
 
-def test_counting_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch trigrams lost at the edge of a read, and counts that differ when the middle tokens are split up."""
     size, ids = 50, skewed(6, 3000, 50)
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
-    whole, discounts = probabilities(Stream(ids), queries, size)
-    ranges = list(trigram._ranges(np.bincount(ids, minlength=size), 100))
+    whole, discounts = compute_probabilities(Stream(ids), queries, size)
+    ranges = list(trigram._partition_ids(np.bincount(ids, minlength=size), 100))
     assert len(ranges) > 10, "the limit must really split the counting"
     assert [low for low, _ in ranges] == [0, *(high for _, high in ranges[:-1])] and ranges[-1][1] == size
-    monkeypatch.setattr(trigram, "READ_TOKENS", 37)
-    parts, part_discounts = probabilities(Stream(ids), queries, size, partition=100)
+    monkeypatch.setattr(trigram, "READ_CHUNK_TOKENS", 37)
+    parts, part_discounts = compute_probabilities(Stream(ids), queries, size, partition=100)
     np.testing.assert_array_equal(parts, whole)
     assert part_discounts == discounts
 
 
-def test_the_widest_ids_keep_their_keys_apart() -> None:
+def test_trigram_keys_do_not_collide_for_largest_ids() -> None:
     """Would catch ids of a 65,000 vocabulary that run into each other inside a key."""
     size = 65_000
     ids = np.tile(np.array([64_999, 0, 64_999, 64_998, 1, 0, 64_999], dtype=np.uint16), 3)
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
     reference = BruteForce(ids.tolist(), size)
-    found, _ = probabilities(Stream(ids), queries, size)
+    found, _ = compute_probabilities(Stream(ids), queries, size)
     np.testing.assert_allclose(found, [reference.probability(tuple(gram)) for gram in queries.tolist()], atol=1e-10)
 
 
@@ -120,14 +120,14 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
     folder.mkdir()
     for split, texts in splits.items():
         # Small shards, so that the stream crosses from one file to the next.
-        writer = ShardWriter(folder, split, tokenizer.vocabulary_size, shard_tokens=5000)
+        writer = ShardWriter(folder, split, tokenizer.vocab_size, shard_tokens=5000)
         # Without bos in the validation split its first token has characters, which the score must leave out.
         start = [tokenizer.bos_id] if split == "train" else []
         for ids in tokenizer.encode_batch(texts):
             writer.add(np.array([*start, *ids, tokenizer.eos_id]))
         writer.close()
     (folder / "tokenizer.model").write_bytes(tokenizer.serialized)
-    write_manifest(folder, {"format": FORMAT})
+    write_manifest(folder, {"format": SHARD_FORMAT})
     return ShardSet.open(folder)
 
 
@@ -141,39 +141,39 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 @pytest.mark.slow
-def test_the_figures_of_a_real_shard_set(real: ShardSet) -> None:
+def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
     """Would catch a position that is skipped or scored twice, and characters that belong to ids not scored."""
-    train, validation = real.split("train"), real.split("validation")
-    tokenizer = real.tokenizer()
-    ids = validation.stream(0, validation.total_tokens).tolist()[:150]
-    reference = BruteForce(train.stream(0, train.total_tokens).tolist(), tokenizer.vocabulary_size)
-    score = evaluate(real)
-    assert score.tokens == validation.total_tokens - 1
-    text = tokenizer.decode(validation.stream(1, validation.total_tokens).tolist())
+    train, validation = real.load_split("train"), real.load_split("validation")
+    tokenizer = real.load_tokenizer()
+    ids = validation.read_stream(0, validation.num_tokens).tolist()[:150]
+    reference = BruteForce(train.read_stream(0, train.num_tokens).tolist(), tokenizer.vocab_size)
+    score = score_trigram_baseline(real)
+    assert score.tokens == validation.num_tokens - 1
+    text = tokenizer.decode(validation.read_stream(1, validation.num_tokens).tolist())
     assert score.characters == len(text)
     assert math.isclose(score.perplexity, math.exp(score.loss))
     assert math.isclose(score.bits_per_character, score.loss * score.tokens / math.log(2) / len(text))
     queries = np.array([[-1, *ids[:2]], *zip(ids, ids[1:], ids[2:], strict=False)])
     expected = [reference.probability(tuple(ids[max(i - 2, 0) : i + 1])) for i in range(1, len(ids))]
-    found, _ = probabilities(train, queries, tokenizer.vocabulary_size)
+    found, _ = compute_probabilities(train, queries, tokenizer.vocab_size)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=0)
-    assert 3 < score.loss < math.log(tokenizer.vocabulary_size), "worse than guessing: something is misaligned"
+    assert 3 < score.loss < math.log(tokenizer.vocab_size), "worse than guessing: something is misaligned"
 
 
 @pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     """Would catch a loss that is not the token-weighted mean of the same probabilities."""
-    train, validation = real.split("train"), real.split("validation")
-    ids = validation.stream(0, validation.total_tokens)
+    train, validation = real.load_split("train"), real.load_split("validation")
+    ids = validation.read_stream(0, validation.num_tokens)
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
-    found, _ = probabilities(train, queries, real.tokenizer().vocabulary_size)
-    assert math.isclose(evaluate(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12)
+    found, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)
+    assert math.isclose(score_trigram_baseline(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12)
 
 
-def test_the_command_prints_and_writes_its_figures(real: ShardSet, tmp_path: Path) -> None:
+def test_command_prints_and_writes_results(real: ShardSet, tmp_path: Path) -> None:
     """Would catch a command that does not run, and a JSON whose figures are not the printed ones."""
     out = tmp_path / "score.json"
-    done = processes.run("evaluate.trigram", "--data", str(real.folder), "--json", str(out))
+    done = processes.run_command("evaluate.trigram", "--data", str(real.folder), "--json", str(out))
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
     assert f"{figures['loss']:.4f} nats/token" in done.stdout
@@ -182,10 +182,10 @@ def test_the_command_prints_and_writes_its_figures(real: ShardSet, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_too_little_data_is_one_clear_line(shared: Path, tmp_path: Path) -> None:
+def test_too_little_data_gives_one_line_error(shared: Path, tmp_path: Path) -> None:
     """Would catch a division by zero where a split holds nothing to count or to score."""
     tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
     with pytest.raises(UserError, match="validation tokens"):
-        evaluate(write_shards(tmp_path / "a", tokenizer, {"train": ["天气很好"]}))
+        score_trigram_baseline(write_shards(tmp_path / "a", tokenizer, {"train": ["天气很好"]}))
     with pytest.raises(UserError, match="training split has 2 tokens"):
-        evaluate(write_shards(tmp_path / "b", tokenizer, {"train": [""], "validation": ["天气很好"]}))
+        score_trigram_baseline(write_shards(tmp_path / "b", tokenizer, {"train": [""], "validation": ["天气很好"]}))

@@ -28,27 +28,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError, run_main
-from common.files import manifest_problem, write_json
-from common.machine import describe
+from common.files import check_manifest, write_json
+from common.machine import collect_environment
 from common.metrics_file import read_metrics
-from common.options import Parser, out_file
-from common.progress import progress
+from common.options import CommandParser, writable_path
+from common.progress import progress_bar
 from model.checkpoint import locate
 
 # Seconds between two looks at a process.
-_LOOK = 5.0
-_TINY = [
+_SAMPLE_INTERVAL_SECONDS = 5.0
+_TINY_RUN_ARGUMENTS = [
     "--device", "cpu", "--batch_tokens", "256", "--sequence_length", "64", "--micro_batch", "4", "--model.hidden_size", "32",
     "--model.intermediate_size", "64", "--model.num_hidden_layers", "2", "--model.num_attention_heads", "2",
     "--model.max_position_embeddings", "512", "--max_steps", "100000000", "--log_every", "5", "--checkpoint.every", "5",
     "--evaluation.every", "100", "--evaluation.tokens", "512", "--evaluation.sample_tokens", "8",
 ]
-_CLIENTS = 4
+_NUM_CLIENTS = 4
 _QUESTIONS = ("你好！", "人们去哪里看今弦马赛？", "奖品是什么？", "第一名是谁？", "谢谢你。")
 
 
 @dataclass(frozen=True)
-class Look:
+class ProcessSample:
     """A process at a moment: seconds since its start, resident bytes, open files."""
 
     seconds: float
@@ -56,80 +56,80 @@ class Look:
     files: int
 
 
-def watch(process: "subprocess.Popen[bytes]", seconds: float) -> list[Look]:
+def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[ProcessSample]:
     """Look at a process until the time is over. UserError if it ends before."""
     import psutil
 
-    seen, start, looks = psutil.Process(process.pid), time.monotonic(), []
-    with progress("soaking", round(seconds), "s") as bar:
-        while (now := time.monotonic() - start) < seconds:
+    observer, start, samples = psutil.Process(process.pid), time.monotonic(), []
+    with progress_bar("soaking", round(seconds), "s") as bar:
+        while (elapsed := time.monotonic() - start) < seconds:
             if process.poll() is not None:
-                raise UserError(f"the process ended by itself after {now:.0f} s with exit code {process.returncode}")
-            looks.append(Look(now, seen.memory_info().rss, seen.num_fds()))
-            bar.update(round(now) - bar.n)
-            time.sleep(_LOOK)
-    return looks
+                raise UserError(f"the process ended by itself after {elapsed:.0f} s with exit code {process.returncode}")
+            samples.append(ProcessSample(elapsed, observer.memory_info().rss, observer.num_fds()))
+            bar.update(round(elapsed) - bar.n)
+            time.sleep(_SAMPLE_INTERVAL_SECONDS)
+    return samples
 
 
-def verdict(looks: list[Look]) -> tuple[bool, str]:
+def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
     """Whether memory and files stayed flat, and the figures in words."""
-    quarter = len(looks) // 4
+    quarter = len(samples) // 4
     if quarter < 2:
-        raise UserError(f"--minutes: {len(looks)} looks are too few to tell; give it more time")
-    early, late = looks[quarter : 2 * quarter], looks[-quarter:]
-    before, after = (statistics.median(look.resident for look in part) for part in (early, late))
-    opened, open_now = (statistics.median(look.files for look in part) for part in (early, late))
-    flat = after - before <= max(0.1 * before, 20e6) and open_now <= opened
-    return flat, (f"resident {before / 1e6:.1f} MB in the second quarter, {after / 1e6:.1f} MB in the last, "
-                  f"at most {max(look.resident for look in looks) / 1e6:.1f}; open files {opened:g}, {open_now:g}")
+        raise UserError(f"--minutes: {len(samples)} looks are too few to tell; give it more time")
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+    early_resident, late_resident = (statistics.median(look.resident for look in part) for part in (early, late))
+    early_files, late_files = (statistics.median(look.files for look in part) for part in (early, late))
+    is_flat = late_resident - early_resident <= max(0.1 * early_resident, 20e6) and late_files <= early_files
+    return is_flat, (f"resident {early_resident / 1e6:.1f} MB in the second quarter, {late_resident / 1e6:.1f} MB in the last, "
+                  f"at most {max(look.resident for look in samples) / 1e6:.1f}; open files {early_files:g}, {late_files:g}")
 
 
-def soak_train(folder: Path, seconds: float) -> tuple[list[Look], list[str]]:
+def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
     """Train, stop by SIGTERM, read everything back; the looks and what was found, a line each."""
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "train.pretrain", "--run", str(run), *_TINY], stdout=log, stderr=subprocess.STDOUT)
-        looks = _watched(process, seconds, folder / "log")
-    return looks, _left_behind(run)
+            [sys.executable, "-m", "train.pretrain", "--run", str(run), *_TINY_RUN_ARGUMENTS], stdout=log, stderr=subprocess.STDOUT)
+        samples = _sample_and_stop(process, seconds, folder / "log")
+    return samples, _check_finished_run(run)
 
 
-def _left_behind(run: Path) -> list[str]:
+def _check_finished_run(run: Path) -> list[str]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     records = read_metrics(run)
-    logged = [record["step"] for record in records if record["kind"] == "train"]
-    evaluated = [record["step"] for record in records if record["kind"] == "evaluated"]
-    last = locate.steps(run)[-1]
-    if logged != sorted(set(logged)) or set(range(5, last + 1, 5)) - set(logged):
+    logged_steps = [record["step"] for record in records if record["kind"] == "train"]
+    evaluation_steps = [record["step"] for record in records if record["kind"] == "evaluated"]
+    last_step = locate.list_steps(run)[-1]
+    if logged_steps != sorted(set(logged_steps)) or set(range(5, last_step + 1, 5)) - set(logged_steps):
         raise UserError(f"{run}: metrics.jsonl does not have every logged step once")
-    if problem := manifest_problem(locate.step_folder(run, last)):
+    if problem := check_manifest(locate.step_folder(run, last_step)):
         raise UserError(problem)
-    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    board.Reload()
-    points = [event.step for event in board.Scalars("train/loss")]
-    if points != logged:
-        raise UserError(f"{run}: TensorBoard has {len(points)} points of the loss, metrics.jsonl {len(logged)}")
-    kept = sorted(path.name for path in (run / locate.CHECKPOINTS).iterdir())
-    return [f"{last:,} steps, about {last // 5:,} checkpoints made, {len(evaluated):,} evaluations; kept {', '.join(kept)}",
-            f"metrics.jsonl has {len(records):,} records, TensorBoard {len(points):,} points of the loss, the same steps"]
+    accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tensorboard_steps = [event.step for event in accumulator.Scalars("train/loss")]
+    if tensorboard_steps != logged_steps:
+        raise UserError(f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}")
+    checkpoint_names = sorted(path.name for path in (run / locate.CHECKPOINTS_DIR).iterdir())
+    return [f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
+            f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps"]
 
 
-def soak_chat(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[Look], list[str]]:
+def soak_chat(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
     """Ask a chat without end through a pipe; the looks and how many questions it took."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat", "--checkpoint", str(checkpoint), "--device", "cpu"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        asked: list[int] = []
-        threading.Thread(target=_ask, args=(process, asked), daemon=True).start()
-        looks = _watched(process, seconds, folder / "log", stop=signal.SIGTERM)
-    if not asked:
+        answers: list[int] = []
+        threading.Thread(target=_ask_questions, args=(process, answers), daemon=True).start()
+        samples = _sample_and_stop(process, seconds, folder / "log", stop_signal=signal.SIGTERM)
+    if not answers:
         raise UserError("the chat answered nothing")
-    return looks, [f"{len(asked):,} questions answered"]
+    return samples, [f"{len(answers):,} questions answered"]
 
 
-def _ask(process: "subprocess.Popen[bytes]", asked: list[int]) -> None:
+def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> None:
     """A question, its answer, the next: a pipe filled ahead of the chat would hide how it goes."""
     assert process.stdin and process.stdout
     for question in itertools.cycle(_QUESTIONS):
@@ -140,45 +140,45 @@ def _ask(process: "subprocess.Popen[bytes]", asked: list[int]) -> None:
             return  # the time is over
         if not process.stdout.readline():
             return
-        asked.append(1)
+        answers.append(1)
 
 
-def soak_serve(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[Look], list[str]]:
+def soak_serve(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
     """Ask a server from several threads without end; every fifth answer is left half-way. The looks, and how many."""
     port = _free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat.serve", "--checkpoint", str(checkpoint), "--device", "cpu", "--port", str(port)],
             stdout=log, stderr=subprocess.STDOUT)
-        done: Counter[str] = Counter()
-        for number in range(_CLIENTS):
-            threading.Thread(target=_request, args=(port, checkpoint.name, number, done), daemon=True).start()
-        looks = _watched(process, seconds, folder / "log")
-    if refused := [said for said in done if said not in ("whole", "left")]:
-        raise UserError(f"the server refused requests: {refused[0]}")
-    if not done["whole"]:
+        outcomes: Counter[str] = Counter()
+        for number in range(_NUM_CLIENTS):
+            threading.Thread(target=_run_client, args=(port, checkpoint.name, number, outcomes), daemon=True).start()
+        samples = _sample_and_stop(process, seconds, folder / "log")
+    if errors := [said for said in outcomes if said not in ("whole", "left")]:
+        raise UserError(f"the server refused requests: {errors[0]}")
+    if not outcomes["whole"]:
         raise UserError("the server answered nothing")
-    return looks, [f"{done['whole']:,} answers to {_CLIENTS} clients at once, {done['left']:,} more left half-way"]
+    return samples, [f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} clients at once, {outcomes['left']:,} more left half-way"]
 
 
-def _request(port: int, name: str, number: int, done: Counter[str]) -> None:
-    """One client. `done` counts the answers read to their end, those left half-way, and what else the server said."""
-    for count in itertools.count(number):
-        question = {"role": "user", "content": _QUESTIONS[count % len(_QUESTIONS)]}
-        body = json.dumps({"model": name, "messages": [question], "stream": True, "max_tokens": 64, "seed": count})
+def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[str]) -> None:
+    """One client. `outcomes` counts the answers read to their end, those left half-way, and what else the server said."""
+    for request_index in itertools.count(first_index):
+        question = {"role": "user", "content": _QUESTIONS[request_index % len(_QUESTIONS)]}
+        body = json.dumps({"model": model_name, "messages": [question], "stream": True, "max_tokens": 64, "seed": request_index})
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            if answer.status == 503:  # it is shutting down: the time is over
+            response = connection.getresponse()
+            if response.status == 503:  # it is shutting down: the time is over
                 return
-            if answer.status != 200:
-                done[f"{answer.status} {answer.read()[:200]!r}"] += 1
+            if response.status != 200:
+                outcomes[f"{response.status} {response.read()[:200]!r}"] += 1
                 return
-            answer.readline()
-            if count % 5:
-                answer.read()
-            done["whole" if count % 5 else "left"] += 1
+            response.readline()
+            if request_index % 5:
+                response.read()
+            outcomes["whole" if request_index % 5 else "left"] += 1
         except (OSError, http.client.HTTPException):
             time.sleep(1)  # it is not up yet, or the time is over
         finally:
@@ -191,33 +191,33 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _watched(
-    process: "subprocess.Popen[bytes]", seconds: float, log: Path, stop: signal.Signals = signal.SIGTERM
-) -> list[Look]:
+def _sample_and_stop(
+    process: "subprocess.Popen[bytes]", seconds: float, log: Path, stop_signal: signal.Signals = signal.SIGTERM
+) -> list[ProcessSample]:
     """Watch a process, then end it. UserError with the end of its log if it ended before."""
     try:
-        looks = watch(process, seconds)
+        samples = sample_process(process, seconds)
     except UserError as error:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
         raise UserError(f"{error}: {' | '.join(tail)}") from None
     finally:
         if process.poll() is None:
-            process.send_signal(stop)
+            process.send_signal(stop_signal)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise UserError(f"the process did not end within 60 s of {stop.name}") from None
-    return looks
+                raise UserError(f"the process did not end within 60 s of {stop_signal.name}") from None
+    return samples
 
 
 def main() -> None:
     """Entry point of `python -m tests.fault_injection.soak`."""
-    parser = Parser(prog="python -m tests.fault_injection.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(prog="python -m tests.fault_injection.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "chat", "serve"))
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--checkpoint", type=Path, help="the run that talks (chat and serve)")
-    parser.add_argument("--json", type=out_file, metavar="OUT", help="write every look here")
+    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write every look here")
     options = parser.parse_args()
     if not 0 < options.minutes < math.inf:
         raise UserError(f"--minutes {options.minutes}: must be above 0")
@@ -226,15 +226,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, seconds = Path(name), 60 * options.minutes
         if options.what == "train":
-            looks, lines = soak_train(folder, seconds)
+            samples, lines = soak_train(folder, seconds)
         else:
             soak = soak_chat if options.what == "chat" else soak_serve
-            looks, lines = soak(options.checkpoint, folder, seconds)
-    flat, said = verdict(looks)
-    print("\n".join([f"{options.what}, {looks[-1].seconds / 60:.1f} minutes: {'flat' if flat else 'NOT FLAT'}", *lines, said]))
+            samples, lines = soak(options.checkpoint, folder, seconds)
+    is_flat, memory_summary = assess_growth(samples)
+    print("\n".join([f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: {'flat' if is_flat else 'NOT FLAT'}", *lines, memory_summary]))
     if options.json:
-        write_json(options.json, {"made": describe(), "what": options.what, "looks": [asdict(look) for look in looks]})
-    if not flat:
+        write_json(options.json, {"made": collect_environment(), "what": options.what, "looks": [asdict(look) for look in samples]})
+    if not is_flat:
         raise UserError("memory or open files grew")
 
 

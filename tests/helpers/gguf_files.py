@@ -14,24 +14,24 @@ from model.interop.gguf.export import export_gguf
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
-JINJA = (
+JINJA_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}人类：{{ message.content }}"
     "{{ '\\n\\n' }}助手：{% else %}{{ message.content }}{{ eos_token }}{{ '\\n\\n' }}{% endif %}{% endfor %}"
 )
-LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA3 = {
+LINEAR_ROPE_SCALING = {"rope_type": "linear", "factor": 4.0}
+LLAMA3_ROPE_SCALING = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
 
 
-def llama(tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Llama:
+def random_llama(tokenizer: Tokenizer, seed: int = 0, **config_overrides: Any) -> Llama:
     """A small model whose weights are large enough that its choices are clear, with norms that are not one."""
-    shape: dict[str, Any] = {
+    config: dict[str, Any] = {
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
     }
-    model = Llama(LlamaConfig(vocab_size=tokenizer.vocabulary_size, **{**shape, **changes})).initialise(seed)
+    model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, **{**config, **config_overrides})).init_weights(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -39,43 +39,43 @@ def llama(tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Llama:
     return model.eval()
 
 
-def exported(model: Llama, tokenizer: Tokenizer, folder: Path, dtype: Any = "f32", chat: str | None = JINJA) -> Path:
+def export_to_file(model: Llama, tokenizer: Tokenizer, folder: Path, dtype: Any = "f32", chat_template: str | None = JINJA_CHAT_TEMPLATE) -> Path:
     """The model's file in a folder."""
     file = folder / f"model-{dtype}.gguf"
-    export_gguf(model, tokenizer, chat, file, dtype=dtype, name="测试")
+    export_gguf(model, tokenizer, chat_template, file, dtype=dtype, name="测试")
     return file
 
 
-def tensors(file: Path) -> dict[str, Any]:
+def read_gguf_tensors(file: Path) -> dict[str, Any]:
     """The tensors of a file as `gguf` reads them."""
     import gguf
 
     return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
 
 
-def values(file: Path) -> dict[str, Any]:
+def read_gguf_metadata(file: Path) -> dict[str, Any]:
     """The metadata of a file as `gguf` reads it."""
     import gguf
 
     return {key: field.contents() for key, field in gguf.GGUFReader(file).fields.items()}
 
 
-def run(file: Path, **options: Any) -> Any:
+def load_in_llama_cpp(file: Path, **options: Any) -> Any:
     """A file in llama.cpp."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)")
-    exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache is f16 by default
-    return llama_cpp.Llama(str(file), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, **exact, **options)
+    f32_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache is f16 by default
+    return llama_cpp.Llama(str(file), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, **f32_cache, **options)
 
 
 PROMPTS = ["从前，", "问：今天 天气怎么样？\n\n答：", "The quick brown fox", "1 + 1 = "]
 
 
-def greedy(theirs: Any, prompt: list[int], count: int) -> list[int]:
+def llama_cpp_greedy(llama_cpp_model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
     """llama.cpp's likeliest ids behind a prompt, `<eos>` left out."""
-    theirs.reset()
+    llama_cpp_model.reset()
     ids: list[int] = []
-    for index in theirs.generate(prompt, temp=0.0, repeat_penalty=1.0):
-        if index == theirs.token_eos() or len(ids) == count:
+    for index in llama_cpp_model.generate(prompt, temp=0.0, repeat_penalty=1.0):
+        if index == llama_cpp_model.token_eos() or len(ids) == max_new_tokens:
             break
         ids.append(index)
     return ids

@@ -17,94 +17,94 @@ import torch
 from torch import nn
 
 from common.errors import UserError, run_main
-from model.checkpoint.locate import step_folder, steps
+from model.checkpoint.locate import step_folder, list_steps
 from train import distributed, pretrain, sft
-from train.startup import read_options
+from train.startup import parse_train_options
 from train.trainer import Trainer
 from train.options import PretrainOptions, SftOptions
 
 
-def train(kind: str, *words: str) -> None:
+def run_training(kind: str, *arguments: str) -> None:
     """A run, from a command line."""
     # To measure the machine takes longer than these runs.
-    with mock.patch("sys.argv", ["", *words]), mock.patch("train.throughput.matmul_flops", return_value=1e9):
+    with mock.patch("sys.argv", ["", *arguments]), mock.patch("train.throughput.matmul_flops", return_value=1e9):
         if kind == "pretrain":
-            pretrain.pretrain(read_options(PretrainOptions, "pretrain", ""))
+            pretrain.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
         else:
-            sft.fine_tune(read_options(SftOptions, "sft", ""))
+            sft.fine_tune(parse_train_options(SftOptions, "sft", ""))
 
 
-def signalled(number: int, step: int, *words: str) -> None:
+def train_until_signal(signal_number: int, step: int, *command_arguments: str) -> None:
     """A run in which a signal comes to the last process, and to no other, in the middle of a step."""
-    original = Trainer._gradients
+    original_gradients = Trainer._forward_backward
 
     def gradients(self: Trainer, *arguments: Any) -> Any:
-        if self.state.step == step and distributed.rank() == distributed.size() - 1:
-            os.kill(os.getpid(), number)
-        return original(self, *arguments)
+        if self.state.step == step and distributed.rank() == distributed.world_size() - 1:
+            os.kill(os.getpid(), signal_number)
+        return original_gradients(self, *arguments)
 
     with mock.patch.object(Trainer, "_gradients", gradients):
-        train("pretrain", *words)
+        run_training("pretrain", *command_arguments)
 
 
-def refused(*words: str) -> None:
+def print_refusal(*arguments: str) -> None:
     """Fine-tuning that every process must refuse before it waits for another; the line is printed once."""
     try:
-        train("sft", *words)
+        run_training("sft", *arguments)
     except UserError as error:
         print(f"refused: {error}")
 
 
-def cut(source: str, target: str, step: int) -> None:
+def truncate_run(source: str, target: str, step: int) -> None:
     """A run as it was when it had a checkpoint of `step` and no later one."""
-    if distributed.first():
+    if distributed.is_main_process():
         shutil.copytree(source, target, symlinks=True)
-        for later in steps(Path(target)):
+        for later in list_steps(Path(target)):
             if later > step:
                 shutil.rmtree(step_folder(Path(target), later))
-    distributed.wait()
+    distributed.barrier()
 
 
-def muon() -> None:
+def check_sharded_muon() -> None:
     """A matrix in parts must be moved as a whole one is, to the bit; more rows than columns, fewer, and not divisible."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (distributed.size(),))
-    draw = torch.Generator().manual_seed(0)
+    mesh = init_device_mesh("cpu", (distributed.world_size(),))
+    generator = torch.Generator().manual_seed(0)
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
     for shape in ((6, 4), (4, 7), (5, 5)):
-        whole = nn.Parameter(torch.randn(shape, generator=draw))
-        part = nn.Parameter(distribute_tensor(whole.detach().clone(), mesh, [Shard(0)]))
-        plain, gathering = torch.optim.Muon([whole], **options), distributed.GatheringMuon([part], **options)
+        full_parameter = nn.Parameter(torch.randn(shape, generator=generator))
+        sharded_parameter = nn.Parameter(distribute_tensor(full_parameter.detach().clone(), mesh, [Shard(0)]))
+        full_optimizer, sharded_optimizer = torch.optim.Muon([full_parameter], **options), distributed.ShardedMuon([sharded_parameter], **options)
         for _ in range(3):
-            whole.grad = torch.randn(shape, generator=draw)
-            part.grad = distribute_tensor(whole.grad.clone(), mesh, [Shard(0)])
-            plain.step()
-            gathering.step()
-        assert torch.equal(distributed.whole(part.detach()), whole), shape
-        kept = gathering.state[part]["momentum_buffer"]
-        assert kept.to_local().untyped_storage().nbytes() < whole.untyped_storage().nbytes()
-        assert torch.equal(distributed.whole(kept), plain.state[whole]["momentum_buffer"])
+            full_parameter.grad = torch.randn(shape, generator=generator)
+            sharded_parameter.grad = distribute_tensor(full_parameter.grad.clone(), mesh, [Shard(0)])
+            full_optimizer.step()
+            sharded_optimizer.step()
+        assert torch.equal(distributed.full_tensor(sharded_parameter.detach()), full_parameter), shape
+        momentum = sharded_optimizer.state[sharded_parameter]["momentum_buffer"]
+        assert momentum.to_local().untyped_storage().nbytes() < full_parameter.untyped_storage().nbytes()
+        assert torch.equal(distributed.full_tensor(momentum), full_optimizer.state[full_parameter]["momentum_buffer"])
 
 
-def begin(count: str, file: str) -> None:
-    """torchrun with `count` processes that do the jobs of the file."""
+def launch_torchrun(num_processes: str, jobs_file: str) -> None:
+    """torchrun with `num_processes` processes that do the jobs of the file."""
     from torch.distributed import run
 
-    run.main(["--standalone", "--nproc-per-node", count, "--start-method", "fork", "--run-path", __file__, file])
+    run.main(["--standalone", "--nproc-per-node", num_processes, "--start-method", "fork", "--run-path", __file__, jobs_file])
 
 
-def do(file: str) -> None:
+def run_jobs(jobs_file: str) -> None:
     """Do the jobs of the file, one after another, as one of torchrun's processes."""
-    with distributed.together():
-        for name, *arguments in json.loads(Path(file).read_text()):
-            {"train": train, "refused": refused, "cut": cut, "muon": muon, "signalled": signalled}[name](*arguments)
+    with distributed.distributed_session():
+        for name, *arguments in json.loads(Path(jobs_file).read_text()):
+            {"train": run_training, "refused": print_refusal, "cut": truncate_run, "muon": check_sharded_muon, "signalled": train_until_signal}[name](*arguments)
 
 
 def main() -> None:
     """torchrun itself, or one of its processes, which are told the file alone."""
-    (do if len(sys.argv) == 2 else begin)(*sys.argv[1:])
+    (run_jobs if len(sys.argv) == 2 else launch_torchrun)(*sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fault_injection.child import Fault, become, process
+from tests.fault_injection.child import Fault, set_up_command_process, create_process
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class HeldAfter:
+class PauseAfterStep:
     """The fault: training goes no further than this step until a signal asks it to stop, so that it cannot end before."""
 
     step: int
@@ -30,62 +30,62 @@ class HeldAfter:
         """Put it into this process."""
         from train.trainer import Trainer
 
-        real, held = Trainer._step, self.step
+        original_step, pause_step = Trainer._step, self.step
 
         def step(trainer: Trainer) -> None:
-            while trainer.state.step == held and not trainer._stop:
+            while trainer.state.step == pause_step and not trainer._stop_request:
                 time.sleep(0.002)
-            real(trainer)
+            original_step(trainer)
 
         Trainer._step = step  # type: ignore[method-assign]
 
 
-class Command:
+class CommandProcess:
     """`python -m MODULE WORDS…` in the project's root, under way; for `fault` and `anew` see tests/fault_injection/child.py."""
 
-    def __init__(self, module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="babyllama-test-")
-        self._said = [Path(self._folder.name, name) for name in ("out", "err")]
-        self._process = process(_run, module, words, *self._said, fault, anew=anew)
+    def __init__(self, module: str, *arguments: str, fault: Fault | None = None, fresh_interpreter: bool = False) -> None:
+        self._output_folder = tempfile.TemporaryDirectory(prefix="babyllama-test-")
+        self._output_files = [Path(self._output_folder.name, name) for name in ("out", "err")]
+        self._process = create_process(_run_module, module, arguments, *self._output_files, fault, fresh_interpreter=fresh_interpreter)
         self._process.start()
 
-    def send_when(self, number: int, reached: Callable[[], bool], seconds: float = 600.0) -> None:
+    def send_signal_when(self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0) -> None:
         """Send it a signal as soon as it is somewhere; it must have a `fault` that keeps it from ending before.
 
         TimeoutError, and it is killed, if it does not come there.
         """
-        deadline = time.monotonic() + seconds
-        while not reached():
+        deadline = time.monotonic() + timeout_seconds
+        while not is_reached():
             if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
-                raise TimeoutError(f"not there after {seconds} s, or ended before: {self.done().stderr}")
+                raise TimeoutError(f"not there after {timeout_seconds} s, or ended before: {self.wait().stderr}")
             time.sleep(0.002)
         assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self._process.pid, signal_number)
 
-    def done(self, seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
+    def wait(self, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
         """Wait for its end: its exit code (of one killed by signal n, -n), what it printed and its errors.
 
         TimeoutError, and it is killed, if it runs longer.
         """
-        self._process.join(seconds)
+        self._process.join(timeout_seconds)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
-            raise TimeoutError(f"still running after {seconds} s")
-        out, err = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._said)
-        self._folder.cleanup()
+            raise TimeoutError(f"still running after {timeout_seconds} s")
+        out, err = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._output_files)
+        self._output_folder.cleanup()
         return subprocess.CompletedProcess([], self._process.exitcode, out, err)
 
 
-def run(module: str, *words: str, anew: bool = False) -> subprocess.CompletedProcess[str]:
+def run_command(module: str, *arguments: str, fresh_interpreter: bool = False) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE WORDS…` from its start to its end."""
-    return Command(module, *words, anew=anew).done()
+    return CommandProcess(module, *arguments, fresh_interpreter=fresh_interpreter).wait()
 
 
-def _run(module: str, words: tuple[str, ...], out: Path, err: Path, fault: Fault | None) -> None:
+def _run_module(module: str, arguments: tuple[str, ...], stdout_file: Path, stderr_file: Path, fault: Fault | None) -> None:
     os.chdir(ROOT)
-    become([module, *words], out, err)
+    set_up_command_process([module, *arguments], stdout_file, stderr_file)
     if fault is not None:
         fault()
     # What the server has imported is run once more, as the program.

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 
 from evaluate.report.render import to_html
-from evaluate.report.__main__ import TITLE, report
+from evaluate.report.__main__ import TITLE, build_report
 from evaluate.report.run_reader import read_run
 from model.config import LlamaConfig
 from train.metrics_log import MetricsLog
 from train.options import PretrainOptions
-from train.run_dir import Run
+from train.run_dir import RunDir
 
-SVG = "{http://www.w3.org/2000/svg}"
-SHAPE = LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+SVG_NAMESPACE = "{http://www.w3.org/2000/svg}"
+MODEL_CONFIG = LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=4)
-VOID = {"meta", "br", "img"}
-MEASURES = {"loss": 2.5, "perplexity": 12.2, "accuracy": 0.4, "bits_per_character": 1.9, "tokens": 999}
+VOID_ELEMENTS = {"meta", "br", "img"}
+VALIDATION_METRICS = {"loss": 2.5, "perplexity": 12.2, "accuracy": 0.4, "bits_per_character": 1.9, "tokens": 999}
 
 
-class Reader(HTMLParser):
+class ReportParser(HTMLParser):
     """Tags in order, every table as rows of cell texts, images; fails on tags that do not close as they opened."""
 
     def __init__(self, text: str) -> None:
@@ -34,10 +34,10 @@ class Reader(HTMLParser):
         self.tables: list[list[list[str]]] = []
         self.images: list[dict[str, str]] = []
         self.text = ""
-        self._open: list[str] = []
+        self._open_tags: list[str] = []
         self.feed(text)
         self.close()
-        assert not self._open
+        assert not self._open_tags
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert not any(name.startswith("on") for name, _ in attrs)
@@ -52,37 +52,37 @@ class Reader(HTMLParser):
             self.images.append({name: value or "" for name, value in attrs})
         elif tag == "br":
             self.handle_data("\n")
-        if tag not in VOID:
-            self._open.append(tag)
+        if tag not in VOID_ELEMENTS:
+            self._open_tags.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
+        assert self._open_tags.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if {"td", "th"} & set(self._open):
+        if {"td", "th"} & set(self._open_tags):
             self.tables[-1][-1][-1] += data
 
-    def row(self, name: str, *heads: str) -> list[str]:
+    def find_row(self, name: str, *headers: str) -> list[str]:
         """The cells of the only row of that name, in the tables that are headed so, or in all."""
-        (found,) = [row[1:] for table in self.tables for row in table[1:]
-                    if row[0] == name and (not heads or table[0][0] in heads)]
-        return found
+        (cells,) = [row[1:] for table in self.tables for row in table[1:]
+                    if row[0] == name and (not headers or table[0][0] in headers)]
+        return cells
 
-    def pictures(self) -> dict[str, ET.Element]:
+    def svgs_by_alt(self) -> dict[str, ET.Element]:
         """What the pictures inside the page show → the picture."""
         return {image["alt"]: ET.fromstring(base64.b64decode(image["src"].partition(",")[2])) for image in self.images}
 
 
-def make_run(folder: Path, losses: list[float], validation: dict[int, dict[str, Any]] | None = None, **options: Any) -> Path:
+def write_run(folder: Path, losses: list[float], validation: dict[int, dict[str, Any]] | None = None, **options: Any) -> Path:
     """A run as training writes one, without the training."""
-    chosen = PretrainOptions.model_validate({"run": folder, "max_steps": 100, "seed": 7, **options})
-    run = Run(folder)
-    fingerprints = {"data": [{"set": "d" * 64, "weight": 1.0}], "tokenizer": "e" * 64, "model": SHAPE.to_hf(), "seed": 7}
-    run.open(chosen.model_dump(mode="json"), fingerprints, [], torch.device("cpu"))
+    run_options = PretrainOptions.model_validate({"run": folder, "max_steps": 100, "seed": 7, **options})
+    run = RunDir(folder)
+    fingerprints = {"data": [{"set": "d" * 64, "weight": 1.0}], "tokenizer": "e" * 64, "model": MODEL_CONFIG.to_hf(), "seed": 7}
+    run.open(run_options.model_dump(mode="json"), fingerprints, [], torch.device("cpu"))
     log = MetricsLog(folder, 0)
     for index, loss in enumerate(losses, 1):
         log.write("train", index * 10, tokens=index * 1000, loss=loss)
@@ -92,13 +92,13 @@ def make_run(folder: Path, losses: list[float], validation: dict[int, dict[str, 
     return folder
 
 
-def page(*folders: Path) -> Reader:
-    return Reader(to_html(TITLE, report([read_run(folder) for folder in folders], "x")))
+def render_report(*folders: Path) -> ReportParser:
+    return ReportParser(to_html(TITLE, build_report([read_run(folder) for folder in folders], "x")))
 
 
-def vertices(picture: ET.Element, run: int) -> np.ndarray:
+def line_vertices(svg: ET.Element, run_index: int) -> np.ndarray:
     """The corners of a run's line in the picture's units, float64[n, 2]."""
-    (group,) = [group for group in picture.iter(f"{SVG}g") if group.get("id") == f"run-{run}"]
+    (group,) = [group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == f"run-{run_index}"]
     # The first path is the line; the next is the legend-less marker's shape.
-    line = next(group.iter(f"{SVG}path"))
+    line = next(group.iter(f"{SVG_NAMESPACE}path"))
     return np.array([[float(x), float(y)] for x, y in re.findall(r"[ML] (\S+) (\S+)", line.get("d") or "")])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.readers.source_args import Group
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
-from model.tokenizer.base import SPACE, Tokenizer
+from model.tokenizer.base import METASPACE, Tokenizer
 from train.sft import main
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -20,7 +20,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model, with grouped heads, fine-tuned from nothing on a little of the sample's conversations."""
     folder = tmp_path_factory.mktemp("trained")
-    group = Group("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),))
+    group = SourceGroup("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),))
     prepare_groups([group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=80))
     words = {"config": root / "configs/sft.yaml", "base": "none", "data": folder / "redgpt", "run": folder / "run",
              "sequence_length": 256, "batch_tokens": 1024, "max_steps": 12, "device": "cpu", "evaluation.examples": 0,
@@ -59,4 +59,4 @@ def real_texts(shared: Path) -> list[str]:
             texts += [text[:700], text[:150].strip().replace("\n", "  "), *text[700:].split("\n")[:3]]
     for name in ("csl_ts/dev.tsv", "lcsts/PART_III.txt"):
         texts += (shared / "data" / "summary" / name).read_text(encoding="utf-8").split("\n")[:400]
-    return [text[:700].replace(SPACE, "") for text in texts]
+    return [text[:700].replace(METASPACE, "") for text in texts]

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from model.decode.batched_inference import BatchReader
+from model.decode.batched_inference import InferenceBatch
 from model.config import LlamaConfig
 from model.llama import Llama
 
@@ -16,7 +16,7 @@ def model() -> Llama:
     """Random weights large enough that every id read matters."""
     config = LlamaConfig(vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                          num_key_value_heads=2, max_position_embeddings=96)
-    model = Llama(config).initialise(4)
+    model = Llama(config).init_weights(4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
@@ -24,7 +24,7 @@ def model() -> Llama:
 
 
 @torch.inference_mode()
-def test_rows_of_joined_batches_read_on_as_if_alone(model: Llama) -> None:
+def test_concatenated_batches_decode_like_separate_ones(model: Llama) -> None:
     """A newcomer at another's positions, rows that see each other's padding, room that is too small."""
     draw = torch.Generator().manual_seed(0)
 
@@ -32,38 +32,38 @@ def test_rows_of_joined_batches_read_on_as_if_alone(model: Llama) -> None:
         return torch.randint(3, 300, (length,), generator=draw).tolist()
 
     texts = {name: text(length) for name, length in {"a": 30, "b": 9, "c": 21, "d": 64, "e": 2, "f": 33}.items()}
-    first = BatchReader(model, [texts["a"], texts["b"], texts["c"]], new=3)
-    first.read_prompts()
+    first = InferenceBatch(model, [texts["a"], texts["b"], texts["c"]], max_new_tokens=3)
+    first.prefill()
     for _ in range(3):
         more = {name: text(1) for name in "abc"}
-        first.read(torch.tensor(list(more.values())))
+        first.forward(torch.tensor(list(more.values())))
         texts = {name: ids + more.get(name, []) for name, ids in texts.items()}
-    first.select(torch.tensor([1, 2]))  # the longest goes: both others are padded now
-    second = BatchReader(model, [texts["e"]], new=5)
-    second.read_prompts()
-    third = BatchReader(model, [texts["d"], texts["f"]], new=1)
-    third.read_prompts()
+    first.select_rows(torch.tensor([1, 2]))  # the longest goes: both others are padded now
+    second = InferenceBatch(model, [texts["e"]], max_new_tokens=5)
+    second.prefill()
+    third = InferenceBatch(model, [texts["d"], texts["f"]], max_new_tokens=1)
+    third.prefill()
     for parts, names in ((([first, second]), "bce"), ([first, third, second], "bcdfe"), ([second], "e")):
-        joined = BatchReader.join(parts, new=2)
+        joined = InferenceBatch.concat(parts, max_new_tokens=2)
         assert joined.cache.length == max(len(texts[name]) for name in names), "common padding was kept"
         held = {name: texts[name] for name in names}
         for _ in range(2):
             more = {name: text(1) for name in names}
-            found = joined.read(torch.tensor(list(more.values())))
+            found = joined.forward(torch.tensor(list(more.values())))
             held = {name: ids + more[name] for name, ids in held.items()}
             alone = torch.stack([model(torch.tensor([ids]))[0, -1] for ids in held.values()])
             torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-def test_what_a_batch_held_is_given_back_at_once(model: Llama) -> None:
+def test_batch_memory_is_released_immediately(model: Llama) -> None:
     """Caches that wait until Python looks for circles: a server's memory grows by the megabytes of answers long over."""
     gc.disable()
     try:
-        reader = BatchReader(model, [[5, 6], [7]], new=2)
-        reader.read_prompts()
-        joined = BatchReader.join([reader], new=1)
-        joined.read(torch.tensor([[8], [9]]))
+        reader = InferenceBatch(model, [[5, 6], [7]], max_new_tokens=2)
+        reader.prefill()
+        joined = InferenceBatch.concat([reader], max_new_tokens=1)
+        joined.forward(torch.tensor([[8], [9]]))
         held = [weakref.ref(each.cache) for each in (reader, joined)]
         del reader, joined
         assert [each() for each in held] == [None, None]

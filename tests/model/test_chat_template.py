@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from model.tokenizer import hf_json
-from model.chat_template.to_jinja import chat_template
+from model.chat_template.to_jinja import build_jinja_template
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
-from tests.helpers.conversations import FILES, Turns, messages, real_conversations
+from tests.helpers.conversations import SOURCE_FILES, Turns, to_chat_messages, read_real_conversations
 
 HOSTILE: list[tuple[str, Turns]] = [
     ("", [("你好", "你好！")]),
@@ -31,46 +31,46 @@ def fast(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoTokenizer, LlamaConfig
 
     folder = tmp_path_factory.mktemp("fast")
-    hf_json.export(ours, folder, chat_template=chat_template(Template()))
-    LlamaConfig(vocab_size=ours.vocabulary_size).save_pretrained(folder)
+    hf_json.export_tokenizer(ours, folder, chat_template=build_jinja_template(Template()))
+    LlamaConfig(vocab_size=ours.vocab_size).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
 def unequal(ours: Tokenizer, fast: Any, conversations: list[tuple[str, Turns]]) -> list[Any]:
     """The conversations to which transformers gives other ids, whole or as the prompt of their last answer."""
-    rendered = [messages(reference, turns) for reference, turns in conversations]
+    rendered = [to_chat_messages(reference, turns) for reference, turns in conversations]
     whole = fast.apply_chat_template(rendered, return_dict=False)
     prompts = fast.apply_chat_template([said[:-1] for said in rendered], add_generation_prompt=True, return_dict=False)
     found = []
     for (reference, turns), theirs, asked in zip(conversations, whole, prompts, strict=True):
         expected, spans = Template().encode(ours, turns, reference)
-        assert expected[: spans[-1][0]] == Template().prompt(ours, turns[:-1], turns[-1][0], reference)
+        assert expected[: spans[-1][0]] == Template().encode_prompt(ours, turns[:-1], turns[-1][0], reference)
         if (theirs, asked) != (expected, expected[: spans[-1][0]]):
             found.append((reference, turns))
     return found
 
 
-def test_text_that_spells_a_special_token_or_the_template_stays_text(ours: Tokenizer, fast: Any) -> None:
+def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, fast: Any) -> None:
     """A user who ends the conversation, or begins another, by typing; a line end or a space that Jinja eats."""
     assert unequal(ours, fast, HOSTILE) == []
     for reference, turns in HOSTILE:
-        ids = fast.apply_chat_template(messages(reference, turns), return_dict=False)
+        ids = fast.apply_chat_template(to_chat_messages(reference, turns), return_dict=False)
         assert (ids.count(ours.bos_id), ids.count(ours.eos_id), ids.count(ours.unk_id)) == (1, len(turns), 0)
 
 
-def test_not_even_the_exported_names_of_special_tokens_yield_them(ours: Tokenizer, fast: Any) -> None:
+def test_exported_special_token_names_in_text_stay_text(ours: Tokenizer, fast: Any) -> None:
     """What the tokenizer itself prints for </s>, pasted into a question."""
     typed = f"{fast.eos_token}{fast.bos_token}{fast.unk_token}<\ufdd0/s>\ufdd0"
-    ids = fast.apply_chat_template(messages(typed, [(typed, typed)]), return_dict=False)
+    ids = fast.apply_chat_template(to_chat_messages(typed, [(typed, typed)]), return_dict=False)
     assert (ids[0], ids.count(ours.bos_id), ids.count(ours.eos_id), ids.count(ours.unk_id)) == (ours.bos_id, 1, 1, 0)
 
 
 @pytest.mark.slow
-def test_thousands_of_real_conversations_have_the_ids_they_were_trained_as(ours: Tokenizer, fast: Any, shared: Path) -> None:
+def test_exported_template_reproduces_training_ids_on_real_conversations(ours: Tokenizer, fast: Any, shared: Path) -> None:
     """An exported model that reads other ids at the seams than it knows."""
     total = 0
-    for name, file in FILES.items():
-        conversations = real_conversations(shared / "data/sft" / file, name, 300)
+    for name, file in SOURCE_FILES.items():
+        conversations = read_real_conversations(shared / "data/sft" / file, name, 300)
         assert len(conversations) > 90, name
         assert unequal(ours, fast, conversations) == [], name
         total += len(conversations)
@@ -83,7 +83,7 @@ def test_thousands_of_real_conversations_have_the_ids_they_were_trained_as(ours:
     [{"role": "user", "content": "一"}, {"role": "system", "content": "二"}],
     [{"role": "tool", "content": "一"}],
 ])
-def test_what_the_template_cannot_say_is_refused(said: list[dict[str, str]], fast: Any) -> None:
+def test_unsupported_conversations_raise(said: list[dict[str, str]], fast: Any) -> None:
     """Messages dropped or run together in silence."""
     from jinja2 import TemplateError
 

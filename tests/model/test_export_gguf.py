@@ -10,18 +10,18 @@ import torch
 from common.errors import UserError
 from model.interop.gguf.export import export_gguf
 from model.llama import inverse_frequencies
-from model.interop.gguf.ollama import modelfile_of
+from model.interop.gguf.ollama import modelfile_path
 from model.tokenizer.base import Tokenizer
-from tests.helpers.gguf_files import JINJA, LINEAR, LLAMA3, exported, llama, tensors, values
+from tests.helpers.gguf_files import JINJA_CHAT_TEMPLATE, LINEAR_ROPE_SCALING, LLAMA3_ROPE_SCALING, export_to_file, random_llama, read_gguf_tensors, read_gguf_metadata
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "num_key_value_heads": 4}])
-def test_every_weight_comes_back_from_f32_and_query_rows_interleaved(
+def test_f32_gguf_round_trips_weights_with_permuted_query_rows(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """A tensor lost, doubled or in another order of rows is a model that loads and talks nonsense."""
-    model = llama(tokenizer, **changes)
-    found = tensors(exported(model, tokenizer, tmp_path))
+    model = random_llama(tokenizer, **changes)
+    found = read_gguf_tensors(export_to_file(model, tokenizer, tmp_path))
     state = dict(model.named_parameters())
     assert len(found) == len(state)
     assert ("output.weight" in found) == ("tie_word_embeddings" not in changes)
@@ -39,11 +39,11 @@ def test_every_weight_comes_back_from_f32_and_query_rows_interleaved(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
-def test_transformers_reads_the_same_model_from_the_file(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_transformers_loads_same_model_from_gguf(tied: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Another implementation of the format, which undoes llama.cpp's order of rows itself, must agree on the logits."""
     import transformers
-    model = llama(tokenizer, tie_word_embeddings=tied, rms_norm_eps=3e-5, rope_theta=5000.0)
-    file = exported(model, tokenizer, tmp_path)
+    model = random_llama(tokenizer, tie_word_embeddings=tied, rms_norm_eps=3e-5, rope_theta=5000.0)
+    file = export_to_file(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name)
     ids = torch.randint(3, 8000, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -52,11 +52,11 @@ def test_transformers_reads_the_same_model_from_the_file(tied: bool, tokenizer: 
         torch.testing.assert_close(theirs(ids).logits, ours, rtol=1e-4, atol=1e-4)
 
 
-def test_the_shape_and_the_sentence_marks_are_stated(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_gguf_metadata_has_shape_and_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """llama.cpp fills in its own defaults for what a file does not say."""
-    model = llama(tokenizer, max_position_embeddings=512, rope_theta=1234.0, rms_norm_eps=3e-5)
-    model.context = 128
-    found = values(exported(model, tokenizer, tmp_path))
+    model = random_llama(tokenizer, max_position_embeddings=512, rope_theta=1234.0, rms_norm_eps=3e-5)
+    model.trained_context = 128
+    found = read_gguf_metadata(export_to_file(model, tokenizer, tmp_path))
     expected = {
         "general.architecture": "llama", "general.name": "测试", "general.file_type": 0, "llama.context_length": 128,
         "llama.embedding_length": 64, "llama.block_count": 3, "llama.feed_forward_length": 96,
@@ -65,7 +65,7 @@ def test_the_shape_and_the_sentence_marks_are_stated(tokenizer: Tokenizer, tmp_p
         "llama.attention.layer_norm_rms_epsilon": pytest.approx(3e-5), "llama.vocab_size": 8192,
         "tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.ggml.add_space_prefix": False, "tokenizer.chat_template": JINJA,
+        "tokenizer.ggml.add_space_prefix": False, "tokenizer.chat_template": JINJA_CHAT_TEMPLATE,
     }
     assert {key: found.get(key) for key in expected} == expected
     marks = [f"{text}\ufdd0" for text in ("<unk>", "<s>", "</s>")]
@@ -74,29 +74,29 @@ def test_the_shape_and_the_sentence_marks_are_stated(tokenizer: Tokenizer, tmp_p
     assert found["tokenizer.ggml.token_type"] == [piece.kind for piece in tokenizer.pieces]
 
 
-def test_scaled_rotary_frequencies_are_stated(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_gguf_has_rope_scaling_factors(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A long-context model without its scaling reads long texts in another order."""
-    linear = exported(llama(tokenizer, rope_scaling=LINEAR), tokenizer, tmp_path)
-    found = values(linear)
+    linear = export_to_file(random_llama(tokenizer, rope_scaling=LINEAR_ROPE_SCALING), tokenizer, tmp_path)
+    found = read_gguf_metadata(linear)
     assert (found["llama.rope.scaling.type"], found["llama.rope.scaling.factor"]) == ("linear", 4.0)
-    assert "rope_freqs.weight" not in tensors(linear)
-    model = llama(tokenizer, rope_scaling=LLAMA3)
-    file = exported(model, tokenizer, tmp_path)
-    factors = tensors(file)["rope_freqs.weight"].data
+    assert "rope_freqs.weight" not in read_gguf_tensors(linear)
+    model = random_llama(tokenizer, rope_scaling=LLAMA3_ROPE_SCALING)
+    file = export_to_file(model, tokenizer, tmp_path)
+    factors = read_gguf_tensors(file)["rope_freqs.weight"].data
     plain = 10000.0 ** (-np.arange(8) / 8)
     np.testing.assert_allclose(plain / factors, inverse_frequencies(model.config), rtol=1e-6)
     assert factors.min() == 1 and factors.max() == pytest.approx(8)
-    assert "llama.rope.scaling.type" not in values(file)
+    assert "llama.rope.scaling.type" not in read_gguf_metadata(file)
 
 
-def test_q8_0_is_within_half_a_step_and_f16_where_a_width_is_no_multiple_of_32(
+def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
     tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Blocks that straddle rows, or rounded norms, would cost quality that nobody could explain."""
     import gguf
 
-    model = llama(tokenizer, intermediate_size=100)
-    found = tensors(exported(model, tokenizer, tmp_path, "q8_0"))
+    model = random_llama(tokenizer, intermediate_size=100)
+    found = read_gguf_tensors(export_to_file(model, tokenizer, tmp_path, "q8_0"))
     kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
     assert {kind for name, kind in kinds.items() if "norm" in name} == {"F32"}
     assert {name for name, kind in kinds.items() if kind == "F16"} == {f"blk.{n}.ffn_down.weight" for n in range(3)}
@@ -108,27 +108,27 @@ def test_q8_0_is_within_half_a_step_and_f16_where_a_width_is_no_multiple_of_32(
     assert (np.abs(ours - theirs) <= 0.57 * step).all() and not np.array_equal(ours, theirs)
 
 
-def test_weights_that_f16_cannot_hold_are_refused_and_the_old_file_stays(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_f16_overflow_raises_and_keeps_old_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """An infinite weight answers nonsense; half a file in place of a whole one answers nothing."""
-    model = llama(tokenizer)
-    file = exported(model, tokenizer, tmp_path, "f16")
+    model = random_llama(tokenizer)
+    file = export_to_file(model, tokenizer, tmp_path, "f16")
     before = file.read_bytes()
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0, 0] = 1e5
     with pytest.raises(UserError, match=r"blk.2.ffn_down.weight holds numbers that are too large for f16: export as f32"):
-        exported(model, tokenizer, tmp_path, "f16")
+        export_to_file(model, tokenizer, tmp_path, "f16")
     assert file.read_bytes() == before
-    assert sorted(tmp_path.iterdir()) == sorted([modelfile_of(file), file])
+    assert sorted(tmp_path.iterdir()) == sorted([modelfile_path(file), file])
 
 
 @pytest.mark.parametrize(("there", "words"), [
     ("a.gguf", "exists and is no GGUF file"), ("a.Modelfile", "is no Modelfile of a.gguf"), ("a.gguf/x", "is a folder"),
 ])
-def test_a_file_that_is_no_export_is_not_replaced(tokenizer: Tokenizer, tmp_path: Path, there: str, words: str) -> None:
+def test_export_does_not_overwrite_foreign_file(tokenizer: Tokenizer, tmp_path: Path, there: str, words: str) -> None:
     """`--out thesis.txt` and the thesis is gone."""
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).write_text("GG: somebody's own")
     with pytest.raises(UserError, match=words):
-        export_gguf(llama(tokenizer), tokenizer, None, tmp_path / "a.gguf", dtype="f32", name="x")
+        export_gguf(random_llama(tokenizer), tokenizer, None, tmp_path / "a.gguf", dtype="f32", name="x")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / there]
     assert (tmp_path / there).read_text() == "GG: somebody's own"

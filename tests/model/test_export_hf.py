@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from chat.terminal.settings import DEFAULTS
+from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
 from common.files import read_json, write_json
 from model import export
 from model.checkpoint import locate, weights
-from model.config import preset
-from model.decode.batch_generate import decode
+from model.config import config_from_preset
+from model.decode.batch_generate import generate_batch
 from model.interop.hf_export import DTYPES, export_hf
 from model.llama import Llama
 from model.chat_template.template import Template
@@ -30,12 +30,12 @@ def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A checkpoint of random weights at the 43M shape, with the real tokenizer."""
     tokenizer = Tokenizer.load(shared / "tokenizer/llama-chinese-65k.model")
     folder = tmp_path_factory.mktemp("43m")
-    model = Llama(preset("babyllama-43m", tokenizer.vocabulary_size)).initialise(0)
+    model = Llama(config_from_preset("babyllama-43m", tokenizer.vocab_size)).init_weights(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # At initialisation attention is nearly uniform and one word follows every other: errors would hide.
             parameter.mul_(4.0 if "layers" in name and parameter.dim() > 1 else 1.0)
-    weights.save(model, tokenizer, folder)
+    weights.save_checkpoint(model, tokenizer, folder)
     Template().save(folder)
     return folder
 
@@ -50,15 +50,15 @@ def theirs(folder: Path) -> tuple[Any, Any]:
 
 def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
     """Logits, ids, prompts and greedy continuations of the two."""
-    model, tokenizer = weights.load(checkpoint, CPU)
+    model, tokenizer = weights.load_checkpoint(checkpoint, CPU)
     their_model, their_tokenizer = theirs(exported)
     ids = tokenizer.encode_batch(texts)
     assert their_tokenizer(texts)["input_ids"] == ids
     rows = torch.tensor([row[:64] for row in ids if len(row) >= 64][:4])
     with torch.no_grad():
         torch.testing.assert_close(their_model(rows).logits, model(rows), rtol=1e-4, atol=1e-4)
-    prompts = [Template().prompt(tokenizer, [], question, "资料一则。") for question in QUESTIONS]
-    answers = decode(model, prompts, max_new_tokens=12)
+    prompts = [Template().encode_prompt(tokenizer, [], question, "资料一则。") for question in QUESTIONS]
+    answers = generate_batch(model, prompts, max_new_tokens=12)
     for question, prompt, answer in zip(QUESTIONS, prompts, answers, strict=True):
         said = [{"role": "system", "content": "资料一则。"}, {"role": "user", "content": question}]
         inputs = their_tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt")
@@ -75,7 +75,7 @@ def texts(root: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_trained_run_speaks_the_same_in_transformers(trained_run: Path, texts: list[str], tmp_path: Path) -> None:
+def test_exported_run_generates_identically_in_transformers(trained_run: Path, texts: list[str], tmp_path: Path) -> None:
     """An exported model that is another one: its weights, its ids, its prompts or where it stops."""
     export_hf(trained_run, tmp_path / "out", max_shard_size="100KB")
     assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 2
@@ -83,7 +83,7 @@ def test_a_trained_run_speaks_the_same_in_transformers(trained_run: Path, texts:
 
 
 @pytest.mark.slow
-def test_the_reference_shape_with_the_real_tokenizer_speaks_the_same(
+def test_reference_config_with_real_tokenizer_generates_identically(
     reference_shape: Path, texts: list[str], tmp_path: Path
 ) -> None:
     """What holds for a toy vocabulary and a tied head need not hold for 65,000 pieces and an untied one."""
@@ -93,40 +93,40 @@ def test_the_reference_shape_with_the_real_tokenizer_speaks_the_same(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_dtype_is_that_of_weights_and_config(dtype: Any, trained_run: Path, tmp_path: Path) -> None:
+def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_path: Path) -> None:
     """Weights twice as large as asked for, or a config that makes transformers convert them on loading."""
     from transformers import AutoModelForCausalLM
 
     export_hf(trained_run, tmp_path / "out", dtype=dtype)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert {parameter.dtype for parameter in loaded.parameters()} == {DTYPES[dtype]}
-    mine, _ = weights.load(trained_run, CPU)
+    mine, _ = weights.load_checkpoint(trained_run, CPU)
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, mine.state_dict()[name].to(DTYPES[dtype]))
 
 
-def test_an_exported_folder_is_a_checkpoint_again(trained_run: Path, tmp_path: Path) -> None:
+def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) -> None:
     """A folder that only others can load; one whose damage goes unnoticed."""
     export_hf(trained_run, tmp_path / "one")
     export_hf(trained_run, tmp_path / "many", max_shard_size="100KB")
-    model, tokenizer = weights.load(trained_run, CPU)
+    model, tokenizer = weights.load_checkpoint(trained_run, CPU)
     for name in ("one", "many"):
-        again, same = weights.load(tmp_path / name, CPU)
-        assert again.config == model.config and again.context == model.context == 256
+        again, same = weights.load_checkpoint(tmp_path / name, CPU)
+        assert again.config == model.config and again.trained_context == model.trained_context == 256
         assert same.fingerprint == tokenizer.fingerprint
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
         assert Template.load(tmp_path / name) == Template()
-    assert locate.digest(tmp_path / "one") == locate.digest(locate.find(trained_run))
+    assert locate.weights_sha256(tmp_path / "one") == locate.weights_sha256(locate.resolve_checkpoint(trained_run))
     export_hf(tmp_path / "many", tmp_path / "again")
     one, again_file = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again"))
     assert one == again_file
     shard = sorted((tmp_path / "many").glob("model-0*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match=f"{shard.name} is damaged"):
-        weights.load(tmp_path / "many", CPU)
+        weights.load_checkpoint(tmp_path / "many", CPU)
 
 
-def test_the_config_files_say_what_the_model_is(trained_run: Path, tmp_path: Path) -> None:
+def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: Path) -> None:
     """A generation that never stops because nobody was told the id; a key that transformers drops or misreads."""
     from transformers import AutoConfig, GenerationConfig
 
@@ -138,10 +138,10 @@ def test_the_config_files_say_what_the_model_is(trained_run: Path, tmp_path: Pat
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 2)
     assert generation.do_sample and generation.max_new_tokens == 256
     drawn = (generation.temperature, generation.top_p, generation.top_k)
-    assert drawn == (DEFAULTS.temperature, DEFAULTS.top_p, DEFAULTS.top_k)
+    assert drawn == (DEFAULT_SAMPLING.temperature, DEFAULT_SAMPLING.top_p, DEFAULT_SAMPLING.top_k)
 
 
-def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp_path: Path) -> None:
+def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -> None:
     """A model nobody can judge or make again."""
     import yaml
 
@@ -166,13 +166,13 @@ def test_the_card_says_how_it_was_made_and_what_it_scored(trained_run: Path, tmp
     assert "a baseline on the same data: trigram\n\n| | |\n|---|---|\n| loss | 4.0625 |" in card and "3.0625" not in card
 
 
-def test_the_card_has_scores_of_the_exported_weights_alone(trained_run: Path, tmp_path: Path) -> None:
+def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
     """The last step's scores, int8's, or a spike's, beside the weights of the best step; an adapter that is not named."""
     import shutil
 
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
-    step = locate.find(run)
+    step = locate.resolve_checkpoint(run)
     for name, facts in {"a": {"step": 12, "good": 1}, "b": {"step": 24, "later": 2},
                         "c": {"step": 12, "weights": "int8", "q": 3}, "d": {"checkpoint": str(run), "untold": 4},
                         "e": {"checkpoint": str(step), "same": 5}}.items():
@@ -193,7 +193,7 @@ def test_the_card_has_scores_of_the_exported_weights_alone(trained_run: Path, tm
     assert "## Training" not in (tmp_path / "again/README.md").read_text(encoding="utf-8")
 
 
-def test_what_is_not_an_earlier_export_is_not_replaced(trained_run: Path, tmp_path: Path) -> None:
+def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Path) -> None:
     """A folder of somebody's own, gone."""
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -212,7 +212,7 @@ def test_what_is_not_an_earlier_export_is_not_replaced(trained_run: Path, tmp_pa
     ("--format gguf --dtype float32", "--dtype float32: for --format gguf one of f32, f16, q8_0"),
     ("--format hf --max_shard_size big", "--max_shard_size big: expected a size such as 200MB or 5GB"),
 ])
-def test_a_mistake_is_one_line(
+def test_user_errors_are_one_line(
     words: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A traceback, or half a folder."""
@@ -224,12 +224,12 @@ def test_a_mistake_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_a_dtype_cannot_hold_are_refused(trained_run: Path, tmp_path: Path) -> None:
+def test_dtype_overflow_raises(trained_run: Path, tmp_path: Path) -> None:
     """Infinities written as if they were weights."""
-    model, tokenizer = weights.load(trained_run, CPU)
+    model, tokenizer = weights.load_checkpoint(trained_run, CPU)
     with torch.no_grad():
         model.model.embed_tokens.weight[0, 0] = 1e6
     (tmp_path / "large").mkdir()
-    weights.save(model, tokenizer, tmp_path / "large")
+    weights.save_checkpoint(model, tokenizer, tmp_path / "large")
     with pytest.raises(UserError, match=r"embed_tokens\.weight has values that are too large"):
         export_hf(tmp_path / "large", tmp_path / "out", dtype="float16")

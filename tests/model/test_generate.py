@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import LlamaConfig
-from model.decode.fast.inference_model import Decoder
-from model.decode.generate import End, PrefixCache, Sampling, choose, generate, prompt_room, stream_text
+from model.decode.fast.inference_model import InferenceModel
+from model.decode.generate import FinishReason, PrefixCache, Sampling, sample_token, generate, max_prompt_tokens, stream_text
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -22,14 +22,14 @@ GREEDY = Sampling(temperature=0.0)
 def model() -> Llama:
     config = LlamaConfig(vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, max_position_embeddings=64)
-    model = Llama(config).initialise(4)
+    model = Llama(config).init_weights(4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
     return model.eval()
 
 
-def test_greedy_ids_are_those_of_transformers(model: Llama) -> None:
+def test_greedy_ids_match_transformers(model: Llama) -> None:
     """A cache or position error that changes what is generated."""
     from transformers import AutoModelForCausalLM
     from transformers import LlamaConfig as TheirConfig
@@ -43,7 +43,7 @@ def test_greedy_ids_are_those_of_transformers(model: Llama) -> None:
     assert list(generate(model, prompt, GREEDY, max_new_tokens=40)) == expected
 
 
-def ended(model: Llama, prompt: list[int], sampling: Sampling = GREEDY, **options: Any) -> tuple[list[int], End]:
+def ended(model: Llama, prompt: list[int], sampling: Sampling = GREEDY, **options: Any) -> tuple[list[int], FinishReason]:
     """The ids and why they ended."""
     ids: list[int] = []
     steps = generate(model, prompt, sampling, **options)
@@ -64,7 +64,7 @@ def endless(model: Llama) -> Iterator[Llama]:
         model.lm_head.weight[2] = kept
 
 
-def test_generation_ends_with_the_context(endless: Llama) -> None:
+def test_generation_stops_at_context_length(endless: Llama) -> None:
     """Writing past the cache's end, promising more tokens than there are positions, or not saying that it was so."""
     ids, end = ended(endless, [1] * 60, max_new_tokens=100)
     assert len(ids) == 4 and end == "context"
@@ -73,9 +73,9 @@ def test_generation_ends_with_the_context(endless: Llama) -> None:
     assert ended(endless, [1] * 64, max_new_tokens=4) == ([], "context")
 
 
-def test_a_prompt_leaves_room_for_an_answer() -> None:
+def test_prompt_budget_reserves_answer_tokens() -> None:
     """A prompt that fills the context, after which nothing can be said; most of it kept free for an answer of any length."""
-    assert prompt_room(256, 1000) == 192 and prompt_room(256, 10) == 246
+    assert max_prompt_tokens(256, 1000) == 192 and max_prompt_tokens(256, 10) == 246
 
 
 def test_generation_stops_at_eos_without_yielding_it(model: Llama) -> None:
@@ -91,7 +91,7 @@ def test_generation_stops_at_eos_without_yielding_it(model: Llama) -> None:
             model.lm_head.weight.copy_(head)
 
 
-def test_logits_that_are_no_numbers_are_an_error(model: Llama) -> None:
+def test_non_finite_logits_raise(model: Llama) -> None:
     """An overflow in fp16 that is decoded as if it were an answer."""
     with torch.no_grad():
         kept = model.model.norm.weight.clone()
@@ -103,7 +103,7 @@ def test_logits_that_are_no_numbers_are_an_error(model: Llama) -> None:
             model.model.norm.weight.copy_(kept)
 
 
-def test_a_seed_repeats_a_sample_and_another_does_not(model: Llama) -> None:
+def test_sampling_is_reproducible_per_seed(model: Llama) -> None:
     """Samples in the log that nobody can make again."""
     one, two, other = (list(generate(model, [1], Sampling(), max_new_tokens=20, seed=s)) for s in (1, 1, 2))
     assert one == two != other
@@ -113,10 +113,10 @@ def draw(logits: torch.Tensor, sampling: Sampling, seen: list[int] | None = None
     mask = torch.zeros(len(logits), dtype=torch.bool)
     mask[seen or []] = True
     generator = torch.Generator().manual_seed(0)
-    return {choose(logits.clone(), mask, sampling, generator) for _ in range(count)}
+    return {sample_token(logits.clone(), mask, sampling, generator) for _ in range(count)}
 
 
-def test_top_k_and_top_p_bound_what_is_drawn() -> None:
+def test_top_k_and_top_p_limit_sampled_ids() -> None:
     """Unlikely ids drawn although they were cut off, or likely ones lost."""
     logits = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).log()
     assert draw(logits, Sampling(1.0, top_k=2, top_p=1.0)) == {0, 1}
@@ -132,7 +132,7 @@ def test_repetition_penalty_lowers_seen_ids_of_either_sign() -> None:
     assert draw(torch.tensor([-1.2, -1.0, -5.0]), greedy, [1], 1) == {0}
 
 
-def test_penalties_are_those_of_transformers_over_the_answer_alone(endless: Llama) -> None:
+def test_penalties_match_transformers_on_answer_tokens_only(endless: Llama) -> None:
     """A prompt that is punished for what it says: names in the reference could not be copied into the answer."""
     from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
@@ -148,7 +148,7 @@ def test_penalties_are_those_of_transformers_over_the_answer_alone(endless: Llam
     assert answer != list(generate(endless, prompt, GREEDY, max_new_tokens=50))
 
 
-def test_no_ngram_is_said_twice(endless: Llama) -> None:
+def test_no_repeat_ngram_blocks_repeats(endless: Llama) -> None:
     """A loop that goes on."""
     looped = list(pairwise(generate(endless, [1, 40], GREEDY, max_new_tokens=60)))
     assert len(set(looped)) < len(looped), "without blocking this model repeats itself"
@@ -157,7 +157,7 @@ def test_no_ngram_is_said_twice(endless: Llama) -> None:
     assert len(set(pairs)) == len(pairs)
 
 
-def test_what_the_prompt_says_is_free_to_be_said(endless: Llama) -> None:
+def test_no_repeat_ngram_ignores_prompt(endless: Llama) -> None:
     """An answer that may not copy its reference."""
     draw = torch.Generator().manual_seed(0)
     prompts = [[1, *torch.randint(3, 300, (40,), generator=draw).tolist()] for _ in range(50)]
@@ -170,36 +170,36 @@ def test_what_the_prompt_says_is_free_to_be_said(endless: Llama) -> None:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, repetition_penalty=1.1)])
-def test_what_was_read_before_changes_no_answer(model: Llama, sampling: Sampling) -> None:
+def test_prefix_cache_does_not_change_output(model: Llama, sampling: Sampling) -> None:
     """A prompt that goes on from the last one, parts from it, is a part of it or is all new, read with stale keys."""
     prefix = PrefixCache(model, 64)
     first = [1, 17, 230, 5, 99]
-    answer = list(generate(model, first, sampling, max_new_tokens=12, prefix=prefix))
+    answer = list(generate(model, first, sampling, max_new_tokens=12, prefix_cache=prefix))
     longer = [*first, *answer, 2, 44, 45, 46]
     prompts = [longer, [*first, *answer[:3], 2, 50, 51], first, first[:2], [1, 200, 201, 202], longer]
     for seed, prompt in enumerate(prompts):
         fresh = list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed))
-        assert list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed, prefix=prefix)) == fresh
+        assert list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed, prefix_cache=prefix)) == fresh
 
 
-def test_only_what_is_new_is_read(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefix_cache_processes_only_new_tokens(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long conversation that is read from its start for every answer, and after a reading that was broken off."""
-    prefix, whole = PrefixCache(model, 64), Decoder.read
+    prefix, whole = PrefixCache(model, 64), InferenceModel.forward
     lengths: list[int] = []
 
-    def counting(self: Decoder, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counting(self: InferenceModel, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         lengths.append(ids.shape[1])
         return whole(self, ids, *rest)
 
-    monkeypatch.setattr(Decoder, "read", counting)
+    monkeypatch.setattr(InferenceModel, "forward", counting)
     prefix.logits_after(list(range(1, 31)))
     prefix.logits_after([*range(1, 31), 77, 78])
     prefix.logits_after([*range(1, 21), 79])
     assert lengths == [30, 2, 1]
-    monkeypatch.setattr(Decoder, "read", interrupted)
+    monkeypatch.setattr(InferenceModel, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prefix.logits_after([*range(1, 11), 80, 81])
-    monkeypatch.setattr(Decoder, "read", counting)
+    monkeypatch.setattr(InferenceModel, "forward", counting)
     after = [*range(1, 11), 80, 81]
     torch.testing.assert_close(prefix.logits_after(after), PrefixCache(model, 64).logits_after(after))
     assert lengths == [30, 2, 1, 2, 12]
@@ -209,21 +209,21 @@ def interrupted(*_: Any) -> torch.Tensor:
     raise KeyboardInterrupt
 
 
-def test_the_capacity_of_a_prefix_is_the_context(endless: Llama) -> None:
+def test_prefix_cache_capacity_is_context_length(endless: Llama) -> None:
     """A chat that lets a model trained on short rows write on to positions it has never seen."""
     ids, end = ended(endless, [1] * 10, max_new_tokens=50, prefix=PrefixCache(endless, 24))
     assert len(ids) == 14 and end == "context"
 
 
 @given(st.lists(st.integers(3, 258), max_size=40))
-def test_streamed_bytes_are_the_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+def test_streamed_bytes_match_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     """Text on the screen that is not the text that is kept: bytes that form no character were dropped."""
     assert tokenizer.pieces[3].text == "<0x00>" and tokenizer.pieces[258].text == "<0xFF>"
     assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
 
 
 @given(st.lists(st.integers(0, 8191) | st.sampled_from([3 + 0xE4, 3 + 0xF0, 3 + 0x9F, 3 + 0xBD]), max_size=30))
-def test_streamed_text_is_the_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
+def test_streamed_text_matches_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     """The same where bytes, whole pieces and special ids are mixed."""
     assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
 

@@ -9,14 +9,14 @@ import pytest
 
 from common.errors import UserError
 from model.export import main as export
-from model.interop.gguf.vocab import Vocabulary, own_pieces, vocabulary_of
+from model.interop.gguf.vocab import GGUFVocabulary, build_native_pieces, build_vocabulary
 from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
 from model.import_hf import import_hf
 from model.tokenizer.base import Piece, Tokenizer
-from model.tokenizer.imported import ImportedTokenizer, built
+from model.tokenizer.imported import ImportedTokenizer, build_imported_tokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from tests.helpers import hf_checkpoints
-from tests.helpers.gguf_files import values
+from tests.helpers.gguf_files import read_gguf_metadata
 
 
 @pytest.fixture(scope="module")
@@ -28,44 +28,44 @@ def texts(root: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` of Llama 3's kind."""
-    return dict(json.loads(hf_checkpoints.byte_level(texts[:300]).to_str()))
+    return dict(json.loads(hf_checkpoints.train_byte_level_bpe(texts[:300]).to_str()))
 
 
 @pytest.fixture(scope="module")
 def sentencepiece(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` of Llama 2's kind."""
-    return dict(json.loads(hf_checkpoints.sentencepiece(texts[:300], space_first=True).to_str()))
+    return dict(json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], add_prefix_space=True).to_str()))
 
 
 def imported(definition: dict[str, Any]) -> ImportedTokenizer:
     """The tokenizer of a `tokenizer.json` in which 1 begins a text and 2 ends one."""
-    return built(json.loads(json.dumps(definition)), {}, 1, 2, 0, {}, Path("tokenizer.json"))
+    return build_imported_tokenizer(json.loads(json.dumps(definition)), {}, 1, 2, 0, {}, Path("tokenizer.json"))
 
 
-def test_a_vocabulary_larger_than_the_tokenizers_is_filled_up(tokenizer: Tokenizer) -> None:
+def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
     """llama.cpp refuses a file with more rows in its embedding than tokens."""
-    pieces = own_pieces(tokenizer, tokenizer.vocabulary_size + 2)
+    pieces = build_native_pieces(tokenizer, tokenizer.vocab_size + 2)
     assert pieces[3:-2] == tokenizer.pieces[3:]
     assert [(piece.text, piece.kind) for piece in pieces[-2:]] == [("<unused_8192>", UNUSED), ("<unused_8193>", UNUSED)]
 
 
-def test_no_text_merges_into_an_unused_piece(stock: Tokenizer) -> None:
+def test_padding_pieces_are_unreachable(stock: Tokenizer) -> None:
     """llama.cpp merges by text whatever the type: 基础 would become an id that training never saw."""
-    tokenizer, pieces = stock, own_pieces(stock, stock.vocabulary_size)
+    tokenizer, pieces = stock, build_native_pieces(stock, stock.vocab_size)
     changed = [index for index, (a, b) in enumerate(zip(tokenizer.pieces, pieces, strict=True)) if a != b]
     assert changed == [0, 1, 2, *(index for index, piece in enumerate(tokenizer.pieces) if piece.kind == UNUSED)]
     assert len(changed) == 878
     assert len({piece.text for piece in pieces}) == len(pieces)
 
 
-def test_a_byte_piece_that_text_would_merge_into_is_refused(tokenizer: Tokenizer) -> None:
+def test_reachable_byte_piece_raises(tokenizer: Tokenizer) -> None:
     """A literal `<0x0A>` would become a line end; llama.cpp finds byte pieces by that text, so it cannot be changed."""
     pieces = list(tokenizer.pieces)
     pieces[500] = Piece("<0x0A", -1.5, NORMAL)
     tokenizer = Tokenizer(tokenizer.serialized)
     tokenizer.pieces = pieces
     with pytest.raises(UserError, match=r"id 13, <0x0A>, is no normal piece, but llama.cpp would merge text into it"):
-        own_pieces(tokenizer, len(pieces))
+        build_native_pieces(tokenizer, len(pieces))
 
 
 # Imported tokenizers
@@ -73,10 +73,10 @@ def test_a_byte_piece_that_text_would_merge_into_is_refused(tokenizer: Tokenizer
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def by_score(vocabulary: Vocabulary, text: str) -> list[int]:
+def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
     """The ids of llama.cpp's `llama` vocabulary: of two neighbours that spell a piece, those of the best score first."""
     ids = {piece.text: index for index, piece in enumerate(vocabulary.pieces)}
-    parts = list(((" " if vocabulary.space_first and text else "") + text).replace(" ", "▁"))
+    parts = list(((" " if vocabulary.adds_space_prefix and text else "") + text).replace(" ", "▁"))
     while True:
         joined = [ids.get(left + right) for left, right in zip(parts, parts[1:], strict=False)]
         found = [(-vocabulary.pieces[index].score, place) for place, index in enumerate(joined) if index is not None]
@@ -89,14 +89,14 @@ def by_score(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("options", [{}, {"space_first": True}, {"cut": True}], ids=str)
-def test_the_scores_make_the_ids_of_the_merges(options: dict[str, Any], texts: list[str]) -> None:
+def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str]) -> None:
     """Scores in the order of ids: a piece that is put together in another way than the one that was learned."""
-    definition = json.loads(hf_checkpoints.sentencepiece(texts[:300], **options).to_str())
+    definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], **options).to_str())
     known = definition["model"]["vocab"]
     backwards = {text: index if index < 259 else len(known) + 258 - index for text, index in known.items()}
     tokenizer = imported({**definition, "model": {**definition["model"], "vocab": backwards}})
-    vocabulary = vocabulary_of(tokenizer, tokenizer.vocabulary_size)
-    assert (vocabulary.model, vocabulary.space_first) == ("llama", bool(options.get("space_first")))
+    vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
+    assert (vocabulary.tokenizer_model, vocabulary.adds_space_prefix) == ("llama", bool(options.get("space_first")))
     strange = ["", " ", "  a  b", "<0x0A>", "</s><s>", "𠀀é\n\tß", "哈" * 40, "ab" * 20]
     for text in [*(text[:60] for text in texts), *strange]:
         assert by_score(vocabulary, text) == tokenizer.encode(text), text
@@ -109,57 +109,57 @@ def with_piece(definition: dict[str, Any], *added: str) -> dict[str, Any]:
     return {**definition, "model": {**model, "vocab": vocabulary}}
 
 
-def test_a_piece_that_no_text_becomes_is_out_of_the_way(
+def test_unreachable_piece_does_not_affect_encoding(
     byte_level: dict[str, Any], sentencepiece: dict[str, Any], texts: list[str]
 ) -> None:
     """llama.cpp merges by text, and looks up whole words: it would give ids that training never saw."""
     pieces = sentencepiece["model"]["vocab"]
     lonely = next(a + b for a in "山水天人" for b in "天人山水" if a in pieces and b in pieces and a + b not in pieces)
     tokenizer = imported(with_piece(sentencepiece, lonely))
-    vocabulary = vocabulary_of(tokenizer, tokenizer.vocabulary_size)
+    vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
     assert vocabulary.pieces[-1] == Piece(f"<unused_{len(pieces)}>", -float(len(pieces)), UNUSED)
     assert by_score(vocabulary, f"在{lonely}里") == tokenizer.encode(f"在{lonely}里")
     strange = "".join(chr(0x100 + n) for n in (40, 41, 42))
     plain = {**byte_level, "model": {**byte_level["model"], "ignore_merges": False}}
     for definition, kind in ((plain, UNUSED), (byte_level, NORMAL)):
         found = imported(with_piece(definition, strange))
-        assert vocabulary_of(found, found.vocabulary_size).pieces[-1].kind == kind
+        assert build_vocabulary(found, found.vocab_size).pieces[-1].kind == kind
 
 
-def test_a_special_token_that_text_would_spell_is_renamed_in_the_words_too(sentencepiece: dict[str, Any]) -> None:
+def test_spellable_special_token_is_renamed_in_template_too(sentencepiece: dict[str, Any]) -> None:
     """A user who types </s> ends the conversation: llama.cpp merges < and /s> into it."""
     model = sentencepiece["model"]
     needed = [each for each in ("<", "/", "s", ">") if each not in model["vocab"]]
     merges = [*model["merges"], ["<", "/"], ["s", ">"]]
     definition = with_piece(sentencepiece, *needed, "</", "s>")
     tokenizer = imported({**definition, "model": {**definition["model"], "merges": merges}})
-    vocabulary = vocabulary_of(tokenizer, tokenizer.vocabulary_size)
-    assert vocabulary.specials == {"<unk>": "<unk>", "<s>": "<s>\ufdd0", "</s>": "</s>\ufdd0"}
+    vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
+    assert vocabulary.special_token_names == {"<unk>": "<unk>", "<s>": "<s>\ufdd0", "</s>": "</s>\ufdd0"}
     assert vocabulary.pieces[2] == Piece("</s>\ufdd0", 0.0, CONTROL)
     assert by_score(vocabulary, "a</s>b") == tokenizer.encode("a</s>b")
-    assert vocabulary.in_words("{{ '</s><unk>' }}") == "{{ '</s>\ufdd0<unk>' }}"
+    assert vocabulary.rename_special_tokens("{{ '</s><unk>' }}") == "{{ '</s>\ufdd0<unk>' }}"
 
 
-def test_the_file_of_an_imported_run_says_all_of_its_tokenizer(
+def test_gguf_of_imported_run_has_complete_tokenizer(
     texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A merge, a type or an end that is missing: other ids, or a model that does not stop."""
-    backend = hf_checkpoints.byte_level(texts[:300])
+    backend = hf_checkpoints.train_byte_level_bpe(texts[:300])
     backend.add_tokens(["表情"])
-    hf_checkpoints.save(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3)
+    hf_checkpoints.save_hf_checkpoint(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE)
     _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert isinstance(tokenizer, ImportedTokenizer)
     words = ["--checkpoint", str(tmp_path / "run"), "--format", "gguf", "--out", str(tmp_path / "out.gguf")]
     monkeypatch.setattr("sys.argv", ["export", *words])
     export()
-    found = values(tmp_path / "out.gguf")
-    size = tokenizer.vocabulary_size
+    found = read_gguf_metadata(tmp_path / "out.gguf")
+    size = tokenizer.vocab_size
     expected = {
         "model": "gpt2", "pre": "llama-bpe", "bos_token_id": 0, "eos_token_id": 1, "eot_token_id": 4, "eom_token_id": 3,
         "add_bos_token": True, "add_eos_token": False, "add_space_prefix": False,
     }
     assert {key: found[f"tokenizer.ggml.{key}"] for key in expected} == expected
-    assert found["tokenizer.chat_template"] == hf_checkpoints.LLAMA3
+    assert found["tokenizer.chat_template"] == hf_checkpoints.LLAMA3_TEMPLATE
     tokens, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     known = backend.get_vocab(with_added_tokens=True)
     assert tokens == [*sorted(known, key=known.get), *(f"<unused_{index}>" for index in range(size, size + 9))]
@@ -169,21 +169,21 @@ def test_the_file_of_an_imported_run_says_all_of_its_tokenizer(
 
 
 @pytest.mark.parametrize(("cuts", "name"), PRE_TOKENIZERS.items(), ids=PRE_TOKENIZERS.values())
-def test_the_pre_tokenizer_is_known_by_what_it_does(cuts: tuple[str, ...], name: str, texts: list[str]) -> None:
+def test_pre_tokenizer_is_identified_by_behavior(cuts: tuple[str, ...], name: str, texts: list[str]) -> None:
     """llama.cpp's default cut: numbers and punctuation in other ids."""
-    tokenizer = imported(json.loads(hf_checkpoints.byte_level(texts[:20], cuts, ignore_merges=False).to_str()))
-    assert vocabulary_of(tokenizer, tokenizer.vocabulary_size).pre == name
+    tokenizer = imported(json.loads(hf_checkpoints.train_byte_level_bpe(texts[:20], cuts, ignore_merges=False).to_str()))
+    assert build_vocabulary(tokenizer, tokenizer.vocab_size).pre_tokenizer == name
 
 
-def test_gpt_2_and_smollm_as_they_are_written_themselves(byte_level: dict[str, Any]) -> None:
+def test_gpt2_and_smollm_pre_tokenizers_are_identified(byte_level: dict[str, Any]) -> None:
     """The expression inside of ByteLevel, digits by their own part: the usual ways to write the commonest two."""
     plain = {**byte_level, "model": {**byte_level["model"], "ignore_merges": False}}
     digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES]}
     for cut, name in ((BYTES, "gpt-2"), (digits, "smollm")):
-        assert vocabulary_of(imported({**plain, "pre_tokenizer": cut}), 700).pre == name
+        assert build_vocabulary(imported({**plain, "pre_tokenizer": cut}), 700).pre_tokenizer == name
 
 
-def test_what_a_file_leaves_out_is_what_the_library_takes_it_for(byte_level: dict[str, Any]) -> None:
+def test_missing_tokenizer_fields_use_library_defaults(byte_level: dict[str, Any]) -> None:
     """Files of older versions, and damaged ones, refused for a reason that is none, or with a KeyError from inside."""
     whole = imported({**byte_level, "added_tokens": []})
     model = {key: value for key, value in byte_level["model"].items() if key != "type"}
@@ -191,7 +191,7 @@ def test_what_a_file_leaves_out_is_what_the_library_takes_it_for(byte_level: dic
     less = {key: value for key, value in byte_level.items() if key != "added_tokens"}
     found = imported({**less, "model": {**model, "merges": merges}, "normalizer": {"type": "Sequence", "normalizers": []}})
     assert "type" not in found.definition["model"]
-    assert vocabulary_of(found, 700) == vocabulary_of(whole, 700)
+    assert build_vocabulary(found, 700) == build_vocabulary(whole, 700)
 
 
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
@@ -212,7 +212,7 @@ SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", 
     ("sentencepiece", {"normalizer": {"type": "NFKC"}}, "it has the normalizer NFKC and no pre-tokenizer"),
     ("sentencepiece", {"model.ignore_merges": True}, "looks up whole texts before it merges"),
 ])
-def test_what_llama_cpp_does_otherwise_is_refused_by_name(
+def test_unsupported_llama_cpp_features_raise_by_name(
     kind: str, change: dict[str, Any], words: str, request: pytest.FixtureRequest
 ) -> None:
     """A file that loads, answers, and reads other ids than it was trained on."""
@@ -220,7 +220,7 @@ def test_what_llama_cpp_does_otherwise_is_refused_by_name(
     inside = {key.removeprefix("model."): value for key, value in change.items() if key.startswith("model.")}
     outside = {key: value for key, value in change.items() if not key.startswith("model.")}
     tokenizer = imported({**definition, **outside, "model": definition["model"]})
-    tokenizer.understood["model"] |= inside
+    tokenizer.canonical_definition["model"] |= inside
     with pytest.raises(UserError, match=f"cannot be exported as GGUF: .*{words}") as caught:
-        vocabulary_of(tokenizer, tokenizer.vocabulary_size)
+        build_vocabulary(tokenizer, tokenizer.vocab_size)
     assert "\n" not in str(caught.value)

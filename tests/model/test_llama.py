@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from common.errors import UserError
 from model import autograd_ops
-from model.decode.kv_cache import Cache
-from model.config import PRESETS, LlamaConfig, preset
+from model.decode.kv_cache import KVCache
+from model.config import PRESETS, LlamaConfig, config_from_preset
 from model.llama import Llama
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -48,9 +48,9 @@ def reference(model: Llama) -> Any:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_logits_and_gradients_are_those_of_transformers(name: str) -> None:
+def test_logits_and_gradients_match_transformers(name: str) -> None:
     """A Llama that only looks like one exports to nothing."""
-    ours = Llama(small(**SHAPES[name])).initialise(3)
+    ours = Llama(small(**SHAPES[name])).init_weights(3)
     # Small random weights hide errors: at initialisation attention is nearly uniform whatever the positions.
     with torch.no_grad():
         for parameter in ours.parameters():
@@ -66,9 +66,9 @@ def test_logits_and_gradients_are_those_of_transformers(name: str) -> None:
         torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=2e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_compiler_path_is_the_eager_path() -> None:
+def test_compiled_forward_matches_eager() -> None:
     """The plain formulas, used without gradients and on GPUs, drifting from the hand-written functions."""
-    model = Llama(small(num_key_value_heads=2)).initialise(1)
+    model = Llama(small(num_key_value_heads=2)).init_weights(1)
     ids = torch.randint(199, (2, 50))
     with torch.no_grad():
         plain = model(ids)
@@ -76,7 +76,7 @@ def test_compiler_path_is_the_eager_path() -> None:
 
 
 @pytest.mark.parametrize("function", ["norm", "rotate", "swiglu"])
-def test_hand_written_gradients_are_the_true_ones(function: str) -> None:
+def test_custom_gradients_match_autograd(function: str) -> None:
     """A wrong term in a hand-written backward pass trains, only worse."""
     generator = torch.Generator().manual_seed(0)
 
@@ -85,21 +85,21 @@ def test_hand_written_gradients_are_the_true_ones(function: str) -> None:
 
     angles = torch.rand(5, 1, 2, dtype=torch.float64, generator=generator)
     cases = {
-        "norm": (lambda x, w: autograd_ops.RMSNorm.apply(x, w, 1e-5), (draw(2, 5, 4), draw(4))),
-        "rotate": (lambda x: autograd_ops.Rotate.apply(x, angles.cos(), angles.sin()), (draw(2, 5, 3, 4),)),
-        "swiglu": (lambda g, u: autograd_ops.SwiGLU.apply(g, u), (draw(3, 4), draw(3, 4))),
+        "norm": (lambda x, w: autograd_ops.RMSNormFunction.apply(x, w, 1e-5), (draw(2, 5, 4), draw(4))),
+        "rotate": (lambda x: autograd_ops.RotaryFunction.apply(x, angles.cos(), angles.sin()), (draw(2, 5, 3, 4),)),
+        "swiglu": (lambda g, u: autograd_ops.SwiGLUFunction.apply(g, u), (draw(3, 4), draw(3, 4))),
     }
     call, inputs = cases[function]
     assert torch.autograd.gradcheck(call, inputs)
 
 
-def test_cached_steps_give_the_logits_of_the_whole() -> None:
+def test_kv_cache_decode_matches_full_forward() -> None:
     """A position or a key written to the wrong place shows only when text is generated."""
-    model = Llama(small(num_key_value_heads=2)).initialise(5)
+    model = Llama(small(num_key_value_heads=2)).init_weights(5)
     ids = torch.randint(199, (2, 40))
     with torch.no_grad():
         whole = model(ids)
-        cache = Cache(model.config, 2, 40, torch.device("cpu"), torch.float32)
+        cache = KVCache(model.config, 2, 40, torch.device("cpu"), torch.float32)
         parts = []
         for start, stop in ((0, 17), (17, 18), (18, 19), (19, 40)):
             mask = None
@@ -110,10 +110,10 @@ def test_cached_steps_give_the_logits_of_the_whole() -> None:
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
 
 
-def test_a_misaligned_causal_mask_is_refused() -> None:
+def test_misaligned_causal_mask_raises() -> None:
     """Several positions behind a filled cache would silently look into their own future."""
-    model = Llama(small()).initialise(5)
-    cache = Cache(model.config, 1, 10, torch.device("cpu"), torch.float32)
+    model = Llama(small()).init_weights(5)
+    cache = KVCache(model.config, 1, 10, torch.device("cpu"), torch.float32)
     with torch.no_grad():
         model(torch.tensor([[1, 2, 3]]), cache=cache)
         cache.length = 3
@@ -121,9 +121,9 @@ def test_a_misaligned_causal_mask_is_refused() -> None:
             model(torch.tensor([[4, 5]]), cache=cache)
 
 
-def test_only_scored_positions_count() -> None:
+def test_loss_mask_excludes_unscored_positions() -> None:
     """A loss on positions that have none, or a drop of the wrong ones."""
-    model = Llama(small()).initialise(2)
+    model = Llama(small()).init_weights(2)
     ids = torch.randint(199, (2, 30))
     scored = torch.tensor([3, 4, 31, 59])
     targets = torch.tensor([7, 8, 9, 10])
@@ -131,9 +131,9 @@ def test_only_scored_positions_count() -> None:
     torch.testing.assert_close(model(ids, targets, scored=scored), expected)
 
 
-def test_hits_are_those_of_the_logits() -> None:
+def test_num_correct_matches_argmax_of_logits() -> None:
     """A training accuracy over other positions than the loss."""
-    model = Llama(small()).initialise(2)
+    model = Llama(small()).init_weights(2)
     ids = torch.randint(199, (2, 30), generator=torch.Generator().manual_seed(0))
     likeliest = model(ids).argmax(-1)
     scored = torch.arange(10, 60, 2)
@@ -146,10 +146,10 @@ def test_hits_are_those_of_the_logits() -> None:
 
 
 @pytest.mark.parametrize("heads", [4, 2])
-def test_packed_conversations_do_not_see_each_other(heads: int) -> None:
+def test_packed_conversations_do_not_attend_to_each_other(heads: int) -> None:
     """A row of several conversations that trains otherwise than each of them alone: positions that go on counting, a mask
     that lets one look into another, or a gradient that forgets either. Rows differ, as in a batch, and end in filling."""
-    model = Llama(small(num_key_value_heads=heads)).initialise(4)
+    model = Llama(small(num_key_value_heads=heads)).init_weights(4)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)
@@ -181,27 +181,27 @@ def test_packed_conversations_do_not_see_each_other(heads: int) -> None:
         assert abs(other - loss) > 1e-2
 
 
-def test_the_reference_shape_has_the_stated_size() -> None:
+def test_reference_config_has_documented_parameter_count() -> None:
     """43.5M parameters and 170.6 MFLOP a token are what plans are made with."""
-    config = preset("babyllama-43m", 65_000)
-    assert config.parameters == sum(p.numel() for p in Llama(config).parameters()) == 43_510_016
+    config = config_from_preset("babyllama-43m", 65_000)
+    assert config.num_parameters == sum(p.numel() for p in Llama(config).parameters()) == 43_510_016
     head = 6 * 256 * 65_000
     body = 6 * 12 * (4 * 256**2 + 3 * 256 * 768)
     assert config.flops_per_token(512) == head + body + 6 * 12 * 256 * 512
-    assert config.flops_per_token(512, head=False) == body + 6 * 12 * 256 * 512
+    assert config.flops_per_token(512, include_head=False) == body + 6 * 12 * 256 * 512
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_counted_parameters_are_the_real_ones(name: str) -> None:
+def test_parameter_count_formula_matches_model(name: str) -> None:
     """Memory and speed figures rest on the count."""
     with torch.device("meta"):
-        model = Llama(preset(name, 1000))
-    assert model.config.parameters == sum(p.numel() for p in model.parameters())
+        model = Llama(config_from_preset(name, 1000))
+    assert model.config.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_a_seed_means_the_same_weights() -> None:
+def test_same_seed_gives_same_weights() -> None:
     """A run that cannot be repeated, or seeds that do nothing."""
-    one, two, other = (Llama(small()).initialise(seed).lm_head.weight for seed in (1, 1, 2))
+    one, two, other = (Llama(small()).init_weights(seed).lm_head.weight for seed in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
@@ -220,7 +220,7 @@ def test_a_seed_means_the_same_weights() -> None:
     ({"rope_scaling": {**LLAMA3, "factor": 10_001}}, "llama3: factor must be from 1 to 10,000, not 10001"),
     ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor must be below high_freq_factor"),
 ])
-def test_impossible_shapes_are_named(changes: dict[str, Any], words: str) -> None:
+def test_invalid_config_error_names_the_field(changes: dict[str, Any], words: str) -> None:
     """A shape error deep inside a matmul."""
     with pytest.raises(UserError, match=words):
         small(**changes)
@@ -234,7 +234,7 @@ def test_impossible_shapes_are_named(changes: dict[str, Any], words: str) -> Non
     ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5}, {"rope_type": "linear", "factor": 4.0}, 5e5),
     ({"rope_scaling": LLAMA3, "rope_theta": 5e5, "tie_word_embeddings": True, "head_dim": 32}, LLAMA3, 5e5),
 ])
-def test_their_saved_config_is_the_same_model(
+def test_hf_saved_config_loads_as_same_model(
     tmp_path: Path, changes: dict[str, Any], scaling: dict[str, Any] | None, theta: float
 ) -> None:
     """A base model whose rotary base, scaling or head width is silently replaced by a default."""
@@ -249,7 +249,7 @@ def test_their_saved_config_is_the_same_model(
     assert "rope_parameters" in values and "rope_theta" not in values  # as transformers 5 writes it
     config = LlamaConfig.from_hf(values)
     assert (config.rope_scaling, config.rope_theta, config.rms_norm_eps) == (scaling, theta, 1e-6)
-    ours = Llama(config).initialise(3)
+    ours = Llama(config).init_weights(3)
     theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     theirs.load_state_dict(ours.state_dict())
     ids = torch.randint(199, (2, 100), generator=torch.Generator().manual_seed(0))
@@ -258,7 +258,7 @@ def test_their_saved_config_is_the_same_model(
     assert LlamaConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
-def test_an_old_config_means_what_it_meant() -> None:
+def test_old_config_format_still_loads() -> None:
     """Files from before grouped queries, or with nulls, read with this project's defaults instead of theirs."""
     values = {"model_type": "llama", "vocab_size": 199, "hidden_size": 64, "intermediate_size": 160,
               "num_hidden_layers": 3, "num_attention_heads": 4, "rope_scaling": None, "head_dim": None}
@@ -267,7 +267,7 @@ def test_an_old_config_means_what_it_meant() -> None:
     assert config.num_key_value_heads == 4
 
 
-def test_several_stop_ids_come_back_as_transformers_writes_them() -> None:
+def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
     """A checkpoint that forgets all but one of them, or one of an older version that is called another shape."""
     several = small(eos_token_id=5, more_stop_ids=(7, 2))
     assert several.to_hf()["eos_token_id"] == [5, 7, 2] and LlamaConfig.from_hf(several.to_hf()) == several
@@ -294,7 +294,7 @@ def test_several_stop_ids_come_back_as_transformers_writes_them() -> None:
     ({"num_attention_heads": 5}, ["hidden_size 64 is not a multiple of num_attention_heads 5",
                                   "num_attention_heads 5 is not a multiple of num_key_value_heads 4"]),
 ])
-def test_what_cannot_be_read_is_named(change: dict[str, Any], said: list[str]) -> None:
+def test_unsupported_config_error_names_the_value(change: dict[str, Any], said: list[str]) -> None:
     """Loading a Qwen or a biased Llama as if it were ours gives silent nonsense; a hole in the file, a traceback."""
     values = {"rope_scaling": None, **small(hidden_size=64).to_hf()}
     assert LlamaConfig.from_hf(values) == small()
@@ -304,7 +304,7 @@ def test_what_cannot_be_read_is_named(change: dict[str, Any], said: list[str]) -
 
 
 @pytest.mark.parametrize("values", [[1], "text", None])
-def test_a_config_that_is_no_mapping_is_named(values: Any) -> None:
+def test_non_mapping_config_error_names_the_file(values: Any) -> None:
     """A traceback for a file that is JSON and nothing else."""
     with pytest.raises(UserError, match=r"x\.json: expected keys and values"):
         LlamaConfig.from_hf(values, "x.json")

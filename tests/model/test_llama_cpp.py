@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import preset
-from model.decode.batch_generate import decode
+from model.config import config_from_preset
+from model.decode.batch_generate import generate_batch
 from model.export import main as export
 from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
 from model.import_hf import import_hf
 from model.llama import Llama
-from model.chat_template.template import Template, template_of
+from model.chat_template.template import Template, template_for_tokenizer
 from model.tokenizer.base import Tokenizer
-from model.tokenizer.imported import built
+from model.tokenizer.imported import build_imported_tokenizer
 from tests.helpers import hf_checkpoints
-from tests.helpers.gguf_files import LINEAR, LLAMA3, PROMPTS, exported, greedy, llama, run
+from tests.helpers.gguf_files import LINEAR_ROPE_SCALING, LLAMA3_ROPE_SCALING, PROMPTS, export_to_file, llama_cpp_greedy, random_llama, load_in_llama_cpp
 
 SPECIAL = [
     "", " ", "  ", "   缩进", "结尾   ", "\n", "\n\n\n", "a\r\nb", "\t\t制表", "\x00", "\u3000\u3000全角空格",
@@ -36,10 +36,10 @@ SPECIAL = [
 
 
 @pytest.mark.slow
-def test_llama_cpp_gives_the_same_ids(either: Tokenizer, real_texts: list[str], tmp_path: Path) -> None:
+def test_llama_cpp_tokenizes_identically(either: Tokenizer, real_texts: list[str], tmp_path: Path) -> None:
     """An exported model would read other ids than it was trained on."""
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_key_value_heads": 4}
-    theirs = run(exported(llama(either, **shape), either, tmp_path, "q8_0"), vocab_only=True)
+    theirs = load_in_llama_cpp(export_to_file(random_llama(either, **shape), either, tmp_path, "q8_0"), vocab_only=True)
     dice = random.Random(0)
     texts = [*real_texts, *SPECIAL]
     for _ in range(2000):
@@ -56,21 +56,21 @@ def test_llama_cpp_gives_the_same_ids(either: Tokenizer, real_texts: list[str], 
 
 
 SHAPES: list[dict[str, Any]] = [
-    {}, {"tie_word_embeddings": True, "num_key_value_heads": 4}, {"rope_scaling": LINEAR}, {"rope_scaling": LLAMA3},
+    {}, {"tie_word_embeddings": True, "num_key_value_heads": 4}, {"rope_scaling": LINEAR_ROPE_SCALING}, {"rope_scaling": LLAMA3_ROPE_SCALING},
     {"head_dim": 24},
 ]
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=["gqa", "tied", "linear", "llama3", "wide heads"])
-def test_llama_cpp_continues_alike_in_f32(changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_llama_cpp_greedy_matches_in_f32(changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The point of the file: the same model elsewhere."""
-    model = llama(tokenizer, **changes)
-    theirs = run(exported(model, tokenizer, tmp_path), logits_all=True)
+    model = random_llama(tokenizer, **changes)
+    theirs = load_in_llama_cpp(export_to_file(model, tokenizer, tmp_path), logits_all=True)
     said: set[int] = set()
     for text in PROMPTS:
         prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
-        [ours] = decode(model, [prompt], max_new_tokens=64)
-        assert greedy(theirs, prompt, 64) == ours.ids
+        [ours] = generate_batch(model, [prompt], max_new_tokens=64)
+        assert llama_cpp_greedy(theirs, prompt, 64) == ours.ids
         said.update(ours.ids)
     assert len(said) > 5  # one id over and over proves nothing
     check_logits(model, theirs, 1e-5)
@@ -88,17 +88,17 @@ def check_logits(model: Llama, theirs: Any, tolerance: float, most: int = 8000) 
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 0.005), ("q8_0", 0.08)])
-def test_llama_cpp_has_nearly_the_same_logits_in(
+def test_llama_cpp_logits_are_close(
     dtype: str, tolerance: float, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """A wrong block layout gives a file that loads and answers nonsense."""
-    model = llama(tokenizer)
-    check_logits(model, run(exported(model, tokenizer, tmp_path, dtype), logits_all=True), tolerance)
+    model = random_llama(tokenizer)
+    check_logits(model, load_in_llama_cpp(export_to_file(model, tokenizer, tmp_path, dtype), logits_all=True), tolerance)
 
 
 def test_llama_cpp_renders_a_conversation_with_one_bos(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Two <bos>, or none, is a prompt that training never showed."""
-    theirs = run(exported(llama(tokenizer), tokenizer, tmp_path))
+    theirs = load_in_llama_cpp(export_to_file(random_llama(tokenizer), tokenizer, tmp_path))
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     # As llama-cpp-python finds them for the template of a file.
@@ -108,19 +108,19 @@ def test_llama_cpp_renders_a_conversation_with_one_bos(tokenizer: Tokenizer, tmp
                      {"role": "user", "content": "1 加 1？"}]
     made = formatter(messages=messages)
     ids = theirs.tokenize(made.prompt.encode(), add_bos=not made.added_special, special=True)
-    assert ids == Template().prompt(tokenizer, [("你好</s>", " 好！")], "1 加 1？")
+    assert ids == Template().encode_prompt(tokenizer, [("你好</s>", " 好！")], "1 加 1？")
 
 
 # Imported models
 
 
 KINDS: dict[str, Callable[[list[str]], Any]] = {
-    **{name: lambda texts, cuts=cuts: hf_checkpoints.byte_level(texts, cuts, size=2500, ignore_merges=False)
+    **{name: lambda texts, cuts=cuts: hf_checkpoints.train_byte_level_bpe(texts, cuts, vocab_size=2500, ignore_merges=False)
        for cuts, name in PRE_TOKENIZERS.items()},
-    "whole words": lambda texts: hf_checkpoints.byte_level(texts, size=2500),
-    "sentencepiece": lambda texts: hf_checkpoints.sentencepiece(texts, size=2500),
-    "a space first": lambda texts: hf_checkpoints.sentencepiece(texts, space_first=True, size=2500),
-    "cut at spaces": lambda texts: hf_checkpoints.sentencepiece(texts, cut=True, size=2500),
+    "whole words": lambda texts: hf_checkpoints.train_byte_level_bpe(texts, vocab_size=2500),
+    "sentencepiece": lambda texts: hf_checkpoints.train_sentencepiece_bpe(texts, vocab_size=2500),
+    "a space first": lambda texts: hf_checkpoints.train_sentencepiece_bpe(texts, add_prefix_space=True, vocab_size=2500),
+    "cut at spaces": lambda texts: hf_checkpoints.train_sentencepiece_bpe(texts, split_on_spaces=True, vocab_size=2500),
 }
 # White space, digits, marks and letters of many kinds, of which each cut makes something else.
 MIXED = "aZ1٣½ \t\n\r\u3000\u200b哈中，。！'’sStTlLvV\u0301\u0903_-$€😀①\x85\xa0ſßΣк"
@@ -128,12 +128,12 @@ MIXED = "aZ1٣½ \t\n\r\u3000\u200b哈中，。！'’sStTlLvV\u0301\u0903_-$€
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_llama_cpp_gives_the_ids_of_an_imported_tokenizer(name: str, real_texts: list[str], tmp_path: Path) -> None:
+def test_llama_cpp_tokenizes_like_imported_tokenizer(name: str, real_texts: list[str], tmp_path: Path) -> None:
     """Another cut before the merges, another order of them: other ids than it was trained on, and no word of it."""
     definition = json.loads(KINDS[name](real_texts[:4000:8]).to_str())
-    tokenizer = built(definition, {}, 1, 2, 0, {}, Path("tokenizer.json"))
+    tokenizer = build_imported_tokenizer(definition, {}, 1, 2, 0, {}, Path("tokenizer.json"))
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_key_value_heads": 4}
-    theirs = run(exported(llama(tokenizer, **shape), tokenizer, tmp_path, "q8_0", chat=None), vocab_only=True)
+    theirs = load_in_llama_cpp(export_to_file(random_llama(tokenizer, **shape), tokenizer, tmp_path, "q8_0", chat_template=None), vocab_only=True)
     dice = random.Random(0)
     mixed = ["".join(dice.choice(MIXED) for _ in range(dice.randint(1, 14))) for _ in range(2000)]
     texts = [*real_texts, *SPECIAL, *mixed]
@@ -143,23 +143,23 @@ def test_llama_cpp_gives_the_ids_of_an_imported_tokenizer(name: str, real_texts:
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_llama_cpp_continues_a_conversation_of_an_imported_run_alike(
+def test_llama_cpp_greedy_matches_on_imported_conversation(
     kind: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt in other ids, two <bos>, a model that talks on behind the end of its turn."""
     with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(200), strict=False)]
     if kind == "byte-level":
-        backend, names, chat = hf_checkpoints.byte_level(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3
+        backend, names, chat = hf_checkpoints.train_byte_level_bpe(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE
     else:
-        backend, names, chat = hf_checkpoints.sentencepiece(texts, space_first=True), ("<s>", "</s>"), hf_checkpoints.NO_SYSTEM
-    hf_checkpoints.save(tmp_path / "theirs", backend, names, chat, num_key_value_heads=2)
+        backend, names, chat = hf_checkpoints.train_sentencepiece_bpe(texts, add_prefix_space=True), ("<s>", "</s>"), hf_checkpoints.NO_SYSTEM_TEMPLATE
+    hf_checkpoints.save_hf_checkpoint(tmp_path / "theirs", backend, names, chat, num_key_value_heads=2)
     model, tokenizer, said = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert said == "its own chat template"
     out = tmp_path / "out.gguf"
     monkeypatch.setattr("sys.argv", ["export", "--checkpoint", str(tmp_path / "run"), "--format", "gguf", "--out", str(out)])
     export()
-    theirs = run(out, logits_all=True)
+    theirs = load_in_llama_cpp(out, logits_all=True)
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     marks = [theirs._model.token_get_text(index) for index in (theirs.token_eos(), theirs.token_bos())]
@@ -170,11 +170,11 @@ def test_llama_cpp_continues_a_conversation_of_an_imported_run_alike(
                      for role, text in zip(("user", "assistant"), turn, strict=True)]
     made = formatter(messages=[*messages, {"role": "user", "content": "1 加 1？"}])
     ids = theirs.tokenize(made.prompt.encode(), add_bos=not made.added_special, special=True)
-    assert ids == template_of(tokenizer).prompt(tokenizer, turns, "1 加 1？")
+    assert ids == template_for_tokenizer(tokenizer).encode_prompt(tokenizer, turns, "1 加 1？")
     for text in ("从前，", "1 + 1 = ", "镇上"):
         start = [tokenizer.bos_id, *tokenizer.encode(text)]
-        [ours] = decode(model, [start], max_new_tokens=40)
-        assert greedy(theirs, start, 40)[: len(ours.ids)] == ours.ids and len(set(ours.ids)) > 5
+        [ours] = generate_batch(model, [start], max_new_tokens=40)
+        assert llama_cpp_greedy(theirs, start, 40)[: len(ours.ids)] == ours.ids and len(set(ours.ids)) > 5
     check_logits(model, theirs, 1e-5, 700)
     assert all(llama_cpp_stops(theirs, index) for index in model.config.stop_ids)
 
@@ -187,12 +187,12 @@ def llama_cpp_stops(theirs: Any, index: int) -> bool:
 
 
 @pytest.mark.slow
-def test_llama_cpp_continues_alike_at_the_reference_shape(stock: Tokenizer, tmp_path: Path) -> None:
+def test_llama_cpp_greedy_matches_at_reference_config(stock: Tokenizer, tmp_path: Path) -> None:
     """What holds for small shapes may not for 65,000 pieces and 12 layers."""
     tokenizer = stock
-    model = Llama(replace(preset("babyllama-43m", tokenizer.vocabulary_size), initializer_range=0.06)).initialise(0).eval()
-    theirs = run(exported(model, tokenizer, tmp_path))
+    model = Llama(replace(config_from_preset("babyllama-43m", tokenizer.vocab_size), initializer_range=0.06)).init_weights(0).eval()
+    theirs = load_in_llama_cpp(export_to_file(model, tokenizer, tmp_path))
     for text in PROMPTS:
         prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
-        [ours] = decode(model, [prompt], max_new_tokens=64)
-        assert greedy(theirs, prompt, 64) == ours.ids
+        [ours] = generate_batch(model, [prompt], max_new_tokens=64)
+        assert llama_cpp_greedy(theirs, prompt, 64) == ours.ids

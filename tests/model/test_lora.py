@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UserError
-from common.options import mistakes
+from common.options import find_option_errors
 from model import autograd_ops
 from model.checkpoint import adapters, locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.lora import Adapter, LoraOptions, RowDropout, adapter_tensors, attach, seed_dropout
-from model.loss import LossPath, available_paths, linear_cross_entropy
+from model.lora import Adapter, LoraOptions, PerRowDropout, adapter_tensors, attach_adapter, seed_dropout
+from model.loss import LossPath, available_loss_paths, linear_cross_entropy
 from model.tokenizer.base import Tokenizer
 
 CPU = torch.device("cpu")
@@ -28,21 +28,21 @@ EVERYTHING = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 def make_base(folder: Path, tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Path:
     """A checkpoint folder of random weights, large enough that attention is not uniform."""
     folder.mkdir(parents=True)
-    config = LlamaConfig(**{"vocab_size": tokenizer.vocabulary_size, "hidden_size": 32, "intermediate_size": 80,
+    config = LlamaConfig(**{"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 80,
                             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
                             "max_position_embeddings": 128, **changes})
-    model = Llama(config).initialise(seed)
+    model = Llama(config).init_weights(seed)
     with torch.no_grad():
         for parameter in model.model.layers.parameters():
             parameter.mul_(3.0)
-    weights.save(model, tokenizer, folder)
+    weights.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
 def adapted(base: Path, **options: Any) -> Llama:
     """A model with an adapter that does something: at its beginning B is zero."""
-    model, _ = weights.load(base, CPU)
-    attach(model, Adapter(LoraOptions(**options), base, locate.digest(base)), seed=1)
+    model, _ = weights.load_checkpoint(base, CPU)
+    attach_adapter(model, Adapter(LoraOptions(**options), base, locate.weights_sha256(base)), seed=1)
     randomise(adapter_tensors(model))
     return model
 
@@ -63,7 +63,7 @@ def same(one: Tensor, other: Tensor) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_peft_loads_ours_and_merging_changes_nothing(shape: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_peft_loads_our_adapter_and_merge_is_equivalent(shape: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """An adapter that only this program can use; logits that depend on whether it is merged."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -72,9 +72,9 @@ def test_peft_loads_ours_and_merging_changes_nothing(shape: str, tokenizer: Toke
     model = adapted(base, rank=3, alpha=5.0, targets=EVERYTHING)
     folder.mkdir()
     weights.save_weights(model, folder)
-    assert not (folder / locate.WEIGHTS).exists()
+    assert not (folder / locate.WEIGHTS_FILE).exists()
     with torch.no_grad():
-        ours, merged = model(ids()), weights.load(folder, CPU)[0](ids())
+        ours, merged = model(ids()), weights.load_checkpoint(folder, CPU)[0](ids())
         plain = AutoModelForCausalLM.from_pretrained(base)
         before = plain(ids()).logits
         theirs = PeftModel.from_pretrained(plain, folder)(ids()).logits
@@ -90,7 +90,7 @@ def test_peft_loads_ours_and_merging_changes_nothing(shape: str, tokenizer: Toke
                  "rank_pattern": {"k_proj": 5}}),
     ("grouped", {"r": 2, "target_modules": r".*\.1\.mlp\.(up|gate)_proj"}),
 ])
-def test_we_load_peft_s(shape: str, settings: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_peft_adapter_loads(shape: str, settings: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Targets that are a pattern, ranks of their own and scaling by the root of the rank read as if they were not."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -104,7 +104,7 @@ def test_we_load_peft_s(shape: str, settings: dict[str, Any], tokenizer: Tokeniz
     theirs.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():
         expected = theirs(ids()).logits
-        same(weights.load(tmp_path / "adapter", CPU)[0](ids()), expected)
+        same(weights.load_checkpoint(tmp_path / "adapter", CPU)[0](ids()), expected)
     assert (expected - before).abs().max() > 0.05
 
 
@@ -120,7 +120,7 @@ def test_we_load_peft_s(shape: str, settings: dict[str, Any], tokenizer: Tokeniz
     ({"tensor": "base_model.model.model.norm.weight"}, "model.norm.weight is no LoRA matrix"),
     ({"tensor": "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"}, "k_proj do not fit"),
 ])
-def test_a_foreign_adapter_that_would_be_misread_is_one_line(
+def test_unsupported_peft_adapter_gives_one_line_error(
     change: dict[str, Any], said: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Another method's numbers added up as if they were LoRA's."""
@@ -129,41 +129,41 @@ def test_a_foreign_adapter_that_would_be_misread_is_one_line(
     base, folder = make_base(tmp_path / "base", tokenizer, **SHAPES["tied"]), tmp_path / "adapter"
     folder.mkdir()
     weights.save_weights(adapted(base), folder)
-    (folder / adapters.BASE).unlink()
+    (folder / adapters.BASE_FILE).unlink()
     if name := change.pop("tensor", None):
-        tensors = load_file(folder / adapters.ADAPTER)
-        save_file({**tensors, name: torch.ones(8, 32)}, folder / adapters.ADAPTER)
-    config = folder / adapters.ADAPTER_CONFIG
+        tensors = load_file(folder / adapters.ADAPTER_WEIGHTS_FILE)
+        save_file({**tensors, name: torch.ones(8, 32)}, folder / adapters.ADAPTER_WEIGHTS_FILE)
+    config = folder / adapters.ADAPTER_CONFIG_FILE
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
-        weights.load(folder, CPU)
+        weights.load_checkpoint(folder, CPU)
     assert said in str(caught.value)
 
 
-def test_a_base_that_is_gone_or_another_is_one_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """An adapter on weights that it was not trained beside, which talks nonsense without a word."""
     base, folder = make_base(tmp_path / "old" / "base", tokenizer), tmp_path / "old" / "adapter"
     folder.mkdir()
     weights.save_weights(adapted(base), folder)
     with torch.no_grad():
-        expected = weights.load(folder, CPU)[0](ids())
+        expected = weights.load_checkpoint(folder, CPU)[0](ids())
         shutil.move(tmp_path / "old", tmp_path / "new")
         # Moved together they find each other.
-        assert torch.equal(weights.load(tmp_path / "new" / "adapter", CPU)[0](ids()), expected)
+        assert torch.equal(weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)[0](ids()), expected)
     shutil.rmtree(tmp_path / "new" / "base")
     with pytest.raises(UserError) as caught:
-        weights.load(tmp_path / "new" / "adapter", CPU)
+        weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
     assert f"expected at {base.resolve()}, where there is nothing" in str(caught.value)
     make_base(base, tokenizer, seed=1)
     with pytest.raises(UserError) as caught:
-        weights.load(tmp_path / "new" / "adapter", CPU)
+        weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
     assert f"expected at {base.resolve()}, where there are weights with another sha256" in str(caught.value)
     shutil.rmtree(base)
     shutil.copytree(make_base(tmp_path / "again", tokenizer), base)
-    assert locate.base_of(tmp_path / "new" / "adapter") == base
+    assert locate.resolve_base(tmp_path / "new" / "adapter") == base
 
 
-def test_an_adapter_s_base_may_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_adapter_base_can_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The first adapter forgotten, or the second one's base not told from another."""
     base = make_base(tmp_path / "base", tokenizer)
     first, second = tmp_path / "first", tmp_path / "second"
@@ -171,33 +171,33 @@ def test_an_adapter_s_base_may_be_an_adapter(tokenizer: Tokenizer, tmp_path: Pat
         folder.mkdir()
         weights.save_weights(adapted(below), folder)
     with torch.no_grad():
-        same(weights.load(second, CPU)[0](ids()), adapted(first)(ids()))
-    assert len({locate.digest(each) for each in (base, first)}) == 2
+        same(weights.load_checkpoint(second, CPU)[0](ids()), adapted(first)(ids()))
+    assert len({locate.weights_sha256(each) for each in (base, first)}) == 2
     shutil.rmtree(base)
     with pytest.raises(UserError, match=r"first is an adapter, and its base was expected at .*base, where there is nothing"):
-        weights.load(second, CPU)
+        weights.load_checkpoint(second, CPU)
 
 
-def test_training_begins_at_the_base_and_moves_only_the_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_lora_starts_at_base_and_updates_only_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A base that drifts; an adapter that begins with noise, or whose A a seed does not name."""
     base = make_base(tmp_path / "base", tokenizer, **SHAPES["grouped"])
-    plain, _ = weights.load(base, CPU)
-    model, _ = weights.load(base, CPU)
-    attach(model, Adapter(LoraOptions(), base, ""), seed=3)
+    plain, _ = weights.load_checkpoint(base, CPU)
+    model, _ = weights.load_checkpoint(base, CPU)
+    attach_adapter(model, Adapter(LoraOptions(), base, ""), seed=3)
     with torch.no_grad():
         assert torch.equal(model(ids()), plain(ids()))
     model(ids(), ids().roll(-1, 1)).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert moved == set(adapter_tensors(model)) and len(moved) == 2 * 2 * 2
-    again, other = (weights.load(base, CPU)[0] for _ in range(2))
-    attach(again, Adapter(LoraOptions(), base, ""), seed=3)
-    attach(other, Adapter(LoraOptions(), base, ""), seed=4)
+    again, other = (weights.load_checkpoint(base, CPU)[0] for _ in range(2))
+    attach_adapter(again, Adapter(LoraOptions(), base, ""), seed=3)
+    attach_adapter(other, Adapter(LoraOptions(), base, ""), seed=4)
     one, two, three = (adapter_tensors(each) for each in (model, again, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not any(torch.equal(one[name], three[name]) for name in one if "lora_A" in name)
 
 
-def test_dropout_is_in_training_only(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_lora_dropout_is_active_only_in_training(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Scores that change from one evaluation to the next; an option that does nothing."""
     model = adapted(make_base(tmp_path / "base", tokenizer), dropout=0.5)
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_dropout_is_in_training_only(tokenizer: Tokenizer, tmp_path: Path) -> No
         assert not torch.equal(model(ids()), model(ids()))
 
 
-def test_what_is_dropped_in_a_row_is_the_row_s_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_dropout_mask_depends_only_on_the_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Losses that depend on the micro-batch or on the number of processes; one pattern for all rows, matrices or steps."""
     model = adapted(make_base(tmp_path / "base", tokenizer), dropout=0.5, targets=("q_proj", "v_proj")).train()
     with torch.no_grad():
@@ -218,8 +218,8 @@ def test_what_is_dropped_in_a_row_is_the_row_s_own(tokenizer: Tokenizer, tmp_pat
         for other in ([8, 7, 9], [7, 7, 9]):
             seed_dropout(model, other)
             assert (model(ids()) - together).abs().amax((1, 2)).gt(1e-3).tolist() == [other[0] != 7, True, False]
-    alone, x = RowDropout(0.3), torch.ones(2, 500, 40)
-    alone.rows = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    alone, x = PerRowDropout(0.3), torch.ones(2, 500, 40)
+    alone.row_generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     first, second = alone(x), alone(x)
     assert sorted(first.unique().tolist()) == pytest.approx([0.0, 1 / 0.7])
     for one, two in ((first[0], first[1]), (first, second)):
@@ -228,8 +228,8 @@ def test_what_is_dropped_in_a_row_is_the_row_s_own(tokenizer: Tokenizer, tmp_pat
     assert first.mean().item() == pytest.approx(1.0, abs=0.02) and torch.equal(alone.eval()(x), x)
 
 
-@pytest.mark.parametrize("path", available_paths())
-def test_a_frozen_head_costs_no_gradient(path: LossPath) -> None:
+@pytest.mark.parametrize("path", available_loss_paths())
+def test_frozen_lm_head_computes_no_weight_gradient(path: LossPath) -> None:
     """A third of the head's work, which is most of a small model's, done for a gradient that nobody takes."""
     generator = torch.Generator().manual_seed(0)
     hidden, table = torch.randn(1100, 32, generator=generator), torch.randn(700, 32, generator=generator)
@@ -259,15 +259,15 @@ class Tables(TorchDispatchMode):
         return result
 
 
-def test_a_frozen_norm_passes_its_gradient_on() -> None:
+def test_frozen_norm_propagates_input_gradient() -> None:
     """A gradient for a frozen weight, or another one for what is below it."""
     x = torch.randn(4, 7, 32, requires_grad=True)
     weight = torch.rand(32)
-    loss = autograd_ops.RMSNorm.apply(x, weight, 1e-5).square().sum()
+    loss = autograd_ops.RMSNormFunction.apply(x, weight, 1e-5).square().sum()
     with Tables(weight.shape) as made:
         frozen = torch.autograd.grad(loss, x)[0]
     assert not made.names
-    trained = torch.autograd.grad(autograd_ops.RMSNorm.apply(x, weight.requires_grad_(), 1e-5).square().sum(), x)[0]
+    trained = torch.autograd.grad(autograd_ops.RMSNormFunction.apply(x, weight.requires_grad_(), 1e-5).square().sum(), x)[0]
     assert torch.equal(frozen, trained)
 
 
@@ -280,7 +280,7 @@ def test_a_frozen_norm_passes_its_gradient_on() -> None:
     ({"targets": "lm_head", "rank": 0, "alpha": -1, "dropout": 1},
      ["--rank: 0", "--alpha: -1", "--dropout: 1", "--targets.0: 'lm_head'"]),
 ])
-def test_each_mistake_is_one_line(values: dict[str, Any], lines: list[str]) -> None:
+def test_each_user_error_is_one_line(values: dict[str, Any], lines: list[str]) -> None:
     """A target that is misspelt and therefore not trained."""
-    found = mistakes(LoraOptions, values)
+    found = find_option_errors(LoraOptions, values)
     assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True)), found

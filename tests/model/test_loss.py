@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.loss import LossPath, available_paths, chunk_rows, linear_cross_entropy, score
+from model.loss import LossPath, available_loss_paths, loss_chunk_size, linear_cross_entropy, score_tokens
 
-PATHS = available_paths()
+PATHS = available_loss_paths()
 
 
 def inputs(rows: int = 1100, width: int = 32, vocabulary: int = 700, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,7 +29,7 @@ def run(path: LossPath, hidden: Tensor, weight: Tensor, targets: Tensor, factor:
 
 @pytest.mark.parametrize("factor", [1.0, 1024.0])
 @pytest.mark.parametrize("path", PATHS)
-def test_value_and_gradients_are_those_of_cross_entropy(path: LossPath, factor: float) -> None:
+def test_loss_and_gradients_match_cross_entropy(path: LossPath, factor: float) -> None:
     """An approximate loss, or one whose gradient forgets the factor that fp16 scaling puts on it. 1,100 rows end
     inside a chunk."""
     hidden, weight, targets = inputs()
@@ -43,7 +43,7 @@ def test_value_and_gradients_are_those_of_cross_entropy(path: LossPath, factor: 
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_hopeless_prediction_has_a_finite_exact_loss(path: LossPath) -> None:
+def test_very_unlikely_target_has_finite_exact_loss(path: LossPath) -> None:
     """A probability that underflows to zero turning into an infinite loss and a skipped step."""
     hidden, weight, targets = inputs(spread=30.0)
     exact = F.cross_entropy(hidden.double() @ weight.double().T, targets)
@@ -66,13 +66,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_the_logits_of_a_batch_never_exist() -> None:
+def test_full_batch_logits_are_never_materialized() -> None:
     """Memory that grows with the batch times the vocabulary."""
-    rows, vocabulary = 4 * chunk_rows(torch.device("cpu")), 700
+    rows, vocabulary = 4 * loss_chunk_size(torch.device("cpu")), 700
     hidden, weight, targets = inputs(rows, 32, vocabulary)
     with Largest() as seen:
         run("chunked", hidden, weight, targets)
-    assert seen.elements <= 2 * chunk_rows(torch.device("cpu")) * vocabulary  # logits and gradient of one chunk
+    assert seen.elements <= 2 * loss_chunk_size(torch.device("cpu")) * vocabulary  # logits and gradient of one chunk
     with Largest() as plain:
         run("full", hidden, weight, targets)
     assert plain.elements >= rows * vocabulary
@@ -93,7 +93,7 @@ def skewed(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     (torch.float16, 700, 65_000), (torch.bfloat16, 700, 65_000),
     pytest.param(torch.float16, 4200, 16_384, marks=pytest.mark.slow),
 ])
-def test_narrow_gradients_are_the_wide_ones(dtype: torch.dtype, rows: int, vocabulary: int) -> None:
+def test_low_precision_gradients_match_fp32(dtype: torch.dtype, rows: int, vocabulary: int) -> None:
     """fp16 gradients in which the rare ids of a large vocabulary vanish and the frequent ones overflow. Every row of the
     weight's gradient counts, however small it is."""
     hidden, weight, targets = skewed(rows, vocabulary)
@@ -114,7 +114,7 @@ def test_narrow_gradients_are_the_wide_ones(dtype: torch.dtype, rows: int, vocab
 @pytest.mark.parametrize(("path", "dtype"), [
     *((path, torch.float32) for path in PATHS), ("full", torch.bfloat16), ("chunked", torch.bfloat16),
 ])
-def test_hits_are_counted_on_the_way(path: LossPath, dtype: torch.dtype) -> None:
+def test_num_correct_is_computed_with_the_loss(path: LossPath, dtype: torch.dtype) -> None:
     """A training accuracy that is not that of the evaluation, ties included, or that changes the gradients."""
     hidden, weight, targets = inputs()
     hidden[:, :16], weight[:, 16:] = hidden[:, :16].round(), 0  # many ties
@@ -129,16 +129,16 @@ def test_hits_are_counted_on_the_way(path: LossPath, dtype: torch.dtype) -> None
     for hits in (torch.zeros((), dtype=torch.int64), torch.zeros(())):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             for _ in range(2):
-                linear_cross_entropy(hidden, weight, targets, path=path, hits=hits)
+                linear_cross_entropy(hidden, weight, targets, path=path, num_correct=hits)
         assert hits == 2 * expected  # added, not set
     x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    loss = linear_cross_entropy(x, w, targets, scale=1 / len(targets), path=path, hits=hits)
+    loss = linear_cross_entropy(x, w, targets, scale=1 / len(targets), path=path, num_correct=hits)
     loss.backward()
     for with_hits, without in zip((loss, x.grad, w.grad), plain, strict=True):
         assert with_hits is not None and torch.equal(with_hits, without)
 
 
-def test_what_nobody_asked_for_is_not_counted() -> None:
+def test_num_correct_is_skipped_when_not_requested() -> None:
     """A pass over V columns at every step for a figure that is shown at some."""
     hidden, weight, targets = inputs()
     with Called() as seen:
@@ -158,14 +158,14 @@ class Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_fp16_takes_the_path_that_is_exact_in_it() -> None:
+def test_fp16_uses_exact_loss_path() -> None:
     """A GPU without bf16 being given the loss whose gradients vanish there."""
-    assert available_paths(torch.float16) == ["chunked"]
-    assert available_paths(torch.bfloat16) == ["full", "chunked"]
+    assert available_loss_paths(torch.float16) == ["chunked"]
+    assert available_loss_paths(torch.bfloat16) == ["full", "chunked"]
 
 
-@pytest.mark.parametrize("path", available_paths(torch.bfloat16))
-def test_autocast_computes_the_head_in_its_type(path: LossPath) -> None:
+@pytest.mark.parametrize("path", available_loss_paths(torch.bfloat16))
+def test_autocast_computes_lm_head_in_low_precision(path: LossPath) -> None:
     """A head that silently runs in fp32 under autocast, or a loss that is summed in bf16."""
     hidden, weight, targets = inputs()
     exact = F.cross_entropy(hidden @ weight.T, targets)
@@ -175,10 +175,10 @@ def test_autocast_computes_the_head_in_its_type(path: LossPath) -> None:
     assert 0 < abs(loss - exact) < 0.05 * exact
 
 
-def test_score_is_cross_entropy_and_argmax() -> None:
+def test_score_matches_cross_entropy_and_argmax() -> None:
     """An evaluation that measures something else than the loss that was trained."""
     hidden, weight, targets = inputs()
-    losses, hits = score(hidden, weight, targets)
+    losses, hits = score_tokens(hidden, weight, targets)
     logits = hidden @ weight.T
     torch.testing.assert_close(losses, F.cross_entropy(logits, targets, reduction="none"))
     assert torch.equal(hits, logits.argmax(-1) == targets)

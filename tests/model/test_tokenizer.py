@@ -14,8 +14,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from common.errors import UserError
 from model.tokenizer import hf_json
-from model.tokenizer.base import FILE, SPACE, Tokenizer
-from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, normalise
+from model.tokenizer.base import TOKENIZER_FILE, METASPACE, Tokenizer
+from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, normalize_model
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"
@@ -45,9 +45,9 @@ def fast(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("exported")
     template = "{{ bos_token }}{{ messages[0]['content'] }}"
-    hf_json.export(tokenizer, folder, chat_template=template, sequence_length=512)
-    transformers.LlamaConfig(vocab_size=tokenizer.vocabulary_size).save_pretrained(folder)
-    (folder / FILE).write_bytes(tokenizer.serialized)
+    hf_json.export_tokenizer(tokenizer, folder, chat_template=template, model_max_length=512)
+    transformers.LlamaConfig(vocab_size=tokenizer.vocab_size).save_pretrained(folder)
+    (folder / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -58,7 +58,7 @@ def same_ids(tokenizer: Tokenizer, fast: Any, texts: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_transformers_gives_the_same_ids_on_real_texts(tokenizer: Tokenizer, fast: Any, real_texts: list[str]) -> None:
+def test_ids_match_transformers_on_real_texts(tokenizer: Tokenizer, fast: Any, real_texts: list[str]) -> None:
     """An exported model would read other ids than it was trained on."""
     assert len(real_texts) > 4000
     assert same_ids(tokenizer, fast, real_texts + AWKWARD + LITERALS) == []
@@ -68,7 +68,7 @@ def test_transformers_gives_the_same_ids_on_real_texts(tokenizer: Tokenizer, fas
     assert not any(index in item for item in ids for index in (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id))
 
 
-def test_transformers_gives_the_same_ids_on_texts_made_to_differ(tokenizer: Tokenizer, fast: Any) -> None:
+def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast: Any) -> None:
     """Ties, unused pieces that SentencePiece merges and splits again, and runs of one piece part the two."""
     dice = random.Random(0)
     usable = [piece.text for piece in tokenizer.pieces if piece.kind == NORMAL]
@@ -80,10 +80,10 @@ def test_transformers_gives_the_same_ids_on_texts_made_to_differ(tokenizer: Toke
         piece = dice.choice(usable)
         texts.append("".join(dice.choice(piece) for _ in range(dice.randint(1, 14))))
         texts.append((piece[: dice.randint(1, 4)] * dice.randint(1, 9))[dice.randint(0, 2) :])
-    assert same_ids(tokenizer, fast, [text.replace(SPACE, " ") for text in texts]) == []
+    assert same_ids(tokenizer, fast, [text.replace(METASPACE, " ") for text in texts]) == []
 
 
-def test_a_user_cannot_type_a_special_id(tokenizer: Tokenizer, fast: Any) -> None:
+def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any) -> None:
     """Text with `</s>` would end the answer, or begin a document, inside the text."""
     specials = {index for index, piece in enumerate(tokenizer.pieces) if piece.kind == CONTROL} | {tokenizer.unk_id}
     assert specials == {0, 1, 2} == {tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id}
@@ -94,19 +94,19 @@ def test_a_user_cannot_type_a_special_id(tokenizer: Tokenizer, fast: Any) -> Non
         assert fast(text)["input_ids"] == ids
 
 
-def test_transformers_knows_the_specials_the_length_and_the_template(fast: Any, tokenizer: Tokenizer) -> None:
+def test_transformers_tokenizer_has_special_tokens_length_and_template(fast: Any, tokenizer: Tokenizer) -> None:
     """Generation elsewhere would not stop, or would be shown in another frame."""
     assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id) == (tokenizer.bos_id, tokenizer.eos_id, 0)
-    assert len(fast) == tokenizer.vocabulary_size
+    assert len(fast) == tokenizer.vocab_size
     assert fast.model_max_length == 512
     assert fast.apply_chat_template([{"role": "user", "content": " 问"}], tokenize=False) == "<s>\ufdd0 问"
     assert fast.decode([1, *tokenizer.encode(" 问"), 2], skip_special_tokens=True) == " 问"
 
 
 @pytest.mark.slow
-def test_every_character_comes_back_and_is_counted_once(tokenizer: Tokenizer) -> None:
+def test_every_character_round_trips_and_counts_once(tokenizer: Tokenizer) -> None:
     """A character that does not survive would be lost from every corpus; a wrong count falsifies bits per character."""
-    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF and chr(code) != SPACE]
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF and chr(code) != METASPACE]
     texts = ["".join(characters[start : start + 999]) for start in range(0, len(characters), 999)]
     counts = tokenizer.characters_per_id
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
@@ -114,12 +114,12 @@ def test_every_character_comes_back_and_is_counted_once(tokenizer: Tokenizer) ->
         assert counts[ids].sum() == len(text)
 
 
-ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=SPACE))
+ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=METASPACE))
 
 
 @settings(max_examples=300, deadline=None)
 @given(text=ANY | st.text("  \n\t</s>0x：人a1你", max_size=60))
-def test_any_text_comes_back_and_is_counted(tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_round_trips_with_correct_count(tokenizer: Tokenizer, text: str) -> None:
     """Leading and doubled spaces, line ends and rare characters are where tokenizers lose text."""
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -128,15 +128,15 @@ def test_any_text_comes_back_and_is_counted(tokenizer: Tokenizer, text: str) -> 
     assert all(tokenizer.pieces[index].kind in (NORMAL, BYTE) for index in ids)
 
 
-def test_a_batch_gives_what_single_texts_give(tokenizer: Tokenizer) -> None:
+def test_encode_batch_matches_single_encode(tokenizer: Tokenizer) -> None:
     """Threads must not reorder or change results."""
     texts = AWKWARD + LITERALS
     alone = [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encode_batch(texts) == tokenizer.encode_batch(texts, threads=3) == alone
+    assert tokenizer.encode_batch(texts) == tokenizer.encode_batch(texts, num_threads=3) == alone
     assert tokenizer.encode_batch([]) == []
 
 
-def test_a_line_end_and_the_colon_of_the_template_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
+def test_newline_and_template_colon_are_separate_tokens(tokenizer: Tokenizer) -> None:
     """Otherwise the seam between prompt and answer is cut differently in training and in chat."""
     colon = tokenizer.encode("：")
     assert len(colon) == 1 and len(tokenizer.encode("\n")) == 1
@@ -145,7 +145,7 @@ def test_a_line_end_and_the_colon_of_the_template_are_tokens_of_their_own(tokeni
         assert tokenizer.encode("\n\n助手：" + answer) == tokenizer.encode("\n\n助手：") + tokenizer.encode(answer)
 
 
-def test_half_a_character_can_be_told_when_streaming(tokenizer: Tokenizer) -> None:
+def test_incomplete_utf8_is_detected_when_streaming(tokenizer: Tokenizer) -> None:
     """Chat would print U+FFFD for each byte of a character that is still on its way."""
     ids = tokenizer.encode("\U0010fffd")
     assert len(ids) == 4
@@ -154,7 +154,7 @@ def test_half_a_character_can_be_told_when_streaming(tokenizer: Tokenizer) -> No
     assert tokenizer.decode([0, 1, *tokenizer.encode("好"), 2]) == "好"
 
 
-def test_a_lone_surrogate_is_the_users_mistake(tokenizer: Tokenizer) -> None:
+def test_lone_surrogate_raises_user_error(tokenizer: Tokenizer) -> None:
     """It has no UTF-8: without a message it would be a traceback out of C++."""
     for encode in (lambda: tokenizer.encode("ab\ud83d"), lambda: tokenizer.encode_batch(["好", "ab\ud83d"])):
         with pytest.raises(UserError, match=r"lone surrogate U\+D83D at character 3"):
@@ -165,7 +165,7 @@ def _encode_elsewhere(tokenizer: Tokenizer, text: str) -> tuple[str, list[int]]:
     return tokenizer.fingerprint, tokenizer.encode(text)
 
 
-def test_it_reaches_spawned_processes() -> None:
+def test_tokenizer_can_be_pickled_to_spawned_processes() -> None:
     """Preparation hands it to workers; a tokenizer that cannot be sent would be loaded from a path that may change."""
     tokenizer = Tokenizer.load(SMALL)
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -182,9 +182,9 @@ def parsed(serialized: bytes) -> Any:
     return model
 
 
-def test_normalising_keeps_every_id_and_separates_every_score(shared: Path) -> None:
+def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None:
     """A moved id makes every checkpoint nonsense; a tie makes implementations differ."""
-    before, serialized = parsed(STOCK.read_bytes()), normalise(STOCK.read_bytes(), "stock")[0]
+    before, serialized = parsed(STOCK.read_bytes()), normalize_model(STOCK.read_bytes(), "stock")[0]
     after = parsed(serialized)
     assert [piece.piece for piece in before.pieces] == [piece.piece for piece in after.pieces]
     changed = [a.type for b, a in zip(before.pieces, after.pieces, strict=True) if b.type != a.type]
@@ -198,18 +198,18 @@ def test_normalising_keeps_every_id_and_separates_every_score(shared: Path) -> N
     assert not after.normalizer_spec.add_dummy_prefix and not after.normalizer_spec.remove_extra_whitespaces
 
 
-def test_the_fingerprint_of_the_stock_tokenizer_stays(shared: Path) -> None:
+def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
     """If it changed with a version of a library or of this code, every prepared corpus and run would be refused."""
     assert Tokenizer.load(STOCK).fingerprint == "b4543689c4405ca7e93ea50adfe5854765f89a3b876b0464388d951e1247ba73"
 
 
-def test_normalising_twice_changes_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_normalization_is_idempotent(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A tokenizer that is carried from corpus to run to export keeps its fingerprint only so."""
-    again, changes = normalise(tokenizer.serialized, "again")
+    again, changes = normalize_model(tokenizer.serialized, "again")
     assert again == tokenizer.serialized
-    assert (changes.tied_scores, changes.unreachable, changes.switches) == (0, 0, ())
-    (tmp_path / FILE).write_bytes(tokenizer.serialized)
-    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint == Tokenizer.load(tmp_path / FILE).fingerprint
+    assert (changes.num_tied_scores, changes.num_unreachable, changes.changed_settings) == (0, 0, ())
+    (tmp_path / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint == Tokenizer.load(tmp_path / TOKENIZER_FILE).fingerprint
 
 
 def _retype(index: int, kind: int) -> Callable[[Any], None]:
@@ -236,9 +236,9 @@ def _rename(index: int, text: str) -> Callable[[Any], None]:
         (lambda model: setattr(model.pieces[500], "score", float("nan")), "score of id 500 is not finite"),
     ],
 )
-def test_an_unusable_model_is_refused_in_one_line(change: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+def test_unusable_sentencepiece_model_gives_one_line_error(change: Callable[[Any], None], message: str, tmp_path: Path) -> None:
     """What the project relies on must hold when a file is loaded, not fail in the middle of a training run."""
-    model = parsed((SMALL / FILE).read_bytes())
+    model = parsed((SMALL / TOKENIZER_FILE).read_bytes())
     change(model)
     path = tmp_path / "theirs.model"
     path.write_bytes(model.SerializeToString())
@@ -250,25 +250,25 @@ def test_an_unusable_model_is_refused_in_one_line(change: Callable[[Any], None],
 @pytest.mark.parametrize(
     "content", [b"", b"\x80\x04\x95\x0b", b"PK\x03\x04", b'{"model": {}}', b"\x0a\x04\x0a\x02\xff\xfe", b"\xff" * 99]
 )
-def test_a_file_that_is_no_model_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+def test_invalid_model_file_gives_one_line_error(content: bytes, tmp_path: Path) -> None:
     """Pickles, archives, JSON and noise are what people give by mistake or on purpose."""
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / TOKENIZER_FILE).write_bytes(content)
     with pytest.raises(UserError, match="is not a SentencePiece model") as caught:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_error_names_the_file(tmp_path: Path) -> None:
     """Both a wrong path and a folder without a tokenizer."""
     for path in (tmp_path, tmp_path / "none.model"):
         with pytest.raises(UserError, match="does not exist"):
             Tokenizer.load(path)
 
 
-def test_damaged_models_give_an_error_or_work(tmp_path: Path) -> None:
+def test_corrupted_models_load_or_raise_user_error(tmp_path: Path) -> None:
     """Flipped bytes must not crash the process or leave a tokenizer that fails later."""
-    whole, dice = (SMALL / FILE).read_bytes(), random.Random(3)
-    path, survived = tmp_path / FILE, 0
+    whole, dice = (SMALL / TOKENIZER_FILE).read_bytes(), random.Random(3)
+    path, survived = tmp_path / TOKENIZER_FILE, 0
     for _ in range(25):
         data = bytearray(whole)
         data[dice.choice((dice.randrange(len(data)), len(data) - dice.randrange(1, 60)))] = dice.randrange(256)
@@ -279,5 +279,5 @@ def test_damaged_models_give_an_error_or_work(tmp_path: Path) -> None:
             continue
         survived += 1
         assert loaded.decode(loaded.encode("好 </s>\n")) == "好 </s>\n"
-        assert len(loaded.characters_per_id) == loaded.vocabulary_size
+        assert len(loaded.characters_per_id) == loaded.vocab_size
     assert survived

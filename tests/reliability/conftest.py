@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_injection.kill import Scenario, differences, fine_tuning, pretraining
+from tests.fault_injection.kill import Scenario, find_differences, sft_scenario, pretrain_scenario
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -19,29 +19,29 @@ from model.tokenizer.base import Tokenizer
 def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
     """The same command once more lets a run end as the one that was never stopped."""
     child = scenario.start(run)
-    assert child.wait() == 0, child.said
-    assert differences(run, whole) == []
+    assert child.wait() == 0, child.output
+    assert find_differences(run, whole) == []
 
 
 @pytest.fixture(scope="session")
 def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     """40 steps of pretraining a tiny model."""
-    return pretraining(tmp_path_factory.mktemp("pretraining"))
+    return pretrain_scenario(tmp_path_factory.mktemp("pretraining"))
 
 
 @pytest.fixture(scope="session")
 def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pretraining run that was never stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    child = pretrain.start(run, anew=True)
-    assert child.wait() == 0, child.said
+    child = pretrain.start(run, fresh_interpreter=True)
+    assert child.wait() == 0, child.output
     return run
 
 
 @pytest.fixture(scope="session")
 def tune(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     """Three epochs of fine-tuning a tiny model."""
-    return fine_tuning(tmp_path_factory.mktemp("tuning"))
+    return sft_scenario(tmp_path_factory.mktemp("tuning"))
 
 
 @pytest.fixture
@@ -107,10 +107,10 @@ def little_memory() -> Iterator[None]:
 @pytest.fixture
 def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     """A small checkpoint folder."""
-    config = LlamaConfig(vocab_size=tokenizer.vocabulary_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                          num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
     (tmp_path / "model").mkdir()
-    weights.save(Llama(config).initialise(0), tokenizer, tmp_path / "model")
+    weights.save_checkpoint(Llama(config).init_weights(0), tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -14,18 +14,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.readers.source_args import Group
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.records import BadRecord, Document
 from data.shards import ShardSet
 from data.sources import SOURCES
-from data.tokenizer.texts import STRINGS
+from data.tokenizer.texts import STRINGS_SOURCE
 from evaluate.predictions import read_predictions
 from evaluate.usable_records import read_records
-from tests.helpers.native_corpora import QUICK, ROWS, VALUES, dumped, framed, pseudo_xml, said, split, spoilt
+from tests.helpers.native_corpora import QUICK_SETTINGS, ROW_BUILDERS, JSON_VALUES, to_json_bytes, join_rows, pseudo_xml_document, unique_sentence, read_good_and_bad, corrupt_row_variants
 
 
-def prepared(tmp_path: Path, groups: list[Group], root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+def prepared(tmp_path: Path, groups: list[SourceGroup], root: Path) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
     """What preparation makes of inputs: its report, what it quarantined, and the shard set."""
     out = tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -37,58 +37,58 @@ def prepared(tmp_path: Path, groups: list[Group], root: Path) -> tuple[dict[str,
     return report, bad, out
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", ROW_BUILDERS)
 def test_preparation_accounts_for_every_record_of_every_source(tmp_path: Path, root: Path, name: str) -> None:
-    faults = list(spoilt(name).values())
-    rows = [piece for number, fault in enumerate(faults) for piece in (dumped(ROWS[name](number)), fault)]
+    faults = list(corrupt_row_variants(name).values())
+    rows = [piece for number, fault in enumerate(faults) for piece in (to_json_bytes(ROW_BUILDERS[name](number)), fault)]
     path = tmp_path / "file.json"
-    path.write_bytes(framed(name, rows))
-    report, bad, _ = prepared(tmp_path, [Group(name, (str(path),))], root)
+    path.write_bytes(join_rows(name, rows))
+    report, bad, _ = prepared(tmp_path, [SourceGroup(name, (str(path),))], root)
     assert report["records"] == len(rows) and report["kept"] + report["dropped"].get("exact_duplicate", 0) == len(faults)
     assert [(row["file"], row["line"]) for row in bad] == [(str(path), 2 * number + 2) for number in range(len(faults))]
 
 
-def test_unused_records_are_counted_beside_bad_and_good_ones(tmp_path: Path, root: Path) -> None:
+def test_unused_records_are_counted_separately(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "PART_III.txt"
-    low = pseudo_xml(7).replace(b">5<", b">1<")
-    path.write_bytes(pseudo_xml(0) + low + b"stray\n" + pseudo_xml(1) + pseudo_xml(2).replace(b">5<", b">x<") + b"<doc id=9>\n")
-    report, bad, _ = prepared(tmp_path, [Group("lcsts", (str(path),))], root)
+    low = pseudo_xml_document(7).replace(b">5<", b">1<")
+    path.write_bytes(pseudo_xml_document(0) + low + b"stray\n" + pseudo_xml_document(1) + pseudo_xml_document(2).replace(b">5<", b">x<") + b"<doc id=9>\n")
+    report, bad, _ = prepared(tmp_path, [SourceGroup("lcsts", (str(path),))], root)
     assert (report["records"], report["kept"], report["dropped"]) == (6, 2, {"label below 3": 1})
     assert [row["line"] for row in bad] == [19, 29, 38]
 
 
-def test_marks_in_real_text_neither_stop_cleaning_nor_stay(tmp_path: Path, root: Path) -> None:
+def test_control_characters_in_real_text_are_removed(tmp_path: Path, root: Path) -> None:
     """A NUL that ends the text for a C library, a byte order mark in the middle of a document, half an emoji."""
-    marked = f"\ufeff{said(1)}\0{said(2)}\ufeff\u200b\r\n{said(3)}"
+    marked = f"\ufeff{unique_sentence(1)}\0{unique_sentence(2)}\ufeff\u200b\r\n{unique_sentence(3)}"
     path = tmp_path / "file.jsonl"
-    path.write_bytes(b"".join(dumped({"text": text}) + b"\n" for text in (marked, said(4), said(5))))
-    (tmp_path / "text.txt").write_bytes(f"\ufeff{said(6)}\0{said(7)}\r\n".encode())
-    _, _, out = prepared(tmp_path, [Group("jsonl", (str(path),)), Group("text", (str(tmp_path / "text.txt"),))], root)
-    assert {f"{said(1)}{said(2)}\n{said(3)}", said(4), said(5), said(6) + said(7)} == set(_texts(out))
+    path.write_bytes(b"".join(to_json_bytes({"text": text}) + b"\n" for text in (marked, unique_sentence(4), unique_sentence(5))))
+    (tmp_path / "text.txt").write_bytes(f"\ufeff{unique_sentence(6)}\0{unique_sentence(7)}\r\n".encode())
+    _, _, out = prepared(tmp_path, [SourceGroup("jsonl", (str(path),)), SourceGroup("text", (str(tmp_path / "text.txt"),))], root)
+    assert {f"{unique_sentence(1)}{unique_sentence(2)}\n{unique_sentence(3)}", unique_sentence(4), unique_sentence(5), unique_sentence(6) + unique_sentence(7)} == set(_texts(out))
 
 
-def test_conversations_keep_every_character_they_had(tmp_path: Path, root: Path) -> None:
+def test_conversations_lose_no_characters(tmp_path: Path, root: Path) -> None:
     """They are not cleaned: what the tokenizer is given must come back, NUL and byte order mark included."""
-    answer = f"{said(1)}\0\ufeff{said(2)}\r\n\U0001f468\u200d\U0001f469\n\x1b"
-    rows = [{"instruction": said(9), "output": answer + "完"}, {"instruction": said(8), "output": said(3)}]
+    answer = f"{unique_sentence(1)}\0\ufeff{unique_sentence(2)}\r\n\U0001f468\u200d\U0001f469\n\x1b"
+    rows = [{"instruction": unique_sentence(9), "output": answer + "完"}, {"instruction": unique_sentence(8), "output": unique_sentence(3)}]
     path = tmp_path / "file.jsonl"
-    path.write_bytes(b"".join(map(lambda row: dumped(row) + b"\n", rows)))
-    _, _, out = prepared(tmp_path, [Group("belle-0.5m", (str(path),))], root)
+    path.write_bytes(b"".join(map(lambda row: to_json_bytes(row) + b"\n", rows)))
+    _, _, out = prepared(tmp_path, [SourceGroup("belle-0.5m", (str(path),))], root)
     assert any(f"助手：{answer}完" in text for text in _texts(out))
 
 
 def _texts(out: Path) -> list[str]:
     shards = ShardSet.open(out, checksums=True)
-    tokenizer, splits = shards.tokenizer(), [shards.split(name) for name in ("train", "validation")]
+    tokenizer, splits = shards.load_tokenizer(), [shards.load_split(name) for name in ("train", "validation")]
     return [tokenizer.decode(each.tokens(index).tolist()) for each in splits for index in range(len(each))]
 
 
-def test_file_names_that_are_no_text_are_prepared_and_quarantined(tmp_path: Path, root: Path) -> None:
+def test_non_utf8_file_names_are_prepared_and_quarantined(tmp_path: Path, root: Path) -> None:
     """Names from another system, in GBK, are bytes that have no UTF-8."""
     path = os.path.join(os.fsencode(tmp_path), "语料.jsonl".encode("gbk"))
     with open(path, "wb") as file:
-        file.write(dumped(ROWS["jsonl"](0)) + b"\n" + dumped(ROWS["jsonl"](1)) + b"\n{\n")
-    report, bad, _ = prepared(tmp_path, [Group("jsonl", (os.fsdecode(path),))], root)
+        file.write(to_json_bytes(ROW_BUILDERS["jsonl"](0)) + b"\n" + to_json_bytes(ROW_BUILDERS["jsonl"](1)) + b"\n{\n")
+    report, bad, _ = prepared(tmp_path, [SourceGroup("jsonl", (os.fsdecode(path),))], root)
     assert (report["kept"], len(bad), bad[0]["line"]) == (2, 1, 3)
 
 
@@ -96,7 +96,7 @@ def test_real_malformed_files_are_read_by_every_source(shared: Path) -> None:
     """By the right source and by any wrong one: as many records and bad ones as there are raw records."""
     for path in sorted((shared / "data" / "malformed").iterdir()):
         for name, source in SOURCES.items():
-            good, bad = split(name, path)
+            good, bad = read_good_and_bad(name, path)
             assert len(good) + len(bad) == sum(1 for _ in source.read(path, None)) > 0, name
 
 
@@ -108,29 +108,29 @@ def test_real_malformed_files_are_prepared_or_refused(
 ) -> None:
     path = str(shared / "data" / "malformed" / file)
     if kept:
-        report, bad, _ = prepared(tmp_path, [Group(name, (path,))], root)
+        report, bad, _ = prepared(tmp_path, [SourceGroup(name, (path,))], root)
         assert report["kept"] > 2000 and len(bad) == 3 and bad[-1]["reason"] == "there is a comma and no element"
     else:
         with pytest.raises(UserError, match=r"none of [\d,]+ records is left to train on \(all quarantined\)"):
-            prepared(tmp_path, [Group(name, (path,))], root)
+            prepared(tmp_path, [SourceGroup(name, (path,))], root)
 
 
 # What evaluation and tokenizer training read
 
 
-def test_evaluation_says_what_it_leaves_out(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(b"\xff\n" + dumped(ROWS["redgpt"](0)) + b"\n{\n")
+def test_evaluation_reports_skipped_records(write: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(b"\xff\n" + to_json_bytes(ROW_BUILDERS["redgpt"](0)) + b"\n{\n")
     assert len(read_records("redgpt", [str(path)], ("conversations",), None)) == 1
     assert f"left out, unreadable: 2 records, the first {path} line 1" in capsys.readouterr().out
 
 
-@given(data=st.lists(st.binary(max_size=20) | VALUES.map(lambda value: json.dumps(value).encode()) | st.sampled_from([
+@given(data=st.lists(st.binary(max_size=20) | JSON_VALUES.map(lambda value: json.dumps(value).encode()) | st.sampled_from([
     b'{"prediction": "\\ud800", "reference": "a"}', b'{"prediction": "a", "reference": "b"}', b"[" * 20_000,
     b'{"prediction": "a", "reference": 1}', b'{"prediction": "a", "reference": "b", "x": 1%s}' % (b"0" * 5000)]), max_size=4))
 @example(data=[b'{"prediction": "\\ud800", "reference": "a"}'])
 @example(data=[b"[" * 100_000])
-@QUICK
-def test_predictions_are_rows_that_can_be_printed_or_one_line(write: Callable[..., Path], data: list[bytes]) -> None:
+@QUICK_SETTINGS
+def test_predictions_are_printable_or_give_one_line_error(write: Callable[..., Path], data: list[bytes]) -> None:
     """Half a character in another program's predictions, found when an hour of scores is printed."""
     path = write(b"\n".join(data))
     try:
@@ -144,5 +144,5 @@ def test_predictions_are_rows_that_can_be_printed_or_one_line(write: Callable[..
 def test_a_tokenizer_can_be_trained_on_any_json(write: Callable[..., Path]) -> None:
     """Nested a thousand deep, which orjson reads and a recursive walk does not."""
     for depth in (10, 990, 1000, 1020, 5000):
-        found = list(STRINGS.open(write(b'{"a": ' + b"[" * depth + '"字"'.encode() + b"]" * depth + b"}\n")))
+        found = list(STRINGS_SOURCE.iter_records(write(b'{"a": ' + b"[" * depth + '"字"'.encode() + b"]" * depth + b"}\n")))
         assert len(found) == 1 and isinstance(found[0], Document | BadRecord)

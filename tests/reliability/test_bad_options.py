@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from common.errors import run_main
-from common.files import write_json, write_sealed
-from data.readers.source_args import Group
+from common.files import write_json, write_checksummed_json
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from model.checkpoint import weights
 from model.config import LlamaConfig
@@ -73,8 +73,8 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     }.items():
         made[f"{kind}_yaml"].write_text(text)
     options = PrepareOptions(workers=1)
-    prepare_groups([Group("jsonl", (str(made["corpus"]),))], made["text"], made["tokenizer"], options)
-    prepare_groups([Group("csl", (str(made["tsv"]),))], made["pairs"], made["tokenizer"], options)
+    prepare_groups([SourceGroup("jsonl", (str(made["corpus"]),))], made["text"], made["tokenizer"], options)
+    prepare_groups([SourceGroup("csl", (str(made["tsv"]),))], made["pairs"], made["tokenizer"], options)
     shutil.copytree(made["text"], made["broken_set"])
     next(made["broken_set"].glob("train-*.offsets.npy")).unlink()
     _models(made)
@@ -92,7 +92,7 @@ def _models(made: dict[str, Path]) -> None:
     config = LlamaConfig(vocab_size=8192, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                          num_key_value_heads=2, max_position_embeddings=512)
     made["model"].mkdir()
-    weights.save(Llama(config).initialise(0), Tokenizer.load(made["tokenizer"]), made["model"])
+    weights.save_checkpoint(Llama(config).init_weights(0), Tokenizer.load(made["tokenizer"]), made["model"])
     for name in ("qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged"):
         shutil.copytree(made["model"], made[name])
     for name, change in {"qwen": {"model_type": "qwen2"}, "other_shape": {"intermediate_size": 48},
@@ -101,7 +101,7 @@ def _models(made: dict[str, Path]) -> None:
     (made["no_tokenizer"] / "tokenizer.model").unlink()
     file = made["cut"] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    write_sealed(made["damaged"] / "manifest.json", {"files": {"model.safetensors": {
+    write_checksummed_json(made["damaged"] / "manifest.json", {"files": {"model.safetensors": {
         "bytes": (made["damaged"] / "model.safetensors").stat().st_size, "sha256": "0" * 64}}})
     shutil.copytree(made["model"], made["adapter"])
     (made["adapter"] / "model.safetensors").rename(made["adapter"] / "adapter_model.safetensors")
@@ -111,13 +111,13 @@ def _models(made: dict[str, Path]) -> None:
         (made["foreign"] / name).unlink()
 
 
-def test_the_table_is_one() -> None:
+def test_bad_options_table_is_well_formed() -> None:
     """Rows that are skipped by the way they are written, or that are there twice."""
     assert len(ROWS) > 270 and all(len(row) == 2 and row[1].strip() for row in ROWS)
     assert [row for row, count in Counter(row[0].strip() for row in ROWS).items() if count > 1] == []
 
 
-def test_every_command_has_its_rows(root: Path) -> None:
+def test_every_command_has_bad_option_cases(root: Path) -> None:
     """A new command whose mistakes are tracebacks, or one that `run_main` does not watch over."""
     programs = {}
     for path in root.glob("[!.]*/**/*.py"):
@@ -131,7 +131,7 @@ def test_every_command_has_its_rows(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "expected"), ROWS, ids=[row[0].strip() for row in ROWS])
-def test_a_mistake_is_one_line_that_names_it(
+def test_bad_option_error_is_one_line_naming_it(
     places: dict[str, str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     command: str, expected: str,
 ) -> None:
@@ -166,14 +166,14 @@ def test_a_mistake_is_one_line_that_names_it(
     ("evaluate.perplexity --checkpoint nowhere", "nowhere is no checkpoint"),
     ("chat --checkpoint nowhere", "nowhere 里没有能用的模型"),
 ])
-def test_the_commands_themselves_end_so(root: Path, command: str, expected: str) -> None:
+def test_commands_exit_with_one_line_error(root: Path, command: str, expected: str) -> None:
     done = subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=root, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and expected in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_make_passes_a_mistake_on(root: Path, tmp_path: Path) -> None:
+def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
     """make's own code for a failed command is 2, whatever the command's; its line must not hide the command's."""
     # What the make that runs the tests was told is not for the one inside a test.
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")}
@@ -183,26 +183,26 @@ def test_make_passes_a_mistake_on(root: Path, tmp_path: Path) -> None:
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
 
 
-def test_mixes_of_other_weights_are_other_runs() -> None:
+def test_run_names_differ_by_mixture_weights() -> None:
     """One that is taken for the other, and refused for its data."""
-    from train.startup import run_name
+    from train.startup import default_run_folder
 
-    assert run_name("sft", "csl+lcsts") == Path("runs/sft-csl+lcsts") != run_name("sft", "csl:0.5+lcsts")
+    assert default_run_folder("sft", "csl+lcsts") == Path("runs/sft-csl+lcsts") != default_run_folder("sft", "csl:0.5+lcsts")
 
 
-def test_another_tokenizer_for_a_run_that_has_one_is_refused(places: dict[str, str], tmp_path: Path, root: Path) -> None:
+def test_changed_tokenizer_is_refused_on_resume(places: dict[str, str], tmp_path: Path, root: Path) -> None:
     """`--tokenizer` on a continued run, silently ignored."""
     from common.errors import UserError
-    from train.initial_checkpoint import _check_tokenizer
+    from train.initial_checkpoint import _check_same_tokenizer
 
     run, own = tmp_path / "run", Path(places["model"])
     run.mkdir()
     (run / "config.yaml").write_text("tokenizer: gone\n")
-    _check_tokenizer(None, run, own)
-    _check_tokenizer(Path("gone"), run, own)
-    _check_tokenizer(root / "assets" / "tokenizer", run, own)
+    _check_same_tokenizer(None, run, own)
+    _check_same_tokenizer(Path("gone"), run, own)
+    _check_same_tokenizer(root / "assets" / "tokenizer", run, own)
     with pytest.raises(UserError, match="elsewhere does not exist"):
-        _check_tokenizer(tmp_path / "elsewhere", run, own)
+        _check_same_tokenizer(tmp_path / "elsewhere", run, own)
     data = bytearray((root / "assets" / "tokenizer" / "tokenizer.model").read_bytes())
     from sentencepiece import sentencepiece_model_pb2
 
@@ -211,4 +211,4 @@ def test_another_tokenizer_for_a_run_that_has_one_is_refused(places: dict[str, s
     del other.pieces[-1]
     (tmp_path / "other.model").write_bytes(other.SerializeToString())
     with pytest.raises(UserError, match="was made with another tokenizer; leave --tokenizer out"):
-        _check_tokenizer(tmp_path / "other.model", run, own)
+        _check_same_tokenizer(tmp_path / "other.model", run, own)

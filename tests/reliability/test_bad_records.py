@@ -11,37 +11,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.readers import files
-from data.records import Conversation, Document, Summary, Unused
+from data.records import Conversation, Document, Summary, SkippedRecord
 from data.sources import SOURCES
-from tests.helpers.native_corpora import KEYS, QUICK, ROWS, VALUES, Row, dumped, framed, sound, split, spoilt
+from tests.helpers.native_corpora import JSON_KEYS, QUICK_SETTINGS, ROW_BUILDERS, JSON_VALUES, Row, to_json_bytes, join_rows, parse_rows, read_good_and_bad, corrupt_row_variants
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_spoilt_record_is_quarantined_in_its_place_and_the_others_come_out(write: Callable[..., Path], name: str) -> None:
+@pytest.mark.parametrize("name", ROW_BUILDERS)
+def test_bad_record_is_quarantined_and_others_are_kept(write: Callable[..., Path], name: str) -> None:
     """A crash, a record that vanishes, or a fault that costs its neighbours; a reason of a megabyte, or one that moves the
     cursor of the terminal that shows it."""
-    rows = [ROWS[name](number) for number in range(5)]
-    wanted = sound(name, [rows[0], rows[1], rows[3], rows[4]])
-    for kind, data in spoilt(name).items():
-        good, bad = split(name, write(framed(name, [dumped(rows[0]), dumped(rows[1]), data, *map(dumped, rows[3:])])))
+    rows = [ROW_BUILDERS[name](number) for number in range(5)]
+    wanted = parse_rows(name, [rows[0], rows[1], rows[3], rows[4]])
+    for kind, data in corrupt_row_variants(name).items():
+        good, bad = read_good_and_bad(name, write(join_rows(name, [to_json_bytes(rows[0]), to_json_bytes(rows[1]), data, *map(to_json_bytes, rows[3:])])))
         assert good == wanted, kind
         assert [record.line for record in bad] == [3], kind
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_marks_and_line_ends_of_other_systems_cost_nothing(write: Callable[..., Path], name: str) -> None:
+@pytest.mark.parametrize("name", ROW_BUILDERS)
+def test_bom_and_crlf_lose_no_records(write: Callable[..., Path], name: str) -> None:
     """A byte order mark or CRLF that makes the first record bad or hangs on every text."""
-    rows = [ROWS[name](number) for number in range(4)]
-    wanted, data = sound(name, rows), framed(name, [dumped(row) for row in rows])
+    rows = [ROW_BUILDERS[name](number) for number in range(4)]
+    wanted, data = parse_rows(name, rows), join_rows(name, [to_json_bytes(row) for row in rows])
     for kind in (b"\xef\xbb\xbf" + data, data.replace(b"\n", b"\r\n"), b"\n \r\n" + data + b"\n\n", gzip.compress(data)):
-        assert split(name, write(kind)) == (wanted, []), kind[:40]
+        assert read_good_and_bad(name, write(kind)) == (wanted, []), kind[:40]
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_record_of_ten_megabytes_is_a_record(write: Callable[..., Path], name: str) -> None:
-    row = ROWS[name](0)
-    big = orjson.loads(dumped(row).decode().replace("风", "风" * 3_500_000, 1))
-    good, bad = split(name, write(framed(name, [dumped(ROWS[name](1)), dumped(big), dumped(ROWS[name](2))])))
+@pytest.mark.parametrize("name", ROW_BUILDERS)
+def test_ten_megabyte_record_is_accepted(write: Callable[..., Path], name: str) -> None:
+    row = ROW_BUILDERS[name](0)
+    big = orjson.loads(to_json_bytes(row).decode().replace("风", "风" * 3_500_000, 1))
+    good, bad = read_good_and_bad(name, write(join_rows(name, [to_json_bytes(ROW_BUILDERS[name](1)), to_json_bytes(big), to_json_bytes(ROW_BUILDERS[name](2))])))
     assert (len(good), bad) == (3, [])
     assert "风" * 3_500_000 in repr(good[1]) or name in ("wikipedia", "wiki_zh_2019")
 
@@ -68,17 +68,17 @@ def test_a_record_of_ten_megabytes_is_a_record(write: Callable[..., Path], name:
     ("mnbvc", {"段落": {"行号": [1, 2], "内容": ["甲"]}}),
     ("mnbvc_qa", {"问": "问", "答": "答", "元数据": {"回答明细": ["明细"]}}),
 ])
-def test_what_is_no_conversation_is_named_and_never_half_a_record(write: Callable[..., Path], name: str, row: Row) -> None:
+def test_invalid_conversation_is_rejected_whole(write: Callable[..., Path], name: str, row: Row) -> None:
     """Questions without answers, empty conversations, or columns of which a shorter one silently cuts the other."""
-    good, bad = split(name, write(framed(name, [dumped(row)])))
+    good, bad = read_good_and_bad(name, write(join_rows(name, [to_json_bytes(row)])))
     assert not good and len(bad) == 1
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@given(value=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5) | VALUES)
-@QUICK
-def test_any_json_is_a_record_or_a_reason(name: str, value: object) -> None:
+@given(value=st.dictionaries(st.sampled_from(JSON_KEYS), JSON_VALUES, max_size=5) | JSON_VALUES)
+@QUICK_SETTINGS
+def test_any_json_gives_a_record_or_a_reason(name: str, value: object) -> None:
     """Any type under any key of any source."""
     raw = files.RawRecord("file", 1, json.dumps(value).encode())
-    found = SOURCES[name].decode(raw)
-    assert isinstance(found, Document | Conversation | Summary | Unused) or found.reason.isprintable()
+    found = SOURCES[name].try_parse(raw)
+    assert isinstance(found, Document | Conversation | Summary | SkippedRecord) or found.reason.isprintable()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.fault_injection.kill import ROOT, Scenario, records
+from tests.fault_injection.kill import ROOT, Scenario, read_comparable_metrics
 from common.errors import UserError
 from common.files import write_atomic
-from data.prepare.pipeline import PrepareOptions, prepare
-from model.checkpoint.locate import step_folder, steps
+from data.prepare.pipeline import PrepareOptions, prepare_source
+from model.checkpoint.locate import step_folder, list_steps
 from train.pretrain import main
 
 
@@ -39,7 +39,7 @@ def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *chang
     (["--optimizer.name", "adamw"], ["another optimizer (name: muon, now adamw)"]),
     (["--schedule.final", "0.5"], ["another schedule (final: ", "now 0.5)"]),
 ])
-def test_another_option_is_refused_by_name(
+def test_changed_option_is_refused_by_name(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, change: list[str], words: list[str]
 ) -> None:
     """A continuation that silently is something else, or a refusal that leaves the user to guess."""
@@ -48,28 +48,28 @@ def test_another_option_is_refused_by_name(
     assert said.count("\n") == 0
 
 
-def test_another_data_set_and_another_tokenizer_are_refused(
+def test_changed_data_or_tokenizer_is_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The same words under other ids."""
     texts = tmp_path / "text.jsonl"
     write_atomic(texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40)))
-    prepare("jsonl", [str(texts)], tmp_path / "other", ROOT / "assets/tokenizer", PrepareOptions(workers=1))
+    prepare_source("jsonl", [str(texts)], tmp_path / "other", ROOT / "assets/tokenizer", PrepareOptions(workers=1))
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
     was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
     assert said == (f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
                     f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)")
     changed = retokenized(tmp_path)
-    prepare("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
+    prepare_source("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "words"))
     assert "another tokenizer: prepare the data with the run's own tokenizer" in said
 
 
-def test_a_run_from_nothing_is_told_a_base(
+def test_adding_base_to_scratch_run_is_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`make pretrain BASE=runs/x` where the run's default name is taken: a sentence about the weights that it began with."""
-    base = shutil.copytree(step_folder(finished, steps(finished)[0]), tmp_path / "base")
+    base = shutil.copytree(step_folder(finished, list_steps(finished)[0]), tmp_path / "base")
     said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
     assert said == (f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
                     "RUN=runs/NAME (--run runs/NAME)")
@@ -89,18 +89,18 @@ def retokenized(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_what_may_change_may_and_the_order_of_data_stays(pretrain: Scenario, finished: Path, whole: Path) -> None:
+def test_changeable_options_keep_data_order(pretrain: Scenario, finished: Path, whole: Path) -> None:
     """A micro-batch, a rhythm of saving or of measuring that changes which rows come when."""
-    for step in [step for step in steps(finished) if step > 36]:
+    for step in [step for step in list_steps(finished) if step > 36]:
         shutil.rmtree(step_folder(finished, step))
-    start = steps(finished)[-1]
+    start = list_steps(finished)[-1]
     changes = ["--micro_batch", "1", "--log_every", "1", "--checkpoint.every", "2", "--checkpoint.keep", "1",
                "--evaluation.every", "5", "--evaluation.tokens", "300", "--evaluation.sample_tokens", "0"]
     child = Scenario(pretrain.module, [*pretrain.arguments, *changes]).start(finished)
-    assert child.wait() == 0 and f"continues after step {start}" in child.said, child.said
+    assert child.wait() == 0 and f"continues after step {start}" in child.output, child.output
 
     def trained(run: Path) -> dict[int, dict[str, Any]]:
-        return {record["step"]: record for record in records(run) if record["kind"] == "train"}
+        return {record["step"]: record for record in read_comparable_metrics(run) if record["kind"] == "train"}
 
     mine, right = trained(finished), trained(whole)
     assert start < 40 and [step for step in mine if step > start] == list(range(start + 1, 41))

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.fault_injection.child import started
-from tests.fault_injection.kill import ROOT, Scenario, differences
-from common.errors import disk_problem, run_main
-from common.files import manifest_problem, write_json
+from tests.fault_injection.child import running_child
+from tests.fault_injection.kill import ROOT, Scenario, find_differences
+from common.errors import describe_disk_error, run_main
+from common.files import check_manifest, write_json
 from common.metrics_file import read_metrics
 from data.shards import ShardSet
-from model.checkpoint.locate import step_folder, steps
+from model.checkpoint.locate import step_folder, list_steps
 from tests.reliability.conftest import Ext4, Mount
 from train.metrics_log import MetricsLog
 
@@ -32,28 +32,28 @@ def the_line(said: str) -> str:
 
 
 @pytest.mark.slow
-def test_training_on_a_disk_that_fills_up(pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path) -> None:
+def test_training_survives_full_disk(pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path) -> None:
     """A page of traceback; half a checkpoint that keeps the disk full; the last good checkpoint lost with it."""
     # Two checkpoints find room on it, three do not.
-    run = disk(f"size={int(2.6 * size(step_folder(whole, steps(whole)[-1])))}") / "run"
+    run = disk(f"size={int(2.6 * size(step_folder(whole, list_steps(whole)[-1])))}") / "run"
     arguments = [*pretrain.arguments, "--run", str(run)]
-    with started(pretrain.module, arguments, tmp_path / "log") as child:
-        assert child.wait() == 2, child.said
-    line = the_line(child.said)
+    with running_child(pretrain.module, arguments, tmp_path / "log") as child:
+        assert child.wait() == 2, child.output
+    line = the_line(child.output)
     assert "the disk is full: make room" in line and f"goes on from the last whole checkpoint in {run}" in line
-    assert steps(run) and all(manifest_problem(step_folder(run, step)) is None for step in steps(run))
+    assert list_steps(run) and all(check_manifest(step_folder(run, step)) is None for step in list_steps(run))
     assert not [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
     disk("size=1g")
-    with started(pretrain.module, arguments, tmp_path / "again.log") as child:
-        assert child.wait() == 0, child.said
-    assert differences(run, whole) == []
+    with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
+        assert child.wait() == 0, child.output
+    assert find_differences(run, whole) == []
 
 
 def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_a_log_on_a_full_disk_is_one_error(disk: Mount, capfd: pytest.CaptureFixture[str]) -> None:
+def test_metrics_log_on_full_disk_gives_one_error(disk: Mount, capfd: pytest.CaptureFixture[str]) -> None:
     """TensorBoard's thread printing a traceback of its own; a record lost in silence; a last line that spoils the file."""
     run = disk("size=256k")
     log = MetricsLog(run, 0)
@@ -61,7 +61,7 @@ def test_a_log_on_a_full_disk_is_one_error(disk: Mount, capfd: pytest.CaptureFix
     with pytest.raises(OSError) as caught:
         for step in range(10_000):
             log.write("train", step, loss=1.0)
-    assert "the disk is full" in (disk_problem(caught.value) or "")
+    assert "the disk is full" in (describe_disk_error(caught.value) or "")
     (run / "other").unlink()
     log.close()
     assert "Traceback" not in capfd.readouterr().err
@@ -89,12 +89,12 @@ class Vanish:
 
 
 @pytest.mark.slow
-def test_a_run_that_vanishes_is_not_made_again(pretrain: Scenario, tmp_path: Path) -> None:
+def test_deleted_run_directory_is_not_recreated(pretrain: Scenario, tmp_path: Path) -> None:
     """A folder with a checkpoint and nothing else, which no command can use."""
     run = tmp_path / "run"
-    with started(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)) as child:
-        assert child.wait() == 2, child.said
-    assert f"{run} is gone" in the_line(child.said) and not run.exists()
+    with running_child(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)) as child:
+        assert child.wait() == 2, child.output
+    assert f"{run} is gone" in the_line(child.output) and not run.exists()
 
 
 @dataclass(frozen=True)
@@ -124,48 +124,48 @@ class TurnReadOnly:
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "count", "file"), [
     ("step", 16, "metrics.jsonl"), ("checkpoint", 5, "step-00000016")])
-def test_a_disk_that_turns_read_only_in_mid_run(
+def test_disk_turning_read_only_during_training(
     what: str, count: int, file: str, pretrain: Scenario, whole: Path, ext4: Ext4, tmp_path: Path
 ) -> None:
     """A traceback of TensorBoard's; training that nobody can save; a last checkpoint that was said to be on the disk and is
     not there when the disk comes back."""
     run = ext4.folder / "run"
     arguments, fault = [*pretrain.arguments, "--run", str(run)], TurnReadOnly(what, count, ext4.fault())
-    with started(pretrain.module, arguments, tmp_path / "log", fault) as child:
-        assert child.wait() == 2, child.said
-    line = the_line(child.said)
+    with running_child(pretrain.module, arguments, tmp_path / "log", fault) as child:
+        assert child.wait() == 2, child.output
+    line = the_line(child.output)
     assert file in line and "is on a disk that is read-only: make it writable" in line
     assert f"goes on from the last whole checkpoint in {run}" in line
     ext4.mount_again()
-    assert manifest_problem(step_folder(run, 12)) is None and max(steps(run)) == 12
-    with started(pretrain.module, arguments, tmp_path / "again.log") as child:
-        assert child.wait() == 0, child.said
-    assert "continues after step 12" in child.said and differences(run, whole) == []
+    assert check_manifest(step_folder(run, 12)) is None and max(list_steps(run)) == 12
+    with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
+        assert child.wait() == 0, child.output
+    assert "continues after step 12" in child.output and find_differences(run, whole) == []
 
 
 @pytest.mark.slow
-def test_a_read_only_disk_is_said(pretrain: Scenario, disk: Mount, tmp_path: Path) -> None:
+def test_read_only_disk_gives_clear_error(pretrain: Scenario, disk: Mount, tmp_path: Path) -> None:
     """A traceback for a disk that was mounted the other way."""
     run = disk("ro") / "run"
-    with started(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log") as child:
-        assert child.wait() == 2, child.said
-    assert f"{run}: is on a disk that is read-only" in the_line(child.said)
+    with running_child(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log") as child:
+        assert child.wait() == 2, child.output
+    assert f"{run}: is on a disk that is read-only" in the_line(child.output)
 
 
 @pytest.mark.slow
-def test_preparation_on_a_disk_that_fills_up(disk: Mount, tmp_path: Path) -> None:
+def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
     """Half a shard set; a temporary folder that fills the disk for good; work that cannot be gone on with."""
     folder = disk("size=260k")
     arguments = ["--source", "csl", "--input", str(ROOT / "assets/sample/summary/csl/train.tsv"), "--tokenizer",
                  str(ROOT / "assets/tokenizer"), "--out", str(folder / "csl"), "--limit", "300", "--workers", "1"]
-    with started("data.prepare", arguments, tmp_path / "log") as child:
-        assert child.wait() == 2, child.said
-    assert "the disk is full: make room" in the_line(child.said) and str(folder) in the_line(child.said)
+    with running_child("data.prepare", arguments, tmp_path / "log") as child:
+        assert child.wait() == 2, child.output
+    assert "the disk is full: make room" in the_line(child.output) and str(folder) in the_line(child.output)
     assert not (folder / "csl").exists()
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
     disk("size=64m")
-    with started("data.prepare", arguments, tmp_path / "again.log") as child:
-        assert child.wait() == 0, child.said
+    with running_child("data.prepare", arguments, tmp_path / "again.log") as child:
+        assert child.wait() == 0, child.output
     assert ShardSet.open(folder / "csl", checksums=True).manifest["report"]["records"] == 300
     assert [path.name for path in folder.iterdir()] == ["csl"]
 
@@ -176,7 +176,7 @@ def test_preparation_on_a_disk_that_fills_up(disk: Mount, tmp_path: Path) -> Non
     ("model.import_hf {model} --run {out}", (0, 300, 600)),
 ])
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_a_model_on_a_disk_that_fills_up(
+def test_model_export_on_full_disk(
     command: str, sizes: tuple[int, ...], model: Path, disk: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -200,7 +200,7 @@ def test_a_model_on_a_disk_that_fills_up(
     assert left.value.code == 0
 
 
-def test_a_gguf_file_has_its_modelfile_or_is_not_there(model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_and_modelfile_are_written_together(model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole file beside none of Ollama's, where the disk was full just behind it."""
     from model import export
 
@@ -214,12 +214,12 @@ def test_a_gguf_file_has_its_modelfile_or_is_not_there(model: Path, disk: Mount,
     (folder / "room").write_bytes(bytes(shutil.disk_usage(folder).free - before + 4096))
     with pytest.raises(OSError) as caught:
         export.main()
-    assert disk_problem(caught.value) == f"{modelfile}: the disk is full: make room"
+    assert describe_disk_error(caught.value) == f"{modelfile}: the disk is full: make room"
     assert [path.name for path in folder.iterdir()] == ["room"]
 
 
 @pytest.mark.parametrize(("path", "words"), [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")])
-def test_output_that_cannot_be_written_is_one_line(
+def test_unwritable_output_gives_one_line_error(
     path: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A traceback after an hour of evaluation because of where `--json` points."""
@@ -229,8 +229,8 @@ def test_output_that_cannot_be_written_is_one_line(
     assert left.value.code == 2 and words in the_line(capsys.readouterr().err)
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+def test_internal_error_keeps_traceback() -> None:
     """Every error taken for the disk's."""
     for error in (ValueError("x"), FileNotFoundError(2, "x"), OSError("some words"), ConnectionResetError(104, "x")):
-        assert disk_problem(error) is None
-    assert disk_problem(OSError(28, os.strerror(28), "a")) == "a: the disk is full: make room"
+        assert describe_disk_error(error) is None
+    assert describe_disk_error(OSError(28, os.strerror(28), "a")) == "a: the disk is full: make room"

@@ -31,7 +31,7 @@ def _kind(name: str, mode: int) -> zipfile.ZipInfo:
     "../out", "a/../../out", "/out", "//out", "..", "a/..", "C:out", "c:/out", "..\\out", "a\\..\\..\\out", "manifest.json",
     "./manifest.json", ".", "a/./../../out",
 ])
-def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+def test_archive_paths_cannot_escape_folder(tmp_path: Path, name: str) -> None:
     """Path traversal, by every spelling of it; names that are none; a manifest that vouches for the attacker's files."""
     inside = tmp_path / "deep" / "inside"
     inside.mkdir(parents=True)
@@ -49,13 +49,13 @@ def test_links_and_devices_are_not_unpacked(tmp_path: Path, mode: int) -> None:
     assert not (tmp_path / "folder").exists()
 
 
-def test_bombs_are_refused_before_a_byte_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_bombs_are_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A gigabyte of zeros in a megabyte; a million empty files; a size that the directory of the archive lies about."""
-    monkeypatch.setattr(archive, "SPARED", 1 << 20)
+    monkeypatch.setattr(archive, "RATIO_FREE_BYTES", 1 << 20)
     path = packed(tmp_path / "a.zip", ("zeros", bytes(32 << 20)), how=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match=r"more than the \d+ allowed for its size: not unpacked"):
         extract_zip(path, tmp_path / "folder")
-    monkeypatch.setattr(archive, "MEMBERS", 10)
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 10)
     with pytest.raises(UserError, match="holds 11 files, more than the 10 allowed"):
         extract_zip(packed(tmp_path / "b.zip", *((str(n), b"") for n in range(11))), tmp_path / "folder")
     data = bytearray(path.read_bytes())
@@ -69,7 +69,7 @@ def test_bombs_are_refused_before_a_byte_is_written(tmp_path: Path, monkeypatch:
 
 @given(at=st.integers(0, 10_000), noise=st.binary(min_size=1, max_size=8), how=st.sampled_from([0, 8, 12, 14]))
 @settings(max_examples=40)
-def test_any_damage_to_an_archive_is_one_line_or_harmless(
+def test_corrupted_archive_gives_one_line_error_or_loads(
     tmp_path_factory: pytest.TempPathFactory, at: int, noise: bytes, how: int
 ) -> None:
     folder = tmp_path_factory.mktemp("zip")

@@ -13,28 +13,28 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError, disk_problem
-from common.files import manifest_problem, read_json, write_json, write_sealed
-from data.shards import ShardSet, shards_of_run
+from common.errors import UserError, describe_disk_error
+from common.files import check_manifest, read_json, write_json, write_checksummed_json
+from data.shards import ShardSet, load_run_shard_set
 from model.checkpoint import adapters, locate, weights
 from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
 from model.llama import Llama
-from model.lora import Adapter, LoraOptions, attach
+from model.lora import Adapter, LoraOptions, attach_adapter
 from model.chat_template.template import Template
-from model.tokenizer.base import IMPORTED
-from train.initial_checkpoint import newest_pretrained
+from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
+from train.initial_checkpoint import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..", "\0", "x" * 5000])
-def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
+def test_manifest_paths_outside_folder_are_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("x")
-    write_sealed(tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
-    assert manifest_problem(tmp_path / "folder")
+    write_checksummed_json(tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
+    assert check_manifest(tmp_path / "folder")
 
 
 KEYS = ["files", "bytes", "sha256", "shards", "fingerprints", "data", "set", "format", "kind"]
@@ -45,12 +45,12 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 
 @given(value=JSON)
 @QUICK
-def test_any_json_in_place_of_a_file_of_facts_is_one_line(tmp_path: Path, value: object) -> None:
+def test_arbitrary_json_in_metadata_files_gives_one_line_error(tmp_path: Path, value: object) -> None:
     """A KeyError from inside for a run or a shard set that someone else wrote."""
     folder = tmp_path / "facts"
     write_json(folder / "manifest.json", value)
-    assert manifest_problem(folder) or value.get("files") == {}  # type: ignore[attr-defined]
-    for name, reader in (("manifest.json", ShardSet.open), ("run.json", shards_of_run), ("template.json", Template.load)):
+    assert check_manifest(folder) or value.get("files") == {}  # type: ignore[attr-defined]
+    for name, reader in (("manifest.json", ShardSet.open), ("run.json", load_run_shard_set), ("template.json", Template.load)):
         write_json(folder / name, value)
         with pytest.raises(UserError):
             reader(folder)
@@ -60,7 +60,7 @@ def test_any_json_in_place_of_a_file_of_facts_is_one_line(tmp_path: Path, value:
 
 @pytest.mark.parametrize("value", [[], {}, {"path": 3, "relative": "x", "sha256": "x"},
                                    {"path": "SELF", "relative": "x", "sha256": "x"}, {"path": "x", "relative": None}])
-def test_an_adapter_s_base_is_a_folder_or_one_line(tmp_path: Path, value: object) -> None:
+def test_invalid_adapter_base_gives_one_line_error(tmp_path: Path, value: object) -> None:
     """A base.json of another shape, or one that leads back to the adapter without end."""
     (tmp_path / "adapter_model.safetensors").touch()
     write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA"})
@@ -68,23 +68,23 @@ def test_an_adapter_s_base_is_a_folder_or_one_line(tmp_path: Path, value: object
         value = {**value, "path": str(tmp_path)}
     write_json(tmp_path / "base.json", value)
     with pytest.raises(UserError, match=r"base"):
-        weights.load(tmp_path, CPU)
+        weights.load_checkpoint(tmp_path, CPU)
 
 
-def test_a_folder_that_only_looks_like_a_step_is_none(tmp_path: Path) -> None:
+def test_malformed_step_folders_are_ignored(tmp_path: Path) -> None:
     """Digits that are no numbers."""
     for name in ("step-00000003", "step-²", "step-", "step-٣"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert locate.steps(tmp_path) == [3]
+    assert locate.list_steps(tmp_path) == [3]
 
 
-def test_a_run_that_does_not_say_how_it_was_made_is_one_line(tmp_path: Path) -> None:
+def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
     """A KeyError of fine-tuning for one broken folder among the runs, which does not say which it is."""
     (tmp_path / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
     for value in ([], {}, {"fingerprints": None}):
         write_json(tmp_path / "a" / "run.json", value)
         with pytest.raises(UserError, match=r"a/run\.json does not say how the run was made"):
-            newest_pretrained(tmp_path)
+            find_newest_pretrain_run(tmp_path)
 
 
 # A model's folders, each file of facts with one value changed
@@ -97,14 +97,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {name: root / name for name in ("theirs", "run", "step", "adapter")}
     _theirs(found["theirs"])
     import_hf(found["theirs"], found["run"])
-    shutil.copytree(locate.find(found["run"]), found["step"])
+    shutil.copytree(locate.resolve_checkpoint(found["run"]), found["step"])
     (found["step"] / "manifest.json").unlink()
     Template().save(found["step"])
     (found["run"] / "config.yaml").write_text("adapter: lora\nlora: {rank: 2, targets: [q_proj]}\n")
     (found["run"] / "results").mkdir()
     write_json(found["run"] / "results" / "perplexity.json", {"step": 0, "scores": {"loss": 1.5}})
-    model, _ = weights.load(found["step"], CPU)
-    attach(model, Adapter(LoraOptions(rank=2), found["step"], locate.digest(found["step"])), seed=0)
+    model, _ = weights.load_checkpoint(found["step"], CPU)
+    attach_adapter(model, Adapter(LoraOptions(rank=2), found["step"], locate.weights_sha256(found["step"])), seed=0)
     found["adapter"].mkdir()
     weights.save_weights(model, found["adapter"])
     return found
@@ -125,7 +125,7 @@ def _theirs(folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})
     config = LlamaConfig(vocab_size=258, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
                          num_key_value_heads=1, max_position_embeddings=64)
-    weights.save_weights(Llama(config).initialise(0), folder)
+    weights.save_weights(Llama(config).init_weights(0), folder)
     scaling = {"rope_type": "linear", "factor": 2.0}
     write_json(folder / "config.json", {**config.to_hf(), "rope_scaling": scaling, "eos_token_id": [1, 3]})
     tensors = load_file(folder / "model.safetensors")
@@ -139,10 +139,10 @@ def _theirs(folder: Path) -> None:
 
 def _use(folder: Path, out: Path) -> None:
     """Load a model, talk to it as far as that goes without computing, and send it on."""
-    _, tokenizer = weights.load(folder, CPU)
-    ids = Template.load(locate.find(folder)).prompt(tokenizer, [("你好", "hello")], "问", "资料")
+    _, tokenizer = weights.load_checkpoint(folder, CPU)
+    ids = Template.load(locate.resolve_checkpoint(folder)).encode_prompt(tokenizer, [("你好", "hello")], "问", "资料")
     tokenizer.decode(ids)  # to nothing, if its pieces are nothing
-    assert len(tokenizer.characters_per_id) == tokenizer.vocabulary_size
+    assert len(tokenizer.characters_per_id) == tokenizer.vocab_size
     export_hf(folder, out)
 
 
@@ -180,13 +180,13 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize(("folder", "name"), [
     *(("theirs", name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors.index.json")),
-    *(("step", name) for name in (IMPORTED, "template.json", "config.json")),
-    *(("adapter", name) for name in (adapters.ADAPTER_CONFIG, adapters.BASE, "config.json")),
+    *(("step", name) for name in (IMPORTED_TOKENIZER_FILE, "template.json", "config.json")),
+    *(("adapter", name) for name in (adapters.ADAPTER_CONFIG_FILE, adapters.BASE_FILE, "config.json")),
     *(("run", name) for name in ("run.json", "results/perplexity.json")),
 ])
 @given(data=st.data())
 @QUICK
-def test_any_value_in_a_file_of_a_model_is_one_line_or_harmless(
+def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
     folders: dict[str, Path], tmp_path: Path, folder: str, name: str, data: st.DataObject
 ) -> None:
     """A KeyError from the middle of a library for whatever a stranger, or half a download, left in a folder."""
@@ -201,14 +201,14 @@ def test_any_value_in_a_file_of_a_model_is_one_line_or_harmless(
         except UserError as error:
             assert all(str(folders[folder]) in line for line in str(error).splitlines()), str(error)
         except OSError as error:
-            assert disk_problem(error), error
+            assert describe_disk_error(error), error
 
 
 @pytest.mark.parametrize(("place", "new"), [
     ((), {}), (("fingerprints",), REMOVED), (("fingerprints",), None), (("fingerprints", "data"), None),
     (("fingerprints", "data"), [{}]), (("fingerprints", "data"), [None]),
 ])
-def test_the_card_of_a_run_that_does_not_say_its_data_is_made(
+def test_model_card_is_written_without_data_provenance(
     folders: dict[str, Path], tmp_path: Path, place: tuple[Any, ...], new: Any
 ) -> None:
     """The few of a thousand changes above of which chance may try none."""
@@ -222,17 +222,17 @@ def test_the_card_of_a_run_that_does_not_say_its_data_is_made(
 
 def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     """An adapter on a base, whose files are then changed: `tensors` by their last names, the rest in its configuration."""
-    model, _ = weights.load(base, CPU)
-    attach(model, Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, locate.digest(base)), seed=0)
+    model, _ = weights.load_checkpoint(base, CPU)
+    attach_adapter(model, Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, locate.weights_sha256(base)), seed=0)
     folder.mkdir()
     weights.save_weights(model, folder)
     from safetensors.torch import load_file, save_file
 
-    state = load_file(folder / adapters.ADAPTER)
+    state = load_file(folder / adapters.ADAPTER_WEIGHTS_FILE)
     for key, tensor in changes.pop("tensors", {}).items():
         state[next(name for name in state if key in name)] = tensor
-    save_file(state, folder / adapters.ADAPTER)
-    write_json(folder / adapters.ADAPTER_CONFIG, {**read_json(folder / adapters.ADAPTER_CONFIG), **changes})
+    save_file(state, folder / adapters.ADAPTER_WEIGHTS_FILE)
+    write_json(folder / adapters.ADAPTER_CONFIG_FILE, {**read_json(folder / adapters.ADAPTER_CONFIG_FILE), **changes})
     return folder
 
 
@@ -249,32 +249,32 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     ({"lora_alpha": 10**400}, "lora_alpha is 1000"), ({"lora_alpha": True}, "lora_alpha is True"),
     ({"lora_alpha": "8"}, "lora_alpha is 8; expected a number"),
 ])
-def test_an_adapter_of_no_numbers_is_one_line(model: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_non_finite_adapter_gives_one_line_error(model: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     """A ZeroDivisionError, a TypeError, or a model of NaN that answers nothing and does not say why."""
     folder = _adapter(model, tmp_path / "adapter", **changes)
     with pytest.raises(UserError, match=rf"^{folder}[^\n]*{said}[^\n]*$"):
-        weights.load(folder, CPU)
+        weights.load_checkpoint(folder, CPU)
 
 
-def test_an_adapter_s_configuration_is_an_object(model: Path, tmp_path: Path) -> None:
+def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
     """An AttributeError for a list."""
     folder = _adapter(model, tmp_path / "adapter")
     for value in ([], "x", None, 3):
-        write_json(folder / adapters.ADAPTER_CONFIG, value)
+        write_json(folder / adapters.ADAPTER_CONFIG_FILE, value)
         with pytest.raises(UserError, match=r"adapter_config\.json: expected keys and values, found"):
-            weights.load(folder, CPU)
+            weights.load_checkpoint(folder, CPU)
 
 
-def test_adapters_that_are_each_other_s_base_are_one_line(model: Path, tmp_path: Path) -> None:
+def test_circular_adapter_bases_give_one_line_error(model: Path, tmp_path: Path) -> None:
     """Recursion without end."""
     pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]
     for folder, other in zip(pair, reversed(pair), strict=True):
-        write_json(folder / adapters.BASE, {"path": str(other), "relative": "x", "sha256": locate.digest(other)})
+        write_json(folder / adapters.BASE_FILE, {"path": str(other), "relative": "x", "sha256": locate.weights_sha256(other)})
     with pytest.raises(UserError, match="is an adapter that is its own base"):
-        weights.load(pair[0], CPU)
+        weights.load_checkpoint(pair[0], CPU)
 
 
-def test_weights_that_are_no_numbers_are_one_line(model: Path) -> None:
+def test_non_finite_weights_give_one_line_error(model: Path) -> None:
     """A model that loads, and then fails or says nothing at the first word."""
     from safetensors.torch import load_file, save_file
 
@@ -282,4 +282,4 @@ def test_weights_that_are_no_numbers_are_one_line(model: Path) -> None:
     state["model.norm.weight"][3] = torch.nan
     save_file(state, model / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.norm\.weight holds values that are no finite numbers"):
-        weights.load(model, CPU)
+        weights.load_checkpoint(model, CPU)

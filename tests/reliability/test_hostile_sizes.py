@@ -39,14 +39,14 @@ CPU = torch.device("cpu")
     {"intermediate_size": 10**15}, {"max_position_embeddings": 10**12}, {"head_dim": 2 * 10**12}, {"num_hidden_layers": 10**30},
     {"rope_theta": float("inf")}, {"rms_norm_eps": float("nan")}, {"rope_theta": 10**400},
 ])
-def test_a_shape_beyond_the_file_or_the_machine_is_refused_before_it_is_built(
+def test_oversized_config_is_refused_before_allocation(
     model: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     """config.json alone asking for terabytes, or for a million layers, each of nothing."""
     monkeypatch.setattr(weights, "Llama", lambda *_: pytest.fail("it was built"))
     write_json(model / "config.json", {**read_json(model / "config.json"), **change})
     with pytest.raises(UserError, match=r"GB of memory|does not fit its config.json: it holds|must be positive and finite"):
-        weights.load(model, CPU)
+        weights.load_checkpoint(model, CPU)
 
 
 def _safetensors(header: object, *, length: int | None = None, body: bytes = b"") -> bytes:
@@ -65,22 +65,22 @@ def _safetensors(header: object, *, length: int | None = None, body: bytes = b""
     _safetensors({"adamw/x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, body=b"1234"),
     _safetensors({"muon/lm_head.weight/a/b": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}, body=b"1"),
 ])
-def test_a_safetensors_header_is_not_taken_at_its_word(model: Path, little_memory: None, data: bytes) -> None:
+def test_safetensors_header_sizes_are_checked(model: Path, little_memory: None, data: bytes) -> None:
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
-    for name in ("model.safetensors", training.OPTIMIZER):
+    for name in ("model.safetensors", training.OPTIMIZER_FILE):
         (model / name).write_bytes(data)
-    for reader in (lambda: weights.load(model, CPU), lambda: weights.load_weights(network, model)):
+    for reader in (lambda: weights.load_checkpoint(model, CPU), lambda: weights.load_weights(network, model)):
         with pytest.raises(UserError, match=r"model\.safetensors (cannot be read|does not fit)"):
             reader()
     shutil.rmtree(model)
     model.mkdir()
     weights.save_weights(network, model)
-    (model / training.OPTIMIZER).write_bytes(data)
+    (model / training.OPTIMIZER_FILE).write_bytes(data)
     with pytest.raises(UserError, match=r"optimizer\.safetensors (cannot be read|holds)"):
         training.restore(model, network, {"muon": torch.optim.SGD(network.parameters())})
 
 
-def test_a_tied_model_without_its_one_table_is_one_line(model: Path, tokenizer: Tokenizer) -> None:
+def test_tied_model_without_embedding_gives_one_line_error(model: Path, tokenizer: Tokenizer) -> None:
     """A KeyError for the tensor that both ends share."""
     from safetensors.torch import load_file, save_file
 
@@ -89,7 +89,7 @@ def test_a_tied_model_without_its_one_table_is_one_line(model: Path, tokenizer: 
     save_file({**state, "another": torch.zeros(1)}, model / "model.safetensors")
     write_json(model / "config.json", {**read_json(model / "config.json"), "tie_word_embeddings": True})
     with pytest.raises(UserError, match=r"does not fit its config\.json"):
-        weights.load(model, CPU)
+        weights.load_checkpoint(model, CPU)
 
 
 def _npy(header: str, body: bytes = b"") -> bytes:
@@ -107,7 +107,7 @@ def _npy(header: str, body: bytes = b"") -> bytes:
     _npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}", bytes(8)),
     _npy("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': ()}"), pickle.dumps([1]),
 ])
-def test_an_array_is_what_its_shard_needs_or_one_line(shard_set: Path, little_memory: None, data: bytes) -> None:
+def test_mismatched_shard_array_gives_one_line_error(shard_set: Path, little_memory: None, data: bytes) -> None:
     """Object arrays, shapes beyond the file, sequences of 2⁶⁰ ids, numbers of another kind, a folder of them vouched for."""
     for name in ("train-00000.tokens.npy", "train-00000.offsets.npy"):
         whole = (shard_set / name).read_bytes()
@@ -115,18 +115,18 @@ def test_an_array_is_what_its_shard_needs_or_one_line(shard_set: Path, little_me
         facts = {key: value for key, value in read_json(shard_set / "manifest.json").items() if key not in ("files", "seal")}
         write_manifest(shard_set, facts)
         with pytest.raises(UserError, match=r"npy(:| cannot be read| does not hold)"):
-            ShardSet.open(shard_set, checksums=True).split("train").lengths()
+            ShardSet.open(shard_set, checksums=True).load_split("train").lengths()
         (shard_set / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize("name", ["config.json", "template.json", "tokenizer.model", "manifest.json"])
-def test_small_files_are_not_read_at_any_size(model: Path, little_memory: None, name: str) -> None:
+def test_metadata_files_have_a_size_limit(model: Path, little_memory: None, name: str) -> None:
     """A file of facts of 100 GB (sparse: it takes no disk), or one that never ends."""
     path = model / name
     with path.open("wb") as file:
         file.truncate(100 << 30)
     readers: dict[str, Callable[[Path], object]] = {"template.json": Template.load, "tokenizer.model": Tokenizer.load}
-    reader = readers.get(name, lambda folder: weights.load(folder, CPU))
+    reader = readers.get(name, lambda folder: weights.load_checkpoint(folder, CPU))
     with pytest.raises(UserError, match="is larger than 64 MB"):
         reader(model)
     path.unlink()
@@ -136,15 +136,15 @@ def test_small_files_are_not_read_at_any_size(model: Path, little_memory: None, 
             reader(model)
 
 
-def test_nested_and_gigantic_json_is_one_line(tmp_path: Path) -> None:
+def test_deeply_nested_or_huge_json_gives_one_line_error(tmp_path: Path) -> None:
     for text in ("[" * 100_000, "1" * 10_000, '{"a":' * 100_000, '"\\ud800', "\ufeff{}", "{'a': 1}"):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(UserError, match="cannot be read as JSON"):
             read_json(tmp_path / "a.json")
-    assert files.SMALL <= 64 << 20
+    assert files.MAX_JSON_BYTES <= 64 << 20
 
 
-def test_aliases_do_not_multiply(tmp_path: Path, little_memory: None) -> None:
+def test_yaml_alias_bomb_is_refused(tmp_path: Path, little_memory: None) -> None:
     """The billion laughs: nine lines of YAML that stand for gigabytes."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
@@ -153,9 +153,9 @@ def test_aliases_do_not_multiply(tmp_path: Path, little_memory: None) -> None:
         load_yaml(tmp_path / "a.yaml")
 
 
-def test_a_gzip_bomb_streams_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_bomb_is_streamed_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred kilobytes that unpack to one line of a hundred megabytes: a bad record, and the next one is read."""
-    monkeypatch.setattr(readers, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     with gzip.open(tmp_path / "a.jsonl", "wb", compresslevel=1) as file:
         for _ in range(100):
             file.write(bytes(1 << 20))
@@ -163,7 +163,7 @@ def test_a_gzip_bomb_streams_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "a.jsonl").stat().st_size < 1 << 20
     for source in ("jsonl", "naturalconv"):
         tracemalloc.start()
-        found = list(SOURCES[source].open(tmp_path / "a.jsonl"))
+        found = list(SOURCES[source].iter_records(tmp_path / "a.jsonl"))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert isinstance(found[0], BadRecord) and "longer than 1 MB" in found[0].reason and len(found) == 2

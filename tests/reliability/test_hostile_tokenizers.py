@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from model.interop.gguf.vocab import vocabulary_of
+from model.interop.gguf.vocab import build_vocabulary
 from model.tokenizer.base import Tokenizer
-from model.tokenizer.imported import opened
+from model.tokenizer.imported import parse_imported_tokenizer
 from tests.helpers import hf_checkpoints
 from tests.reliability.test_hostile_facts import REMOVED, VALUES, _places
 
@@ -22,7 +22,7 @@ QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_sc
 
 @given(at=st.integers(0, 10**6), noise=st.binary(min_size=1, max_size=40))
 @QUICK
-def test_any_damage_to_a_tokenizer_is_one_line_or_a_tokenizer(
+def test_corrupted_tokenizer_gives_one_line_error_or_loads(
     tmp_path: Path, tokenizer: Tokenizer, at: int, noise: bytes
 ) -> None:
     data = bytearray(tokenizer.serialized)
@@ -40,13 +40,13 @@ def test_any_damage_to_a_tokenizer_is_one_line_or_a_tokenizer(
 
 @given(data=st.binary(max_size=300))
 @QUICK
-def test_random_bytes_are_no_tokenizer(tmp_path: Path, data: bytes) -> None:
+def test_random_bytes_are_rejected_as_tokenizer(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         Tokenizer.load(tmp_path)
 
 
-def test_a_piece_of_megabytes_does_not_take_hours(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_huge_piece_is_handled_quickly(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Every cut of every piece is looked at: ten million cuts of ten megabytes each."""
     from sentencepiece import sentencepiece_model_pb2
 
@@ -63,15 +63,15 @@ TEXTS = ["从前有座山，山上有座庙。", "hello world 123 'tis", "庙里
 
 def facts(kind: str, **changes: Any) -> dict[str, Any]:
     """What a small `tokenizer_imported.json` of a kind says."""
-    made = hf_checkpoints.byte_level(TEXTS, size=320) if kind == "byte_level" else hf_checkpoints.sentencepiece(
-        TEXTS, space_first=True, size=400)
+    made = hf_checkpoints.train_byte_level_bpe(TEXTS, vocab_size=320) if kind == "byte_level" else hf_checkpoints.train_sentencepiece_bpe(
+        TEXTS, add_prefix_space=True, vocab_size=400)
     ids = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
     return {"definition": json.loads(made.to_str()), "config": {}, **ids, "words": {}, **changes}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
-def test_any_value_in_an_imported_tokenizer_is_one_line_or_a_vocabulary_of_llama_cpp(kind: str) -> None:
+def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind: str) -> None:
     """A KeyError from the export, of a file that the tokenizers library fills up as it reads it."""
     whole, made = facts(kind), 0
     for place in _places(whole["definition"]):
@@ -85,9 +85,9 @@ def test_any_value_in_an_imported_tokenizer_is_one_line_or_a_vocabulary_of_llama
             if new is REMOVED:
                 del node[last]
             try:
-                tokenizer = opened(json.dumps(value).encode(), Path("x.json"))
-                assert len(tokenizer.characters_per_id) == tokenizer.vocabulary_size
-                vocabulary_of(tokenizer, tokenizer.vocabulary_size + 3)
+                tokenizer = parse_imported_tokenizer(json.dumps(value).encode(), Path("x.json"))
+                assert len(tokenizer.characters_per_id) == tokenizer.vocab_size
+                build_vocabulary(tokenizer, tokenizer.vocab_size + 3)
                 made += 1
             except UserError as error:
                 assert "\n" not in str(error), (place, new)
@@ -104,18 +104,18 @@ def test_any_value_in_an_imported_tokenizer_is_one_line_or_a_vocabulary_of_llama
     ({"added_tokens": [{"id": 320, "content": "x" * 40_000, "single_word": False, "lstrip": False, "rstrip": False,
                         "normalized": False, "special": False}]}, "holds a piece of 40,000 characters"),
 ])
-def test_what_ends_the_process_or_overflows_is_one_line(changes: dict[str, Any], said: str) -> None:
+def test_library_crashes_and_overflows_give_one_line_error(changes: dict[str, Any], said: str) -> None:
     """A prefix that the library cuts off in the middle of a character; more characters than a table of them can hold."""
     definition = facts("byte_level")["definition"]
     changed = {key: {**(definition[key] or {}), **value} if isinstance(value, dict) else value
                for key, value in changes.items()}
     with pytest.raises(UserError, match=rf"^x\.json:? .*{said}"):
-        opened(json.dumps(facts("byte_level", definition={**definition, **changed})).encode(), Path("x.json"))
+        parse_imported_tokenizer(json.dumps(facts("byte_level", definition={**definition, **changed})).encode(), Path("x.json"))
 
 
-def test_words_of_a_template_that_is_not_there_are_one_line() -> None:
+def test_missing_template_segments_give_one_line_error() -> None:
     """A KeyError from the export as GGUF, which writes the template."""
     words = {"reference": "", "human": "", "assistant": "", "separator": "", "lead_ins": False}
     for config in ({}, {"chat_template": ["x"]}):
         with pytest.raises(UserError, match=r"x\.json has the words of a chat template, and not the chat_template itself"):
-            opened(json.dumps(facts("byte_level", config=config, words=words)).encode(), Path("x.json"))
+            parse_imported_tokenizer(json.dumps(facts("byte_level", config=config, words=words)).encode(), Path("x.json"))

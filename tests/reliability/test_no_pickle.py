@@ -14,7 +14,7 @@ from common.archive import extract_zip
 from common.errors import UserError
 from common.files import read_json
 from common.options import load_yaml
-from data.shards import ShardSet, shards_of_run
+from data.shards import ShardSet, load_run_shard_set
 from data.sources import SOURCES
 from evaluate.report.run_reader import read_run
 from model.checkpoint import locate, weights
@@ -22,9 +22,9 @@ from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
 from model.llama import Llama
-from model.lora import Adapter, LoraOptions, attach
+from model.lora import Adapter, LoraOptions, attach_adapter
 from model.chat_template.template import Template
-from model.tokenizer.base import IMPORTED, Tokenizer
+from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 from train import training_state as training
 
 ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
@@ -61,7 +61,7 @@ def forbidden(source: str) -> list[str]:
     return found
 
 
-def test_the_source_has_nothing_that_runs_what_a_file_says(root: Path) -> None:
+def test_source_code_has_no_unsafe_deserialization(root: Path) -> None:
     """A torch.load, a pickle, an np.load that unpickles, a YAML that makes objects, an eval: in any room, ever."""
     modules = [path for room in ROOMS for path in (root / room).rglob("*.py")]
     assert len(modules) > 100
@@ -93,19 +93,19 @@ Reader = tuple[Path, Callable[[], object]]
 def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
     """The files of an adapter on a model, and of the model as it comes from elsewhere, with what reads them."""
     adapter, theirs = tmp_path / "adapter", tmp_path / "theirs"
-    adapted, _ = weights.load(model, CPU)
-    attach(adapted, Adapter(LoraOptions(), model, locate.digest(model)), seed=0)
+    adapted, _ = weights.load_checkpoint(model, CPU)
+    attach_adapter(adapted, Adapter(LoraOptions(), model, locate.weights_sha256(model)), seed=0)
     adapter.mkdir()
     weights.save_weights(adapted, adapter)
     export_hf(model, theirs)
     for name in ("manifest.json", "tokenizer.model"):
         (theirs / name).unlink()
     names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return [*((path, lambda: weights.load(adapter, CPU)) for path in adapter.iterdir()),
+    return [*((path, lambda: weights.load_checkpoint(adapter, CPU)) for path in adapter.iterdir()),
             *((theirs / name, lambda: import_hf(theirs, tmp_path / "new")) for name in names)]
 
 
-def test_files_that_would_run_code_run_none_wherever_a_file_is_read(
+def test_malicious_pickle_files_never_execute(
     tmp_path: Path, model: Path, shard_set: Path, root: Path
 ) -> None:
     """Every reader is given a pickle, a torch file, an object array and a YAML with a constructor under its file's name."""
@@ -120,19 +120,19 @@ def test_files_that_would_run_code_run_none_wherever_a_file_is_read(
     mark.unlink()
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
     readers: list[Reader] = [
-        *((model / name, lambda: weights.load(model, CPU))
+        *((model / name, lambda: weights.load_checkpoint(model, CPU))
           for name in ("model.safetensors", "config.json", "tokenizer.model")),
-        (model / "manifest.json", lambda: weights.load(model, CPU)),
+        (model / "manifest.json", lambda: weights.load_checkpoint(model, CPU)),
         (model / "template.json", lambda: Template.load(model)),
-        (model / training.OPTIMIZER, lambda: training.restore(model, network, {})),
-        *((path, lambda: [ShardSet.open(shard_set), *map(ShardSet(shard_set, {}).split, ("train", "validation"))])
+        (model / training.OPTIMIZER_FILE, lambda: training.restore(model, network, {})),
+        *((path, lambda: [ShardSet.open(shard_set), *map(ShardSet(shard_set, {}).load_split, ("train", "validation"))])
           for path in shard_set.iterdir()),
-        (tmp_path / "run" / "run.json", lambda: [shards_of_run(tmp_path / "run"), read_run(tmp_path / "run")]),
+        (tmp_path / "run" / "run.json", lambda: [load_run_shard_set(tmp_path / "run"), read_run(tmp_path / "run")]),
         *((tmp_path / "run" / name, lambda: read_run(tmp_path / "run")) for name in ("config.yaml", "metrics.jsonl")),
         (tmp_path / "options.yaml", lambda: load_yaml(tmp_path / "options.yaml")),
         *((tmp_path / "records", lambda s=source: list(s.open(tmp_path / "records"))) for source in SOURCES.values()),
         (tmp_path / "a.zip", lambda: extract_zip(tmp_path / "a.zip", tmp_path / "unpacked")),
-        (tmp_path / "run" / IMPORTED, lambda: Tokenizer.load(tmp_path / "run")),
+        (tmp_path / "run" / IMPORTED_TOKENIZER_FILE, lambda: Tokenizer.load(tmp_path / "run")),
         *_foreign_readers(model, tmp_path),
     ]
     (tmp_path / "run").mkdir()
@@ -148,7 +148,7 @@ def test_files_that_would_run_code_run_none_wherever_a_file_is_read(
         path.unlink() if whole is None else path.write_bytes(whole)
 
 
-def test_a_parquet_file_with_a_pickled_type_runs_nothing(tmp_path: Path) -> None:
+def test_parquet_with_pickled_type_never_executes(tmp_path: Path) -> None:
     """pyarrow before 14.0.1 unpickled an extension type's description (CVE-2023-47248)."""
     import pyarrow
     import pyarrow.parquet
@@ -157,5 +157,5 @@ def test_a_parquet_file_with_a_pickled_type_runs_nothing(tmp_path: Path) -> None
     described = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(_Trap(mark))}
     field = pyarrow.field("text", pyarrow.string(), metadata=described)
     pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(["甲"])], pyarrow.schema([field])), tmp_path / "a.parquet")
-    list(SOURCES["jsonl"].open(tmp_path / "a.parquet"))
+    list(SOURCES["jsonl"].iter_records(tmp_path / "a.parquet"))
     assert not mark.exists()

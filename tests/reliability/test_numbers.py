@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.files import manifest_problem, write_json, write_manifest
+from common.files import check_manifest, write_json, write_manifest
 from common.metrics_file import read_metrics
-from model.checkpoint.locate import newest, step_folder, steps
-from model.checkpoint.weights import load
+from model.checkpoint.locate import find_newest_step, step_folder, list_steps
+from model.checkpoint.weights import load_checkpoint
 from tests.train.test_loop import trainer
-from train.trainer import FAILED, GIVE_UP_AFTER, Trainer
-from train.loss_spikes import MEMORY, Level
+from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer
+from train.loss_spikes import WINDOW_STEPS, LossSpikeDetector
 
 
 def poison(one: Trainer, when: list[int]) -> None:
@@ -32,7 +32,7 @@ def weights(one: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
 
 
-def test_a_poisoned_batch_is_skipped_counted_and_shown(
+def test_non_finite_batch_is_skipped_and_logged(
     tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One bad batch turning every weight, or the moments of the optimiser, into NaN."""
@@ -50,12 +50,12 @@ def test_a_poisoned_batch_is_skipped_counted_and_shown(
     one.close()
 
 
-def test_a_rate_that_explodes_ends_with_a_checkpoint_to_look_at(tmp_path: Path, shard_set: Path) -> None:
+def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> None:
     """Hours of skipped steps; nothing left of how it came to it; good checkpoints rotated away by bad ones."""
     one = trainer(tmp_path / "run", shard_set, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 100})
     for _ in range(3):
         one._step()
-        one._save()
+        one._save_checkpoint()
     for optimizer in one.optimizers.values():
         for group in optimizer.param_groups:
             group["peak_lr"] = 1e30
@@ -63,21 +63,21 @@ def test_a_rate_that_explodes_ends_with_a_checkpoint_to_look_at(tmp_path: Path, 
         one.train()
     one.close()
     said = " ".join(str(ended.value).split())
-    first, last = one.state.step - GIVE_UP_AFTER + 2, one.state.step + 1
-    failed = step_folder(tmp_path / "run" / FAILED, one.state.step)
-    assert f"{GIVE_UP_AFTER} steps in a row had no finite loss or gradient, {first} to {last}, rows " in said
+    first, last = one.state.step - MAX_CONSECUTIVE_SKIPS + 2, one.state.step + 1
+    failed = step_folder(tmp_path / "run" / FAILED_FOLDER, one.state.step)
+    assert f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, {first} to {last}, rows " in said
     assert f"rows {8 * (first - 1)}-{8 * last - 1} of the data" in said and str(failed) in said and "optimizer.lr" in said
-    assert manifest_problem(failed) is None and load(failed, torch.device("cpu"))[0].parameters()
+    assert check_manifest(failed) is None and load_checkpoint(failed, torch.device("cpu"))[0].parameters()
     # It is none of those that the run goes on from, and the last good one is.
-    assert newest(tmp_path / "run") == one.state.step
-    good = [step for step in steps(tmp_path / "run") if step <= 3]
-    assert good and manifest_problem(step_folder(tmp_path / "run", good[-1])) is None
+    assert find_newest_step(tmp_path / "run") == one.state.step
+    good = [step for step in list_steps(tmp_path / "run") if step <= 3]
+    assert good and check_manifest(step_folder(tmp_path / "run", good[-1])) is None
 
 
-def test_an_fp16_overflow_is_skipped_and_the_scale_comes_down(tmp_path: Path, shard_set: Path) -> None:
+def test_fp16_overflow_skips_step_and_lowers_scale(tmp_path: Path, shard_set: Path) -> None:
     """A run in fp16 that gives up while its scale is still being found, or that never finds it."""
     one = trainer(tmp_path / "run", shard_set)
-    one.choices = replace(one.choices, precision="fp16")
+    one.compute_plan = replace(one.compute_plan, precision="fp16")
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = weights(one)
     one._step()
@@ -86,7 +86,7 @@ def test_an_fp16_overflow_is_skipped_and_the_scale_comes_down(tmp_path: Path, sh
     assert scale < 2.0**40
     while one.state.skipped_in_a_row:
         one._step()
-    assert one.state.skipped > GIVE_UP_AFTER and one.scaler.get_scale() < scale
+    assert one.state.skipped > MAX_CONSECUTIVE_SKIPS and one.scaler.get_scale() < scale
     assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(one).items())
     assert all(torch.isfinite(tensor).all() for tensor in weights(one).values())
     one.close()
@@ -96,28 +96,28 @@ def losses(count: int) -> Any:
     return 3 * np.exp(-np.arange(count) / 60) + 2 + np.random.default_rng(0).normal(0, 0.08, count)
 
 
-def test_spikes_are_told_from_noise_and_from_a_new_level() -> None:
+def test_spike_detector_ignores_noise_and_level_shifts() -> None:
     """A warning every few steps, none at all, or one for every step of a level that has come to stay."""
-    level = Level()
-    assert not any(level.rises(float(loss)) for loss in losses(2000))
-    assert level.rises(4.0) and not level.rises(4.0) and not level.rises(2.05) and level.rises(4.0)
-    risen = [level.rises(3.0) for _ in range(200)]
+    level = LossSpikeDetector()
+    assert not any(level.update(float(loss)) for loss in losses(2000))
+    assert level.update(4.0) and not level.update(4.0) and not level.update(2.05) and level.update(4.0)
+    risen = [level.update(3.0) for _ in range(200)]
     assert sum(risen) <= 1 and not level.above
-    begun = Level()
-    assert not any(begun.rises(loss) for loss in [9.0] * (MEMORY // 2) + [30.0])
+    begun = LossSpikeDetector()
+    assert not any(begun.update(loss) for loss in [9.0] * (WINDOW_STEPS // 2) + [30.0])
 
 
-def test_a_spike_is_logged_and_remembered_over_a_resume(
+def test_loss_spike_is_logged_and_survives_resume(
     tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A jump of the loss that nobody sees, or that a resumed run sees elsewhere."""
     one = trainer(tmp_path / "run", shard_set)
-    one.state.level = Level(loss=2.0, spread=0.01, steps=100)
+    one.state.level = LossSpikeDetector(loss=2.0, spread=0.01, steps=100)
     one._step()
     assert "step 1: loss 9." in capsys.readouterr().out.replace("8.9", "9.")
     (record,) = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "spike"]
     assert record["step"] == 1 and record["level"] == 2.0 and record["rows"] == [0, 7] and record["loss"] > 8
-    one._save()
+    one._save_checkpoint()
     one.close()
     one.run._lock.close()  # type: ignore[union-attr]
     again = trainer(tmp_path / "run", shard_set)
@@ -125,11 +125,11 @@ def test_a_spike_is_logged_and_remembered_over_a_resume(
     again.close()
 
 
-def test_a_checkpoint_from_before_there_were_levels_is_taken(tmp_path: Path, shard_set: Path) -> None:
+def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -> None:
     """An update of the program that refuses the checkpoints of yesterday, or takes those of tomorrow for its own."""
     one = trainer(tmp_path / "run", shard_set)
     one._step()
-    one._save()
+    one._save_checkpoint()
     one.close()
     one.run._lock.close()  # type: ignore[union-attr]
     folder = step_folder(tmp_path / "run", 1)
@@ -137,7 +137,7 @@ def test_a_checkpoint_from_before_there_were_levels_is_taken(tmp_path: Path, sha
     write_json(folder / "state.json", {key: value for key, value in state.items() if key != "level"})
     write_manifest(folder)
     again = trainer(tmp_path / "run", shard_set)
-    assert again.state.step == 1 and again.state.level == Level()
+    assert again.state.step == 1 and again.state.level == LossSpikeDetector()
     again.close()
     again.run._lock.close()  # type: ignore[union-attr]
     write_json(folder / "state.json", {**state, "soup": 1})

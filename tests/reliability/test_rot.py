@@ -9,13 +9,13 @@ import torch
 import yaml
 
 from common.errors import UserError
-from common.files import MANIFEST, manifest_problem, read_sealed, write_sealed
-from data.readers.source_args import Group
-from data.batching.text_rows import Mixture, Plan
+from common.files import MANIFEST, check_manifest, read_checksummed_json, write_checksummed_json
+from data.readers.source_args import SourceGroup
+from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.shards import MADE_FROM, REPORT, ShardSet, shards_of_run
-from model.checkpoint.locate import find, newest, step_folder, steps
-from train.run_dir import CHOICES, CONFIG, MADE, Run
+from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
+from model.checkpoint.locate import resolve_checkpoint, find_newest_step, step_folder, list_steps
+from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:
@@ -30,34 +30,34 @@ def damages(path: Path, count: int = 3) -> Iterator[str]:
     path.write_bytes(whole)
 
 
-def test_a_flipped_byte_anywhere_in_a_checkpoint_is_named_and_the_one_before_used(
+def test_flipped_byte_in_checkpoint_falls_back_to_previous(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Going on from numbers that nobody computed."""
-    *_, before, last = steps(finished)
+    *_, before, last = list_steps(finished)
     names = {path.name for path in step_folder(finished, last).iterdir()}
     assert names == {"model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.model", MANIFEST}
     for name in sorted(names):
         for damage in damages(step_folder(finished, last) / name):
-            assert newest(finished) == before, damage
+            assert find_newest_step(finished) == before, damage
             assert f"{last:08d}/{name}" in capsys.readouterr().err
             with pytest.raises(UserError, match=name):
-                find(step_folder(finished, last))
-    assert newest(finished) == last
+                resolve_checkpoint(step_folder(finished, last))
+    assert find_newest_step(finished) == last
 
 
-def test_a_flipped_byte_anywhere_in_a_manifest_is_noticed(tmp_path: Path) -> None:
+def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
     """Counts, sources and identities that are not what was written; a checksum that was itself changed."""
     path = tmp_path / MANIFEST
     (tmp_path / "a").write_bytes(b"1")
-    write_sealed(path, {"format": "f", "seed": 1.5, "名": [True, None], "files": {}})
+    write_checksummed_json(path, {"format": "f", "seed": 1.5, "名": [True, None], "files": {}})
     whole = path.read_bytes()
     for place in range(len(whole)):
         for bit in (0, 5):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            assert MANIFEST in (manifest_problem(tmp_path) or ""), (place, bit)
+            assert MANIFEST in (check_manifest(tmp_path) or ""), (place, bit)
     path.write_bytes(whole)
-    assert manifest_problem(tmp_path) is None and read_sealed(path)["seed"] == 1.5
+    assert check_manifest(tmp_path) is None and read_checksummed_json(path)["seed"] == 1.5
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,16 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     bad = folder / "bad.json"
     bad.write_text('{"nothing": 1}\n', encoding="utf-8")
-    groups = [Group("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"), str(bad)))]
+    groups = [SourceGroup("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"), str(bad)))]
     prepare_groups(groups, folder / "set", root / "assets/tokenizer", PrepareOptions(workers=1, limit=30, quarantine_share=1))
-    write_sealed(folder / "set" / MADE_FROM, {"name": "redgpt"})
+    write_checksummed_json(folder / "set" / PROVENANCE_FILE, {"name": "redgpt"})
     return folder / "set"
 
 
-def test_a_flipped_byte_anywhere_in_a_shard_set_is_named_and_the_set_refused(prepared: Path) -> None:
+def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
     """Training on ids that were never written."""
     names = {path.name for path in prepared.iterdir()}
-    assert {MANIFEST, REPORT, MADE_FROM, "tokenizer.model", "template.json", "train-00000.spans.npy"} <= names
+    assert {MANIFEST, REPORT_FILE, PROVENANCE_FILE, "tokenizer.model", "template.json", "train-00000.spans.npy"} <= names
     for name in sorted(names):
         for damage in damages(prepared / name):
             with pytest.raises(UserError) as caught:
@@ -84,11 +84,11 @@ def test_a_flipped_byte_anywhere_in_a_shard_set_is_named_and_the_set_refused(pre
     assert ShardSet.open(prepared, checksums=True).kind == "conversations"
 
 
-def test_a_flipped_byte_in_a_plan_has_it_built_anew(shard_set: Path, tmp_path: Path) -> None:
+def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) -> None:
     """Another order of data than the run began with."""
     def rows() -> list[list[int]]:
-        mixture = Mixture((ShardSet.open(shard_set).split("train"),), (1.0,))
-        plan = Plan(mixture, seed=0, length=32, folder=tmp_path / "plan")
+        mixture = Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,))
+        plan = TextPlan(mixture, seed=0, length=32, folder=tmp_path / "plan")
         return [plan.row(row).tolist() for row in range(40)]
 
     right = rows()
@@ -98,44 +98,44 @@ def test_a_flipped_byte_in_a_plan_has_it_built_anew(shard_set: Path, tmp_path: P
         assert rows() == right, path.name
 
 
-def opened(folder: Path) -> Run:
-    run = Run(folder)
+def opened(folder: Path) -> RunDir:
+    run = RunDir(folder)
     run.open({"seed": 0, "log_every": 10}, {"seed": 0}, [], torch.device("cpu"))
     return run
 
 
-def test_a_flipped_byte_in_the_record_of_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flipped_byte_in_run_metadata_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that goes on as another one because its record rotted; a machine's choice that changed by itself."""
     folder = tmp_path / "run"
-    opened(folder).keep_choices({"micro_rows": 4})
+    opened(folder).save_compute_plan({"micro_rows": 4})
     (folder / "metrics.jsonl").touch()
-    for damage in damages(folder / MADE, 20):
-        with pytest.raises(UserError, match=MADE):
+    for damage in damages(folder / RUN_FILE, 20):
+        with pytest.raises(UserError, match=RUN_FILE):
             opened(folder)
-        with pytest.raises(UserError, match=MADE):
-            shards_of_run(folder)
+        with pytest.raises(UserError, match=RUN_FILE):
+            load_run_shard_set(folder)
         assert damage
-    for damage in damages(folder / CHOICES, 10):
-        assert opened(folder).choices() is None, damage
-        assert CHOICES in capsys.readouterr().err
-    config = folder / CONFIG
+    for damage in damages(folder / COMPUTE_PLAN_FILE, 10):
+        assert opened(folder).load_compute_plan() is None, damage
+        assert COMPUTE_PLAN_FILE in capsys.readouterr().err
+    config = folder / CONFIG_FILE
     whole = config.read_bytes()
     for place in range(len(whole)):
         config.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         opened(folder)
-        assert f"{CONFIG} is not as this run wrote it" in capsys.readouterr().err, place
+        assert f"{CONFIG_FILE} is not as this run wrote it" in capsys.readouterr().err, place
         assert config.read_bytes() == whole
-    assert opened(folder).choices() == {"micro_rows": 4} and not capsys.readouterr().err
+    assert opened(folder).load_compute_plan() == {"micro_rows": 4} and not capsys.readouterr().err
     assert yaml.safe_load(whole) == {"seed": 0, "log_every": 10}
 
 
-def test_wrong_options_that_never_trained_bind_nobody(tmp_path: Path) -> None:
+def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:
     """A folder that refuses the right options because of the wrong ones that were tried first."""
     folder = tmp_path / "run"
-    Run(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
+    RunDir(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
     (folder / "plan").mkdir()
-    Run(folder).open({}, {"model": {"hidden_size": 8}}, [], torch.device("cpu"))
-    assert read_sealed(folder / MADE)["fingerprints"] == {"model": {"hidden_size": 8}} and not (folder / "plan").exists()
+    RunDir(folder).open({}, {"model": {"hidden_size": 8}}, [], torch.device("cpu"))
+    assert read_checksummed_json(folder / RUN_FILE)["fingerprints"] == {"model": {"hidden_size": 8}} and not (folder / "plan").exists()
     (folder / "metrics.jsonl").touch()
     with pytest.raises(UserError, match=r"another model \(hidden_size: 8, now 9\)"):
-        Run(folder).open({}, {"model": {"hidden_size": 9}}, [], torch.device("cpu"))
+        RunDir(folder).open({}, {"model": {"hidden_size": 9}}, [], torch.device("cpu"))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.fault_injection.child import started
+from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario
-from model.checkpoint.locate import steps
+from model.checkpoint.locate import list_steps
 from tests.reliability.conftest import goes_on
-from train.stop_signals import ECHO_SECONDS
+from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
 
 
 @dataclass
@@ -61,8 +61,8 @@ class Long:
     def __call__(self) -> None:
         import train.trainer
 
-        self._check, self._count = train.trainer.check_batch, 0
-        train.trainer.check_batch = self._wait  # type: ignore[assignment]
+        self._check, self._count = train.trainer.check_token_ids, 0
+        train.trainer.check_token_ids = self._wait  # type: ignore[assignment]
 
     def _wait(self, *arguments: Any) -> None:
         self._check(*arguments)
@@ -74,13 +74,13 @@ class Long:
 
 
 def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
-    return started(scenario.module, [*scenario.arguments, "--run", str(run)], run.with_suffix(".log"), fault)
+    return running_child(scenario.module, [*scenario.arguments, "--run", str(run)], run.with_suffix(".log"), fault)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "kept", "when"), [
     (8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the rows under way are through")])
-def test_a_signal_in_a_long_step_does_not_wait_for_its_end(
+def test_signal_during_long_step_saves_immediately(
     step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
     """Minutes in which it looks hung, until somebody kills it; half a step that is saved, or logged; the same signal twice
@@ -96,12 +96,12 @@ def test_a_signal_in_a_long_step_does_not_wait_for_its_end(
         (tmp_path / "go").touch()
         assert child.wait() == 0, child.said
     assert f"saved after step {step - 1} of 40; the same command goes on from there" in child.said
-    assert child.said.count("SIGTERM") == 1 and steps(run) == kept
+    assert child.said.count("SIGTERM") == 1 and list_steps(run) == kept
     goes_on(pretrain, run, whole)
 
 
 @pytest.mark.slow
-def test_a_signal_ends_an_evaluation_at_once(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
+def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
     """Ctrl-C that waits for minutes of scoring and answering; half an evaluation that stays in the record."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("evaluation", run.with_suffix(".sign"))) as child:
@@ -110,21 +110,21 @@ def test_a_signal_ends_an_evaluation_at_once(pretrain: Scenario, whole: Path, tm
         assert child.wait() == 0, child.said
         assert "SIGTERM: leaving this evaluation" in child.said
         assert "saved after step 6 of 40; the same command goes on from there" in child.said
-    assert steps(run) == [4, 6]
+    assert list_steps(run) == [4, 6]
     goes_on(pretrain, run, whole)
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_leaves_at_once_and_whole(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
+def test_second_ctrl_c_exits_immediately_without_damage(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
     """Half a checkpoint left by impatience, or a second Ctrl-C that has to wait as well."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("checkpoint", run.with_suffix(".sign"))) as child:
         child.until(run.with_suffix(".sign").exists)
         child.send(signal.SIGINT)
         child.until(lambda: "once more to leave at once" in child.said)
-        time.sleep(ECHO_SECONDS)
+        time.sleep(DUPLICATE_SIGNAL_SECONDS)
         child.send(signal.SIGINT)
         assert child.wait() == 130, child.said
-    assert steps(run) == [4] and "Traceback" not in child.said
+    assert list_steps(run) == [4] and "Traceback" not in child.said
     assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
     goes_on(pretrain, run, whole)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fault_injection.kill import Scenario
 from common.metrics_file import read_metrics
-from model.checkpoint.locate import newest
+from model.checkpoint.locate import find_newest_step
 
 # As long as nobody stops it: no checkpoint and no evaluation comes by itself.
 ENDLESS = ["--max_steps", "1000000", "--checkpoint.every", "1000000", "--evaluation.every", "1000000", "--log_every", "1"]
@@ -60,7 +60,7 @@ def words_of(cmdline: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_saves_says_so_once_and_leaves_nobody(root: Path, pretrain: Scenario, tmp_path: Path) -> None:
+def test_signal_to_torchrun_saves_once_and_ends_all_ranks(root: Path, pretrain: Scenario, tmp_path: Path) -> None:
     """A line for each process, or an error; a checkpoint lost to a signal that comes directly and once more through
     torchrun; processes that train on for nobody, and hold the run."""
     run, before = tmp_path / "run", 0
@@ -68,7 +68,7 @@ def test_a_signal_to_torchrun_saves_says_so_once_and_leaves_nobody(root: Path, p
         said = stopped(root, pretrain, run, number, to)
         assert len(re.findall(rf"^{number.name}: saving the last finished step", said, re.MULTILINE)) == 1, said
         [step] = re.findall(r"^saved after step (\d+) of 1000000; the same command goes on from there$", said, re.MULTILINE)
-        assert newest(run) == int(step) >= before + 5
+        assert find_newest_step(run) == int(step) >= before + 5
         assert (f"continues after step {before})" in said) == (before > 0)
         assert not re.search("^error:|^interrupted", said, re.MULTILINE), said
         before = int(step)

@@ -14,8 +14,8 @@ from common.errors import UserError
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.loss import LossPath
-from train import autotune
-from train.autotune import FULL_LOGITS_BYTES, Choices, compiles, measure
+from train import autotune as autotune_module
+from train.autotune import FULL_LOGITS_BYTES, ComputePlan, autotune, can_compile
 
 CPU = torch.device("cpu")
 LENGTH, VOCABULARY = 512, 8000
@@ -23,12 +23,12 @@ LENGTH, VOCABULARY = 512, 8000
 
 def small(vocabulary: int = 99) -> Llama:
     return Llama(LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                             num_attention_heads=4, num_key_value_heads=4)).initialise(0).train()
+                             num_attention_heads=4, num_key_value_heads=4)).init_weights(0).train()
 
 
-def choose(model: Llama, **changes: Any) -> Choices:
+def choose(model: Llama, **changes: Any) -> ComputePlan:
     wishes = {"precision": "auto", "compile_wish": "auto", "micro_batch": "auto", "rows": 64, "length": LENGTH}
-    return measure(model, CPU, **{**wishes, **changes})
+    return autotune(model, CPU, **{**wishes, **changes})
 
 
 @pytest.mark.parametrize(("changes", "expected"), [
@@ -38,9 +38,9 @@ def choose(model: Llama, **changes: Any) -> Choices:
     ({"micro_batch": 64}, 64),
     ({"micro_batch": 5}, 4),
 ])
-def test_a_cpu_is_not_measured(changes: dict[str, Any], expected: int) -> None:
+def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> None:
     """A choice that differs between two runs of the same command, and with it the last bits of the weights."""
-    assert choose(small(), **changes) == Choices("cpu", "fp32", False, expected, "chunked")
+    assert choose(small(), **changes) == ComputePlan("cpu", "fp32", False, expected, "chunked")
 
 
 WITHOUT_A_COMPILER = """
@@ -65,7 +65,7 @@ PLAIN = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "0",
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_run_goes_on(root: Path) -> None:
+def test_missing_compiler_falls_back_to_eager(root: Path) -> None:
     """A machine without a C compiler ending a run that would do without one, or with a page of traceback. In a process of
     its own: torch remembers the compilers it has found."""
     done = subprocess.run(
@@ -78,7 +78,7 @@ def test_without_a_compiler_the_run_goes_on(root: Path) -> None:
     assert "compiler" in said.rpartition("without it: ")[2] and len(said) < 400
 
 
-def test_a_fault_in_the_tool_chain_is_said_with_its_reason(
+def test_toolchain_error_is_reported_with_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only those errors being caught that one compiler raises: Triton's, gcc's and a missing file have nothing in common."""
@@ -88,7 +88,7 @@ def test_a_fault_in_the_tool_chain_is_said_with_its_reason(
             raise error
 
         monkeypatch.setattr(torch, "compile", broken)
-        assert not compiles(small())
+        assert not can_compile(small())
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and "Failed to find C" in said and "VERBOSE" not in said
 
@@ -110,8 +110,8 @@ class Card:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gigabytes: float, **seconds: float) -> None:
         self.bytes, self.seconds = gigabytes * 1e9, seconds
         self.tried: list[tuple[int, LossPath]] = []
-        monkeypatch.setattr(autotune, "_try", self.attempt)
-        monkeypatch.setattr(autotune, "_gpu_memory", lambda device: self.bytes)
+        monkeypatch.setattr(autotune_module, "_benchmark_forward_backward", self.attempt)
+        monkeypatch.setattr(autotune_module, "_available_gpu_bytes", lambda device: self.bytes)
 
     def attempt(
         self, model: Llama, body: Any, device: torch.device, precision: str, rows: int, length: int, path: LossPath
@@ -127,10 +127,10 @@ class Card:
 
     def choose(self, precision: Any = "bf16", rows: int = 64, divisors: list[int] | None = None) -> tuple[int, LossPath]:
         divisors = divisors or [n for n in range(1, rows + 1) if rows % n == 0]
-        return autotune._fastest(small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, compiled=False)
+        return autotune_module._find_fastest_micro_batch(small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, is_compiled=False)
 
 
-def test_a_path_is_chosen_at_the_size_it_is_used_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_path_is_chosen_at_training_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """All logits at once chosen on a few rows and then used on many, where they are gigabytes."""
     card = Card(monkeypatch, 80, full=0.9, chunked=1.0)
     rows, path = card.choose()
@@ -142,7 +142,7 @@ def test_a_path_is_chosen_at_the_size_it_is_used_at(monkeypatch: pytest.MonkeyPa
     assert card.choose(divisors=[4]) == (4, "full")
 
 
-def test_the_micro_batch_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batch_leaves_memory_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that fills the card to the last byte and a run that then has no room for its optimiser, or one that ends
     at the first path that does not fit."""
     card = Card(monkeypatch, 2.0, full=1.0, chunked=1.1)
@@ -152,12 +152,12 @@ def test_the_micro_batch_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Card(monkeypatch, 1.15, full=1.0, chunked=1.0).choose() == (16, "chunked")
 
 
-def test_what_is_hardly_faster_is_not_worth_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marginally_faster_plan_is_rejected_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest micro-batch for nothing: one hundredth faster, twice the memory."""
     assert Card(monkeypatch, 80, full=1000.0, chunked=1000.0).choose()[0] == 1
 
 
-def test_a_row_that_does_not_fit_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_too_large_for_memory_error_gives_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of allocator statistics."""
     with pytest.raises(UserError, match=r"1 × 512 tokens .* do not fit .*--sequence_length"):
         Card(monkeypatch, 0.01, full=1.0, chunked=1.0).choose()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.options import load_yaml, mistakes
+from common.options import load_yaml, find_option_errors
 from data.prepare.pipeline import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 
@@ -13,6 +13,6 @@ SCHEMAS = {"prepare": PrepareOptions, "pretrain": PretrainOptions, "sft": SftOpt
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_is_one_of_its_command(config: Path) -> None:
+def test_config_files_parse_with_their_command(config: Path) -> None:
     """A key that was renamed in the code alone: the file's command refuses the file, on the machine with the GPU."""
-    assert mistakes(SCHEMAS[config.stem.partition("-")[0]], load_yaml(config)) == []
+    assert find_option_errors(SCHEMAS[config.stem.partition("-")[0]], load_yaml(config)) == []

@@ -12,16 +12,16 @@ import torch
 
 from common.errors import UserError, run_main
 from common.metrics_file import read_metrics
-from data.readers.source_args import Group
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from evaluate.perplexity import main as perplexity
 from model.checkpoint import locate, weights
 from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
-from model.chat_template.template import Template, template_of
+from model.chat_template.template import Template, template_for_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
-from train.initial_checkpoint import newest_pretrained
+from train.initial_checkpoint import find_newest_pretrain_run
 from train.pretrain import main
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)]
-    hf_checkpoints.save(folder / "theirs", hf_checkpoints.byte_level(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3,
+    hf_checkpoints.save_hf_checkpoint(folder / "theirs", hf_checkpoints.train_byte_level_bpe(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE,
                  num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={
                      "rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
     import_hf(folder / "theirs", folder / "imported")
@@ -53,8 +53,8 @@ def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(base: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A little text, prepared with the base's tokenizer."""
     folder = tmp_path_factory.mktemp("data") / "stories"
-    source = Group("jsonl", (str(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"),))
-    prepare_groups([source], folder, locate.find(base), PrepareOptions(workers=1, limit=60))
+    source = SourceGroup("jsonl", (str(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"),))
+    prepare_groups([source], folder, locate.resolve_checkpoint(base), PrepareOptions(workers=1, limit=60))
     return folder
 
 
@@ -86,22 +86,22 @@ def state(run: Path) -> tuple[bytes, bytes]:
     return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
 
 
-def test_it_begins_with_the_weights_of_the_base_and_keeps_what_it_is(whole: Path, base: Path, tmp_path: Path) -> None:
+def test_continued_pretraining_starts_from_base_weights_and_config(whole: Path, base: Path, tmp_path: Path) -> None:
     """Training from nothing under the name of a base; a run with another shape, tokenizer, template or other stop ids."""
-    before, tokenizer = weights.load(base, CPU)
-    after, again = weights.load(whole, CPU)
+    before, tokenizer = weights.load_checkpoint(base, CPU)
+    after, again = weights.load_checkpoint(whole, CPU)
     assert after.config == before.config and again.fingerprint == tokenizer.fingerprint and len(after.config.stop_ids) > 2
-    assert Template.load(locate.find(whole)) == template_of(tokenizer) != Template()
+    assert Template.load(locate.resolve_checkpoint(whole)) == template_for_tokenizer(tokenizer) != Template()
     start = next(record["loss"] for record in records(whole) if record["kind"] == "train")
     ends = [record["loss"] for record in records(whole) if record["kind"] == "validation"]
     moved = [(a - b).norm() / b.norm() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
     assert 0 < max(moved) < 0.7  # of other random weights it would be 1.4
     assert start > ends[0] > ends[1]
     export_hf(whole, tmp_path / "out")
-    assert weights.load(tmp_path / "out", CPU)[0].config == before.config
+    assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == before.config
 
 
-def test_a_continued_run_ends_in_the_same_bits_without_its_base(
+def test_resume_is_bit_identical_without_base(
     root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
 ) -> None:
     """A resumed run that begins with the base again, or cannot go on where the base is gone."""
@@ -116,16 +116,16 @@ def test_a_continued_run_ends_in_the_same_bits_without_its_base(
     assert state(run) == state(whole) and records(run) == records(whole)
 
 
-def test_text_is_prepared_with_the_bases_tokenizer(
+def test_text_is_prepared_with_base_tokenizer(
     root: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A corpus in ids that the base gives other meanings."""
-    monkeypatch.setattr("data.corpora.resolver.PREPARED", tmp_path / "prepared")
+    monkeypatch.setattr("data.corpora.resolver.PREPARED_FOLDER", tmp_path / "prepared")
     lines = (f"第{n}天，山上的庙里有{n * 37 % 101}个和尚在讲第{n * 53 % 89}个故事。" for n in range(300))
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     train(root, tmp_path / "run", base=base, data=tmp_path / "text.txt", max_steps=1)
     (made,) = (tmp_path / "prepared").iterdir()
-    assert Tokenizer.load(made).fingerprint == Tokenizer.load(locate.find(base)).fingerprint
+    assert Tokenizer.load(made).fingerprint == Tokenizer.load(locate.resolve_checkpoint(base)).fingerprint
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -134,7 +134,7 @@ def test_text_is_prepared_with_the_bases_tokenizer(
     ({"sequence_length": 1024, "batch_tokens": 1024}, "max_position_embeddings 512 is shorter than a row (1024)"),
     ({"base": "nowhere"}, "nowhere is no checkpoint"),
 ])
-def test_what_does_not_fit_the_base_is_refused(
+def test_options_incompatible_with_base_are_refused(
     words: dict[str, Any], message: str, root: Path, base: Path, data: Path, shard_set: Path, tmp_path: Path
 ) -> None:
     """Hours of training on ids of another vocabulary."""
@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_base_is_refused(
     assert message in str(caught.value) and not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_run_from_nothing_does_not_go_on_with_a_base_nor_one_with_another(
+def test_adding_or_changing_base_on_resume_is_refused(
     root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
 ) -> None:
     """`make pretrain BASE=…` that silently continues the run of the day before."""
@@ -157,7 +157,7 @@ def test_a_run_from_nothing_does_not_go_on_with_a_base_nor_one_with_another(
             train(root, run, data=data, **other)
 
 
-def test_a_continued_run_is_measured_and_a_base_to_fine_tune(
+def test_continued_run_can_be_evaluated_and_fine_tuned(
     root: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pretraining run that counts as fine-tuned because it had a base."""
@@ -165,11 +165,11 @@ def test_a_continued_run_is_measured_and_a_base_to_fine_tune(
     with pytest.raises(SystemExit) as ended:
         run_main(perplexity)
     assert ended.value.code == 0 and "perplexity" in capsys.readouterr().out
-    assert newest_pretrained(whole.parent) == whole
+    assert find_newest_pretrain_run(whole.parent) == whole
 
 
-def test_every_checkpoint_says_how_many_steps_the_run_has(whole: Path) -> None:
+def test_every_checkpoint_stores_total_steps(whole: Path) -> None:
     """A run stopped half way that is taken for a whole one, because nothing in it tells."""
-    left = locate.unfinished(whole, locate.step_folder(whole, 4))
-    assert left == locate.Unfinished(4, 6, f"make pretrain RUN={whole}")
-    assert locate.unfinished(whole, locate.find(whole)) is None
+    left = locate.find_remaining_steps(whole, locate.step_folder(whole, 4))
+    assert left == locate.RemainingSteps(4, 6, f"make pretrain RUN={whole}")
+    assert locate.find_remaining_steps(whole, locate.resolve_checkpoint(whole)) is None

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from train.startup import read_options
+from train.startup import parse_train_options
 from train.options import PretrainOptions, SftOptions
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
@@ -17,15 +17,15 @@ SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
     ("sft", "pretrain", "is a pretraining run; to fine-tune what it learned: BASE="),
     ("pretrain", "sft", "is a fine-tuning run; to go on with it: make sft RUN="),
 ])
-def test_a_run_of_the_other_command_is_one_line(
+def test_run_of_other_command_gives_one_line_error(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, other: str, cure: str
 ) -> None:
     """RUN typed for BASE: a dozen lines about options that nobody gave."""
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "argv", ["train", "--run", str(tmp_path)])
-    made = read_options(SCHEMAS[other], other, "")
+    made = parse_train_options(SCHEMAS[other], other, "")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(made.model_dump(mode="json")))
-    assert read_options(SCHEMAS[other], other, "") == made
+    assert parse_train_options(SCHEMAS[other], other, "") == made
     with pytest.raises(UserError, match=cure) as caught:
-        read_options(SCHEMAS[kind], kind, "")
+        parse_train_options(SCHEMAS[kind], kind, "")
     assert "\n" not in str(caught.value)

@@ -3,23 +3,23 @@
 from pathlib import Path
 
 from common.metrics_file import read_metrics
-from train.metrics_log import Measure, MetricsLog, UnwrittenLog
+from train.metrics_log import SelectionMetric, MetricsLog, InMemoryMetricsLog
 
-ROUGE = Measure("rouge", "rouge_1", higher=True)
+ROUGE = SelectionMetric("rouge", "rouge_1", higher_is_better=True)
 
 
-def test_a_mix_is_measured_once_a_step(tmp_path: Path) -> None:
+def test_mixture_is_evaluated_once_per_step(tmp_path: Path) -> None:
     """The best checkpoint chosen by the easier set alone, and patience that counts sets instead of evaluations."""
     log = MetricsLog(tmp_path, 0)
     for step, hard, easy in ((2, 0.25, 0.75), (4, 0.5, 0.7), (6, 0.4, 0.72)):
         log.write("rouge", step, rouge_1=hard, set="csl")
         log.write("rouge", step, rouge_1=easy, set="lcsts")
-    assert [step for step, _ in log.scores(ROUGE)] == [2, 4, 6]
-    assert log.scores(ROUGE)[0][1] == 0.5 and log.best(ROUGE) == 4
+    assert [step for step, _ in log.metric_history(ROUGE)] == [2, 4, 6]
+    assert log.metric_history(ROUGE)[0][1] == 0.5 and log.best_step(ROUGE) == 4
     log.close()
 
 
-def test_an_evaluation_cut_short_is_not_in_the_record_twice(tmp_path: Path) -> None:
+def test_interrupted_evaluation_is_logged_once(tmp_path: Path) -> None:
     """A run killed between a score and its end: two scores of one step, and patience that is over one evaluation early."""
     log = MetricsLog(tmp_path, 0)
     log.write("train", 2, loss=1.0)
@@ -32,13 +32,13 @@ def test_an_evaluation_cut_short_is_not_in_the_record_twice(tmp_path: Path) -> N
     assert [(record["kind"], record["step"]) for record in read_metrics(tmp_path)] == [
         ("train", 2), ("rouge", 2), ("evaluated", 2), ("train", 4)]
     log.write("rouge", 4, rouge_1=0.4)
-    assert log.scores(ROUGE) == [(2, 0.5), (4, 0.4)]
+    assert log.metric_history(ROUGE) == [(2, 0.5), (4, 0.4)]
     log.close()
 
 
 def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
     """Memory, and time at every checkpoint, that grow with the steps of a long run."""
-    for log in (MetricsLog(tmp_path, 0), UnwrittenLog()):
+    for log in (MetricsLog(tmp_path, 0), InMemoryMetricsLog()):
         log.write("rouge", 2, rouge_1=0.5)
         log.write("evaluated", 2)
         for step in range(3, 60):
@@ -46,9 +46,9 @@ def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
             log.write("skipped", step, loss="nan")
             log.write("spike", step, loss=9.0)
             log.write("sample", step, prompt="", text="一")
-        assert len(log._kept) == 2 and log.has("evaluated", 2) and log.best(ROUGE) == 2
+        assert len(log._evaluation_records) == 2 and log.has_record("evaluated", 2) and log.best_step(ROUGE) == 2
         log.close()
     assert len(read_metrics(tmp_path)) == 2 + 57 * 4
     again = MetricsLog(tmp_path, 59)
-    assert len(again._kept) == 2 and again.scores(ROUGE) == [(2, 0.5)]
+    assert len(again._evaluation_records) == 2 and again.metric_history(ROUGE) == [(2, 0.5)]
     again.close()

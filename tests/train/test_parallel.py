@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
-from data.batching.collate import TextBatches
-from data.readers.source_args import Group
-from data.batching.text_rows import Mixture, Plan
+from data.batching.collate import TextBatchLoader
+from data.readers.source_args import SourceGroup
+from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.shards import FORMAT, ShardSet, ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
 from model.checkpoint import weights
-from model.checkpoint.locate import newest, step_folder, steps
+from model.checkpoint.locate import find_newest_step, step_folder, list_steps
 from model.llama import Llama
 from tests.helpers import processes
-from tests.helpers.parallel_jobs import cut, train
+from tests.helpers.parallel_jobs import truncate_run, run_training
 from train import distributed
 
 STEPS = 8
@@ -68,7 +68,7 @@ def copy(runs: Runs, source: str, target: str, step: int) -> list[Any]:
 def do(runs: Runs, count: int, jobs: list[Any]) -> subprocess.CompletedProcess[str]:
     file = runs["folder"] / f"jobs-{count}.json"
     file.write_text(json.dumps(jobs))
-    return processes.run("tests.helpers.parallel_jobs", str(count), str(file))
+    return processes.run_command("tests.helpers.parallel_jobs", str(count), str(file))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
     folder = tmp_path_factory.mktemp("parallel")
     runs = {"folder": folder, "text": folder / "text", "csl": folder / "csl"}
     tokenizer, draw = request.getfixturevalue("tokenizer"), np.random.default_rng(0)
-    with atomic_folder(runs["text"], {"format": FORMAT, "kind": "documents", "splits": {}}) as made:
+    with atomic_folder(runs["text"], {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
         for split, count in (("train", 30), ("validation", 6)):  # less than the run reads: an epoch border is crossed
             writer = ShardWriter(made, split, tokenizer.vocabulary_size)
@@ -85,13 +85,13 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.Fi
                 writer.add(400 + (draw.integers(50) + 3 * np.arange(length)) % 50)
             writer.close()
     sample = root / "assets/sample/summary/csl"
-    prepare_groups([Group("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))], runs["csl"],
+    prepare_groups([SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))], runs["csl"],
                    root / "assets/tokenizer", PrepareOptions(workers=1, limit=40))
-    train("pretrain", *words("pretrain", runs, "one"))
-    train("pretrain", *words("pretrain", runs, "tied", "--model.tie_word_embeddings", "true"))
-    train("sft", *words("sft", runs, "sft"))
-    train("sft", *adapter(runs, "lora"))
-    cut(str(folder / "one"), str(folder / "relay"), 2)
+    run_training("pretrain", *words("pretrain", runs, "one"))
+    run_training("pretrain", *words("pretrain", runs, "tied", "--model.tie_word_embeddings", "true"))
+    run_training("sft", *words("sft", runs, "sft"))
+    run_training("sft", *adapter(runs, "lora"))
+    truncate_run(str(folder / "one"), str(folder / "relay"), 2)
     return runs
 
 
@@ -124,7 +124,7 @@ def four(two: Runs) -> Runs:
     (two["folder"] / "ended").write_text(str(time.time()))
     (two["folder"] / "out-4").write_text(done.stdout)
     (two["folder"] / "err-4").write_text(done.stderr)
-    assert newest(two["folder"] / "relay-4") == STEPS, done.stderr
+    assert find_newest_step(two["folder"] / "relay-4") == STEPS, done.stderr
     return two
 
 
@@ -158,16 +158,16 @@ def assert_same_run(run: Path, other: Path, *, learns: bool = True) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("kind", "name"), [("pretrain", "one"), ("sft", "sft")])
-def test_two_processes_train_the_run_that_one_trains(two: Runs, how: str, kind: str, name: str) -> None:
+def test_two_processes_match_single_process_run(two: Runs, how: str, kind: str, name: str) -> None:
     """Gradients averaged where they should be summed, rows read twice, positions with a loss counted per process, parts of
     weights or of optimiser state taken for the whole."""
     assert_same_run(two["folder"] / f"{kind}-{how}-2", two["folder"] / name)
-    model, _ = weights.load(two["folder"] / f"{kind}-{how}-2", torch.device("cpu"))
+    model, _ = weights.load_checkpoint(two["folder"] / f"{kind}-{how}-2", torch.device("cpu"))
     assert model.config.num_hidden_layers == 2
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_adapter_that_one_trains(two: Runs) -> None:
+def test_two_processes_match_single_process_lora(two: Runs) -> None:
     """Dropout that is drawn for a process and not for the row; thin matrices of which only one process's part is kept."""
     both, one = two["folder"] / "lora-2", two["folder"] / "lora"
     # Two tables of random numbers that are frozen leave an adapter little to learn.
@@ -177,7 +177,7 @@ def test_two_processes_train_the_adapter_that_one_trains(two: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_in_parts_is_refused_before_there_is_a_run(two: Runs) -> None:
+def test_fsdp_lora_is_refused_before_run_is_created(two: Runs) -> None:
     """A fault of torch's own in the middle of a run, or a line for every process."""
     said = [line for line in (two["folder"] / "out-2").read_text().splitlines() if line.startswith("refused: ")]
     assert len(said) == 1 and "--parallel fsdp" in said[0] and "use --parallel ddp" in said[0]
@@ -191,18 +191,18 @@ def test_four_processes_train_a_tied_model(four: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_any_number_of_processes(four: Runs) -> None:
+def test_run_resumes_with_any_world_size(four: Runs) -> None:
     """Another order of data after a resume on other hardware: 1 process to step 2, 2 to 4, 4 to 6, 1 to 8, DDP and FSDP."""
     run = four["folder"] / "relay-1"
     if not run.exists():
-        cut(str(four["folder"] / "relay-4"), str(run), 6)
-        train("pretrain", *words("pretrain", four, "relay-1"))
+        truncate_run(str(four["folder"] / "relay-4"), str(run), 6)
+        run_training("pretrain", *words("pretrain", four, "relay-1"))
     assert_same_run(run, four["folder"] / "one")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_the_same_number_of_processes_ends_in_the_same_bits(two: Runs, how: str) -> None:
+def test_same_world_size_resume_is_bit_identical(two: Runs, how: str) -> None:
     """Optimiser state that is lost or rounded on its way from the processes to the disk and back."""
     folders = [step_folder(two["folder"] / name, STEPS) for name in (f"pretrain-{how}-2", f"again-{how}")]
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -211,18 +211,18 @@ def test_the_same_number_of_processes_ends_in_the_same_bits(two: Runs, how: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_a_signal_to_one_process_stops_all_after_the_same_step(two: Runs, how: str) -> None:
+def test_signal_to_one_rank_stops_all_ranks_at_same_step(two: Runs, how: str) -> None:
     """Processes that wait for one that has left the step; a checkpoint of half of them; a step half of which was applied, or
     logged, before it is made again."""
     run, whole = two["folder"] / f"stopped-{how}", two["folder"] / f"pretrain-{how}-2"
     assert (two["folder"] / "out-2").read_text().count("saved after step 3 of 8") == 2
-    assert steps(run) == sorted({*steps(whole), 3}) and losses(run) == losses(whole)
+    assert list_steps(run) == sorted({*list_steps(whole), 3}) and losses(run) == losses(whole)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (step_folder(run, STEPS) / name).read_bytes() == (step_folder(whole, STEPS) / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_with_one_line(four: Runs) -> None:
+def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
     """Three processes that wait for ever, or three tracebacks; a run that cannot go on."""
     said = (four["folder"] / "err-4").read_text()
     (line,) = (line for line in said.splitlines() if line.startswith("error:"))
@@ -231,11 +231,11 @@ def test_a_killed_process_ends_the_others_with_one_line(four: Runs) -> None:
     killed = (four["folder"] / "killed/metrics.jsonl").stat().st_mtime
     # The promise is 30 seconds; a machine that is busy with other things takes longer, one that hangs 10 minutes.
     assert float((four["folder"] / "ended").read_text()) - killed < 120
-    assert newest(four["folder"] / "killed") == 6
+    assert find_newest_step(four["folder"] / "killed") == 6
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_speaks(four: Runs) -> None:
+def test_only_rank_zero_prints(four: Runs) -> None:
     """Every line two or four times."""
     for count in (2, 4):
         said = (four["folder"] / f"out-{count}").read_text().splitlines()
@@ -245,7 +245,7 @@ def test_the_first_process_alone_speaks(four: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_is_one_line_whatever_the_number_of_processes(root: Path, one: Runs) -> None:
+def test_user_error_is_one_line_at_any_world_size(root: Path, one: Runs) -> None:
     """The same line once a process, or a process that waits for one that has left; the real entry point under torchrun."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "train.pretrain",
@@ -256,35 +256,35 @@ def test_a_mistake_is_one_line_whatever_the_number_of_processes(root: Path, one:
     assert not (one["folder"] / "wrong").exists() and done.stdout == ""
 
 
-def test_processes_share_the_rows_of_a_step(tmp_path: Path, shard_set: Path) -> None:
+def test_ranks_split_rows_of_a_step(tmp_path: Path, shard_set: Path) -> None:
     """A row that two processes read, or none; another order of data on another number of processes."""
-    plan = Plan(Mixture((ShardSet.open(shard_set).split("train"),), (1.0,)), seed=0, length=32, folder=tmp_path / "plan")
+    plan = TextPlan(Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,)), seed=0, length=32, folder=tmp_path / "plan")
     for step in (0, 7):
-        (whole,) = TextBatches(plan, 8).step(step, 8)
+        (whole,) = TextBatchLoader(plan, 8).micro_batches(step, 8)
         for world in (2, 4, 8):
-            each = [TextBatches(plan, 8, rank=rank, world=world) for rank in range(world)]
-            rows = torch.cat([batch.ids for batches in each for batch in batches.step(step, 1)])
+            each = [TextBatchLoader(plan, 8, rank=rank, world_size=world) for rank in range(world)]
+            rows = torch.cat([batch.ids for batches in each for batch in batches.micro_batches(step, 1)])
             assert torch.equal(rows, whole.ids)
-            assert all(batches.rows_of_all(step) == range(8 * step, 8 * step + 8) for batches in each)
+            assert all(batches.global_rows(step) == range(8 * step, 8 * step + 8) for batches in each)
 
 
-def test_rows_that_cannot_be_shared_say_what_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indivisible_batch_error_suggests_valid_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows dropped, or a traceback, where a number is wrong."""
-    monkeypatch.setattr(distributed, "size", lambda: 3)
-    distributed.check_rows(9, 64)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    distributed.check_rows_divisible(9, 64)
     with pytest.raises(UserError, match=r"--batch_tokens 512 is 8 rows of 64, which 3 .*use 1, 2, 4, 8 .* --batch_tokens 576"):
-        distributed.check_rows(8, 64)
+        distributed.check_rows_divisible(8, 64)
 
 
-def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_is_not_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process group, a wrapper or a copy that one process pays for; a torchrun of one process that is another thing."""
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with distributed.together():
+    with distributed.distributed_session():
         assert not torch.distributed.is_initialized()
         model = Llama(weights.LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                               num_attention_heads=2, num_key_value_heads=2))
-        assert distributed.wrap(model, "fsdp") is distributed.wrap(model, "ddp") is distributed.whole_model(model) is model
-        assert distributed.total(3, 0.1) == [3, 0.1] and distributed.from_first(value := object()) is value
-        assert distributed.first_alone(lambda: value) is value and distributed.anywhere(True)
-        distributed.wait()
-        distributed.check_rows(7, 64)
+        assert distributed.wrap_model(model, "fsdp") is distributed.wrap_model(model, "ddp") is distributed.gather_model(model) is model
+        assert distributed.all_reduce_sum(3, 0.1) == [3, 0.1] and distributed.broadcast_object(value := object()) is value
+        assert distributed.main_process_first(lambda: value) is value and distributed.any_rank(True)
+        distributed.barrier()
+        distributed.check_rows_divisible(7, 64)

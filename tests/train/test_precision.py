@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def small() -> Llama:
     config = LlamaConfig(vocab_size=199, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
                          num_key_value_heads=2, max_position_embeddings=128)
-    model = Llama(config).initialise(3)
+    model = Llama(config).init_weights(3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)  # at initialisation attention is nearly uniform whatever goes into it
@@ -28,7 +28,7 @@ def text(rows: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_attention_gets_one_narrow_type(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_inputs_share_one_low_precision_dtype(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Angles in fp32 that widen queries and keys but not values: attention that is cast at every layer, or refused by the
     kernels for narrow types. With gradients the hand-written rotation runs, without them the plain one, as on a GPU."""
     seen = []
@@ -46,7 +46,7 @@ def test_attention_gets_one_narrow_type(gradients: bool, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_narrow_precision_is_fp32_with_rounding(precision: Any, gradients: bool) -> None:
+def test_low_precision_matches_fp32_within_rounding(precision: Any, gradients: bool) -> None:
     """A step in the narrow type that computes something else, or gradients that are left in it. Errors of some ten units of
     the type, in bf16 and in fp16 alike, are its rounding; a term that is missing is many times more."""
     model, ids = small(), text()
@@ -67,7 +67,7 @@ def test_narrow_precision_is_fp32_with_rounding(precision: Any, gradients: bool)
         assert (norms[1] - norms[0]).norm() < 16 * unit * norms[0].norm()
 
 
-def test_packed_rows_are_masked_in_narrow_types_too() -> None:
+def test_packed_rows_are_masked_in_low_precision() -> None:
     """A mask that is lost or refused when queries are bf16."""
     model, ids = small(), text(1)
     segments = torch.arange(64).unsqueeze(0) // 20

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from common.files import atomic_folder
-from data.shards import FORMAT, ShardWriter
-from model.checkpoint.locate import newest, step_folder
+from data.shards import SHARD_FORMAT, ShardWriter
+from model.checkpoint.locate import find_newest_step, step_folder
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -32,7 +32,7 @@ def words(root: Path, run: Path, data: Path, *more: str) -> list[str]:
 
 
 def train(root: Path, run: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return processes.run("train.pretrain", *words(root, run, data, *more))
+    return processes.run_command("train.pretrain", *words(root, run, data, *more))
 
 
 def tensors(run: Path, step: int = 40) -> tuple[bytes, bytes]:
@@ -48,10 +48,10 @@ def records(run: Path) -> list[dict[str, Any]]:
 def shards(folder: Path, tokenizer: Tokenizer, **counts: int) -> Path:
     """A shard set with so many sequences in each split."""
     draw = np.random.default_rng(0)
-    with atomic_folder(folder, {"format": FORMAT, "kind": "documents", "splits": {}}) as made:
+    with atomic_folder(folder, {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
         for split, count in counts.items():
-            writer = ShardWriter(made, split, tokenizer.vocabulary_size)
+            writer = ShardWriter(made, split, tokenizer.vocab_size)
             for length in draw.integers(10, 200, count):
                 writer.add(400 + (draw.integers(50) + 3 * np.arange(length)) % 50)
             writer.close()
@@ -81,22 +81,22 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def stop(root: Path, run: Path, data: Path, number: int, after: int) -> tuple[int, str]:
     """Start the run and send it a signal as soon as the log shows step `after`, and no later than two steps after that."""
-    process = processes.Command("train.pretrain", *words(root, run, data), fault=processes.HeldAfter(after + 2))
+    process = processes.CommandProcess("train.pretrain", *words(root, run, data), fault=processes.PauseAfterStep(after + 2))
     metrics = run / "metrics.jsonl"
-    process.send_when(number, lambda: metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"))
-    done = process.done()
+    process.send_signal_when(number, lambda: metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"))
+    done = process.wait()
     return done.returncode, done.stdout
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(
+def test_ctrl_c_saves_and_resume_is_bit_identical(
     root: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Steps lost at Ctrl-C; a continuation that is another run."""
     run = tmp_path / "run"
     code, out = stop(root, run, data, signal.SIGINT, after=12)
     assert code == 0 and "goes on from there" in out, out
-    stopped = newest(run)
+    stopped = find_newest_step(run)
     assert stopped in (12, 13, 14)
     done = train(root, run, data)
     assert done.returncode == 0 and f"continues after step {stopped}" in done.stdout, done.stderr
@@ -105,7 +105,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_kill_9_goes_on_from_the_last_checkpoint_to_the_same_bits(
+def test_sigkill_resume_from_last_checkpoint_is_bit_identical(
     root: Path, data: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Doubled or missing steps after a crash; kills at every other moment: tests/reliability/test_kill.py."""
@@ -129,13 +129,13 @@ def board(run: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_previous(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     """Going on from a flipped byte, or refusing a run that has an older good checkpoint."""
     import shutil
 
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    before = newest(run)
+    before = find_newest_step(run)
     weights = step_folder(run, 40) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(root: Path, data:
     (["--model.hidden_size", "64"], "another model"),
     (["--optimizer.lr", "0.5"], "another optimizer"),
 ])
-def test_another_run_under_the_same_name_is_refused(
+def test_different_run_with_same_name_is_refused(
     root: Path, data: Path, whole: Path, change: list[str], said: str
 ) -> None:
     """A continuation that silently is something else."""
@@ -165,7 +165,7 @@ def test_another_run_under_the_same_name_is_refused(
 
 
 @pytest.mark.slow
-def test_a_finished_run_says_so_and_changes_nothing(root: Path, data: Path, whole: Path) -> None:
+def test_finished_run_is_reported_and_unchanged(root: Path, data: Path, whole: Path) -> None:
     """`make pretrain` after the end training on, or failing."""
     before = tensors(whole), records(whole)
     done = train(root, whole, data)
@@ -174,7 +174,7 @@ def test_a_finished_run_says_so_and_changes_nothing(root: Path, data: Path, whol
 
 
 @pytest.mark.slow
-def test_two_processes_do_not_train_in_one_folder(root: Path, data: Path, tmp_path: Path) -> None:
+def test_run_directory_is_locked(root: Path, data: Path, tmp_path: Path) -> None:
     """A second `make pretrain` removing the checkpoint that the first is writing."""
     import fcntl
 
@@ -187,7 +187,7 @@ def test_two_processes_do_not_train_in_one_folder(root: Path, data: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_folder_of_something_else_is_left_alone(root: Path, data: Path, tmp_path: Path) -> None:
+def test_foreign_folder_is_not_modified(root: Path, data: Path, tmp_path: Path) -> None:
     """`--run ~/thesis` filled with checkpoints."""
     (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     done = train(root, tmp_path, data)
@@ -195,7 +195,7 @@ def test_a_folder_of_something_else_is_left_alone(root: Path, data: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_tensorboard_reads_back_what_was_trained(whole: Path) -> None:
+def test_tensorboard_has_the_logged_metrics(whole: Path) -> None:
     """A log that TensorBoard cannot show, or that shows other numbers than metrics.jsonl."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -211,16 +211,16 @@ def test_tensorboard_reads_back_what_was_trained(whole: Path) -> None:
     assert any(tag.startswith("sample/") for tag in board.Tags()["tensors"])
 
 
-def test_the_last_and_the_best_checkpoints_are_kept(whole: Path) -> None:
+def test_rotation_keeps_last_and_best_checkpoints(whole: Path) -> None:
     """A disk filled with checkpoints, or the best one deleted."""
-    from model.checkpoint.locate import steps
+    from model.checkpoint.locate import list_steps
 
     scored = [(record["loss"], record["step"]) for record in records(whole) if record["kind"] == "validation"]
     assert [step for _, step in scored] == [10, 20, 30, 40]
-    assert steps(whole) == sorted({35, 40} | {min(scored)[1]})
+    assert list_steps(whole) == sorted({35, 40} | {min(scored)[1]})
 
 
-def test_the_memory_that_is_announced_is_about_what_is_needed(whole: Path) -> None:
+def test_memory_estimate_is_close_to_actual(whole: Path) -> None:
     """A laptop of 1 GB told that 0.2 GB will do: the process counts, not the model alone."""
     said = (whole.parent / "said").read_text(encoding="utf-8")
     announced, peak = (float(re.search(rf"{words} (\d+\.\d+) GB", said)[1]) for words in ("about", "of the process"))
@@ -229,7 +229,7 @@ def test_the_memory_that_is_announced_is_about_what_is_needed(whole: Path) -> No
 
 
 @pytest.mark.slow
-def test_training_without_validation_says_so(root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_training_without_validation_gives_a_notice(root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Hours of training in which somebody waits for the first validation loss."""
     done = train(root, tmp_path / "run", shards(tmp_path / "shards", tokenizer, train=20, validation=0), "--max_steps", "1")
     assert done.returncode == 0, done.stderr

@@ -11,17 +11,17 @@ import pytest
 
 from tests.fault_injection.child import Fault
 from common.errors import UserError
-from common.files import write_json, write_manifest, write_sealed
+from common.files import write_json, write_manifest, write_checksummed_json
 from common.metrics_file import read_metrics
-from data.readers.source_args import Group
+from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.shards import ShardSet
-from model.checkpoint.locate import digest, find, newest, step_folder, steps
+from model.checkpoint.locate import weights_sha256, resolve_checkpoint, find_newest_step, step_folder, list_steps
 from model.config import LlamaConfig
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
-from tests.helpers.processes import Command, HeldAfter
-from train.run_dir import Run
+from tests.helpers.processes import CommandProcess, PauseAfterStep
+from train.run_dir import RunDir
 
 TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
         "--model.num_attention_heads", "4"]
@@ -33,28 +33,28 @@ def tuning(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """A little of the sample's CSL (with its dev split), RedGPT and stories, prepared."""
     folder, sample = tmp_path_factory.mktemp("tuning"), root / "assets" / "sample"
     groups = {
-        "csl": Group("csl", (str(sample / "summary/csl/train.tsv"),), (str(sample / "summary/csl/dev.tsv"),)),
-        "redgpt": Group("redgpt", (str(sample / "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)),
-        "text": Group("jsonl", (str(sample / "pretrain/jsonl/stories.jsonl.gz"),)),
+        "csl": SourceGroup("csl", (str(sample / "summary/csl/train.tsv"),), (str(sample / "summary/csl/dev.tsv"),)),
+        "redgpt": SourceGroup("redgpt", (str(sample / "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)),
+        "text": SourceGroup("jsonl", (str(sample / "pretrain/jsonl/stories.jsonl.gz"),)),
     }
     for name, group in groups.items():
         prepare_groups([group], folder / name, root / "assets/tokenizer", PrepareOptions(workers=1, limit=120))
     return {name: folder / name for name in groups}
 
 
-def start(module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> Command:
+def start(module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> CommandProcess:
     sizes = ["--sequence_length", "256", "--batch_tokens", "1024", "--device", "cpu", "--log_every", "2"]
-    return Command(f"train.{module}", "--config", f"configs/{module}.yaml", *sizes, *words, fault=fault, anew=anew)
+    return CommandProcess(f"train.{module}", "--config", f"configs/{module}.yaml", *sizes, *words, fault=fault, fresh_interpreter=anew)
 
 
-def start_sft(*words: str, fault: Fault | None = None, anew: bool = False) -> Command:
+def start_sft(*words: str, fault: Fault | None = None, anew: bool = False) -> CommandProcess:
     often = ["--checkpoint.every", "5", "--evaluation.every", "8", "--evaluation.examples", "3",
              "--evaluation.max_new_tokens", "4"]
     return start("sft", *often, *words, fault=fault, anew=anew)
 
 
 def sft(*words: str) -> subprocess.CompletedProcess[str]:
-    return start_sft(*words).done()
+    return start_sft(*words).wait()
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -67,25 +67,25 @@ def tensors(run: Path, step: int) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.slow
-def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_fine_tuning_resumes_bit_identically(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A mix whose order, requests or replay differ after a resume; a run that cannot go on without its base."""
     base = tmp_path / "pretrain"
     words = ["--run", str(base), "--data", str(tuning["text"]), *TINY, "--max_steps", "4", "--evaluation.sample_tokens", "0"]
-    done = start("pretrain", *words).done()
+    done = start("pretrain", *words).wait()
     assert done.returncode == 0, done.stderr
     mix = f"{tuning['csl']}+{tuning['redgpt']}:0.5+replay:0.3"
     words = ["--data", mix, "--base", str(base), "--max_steps", "24", "--lead_ins", "true"]
-    done = start_sft(*words, "--run", str(tmp_path / "whole"), anew=True).done()
+    done = start_sft(*words, "--run", str(tmp_path / "whole"), anew=True).wait()
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout and "examples" in done.stdout
     kinds = {record["kind"] for record in records(tmp_path / "whole")}
     assert {"train", "validation", "rouge", "answers", "sample", "evaluated"} <= kinds
 
     run = tmp_path / "killed"
-    process = start_sft(*words, "--run", str(run), fault=HeldAfter(12))
-    process.send_when(signal.SIGKILL, lambda: 10 in steps(run))
-    assert process.done().returncode == -signal.SIGKILL
-    assert newest(run) == 10
+    process = start_sft(*words, "--run", str(run), fault=PauseAfterStep(12))
+    process.send_signal_when(signal.SIGKILL, lambda: 10 in list_steps(run))
+    assert process.wait().returncode == -signal.SIGKILL
+    assert find_newest_step(run) == 10
     shutil.rmtree(base / "checkpoints")
     done = sft(*words, "--run", str(run))
     assert done.returncode == 0 and "continues after step" in done.stdout, done.stderr
@@ -99,7 +99,7 @@ def test_a_fine_tuning_killed_and_continued_is_one_never_stopped(tuning: dict[st
 
 
 @pytest.mark.slow
-def test_from_nothing_it_learns_the_answers(tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_fine_tuning_from_scratch_learns_answers(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A loss on the wrong ids does not fall like this; a log without a dev loss."""
     words = ["--data", str(tuning["redgpt"]), "--base", "none", *TINY, "--max_steps", "30", "--run", str(tmp_path / "run")]
     done = sft(*words, "--evaluation.every", "10", "--evaluation.scored", "2")
@@ -118,7 +118,7 @@ def test_from_nothing_it_learns_the_answers(tuning: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.slow
-def test_patience_ends_a_run_that_stays_ended(tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_early_stopped_run_does_not_resume(tuning: dict[str, Path], tmp_path: Path) -> None:
     """Hours of training after the best score, or an ended run that trains on when it is started again."""
     words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--max_steps", "40", "--run", str(tmp_path / "run"),
              "--evaluation.every", "2", "--evaluation.patience", "2", "--evaluation.examples", "1",
@@ -126,9 +126,9 @@ def test_patience_ends_a_run_that_stays_ended(tuning: dict[str, Path], tmp_path:
     for turn in range(2):
         done = sft(*words)
         assert done.returncode == 0 and "ended early" in done.stdout, done.stderr
-        assert newest(tmp_path / "run") == 6, turn
+        assert find_newest_step(tmp_path / "run") == 6, turn
         assert "the best after step 2 (which the run stands for now)" in done.stdout
-        assert find(tmp_path / "run") == step_folder(tmp_path / "run", 2)
+        assert resolve_checkpoint(tmp_path / "run") == step_folder(tmp_path / "run", 2)
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_patience_ends_a_run_that_stays_ended(tuning: dict[str, Path], tmp_path:
         (["--data", "csll", "--base", "none"], "did you mean csl"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str) -> None:
+def test_untrainable_setup_gives_one_line_error(tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str) -> None:
     """A traceback, or a run of nonsense, where a line would do."""
     words = [word.replace("TEXT", str(tuning["text"])).replace("CSL", str(tuning["csl"])) for word in words]
     done = sft(*words, *TINY, "--run", str(tmp_path / "run"))
@@ -153,7 +153,7 @@ def test_what_cannot_be_trained_is_one_line(tuning: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_rows_leaves_no_run(tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_batch_option_error_creates_no_run_directory(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A run that was made with rows that cannot be, and then refuses the right ones because they are others."""
     run = tmp_path / "run"
     words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--run", str(run)]
@@ -181,30 +181,30 @@ def made(run: Path, step: int, steps: int | None = None, **fingerprints: Any) ->
     return folder
 
 
-def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resumed_run_keeps_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run told to begin from another base that goes on with its own without a word, or that needs a base that is gone, or
     of which only the folder is left."""
-    from train.initial_checkpoint import find_base
+    from train.initial_checkpoint import resolve_initial_checkpoint
 
     first, second = made(tmp_path / "first", 3), made(tmp_path / "second", 3)
-    own = digest(first)
+    own = weights_sha256(first)
     run = tmp_path / "run"
     step = made(run, 5, base=own)
     (run / "config.yaml").write_text(f"base: {first}\n")
     for base in (first, tmp_path / "first", None):
-        found = find_base(options_of(base=base), run)
-        assert found.fingerprint == own and found.tokenizer == step
-    other = find_base(options_of(base=tmp_path / "second"), run)
-    assert other.folder == second and other.fingerprint == digest(second) != own
-    assert find_base(options_of(base="none"), run).fingerprint == "none"
+        found = resolve_initial_checkpoint(options_of(base=base), run)
+        assert found.fingerprint == own and found.tokenizer_path == step
+    other = resolve_initial_checkpoint(options_of(base=tmp_path / "second"), run)
+    assert other.folder == second and other.fingerprint == weights_sha256(second) != own
+    assert resolve_initial_checkpoint(options_of(base="none"), run).fingerprint == "none"
     # The base is trained anew where it lies: neither who names it nor who names nothing goes on as if it were the same.
     (first / "model.safetensors").write_text("others")
     write_manifest(first)
     for base in (first, tmp_path / "first"):
-        again = find_base(options_of(base=base), run).fingerprint
-        assert again == digest(first) != own
+        again = resolve_initial_checkpoint(options_of(base=base), run).fingerprint
+        assert again == weights_sha256(first) != own
         with pytest.raises(UserError, match="another base: where --base leads there are other weights than the run began with"):
-            Run(run)._check({"base": own}, {"base": again}, {}, [], [])
+            RunDir(run)._check_fingerprints({"base": own}, {"base": again}, {}, [], [])
     # There is no more of it than its folder, or not even that.
     for there, bases in ((True, (tmp_path / "first",)), (False, (first, tmp_path / "first"))):
         shutil.rmtree(tmp_path / "first")
@@ -212,84 +212,84 @@ def test_a_continued_run_keeps_its_base_and_refuses_another(tmp_path: Path, caps
             (tmp_path / "first" / "checkpoints").mkdir(parents=True)
             write_json(tmp_path / "first" / "run.json", {})
         for base in bases:
-            found = find_base(options_of(base=base), run)
+            found = resolve_initial_checkpoint(options_of(base=base), run)
             assert found.fingerprint == own and found.folder == first
         said = capsys.readouterr().out
         assert (f"goes on without it: {tmp_path / 'first'} has no checkpoint" in said) == there and said.count("\n") == there
 
 
-def test_an_unfinished_base_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_base_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fine-tuning what Ctrl-C stopped at a tenth, taken for the whole; a line about one that is whole."""
-    from train.initial_checkpoint import find_base
+    from train.initial_checkpoint import resolve_initial_checkpoint
 
     young, whole, ended = (made(tmp_path / name, 3, steps) for name, steps in (("a", 5), ("b", 3), ("c", 5)))
-    write_sealed(tmp_path / "c" / "ended.json", {"best": 3})
+    write_checksummed_json(tmp_path / "c" / "ended.json", {"best": 3})
     for base in (whole.parent.parent, ended.parent.parent, young):
-        find_base(options_of(base=base), tmp_path / "run")
+        resolve_initial_checkpoint(options_of(base=base), tmp_path / "run")
         assert capsys.readouterr().out == "", base
-    find_base(options_of(base=tmp_path / "a"), tmp_path / "run")
+    resolve_initial_checkpoint(options_of(base=tmp_path / "a"), tmp_path / "run")
     said = f"{tmp_path / 'a'} is unfinished, at step 3 of 5; to train it to its end first: make pretrain RUN={tmp_path / 'a'}\n"
     assert capsys.readouterr().out == f"base      {said}"
 
 
-def test_replay_is_the_base_s_text_and_nothing_else(
+def test_replay_uses_only_base_pretraining_text(
     root: Path, tuning: dict[str, Path], tmp_path: Path
 ) -> None:
     """The base's conversations taken for text; a part added to a run's mix that ends in a traceback; advice in a circle."""
-    from train.initial_checkpoint import Base, replayed
+    from train.initial_checkpoint import InitialCheckpoint, open_replay_set
 
     run = tmp_path / "run"
     for name, said in (("csl", "fine-tuned"), ("text", None)):
         folder, shards = made(tmp_path / name, 3), ShardSet.open(tuning[name])
         facts = {"shards": [str(shards.folder)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
-        write_sealed(tmp_path / name / "run.json", facts)
-        base = Base(folder, folder, "")
+        write_checksummed_json(tmp_path / name / "run.json", facts)
+        base = InitialCheckpoint(folder, folder, "")
         if said is None:
-            assert replayed(run, base, 0).folder == shards.folder
+            assert open_replay_set(run, base, 0).folder == shards.folder
             # A run of one set that is continued with replay besides.
-            write_sealed(run / "run.json", facts)
-            assert replayed(run, base, 1).folder == shards.folder
+            write_checksummed_json(run / "run.json", facts)
+            assert open_replay_set(run, base, 1).folder == shards.folder
             # A first try with another mix, refused before it trained, binds nobody.
-            write_sealed(run / "run.json", {**facts, "shards": [str(tuning["csl"])]})
-            assert replayed(run, base, 0).folder == shards.folder
+            write_checksummed_json(run / "run.json", {**facts, "shards": [str(tuning["csl"])]})
+            assert open_replay_set(run, base, 0).folder == shards.folder
         else:
             with pytest.raises(UserError, match=said):
-                replayed(run, base, 0)
-    write_sealed(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
+                open_replay_set(run, base, 0)
+    write_checksummed_json(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
                                                 "fingerprints": {"data": facts["fingerprints"]["data"] * 2}})
     with pytest.raises(UserError, match="2 shard sets: leave replay out"):
-        replayed(tmp_path / "new", base, 0)
+        open_replay_set(tmp_path / "new", base, 0)
 
 
 def test_replay_of_less_than_a_row_is_refused(
     root: Path, tuning: dict[str, Path], shard_set: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     """Text that was asked for against forgetting, of which nothing comes, without a word."""
-    from train.initial_checkpoint import Base
-    from train.sft import _mix
+    from train.initial_checkpoint import InitialCheckpoint
+    from train.sft import _open_mixture
 
     folder, shards = made(tmp_path / "base", 3), ShardSet.open(shard_set)
     facts = {"shards": [str(shard_set)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
-    write_sealed(tmp_path / "base" / "run.json", facts)
-    length = shards.split("train").total_tokens
-    write_json(folder / "config.json", LlamaConfig(tokenizer.vocabulary_size, max_position_embeddings=length).to_hf())
+    write_checksummed_json(tmp_path / "base" / "run.json", facts)
+    length = shards.load_split("train").num_tokens
+    write_json(folder / "config.json", LlamaConfig(tokenizer.vocab_size, max_position_embeddings=length).to_hf())
     shutil.copy(root / "assets/tokenizer/tokenizer.model", folder)
-    base = Base(folder, folder, "")
+    base = InitialCheckpoint(folder, folder, "")
     for rows, refused in ((length, True), (length - 1, False)):
         options = options_of(data=f"{tuning['csl']}+replay:0.1", sequence_length=rows, batch_tokens=rows)
         if refused:
             with pytest.raises(UserError, match=f"nothing to replay: .* one row of {rows} tokens"):
-                _mix(options, tmp_path / "new", base, tokenizer, Template())
+                _open_mixture(options, tmp_path / "new", base, tokenizer, Template())
         else:
-            assert len(_mix(options, tmp_path / "new", base, tokenizer, Template()).parts[1].lengths(0)) == 1
+            assert len(_open_mixture(options, tmp_path / "new", base, tokenizer, Template()).train_examples[1].lengths(0)) == 1
 
 
-def test_the_newest_pretraining_run_is_the_base(tmp_path: Path) -> None:
+def test_newest_pretraining_run_is_default_base(tmp_path: Path) -> None:
     """Fine-tuning an old run because its name sorts last, the newest was given a name, or a base; a fine-tuned one."""
-    from train.initial_checkpoint import newest_pretrained
+    from train.initial_checkpoint import find_newest_pretrain_run
 
-    assert newest_pretrained(tmp_path) is None
+    assert find_newest_pretrain_run(tmp_path) is None
     for stamp, name in ((3, "pretrain-a"), (9, "wiki"), (5, "pretrain-c"), (20, "sft-csl"), (21, "tuned")):
         folder = made(tmp_path / name, 10, base="1234", **({"template": {}} if stamp > 9 else {}))
         os.utime(folder, (stamp, stamp))
-    assert newest_pretrained(tmp_path) == tmp_path / "wiki"
+    assert find_newest_pretrain_run(tmp_path) == tmp_path / "wiki"

@@ -12,67 +12,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.decode.kv_cache import Cache
-from model.decode.fast.layer import DecoderLayer, as_pairs
-from model.decode.fast.fused_linear import Bound, Memory, Norm, bind_length
+from model.decode.kv_cache import KVCache
+from model.decode.fast.layer import InferenceLayer, as_complex_pairs
+from model.decode.fast.fused_linear import Op, BufferPool, InferenceRMSNorm, capture_row_norms
 
 
-class _BoundLayer:
+class _CapturedLayer:
     """A layer's functions; R rows, x[R, D + 1] (the norm's floor last) is read and added to."""
 
-    def __init__(self, layer: DecoderLayer, x: Tensor, turn: Tensor, turns: Tensor, memory: Memory) -> None:
-        rows, heads, groups, head_dim = len(x), layer.heads, layer.groups, layer.head_dim
-        self.before, qkv = layer.qkv.bind(x, memory)
-        pairs = as_pairs(qkv.view(rows, -1, head_dim))
-        queries = memory.take("queries", (rows, heads, head_dim))
-        self.before.append(partial(torch.mul, pairs[:, :heads], turn, out=as_pairs(queries)))
-        self._new, self._turns = pairs[:, heads:].unflatten(1, (2, groups)).transpose(0, 1), turns
+    def __init__(self, layer: InferenceLayer, x: Tensor, query_rotation: Tensor, kv_rotations: Tensor, buffers: BufferPool) -> None:
+        rows, heads, groups, head_dim = len(x), layer.num_heads, layer.num_kv_heads, layer.head_dim
+        self.pre_attention_ops, qkv = layer.qkv.capture(x, buffers)
+        pairs = as_complex_pairs(qkv.view(rows, -1, head_dim))
+        queries = buffers.get("queries", (rows, heads, head_dim))
+        self.pre_attention_ops.append(partial(torch.mul, pairs[:, :heads], query_rotation, out=as_complex_pairs(queries)))
+        self._new_kv, self._kv_rotations = pairs[:, heads:].unflatten(1, (2, groups)).transpose(0, 1), kv_rotations
         self._queries = queries.view(rows * groups, -1, head_dim)
-        self._attended = memory.take("attended", self._queries.shape)
+        self._attention_out = buffers.get("attended", self._queries.shape)
 
-        network, gate_up = layer.gate_up.bind(x, memory)
+        mlp_ops, gate_up = layer.gate_up.capture(x, buffers)
         gate, up = gate_up.chunk(2, -1)
-        inner = memory.take("inner", gate.shape)
-        self.after: list[Bound] = [
-            *layer.out.bind(x[:, :-1], self._attended.view(rows, -1), memory), *network, partial(F.silu, gate, inplace=True),
-            partial(torch.mul, gate, up, out=inner), *layer.down.bind(x[:, :-1], inner, memory)]
+        mlp_hidden = buffers.get("inner", gate.shape)
+        self.post_attention_ops: list[Op] = [
+            *layer.out.capture(x[:, :-1], self._attention_out.view(rows, -1), buffers), *mlp_ops, partial(F.silu, gate, inplace=True),
+            partial(torch.mul, gate, up, out=mlp_hidden), *layer.down.capture(x[:, :-1], mlp_hidden, buffers)]
 
-    def read(self, mask: Tensor | None, place: Tensor, keys: Tensor, values: Tensor) -> None:
-        """`place`, complex[2, R, K, d / 2], is where new keys and values go; keys[R · K, d, S] and values[R · K, S, d]."""
-        for do in self.before:
-            do()
-        torch.mul(self._new, self._turns, out=place)
+    def run(self, mask: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
+        """`kv_out`, complex[2, R, K, d / 2], is where new keys and values go; keys[R · K, d, S] and values[R · K, S, d]."""
+        for op in self.pre_attention_ops:
+            op()
+        torch.mul(self._new_kv, self._kv_rotations, out=kv_out)
         scores = torch.bmm(self._queries, keys) if mask is None else torch.baddbmm(mask, self._queries, keys)
-        torch.bmm(scores.softmax(-1), values, out=self._attended)
-        for do in self.after:
-            do()
+        torch.bmm(scores.softmax(-1), values, out=self._attention_out)
+        for op in self.post_attention_ops:
+            op()
 
 
-class Step:
+class CapturedDecodeStep:
     """All layers and the norm behind them bound to memory for R rows. It is used by every step, so it belongs to one thread."""
 
-    def __init__(self, layers: Sequence[DecoderLayer], norm: Norm, rows: int) -> None:
+    def __init__(self, layers: Sequence[InferenceLayer], norm: InferenceRMSNorm, batch_size: int) -> None:
         head_dim = layers[0].head_dim
-        self.rows, self._scale, self._weight = rows, head_dim**-0.5, norm.weight
-        self._wide = torch.full((rows, len(norm.weight) + 1), norm.floor)
-        self._x = self._wide[:, :-1]
+        self.batch_size, self._scale, self._norm_weight = batch_size, head_dim**-0.5, norm.weight
+        self._x_with_eps = torch.full((batch_size, len(norm.weight) + 1), norm.eps_column)
+        self._x = self._x_with_eps[:, :-1]
         # Queries are scaled as they are turned. Values are turned by nothing, so that one operation writes them and keys.
-        self._turn = torch.empty(rows, 1, head_dim // 2, dtype=torch.complex64)
-        turns = torch.ones(2, rows, 1, head_dim // 2, dtype=torch.complex64)
-        self._key_turn, memory = turns[0], Memory()
-        self._length = memory.take("length", (rows, 1))
-        self._measure = bind_length(self._wide, self._length)
-        self._layers = [_BoundLayer(layer, self._wide, self._turn, turns, memory) for layer in layers]
+        self._query_rotation = torch.empty(batch_size, 1, head_dim // 2, dtype=torch.complex64)
+        kv_rotations = torch.ones(2, batch_size, 1, head_dim // 2, dtype=torch.complex64)
+        self._key_rotation, buffers = kv_rotations[0], BufferPool()
+        self._row_norms = buffers.get("length", (batch_size, 1))
+        self._compute_row_norms = capture_row_norms(self._x_with_eps, self._row_norms)
+        self._layers = [_CapturedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers) for layer in layers]
 
-    def read(self, x: Tensor, turn: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+    def run(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """x[R, D], turned by complex[R or 1, 1, d / 2] → what the norm makes of the last layer's [R, D].
 
         `mask`[R · K, 1, S] is added to the scores. Writes behind what the cache holds.
         """
         self._x.copy_(x)
-        self._key_turn.copy_(turn)
-        torch.mul(self._key_turn, self._scale, out=self._turn)
-        for layer, *its in zip(self._layers, *cache.next_column(), strict=True):
-            layer.read(mask, *its)
-        self._measure()
-        return torch.div(self._x, self._length).mul_(self._weight)
+        self._key_rotation.copy_(rotation)
+        torch.mul(self._key_rotation, self._scale, out=self._query_rotation)
+        for layer, *kv_views in zip(self._layers, *cache.next_position_views(), strict=True):
+            layer.run(mask, *kv_views)
+        self._compute_row_norms()
+        return torch.div(self._x, self._row_norms).mul_(self._norm_weight)

@@ -12,15 +12,15 @@ import threading
 import torch
 from torch import Tensor
 
-from model.decode.kv_cache import Cache
-from model.decode.fast.layer import DecoderLayer
-from model.decode.fast.lm_head import Head
+from model.decode.kv_cache import KVCache
+from model.decode.fast.layer import InferenceLayer
+from model.decode.fast.lm_head import LMHead
 from model.llama import Llama
-from model.decode.fast.fused_linear import Norm
-from model.decode.fast.cpu_decode_step import Step
+from model.decode.fast.fused_linear import InferenceRMSNorm
+from model.decode.fast.cpu_decode_step import CapturedDecodeStep
 
 
-class Decoder:
+class InferenceModel:
     """Reads ids behind what a cache holds and says what follows. Made from a model's weights as they are now.
 
     Besides the model it keeps its wide matrices a second time, on a CPU also the head (see `model.head`). Threads may
@@ -30,19 +30,19 @@ class Decoder:
     def __init__(self, model: Llama) -> None:
         config, body = model.config, model.model
         shape = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
-        self._groups = config.num_key_value_heads
-        self._embed, self._norm = body.embed_tokens, Norm(body.norm)
-        self._layers = [DecoderLayer(layer, *shape) for layer in body.layers]  # type: ignore[arg-type]
+        self._num_kv_heads = config.num_key_value_heads
+        self._embed, self._norm = body.embed_tokens, InferenceRMSNorm(body.norm)
+        self._layers = [InferenceLayer(layer, *shape) for layer in body.layers]  # type: ignore[arg-type]
         self._dtype = body.norm.weight.dtype
-        self._turns = torch.complex(*body.rotary.table.to(self._dtype).float()).unsqueeze(1)
+        self._rotations = torch.complex(*body.rotary.table.to(self._dtype).float()).unsqueeze(1)
         # The kept memory of a step is a thread's own: two that shared it would mix their answers.
-        self._kept = threading.local()
-        self._stepping = self._turns.device.type == "cpu" and self._dtype == torch.float32 and all(
-            each.bindable for each in self._layers)
-        self.head = Head(model.lm_head)
+        self._thread_local = threading.local()
+        self._can_capture_step = self._rotations.device.type == "cpu" and self._dtype == torch.float32 and all(
+            each.is_capturable for each in self._layers)
+        self.head = LMHead(model.lm_head)
 
     @torch.inference_mode()
-    def read(self, ids: Tensor, cache: Cache, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Put ids[R, T] into the cache; the normalised hidden[R, D] of the last of them.
 
         `positions`[R, T] default to counting up from the cache's length; `mask`[R or 1, 1, T, S] (True: may look)
@@ -50,31 +50,31 @@ class Decoder:
         """
         rows, length = ids.shape
         start, stop = cache.length, cache.length + length
-        turn = self._turns[start:stop] if positions is None else self._turns[positions]
+        rotation = self._rotations[start:stop] if positions is None else self._rotations[positions]
         if length == 1 and mask is not None:
             mask = torch.zeros_like(mask, dtype=self._dtype).masked_fill_(~mask, -torch.inf)
-            mask = mask[:, 0].expand(rows, self._groups, stop).reshape(-1, 1, stop)
+            mask = mask[:, 0].expand(rows, self._num_kv_heads, stop).reshape(-1, 1, stop)
         x = self._embed(ids.flatten())
-        if length == 1 and self._stepping:
-            step: Step | None = getattr(self._kept, "step", None)
-            if step is None or step.rows != rows:
-                step = self._kept.step = Step(self._layers, self._norm, rows)
-            return step.read(x, turn.flatten(0, -3), mask, cache)
+        if length == 1 and self._can_capture_step:
+            step: CapturedDecodeStep | None = getattr(self._thread_local, "step", None)
+            if step is None or step.batch_size != rows:
+                step = self._thread_local.step = CapturedDecodeStep(self._layers, self._norm, rows)
+            return step.run(x, rotation.flatten(0, -3), mask, cache)
         for index, layer in enumerate(self._layers):
-            x = layer.read(x, rows, turn, mask, cache.layer(index))
+            x = layer.forward(x, rows, rotation, mask, cache.layer(index))
         return self._norm(x.view(rows, length, -1)[:, -1])
 
 
-def decoder_of(model: Llama) -> Decoder:
+def inference_model_for(model: Llama) -> InferenceModel:
     """A decoder for the model's present weights.
 
     One is kept with a model in evaluation mode, and used again until the model is put back into training mode or its
     weights are written to. (Fused optimizers write without a trace, hence the mode.)
     """
     if model.training:
-        return Decoder(model)
-    state = [(each.data_ptr(), None if each.is_inference() else each._version) for each in model.parameters()]
+        return InferenceModel(model)
+    weight_versions = [(each.data_ptr(), None if each.is_inference() else each._version) for each in model.parameters()]
     modules = [id(each) for each in model.modules()]
-    if model.decoder is None or model.decoder[0] != (state, modules):
-        model.decoder = ((state, modules), Decoder(model))
-    return model.decoder[1]
+    if model.cached_inference_model is None or model.cached_inference_model[0] != (weight_versions, modules):
+        model.cached_inference_model = ((weight_versions, modules), InferenceModel(model))
+    return model.cached_inference_model[1]

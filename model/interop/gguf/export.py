@@ -19,9 +19,9 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import atomic_file
 from model.config import LlamaConfig
-from model.interop.gguf.vocab import vocabulary_of, write_vocabulary
+from model.interop.gguf.vocab import build_vocabulary, write_vocabulary
 from model.llama import Llama, inverse_frequencies
-from model.interop.gguf.ollama import is_modelfile_of, modelfile_of, write_modelfile
+from model.interop.gguf.ollama import is_modelfile_of, modelfile_path, write_modelfile
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -48,17 +48,17 @@ def export_gguf(
     """
     import gguf
 
-    check_out(file)
-    vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
-    tensors = _tensors(model)
-    types = {key: _type(value, dtype) for key, value in tensors.items()}
-    words = None if chat_template is None else template or Template()
+    check_output_file(file)
+    vocabulary = build_vocabulary(tokenizer, model.config.vocab_size)
+    tensors = _named_tensors(model)
+    types = {key: _quantization_type(value, dtype) for key, value in tensors.items()}
+    ollama_template = None if chat_template is None else template or Template()
     with atomic_file(file) as temporary:
-        with _writer(temporary) as writer:
-            _add_shape(writer, model, dtype, name)
-            unsaid = write_vocabulary(writer, vocabulary, tokenizer, model.config.stop_ids)
+        with _open_writer(temporary) as writer:
+            _write_metadata(writer, model, dtype, name)
+            extra_stop_ids = write_vocabulary(writer, vocabulary, tokenizer, model.config.stop_ids)
             if chat_template is not None:
-                writer.add_chat_template(vocabulary.in_words(chat_template))
+                writer.add_chat_template(vocabulary.rename_special_tokens(chat_template))
             for key, value in tensors.items():
                 size = prod(gguf.quant_shape_to_byte_shape(value.shape, types[key]))
                 writer.add_tensor_info(key, value.shape, np.dtype(np.float32), size, types[key])
@@ -66,20 +66,20 @@ def export_gguf(
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for key, value in tensors.items():
-                writer.write_tensor_data(_converted(_in_gguf_order(key, value, model.config), types[key], key))
+                writer.write_tensor_data(_quantize(_interleave_rope_rows(key, value, model.config), types[key], key))
         # Before the file has its name: where there is no room for the one, the other is not left either.
         end = vocabulary.pieces[tokenizer.eos_id].text
-        write_modelfile(file, words, eos=end, rename=vocabulary.in_words, context=model.context)
+        write_modelfile(file, ollama_template, eos_text=end, rename_special_tokens=vocabulary.rename_special_tokens, context_length=model.trained_context)
     if dtype == "q8_0" and (wide := [key for key, kind in types.items() if kind.name == "F16"]):
         print(f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
               file=sys.stderr)
-    if unsaid:
-        print(f"note: a GGUF file names three ids at which to stop; llama.cpp stops at {', '.join(map(str, unsaid))} too only "
+    if extra_stop_ids:
+        print(f"note: a GGUF file names three ids at which to stop; llama.cpp stops at {', '.join(map(str, extra_stop_ids))} too only "
               "where it knows their names", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _writer(file: Path) -> Iterator["GGUFWriter"]:
+def _open_writer(file: Path) -> Iterator["GGUFWriter"]:
     """A writer whose file is closed, whatever happens: what it could not write it would try again as it is collected."""
     import gguf
 
@@ -94,7 +94,7 @@ def _writer(file: Path) -> Iterator["GGUFWriter"]:
         raise
 
 
-def check_out(file: Path) -> None:
+def check_output_file(file: Path) -> None:
     """UserError if `file` or its `Modelfile` is there and is none: an export replaces an earlier one, nothing else."""
     if file.is_dir():
         raise UserError(f"--out {file} is a folder: name a file, such as {file / 'model.gguf'}")
@@ -102,30 +102,30 @@ def check_out(file: Path) -> None:
         with file.open("rb") as there:
             if there.read(len(_MAGIC)) != _MAGIC:
                 raise UserError(f"--out {file} exists and is no GGUF file: name another file")
-    if modelfile_of(file).exists() and not is_modelfile_of(file):
-        raise UserError(f"{modelfile_of(file)} exists and is no Modelfile of {file.name}: name another --out")
+    if modelfile_path(file).exists() and not is_modelfile_of(file):
+        raise UserError(f"{modelfile_path(file)} exists and is no Modelfile of {file.name}: name another --out")
 
 
-def _tensors(model: Llama) -> dict[str, Tensor]:
+def _named_tensors(model: Llama) -> dict[str, Tensor]:
     """All tensors of the file under llama.cpp's names; a tied head is left out, as llama.cpp expects."""
     import gguf
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
-    found = {_known(names.get_name(key, (".weight",)), key): value.detach() for key, value in model.named_parameters()}
+    tensors = {_require_tensor_name(names.get_name(key, (".weight",)), key): value.detach() for key, value in model.named_parameters()}
     if model.config.rope_scaling and model.config.rope_scaling["rope_type"] == "llama3":
         # What llama.cpp divides each plain frequency by.
         plain = inverse_frequencies(replace(model.config, rope_scaling=None))
-        found["rope_freqs.weight"] = plain / inverse_frequencies(model.config)
-    return found
+        tensors["rope_freqs.weight"] = plain / inverse_frequencies(model.config)
+    return tensors
 
 
-def _known(found: str | None, key: str) -> str:
-    if found is None:
+def _require_tensor_name(name: str | None, key: str) -> str:
+    if name is None:
         raise ValueError(f"{key} is no weight of a Llama: merge adapters before export")
-    return found
+    return name
 
 
-def _type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType":
+def _quantization_type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType":
     from gguf import GGMLQuantizationType
 
     if tensor.dim() < 2 or dtype == "f32":
@@ -134,7 +134,7 @@ def _type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType":
     return GGMLQuantizationType.Q8_0 if blocks else GGMLQuantizationType.F16
 
 
-def _in_gguf_order(key: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
+def _interleave_rope_rows(key: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
     """The rows of query and key projections in llama.cpp's order: (first half, second half) of a head, interleaved."""
     if not key.endswith(("attn_q.weight", "attn_k.weight")):
         return tensor
@@ -142,16 +142,16 @@ def _in_gguf_order(key: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def _converted(tensor: Tensor, kind: "GGMLQuantizationType", key: str) -> np.ndarray:
+def _quantize(tensor: Tensor, quantization_type: "GGMLQuantizationType", key: str) -> np.ndarray:
     from gguf import quants
 
     values = tensor.float().cpu().contiguous().numpy()
-    if kind.name == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
+    if quantization_type.name == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
         raise UserError(f"{key} holds numbers that are too large for f16: export as f32")
-    return quants.quantize(values, kind)
+    return quants.quantize(values, quantization_type)
 
 
-def _add_shape(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -> None:
+def _write_metadata(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -> None:
     import gguf
 
     config = model.config
@@ -161,7 +161,7 @@ def _add_shape(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
     # llama.cpp and Ollama size a conversation by this: positions the model was trained on, not all it has angles for.
-    writer.add_context_length(model.context)
+    writer.add_context_length(model.trained_context)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)

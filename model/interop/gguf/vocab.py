@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from model.chat_template.template import template_of
-from model.tokenizer.base import MARK, Piece, Tokenizer
+from model.chat_template.template import template_for_tokenizer
+from model.tokenizer.base import SPECIAL_TOKEN_MARK, Piece, Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNKNOWN, UNUSED
 
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What a GGUF file says of a tokenizer. `model` is `llama`, SentencePiece's BPE by scores, or `gpt2`, BPE by merges."""
+class GGUFVocabulary:
+    """What a GGUF file says of a tokenizer. `tokenizer_model` is `llama`, SentencePiece's BPE by scores, or `gpt2`, BPE by merges."""
 
-    model: Literal["llama", "gpt2"]
+    tokenizer_model: Literal["llama", "gpt2"]
     pieces: list[Piece]
-    pre: str = "default"  # how text is cut before merging, by llama.cpp's name for it
+    pre_tokenizer: str = "default"  # how text is cut before merging, by llama.cpp's name for it
     merges: list[str] = field(default_factory=list)  # the best first
-    space_first: bool = False  # whether every text is given a space in front
-    specials: dict[str, str] = field(default_factory=dict)  # of an imported tokenizer, and what they are called in the file
+    adds_space_prefix: bool = False  # whether every text is given a space in front
+    special_token_names: dict[str, str] = field(default_factory=dict)  # of an imported tokenizer, and what they are called in the file
 
-    def in_words(self, words: str) -> str:
+    def rename_special_tokens(self, text: str) -> str:
         """Words of a template, with special tokens by the names that they have in the file."""
-        names = "|".join(map(re.escape, sorted(self.specials, key=len, reverse=True)))
-        return re.sub(names, lambda found: self.specials[found[0]], words) if names else words
+        names = "|".join(map(re.escape, sorted(self.special_token_names, key=len, reverse=True)))
+        return re.sub(names, lambda found: self.special_token_names[found[0]], text) if names else text
 
 
-def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer, filled up with unused pieces to the `size` of the embedding.
+def build_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+    """The vocabulary of a tokenizer, filled up with unused pieces to the `vocab_size` of the embedding.
 
     UserError where llama.cpp could not be made to give the same ids.
     """
     if isinstance(tokenizer, ImportedTokenizer):
-        from model.interop.gguf.imported_vocab import imported_vocabulary
+        from model.interop.gguf.imported_vocab import build_imported_vocabulary
 
-        return imported_vocabulary(tokenizer, size)
-    return Vocabulary("llama", own_pieces(tokenizer, size))
+        return build_imported_vocabulary(tokenizer, vocab_size)
+    return GGUFVocabulary("llama", build_native_pieces(tokenizer, vocab_size))
 
 
-def own_pieces(tokenizer: Tokenizer, size: int) -> list[Piece]:
-    """The pieces of a tokenizer of the project's own kind as llama.cpp gives its ids, filled up to `size`."""
-    filling = [Piece("", -float(index), UNUSED) for index in range(tokenizer.vocabulary_size, size)]
-    made = [_renamed(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])]
+def build_native_pieces(tokenizer: Tokenizer, vocab_size: int) -> list[Piece]:
+    """The pieces of a tokenizer of the project's own kind as llama.cpp gives its ids, filled up to `vocab_size`."""
+    filling = [Piece("", -float(index), UNUSED) for index in range(tokenizer.vocab_size, vocab_size)]
+    made = [_to_gguf_piece(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])]
     check_merges(made)
     return made
 
 
-def unused(index: int) -> Piece:
+def unused_piece(index: int) -> Piece:
     """The piece of an id that no text makes; `index` is its id."""
     return Piece(f"<unused_{index}>", -float(index), UNUSED)
 
 
-def _renamed(index: int, piece: Piece) -> Piece:
+def _to_gguf_piece(index: int, piece: Piece) -> Piece:
     if piece.kind == UNUSED:
-        return piece._replace(text=unused(index).text)
-    return piece._replace(text=piece.text + MARK) if piece.kind in (CONTROL, UNKNOWN) else piece
+        return piece._replace(text=unused_piece(index).text)
+    return piece._replace(text=piece.text + SPECIAL_TOKEN_MARK) if piece.kind in (CONTROL, UNKNOWN) else piece
 
 
 def check_merges(pieces: list[Piece]) -> None:
@@ -76,7 +76,7 @@ def check_merges(pieces: list[Piece]) -> None:
     """
     normal = normal_texts(pieces)
     for index, piece in enumerate(pieces):
-        if piece.kind != NORMAL and is_merged(piece.text, normal):
+        if piece.kind != NORMAL and is_merge_result(piece.text, normal):
             raise UserError(f"id {index}, {piece.text}, is no normal piece, but llama.cpp would merge text into it: "
                             "this tokenizer cannot be exported as GGUF")
 
@@ -86,18 +86,18 @@ def normal_texts(pieces: list[Piece]) -> set[str]:
     return {piece.text for piece in pieces if piece.kind == NORMAL}
 
 
-def is_merged(text: str, normal: set[str]) -> bool:
+def is_merge_result(text: str, normal_pieces: set[str]) -> bool:
     """Whether two neighbours, each a character or a normal piece, have this text together, or a piece alone has."""
     parts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-    return text in normal or any(all(len(part) == 1 or part in normal for part in pair) for pair in parts)
+    return text in normal_pieces or any(all(len(part) == 1 or part in normal_pieces for part in pair) for pair in parts)
 
 
-def write_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary, tokenizer: Tokenizer, stops: tuple[int, ...]) -> list[int]:
-    """Write the vocabulary and the ids that begin and end a text; the ids in `stops` that there is no key for."""
-    writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
+def write_vocabulary(writer: "GGUFWriter", vocabulary: GGUFVocabulary, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[int]:
+    """Write the vocabulary and the ids that begin and end a text; the ids in `stop_ids` that there is no key for."""
+    writer.add_tokenizer_model(vocabulary.tokenizer_model)
+    writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list([piece.text for piece in vocabulary.pieces])
-    if vocabulary.model == "llama":
+    if vocabulary.tokenizer_model == "llama":
         writer.add_token_scores([piece.score for piece in vocabulary.pieces])
     writer.add_token_types([piece.kind for piece in vocabulary.pieces])
     if vocabulary.merges:
@@ -106,12 +106,12 @@ def write_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary, tokenizer: To
     if tokenizer.unk_id is not None:
         writer.add_unk_token_id(tokenizer.unk_id)
     # The end of a document, of a turn and of a message to a tool, in llama.cpp's words: it stops at any of them.
-    ends = list(dict.fromkeys((tokenizer.document_end_id, *stops)))
-    for write, index in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False):
+    eog_ids = list(dict.fromkeys((tokenizer.eod_id, *stop_ids)))
+    for write, index in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), eog_ids, strict=False):
         write(index)
     # A text begins with <bos> where conversations do, as documents and conversations of training did. Where a chat template
     # writes it too, llama.cpp's server and llama-cpp-python keep one of the two; Ollama's template leaves it out.
-    writer.add_add_bos_token(bool(template_of(tokenizer).start(tokenizer)))
+    writer.add_add_bos_token(bool(template_for_tokenizer(tokenizer).bos_ids(tokenizer)))
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(vocabulary.space_first)
-    return ends[3:]
+    writer.add_add_space_prefix(vocabulary.adds_space_prefix)
+    return eog_ids[3:]

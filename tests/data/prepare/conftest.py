@@ -14,7 +14,7 @@ from data.shards import ShardSet
 # A command whose parts and shards are small, so that little text makes many of them.
 COMMAND = """
 import data.prepare.worker, data.shards
-data.prepare.worker.PART_BYTES = 1 << 17
+data.prepare.worker.UNIT_BYTES = 1 << 17
 data.shards.ShardWriter.__init__.__defaults__ = (1 << 17,)
 from common.errors import run_main
 from data.prepare.__main__ import main
@@ -74,10 +74,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def documents(folder: Path) -> list[str]:
     shards = ShardSet.open(folder, checksums=True)
-    loaded = shards.tokenizer()
+    loaded = shards.load_tokenizer()
     found = []
     for split in ("train", "validation"):
-        sequences = shards.split(split)
+        sequences = shards.load_split(split)
         for index in range(len(sequences)):
             ids = sequences.tokens(index)
             assert ids[0] == loaded.bos_id and ids[-1] == loaded.eos_id

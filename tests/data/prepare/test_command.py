@@ -7,11 +7,11 @@ import pytest
 
 from common.errors import UserError
 from data.prepare import pipeline as prepare_module
-from data.readers.source_args import Group, split_groups
+from data.readers.source_args import SourceGroup, parse_source_groups
 from data.prepare.pipeline import PrepareOptions
 
 
-def test_groups_are_taken_out_of_the_command_line() -> None:
+def test_source_groups_are_parsed_from_command_line() -> None:
     words = [
         "--source",
         "mnbvc",
@@ -27,8 +27,8 @@ def test_groups_are_taken_out_of_the_command_line() -> None:
         "--input",
         "hub",
     ]
-    groups, rest = split_groups(words)
-    assert groups == [Group("mnbvc", ("a", "b")), Group("jsonl:x", ("c", "hub"))]
+    groups, rest = parse_source_groups(words)
+    assert groups == [SourceGroup("mnbvc", ("a", "b")), SourceGroup("jsonl:x", ("c", "hub"))]
     assert rest == ["--out", "o", "--workers", "2"]
 
 
@@ -47,7 +47,7 @@ def test_groups_are_taken_out_of_the_command_line() -> None:
         ("--source text --input a --out o --tokenizer nothing", "nothing does not exist"),
     ],
 )
-def test_mistakes_on_the_command_line_are_told(
+def test_command_line_errors_are_reported(
     words: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -56,7 +56,7 @@ def test_mistakes_on_the_command_line_are_told(
         prepare_module.main()
 
 
-def test_help_teaches_sources_options_and_an_example(
+def test_help_shows_sources_options_and_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["prepare", "--source", "mnbvc", "--help"])
@@ -68,7 +68,7 @@ def test_help_teaches_sources_options_and_an_example(
         assert word in text
 
 
-def test_the_default_config_holds_the_defaults() -> None:
+def test_default_config_matches_defaults() -> None:
     """Two places that state a default must state the same."""
     import yaml
 

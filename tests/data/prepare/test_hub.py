@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from data.prepare.pipeline import PrepareOptions, prepare
+from data.prepare.pipeline import PrepareOptions, prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import document, documents
 
@@ -18,10 +18,10 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
     import dataclasses
 
     from data.sources import SOURCES
-    from data.sources.base import Hub
+    from data.sources.base import HubDataset
 
     def _fake(name: str, folder: Path) -> None:
-        hub = Hub("local", "default", f"{folder}/{{folder}}/*.jsonl.gz")
+        hub = HubDataset("local", "default", f"{folder}/{{folder}}/*.jsonl.gz")
         monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], hub=hub))
 
     return _fake
@@ -45,7 +45,7 @@ def test_a_hub_dataset_is_prepared_like_files(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for way in ("hub", "hub-download"):
         options = PrepareOptions(workers=1, limit=30)
-        report = prepare("mnbvc_qa", [f"{way}:qa_zhihu"], tmp_path / way, tokenizer, options)
+        report = prepare_source("mnbvc_qa", [f"{way}:qa_zhihu"], tmp_path / way, tokenizer, options)
         assert report["kept"] == 30
         assert f"{document(0, 50)}\n{document(1000, 200)}" in documents(tmp_path / way)
     assert ShardSet.open(tmp_path / "hub").fingerprint == ShardSet.open(tmp_path / "hub-download").fingerprint

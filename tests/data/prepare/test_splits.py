@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
-from data.prepare.pipeline import PrepareOptions, prepare
+from data.prepare.pipeline import PrepareOptions, prepare_source
 from data.shards import ShardSet
 from model.tokenizer.base import Tokenizer
 from tests.data.prepare.conftest import document, run
@@ -15,25 +15,25 @@ from tests.data.prepare.conftest import document, run
 
 def split_of(folder: Path, name: str) -> set[str]:
     shards = ShardSet.open(folder)
-    sequences, loaded = shards.split(name), shards.tokenizer()
+    sequences, loaded = shards.load_split(name), shards.load_tokenizer()
     return {loaded.decode(sequences.tokens(index)[1:-1].tolist()) for index in range(len(sequences))}
 
 
-def test_tokens_are_those_of_the_tokenizer(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
-    prepare("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(validation=0))
-    loaded, sequences = Tokenizer.load(tokenizer), ShardSet.open(tmp_path / "out").split("train")
+def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(validation=0))
+    loaded, sequences = Tokenizer.load(tokenizer), ShardSet.open(tmp_path / "out").load_split("train")
     for index in (0, 7, 199):
         wanted = [loaded.bos_id, *loaded.encode(document(index)), loaded.eos_id]
         assert np.array_equal(sequences.tokens(index), wanted)
 
 
-def test_validation_is_chosen_by_text_alone(tokenizer: Path, tmp_path: Path) -> None:
+def test_validation_split_depends_only_on_text(tokenizer: Path, tmp_path: Path) -> None:
     """A document must not change sides when the corpus is shuffled or grows: training on it would leak."""
     texts = [document(seed, 60) for seed in range(600)]
 
     def prepared(name: str, some: list[str]) -> Path:
         (tmp_path / name).write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in some))
-        prepare("jsonl", [str(tmp_path / name)], tmp_path / f"{name}.out", tokenizer, PrepareOptions())
+        prepare_source("jsonl", [str(tmp_path / name)], tmp_path / f"{name}.out", tokenizer, PrepareOptions())
         return tmp_path / f"{name}.out"
 
     whole, turned, half = prepared("a", texts), prepared("b", texts[::-1]), prepared("c", texts[:300])
@@ -47,7 +47,7 @@ def test_small_corpora_have_both_splits(
     tokenizer: Path, tmp_path: Path, count: int, share: float, held_out: int | None
 ) -> None:
     (tmp_path / "a").write_bytes(b"".join(orjson.dumps({"text": document(seed)}) + b"\n" for seed in range(count)))
-    prepare("jsonl", [str(tmp_path / "a")], tmp_path / "out", tokenizer, PrepareOptions(validation=share))
+    prepare_source("jsonl", [str(tmp_path / "a")], tmp_path / "out", tokenizer, PrepareOptions(validation=share))
     splits = ShardSet.open(tmp_path / "out").manifest["splits"]
     assert splits["train"]["sequences"] >= 1
     assert splits["train"]["sequences"] + splits["validation"]["sequences"] == count
@@ -57,7 +57,7 @@ def test_small_corpora_have_both_splits(
 
 
 @pytest.mark.slow
-def test_memory_is_flat_in_the_size_of_the_corpus(tokenizer: Path, tmp_path: Path, root: Path) -> None:
+def test_memory_is_constant_in_corpus_size(tokenizer: Path, tmp_path: Path, root: Path) -> None:
     peaks = []
     for scale in (1, 5):
         path = tmp_path / f"{scale}.jsonl"

@@ -48,9 +48,15 @@ def build_babyllama_step(task: TrainTask) -> TrainStep:
 
     model = Llama(task.config)
     model.load_state_dict(load_file(task.weights))
-    options = OptimizerOptions.model_validate({
-        "name": "adamw", "lr": LEARNING_RATE, "beta1": BETAS[0], "beta2": BETAS[1], "weight_decay": WEIGHT_DECAY,
-    })
+    options = OptimizerOptions.model_validate(
+        {
+            "name": "adamw",
+            "lr": LEARNING_RATE,
+            "beta1": BETAS[0],
+            "beta2": BETAS[1],
+            "weight_decay": WEIGHT_DECAY,
+        }
+    )
     optimizers = build_optimizers(model, options).values()
 
     def step(inputs: Any, targets: Any) -> float:
@@ -109,10 +115,20 @@ def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
 
     llama_config = task.config
     config = Config(
-        name="babyllama", block_size=task.length, vocab_size=llama_config.vocab_size, padded_vocab_size=llama_config.vocab_size,
-        n_layer=llama_config.num_hidden_layers, n_head=llama_config.num_attention_heads, n_embd=llama_config.hidden_size,
-        intermediate_size=llama_config.intermediate_size, rotary_percentage=1.0, rope_base=int(llama_config.rope_theta),
-        parallel_residual=False, bias=False, norm_class_name="RMSNorm", norm_eps=llama_config.rms_norm_eps,
+        name="babyllama",
+        block_size=task.length,
+        vocab_size=llama_config.vocab_size,
+        padded_vocab_size=llama_config.vocab_size,
+        n_layer=llama_config.num_hidden_layers,
+        n_head=llama_config.num_attention_heads,
+        n_embd=llama_config.hidden_size,
+        intermediate_size=llama_config.intermediate_size,
+        rotary_percentage=1.0,
+        rope_base=int(llama_config.rope_theta),
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=llama_config.rms_norm_eps,
         mlp_class_name="LLaMAMLP",
     )
     model: Any = GPT(config)

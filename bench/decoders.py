@@ -96,8 +96,15 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
         ids = torch.tensor([[0] * (longest - len(each)) + each for each in prompts])
         mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
         start = time.perf_counter()
-        said = model.generate(ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False,
-                              pad_token_id=0, eos_token_id=None)
+        said = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
         return said[:, longest:].tolist(), time.perf_counter() - start
 
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
@@ -120,9 +127,23 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"
     if not file.exists():
-        export_gguf(_load_babyllama(task), Tokenizer.load(task.tokenizer), None, file, dtype=dtype, name="bench")
-    model = Theirs(str(file), n_ctx=1024, n_threads=task.threads, n_threads_batch=task.threads, verbose=False,
-                   type_k=_GGML_TYPE_F32, type_v=_GGML_TYPE_F32)  # its cache is f16 unless told otherwise
+        export_gguf(
+            _load_babyllama(task),
+            Tokenizer.load(task.tokenizer),
+            None,
+            file,
+            dtype=dtype,
+            name="bench",
+        )
+    model = Theirs(
+        str(file),
+        n_ctx=1024,
+        n_threads=task.threads,
+        n_threads_batch=task.threads,
+        verbose=False,
+        type_k=_GGML_TYPE_F32,
+        type_v=_GGML_TYPE_F32,
+    )  # its cache is f16 unless told otherwise
     size = model.n_vocab()
 
     def likeliest() -> int:
@@ -145,7 +166,9 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
 
 
 DECODERS: dict[str, Callable[[DecodeTask], DecodeFunction]] = {
-    "babyllama": build_babyllama_decoder, "transformers": build_transformers_decoder, "llama-cpp": build_llama_cpp_decoder,
+    "babyllama": build_babyllama_decoder,
+    "transformers": build_transformers_decoder,
+    "llama-cpp": build_llama_cpp_decoder,
 }
 # The package that a contender needs, and the command that installs it.
 REQUIRED_PACKAGES = {

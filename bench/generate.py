@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.decoders import DECODERS, REQUIRED_PACKAGES, WeightPrecision, DecodeTask
+from bench.decoders import DECODERS, REQUIRED_PACKAGES, DecodeTask, WeightPrecision
 from bench.turns import run_turns
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import num_cores, collect_environment, peak_memory_bytes
+from common.machine import collect_environment, num_cores, peak_memory_bytes
 from common.options import CommandParser, writable_path
 from model.config import LlamaConfig, config_from_preset
 
@@ -34,8 +34,11 @@ BATCH_ROWS = 16
 BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
 # Contender, precision and the batches that it decodes; ratios are to the first of a precision's other rows.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
-    ("transformers", "fp32", (1, BATCH_ROWS)), ("llama-cpp", "fp32", (1,)), ("llama-cpp", "int8", (1,)),
-    ("babyllama", "fp32", (1, BATCH_ROWS)), ("babyllama", "int8", (1, BATCH_ROWS)),
+    ("transformers", "fp32", (1, BATCH_ROWS)),
+    ("llama-cpp", "fp32", (1,)),
+    ("llama-cpp", "int8", (1,)),
+    ("babyllama", "fp32", (1, BATCH_ROWS)),
+    ("babyllama", "int8", (1, BATCH_ROWS)),
 ]
 
 
@@ -70,8 +73,15 @@ class Figure:
 def make_prompts(batch: int, length: int) -> list[list[int]]:
     """One prompt of `length` ids, or several of a quarter of it up to all of it."""
     draw = np.random.default_rng(SEED)
-    lengths = [length] if batch == 1 else np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
-    return [[MODEL_CONFIG.bos_token_id, *draw.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()] for size in lengths]
+    lengths = (
+        [length]
+        if batch == 1
+        else np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
+    )
+    return [
+        [MODEL_CONFIG.bos_token_id, *draw.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()]
+        for size in lengths
+    ]
 
 
 def measure_bandwidth() -> float:
@@ -87,58 +97,106 @@ def measure_bandwidth() -> float:
     return numbers.numel() * numbers.element_size() / best
 
 
-def run_turn(entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int) -> list[Figure]:
+def run_turn(
+    entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int
+) -> list[Figure]:
     """Decode with one contender in this process; a short decoding before pays for what happens once."""
     import torch
 
     torch.set_num_threads(threads)
     name, precision, batches = ENTRANTS[entrant]
-    decode = DECODERS[name](DecodeTask(MODEL_CONFIG, folder / WEIGHTS_FILE, TOKENIZER, precision, threads))
+    decode = DECODERS[name](
+        DecodeTask(MODEL_CONFIG, folder / WEIGHTS_FILE, TOKENIZER, precision, threads)
+    )
     timings = []
     for batch in batches:
         prompts = make_prompts(batch, length)
         decode(prompts, 4)
         timings.append((batch, prompts, decode(prompts, num_new_tokens)))
     peak, rate = peak_memory_bytes(), measure_bandwidth()
-    return [Figure(name, precision, batch, sum(map(len, prompts)), each.ids, each.prefill_seconds, each.decode_seconds, peak, rate)
-            for batch, prompts, each in timings]
+    return [
+        Figure(
+            name,
+            precision,
+            batch,
+            sum(map(len, prompts)),
+            each.ids,
+            each.prefill_seconds,
+            each.decode_seconds,
+            peak,
+            rate,
+        )
+        for batch, prompts, each in timings
+    ]
 
 
 def check_equal_ids(figures: list[Figure]) -> None:
     """Refuse to compare contenders that do not decode the same: UserError if ids in fp32, or those of a repetition, differ."""
     for figure in figures:
-        peers = [each for each in figures if (each.precision, each.batch) == (figure.precision, figure.batch)
-                 and (figure.precision == "fp32" or each.contender == figure.contender)]
+        peers = [
+            each
+            for each in figures
+            if (each.precision, each.batch) == (figure.precision, figure.batch)
+            and (figure.precision == "fp32" or each.contender == figure.contender)
+        ]
         if figure.ids != peers[0].ids:
-            raise UserError(f"{figure.contender} and {peers[0].contender} decode other ids in {figure.precision} at batch "
-                            f"{figure.batch}, so the speeds cannot be compared")
+            raise UserError(
+                f"{figure.contender} and {peers[0].contender} decode other ids in {figure.precision} at batch "
+                f"{figure.batch}, so the speeds cannot be compared"
+            )
 
 
 def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
     """Bytes of weights that a step must read. This project's greedy fp32 decoding reads the head in int8."""
     head = config.hidden_size * config.vocab_size
     body = config.num_matmul_parameters - head
-    return body * BYTES_PER_WEIGHT[precision] + head * BYTES_PER_WEIGHT["int8" if contender == "babyllama" else precision]
+    return (
+        body * BYTES_PER_WEIGHT[precision]
+        + head * BYTES_PER_WEIGHT["int8" if contender == "babyllama" else precision]
+    )
 
 
 def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
     """A row per contender, precision and batch; ratios are to the first contender of the same precision and batch."""
     rate = statistics.median(figure.bandwidth for figure in figures)
     rows: list[dict[str, Any]] = []
-    for precision, batch, name in sorted({(each.precision, each.batch, each.contender) for each in figures},
-                                         key=lambda key: (*key[:2], list(DECODERS).index(key[2]))):
-        contender_figures = [each for each in figures if (each.precision, each.batch, each.contender) == (precision, batch, name)]
+    for precision, batch, name in sorted(
+        {(each.precision, each.batch, each.contender) for each in figures},
+        key=lambda key: (*key[:2], list(DECODERS).index(key[2])),
+    ):
+        contender_figures = [
+            each
+            for each in figures
+            if (each.precision, each.batch, each.contender) == (precision, batch, name)
+        ]
         speeds = [each.decode_tokens_per_second for each in contender_figures]
         steps = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
-        rows.append({
-            "precision": precision, "batch": batch, "contender": name, "decode": statistics.median(speeds),
-            "slowest": min(speeds), "fastest": max(speeds), "prefill": statistics.median(each.prefill_tokens_per_second for each in contender_figures),
-            "limit": batch * rate / steps, "own_limit": batch * rate / weight_bytes_per_step(name, precision, MODEL_CONFIG),
-            "peak_bytes": max(each.peak_bytes for each in contender_figures),
-        })
+        rows.append(
+            {
+                "precision": precision,
+                "batch": batch,
+                "contender": name,
+                "decode": statistics.median(speeds),
+                "slowest": min(speeds),
+                "fastest": max(speeds),
+                "prefill": statistics.median(
+                    each.prefill_tokens_per_second for each in contender_figures
+                ),
+                "limit": batch * rate / steps,
+                "own_limit": batch * rate / weight_bytes_per_step(name, precision, MODEL_CONFIG),
+                "peak_bytes": max(each.peak_bytes for each in contender_figures),
+            }
+        )
     for row in rows:
-        ours = next((each["decode"] for each in rows if each["contender"] == "babyllama"
-                     and (each["precision"], each["batch"]) == (row["precision"], row["batch"])), None)
+        ours = next(
+            (
+                each["decode"]
+                for each in rows
+                if each["contender"] == "babyllama"
+                and (each["precision"], each["batch"]) == (row["precision"], row["batch"])
+            ),
+            None,
+        )
         row["lead"] = ours / row["decode"] if ours else None
     return rows
 
@@ -146,40 +204,69 @@ def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
 def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
     """Print the comparison."""
     rate = statistics.median(figure.bandwidth for figure in figures)
-    print(f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {MODEL_CONFIG.num_matmul_parameters * 4 / 1e6:.0f} MB, "
-          f"int8 {MODEL_CONFIG.num_matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
-          f"{weight_bytes_per_step('babyllama', 'fp32', MODEL_CONFIG) / 1e6:.0f} MB (see docs/inference.md)")
+    print(
+        f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {MODEL_CONFIG.num_matmul_parameters * 4 / 1e6:.0f} MB, "
+        f"int8 {MODEL_CONFIG.num_matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
+        f"{weight_bytes_per_step('babyllama', 'fp32', MODEL_CONFIG) / 1e6:.0f} MB (see docs/inference.md)"
+    )
     print("ids in fp32 are the same for all")
-    print(f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
-          f"{'prefill/s':>10}{'peak MB':>9}")
+    print(
+        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
+        f"{'prefill/s':>10}{'peak MB':>9}"
+    )
     for row in rows:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
-        print(f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}{spread:>18}{lead:>10}"
-              f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}")
+        print(
+            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}{spread:>18}{lead:>10}"
+            f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
+        )
 
 
 def resolve_entrants(names: list[str]) -> list[int]:
     """The entrants of these contenders whose package is installed; a line for each that is not. UserError for other names."""
     for name in names:
         if name not in DECODERS:
-            raise UserError(f"--contenders {name}: there is no such contender; there are {', '.join(DECODERS)}")
-    missing = [name for name in names if name in REQUIRED_PACKAGES and find_spec(REQUIRED_PACKAGES[name][0]) is None]
+            raise UserError(
+                f"--contenders {name}: there is no such contender; there are {', '.join(DECODERS)}"
+            )
+    missing = [
+        name
+        for name in names
+        if name in REQUIRED_PACKAGES and find_spec(REQUIRED_PACKAGES[name][0]) is None
+    ]
     for name in missing:
         print(f"{name} is left out: it is not installed ({REQUIRED_PACKAGES[name][1]})")
-    return [index for index, (name, *_) in enumerate(ENTRANTS) if name in names and name not in missing]
+    return [
+        index for index, (name, *_) in enumerate(ENTRANTS) if name in names and name not in missing
+    ]
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = CommandParser(prog="python -m bench.generate", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(
+        prog="python -m bench.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of the longest prompt (default 64)")
-    parser.add_argument("--new", type=int, default=256, help="new tokens of each prompt (default 256)")
-    parser.add_argument("--threads", type=int, default=num_cores(), help="threads (default: all cores)")
-    parser.add_argument("--contenders", default=",".join(DECODERS), help="of those, comma-separated (default %(default)s)")
-    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument(
+        "--prompt", type=int, default=64, help="tokens of the longest prompt (default 64)"
+    )
+    parser.add_argument(
+        "--new", type=int, default=256, help="new tokens of each prompt (default 256)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=num_cores(), help="threads (default: all cores)"
+    )
+    parser.add_argument(
+        "--contenders",
+        default=",".join(DECODERS),
+        help="of those, comma-separated (default %(default)s)",
+    )
+    parser.add_argument(
+        "--json", type=writable_path, metavar="OUT", help="write the figures and every turn here"
+    )
     parser.add_argument("--turn", nargs=2, metavar=("ENTRANT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for name, least in (("turns", 1), ("prompt", 1), ("new", 2), ("threads", 1)):
@@ -193,7 +280,9 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.turn:
         entrant, folder = arguments.turn
-        measured = run_turn(int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new)
+        measured = run_turn(
+            int(entrant), Path(folder), arguments.threads, arguments.prompt, arguments.new
+        )
         print(json.dumps([asdict(each) for each in measured]))
         return
     from safetensors.torch import save_file
@@ -201,19 +290,38 @@ def main() -> None:
     from model.llama import Llama
 
     entrants = resolve_entrants(arguments.contenders.split(","))
-    numbers = [word for name in ("threads", "prompt", "new") for word in (f"--{name}", str(getattr(arguments, name)))]
+    numbers = [
+        word
+        for name in ("threads", "prompt", "new")
+        for word in (f"--{name}", str(getattr(arguments, name)))
+    ]
     with tempfile.TemporaryDirectory() as temporary:
-        save_file(Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE)
-        asked = [(ENTRANTS[entrant][0], ["--turn", str(entrant), temporary, *numbers]) for entrant in entrants]
+        save_file(
+            Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE
+        )
+        asked = [
+            (ENTRANTS[entrant][0], ["--turn", str(entrant), temporary, *numbers])
+            for entrant in entrants
+        ]
         found = run_turns("bench.generate", asked, arguments.turns, arguments.threads)
     figures = [Figure(**each) for turn in found for each in turn]
     check_equal_ids(figures)
     rows = summarize(figures)
     print_comparison(rows, figures)
     if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("turns", "prompt", "new", "threads")}
-        write_json(arguments.json, {"made": collect_environment(), **settings, "config": MODEL_CONFIG.to_hf(), "results": rows,
-                                    "all_turns": [asdict(each) for each in figures]})
+        settings = {
+            name: getattr(arguments, name) for name in ("turns", "prompt", "new", "threads")
+        }
+        write_json(
+            arguments.json,
+            {
+                "made": collect_environment(),
+                **settings,
+                "config": MODEL_CONFIG.to_hf(),
+                "results": rows,
+                "all_turns": [asdict(each) for each in figures],
+            },
+        )
 
 
 if __name__ == "__main__":

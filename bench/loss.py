@@ -1,6 +1,6 @@
 """The paths to the loss side by side: seconds and largest extra memory, forward and backward, one process a path.
 
-    python -m bench.loss --tokens 4096 --hidden 256 --vocabulary 65000 --precision fp32 --turns 3
+python -m bench.loss --tokens 4096 --hidden 256 --vocabulary 65000 --precision fp32 --turns 3
 """
 
 import argparse
@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="positions with a loss")
     parser.add_argument("--hidden", type=int, default=256, help="width")
     parser.add_argument("--vocabulary", type=int, default=65_000, help="ids")
-    parser.add_argument("--precision", choices=DTYPES, default="fp32", help="type that the head is computed in")
+    parser.add_argument(
+        "--precision", choices=DTYPES, default="fp32", help="type that the head is computed in"
+    )
     parser.add_argument("--turns", type=int, default=3, help="processes per path, interleaved")
     parser.add_argument("--path", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -42,11 +44,19 @@ def main() -> None:
     for _ in range(options.turns):
         for path, turns in results.items():
             command = [sys.executable, "-m", "bench.loss", *sys.argv[1:], "--path", path]
-            turns.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    print(f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, {options.precision}; "
-          f"{collect_environment()['platform']}")
+            turns.append(
+                json.loads(
+                    subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                )
+            )
+    print(
+        f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, {options.precision}; "
+        f"{collect_environment()['platform']}"
+    )
     for path, turns in results.items():
-        seconds, memory = (statistics.median(turn[key] for turn in turns) for key in ("seconds", "memory"))
+        seconds, memory = (
+            statistics.median(turn[key] for turn in turns) for key in ("seconds", "memory")
+        )
         print(f"{path:8}  {seconds:6.2f} s  {memory / 1e6:8,.0f} MB more than the inputs")
 
 
@@ -58,13 +68,17 @@ def _run_turn(options: argparse.Namespace) -> dict[str, float]:
     device, dtype = resolve_device("auto"), getattr(torch, DTYPES[options.precision])
     peak = torch.cuda.max_memory_allocated if device.type == "cuda" else peak_memory_bytes
     hidden = torch.randn(options.tokens, options.hidden, device=device).requires_grad_()
-    weight = (torch.randn(options.vocabulary, options.hidden, device=device) * 0.02).requires_grad_()
+    weight = (
+        torch.randn(options.vocabulary, options.hidden, device=device) * 0.02
+    ).requires_grad_()
     targets = torch.randint(options.vocabulary, (options.tokens,), device=device)
     before, seconds = peak(), []
     for _ in range(3):
         start = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = linear_cross_entropy(hidden, weight, targets, scale=1 / options.tokens, path=options.path)
+            loss = linear_cross_entropy(
+                hidden, weight, targets, scale=1 / options.tokens, path=options.path
+            )
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from bench.contenders import CONTENDERS, TrainTask
 from bench.turns import run_turns
 from common.errors import UserError, run_main
 from common.files import write_json
-from common.machine import num_cores, collect_environment, matmul_flops, peak_memory_bytes
+from common.machine import collect_environment, matmul_flops, num_cores, peak_memory_bytes
 from common.options import CommandParser, writable_path
 from model.config import LlamaConfig, config_from_preset
 
@@ -78,7 +78,9 @@ def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
         losses.append(step(inputs, targets))
         seconds.append(time.perf_counter() - start)
     peak = peak_memory_bytes()
-    return TrainTurn(contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32))
+    return TrainTurn(
+        contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32)
+    )
 
 
 def check_equal_losses(turns: list[TrainTurn]) -> None:
@@ -86,8 +88,12 @@ def check_equal_losses(turns: list[TrainTurn]) -> None:
     for step, losses in enumerate(zip(*(turn.losses for turn in turns), strict=True), start=1):
         # Written so that a loss that is not a number is refused too.
         if not np.ptp(losses) < LOSS_TOLERANCE:
-            found = ", ".join(f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True))
-            raise UserError(f"the losses of step {step} differ, so the speeds cannot be compared: {found}")
+            found = ", ".join(
+                f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True)
+            )
+            raise UserError(
+                f"the losses of step {step} differ, so the speeds cannot be compared: {found}"
+            )
 
 
 def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
@@ -98,20 +104,30 @@ def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> li
         contender_turns = [turn for turn in turns if turn.contender == name]
         speeds = [turn.tokens_per_second(tokens) for turn in contender_turns]
         speed = statistics.median(speeds)
-        rows.append({
-            "contender": name, "tokens_per_second": speed, "slowest": min(speeds), "fastest": max(speeds),
-            "ratio": speed / (rows[0]["tokens_per_second"] if rows else speed),
-            "peak_bytes": max(turn.peak_bytes for turn in contender_turns), "matmul_share": speed * flops_per_token / rate,
-        })
+        rows.append(
+            {
+                "contender": name,
+                "tokens_per_second": speed,
+                "slowest": min(speeds),
+                "fastest": max(speeds),
+                "ratio": speed / (rows[0]["tokens_per_second"] if rows else speed),
+                "peak_bytes": max(turn.peak_bytes for turn in contender_turns),
+                "matmul_share": speed * flops_per_token / rate,
+            }
+        )
     return rows
 
 
-def print_comparison(rows: list[dict[str, Any]], turns: list[TrainTurn], flops_per_token: float) -> None:
+def print_comparison(
+    rows: list[dict[str, Any]], turns: list[TrainTurn], flops_per_token: float
+) -> None:
     """Print the comparison."""
     print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in turns[0].losses)}")
     rate = statistics.median(turn.matmul_flops for turn in turns)
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s; {flops_per_token / 1e6:.1f} MFLOP per token")
-    print(f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}{'of matmul rate':>16}")
+    print(
+        f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}{'of matmul rate':>16}"
+    )
     for row in rows:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         print(
@@ -125,7 +141,9 @@ def parse_contenders(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in CONTENDERS:
-            raise UserError(f"--contenders {name}: there is no such contender; there are {', '.join(CONTENDERS)}")
+            raise UserError(
+                f"--contenders {name}: there is no such contender; there are {', '.join(CONTENDERS)}"
+            )
         package = name.removesuffix("-compiled")
         if name != "babyllama" and find_spec(package) is None:
             raise UserError(
@@ -138,17 +156,34 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
-    parser.add_argument("--steps", type=int, default=7, help=f"steps a turn; the first {NUM_WARMUP_STEPS} are not timed (default 7)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=7,
+        help=f"steps a turn; the first {NUM_WARMUP_STEPS} are not timed (default 7)",
+    )
     parser.add_argument("--rows", type=int, default=8, help="rows of a batch (default 8)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (default 512)")
-    parser.add_argument("--threads", type=int, default=num_cores(), help="threads (default: all cores)")
     parser.add_argument(
-        "--contenders", default="babyllama,transformers,litgpt", help=f"in order, of {', '.join(CONTENDERS)}"
+        "--threads", type=int, default=num_cores(), help="threads (default: all cores)"
     )
-    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write the figures and every turn here")
+    parser.add_argument(
+        "--contenders",
+        default="babyllama,transformers,litgpt",
+        help=f"in order, of {', '.join(CONTENDERS)}",
+    )
+    parser.add_argument(
+        "--json", type=writable_path, metavar="OUT", help="write the figures and every turn here"
+    )
     parser.add_argument("--turn", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for name, least in (("turns", 1), ("steps", NUM_WARMUP_STEPS + 1), ("rows", 1), ("length", 1), ("threads", 1)):
+    for name, least in (
+        ("turns", 1),
+        ("steps", NUM_WARMUP_STEPS + 1),
+        ("rows", 1),
+        ("length", 1),
+        ("threads", 1),
+    ):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: must be at least {least}")
     return arguments
@@ -165,16 +200,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_task(folder, MODEL_CONFIG, arguments.steps, arguments.rows, arguments.length)
-        asked = [(name, ["--turn", name, str(folder), "--threads", str(arguments.threads)]) for name in names]
-        turns = [TrainTurn(**each) for each in run_turns("bench.train", asked, arguments.turns, arguments.threads)]
+        asked = [
+            (name, ["--turn", name, str(folder), "--threads", str(arguments.threads)])
+            for name in names
+        ]
+        turns = [
+            TrainTurn(**each)
+            for each in run_turns("bench.train", asked, arguments.turns, arguments.threads)
+        ]
     check_equal_losses(turns)
     flops = MODEL_CONFIG.flops_per_token(arguments.length)
     rows = summarize(turns, arguments.rows * arguments.length, flops)
     print_comparison(rows, turns, flops)
     if arguments.json:
-        settings = {name: getattr(arguments, name) for name in ("turns", "steps", "rows", "length", "threads")}
-        facts = {"made": collect_environment(), **settings, "config": MODEL_CONFIG.to_hf(), "flops_per_token": flops}
-        write_json(arguments.json, {**facts, "results": rows, "all_turns": [asdict(turn) for turn in turns]})
+        settings = {
+            name: getattr(arguments, name)
+            for name in ("turns", "steps", "rows", "length", "threads")
+        }
+        facts = {
+            "made": collect_environment(),
+            **settings,
+            "config": MODEL_CONFIG.to_hf(),
+            "flops_per_token": flops,
+        }
+        write_json(
+            arguments.json,
+            {**facts, "results": rows, "all_turns": [asdict(turn) for turn in turns]},
+        )
 
 
 if __name__ == "__main__":

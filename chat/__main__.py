@@ -1,9 +1,9 @@
 """`python -m chat`: talk to a model."""
 
 from chat import options as command_line
-from chat.terminal.console import Console
 from chat.errors import translate_errors
 from chat.terminal.cache_dir import cache_dir
+from chat.terminal.console import Console
 from common.errors import run_main
 
 
@@ -23,11 +23,18 @@ def _run_chat() -> None:
 
     console = Console(cache_dir() / "chat_history")
     checkpoint = options.checkpoint or load_model.find_default_run()
-    loaded = load_model.load_chat_model(checkpoint, load_model.resolve_chat_device(options.device), options.precision, options.quantize)
+    loaded = load_model.load_chat_model(
+        checkpoint,
+        load_model.resolve_chat_device(options.device),
+        options.precision,
+        options.quantize,
+    )
     console.write_note(f"模型：{loaded.description}")
     if (hint := load_model.capability_hint(loaded)) is not None:
         console.write_note(hint)
-    session = Session(loaded, command_line.sampling_from_options(options), options.max_new_tokens, options.seed)
+    session = Session(
+        loaded, command_line.sampling_from_options(options), options.max_new_tokens, options.seed
+    )
     if options.reference is not None:
         references.set_reference_text(session, console, options.reference)
     elif options.reference_file is not None:

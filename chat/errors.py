@@ -12,9 +12,17 @@ from collections.abc import Iterator
 from common.errors import InsufficientMemoryError, UserError, describe_disk_error, errno_of
 
 _OS_ERROR_MESSAGES = {
-    errno.ENOENT: "没有这个文件或目录", errno.EACCES: "没有权限", errno.EPERM: "没有权限", errno.EISDIR: "是目录，不是文件",
-    errno.ENOTDIR: "路径中间有一段是文件，不是目录", errno.EEXIST: "路径中间有一段是文件，不是目录", errno.ENOSPC: "磁盘满了",
-    errno.EDQUOT: "磁盘配额用完了", errno.EROFS: "磁盘是只读的", errno.ENAMETOOLONG: "名字太长", errno.EIO: "输入输出出错",
+    errno.ENOENT: "没有这个文件或目录",
+    errno.EACCES: "没有权限",
+    errno.EPERM: "没有权限",
+    errno.EISDIR: "是目录，不是文件",
+    errno.ENOTDIR: "路径中间有一段是文件，不是目录",
+    errno.EEXIST: "路径中间有一段是文件，不是目录",
+    errno.ENOSPC: "磁盘满了",
+    errno.EDQUOT: "磁盘配额用完了",
+    errno.EROFS: "磁盘是只读的",
+    errno.ENAMETOOLONG: "名字太长",
+    errno.EIO: "输入输出出错",
 }
 _MEMORY_ADVICE = "内存或显存不够：把资料、问题说短一些，或加 --quantize int8，或换小一些的模型"
 _PERMISSION_ADVICE = "没有权限：请改权限，或换一个地方"
@@ -50,7 +58,10 @@ def translate_errors(message: str, memory_message: str = _MEMORY_ADVICE) -> Iter
         detail = str(error) if isinstance(error, UserError) else describe_disk_error(error)
         if detail is None:
             raise
-        raise _build_error(_PERMISSION_ADVICE if _find_errno(error) in (errno.EACCES, errno.EPERM) else message, detail) from None
+        raise _build_error(
+            _PERMISSION_ADVICE if _find_errno(error) in (errno.EACCES, errno.EPERM) else message,
+            detail,
+        ) from None
 
 
 @contextlib.contextmanager
@@ -66,7 +77,9 @@ def translate_memory_errors(message: str = _MEMORY_ADVICE) -> Iterator[None]:
 
 def _build_error(message: str, detail: str) -> ChatError:
     detail = "; ".join(detail.splitlines())
-    return ChatError(f"{message}；详情：{detail if len(detail) <= _MAX_DETAIL_CHARACTERS else detail[:_MAX_DETAIL_CHARACTERS] + '…'}")
+    return ChatError(
+        f"{message}；详情：{detail if len(detail) <= _MAX_DETAIL_CHARACTERS else detail[:_MAX_DETAIL_CHARACTERS] + '…'}"
+    )
 
 
 def _find_errno(error: BaseException) -> int | None:
@@ -75,7 +88,10 @@ def _find_errno(error: BaseException) -> int | None:
 
 
 def _is_memory_error(error: Exception) -> bool:
-    if isinstance(error, MemoryError | InsufficientMemoryError) or _find_errno(error) == errno.ENOMEM:
+    if (
+        isinstance(error, MemoryError | InsufficientMemoryError)
+        or _find_errno(error) == errno.ENOMEM
+    ):
         return True
     if not isinstance(error, RuntimeError):
         return False

@@ -22,7 +22,12 @@ class ChatParser(CommandParser):
     """A parser whose help is in both languages, and whose mistakes are in Chinese."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, add_help=False, formatter_class=argparse.RawTextHelpFormatter)
+        super().__init__(
+            prog=prog,
+            description=description,
+            add_help=False,
+            formatter_class=argparse.RawTextHelpFormatter,
+        )
         self.add_argument("-h", "--help", action="help", help="显示本说明\nshow this help")
 
     def error(self, message: str) -> NoReturn:
@@ -37,41 +42,83 @@ def parse_chat_options(arguments: list[str] | None = None) -> argparse.Namespace
     add = parser.add_argument
     add_model_options(parser)
     reference_group = parser.add_mutually_exclusive_group()
-    reference_group.add_argument("--reference", type=_decode_argument, metavar="TEXT", help="要谈的资料\na reference text to talk about")
-    reference_group.add_argument("--reference-file", type=Path, metavar="FILE",
-                       help="资料文件（UTF-8）\na file with the reference (UTF-8)")
-    reference_group.add_argument("--wikipedia", type=_decode_argument, metavar="关键词",
-                       help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article")
+    reference_group.add_argument(
+        "--reference",
+        type=_decode_argument,
+        metavar="TEXT",
+        help="要谈的资料\na reference text to talk about",
+    )
+    reference_group.add_argument(
+        "--reference-file",
+        type=Path,
+        metavar="FILE",
+        help="资料文件（UTF-8）\na file with the reference (UTF-8)",
+    )
+    reference_group.add_argument(
+        "--wikipedia",
+        type=_decode_argument,
+        metavar="关键词",
+        help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article",
+    )
     add_sampling_options(parser)
-    add("--max_new_tokens", type=bounded_int("--max_new_tokens", 1), default=256, metavar="N",
-        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)")
-    add("--seed", type=bounded_int("--seed", 0), default=0, metavar="N",
-        help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)")
+    add(
+        "--max_new_tokens",
+        type=bounded_int("--max_new_tokens", 1),
+        default=256,
+        metavar="N",
+        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)",
+    )
+    add(
+        "--seed",
+        type=bounded_int("--seed", 0),
+        default=0,
+        metavar="N",
+        help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)",
+    )
     return parser.parse_args(arguments)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model speaks, and where it is computed."""
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="DIR",
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
         help="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
-             "a run, one of its steps or an exported folder; default: the newest in runs/, fine-tuned ones first")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto",
-        help="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        "a run, one of its steps or an exported folder; default: the newest in runs/, fine-tuned ones first",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one",
+    )
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
         help="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
-             "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU")
-    add("--quantize", choices=("int8",),
+        "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU",
+    )
+    add(
+        "--quantize",
+        choices=("int8",),
         help="权重用 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
-             "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU")
+        "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU",
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """An option for each of `SETTINGS`."""
     for setting in SETTINGS:
         parser.add_argument(
-            f"--{setting.name}", type=_setting_type(setting), default=setting.default, metavar="N",
-            help=f"{setting.help_zh}（默认 {setting.default:g}）\n{setting.help_en} (default {setting.default:g})")
+            f"--{setting.name}",
+            type=_setting_type(setting),
+            default=setting.default,
+            metavar="N",
+            help=f"{setting.help_zh}（默认 {setting.default:g}）\n{setting.help_en} (default {setting.default:g})",
+        )
 
 
 def sampling_from_options(options: argparse.Namespace) -> Sampling:

@@ -34,7 +34,9 @@ class Conversation:
     exchanges: list[Exchange] = field(default_factory=list)
     num_forgotten: int = 0  # oldest exchanges that are no longer in the prompt
 
-    def build_prompt(self, tokenizer: Tokenizer, template: Template, question: str, prompt_budget: int) -> FittedPrompt:
+    def build_prompt(
+        self, tokenizer: Tokenizer, template: Template, question: str, prompt_budget: int
+    ) -> FittedPrompt:
         """The prompt for `question` in at most `prompt_budget` ids.
 
         The oldest exchanges go first, for good; then the end of the reference. ChatError if the question alone is too
@@ -56,8 +58,14 @@ class Conversation:
             fitting_length = 0
             while excess_length - fitting_length > 1:
                 middle = (fitting_length + excess_length) // 2
-                fitting_length, excess_length = (middle, excess_length) if len(ids(self.reference[:middle])) <= prompt_budget else (fitting_length, middle)
+                fitting_length, excess_length = (
+                    (middle, excess_length)
+                    if len(ids(self.reference[:middle])) <= prompt_budget
+                    else (fitting_length, middle)
+                )
             prompt_ids = ids(self.reference[:fitting_length])
         if len(prompt_ids) > prompt_budget:
-            raise ChatError(f"问题太长：有 {len(prompt_ids)} 个词元，只放得下 {prompt_budget} 个，请说得短一些")
+            raise ChatError(
+                f"问题太长：有 {len(prompt_ids)} 个词元，只放得下 {prompt_budget} 个，请说得短一些"
+            )
         return FittedPrompt(prompt_ids, self.num_forgotten - num_forgotten_before, fitting_length)

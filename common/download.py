@@ -59,7 +59,11 @@ class _UrlFailed(Exception):
 
 
 def download(
-    urls: Sequence[str], target: Path, *, size: int | None = None, sha256: str | None = None,
+    urls: Sequence[str],
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> Path:
     """Make sure that `target` holds the file that any of `urls` (mirrors, tried in order) gives; return `target`.
@@ -79,7 +83,9 @@ def download(
             if target.exists():  # another process ended it while this one opened the part
                 return target
             try:
-                source = _fetch_with_retries(url, part_path, size, expected_sha256, retry_policy or RetryPolicy())
+                source = _fetch_with_retries(
+                    url, part_path, size, expected_sha256, retry_policy or RetryPolicy()
+                )
                 _publish(part_path, target, source)
                 return target
             except _UrlFailed as failure:
@@ -88,7 +94,11 @@ def download(
                 raise UserError(
                     f"cannot write {part_path}: {error.strerror}; free some space, then run again (the part is kept)"
                 ) from None
-    anew = "" if sha256 or not expected_sha256 else f", delete {_lock_path(target)} if it was published anew"
+    anew = (
+        ""
+        if sha256 or not expected_sha256
+        else f", delete {_lock_path(target)} if it was published anew"
+    )
     raise DownloadError(
         f"cannot download {target.name}: {'; '.join(failures)}. Try again later (a broken download is continued)"
         f"{anew}, or download it by hand and save it as {target}"
@@ -111,14 +121,20 @@ def _lock_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.lock")
 
 
-def _verify_existing(target: Path, size: int | None, sha256: str | None, expected_sha256: str | None) -> None:
+def _verify_existing(
+    target: Path, size: int | None, sha256: str | None, expected_sha256: str | None
+) -> None:
     actual_size = target.stat().st_size
     if size is not None and actual_size != size:
-        raise UserError(f"{target} has {actual_size} bytes instead of {size}: delete it and run again")
+        raise UserError(
+            f"{target} has {actual_size} bytes instead of {size}: delete it and run again"
+        )
     digest = sha256_file(target)
     if expected_sha256 is not None and digest != expected_sha256:
         origin = "the download list" if sha256 else f"its first download, {_lock_path(target).name}"
-        raise UserError(f"{target} has sha256 {digest} instead of {expected_sha256} ({origin}): delete it and run again")
+        raise UserError(
+            f"{target} has sha256 {digest} instead of {expected_sha256} ({origin}): delete it and run again"
+        )
     if _read_lock(target) is None:
         write_json(_lock_path(target), {"sha256": digest, "bytes": actual_size, "url": None})
 
@@ -130,7 +146,9 @@ def _lock_part_file(target: Path) -> Iterator[Path]:
         try:
             fcntl.flock(part_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{target} is being downloaded by another process: wait for it to end") from None
+            raise UserError(
+                f"{target} is being downloaded by another process: wait for it to end"
+            ) from None
         try:
             yield part_path
         finally:
@@ -139,7 +157,9 @@ def _lock_part_file(target: Path) -> Iterator[Path]:
                 part_path.unlink()
 
 
-def _fetch_with_retries(url: str, part_path: Path, size: int | None, sha256: str | None, retry_policy: RetryPolicy) -> dict[str, Any]:
+def _fetch_with_retries(
+    url: str, part_path: Path, size: int | None, sha256: str | None, retry_policy: RetryPolicy
+) -> dict[str, Any]:
     """Bring the whole file into `part_path`; return where it came from and its digest. `_GiveUp` when this address fails."""
     num_failures, max_bytes_reached = 0, -1
     while True:
@@ -159,12 +179,23 @@ def _fetch_with_retries(url: str, part_path: Path, size: int | None, sha256: str
             reached = part_path.stat().st_size
             num_failures = 1 if reached > max_bytes_reached else num_failures + 1
             max_bytes_reached = max(max_bytes_reached, reached)
-            if num_failures >= (min(2, retry_policy.max_attempts) if isinstance(failure, _ConnectionFailed) else retry_policy.max_attempts):
+            if num_failures >= (
+                min(2, retry_policy.max_attempts)
+                if isinstance(failure, _ConnectionFailed)
+                else retry_policy.max_attempts
+            ):
                 raise _UrlFailed(str(failure)) from None
-            time.sleep(max(failure.retry_after, min(retry_policy.initial_backoff * 2 ** (num_failures - 1), 30.0)))
+            time.sleep(
+                max(
+                    failure.retry_after,
+                    min(retry_policy.initial_backoff * 2 ** (num_failures - 1), 30.0),
+                )
+            )
 
 
-def _request_once(url: str, part_path: Path, size: int | None, sha256: str | None, timeout: float) -> dict[str, Any]:
+def _request_once(
+    url: str, part_path: Path, size: int | None, sha256: str | None, timeout: float
+) -> dict[str, Any]:
     """One request: continue `part_path` if that is safe, else write it anew. Returns what the server said of the file."""
     import requests
     import urllib3
@@ -181,7 +212,9 @@ def _request_once(url: str, part_path: Path, size: int | None, sha256: str | Non
             headers["If-Range"] = validator
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
-            start, total = _parse_response_range(url, response, resume_offset if can_resume else 0, part_path)
+            start, total = _parse_response_range(
+                url, response, resume_offset if can_resume else 0, part_path
+            )
             if size is not None and total is not None and total != size:
                 raise _UrlFailed(f"offers {total} bytes instead of {size}")
             total = size if total is None else total
@@ -193,7 +226,11 @@ def _request_once(url: str, part_path: Path, size: int | None, sha256: str | Non
                 _append_body(response.raw, part_path, start, total)
             _check_complete(part_path, total)
             return response_info
-    except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
+    except (
+        requests.TooManyRedirects,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.InvalidURL,
+    ) as error:
         raise _UrlFailed(_summarize_error(error)) from None
     except requests.ConnectionError as error:
         raise _ConnectionFailed(_summarize_error(error)) from None
@@ -201,15 +238,21 @@ def _request_once(url: str, part_path: Path, size: int | None, sha256: str | Non
         raise _RetryableError(_summarize_error(error)) from None
 
 
-def _parse_response_range(url: str, response: Any, resume_offset: int, part_path: Path) -> tuple[int, int | None]:
+def _parse_response_range(
+    url: str, response: Any, resume_offset: int, part_path: Path
+) -> tuple[int, int | None]:
     """What an answer means: the byte it begins at, and the size of the whole file where the server states one."""
     if url.startswith("https:") and not response.url.startswith("https:"):
         raise _UrlFailed(f"leads to an unencrypted address, {response.url}")
     status = response.status_code
-    content_range = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    content_range = re.fullmatch(
+        r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
+    )
     if status in TRANSIENT_STATUS_CODES:
         wait = response.headers.get("Retry-After", "")
-        raise _RetryableError(f"HTTP {status}", retry_after=min(float(wait), 60.0) if wait.isdigit() else 0.0)
+        raise _RetryableError(
+            f"HTTP {status}", retry_after=min(float(wait), 60.0) if wait.isdigit() else 0.0
+        )
     if status == 416 and resume_offset:
         if content_range and content_range[2] == str(resume_offset):
             return resume_offset, resume_offset  # the part was already whole
@@ -232,7 +275,9 @@ def _append_body(raw: Any, part_path: Path, offset: int, total: int | None) -> N
     """Append the answer's body to the first `offset` bytes of `part_path`."""
     free = shutil.disk_usage(part_path.parent).free
     if total is not None and total - offset > free:
-        raise OSError(errno.ENOSPC, f"{total - offset} bytes are still to come and the disk has {free} left")
+        raise OSError(
+            errno.ENOSPC, f"{total - offset} bytes are still to come and the disk has {free} left"
+        )
     name = part_path.name.removeprefix(".").removesuffix(".part")
     with part_path.open("r+b") as file, progress_bar(name, total, "B", initial=offset) as bar:
         file.seek(offset)
@@ -279,8 +324,13 @@ def _response_validator(response: Any) -> str | None:
 def _write_state(part_path: Path, url: str, response: Any, *, is_resumed: bool) -> dict[str, Any]:
     """Note, before any byte of the body, which version of which address `part_path` is going to hold."""
     write_json(_state_path(part_path), {"url": url, "validator": _response_validator(response)})
-    digests = [step.headers.get("X-Linked-ETag", "").strip('"') for step in [*response.history, response]]
-    return {"resumed": is_resumed, "sha256": next((digest for digest in digests if SHA256_PATTERN.fullmatch(digest)), None)}
+    digests = [
+        step.headers.get("X-Linked-ETag", "").strip('"') for step in [*response.history, response]
+    ]
+    return {
+        "resumed": is_resumed,
+        "sha256": next((digest for digest in digests if SHA256_PATTERN.fullmatch(digest)), None),
+    }
 
 
 def _discard_part(part_path: Path) -> None:

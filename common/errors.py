@@ -38,9 +38,17 @@ class InsufficientMemoryError(UserError):
 def errno_of(error: BaseException) -> int | None:
     """The system's number of an error (`errno`); None if it is not the system's."""
     if isinstance(error, OSError):
-        return errno.ENOSPC if error.errno is None and _SHORT_WRITE_PATTERN.search(str(error)) else error.errno
+        return (
+            errno.ENOSPC
+            if error.errno is None and _SHORT_WRITE_PATTERN.search(str(error))
+            else error.errno
+        )
     # The library of safetensors is no Python: it hands on the number in words.
-    match = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    match = (
+        re.search(r"\(os error (\d+)\)", str(error))
+        if type(error).__name__ == "SafetensorError"
+        else None
+    )
     return int(match[1]) if match else None
 
 
@@ -102,7 +110,9 @@ def _open_missing_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # the lowest number that is free: this one
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -108,14 +108,21 @@ def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, CHECKSUM_KEY: hashlib.sha256(_dump_json(value).encode()).hexdigest()}
 
 
-def read_checksummed_json(path: Path, advice: str = "", max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_checksummed_json(
+    path: Path, advice: str = "", max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
     """Read what `write_sealed` wrote, without the checksum. UserError, which ends with `advice`, if any byte has changed."""
     value = read_json(path, max_bytes)
     if not isinstance(value, dict) or CHECKSUM_KEY not in value:
-        raise UserError(f"{path} has no checksum of itself: it is damaged, or of an earlier version of this program{advice}")
+        raise UserError(
+            f"{path} has no checksum of itself: it is damaged, or of an earlier version of this program{advice}"
+        )
     stored_checksum = value.pop(CHECKSUM_KEY)
     # Written anew and compared as bytes, so that not even a blank can change.
-    if _dump_json(_with_checksum(value)).encode() != path.read_bytes() or stored_checksum != _with_checksum(value)[CHECKSUM_KEY]:
+    if (
+        _dump_json(_with_checksum(value)).encode() != path.read_bytes()
+        or stored_checksum != _with_checksum(value)[CHECKSUM_KEY]
+    ):
         raise UserError(f"{path} is damaged (it differs from its own checksum){advice}")
     return value
 
@@ -135,14 +142,20 @@ def read_limited(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise UserError(f"{path} is larger than {max_bytes >> 20} MB, which such a file never is: it is not what it should be")
+        raise UserError(
+            f"{path} is larger than {max_bytes >> 20} MB, which such a file never is: it is not what it should be"
+        )
     return data
 
 
 def sha256_file(path: Path) -> str:
     """The hex sha256 of a file, read in blocks."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_stream(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256_stream(file)
+        )
 
 
 def _sha256_stream(file: Any) -> str:
@@ -170,12 +183,16 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
     """
     try:
         files = read_json(folder / MANIFEST)["files"]
-        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        expected = {
+            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()
+        }
     except UserError as error:
         return str(error)
     except (KeyError, TypeError, ValueError, AttributeError):
         return f"{folder / MANIFEST} is not a manifest"
-    if outside := next((name for name in expected if Path(name).is_absolute() or ".." in Path(name).parts), None):
+    if outside := next(
+        (name for name in expected if Path(name).is_absolute() or ".." in Path(name).parts), None
+    ):
         return f"{folder / MANIFEST} names a file outside its folder: {outside}"
     try:
         read_checksummed_json(folder / MANIFEST)
@@ -202,7 +219,9 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
     # The temporary name keeps the target's own, so that whoever finds one after a crash knows what it was; names
     # with a dot in front are never taken for checkpoints or shard sets.
     with name_path_in_errors(target):
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        temporary = Path(
+            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        )
     try:
         with name_path_in_errors(target):
             yield temporary
@@ -212,7 +231,9 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
                 fsync(path)
             fsync(temporary)
         if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+            old = Path(
+                tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old")
+            )
             os.replace(target, old / target.name)
             os.replace(temporary, target)
             shutil.rmtree(old)

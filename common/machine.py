@@ -21,7 +21,11 @@ def peak_memory_bytes() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # What getrusage says begins with the size of the process that started this one.
-        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+        (line,) = (
+            line
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM:")
+        )
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -30,7 +34,11 @@ def peak_memory_bytes() -> int:
 def resident_memory_bytes() -> int:
     """The resident size of this process, in bytes; where the system has no /proc to tell it, the largest so far."""
     sizes = Path("/proc/self/statm")
-    return int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if sizes.is_file() else peak_memory_bytes()
+    return (
+        int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if sizes.is_file()
+        else peak_memory_bytes()
+    )
 
 
 def total_memory_bytes() -> int:
@@ -47,7 +55,9 @@ def resolve_device(name: str) -> Any:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or install a CUDA build of torch")
+        raise UserError(
+            "--device cuda: torch sees no CUDA device here; use --device cpu or install a CUDA build of torch"
+        )
     return torch.device(name)
 
 
@@ -80,12 +90,17 @@ def collect_environment(device: Any | None = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": num_cores(),
         "commit": _git_commit(),
-        "versions": {name: _package_version(name) for name in ("torch", "numpy", "sentencepiece", "safetensors")},
+        "versions": {
+            name: _package_version(name)
+            for name in ("torch", "numpy", "sentencepiece", "safetensors")
+        },
     }
     if device is not None:
         import torch
 
-        environment["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        environment["device"] = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        )
         environment["threads"] = torch.get_num_threads()
     return environment
 
@@ -107,7 +122,9 @@ def _package_version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     try:
-        answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -25,7 +25,9 @@ from common.errors import UserError
 class Options(BaseModel):
     """Base of every option group: unknown keys are errors, values do not change after parsing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -45,7 +47,9 @@ class CommandParser(argparse.ArgumentParser):
         text = re.sub(r"^argument (--?\w[^:]*): ", r"\1: ", message)
         if unknown_option := re.match(r"unrecognized arguments: (--[\w.-]+)", text):
             near = difflib.get_close_matches(unknown_option[1], self._option_string_actions, n=1)
-            text = f"{unknown_option[1]}: there is no such option" + (f"; did you mean {near[0]}?" if near else "")
+            text = f"{unknown_option[1]}: there is no such option" + (
+                f"; did you mean {near[0]}?" if near else ""
+            )
         raise UserError(f"{' '.join(text.split())} (see {self.prog} --help)")
 
 
@@ -56,7 +60,9 @@ def writable_path(text: str) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file to write")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{path}: cannot be written, for {folder} is no folder that may be written to; name another file")
+        raise UserError(
+            f"{path}: cannot be written, for {folder} is no folder that may be written to; name another file"
+        )
     return path
 
 
@@ -75,27 +81,44 @@ def load_yaml(path: Path, error_prefix: str = "--config ") -> dict[str, Any]:
         with path.open("rb") as file:
             text = file.read(MAX_YAML_BYTES + 1)
         if len(text) > MAX_YAML_BYTES:
-            raise UserError(f"{error_prefix}{path}: is larger than {MAX_YAML_BYTES >> 20} MB, which no options are")
+            raise UserError(
+                f"{error_prefix}{path}: is larger than {MAX_YAML_BYTES >> 20} MB, which no options are"
+            )
         value = yaml.load(text.decode("utf-8"), _NoAliasLoader)
     except FileNotFoundError:
         raise UserError(f"{error_prefix}{path}: no such file") from None
     except (*_YAML_ERRORS, OSError) as error:
-        raise UserError(f"{error_prefix}{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"{error_prefix}{path}: not readable as YAML: {' '.join(str(error).split())}"
+        ) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{error_prefix}{path}: expected keys and values, found {type(value).__name__}")
+        raise UserError(
+            f"{error_prefix}{path}: expected keys and values, found {type(value).__name__}"
+        )
     if non_text_keys := [key for key in _all_keys(value) if not isinstance(key, str)]:
-        raise UserError(f"{error_prefix}{path}: the key {non_text_keys[0]!r} is no text; keys are the names of options")
+        raise UserError(
+            f"{error_prefix}{path}: the key {non_text_keys[0]!r} is no text; keys are the names of options"
+        )
     return value
 
 
 def _all_keys(value: dict[Any, Any]) -> list[Any]:
-    return [each for key, item in value.items() for each in (key, *(_all_keys(item) if isinstance(item, dict) else ()))]
+    return [
+        each
+        for key, item in value.items()
+        for each in (key, *(_all_keys(item) if isinstance(item, dict) else ()))
+    ]
 
 
 def parse_options(
-    schema: type[OptionsT], arguments: Sequence[str], *, name: str, description: str, default_config: Path
+    schema: type[OptionsT],
+    arguments: Sequence[str],
+    *,
+    name: str,
+    description: str,
+    default_config: Path,
 ) -> tuple[OptionsT, dict[str, Any]]:
     """Parse `--config FILE` and `--dotted.key value` pairs against `schema`.
 
@@ -107,7 +130,9 @@ def parse_options(
     parser.add_argument("-h", "--help", action="store_true")
     known_arguments, option_arguments = parser.parse_known_args(list(arguments))
     if known_arguments.help:
-        print(format_help(schema, name=name, description=description, default_config=default_config))
+        print(
+            format_help(schema, name=name, description=description, default_config=default_config)
+        )
         sys.exit(0)
     problems: list[str] = []
     overrides = _parse_dotted(schema, option_arguments, problems)
@@ -118,7 +143,9 @@ def parse_options(
     return schema.model_validate(merged), overrides
 
 
-def _parse_dotted(schema: type[Options], arguments: list[str], problems: list[str]) -> dict[str, Any]:
+def _parse_dotted(
+    schema: type[Options], arguments: list[str], problems: list[str]
+) -> dict[str, Any]:
     result: dict[str, Any] = {}
     known_fields = option_fields(schema)
     position = 0
@@ -143,7 +170,10 @@ def _parse_dotted(schema: type[Options], arguments: list[str], problems: list[st
                 problems.append(f"--{key}: {parent} was already given a value")
                 break
         else:
-            node[leaf] = _parse_value(text, _annotation_types(known_fields[key].annotation) if key in known_fields else set())
+            node[leaf] = _parse_value(
+                text,
+                _annotation_types(known_fields[key].annotation) if key in known_fields else set(),
+            )
     return result
 
 
@@ -185,9 +215,17 @@ def find_option_errors(schema: type[Options], values: dict[str, Any]) -> list[st
     schema then has its say; what one says of an option that is itself wrong is about a value nobody gave, and is dropped.
     Only where a required option is missing are the options not judged together.
     """
-    names = [name for name, each in schema.__pydantic_decorators__.model_validators.items() if each.info.mode == "after"]
-    disabled_validators: dict[str, Any] = {name: model_validator(mode="after")(lambda self: self) for name in names}
-    unvalidated_class = create_model(schema.__name__, __base__=schema, __validators__=disabled_validators)
+    names = [
+        name
+        for name, each in schema.__pydantic_decorators__.model_validators.items()
+        if each.info.mode == "after"
+    ]
+    disabled_validators: dict[str, Any] = {
+        name: model_validator(mode="after")(lambda self: self) for name in names
+    }
+    unvalidated_class = create_model(
+        schema.__name__, __base__=schema, __validators__=disabled_validators
+    )
     problems: list[str] = []
     invalid_keys: list[str] = []
     while True:
@@ -197,7 +235,11 @@ def find_option_errors(schema: type[Options], values: dict[str, Any]) -> list[st
         except ValidationError as error:
             details: Any = error.errors()
         lines = "\n".join(_explain_error(schema, values, detail) for detail in details).splitlines()
-        problems += [line for line in _join_alternatives(lines) if line not in problems and not _mentions_any(line, invalid_keys)]
+        problems += [
+            line
+            for line in _join_alternatives(lines)
+            if line not in problems and not _mentions_any(line, invalid_keys)
+        ]
         paths = {path for detail in details if (path := _given_path(values, detail["loc"]))}
         if not paths:
             return problems
@@ -207,7 +249,9 @@ def find_option_errors(schema: type[Options], values: dict[str, Any]) -> list[st
         try:
             getattr(schema, name)(options)
         except ValueError as error:
-            problems += [line for line in str(error).splitlines() if not _mentions_any(line, invalid_keys)]
+            problems += [
+                line for line in str(error).splitlines() if not _mentions_any(line, invalid_keys)
+            ]
     return problems
 
 
@@ -279,7 +323,9 @@ def option_fields(schema: type[Options], prefix: str = "") -> dict[str, Any]:
     fields_by_key: dict[str, Any] = {}
     for name, info in schema.model_fields.items():
         nested = _nested_options(info.annotation)
-        fields_by_key.update(option_fields(nested, f"{prefix}{name}.") if nested else {prefix + name: info})
+        fields_by_key.update(
+            option_fields(nested, f"{prefix}{name}.") if nested else {prefix + name: info}
+        )
     return fields_by_key
 
 
@@ -290,8 +336,12 @@ def _nested_options(annotation: Any) -> type[Options] | None:
 def format_help(schema: type[Options], *, name: str, description: str, default_config: Path) -> str:
     """The help of a command: every key with type, default (from the default config) and meaning."""
     lines = [
-        f"usage: python -m {name} [--config FILE] [--key value | --group.key value]…", "", description, "",
-        f"  --config FILE  YAML with any of the keys below (default {default_config})", "",
+        f"usage: python -m {name} [--config FILE] [--key value | --group.key value]…",
+        "",
+        description,
+        "",
+        f"  --config FILE  YAML with any of the keys below (default {default_config})",
+        "",
     ]
     configured = _flatten(load_yaml(default_config)) if default_config.exists() else {}
     for key, info in option_fields(schema).items():
@@ -306,7 +356,11 @@ def format_help(schema: type[Options], *, name: str, description: str, default_c
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat.update(_flatten(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item})
+        flat.update(
+            _flatten(item, f"{prefix}{key}.")
+            if isinstance(item, dict)
+            else {f"{prefix}{key}": item}
+        )
     return flat
 
 
@@ -315,10 +369,13 @@ def _type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return "|".join(str(choice) for choice in typing.get_args(annotation))
     if origin in (typing.Union, types.UnionType):
-        return "|".join(_type_name(choice) for choice in typing.get_args(annotation) if choice is not type(None))
+        return "|".join(
+            _type_name(choice) for choice in typing.get_args(annotation) if choice is not type(None)
+        )
     if origin is typing.Annotated:
         return _type_name(typing.get_args(annotation)[0])
     if origin is not None:
         return f"[{', '.join(_type_name(choice) for choice in typing.get_args(annotation) if choice is not ...)}…]"
     return {"int": "N", "float": "X", "str": "TEXT", "bool": "true|false", "Path": "PATH"}.get(
-        getattr(annotation, "__name__", ""), str(annotation))
+        getattr(annotation, "__name__", ""), str(annotation)
+    )

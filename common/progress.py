@@ -6,10 +6,20 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(description: str, total: float | None = None, unit: str = "it", **options: Any) -> "tqdm[Any]":
+def progress_bar(
+    description: str, total: float | None = None, unit: str = "it", **options: Any
+) -> "tqdm[Any]":
     """A tqdm bar on stderr; where stderr is not a terminal it prints one line every ten seconds instead of redrawing."""
     live = sys.stderr.isatty()
     return tqdm(
-        total=total, desc=description, unit=unit, unit_scale=True, dynamic_ncols=live, file=sys.stderr,
-        mininterval=0.2 if live else 10.0, maxinterval=10.0, leave=True, **options,
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=True,
+        dynamic_ncols=live,
+        file=sys.stderr,
+        mininterval=0.2 if live else 10.0,
+        maxinterval=10.0,
+        leave=True,
+        **options,
     )

@@ -26,11 +26,20 @@ from data.shards import ShardSet
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; UserError for every mistake."""
-    parser = CommandParser(prog="python -m data.download", description="Download a corpus by name, verify it, prepare it.")
+    parser = CommandParser(
+        prog="python -m data.download",
+        description="Download a corpus by name, verify it, prepare it.",
+    )
     parser.add_argument("name", nargs="?", help="what to download; without it the names are listed")
-    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model to prepare with (default: the 65k one, "
-                        "downloaded first; the sample: the small one that comes with the project)")
-    parser.add_argument("--parts", default="", help="comma-separated parts of a corpus that has some")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="SentencePiece model to prepare with (default: the 65k one, "
+        "downloaded first; the sample: the small one that comes with the project)",
+    )
+    parser.add_argument(
+        "--parts", default="", help="comma-separated parts of a corpus that has some"
+    )
     options = parser.parse_args(arguments)
     corpora_by_name = load_corpora()
     parts = tuple(part for part in options.parts.split(",") if part)
@@ -48,10 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
     """The names with what they are, the size of the download and the licence."""
-    rows = [("sample", "shipped with the project", "every format in small, nothing to download", "see assets/sample")]
-    rows += [(name, _format_size(corpus.megabytes), corpus.description, corpus.licence) for name, corpus in corpora_by_name.items()]
+    rows = [
+        (
+            "sample",
+            "shipped with the project",
+            "every format in small, nothing to download",
+            "see assets/sample",
+        )
+    ]
+    rows += [
+        (name, _format_size(corpus.megabytes), corpus.description, corpus.licence)
+        for name, corpus in corpora_by_name.items()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True))
+        for row in rows
+    ]
     return "\n".join([*lines, "", "make data DATA=NAME downloads and prepares one of these."])
 
 
@@ -69,11 +91,16 @@ def download_corpus(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> l
     return paths
 
 
-def _download_and_prepare(name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None) -> None:
+def _download_and_prepare(
+    name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None
+) -> None:
     assert corpus.source is not None
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
-    print(f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; licence: {corpus.licence}", flush=True)
+    print(
+        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; licence: {corpus.licence}",
+        flush=True,
+    )
     missing = "the tokenizer that it is prepared with"
     try:
         # First, because it is small: whoever has no network learns it before anything else.
@@ -82,9 +109,15 @@ def _download_and_prepare(name: str, corpus: Corpus, parts: tuple[str, ...], tok
         download_corpus(name, corpus, parts)
     except DownloadError as error:
         train = "sft" if corpus.source in resolver.SAMPLE_SFT_FILES else "pretrain"
-        raise UserError(f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
-                        f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}") from None
-    _print_report(resolver.prepare_if_outdated(name, {corpus.source: resolver.download_paths(name, corpus, parts)}, tokenizer))
+        raise UserError(
+            f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
+            f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}"
+        ) from None
+    _print_report(
+        resolver.prepare_if_outdated(
+            name, {corpus.source: resolver.download_paths(name, corpus, parts)}, tokenizer
+        )
+    )
 
 
 def _print_report(folder: Path) -> None:

@@ -28,7 +28,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, check_manifest, read_json, read_checksummed_json
+from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json
 from data.records import Kind
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
@@ -50,10 +50,21 @@ class ShardWriter:
     """Writes the sequences of one split into a folder, a shard at a time; memory stays within one shard."""
 
     def __init__(
-        self, folder: Path, split: str, vocabulary_size: int, shard_tokens: int = SHARD_TOKENS, *, has_spans: bool = False
+        self,
+        folder: Path,
+        split: str,
+        vocabulary_size: int,
+        shard_tokens: int = SHARD_TOKENS,
+        *,
+        has_spans: bool = False,
     ) -> None:
         """`has_spans`: whether sequences have spans."""
-        self._folder, self._split, self._max_shard_tokens, self._has_spans = folder, split, shard_tokens, has_spans
+        self._folder, self._split, self._max_shard_tokens, self._has_spans = (
+            folder,
+            split,
+            shard_tokens,
+            has_spans,
+        )
         self._spans: list[np.ndarray] = []
         self._span_offsets = [0]
         self._dtype = token_dtype(vocabulary_size)
@@ -82,10 +93,16 @@ class ShardWriter:
     def _flush(self) -> None:
         stem = self._folder / f"{self._split}-{self._num_shards:05d}"
         np.save(f"{stem}.tokens.npy", np.concatenate(self._token_arrays), allow_pickle=False)
-        np.save(f"{stem}.offsets.npy", np.asarray(self._offsets, dtype=np.int64), allow_pickle=False)
+        np.save(
+            f"{stem}.offsets.npy", np.asarray(self._offsets, dtype=np.int64), allow_pickle=False
+        )
         if self._has_spans:
             np.save(f"{stem}.spans.npy", np.concatenate(self._spans), allow_pickle=False)
-            np.save(f"{stem}.span_offsets.npy", np.asarray(self._span_offsets, dtype=np.int64), allow_pickle=False)
+            np.save(
+                f"{stem}.span_offsets.npy",
+                np.asarray(self._span_offsets, dtype=np.int64),
+                allow_pickle=False,
+            )
         self._token_arrays, self._offsets = [], [0]
         self._spans, self._span_offsets = [], [0]
         self._num_shards += 1
@@ -98,7 +115,11 @@ class Sequences:
         paths = sorted(folder.glob(f"{split}-*.tokens.npy"))
         self._tokens = _load_arrays(paths, "tokens", "u")
         self._offsets = _load_offsets(paths, "offsets", self._tokens)
-        spans = [path for path in paths if path.with_name(path.name.replace(".tokens.", ".spans.")).exists()]
+        spans = [
+            path
+            for path in paths
+            if path.with_name(path.name.replace(".tokens.", ".spans.")).exists()
+        ]
         self._spans = _load_arrays(spans, "spans", "i", columns=2)
         self._span_offsets = _load_offsets(spans, "span_offsets", self._spans)
         self._first_sequences = np.cumsum([0] + [len(offsets) - 1 for offsets in self._offsets])
@@ -114,12 +135,16 @@ class Sequences:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence, int64[len(self)]."""
-        return np.concatenate([np.diff(offsets) for offsets in self._offsets] or [np.zeros(0, np.int64)])
+        return np.concatenate(
+            [np.diff(offsets) for offsets in self._offsets] or [np.zeros(0, np.int64)]
+        )
 
     def tokens(self, index: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The ids `[start, stop)` of sequence `index`, a view in the on-disk type."""
         shard = int(np.searchsorted(self._first_sequences, index, side="right")) - 1
-        begin, end = (int(value) for value in self._offsets[shard][index - self._first_sequences[shard] :][:2])
+        begin, end = (
+            int(value) for value in self._offsets[shard][index - self._first_sequences[shard] :][:2]
+        )
         return self._tokens[shard][begin + start : end if stop is None else min(begin + stop, end)]
 
     def spans(self, index: int) -> np.ndarray:
@@ -165,10 +190,15 @@ class InMemorySequences:
     def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """See `Sequences`."""
         if self._spans:
-            yield np.concatenate(self._spans), np.cumsum([0] + [len(spans) for spans in self._spans[:-1]])
+            yield (
+                np.concatenate(self._spans),
+                np.cumsum([0] + [len(spans) for spans in self._spans[:-1]]),
+            )
 
 
-def _load_arrays(paths: list[Path], name: str, dtype_kind: str, *, columns: int | None = None) -> list[np.ndarray]:
+def _load_arrays(
+    paths: list[Path], name: str, dtype_kind: str, *, columns: int | None = None
+) -> list[np.ndarray]:
     """The arrays called `name` of the shards whose tokens lie at `paths`, memory-mapped.
 
     UserError where one is no array of this kind of numbers ("u", "i"), or its header promises more than the file holds.
@@ -178,8 +208,14 @@ def _load_arrays(paths: list[Path], name: str, dtype_kind: str, *, columns: int 
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
-            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}: prepare {path.parent} again") from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind != dtype_kind or array.shape[1:] != ((columns,) if columns else ()):
+            raise UserError(
+                f"{path} cannot be read: {' '.join(str(error).split())}: prepare {path.parent} again"
+            ) from None
+        if (
+            not isinstance(array, np.ndarray)
+            or array.dtype.kind != dtype_kind
+            or array.shape[1:] != ((columns,) if columns else ())
+        ):
             raise UserError(f"{path} does not hold {name}: prepare {path.parent} again")
         loaded.append(array)
     return loaded
@@ -189,7 +225,12 @@ def _load_offsets(paths: list[Path], name: str, arrays: list[np.ndarray]) -> lis
     """Where the sequences of each shard begin in its array. UserError where they lead outside of it."""
     offset_arrays = _load_arrays(paths, name, "i")
     for path, offsets, array in zip(paths, offset_arrays, arrays, strict=True):
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(array) or (np.diff(offsets) < 0).any():
+        if (
+            not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != len(array)
+            or (np.diff(offsets) < 0).any()
+        ):
             raise UserError(f"{path}: its {name} do not fit it: prepare {path.parent} again")
     return offset_arrays
 
@@ -204,13 +245,21 @@ class ShardSet:
     def open(cls, folder: Path, *, checksums: bool = False) -> "ShardSet":
         """Open a folder; `checksums=True` reads every byte and compares. UserError if it is not a whole shard set."""
         if not (folder / MANIFEST).is_file():
-            raise UserError(f"{folder} is not a prepared shard set (no {MANIFEST}): python -m data.prepare makes one")
+            raise UserError(
+                f"{folder} is not a prepared shard set (no {MANIFEST}): python -m data.prepare makes one"
+            )
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != SHARD_FORMAT:
-            raise UserError(f"{folder / MANIFEST} does not describe a shard set of format {SHARD_FORMAT}")
+            raise UserError(
+                f"{folder / MANIFEST} does not describe a shard set of format {SHARD_FORMAT}"
+            )
         if problem := check_manifest(folder, verify_checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
-        for path in (folder / name for name in (REPORT_FILE, PROVENANCE_FILE) if checksums and (folder / name).exists()):
+        for path in (
+            folder / name
+            for name in (REPORT_FILE, PROVENANCE_FILE)
+            if checksums and (folder / name).exists()
+        ):
             read_checksummed_json(path, f": delete it, or prepare {folder} again")
         return cls(folder, manifest)
 
@@ -227,7 +276,9 @@ class ShardSet:
         """What its sequences are. UserError for a manifest that does not say it."""
         kind = self.manifest.get("kind")
         if kind not in get_args(Kind):
-            raise UserError(f"{self.folder / MANIFEST} does not say what the set holds: prepare {self.folder} again")
+            raise UserError(
+                f"{self.folder / MANIFEST} does not say what the set holds: prepare {self.folder} again"
+            )
         return cast(Kind, kind)
 
     def load_tokenizer(self) -> Tokenizer:
@@ -256,7 +307,9 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
     UserError, which ends with `hint`, if there is no such record, or a set is gone or has changed since.
     """
     if not run.exists():
-        raise UserError(f"{run} does not exist: name a run, such as runs/pretrain-sample, or one of its steps")
+        raise UserError(
+            f"{run} does not exist: name a run, such as runs/pretrain-sample, or one of its steps"
+        )
     # A step's folder lies two below its run.
     run_file = run / "run.json"
     if not run_file.is_file():
@@ -265,17 +318,28 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
         raise UserError(f"{run} does not say what it was trained on: {hint}")
     run_record = read_checksummed_json(run_file, f": {hint}")
     try:
-        folders, expected_fingerprints = [Path(folder) for folder in run_record["shards"]], [each["set"] for each in run_record["fingerprints"]["data"]]
+        folders, expected_fingerprints = (
+            [Path(folder) for folder in run_record["shards"]],
+            [each["set"] for each in run_record["fingerprints"]["data"]],
+        )
     except (KeyError, TypeError):
         raise UserError(f"{run_file} does not say what the run was trained on: {hint}") from None
     if len(folders) != len(expected_fingerprints):
-        raise UserError(f"{run_file} names {len(folders)} shard sets and {len(expected_fingerprints)} fingerprints: {hint}")
+        raise UserError(
+            f"{run_file} names {len(folders)} shard sets and {len(expected_fingerprints)} fingerprints: {hint}"
+        )
     sets = []
     for folder, fingerprint in zip(folders, expected_fingerprints, strict=True):
-        shards = ShardSet.open(folder) if (folder / MANIFEST).exists() else _find_moved_set(folder.name, fingerprint, run_file.parent)
+        shards = (
+            ShardSet.open(folder)
+            if (folder / MANIFEST).exists()
+            else _find_moved_set(folder.name, fingerprint, run_file.parent)
+        )
         if shards is None:
             copy = PREPARED_FOLDER / folder.name
-            raise UserError(f"{folder}, which {run} was trained on, is gone, and {copy} is no copy of it: {hint}")
+            raise UserError(
+                f"{folder}, which {run} was trained on, is gone, and {copy} is no copy of it: {hint}"
+            )
         if shards.fingerprint != fingerprint:
             raise UserError(f"{shards.folder} is no longer what {run} was trained on: {hint}")
         sets.append(shards)
@@ -286,6 +350,8 @@ def _find_moved_set(name: str, fingerprint: str, run: Path) -> ShardSet | None:
     """The set of this name and these bytes where a project keeps one: the project that the command runs in, or the run's."""
     for project in (Path(), run.resolve().parent.parent):
         for folder in (project / PREPARED_FOLDER / name, project / name):
-            if (folder / MANIFEST).is_file() and (shards := ShardSet.open(folder)).fingerprint == fingerprint:
+            if (folder / MANIFEST).is_file() and (
+                shards := ShardSet.open(folder)
+            ).fingerprint == fingerprint:
                 return shards
     return None

@@ -26,12 +26,22 @@ PASSAGE_SOURCES = ("redgpt",)
 
 def main() -> None:
     """Entry point."""
-    parser = CommandParser(prog="python -m evaluate", description=DESCRIPTION,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a run, or one of its steps (default: the run in runs/ that was saved "
-                        "last)")
-    parser.add_argument("--limit", type=int, help="only the first so many records of each dev and test split (default: all; "
-                        "text is always scored whole)")
+    parser = CommandParser(
+        prog="python -m evaluate",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a run, or one of its steps (default: the run in runs/ that was saved last)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="only the first so many records of each dev and test split (default: all; "
+        "text is always scored whole)",
+    )
     add_device_options(parser)
     options = parser.parse_args()
     check_positive_counts(options)
@@ -43,13 +53,21 @@ def main() -> None:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
     results = run / "results"
     results.mkdir(exist_ok=True)
-    model = ["--checkpoint", str(checkpoint), *(["--device", options.device] if options.device != "auto" else []),
-             *(["--quantize", options.quantize] if options.quantize else [])]
+    model = [
+        "--checkpoint",
+        str(checkpoint),
+        *(["--device", options.device] if options.device != "auto" else []),
+        *(["--quantize", options.quantize] if options.quantize else []),
+    ]
     limit = ["--limit", str(options.limit)] if options.limit is not None else []
     is_fine_tuned = any(shards.kind != "documents" for shards in shard_sets)
     for shards, part in zip(shard_sets, result_suffixes(shard_sets), strict=True):
-        for words in build_commands(run, shards, part, model_options=model, limit_options=limit, is_fine_tuned=is_fine_tuned):
-            _run_command([*words, "--json", str(results / f"{words[0].rpartition('.')[2]}{part}.json")])
+        for words in build_commands(
+            run, shards, part, model_options=model, limit_options=limit, is_fine_tuned=is_fine_tuned
+        ):
+            _run_command(
+                [*words, "--json", str(results / f"{words[0].rpartition('.')[2]}{part}.json")]
+            )
     _run_command(["evaluate.report", str(run), "--out", str(run / "report")])
 
 
@@ -61,14 +79,23 @@ def resolve_run(checkpoint: Path) -> Path:
         return checkpoint
     run, step = checkpoint.parent.parent, locate.read_step(checkpoint)
     if step is not None and (run / "run.json").is_file():
-        print(f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures", flush=True)
+        print(
+            f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures",
+            flush=True,
+        )
         return run
     if not checkpoint.exists():
         suggestion = locate.suggest_run(checkpoint)
-        advice = f"did you mean {suggestion}?" if suggestion else "name a run with RUN=runs/NAME (--checkpoint runs/NAME)"
+        advice = (
+            f"did you mean {suggestion}?"
+            if suggestion
+            else "name a run with RUN=runs/NAME (--checkpoint runs/NAME)"
+        )
         raise UserError(f"{checkpoint} does not exist: {advice}")
-    raise UserError(f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
-                    "as python -m evaluate.perplexity")
+    raise UserError(
+        f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
+        "as python -m evaluate.perplexity"
+    )
 
 
 def _find_newest_run() -> Path:
@@ -76,8 +103,10 @@ def _find_newest_run() -> Path:
 
     runs = locate.list_runs()
     if not runs:
-        raise UserError(f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or name a run with "
-                        "RUN=… (--checkpoint …)")
+        raise UserError(
+            f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or name a run with "
+            "RUN=… (--checkpoint …)"
+        )
     print(f"{runs[0]} is measured, the run that was saved last", flush=True)
     return runs[0]
 
@@ -92,7 +121,13 @@ def result_suffixes(shard_sets: Sequence[ShardSet]) -> list[str]:
 
 
 def build_commands(
-    run: Path, shards: ShardSet, suffix: str, *, model_options: list[str], limit_options: list[str], is_fine_tuned: bool
+    run: Path,
+    shards: ShardSet,
+    suffix: str,
+    *,
+    model_options: list[str],
+    limit_options: list[str],
+    is_fine_tuned: bool,
 ) -> list[list[str]]:
     """The modules to run for one set that a run was trained on, with their arguments but for --json.
 
@@ -102,10 +137,15 @@ def build_commands(
     data, text = ["--data", str(shards.folder)], shards.kind == "documents"
     command_lines = []
     if shards.load_split("validation").num_tokens > 1:
-        command_lines.append(["evaluate.perplexity", *model_options, *data, *([] if text else limit_options)])
+        command_lines.append(
+            ["evaluate.perplexity", *model_options, *data, *([] if text else limit_options)]
+        )
         command_lines += [["evaluate.trigram", *data]] if text and not is_fine_tuned else []
     else:
-        print(f"{shards.folder} holds nothing out: no perplexity{', no trigram' if text else ''}", flush=True)
+        print(
+            f"{shards.folder} holds nothing out: no perplexity{', no trigram' if text else ''}",
+            flush=True,
+        )
     if text:
         return command_lines
     try:
@@ -116,8 +156,11 @@ def build_commands(
     test = ["--source", source, "--input", *map(str, files), *limit_options]
     if shards.kind == "summaries":
         predictions = str(run / "results" / f"predictions{suffix}.jsonl")
-        return [*command_lines, ["evaluate.rouge", *model_options, *test, "--predictions", predictions],
-                ["evaluate.repetition", "--score", predictions]]
+        return [
+            *command_lines,
+            ["evaluate.rouge", *model_options, *test, "--predictions", predictions],
+            ["evaluate.repetition", "--score", predictions],
+        ]
     reading = [["evaluate.reading", *model_options, *test]] if source in PASSAGE_SOURCES else []
     return [*command_lines, *reading, ["evaluate.repetition", *model_options, *test]]
 

@@ -17,35 +17,69 @@ if TYPE_CHECKING:
 _COUNT_OPTIONS = ("limit", "beams", "max_new_tokens", "batch")
 
 
-def build_eval_parser(name: str, description: str, *, limit_help: str, is_checkpoint_required: bool = False) -> argparse.ArgumentParser:
+def build_eval_parser(
+    name: str, description: str, *, limit_help: str, is_checkpoint_required: bool = False
+) -> argparse.ArgumentParser:
     """A parser for `python -m evaluate.NAME`; `limit_help` is the help of `--limit`, `is_checkpoint_required`: `--checkpoint` must be there."""
-    parser = CommandParser(prog=f"python -m evaluate.{name}", description=description,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=is_checkpoint_required, help="a run, one of its steps, or an exported folder")
+    parser = CommandParser(
+        prog=f"python -m evaluate.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=is_checkpoint_required,
+        help="a run, one of its steps, or an exported folder",
+    )
     parser.add_argument("--source", help="source of --input, such as csl, redgpt, wikipedia, jsonl")
     parser.add_argument("--input", nargs="+", help="native files, folders or globs")
     parser.add_argument("--limit", type=int, help=limit_help)
     add_device_options(parser)
-    parser.add_argument("--json", type=writable_path, metavar="OUT.json", help="write the figures here too")
+    parser.add_argument(
+        "--json", type=writable_path, metavar="OUT.json", help="write the figures here too"
+    )
     return parser
 
 
-def build_generation_parser(name: str, description: str, *, max_new_tokens: int) -> argparse.ArgumentParser:
+def build_generation_parser(
+    name: str, description: str, *, max_new_tokens: int
+) -> argparse.ArgumentParser:
     """A `measuring_parser` for a command that lets the checkpoint answer, with the default length of its answers."""
-    parser = build_eval_parser(name, description, limit_help="only the first so many records (or lines of --score)")
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens,
-                        help=f"tokens of an answer at most (default: {max_new_tokens})")
-    parser.add_argument("--batch", type=int, default=16, help="answers decoded together (default: 16)")
-    parser.add_argument("--predictions", type=writable_path, metavar="OUT.jsonl", help="write what was asked and answered here")
+    parser = build_eval_parser(
+        name, description, limit_help="only the first so many records (or lines of --score)"
+    )
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        default=max_new_tokens,
+        help=f"tokens of an answer at most (default: {max_new_tokens})",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=16, help="answers decoded together (default: 16)"
+    )
+    parser.add_argument(
+        "--predictions",
+        type=writable_path,
+        metavar="OUT.jsonl",
+        help="write what was asked and answered here",
+    )
     return parser
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where and in what weights the model is computed: `--device`, `--quantize`."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="where to compute (default: auto, a GPU where there is one)")
-    parser.add_argument("--quantize", choices=("int8",),
-                        help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute (default: auto, a GPU where there is one)",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=("int8",),
+        help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)",
+    )
 
 
 @dataclass(frozen=True)
@@ -69,9 +103,14 @@ def load_checkpoint(options: argparse.Namespace, device: "torch.device") -> Load
     folder = locate.resolve_checkpoint(options.checkpoint)
     model, tokenizer = weights.load_checkpoint(folder, device)
     step = locate.read_step(folder)
-    facts = {"checkpoint": str(options.checkpoint), **({} if step is None else {"step": step}),
-             **({"weights": options.quantize} if options.quantize else {})}
-    return LoadedCheckpoint(folder, quantize_int8(model) if options.quantize else model, tokenizer, facts)
+    facts = {
+        "checkpoint": str(options.checkpoint),
+        **({} if step is None else {"step": step}),
+        **({"weights": options.quantize} if options.quantize else {}),
+    }
+    return LoadedCheckpoint(
+        folder, quantize_int8(model) if options.quantize else model, tokenizer, facts
+    )
 
 
 def parse_eval_options(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -11,15 +11,15 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import collect_environment, resolve_device
 from common.progress import progress_bar
-from data.batching.examples import RequestSampling, encode_records, build_examples
+from data.batching.examples import RequestSampling, build_examples, encode_records
 from data.records import Document
 from data.shards import SPLITS, InMemorySequences, Sequences, ShardSet, load_run_shard_set
 from data.sources import find_source
-from evaluate.cli import LoadedCheckpoint, load_checkpoint, build_eval_parser, parse_eval_options
+from evaluate.cli import LoadedCheckpoint, build_eval_parser, load_checkpoint, parse_eval_options
 from evaluate.scores.lm import BLOCK_TOKENS, WINDOW_TOKENS, LMScore, score_examples, score_stream
 from evaluate.usable_records import UsableRecords, read_records
-from model.llama import Llama
 from model.chat_template.template import Template
+from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
 # Longest conversation whose answers are scored.
@@ -39,17 +39,33 @@ Loss and perplexity are per token and compare only models with the same tokenize
 
 def main() -> None:
     """Entry point."""
-    parser = build_eval_parser("perplexity", DESCRIPTION, limit_help="only the first so many records (of text: about so many tokens)",
-                              is_checkpoint_required=True)
-    parser.add_argument("--data", type=Path, help="a prepared shard set (default: the one the run was trained on)")
-    parser.add_argument("--split", choices=SPLITS, default="validation", help="split of the shard set")
+    parser = build_eval_parser(
+        "perplexity",
+        DESCRIPTION,
+        limit_help="only the first so many records (of text: about so many tokens)",
+        is_checkpoint_required=True,
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a prepared shard set (default: the one the run was trained on)"
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, default="validation", help="split of the shard set"
+    )
     options = parse_eval_options(parser)
     device = resolve_device(options.device)
     loaded = load_checkpoint(options, device)
     if loaded.model.config.max_position_embeddings < WINDOW_TOKENS:
-        raise UserError(f"{options.checkpoint}: its context of {loaded.model.config.max_position_embeddings} tokens is shorter "
-                        f"than the window of {WINDOW_TOKENS} that figures here are measured in")
-    shards = None if options.input else ShardSet.open(options.data) if options.data else load_run_shard_set(options.checkpoint)
+        raise UserError(
+            f"{options.checkpoint}: its context of {loaded.model.config.max_position_embeddings} tokens is shorter "
+            f"than the window of {WINDOW_TOKENS} that figures here are measured in"
+        )
+    shards = (
+        None
+        if options.input
+        else ShardSet.open(options.data)
+        if options.data
+        else load_run_shard_set(options.checkpoint)
+    )
     kind = shards.kind if shards else find_source(options.source).kind
     counts: dict[str, int] = {}
     if kind == "documents":
@@ -59,15 +75,30 @@ def main() -> None:
         name, result, counts = _score_answers(options, shards, loaded)
         method = f"answers only, rows of {min(MAX_ROW_TOKENS, loaded.model.trained_context)}"
     if not result.num_tokens:
-        reason = "fewer than two tokens" if kind == "documents" else "no record whose answer fits a row"
-        raise UserError(f"{name}: {reason}, nothing to score; name other text with --data DIR or --source NAME --input FILE")
+        reason = (
+            "fewer than two tokens" if kind == "documents" else "no record whose answer fits a row"
+        )
+        raise UserError(
+            f"{name}: {reason}, nothing to score; name other text with --data DIR or --source NAME --input FILE"
+        )
     measures = result.compute_metrics()
-    print(f"{options.checkpoint} on {name}: {result.num_tokens:,} tokens, {result.num_characters:,} characters, {method}")
-    print(f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
-          f"bits/character {measures['bits_per_character']:.4f}")
+    print(
+        f"{options.checkpoint} on {name}: {result.num_tokens:,} tokens, {result.num_characters:,} characters, {method}"
+    )
+    print(
+        f"loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.3f}  accuracy {measures['accuracy']:.2%}  "
+        f"bits/character {measures['bits_per_character']:.4f}"
+    )
     if options.json:
-        provenance = {**loaded.provenance, "text": name, "measured": method, "characters": result.num_characters}
-        write_json(options.json, {**provenance, **counts, **measures, "made": collect_environment(device)})
+        provenance = {
+            **loaded.provenance,
+            "text": name,
+            "measured": method,
+            "characters": result.num_characters,
+        }
+        write_json(
+            options.json, {**provenance, **counts, **measures, "made": collect_environment(device)}
+        )
 
 
 def _score_documents(
@@ -75,12 +106,16 @@ def _score_documents(
 ) -> tuple[str, LMScore]:
     if options.limit == 1:
         raise UserError("--limit 1: at least 2 tokens of text are needed to score one")
-    records = UsableRecords(options.source, options.input, ("documents",)) if shards is None else None
+    records = (
+        UsableRecords(options.source, options.input, ("documents",)) if shards is None else None
+    )
     name, total, stream = _open_token_stream(options, shards, records, tokenizer)
     result = LMScore(0.0, 0, 0, 0)
     with progress_bar("scoring", total, "tokens") as bar:
         for block in _overlapping_blocks(stream, options.limit):
-            result += score_stream(model, block, tokenizer.characters_per_id, on_progress=bar.update)
+            result += score_stream(
+                model, block, tokenizer.characters_per_id, on_progress=bar.update
+            )
     if records:
         records.print_skipped()
     return name, result
@@ -94,7 +129,10 @@ def _score_answers(
     And the counts that are printed: `records` that were scored, `left_out` because no answer fits, `cut` to the row.
     """
     model, tokenizer, template = loaded.model, loaded.tokenizer, Template.load(loaded.folder)
-    length, source = min(MAX_ROW_TOKENS, model.trained_context), find_source(options.source) if options.input else None
+    length, source = (
+        min(MAX_ROW_TOKENS, model.trained_context),
+        find_source(options.source) if options.input else None,
+    )
     sequences: Sequences | InMemorySequences
     if source:
         name, kind = " ".join(options.input), source.kind
@@ -103,42 +141,80 @@ def _score_answers(
     else:
         assert shards is not None
         if shards.load_tokenizer().fingerprint != tokenizer.fingerprint:
-            raise UserError(f"{shards.folder} was prepared with another tokenizer than {options.checkpoint} has: score the "
-                            "native files with --source NAME --input FILE")
-        name, kind, split = f"{shards.folder} {options.split}", shards.kind, shards.load_split(options.split)
+            raise UserError(
+                f"{shards.folder} was prepared with another tokenizer than {options.checkpoint} has: score the "
+                "native files with --source NAME --input FILE"
+            )
+        name, kind, split = (
+            f"{shards.folder} {options.split}",
+            shards.kind,
+            shards.load_split(options.split),
+        )
         sequences = _take_records(split, options.limit) if options.limit else split
-    examples = build_examples(kind, sequences, length, tokenizer, template, RequestSampling(None, template.lead_ins))
+    examples = build_examples(
+        kind, sequences, length, tokenizer, template, RequestSampling(None, template.lead_ins)
+    )
     fits = examples.lengths(0) > 0
     with progress_bar("scoring", int(fits.sum()), "examples") as bar:
-        result = score_examples(model, examples, length, tokenizer.characters_per_id, on_progress=bar.update)
-    counts = {"records": int(fits.sum()), "left_out": int((~fits).sum()), "cut": examples.num_truncated}
-    print(f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer fits a row of {length} tokens), "
-          f"{counts['cut']:,} cut to the row")
+        result = score_examples(
+            model, examples, length, tokenizer.characters_per_id, on_progress=bar.update
+        )
+    counts = {
+        "records": int(fits.sum()),
+        "left_out": int((~fits).sum()),
+        "cut": examples.num_truncated,
+    }
+    print(
+        f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer fits a row of {length} tokens), "
+        f"{counts['cut']:,} cut to the row"
+    )
     return name, result, counts
 
 
 def _take_records(split: Sequences, count: int) -> InMemorySequences:
     """The first `count` records of a split."""
-    return InMemorySequences([(split.tokens(index).tolist(), split.spans(index).tolist())
-                          for index in range(min(count, len(split)))])
+    return InMemorySequences(
+        [
+            (split.tokens(index).tolist(), split.spans(index).tolist())
+            for index in range(min(count, len(split)))
+        ]
+    )
 
 
 def _open_token_stream(
-    options: argparse.Namespace, shards: ShardSet | None, records: UsableRecords | None, tokenizer: Tokenizer
+    options: argparse.Namespace,
+    shards: ShardSet | None,
+    records: UsableRecords | None,
+    tokenizer: Tokenizer,
 ) -> tuple[str, int | None, Iterator[np.ndarray]]:
     """What is scored, in words; its tokens if they are known; and the ids in pieces."""
     if records is not None:
-        pieces = (_encode_document(record.text, tokenizer) for record in records if isinstance(record, Document))
+        pieces = (
+            _encode_document(record.text, tokenizer)
+            for record in records
+            if isinstance(record, Document)
+        )
         return " ".join(options.input), options.limit, pieces
     assert shards is not None
     split = shards.load_split(options.split)
     if shards.load_tokenizer().fingerprint == tokenizer.fingerprint:
-        pieces = (split.read_stream(start, start + BLOCK_TOKENS) for start in range(0, split.num_tokens, BLOCK_TOKENS))
-        return f"{shards.folder} {options.split}", min(split.num_tokens, options.limit or split.num_tokens), pieces
+        pieces = (
+            split.read_stream(start, start + BLOCK_TOKENS)
+            for start in range(0, split.num_tokens, BLOCK_TOKENS)
+        )
+        return (
+            f"{shards.folder} {options.split}",
+            min(split.num_tokens, options.limit or split.num_tokens),
+            pieces,
+        )
     # Another tokenizer's ids: back to text and through the checkpoint's own.
     source_tokenizer = shards.load_tokenizer()
     texts = (source_tokenizer.decode(split.tokens(index).tolist()) for index in range(len(split)))
-    return f"{shards.folder} {options.split} (encoded anew)", None, (_encode_document(text, tokenizer) for text in texts)
+    return (
+        f"{shards.folder} {options.split} (encoded anew)",
+        None,
+        (_encode_document(text, tokenizer) for text in texts),
+    )
 
 
 def _encode_document(text: str, tokenizer: Tokenizer) -> np.ndarray:

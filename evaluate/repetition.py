@@ -10,17 +10,33 @@ from common.files import write_json
 from common.machine import collect_environment, resolve_device
 from common.progress import progress_bar
 from data.records import Conversation, Summary
-from evaluate.model_answers import ModelAnswer, answer_questions, extract_questions, summarize_articles
 from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
-from evaluate.predictions import excerpt, resolve_model_fields, read_predictions, write_predictions
+from evaluate.model_answers import (
+    ModelAnswer,
+    answer_questions,
+    extract_questions,
+    summarize_articles,
+)
+from evaluate.predictions import excerpt, read_predictions, resolve_model_fields, write_predictions
+from evaluate.scores.repetition import (
+    MIN_LOOP_CHARACTERS,
+    MIN_LOOP_REPEATS,
+    is_looping,
+    measure_repetition,
+)
 from evaluate.usable_records import read_records
-from evaluate.scores.repetition import MIN_LOOP_CHARACTERS, MIN_LOOP_REPEATS, is_looping, measure_repetition
 from model.chat_template.template import Template
 
 NUM_EXAMPLES_SHOWN = 3
 LABELS = {
-    "repeated_4grams": "repeated 4-grams", "distinct_1": "distinct-1", "distinct_2": "distinct-2", "loops": "loops",
-    "empty": "empty", "characters": "mean characters", "stopped": "stopped by <eos>", "tokens": "mean tokens",
+    "repeated_4grams": "repeated 4-grams",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "loops": "loops",
+    "empty": "empty",
+    "characters": "mean characters",
+    "stopped": "stopped by <eos>",
+    "tokens": "mean tokens",
 }
 DESCRIPTION = f"""Measure repetition in answers, on characters without whitespace:
   repeated 4-grams   of all 4-grams, the share that occurred before in the same answer
@@ -38,7 +54,10 @@ def main() -> None:
     options = _parse_options()
     device = None if options.score else resolve_device(options.device)
     if device is None:
-        run_label, rows = str(options.score), read_predictions(options.score, ("prediction",))[: options.limit]
+        run_label, rows = (
+            str(options.score),
+            read_predictions(options.score, ("prediction",))[: options.limit],
+        )
         provenance = resolve_model_fields(options.score, rows)
     else:
         run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
@@ -46,47 +65,99 @@ def main() -> None:
     metrics = _compute_metrics(rows)
     print(f"{run_label}: {len(rows):,} answers")
     for key, value in metrics.items():
-        print(f"{LABELS[key]:20}{value:10.1f}" if key in ("characters", "tokens") else f"{LABELS[key]:20}{value:10.2%}")
+        print(
+            f"{LABELS[key]:20}{value:10.1f}"
+            if key in ("characters", "tokens")
+            else f"{LABELS[key]:20}{value:10.2%}"
+        )
     for row in [row for row in rows if is_looping(row["prediction"])][:NUM_EXAMPLES_SHOWN]:
         print(f"loops: {excerpt(row['prediction'])}")
     if options.predictions:
         write_predictions(options.predictions, rows, provenance)
     if options.json:
-        write_json(options.json, {**provenance, "measured": run_label, "answers": len(rows), **metrics, "made": collect_environment(device)})
+        write_json(
+            options.json,
+            {
+                **provenance,
+                "measured": run_label,
+                "answers": len(rows),
+                **metrics,
+                "made": collect_environment(device),
+            },
+        )
 
 
 def _parse_options() -> argparse.Namespace:
     parser = build_generation_parser("repetition", DESCRIPTION, max_new_tokens=256)
-    parser.add_argument("--score", type=Path, metavar="FILE.jsonl", help='measure the "prediction" of each line of a file')
+    parser.add_argument(
+        "--score",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='measure the "prediction" of each line of a file',
+    )
     options = parse_eval_options(parser)
     if bool(options.score) == bool(options.checkpoint):
-        raise UserError("say what is measured: --checkpoint RUN --source NAME --input FILE, or --score FILE.jsonl")
+        raise UserError(
+            "say what is measured: --checkpoint RUN --source NAME --input FILE, or --score FILE.jsonl"
+        )
     if options.checkpoint and not options.source:
         raise UserError("--checkpoint needs questions: --source redgpt --input FILE")
     return options
 
 
-def _generate_answers(options: argparse.Namespace, device: Any) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
+def _generate_answers(
+    options: argparse.Namespace, device: Any
+) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
     """Which checkpoint it was, and its answers to the source's questions."""
-    records = read_records(options.source, options.input, ("conversations", "summaries"), options.limit)
+    records = read_records(
+        options.source, options.input, ("conversations", "summaries"), options.limit
+    )
     loaded = load_checkpoint(options, device)
     template = Template.load(loaded.folder)
     articles = [record for record in records if isinstance(record, Summary)]
-    questions = [each for record in records if isinstance(record, Conversation) for each in extract_questions(record)]
+    questions = [
+        each
+        for record in records
+        if isinstance(record, Conversation)
+        for each in extract_questions(record)
+    ]
     settings = {"max_new_tokens": options.max_new_tokens, "batch": options.batch}
     input_texts = [*(each.article for each in articles), *(each.question for each in questions)]
     with progress_bar("answering", len(input_texts), "answers") as bar:
         answers: list[ModelAnswer | None] = [
-            *summarize_articles(loaded.model, loaded.tokenizer, template, [each.article for each in articles], on_progress=bar.update,
-                       **settings),
-            *answer_questions(loaded.model, loaded.tokenizer, template, questions, on_progress=bar.update, **settings),
+            *summarize_articles(
+                loaded.model,
+                loaded.tokenizer,
+                template,
+                [each.article for each in articles],
+                on_progress=bar.update,
+                **settings,
+            ),
+            *answer_questions(
+                loaded.model,
+                loaded.tokenizer,
+                template,
+                questions,
+                on_progress=bar.update,
+                **settings,
+            ),
         ]
-    rows = [{"input": text, "prediction": answer.text, "tokens": answer.num_tokens, "stopped": answer.has_eos}
-            for text, answer in zip(input_texts, answers, strict=True) if answer]
+    rows = [
+        {
+            "input": text,
+            "prediction": answer.text,
+            "tokens": answer.num_tokens,
+            "stopped": answer.has_eos,
+        }
+        for text, answer in zip(input_texts, answers, strict=True)
+        if answer
+    ]
     if num_skipped := len(input_texts) - len(rows):
         print(f"left out, no room for an answer in the context: {num_skipped:,} questions")
     if not rows:
-        raise UserError(f"--input {' '.join(options.input)}: no question of it fits the model's context")
+        raise UserError(
+            f"--input {' '.join(options.input)}: no question of it fits the model's context"
+        )
     return loaded.provenance, rows
 
 

@@ -12,12 +12,18 @@ from common.progress import progress_bar
 from data.corpora.resolver import find_test_split
 from data.records import Summary
 from data.shards import load_run_shard_set
-from evaluate.model_answers import summarize_articles
-from evaluate.scores.baselines import BASELINES
 from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
-from evaluate.predictions import MODEL_FIELDS, excerpt, resolve_model_fields, read_predictions, write_predictions
-from evaluate.usable_records import read_records
+from evaluate.model_answers import summarize_articles
+from evaluate.predictions import (
+    MODEL_FIELDS,
+    excerpt,
+    read_predictions,
+    resolve_model_fields,
+    write_predictions,
+)
+from evaluate.scores.baselines import BASELINES
 from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
+from evaluate.usable_records import read_records
 from model.chat_template.template import Template
 
 NUM_EXAMPLES_SHOWN = 3
@@ -41,13 +47,30 @@ def main() -> None:
         rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
         run_label, provenance = str(options.score), resolve_model_fields(options.score, rows)
     else:
-        source, inputs = (options.source, options.input) if options.source else _find_test_split(options.checkpoint)
-        articles = [each for each in read_records(source, inputs, ("summaries",), options.limit) if isinstance(each, Summary)]
-        provenance_and_rows = _generate_summaries(options, device, articles) if device else _generate_baseline(options.baseline, articles)
-        run_label, provenance, rows = f"{options.baseline or options.checkpoint} on {' '.join(inputs)} ({source})", *provenance_and_rows
+        source, inputs = (
+            (options.source, options.input)
+            if options.source
+            else _find_test_split(options.checkpoint)
+        )
+        articles = [
+            each
+            for each in read_records(source, inputs, ("summaries",), options.limit)
+            if isinstance(each, Summary)
+        ]
+        provenance_and_rows = (
+            _generate_summaries(options, device, articles)
+            if device
+            else _generate_baseline(options.baseline, articles)
+        )
+        run_label, provenance, rows = (
+            f"{options.baseline or options.checkpoint} on {' '.join(inputs)} ({source})",
+            *provenance_and_rows,
+        )
     decoding = f", {provenance['decoding']}" if "decoding" in provenance else ""
     with progress_bar("scoring", len(rows), "examples") as bar:
-        table = RougeTable.from_predictions([row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update)
+        table = RougeTable.from_predictions(
+            [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
+        )
     counts = _count_flags(rows)
     print("\n".join([f"{run_label}: {len(rows):,} examples" + decoding, *table.format_lines()]))
     for key, count in counts.items():
@@ -55,38 +78,77 @@ def main() -> None:
     _print_examples(rows, table)
     if options.predictions:
         scored_rows = [{**row, "scores": table.example_scores(i)} for i, row in enumerate(rows)]
-        write_predictions(options.predictions, scored_rows, {key: provenance[key] for key in MODEL_FIELDS if key in provenance})
+        write_predictions(
+            options.predictions,
+            scored_rows,
+            {key: provenance[key] for key in MODEL_FIELDS if key in provenance},
+        )
     if options.json:
-        write_json(options.json, {**provenance, "scored": run_label, "examples": len(rows), **counts, "scores": table.summarize_scores(),
-                                  "method": METHOD, "counted_by": scorer_versions(), "made": collect_environment(device)})
+        write_json(
+            options.json,
+            {
+                **provenance,
+                "scored": run_label,
+                "examples": len(rows),
+                **counts,
+                "scores": table.summarize_scores(),
+                "method": METHOD,
+                "counted_by": scorer_versions(),
+                "made": collect_environment(device),
+            },
+        )
 
 
 def _parse_options() -> argparse.Namespace:
     parser = build_generation_parser("rouge", DESCRIPTION, max_new_tokens=64)
-    parser.add_argument("--baseline", choices=tuple(BASELINES), help="score this instead of a model")
-    parser.add_argument("--score", type=Path, metavar="FILE.jsonl", help="score the predictions in a file")
-    parser.add_argument("--beams", type=int, default=1, help="width of the beam search; 1 is greedy (default: 1)")
-    parser.add_argument("--length_penalty", type=float, default=1.0,
-                        help="a beam's score is its log-probability / length ** this (default: 1)")
+    parser.add_argument(
+        "--baseline", choices=tuple(BASELINES), help="score this instead of a model"
+    )
+    parser.add_argument(
+        "--score", type=Path, metavar="FILE.jsonl", help="score the predictions in a file"
+    )
+    parser.add_argument(
+        "--beams", type=int, default=1, help="width of the beam search; 1 is greedy (default: 1)"
+    )
+    parser.add_argument(
+        "--length_penalty",
+        type=float,
+        default=1.0,
+        help="a beam's score is its log-probability / length ** this (default: 1)",
+    )
     options = parse_eval_options(parser)
     if not math.isfinite(options.length_penalty):
         raise UserError(f"--length_penalty {options.length_penalty}: must be finite")
     if options.score and (options.checkpoint or options.baseline or options.source):
-        raise UserError("--score scores a file as it is: leave out --checkpoint, --baseline, --source and --input")
+        raise UserError(
+            "--score scores a file as it is: leave out --checkpoint, --baseline, --source and --input"
+        )
     if not options.score and not options.checkpoint and not (options.baseline and options.source):
-        raise UserError("say what is scored: --checkpoint RUN, --baseline NAME --source csl --input FILE, or --score FILE")
+        raise UserError(
+            "say what is scored: --checkpoint RUN, --baseline NAME --source csl --input FILE, or --score FILE"
+        )
     return options
 
 
 def _find_test_split(run: Path) -> tuple[str, list[str]]:
     """The source and files of the test split that belongs to what a run was trained on."""
-    source, files = find_test_split(load_run_shard_set(run, "say what to score with --source NAME --input FILE"))
+    source, files = find_test_split(
+        load_run_shard_set(run, "say what to score with --source NAME --input FILE")
+    )
     return source, [str(file) for file in files]
 
 
-def _generate_baseline(name: str, articles: list[Summary]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    rows = [{"input": each.article, "reference": each.title, "prediction": BASELINES[name](each.article, each.title)}
-            for each in articles]
+def _generate_baseline(
+    name: str, articles: list[Summary]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rows = [
+        {
+            "input": each.article,
+            "reference": each.title,
+            "prediction": BASELINES[name](each.article, each.title),
+        }
+        for each in articles
+    ]
     return {"decoding": f"no model: {name}"}, rows
 
 
@@ -98,32 +160,62 @@ def _generate_summaries(
     template = Template.load(loaded.folder)
     with progress_bar("summarising", len(articles), "articles") as bar:
         answers = summarize_articles(
-            loaded.model, loaded.tokenizer, template, [each.article for each in articles],
-            max_new_tokens=options.max_new_tokens, beams=options.beams, length_penalty=options.length_penalty,
-            batch=options.batch, on_progress=bar.update,
+            loaded.model,
+            loaded.tokenizer,
+            template,
+            [each.article for each in articles],
+            max_new_tokens=options.max_new_tokens,
+            beams=options.beams,
+            length_penalty=options.length_penalty,
+            batch=options.batch,
+            on_progress=bar.update,
         )
-    search = "greedy" if options.beams == 1 else f"{options.beams} beams, length penalty {options.length_penalty:g}"
+    search = (
+        "greedy"
+        if options.beams == 1
+        else f"{options.beams} beams, length penalty {options.length_penalty:g}"
+    )
     rows = [
-        {"input": each.article, "reference": each.title, "prediction": answer.text, "tokens": answer.num_tokens,
-         "stopped": answer.has_eos, "trimmed": answer.is_truncated}
+        {
+            "input": each.article,
+            "reference": each.title,
+            "prediction": answer.text,
+            "tokens": answer.num_tokens,
+            "stopped": answer.has_eos,
+            "trimmed": answer.is_truncated,
+        }
         for each, answer in zip(articles, answers, strict=True)
     ]
-    return {**loaded.provenance, "decoding": f"{search}, at most {options.max_new_tokens} tokens"}, rows
+    return {
+        **loaded.provenance,
+        "decoding": f"{search}, at most {options.max_new_tokens} tokens",
+    }, rows
 
 
 def _count_flags(rows: list[dict[str, Any]]) -> dict[str, int]:
     """How many answers stopped by themselves, and how many articles were trimmed, where the rows say so."""
-    return {key: sum(row[key] is True for row in rows) for key in COUNT_LABELS if all(key in row for row in rows)}
+    return {
+        key: sum(row[key] is True for row in rows)
+        for key in COUNT_LABELS
+        if all(key in row for row in rows)
+    }
 
 
 def _print_examples(rows: list[dict[str, Any]], table: RougeTable) -> None:
     """Print the worst and the best examples."""
     order = table.rank_examples()
-    for title, chosen in (("worst", order[:NUM_EXAMPLES_SHOWN]), ("best", order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:][::-1])):
+    for title, chosen in (
+        ("worst", order[:NUM_EXAMPLES_SHOWN]),
+        ("best", order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:][::-1]),
+    ):
         for index in chosen:
             row, score = rows[index], table.example_scores(index)["characters"]["rouge-1"]["f"]
             print(f"{title}, ROUGE-1 F on characters {score:.3f}")
-            for label, key in (("article", "input"), ("true", "reference"), ("answer", "prediction")):
+            for label, key in (
+                ("article", "input"),
+                ("true", "reference"),
+                ("answer", "prediction"),
+            ):
                 if isinstance(row.get(key), str):
                     print(f"  {label:8}{excerpt(row[key])}")
 

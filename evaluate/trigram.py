@@ -81,7 +81,9 @@ class CountTable:
             np.searchsorted(self.keys, bound)
             for bound in (keys & ~ID_MASK, keys, keys + 1, (keys | ID_MASK) + 1)
         )
-        return np.stack([self.starts[after] - self.starts[at], self.starts[high] - self.starts[low], high - low])
+        return np.stack(
+            [self.starts[after] - self.starts[at], self.starts[high] - self.starts[low], high - low]
+        )
 
 
 @dataclass
@@ -102,7 +104,11 @@ class NgramOrder:
     @property
     def discount(self) -> float:
         """The absolute discount; one half where nothing was counted once, so that every word keeps some probability."""
-        return self.num_singletons / (self.num_singletons + 2 * self.num_doubletons) if self.num_singletons else 0.5
+        return (
+            self.num_singletons / (self.num_singletons + 2 * self.num_doubletons)
+            if self.num_singletons
+            else 0.5
+        )
 
     def interpolate(self, lower: np.ndarray) -> np.ndarray:
         """The probabilities of this order, float64[n], from those of the order below."""
@@ -112,7 +118,10 @@ class NgramOrder:
 
 
 def compute_probabilities(
-    train: TokenStream, queries: np.ndarray, vocabulary_size: int, partition: int = MAX_PARTITION_POSITIONS
+    train: TokenStream,
+    queries: np.ndarray,
+    vocabulary_size: int,
+    partition: int = MAX_PARTITION_POSITIONS,
 ) -> tuple[np.ndarray, list[float]]:
     """The probability of each query's last id after the two before it.
 
@@ -121,14 +130,18 @@ def compute_probabilities(
     Returns float64[n], and the discounts of the orders 1, 2 and 3. UserError if `train` has no trigram.
     """
     if train.total_tokens < 3:
-        raise UserError(f"the training split has {train.total_tokens} tokens; a trigram needs at least 3")
+        raise UserError(
+            f"the training split has {train.total_tokens} tokens; a trigram needs at least 3"
+        )
     trigrams, bigrams = (NgramOrder(np.zeros((3, len(queries)), dtype=np.int64)) for _ in range(2))
     keys = _pack_keys(np.maximum(queries[:, 0], 0), queries[:, 1], queries[:, 2])
     continuation_counts = np.zeros(vocabulary_size, dtype=np.int64)
     occurrences = _count_middle_ids(train, vocabulary_size)
     with progress_bar("counting trigrams", total=int(occurrences.sum()), unit="tok") as bar:
         for low, high in _partition_ids(occurrences, partition):
-            table = CountTable.from_occurrences(_trigram_keys(train, low, high, int(occurrences[low:high].sum())))
+            table = CountTable.from_occurrences(
+                _trigram_keys(train, low, high, int(occurrences[low:high].sum()))
+            )
             positions = np.flatnonzero((queries[:, 1] >= low) & (queries[:, 1] < high))
             trigrams.accumulate(table, keys, positions[queries[positions, 0] >= 0])
             table = CountTable.from_occurrences(table.keys & PAIR_MASK)
@@ -136,8 +149,14 @@ def compute_probabilities(
             continuation_counts += np.bincount(table.keys & ID_MASK, minlength=vocabulary_size)
             bar.update(int(occurrences[low:high].sum()))
     last_ids = queries[:, 2]
-    totals = [np.full(len(last_ids), value) for value in (continuation_counts.sum(), np.count_nonzero(continuation_counts))]
-    unigrams = NgramOrder(np.stack([continuation_counts[last_ids], *totals]), *(int(np.sum(continuation_counts == times)) for times in (1, 2)))
+    totals = [
+        np.full(len(last_ids), value)
+        for value in (continuation_counts.sum(), np.count_nonzero(continuation_counts))
+    ]
+    unigrams = NgramOrder(
+        np.stack([continuation_counts[last_ids], *totals]),
+        *(int(np.sum(continuation_counts == times)) for times in (1, 2)),
+    )
     result = np.full(len(queries), 1 / vocabulary_size)
     for level in (unigrams, bigrams, trigrams):
         result = level.interpolate(result)
@@ -158,7 +177,9 @@ def _partition_ids(occurrences: np.ndarray, limit: int) -> Iterator[tuple[int, i
     cumulative = np.concatenate([[0], np.cumsum(occurrences)])
     low = 0
     while low < len(occurrences):
-        high = max(low + 1, int(np.searchsorted(cumulative, cumulative[low] + limit, side="right")) - 1)
+        high = max(
+            low + 1, int(np.searchsorted(cumulative, cumulative[low] + limit, side="right")) - 1
+        )
         yield low, high
         low = high
 
@@ -171,7 +192,9 @@ def _trigram_keys(train: TokenStream, low: int, high: int, count: int) -> np.nda
         ids = train.stream(start, min(start + READ_CHUNK_TOKENS + 2, train.total_tokens))
         middle = ids[1:-1]
         positions = np.flatnonzero((middle >= low) & (middle < high))
-        keys[filled : filled + len(positions)] = _pack_keys(ids[positions], middle[positions], ids[positions + 2])
+        keys[filled : filled + len(positions)] = _pack_keys(
+            ids[positions], middle[positions], ids[positions + 2]
+        )
         filled += len(positions)
     return keys
 
@@ -197,21 +220,32 @@ class TrigramScore:
     """Of the orders 1, 2, 3."""
 
 
-def score_trigram_baseline(shards: ShardSet, partition: int = MAX_PARTITION_POSITIONS) -> TrigramScore:
+def score_trigram_baseline(
+    shards: ShardSet, partition: int = MAX_PARTITION_POSITIONS
+) -> TrigramScore:
     """Count the training split of `shards` as one stream and score every validation position but the first."""
     train, validation = shards.load_split("train"), shards.load_split("validation")
     if validation.num_tokens < 2:
-        raise UserError(f"{shards.folder} has {validation.num_tokens} validation tokens; scoring needs at least 2")
+        raise UserError(
+            f"{shards.folder} has {validation.num_tokens} validation tokens; scoring needs at least 2"
+        )
     tokenizer = shards.load_tokenizer()
     ids = np.concatenate([[-1], validation.read_stream(0, validation.num_tokens)])
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)
-    token_probabilities, discounts = compute_probabilities(train, queries, tokenizer.vocab_size, partition)
+    token_probabilities, discounts = compute_probabilities(
+        train, queries, tokenizer.vocab_size, partition
+    )
     nats = -float(np.log(token_probabilities).sum())
     characters = int(tokenizer.characters_per_id[ids[2:]].sum(dtype=np.int64))
     loss = nats / len(queries)
     return TrigramScore(
-        loss=loss, perplexity=math.exp(loss), bits_per_character=nats / math.log(2) / max(characters, 1),
-        tokens=len(queries), characters=characters, train_tokens=train.num_tokens, discounts=discounts,
+        loss=loss,
+        perplexity=math.exp(loss),
+        bits_per_character=nats / math.log(2) / max(characters, 1),
+        tokens=len(queries),
+        characters=characters,
+        train_tokens=train.num_tokens,
+        discounts=discounts,
     )
 
 
@@ -220,19 +254,33 @@ def main() -> None:
     parser = CommandParser(prog="python -m evaluate.trigram", description=__doc__.split("\n\n")[0])
     input_group = parser.add_mutually_exclusive_group(required=True)
     input_group.add_argument("--data", type=Path, metavar="SHARDSET", help="a prepared shard set")
-    input_group.add_argument("--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on")
-    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write the printed figures here")
+    input_group.add_argument(
+        "--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on"
+    )
+    parser.add_argument(
+        "--json", type=writable_path, metavar="OUT", help="write the printed figures here"
+    )
     arguments = parser.parse_args()
-    shards = ShardSet.open(arguments.data) if arguments.data else load_run_shard_set(arguments.checkpoint)
+    shards = (
+        ShardSet.open(arguments.data)
+        if arguments.data
+        else load_run_shard_set(arguments.checkpoint)
+    )
     score = score_trigram_baseline(shards)
     print(f"Kneser-Ney trigram on {shards.folder}: trained on {score.train_tokens:,} tokens")
-    print(f"discounts, orders 1 to 3   {'  '.join(f'{discount:.3f}' for discount in score.discounts)}")
+    print(
+        f"discounts, orders 1 to 3   {'  '.join(f'{discount:.3f}' for discount in score.discounts)}"
+    )
     print(f"scored                     {score.tokens:,} tokens, {score.characters:,} characters")
     print(f"cross-entropy              {score.loss:.4f} nats/token")
     print(f"perplexity                 {score.perplexity:.2f}")
     print(f"bits per character         {score.bits_per_character:.4f}")
     if arguments.json:
-        provenance: dict[str, Any] = {"data": str(shards.folder), "data_fingerprint": shards.fingerprint, "made": collect_environment()}
+        provenance: dict[str, Any] = {
+            "data": str(shards.folder),
+            "data_fingerprint": shards.fingerprint,
+            "made": collect_environment(),
+        }
         write_json(arguments.json, {**asdict(score), **provenance})
 
 

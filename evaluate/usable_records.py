@@ -6,7 +6,7 @@ from itertools import islice
 
 from common.errors import UserError
 from data.readers.files import expand_inputs
-from data.records import BadRecord, Conversation, Document, Kind, Record, Summary, SkippedRecord
+from data.records import BadRecord, Conversation, Document, Kind, Record, SkippedRecord, Summary
 from data.sources import find_source
 
 
@@ -17,15 +17,23 @@ class UsableRecords:
         """UserError if the source's records are not of `kinds`."""
         self._reader, self._inputs = find_source(source), inputs
         if self._reader.kind not in kinds:
-            raise UserError(f"--source {source} has {self._reader.kind}; this measures {' or '.join(kinds)}")
+            raise UserError(
+                f"--source {source} has {self._reader.kind}; this measures {' or '.join(kinds)}"
+            )
         self._unused_counts: Counter[str] = Counter()
         self._num_bad, self._first_bad_message = 0, ""
 
     def __iter__(self) -> Iterator[Record]:
-        for record in (record for path in expand_inputs(self._inputs) for record in self._reader.iter_records(path)):
+        for record in (
+            record
+            for path in expand_inputs(self._inputs)
+            for record in self._reader.iter_records(path)
+        ):
             if isinstance(record, BadRecord):
                 self._num_bad += 1
-                self._first_bad_message = self._first_bad_message or f"{record.file} line {record.line}: {record.reason}"
+                self._first_bad_message = (
+                    self._first_bad_message or f"{record.file} line {record.line}: {record.reason}"
+                )
             elif isinstance(record, SkippedRecord):
                 self._unused_counts[record.reason] += 1
             else:
@@ -36,16 +44,22 @@ class UsableRecords:
         for reason, count in self._unused_counts.items():
             print(f"left out, {reason}: {count:,} records")
         if self._num_bad:
-            print(f"left out, unreadable: {self._num_bad:,} records, the first {self._first_bad_message}")
+            print(
+                f"left out, unreadable: {self._num_bad:,} records, the first {self._first_bad_message}"
+            )
 
 
-def read_records(source: str, inputs: list[str], kinds: tuple[Kind, ...], limit: int | None) -> list[Conversation | Summary]:
+def read_records(
+    source: str, inputs: list[str], kinds: tuple[Kind, ...], limit: int | None
+) -> list[Conversation | Summary]:
     """The first `limit` usable records (all without one); what was left out is printed.
 
     UserError if the source's records are not of `kinds`, or there are none.
     """
     records = UsableRecords(source, inputs, kinds)
-    usable_records = [record for record in islice(records, limit) if not isinstance(record, Document)]
+    usable_records = [
+        record for record in islice(records, limit) if not isinstance(record, Document)
+    ]
     records.print_skipped()
     if not usable_records:
         raise UserError(f"--input {' '.join(inputs)}: there is no record of {source} in it")

@@ -17,7 +17,13 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = (
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            .square_()
+            .div_(x.shape[-1])
+            .add_(eps)
+            .rsqrt_()
+        )
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
@@ -28,7 +34,11 @@ class RMSNormFunction(torch.autograd.Function):
         normal = x * scale
         # Beside an adapter the weight is frozen.
         needs_weight_grad = ctx.needs_input_grad[1]
-        dw = torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0) if needs_weight_grad else None
+        dw = (
+            torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0)
+            if needs_weight_grad
+            else None
+        )
         dn = dy * weight
         projection = torch.linalg.vecdot(dn, normal, dim=-1).unsqueeze(-1).div_(x.shape[-1])
         return dn.sub_(normal.mul_(projection)).mul_(scale), dw, None

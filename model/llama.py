@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import autograd_ops
-from model.decode.kv_cache import KVCache, LayerKVCache
 from model.config import LlamaConfig
+from model.decode.kv_cache import KVCache, LayerKVCache
 from model.lora import Adapter
 from model.loss import LossPath, linear_cross_entropy
 
@@ -110,7 +110,9 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        heads_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        heads_size, kv_size = (
+            n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
+        )
         self.head_dim = config.head_dim
         self.is_grouped_query = config.num_key_value_heads != config.num_attention_heads
         self.q_proj = Linear(size, heads_size)
@@ -118,7 +120,9 @@ class Attention(nn.Module):
         self.v_proj = Linear(size, kv_size)
         self.o_proj = Linear(heads_size, size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerKVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerKVCache | None
+    ) -> Tensor:
         """x[B, T, D] → [B, T, D]. `mask`[B or 1, 1, T, S] (True: may look) replaces plain causality when given."""
         batch_size, length, _ = x.shape
         q = apply_rotary(self.q_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
@@ -129,8 +133,12 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         is_causal = mask is None and length > 1
         if is_causal and k.shape[2] != length:
-            raise ValueError("several new positions behind a filled cache need a mask: plain causality would misalign them")
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped_query)
+            raise ValueError(
+                "several new positions behind a filled cache need a mask: plain causality would misalign them"
+            )
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped_query
+        )
         return self.o_proj(out.transpose(1, 2).reshape(batch_size, length, -1))
 
 
@@ -146,7 +154,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D] → [B, T, D]."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        hidden = autograd_ops.SwiGLUFunction.apply(gate, up) if _use_custom_autograd(gate) else F.silu(gate) * up
+        hidden = (
+            autograd_ops.SwiGLUFunction.apply(gate, up)
+            if _use_custom_autograd(gate)
+            else F.silu(gate) * up
+        )
         return self.down_proj(hidden)
 
 
@@ -172,11 +184,15 @@ class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            TransformerBlock(config) for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
 
-    def forward(self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         """ids[B, T] → normalised hidden states[B, T, D]."""
         x = self.embed_tokens(ids)
         if positions is None:
@@ -206,9 +222,17 @@ class Llama(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
-        self, ids: Tensor, targets: Tensor | None = None, *, target_positions: Tensor | None = None, scale: float = 1.0,
-        loss_path: LossPath = "chunked", num_correct: Tensor | None = None, positions: Tensor | None = None,
-        mask: Tensor | None = None, cache: KVCache | None = None,
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        target_positions: Tensor | None = None,
+        scale: float = 1.0,
+        loss_path: LossPath = "chunked",
+        num_correct: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """ids[B, T] → logits[B, T, V], or with targets the sum of their cross-entropies times `scale`.
 
@@ -223,7 +247,12 @@ class Llama(nn.Module):
         hidden = hidden.flatten(0, 1)
         hidden = hidden if target_positions is None else hidden[target_positions]
         return linear_cross_entropy(
-            hidden, self.lm_head.weight, targets.flatten(), scale=scale, path=loss_path, num_correct=num_correct
+            hidden,
+            self.lm_head.weight,
+            targets.flatten(),
+            scale=scale,
+            path=loss_path,
+            num_correct=num_correct,
         )
 
     def train(self, mode: bool = True) -> "Llama":
@@ -244,6 +273,8 @@ class Llama(nn.Module):
                 parameter.fill_(1.0)
                 continue
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            parameter_std = deviation / math.sqrt(2 * self.config.num_hidden_layers) if residual else deviation
+            parameter_std = (
+                deviation / math.sqrt(2 * self.config.num_hidden_layers) if residual else deviation
+            )
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter_std)
         return self

@@ -27,9 +27,13 @@ class LoraOptions(Options):
 
     rank: int = Field(8, gt=0, le=4096, description="inner width of the two matrices")
     alpha: float = Field(16.0, gt=0, description="the product of the two is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training")
-    targets: tuple[LoraTarget, ...] = Field(("q_proj", "v_proj"), description="the matrices of every layer that get an "
-                                        "adapter, with commas between them")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training"
+    )
+    targets: tuple[LoraTarget, ...] = Field(
+        ("q_proj", "v_proj"),
+        description="the matrices of every layer that get an adapter, with commas between them",
+    )
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -68,7 +72,9 @@ class PerRowDropout(nn.Dropout):
         super().__init__(p)
         # What a generator draws is no part of a compiled program. That is said here and not by a decorator, because it imports
         # the compiler: more than a second at the start of every command.
-        self._sample_keep_mask = _exclude_from_compile(_sample_keep_mask) if p else _sample_keep_mask
+        self._sample_keep_mask = (
+            _exclude_from_compile(_sample_keep_mask) if p else _sample_keep_mask
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x[B, T, D], one generator for each of B, → the same, a share of it zero and the rest scaled up."""
@@ -83,7 +89,10 @@ _exclude_from_compile = functools.cache(torch.compiler.disable)
 
 def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) -> Tensor:
     """What stays of x[B, T, D], as booleans."""
-    samples = [torch.rand(row.shape, generator=own, device=x.device) for own, row in zip(generators, x, strict=True)]
+    samples = [
+        torch.rand(row.shape, generator=own, device=x.device)
+        for own, row in zip(generators, x, strict=True)
+    ]
     return torch.stack(samples) >= p
 
 
@@ -100,9 +109,13 @@ class LoraLinear(nn.Linear):
         # Kaiming with PEFT's slope, that is uniform within one over the root of the width; B is zero, so that training
         # begins at the base. Drawn on the CPU, so that a seed means the same on every device.
         bound = 1 / math.sqrt(self.in_features)
-        down = torch.empty(options.rank, self.in_features).uniform_(-bound, bound, generator=generator)
+        down = torch.empty(options.rank, self.in_features).uniform_(
+            -bound, bound, generator=generator
+        )
         self.lora_A.weight = nn.Parameter(down.to(device))
-        self.lora_B.weight = nn.Parameter(torch.zeros(self.out_features, options.rank, device=device))
+        self.lora_B.weight = nn.Parameter(
+            torch.zeros(self.out_features, options.rank, device=device)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in] → [..., out]."""
@@ -117,7 +130,11 @@ def attach_adapter(model: "Llama", adapter: Adapter, seed: int) -> None:
     for parent in list(model.model.layers.modules()):
         for name, child in list(parent.named_children()):
             if name in adapter.options.targets and isinstance(child, nn.Linear):
-                setattr(parent, name, LoraLinear(child, adapter.options, generator).train(child.training))
+                setattr(
+                    parent,
+                    name,
+                    LoraLinear(child, adapter.options, generator).train(child.training),
+                )
     model.adapter = adapter
 
 

@@ -35,11 +35,20 @@ def available_loss_paths(dtype: torch.dtype = torch.float32) -> list[LossPath]:
     if dtype == torch.float16:
         return ["chunked"]
     paths: list[LossPath] = ["full", "chunked"]
-    return [*paths, "torch"] if dtype == torch.float32 and hasattr(F, "linear_cross_entropy") else paths
+    return (
+        [*paths, "torch"]
+        if dtype == torch.float32 and hasattr(F, "linear_cross_entropy")
+        else paths
+    )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0, path: LossPath = "chunked",
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    scale: float = 1.0,
+    path: LossPath = "chunked",
     num_correct: Tensor | None = None,
 ) -> Tensor:
     """Sum of `cross_entropy(hidden @ weight.T, targets)` times `scale`, a fp32 scalar.
@@ -58,8 +67,13 @@ def linear_cross_entropy(
         if path == "torch":
             if num_correct is not None:
                 num_correct += score_tokens(hidden, weight, targets)[1].sum()
-            options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=loss_chunk_size(hidden.device))
-            return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options) * scale
+            options = torch.nn.LinearCrossEntropyOptions(
+                batch_chunk_size=loss_chunk_size(hidden.device)
+            )
+            return (
+                F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
+                * scale
+            )
         logits = hidden @ weight.T
         if num_correct is not None:
             num_correct += (logits.argmax(-1) == targets).sum()
@@ -71,19 +85,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, dtype: torch.dtype, num_correct: Tensor | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+        num_correct: Tensor | None,
     ) -> Tensor:
         # Sums over many positions are kept in the inputs' own type; only the products are in `dtype`.
         # Beside an adapter the head is frozen: a third of its work, and memory for a whole table, is not needed.
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_hidden, d_weight = (
+            torch.empty_like(hidden),
+            torch.zeros_like(weight) if ctx.needs_input_grad[1] else None,
+        )
         table = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
         chunk_size, is_low_precision = loss_chunk_size(hidden.device), dtype.itemsize < 4
         # The gradient is written over the logits: memory that is new costs more than the arithmetic on it.
-        logits_buffer = torch.empty(min(chunk_size, len(hidden)), len(weight), device=hidden.device, dtype=dtype)
+        logits_buffer = torch.empty(
+            min(chunk_size, len(hidden)), len(weight), device=hidden.device, dtype=dtype
+        )
         # `scale` goes into the products, which are D wide, not into the gradient of V columns.
         factor = scale / _GRADIENT_SCALE if is_low_precision else scale
-        for wide, target, d_x in zip(hidden.split(chunk_size), targets.split(chunk_size), d_hidden.split(chunk_size), strict=True):
+        for wide, target, d_x in zip(
+            hidden.split(chunk_size),
+            targets.split(chunk_size),
+            d_hidden.split(chunk_size),
+            strict=True,
+        ):
             x = wide.to(dtype)
             logits = gradient = logits_buffer[: len(x)]
             torch.mm(x, table.T, out=logits)
@@ -103,13 +133,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    def backward(
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (factor,) = gradients
         # On a CPU the usual factor of one is worth not writing V x D numbers; on a GPU asking would stall the queue.
         if factor.device.type == "cpu" and factor.item() == 1.0:
             return d_hidden, d_weight, None, None, None, None
-        return d_hidden * factor, None if d_weight is None else d_weight * factor, None, None, None, None
+        return (
+            d_hidden * factor,
+            None if d_weight is None else d_weight * factor,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, table: Tensor) -> Tensor:
@@ -152,7 +191,11 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     hidden[N, D], weight[V, D], targets[N].
     """
     losses, correct = [], []
-    for x, target in zip(hidden.split(loss_chunk_size(hidden.device)), targets.split(loss_chunk_size(hidden.device)), strict=True):
+    for x, target in zip(
+        hidden.split(loss_chunk_size(hidden.device)),
+        targets.split(loss_chunk_size(hidden.device)),
+        strict=True,
+    ):
         logits = (x @ weight.to(x.dtype).T).float()
         losses.append(F.cross_entropy(logits, target, reduction="none"))
         correct.append(logits.argmax(-1) == target)

@@ -25,7 +25,11 @@ _INT8_MAX = 127
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is a bias-free linear layer that does nothing else; an adapted one does."""
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward and module.bias is None
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and module.bias is None
+    )
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +44,11 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def can_use_int8_kernel(x: Tensor) -> bool:
     """Whether x[N, D] may and should be multiplied by `torch._weight_int8pack_mm`."""
-    return x.device.type == "cpu" and len(x) <= _MAX_INT8_KERNEL_ROWS and x.shape[1] % _INT8_KERNEL_WIDTH == 0
+    return (
+        x.device.type == "cpu"
+        and len(x) <= _MAX_INT8_KERNEL_ROWS
+        and x.shape[1] % _INT8_KERNEL_WIDTH == 0
+    )
 
 
 def int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
@@ -86,7 +94,9 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x[..., in] → [..., out]."""
-        return int8_linear(x.reshape(-1, x.shape[-1]), self.values, self.scale).view(*x.shape[:-1], -1)
+        return int8_linear(x.reshape(-1, x.shape[-1]), self.values, self.scale).view(
+            *x.shape[:-1], -1
+        )
 
 
 class Int8Embedding(Int8Linear):
@@ -104,7 +114,9 @@ def quantize_int8(model: Llama) -> Llama:
     is moved to another type afterwards would lose digits of its scales. ValueError for a model with an unmerged adapter.
     """
     if model.adapter is not None:
-        raise ValueError("an adapted model is quantised after its adapter was merged into its weights")
+        raise ValueError(
+            "an adapted model is quantised after its adapter was merged into its weights"
+        )
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child is not model.lm_head:
@@ -121,5 +133,7 @@ def quantize_int8(model: Llama) -> Llama:
 
 def weight_bytes(model: Llama) -> int:
     """Memory that the weights take, what is shared counted once."""
-    bytes_by_address = {each.data_ptr(): each.numel() * each.element_size() for each in model.state_dict().values()}
+    bytes_by_address = {
+        each.data_ptr(): each.numel() * each.element_size() for each in model.state_dict().values()
+    }
     return sum(bytes_by_address.values())

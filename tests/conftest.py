@@ -52,7 +52,9 @@ def shard_set(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     """A little shard set: 300 training and 12 validation sequences of 5 to 200 ids, from a seed."""
     folder = tmp_path / "shards"
     rng = np.random.default_rng(0)
-    with atomic_folder(folder, manifest := {"format": SHARD_FORMAT, "kind": "documents"}) as partial_folder:
+    with atomic_folder(
+        folder, manifest := {"format": SHARD_FORMAT, "kind": "documents"}
+    ) as partial_folder:
         (partial_folder / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
         splits = {}
         for split, count in (("train", 300), ("validation", 12)):

@@ -25,7 +25,12 @@ def folder(tmp_path: Path) -> Path:
     """A project of a Makefile and an environment that is already set up."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "venv" / "bin").mkdir(parents=True)
-    for name in ("requirements.txt", "requirements-dev.txt", "venv/.installed", "venv/.installed-dev"):
+    for name in (
+        "requirements.txt",
+        "requirements-dev.txt",
+        "venv/.installed",
+        "venv/.installed-dev",
+    ):
         (tmp_path / name).touch()
     stub = tmp_path / "venv" / "bin" / "python"
     stub.write_text(STUB)
@@ -33,19 +38,42 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(folder: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def make(
+    folder: Path, *words: str, **variables: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """`make WORDS`, and the words that python was called with."""
     called = folder / "called"
     called.unlink(missing_ok=True)
-    environment = {"PATH": os.environ["PATH"], "HOME": "/home/me", "CALLED": str(called), **variables}
-    done = subprocess.run(["make", "VENV=venv", *words], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/home/me",
+        "CALLED": str(called),
+        **variables,
+    }
+    done = subprocess.run(
+        ["make", "VENV=venv", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
     return done, called.read_text().split("\0")[:-1] if called.exists() else []
 
 
-@pytest.mark.parametrize("name", [
-    "my corpus.txt", "a(b).txt", "it's.txt", 'say "x".txt', "a;touch x", "a$HOME$(PY)`id`.txt", "a,b.txt", "back\\slash", "*",
-    "x  y ", "a~/b", "#x", "语料.txt",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my corpus.txt",
+        "a(b).txt",
+        "it's.txt",
+        'say "x".txt',
+        "a;touch x",
+        "a$HOME$(PY)`id`.txt",
+        "a,b.txt",
+        "back\\slash",
+        "*",
+        "x  y ",
+        "a~/b",
+        "#x",
+        "语料.txt",
+    ],
+)
 def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     """Two words of one file name, and a name that the shell runs."""
     data, run = f"DATA={name}", f"RUN={name}"
@@ -53,7 +81,17 @@ def test_make_variable_is_passed_unchanged(folder: Path, name: str) -> None:
     assert make(folder, "data", DATA=name)[1] == ["-m", "data.download", name]
     for target in ("pretrain", "sft"):
         assert make(folder, target, data, run, f"CONFIG={name}", f"BASE={name}")[1] == [
-            "-m", f"train.{target}", "--config", name, "--data", name, "--base", name, "--run", name]
+            "-m",
+            f"train.{target}",
+            "--config",
+            name,
+            "--data",
+            name,
+            "--base",
+            name,
+            "--run",
+            name,
+        ]
     for target, module in (("chat", "chat"), ("serve", "chat.serve"), ("evaluate", "evaluate")):
         assert make(folder, target, run)[1] == ["-m", module, "--checkpoint", name]
     assert not (folder / "x").exists()
@@ -64,11 +102,20 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
     assert make(folder, "pretrain", "DATA=~/my corpus.txt")[1][-1] == "/home/me/my corpus.txt"
 
 
-@pytest.mark.parametrize(("target", "words"), [
-    ("data", ["data.download"]), ("pretrain", ["train.pretrain"]), ("sft", ["train.sft"]), ("chat", ["chat"]),
-    ("serve", ["chat.serve"]), ("evaluate", ["evaluate"]),
-])
-def test_unset_make_variables_use_command_defaults(folder: Path, target: str, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("data", ["data.download"]),
+        ("pretrain", ["train.pretrain"]),
+        ("sft", ["train.sft"]),
+        ("chat", ["chat"]),
+        ("serve", ["chat.serve"]),
+        ("evaluate", ["evaluate"]),
+    ],
+)
+def test_unset_make_variables_use_command_defaults(
+    folder: Path, target: str, words: list[str]
+) -> None:
     """A second place that decides which run is the newest or what the default corpus is; ARGS taken for one word."""
     (folder / "runs" / "x").mkdir(parents=True)
     assert make(folder, target)[1] == ["-m", *words]
@@ -80,11 +127,24 @@ def test_export_names_its_folder_after_the_run(folder: Path) -> None:
     """An export into the folder `exports` itself, or of no run at all."""
     for run, name in (("runs/sft-csl", "sft-csl"), ("runs/my run/", "my run"), ("x", "x")):
         assert make(folder, "export", f"RUN={run}", "ARGS=--dtype bfloat16")[1] == [
-            "-m", "model.export", "--checkpoint", run, "--format", "hf", "--out", f"exports/{name}", "--dtype", "bfloat16"]
+            "-m",
+            "model.export",
+            "--checkpoint",
+            run,
+            "--format",
+            "hf",
+            "--out",
+            f"exports/{name}",
+            "--dtype",
+            "bfloat16",
+        ]
     (folder / "runs" / "sft-csl").mkdir(parents=True)
     done, words = make(folder, "export")
     assert done.returncode != 0 and not words
-    assert done.stderr.splitlines()[:2] == ["error: which run? make export RUN=runs/NAME", "runs/sft-csl"]
+    assert done.stderr.splitlines()[:2] == [
+        "error: which run? make export RUN=runs/NAME",
+        "runs/sft-csl",
+    ]
 
 
 def test_setup_shows_progress_only_on_a_terminal(folder: Path) -> None:
@@ -95,39 +155,61 @@ def test_setup_shows_progress_only_on_a_terminal(folder: Path) -> None:
     (folder / "venv" / ".installed").unlink()
     ours, theirs = os.openpty()
     environment = {"PATH": os.environ["PATH"], "CALLED": str(folder / "called")}
-    subprocess.run(["make", "VENV=venv", "setup"], cwd=folder, env=environment, stdout=theirs, stderr=theirs, check=True)
+    subprocess.run(
+        ["make", "VENV=venv", "setup"],
+        cwd=folder,
+        env=environment,
+        stdout=theirs,
+        stderr=theirs,
+        check=True,
+    )
     os.close(theirs)
     os.close(ours)
     assert (folder / "called").read_text().split("\0")[:-1] == [*pip, "-r", "requirements.txt"]
 
 
-@pytest.mark.parametrize(("word", "hint"), [
-    ("data=csl", "; did you mean DATA=csl?"), ("Base=runs/x", "; did you mean BASE=runs/x?"),
-    ("STEPS=5", '; did you mean ARGS="--max_steps 5"?'), ("epochs=2", '; did you mean ARGS="--epochs 2"?'),
-    ("LR=1e-3", '; did you mean ARGS="--optimizer.lr 1e-3"?'), ("DTAA=csl", "."),
-    ("tokens=5", '; did you mean ARGS="--batch_tokens 5"?'),
-    ("s=1", "."), ("a;touch${IFS}x='$(HOME)", "."),
-])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("data=csl", "; did you mean DATA=csl?"),
+        ("Base=runs/x", "; did you mean BASE=runs/x?"),
+        ("STEPS=5", '; did you mean ARGS="--max_steps 5"?'),
+        ("epochs=2", '; did you mean ARGS="--epochs 2"?'),
+        ("LR=1e-3", '; did you mean ARGS="--optimizer.lr 1e-3"?'),
+        ("DTAA=csl", "."),
+        ("tokens=5", '; did you mean ARGS="--batch_tokens 5"?'),
+        ("s=1", "."),
+        ("a;touch${IFS}x='$(HOME)", "."),
+    ],
+)
 def test_unknown_make_variable_is_reported_first(folder: Path, word: str, hint: str) -> None:
     """`make pretrain data=mine` that trains on the sample for an hour."""
     done, words = make(folder, "pretrain", word, "DATA=x")
     said = done.stderr.splitlines()
     assert (done.returncode, words, len(said)) == (2, [], 1)
-    assert f"there is no such variable{hint} There are DATA BASE RUN CONFIG ARGS PYTHON VENV" in said[0]
+    assert (
+        f"there is no such variable{hint} There are DATA BASE RUN CONFIG ARGS PYTHON VENV"
+        in said[0]
+    )
     assert word.partition("=")[0][:5] in said[0] and not (folder / "x").exists()
 
 
 def test_make_own_and_inherited_variables_are_accepted(folder: Path) -> None:
     """A project whose own make calls this one with its variables on the command line, and cannot any more."""
-    for words, variables in ((["SHELL=/bin/sh", "CUDA_VISIBLE_DEVICES=1", "HOME=/tmp"], {}), (["CC=gcc"], {"MAKELEVEL": "1"}),
-                             (["-j2"], {"steps": "5"})):
+    for words, variables in (
+        (["SHELL=/bin/sh", "CUDA_VISIBLE_DEVICES=1", "HOME=/tmp"], {}),
+        (["CC=gcc"], {"MAKELEVEL": "1"}),
+        (["-j2"], {"steps": "5"}),
+    ):
         done, called = make(folder, "data", "DATA=x", *words, **variables)
         assert called == ["-m", "data.download", "x"], done.stderr
 
 
 def test_make_variables_map_to_real_options() -> None:
     """A hint at an option that was renamed."""
-    (named,) = re.findall(r"^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    (named,) = re.findall(
+        r"^OPTIONS := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert set(named.split()) <= {*option_fields(PretrainOptions), *option_fields(SftOptions)}
 
 

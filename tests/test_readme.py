@@ -23,7 +23,11 @@ from data.corpora.manifests import load_corpora
 from tests.helpers import processes
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "bench" / "README.md",
+]
 SHELLS = {"", "sh", "bash", "shell", "console", "shell-session", "text"}
 FENCE = re.compile(r" *(```+|~~~+) *([^`\s]*)[^`]*$")
 PROMPT = re.compile(r"(\([\w.-]+\) )?[$%>] ")
@@ -43,7 +47,9 @@ class Command:
     @property
     def options(self) -> set[str]:
         """The names of its `--options`."""
-        said = {word.partition("=")[0].rstrip("…") for word in self.words if re.match(r"--\w", word)}
+        said = {
+            word.partition("=")[0].rstrip("…") for word in self.words if re.match(r"--\w", word)
+        }
         return said - PLACEHOLDERS
 
 
@@ -68,19 +74,27 @@ def code_of(markdown: str) -> Iterator[str]:
             yield from ["\n".join(block)] if block else []
             block, prose = [], [*prose, line]
         else:
-            yield from (code for _, code in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", " ".join(prose)))
+            yield from (
+                code
+                for _, code in re.findall(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", " ".join(prose))
+            )
             block, prose = [*block, line] if block else [], []
     yield "\n".join(block)
 
 
 def commands_in(shell: str) -> Iterator[Command]:
     """The `make`s and `python -m`s of some lines of shell, between which other lines (output) may stand."""
-    lines = (PROMPT.sub("", line.strip(), count=1) for line in re.sub(r"\\\n\s*(> )?", " ", shell).splitlines())
+    lines = (
+        PROMPT.sub("", line.strip(), count=1)
+        for line in re.sub(r"\\\n\s*(> )?", " ", shell).splitlines()
+    )
     for line in lines:
         try:
             words = shlex.split(line, comments=True)
         except ValueError:
-            assert not re.match(r"(make|python\S*|torchrun) ", line), f"no command can be read from: {line}"
+            assert not re.match(r"(make|python\S*|torchrun) ", line), (
+                f"no command can be read from: {line}"
+            )
             continue
         simple: list[str] = []
         for word in [*words, ";"]:
@@ -107,7 +121,9 @@ def _command(words: list[str]) -> Iterator[Command]:
 
 def documented() -> list[Command]:
     """The different commands of all documents, in order."""
-    shells = (shell for document in DOCUMENTS for shell in code_of(document.read_text(encoding="utf-8")))
+    shells = (
+        shell for document in DOCUMENTS for shell in code_of(document.read_text(encoding="utf-8"))
+    )
     return list(dict.fromkeys(command for shell in shells for command in commands_in(shell)))
 
 
@@ -127,49 +143,77 @@ def help_of(module: str, *subcommand: str) -> str:
 def check(command: Command) -> None:
     """The module is there, and its help has the options of the command."""
     if not (ROOT / command.program.partition(".")[0]).is_dir():
-        assert importlib.util.find_spec(command.program.partition(".")[0]), f"there is no module {command.program}"
+        assert importlib.util.find_spec(command.program.partition(".")[0]), (
+            f"there is no module {command.program}"
+        )
         return
     text = help_of(command.program)
     first = command.words[0] if command.words else ""
     if re.fullmatch(r"[a-z]+", first) and re.search(rf"[{{,|]{first}\b|\b{first}[,|}}]", text):
         text = help_of(command.program, first)
     for option in command.options - {"--help"}:
-        assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), \
+        assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), (
             f"python -m {command.program} has no {option}, which the documents use: {' '.join(command.words)}"
+        )
 
 
 def make_plan(command: Command) -> str:
     """What make would run. Only a plain environment: `make test` hands down its own variables."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
-    done = subprocess.run(["make", "-n", *(word for word in command.words if word != "…")], cwd=ROOT, env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", *(word for word in command.words if word != "…")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"make {' '.join(command.words)}: {done.stderr}"
     return done.stdout
 
 
 def test_documentation_contains_commands() -> None:
     """Every test below passing because nothing was found in the documents."""
-    in_readme = {command for shell in code_of(DOCUMENTS[0].read_text(encoding="utf-8")) for command in commands_in(shell)}
+    in_readme = {
+        command
+        for shell in code_of(DOCUMENTS[0].read_text(encoding="utf-8"))
+        for command in commands_in(shell)
+    }
     assert {"make", "train.pretrain"} <= {command.program for command in in_readme}
     assert any("pretrain" in command.words for command in in_readme if command.program == "make")
     assert len(MODULES) >= 5 and sum(bool(command.options) for command in COMMANDS) >= 5
 
 
-@pytest.mark.parametrize(("markdown", "found"), [
-    ("```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 .venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
-     [("make", "a", "X=1"), ("m.n", "--x", "--y=2", "a # b")]),
-    ("text\n\n    make a && make b; cd x && make c | tail > log\n    it's output: make d\n\n    make e\n",
-     [("make", "a"), ("make", "b"), ("make", "c"), ("make", "e")]),
-    ("1. item\n   ```console\n   make a\n   ```\n~~~\nmake b\n```\nmake c\n~~~\n",
-     [("make", "a"), ("make", "b"), ("make", "c")]),
-    ("```python\nmake = 1\n```\n```yaml\nmake: x\n```\n```\n# make a\nmake:\npython x.py -m y\n```\n"
-     "Then\n    make sure.\n", []),
-    ("Say `make a` or ``make b``, or `python -m m --x\n1`; `a` is not `make`.\n\n| `make c` | make d |\n",
-     [("make", "a"), ("make", "b"), ("m", "--x", "1"), ("make",), ("make", "c")]),
-    ("```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] [ARGS=\"--a b\"]\ntaskset -c 1 make t &\n```",
-     [("train.pretrain", "--x", "1", "--json", "OUT", "ARGS=--a b"), ("make", "t")]),
-    ("make a\n\n    make b", [("make", "b")]),
-])
+@pytest.mark.parametrize(
+    ("markdown", "found"),
+    [
+        (
+            "```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 .venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
+            [("make", "a", "X=1"), ("m.n", "--x", "--y=2", "a # b")],
+        ),
+        (
+            "text\n\n    make a && make b; cd x && make c | tail > log\n    it's output: make d\n\n    make e\n",
+            [("make", "a"), ("make", "b"), ("make", "c"), ("make", "e")],
+        ),
+        (
+            "1. item\n   ```console\n   make a\n   ```\n~~~\nmake b\n```\nmake c\n~~~\n",
+            [("make", "a"), ("make", "b"), ("make", "c")],
+        ),
+        (
+            "```python\nmake = 1\n```\n```yaml\nmake: x\n```\n```\n# make a\nmake:\npython x.py -m y\n```\n"
+            "Then\n    make sure.\n",
+            [],
+        ),
+        (
+            "Say `make a` or ``make b``, or `python -m m --x\n1`; `a` is not `make`.\n\n| `make c` | make d |\n",
+            [("make", "a"), ("make", "b"), ("m", "--x", "1"), ("make",), ("make", "c")],
+        ),
+        (
+            '```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] [ARGS="--a b"]\ntaskset -c 1 make t &\n```',
+            [("train.pretrain", "--x", "1", "--json", "OUT", "ARGS=--a b"), ("make", "t")],
+        ),
+        ("make a\n\n    make b", [("make", "b")]),
+    ],
+)
 def test_commands_are_parsed_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
     """A command that no test sees for its fence, prompt, comment or continuation; prose taken for one."""
     shells = [command for shell in code_of(markdown) for command in commands_in(shell)]
@@ -191,7 +235,9 @@ def test_documented_targets_exist(command: Command) -> None:
     """A target or a variable that was renamed; ARGS with an option that the command behind the target does not have."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name in (word.partition("=")[0] for word in command.words if "=" in word):
-        assert re.search(rf"\$\((|call .*,){name}\)", makefile), f"the Makefile uses no {name}: make {' '.join(command.words)}"
+        assert re.search(rf"\$\((|call .*,){name}\)", makefile), (
+            f"the Makefile uses no {name}: make {' '.join(command.words)}"
+        )
     for behind in commands_in(make_plan(command)):
         if behind.program != "make":
             check(behind)
@@ -199,9 +245,16 @@ def test_documented_targets_exist(command: Command) -> None:
 
 def test_wrong_commands_are_detected() -> None:
     """Checks that anything passes."""
-    for wrong, said in [("no.such.module", "no module no.such"), ("train.pretrain", "has no --steps"),
-                        ("data.tokenizer", "has no --batch"), ("train.nothing", "python -m train.nothing --help")]:
-        words = {"train.pretrain": ("--max_steps", "1", "--steps", "2"), "data.tokenizer": ("train", "--batch", "x")}
+    for wrong, said in [
+        ("no.such.module", "no module no.such"),
+        ("train.pretrain", "has no --steps"),
+        ("data.tokenizer", "has no --batch"),
+        ("train.nothing", "python -m train.nothing --help"),
+    ]:
+        words = {
+            "train.pretrain": ("--max_steps", "1", "--steps", "2"),
+            "data.tokenizer": ("train", "--batch", "x"),
+        }
         with pytest.raises(AssertionError, match=said):
             check(Command(wrong, words.get(wrong, ())))
     check(Command("train.pretrain", ("--max_steps", "1", "--dotted.key", "x", "--model.preset=y")))
@@ -212,7 +265,11 @@ def test_wrong_commands_are_detected() -> None:
 
 def test_documented_configs_exist() -> None:
     """A configuration file that was renamed."""
-    named = {name for command in COMMANDS for name in re.findall(r"configs/[\w.-]+\.yaml", " ".join(command.words))}
+    named = {
+        name
+        for command in COMMANDS
+        for name in re.findall(r"configs/[\w.-]+\.yaml", " ".join(command.words))
+    }
     assert named and all((ROOT / name).is_file() for name in named)
 
 
@@ -220,15 +277,40 @@ def test_documented_configs_exist() -> None:
 def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
     """A command whose every option exists and which fails all the same, from a fresh checkout's state."""
     named = {"sample", *load_corpora()}
-    command = next(command for command in COMMANDS
-                   if command.program == "train.pretrain" and {"--run", "--data"} <= command.options
-                   and command.words[command.words.index("--data") + 1] in named)
+    command = next(
+        command
+        for command in COMMANDS
+        if command.program == "train.pretrain"
+        and {"--run", "--data"} <= command.options
+        and command.words[command.words.index("--data") + 1] in named
+    )
     # Beside the checkout, where nothing is prepared or downloaded. The last of an option counts: the same, only small.
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    small = ["--device", "cpu", "--model.preset", "babyllama-3m", "--max_steps", "2", "--batch_tokens", "512",
-             "--sequence_length", "256", "--micro_batch", "2", "--evaluation.tokens", "512", "--evaluation.sample_tokens", "4"]
-    done = subprocess.run([sys.executable, "-m", "train.pretrain", *command.words, *small], cwd=tmp_path, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    small = [
+        "--device",
+        "cpu",
+        "--model.preset",
+        "babyllama-3m",
+        "--max_steps",
+        "2",
+        "--batch_tokens",
+        "512",
+        "--sequence_length",
+        "256",
+        "--micro_batch",
+        "2",
+        "--evaluation.tokens",
+        "512",
+        "--evaluation.sample_tokens",
+        "4",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "train.pretrain", *command.words, *small],
+        cwd=tmp_path,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     run = Path(command.words[command.words.index("--run") + 1])
     assert "complete: " + str(run) in done.stdout

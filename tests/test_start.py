@@ -24,11 +24,23 @@ print("torch" in sys.modules, "torch._dynamo" in sys.modules)
 
 def python(code: str) -> str:
     """What a fresh Python prints."""
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["chat", "chat.serve", "evaluate", "data.download", "data.prepare", "data.tokenizer",
-                                    "model.export"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "chat",
+        "chat.serve",
+        "evaluate",
+        "data.download",
+        "data.prepare",
+        "data.tokenizer",
+        "model.export",
+    ],
+)
 def test_help_does_not_import_pytorch(module: str) -> None:
     """Seconds before a page of text."""
     assert python(HELP.format(module)) == "False"

@@ -10,8 +10,8 @@ import torch
 from common.errors import UserError
 from common.machine import resident_memory_bytes
 from data.batching.collate import Batch
-from model.llama import TransformerBlock, Llama
-from model.loss import LossPath, available_loss_paths, loss_chunk_size, linear_cross_entropy
+from model.llama import Llama, TransformerBlock
+from model.loss import LossPath, available_loss_paths, linear_cross_entropy, loss_chunk_size
 from model.precision import DTYPES, Precision, resolve_precision
 
 # On a CPU more tokens at once gain nothing (docs/log.md) and cost memory.
@@ -42,7 +42,13 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def autotune(
-    model: Llama, device: torch.device, *, precision: str, compile_mode: bool | str, micro_batch: int | str, rows_per_step: int,
+    model: Llama,
+    device: torch.device,
+    *,
+    precision: str,
+    compile_mode: bool | str,
+    micro_batch: int | str,
+    rows_per_step: int,
     length: int,
 ) -> ComputePlan:
     """Choose what is not given. `rows_per_step` of `length` tokens make a step; the micro-batch divides them."""
@@ -54,7 +60,9 @@ def autotune(
         divisors = [max(n for n in divisors if n <= micro_batch)]
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        micro_rows, path = _find_fastest_micro_batch(model, device, resolved_precision, divisors, length, is_compiled=is_compiled)
+        micro_rows, path = _find_fastest_micro_batch(
+            model, device, resolved_precision, divisors, length, is_compiled=is_compiled
+        )
     else:
         name, path = "cpu", CPU_LOSS_PATH
         micro_rows = max(n for n in divisors if n == divisors[0] or n * length <= CPU_MICRO_TOKENS)
@@ -69,11 +77,18 @@ def can_compile(model: Llama) -> bool:
     block = cast(TransformerBlock, model.model.layers[0]).mlp
     weight = block.gate_proj.weight
     try:
-        torch.compile(block)(torch.ones(2, weight.shape[1], device=weight.device, requires_grad=True)).sum().backward()
-    except Exception as error:  # each part of the tool chain has its own, and the block itself cannot fail
+        torch.compile(block)(
+            torch.ones(2, weight.shape[1], device=weight.device, requires_grad=True)
+        ).sum().backward()
+    except (
+        Exception
+    ) as error:  # each part of the tool chain has its own, and the block itself cannot fail
         # The first paragraph is the reason; what follows is advice on debugging the compiler.
         reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
-        print(f"warning: torch.compile does not work here, training goes on without it: {reason}", file=sys.stderr)
+        print(
+            f"warning: torch.compile does not work here, training goes on without it: {reason}",
+            file=sys.stderr,
+        )
         return False
     finally:
         model.zero_grad(set_to_none=True)
@@ -82,7 +97,13 @@ def can_compile(model: Llama) -> bool:
 
 
 def _find_fastest_micro_batch(
-    model: Llama, device: torch.device, precision: Precision, divisors: list[int], length: int, *, is_compiled: bool
+    model: Llama,
+    device: torch.device,
+    precision: Precision,
+    divisors: list[int],
+    length: int,
+    *,
+    is_compiled: bool,
 ) -> tuple[int, LossPath]:
     """The micro-batch and the loss path that are fastest per row among those that fit, each pair tried as it will be used,
     from one row upwards until memory ends.
@@ -96,7 +117,9 @@ def _find_fastest_micro_batch(
         fits = False
         for path in _candidate_loss_paths(rows * length, model.config.vocab_size, precision):
             try:
-                seconds, memory = _benchmark_forward_backward(model, backbone, device, precision, rows, length, path)
+                seconds, memory = _benchmark_forward_backward(
+                    model, backbone, device, precision, rows, length, path
+                )
             except torch.cuda.OutOfMemoryError:
                 continue
             finally:
@@ -113,8 +136,10 @@ def _find_fastest_micro_batch(
         torch.compiler.reset()
     torch.cuda.empty_cache()
     if best is None:
-        raise UserError(f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a shorter "
-                        "--sequence_length, a smaller --model.preset or, where it is above 1, a smaller --micro_batch")
+        raise UserError(
+            f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a shorter "
+            "--sequence_length, a smaller --model.preset or, where it is above 1, a smaller --micro_batch"
+        )
     return best
 
 
@@ -125,7 +150,13 @@ def _candidate_loss_paths(tokens: int, vocab_size: int, precision: Precision) ->
 
 
 def _benchmark_forward_backward(
-    model: Llama, backbone: Any, device: torch.device, precision: Precision, rows: int, length: int, path: LossPath
+    model: Llama,
+    backbone: Any,
+    device: torch.device,
+    precision: Precision,
+    rows: int,
+    length: int,
+    path: LossPath,
 ) -> tuple[float, int]:
     """Seconds per row of a forward and backward pass on a GPU, and the most bytes that were in use."""
     ids = torch.randint(model.config.vocab_size, (rows, length), device=device)
@@ -136,7 +167,9 @@ def _benchmark_forward_backward(
         start = time.perf_counter()
         with autocast(device, precision):
             hidden = backbone(ids, None, None, None).flatten(0, 1)
-            loss = linear_cross_entropy(hidden, model.lm_head.weight, ids.flatten(), scale=0.0, path=path)
+            loss = linear_cross_entropy(
+                hidden, model.lm_head.weight, ids.flatten(), scale=0.0, path=path
+            )
         loss.backward()
         torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
@@ -146,7 +179,10 @@ def _benchmark_forward_backward(
 def _available_gpu_bytes(device: torch.device) -> float:
     """Bytes that this process may have: its share of the card, and no more than others leave free."""
     free, total = torch.cuda.mem_get_info(device)
-    return min(total * torch.cuda.get_per_process_memory_fraction(device), free + torch.cuda.memory_reserved(device))
+    return min(
+        total * torch.cuda.get_per_process_memory_fraction(device),
+        free + torch.cuda.memory_reserved(device),
+    )
 
 
 def estimate_process_bytes(model: Llama, compute_plan: ComputePlan, length: int) -> int:
@@ -171,11 +207,25 @@ def estimate_training_bytes(model: Llama, compute_plan: ComputePlan, length: int
     config, dtype_bytes = model.config, 4 if compute_plan.precision == "fp32" else 2
     tokens = compute_plan.micro_rows * length
     per_token = config.num_hidden_layers * (10 * config.hidden_size + 3 * config.intermediate_size)
-    rows = tokens if compute_plan.loss_path == "full" else min(tokens, loss_chunk_size(model.lm_head.weight.device))
+    rows = (
+        tokens
+        if compute_plan.loss_path == "full"
+        else min(tokens, loss_chunk_size(model.lm_head.weight.device))
+    )
     # In fp32 the chunked path writes the gradient over the logits.
-    logits = rows * config.vocab_size * (4 if compute_plan.loss_path == "chunked" and dtype_bytes == 4 else dtype_bytes + 4)
+    logits = (
+        rows
+        * config.vocab_size
+        * (4 if compute_plan.loss_path == "chunked" and dtype_bytes == 4 else dtype_bytes + 4)
+    )
     head = 4 * config.vocab_size * config.hidden_size if model.lm_head.weight.requires_grad else 0
-    return 4 * config.num_parameters + 12 * count_trainable_parameters(model) + dtype_bytes * tokens * per_token + logits + head
+    return (
+        4 * config.num_parameters
+        + 12 * count_trainable_parameters(model)
+        + dtype_bytes * tokens * per_token
+        + logits
+        + head
+    )
 
 
 def count_trainable_parameters(model: Llama) -> int:
@@ -199,4 +249,6 @@ def training_flops_per_token(model: Llama, length: float) -> tuple[float, float]
 def check_token_ids(batch: Batch, vocab_size: int) -> None:
     """UserError if an id does not fit the model: an index error on a GPU says neither what nor where."""
     if int(batch.ids.max()) >= vocab_size:
-        raise UserError(f"the data holds id {int(batch.ids.max())}, the model's vocabulary ends at {vocab_size - 1}")
+        raise UserError(
+            f"the data holds id {int(batch.ids.max())}, the model's vocabulary ends at {vocab_size - 1}"
+        )

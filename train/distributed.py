@@ -64,8 +64,13 @@ def distributed_session() -> Iterator[None]:
         return
     store, process_rank, count = next(dist.rendezvous("env://"))
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=dist.PrefixStore("babyllama", store),
-                            rank=process_rank, world_size=count, timeout=STEP_TIMEOUT)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        store=dist.PrefixStore("babyllama", store),
+        rank=process_rank,
+        world_size=count,
+        timeout=STEP_TIMEOUT,
+    )
     previous_handler = signal.signal(signal.SIGTERM, _handle_sigterm)
     try:
         with _suppress_output() if process_rank else contextlib.nullcontext():
@@ -73,7 +78,9 @@ def distributed_session() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
         lost = _is_connection_error(error)
-        if not _claim_first_failure(store) and (lost or isinstance(error, UserError | KeyboardInterrupt)):
+        if not _claim_first_failure(store) and (
+            lost or isinstance(error, UserError | KeyboardInterrupt)
+        ):
             sys.exit(2)
         if lost:
             so = "so all of them end; the same command goes on from the last whole checkpoint"
@@ -93,7 +100,11 @@ def _handle_sigterm(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _suppress_output() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 
@@ -107,7 +118,9 @@ def _claim_first_failure(store: dist.Store) -> bool:
 
 def _is_connection_error(error: BaseException) -> bool:
     """Whether an error is that others cannot be reached. gloo has no class of its own for it."""
-    return isinstance(error, dist.DistError | _TerminationSignal) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return isinstance(error, dist.DistError | _TerminationSignal) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 def _format_connection_error(error: BaseException) -> str:
@@ -124,7 +137,9 @@ def local_device(device: torch.device) -> torch.device:
         return device
     number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if number >= there:
-        raise UserError(f"more processes than GPUs on one machine: start torchrun with --nproc-per-node {there}")
+        raise UserError(
+            f"more processes than GPUs on one machine: start torchrun with --nproc-per-node {there}"
+        )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -134,8 +149,10 @@ def check_rows_divisible(rows: int, length: int) -> None:
     if rows % world_size():
         near = max(1, round(rows / world_size())) * world_size() * length
         fitting = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
-        raise UserError(f"--batch_tokens {rows * length} is {rows} rows of {length}, which {world_size()} processes cannot share "
-                        f"evenly: use {fitting} processes, or --batch_tokens {near} in a new run")
+        raise UserError(
+            f"--batch_tokens {rows * length} is {rows} rows of {length}, which {world_size()} processes cannot share "
+            f"evenly: use {fitting} processes, or --batch_tokens {near} in a new run"
+        )
 
 
 @functools.cache
@@ -154,7 +171,9 @@ def all_reduce_sum(*values: Any) -> list[Any]:
     """The sums of numbers over all processes: whole numbers exactly, others in fp64, the same bits everywhere."""
     if world_size() == 1:
         return list(values)
-    summed = torch.tensor(values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64)
+    summed = torch.tensor(
+        values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64
+    )
     dist.all_reduce(summed, group=_long_timeout_group())
     return summed.tolist()
 
@@ -285,7 +304,12 @@ class ShardedMuon(torch.optim.Muon):
                 matrix = nn.Parameter(full_tensor(parameter))
                 matrix.grad = full_tensor(parameter.grad)
                 muon = torch.optim.Muon([matrix], **{name: group[name] for name in self.defaults})
-                muon.state[matrix] = {field: full_tensor(value) for field, value in self.state[parameter].items()}
+                muon.state[matrix] = {
+                    field: full_tensor(value) for field, value in self.state[parameter].items()
+                }
                 muon.step()
                 parameter.copy_(shard_like(matrix.detach(), parameter))
-                self.state[parameter] = {field: shard_like(value, parameter) for field, value in muon.state[matrix].items()}
+                self.state[parameter] = {
+                    field: shard_like(value, parameter)
+                    for field, value in muon.state[matrix].items()
+                }

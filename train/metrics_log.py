@@ -44,8 +44,14 @@ class MetricsLog:
         records = [record for record in read_metrics(run) if record["step"] <= step]
         if not any(record["kind"] == "evaluated" and record["step"] == step for record in records):
             # An evaluation of this step that was cut short is made again, whole.
-            records = [record for record in records if record["step"] < step or record["kind"] in TRAINING_KINDS]
-        self._evaluation_records = [record for record in records if record["kind"] not in WRITE_ONLY_KINDS]
+            records = [
+                record
+                for record in records
+                if record["step"] < step or record["kind"] in TRAINING_KINDS
+            ]
+        self._evaluation_records = [
+            record for record in records if record["kind"] not in WRITE_ONLY_KINDS
+        ]
         write_atomic(self._path, "".join(_format_json_line(record) for record in records))
         self._samples = run / "samples.md"
         write_atomic(self._samples, "# Samples\n")
@@ -59,7 +65,10 @@ class MetricsLog:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a record. Kinds: train, validation, final, rouge, answers, sample, evaluated, skipped, spike."""
         # JSON has no infinity and no NaN.
-        safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        safe = {
+            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
         record = {"kind": kind, "step": step, **safe}
         self._remember_evaluation(record)
         with name_path_in_errors(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -78,7 +87,9 @@ class MetricsLog:
     def _mirror_record(self, record: dict[str, Any]) -> None:
         kind, step = record["kind"], record["step"]
         if kind == "sample":
-            self._tensorboard.add_text(f"sample/{record['prompt'] or '<bos>'}", record["text"], step)
+            self._tensorboard.add_text(
+                f"sample/{record['prompt'] or '<bos>'}", record["text"], step
+            )
             with self._samples.open("a", encoding="utf-8") as file:
                 file.write(_format_sample(record))
             return
@@ -90,7 +101,9 @@ class MetricsLog:
 
     def has_record(self, kind: str, step: int) -> bool:
         """Whether there is such a record of an evaluation."""
-        return any(record["kind"] == kind and record["step"] == step for record in self._evaluation_records)
+        return any(
+            record["kind"] == kind and record["step"] == step for record in self._evaluation_records
+        )
 
     def metric_history(self, metric: SelectionMetric) -> list[tuple[int, float]]:
         """Step and value of every finite measurement so far, oldest first; of a mix, the mean over its sets."""
@@ -102,7 +115,10 @@ class MetricsLog:
 
     def best_step(self, metric: SelectionMetric) -> int | None:
         """The step that measured best so far, the first of equals."""
-        scores = [(-value if metric.higher_is_better else value, step) for step, value in self.metric_history(metric)]
+        scores = [
+            (-value if metric.higher_is_better else value, step)
+            for step, value in self.metric_history(metric)
+        ]
         return min(scores)[1] if scores else None
 
     def close(self) -> None:
@@ -135,5 +151,7 @@ def _format_json_line(record: dict[str, Any]) -> str:
 
 
 def _format_sample(record: dict[str, Any]) -> str:
-    quoted = "\n".join("> " + line for line in f"**{record['prompt']}**{record['text']}".splitlines())
+    quoted = "\n".join(
+        "> " + line for line in f"**{record['prompt']}**{record['text']}".splitlines()
+    )
     return f"\n## step {record['step']}\n\n{quoted}\n"

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from common.options import Options
 from model.config import PRESETS
 from model.lora import LoraOptions
-from train.optimizer import OptimizerOptions
 from train.distributed import ParallelStrategy
 from train.lr_schedule import ScheduleOptions
+from train.optimizer import OptimizerOptions
 
 
 class ModelOptions(Options):
@@ -18,10 +18,14 @@ class ModelOptions(Options):
 
     preset: str = Field("babyllama-43m", description=f"named shape: {', '.join(PRESETS)}")
     hidden_size: int | None = Field(None, gt=0, description="width; the preset's unless given")
-    intermediate_size: int | None = Field(None, gt=0, description="width inside the feed-forward layers")
+    intermediate_size: int | None = Field(
+        None, gt=0, description="width inside the feed-forward layers"
+    )
     num_hidden_layers: int | None = Field(None, gt=0, description="layers")
     num_attention_heads: int | None = Field(None, gt=0, description="attention heads")
-    num_key_value_heads: int | None = Field(None, gt=0, description="key-value heads; fewer than heads is GQA")
+    num_key_value_heads: int | None = Field(
+        None, gt=0, description="key-value heads; fewer than heads is GQA"
+    )
     max_position_embeddings: int | None = Field(None, gt=0, description="longest context in tokens")
     rope_theta: float | None = Field(None, gt=0, description="base of the rotary frequencies")
     tie_word_embeddings: bool | None = Field(None, description="one table for embedding and head")
@@ -29,12 +33,18 @@ class ModelOptions(Options):
     @model_validator(mode="after")
     def _check_preset(self) -> "ModelOptions":
         if self.preset not in PRESETS:
-            raise ValueError(f"--model.preset {self.preset}: there is no such preset; choose {', '.join(PRESETS)}")
+            raise ValueError(
+                f"--model.preset {self.preset}: there is no such preset; choose {', '.join(PRESETS)}"
+            )
         return self
 
     def preset_overrides(self) -> dict[str, object]:
         """The fields that were changed from the preset."""
-        said = {key: value for key, value in self.model_dump(exclude={"preset"}).items() if value is not None}
+        said = {
+            key: value
+            for key, value in self.model_dump(exclude={"preset"}).items()
+            if value is not None
+        }
         if "num_attention_heads" in said:
             # Fewer key-value heads than heads is a wish of its own.
             said.setdefault("num_key_value_heads", said["num_attention_heads"])
@@ -52,27 +62,50 @@ class EvaluationOptions(Options):
     """Options under `evaluation.`"""
 
     every: int = Field(200, gt=0, description="steps between evaluations on the validation split")
-    tokens: int = Field(200_000, gt=0, description="validation tokens scored during training (the first ones); the last "
-                        "evaluation scores all of them")
-    prompts: tuple[str, ...] = Field(("",), description="beginnings that are continued after every evaluation; an empty "
-                                     "one begins a document")
-    sample_tokens: int = Field(120, ge=0, description="tokens generated per prompt; 0 turns samples off")
+    tokens: int = Field(
+        200_000,
+        gt=0,
+        description="validation tokens scored during training (the first ones); the last "
+        "evaluation scores all of them",
+    )
+    prompts: tuple[str, ...] = Field(
+        ("",),
+        description="beginnings that are continued after every evaluation; an empty "
+        "one begins a document",
+    )
+    sample_tokens: int = Field(
+        120, ge=0, description="tokens generated per prompt; 0 turns samples off"
+    )
 
 
 class TrainOptions(Options):
     """What every way of training has."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto takes a GPU if there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the GPU has it, fp16 "
-                                                               "with loss scaling on older GPUs, fp32 on a CPU")
-    compile: Literal["auto"] | bool = Field("auto", description="torch.compile; auto: on a GPU only")
-    parallel: ParallelStrategy = Field("ddp", description="how several processes share the work (torchrun, docs/scale.md): ddp, each "
-                               "with all weights; fsdp, each with a part of them; one process has no use for it")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to train; auto takes a GPU if there is one"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="auto: bf16 where the GPU has it, fp16 "
+        "with loss scaling on older GPUs, fp32 on a CPU",
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="torch.compile; auto: on a GPU only"
+    )
+    parallel: ParallelStrategy = Field(
+        "ddp",
+        description="how several processes share the work (torchrun, docs/scale.md): ddp, each "
+        "with all weights; fsdp, each with a part of them; one process has no use for it",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
-    batch_tokens: int = Field(32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length")
+    batch_tokens: int = Field(
+        32_768, gt=0, description="tokens per optimiser step, a multiple of sequence_length"
+    )
     sequence_length: int = Field(512, gt=1, description="tokens per row")
-    micro_batch: Literal["auto"] | int = Field("auto", description="rows that go through the model at once; auto measures "
-                                               "what fits and is fast")
+    micro_batch: Literal["auto"] | int = Field(
+        "auto",
+        description="rows that go through the model at once; auto measures what fits and is fast",
+    )
     log_every: int = Field(10, gt=0, description="steps between lines in the terminal and the log")
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
@@ -83,12 +116,18 @@ class TrainOptions(Options):
         problems = []
         if self.batch_tokens % self.sequence_length:
             near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
-            problems.append(f"--batch_tokens {self.batch_tokens} is not a multiple of --sequence_length "
-                            f"{self.sequence_length}; {near} would be")
+            problems.append(
+                f"--batch_tokens {self.batch_tokens} is not a multiple of --sequence_length "
+                f"{self.sequence_length}; {near} would be"
+            )
         if self.schedule.name == "wsd" and self.schedule.warmup + self.schedule.decay > 1:
-            problems.append("--schedule.warmup and --schedule.decay are shares of the steps and may not exceed 1 together")
+            problems.append(
+                "--schedule.warmup and --schedule.decay are shares of the steps and may not exceed 1 together"
+            )
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
-            problems.append(f"--micro_batch {self.micro_batch}: expected auto or a number of rows above 0")
+            problems.append(
+                f"--micro_batch {self.micro_batch}: expected auto or a number of rows above 0"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -97,14 +136,29 @@ class TrainOptions(Options):
 class PretrainOptions(TrainOptions):
     """All options of `python -m train.pretrain`."""
 
-    run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)")
-    data: str = Field("sample", description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
-                      "a raw file or folder; a mix is written name:weight+name:weight")
-    base: Path | None = Field(None, description="what to go on from: a run, one of its steps, or an exported folder; its shape "
-                              "and tokenizer are the run's (default: random weights of the shape under model)")
-    tokenizer: Path | None = Field(None, description="tokenizer to prepare the data with; the base's, or without one the "
-                                   "data's own by default")
-    max_steps: int = Field(1000, gt=0, description="optimiser steps of the whole run: its horizon, fixed from the start")
+    run: Path | None = Field(
+        None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)"
+    )
+    data: str = Field(
+        "sample",
+        description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
+        "a raw file or folder; a mix is written name:weight+name:weight",
+    )
+    base: Path | None = Field(
+        None,
+        description="what to go on from: a run, one of its steps, or an exported folder; its shape "
+        "and tokenizer are the run's (default: random weights of the shape under model)",
+    )
+    tokenizer: Path | None = Field(
+        None,
+        description="tokenizer to prepare the data with; the base's, or without one the "
+        "data's own by default",
+    )
+    max_steps: int = Field(
+        1000,
+        gt=0,
+        description="optimiser steps of the whole run: its horizon, fixed from the start",
+    )
     model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
@@ -113,38 +167,68 @@ class SftEvaluationOptions(Options):
     """Options under `evaluation.` of fine-tuning."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the dev split")
-    scored: int = Field(1000, gt=0, description="dev examples of each set whose answers' loss is measured during training (the "
-                        "first ones); the last evaluation measures all of them")
-    examples: int = Field(100, ge=0, description="dev records that are answered and scored at each evaluation (the first "
-                          "ones); 0: only the loss is measured")
+    scored: int = Field(
+        1000,
+        gt=0,
+        description="dev examples of each set whose answers' loss is measured during training (the "
+        "first ones); the last evaluation measures all of them",
+    )
+    examples: int = Field(
+        100,
+        ge=0,
+        description="dev records that are answered and scored at each evaluation (the first "
+        "ones); 0: only the loss is measured",
+    )
     max_new_tokens: int = Field(64, gt=0, description="longest answer then")
-    patience: int = Field(0, ge=0, description="evaluations without a better score after which the run ends; 0: never")
+    patience: int = Field(
+        0, ge=0, description="evaluations without a better score after which the run ends; 0: never"
+    )
 
 
 class SftOptions(TrainOptions):
     """All options of `python -m train.sft`."""
 
-    run: Path | None = Field(None, description="the run's folder; continued if it exists (default runs/sft-DATA)")
-    data: str = Field("csl", description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, belle-0.8m, "
-                      "deepctrl, pclue), a prepared folder or a raw file; a mix is written csl+belle-0.8m:0.5+replay:0.1, "
-                      "where replay is the base's pretraining text, 0.1 tokens of it to each of the rest")
-    base: Path | Literal["none"] | None = Field(None, description="what to fine-tune: a run, one of its steps, an exported "
-                                                "folder, or none to begin from nothing (default: the newest pretraining run)")
-    tokenizer: Path | None = Field(None, description="tokenizer where there is no base; the base's own otherwise")
+    run: Path | None = Field(
+        None, description="the run's folder; continued if it exists (default runs/sft-DATA)"
+    )
+    data: str = Field(
+        "csl",
+        description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, belle-0.8m, "
+        "deepctrl, pclue), a prepared folder or a raw file; a mix is written csl+belle-0.8m:0.5+replay:0.1, "
+        "where replay is the base's pretraining text, 0.1 tokens of it to each of the rest",
+    )
+    base: Path | Literal["none"] | None = Field(
+        None,
+        description="what to fine-tune: a run, one of its steps, an exported "
+        "folder, or none to begin from nothing (default: the newest pretraining run)",
+    )
+    tokenizer: Path | None = Field(
+        None, description="tokenizer where there is no base; the base's own otherwise"
+    )
     epochs: float | None = Field(None, gt=0, description="passes over the data")
-    max_steps: int | None = Field(None, gt=0, description="optimiser steps; given, epochs do not count")
-    lead_ins: bool = Field(False, description="begin the answers to summarisation requests with a phrase such as 总结如下：")
+    max_steps: int | None = Field(
+        None, gt=0, description="optimiser steps; given, epochs do not count"
+    )
+    lead_ins: bool = Field(
+        False,
+        description="begin the answers to summarisation requests with a phrase such as 总结如下：",
+    )
     model: ModelOptions = Field(ModelOptions(), description="shape where there is no base")
-    adapter: Literal["none", "lora"] = Field("none", description="none: all weights train; lora: small matrices beside the "
-                                             "base's weights, which are frozen and not stored again")
+    adapter: Literal["none", "lora"] = Field(
+        "none",
+        description="none: all weights train; lora: small matrices beside the "
+        "base's weights, which are frozen and not stored again",
+    )
     lora: LoraOptions = LoraOptions()
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     @model_validator(mode="after")
     def _check_adapter_has_base(self) -> "SftOptions":
         if self.adapter != "none" and self.base == "none":
-            raise ValueError(f"--adapter {self.adapter}: trains beside the weights of a base: name one with --base, or "
-                             "leave --base none out")
+            raise ValueError(
+                f"--adapter {self.adapter}: trains beside the weights of a base: name one with --base, or "
+                "leave --base none out"
+            )
         return self
 
     @model_validator(mode="after")

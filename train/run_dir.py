@@ -11,14 +11,24 @@ import torch
 import yaml
 
 from common.errors import UserError
-from common.files import read_checksummed_json, remove_temporary_files, write_atomic, write_checksummed_json
+from common.files import (
+    read_checksummed_json,
+    remove_temporary_files,
+    write_atomic,
+    write_checksummed_json,
+)
 from common.machine import collect_environment
 from common.metrics_file import METRICS_FILE
 from common.options import load_yaml
 from data.corpora.resolver import corpus_name, replaced_corpus_name
-from model.checkpoint.locate import CHECKPOINTS_DIR, find_newest_step, step_folder, list_steps
+from model.checkpoint.locate import CHECKPOINTS_DIR, find_newest_step, list_steps, step_folder
 
-CONFIG_FILE, RUN_FILE, COMPUTE_PLAN_FILE, LOCK_FILE = "config.yaml", "run.json", "choices.json", "lock"
+CONFIG_FILE, RUN_FILE, COMPUTE_PLAN_FILE, LOCK_FILE = (
+    "config.yaml",
+    "run.json",
+    "choices.json",
+    "lock",
+)
 
 # What to do when a folder cannot become or stay the run that is wanted, in the words of make and of the command line.
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"
@@ -37,7 +47,11 @@ class RunDir:
         self._lock: IO[str] | None = None
 
     def open(
-        self, options: dict[str, Any], fingerprints: dict[str, Any], shard_folders: list[Path], device: torch.device
+        self,
+        options: dict[str, Any],
+        fingerprints: dict[str, Any],
+        shard_folders: list[Path],
+        device: torch.device,
     ) -> None:
         """Make the folder, or check that it holds this very run and find its newest checkpoint. `shard_folders`: the shard sets.
 
@@ -45,7 +59,11 @@ class RunDir:
         tokenizer or batches.
         """
         run_file = self.folder / RUN_FILE
-        foreign = self.folder.exists() and not run_file.exists() and not (self.folder / LOCK_FILE).exists()
+        foreign = (
+            self.folder.exists()
+            and not run_file.exists()
+            and not (self.folder / LOCK_FILE).exists()
+        )
         if foreign and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,12 +75,28 @@ class RunDir:
             shutil.rmtree(self.folder / "plan", ignore_errors=True)
         if not run_file.exists():
             shards = [str(folder.resolve()) for folder in shard_folders]
-            write_checksummed_json(run_file, {"made": collect_environment(device), "shards": shards, "fingerprints": fingerprints})
+            write_checksummed_json(
+                run_file,
+                {
+                    "made": collect_environment(device),
+                    "shards": shards,
+                    "fingerprints": fingerprints,
+                },
+            )
         else:
-            before = read_checksummed_json(run_file, f": put a copy of it back, or {NEW_RUN_HINT} (the checkpoints in {self.folder} can "
-                                       "still be measured and talked to)")
+            before = read_checksummed_json(
+                run_file,
+                f": put a copy of it back, or {NEW_RUN_HINT} (the checkpoints in {self.folder} can "
+                "still be measured and talked to)",
+            )
             self._check_stand_ins(before["shards"], shard_folders)
-            self._check_fingerprints(before["fingerprints"], fingerprints, options, [Path(shards) for shards in before["shards"]], shard_folders)
+            self._check_fingerprints(
+                before["fingerprints"],
+                fingerprints,
+                options,
+                [Path(shards) for shards in before["shards"]],
+                shard_folders,
+            )
             self._find_start_checkpoint()
         text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
         self._warn_if_config_edited()
@@ -77,8 +111,14 @@ class RunDir:
         remove_temporary_files(self.folder / CHECKPOINTS_DIR)
         self.start_step = find_newest_step(self.folder)
         if self.start_step is None and list_steps(self.folder):
-            raise UserError(f"{self.folder}: every checkpoint is damaged; to start again, {NEW_RUN_HINT}")
-        for damaged in (step for step in list_steps(self.folder) if self.start_step is not None and step > self.start_step):
+            raise UserError(
+                f"{self.folder}: every checkpoint is damaged; to start again, {NEW_RUN_HINT}"
+            )
+        for damaged in (
+            step
+            for step in list_steps(self.folder)
+            if self.start_step is not None and step > self.start_step
+        ):
             # Out of the way, so that it neither counts as one of the newest nor stands where a good one will.
             bad = step_folder(self.folder, damaged)
             shutil.rmtree(bad.with_name(f"damaged-{bad.name}"), ignore_errors=True)
@@ -89,14 +129,19 @@ class RunDir:
         if path.is_file():
             first, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("\n")
             if first != _sha256_line(rest):
-                print(f"warning: {path} is not as this run wrote it: changed by hand, or damaged; check the values that the "
-                      "run goes on with, which are written there now", file=sys.stderr)
+                print(
+                    f"warning: {path} is not as this run wrote it: changed by hand, or damaged; check the values that the "
+                    "run goes on with, which are written there now",
+                    file=sys.stderr,
+                )
 
     def check_exists(self) -> None:
         """UserError if the folder was taken away: a checkpoint must not make a new one that nothing can go on from."""
         if not (self.folder / RUN_FILE).is_file():
-            raise UserError(f"{self.folder} is gone: it was deleted or moved, or its disk was taken away; nothing can be saved "
-                            f"there any more. Put it back and run the same command again, or {NEW_RUN_HINT}")
+            raise UserError(
+                f"{self.folder} is gone: it was deleted or moved, or its disk was taken away; nothing can be saved "
+                f"there any more. Put it back and run the same command again, or {NEW_RUN_HINT}"
+            )
 
     def _acquire_lock(self) -> None:
         """Hold the folder until this process ends: two trainings in one folder would destroy each other."""
@@ -104,7 +149,9 @@ class RunDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.folder} is being trained by another process: wait for it, or {NEW_RUN_HINT}") from None
+            raise UserError(
+                f"{self.folder} is being trained by another process: wait for it, or {NEW_RUN_HINT}"
+            ) from None
 
     def _check_stand_ins(self, old_shards: list[str], new_shards: list[Path]) -> None:
         """UserError where a part of the sample stood in for a name, and what the name means is the real data by now."""
@@ -112,10 +159,16 @@ class RunDir:
             if (name := replaced_corpus_name(old)) is not None and corpus_name(new) == name:
                 raise UserError(
                     f"{self.folder} was trained on the shipped sample's part, which stood in for {name} before the real {name} "
-                    f"was prepared ({new}), and a run keeps its data: delete {self.folder}, or {NEW_RUN_HINT}")
+                    f"was prepared ({new}), and a run keeps its data: delete {self.folder}, or {NEW_RUN_HINT}"
+                )
 
     def _check_fingerprints(
-        self, old_fingerprints: dict[str, Any], new_fingerprints: dict[str, Any], options: dict[str, Any], old_shards: list[Path], new_shards: list[Path]
+        self,
+        old_fingerprints: dict[str, Any],
+        new_fingerprints: dict[str, Any],
+        options: dict[str, Any],
+        old_shards: list[Path],
+        new_shards: list[Path],
     ) -> None:
         """UserError with a line for each fingerprint that is another now; `old_shards` and `new_shards` are the shard sets."""
         problems = []
@@ -124,15 +177,29 @@ class RunDir:
                 continue
             if key == "data":
                 config_value = self._config_value("data")
-                problems.append(self._data_mismatch_message(_format_data(config_value, old_shards), _format_data(options.get("data"), new_shards), config_value))
+                problems.append(
+                    self._data_mismatch_message(
+                        _format_data(config_value, old_shards),
+                        _format_data(options.get("data"), new_shards),
+                        config_value,
+                    )
+                )
             elif key == "base" and "none" in (value, new_fingerprints.get(key)):
-                problems.append(self._base_mismatch_message(self._config_value("base"), options.get("base")))
+                problems.append(
+                    self._base_mismatch_message(self._config_value("base"), options.get("base"))
+                )
             else:
                 config_value = "null" if value is None else value
                 what = f"{key}{_format_difference(value, new_fingerprints.get(key))}"
-                cure = _FIX_HINTS.get(key, f"go on with --{key} {config_value}" if not isinstance(value, dict | list)
-                                  else f"go on with what {self.folder / CONFIG_FILE} says")
-                problems.append(f"{self.folder} was made with another {what}: {cure}, or {NEW_RUN_HINT}")
+                cure = _FIX_HINTS.get(
+                    key,
+                    f"go on with --{key} {config_value}"
+                    if not isinstance(value, dict | list)
+                    else f"go on with what {self.folder / CONFIG_FILE} says",
+                )
+                problems.append(
+                    f"{self.folder} was made with another {what}: {cure}, or {NEW_RUN_HINT}"
+                )
         if problems:
             raise UserError("\n".join(problems))
 
@@ -147,15 +214,25 @@ class RunDir:
     def _data_mismatch_message(self, old_data: str, new_data: str, data_option: str | None) -> str:
         """The line about a run that is told other data than it was trained on."""
         if old_data == new_data:
-            return (f"{self.folder} was trained on {old_data}, and what lies there now has other content: put back what it was made "
-                    f"from, or {NEW_RUN_HINT}")
-        cure = f"go on with DATA={data_option} (--data {data_option})" if data_option else "name the data it was trained on in --data"
+            return (
+                f"{self.folder} was trained on {old_data}, and what lies there now has other content: put back what it was made "
+                f"from, or {NEW_RUN_HINT}"
+            )
+        cure = (
+            f"go on with DATA={data_option} (--data {data_option})"
+            if data_option
+            else "name the data it was trained on in --data"
+        )
         return f"{self.folder} was trained on {old_data} and not on {new_data}: {cure}, or {NEW_RUN_HINT}"
 
     def _base_mismatch_message(self, old_base: str | None, new_base: str | None) -> str:
         """The line about a run that began from nothing and is told a base, or began with one and is told none."""
         if new_base in (None, "none"):
-            cure = f"go on with BASE={old_base} (--base {old_base})" if old_base else "name them in --base"
+            cure = (
+                f"go on with BASE={old_base} (--base {old_base})"
+                if old_base
+                else "name them in --base"
+            )
             return f"{self.folder} began with the weights of {old_base or 'another run'}: {cure}, or {NEW_RUN_HINT}"
         return f"{self.folder} is there already and began from nothing: to train the weights of {new_base}, {NEW_RUN_HINT}"
 

@@ -34,7 +34,10 @@ class StopRequest:
         return bool(self.signal_name)
 
     def __enter__(self) -> "StopRequest":
-        self._previous_handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous_handlers = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +67,10 @@ class StopRequest:
         if not distributed.is_main_process():
             return
         # Not print: the signal may have come in the middle of one.
-        os.write(1, f"\n{self.signal_name}: {self._describe_action()}; once more to leave at once\n".encode())
+        os.write(
+            1,
+            f"\n{self.signal_name}: {self._describe_action()}; once more to leave at once\n".encode(),
+        )
         if self._can_abort:
             self._can_abort = False
             raise _WorkAborted
@@ -73,5 +79,9 @@ class StopRequest:
         if self._can_abort:
             return "leaving this evaluation"
         needed = self._estimate_seconds()
-        when = "as soon as the rows under way are through" if needed is None else f"within about {format_duration(max(1, needed))}"
+        when = (
+            "as soon as the rows under way are through"
+            if needed is None
+            else f"within about {format_duration(max(1, needed))}"
+        )
         return f"saving the last finished step and stopping, {when}"

@@ -16,8 +16,12 @@ from train.autotune import ComputePlan, training_flops_per_token
 class ThroughputMonitor:
     """Speed since the last log line, without the time spent on evaluation, and what is left."""
 
-    def __init__(self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device) -> None:
-        self._peak_flops = matmul_flops(device, DTYPES[compute_plan.precision]) * distributed.world_size()
+    def __init__(
+        self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device
+    ) -> None:
+        self._peak_flops = (
+            matmul_flops(device, DTYPES[compute_plan.precision]) * distributed.world_size()
+        )
         if device.type == "cuda":
             # What was tried to find the micro-batch is not what training needs.
             torch.cuda.reset_peak_memory_stats(device)
@@ -32,7 +36,9 @@ class ThroughputMonitor:
         self._stop_check_gaps = (0.0, 0.0)
         self._save_seconds = 0.0
 
-    def record_step(self, tokens: int, num_targets: int, num_attention_pairs: int, **metrics: float) -> None:
+    def record_step(
+        self, tokens: int, num_targets: int, num_attention_pairs: int, **metrics: float
+    ) -> None:
         """One step of so many positions, so many of them with a loss, is over; for `num_attention_pairs` see the function."""
         self.record_stop_check()
         self._stop_check_gaps = (self._stop_check_gaps[1], 0.0)
@@ -48,7 +54,10 @@ class ThroughputMonitor:
         """A wish to stop is looked for: in a moment it is acted upon."""
         now = time.perf_counter()
         if self._last_stop_check is not None:
-            self._stop_check_gaps = (self._stop_check_gaps[0], max(self._stop_check_gaps[1], now - self._last_stop_check))
+            self._stop_check_gaps = (
+                self._stop_check_gaps[0],
+                max(self._stop_check_gaps[1], now - self._last_stop_check),
+            )
         self._last_stop_check = now
 
     def record_save(self, seconds: float) -> None:
@@ -75,13 +84,20 @@ class ThroughputMonitor:
         self._seconds_per_step = self._seconds / self._steps
         speed = self._tokens / self._seconds
         # A position without loss never reaches the head.
-        body, head = training_flops_per_token(self._model, effective_row_length(self._tokens, self._attention_pairs))
+        body, head = training_flops_per_token(
+            self._model, effective_row_length(self._tokens, self._attention_pairs)
+        )
         flops = (self._tokens * body + self._targets * head) / self._seconds
         cuda = self._device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(self._device) if cuda else peak_memory_bytes()
         self._tokens = self._targets = self._attention_pairs = self._steps = 0
         self._seconds = 0.0
-        return {**self._last_metrics, "tokens_per_second": speed, "mfu": flops / self._peak_flops, "memory_bytes": memory}
+        return {
+            **self._last_metrics,
+            "tokens_per_second": speed,
+            "mfu": flops / self._peak_flops,
+            "memory_bytes": memory,
+        }
 
     def estimate_remaining_seconds(self, step: int) -> float:
         """Seconds of training left at the pace of the last interval."""

@@ -13,7 +13,7 @@ from torch import nn
 from common.errors import UserError
 from common.files import atomic_folder, read_json, write_json
 from model.checkpoint import locate, weights
-from model.checkpoint.locate import step_folder, list_steps
+from model.checkpoint.locate import list_steps, step_folder
 from model.llama import Llama
 from train import distributed
 
@@ -22,7 +22,12 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 
 def save(
-    run: Path, step: int, max_steps: int, model: Llama, optimizers: Optimizers, save_extras: Callable[[Path], None],
+    run: Path,
+    step: int,
+    max_steps: int,
+    model: Llama,
+    optimizers: Optimizers,
+    save_extras: Callable[[Path], None],
     state: dict[str, Any],
 ) -> None:
     """Write `checkpoints/step-…`: weights, optimiser state, what `save_extras(folder)` writes, `state`; a manifest last; rename.
@@ -51,8 +56,14 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
     for key, tensor in saved.items():
         name, parameter, field = [*key.split("/"), "", ""][:3]
         weight = parameters.get(parameter)
-        if name not in optimizers or weight is None or tensor.shape not in (weight.shape, torch.Size([])):
-            raise UserError(f"{folder / OPTIMIZER_FILE} holds {key}, which this run's optimiser does not have")
+        if (
+            name not in optimizers
+            or weight is None
+            or tensor.shape not in (weight.shape, torch.Size([]))
+        ):
+            raise UserError(
+                f"{folder / OPTIMIZER_FILE} holds {key}, which this run's optimiser does not have"
+            )
         # A copy of its own: memory mapped from the file would change with it.
         optimizers[name].state[weight][field] = distributed.shard_like(tensor, weight)
     return read_json(folder / STATE_FILE)

@@ -13,8 +13,11 @@ def main() -> None:
     parser = CommandParser(
         prog="python -m assets.sample_generator",
         description="Write the sample corpus: the project's own texts about an invented valley, in the native formats"
-        " of the project's data sources. The same command always writes the same bytes.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, e.g. assets/sample")
+        " of the project's data sources. The same command always writes the same bytes.",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write, e.g. assets/sample"
+    )
     out = parser.parse_args().out
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")

@@ -3,10 +3,10 @@
 import random
 
 from assets.sample_generator.grammar import Grammar
-from assets.sample_generator.questions import QuestionGenerator, QuestionAnswer
+from assets.sample_generator.questions import QuestionAnswer, QuestionGenerator
 from assets.sample_generator.state import World
 from assets.sample_generator.stories import StoryGenerator
-from assets.sample_generator.values import random_count, person_values, place_values
+from assets.sample_generator.values import person_values, place_values, random_count
 
 Instruction = tuple[str, str, str]
 
@@ -42,14 +42,20 @@ class DialogueGenerator(QuestionGenerator):
     def peer_dialogue(self) -> list[str]:
         """Utterances of two people in turn, about a journey to a place and a person met there."""
         person = self.rng.choice(self.world.people)
-        values = {**person_values(self.world, person), **place_values(self.world, person.workplace),
-                  "数": random_count(self.rng, 2, 6)}
+        values = {
+            **person_values(self.world, person),
+            **place_values(self.world, person.workplace),
+            "数": random_count(self.rng, 2, 6),
+        }
         topics = self.rng.sample(["景", "食", "人", "节"], self.rng.randint(2, 4))
         if "人" not in topics:
             topics.append("人")
         utterances = [self.expand_chat("谈.一", values), self.line("谈.二", values)]
         for topic in topics:
-            utterances += [self.expand_chat("谈.问" + topic, values), self.line("谈.答" + topic, values)]
+            utterances += [
+                self.expand_chat("谈.问" + topic, values),
+                self.line("谈.答" + topic, values),
+            ]
             if topic == "人":
                 utterances += [self.expand_chat("谈.问师", values), self.line("谈.答师", values)]
         if self.rng.random() < 0.6:
@@ -58,13 +64,26 @@ class DialogueGenerator(QuestionGenerator):
 
     def instruction(self) -> Instruction:
         """An instruction, its input (often empty), and the answer."""
-        tasks = [self._question_task, self._question_task, self._question_task, self.extraction_task, self._listing_task, self._arithmetic_task, self._replacement_task, self._small_talk_task,
-                 self._ordering_task, self._judgment_task, self._writing_task]
+        tasks = [
+            self._question_task,
+            self._question_task,
+            self._question_task,
+            self.extraction_task,
+            self._listing_task,
+            self._arithmetic_task,
+            self._replacement_task,
+            self._small_talk_task,
+            self._ordering_task,
+            self._judgment_task,
+            self._writing_task,
+        ]
         return self.rng.choice(tasks)()
 
     def instruction_with_input(self) -> Instruction:
         """An instruction that means nothing without its input."""
-        return self.rng.choice([self.extraction_task, self._replacement_task, self._ordering_task, self._judgment_task])()
+        return self.rng.choice(
+            [self.extraction_task, self._replacement_task, self._ordering_task, self._judgment_task]
+        )()
 
     def _question_task(self) -> Instruction:
         question, answer = self.random_pairs()[0]
@@ -93,9 +112,15 @@ class DialogueGenerator(QuestionGenerator):
         person = self.rng.choice(self.world.people)
         count, price = self.rng.randint(2, 6), self.rng.randint(2, 9)
         total = (count * price // 10 + self.rng.randint(1, 3)) * 10
-        values = {**person_values(self.world, person), "货": self.rng.choice(self.world.lists["货物"]),
-                  "件": str(count), "价": str(price), "和": str(count * price), "总": str(total),
-                  "余": str(total - count * price)}
+        values = {
+            **person_values(self.world, person),
+            "货": self.rng.choice(self.world.lists["货物"]),
+            "件": str(count),
+            "价": str(price),
+            "和": str(count * price),
+            "总": str(total),
+            "余": str(total - count * price),
+        }
         return self.expand_chat("令.算", values), "", self.line("答.算", values)
 
     def _replacement_task(self) -> Instruction:
@@ -110,7 +135,11 @@ class DialogueGenerator(QuestionGenerator):
         trade = self.rng.choice(self.world.trades)
         steps = trade["步骤"].split("；")
         shuffled_steps = self.rng.sample(steps, len(steps))
-        return self.expand_chat("令.序", {"动": trade["动作"]}), "；".join(shuffled_steps), "；".join(steps)
+        return (
+            self.expand_chat("令.序", {"动": trade["动作"]}),
+            "；".join(shuffled_steps),
+            "；".join(steps),
+        )
 
     def _judgment_task(self) -> Instruction:
         person, other = self.rng.sample(self.world.people, 2)
@@ -119,12 +148,20 @@ class DialogueGenerator(QuestionGenerator):
             return self.expand_chat("令.判"), f"{name}的老家在{home}。", "对。"
         if home == false_home:
             return self._judgment_task()
-        return self.expand_chat("令.判"), f"{name}的老家在{false_home}。", f"不对，{name}的老家在{home}。"
+        return (
+            self.expand_chat("令.判"),
+            f"{name}的老家在{false_home}。",
+            f"不对，{name}的老家在{home}。",
+        )
 
     def _writing_task(self) -> Instruction:
         if self.rng.random() < 0.5:
             place = self.rng.choice(self.world.places)
             text = self.story_generator.place(place)
-            return self.expand_chat("令.写", {"题": place["名字"]}), "", "".join(text.paragraphs[:2])
+            return (
+                self.expand_chat("令.写", {"题": place["名字"]}),
+                "",
+                "".join(text.paragraphs[:2]),
+            )
         text = self.story_generator.fable(self.rng.choice(self.world.places))
         return self.expand_chat("令.寓", {"题": text.title}), "", text.body

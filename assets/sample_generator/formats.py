@@ -27,9 +27,13 @@ def gzip_bytes(data: bytes) -> bytes:
 
 def simhash(text: str) -> int:
     """Charikar's 64-bit SimHash (2002) over character bigrams, an unsigned 64-bit integer."""
-    pairs = [text[i:i + 2] for i in range(len(text) - 1)]
+    pairs = [text[i : i + 2] for i in range(len(text) - 1)]
     lanes = sum(map(_hash_lanes, pairs))
-    return sum(1 << bit for bit in range(64) if 2 * (lanes >> LANE_BITS * bit & (1 << LANE_BITS) - 1) > len(pairs))
+    return sum(
+        1 << bit
+        for bit in range(64)
+        if 2 * (lanes >> LANE_BITS * bit & (1 << LANE_BITS) - 1) > len(pairs)
+    )
 
 
 @functools.cache
@@ -44,32 +48,62 @@ def mnbvc_general(name: str, paragraphs: Sequence[str], is_new_release: bool) ->
     unique_paragraphs: set[str] = set()
     rows = []
     for number, paragraph in enumerate(paragraphs):
-        row = {"行号": number, "是否重复": paragraph in unique_paragraphs, "是否跨文件重复": False,
-               "md5": hashlib.md5(paragraph.encode()).hexdigest(), "内容": paragraph}
+        row = {
+            "行号": number,
+            "是否重复": paragraph in unique_paragraphs,
+            "是否跨文件重复": False,
+            "md5": hashlib.md5(paragraph.encode()).hexdigest(),
+            "内容": paragraph,
+        }
         rows.append(row | ({"扩展字段": ""} if is_new_release else {}))
         unique_paragraphs.add(paragraph)
     text = "\n".join(paragraphs)
     record = {
-        "文件名": name, "是否待查文件": False, "是否重复文件": False, "文件大小": len(text.encode()),
-        "simhash": simhash(text), "最长段落长度": max(map(len, paragraphs)), "段落数": len(paragraphs),
-        "去重段落数": len(unique_paragraphs), "低质量段落数": 0, "段落": rows,
+        "文件名": name,
+        "是否待查文件": False,
+        "是否重复文件": False,
+        "文件大小": len(text.encode()),
+        "simhash": simhash(text),
+        "最长段落长度": max(map(len, paragraphs)),
+        "段落数": len(paragraphs),
+        "去重段落数": len(unique_paragraphs),
+        "低质量段落数": 0,
+        "段落": rows,
     }
     return record | ({"扩展字段": "", "时间": "20240115"} if is_new_release else {})
 
 
 def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:
     """A question-answer pair of MNBVC's 问答 shape; `id` is an int or a string, as in the wild."""
-    return {"id": number, "问": question, "答": answer, "来源": "驼铃谷问答",
-            "元数据": {"create_time": "20240115 08:00:00", "问题明细": "", "回答明细": "", "扩展字段": ""}}
+    return {
+        "id": number,
+        "问": question,
+        "答": answer,
+        "来源": "驼铃谷问答",
+        "元数据": {
+            "create_time": "20240115 08:00:00",
+            "问题明细": "",
+            "回答明细": "",
+            "扩展字段": "",
+        },
+    }
 
 
 def wikipedia(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
     """A row of `wikimedia/wikipedia`: paragraphs separated by blank lines, no title line."""
-    return {"id": str(number), "url": f"https://zh.wikipedia.org/wiki/{quote(title)}", "title": title,
-            "text": "\n\n".join(paragraphs)}
+    return {
+        "id": str(number),
+        "url": f"https://zh.wikipedia.org/wiki/{quote(title)}",
+        "title": title,
+        "text": "\n\n".join(paragraphs),
+    }
 
 
 def wiki_zh_2019(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
     """A row of wiki_zh_2019: the title once more as the text's first line."""
-    return {"id": str(number), "url": f"https://zh.wikipedia.org/wiki?curid={number}", "title": title,
-            "text": "\n\n".join([title, *paragraphs])}
+    return {
+        "id": str(number),
+        "url": f"https://zh.wikipedia.org/wiki?curid={number}",
+        "title": title,
+        "text": "\n\n".join([title, *paragraphs]),
+    }

@@ -31,7 +31,10 @@ def read_sections(path: Path) -> dict[str, list[str]]:
 
 def read_passages() -> dict[str, str]:
     """The hand-written passages of `text/passages.txt`: title -> paragraphs, one a line."""
-    return {title: "\n".join(lines) for title, lines in read_sections(TEXT_FOLDER / "passages.txt").items()}
+    return {
+        title: "\n".join(lines)
+        for title, lines in read_sections(TEXT_FOLDER / "passages.txt").items()
+    }
 
 
 def read_table(name: str) -> list[dict[str, str]]:
@@ -60,7 +63,11 @@ class Grammar:
 
     def expand(self, section: str, values: Mapping[str, str], rng: random.Random) -> str:
         """One phrasing of section `section` whose slots are all in `values`, filled in."""
-        candidates = [line for line in self.sections[section] if all(slot in values for slot in _SLOT.findall(line))]
+        candidates = [
+            line
+            for line in self.sections[section]
+            if all(slot in values for slot in _SLOT.findall(line))
+        ]
         if not candidates:
             raise KeyError(f"no phrasing of {section} fits the slots {sorted(values)}")
         return expand_phrasing(rng.choice(candidates), values, rng)
@@ -69,5 +76,7 @@ class Grammar:
 def expand_phrasing(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
     """Choose the variants of one phrasing, then fill its slots."""
     while _CHOICE.search(phrasing):
-        phrasing = _CHOICE.sub(lambda found: rng.choice(found.group(1).split("|")), phrasing, count=1)
+        phrasing = _CHOICE.sub(
+            lambda found: rng.choice(found.group(1).split("|")), phrasing, count=1
+        )
     return _SLOT.sub(lambda found: values[found.group(1)], phrasing).replace("\\n", "\n")

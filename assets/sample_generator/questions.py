@@ -25,7 +25,9 @@ class QuestionGenerator(DocumentGenerator):
         topics = ["人.职", "人.乡", "人.师", "人.友"]
         topics += ["人.书"] * bool(person.book) + ["人.器"] * bool(person.invention)
         values = person_values(self.world, person)
-        return [self._question_answer(topic, values) for topic in self.rng.sample(topics, len(topics))]
+        return [
+            self._question_answer(topic, values) for topic in self.rng.sample(topics, len(topics))
+        ]
 
     def about_place(self, place: Row) -> list[QuestionAnswer]:
         """Pairs about a place: what it is, its name, its festival, the way to another place."""
@@ -33,16 +35,34 @@ class QuestionGenerator(DocumentGenerator):
         values = place_values(self.world, place)
         road = self.world.distance(place, other)
         days = "半天" if road < 25 else "一天" if road < 60 else "两天"
-        trip = {**values, "另": other["名字"], "另景": other["名胜"], "里": str(road), "日程": days,
-                "车": self.rng.choice(["坐船", "坐驼车", "骑羊驼"])}
-        pairs = [self._question_answer(topic, values) for topic in ("地", "地.处", "地.来", "地.节")] + [self._pair("路", trip)]
+        trip = {
+            **values,
+            "另": other["名字"],
+            "另景": other["名胜"],
+            "里": str(road),
+            "日程": days,
+            "车": self.rng.choice(["坐船", "坐驼车", "骑羊驼"]),
+        }
+        pairs = [
+            self._question_answer(topic, values) for topic in ("地", "地.处", "地.来", "地.节")
+        ] + [self._pair("路", trip)]
         return self.rng.sample(pairs, len(pairs))
 
     def about_animal(self, animal: Row) -> list[QuestionAnswer]:
         """Two pairs about an animal."""
-        values = {"兽": animal["名字"], "形": animal["外形"], "居": animal["住处"], "食": animal["食物"],
-                  "能": animal["本领"], "习": animal["习性"], "趣": animal["趣闻"]}
-        return [self._question_answer(topic, values) for topic in self.rng.sample(["兽", "兽.食", "兽.居", "兽.能", "兽.形"], 2)]
+        values = {
+            "兽": animal["名字"],
+            "形": animal["外形"],
+            "居": animal["住处"],
+            "食": animal["食物"],
+            "能": animal["本领"],
+            "习": animal["习性"],
+            "趣": animal["趣闻"],
+        }
+        return [
+            self._question_answer(topic, values)
+            for topic in self.rng.sample(["兽", "兽.食", "兽.居", "兽.能", "兽.形"], 2)
+        ]
 
     def about_dish(self, place: Row) -> list[QuestionAnswer]:
         """How a place's dish is made, and what to mind."""
@@ -55,7 +75,10 @@ class QuestionGenerator(DocumentGenerator):
     def about_craft(self, person: Person) -> list[QuestionAnswer]:
         """How a craft is done, by one who does it."""
         values = person_values(self.world, person)
-        return [self._question_answer(topic, values) for topic in self.rng.sample(["艺", "艺.窍", "艺.具"], 2)]
+        return [
+            self._question_answer(topic, values)
+            for topic in self.rng.sample(["艺", "艺.窍", "艺.具"], 2)
+        ]
 
     def random_pairs(self) -> list[QuestionAnswer]:
         """Pairs about one drawn topic."""

@@ -16,14 +16,37 @@ from assets.sample_generator.grammar import TEXT_FOLDER, Grammar, read_sections
 # Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject can be asked for;
 # a slot without a sentence section of its own is told by the opening.
 PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
-    "人物": ("名", {"名": "氏", "居": "地名", "生地": "地名", "师": "氏", "作品": "作品名", "徒": "氏", "年": "年"}),
-    "城镇": ("地", {"地": "地名", "河": "河名", "桥": "桥名", "产": "特产名", "长": "氏", "口": "数"}),
+    "人物": (
+        "名",
+        {
+            "名": "氏",
+            "居": "地名",
+            "生地": "地名",
+            "师": "氏",
+            "作品": "作品名",
+            "徒": "氏",
+            "年": "年",
+        },
+    ),
+    "城镇": (
+        "地",
+        {"地": "地名", "河": "河名", "桥": "桥名", "产": "特产名", "长": "氏", "口": "数"},
+    ),
     "器物": ("物", {"物": "物名", "匠": "氏", "料": "料名", "处": "馆名", "主": "氏"}),
     "比赛": ("赛", {"赛": "赛名", "地": "地名", "冠": "氏", "亚": "氏", "奖": "奖名", "数": "数"}),
     "书": ("书", {"书": "书名", "作者": "氏", "主角": "氏", "地": "地名", "物": "物名"}),
-    "船": ("船", {"船": "船名", "长": "氏", "发": "港名", "到": "岛名", "货": "特产名", "程": "数"}),
-    "植物": ("草", {"草": "草名", "人": "氏", "山": "山名", "品": "制品名", "高": "数", "村": "地名"}),
-    "店铺": ("店", {"店": "店名", "主": "氏", "街": "街名", "货": "菜名", "年": "年", "邻": "店名"}),
+    "船": (
+        "船",
+        {"船": "船名", "长": "氏", "发": "港名", "到": "岛名", "货": "特产名", "程": "数"},
+    ),
+    "植物": (
+        "草",
+        {"草": "草名", "人": "氏", "山": "山名", "品": "制品名", "高": "数", "村": "地名"},
+    ),
+    "店铺": (
+        "店",
+        {"店": "店名", "主": "氏", "街": "街名", "货": "菜名", "年": "年", "邻": "店名"},
+    ),
     "交接": ("物", {"物": "物名", "甲": "氏", "乙": "氏", "地": "地名", "丙": "氏", "价": "数"}),
 }
 LENGTH_RANGE = (60, 150)
@@ -46,12 +69,33 @@ def is_held_out_number(number: int) -> bool:
 class PassageGenerator:
     """Draws passages; `is_allowed` says whether the two characters a name is made with, or a number, may be used."""
 
-    def __init__(self, rng: random.Random, is_held_out: bool, is_allowed: Callable[[str], bool]) -> None:
+    def __init__(
+        self, rng: random.Random, is_held_out: bool, is_allowed: Callable[[str], bool]
+    ) -> None:
         self.rng, self.is_held_out, self.is_allowed = rng, is_held_out, is_allowed
-        self.sentence_grammar, self.question_grammar = Grammar("reading.txt"), Grammar("reading_questions.txt")
+        self.sentence_grammar, self.question_grammar = (
+            Grammar("reading.txt"),
+            Grammar("reading_questions.txt"),
+        )
         self.answer_grammar = Grammar("reading_answers.txt")
-        self.name_parts = {name: lines[0].split(" ") for name, lines in read_sections(TEXT_FOLDER / "names.txt").items()}
-        self.trades = ["木匠", "石匠", "画家", "琴师", "铁匠", "裁缝", "陶工", "织工", "药师", "厨师", "花匠", "船匠"]
+        self.name_parts = {
+            name: lines[0].split(" ")
+            for name, lines in read_sections(TEXT_FOLDER / "names.txt").items()
+        }
+        self.trades = [
+            "木匠",
+            "石匠",
+            "画家",
+            "琴师",
+            "铁匠",
+            "裁缝",
+            "陶工",
+            "织工",
+            "药师",
+            "厨师",
+            "花匠",
+            "船匠",
+        ]
 
     def _draw_name(self, kind: str) -> str:
         if kind in ("数", "年"):
@@ -73,10 +117,15 @@ class PassageGenerator:
             subject, slots = PASSAGE_KINDS[kind]
             names = {slot: self._draw_name(source) for slot, source in slots.items()}
             values = {**names, "职": self.rng.choice(self.trades), "他": self.rng.choice("他她")}
-            fact_slots = [slot for slot in slots if f"{kind}.{slot}" in self.sentence_grammar.sections]
+            fact_slots = [
+                slot for slot in slots if f"{kind}.{slot}" in self.sentence_grammar.sections
+            ]
             self.rng.shuffle(fact_slots)
             sentence_slots = fact_slots[: self.rng.randint(4, 5)]
-            sentences = [self.sentence_grammar.expand(f"{kind}.{slot}", values, self.rng) for slot in ("开头", *sentence_slots)]
+            sentences = [
+                self.sentence_grammar.expand(f"{kind}.{slot}", values, self.rng)
+                for slot in ("开头", *sentence_slots)
+            ]
             if self.rng.random() < 0.25:
                 sentences.insert(0, self.sentence_grammar.expand("首", {}, self.rng))
             if self.rng.random() < 0.5:
@@ -86,8 +135,13 @@ class PassageGenerator:
                 break
         question_slots = [slot for slot in slots if slot != subject and names[slot] in reference]
         question_slots = self.rng.sample(question_slots, len(question_slots))
-        turns = tuple((self.question_grammar.expand(topic, values, self.rng), self.answer_grammar.expand(topic, values, self.rng))
-                      for topic in (f"{kind}.{slot}" for slot in question_slots))
+        turns = tuple(
+            (
+                self.question_grammar.expand(topic, values, self.rng),
+                self.answer_grammar.expand(topic, values, self.rng),
+            )
+            for topic in (f"{kind}.{slot}" for slot in question_slots)
+        )
         passage_names = tuple(name for name in names.values() if name in reference)
         return Passage(reference, passage_names, turns)
 
@@ -100,10 +154,19 @@ def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
     """A RedGPT record; one in seven uses one of the other spellings of turns that are in the published files."""
     human, assistant, separator = "Human: ", "Assistant: ", "\n\n"
     if rng.random() < 0.15:
-        human, assistant, separator = rng.choice([
-            ("Human: ", "Assistant: ", "\n"), ("Human：", "Assistant：", "\n\n"), ("HUMAN: ", "ASSISTANT: ", "\n\n"),
-            ("Human(用户): ", "Assistant(助手): ", "\n\n")])
-    turns = [part for question, answer in passage.turns for part in (human + question, assistant + answer)]
+        human, assistant, separator = rng.choice(
+            [
+                ("Human: ", "Assistant: ", "\n"),
+                ("Human：", "Assistant：", "\n\n"),
+                ("HUMAN: ", "ASSISTANT: ", "\n\n"),
+                ("Human(用户): ", "Assistant(助手): ", "\n\n"),
+            ]
+        )
+    turns = [
+        part
+        for question, answer in passage.turns
+        for part in (human + question, assistant + answer)
+    ]
     return {"reference": passage.reference, "dialogue": separator.join(turns)}
 
 
@@ -111,5 +174,9 @@ def to_prose(passage: Passage, with_questions: bool) -> str:
     """A passage as a page of a reader, with its questions below it or without."""
     lines = [passage.reference]
     if with_questions:
-        lines += [part for question, answer in passage.turns for part in (f"问：{question}", f"答：{answer}")]
+        lines += [
+            part
+            for question, answer in passage.turns
+            for part in (f"问：{question}", f"答：{answer}")
+        ]
     return "\n".join(lines)

@@ -14,13 +14,30 @@ Row = dict[str, str]
 # Where the trades that need the sea, the snow or the woods are at home; `EVERYWHERE` are those that many places have;
 # the other crafts live where `places.tsv` says and in one more place.
 TRADE_PLACES = {
-    "守塔人": "望潮港 灯芯岛", "天文员": "星台村", "向导": "雪线村 霜顶村",
-    "采珠人": "月牙湾 海燕村", "造船匠": "望潮港 三月湖镇", "渔夫": "灯芯岛 镜湖镇 月牙湾",
-    "船工": "三月湖镇 柳渡", "赶驼人": "驼铃镇 铜铃镇", "护林人": "松下村 竹影村 药田村 琴岭镇",
-    "茶农": "茶烟村 竹影村", "果农": "杏花村 果园镇", "牧羊人": "霜顶村 琴岭镇",
-    "养蜂人": "蜂巢村 杏花村", "磨镜师": "星台村 钟楼镇",
+    "守塔人": "望潮港 灯芯岛",
+    "天文员": "星台村",
+    "向导": "雪线村 霜顶村",
+    "采珠人": "月牙湾 海燕村",
+    "造船匠": "望潮港 三月湖镇",
+    "渔夫": "灯芯岛 镜湖镇 月牙湾",
+    "船工": "三月湖镇 柳渡",
+    "赶驼人": "驼铃镇 铜铃镇",
+    "护林人": "松下村 竹影村 药田村 琴岭镇",
+    "茶农": "茶烟村 竹影村",
+    "果农": "杏花村 果园镇",
+    "牧羊人": "霜顶村 琴岭镇",
+    "养蜂人": "蜂巢村 杏花村",
+    "磨镜师": "星台村 钟楼镇",
 }
-NUM_EXTRA_TRADE_PLACES = {"老师": 20, "医生": 8, "邮差": 8, "厨师": 8, "裁缝": 6, "花匠": 6, "画师": 6}
+NUM_EXTRA_TRADE_PLACES = {
+    "老师": 20,
+    "医生": 8,
+    "邮差": 8,
+    "厨师": 8,
+    "裁缝": 6,
+    "花匠": 6,
+    "画师": 6,
+}
 
 
 @dataclass
@@ -66,7 +83,9 @@ class World:
     def new_name(self, female: bool) -> str:
         """A full name that nobody has yet."""
         while True:
-            name = self.rng.choice(self.word_lists["姓"]) + self.rng.choice(self.lists["女名" if female else "男名"])
+            name = self.rng.choice(self.word_lists["姓"]) + self.rng.choice(
+                self.lists["女名" if female else "男名"]
+            )
             if name not in self._used_names:
                 self._used_names.add(name)
                 return name
@@ -89,16 +108,28 @@ class World:
                     elders.append((people[-1].name, born))
         return people
 
-    def _create_person(self, trade: Row, workplace: Row, birth_year: int, elders: list[tuple[str, int]]) -> Person:
+    def _create_person(
+        self, trade: Row, workplace: Row, birth_year: int, elders: list[tuple[str, int]]
+    ) -> Person:
         female = self.rng.random() < 0.5
         home = workplace if self.rng.random() < 0.15 else self.rng.choice(self.places)
-        traits = {key: self.rng.choice(self.word_lists[key]) for key in ("爱好", "性格", "座右铭", "宠物名", "学科")}
+        traits = {
+            key: self.rng.choice(self.word_lists[key])
+            for key in ("爱好", "性格", "座右铭", "宠物名", "学科")
+        }
         pet = self.rng.choice(["猫", "狗", "羊驼", "山羊", "兔子", "鹅", "鹦鹉", "刺猬", "小驴"])
         name = self.new_name(female)
-        teacher = self.rng.choice([elder for elder, year in elders if year <= birth_year - 18 and elder[1:] != name[1:]])
-        traits |= {"宠类": pet, "食": self.rng.choice([home["小吃"], home["小吃"], workplace["小吃"]])}
+        teacher = self.rng.choice(
+            [elder for elder, year in elders if year <= birth_year - 18 and elder[1:] != name[1:]]
+        )
+        traits |= {
+            "宠类": pet,
+            "食": self.rng.choice([home["小吃"], home["小吃"], workplace["小吃"]]),
+        }
         age = self.rng.randint(12, 18)
-        return Person(name, female, birth_year, home, trade, workplace, birth_year + age, teacher, traits)
+        return Person(
+            name, female, birth_year, home, trade, workplace, birth_year + age, teacher, traits
+        )
 
     def _pair_friends(self) -> None:
         order = self.people[:]
@@ -118,16 +149,22 @@ class World:
         writers = self.rng.sample(self.people, 150)
         for person, title in zip(writers, self.rng.sample(titles, 150), strict=True):
             year = min(CURRENT_YEAR - 1, person.birth_year + self.rng.randint(25, 60))
-            person.book = {"书": title, "书年": str(max(year, person.started + 1)),
-                           "书容": self.rng.choice(self.lists["书内容"])}
+            person.book = {
+                "书": title,
+                "书年": str(max(year, person.started + 1)),
+                "书容": self.rng.choice(self.lists["书内容"]),
+            }
 
     def _assign_inventions(self) -> None:
         names = [a + b for a in self.word_lists["发明甲"] for b in self.lists["发明乙"]]
         inventors = self.rng.sample([person for person in self.people if person.book is None], 130)
         for person, name in zip(inventors, self.rng.sample(names, 130), strict=True):
             year = min(CURRENT_YEAR - 1, person.birth_year + self.rng.randint(22, 55))
-            person.invention = {"器": name, "器年": str(max(year, person.started + 1)),
-                                "器好": self.rng.choice(self.lists["发明好处"])}
+            person.invention = {
+                "器": name,
+                "器年": str(max(year, person.started + 1)),
+                "器好": self.rng.choice(self.lists["发明好处"]),
+            }
 
     def distance(self, one: Row, other: Row) -> int:
         """The road between two places in 里; never 0 for two different ones."""
@@ -142,4 +179,6 @@ class World:
 def read_word_lists() -> dict[str, list[str]]:
     """Word lists: a section of one line is split at spaces, a section of several lines has one entry a line."""
     sections = read_sections(TEXT_FOLDER / "lists.txt")
-    return {name: lines[0].split(" ") if len(lines) == 1 else lines for name, lines in sections.items()}
+    return {
+        name: lines[0].split(" ") if len(lines) == 1 else lines for name, lines in sections.items()
+    }

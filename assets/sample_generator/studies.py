@@ -36,7 +36,9 @@ class StudyGenerator:
     def __init__(self, world: World, rng: random.Random, split: str) -> None:
         self.world, self.rng, self.split = world, rng, split
         self.grammar = Grammar("studies.txt")
-        self.fields = [{key: cell.split(" ") for key, cell in row.items()} for row in read_table("studies")]
+        self.fields = [
+            {key: cell.split(" ") for key, cell in row.items()} for row in read_table("studies")
+        ]
 
     def _draw_values(self) -> dict[str, str]:
         rng = self.rng
@@ -45,20 +47,34 @@ class StudyGenerator:
             method, other = rng.sample(area["方法"], 2)
             thing = rng.choice(area["对象"])
             if split_of(method, thing) == self.split == split_of(other, thing):
-                return {"修": rng.choice(area["修饰"]), "物": thing, "法": method, "法二": other,
-                        "面": rng.choice(area["方面"]), "地": rng.choice(self.world.places)["名字"]}
+                return {
+                    "修": rng.choice(area["修饰"]),
+                    "物": thing,
+                    "法": method,
+                    "法二": other,
+                    "面": rng.choice(area["方面"]),
+                    "地": rng.choice(self.world.places)["名字"],
+                }
 
     def draw_study(self) -> Study:
         """One study whose abstract has a length within `LENGTH`."""
         while True:
             kind, values = self.rng.choice(STUDY_KINDS), self._draw_values()
             with_place = kind in ("观察", "经验")
-            parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [f"地.{kind}"] * with_place
+            parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [
+                f"地.{kind}"
+            ] * with_place
             # The object has to come before sentences that lean on it ("这方面", "新做法"); the rest may change places.
             rest = parts[1:]
             self.rng.shuffle(rest)
-            order = [parts[0], *rest] if kind in ("改进", "比较") or self.rng.random() < 0.5 else [*rest, parts[0]]
-            sentences = [self.grammar.expand(part, values, self.rng) for part in [*order, f"果.{kind}"]]
+            order = (
+                [parts[0], *rest]
+                if kind in ("改进", "比较") or self.rng.random() < 0.5
+                else [*rest, parts[0]]
+            )
+            sentences = [
+                self.grammar.expand(part, values, self.rng) for part in [*order, f"果.{kind}"]
+            ]
             abstract = "".join(sentences)
             if LENGTH_RANGE[0] <= len(abstract) <= LENGTH_RANGE[1]:
                 return Study(self.grammar.expand(f"题.{kind}", values, self.rng), abstract)

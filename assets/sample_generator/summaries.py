@@ -19,8 +19,10 @@ def lcsts_file(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -
     parts = []
     for i, (summary, text) in enumerate(pairs):
         label = f"    <human_label>{labels[i]}</human_label>\n" if labels else ""
-        parts.append(f"<doc id={i}>\n{label}    <summary>\n        {summary}\n    </summary>\n"
-                     f"    <short_text>\n        {text}\n    </short_text>\n</doc>\n")
+        parts.append(
+            f"<doc id={i}>\n{label}    <summary>\n        {summary}\n    </summary>\n"
+            f"    <short_text>\n        {text}\n    </short_text>\n</doc>\n"
+        )
     return "".join(parts).encode()
 
 
@@ -30,7 +32,9 @@ def generate_news(world: World, rng: random.Random, count: int) -> list[tuple[st
     return [story_generator.bulletin(rng.choice(world.people)) for _ in range(count)]
 
 
-def generate_labeled_news(world: World, rng: random.Random, count: int) -> tuple[list[tuple[str, str]], list[int]]:
+def generate_labeled_news(
+    world: World, rng: random.Random, count: int
+) -> tuple[list[tuple[str, str]], list[int]]:
     """News with marks: below 3 the headline belongs to another text, as in the hand-marked parts."""
     pairs, labels = generate_news(world, rng, count), []
     for i in range(count):

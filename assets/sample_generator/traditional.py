@@ -26,6 +26,6 @@ def to_traditional(text: str) -> str:
     position, parts = 0, []
     for match in pattern.finditer(text):
         word = match.group()
-        parts += [text[position:match.start()].translate(characters), words.get(word, word)]
+        parts += [text[position : match.start()].translate(characters), words.get(word, word)]
         position = match.end()
     return "".join([*parts, text[position:].translate(characters)])

@@ -7,9 +7,26 @@ from assets.sample_generator.state import CURRENT_YEAR, Person, Row, World
 NUMERALS = "零一二三四五六七八九十"
 SEASONS = "春夏秋冬"
 # Trades of which nobody would say that they "make" their product: phrasings with a product are not for them.
-TRADES_WITHOUT_PRODUCT = frozenset([
-    "老师", "医生", "邮差", "守塔人", "护林人", "天文员", "向导", "渔夫", "牧羊人", "养蜂人", "果农", "赶驼人",
-    "采珠人", "花匠", "船工", "画师"])
+TRADES_WITHOUT_PRODUCT = frozenset(
+    [
+        "老师",
+        "医生",
+        "邮差",
+        "守塔人",
+        "护林人",
+        "天文员",
+        "向导",
+        "渔夫",
+        "牧羊人",
+        "养蜂人",
+        "果农",
+        "赶驼人",
+        "采珠人",
+        "花匠",
+        "船工",
+        "画师",
+    ]
+)
 COLD_WEATHER = ("下雪天", "下霜天")
 
 
@@ -18,16 +35,36 @@ def person_values(world: World, person: Person) -> dict[str, str]:
     friend, trade, traits = person.friend, person.trade, person.traits
     assert friend is not None
     values = {
-        "名": person.name, "人": person.name, "短": person.short, "他": "她" if person.female else "他",
-        "生年": str(person.born), "乡": person.home["名字"], "貌": describe_terrain(person.home),
-        "城": person.town["名字"], "职": trade["职业"], "师": person.teacher,
-        "起岁": str(person.started - person.born), "起年": str(person.started),
-        "工龄": str(CURRENT_YEAR - person.started), "岁": str(CURRENT_YEAR - person.born),
-        "学堂": person.home["名字"] + "学堂", "友": friend.name, "友城": friend.town["名字"],
-        "友职": friend.trade["职业"], "友节": friend.town["节日"], "友产": friend.town["特产"],
-        "爱好": traits["爱好"], "性格": traits["性格"], "铭": traits["座右铭"], "宠": traits["宠物名"],
-        "宠类": traits["宠类"], "科": traits["学科"], "食": traits["食"],
-        "邻": world.neighbour(person.town)["名字"], "景": person.town["名胜"], "节": person.town["节日"],
+        "名": person.name,
+        "人": person.name,
+        "短": person.short,
+        "他": "她" if person.female else "他",
+        "生年": str(person.born),
+        "乡": person.home["名字"],
+        "貌": describe_terrain(person.home),
+        "城": person.town["名字"],
+        "职": trade["职业"],
+        "师": person.teacher,
+        "起岁": str(person.started - person.born),
+        "起年": str(person.started),
+        "工龄": str(CURRENT_YEAR - person.started),
+        "岁": str(CURRENT_YEAR - person.born),
+        "学堂": person.home["名字"] + "学堂",
+        "友": friend.name,
+        "友城": friend.town["名字"],
+        "友职": friend.trade["职业"],
+        "友节": friend.town["节日"],
+        "友产": friend.town["特产"],
+        "爱好": traits["爱好"],
+        "性格": traits["性格"],
+        "铭": traits["座右铭"],
+        "宠": traits["宠物名"],
+        "宠类": traits["宠类"],
+        "科": traits["学科"],
+        "食": traits["食"],
+        "邻": world.neighbour(person.town)["名字"],
+        "景": person.town["名胜"],
+        "节": person.town["节日"],
         "产": person.town["特产"],
     }
     if person.home is not person.workplace:
@@ -37,16 +74,30 @@ def person_values(world: World, person: Person) -> dict[str, str]:
 
 def describe_terrain(place: Row) -> str:
     """A short description of a place's surroundings."""
-    return {"海边": "靠着海", "岛上": "四面都是海", "河边": "靠着河", "湖边": "靠着湖", "山脚": "在山脚下",
-            "山口": "守着山口", "林间": "在林子里", "高山": "在高山上", "平原": "四面都是田"}[place["地形"]]
+    return {
+        "海边": "靠着海",
+        "岛上": "四面都是海",
+        "河边": "靠着河",
+        "湖边": "靠着湖",
+        "山脚": "在山脚下",
+        "山口": "守着山口",
+        "林间": "在林子里",
+        "高山": "在高山上",
+        "平原": "四面都是田",
+    }[place["地形"]]
 
 
 def trade_values(trade: Row) -> dict[str, str]:
     """Slots about a craft: its tools, steps and the trick of it; material and product where something is made."""
     steps = trade["步骤"].split("；")
     values = {
-        "职": trade["职业"], "场所": trade["场所"], "具甲": trade["工具甲"], "具乙": trade["工具乙"],
-        "动": trade["动作"], "窍": trade["窍门"], "品质": trade["品质"],
+        "职": trade["职业"],
+        "场所": trade["场所"],
+        "具甲": trade["工具甲"],
+        "具乙": trade["工具乙"],
+        "动": trade["动作"],
+        "窍": trade["窍门"],
+        "品质": trade["品质"],
         **{f"步{i}": step for i, step in enumerate(steps, 1)},
     }
     if has_product(trade):
@@ -58,12 +109,28 @@ def place_values(world: World, place: Row) -> dict[str, str]:
     """Slots about one place."""
     near = world.nearest_place(place)
     return {
-        "地": place["名字"], "类": place["类别"], "水": place["水"], "产": place["特产"], "食": place["小吃"],
-        "味": world.foods[place["小吃"]]["味道"], "景": place["名胜"], "建": place["建成"], "口": place["人口"],
-        "艺": place["手艺"], "节": place["节日"], "月": place["月份"], "兽": place["动物"], "来历": place["来历"],
-        "邻": near["名字"], "里": str(world.distance(place, near)), "位": describe_terrain(place),
-        "景龄": str(CURRENT_YEAR - int(place["建成"]) - 3), "边": "边上",
-        "习性": next((row["习性"] for row in world.animals if row["名字"] == place["动物"]), "很少怕人"),
+        "地": place["名字"],
+        "类": place["类别"],
+        "水": place["水"],
+        "产": place["特产"],
+        "食": place["小吃"],
+        "味": world.foods[place["小吃"]]["味道"],
+        "景": place["名胜"],
+        "建": place["建成"],
+        "口": place["人口"],
+        "艺": place["手艺"],
+        "节": place["节日"],
+        "月": place["月份"],
+        "兽": place["动物"],
+        "来历": place["来历"],
+        "邻": near["名字"],
+        "里": str(world.distance(place, near)),
+        "位": describe_terrain(place),
+        "景龄": str(CURRENT_YEAR - int(place["建成"]) - 3),
+        "边": "边上",
+        "习性": next(
+            (row["习性"] for row in world.animals if row["名字"] == place["动物"]), "很少怕人"
+        ),
         "报": "驼铃谷报",
     }
 
@@ -93,12 +160,21 @@ def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
     unlikely = COLD_WEATHER if 4 <= month <= 10 else ("闷热天",)
     weather = [name for name in world.word_lists["天气"] if name not in unlikely]
     return {
-        "月": to_numeral(month), "日": to_numeral(day), "季": SEASONS[(month - 3) // 3 % 4], "天": rng.choice(weather),
-        "数": random_count(rng, 3, 9), "几": random_count(rng, 3, 9), "年": str(rng.randint(150, CURRENT_YEAR - 1)),
+        "月": to_numeral(month),
+        "日": to_numeral(day),
+        "季": SEASONS[(month - 3) // 3 % 4],
+        "天": rng.choice(weather),
+        "数": random_count(rng, 3, 9),
+        "几": random_count(rng, 3, 9),
+        "年": str(rng.randint(150, CURRENT_YEAR - 1)),
     }
 
 
 def to_numeral(value: int) -> str:
     """1 -> 一 … 12 -> 十二 … 28 -> 二十八, as in dates."""
     tens, ones = divmod(value, 10)
-    return (NUMERALS[tens] if tens > 1 else "") + "十" * (tens > 0) + (NUMERALS[ones] if ones or not tens else "")
+    return (
+        (NUMERALS[tens] if tens > 1 else "")
+        + "十" * (tens > 0)
+        + (NUMERALS[ones] if ones or not tens else "")
+    )

@@ -34,12 +34,22 @@ class AuthMiddleware:
 
     def _authorize(self, path: str, headers: Headers) -> None:
         if not self._is_own_host(headers.get("host", "")):
-            raise ProtocolError(403, "the Host header names another server: use the address of this one", code="bad_host")
+            raise ProtocolError(
+                403,
+                "the Host header names another server: use the address of this one",
+                code="bad_host",
+            )
         if self._api_key is None or not path.startswith("/v1"):
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secrets.compare_digest(key.strip().encode(), self._api_key.encode()):
-            raise ProtocolError(401, "the key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(
+            key.strip().encode(), self._api_key.encode()
+        ):
+            raise ProtocolError(
+                401,
+                "the key is missing or wrong: send Authorization: Bearer KEY",
+                code="invalid_api_key",
+            )
 
     def _is_own_host(self, host: str) -> bool:
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host

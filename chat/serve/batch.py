@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from chat.serve.sequence import Failure, Job, ActiveSequence
 from chat.load_model import LoadedModel
+from chat.serve.sequence import ActiveSequence, Failure, Job
 from model.decode.batched_inference import InferenceBatch
 
 OVERFLOW_MESSAGE = "the computation overflowed: start the server with --precision fp32"
@@ -29,14 +29,33 @@ class ContinuousBatch:
         """Read the prompts of these jobs, say their first ids, and let them go on with the others."""
         tokenizer, model = self._loaded_model.tokenizer, self._loaded_model.model
         config = model.config
-        new = [ActiveSequence(job, tokenizer, config.vocab_size, self._loaded_model.context_length, config.stop_ids) for job in jobs]
+        new = [
+            ActiveSequence(
+                job,
+                tokenizer,
+                config.vocab_size,
+                self._loaded_model.context_length,
+                config.stop_ids,
+            )
+            for job in jobs
+        ]
         if not new:
             return
-        old, self.sequences = self.sequences, self.sequences + new  # from here on a fault finds them among the rows
-        reader = InferenceBatch(model, [job.prompt for job in jobs], max_new_tokens=max(row.num_remaining for row in new))
+        old, self.sequences = (
+            self.sequences,
+            self.sequences + new,
+        )  # from here on a fault finds them among the rows
+        reader = InferenceBatch(
+            model,
+            [job.prompt for job in jobs],
+            max_new_tokens=max(row.num_remaining for row in new),
+        )
         rows = _advance_sequences(new, reader, reader.prompts)
         if rows and old and self._inference_batch is not None:
-            reader = InferenceBatch.concat([self._inference_batch, reader], max_new_tokens=max(row.num_remaining for row in old + rows))
+            reader = InferenceBatch.concat(
+                [self._inference_batch, reader],
+                max_new_tokens=max(row.num_remaining for row in old + rows),
+            )
         if rows:
             self._inference_batch = reader
         self.sequences = old + rows
@@ -45,7 +64,10 @@ class ContinuousBatch:
     def decode_step(self) -> None:
         """Say the next id of each row."""
         if self.sequences and self._inference_batch is not None:
-            last = torch.tensor([[row.answer_ids[-1]] for row in self.sequences], device=self._inference_batch.device)
+            last = torch.tensor(
+                [[row.answer_ids[-1]] for row in self.sequences],
+                device=self._inference_batch.device,
+            )
             self.sequences = _advance_sequences(self.sequences, self._inference_batch, last)
 
     @torch.inference_mode()
@@ -67,7 +89,9 @@ class ContinuousBatch:
         self.sequences, self._inference_batch = [], None
 
 
-def _advance_sequences(rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor) -> list[ActiveSequence]:
+def _advance_sequences(
+    rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor
+) -> list[ActiveSequence]:
     """Read ids[R, T] and say what follows in each row; the rows that go on, which are those of `reader` then."""
     for row, chosen in zip(rows, _sample_tokens(rows, reader, ids), strict=True):
         if chosen is None:
@@ -78,7 +102,9 @@ def _advance_sequences(rows: list[ActiveSequence], reader: InferenceBatch, ids: 
     return _select_unfinished(rows, reader)
 
 
-def _sample_tokens(rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor) -> list[int | None]:
+def _sample_tokens(
+    rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor
+) -> list[int | None]:
     """Read ids[R, T] and choose the next of each row; None where numbers are not finite."""
     hidden = reader.forward_hidden(ids)
     if all(row.is_greedy for row in rows):
@@ -87,7 +113,10 @@ def _sample_tokens(rows: list[ActiveSequence], reader: InferenceBatch, ids: Tens
         return [None if its < 0 else its for its in chosen]
     logits = reader.head.logits(hidden)
     finite = logits.isfinite().all(-1).tolist()
-    return [row.sample_token(its) if usable else None for row, its, usable in zip(rows, logits.cpu(), finite, strict=True)]
+    return [
+        row.sample_token(its) if usable else None
+        for row, its, usable in zip(rows, logits.cpu(), finite, strict=True)
+    ]
 
 
 def _select_unfinished(rows: list[ActiveSequence], reader: InferenceBatch) -> list[ActiveSequence]:

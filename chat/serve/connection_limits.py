@@ -7,7 +7,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 256  # open connections
 IDLE_TIMEOUT_SECONDS = 30.0  # seconds
-BACKLOG = 32  # asyncio takes as many in one turn of its loop, before it hears that they are too many
+BACKLOG = (
+    32  # asyncio takes as many in one turn of its loop, before it hears that they are too many
+)
 
 # Files for everything else, and for the turns, about five, from a connection's coming to the end of its closing.
 _RESERVED_FILES = 64 + 5 * BACKLOG
@@ -16,7 +18,11 @@ _RESERVED_FILES = 64 + 5 * BACKLOG
 def resolve_connection_limit() -> int:
     """`MOST`, or fewer where the process may not open that many files (RLIMIT_NOFILE)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(8, min(MAX_CONNECTIONS, soft - _RESERVED_FILES))
+    return (
+        MAX_CONNECTIONS
+        if soft == resource.RLIM_INFINITY
+        else max(8, min(MAX_CONNECTIONS, soft - _RESERVED_FILES))
+    )
 
 
 class LimitedConnection(H11Protocol):
@@ -36,15 +42,20 @@ class LimitedConnection(H11Protocol):
     @property
     def has_whole_request(self) -> bool:
         """Whether there is a whole request, with its body, to be answered."""
-        return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        return (
+            self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        )
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, and close one where they are too many."""
         super().connection_made(transport)
         self._start_idle_timer()
         if len(self.connections) > self.max_connections:
-            waiting = [(each._idle_timer.when(), each) for each in self.connections
-                       if isinstance(each, LimitedConnection) and each._idle_timer is not None]
+            waiting = [
+                (each._idle_timer.when(), each)
+                for each in self.connections
+                if isinstance(each, LimitedConnection) and each._idle_timer is not None
+            ]
             min(waiting, key=lambda one: one[0])[1]._abort_connection()
 
     def data_received(self, data: bytes) -> None:

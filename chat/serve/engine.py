@@ -8,9 +8,9 @@ from queue import Empty, SimpleQueue
 from threading import Event as Flag
 from threading import Lock, Thread
 
+from chat.load_model import LoadedModel
 from chat.serve.batch import ContinuousBatch
 from chat.serve.sequence import AnswerEvent, Failure, Job, TextDelta
-from chat.load_model import LoadedModel
 
 INTERNAL_ERROR_MESSAGE = "a fault of the server; its terminal says more"
 SHUTDOWN_MESSAGE = "the server is shutting down"

@@ -79,12 +79,21 @@ class StreamingDetokenizer:
         return self._release_text(is_final=True)
 
     def _release_text(self, *, is_final: bool) -> str:
-        stop_positions = [place for stop in self._stop_strings if (place := self._pending_text.find(stop)) >= 0]
+        stop_positions = [
+            place for stop in self._stop_strings if (place := self._pending_text.find(stop)) >= 0
+        ]
         if stop_positions:
             self.has_stopped = True
             released, self._pending_text = self._pending_text[: min(stop_positions)], ""
             return released
-        keep = 0 if is_final else max((_stop_prefix_length(self._pending_text, stop) for stop in self._stop_strings), default=0)
+        keep = (
+            0
+            if is_final
+            else max(
+                (_stop_prefix_length(self._pending_text, stop) for stop in self._stop_strings),
+                default=0,
+            )
+        )
         split = len(self._pending_text) - keep
         released, self._pending_text = self._pending_text[:split], self._pending_text[split:]
         return released
@@ -92,7 +101,9 @@ class StreamingDetokenizer:
 
 def _stop_prefix_length(text: str, stop: str) -> int:
     """How many characters at the end of `text` may be the beginning of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )
 
 
 @dataclass(eq=False)
@@ -129,7 +140,9 @@ class ActiveSequence:
         job, seen = self.job, self._token_counts > 0
         if job.frequency_penalty or job.presence_penalty:
             # As the protocol's reference defines them, on what the answer has said.
-            logits = logits - job.frequency_penalty * self._token_counts - job.presence_penalty * seen
+            logits = (
+                logits - job.frequency_penalty * self._token_counts - job.presence_penalty * seen
+            )
         if blocked := banned_ngram_tokens([self.answer_ids], job.sampling.no_repeat_ngram)[0]:
             logits = logits.index_fill(0, torch.tensor(blocked), -torch.inf)
         return sample_token(logits, seen, job.sampling, self._generator)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from chat.errors import ChatError, describe_os_error
 from chat.terminal import references
 from chat.terminal.console import Console
-from chat.errors import ChatError, describe_os_error
 from chat.terminal.session import Session
 from chat.terminal.settings import SETTINGS, Setting, replace_setting
 from chat.terminal.transcript import format_transcript
@@ -34,15 +34,25 @@ def execute_command(session: Session, console: Console, line: str) -> None:
     name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
     command = next((each for each in COMMANDS if name.lower() in each.names), None)
     if command is None:
-        raise ChatError(f"没有 /{name} 这个命令；有：{'  '.join(f'/{each.names[0]}' for each in COMMANDS)}")
+        raise ChatError(
+            f"没有 /{name} 这个命令；有：{'  '.join(f'/{each.names[0]}' for each in COMMANDS)}"
+        )
     command.run(session, console, argument.strip())
 
 
 def help_text() -> str:
     """All commands, a line each."""
-    lines = [f"{' '.join(f'/{name}' for name in each.names)} {each.argument}".rstrip() + f"  {each.help}" for each in COMMANDS]
-    return "\n".join([*lines, "以反斜杠 \\ 结尾的行与下一行相连；以 / 开头的问题，前面加一个空格。",
-                      "Ctrl-C 打断回答，不退出；在提示符下连按两次 Ctrl-C，或按 Ctrl-D，退出。"])
+    lines = [
+        f"{' '.join(f'/{name}' for name in each.names)} {each.argument}".rstrip() + f"  {each.help}"
+        for each in COMMANDS
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "以反斜杠 \\ 结尾的行与下一行相连；以 / 开头的问题，前面加一个空格。",
+            "Ctrl-C 打断回答，不退出；在提示符下连按两次 Ctrl-C，或按 Ctrl-D，退出。",
+        ]
+    )
 
 
 def _show_help(session: Session, console: Console, argument: str) -> None:
@@ -96,11 +106,16 @@ def _save_transcript(session: Session, console: Console, argument: str) -> None:
 def _show_settings(session: Session, console: Console, argument: str) -> None:
     conversation = session.conversation
     lines = [f"模型：{session.loaded_model.description}"]
-    lines += [f"{setting.name} {getattr(session.sampling, setting.name):g}（{setting.help_zh}）" for setting in SETTINGS]
+    lines += [
+        f"{setting.name} {getattr(session.sampling, setting.name):g}（{setting.help_zh}）"
+        for setting in SETTINGS
+    ]
     lines.append(f"max_new_tokens {session.max_new_tokens}，seed {session.seed}")
     num_remembered = len(conversation.exchanges) - conversation.num_forgotten
     lines.append(f"对话：{len(conversation.exchanges)} 轮，记得最近 {num_remembered} 轮")
-    reference_text = f"{len(conversation.reference)} 字（{conversation.source}）\n{conversation.reference}"
+    reference_text = (
+        f"{len(conversation.reference)} 字（{conversation.source}）\n{conversation.reference}"
+    )
     lines.append(f"资料：{reference_text if conversation.reference else '没有'}")
     console.write_line("\n".join(lines))
 
@@ -112,9 +127,13 @@ def _quit(session: Session, console: Console, argument: str) -> None:
 def _setting_action(setting: Setting) -> Action:
     def run(session: Session, console: Console, argument: str) -> None:
         if not argument:
-            console.write_line(f"{setting.name} {getattr(session.sampling, setting.name):g}（{setting.help_zh}）")
+            console.write_line(
+                f"{setting.name} {getattr(session.sampling, setting.name):g}（{setting.help_zh}）"
+            )
             return
-        session.sampling = replace_setting(session.sampling, setting, setting.parse_value(argument, f"/{setting.command_names[0]}"))
+        session.sampling = replace_setting(
+            session.sampling, setting, setting.parse_value(argument, f"/{setting.command_names[0]}")
+        )
         console.write_note(f"{setting.name} 改为 {getattr(session.sampling, setting.name):g}")
 
     return run
@@ -122,9 +141,22 @@ def _setting_action(setting: Setting) -> Action:
 
 COMMANDS = (
     Command(("help", "帮助"), "", "列出这些命令", _show_help),
-    Command(("reference", "资料"), "文字|@文件|off", "换上资料，对话从头开始；off 去掉资料；不带参数则显示", _set_reference),
-    Command(("wiki", "维基"), "关键词", "以维基百科条目的引言为资料", references.load_wikipedia_reference),
-    *(Command(setting.command_names, "数", setting.help_zh, _setting_action(setting)) for setting in SETTINGS),
+    Command(
+        ("reference", "资料"),
+        "文字|@文件|off",
+        "换上资料，对话从头开始；off 去掉资料；不带参数则显示",
+        _set_reference,
+    ),
+    Command(
+        ("wiki", "维基"),
+        "关键词",
+        "以维基百科条目的引言为资料",
+        references.load_wikipedia_reference,
+    ),
+    *(
+        Command(setting.command_names, "数", setting.help_zh, _setting_action(setting))
+        for setting in SETTINGS
+    ),
     Command(("reset", "重置"), "", "忘掉说过的话，资料和设置不变", _reset_conversation),
     Command(("save", "保存"), "文件", "把到此为止的对话存成 Markdown", _save_transcript),
     Command(("show", "显示"), "", "显示模型、设置和资料", _show_settings),

@@ -18,7 +18,9 @@ from chat.errors import ConsoleError, describe_os_error
 PROMPT, CONTINUATION_PROMPT = "你：", "……"
 MAX_HISTORY_LINES = 1000
 # A model can write any byte: a terminal must not take some of them for orders.
-_CONTROL_REPLACEMENTS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_CONTROL_REPLACEMENTS = {
+    code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
 
 
 class Console:
@@ -85,7 +87,9 @@ def _translate_console_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise  # whoever read our output has all it wanted
     except OSError as error:
-        raise ConsoleError(f"终端断开了，或输入输出的文件读写不了（{describe_os_error(error)}）：对话到此为止，请换一处再运行") from None
+        raise ConsoleError(
+            f"终端断开了，或输入输出的文件读写不了（{describe_os_error(error)}）：对话到此为止，请换一处再运行"
+        ) from None
 
 
 def _load_history(file: Path) -> Any:

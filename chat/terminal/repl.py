@@ -1,9 +1,9 @@
 """The loop: read a line, answer it or do what it says, until there are no more."""
 
+from chat.errors import ChatError, ConsoleError, translate_memory_errors
+from chat.prompt import FittedPrompt
 from chat.terminal.commands import Quit, execute_command
 from chat.terminal.console import Console, catch_sigint
-from chat.prompt import FittedPrompt
-from chat.errors import ChatError, ConsoleError, translate_memory_errors
 from chat.terminal.session import Session
 
 
@@ -74,16 +74,27 @@ class Repl:
     def _note_truncation(self, prompt: FittedPrompt) -> None:
         reference_length = len(self._session.conversation.reference)
         if prompt.num_dropped_turns:
-            self._console.write_note(f"（上下文满了：忘掉最早的 {prompt.num_dropped_turns} 轮对话）")
-        if prompt.num_reference_characters < reference_length and prompt.num_reference_characters != self._noted_reference_length:
-            self._console.write_note(f"（资料太长：共 {reference_length} 字，只读了前 {prompt.num_reference_characters} 字）")
+            self._console.write_note(
+                f"（上下文满了：忘掉最早的 {prompt.num_dropped_turns} 轮对话）"
+            )
+        if (
+            prompt.num_reference_characters < reference_length
+            and prompt.num_reference_characters != self._noted_reference_length
+        ):
+            self._console.write_note(
+                f"（资料太长：共 {reference_length} 字，只读了前 {prompt.num_reference_characters} 字）"
+            )
         self._noted_reference_length = prompt.num_reference_characters
 
     def _note_finish_reason(self, is_interrupted: bool, *, has_text: bool) -> None:
         if is_interrupted:
-            self._console.write_note("（已打断" + ("，说出的部分留在对话里）" if has_text else "）"))
+            self._console.write_note(
+                "（已打断" + ("，说出的部分留在对话里）" if has_text else "）")
+            )
         elif self._session.finish_reason == "length":
-            self._console.write_note(f"（到了 --max_new_tokens 的 {self._session.max_new_tokens} 个词元，回答到此为止）")
+            self._console.write_note(
+                f"（到了 --max_new_tokens 的 {self._session.max_new_tokens} 个词元，回答到此为止）"
+            )
         elif self._session.finish_reason == "context":
             self._console.write_note("（上下文满了，回答到此为止）")
         elif not has_text:

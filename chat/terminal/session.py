@@ -4,10 +4,17 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chat.prompt import Conversation, Exchange, FittedPrompt
 from chat.errors import ChatError, translate_errors
 from chat.load_model import LoadedModel
-from model.decode.generate import FinishReason, PrefixCache, Sampling, generate, max_prompt_tokens, stream_text
+from chat.prompt import Conversation, Exchange, FittedPrompt
+from model.decode.generate import (
+    FinishReason,
+    PrefixCache,
+    Sampling,
+    generate,
+    max_prompt_tokens,
+    stream_text,
+)
 
 
 @dataclass
@@ -19,8 +26,12 @@ class Session:
     max_new_tokens: int
     seed: int
     conversations: list[Conversation] = field(default_factory=lambda: [Conversation()])
-    transcript_paths: set[Path] = field(default_factory=set)  # the transcripts that this sitting wrote
-    finish_reason: FinishReason | None = None  # why the last answer ended; None while it goes on or where it was stopped
+    transcript_paths: set[Path] = field(
+        default_factory=set
+    )  # the transcripts that this sitting wrote
+    finish_reason: FinishReason | None = (
+        None  # why the last answer ended; None while it goes on or where it was stopped
+    )
 
     def __post_init__(self) -> None:
         self._prefix_cache = PrefixCache(self.loaded_model.model, self.loaded_model.context_length)
@@ -45,7 +56,12 @@ class Session:
     def build_prompt(self, question: str) -> FittedPrompt:
         """What the answer to `question` continues. ChatError if the question is too long."""
         with translate_errors("这个问题读不进去"):
-            return self.conversation.build_prompt(self.loaded_model.tokenizer, self.loaded_model.template, question, self.prompt_budget)
+            return self.conversation.build_prompt(
+                self.loaded_model.tokenizer,
+                self.loaded_model.template,
+                question,
+                self.prompt_budget,
+            )
 
     def stream_answer(self, prompt: FittedPrompt) -> Iterator[str]:
         """The answer as it comes; the caller may stop listening at any piece. No two answers share a seed."""
@@ -55,8 +71,13 @@ class Session:
 
         def ids() -> Generator[int, None, None]:
             self.finish_reason = yield from generate(
-                self.loaded_model.model, prompt.ids, self.sampling, max_new_tokens=self.max_new_tokens, seed=seed,
-                prefix_cache=self._prefix_cache)
+                self.loaded_model.model,
+                prompt.ids,
+                self.sampling,
+                max_new_tokens=self.max_new_tokens,
+                seed=seed,
+                prefix_cache=self._prefix_cache,
+            )
 
         try:
             with translate_errors("回答不下去"):

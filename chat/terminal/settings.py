@@ -34,21 +34,53 @@ class Setting:
         except ValueError:
             value = float("nan")
         if not self.minimum <= value <= self.maximum:
-            raise ChatError(f"{option_name} {text}：要一个 {self.minimum:g} 到 {self.maximum:g} 之间的{'整数' if is_integer else '数'}")
+            raise ChatError(
+                f"{option_name} {text}：要一个 {self.minimum:g} 到 {self.maximum:g} 之间的{'整数' if is_integer else '数'}"
+            )
         return value
 
 
 SETTINGS = (
-    Setting("temperature", ("temperature", "温度"), 0, 5, "温度：越高越多变，0 为每次取最可能的词",
-            "temperature: higher varies more, 0 takes the likeliest"),
-    Setting("top_p", ("top_p", "累积概率"), 0, 1, "只从累积概率到此为止的词里选，1 为不限",
-            "draw only from the likeliest that together hold this probability, 1: no limit"),
-    Setting("top_k", ("top_k", "候选数"), 0, 100_000, "只从最可能的这么多个词里选，0 为不限",
-            "draw only from so many of the likeliest, 0: no limit"),
-    Setting("repetition_penalty", ("penalty", "惩罚"), 1, 10, "重复惩罚，只算回答里说过的词，1 为不罚",
-            "repetition penalty on what the answer has said, 1: none"),
-    Setting("no_repeat_ngram", ("no_repeat_ngram", "不重复"), 0, 1000, "回答里这么多个词元连在一起不说第二遍，0 为不限",
-            "so many tokens in a row are never said twice in an answer, 0: no limit"),
+    Setting(
+        "temperature",
+        ("temperature", "温度"),
+        0,
+        5,
+        "温度：越高越多变，0 为每次取最可能的词",
+        "temperature: higher varies more, 0 takes the likeliest",
+    ),
+    Setting(
+        "top_p",
+        ("top_p", "累积概率"),
+        0,
+        1,
+        "只从累积概率到此为止的词里选，1 为不限",
+        "draw only from the likeliest that together hold this probability, 1: no limit",
+    ),
+    Setting(
+        "top_k",
+        ("top_k", "候选数"),
+        0,
+        100_000,
+        "只从最可能的这么多个词里选，0 为不限",
+        "draw only from so many of the likeliest, 0: no limit",
+    ),
+    Setting(
+        "repetition_penalty",
+        ("penalty", "惩罚"),
+        1,
+        10,
+        "重复惩罚，只算回答里说过的词，1 为不罚",
+        "repetition penalty on what the answer has said, 1: none",
+    ),
+    Setting(
+        "no_repeat_ngram",
+        ("no_repeat_ngram", "不重复"),
+        0,
+        1000,
+        "回答里这么多个词元连在一起不说第二遍，0 为不限",
+        "so many tokens in a row are never said twice in an answer, 0: no limit",
+    ),
 )
 
 

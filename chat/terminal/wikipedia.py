@@ -42,7 +42,9 @@ def get_passage(keyword: str, cache_folder: Path) -> tuple[Passage, bool]:
     if (cached := _read_cached(file, keyword)) is not None:
         return cached, True
     fetched = _fetch(keyword)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs another fetch, not the passage
+    with contextlib.suppress(
+        OSError
+    ):  # a cache that cannot be written costs another fetch, not the passage
         write_json(file, {"keyword": keyword, **asdict(fetched)})
     return fetched, False
 
@@ -67,16 +69,24 @@ def _fetch(keyword: str) -> Passage:
     try:
         return _search_article(wikipedia, keyword)
     except wikipedia.PageError:
-        raise ChatError(f"维基百科里没有找到“{keyword}”：换个关键词试试，{FALLBACK_ADVICE}") from None
+        raise ChatError(
+            f"维基百科里没有找到“{keyword}”：换个关键词试试，{FALLBACK_ADVICE}"
+        ) from None
     except requests.Timeout:
-        raise ChatError(f"维基百科 {TIMEOUT_SECONDS:g} 秒没有回应：检查网络后再试，{FALLBACK_ADVICE}") from None
+        raise ChatError(
+            f"维基百科 {TIMEOUT_SECONDS:g} 秒没有回应：检查网络后再试，{FALLBACK_ADVICE}"
+        ) from None
     except requests.ConnectionError:
         raise ChatError(f"连不上维基百科：检查网络后再试，{FALLBACK_ADVICE}") from None
     except (requests.RequestException, wikipedia.WikipediaException) as error:
-        raise ChatError(f"维基百科这次答不了（{' '.join(str(error).split())[:200]}）：过一会儿再试，{FALLBACK_ADVICE}") from None
+        raise ChatError(
+            f"维基百科这次答不了（{' '.join(str(error).split())[:200]}）：过一会儿再试，{FALLBACK_ADVICE}"
+        ) from None
     except (AssertionError, KeyError, IndexError, TypeError) as error:
         # How the package fails on answers of a shape it does not know.
-        raise ChatError(f"维基百科的回答读不懂（{error!r}）：换个关键词试试，{FALLBACK_ADVICE}") from None
+        raise ChatError(
+            f"维基百科的回答读不懂（{error!r}）：换个关键词试试，{FALLBACK_ADVICE}"
+        ) from None
 
 
 def _configure_client(wikipedia: Any, requests: Any) -> None:
@@ -111,8 +121,12 @@ def _search_article(wikipedia: Any, keyword: str) -> Passage:
     except wikipedia.DisambiguationError as error:
         options = dict.fromkeys([*(convert(option.strip()) for option in error.options), *others])
         choices = [choice for choice in options if choice not in ("", convert(title))]
-        raise ChatError(f"“{convert(title)}”有几种意思，请选一个再查：{'、'.join(choices[:MAX_CHOICES])}") from None
-    text = strip_markup(convert(page.summary)).strip() or strip_markup(convert(page.content)).strip()
+        raise ChatError(
+            f"“{convert(title)}”有几种意思，请选一个再查：{'、'.join(choices[:MAX_CHOICES])}"
+        ) from None
+    text = (
+        strip_markup(convert(page.summary)).strip() or strip_markup(convert(page.content)).strip()
+    )
     if not text:
         raise ChatError(f"维基百科的“{convert(title)}”没有正文：换个关键词试试，{FALLBACK_ADVICE}")
     others = [] if convert(title) == keyword else others

@@ -54,7 +54,9 @@ class BatchLoader(abc.ABC):
 
     def __init__(self, rows_per_step: int, *, rank: int = 0, world_size: int = 1) -> None:
         if rows_per_step % world_size:
-            raise ValueError(f"{rows_per_step} rows a step cannot be shared by {world_size} processes")
+            raise ValueError(
+                f"{rows_per_step} rows a step cannot be shared by {world_size} processes"
+            )
         self.rows_per_step = rows_per_step
         self._rank, self._rows_per_rank = rank, rows_per_step // world_size
 
@@ -79,14 +81,19 @@ class BatchLoader(abc.ABC):
 class TextBatchLoader(BatchLoader):
     """Rows cut from a stream of documents, loss on every position."""
 
-    def __init__(self, plan: TextPlan, rows_per_step: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, plan: TextPlan, rows_per_step: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         super().__init__(rows_per_step, rank=rank, world_size=world_size)
         self._plan = plan
 
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:
         """See `Batches`."""
         rows = torch.from_numpy(np.stack([self._plan.row(row) for row in self.local_rows(step)]))
-        return [Batch(part[:, :-1].contiguous(), part[:, 1:].reshape(-1)) for part in rows.split(micro_rows)]
+        return [
+            Batch(part[:, :-1].contiguous(), part[:, 1:].reshape(-1))
+            for part in rows.split(micro_rows)
+        ]
 
     def epochs_completed(self, step: int) -> float:
         """See `Batches`."""
@@ -96,14 +103,19 @@ class TextBatchLoader(BatchLoader):
 class PackedBatchLoader(BatchLoader):
     """Rows of several examples each, loss where they are scored."""
 
-    def __init__(self, plan: PackedPlan, rows_per_step: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, plan: PackedPlan, rows_per_step: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         super().__init__(rows_per_step, rank=rank, world_size=world_size)
         self._plan = plan
 
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:
         """See `Batches`."""
         rows = [self._plan.row(row) for row in self.local_rows(step)]
-        return [collate(rows[at : at + micro_rows], self._plan.length) for at in range(0, len(rows), micro_rows)]
+        return [
+            collate(rows[at : at + micro_rows], self._plan.length)
+            for at in range(0, len(rows), micro_rows)
+        ]
 
     def epochs_completed(self, step: int) -> float:
         """See `Batches`."""
@@ -128,6 +140,10 @@ def collate(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int) -> Bat
     # One example a row: plain causality, and what follows it is seen by nothing that has a loss.
     is_unpacked = max(len(row) for row in rows) == 1
     return Batch(
-        torch.from_numpy(ids), torch.from_numpy(targets.reshape(-1)[loss_indices]), torch.from_numpy(loss_indices),
-        None if is_unpacked else torch.from_numpy(positions), None if is_unpacked else torch.from_numpy(segments), padding,
+        torch.from_numpy(ids),
+        torch.from_numpy(targets.reshape(-1)[loss_indices]),
+        torch.from_numpy(loss_indices),
+        None if is_unpacked else torch.from_numpy(positions),
+        None if is_unpacked else torch.from_numpy(segments),
+        padding,
     )

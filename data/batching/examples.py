@@ -10,7 +10,15 @@ from typing import Protocol
 
 import numpy as np
 
-from data.batching.summary_prompts import EVAL_REQUEST, LEAD_INS, EncodedRequests, sample_requests, sample_lead_ins, encode_summaries, summary_segments
+from data.batching.summary_prompts import (
+    EVAL_REQUEST,
+    LEAD_INS,
+    EncodedRequests,
+    encode_summaries,
+    sample_lead_ins,
+    sample_requests,
+    summary_segments,
+)
 from data.records import Conversation, Kind, Summary
 from data.shards import InMemorySequences, Sequences
 from model.chat_template.template import Template
@@ -39,8 +47,11 @@ class ConversationExamples:
         self._sequences = sequences
         whole = sequences.lengths()
         fits = [
-            np.maximum.reduceat(np.where(spans[:, 1] <= length + 1, spans[:, 1], 0).astype(np.int64), begins)
-            for spans, begins in sequences.iter_shard_spans() if len(begins)
+            np.maximum.reduceat(
+                np.where(spans[:, 1] <= length + 1, spans[:, 1], 0).astype(np.int64), begins
+            )
+            for spans, begins in sequences.iter_shard_spans()
+            if len(begins)
         ]
         # Ids behind the last answer do not exist, so a conversation that fits ends with its last span.
         self._stop_offsets = np.concatenate(fits or [np.zeros(0, np.int64)])
@@ -71,28 +82,60 @@ class SummaryExamples:
     """Articles, a request for their title around them, the title as the answer. An article too long loses its end."""
 
     def __init__(
-        self, sequences: Sequences | InMemorySequences, length: int, tokenizer: Tokenizer, template: Template,
+        self,
+        sequences: Sequences | InMemorySequences,
+        length: int,
+        tokenizer: Tokenizer,
+        template: Template,
         request_sampling: RequestSampling,
     ) -> None:
         self._sequences, self._length, self._request_sampling = sequences, length, request_sampling
-        self._encoded_requests, self._eos_id = EncodedRequests(tokenizer, template), tokenizer.eos_id
-        self._lead_ins = tokenizer.encode_continuation(LEAD_INS, num_threads=1) if request_sampling.lead_ins else [[]]
+        self._encoded_requests, self._eos_id = (
+            EncodedRequests(tokenizer, template),
+            tokenizer.eos_id,
+        )
+        self._lead_ins = (
+            tokenizer.encode_continuation(LEAD_INS, num_threads=1)
+            if request_sampling.lead_ins
+            else [[]]
+        )
         # One span a record: where the title begins, the article ends.
-        titles = np.concatenate([np.zeros((0, 2), np.int64), *(spans for spans, _ in sequences.iter_shard_spans())])
+        titles = np.concatenate(
+            [np.zeros((0, 2), np.int64), *(spans for spans, _ in sequences.iter_shard_spans())]
+        )
         self._article_lengths, self._title_lengths = titles[:, 0], titles[:, 1] - titles[:, 0]
         _, _, room = self._plan_prompts(np.arange(len(titles)), 0)
-        self.num_truncated = int(((room < self._article_lengths) & (room >= np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS))).sum())
+        self.num_truncated = int(
+            (
+                (room < self._article_lengths)
+                & (room >= np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS))
+            ).sum()
+        )
 
-    def _plan_prompts(self, indices: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _plan_prompts(
+        self, indices: np.ndarray, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Request and lead-in of each record, and the ids that its article may have."""
         seed = self._request_sampling.seed
-        requests = np.full(len(indices), EVAL_REQUEST) if seed is None else sample_requests(seed, epoch, indices)
+        requests = (
+            np.full(len(indices), EVAL_REQUEST)
+            if seed is None
+            else sample_requests(seed, epoch, indices)
+        )
         lead_ins = np.zeros(len(indices), np.int64)
         if self._request_sampling.lead_ins and seed is not None:
             lead_ins = sample_lead_ins(seed, epoch, indices)
-        answers = np.array([len(ids) for ids in self._lead_ins])[lead_ins] + self._title_lengths[indices] + 1
+        answers = (
+            np.array([len(ids) for ids in self._lead_ins])[lead_ins]
+            + self._title_lengths[indices]
+            + 1
+        )
         # n positions are n + 1 ids.
-        return requests, lead_ins, self._length + 1 - self._encoded_requests.lengths[requests] - answers
+        return (
+            requests,
+            lead_ins,
+            self._length + 1 - self._encoded_requests.lengths[requests] - answers,
+        )
 
     def lengths(self, epoch: int) -> np.ndarray:
         """See `Examples`."""
@@ -100,11 +143,15 @@ class SummaryExamples:
         _, _, budget = self._plan_prompts(indices, epoch)
         article = np.minimum(self._article_lengths, budget)
         positions = self._length - budget + article
-        return np.where(article >= np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS), positions, 0)
+        return np.where(
+            article >= np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS), positions, 0
+        )
 
     def example(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Examples`."""
-        request, lead_in, budget = (int(values[0]) for values in self._plan_prompts(np.array([index]), epoch))
+        request, lead_in, budget = (
+            int(values[0]) for values in self._plan_prompts(np.array([index]), epoch)
+        )
         stored = self._sequences.tokens(index).tolist()
         article_length = int(self._article_lengths[index])
         prompt = self._encoded_requests.prompt(request, stored[: min(article_length, budget)])
@@ -115,7 +162,11 @@ class SummaryExamples:
 
 
 def build_examples(
-    kind: Kind, sequences: Sequences | InMemorySequences, length: int, tokenizer: Tokenizer, template: Template,
+    kind: Kind,
+    sequences: Sequences | InMemorySequences,
+    length: int,
+    tokenizer: Tokenizer,
+    template: Template,
     request_sampling: RequestSampling,
 ) -> Examples:
     """The examples of a split that holds this kind of records."""
@@ -157,4 +208,6 @@ class TextExamples:
     def example(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Examples`."""
         start = index * self._length
-        return self._sequences.read_stream(start, start + self._length + 1), np.ones(self._length, bool)
+        return self._sequences.read_stream(start, start + self._length + 1), np.ones(
+            self._length, bool
+        )

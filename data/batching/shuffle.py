@@ -8,7 +8,9 @@ def shuffle_in_place(array: np.ndarray, *key: int) -> None:
     np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).shuffle(array)
 
 
-def weighted_subset(num_items: int, weight: float, seed: int, epoch: int, set_index: int) -> np.ndarray:
+def weighted_subset(
+    num_items: int, weight: float, seed: int, epoch: int, set_index: int
+) -> np.ndarray:
     """The items, of `num_items`, that a set with this weight gives to an epoch, int64.
 
     Weight w gives w times the set: whole copies, and of the fraction a window that moves on from epoch to epoch over
@@ -23,5 +25,11 @@ def weighted_subset(num_items: int, weight: float, seed: int, epoch: int, set_in
         if not float(weight).is_integer():
             # Which part of a set comes first must not be how it lies on the disk.
             shuffle_in_place(order, seed, repetition, 2 + set_index)
-        pieces.append(order[max(start - repetition * num_items, 0) : min(stop - repetition * num_items, num_items)])
+        pieces.append(
+            order[
+                max(start - repetition * num_items, 0) : min(
+                    stop - repetition * num_items, num_items
+                )
+            ]
+        )
     return np.concatenate(pieces or [np.zeros(0, np.int64)])

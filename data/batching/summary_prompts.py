@@ -47,14 +47,20 @@ class SummaryRequest:
 
 
 def _expand_template(prefix: str, suffix: str) -> list[SummaryRequest]:
-    names = list(dict.fromkeys(name for _, name, _, _ in Formatter().parse(prefix + suffix) if name))
+    names = list(
+        dict.fromkeys(name for _, name, _, _ in Formatter().parse(prefix + suffix) if name)
+    )
     choices = itertools.product(*(_SLOT_FILLERS[name] for name in names))
-    return [SummaryRequest(prefix.format(**words), suffix.format(**words))
-            for words in (dict(zip(names, choice, strict=True)) for choice in choices)]
+    return [
+        SummaryRequest(prefix.format(**words), suffix.format(**words))
+        for words in (dict(zip(names, choice, strict=True)) for choice in choices)
+    ]
 
 
 # Every request of each shape: shapes are drawn evenly, then a filling.
-REQUESTS_BY_TEMPLATE: tuple[tuple[SummaryRequest, ...], ...] = tuple(tuple(_expand_template(*shape)) for shape in _REQUEST_TEMPLATES)
+REQUESTS_BY_TEMPLATE: tuple[tuple[SummaryRequest, ...], ...] = tuple(
+    tuple(_expand_template(*shape)) for shape in _REQUEST_TEMPLATES
+)
 ALL_REQUESTS: tuple[SummaryRequest, ...] = tuple(itertools.chain(*REQUESTS_BY_TEMPLATE))
 _TEMPLATE_STARTS = np.cumsum([0] + [len(group) for group in REQUESTS_BY_TEMPLATE[:-1]])
 _REQUESTS_PER_TEMPLATE = np.array([len(group) for group in REQUESTS_BY_TEMPLATE], dtype=np.uint64)
@@ -65,12 +71,16 @@ def sample_requests(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
     """The request, an index into `FLAT`, of each record (int64[n]) in an epoch, int64[n]."""
     bits = splitmix64(seed, epoch, records)
     template_index = (bits % np.uint64(len(REQUESTS_BY_TEMPLATE))).astype(np.int64)
-    return _TEMPLATE_STARTS[template_index] + ((bits >> np.uint64(16)) % _REQUESTS_PER_TEMPLATE[template_index]).astype(np.int64)
+    return _TEMPLATE_STARTS[template_index] + (
+        (bits >> np.uint64(16)) % _REQUESTS_PER_TEMPLATE[template_index]
+    ).astype(np.int64)
 
 
 def sample_lead_ins(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
     """The lead-in, an index into `LEAD_INS`, of each record in an epoch, int64[n]."""
-    return ((splitmix64(seed, epoch, records) >> np.uint64(40)) % np.uint64(len(LEAD_INS))).astype(np.int64)
+    return ((splitmix64(seed, epoch, records) >> np.uint64(40)) % np.uint64(len(LEAD_INS))).astype(
+        np.int64
+    )
 
 
 def splitmix64(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
@@ -88,16 +98,22 @@ class EncodedRequests:
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
         self.prefixes, self.suffixes = _encode_requests(tokenizer, template, ALL_REQUESTS)
         # Ids of each request, int64[len(FLAT)].
-        self.lengths = np.array([len(b) + len(a) for b, a in zip(self.prefixes, self.suffixes, strict=True)])
+        self.lengths = np.array(
+            [len(b) + len(a) for b, a in zip(self.prefixes, self.suffixes, strict=True)]
+        )
 
     def prompt(self, request: int, article: Sequence[int]) -> list[int]:
         """The ids after which the title begins."""
         return [*self.prefixes[request], *article, *self.suffixes[request]]
 
 
-def summary_prompt(tokenizer: Tokenizer, template: Template, article: str, *, max_tokens: int) -> tuple[list[int], bool]:
+def summary_prompt(
+    tokenizer: Tokenizer, template: Template, article: str, *, max_tokens: int
+) -> tuple[list[int], bool]:
     """The canonical request for the title of `article` in at most `max_tokens` ids, and whether the article was trimmed."""
-    (prefix_ids,), (suffix_ids,) = _encode_requests(tokenizer, template, ALL_REQUESTS[EVAL_REQUEST : EVAL_REQUEST + 1])
+    (prefix_ids,), (suffix_ids,) = _encode_requests(
+        tokenizer, template, ALL_REQUESTS[EVAL_REQUEST : EVAL_REQUEST + 1]
+    )
     ids = tokenizer.encode_continuation([template.sanitize(article)], num_threads=1)[0]
     num_kept = max(max_tokens - len(prefix_ids) - len(suffix_ids), 0)
     return [*prefix_ids, *ids[:num_kept], *suffix_ids], len(ids) > num_kept
@@ -108,17 +124,29 @@ def summary_segments(template: Template, record: Summary) -> list[str]:
     return [template.sanitize(record.article), template.render_answer(record.title)]
 
 
-def encode_summaries(tokenizer: Tokenizer, records: Sequence[Sequence[str]]) -> list[tuple[list[int], list[Span]]]:
+def encode_summaries(
+    tokenizer: Tokenizer, records: Sequence[Sequence[str]]
+) -> list[tuple[list[int], list[Span]]]:
     """The ids of records, given as their `summary_texts`: those of the article, then those of the title, whose span it is."""
-    articles, titles = (tokenizer.encode_continuation(texts, num_threads=1) for texts in zip(*records, strict=True))
-    return [(article + title, [(len(article), len(article) + len(title))])
-            for article, title in zip(articles, titles, strict=True)]
+    articles, titles = (
+        tokenizer.encode_continuation(texts, num_threads=1) for texts in zip(*records, strict=True)
+    )
+    return [
+        (article + title, [(len(article), len(article) + len(title))])
+        for article, title in zip(articles, titles, strict=True)
+    ]
 
 
-def _encode_requests(tokenizer: Tokenizer, template: Template, requests: Sequence[SummaryRequest]) -> tuple[list[list[int]], list[list[int]]]:
+def _encode_requests(
+    tokenizer: Tokenizer, template: Template, requests: Sequence[SummaryRequest]
+) -> tuple[list[list[int]], list[list[int]]]:
     """The ids before an article, and those between it and its title, of each of `requests`."""
-    openings = template.encode_batch(tokenizer, [[template.user_prefix() + each.prefix] for each in requests], num_threads=1)
-    closings = tokenizer.encode_continuation([each.suffix + template.assistant_prefix for each in requests], num_threads=1)
+    openings = template.encode_batch(
+        tokenizer, [[template.user_prefix() + each.prefix] for each in requests], num_threads=1
+    )
+    closings = tokenizer.encode_continuation(
+        [each.suffix + template.assistant_prefix for each in requests], num_threads=1
+    )
     return [ids for ids, _ in openings], closings
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, exclusive_lock, check_manifest, read_json
-from data.batching.shuffle import weighted_subset, shuffle_in_place
+from common.files import MANIFEST, atomic_folder, check_manifest, exclusive_lock, read_json
+from data.batching.shuffle import shuffle_in_place, weighted_subset
 from data.shards import Sequences
 
 
@@ -45,7 +45,12 @@ class TextPlan:
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens of one epoch, on average where weights are fractions."""
-        return int(sum(w * part.num_tokens for w, part in zip(self._mixture.weights, self._mixture.sequence_sets, strict=True)))
+        return int(
+            sum(
+                w * part.num_tokens
+                for w, part in zip(self._mixture.weights, self._mixture.sequence_sets, strict=True)
+            )
+        )
 
     def epoch_of(self, row: int) -> int:
         """The epoch, counted from zero, that the `row`-th row since the start belongs to."""
@@ -62,35 +67,60 @@ class TextPlan:
         ids = self._read_stream(order, ends, start, min(start + self.length + 1, int(ends[-1])))
         while len(ids) <= self.length:
             # The end of an epoch: its first tokens fill the row (again and again if it is shorter than a row).
-            ids = np.concatenate([ids, self._read_stream(order, ends, 0, min(self.length + 1 - len(ids), int(ends[-1])))])
+            ids = np.concatenate(
+                [
+                    ids,
+                    self._read_stream(
+                        order, ends, 0, min(self.length + 1 - len(ids), int(ends[-1]))
+                    ),
+                ]
+            )
         return ids
 
-    def _read_stream(self, order: np.ndarray, ends: np.ndarray, start: int, stop: int) -> np.ndarray:
+    def _read_stream(
+        self, order: np.ndarray, ends: np.ndarray, start: int, stop: int
+    ) -> np.ndarray:
         pieces = []
         index = int(np.searchsorted(ends, start, side="right"))
         while start < stop:
             begin = int(ends[index - 1]) if index else 0
             piece_stop = min(stop, int(ends[index]))
             set_index, sequence = divmod(int(order[index]), 1 << 48)
-            pieces.append(self._mixture.sequence_sets[set_index].tokens(sequence, start - begin, piece_stop - begin))
+            pieces.append(
+                self._mixture.sequence_sets[set_index].tokens(
+                    sequence, start - begin, piece_stop - begin
+                )
+            )
             start, index = piece_stop, index + 1
         return np.concatenate(pieces).astype(np.int64)
 
     def _load_epoch(self, epoch: int) -> list[np.ndarray]:
         if self._open_epoch is None or self._open_epoch[0] != epoch:
             folder = self._folder / f"epoch-{epoch:05d}"
-            with exclusive_lock(self._folder.with_suffix(".lock")):  # of the processes that train together one builds it
+            with exclusive_lock(
+                self._folder.with_suffix(".lock")
+            ):  # of the processes that train together one builds it
                 # An epoch's plan follows from the run's fingerprints, so one that is whole is the right one.
-                if not (folder / MANIFEST).is_file() or check_manifest(folder) or self._is_stale(folder):
+                if (
+                    not (folder / MANIFEST).is_file()
+                    or check_manifest(folder)
+                    or self._is_stale(folder)
+                ):
                     self._build_epoch(epoch, folder)
-                arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                          for name in ("order", "ends", "rows")]
+                arrays = [
+                    np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                    for name in ("order", "ends", "rows")
+                ]
             self._open_epoch = epoch, arrays
         return self._open_epoch[1]
 
     def _manifest_fields(self) -> dict[str, object]:
-        return {"seed": self._seed, "length": self.length, "weights": list(self._mixture.weights),
-                "tokens": [part.num_tokens for part in self._mixture.sequence_sets]}
+        return {
+            "seed": self._seed,
+            "length": self.length,
+            "weights": list(self._mixture.weights),
+            "tokens": [part.num_tokens for part in self._mixture.sequence_sets],
+        }
 
     def _is_stale(self, folder: Path) -> bool:
         manifest = read_json(folder / MANIFEST)
@@ -99,17 +129,24 @@ class TextPlan:
     def _build_epoch(self, epoch: int, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with atomic_folder(folder, self._manifest_fields()) as output:
-            order = np.concatenate([
-                (np.int64(part) << 48) | weighted_subset(len(set_lengths), weight, self._seed, epoch, part)
-                for part, (set_lengths, weight) in enumerate(zip(self._set_lengths, self._mixture.weights, strict=True))
-            ])
+            order = np.concatenate(
+                [
+                    (np.int64(part) << 48)
+                    | weighted_subset(len(set_lengths), weight, self._seed, epoch, part)
+                    for part, (set_lengths, weight) in enumerate(
+                        zip(self._set_lengths, self._mixture.weights, strict=True)
+                    )
+                ]
+            )
             shuffle_in_place(order, self._seed, epoch, 0)
             lengths = np.empty(len(order), np.int64)
             for part, set_lengths in enumerate(self._set_lengths):
                 in_set = order >> 48 == part
                 lengths[in_set] = set_lengths[order[in_set] & ((1 << 48) - 1)]
             if not len(order):
-                raise UserError(f"the weights of the data leave epoch {epoch} without a single document: raise them")
+                raise UserError(
+                    f"the weights of the data leave epoch {epoch} without a single document: raise them"
+                )
             ends = np.cumsum(lengths)
             # Positions 1 … N - 1 are targets once each; a single token has none and still makes a row.
             rows = np.arange(max(1, -(-(int(ends[-1]) - 1) // self.length)), dtype=np.int64)

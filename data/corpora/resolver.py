@@ -16,13 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import MANIFEST, fsync, check_manifest, read_json, read_checksummed_json, sha256_file, write_checksummed_json
-from data.corpora.manifests import PROJECT_ROOT, TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
-from data.readers.detect import detect_source
-from data.readers.source_args import SourceGroup
+from common.files import (
+    MANIFEST,
+    check_manifest,
+    fsync,
+    read_checksummed_json,
+    read_json,
+    sha256_file,
+    write_checksummed_json,
+)
+from data.corpora.manifests import (
+    PROJECT_ROOT,
+    TOKENIZER_NAME,
+    Corpus,
+    load_corpora,
+    unknown_corpus_error,
+)
 from data.prepare.pipeline import PREPARE_VERSION, PrepareOptions, prepare_groups
+from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
-from data.shards import SHARD_FORMAT, PROVENANCE_FILE, PREPARED_FOLDER, ShardSet
+from data.readers.source_args import SourceGroup
+from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
 from model.tokenizer.base import Tokenizer
 
 SAMPLE_NAME = "sample"
@@ -49,12 +63,32 @@ SAMPLE_SFT_FILES = {
     name: SplitFiles(*([Path(path)] if path else [] for path in paths))
     for name, paths in {
         "csl": ("summary/csl/train.tsv", "summary/csl/dev.tsv", "summary/csl/test.tsv"),
-        "lcsts": ("summary/lcsts/PART_I.txt", "summary/lcsts/PART_II.txt", "summary/lcsts/PART_III.txt"),
-        "redgpt": ("sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "", "sft/redgpt/RedGPT-Dataset-V1-CN.test.json"),
-        "naturalconv": ("sft/naturalconv/dialog_release.json.gz", "", "sft/naturalconv/dialog_release.test.json"),
+        "lcsts": (
+            "summary/lcsts/PART_I.txt",
+            "summary/lcsts/PART_II.txt",
+            "summary/lcsts/PART_III.txt",
+        ),
+        "redgpt": (
+            "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz",
+            "",
+            "sft/redgpt/RedGPT-Dataset-V1-CN.test.json",
+        ),
+        "naturalconv": (
+            "sft/naturalconv/dialog_release.json.gz",
+            "",
+            "sft/naturalconv/dialog_release.test.json",
+        ),
         "belle-0.5m": ("sft/belle/train_0.5M_CN.json.gz", "", "sft/belle/train_0.5M_CN.test.json"),
-        "belle-0.8m": ("sft/belle/multiturn_chat_0.8M.json.gz", "", "sft/belle/multiturn_chat_0.8M.test.json"),
-        "deepctrl": ("sft/deepctrl/sft_data_zh.jsonl.gz", "", "sft/deepctrl/sft_data_zh.test.jsonl"),
+        "belle-0.8m": (
+            "sft/belle/multiturn_chat_0.8M.json.gz",
+            "",
+            "sft/belle/multiturn_chat_0.8M.test.json",
+        ),
+        "deepctrl": (
+            "sft/deepctrl/sft_data_zh.jsonl.gz",
+            "",
+            "sft/deepctrl/sft_data_zh.test.jsonl",
+        ),
         "pclue": ("sft/pclue/pCLUE_train.json.gz", "", "sft/pclue/pCLUE_train.test.json"),
     }.items()
 }
@@ -72,14 +106,21 @@ def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
     if name == SAMPLE_NAME:
         return prepare_if_outdated(SAMPLE_NAME, sample_files(), tokenizer or SMALL_TOKENIZER)
     if name in known and known[name].source:
-        return (_find_prepared(name, known[name], tokenizer) or _prepare_downloads(name, known[name], tokenizer)
-                or _prepare_sample_substitute(name, known[name], tokenizer))
+        return (
+            _find_prepared(name, known[name], tokenizer)
+            or _prepare_downloads(name, known[name], tokenizer)
+            or _prepare_sample_substitute(name, known[name], tokenizer)
+        )
     if path.is_dir() and _is_shard_set(path):
         return _check_shard_set(path, tokenizer)
     if path.exists():
         files = expand_inputs([name])
-        label = f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
-        return prepare_if_outdated(label, {detect_source(files): SplitFiles(files)}, tokenizer or default_tokenizer())
+        label = (
+            f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
+        )
+        return prepare_if_outdated(
+            label, {detect_source(files): SplitFiles(files)}, tokenizer or default_tokenizer()
+        )
     raise unknown_corpus_error(name, " and no such file or folder", data_only=True)
 
 
@@ -105,10 +146,19 @@ def default_tokenizer() -> Path:
 def sample_files(source: str | None = None) -> FilesBySource:
     """The files of the shipped sample by source, or only those of one source."""
     if not SAMPLE_PRETRAIN_FOLDER.is_dir():
-        raise UserError(f"{SAMPLE_PRETRAIN_FOLDER} is missing: it belongs to the project, restore it (git checkout)")
+        raise UserError(
+            f"{SAMPLE_PRETRAIN_FOLDER} is missing: it belongs to the project, restore it (git checkout)"
+        )
     if source in SAMPLE_SFT_FILES:
         files = SAMPLE_SFT_FILES[source]
-        return {source: SplitFiles(*([SAMPLE_ROOT / path for path in part] for part in (files.train, files.dev, files.test)))}
+        return {
+            source: SplitFiles(
+                *(
+                    [SAMPLE_ROOT / path for path in part]
+                    for part in (files.train, files.dev, files.test)
+                )
+            )
+        }
     inputs: FilesBySource = {}
     for path in expand_inputs([str(SAMPLE_PRETRAIN_FOLDER)]):
         inputs.setdefault(detect_source([path]), SplitFiles([])).train.append(path)
@@ -127,17 +177,30 @@ def prepare_if_outdated(name: str, inputs: FilesBySource, tokenizer: Path) -> Pa
     loaded_tokenizer = Tokenizer.load(tokenizer)
     out, options = _prepared_folder(name, loaded_tokenizer), PrepareOptions()
     if out.exists() and not (out / PROVENANCE_FILE).is_file():
-        raise UserError(f"{out} was not made by make data or a training run: move it away and run again")
+        raise UserError(
+            f"{out} was not made by make data or a training run: move it away and run again"
+        )
     request = {
-        "format": SHARD_FORMAT, "tokenizer": loaded_tokenizer.fingerprint, "options": options.model_dump(mode="json"), "code": PREPARE_VERSION,
+        "format": SHARD_FORMAT,
+        "tokenizer": loaded_tokenizer.fingerprint,
+        "options": options.model_dump(mode="json"),
+        "code": PREPARE_VERSION,
     }
     if not _is_up_to_date(out, request, inputs):
         new = out.with_name(f".{out.name}.new")
         shutil.rmtree(new, ignore_errors=True)
-        groups = [SourceGroup(source, tuple(map(str, files.train)), tuple(map(str, files.dev))) for source, files in inputs.items()]
+        groups = [
+            SourceGroup(source, tuple(map(str, files.train)), tuple(map(str, files.dev)))
+            for source, files in inputs.items()
+        ]
         prepare_groups(groups, new, tokenizer, options)
-        file_stamps = {source: [_file_stamp(path) for path in files.train + files.dev] for source, files in inputs.items()}
-        write_checksummed_json(new / PROVENANCE_FILE, {**request, "name": name, "inputs": file_stamps})
+        file_stamps = {
+            source: [_file_stamp(path) for path in files.train + files.dev]
+            for source, files in inputs.items()
+        }
+        write_checksummed_json(
+            new / PROVENANCE_FILE, {**request, "name": name, "inputs": file_stamps}
+        )
         _swap_folders(out, new)
     return out
 
@@ -161,7 +224,9 @@ def _is_up_to_date(out: Path, request: dict[str, Any], inputs: FilesBySource) ->
     if not out.exists() or check_manifest(out, verify_checksums=False):
         return False
     try:
-        previous_request = read_checksummed_json(out / PROVENANCE_FILE, max_bytes=1 << 30)  # it lists every file of a corpus, and was written here
+        previous_request = read_checksummed_json(
+            out / PROVENANCE_FILE, max_bytes=1 << 30
+        )  # it lists every file of a corpus, and was written here
     except UserError as error:
         print(f"warning: {error}; preparing {out} again", file=sys.stderr)
         return False
@@ -169,15 +234,25 @@ def _is_up_to_date(out: Path, request: dict[str, Any], inputs: FilesBySource) ->
         return False
     file_stamps = previous_request["inputs"]
     source_paths = {source: files.train + files.dev for source, files in inputs.items()}
-    if [(source, len(file_stamps[source])) for source in file_stamps] != [(source, len(files)) for source, files in source_paths.items()]:
+    if [(source, len(file_stamps[source])) for source in file_stamps] != [
+        (source, len(files)) for source, files in source_paths.items()
+    ]:
         return False
-    return all(_matches_stamp(fact, path) for source, files in source_paths.items()
-               for fact, path in zip(file_stamps[source], files, strict=True))
+    return all(
+        _matches_stamp(fact, path)
+        for source, files in source_paths.items()
+        for fact, path in zip(file_stamps[source], files, strict=True)
+    )
 
 
 def _file_stamp(path: Path) -> dict[str, Any]:
     status = path.stat()
-    return {"name": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256_file(path)}
+    return {
+        "name": path.name,
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": sha256_file(path),
+    }
 
 
 def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
@@ -192,43 +267,83 @@ def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | 
     """What was prepared under this name with this tokenizer, or with whichever came last; None if nothing was."""
     if tokenizer is not None:
         folder = _prepared_folder(name, Tokenizer.load(tokenizer))
-        return _refresh_if_outdated(_check_shard_set(folder, tokenizer), name, corpus) if _is_shard_set(folder) else None
-    folders = [path for path in PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8) if _is_shard_set(path)]
+        return (
+            _refresh_if_outdated(_check_shard_set(folder, tokenizer), name, corpus)
+            if _is_shard_set(folder)
+            else None
+        )
+    folders = [
+        path for path in PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8) if _is_shard_set(path)
+    ]
     if not folders:
         return None
-    return _refresh_if_outdated(_check_shard_set(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None), name, corpus)
+    return _refresh_if_outdated(
+        _check_shard_set(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None),
+        name,
+        corpus,
+    )
 
 
 def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
     """The prepared set of a name, made again where other code made it and the files it was made from are still here."""
     provenance_path = folder / PROVENANCE_FILE
-    provenance = read_checksummed_json(provenance_path, f": delete {folder}, and make data DATA={name}", 1 << 30) if provenance_path.is_file() else {}
+    provenance = (
+        read_checksummed_json(
+            provenance_path, f": delete {folder}, and make data DATA={name}", 1 << 30
+        )
+        if provenance_path.is_file()
+        else {}
+    )
     if provenance.get("code", PREPARE_VERSION) == PREPARE_VERSION:
         return folder
     if (files := _find_original_downloads(provenance, name, corpus)) is None:
-        print(f"warning: {folder} was prepared by another version of this code, and its files are not in "
-              f"{DOWNLOADS_FOLDER / name} to prepare it again: make data DATA={name}", file=sys.stderr)
+        print(
+            f"warning: {folder} was prepared by another version of this code, and its files are not in "
+            f"{DOWNLOADS_FOLDER / name} to prepare it again: make data DATA={name}",
+            file=sys.stderr,
+        )
         return folder
     print(f"{folder} was prepared by another version of this code: preparing it again", flush=True)
     assert corpus.source is not None
     return prepare_if_outdated(name, {corpus.source: files}, folder)
 
 
-def _find_original_downloads(provenance: dict[str, Any], name: str, corpus: Corpus) -> SplitFiles | None:
+def _find_original_downloads(
+    provenance: dict[str, Any], name: str, corpus: Corpus
+) -> SplitFiles | None:
     """The downloads that a set was made from, whichever parts of the corpus these were; None where one is gone."""
-    expected_files = {(fact["name"], fact["bytes"]) for facts in provenance["inputs"].values() for fact in facts}
+    expected_files = {
+        (fact["name"], fact["bytes"]) for facts in provenance["inputs"].values() for fact in facts
+    }
     parts = tuple(dict.fromkeys(file.part for file in corpus.files if file.part))
     all_downloads = download_paths(name, corpus, parts)
-    chosen = SplitFiles(*([path for path in paths if path.exists() and (path.name, path.stat().st_size) in expected_files]
-                     for paths in (all_downloads.train, all_downloads.dev)))
+    chosen = SplitFiles(
+        *(
+            [
+                path
+                for path in paths
+                if path.exists() and (path.name, path.stat().st_size) in expected_files
+            ]
+            for paths in (all_downloads.train, all_downloads.dev)
+        )
+    )
     found_files = {(path.name, path.stat().st_size) for path in chosen.train + chosen.dev}
-    return chosen if list(provenance["inputs"]) == [corpus.source] and found_files == expected_files else None
+    return (
+        chosen
+        if list(provenance["inputs"]) == [corpus.source] and found_files == expected_files
+        else None
+    )
 
 
 def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
     """What was downloaded under this name, prepared with a tokenizer it was not yet prepared with; None if it is not here."""
     files = download_paths(name, corpus)
-    if tokenizer is None or corpus.source is None or not files.train or not all(path.exists() for path in files.train):
+    if (
+        tokenizer is None
+        or corpus.source is None
+        or not files.train
+        or not all(path.exists() for path in files.train)
+    ):
         return None
     return prepare_if_outdated(name, {corpus.source: files}, tokenizer)
 
@@ -249,24 +364,33 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
     UserError if the set was not prepared by name, or its release has no test split.
     """
     provenance_path = shards.folder / PROVENANCE_FILE
-    name = str(read_checksummed_json(provenance_path).get("name", "")) if provenance_path.is_file() else ""
+    name = (
+        str(read_checksummed_json(provenance_path).get("name", ""))
+        if provenance_path.is_file()
+        else ""
+    )
     corpora_by_name, sample_source = load_corpora(), name.removeprefix(f"{SAMPLE_NAME}-")
     if sample_source != name and sample_source in SAMPLE_SFT_FILES:
         return sample_source, sample_files(sample_source)[sample_source].test
     corpus = corpora_by_name.get(name)
     files = download_paths(name, corpus).test if corpus else []
     if corpus is None or corpus.source is None or not files:
-        raise UserError(f"{shards.folder} has no test split of its own: say what to score with --source NAME --input FILE")
+        raise UserError(
+            f"{shards.folder} has no test split of its own: say what to score with --source NAME --input FILE"
+        )
     return corpus.source, files
 
 
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
     print(
         f"{name} is not prepared here: the part of the shipped sample in its format stands in for it "
-        f"(the real one: make data DATA={name})", flush=True
+        f"(the real one: make data DATA={name})",
+        flush=True,
     )
     assert corpus.source is not None
-    return prepare_if_outdated(f"{SAMPLE_NAME}-{name}", sample_files(corpus.source), tokenizer or SMALL_TOKENIZER)
+    return prepare_if_outdated(
+        f"{SAMPLE_NAME}-{name}", sample_files(corpus.source), tokenizer or SMALL_TOKENIZER
+    )
 
 
 def _is_shard_set(folder: Path) -> bool:

@@ -44,10 +44,18 @@ def main() -> None:
     arguments = sys.argv[1:]
     wants_help = not {"-h", "--help"}.isdisjoint(arguments)
     groups, rest = ([], ["--help"]) if wants_help else parse_source_groups(arguments)
-    options, _ = parse_options(PrepareCommand, rest, name="data.prepare", description=help_description(), default_config=DEFAULT_CONFIG)
+    options, _ = parse_options(
+        PrepareCommand,
+        rest,
+        name="data.prepare",
+        description=help_description(),
+        default_config=DEFAULT_CONFIG,
+    )
     if not groups:
         raise UserError("--source NAME --input FILE… is needed: see --help")
-    print(format_report(prepare_groups(groups, options.out, options.tokenizer, options), options.out))
+    print(
+        format_report(prepare_groups(groups, options.out, options.tokenizer, options), options.out)
+    )
 
 
 if __name__ == "__main__":

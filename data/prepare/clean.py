@@ -34,15 +34,21 @@ _INVISIBLE = re.compile(
 _JOINERS = re.compile(f"(?<=[{_CJK}])[\u200c\u200d]|[\u200c\u200d](?=[{_CJK}])")
 _UNICODE_SPACES = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f]")
 _FENCE_LINE = r"[ ]{0,3}(?:```|~~~)[^\n]*"
-_FENCED_CODE = re.compile(rf"^({_FENCE_LINE}\n(?:(?!{_FENCE_LINE})[^\n]*\n)*{_FENCE_LINE})$", re.MULTILINE)
+_FENCED_CODE = re.compile(
+    rf"^({_FENCE_LINE}\n(?:(?!{_FENCE_LINE})[^\n]*\n)*{_FENCE_LINE})$", re.MULTILINE
+)
 _TAG_NAMES = (
     "a abbr article b big blockquote br center cite dd del div dl dt em figcaption figure font footer h[1-6] header hr "
     "i img ins kbd li mark nav nowiki ol p pre q s section small span strike strong sub sup table tbody td tfoot th "
     "thead tr tt u ul"
 )
-_TAG = re.compile(rf"`[^`\n]*`|^(?:[ ]{{4}}|\t).*|</?({'|'.join(_TAG_NAMES.split())})(?:\s[^<>]{{0,2000}})?/?>", re.I | re.M)
+_TAG = re.compile(
+    rf"`[^`\n]*`|^(?:[ ]{{4}}|\t).*|</?({'|'.join(_TAG_NAMES.split())})(?:\s[^<>]{{0,2000}})?/?>",
+    re.I | re.M,
+)
 _BLOCK_TAG = re.compile(
-    r"(?:br|p|div|li|tr|h[1-6]|hr|table|ul|ol|dl|dt|dd|blockquote|section|article|pre|figure)\Z", re.IGNORECASE
+    r"(?:br|p|div|li|tr|h[1-6]|hr|table|ul|ol|dl|dt|dd|blockquote|section|article|pre|figure)\Z",
+    re.IGNORECASE,
 )
 _ENTITY = re.compile(r"`[^`\n]*`|&(?:[a-zA-Z]{2,8}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _URL_LINE = re.compile(r"^[ \t]*<?(?:https?|ftp)://[^\s<>]+>?[ \t]*\n?", re.MULTILINE)
@@ -57,19 +63,33 @@ class CleanOptions(Options):
     """What cleaning does and which texts it drops."""
 
     unicode: Literal["NFC", "NFKC", "none"] = Field(
-        "NFC", description="Unicode normalisation; NFKC also turns full-width punctuation into ASCII"
+        "NFC",
+        description="Unicode normalisation; NFKC also turns full-width punctuation into ASCII",
     )
-    markup: bool = Field(True, description="remove HTML tags, comments, entities outside code; and URL lines")
-    minimum_characters: Annotated[int, Field(ge=1)] = Field(20, description="shorter documents go (characters)")
+    markup: bool = Field(
+        True, description="remove HTML tags, comments, entities outside code; and URL lines"
+    )
+    minimum_characters: Annotated[int, Field(ge=1)] = Field(
+        20, description="shorter documents go (characters)"
+    )
     maximum_characters: Annotated[int, Field(ge=1)] = Field(
         5_000_000, description="longer documents go (characters)"
     )
-    minimum_letters: Share = Field(0.4, description="least share of letters, Chinese or not, of what is visible")
-    minimum_chinese: Share = Field(0.05, description="least share of Chinese characters among visible characters")
-    maximum_digits: Share = Field(0.3, description="largest share of digits among visible characters")
-    maximum_symbols: Share = Field(0.5, description="largest share of punctuation and symbols among visible characters")
+    minimum_letters: Share = Field(
+        0.4, description="least share of letters, Chinese or not, of what is visible"
+    )
+    minimum_chinese: Share = Field(
+        0.05, description="least share of Chinese characters among visible characters"
+    )
+    maximum_digits: Share = Field(
+        0.3, description="largest share of digits among visible characters"
+    )
+    maximum_symbols: Share = Field(
+        0.5, description="largest share of punctuation and symbols among visible characters"
+    )
     maximum_repeated_lines: Share = Field(
-        0.5, description="largest share of a document's characters in lines that repeat an earlier line"
+        0.5,
+        description="largest share of a document's characters in lines that repeat an earlier line",
     )
 
 
@@ -78,7 +98,9 @@ def clean(text: str, options: CleanOptions) -> str:
 
     Linear in the length of the text, whatever the text.
     """
-    if _needs_cleaning()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")].any():
+    if _needs_cleaning()[
+        np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    ].any():
         text = _LINE_ENDS.sub("\n", text)
         text = _UNICODE_SPACES.sub(" ", _INVISIBLE.sub("", text))
         if "\u200c" in text or "\u200d" in text:
@@ -159,9 +181,26 @@ def _needs_cleaning() -> np.ndarray:
     """For each code point whether `clean` does something about it by itself (bool)."""
     # One look-up a character here spares most texts three passes of regular expressions.
     table = np.zeros(0x110000, dtype=bool)
-    for code in [*range(0x20), *range(0x7F, 0xA1), *range(0x1680, 0x1681), *range(0x2000, 0x2070), 0xAD, 0x2581]:
-        table[code] = code not in (0x09, 0x0A) and not 0x2010 <= code <= 0x2027 and not 0x2030 <= code <= 0x205E
-    for first, last in ((0xD800, 0xDFFF), (0xFDD0, 0xFDEF), (0xFEFF, 0xFEFF), (0xFFF9, 0xFFFB), (0xFFFE, 0xFFFF)):
+    for code in [
+        *range(0x20),
+        *range(0x7F, 0xA1),
+        *range(0x1680, 0x1681),
+        *range(0x2000, 0x2070),
+        0xAD,
+        0x2581,
+    ]:
+        table[code] = (
+            code not in (0x09, 0x0A)
+            and not 0x2010 <= code <= 0x2027
+            and not 0x2030 <= code <= 0x205E
+        )
+    for first, last in (
+        (0xD800, 0xDFFF),
+        (0xFDD0, 0xFDEF),
+        (0xFEFF, 0xFEFF),
+        (0xFFF9, 0xFFFB),
+        (0xFFFE, 0xFFFF),
+    ):
         table[first : last + 1] = True
     return table
 
@@ -179,7 +218,13 @@ def character_classes() -> np.ndarray:
     for code in range(0x20000):
         table[code] = by_category.get(unicodedata.category(chr(code))[0], 0)
     table[0x20000:0xE0000] = 4
-    for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF), (0x3005, 0x3007)):
+    for first, last in (
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0x20000, 0x3FFFF),
+        (0x3005, 0x3007),
+    ):
         table[first : last + 1] = 1
     return table
 

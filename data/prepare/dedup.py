@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from common.options import Options
-from data.prepare.clean import code_points, character_classes
+from data.prepare.clean import character_classes, code_points
 
 NUM_PERMUTATIONS = 128
 SHINGLE_SIZE = 5
@@ -35,17 +35,22 @@ UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE = 0, 1, 2
 class DedupOptions(Options):
     """Which duplicates are removed."""
 
-    exact: bool = Field(True, description="drop documents equal to an earlier one but for white space")
+    exact: bool = Field(
+        True, description="drop documents equal to an earlier one but for white space"
+    )
     near: bool = Field(True, description="drop documents similar to an earlier one (MinHash)")
     threshold: Annotated[float, Field(ge=0.5, le=1)] = Field(
-        0.8, description="least estimated Jaccard similarity of near duplicates' 5-character shingles"
+        0.8,
+        description="least estimated Jaccard similarity of near duplicates' 5-character shingles",
     )
 
 
 def text_digest(text: str) -> np.ndarray:
     """128 bits of a text without its white space, uint64[2]: equal for what counts as the same text."""
     squeezed = "".join(text.split())
-    return np.frombuffer(hashlib.blake2b(squeezed.encode(), digest_size=16).digest(), dtype=DIGEST_DTYPE)
+    return np.frombuffer(
+        hashlib.blake2b(squeezed.encode(), digest_size=16).digest(), dtype=DIGEST_DTYPE
+    )
 
 
 @functools.cache
@@ -86,7 +91,9 @@ def _smallest_distinct(hashes: np.ndarray) -> np.ndarray:
     num_candidates = 4 * MAX_SHINGLES
     while True:
         takes_all = num_candidates >= len(hashes)
-        candidates = np.sort(hashes if takes_all else np.partition(hashes, num_candidates)[:num_candidates])
+        candidates = np.sort(
+            hashes if takes_all else np.partition(hashes, num_candidates)[:num_candidates]
+        )
         # np.unique would do, at forty times the time.
         candidates = candidates[np.concatenate([[True], candidates[1:] != candidates[:-1]])]
         if takes_all or len(candidates) >= MAX_SHINGLES:
@@ -127,8 +134,14 @@ class Deduplicator:
     def __init__(self, folder: Path, options: DedupOptions) -> None:
         folder.mkdir(parents=True)
         self._folder, self._options, self._num_documents = folder, options, 0
-        self._num_bands, self._rows_per_band = choose_lsh_bands(options.threshold) if options.near else (0, 0)
-        names = ["digests", *(["signatures"] if options.near else []), *(f"band{band}" for band in range(self._num_bands))]
+        self._num_bands, self._rows_per_band = (
+            choose_lsh_bands(options.threshold) if options.near else (0, 0)
+        )
+        names = [
+            "digests",
+            *(["signatures"] if options.near else []),
+            *(f"band{band}" for band in range(self._num_bands)),
+        ]
         self._files = {name: (folder / name).open("wb") for name in names}
 
     def add(self, digests: np.ndarray, signatures: np.ndarray | None) -> None:
@@ -168,7 +181,9 @@ class Deduplicator:
     def _mark_near_duplicates(self, name: str, labels: np.ndarray) -> None:
         for members in self._iter_buckets(name, width=1):
             # Opened anew for each bucket group: a map that lives on keeps every page it ever touched.
-            signatures = np.memmap(self._folder / "signatures", dtype=np.uint32, mode="r").reshape(-1, NUM_PERMUTATIONS)
+            signatures = np.memmap(self._folder / "signatures", dtype=np.uint32, mode="r").reshape(
+                -1, NUM_PERMUTATIONS
+            )
             for bucket in members:
                 for later in _iter_similar(bucket, signatures, self._options.threshold):
                     labels[later] = NEAR_DUPLICATE
@@ -191,7 +206,9 @@ class Deduplicator:
             shared = np.flatnonzero(np.diff(borders) > 1)
             yield [documents[borders[bucket] : borders[bucket + 1]] for bucket in shared]
 
-    def _read_partition(self, name: str, width: int, num_partitions: np.uint64, partition: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    def _read_partition(
+        self, name: str, width: int, num_partitions: np.uint64, partition: np.uint64
+    ) -> tuple[np.ndarray, np.ndarray]:
         keys, documents, position = [], [], 0
         with (self._folder / name).open("rb") as file:
             while len(block := np.fromfile(file, dtype=np.uint64, count=width * (1 << 18))):
@@ -214,16 +231,20 @@ def choose_lsh_bands(threshold: float) -> tuple[int, int]:
     return index.b, index.r
 
 
-def _iter_similar(bucket: np.ndarray, signatures: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
+def _iter_similar(
+    bucket: np.ndarray, signatures: np.ndarray, threshold: float
+) -> Iterator[np.ndarray]:
     """The documents of a bucket that resemble an earlier one of it; work is linear in the size of the bucket."""
     rest = bucket
     for _ in range(_MAX_LEADERS):
         if len(rest) < 2:
             return
         leader, rest = signatures[rest[0]], rest[1:]
-        is_similar = np.concatenate([
-            (signatures[rest[start : start + 4096]] == leader).mean(axis=1) >= threshold
-            for start in range(0, len(rest), 4096)
-        ])
+        is_similar = np.concatenate(
+            [
+                (signatures[rest[start : start + 4096]] == leader).mean(axis=1) >= threshold
+                for start in range(0, len(rest), 4096)
+            ]
+        )
         yield rest[is_similar]
         rest = rest[~is_similar]

@@ -22,18 +22,32 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from common.errors import UserError
-from common.files import MANIFEST, name_path_in_errors, read_json, read_checksummed_json, remove_temporary_files, write_json, write_checksummed_json
+from common.files import (
+    MANIFEST,
+    name_path_in_errors,
+    read_checksummed_json,
+    read_json,
+    remove_temporary_files,
+    write_checksummed_json,
+    write_json,
+)
 from common.machine import num_cores, peak_memory_bytes
 from common.options import Options
 from common.progress import progress_bar
-from data.prepare.write_shards import write_shard_set
 from data.prepare.clean import CleanOptions
 from data.prepare.dedup import DedupOptions, minhash_permutations
-from data.readers.source_args import SourceGroup
-from data.prepare.worker import UNIT_BYTES, WorkUnit, split_into_units, load_unit_manifest, unit_folder
+from data.prepare.worker import (
+    UNIT_BYTES,
+    WorkUnit,
+    load_unit_manifest,
+    split_into_units,
+    unit_folder,
+)
 from data.prepare.worker_pool import open_worker_pool
+from data.prepare.write_shards import write_shard_set
+from data.readers.source_args import SourceGroup
 from data.records import Kind
-from data.shards import SHARD_FORMAT, REPORT_FILE
+from data.shards import REPORT_FILE, SHARD_FORMAT
 from data.sources import find_source
 from model.tokenizer.base import Tokenizer
 
@@ -45,9 +59,15 @@ ValidationShare = Annotated[float, Field(ge=0, le=0.5)]
 class PrepareOptions(Options):
     """How corpora are prepared."""
 
-    workers: Annotated[int, Field(ge=1)] | None = Field(None, description="processes; default every core")
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="records read of each --source; default all")
-    validation: ValidationShare = Field(0.005, description="share of the documents held out (a small corpus holds out more)")
+    workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="processes; default every core"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="records read of each --source; default all"
+    )
+    validation: ValidationShare = Field(
+        0.005, description="share of the documents held out (a small corpus holds out more)"
+    )
     quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="largest share of records that may be unreadable"
     )
@@ -55,12 +75,16 @@ class PrepareOptions(Options):
     dedup: DedupOptions = Field(default_factory=DedupOptions)
 
 
-def prepare_source(source: str, inputs: list[str], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
+def prepare_source(
+    source: str, inputs: list[str], out: Path, tokenizer: Path, options: PrepareOptions
+) -> dict[str, Any]:
     """Prepare one source's inputs (files, folders, globs, `hub`) as the shard set `out`; returns the report."""
     return prepare_groups([SourceGroup(source, tuple(inputs))], out, tokenizer, options)
 
 
-def prepare_groups(groups: Sequence[SourceGroup], out: Path, tokenizer: Path, options: PrepareOptions) -> dict[str, Any]:
+def prepare_groups(
+    groups: Sequence[SourceGroup], out: Path, tokenizer: Path, options: PrepareOptions
+) -> dict[str, Any]:
     """Prepare several sources into one shard set, in their order; returns the report.
 
     An `out` that is already this preparation is left as it is. UserError if it is something else, if inputs cannot be
@@ -77,17 +101,32 @@ def prepare_groups(groups: Sequence[SourceGroup], out: Path, tokenizer: Path, op
         loaded_tokenizer.save(work)
         unit_manifests, peak = _process_units(groups, work, options)
         _check_quarantine(work / "parts", unit_manifests, options.quarantine_share)
-        manifest_fields = {"sources": identity["inputs"], "preparation": identity, "code": PREPARE_VERSION}
-        report = write_shard_set(out, work / "parts", unit_manifests, loaded_tokenizer, kind, options.dedup, options.validation, manifest_fields)
+        manifest_fields = {
+            "sources": identity["inputs"],
+            "preparation": identity,
+            "code": PREPARE_VERSION,
+        }
+        report = write_shard_set(
+            out,
+            work / "parts",
+            unit_manifests,
+            loaded_tokenizer,
+            kind,
+            options.dedup,
+            options.validation,
+            manifest_fields,
+        )
         if not report["kept"]:
             # The work must not stand in the way of other options.
             shutil.rmtree(work)
             raise _empty_result_error(groups, report, options)
         seconds = time.monotonic() - start_time
         report |= {
-            "seconds": round(seconds, 1), "megabytes_per_second": round(report["bytes"] / 1e6 / seconds, 2),
+            "seconds": round(seconds, 1),
+            "megabytes_per_second": round(report["bytes"] / 1e6 / seconds, 2),
             "workers": options.workers or num_cores(),
-            "peak_memory_parent": peak_memory_bytes(), "peak_memory_worker": peak,
+            "peak_memory_parent": peak_memory_bytes(),
+            "peak_memory_worker": peak,
         }
         # After the manifest, which therefore does not know it: seconds are no part of what was prepared.
         write_checksummed_json(out / REPORT_FILE, report)
@@ -100,28 +139,47 @@ def _resolve_kind(groups: Sequence[SourceGroup]) -> Kind:
     kinds = {group.source: find_source(group.source).kind for group in groups}
     if len(set(kinds.values())) > 1:
         said = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
-        raise UserError(f"--source: one shard set holds one kind of records ({said}); prepare them apart and mix them in "
-                        "training: --data one+other")
+        raise UserError(
+            f"--source: one shard set holds one kind of records ({said}); prepare them apart and mix them in "
+            "training: --data one+other"
+        )
     return next(iter(kinds.values()))
 
 
-def _empty_result_error(groups: Sequence[SourceGroup], report: dict[str, Any], options: PrepareOptions) -> UserError:
+def _empty_result_error(
+    groups: Sequence[SourceGroup], report: dict[str, Any], options: PrepareOptions
+) -> UserError:
     first, *others = (text for group in groups for text in group.inputs)
     name = f"{first} and {len(others):,} more" if others else first
     if not report["records"]:
         return UserError(f"{name}: there is not one record in the inputs")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items()) or "all quarantined"
-    least = (f"; a document has at least {options.clean.minimum_characters:,} characters (data.prepare "
-             "--clean.minimum_characters)") if "too_short" in report["dropped"] else ""
-    return UserError(f"{name}: none of {report['records']:,} records is left to train on ({reasons}){least}")
+    reasons = (
+        ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
+        or "all quarantined"
+    )
+    least = (
+        (
+            f"; a document has at least {options.clean.minimum_characters:,} characters (data.prepare "
+            "--clean.minimum_characters)"
+        )
+        if "too_short" in report["dropped"]
+        else ""
+    )
+    return UserError(
+        f"{name}: none of {report['records']:,} records is left to train on ({reasons}){least}"
+    )
 
 
-def _build_identity(groups: Sequence[SourceGroup], tokenizer: Tokenizer, options: PrepareOptions) -> dict[str, Any]:
+def _build_identity(
+    groups: Sequence[SourceGroup], tokenizer: Tokenizer, options: PrepareOptions
+) -> dict[str, Any]:
     """Everything the shard set's bytes depend on."""
     return {
         "inputs": [{"source": group.source, **group.summarize()} for group in groups],
         "tokenizer": tokenizer.fingerprint,
-        "options": options.model_dump(mode="json", include={"limit", "validation", "clean", "dedup"}),
+        "options": options.model_dump(
+            mode="json", include={"limit", "validation", "clean", "dedup"}
+        ),
     }
 
 
@@ -135,17 +193,33 @@ def _load_existing_report(out: Path, identity: dict[str, Any]) -> dict[str, Any]
     previous_identity = manifest.get("preparation", {})
     if manifest.get("format") != SHARD_FORMAT or previous_identity != identity:
         changed = ", ".join(_changed_keys(previous_identity, identity)) or "its format"
-        raise UserError(f"--out {out}: is already prepared otherwise (what differs: {changed}); give another --out")
+        raise UserError(
+            f"--out {out}: is already prepared otherwise (what differs: {changed}); give another --out"
+        )
     is_other_code = manifest.get("code", PREPARE_VERSION) != PREPARE_VERSION
-    print(f"{out} is already prepared from the same inputs with the same options: nothing to do"
-          + (" (another version of this code did it: delete it to prepare it anew)" if is_other_code else ""))
-    return read_checksummed_json(out / REPORT_FILE, ": delete it") if (out / REPORT_FILE).is_file() else dict(manifest["report"])
+    print(
+        f"{out} is already prepared from the same inputs with the same options: nothing to do"
+        + (
+            " (another version of this code did it: delete it to prepare it anew)"
+            if is_other_code
+            else ""
+        )
+    )
+    return (
+        read_checksummed_json(out / REPORT_FILE, ": delete it")
+        if (out / REPORT_FILE).is_file()
+        else dict(manifest["report"])
+    )
 
 
 def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted(before.keys() | after.keys())
-        return [line for key in keys for line in _changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
+        return [
+            line
+            for key in keys
+            for line in _changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")
+        ]
     return [] if before == after else [prefix.rstrip(".")]
 
 
@@ -174,7 +248,10 @@ def _open_work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
                 f"{', '.join(changed)}); repeat those to go on with it, or delete it: rm -r {work}"
             )
         if changed:
-            print(f"{work} was begun by another version of this code: its parts are made again", flush=True)
+            print(
+                f"{work} was begun by another version of this code: its parts are made again",
+                flush=True,
+            )
             shutil.rmtree(work / "parts")
             (work / "parts").mkdir()
         write_json(plan_path, expected_plan)
@@ -185,15 +262,25 @@ def _open_work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             yield work
 
 
-def _process_units(groups: Sequence[SourceGroup], work: Path, options: PrepareOptions) -> tuple[list[dict[str, Any]], int]:
+def _process_units(
+    groups: Sequence[SourceGroup], work: Path, options: PrepareOptions
+) -> tuple[list[dict[str, Any]], int]:
     """Read all inputs and have their parts made; returns the parts' facts in order and the largest worker's memory."""
     sizes = [path.stat().st_size for group in groups for path in group.files()]
     is_streamed = any(group.is_streamed for group in groups)
     workers = options.workers or num_cores()
     if not is_streamed and sum(sizes) < UNIT_BYTES // 4:
         workers = 1
-    arguments = (work / "parts", work, options.clean, minhash_permutations() if options.dedup.near else None)
-    with progress_bar("preparing", None if is_streamed else sum(sizes), unit="B") as bar, open_worker_pool(workers, arguments) as pool:
+    arguments = (
+        work / "parts",
+        work,
+        options.clean,
+        minhash_permutations() if options.dedup.near else None,
+    )
+    with (
+        progress_bar("preparing", None if is_streamed else sum(sizes), unit="B") as bar,
+        open_worker_pool(workers, arguments) as pool,
+    ):
         for part in _iter_units(groups, options.limit, bar.update):
             if facts := load_unit_manifest(part, work / "parts"):
                 pool.manifests[part.index] = facts
@@ -203,22 +290,38 @@ def _process_units(groups: Sequence[SourceGroup], work: Path, options: PrepareOp
     return [pool.manifests[index] for index in range(len(pool.manifests))], pool.peak_memory
 
 
-def _iter_units(groups: Sequence[SourceGroup], limit: int | None, on_bytes_read: Any) -> Iterator[WorkUnit]:
+def _iter_units(
+    groups: Sequence[SourceGroup], limit: int | None, on_bytes_read: Any
+) -> Iterator[WorkUnit]:
     next_index = 0
     # What a release holds out comes first: a record that training repeats is then dropped from training.
     validation_passes = [(group, "validation") for group in groups if group.dev]
-    for group, split in [*validation_passes, *((group, "train" if group.dev else None) for group in groups)]:
-        for part in split_into_units(group.source, itertools.islice(group.read_records(on_bytes_read, split), limit), next_index, split):
+    for group, split in [
+        *validation_passes,
+        *((group, "train" if group.dev else None) for group in groups),
+    ]:
+        for part in split_into_units(
+            group.source,
+            itertools.islice(group.read_records(on_bytes_read, split), limit),
+            next_index,
+            split,
+        ):
             yield part
             next_index = part.index + 1
 
 
-def _check_quarantine(units_folder: Path, unit_manifests: list[dict[str, Any]], share: float) -> None:
+def _check_quarantine(
+    units_folder: Path, unit_manifests: list[dict[str, Any]], share: float
+) -> None:
     records = sum(facts["records"] for facts in unit_manifests)
     bad = sum(facts["quarantined"] for facts in unit_manifests)
     if bad > share * records:
         index = next(index for index, facts in enumerate(unit_manifests) if facts["quarantined"])
-        first = json.loads((unit_folder(units_folder, index) / "quarantine.jsonl").read_text(encoding="utf-8").split("\n")[0])
+        first = json.loads(
+            (unit_folder(units_folder, index) / "quarantine.jsonl")
+            .read_text(encoding="utf-8")
+            .split("\n")[0]
+        )
         raise UserError(
             f"{bad} of {records} records cannot be read ({bad / records:.2%}; --quarantine_share allows {share:.2%}), "
             f"the first in {first['file']} line {first['line']}: {first['reason']}; is it the right --source? Mend the "
@@ -231,15 +334,23 @@ def format_report(report: dict[str, Any], out: Path) -> str:
     lines = [
         f"{out}: {report['kept']:,} {report['kind']} of {report['records']:,} records, {report['characters']:,} "
         f"characters, {report['tokens']:,} tokens ({report['characters_per_token']:.3f} characters a token)",
-        f"  unreadable {report['quarantined']:,}" + (", see quarantine.jsonl" if report["quarantined"] else ""),
+        f"  unreadable {report['quarantined']:,}"
+        + (", see quarantine.jsonl" if report["quarantined"] else ""),
     ]
-    lines += [f"  dropped {count:,} {reason.replace('_', ' ')}" for reason, count in report["dropped"].items()]
+    lines += [
+        f"  dropped {count:,} {reason.replace('_', ' ')}"
+        for reason, count in report["dropped"].items()
+    ]
     if len(report["sources"]) > 1:
-        lines += [f"  {name}: {counts['kept']:,} {report['kind']}, {counts['characters']:,} characters"
-                  for name, counts in report["sources"].items()]
+        lines += [
+            f"  {name}: {counts['kept']:,} {report['kind']}, {counts['characters']:,} characters"
+            for name, counts in report["sources"].items()
+        ]
     if "longer_than" in report:
         longer = ", ".join(f"{count:,} over {row}" for row, count in report["longer_than"].items())
-        lines.append(f"  longer than a row of so many tokens, and cut there at a turn or left out: {longer}")
+        lines.append(
+            f"  longer than a row of so many tokens, and cut there at a turn or left out: {longer}"
+        )
     if "seconds" in report:
         parent, worker = (report[f"peak_memory_{who}"] / 1e6 for who in ("parent", "worker"))
         lines.append(

@@ -27,11 +27,11 @@ import numpy as np
 
 from common.files import MANIFEST, atomic_folder, check_manifest, read_json
 from common.machine import peak_memory_bytes
-from data.prepare.clean import CleanOptions, clean, rejection_reason
-from data.prepare.dedup import NUM_PERMUTATIONS, text_digest, minhash_signature
 from data.batching.summary_prompts import encode_summaries, summary_segments
+from data.prepare.clean import CleanOptions, clean, rejection_reason
+from data.prepare.dedup import NUM_PERMUTATIONS, minhash_signature, text_digest
 from data.readers.files import RawItem, RawRecord
-from data.records import BadRecord, Document, Kind, Record, Summary, SkippedRecord
+from data.records import BadRecord, Document, Kind, Record, SkippedRecord, Summary
 from data.shards import token_dtype
 from data.sources import find_source
 from model.chat_template.template import template_for_tokenizer
@@ -65,7 +65,9 @@ def unit_folder(units_folder: Path, index: int) -> Path:
     return units_folder / f"{index:06d}"
 
 
-def split_into_units(source: str, records: Iterable[RawItem], first_index: int, split: str | None = None) -> Iterator[WorkUnit]:
+def split_into_units(
+    source: str, records: Iterable[RawItem], first_index: int, split: str | None = None
+) -> Iterator[WorkUnit]:
     """Cut a source's stream of records into parts numbered from `first_index`."""
     pending: list[RawItem] = []
     size = 0
@@ -83,7 +85,9 @@ def _build_unit(index: int, source: str, records: list[RawItem], split: str | No
     hasher = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
-        hasher.update(f"\0{record.file}\0{record.line}\0{len(body)}\0".encode("utf-8", "surrogateescape"))
+        hasher.update(
+            f"\0{record.file}\0{record.line}\0{len(body)}\0".encode("utf-8", "surrogateescape")
+        )
         hasher.update(body)
     return WorkUnit(index, source, records, hasher.hexdigest(), split)
 
@@ -100,7 +104,13 @@ def load_unit_manifest(unit: WorkUnit, units_folder: Path) -> dict[str, Any] | N
 class PrepareWorker:
     """Makes parts into tokens: one for each process."""
 
-    def __init__(self, units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        units_folder: Path,
+        tokenizer: Path,
+        options: CleanOptions,
+        permutations: np.ndarray | None,
+    ) -> None:
         """`permutations` are those of `data.prepare.dedup`, or None where near duplicates are not sought."""
         self._units_folder, self._options, self._permutations = units_folder, options, permutations
         self._tokenizer = Tokenizer.load(tokenizer)
@@ -122,7 +132,10 @@ class PrepareWorker:
             elif reason := self._add_record(record, encoder):
                 dropped[reason] += 1
         manifest = {
-            "raw": unit.digest, "source": unit.source, "records": len(unit.records), "quarantined": len(bad_records),
+            "raw": unit.digest,
+            "source": unit.source,
+            "records": len(unit.records),
+            "quarantined": len(bad_records),
             "split": unit.split,
             "bytes": sum(len(raw.data) for raw in unit.records if isinstance(raw, RawRecord)),
             "dropped": dict(sorted(dropped.items())),
@@ -141,7 +154,9 @@ class PrepareWorker:
                 return reason
             encoder.add([text], text)
         elif isinstance(record, Summary):
-            encoder.add(summary_segments(self._template, record), f"{record.article}\n{record.title}")
+            encoder.add(
+                summary_segments(self._template, record), f"{record.article}\n{record.title}"
+            )
         else:
             turns = [(turn.question, turn.answer) for turn in record.turns]
             dedup_text = "\n".join([record.reference, *(text for turn in turns for text in turn)])
@@ -153,17 +168,30 @@ class _BatchEncoder:
     """Signs and encodes texts a batch at a time, so that their ids are Python lists only for a moment."""
 
     def __init__(
-        self, tokenizer: Tokenizer, dtype: np.dtype[Any], permutations: np.ndarray | None, *, kind: Kind
+        self,
+        tokenizer: Tokenizer,
+        dtype: np.dtype[Any],
+        permutations: np.ndarray | None,
+        *,
+        kind: Kind,
     ) -> None:
-        self._tokenizer, self._kind, self._template = tokenizer, kind, template_for_tokenizer(tokenizer)
+        self._tokenizer, self._kind, self._template = (
+            tokenizer,
+            kind,
+            template_for_tokenizer(tokenizer),
+        )
         # Near duplicates are sought among documents only: two questions may well differ in one word.
         self._permutations = permutations if kind == "documents" else None
         self._pending: list[tuple[list[str], str]] = []
         self._pending_characters = 0
         self._arrays: dict[str, list[np.ndarray]] = {
-            "tokens": [np.zeros(0, dtype)], "lengths": [np.zeros(0, np.int64)], "characters": [np.zeros(0, np.int64)],
-            "digests": [np.zeros((0, 2), np.uint64)], "signatures": [np.zeros((0, NUM_PERMUTATIONS), np.uint32)],
-            "spans": [np.zeros((0, 2), np.int64)], "spanned": [np.zeros(0, np.int64)],
+            "tokens": [np.zeros(0, dtype)],
+            "lengths": [np.zeros(0, np.int64)],
+            "characters": [np.zeros(0, np.int64)],
+            "digests": [np.zeros((0, 2), np.uint64)],
+            "signatures": [np.zeros((0, NUM_PERMUTATIONS), np.uint32)],
+            "spans": [np.zeros((0, 2), np.int64)],
+            "spanned": [np.zeros(0, np.int64)],
         }
 
     def add(self, texts: list[str], dedup_text: str) -> None:
@@ -179,7 +207,11 @@ class _BatchEncoder:
             self._encode_pending()
         excluded = {"signatures"} if self._permutations is None else set()
         excluded |= {"spans", "spanned"} if self._kind == "documents" else set()
-        return {name: np.concatenate(parts) for name, parts in self._arrays.items() if name not in excluded}
+        return {
+            name: np.concatenate(parts)
+            for name, parts in self._arrays.items()
+            if name not in excluded
+        }
 
     def _encode_pending(self) -> None:
         pending, self._pending, self._pending_characters = self._pending, [], 0
@@ -191,16 +223,20 @@ class _BatchEncoder:
             span_counts.append(len(spans))
         arrays["lengths"].append(np.array(lengths, dtype=np.int64))
         arrays["spanned"].append(np.array(span_counts, dtype=np.int64))
-        arrays["characters"].append(np.array([sum(map(len, texts)) for texts, _ in pending], dtype=np.int64))
+        arrays["characters"].append(
+            np.array([sum(map(len, texts)) for texts, _ in pending], dtype=np.int64)
+        )
         arrays["digests"].append(np.stack([text_digest(said) for _, said in pending]))
         if self._permutations is not None:
-            arrays["signatures"].append(np.stack([minhash_signature(said, self._permutations) for _, said in pending]))
+            arrays["signatures"].append(
+                np.stack([minhash_signature(said, self._permutations) for _, said in pending])
+            )
 
     def _encode_sequences(self, records: list[list[str]]) -> list[tuple[list[int], list[Span]]]:
         """The ids of records, each of some texts, as their kind stores them, and their spans."""
         tokenizer = self._tokenizer
         if self._kind == "documents":
-            encoded = tokenizer.encode_batch([text for text, in records], num_threads=1)
+            encoded = tokenizer.encode_batch([text for (text,) in records], num_threads=1)
             return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
         if self._kind == "summaries":
             return encode_summaries(tokenizer, records)
@@ -215,13 +251,17 @@ def write_quarantine(path: Path, bad_records: Iterable[BadRecord]) -> None:
         for record in bad_records:
             # Names on disk can be bytes that are no text (surrogates in Python), which JSON has no way to say.
             name = record.file.encode("utf-8", "replace").decode()
-            file.write(orjson.dumps({"file": name, "line": record.line, "reason": record.reason}) + b"\n")
+            file.write(
+                orjson.dumps({"file": name, "line": record.line, "reason": record.reason}) + b"\n"
+            )
 
 
 _worker: PrepareWorker | None = None
 
 
-def init_worker(units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None) -> None:
+def init_worker(
+    units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None
+) -> None:
     """Make this process a worker: it leaves Ctrl-C to its parent, and ends when its parent does, however that ends."""
     import multiprocessing
 

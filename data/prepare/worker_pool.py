@@ -8,13 +8,15 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from common.errors import UserError
-from data.prepare.worker import WorkUnit, PrepareWorker, process_unit, init_worker
+from data.prepare.worker import PrepareWorker, WorkUnit, init_worker, process_unit
 
 
 class WorkerPool:
     """Makes parts in this process, or in a pool that is never more than one part ahead of each worker."""
 
-    def __init__(self, worker: PrepareWorker | None, pool: ProcessPoolExecutor | None, max_pending: int) -> None:
+    def __init__(
+        self, worker: PrepareWorker | None, pool: ProcessPoolExecutor | None, max_pending: int
+    ) -> None:
         self._worker, self._pool, self._max_pending = worker, pool, max_pending
         self._pending: set[Future[Any]] = set()
         self.manifests: dict[int, dict[str, Any]] = {}
@@ -50,7 +52,9 @@ def open_worker_pool(num_workers: int, arguments: tuple[Any, ...]) -> Iterator[W
     if num_workers == 1:
         yield WorkerPool(PrepareWorker(*arguments), None, 0)
         return
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), init_worker, arguments)
+    pool = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), init_worker, arguments
+    )
     try:
         yield WorkerPool(None, pool, num_workers + 1)
     except BrokenProcessPool:

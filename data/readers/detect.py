@@ -61,7 +61,11 @@ def _detect_file_source(path: Path) -> str:
     source = next((source for keys, source in KEY_SIGNATURES if keys <= row.keys()), None)
     if source is not None:
         return _refine_source(source, row, is_list=file_head.lstrip().startswith(b"["))
-    observation = f"its first record has {', '.join(list(row)[:12])}" if row else "it does not begin with a JSON object"
+    observation = (
+        f"its first record has {', '.join(list(row)[:12])}"
+        if row
+        else "it does not begin with a JSON object"
+    )
     raise UserError(
         f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can be read; if this is one of "
         f"those, name it with python -m data.prepare --source NAME --input {path} --tokenizer PATH --out DIR"

@@ -22,7 +22,13 @@ MAX_LINE_BYTES = 1 << 26
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
-_ARCHIVE_MAGIC = {b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_ARCHIVE_MAGIC = {
+    b"PK\x03\x04": "zip",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
 _WHITESPACE = b" \t\r\n\v\f"
 _DAMAGE_ERRORS = (EOFError, zlib.error)
 
@@ -50,12 +56,16 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
         matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
         paths = [Path(name) for name in matches]
         if not paths:
-            problem = "no file matches it" if glob.has_magic(text) else "there is no such file or folder"
+            problem = (
+                "no file matches it" if glob.has_magic(text) else "there is no such file or folder"
+            )
             raise UserError(f"--input {text}: {problem}")
         files = [file for path in paths for file in _walk_files(path)]
         for file in files:
             if file.exists() and not file.is_file():
-                raise UserError(f"--input {file}: is a pipe or a device, which cannot be read twice: save it as a file first")
+                raise UserError(
+                    f"--input {file}: is a pipe or a device, which cannot be read twice: save it as a file first"
+                )
         if not files:
             raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
         unique_files.update(dict.fromkeys(files))
@@ -80,7 +90,11 @@ def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> I
         magic = file.read(4)
     if magic == _PARQUET:
         return _read_parquet(path, on_bytes_read)
-    return _read_json_array(path, on_bytes_read) if read_head(path).lstrip(_WHITESPACE)[:1] == b"[" else read_lines(path, on_bytes_read)
+    return (
+        _read_json_array(path, on_bytes_read)
+        if read_head(path).lstrip(_WHITESPACE)[:1] == b"["
+        else read_lines(path, on_bytes_read)
+    )
 
 
 def read_head(path: Path) -> bytes:
@@ -107,7 +121,9 @@ def read_lines(path: Path, on_bytes_read: ProgressCallback | None = None) -> Ite
             yield RawRecord(name, number, line)
 
 
-def read_chunks(path: Path, target_bytes: int, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
+def read_chunks(
+    path: Path, target_bytes: int, on_bytes_read: ProgressCallback | None = None
+) -> Iterator[RawItem]:
     """A plain or gzip text cut into stretches of about `target_bytes` bytes, each ending between paragraphs if it can.
 
     A stretch ends at the first blank line past `target_bytes`, at the first line end past 2 × `target_bytes`, and inside a line
@@ -155,10 +171,16 @@ def _read_json_array(path: Path, on_bytes_read: ProgressCallback | None) -> Iter
                 on_bytes_read(os.fstat(file.fileno()).st_size - read)
 
         for number, data, problem in JsonArrayReader(blocks(), MAX_LINE_BYTES):
-            yield RawRecord(name, number, data) if problem is None else BadRecord(name, number, problem + damage)
+            yield (
+                RawRecord(name, number, data)
+                if problem is None
+                else BadRecord(name, number, problem + damage)
+            )
 
 
-def read_numbered_lines(path: Path, on_bytes_read: ProgressCallback | None, *, split_long_lines: bool = False) -> Iterator[tuple[int, bytes, str | None]]:
+def read_numbered_lines(
+    path: Path, on_bytes_read: ProgressCallback | None, *, split_long_lines: bool = False
+) -> Iterator[tuple[int, bytes, str | None]]:
     """(line number, line, what is wrong with it); a line over the limit is wrong as a whole, or is `split_long_lines` in pieces."""
     number = 0
     with _open_file(path) as file, _decompress(file) as text:
@@ -216,7 +238,9 @@ def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
     magic = file.peek(8)[:8]
     for mark, kind in _ARCHIVE_MAGIC.items():
         if magic.startswith(mark):
-            raise UserError(f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files are read)")
+            raise UserError(
+                f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files are read)"
+            )
     if magic.startswith(_GZIP):
         return io.BufferedReader(_GzipStream(file), BLOCK_BYTES >> 3)
     return file
@@ -236,7 +260,9 @@ class _GzipStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while True:
             if self._member.eof:
-                packed = (self._member.unused_data or self._file.read(BLOCK_BYTES >> 2)).lstrip(b"\0")
+                packed = (self._member.unused_data or self._file.read(BLOCK_BYTES >> 2)).lstrip(
+                    b"\0"
+                )
                 if not packed:
                     return 0
                 self._member = zlib.decompressobj(wbits=31)
@@ -259,12 +285,18 @@ def _read_parquet(path: Path, on_bytes_read: ProgressCallback | None) -> Iterato
             for batch in file.iter_batches(batch_size=256):
                 for data, problem in _encode_rows(batch):
                     row += 1
-                    yield RawRecord(str(path), row, data) if problem is None else BadRecord(str(path), row, problem)
+                    yield (
+                        RawRecord(str(path), row, data)
+                        if problem is None
+                        else BadRecord(str(path), row, problem)
+                    )
                 if on_bytes_read is not None:
                     on_bytes_read(size * row // total - reported)
                     reported = size * row // total
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"{path}: is not a whole parquet file: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:

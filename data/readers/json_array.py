@@ -19,7 +19,10 @@ _OPENING_OVERLAP = 1 << 10
 _END_MARGIN = 16
 # What is expected, and the character that is read → what is expected after it.
 _TRANSITIONS = {
-    ("list", "["): "element or end", ("element or end", "]"): "list", ("comma", "]"): "list", ("comma", ","): "element",
+    ("list", "["): "element or end",
+    ("element or end", "]"): "list",
+    ("comma", "]"): "list",
+    ("comma", ","): "element",
 }
 _TRUNCATION_PROBLEM = "the file ends before the list does"
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
@@ -57,7 +60,12 @@ class JsonArrayReader:
                     expected = "element" if self._position < len(self._buffer) else "list"
                 yield number, data, problem
             else:
-                yield number + 1, b"", f"where the {expected} should be there is something else" + self._skip_to_element(0)
+                yield (
+                    number + 1,
+                    b"",
+                    f"where the {expected} should be there is something else"
+                    + self._skip_to_element(0),
+                )
                 expected = "element" if self._position < len(self._buffer) else "list"
         if expected != "list":
             yield number + 1, b"", _TRUNCATION_PROBLEM
@@ -67,7 +75,7 @@ class JsonArrayReader:
         while True:
             self._position = _SPACE.match(self._buffer, self._position).end()  # type: ignore[union-attr]
             if self._position < len(self._buffer) or not self._fill_buffer():
-                return self._buffer[self._position:self._position + 1]
+                return self._buffer[self._position : self._position + 1]
 
     def _read_element(self) -> tuple[bytes, str | None]:
         """The bytes of the element that begins here, which is passed; or what is wrong with it."""
@@ -76,7 +84,10 @@ class JsonArrayReader:
             try:
                 _, end = _DECODER.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
-                needs_more = error.msg.startswith("Unterminated string") or error.pos > len(self._buffer) - _END_MARGIN
+                needs_more = (
+                    error.msg.startswith("Unterminated string")
+                    or error.pos > len(self._buffer) - _END_MARGIN
+                )
                 problem, end = f"not valid JSON: {error.msg}", len(self._buffer)
             except (RecursionError, ValueError) as error:
                 needs_more, problem, end = False, f"not valid JSON: {error}", len(self._buffer)
@@ -91,7 +102,7 @@ class JsonArrayReader:
             if problem:
                 return b"", problem
             self._remember_opening(self._position)
-            text, self._position = self._buffer[self._position:end], end
+            text, self._position = self._buffer[self._position : end], end
             return text.encode("utf-8", "surrogateescape"), None
 
     def _fill_buffer(self, min_characters: int = 1) -> bool:
@@ -101,7 +112,7 @@ class JsonArrayReader:
             blocks.append(block)
             min_characters -= len(block)
         if blocks:
-            self._buffer, self._position = self._buffer[self._position:] + "".join(blocks), 0
+            self._buffer, self._position = self._buffer[self._position :] + "".join(blocks), 0
         return bool(blocks)
 
     def _skip_to_element(self, min_characters: int) -> str:

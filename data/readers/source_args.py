@@ -12,7 +12,7 @@ from typing import Any
 from common.errors import UserError
 from data.readers.files import ProgressCallback, RawItem, expand_inputs
 from data.sources import SOURCES, find_source
-from data.sources.hub import resolve_hub_config, read_hub_records, is_hub_input
+from data.sources.hub import is_hub_input, read_hub_records, resolve_hub_config
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class SourceGroup:
         """Whether any of it comes from the hub, so that its size is not known."""
         return any(map(is_hub_input, self.inputs + self.dev))
 
-    def read_records(self, on_bytes_read: ProgressCallback | None, split: str | None = None) -> Iterator[RawItem]:
+    def read_records(
+        self, on_bytes_read: ProgressCallback | None, split: str | None = None
+    ) -> Iterator[RawItem]:
         """The raw records of the inputs (`validation`: those of `dev`), hub datasets last."""
         source = find_source(self.source)
         inputs = self.dev if split == "validation" else self.inputs
@@ -48,7 +50,11 @@ class SourceGroup:
     def summarize(self) -> dict[str, Any]:
         """The inputs in short: how many files and bytes, and a digest of their names, sizes, beginnings and ends."""
         source, files = find_source(self.source), self.files()
-        hub = [f"hub:{resolve_hub_config(source, text)}" for text in self.inputs + self.dev if is_hub_input(text)]
+        hub = [
+            f"hub:{resolve_hub_config(source, text)}"
+            for text in self.inputs + self.dev
+            if is_hub_input(text)
+        ]
         digest, total_bytes = hashlib.sha256(), 0
         for path in files:
             try:
@@ -62,7 +68,13 @@ class SourceGroup:
             digest.update(json.dumps([path.name, size, edges]).encode())
             total_bytes += size
         dev_fields = {"dev": len(self._expand_files(self.dev))} if self.dev else {}
-        return {"files": len(files), "bytes": total_bytes, "digest": digest.hexdigest(), **dev_fields, **({"hub": hub} if hub else {})}
+        return {
+            "files": len(files),
+            "bytes": total_bytes,
+            "digest": digest.hexdigest(),
+            **dev_fields,
+            **({"hub": hub} if hub else {}),
+        }
 
 
 def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], list[str]]:
@@ -76,11 +88,15 @@ def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], li
     position = 0
     while position < len(tokens):
         token, position = tokens[position], position + 1
-        values = list(itertools.takewhile(lambda value: not value.startswith("--"), tokens[position:]))
+        values = list(
+            itertools.takewhile(lambda value: not value.startswith("--"), tokens[position:])
+        )
         if token == "--source":
             if len(values) != 1:
                 given = " ".join(values) or "nothing"
-                raise UserError(f"--source takes one name, not {given}; one of {', '.join(SOURCES)}")
+                raise UserError(
+                    f"--source takes one name, not {given}; one of {', '.join(SOURCES)}"
+                )
             find_source(values[0])
             groups.append((values[0], [], []))
         elif token in ("--input", "--dev"):

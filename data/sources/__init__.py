@@ -25,9 +25,23 @@ from data.sources.base import Source
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        wikipedia.SOURCE, wiki_zh_2019.SOURCE, mnbvc.SOURCE, mnbvc_qa.SOURCE, jsonl.SOURCE, text.SOURCE,
-        redgpt.SOURCE, naturalconv.SOURCE, belle_0_5m.SOURCE, belle_0_8m.SOURCE, deepctrl.SOURCE, pclue.SOURCE,
-        alpaca.SOURCE, sharegpt.SOURCE, openai_messages.SOURCE, csl.SOURCE, lcsts.SOURCE,
+        wikipedia.SOURCE,
+        wiki_zh_2019.SOURCE,
+        mnbvc.SOURCE,
+        mnbvc_qa.SOURCE,
+        jsonl.SOURCE,
+        text.SOURCE,
+        redgpt.SOURCE,
+        naturalconv.SOURCE,
+        belle_0_5m.SOURCE,
+        belle_0_8m.SOURCE,
+        deepctrl.SOURCE,
+        pclue.SOURCE,
+        alpaca.SOURCE,
+        sharegpt.SOURCE,
+        openai_messages.SOURCE,
+        csl.SOURCE,
+        lcsts.SOURCE,
     )
 }
 
@@ -39,4 +53,6 @@ def find_source(name: str) -> Source:
     base, _, field = name.partition(":")
     if base == "jsonl" and field:
         return jsonl.jsonl_source(field)
-    raise UserError(f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and jsonl:FIELD)")
+    raise UserError(
+        f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and jsonl:FIELD)"
+    )

@@ -62,7 +62,10 @@ class Source:
 
 def _printable_reason(reason: str) -> str:
     """A reason as one line to print, whatever keys or texts of the record it quotes: no line ends, no control codes."""
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in reason[:MAX_REASON_CHARACTERS])
+    shown = "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in reason[:MAX_REASON_CHARACTERS]
+    )
     return shown + "…" if len(reason) > MAX_REASON_CHARACTERS else shown
 
 
@@ -86,4 +89,6 @@ def require_text(row: dict[str, Any], field: str) -> str:
         return value
     if field in row:
         raise SchemaError(f"field {field!r} is {type(value).__name__}, not text")
-    raise SchemaError(f"there is no field {field!r}; there are: {', '.join(list(row)[:12]) or 'none'}")
+    raise SchemaError(
+        f"there is no field {field!r}; there are: {', '.join(list(row)[:12]) or 'none'}"
+    )

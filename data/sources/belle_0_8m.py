@@ -1,7 +1,7 @@
 """Belle 0.8M, multi-turn: JSONL whose `instruction` holds all of a dialogue but its last reply, which is `output`."""
 
 from data.records import Conversation
-from data.sources.base import SchemaError, HubDataset, Source, parse_json_object, require_text
+from data.sources.base import HubDataset, SchemaError, Source, parse_json_object, require_text
 from data.sources.dialogue import build_conversation, split_dialogue
 
 

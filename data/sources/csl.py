@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.readers.files import ProgressCallback, RawItem, read_head, read_lines, read_records
-from data.records import Summary, SkippedRecord
+from data.records import SkippedRecord, Summary
+from data.sources.article_title import build_summary, decode_utf8
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
-from data.sources.article_title import decode_utf8, build_summary
 
 _PROMPT = re.compile(r"to [a-z]+")
 _TITLE_PROMPT = "to title"
@@ -39,12 +39,19 @@ def is_csl_table(file_head: bytes) -> bool:
     pairs = [row for row in rows if len(row) == 2 and all(cell.strip() for cell in row)]
     labels = any(2 * len(set(column)) < len(pairs) for column in zip(*pairs, strict=True))
     # A bad line here and there is the reader's to report.
-    return bool(rows) and (len(prompts) > _MIN_MATCH_SHARE * len(rows) or (len(pairs) > _MIN_MATCH_SHARE * len(rows) and not labels))
+    return bool(rows) and (
+        len(prompts) > _MIN_MATCH_SHARE * len(rows)
+        or (len(pairs) > _MIN_MATCH_SHARE * len(rows) and not labels)
+    )
 
 
 def read_csl(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
     """The lines of a table, whatever its first title begins with; the records of anything else."""
-    return read_lines(path, on_bytes_read) if is_csl_table(read_head(path)) else read_records(path, on_bytes_read)
+    return (
+        read_lines(path, on_bytes_read)
+        if is_csl_table(read_head(path))
+        else read_records(path, on_bytes_read)
+    )
 
 
 def parse_csl(data: bytes) -> Summary | SkippedRecord:
@@ -57,10 +64,18 @@ def parse_csl(data: bytes) -> Summary | SkippedRecord:
     columns = decode_utf8(data).rstrip("\r\n").split("\t")
     if _PROMPT.fullmatch(columns[0]):
         if len(columns) != 3:
-            raise SchemaError(f"the prompt {columns[0]!r} is followed by {len(columns) - 1} columns, not by 2")
-        return build_summary(columns[1], columns[2]) if columns[0] == _TITLE_PROMPT else SkippedRecord("not a summary")
+            raise SchemaError(
+                f"the prompt {columns[0]!r} is followed by {len(columns) - 1} columns, not by 2"
+            )
+        return (
+            build_summary(columns[1], columns[2])
+            if columns[0] == _TITLE_PROMPT
+            else SkippedRecord("not a summary")
+        )
     if len(columns) != 2:
-        raise SchemaError(f"{len(columns)} columns; expected title TAB abstract, or {_TITLE_PROMPT} TAB abstract TAB title")
+        raise SchemaError(
+            f"{len(columns)} columns; expected title TAB abstract, or {_TITLE_PROMPT} TAB abstract TAB title"
+        )
     return build_summary(columns[1], columns[0])
 
 

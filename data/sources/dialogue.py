@@ -12,7 +12,8 @@ Speaker = Literal["human", "assistant"]
 Message = tuple[Speaker, str]
 # A speaker is named at the beginning of a line and nowhere else: `Human:`, `HUMAN:`, `Human：`, `Human(用户):`.
 _SPEAKER_PATTERN = re.compile(
-    r"^[ \t]*(Human|HUMAN|Assistant|ASSISTANT)[ \t]*(?:[(（][^()（）\n]{1,20}[)）])?[ \t]*[:：]", re.MULTILINE
+    r"^[ \t]*(Human|HUMAN|Assistant|ASSISTANT)[ \t]*(?:[(（][^()（）\n]{1,20}[)）])?[ \t]*[:：]",
+    re.MULTILINE,
 )
 
 
@@ -52,12 +53,17 @@ def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
     Where speakers are known to be `alternating`, names between which nobody else speaks are part of what is said.
     """
     matches = list(_SPEAKER_PATTERN.finditer(text))
-    if not matches or text[:matches[0].start()].strip():
-        raise SchemaError(f"the dialogue does not begin with Human: or Assistant: but with {text.strip()[:20]!r}")
+    if not matches or text[: matches[0].start()].strip():
+        raise SchemaError(
+            f"the dialogue does not begin with Human: or Assistant: but with {text.strip()[:20]!r}"
+        )
     if alternating:
         matches = _alternating_matches(matches)
     ends = [match.start() for match in matches[1:]] + [len(text)]
-    return [(_match_speaker(match), text[match.end():end]) for match, end in zip(matches, ends, strict=True)]
+    return [
+        (_match_speaker(match), text[match.end() : end])
+        for match, end in zip(matches, ends, strict=True)
+    ]
 
 
 def _match_speaker(match: re.Match[str]) -> Speaker:
@@ -78,5 +84,7 @@ def _alternating_matches(matches: list[re.Match[str]]) -> list[re.Match[str]]:
 def resolve_speaker(role: Any, roles: dict[str, Speaker], number: int) -> Speaker:
     """The speaker that a role means. BadRow for any other, such as a tool."""
     if not isinstance(role, str) or role not in roles:
-        raise SchemaError(f"message {number} is from {role!r}, which is no part of a conversation of two ({', '.join(roles)})")
+        raise SchemaError(
+            f"message {number} is from {role!r}, which is no part of a conversation of two ({', '.join(roles)})"
+        )
     return roles[role]

@@ -22,7 +22,9 @@ def is_hub_input(text: str) -> bool:
 def resolve_hub_config(source: Source, text: str) -> str:
     """The configuration that an input (see `is_hub`) means for a source. UserError if it is not on the hub."""
     if source.hub is None:
-        raise UserError(f"--input {text}: source {source.name} has no place on the hub; give its files")
+        raise UserError(
+            f"--input {text}: source {source.name} has no place on the hub; give its files"
+        )
     return text.partition(":")[2] or source.hub.config
 
 
@@ -35,7 +37,11 @@ def read_hub_records(source: Source, text: str) -> Iterator[RawRecord]:
     import datasets
     import orjson
 
-    hub, config, streaming = source.hub, resolve_hub_config(source, text), text.partition(":")[0] == STREAM_PREFIX
+    hub, config, streaming = (
+        source.hub,
+        resolve_hub_config(source, text),
+        text.partition(":")[0] == STREAM_PREFIX,
+    )
     assert hub is not None
     label = f"hub:{hub.path}:{config}"
     try:
@@ -43,18 +49,34 @@ def read_hub_records(source: Source, text: str) -> Iterator[RawRecord]:
             rows = datasets.load_dataset(hub.path, config, split="train", streaming=streaming)
         else:
             rows = datasets.load_dataset(
-                "text", data_files=hub.data_files.replace("{folder}", _config_folder(config)), encoding_errors="replace",
-                split="train", streaming=streaming,
+                "text",
+                data_files=hub.data_files.replace("{folder}", _config_folder(config)),
+                encoding_errors="replace",
+                split="train",
+                streaming=streaming,
             )
         for number, row in enumerate(rows, 1):
-            data = orjson.dumps(row, default=encode_json_value) if hub.data_files is None else row["text"].encode()
+            data = (
+                orjson.dumps(row, default=encode_json_value)
+                if hub.data_files is None
+                else row["text"].encode()
+            )
             if data.strip():
                 yield RawRecord(label, number, data)
-    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, datasets.exceptions.DatasetsError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+        datasets.exceptions.DatasetsError,
+    ) as error:
         # A download that fails says only that it failed, and why in the error behind it.
         reason = " ".join(str(error.__cause__ or error).split())[:300] or type(error).__name__
         done = "streamed" if streaming else "downloaded"
-        raise UserError(f"--input {text}: {hub.path} ({config}) cannot be {done}: {reason}") from None
+        raise UserError(
+            f"--input {text}: {hub.path} ({config}) cannot be {done}: {reason}"
+        ) from None
 
 
 def _config_folder(config: str) -> str:

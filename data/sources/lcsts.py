@@ -20,10 +20,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.readers.files import MAX_LINE_BYTES, ProgressCallback, RawItem, RawRecord, read_head, read_numbered_lines, read_records
-from data.records import BadRecord, Summary, SkippedRecord
-from data.sources.base import SchemaError, HubDataset, Source, parse_json_object, require_text
-from data.sources.article_title import decode_utf8, build_summary
+from data.readers.files import (
+    MAX_LINE_BYTES,
+    ProgressCallback,
+    RawItem,
+    RawRecord,
+    read_head,
+    read_numbered_lines,
+    read_records,
+)
+from data.records import BadRecord, SkippedRecord, Summary
+from data.sources.article_title import build_summary, decode_utf8
+from data.sources.base import HubDataset, SchemaError, Source, parse_json_object, require_text
 
 MIN_LABEL = 3
 _LABELS = ("1", "2", "3", "4", "5")
@@ -40,7 +48,11 @@ def is_native_lcsts(file_head: bytes) -> bool:
 
 def read_lcsts(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
     """The documents of a native file, each with the line it begins on; the records of anything else."""
-    return _read_documents(path, on_bytes_read) if read_head(path).lstrip()[:1] == b"<" else read_records(path, on_bytes_read)
+    return (
+        _read_documents(path, on_bytes_read)
+        if read_head(path).lstrip()[:1] == b"<"
+        else read_records(path, on_bytes_read)
+    )
 
 
 def _read_documents(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
@@ -79,13 +91,21 @@ def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
         row = parse_json_object(data)
         return build_summary(require_text(row, "text"), require_text(row, "summary"))
     text = decode_utf8(data)
-    label, article, title = (_tag_text(text, tag) for tag in ("human_label", "short_text", "summary"))
+    label, article, title = (
+        _tag_text(text, tag) for tag in ("human_label", "short_text", "summary")
+    )
     if label is not None and label not in _LABELS:
         raise SchemaError(f"<human_label> is {label!r}, not a number from 1 to 5")
     if article is None or title is None:
-        raise SchemaError(f"there is no <{'short_text' if article is None else 'summary'}> in this <doc>")
+        raise SchemaError(
+            f"there is no <{'short_text' if article is None else 'summary'}> in this <doc>"
+        )
     pair = build_summary(article, title)
-    return pair if label is None or int(label) >= MIN_LABEL else SkippedRecord(f"label below {MIN_LABEL}")
+    return (
+        pair
+        if label is None or int(label) >= MIN_LABEL
+        else SkippedRecord(f"label below {MIN_LABEL}")
+    )
 
 
 def _tag_text(text: str, tag: str) -> str | None:

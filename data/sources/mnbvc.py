@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.records import Document
-from data.sources.base import SchemaError, HubDataset, Source, parse_json_object
+from data.sources.base import HubDataset, SchemaError, Source, parse_json_object
 
 HUB_FILES = "hf://datasets/liwu/MNBVC/{folder}/*.jsonl.gz"
 
@@ -16,9 +16,13 @@ def parse_mnbvc(data: bytes) -> Document:
     """
     row = parse_json_object(data)
     if "段落" not in row:
-        raise SchemaError(f"there is no field '段落' (MNBVC's general shape); there are: {', '.join(list(row)[:12])}")
+        raise SchemaError(
+            f"there is no field '段落' (MNBVC's general shape); there are: {', '.join(list(row)[:12])}"
+        )
     paragraphs = _parse_paragraphs(row["段落"])
-    return Document("\n".join(text for _, text in sorted(paragraphs, key=lambda item: item[0]) if text.strip()))
+    return Document(
+        "\n".join(text for _, text in sorted(paragraphs, key=lambda item: item[0]) if text.strip())
+    )
 
 
 def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
@@ -28,8 +32,12 @@ def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
         if not isinstance(numbers, list) or not isinstance(texts, list):
             raise SchemaError("段落 is an object without the lists 行号 and 内容")
         if len(numbers) != len(texts):
-            raise SchemaError(f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容")
-        value = [{"行号": number, "内容": text} for number, text in zip(numbers, texts, strict=True)]
+            raise SchemaError(
+                f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容"
+            )
+        value = [
+            {"行号": number, "内容": text} for number, text in zip(numbers, texts, strict=True)
+        ]
     if not isinstance(value, list):
         raise SchemaError(f"段落 is {type(value).__name__}, not a list")
     paragraphs = []

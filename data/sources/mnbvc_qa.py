@@ -3,7 +3,7 @@
 from typing import Any
 
 from data.records import Document
-from data.sources.base import SchemaError, HubDataset, Source, parse_json_object, require_text
+from data.sources.base import HubDataset, SchemaError, Source, parse_json_object, require_text
 from data.sources.mnbvc import HUB_FILES
 
 

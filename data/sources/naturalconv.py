@@ -15,14 +15,18 @@ def parse_naturalconv(data: bytes) -> Conversation:
     row = parse_json_object(data)
     utterances = row.get("content")
     if not isinstance(utterances, list):
-        raise SchemaError(f"field 'content' is {type(utterances).__name__}, not a list of utterances")
+        raise SchemaError(
+            f"field 'content' is {type(utterances).__name__}, not a list of utterances"
+        )
     if not utterances:
         raise SchemaError("field 'content' is empty: there are no utterances")
     for number, text in enumerate(utterances, 1):
         if not isinstance(text, str):
             raise SchemaError(f"utterance {number} is {type(text).__name__}, not text")
     odd = len(utterances) % 2
-    return build_conversation((_SPEAKERS[(place + odd) % 2], text) for place, text in enumerate(utterances))
+    return build_conversation(
+        (_SPEAKERS[(place + odd) % 2], text) for place, text in enumerate(utterances)
+    )
 
 
 SOURCE = Source(

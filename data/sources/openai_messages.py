@@ -7,14 +7,21 @@ from data.sources.base import SchemaError, Source, parse_json_object
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
 # What a system or developer message says is asked of the assistant: it stands before the first question.
-SPEAKER_BY_ROLE: dict[str, Speaker] = {"user": "human", "system": "human", "developer": "human", "assistant": "assistant"}
+SPEAKER_BY_ROLE: dict[str, Speaker] = {
+    "user": "human",
+    "system": "human",
+    "developer": "human",
+    "assistant": "assistant",
+}
 
 
 def parse_openai(data: bytes) -> Conversation:
     """The messages as turns, a system text in front of the first question. BadRow where tools or pictures take part."""
     raw_messages = parse_json_object(data).get("messages")
     if not isinstance(raw_messages, list):
-        raise SchemaError(f"field 'messages' is {type(raw_messages).__name__}, not a list of messages")
+        raise SchemaError(
+            f"field 'messages' is {type(raw_messages).__name__}, not a list of messages"
+        )
     messages: list[Message] = []
     for number, message in enumerate(raw_messages, 1):
         if not isinstance(message, dict):

@@ -8,7 +8,9 @@ from data.sources.dialogue import build_conversation
 def parse_pclue(data: bytes) -> Conversation:
     """The task and its solution as one turn. `answer_choices` stand in the task's text already and are not read."""
     row = parse_json_object(data)
-    return build_conversation([("human", require_text(row, "input")), ("assistant", require_text(row, "target"))])
+    return build_conversation(
+        [("human", require_text(row, "input")), ("assistant", require_text(row, "target"))]
+    )
 
 
 SOURCE = Source(

@@ -6,7 +6,11 @@ from data.sources.dialogue import Message, Speaker, build_conversation, resolve_
 
 # What a system message says is asked of the assistant: it stands before the first question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
-    "human": "human", "user": "human", "system": "human", "gpt": "assistant", "assistant": "assistant",
+    "human": "human",
+    "user": "human",
+    "system": "human",
+    "gpt": "assistant",
+    "assistant": "assistant",
 }
 
 
@@ -15,7 +19,9 @@ def parse_sharegpt(data: bytes) -> Conversation:
     row = parse_json_object(data)
     raw_messages = row.get("conversations")
     if not isinstance(raw_messages, list):
-        raise SchemaError(f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages")
+        raise SchemaError(
+            f"field 'conversations' is {type(raw_messages).__name__}, not a list of messages"
+        )
     messages: list[Message] = []
     if row.get("system") is not None:
         messages.append(("human", require_text(row, "system")))

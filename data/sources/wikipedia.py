@@ -5,14 +5,18 @@ import re
 from typing import Any
 
 from data.records import Document
-from data.sources.base import SchemaError, HubDataset, Source, parse_json_object, require_text
+from data.sources.base import HubDataset, SchemaError, Source, parse_json_object, require_text
 
 _VARIANT = re.compile(r"-\{([^{}]{0,500})\}-")
 _TEMPLATE = re.compile(r"\{\{(?!.{0,2}\}\})[^{}\\^_]{1,2000}\}\}")
-_REFERENCE = re.compile(r"<ref\b[^<>]{0,300}/>|<ref\b[^<>]{0,300}>[^<]{0,2000}</ref>", re.IGNORECASE)
+_REFERENCE = re.compile(
+    r"<ref\b[^<>]{0,300}/>|<ref\b[^<>]{0,300}>[^<]{0,2000}</ref>", re.IGNORECASE
+)
 _LINK = re.compile(r"\[\[([^\[\]]{1,1000})\]\]")
 _EXTERNAL_LINK = re.compile(r"\[https?://[^\s\[\]]{1,1000}[ ]?([^\[\]\n]{0,500})\]")
-_NON_TEXT_NAMESPACE = re.compile(r"(?:file|image|category|文件|档案|图像|图片|分类|[a-z]{2,3}):", re.IGNORECASE)
+_NON_TEXT_NAMESPACE = re.compile(
+    r"(?:file|image|category|文件|档案|图像|图片|分类|[a-z]{2,3}):", re.IGNORECASE
+)
 _IMAGE_LINE = re.compile(
     r"^(?:(?:thumb|thumbnail|right|left|center|none|缩略图|右|左|居中|\d{1,4}px|upright[\d.=]*)\|)+.*$",
     re.IGNORECASE | re.MULTILINE,
@@ -23,8 +27,26 @@ _EMPTY_PARENTHESES = re.compile(r"[ ]?(?:（[\s，、；：,;:。]{0,50}）|\([\
 _DANGLING_PARENTHESIS = re.compile(r"（[\s，、；：,;:]{1,50}")
 _DOUBLE_PUNCTUATION = re.compile(r"([，、；])[，、；]{1,9}")
 _TAIL_HEADINGS = {
-    "参考文献", "参考资料", "参考来源", "外部链接", "外部连接", "参见", "参看", "另见", "注释", "注解", "备注", "脚注",
-    "来源", "相关条目", "延伸阅读", "扩展阅读", "资料来源", "引用", "图片", "图集",
+    "参考文献",
+    "参考资料",
+    "参考来源",
+    "外部链接",
+    "外部连接",
+    "参见",
+    "参看",
+    "另见",
+    "注释",
+    "注解",
+    "备注",
+    "脚注",
+    "来源",
+    "相关条目",
+    "延伸阅读",
+    "扩展阅读",
+    "资料来源",
+    "引用",
+    "图片",
+    "图集",
 }
 
 
@@ -64,7 +86,9 @@ def strip_markup(text: str) -> str:
         text = _HEADING.sub(r"\2", text)
     if "__" in text:
         text = _MAGIC_WORD.sub("", text)
-    text = _DOUBLE_PUNCTUATION.sub(r"\1", _DANGLING_PARENTHESIS.sub("（", _EMPTY_PARENTHESES.sub("", text)))
+    text = _DOUBLE_PUNCTUATION.sub(
+        r"\1", _DANGLING_PARENTHESIS.sub("（", _EMPTY_PARENTHESES.sub("", text))
+    )
     lines = text.split("\n")
     while lines and (not lines[-1].strip() or lines[-1].strip() in _TAIL_HEADINGS):
         lines.pop()
@@ -78,7 +102,9 @@ def _resolve_variant(body: str) -> str:
     for key in ("zh-cn", "zh-hans", "zh-sg", "zh"):
         if key in named:
             return named[key]
-    return next(iter(named.values())) if named and all(key.startswith("zh") for key in named) else body
+    return (
+        next(iter(named.values())) if named and all(key.startswith("zh") for key in named) else body
+    )
 
 
 def _link_text(body: str) -> str:

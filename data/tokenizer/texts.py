@@ -12,7 +12,7 @@ from common.progress import progress_bar
 from data.corpora.resolver import SAMPLE_PRETRAIN_FOLDER
 from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
-from data.records import BadRecord, Document, Record, Summary, SkippedRecord
+from data.records import BadRecord, Document, Record, SkippedRecord, Summary
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError, Source
 
@@ -44,26 +44,43 @@ def _iter_strings(value: Any) -> Iterator[str]:
             yield from _iter_strings(item)
 
 
-STRINGS_SOURCE = Source(name="strings", description="every string of JSON lines, every column of other lines", parse=parse_strings)
+STRINGS_SOURCE = Source(
+    name="strings",
+    description="every string of JSON lines, every column of other lines",
+    parse=parse_strings,
+)
 
 
 def sample_text_inputs() -> list[str]:
     """The texts of the project's sample that models are trained on: all but what is held out for tests."""
     folders = [SAMPLE_PRETRAIN_FOLDER.with_name(name) for name in ("sft", "summary")]
     files = expand_inputs([str(folder) for folder in folders])
-    return [str(SAMPLE_PRETRAIN_FOLDER), *(f"{STRINGS_SOURCE.name}={file}" for file in files if not _HELD_OUT_FILE.search(file.name))]
+    return [
+        str(SAMPLE_PRETRAIN_FOLDER),
+        *(
+            f"{STRINGS_SOURCE.name}={file}"
+            for file in files
+            if not _HELD_OUT_FILE.search(file.name)
+        ),
+    ]
 
 
-def resolve_source_files(inputs: list[str], default_source: str | None) -> list[tuple[Source, Path]]:
+def resolve_source_files(
+    inputs: list[str], default_source: str | None
+) -> list[tuple[Source, Path]]:
     """The files of `[SOURCE=]PATH` inputs, each with its source. UserError for an unknown source or path."""
     source_files = []
     for text in inputs:
         prefix, equals, path = text.partition("=")
-        named = bool(equals) and (prefix in SOURCES or prefix == STRINGS_SOURCE.name or prefix.startswith("jsonl:"))
+        named = bool(equals) and (
+            prefix in SOURCES or prefix == STRINGS_SOURCE.name or prefix.startswith("jsonl:")
+        )
         source = prefix if named else default_source
         for file in expand_inputs([path if named else text]):
             name = source or detect_source([file])
-            source_files.append((STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name), file))
+            source_files.append(
+                (STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name), file)
+            )
     return source_files
 
 
@@ -73,13 +90,20 @@ def _record_text(record: Record) -> str:
         return record.text
     if isinstance(record, Summary):
         return f"{record.article}\n{record.title}"
-    return "\n".join([record.reference, *(text for turn in record.turns for text in (turn.question, turn.answer))])
+    return "\n".join(
+        [
+            record.reference,
+            *(text for turn in record.turns for text in (turn.question, turn.answer)),
+        ]
+    )
 
 
 def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
     """The text of every document. UserError at the end if more than `BAD_SHARE` of the records could not be read."""
     num_good, bad_records = 0, []
-    with progress_bar("reading", total=sum(path.stat().st_size for _, path in source_files), unit="B") as bar:
+    with progress_bar(
+        "reading", total=sum(path.stat().st_size for _, path in source_files), unit="B"
+    ) as bar:
         for source, path in source_files:
             for raw in source.read(path, bar.update):
                 record = source.try_parse(raw)

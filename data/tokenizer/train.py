@@ -15,8 +15,14 @@ _MAX_SEGMENT_CHARACTERS = 1000
 
 
 def train_bpe(
-    texts: Iterable[str], *, vocabulary_size: int, max_piece_characters: int, character_coverage: float, include_common_characters: bool,
-    max_sentences: int, seed: int,
+    texts: Iterable[str],
+    *,
+    vocabulary_size: int,
+    max_piece_characters: int,
+    character_coverage: float,
+    include_common_characters: bool,
+    max_sentences: int,
+    seed: int,
 ) -> bytes:
     """The normalised bytes of a BPE model of exactly `vocabulary_size` ids, learnt from the texts.
 
@@ -33,13 +39,27 @@ def train_bpe(
     model_buffer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(segments), model_writer=model_buffer, model_type="bpe", vocab_size=vocabulary_size,
-            max_sentencepiece_length=max_piece_characters, character_coverage=character_coverage, byte_fallback=True, split_digits=True,
-            required_chars=common_chinese_text() if include_common_characters else _ISOLATED_CHARACTER, allow_whitespace_only_pieces=True,
-            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            sentence_iterator=iter(segments),
+            model_writer=model_buffer,
+            model_type="bpe",
+            vocab_size=vocabulary_size,
+            max_sentencepiece_length=max_piece_characters,
+            character_coverage=character_coverage,
+            byte_fallback=True,
+            split_digits=True,
+            required_chars=common_chinese_text()
+            if include_common_characters
+            else _ISOLATED_CHARACTER,
+            allow_whitespace_only_pieces=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
             max_sentence_length=8 * _MAX_SEGMENT_CHARACTERS,
             # Its own sampling cannot be seeded; the number of threads is written into the model.
-            input_sentence_size=0, shuffle_input_sentence=False, num_threads=1, minloglevel=3,
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
+            num_threads=1,
+            minloglevel=3,
         )
     except RuntimeError as error:
         raise UserError(_training_error_message(str(error), vocabulary_size)) from None
@@ -50,7 +70,11 @@ def common_chinese_text() -> str:
     """What any Chinese text is written with: ASCII, punctuation and the 3,755 characters of GB 2312's first level."""
     ascii_ = "".join(map(chr, range(0x21, 0x7F)))
     punctuation = "、。·ˉ—～…‘’“”〔〕〈〉《》「」『』【】×÷°℃！（），－．／：；？　"
-    rows = (bytes([row, cell]) for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF if row < 0xD7 else 0xFA))
+    rows = (
+        bytes([row, cell])
+        for row in range(0xB0, 0xD8)
+        for cell in range(0xA1, 0xFF if row < 0xD7 else 0xFA)
+    )
     return ascii_ + punctuation + b"".join(rows).decode("gb2312")
 
 

@@ -12,8 +12,19 @@ from common.errors import UserError, run_main
 from common.files import write_atomic
 from common.options import CommandParser
 from evaluate.report.plots import plot_curves
-from evaluate.report.render import MISSING, Block, Cell, CodeText, Heading, Paragraph, Picture, Table, to_html, to_markdown
-from evaluate.report.run_reader import Point, RunRecord, read_run, format_value
+from evaluate.report.render import (
+    MISSING,
+    Block,
+    Cell,
+    CodeText,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    to_html,
+    to_markdown,
+)
+from evaluate.report.run_reader import Point, RunRecord, format_value, read_run
 
 DESCRIPTION = """Set runs side by side on one page.
 
@@ -26,12 +37,22 @@ MAX_CELL_CHARACTERS = 300
 
 def main() -> None:
     """Entry point."""
-    parser = CommandParser(prog="python -m evaluate.report", description=DESCRIPTION,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, finished or not")
-    parser.add_argument("--out", type=Path, default=Path("report"), metavar="PATH",
-                        help="write PATH.md, PATH.html and the pictures PATH-1-….svg; into a folder that exists: report.md … "
-                             "(default: report)")
+    parser = CommandParser(
+        prog="python -m evaluate.report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, finished or not"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        metavar="PATH",
+        help="write PATH.md, PATH.html and the pictures PATH-1-….svg; into a folder that exists: report.md … "
+        "(default: report)",
+    )
     options = parser.parse_args()
     out = options.out / "report" if options.out.is_dir() else options.out
     blocks = build_report([read_run(folder) for folder in options.runs], out.name)
@@ -44,14 +65,25 @@ def main() -> None:
         write_atomic(markdown, to_markdown(blocks))
         write_atomic(page, to_html(TITLE, blocks))
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written: {error.strerror}; name another place") from None
-    print(f"{len(options.runs)} run{'s' * (len(options.runs) > 1)}, {len(pictures)} pictures: {markdown}  {page}")
+        raise UserError(
+            f"--out {out}: cannot be written: {error.strerror}; name another place"
+        ) from None
+    print(
+        f"{len(options.runs)} run{'s' * (len(options.runs) > 1)}, {len(pictures)} pictures: {markdown}  {page}"
+    )
 
 
 def build_report(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
     """The page: one column per run in every table. The names of the pictures' files begin with the page's `page_name`."""
-    return [Heading(1, TITLE), *_overview_blocks(runs), *_option_difference_blocks(runs), *_training_metric_blocks(runs), *_curve_blocks(runs, page_name), *_result_blocks(runs),
-            *_sample_blocks(runs)]
+    return [
+        Heading(1, TITLE),
+        *_overview_blocks(runs),
+        *_option_difference_blocks(runs),
+        *_training_metric_blocks(runs),
+        *_curve_blocks(runs, page_name),
+        *_result_blocks(runs),
+        *_sample_blocks(runs),
+    ]
 
 
 def _header(row_label: str, runs: Sequence[RunRecord]) -> list[str]:
@@ -60,7 +92,10 @@ def _header(row_label: str, runs: Sequence[RunRecord]) -> list[str]:
 
 def _overview_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     overviews = [run.overview() for run in runs]
-    rows = [[name, *(_code_cell(of[name]) if name == "command" else of[name] for of in overviews)] for name in overviews[0]]
+    rows = [
+        [name, *(_code_cell(of[name]) if name == "command" else of[name] for of in overviews)]
+        for name in overviews[0]
+    ]
     return [Table(_header("run", runs), rows)]
 
 
@@ -69,25 +104,48 @@ def _option_difference_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         return []
     # Every run has another folder; that is its name here. A run whose file is missing says nothing about its options.
     keys = [key for key in _unique_items(run.config for run in runs) if key != "run"]
-    cells_by_key = {key: [_code_cell(_format_config_value(run.config, key)) for run in runs] for key in keys}
+    cells_by_key = {
+        key: [_code_cell(_format_config_value(run.config, key)) for run in runs] for key in keys
+    }
     indices_with_config = [index for index, run in enumerate(runs) if run.config]
     rows: list[list[Cell]] = [
-        [CodeText(key), *cells] for key, cells in cells_by_key.items() if len({cells[index] for index in indices_with_config}) > 1
+        [CodeText(key), *cells]
+        for key, cells in cells_by_key.items()
+        if len({cells[index] for index in indices_with_config}) > 1
     ]
-    placeholder = Paragraph("The options are the same." if len(indices_with_config) > 1 else f"{MISSING} (there are no two config.yaml)")
-    return [Heading(2, "Options that differ"), Table(_header("option", runs), rows) if rows else placeholder]
+    placeholder = Paragraph(
+        "The options are the same."
+        if len(indices_with_config) > 1
+        else f"{MISSING} (there are no two config.yaml)"
+    )
+    return [
+        Heading(2, "Options that differ"),
+        Table(_header("option", runs), rows) if rows else placeholder,
+    ]
 
 
 def _format_config_value(config: dict[str, Any], key: str) -> str | None:
     if key not in config:
         return None
     value = config[key]
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+    return (
+        value
+        if isinstance(value, str) and value
+        else json.dumps(value, ensure_ascii=False, default=str)
+    )
 
 
 def _training_metric_blocks(runs: Sequence[RunRecord]) -> list[Block]:
-    measures = sorted(_unique_items(run.list_measures() for run in runs), key=lambda measure: measure[0] == "final")
-    rows: list[list[Cell]] = [["train loss, last", *(_format_point(_last_point(run.curve("train", "loss"))) for run in runs)]]
+    measures = sorted(
+        _unique_items(run.list_measures() for run in runs),
+        key=lambda measure: measure[0] == "final",
+    )
+    rows: list[list[Cell]] = [
+        [
+            "train loss, last",
+            *(_format_point(_last_point(run.curve("train", "loss"))) for run in runs),
+        ]
+    ]
     for kind in _unique_items([[kind for kind, _ in measures]]):
         rows.append([f"{kind}, measured on", *(run.describe_eval_data(kind) for run in runs)])
         for key in (key for of, key in measures if of == kind):
@@ -96,9 +154,11 @@ def _training_metric_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     non_empty_rows = [row for row in rows if any(cell is not None for cell in row[1:])]
     return [
         Heading(2, "Figures while training"),
-        Paragraph("Measured while each run was trained, by its own command above, on what the rows say: validation again and "
-                  "again, final once, at the end, where that is more. Loss is in nats per token. Each figure with its step; "
-                  "best is each measure's own: the lowest loss, perplexity, bits and repetition, the highest of the others."),
+        Paragraph(
+            "Measured while each run was trained, by its own command above, on what the rows say: validation again and "
+            "again, final once, at the end, where that is more. Loss is in nats per token. Each figure with its step; "
+            "best is each measure's own: the lowest loss, perplexity, bits and repetition, the highest of the others."
+        ),
         Table(_header("measure", runs), non_empty_rows) if non_empty_rows else Paragraph(MISSING),
     ]
 
@@ -108,17 +168,33 @@ def _measure_rows(runs: Sequence[RunRecord], kind: str, key: str) -> list[list[C
     name, curves = _measure_label(kind, key), [run.curve(kind, key) for run in runs]
     if all(run.is_count(kind, key) for run in runs):
         return [[name, *(_format_count(_last_point(curve)) for curve in curves)]]
-    last: list[Cell] = [name if kind == "final" else f"{name}, last", *(_format_point(_last_point(curve)) for curve in curves)]
-    return [last] if kind == "final" else [last, [f"{name}, best", *(_format_point(run.best_point(kind, key)) for run in runs)]]
+    last: list[Cell] = [
+        name if kind == "final" else f"{name}, last",
+        *(_format_point(_last_point(curve)) for curve in curves),
+    ]
+    return (
+        [last]
+        if kind == "final"
+        else [last, [f"{name}, best", *(_format_point(run.best_point(kind, key)) for run in runs)]]
+    )
 
 
 def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
-    measures = _unique_items([[("train", "loss"), ("validation", "loss")], *(run.list_measures() for run in runs)])
-    blocks: list[Block] = [Heading(2, "Curves"), Paragraph("Numbers in the pictures are those of the runs above.")]
+    measures = _unique_items(
+        [[("train", "loss"), ("validation", "loss")], *(run.list_measures() for run in runs)]
+    )
+    blocks: list[Block] = [
+        Heading(2, "Curves"),
+        Paragraph("Numbers in the pictures are those of the runs above."),
+    ]
     count = 0
     for kind, key in measures:
         # One point is no curve; perplexity is the loss again, on another scale; a count is no score.
-        if kind == "final" or key == "perplexity" or (all(run.is_count(kind, key) for run in runs) and key != "loss"):
+        if (
+            kind == "final"
+            or key == "perplexity"
+            or (all(run.is_count(kind, key) for run in runs) and key != "loss")
+        ):
             continue
         name = _measure_label(kind, key)
         blocks.append(Heading(3, name))
@@ -137,10 +213,16 @@ def _result_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     blocks: list[Block] = [Heading(2, "Results")]
     names = sorted(_unique_items(run.results for run in runs))
     if not names:
-        blocks.append(Paragraph(f"{MISSING} (no run has results/*.json; evaluation commands write them with --json)"))
+        blocks.append(
+            Paragraph(
+                f"{MISSING} (no run has results/*.json; evaluation commands write them with --json)"
+            )
+        )
     for name in names:
         results = [run.results.get(name, {}) for run in runs]
-        rows: list[list[Cell]] = [["command", *(_code_cell(result.get("made.command")) for result in results)]]
+        rows: list[list[Cell]] = [
+            ["command", *(_code_cell(result.get("made.command")) for result in results)]
+        ]
         rows.append(["commit", *(format_value(result.get("made.commit")) for result in results)])
         for key in _unique_items(results):
             cells = [_clip_text(format_value(result.get(key))) for result in results]
@@ -154,7 +236,13 @@ def _sample_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     samples = [run.newest_samples() for run in runs]
     prompts = _unique_items(samples)
     rows: list[list[Cell]] = [
-        [prompt or "(nothing)", *(f"{of[prompt][1]}\n(step {of[prompt][0]:,})" if prompt in of else None for of in samples)]
+        [
+            prompt or "(nothing)",
+            *(
+                f"{of[prompt][1]}\n(step {of[prompt][0]:,})" if prompt in of else None
+                for of in samples
+            ),
+        ]
         for prompt in prompts
     ]
     body = Table(_header("prompt", runs), rows) if rows else Paragraph(MISSING)
@@ -187,7 +275,11 @@ def _code_cell(text: Any) -> CodeText | None:
 
 
 def _clip_text(text: str | None) -> str | None:
-    return text if text is None or len(text) <= MAX_CELL_CHARACTERS else text[:MAX_CELL_CHARACTERS] + "…"
+    return (
+        text
+        if text is None or len(text) <= MAX_CELL_CHARACTERS
+        else text[:MAX_CELL_CHARACTERS] + "…"
+    )
 
 
 if __name__ == "__main__":

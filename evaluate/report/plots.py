@@ -27,9 +27,17 @@ def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> by
             if curve:
                 steps = [step for step, _ in curve]
                 values = [value if math.isfinite(value) else math.nan for _, value in curve]
-                axes.plot(steps, values, color=f"C{index % 10}", linestyle=LINE_STYLES[index // 10 % len(LINE_STYLES)], linewidth=1.3,
-                          marker="o" if len(curve) <= MAX_MARKED_POINTS else "", markersize=3, label=f"run {index + 1}",
-                          gid=f"run-{index + 1}")
+                axes.plot(
+                    steps,
+                    values,
+                    color=f"C{index % 10}",
+                    linestyle=LINE_STYLES[index // 10 % len(LINE_STYLES)],
+                    linewidth=1.3,
+                    marker="o" if len(curve) <= MAX_MARKED_POINTS else "",
+                    markersize=3,
+                    label=f"run {index + 1}",
+                    gid=f"run-{index + 1}",
+                )
         axes.set_xlabel("step")
         axes.set_ylabel(label, parse_math=False)
         axes.grid(alpha=0.3)

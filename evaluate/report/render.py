@@ -75,8 +75,10 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """The page as one HTML file that needs no other: pictures are inside as data URIs."""
     body = "\n".join(_block_to_html(block) for block in blocks)
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escape_html(title)}</title>\n'
-            f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escape_html(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def _block_to_markdown(block: Block) -> str:
@@ -117,13 +119,21 @@ def _block_to_html(block: Block) -> str:
         case Table():
             head = "".join(f"<th>{_escape_html(text)}</th>" for text in block.header)
             rows = "\n".join(_row_to_html(row) for row in block.rows)
-            return (f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
-                    f"<tbody>\n{rows}\n</tbody>\n</table></div>")
+            return (
+                f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
+                f"<tbody>\n{rows}\n</tbody>\n</table></div>"
+            )
 
 
 def _row_to_html(row: Sequence[Cell]) -> str:
-    name, *cells = (MISSING if cell is None else
-                    f"<code>{_escape_html(cell)}</code>" if isinstance(cell, CodeText) else _escape_html(cell) for cell in row)
+    name, *cells = (
+        MISSING
+        if cell is None
+        else f"<code>{_escape_html(cell)}</code>"
+        if isinstance(cell, CodeText)
+        else _escape_html(cell)
+        for cell in row
+    )
     return f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

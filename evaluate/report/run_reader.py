@@ -12,8 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json
-from common.metrics_file import METRICS_FILE
-from common.metrics_file import UNSCORED_KINDS, read_metrics
+from common.metrics_file import METRICS_FILE, UNSCORED_KINDS, read_metrics
 from common.options import load_yaml
 from model.config import LlamaConfig
 
@@ -49,27 +48,50 @@ class RunRecord:
     def overview(self) -> dict[str, str | None]:
         """What the run is: command, commit, data, tokenizer, base, parameters, steps, device, seed; None is unknown."""
         return {
-            "command": _to_text(self.run_info.get("made.command")), "commit": _to_text(self.run_info.get("made.commit")),
-            "data": self._describe_data(), "tokenizer": self._describe_tokenizer(), "base": self._describe_base(),
-            "parameters": self._describe_parameters(), "steps": self._describe_steps(), "device": _to_text(self.run_info.get("made.device")),
+            "command": _to_text(self.run_info.get("made.command")),
+            "commit": _to_text(self.run_info.get("made.commit")),
+            "data": self._describe_data(),
+            "tokenizer": self._describe_tokenizer(),
+            "base": self._describe_base(),
+            "parameters": self._describe_parameters(),
+            "steps": self._describe_steps(),
+            "device": _to_text(self.run_info.get("made.device")),
             "seed": _to_text(self.config.get("seed")),
-            "steps skipped": format_value(sum(record["kind"] == "skipped" for record in self.records)) if self.records else None,
+            "steps skipped": format_value(
+                sum(record["kind"] == "skipped" for record in self.records)
+            )
+            if self.records
+            else None,
         }
 
     def _describe_data(self) -> str | None:
         set_fingerprints = self.run_info.get("fingerprints.data")
-        short_fingerprints = [str(each["set"])[:FINGERPRINT_DIGITS] for each in set_fingerprints if isinstance(each, dict) and "set" in each] \
-            if isinstance(set_fingerprints, list) else []
+        short_fingerprints = (
+            [
+                str(each["set"])[:FINGERPRINT_DIGITS]
+                for each in set_fingerprints
+                if isinstance(each, dict) and "set" in each
+            ]
+            if isinstance(set_fingerprints, list)
+            else []
+        )
         return _join_parts(_to_text(self.config.get("data")), *short_fingerprints)
 
     def _describe_tokenizer(self) -> str | None:
         size = self.model_config.get("vocab_size")
-        return _join_parts(_to_text(self.config.get("tokenizer")), f"{size:,} pieces" if isinstance(size, int) else None,
-                       self._short_fingerprint("tokenizer"))
+        return _join_parts(
+            _to_text(self.config.get("tokenizer")),
+            f"{size:,} pieces" if isinstance(size, int) else None,
+            self._short_fingerprint("tokenizer"),
+        )
 
     def _describe_base(self) -> str | None:
         base_option = _to_text(self.config.get("base"))
-        return base_option if base_option in (None, "none") else _join_parts(base_option, self._short_fingerprint("base"))
+        return (
+            base_option
+            if base_option in (None, "none")
+            else _join_parts(base_option, self._short_fingerprint("base"))
+        )
 
     def _short_fingerprint(self, name: str) -> str | None:
         value = self.run_info.get(f"fingerprints.{name}")
@@ -77,16 +99,28 @@ class RunRecord:
 
     def _describe_parameters(self) -> str | None:
         # With a base, the shape is the base's, whatever the options say.
-        preset = self.config.get("model.preset") if self.config.get("base") in (None, "none") else None
-        count = LlamaConfig.from_hf(self.model_config, self.name).num_parameters if self.model_config else None
+        preset = (
+            self.config.get("model.preset") if self.config.get("base") in (None, "none") else None
+        )
+        count = (
+            LlamaConfig.from_hf(self.model_config, self.name).num_parameters
+            if self.model_config
+            else None
+        )
         return _join_parts(None if count is None else f"{count:,}", _to_text(preset))
 
     def _describe_steps(self) -> str | None:
         last = max((record["step"] for record in self.records), default=None)
         horizon, epochs = self.config.get("max_steps"), self.config.get("epochs")
-        planned = f"of {format_value(horizon)}" if horizon else f"of {epochs} epochs" if epochs else None
+        planned = (
+            f"of {format_value(horizon)}" if horizon else f"of {epochs} epochs" if epochs else None
+        )
         reached = " ".join(part for part in (format_value(last), planned) if part)
-        tokens = [record["tokens"] for record in self.records if record["kind"] == "train" and "tokens" in record]
+        tokens = [
+            record["tokens"]
+            for record in self.records
+            if record["kind"] == "train" and "tokens" in record
+        ]
         return _join_parts(reached, f"{format_value(tokens[-1])} tokens" if tokens else None)
 
     def list_measures(self) -> list[tuple[str, str]]:
@@ -94,13 +128,22 @@ class RunRecord:
 
         Where several sets are scored at one step, the kind of a record is its own with the set's name.
         """
-        kind_keys = [(_record_kind(record), key) for record in self.records if record["kind"] not in UNSCORED_KINDS
-                 for key, value in _record_values(record) if parse_number(value) is not None]
+        kind_keys = [
+            (_record_kind(record), key)
+            for record in self.records
+            if record["kind"] not in UNSCORED_KINDS
+            for key, value in _record_values(record)
+            if parse_number(value) is not None
+        ]
         return list(dict.fromkeys(kind_keys))
 
     def curve(self, kind: str, key: str) -> list[Point]:
         """The (step, value) of every record of a kind that has the key; values may be NaN or infinite."""
-        points = ((record["step"], parse_number(record.get(key))) for record in self.records if _record_kind(record) == kind)
+        points = (
+            (record["step"], parse_number(record.get(key)))
+            for record in self.records
+            if _record_kind(record) == kind
+        )
         return [(step, float(value)) for step, value in points if value is not None]
 
     def describe_eval_data(self, kind: str) -> str | None:
@@ -110,8 +153,11 @@ class RunRecord:
             return None
         if base_kind in ("rouge", "answers"):
             return f"greedy answers to the first {format_value(self.config.get('evaluation.examples'))} records of the dev split"
-        data_label, key, unit = ("answers of the dev split", "scored", "examples of each set") if is_fine_tuned else \
-            ("held-out text", "tokens", "tokens")
+        data_label, key, unit = (
+            ("answers of the dev split", "scored", "examples of each set")
+            if is_fine_tuned
+            else ("held-out text", "tokens", "tokens")
+        )
         limit = format_value(self.config.get(f"evaluation.{key}"))
         if base_kind == "validation" and limit:
             return f"{data_label}: the first {limit} {unit} at most"
@@ -119,7 +165,11 @@ class RunRecord:
 
     def is_count(self, kind: str, key: str) -> bool:
         """Whether a measure is a count (all its values whole numbers) and no score."""
-        return all(isinstance(record[key], int) for record in self.records if _record_kind(record) == kind and key in record)
+        return all(
+            isinstance(record[key], int)
+            for record in self.records
+            if _record_kind(record) == kind and key in record
+        )
 
     def best_point(self, kind: str, key: str) -> Point | None:
         """The first best finite point of a curve; lower or higher is better by the measure's name."""
@@ -129,21 +179,36 @@ class RunRecord:
 
     def newest_samples(self) -> dict[str, tuple[int, str]]:
         """For each prompt its newest sample: the step, and the text."""
-        return {str(record.get("prompt", "")): (record["step"], str(record.get("text", "")))
-                for record in self.records if record["kind"] == "sample"}
+        return {
+            str(record.get("prompt", "")): (record["step"], str(record.get("text", "")))
+            for record in self.records
+            if record["kind"] == "sample"
+        }
 
 
 def read_run(folder: Path) -> RunRecord:
     """Read a run's folder. UserError if it is none, or if a file in it is damaged."""
     if not any((folder / name).is_file() for name in (RUN_FILE, CONFIG_FILE, METRICS_FILE)):
-        state = "is no run: it has no run.json, config.yaml or metrics.jsonl" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {state}; name folders that training made, such as runs/pretrain-sample")
+        state = (
+            "is no run: it has no run.json, config.yaml or metrics.jsonl"
+            if folder.is_dir()
+            else "does not exist"
+        )
+        raise UserError(
+            f"{folder} {state}; name folders that training made, such as runs/pretrain-sample"
+        )
     config, run_file = folder / CONFIG_FILE, folder / RUN_FILE
     run_info = _read_json_object(run_file) if run_file.is_file() else {}
     return RunRecord(
-        name=str(folder), config=flatten(load_yaml(config, "")) if config.is_file() else {},
-        run_info=flatten(run_info), model_config=_load_model_config(folder, run_info), records=read_metrics(folder),
-        results={path.stem: flatten(_read_json_object(path)) for path in sorted((folder / RESULTS_DIR).glob("*.json"))},
+        name=str(folder),
+        config=flatten(load_yaml(config, "")) if config.is_file() else {},
+        run_info=flatten(run_info),
+        model_config=_load_model_config(folder, run_info),
+        records=read_metrics(folder),
+        results={
+            path.stem: flatten(_read_json_object(path))
+            for path in sorted((folder / RESULTS_DIR).glob("*.json"))
+        },
     )
 
 
@@ -151,13 +216,21 @@ def _load_model_config(folder: Path, run_info: dict[str, Any]) -> dict[str, Any]
     fingerprints = run_info.get("fingerprints")
     shape = fingerprints.get("model") if isinstance(fingerprints, dict) else None
     checkpoints = sorted(folder.glob("checkpoints/step-*/config.json"))
-    return shape if isinstance(shape, dict) else _read_json_object(checkpoints[-1]) if checkpoints else {}
+    return (
+        shape
+        if isinstance(shape, dict)
+        else _read_json_object(checkpoints[-1])
+        if checkpoints
+        else {}
+    )
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected an object of figures, found {type(value).__name__}; move it out of the run")
+        raise UserError(
+            f"{path}: expected an object of figures, found {type(value).__name__}; move it out of the run"
+        )
     return value
 
 
@@ -186,17 +259,30 @@ def format_value(value: Any) -> str | None:
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)
-        return f"{value:,.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:,.4g}" if abs(value) < 1 \
+        return (
+            f"{value:,.4f}"
+            if 0.001 <= abs(value) < 1000 or value == 0
+            else f"{value:,.4g}"
+            if abs(value) < 1
             else f"{value:,.1f}"
+        )
     if isinstance(value, dict) and value.keys() == INTERVAL_KEYS:
         return f"{format_value(value['mean'])} ({format_value(value['low'])} – {format_value(value['high'])})"
-    if isinstance(value, list) and 0 < len(value) <= MAX_LIST_LENGTH and all(parse_number(item) is not None for item in value):
+    if (
+        isinstance(value, list)
+        and 0 < len(value) <= MAX_LIST_LENGTH
+        and all(parse_number(item) is not None for item in value)
+    ):
         return f"[{', '.join(str(format_value(item)) for item in value)}]"
     return value if isinstance(value, str) else None
 
 
 def _record_kind(record: dict[str, Any]) -> str:
-    return f"{record['kind']} {record['set']}" if isinstance(record.get("set"), str) else str(record["kind"])
+    return (
+        f"{record['kind']} {record['set']}"
+        if isinstance(record.get("set"), str)
+        else str(record["kind"])
+    )
 
 
 def _record_values(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:

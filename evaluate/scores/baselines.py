@@ -26,9 +26,15 @@ def first_sentence(article: str, title: str) -> str:
 
 def oracle_sentence(article: str, title: str) -> str:
     """The sentence most like the title (ROUGE-1 F on characters): it looks at the title, so no extract of one does better."""
-    return max(split_sentences(article), key=lambda sentence: compute_rouge(sentence, title)["1"].f, default="")
+    return max(
+        split_sentences(article),
+        key=lambda sentence: compute_rouge(sentence, title)["1"].f,
+        default="",
+    )
 
 
 BASELINES: dict[str, Callable[[str, str], str]] = {
-    "first20": first_20_characters, "first_sentence": first_sentence, "best_sentence": oracle_sentence,
+    "first20": first_20_characters,
+    "first_sentence": first_sentence,
+    "best_sentence": oracle_sentence,
 }

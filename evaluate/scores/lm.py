@@ -15,8 +15,7 @@ from torch import Tensor
 
 from data.batching.collate import collate
 from data.batching.examples import Examples
-from data.batching.packed_rows import PACKING_WINDOW
-from data.batching.packed_rows import pack_best_fit
+from data.batching.packed_rows import PACKING_WINDOW, pack_best_fit
 from model.llama import Llama
 from model.loss import score_tokens
 
@@ -35,7 +34,9 @@ class LMScore:
     num_characters: int
 
     def __add__(self, other: "LMScore") -> "LMScore":
-        return LMScore(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return LMScore(
+            *(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True))
+        )
 
     def compute_metrics(self) -> dict[str, float]:
         """loss (nats a token), perplexity, accuracy, bits_per_character, and the tokens they are means over."""
@@ -56,11 +57,21 @@ def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) 
     flat = targets.flatten()
     is_scored = flat >= 0
     losses, hits = score_tokens(hidden[is_scored], model.lm_head.weight, flat[is_scored])
-    return LMScore(float(losses.double().sum()), int(is_scored.sum()), int(hits.sum()), int(characters[flat[is_scored]].sum()))
+    return LMScore(
+        float(losses.double().sum()),
+        int(is_scored.sum()),
+        int(hits.sum()),
+        int(characters[flat[is_scored]].sum()),
+    )
 
 
 def score_stream(
-    model: Llama, stream: np.ndarray, characters_per_id: np.ndarray, *, window: int = WINDOW_TOKENS, rows: int = 16,
+    model: Llama,
+    stream: np.ndarray,
+    characters_per_id: np.ndarray,
+    *,
+    window: int = WINDOW_TOKENS,
+    rows: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
     """Score a stream of ids, int64[N], N > 1, in windows. `on_progress` gets the number of tokens just scored."""
@@ -76,8 +87,10 @@ def score_stream(
         targets = np.full(count * length, -1, np.int64)
         ids[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
         block_score = score_batch(
-            model, torch.from_numpy(ids.reshape(count, length)).to(device),
-            torch.from_numpy(targets.reshape(count, length)).to(device), characters,
+            model,
+            torch.from_numpy(ids.reshape(count, length)).to(device),
+            torch.from_numpy(targets.reshape(count, length)).to(device),
+            characters,
         )
         total += block_score
         if on_progress:
@@ -87,7 +100,13 @@ def score_stream(
 
 @torch.no_grad()
 def score_examples(
-    model: Llama, examples: Examples, row_length: int, characters_per_id: np.ndarray, *, rows: int = 8, limit: int | None = None,
+    model: Llama,
+    examples: Examples,
+    row_length: int,
+    characters_per_id: np.ndarray,
+    *,
+    rows: int = 8,
+    limit: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
     """Score the answers of examples packed into rows of `row_length` positions, each seeing only its own conversation.
@@ -104,12 +123,21 @@ def score_examples(
         window_indices = fitting_indices[start : start + PACKING_WINDOW]
         packed_rows = pack_best_fit(lengths[window_indices], row_length)
         for at in range(0, len(packed_rows), rows):
-            row_examples = [[examples.example(int(window_indices[index]), 0) for index in row] for row in packed_rows[at : at + rows]]
+            row_examples = [
+                [examples.example(int(window_indices[index]), 0) for index in row]
+                for row in packed_rows[at : at + rows]
+            ]
             batch = collate(row_examples, row_length).to(device)
-            hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None).flatten(0, 1)[batch.loss_indices]
+            hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None).flatten(
+                0, 1
+            )[batch.loss_indices]
             losses, hits = score_tokens(hidden, model.lm_head.weight, batch.targets)
-            total += LMScore(float(losses.double().sum()), len(batch.targets), int(hits.sum()),
-                           int(characters[batch.targets].sum()))
+            total += LMScore(
+                float(losses.double().sum()),
+                len(batch.targets),
+                int(hits.sum()),
+                int(characters[batch.targets].sum()),
+            )
             if on_progress:
                 on_progress(sum(map(len, row_examples)))
     return total

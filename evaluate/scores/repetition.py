@@ -33,9 +33,15 @@ def measure_repetition(answers: Sequence[str]) -> Repetition:
     texts = ["".join(answer.split()) for answer in answers]
     ngrams_by_text = [_ngrams(text, REPEATED_NGRAM_SIZE) for text in texts]
     return Repetition(
-        repeated_4grams=_ratio(sum(len(grams) - len(set(grams)) for grams in ngrams_by_text), sum(map(len, ngrams_by_text))),
-        distinct_1=_distinct_ratio(texts, 1), distinct_2=_distinct_ratio(texts, 2), loops=_ratio(sum(map(is_looping, texts)), len(texts)),
-        empty=_ratio(sum(not text for text in texts), len(texts)), characters=_ratio(sum(map(len, texts)), len(texts)),
+        repeated_4grams=_ratio(
+            sum(len(grams) - len(set(grams)) for grams in ngrams_by_text),
+            sum(map(len, ngrams_by_text)),
+        ),
+        distinct_1=_distinct_ratio(texts, 1),
+        distinct_2=_distinct_ratio(texts, 2),
+        loops=_ratio(sum(map(is_looping, texts)), len(texts)),
+        empty=_ratio(sum(not text for text in texts), len(texts)),
+        characters=_ratio(sum(map(len, texts)), len(texts)),
     )
 
 

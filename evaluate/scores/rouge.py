@@ -44,7 +44,10 @@ def split_words(text: str) -> list[str]:
     return [word for word in _jieba_segmenter().cut(text.lower()) if not word.isspace()]
 
 
-UNIT_SPLITTERS: dict[str, UnitSplitter] = {"characters": split_characters, "jieba words": split_words}
+UNIT_SPLITTERS: dict[str, UnitSplitter] = {
+    "characters": split_characters,
+    "jieba words": split_words,
+}
 
 
 def _import_without_warnings(name: str) -> Any:
@@ -66,24 +69,36 @@ def _jieba_segmenter() -> Any:
     return segmenter
 
 
-def compute_rouge(prediction: str, reference: str, split_units: UnitSplitter = split_characters) -> dict[str, RougeScore]:
+def compute_rouge(
+    prediction: str, reference: str, split_units: UnitSplitter = split_characters
+) -> dict[str, RougeScore]:
     """ROUGE-1, -2 and -L, keyed as in `KINDS`. All are 0 where one of the texts is empty."""
     prediction_units, reference_units = split_units(prediction), split_units(reference)
     if not prediction_units or not reference_units:
         return dict.fromkeys(ROUGE_VARIANTS, RougeScore(0.0, 0.0, 0.0))
     is_long = len(prediction_units) * len(reference_units) > _MAX_TABLE_CELLS
-    library_scores = _rouge_scorer(ROUGE_VARIANTS[:2] if is_long else ROUGE_VARIANTS).get_scores(" ".join(prediction_units), " ".join(reference_units))[0]
+    library_scores = _rouge_scorer(ROUGE_VARIANTS[:2] if is_long else ROUGE_VARIANTS).get_scores(
+        " ".join(prediction_units), " ".join(reference_units)
+    )[0]
     if is_long:
         lcs_length = _lcs_length(prediction_units, reference_units)
         precision, recall = lcs_length / len(prediction_units), lcs_length / len(reference_units)
-        library_scores["rouge-l"] = {"p": precision, "r": recall, "f": 2 * precision * recall / (precision + recall + 1e-8)}
-    return {kind: RougeScore(figures["p"], figures["r"], figures["f"])
-            for kind, figures in ((kind, library_scores[f"rouge-{kind}"]) for kind in ROUGE_VARIANTS)}
+        library_scores["rouge-l"] = {
+            "p": precision,
+            "r": recall,
+            "f": 2 * precision * recall / (precision + recall + 1e-8),
+        }
+    return {
+        kind: RougeScore(figures["p"], figures["r"], figures["f"])
+        for kind, figures in ((kind, library_scores[f"rouge-{kind}"]) for kind in ROUGE_VARIANTS)
+    }
 
 
 @functools.cache
 def _rouge_scorer(kinds: tuple[str, ...]) -> Any:
-    return _import_without_warnings("rouge_chinese").Rouge(metrics=[f"rouge-{kind}" for kind in kinds])
+    return _import_without_warnings("rouge_chinese").Rouge(
+        metrics=[f"rouge-{kind}" for kind in kinds]
+    )
 
 
 def _lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
@@ -106,5 +121,10 @@ def bootstrap_mean_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
     the same draws for every column.
     """
     generator = np.random.default_rng(seed)
-    means = np.stack([values[generator.integers(len(values), size=len(values))].mean(0) for _ in range(NUM_RESAMPLES)])
+    means = np.stack(
+        [
+            values[generator.integers(len(values), size=len(values))].mean(0)
+            for _ in range(NUM_RESAMPLES)
+        ]
+    )
     return np.stack([values.mean(0), *np.percentile(means, (2.5, 97.5), axis=0)])

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.scores.rouge import ROUGE_VARIANTS, NUM_RESAMPLES, UNIT_SPLITTERS, bootstrap_mean_interval, compute_rouge
+from evaluate.scores.rouge import (
+    NUM_RESAMPLES,
+    ROUGE_VARIANTS,
+    UNIT_SPLITTERS,
+    bootstrap_mean_interval,
+    compute_rouge,
+)
 
 STATISTICS = ("precision", "recall", "f")
-METHOD = (f"means over examples; 95 % intervals: percentile bootstrap, {NUM_RESAMPLES:,} resamples, seed 0. Characters and "
-          "words lower-cased, without whitespace; an n-gram counts once (rouge-chinese)")
+METHOD = (
+    f"means over examples; 95 % intervals: percentile bootstrap, {NUM_RESAMPLES:,} resamples, seed 0. Characters and "
+    "words lower-cased, without whitespace; an n-gram counts once (rouge-chinese)"
+)
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,17 @@ class RougeTable:
 
     @classmethod
     def from_predictions(
-        cls, predictions: Sequence[str], references: Sequence[str], on_progress: Callable[[int], object] | None = None
+        cls,
+        predictions: Sequence[str],
+        references: Sequence[str],
+        on_progress: Callable[[int], object] | None = None,
     ) -> "RougeTable":
         """Score each prediction against the reference in its place."""
         rows = []
         for prediction, reference in zip(predictions, references, strict=True):
-            figures = [compute_rouge(prediction, reference, units) for units in UNIT_SPLITTERS.values()]
+            figures = [
+                compute_rouge(prediction, reference, units) for units in UNIT_SPLITTERS.values()
+            ]
             rows.append([[astuple(each[kind]) for kind in ROUGE_VARIANTS] for each in figures])
             if on_progress:
                 on_progress(1)
@@ -44,7 +57,10 @@ class RougeTable:
     def summarize_scores(self) -> dict[str, Any]:
         """Each figure's mean and the ends of its interval, by name."""
         means_and_intervals = bootstrap_mean_interval(self.scores)
-        return _scores_by_name(np.moveaxis(means_and_intervals, 0, -1), lambda ends: dict(zip(("mean", "low", "high"), ends.tolist(), strict=True)))
+        return _scores_by_name(
+            np.moveaxis(means_and_intervals, 0, -1),
+            lambda ends: dict(zip(("mean", "low", "high"), ends.tolist(), strict=True)),
+        )
 
     def format_lines(self) -> list[str]:
         """A table to print."""
@@ -52,7 +68,9 @@ class RougeTable:
         for units, kinds in self.summarize_scores().items():
             for kind, parts in kinds.items():
                 means = "".join(f"{parts[part]['mean']:11.4f}" for part in STATISTICS)
-                lines.append(f"{units:13}{kind.upper():9}{means}   {parts['f']['low']:.4f} – {parts['f']['high']:.4f}")
+                lines.append(
+                    f"{units:13}{kind.upper():9}{means}   {parts['f']['low']:.4f} – {parts['f']['high']:.4f}"
+                )
         return lines
 
 
@@ -60,7 +78,8 @@ def _scores_by_name(values: np.ndarray, convert: Callable[[Any], Any]) -> dict[s
     """values[units, kinds, parts, …] → {units: {rouge-kind: {part: converted}}}."""
     return {
         units: {
-            f"rouge-{kind}": {part: convert(values[u, k, p]) for p, part in enumerate(STATISTICS)} for k, kind in enumerate(ROUGE_VARIANTS)
+            f"rouge-{kind}": {part: convert(values[u, k, p]) for p, part in enumerate(STATISTICS)}
+            for k, kind in enumerate(ROUGE_VARIANTS)
         }
         for u, units in enumerate(UNIT_SPLITTERS)
     }

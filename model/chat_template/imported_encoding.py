@@ -15,13 +15,21 @@ from model.tokenizer.base import SPECIAL_TOKEN_MARK, Span, encode_utf8
 
 Offsets = list[tuple[int, int]]
 # What says that parts of pre-tokenizers put no space before a text.
-_NO_PREFIX_SPACE: dict[str, dict[str, Any]] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+_NO_PREFIX_SPACE: dict[str, dict[str, Any]] = {
+    "Metaspace": {"prepend_scheme": "never"},
+    "ByteLevel": {"add_prefix_space": False},
+}
 
 
 class ConversationEncoder:
     """The tokenizer of a `tokenizer.json` for texts in which special tokens have MARK before them."""
 
-    def __init__(self, definition: Mapping[str, Any], special_tokens: Mapping[str, int], added_tokens: Mapping[int, Any]) -> None:
+    def __init__(
+        self,
+        definition: Mapping[str, Any],
+        special_tokens: Mapping[str, int],
+        added_tokens: Mapping[int, Any],
+    ) -> None:
         """`added_tokens` are the library's own facts of added tokens, by id: which of `special_tokens` take white space with them."""
         import tokenizers
 
@@ -29,28 +37,55 @@ class ConversationEncoder:
         self._backend = build_backend({**definition, "post_processor": None})
         # Tokens that are special would be text like those whose names they are.
         # (Not whether they must be words of their own: beside a letter a template's would be text.)
-        flags = ({key: getattr(added_tokens[index], key) for key in ("lstrip", "rstrip")} if index in added_tokens else {}
-                 for index in special_tokens.values())
-        self._backend.add_tokens([tokenizers.AddedToken(SPECIAL_TOKEN_MARK + text, normalized=False, special=False, **each)
-                               for text, each in zip(special_tokens, flags, strict=True)])
-        self._special_id_by_marked_id = {self._backend.token_to_id(SPECIAL_TOKEN_MARK + text): index for text, index in special_tokens.items()}
-        self._marked_text_by_id = {index: SPECIAL_TOKEN_MARK + text for text, index in special_tokens.items()}
+        flags = (
+            {key: getattr(added_tokens[index], key) for key in ("lstrip", "rstrip")}
+            if index in added_tokens
+            else {}
+            for index in special_tokens.values()
+        )
+        self._backend.add_tokens(
+            [
+                tokenizers.AddedToken(
+                    SPECIAL_TOKEN_MARK + text, normalized=False, special=False, **each
+                )
+                for text, each in zip(special_tokens, flags, strict=True)
+            ]
+        )
+        self._special_id_by_marked_id = {
+            self._backend.token_to_id(SPECIAL_TOKEN_MARK + text): index
+            for text, index in special_tokens.items()
+        }
+        self._marked_text_by_id = {
+            index: SPECIAL_TOKEN_MARK + text for text, index in special_tokens.items()
+        }
 
-    def encode(self, texts: Sequence[str], num_threads: int | None) -> list[tuple[list[int], Offsets]]:
+    def encode(
+        self, texts: Sequence[str], num_threads: int | None
+    ) -> list[tuple[list[int], Offsets]]:
         """The ids of each text, and where in it each of them comes from (characters)."""
-        return [([self._special_id_by_marked_id.get(index, index) for index in each.ids], each.offsets)
-                for each in encode_texts(self._backend, texts, num_threads)]
+        return [
+            ([self._special_id_by_marked_id.get(index, index) for index in each.ids], each.offsets)
+            for each in encode_texts(self._backend, texts, num_threads)
+        ]
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[str]], bos_ids: Sequence[int], eos_id: int, num_threads: int | None
+        self,
+        conversations: Sequence[Sequence[str]],
+        bos_ids: Sequence[int],
+        eos_id: int,
+        num_threads: int | None,
     ) -> list[tuple[list[int], list[Span]]]:
         """See `Tokenizer.encode_conversations`; `eos_id` is the id behind each answer."""
         rendered = [self._render(texts, bos_ids, eos_id) for texts in conversations]
         made = self.encode([text for text, _ in rendered], num_threads)
-        return [(ids, [self._id_span(ids, offsets, place) for place in places])
-                for (ids, offsets), (_, places) in zip(made, rendered, strict=True)]
+        return [
+            (ids, [self._id_span(ids, offsets, place) for place in places])
+            for (ids, offsets), (_, places) in zip(made, rendered, strict=True)
+        ]
 
-    def _render(self, texts: Sequence[str], bos_ids: Sequence[int], eos_id: int) -> tuple[str, list[Span]]:
+    def _render(
+        self, texts: Sequence[str], bos_ids: Sequence[int], eos_id: int
+    ) -> tuple[str, list[Span]]:
         """A conversation as one text, and where in it each answer stands with its end (characters)."""
         segments = ["".join(self._marked_text_by_id[index] for index in bos_ids)]
         length, answer_ranges = len(segments[0]), []
@@ -83,7 +118,13 @@ def build_backend(definition: Mapping[str, Any]) -> Any:
 
 def without_prefix_space(definition: Mapping[str, Any]) -> dict[str, Any]:
     """A `tokenizer.json` without the space that it puts before a text."""
-    return {**definition, **{key: _component_without_prefix_space(definition[key]) for key in ("normalizer", "pre_tokenizer")}}
+    return {
+        **definition,
+        **{
+            key: _component_without_prefix_space(definition[key])
+            for key in ("normalizer", "pre_tokenizer")
+        },
+    }
 
 
 def encode_texts(backend_tokenizer: Any, texts: Sequence[str], num_threads: int | None) -> Any:
@@ -101,5 +142,10 @@ def _component_without_prefix_space(component: dict[str, Any] | None) -> dict[st
         return None
     if component["type"] == "Sequence":
         inner = "normalizers" if "normalizers" in component else "pretokenizers"
-        return {**component, inner: [kept for each in component[inner] if (kept := _component_without_prefix_space(each))]}
+        return {
+            **component,
+            inner: [
+                kept for each in component[inner] if (kept := _component_without_prefix_space(each))
+            ],
+        }
     return {**component, **_NO_PREFIX_SPACE.get(component["type"], {})}

@@ -27,16 +27,27 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
     def render(said: list[tuple[str, str]]) -> tuple[str | None, str]:
         messages = [{"role": role, "content": text} for role, text in said]
-        values: dict[str, Any] = {"messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
+        values: dict[str, Any] = {
+            "messages": messages,
+            "add_generation_prompt": True,
+            "tools": None,
+            "documents": None,
+        }
         try:
             text = environment.from_string(request["source"]).render(**values, **request["known"])
-            return (text, "") if len(text) < MAX_PROMPT_CHARACTERS else (None, "it makes a short conversation very long")
+            return (
+                (text, "")
+                if len(text) < MAX_PROMPT_CHARACTERS
+                else (None, "it makes a short conversation very long")
+            )
         except Exception as error:  # whatever a stranger's program may raise
             return None, f"{type(error).__name__}: {str(error)[:300]}"
 

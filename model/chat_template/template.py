@@ -28,20 +28,30 @@ class Template:
     human: str = "人类："
     assistant: str = "助手："
     separator: str = "\n\n"
-    lead_ins: bool = False  # whether a summary may begin with one of data.batching.summary_prompts.LEAD_INS
+    lead_ins: bool = (
+        False  # whether a summary may begin with one of data.batching.summary_prompts.LEAD_INS
+    )
 
     def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
         """What precedes a question: the reference if there is one, and the human's name."""
         if not is_first:
             return self.separator + self.human
-        return (self.reference + self.sanitize(reference) + self.separator if reference else "") + self.human
+        return (
+            self.reference + self.sanitize(reference) + self.separator if reference else ""
+        ) + self.human
 
     @property
     def assistant_prefix(self) -> str:
         """What stands between a question and its answer."""
         return self.separator + self.assistant
 
-    def encode_prompt(self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], question: str, reference: str = "") -> list[int]:
+    def encode_prompt(
+        self,
+        tokenizer: Tokenizer,
+        turns: Sequence[tuple[str, str]],
+        question: str,
+        reference: str = "",
+    ) -> list[int]:
         """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
         texts = self.segments([*turns, (question, "")], reference)[:-1]
         return self.encode_batch(tokenizer, [texts])[0][0]
@@ -53,7 +63,10 @@ class Template:
         return self.encode_batch(tokenizer, [self.segments(turns, reference)])[0]
 
     def encode_batch(
-        self, tokenizer: Tokenizer, conversations: Sequence[Sequence[str]], num_threads: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        conversations: Sequence[Sequence[str]],
+        num_threads: int | None = None,
     ) -> list[tuple[list[int], list[Span]]]:
         """What `encode` gives of each of several conversations, given as their `texts` (`Tokenizer.encode_conversations`)."""
         return tokenizer.encode_conversations(conversations, self.bos_ids(tokenizer), num_threads)
@@ -61,9 +74,14 @@ class Template:
     def segments(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
         """The texts of a conversation: what precedes an answer, and the answer, in turns."""
         return [
-            text for index, (question, answer) in enumerate(turns)
-            for text in (self.user_prefix(reference, is_first=index == 0) + self.sanitize(question) + self.assistant_prefix,
-                         self.render_answer(answer))
+            text
+            for index, (question, answer) in enumerate(turns)
+            for text in (
+                self.user_prefix(reference, is_first=index == 0)
+                + self.sanitize(question)
+                + self.assistant_prefix,
+                self.render_answer(answer),
+            )
         ]
 
     def sanitize(self, text: str) -> str:
@@ -138,15 +156,21 @@ def parse_template(fields: Any, path: Path) -> Template:
     """
     template_class = ImportedTemplate if isinstance(fields, dict) and "bare" in fields else Template
     expected = asdict(template_class())
-    if not isinstance(fields, dict) or {k: type(v) for k, v in fields.items()} != {k: type(v) for k, v in expected.items()}:
+    if not isinstance(fields, dict) or {k: type(v) for k, v in fields.items()} != {
+        k: type(v) for k, v in expected.items()
+    }:
         raise UserError(f"{path} is not a template: expected {', '.join(expected)}")
     try:
         "".join(word for word in fields.values() if isinstance(word, str)).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path} is not a template: it holds half a character (a lone surrogate)") from None
+        raise UserError(
+            f"{path} is not a template: it holds half a character (a lone surrogate)"
+        ) from None
     return template_class(**fields)
 
 
 def template_for_tokenizer(tokenizer: Tokenizer) -> Template:
     """The template that conversations are encoded with for models of this tokenizer."""
-    return ImportedTemplate(**tokenizer.template_fields) if tokenizer.template_fields else Template()
+    return (
+        ImportedTemplate(**tokenizer.template_fields) if tokenizer.template_fields else Template()
+    )

@@ -37,6 +37,11 @@ _JINJA_FORMAT = """\
 def build_jinja_template(template: Template) -> str:
     """The Jinja source that renders what `template` encodes; `add_generation_prompt` ends it with `助手：`."""
     # A JSON string is a Jinja string.
-    words = {"guard": SPECIAL_TOKEN_MARK, "reference": template.reference, "separator": template.separator, "human": template.human,
-             "closing": template.assistant_prefix}
+    words = {
+        "guard": SPECIAL_TOKEN_MARK,
+        "reference": template.reference,
+        "separator": template.separator,
+        "human": template.human,
+        "closing": template.assistant_prefix,
+    }
     return _JINJA_FORMAT.format(**{name: json.dumps(word) for name, word in words.items()})

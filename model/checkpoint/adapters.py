@@ -24,9 +24,15 @@ from model.lora import adapter_tensors
 if TYPE_CHECKING:
     from model.llama import Llama
 
-ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, BASE_FILE = "adapter_model.safetensors", "adapter_config.json", "base.json"
+ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, BASE_FILE = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "base.json",
+)
 PEFT_PREFIX = "base_model.model."
-_TENSOR_NAME_REGEX = re.compile(re.escape(PEFT_PREFIX) + r"(?P<module>.+)\.(?P<part>lora_A|lora_B|base_layer)\.weight")
+_TENSOR_NAME_REGEX = re.compile(
+    re.escape(PEFT_PREFIX) + r"(?P<module>.+)\.(?P<part>lora_A|lora_B|base_layer)\.weight"
+)
 # What PEFT can do that changes what the matrices mean, beyond Hu et al.'s formula.
 _UNSUPPORTED_OPTIONS = ("use_dora", "use_qalora", "alpha_pattern", "alora_invocation_tokens")
 # Types that the matrices come in.
@@ -41,17 +47,33 @@ def save_adapter(model: "Llama", folder: Path) -> None:
     """Write a model's adapter, and where its base is, into an existing folder."""
     adapter = model.adapter
     assert adapter is not None
-    tensors = {PEFT_PREFIX + name: tensor.detach().contiguous() for name, tensor in adapter_tensors(model).items()}
+    tensors = {
+        PEFT_PREFIX + name: tensor.detach().contiguous()
+        for name, tensor in adapter_tensors(model).items()
+    }
     save_file(tensors, folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
     options, base = adapter.options, adapter.base.resolve()
-    write_json(folder / ADAPTER_CONFIG_FILE, {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "inference_mode": True,
-        "r": options.rank, "lora_alpha": options.alpha, "lora_dropout": options.dropout,
-        "target_modules": list(options.targets), "bias": "none", "use_rslora": False, "use_dora": False,
-    })
+    write_json(
+        folder / ADAPTER_CONFIG_FILE,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(base),
+            "inference_mode": True,
+            "r": options.rank,
+            "lora_alpha": options.alpha,
+            "lora_dropout": options.dropout,
+            "target_modules": list(options.targets),
+            "bias": "none",
+            "use_rslora": False,
+            "use_dora": False,
+        },
+    )
     # Runs that are moved together find each other by the relative path.
     relative = os.path.relpath(base, folder.resolve())
-    write_json(folder / BASE_FILE, {"path": str(base), "relative": relative, "sha256": adapter.base_sha256})
+    write_json(
+        folder / BASE_FILE, {"path": str(base), "relative": relative, "sha256": adapter.base_sha256}
+    )
 
 
 def load_adapter(model: "Llama", folder: Path) -> None:
@@ -59,7 +81,9 @@ def load_adapter(model: "Llama", folder: Path) -> None:
     file_tensors, model_tensors = _read_tensors(folder), adapter_tensors(model)
     shapes = {PEFT_PREFIX + name: tensor.shape for name, tensor in model_tensors.items()}
     if {name: tensor.shape for name, tensor in file_tensors.items()} != shapes:
-        raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE} does not fit: it holds another rank or other targets")
+        raise UserError(
+            f"{folder / ADAPTER_WEIGHTS_FILE} does not fit: it holds another rank or other targets"
+        )
     with torch.no_grad():
         for name, tensor in model_tensors.items():
             tensor.copy_(file_tensors[PEFT_PREFIX + name])
@@ -73,7 +97,9 @@ def merge_adapter(model: "Llama", folder: Path) -> None:
     """
     adapter_config = read_json(folder / ADAPTER_CONFIG_FILE)
     _check_lora_config(adapter_config, folder / ADAPTER_CONFIG_FILE)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     if model.config.tie_word_embeddings:
         # Adding to the head would change the embedding too.
         del linears["lm_head"]
@@ -81,7 +107,9 @@ def merge_adapter(model: "Llama", folder: Path) -> None:
     for key, tensor in _read_tensors(folder).items():
         match = _TENSOR_NAME_REGEX.fullmatch(key)
         if match is None or match["module"] not in linears:
-            raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: {key} is no LoRA matrix of a projection that this model has")
+            raise UserError(
+                f"{folder / ADAPTER_WEIGHTS_FILE}: {key} is no LoRA matrix of a projection that this model has"
+            )
         matrices_by_module.setdefault(match["module"], {})[match["part"]] = tensor
     for name, matrices in matrices_by_module.items():
         weight = linears[name].weight
@@ -91,12 +119,18 @@ def merge_adapter(model: "Llama", folder: Path) -> None:
         rank = next(iter(shapes.get("lora_A", ())), 0)
         fitting = {"lora_A": (rank, weight.shape[1]), "lora_B": (weight.shape[0], rank)}
         if not rank or base_weight.shape != weight.shape or shapes != fitting:
-            raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: the matrices of {name} do not fit each other or its {tuple(weight.shape)}")
-        scale = adapter_config["lora_alpha"] / (rank**0.5 if adapter_config.get("use_rslora") else rank)
+            raise UserError(
+                f"{folder / ADAPTER_WEIGHTS_FILE}: the matrices of {name} do not fit each other or its {tuple(weight.shape)}"
+            )
+        scale = adapter_config["lora_alpha"] / (
+            rank**0.5 if adapter_config.get("use_rslora") else rank
+        )
         down, up = (matrices[part].to(weight.device, weight.dtype) for part in fitting)
         weight.copy_(base_weight).addmm_(up, down, alpha=scale)
         if not weight.isfinite().all():
-            raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: with it {name} holds numbers beyond what a weight can be: it is damaged")
+            raise UserError(
+                f"{folder / ADAPTER_WEIGHTS_FILE}: with it {name} holds numbers beyond what a weight can be: it is damaged"
+            )
 
 
 def find_base_candidates(folder: Path) -> tuple[list[Path], str | None]:
@@ -104,13 +138,19 @@ def find_base_candidates(folder: Path) -> tuple[list[Path], str | None]:
     if (folder / BASE_FILE).is_file():
         values = read_json(folder / BASE_FILE)
         keys = ("path", "relative", "sha256")
-        if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in keys):
-            raise UserError(f"{folder / BASE_FILE} does not say where the adapter's base is: expected {', '.join(keys)}")
+        if not isinstance(values, dict) or not all(
+            isinstance(values.get(key), str) for key in keys
+        ):
+            raise UserError(
+                f"{folder / BASE_FILE} does not say where the adapter's base is: expected {', '.join(keys)}"
+            )
         return [Path(values["path"]), folder.resolve() / values["relative"]], values["sha256"]
     values = read_json(folder / ADAPTER_CONFIG_FILE)
     named = values.get("base_model_name_or_path") if isinstance(values, dict) else None
     if not named or not isinstance(named, str):
-        raise UserError(f"{folder / ADAPTER_CONFIG_FILE} does not name its base: write its folder under base_model_name_or_path")
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG_FILE} does not name its base: write its folder under base_model_name_or_path"
+        )
     return [Path(named), folder / named], None
 
 
@@ -121,7 +161,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE} cannot be read: {error}") from None
     for key, tensor in tensors.items():
         if tensor.dtype not in _SUPPORTED_DTYPES or not tensor.isfinite().all():
-            raise UserError(f"{folder / ADAPTER_WEIGHTS_FILE}: {key} holds values that are no finite numbers: the file is damaged")
+            raise UserError(
+                f"{folder / ADAPTER_WEIGHTS_FILE}: {key} holds values that are no finite numbers: the file is damaged"
+            )
     return tensors
 
 
@@ -129,12 +171,24 @@ def _check_lora_config(values: Any, path: Path) -> None:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     alpha = values.get("lora_alpha")
-    problems = [f"{key} is set; only plain LoRA is supported" for key in _UNSUPPORTED_OPTIONS if values.get(key)]
+    problems = [
+        f"{key} is set; only plain LoRA is supported"
+        for key in _UNSUPPORTED_OPTIONS
+        if values.get(key)
+    ]
     if values.get("peft_type") != "LORA":
         problems.append(f"peft_type is {values.get('peft_type')!r}; only LORA is supported")
-    elif isinstance(alpha, bool) or not (isinstance(alpha, int | float) and abs(alpha) < _MAX_NUMBER):
-        problems.append(f"lora_alpha is {str(alpha)[:40]}; expected a number that a weight can be scaled by")
-    if (start := values.get("init_lora_weights")) and str(start).lower().startswith(_BASE_CHANGING_INITS):
-        problems.append(f"init_lora_weights is {start!r}, which changes the base; convert it to a plain LoRA with PEFT first")
+    elif isinstance(alpha, bool) or not (
+        isinstance(alpha, int | float) and abs(alpha) < _MAX_NUMBER
+    ):
+        problems.append(
+            f"lora_alpha is {str(alpha)[:40]}; expected a number that a weight can be scaled by"
+        )
+    if (start := values.get("init_lora_weights")) and str(start).lower().startswith(
+        _BASE_CHANGING_INITS
+    ):
+        problems.append(
+            f"init_lora_weights is {start!r}, which changes the base; convert it to a plain LoRA with PEFT first"
+        )
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from common.errors import UserError
-from common.files import MANIFEST, check_manifest, read_json, read_checksummed_json, sha256_file
+from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json, sha256_file
 from model.checkpoint import adapters
-from model.checkpoint.adapters import ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE
+from model.checkpoint.adapters import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 
 WEIGHTS_FILE, CONFIG_FILE, CHECKPOINTS_DIR = "model.safetensors", "config.json", "checkpoints"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -44,7 +43,11 @@ def read_step(folder: Path) -> int | None:
     """The step of a checkpoint folder of a run, by its manifest; None of any other folder, an export inside a run too."""
     folder = folder.resolve()
     inside = folder.parent.name == CHECKPOINTS_DIR and (folder.parent.parent / RUN_FILE).is_file()
-    step = read_json(folder / MANIFEST).get("step") if inside and (folder / MANIFEST).is_file() else None
+    step = (
+        read_json(folder / MANIFEST).get("step")
+        if inside and (folder / MANIFEST).is_file()
+        else None
+    )
     return step if isinstance(step, int) else None
 
 
@@ -70,7 +73,11 @@ def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     last = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
     if step is None or not isinstance(last, int) or step >= last:
         return None
-    return RemainingSteps(step, last, f"make {'sft' if 'template' in fingerprints else 'pretrain'} {shlex.quote(f'RUN={run}')}")
+    return RemainingSteps(
+        step,
+        last,
+        f"make {'sft' if 'template' in fingerprints else 'pretrain'} {shlex.quote(f'RUN={run}')}",
+    )
 
 
 def list_steps(run: Path) -> list[int]:
@@ -82,8 +89,11 @@ def list_steps(run: Path) -> list[int]:
 
 def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
     """The runs in a folder that have checkpoints, verified or not: the one whose newest checkpoint is the latest first."""
-    found = [(step_folder(run, saved[-1]).stat().st_mtime_ns, run)
-             for run in runs.glob("*") if (run / RUN_FILE).is_file() and (saved := list_steps(run))]
+    found = [
+        (step_folder(run, saved[-1]).stat().st_mtime_ns, run)
+        for run in runs.glob("*")
+        if (run / RUN_FILE).is_file() and (saved := list_steps(run))
+    ]
     return [run for _, run in sorted(found, reverse=True)]
 
 
@@ -101,10 +111,14 @@ def _find_best_step(run: Path, warn: WarnCallback) -> int | None:
     """The best step of a run that ended because scores became no better; None of another run, or if it is damaged."""
     if not (run / EARLY_STOP_FILE).is_file():
         return None
-    ended = read_checksummed_json(run / EARLY_STOP_FILE, ": run the training command again, which writes it anew")
+    ended = read_checksummed_json(
+        run / EARLY_STOP_FILE, ": run the training command again, which writes it anew"
+    )
     step = ended.get("best")
     if not isinstance(step, int):
-        raise UserError(f"{run / EARLY_STOP_FILE} does not say which step is the best: run the training command again")
+        raise UserError(
+            f"{run / EARLY_STOP_FILE} does not say which step is the best: run the training command again"
+        )
     if problem := check_manifest(step_folder(run, step)):
         warn(f"{problem}; using the newest checkpoint")
         return None
@@ -119,13 +133,20 @@ def resolve_checkpoint(path: Path, warn: WarnCallback = _warn_on_stderr) -> Path
     if (path / RUN_FILE).is_file():
         step = _find_best_step(path, warn) or find_newest_step(path, warn)
         if step is None:
-            raise UserError(f"{path} has no checkpoint that can be used yet: train it first, or name another run")
+            raise UserError(
+                f"{path} has no checkpoint that can be used yet: train it first, or name another run"
+            )
         return step_folder(path, step)
     if not (has_weights(path) and (path / CONFIG_FILE).is_file()) and not is_adapter(path):
         meant = suggest_run(path)
-        cure = f"did you mean {meant}?" if meant else (
-            f"expected a run, a step folder, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an adapter's with {ADAPTER_CONFIG_FILE} and "
-            f"{ADAPTER_WEIGHTS_FILE}")
+        cure = (
+            f"did you mean {meant}?"
+            if meant
+            else (
+                f"expected a run, a step folder, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an adapter's with {ADAPTER_CONFIG_FILE} and "
+                f"{ADAPTER_WEIGHTS_FILE}"
+            )
+        )
         raise UserError(f"{path} is no checkpoint: {cure}")
     if (path / MANIFEST).is_file() and (problem := check_manifest(path)):
         raise UserError(f"{problem}: use another checkpoint")
@@ -134,7 +155,11 @@ def resolve_checkpoint(path: Path, warn: WarnCallback = _warn_on_stderr) -> Path
 
 def suggest_run(path: Path) -> Path | None:
     """The run that somebody meant who said a path that does not exist and left `runs/` out; None if there is none."""
-    return RUNS_DIR / path if not path.is_absolute() and (RUNS_DIR / path).exists() and not path.exists() else None
+    return (
+        RUNS_DIR / path
+        if not path.is_absolute() and (RUNS_DIR / path).exists() and not path.exists()
+        else None
+    )
 
 
 def has_weights(folder: Path) -> bool:
@@ -144,7 +169,9 @@ def has_weights(folder: Path) -> bool:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a checkpoint folder holds an adapter instead of weights."""
-    return not has_weights(folder) and all((folder / name).is_file() for name in (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE))
+    return not has_weights(folder) and all(
+        (folder / name).is_file() for name in (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE)
+    )
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -153,11 +180,17 @@ def weights_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS_FILE]
     index = read_json(folder / WEIGHTS_INDEX_FILE)
     names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) and Path(name).name == name for name in names.values()):
-        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} is no index of weights: expected a weight_map of names to files beside it")
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names.values()
+    ):
+        raise UserError(
+            f"{folder / WEIGHTS_INDEX_FILE} is no index of weights: expected a weight_map of names to files beside it"
+        )
     files = [folder / name for name in sorted(set(names.values()))]
     if gone := next((file for file in files if not file.is_file()), None):
-        raise UserError(f"{folder / WEIGHTS_INDEX_FILE} names {gone.name[:100]!r}, and there is no such file beside it: copy it there")
+        raise UserError(
+            f"{folder / WEIGHTS_INDEX_FILE} names {gone.name[:100]!r}, and there is no such file beside it: copy it there"
+        )
     return files
 
 
@@ -169,8 +202,13 @@ def weights_sha256(folder: Path) -> str:
     files = [folder / ADAPTER_WEIGHTS_FILE] if is_adapter(folder) else weights_files(folder)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     known = manifest.get("files", {})
-    digests = [str(known[path.name]["sha256"]) if path.name in known else sha256_file(path) for path in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    digests = [
+        str(known[path.name]["sha256"]) if path.name in known else sha256_file(path)
+        for path in files
+    ]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def resolve_base(folder: Path) -> Path:
@@ -181,12 +219,16 @@ def resolve_base(folder: Path) -> Path:
         try:
             base = resolve_checkpoint(place)
         except UserError as error:
-            raise UserError(f"{folder} is an adapter, and its base cannot be used: {error}") from None
+            raise UserError(
+                f"{folder} is an adapter, and its base cannot be used: {error}"
+            ) from None
         if sha256 is None or weights_sha256(base) == sha256:
             return base
     why = f"are weights with another sha256 than {str(sha256)[:12]}…" if existing else "is nothing"
-    raise UserError(f"{folder} is an adapter, and its base was expected at {(existing or candidates)[0]}, where there {why}: put "
-                    "the base back there")
+    raise UserError(
+        f"{folder} is an adapter, and its base was expected at {(existing or candidates)[0]}, where there {why}: put "
+        "the base back there"
+    )
 
 
 def adapter_chain(path: Path) -> list[Path]:
@@ -198,7 +240,9 @@ def adapter_chain(path: Path) -> list[Path]:
     while is_adapter(folders[-1]):
         base = resolve_base(folders[-1])
         if any(base.resolve() == folder.resolve() for folder in folders):
-            raise UserError(f"{base} is an adapter that is its own base: write the folder of the weights there that it was "
-                            "trained on")
+            raise UserError(
+                f"{base} is an adapter that is its own base: write the folder of the weights there that it was "
+                "trained on"
+            )
         folders.append(base)
     return folders[::-1]

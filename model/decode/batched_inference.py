@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.decode.kv_cache import KVCache
 from model.decode.fast.inference_model import inference_model_for
+from model.decode.kv_cache import KVCache
 from model.llama import Llama
 
 # Rows that are over are dropped once they are this share of the batch: dropping copies what the others hold.
@@ -26,28 +26,51 @@ class InferenceBatch:
     padded. Shapes: R rows, T new columns, D hidden size, V vocabulary.
     """
 
-    def __init__(self, model: Llama, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, rows_per_prompt: int = 1) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        rows_per_prompt: int = 1,
+    ) -> None:
         """Make room for `max_new_tokens` ids behind the longest prompt, and for `rows_per_prompt` rows of each prompt (see `select`)."""
         weight = model.model.norm.weight
         self._model, self._decoder, self.device = model, inference_model_for(model), weight.device
         self.head = self._decoder.head
         longest = max(map(len, prompts))
-        self.cache = KVCache(model.config, len(prompts) * rows_per_prompt, longest + max_new_tokens, self.device, weight.dtype)
+        self.cache = KVCache(
+            model.config,
+            len(prompts) * rows_per_prompt,
+            longest + max_new_tokens,
+            self.device,
+            weight.dtype,
+        )
         self.cache.batch_size = len(prompts)
         self._column_index = torch.arange(longest + max_new_tokens, device=self.device)
-        self._padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device)
-        self.prompts = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        self._padding = torch.tensor(
+            [longest - len(prompt) for prompt in prompts], device=self.device
+        )
+        self.prompts = torch.tensor(
+            [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device
+        )
         self._is_unpadded = len(set(map(len, prompts))) == 1
         self.host_sync_interval = host_sync_interval(self.device)
 
     @classmethod
-    def concat(cls, batches: Sequence["InferenceBatch"], *, max_new_tokens: int) -> "InferenceBatch":
+    def concat(
+        cls, batches: Sequence["InferenceBatch"], *, max_new_tokens: int
+    ) -> "InferenceBatch":
         """One reader with the rows of several of one model, in their order, and room for `max_new_tokens` more ids behind them.
 
         What was read is copied, not read again; columns that are padding in every row are left out.
         """
-        row_lengths = [int(count) for each in batches for count in each.cache.length - each._padding]
-        joined = cls(batches[0]._model, [[0] * count for count in row_lengths], max_new_tokens=max_new_tokens)
+        row_lengths = [
+            int(count) for each in batches for count in each.cache.length - each._padding
+        ]
+        joined = cls(
+            batches[0]._model, [[0] * count for count in row_lengths], max_new_tokens=max_new_tokens
+        )
         joined.cache.length, row = max(row_lengths), 0
         for each in batches:
             joined.cache.copy_from(each.cache, row)
@@ -81,7 +104,9 @@ class InferenceBatch:
             # A row that reached the end of its context may wait in the batch to be dropped: clamped, nobody reads it.
             last = self._model.config.max_position_embeddings - 1
             positions = (self._column_index[start:stop] - self._padding[:, None]).clamp(0, last)
-        hidden = self._decoder.forward(ids, self.cache, positions, self._attention_mask(start, stop))
+        hidden = self._decoder.forward(
+            ids, self.cache, positions, self._attention_mask(start, stop)
+        )
         self.cache.length = stop
         return hidden
 

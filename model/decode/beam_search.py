@@ -14,16 +14,21 @@ import torch
 from torch import Tensor
 
 from model.decode.batched_inference import InferenceBatch, should_compact
-from model.llama import Llama
 from model.decode.logits_processors import RepetitionPenalties
+from model.llama import Llama
 
 
 class BeamState:
     """The beams of P prompts: K running ones and the K best finished answers of each, in up to T ids."""
 
-    def __init__(self, limits: Sequence[int], num_beams: int, stop_ids: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, limits: Sequence[int], num_beams: int, stop_ids: Sequence[int], device: torch.device
+    ) -> None:
         prompts, longest = len(limits), max(limits)
-        self.stop_ids, self.ends = torch.tensor(stop_ids, device=device), torch.tensor(limits, device=device)
+        self.stop_ids, self.ends = (
+            torch.tensor(stop_ids, device=device),
+            torch.tensor(limits, device=device),
+        )
         self.open = self.ends > 0
         self.running = torch.full((prompts, num_beams, longest), stop_ids[0], device=device)
         self.finished = self.running.clone()
@@ -35,7 +40,9 @@ class BeamState:
     def advance(self, step: int, log_probabilities: Tensor, length_penalty: float) -> Tensor:
         """Take log_probabilities[P · K, V] of the ids at `step`; whose beam each new one continues, int64[P, K]."""
         beams, vocabulary = self.scores.shape[1], log_probabilities.shape[1]
-        candidate_scores = (log_probabilities.view(len(self.scores), beams, -1) + self.scores[..., None]).flatten(1)
+        candidate_scores = (
+            log_probabilities.view(len(self.scores), beams, -1) + self.scores[..., None]
+        ).flatten(1)
         # Should every stop id be among them, there are still enough that go on.
         top_scores, index = candidate_scores.topk((1 + len(self.stop_ids)) * beams)
         parents, ids = index // vocabulary, index % vocabulary
@@ -46,7 +53,9 @@ class BeamState:
 
         accepted = is_ended & self.open[:, None]
         accepted[:, beams:] = False
-        scores = torch.cat([self.finished_scores, (top_scores / length).masked_fill(~accepted, -torch.inf)], 1)
+        scores = torch.cat(
+            [self.finished_scores, (top_scores / length).masked_fill(~accepted, -torch.inf)], 1
+        )
         self.finished_scores, best = scores.topk(beams)
         self.finished = _gather_beams(torch.cat([self.finished, candidate_ids], 1), best)
 
@@ -68,24 +77,37 @@ def _gather_beams(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def beam_search(
-    model: Llama, prompts: Sequence[Sequence[int]], limits: list[int], num_beams: int, length_penalty: float,
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    limits: list[int],
+    num_beams: int,
+    length_penalty: float,
     penalties: RepetitionPenalties,
 ) -> Tensor:
     """The best answer to each prompt, int64[P, longest limit]; behind its stop id or limit the ids mean nothing.
 
     Penalties are taken from the log-probabilities.
     """
-    inference_batch = InferenceBatch(model, prompts, max_new_tokens=max(limits), rows_per_prompt=num_beams)
+    inference_batch = InferenceBatch(
+        model, prompts, max_new_tokens=max(limits), rows_per_prompt=num_beams
+    )
     state = BeamState(limits, num_beams, model.config.stop_ids, inference_batch.device)
     answers = state.finished[:, 0].clone()
-    prompt_index = torch.arange(len(prompts), device=inference_batch.device)  # the prompt that each row of `state` belongs to
+    prompt_index = torch.arange(
+        len(prompts), device=inference_batch.device
+    )  # the prompt that each row of `state` belongs to
     logits = inference_batch.prefill().repeat_interleave(num_beams, 0)
     inference_batch.select_rows(prompt_index.repeat_interleave(num_beams))
     prompt_columns = inference_batch.cache.length
     for step in range(max(limits)):
         generated = state.running[..., :step].flatten(0, 1)
-        parents = state.advance(step, penalties.apply(logits.log_softmax(-1), generated), length_penalty)
-        rows = parents + torch.arange(0, parents.numel(), num_beams, device=inference_batch.device)[:, None]
+        parents = state.advance(
+            step, penalties.apply(logits.log_softmax(-1), generated), length_penalty
+        )
+        rows = (
+            parents
+            + torch.arange(0, parents.numel(), num_beams, device=inference_batch.device)[:, None]
+        )
         # The beams of a prompt differ only behind it, so only that is copied from one to another.
         shared_columns = prompt_columns
         if step % inference_batch.host_sync_interval == 0 or step + 1 == max(limits):
@@ -95,7 +117,11 @@ def beam_search(
                 break
             if should_compact(len(active_prompts), len(prompt_index)):
                 state.select_prompts(active_prompts)
-                prompt_index, rows, shared_columns = prompt_index[active_prompts], rows[active_prompts], 0
+                prompt_index, rows, shared_columns = (
+                    prompt_index[active_prompts],
+                    rows[active_prompts],
+                    0,
+                )
         inference_batch.select_rows(rows.flatten(), shared_columns)
         logits = inference_batch.forward(state.running[..., step].flatten()[:, None])
     return answers

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.decode.kv_cache import KVCache
 from model.decode.fast.inference_model import inference_model_for
-from model.llama import Llama
-from model.decode.logits_processors import banned_ngram_tokens, apply_repetition_penalty
+from model.decode.kv_cache import KVCache
+from model.decode.logits_processors import apply_repetition_penalty, banned_ngram_tokens
 from model.decode.sampling import MIN_TEMPERATURE, Sampling
+from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
 # Why a text ended: the model said so, it reached `max_new_tokens`, or no position was left.
@@ -39,7 +39,9 @@ class PrefixCache:
 
         FloatingPointError where they are not finite, as an overflow in fp16 makes them.
         """
-        return self._check_finite(self._decoder.head.logits(self._hidden_after(ids))[0], len(ids)).cpu()
+        return self._check_finite(
+            self._decoder.head.logits(self._hidden_after(ids))[0], len(ids)
+        ).cpu()
 
     def argmax_after(self, ids: list[int]) -> int:
         """The argmax of what `logits_after` gives, found without computing all of it where that is faster."""
@@ -56,7 +58,9 @@ class PrefixCache:
         del self._ids[num_cached:]
         self._cache.length = num_cached
         new = torch.tensor([ids[num_cached:]], device=self._device)
-        hidden = self._decoder.forward(new, self._cache, None, self._attention_mask(num_cached, len(ids)))
+        hidden = self._decoder.forward(
+            new, self._cache, None, self._attention_mask(num_cached, len(ids))
+        )
         self._ids += ids[num_cached:]
         return hidden
 
@@ -64,7 +68,9 @@ class PrefixCache:
         """What each new position may look at, where plain causality does not say it: bool[1, 1, new, total]."""
         if num_cached == 0 or total - num_cached == 1:
             return None
-        return torch.ones(1, 1, total - num_cached, total, dtype=torch.bool, device=self._device).tril(num_cached)
+        return torch.ones(
+            1, 1, total - num_cached, total, dtype=torch.bool, device=self._device
+        ).tril(num_cached)
 
 
 def _common_prefix_length(first: list[int], second: list[int]) -> int:
@@ -76,7 +82,12 @@ def _common_prefix_length(first: list[int], second: list[int]) -> int:
 
 
 def generate(
-    model: Llama, prompt: list[int], sampling: Sampling, *, max_new_tokens: int, seed: int = 0,
+    model: Llama,
+    prompt: list[int],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
     prefix_cache: PrefixCache | None = None,
 ) -> Generator[int, None, FinishReason]:
     """Yield new ids after `prompt` until a stop id (not yielded), `max_new_tokens`, or the end of the model's context.
@@ -85,7 +96,9 @@ def generate(
     capacity then stands for the model's context. Rounding apart, the ids are the same. Raises FloatingPointError when
     the logits are not finite, as an overflow in fp16 makes them.
     """
-    prefix_cache = prefix_cache or PrefixCache(model, min(len(prompt) + max_new_tokens, model.config.max_position_embeddings))
+    prefix_cache = prefix_cache or PrefixCache(
+        model, min(len(prompt) + max_new_tokens, model.config.max_position_embeddings)
+    )
     generator = torch.Generator().manual_seed(seed)
     generated_mask = torch.zeros(model.config.vocab_size, dtype=torch.bool)
     answer: list[int] = []
@@ -106,7 +119,9 @@ def generate(
     return "length"
 
 
-def sample_token(logits: Tensor, generated_mask: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def sample_token(
+    logits: Tensor, generated_mask: Tensor, sampling: Sampling, generator: torch.Generator
+) -> int:
     """Draw an id from logits[V]; `generated_mask`[V] marks the ids that the repetition penalty applies to."""
     logits = apply_repetition_penalty(logits, generated_mask, sampling.repetition_penalty)
     if sampling.temperature < MIN_TEMPERATURE:

@@ -17,7 +17,11 @@ class LayerKVCache:
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [B, K, T, d] behind what is there; return all keys and values so far, [B, K, length + T, d]."""
-        rows, start, stop = self._owner.batch_size, self._owner.length, self._owner.length + keys.shape[2]
+        rows, start, stop = (
+            self._owner.batch_size,
+            self._owner.length,
+            self._owner.length + keys.shape[2],
+        )
         self._keys[:rows, :, start:stop], self._values[:rows, :, start:stop] = keys, values
         return self._keys[:rows, :, :stop], self._values[:rows, :, :stop]
 
@@ -28,8 +32,22 @@ class KVCache:
     `batch_size` may be lowered, and raised again up to what was asked for: only the first `batch_size` are read and written.
     """
 
-    def __init__(self, config: LlamaConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, 2, batch_size, config.num_key_value_heads, capacity, config.head_dim)
+    def __init__(
+        self,
+        config: LlamaConfig,
+        batch_size: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (
+            config.num_hidden_layers,
+            2,
+            batch_size,
+            config.num_key_value_heads,
+            capacity,
+            config.head_dim,
+        )
         # One tensor, so that one operation can write keys and values.
         self.storage = torch.zeros(shape, device=device, dtype=dtype)
         self.keys, self.values = self.storage.unbind(1)  # [layers, rows, K, capacity, d]
@@ -55,8 +73,16 @@ class KVCache:
         position, new_length = self.length, self.length + 1
         if self.batch_size < pairs.shape[2]:
             heads = self.batch_size * pairs.shape[3]
-            pairs, keys, values = pairs.narrow(2, 0, self.batch_size), keys.narrow(1, 0, heads), values.narrow(1, 0, heads)
-        return pairs.select(4, position).unbind(), keys.narrow(3, 0, new_length).unbind(), values.narrow(2, 0, new_length).unbind()
+            pairs, keys, values = (
+                pairs.narrow(2, 0, self.batch_size),
+                keys.narrow(1, 0, heads),
+                values.narrow(1, 0, heads),
+            )
+        return (
+            pairs.select(4, position).unbind(),
+            keys.narrow(3, 0, new_length).unbind(),
+            values.narrow(2, 0, new_length).unbind(),
+        )
 
     def select_rows(self, rows: Tensor, start: int = 0) -> None:
         """Go on with `rows` (int64[n], any order, repeats allowed), of which positions before `start` stay in place."""
@@ -67,7 +93,11 @@ class KVCache:
 
     def copy_from(self, other: "KVCache", first_row: int) -> None:
         """Copy the rows of `other` into those from `first_row` on, the last columns of both together."""
-        columns, rows = min(self.length, other.length), slice(first_row, first_row + other.batch_size)
+        columns, rows = (
+            min(self.length, other.length),
+            slice(first_row, first_row + other.batch_size),
+        )
         for target, source in ((self.keys, other.keys), (self.values, other.values)):
-            target[:, rows, :, self.length - columns : self.length] = (
-                source[:, : other.batch_size, :, other.length - columns : other.length])
+            target[:, rows, :, self.length - columns : self.length] = source[
+                :, : other.batch_size, :, other.length - columns : other.length
+            ]

@@ -24,8 +24,14 @@ class RepetitionPenalties:
         if self.repetition_penalty != 1.0:
             generated_mask = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, generated, True)
             logits = apply_repetition_penalty(logits, generated_mask, self.repetition_penalty)
-        banned_ids = banned_ngram_tokens(generated.tolist(), self.no_repeat_ngram) if self.no_repeat_ngram else []
-        if banned_positions := [(row, index) for row, ids in enumerate(banned_ids) for index in ids]:
+        banned_ids = (
+            banned_ngram_tokens(generated.tolist(), self.no_repeat_ngram)
+            if self.no_repeat_ngram
+            else []
+        )
+        if banned_positions := [
+            (row, index) for row, ids in enumerate(banned_ids) for index in ids
+        ]:
             logits = logits.clone()
             logits[tuple(torch.tensor(banned_positions, device=logits.device).T)] = -torch.inf
         return logits
@@ -38,7 +44,9 @@ def apply_repetition_penalty(logits: Tensor, generated_mask: Tensor, penalty: fl
     """
     if penalty == 1.0:
         return logits
-    return torch.where(generated_mask, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return torch.where(
+        generated_mask, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+    )
 
 
 def banned_ngram_tokens(history: Sequence[Sequence[int]], n: int) -> list[list[int]]:
@@ -48,4 +56,8 @@ def banned_ngram_tokens(history: Sequence[Sequence[int]], n: int) -> list[list[i
 
 def _ngram_completions(row: Sequence[int], n: int) -> list[int]:
     last = row[len(row) - n + 1 :]
-    return [row[start + n - 1] for start in range(len(row) - n + 1) if row[start : start + n - 1] == last]
+    return [
+        row[start + n - 1]
+        for start in range(len(row) - n + 1)
+        if row[start : start + n - 1] == last
+    ]

@@ -18,9 +18,15 @@ class Sampling:
     top_k: int = 0  # 0: no limit
     top_p: float = 0.95
     repetition_penalty: float = 1.0  # 1: none (Keskar et al. 2019)
-    no_repeat_ngram: int = 0  # length in ids of what is never said twice; 0: none (Paulus et al. 2017)
+    no_repeat_ngram: int = (
+        0  # length in ids of what is never said twice; 0: none (Paulus et al. 2017)
+    )
 
     @property
     def is_greedy(self) -> bool:
         """Whether it is simply the id with the highest logit."""
-        return self.temperature < MIN_TEMPERATURE and self.repetition_penalty == 1.0 and self.no_repeat_ngram == 0
+        return (
+            self.temperature < MIN_TEMPERATURE
+            and self.repetition_penalty == 1.0
+            and self.no_repeat_ngram == 0
+        )

@@ -12,15 +12,38 @@ from model.checkpoint import locate
 from model.llama import Llama
 
 
-def build_model_card(checkpoint: Path, name: str, model: Llama, dtype: str, *, is_conversational: bool, is_imported: bool) -> str:
+def build_model_card(
+    checkpoint: Path,
+    name: str,
+    model: Llama,
+    dtype: str,
+    *,
+    is_conversational: bool,
+    is_imported: bool,
+) -> str:
     """Markdown with a YAML head. What the checkpoint's run does not say is left out; a bare folder says little."""
-    front_matter = {"language": ["zh"], "library_name": "transformers", "pipeline_tag": "text-generation",
-            "tags": ["llama", *(["conversational"] if is_conversational else [])]}
+    front_matter = {
+        "language": ["zh"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["llama", *(["conversational"] if is_conversational else [])],
+    }
     run = checkpoint.resolve().parent.parent
     step = locate.read_step(checkpoint)
     sections = [
-        f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---", f"# {name}", _shape_section(model, dtype), _usage_section(is_conversational, is_imported),
-        *((_training_section(run, step), _training_scores_section(run, step), *_evaluation_sections(run, checkpoint, step)) if step is not None else ()),
+        f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---",
+        f"# {name}",
+        _shape_section(model, dtype),
+        _usage_section(is_conversational, is_imported),
+        *(
+            (
+                _training_section(run, step),
+                _training_scores_section(run, step),
+                *_evaluation_sections(run, checkpoint, step),
+            )
+            if step is not None
+            else ()
+        ),
     ]
     text = "\n\n".join(section for section in sections if section) + "\n"
     # JSON can say half a character, which no file can hold.
@@ -29,36 +52,52 @@ def build_model_card(checkpoint: Path, name: str, model: Llama, dtype: str, *, i
 
 def _shape_section(model: Llama, dtype: str) -> str:
     config = model.config
-    return (f"A Llama (`LlamaForCausalLM`) of {config.num_parameters / 1e6:.1f}M parameters exported by babyllama: "
-            f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, vocabulary "
-            f"{config.vocab_size:,}, rows of {model.trained_context:,} tokens, stored in {dtype}.")
+    return (
+        f"A Llama (`LlamaForCausalLM`) of {config.num_parameters / 1e6:.1f}M parameters exported by babyllama: "
+        f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, vocabulary "
+        f"{config.vocab_size:,}, rows of {model.trained_context:,} tokens, stored in {dtype}."
+    )
 
 
 def _usage_section(is_conversational: bool, is_imported: bool) -> str:
     if is_imported:
         return "It was imported: its tokenizer, and its chat template where it has one, are those it came with."
     if not is_conversational:
-        return ("It was trained on text and continues text, which begins with `<s>` (id 1). It saw no conversation: the chat "
-                "template is there for those who fine-tune it.")
-    return ("It was fine-tuned to answer what the data below asks, and nothing else can be expected of it. A reference text is "
-            "the message with the role `system`; `apply_chat_template` gives the ids that it was trained on. It stops with "
-            "`</s>` (id 2).")
+        return (
+            "It was trained on text and continues text, which begins with `<s>` (id 1). It saw no conversation: the chat "
+            "template is there for those who fine-tune it."
+        )
+    return (
+        "It was fine-tuned to answer what the data below asks, and nothing else can be expected of it. A reference text is "
+        "the message with the role `system`; `apply_chat_template` gives the ids that it was trained on. It stops with "
+        "`</s>` (id 2)."
+    )
 
 
 def _training_section(run: Path, step: int) -> str:
     run_info = read_json(run / "run.json")
     options = load_yaml(run / "config.yaml", "") if (run / "config.yaml").is_file() else {}
     lora = options.get("adapter") == "lora"
-    tokens = [_format_number(record["tokens"]) for record in read_metrics(run)
-              if record["kind"] == "train" and record["step"] <= step and "tokens" in record]
+    tokens = [
+        _format_number(record["tokens"])
+        for record in read_metrics(run)
+        if record["kind"] == "train" and record["step"] <= step and "tokens" in record
+    ]
     rows = {
-        "imported from": _get_nested(run_info, "imported_from"), "command": _get_nested(run_info, "made", "command"),
-        "data": _describe_data(options.get("data"), run_info), "base": options.get("base"),
-        "steps": f"{step:,}", "tokens": tokens[-1] if tokens else None, "device": _get_nested(run_info, "made", "device"),
-        "seed": options.get("seed"), "adapter": _describe_adapter(options) if lora else None,
+        "imported from": _get_nested(run_info, "imported_from"),
+        "command": _get_nested(run_info, "made", "command"),
+        "data": _describe_data(options.get("data"), run_info),
+        "base": options.get("base"),
+        "steps": f"{step:,}",
+        "tokens": tokens[-1] if tokens else None,
+        "device": _get_nested(run_info, "made", "device"),
+        "seed": options.get("seed"),
+        "adapter": _describe_adapter(options) if lora else None,
         # Whatever was asked for, AdamW moves an adapter.
-        "optimiser": "adamw" if lora else _get_nested(options, "optimizer", "name"), "commit": _get_nested(run_info, "made", "commit"),
-        "torch": _get_nested(run_info, "made", "versions", "torch"), "tokenizer": str(_get_nested(run_info, "fingerprints", "tokenizer") or "")[:12],
+        "optimiser": "adamw" if lora else _get_nested(options, "optimizer", "name"),
+        "commit": _get_nested(run_info, "made", "commit"),
+        "torch": _get_nested(run_info, "made", "versions", "torch"),
+        "tokenizer": str(_get_nested(run_info, "fingerprints", "tokenizer") or "")[:12],
     }
     return "## Training\n\n" + _markdown_table(rows)
 
@@ -66,14 +105,22 @@ def _training_section(run: Path, step: int) -> str:
 def _describe_data(data_option: Any, run_info: Any) -> str | None:
     """What `data` said, and the shard sets that this was: a part of the shipped sample may have stood in for a corpus."""
     shards = _get_nested(run_info, "shards")
-    names = ", ".join(Path(folder).name for folder in shards if isinstance(folder, str)) if isinstance(shards, list) else ""
+    names = (
+        ", ".join(Path(folder).name for folder in shards if isinstance(folder, str))
+        if isinstance(shards, list)
+        else ""
+    )
     return f"{data_option} ({names})" if data_option and names else data_option or names or None
 
 
 def _describe_adapter(options: dict[str, Any]) -> str:
-    rank, alpha, dropout, targets = (_get_nested(options, "lora", key) for key in ("rank", "alpha", "dropout", "targets"))
-    return (f"LoRA of rank {rank} (alpha {alpha}, dropout {dropout}) on {', '.join(map(str, targets or ()))}, merged into "
-            "the base's weights")
+    rank, alpha, dropout, targets = (
+        _get_nested(options, "lora", key) for key in ("rank", "alpha", "dropout", "targets")
+    )
+    return (
+        f"LoRA of rank {rank} (alpha {alpha}, dropout {dropout}) on {', '.join(map(str, targets or ()))}, merged into "
+        "the base's weights"
+    )
 
 
 def _get_nested(values: Any, *keys: str) -> Any:
@@ -91,9 +138,15 @@ def _training_scores_section(run: Path, step: int) -> str:
             newest[f"{record['kind']} {record.get('set', '')}".strip()] = record
     rows = {
         f"{kind} {key.replace('_', ' ')}": f"{_format_number(value)} (step {record['step']:,})"
-        for kind, record in newest.items() for key, value in record.items() if key != "step" and _format_number(value)
+        for kind, record in newest.items()
+        for key, value in record.items()
+        if key != "step" and _format_number(value)
     }
-    return "## Scores on held-out text, measured while it was trained\n\n" + _markdown_table(rows) if rows else ""
+    return (
+        "## Scores on held-out text, measured while it was trained\n\n" + _markdown_table(rows)
+        if rows
+        else ""
+    )
 
 
 def _evaluation_sections(run: Path, checkpoint: Path, step: int) -> list[str]:
@@ -103,7 +156,9 @@ def _evaluation_sections(run: Path, checkpoint: Path, step: int) -> list[str]:
     """
     sections = []
     data = _get_nested(read_json(run / "run.json"), "fingerprints", "data")
-    data_fingerprints = [_get_nested(each, "set") for each in data] if isinstance(data, list) else []
+    data_fingerprints = (
+        [_get_nested(each, "set") for each in data] if isinstance(data, list) else []
+    )
     for file in sorted((run / "results").glob("*.json")):
         values = read_json(file)
         if not isinstance(values, dict) or "weights" in values:
@@ -120,7 +175,10 @@ def _is_for_checkpoint(values: dict[str, Any], checkpoint: Path, step: int) -> b
     if "step" in values:
         return bool(values["step"] == step)
     # Of an earlier version, which wrote no step.
-    return isinstance(values.get("checkpoint"), str) and Path(values["checkpoint"]).resolve() == checkpoint.resolve()
+    return (
+        isinstance(values.get("checkpoint"), str)
+        and Path(values["checkpoint"]).resolve() == checkpoint.resolve()
+    )
 
 
 def _flatten_numbers(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -141,5 +199,9 @@ def _format_number(value: Any) -> str | None:
 
 
 def _markdown_table(rows: dict[str, Any]) -> str:
-    lines = [f"| {key} | {str(value).replace('|', '/')} |" for key, value in rows.items() if value not in (None, "")]
+    lines = [
+        f"| {key} | {str(value).replace('|', '/')} |"
+        for key, value in rows.items()
+        if value not in (None, "")
+    ]
     return "\n".join(["| | |", "|---|---|", *lines])

@@ -17,7 +17,14 @@ import numpy as np
 from common.errors import UserError
 from common.files import read_limited, write_atomic
 from common.machine import num_cores
-from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, UNKNOWN, NormalizationChanges, normalize_model, parse_sentencepiece_model
+from model.tokenizer.sentencepiece_normalize import (
+    BYTE,
+    CONTROL,
+    UNKNOWN,
+    NormalizationChanges,
+    normalize_model,
+    parse_sentencepiece_model,
+)
 
 TOKENIZER_FILE = "tokenizer.model"
 IMPORTED_TOKENIZER_FILE = "tokenizer_imported.json"
@@ -68,7 +75,9 @@ class Tokenizer:
         if (path / IMPORTED_TOKENIZER_FILE).is_file() and not (path / TOKENIZER_FILE).is_file():
             from model.tokenizer.imported import parse_imported_tokenizer
 
-            return parse_imported_tokenizer(read_limited(path / IMPORTED_TOKENIZER_FILE), path / IMPORTED_TOKENIZER_FILE)
+            return parse_imported_tokenizer(
+                read_limited(path / IMPORTED_TOKENIZER_FILE), path / IMPORTED_TOKENIZER_FILE
+            )
         return Tokenizer(read_normalized_model(path)[0])
 
     def save(self, folder: Path) -> None:
@@ -89,9 +98,13 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """The ids of each text, encoded on `num_threads` cores (default: all this process may use)."""
-        return self._model.encode([encode_utf8(text) for text in texts], num_threads=num_threads or num_cores())
+        return self._model.encode(
+            [encode_utf8(text) for text in texts], num_threads=num_threads or num_cores()
+        )
 
-    def encode_continuation(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
+    def encode_continuation(
+        self, texts: Sequence[str], num_threads: int | None = None
+    ) -> list[list[int]]:
         """The ids of parts of a conversation as they are behind others: no space comes first that a text does not have.
 
         Special tokens in them have `MARK` before them.
@@ -99,17 +112,26 @@ class Tokenizer:
         return self.encode_batch(texts, num_threads)
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[str]], bos_ids: Sequence[int], num_threads: int | None = None
+        self,
+        conversations: Sequence[Sequence[str]],
+        bos_ids: Sequence[int],
+        num_threads: int | None = None,
     ) -> list[tuple[list[int], list[Span]]]:
         """The ids of conversations, and the span of each answer with its eos.
 
         A conversation is given as its texts: what precedes an answer, and the answer, in turns; one that ends before an
         answer is a prompt. `bos_ids` are the ids before its first text, special ones. Here each text is encoded by itself.
         """
-        encoded = iter(self.encode_batch([text for texts in conversations for text in texts], num_threads))
-        return [self._join_segments([next(encoded) for _ in texts], bos_ids) for texts in conversations]
+        encoded = iter(
+            self.encode_batch([text for texts in conversations for text in texts], num_threads)
+        )
+        return [
+            self._join_segments([next(encoded) for _ in texts], bos_ids) for texts in conversations
+        ]
 
-    def _join_segments(self, segments: Sequence[list[int]], bos_ids: Sequence[int]) -> tuple[list[int], list[Span]]:
+    def _join_segments(
+        self, segments: Sequence[list[int]], bos_ids: Sequence[int]
+    ) -> tuple[list[int], list[Span]]:
         ids, spans = list(bos_ids), []
         for index, part in enumerate(segments):
             if index % 2:
@@ -133,12 +155,18 @@ class Tokenizer:
         A byte piece counts 1 if it begins a character and 0 if it continues one, so the sum over `encode(text)` is
         `len(text)`. Special ids count 0.
         """
-        return np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes_per_id], dtype=np.int16)
+        return np.array(
+            [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes_per_id],
+            dtype=np.int16,
+        )
 
     @functools.cached_property
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids."""
-        return [Piece(item.piece, item.score, item.type) for item in parse_sentencepiece_model(self.serialized, TOKENIZER_FILE).pieces]
+        return [
+            Piece(item.piece, item.score, item.type)
+            for item in parse_sentencepiece_model(self.serialized, TOKENIZER_FILE).pieces
+        ]
 
     @functools.cached_property
     def _bytes_per_id(self) -> list[bytes]:
@@ -152,7 +180,9 @@ def read_normalized_model(path: Path) -> tuple[bytes, NormalizationChanges]:
     try:
         data = read_limited(file)
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist: give a SentencePiece model or a folder that holds {TOKENIZER_FILE}") from None
+        raise UserError(
+            f"{file} does not exist: give a SentencePiece model or a folder that holds {TOKENIZER_FILE}"
+        ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     return normalize_model(data, str(file))
@@ -161,7 +191,11 @@ def read_normalized_model(path: Path) -> tuple[bytes, NormalizationChanges]:
 def _piece_bytes(piece: Piece) -> bytes:
     if piece.kind in (CONTROL, UNKNOWN):
         return b""
-    return bytes([int(piece.text[3:5], 16)]) if piece.kind == BYTE else piece.text.replace(METASPACE, " ").encode()
+    return (
+        bytes([int(piece.text[3:5], 16)])
+        if piece.kind == BYTE
+        else piece.text.replace(METASPACE, " ").encode()
+    )
 
 
 def encode_utf8(text: str) -> bytes:

@@ -15,21 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic, write_json
-from model.tokenizer.base import SPECIAL_TOKEN_MARK, METASPACE, Piece, Tokenizer
+from model.tokenizer.base import METASPACE, SPECIAL_TOKEN_MARK, Piece, Tokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNKNOWN
 
 HF_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def export_tokenizer(
-    tokenizer: Tokenizer, folder: Path, *, chat_template: str | None = None, model_max_length: int | None = None
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    chat_template: str | None = None,
+    model_max_length: int | None = None,
 ) -> None:
     """Write `FILES` into a folder.
 
     `chat_template` is Jinja, for `apply_chat_template`; `model_max_length` is in tokens and becomes `model_max_length`.
     No bos is added to a text.
     """
-    write_atomic(folder / HF_TOKENIZER_FILES[0], json.dumps(build_tokenizer_json(tokenizer), ensure_ascii=False) + "\n")
+    write_atomic(
+        folder / HF_TOKENIZER_FILES[0],
+        json.dumps(build_tokenizer_json(tokenizer), ensure_ascii=False) + "\n",
+    )
     specials = {
         "bos_token": _token_text(tokenizer.pieces[tokenizer.bos_id]),
         "eos_token": _token_text(tokenizer.pieces[tokenizer.eos_id]),
@@ -57,8 +64,13 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [
             {
-                "id": index, "content": _token_text(piece), "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": True,
+                "id": index,
+                "content": _token_text(piece),
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
             }
             for index, piece in enumerate(tokenizer.pieces)
             if piece.kind in (CONTROL, UNKNOWN)

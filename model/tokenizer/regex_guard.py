@@ -43,7 +43,9 @@ def check_regex(pattern: str) -> None:
     """SlowPattern if a text could keep the expression busy for ever."""
     at = 0
     while at < len(pattern):
-        at = _parse_alternatives(pattern, at)[0] + 1  # beyond a bracket that closes nothing: for the library to refuse
+        at = (
+            _parse_alternatives(pattern, at)[0] + 1
+        )  # beyond a bracket that closes nothing: for the library to refuse
 
 
 def _parse_alternatives(pattern: str, position: int) -> tuple[int, int, bool]:
@@ -60,31 +62,41 @@ def _parse_alternatives(pattern: str, position: int) -> tuple[int, int, bool]:
         num_variable += inside
         max_variable = max(max_variable, num_variable)
         if max_variable > _MAX_VARIABLE_PARTS:
-            raise SlowRegexError(f"more than {_MAX_VARIABLE_PARTS} parts in a row can match texts of several lengths")
+            raise SlowRegexError(
+                f"more than {_MAX_VARIABLE_PARTS} parts in a row can match texts of several lengths"
+            )
     return position, max_variable, has_alternatives
 
 
 def _parse_item(pattern: str, position: int) -> tuple[int, int]:
     """Read a character, a class or a group: where it ends, and how many parts in it vary."""
     if _UNSUPPORTED_SYNTAX.match(pattern, position):
-        raise SlowRegexError("it has a comment, free spacing or a control character, behind which it cannot be read here")
+        raise SlowRegexError(
+            "it has a comment, free spacing or a control character, behind which it cannot be read here"
+        )
     if pattern[position] == "\\":
         if _BACKREFERENCE.match(pattern, position):
             raise SlowRegexError("it repeats what a group matched, or calls a group")
         escape = _ESCAPE.match(pattern, position)
-        return escape.end() if escape else position + 1, int(_VARIABLE_ESCAPE.match(pattern, position) is not None)
+        return escape.end() if escape else position + 1, int(
+            _VARIABLE_ESCAPE.match(pattern, position) is not None
+        )
     if pattern[position] == "[":
         return _find_class_end(pattern, position), 0
     if pattern[position] == "(":
         # What follows (? are flags, a name or a sign, which read as characters do no harm.
-        end, most, several = _parse_alternatives(pattern, position + 1 + pattern.startswith("(?", position))
+        end, most, several = _parse_alternatives(
+            pattern, position + 1 + pattern.startswith("(?", position)
+        )
         return end + 1, most + several
     return position + 1, 0
 
 
 def _parse_quantifiers(pattern: str, position: int, num_variable: int) -> tuple[int, int]:
     """Read the quantifiers behind an item of which `num_variable` parts vary: where they end, and how many vary now."""
-    while (match := _QUANTIFIER.match(pattern, position)) and (match["sign"] or match["low"] or match["high"]):
+    while (match := _QUANTIFIER.match(pattern, position)) and (
+        match["sign"] or match["low"] or match["high"]
+    ):
         # Behind a count a question mark makes it all optional.
         fixed = match["sign"] is None and not match["comma"] and not match[0].endswith("?")
         once = match["sign"] == "?" or (match["low"] if fixed else match["high"]) in ("0", "1")

@@ -25,7 +25,11 @@ _MODEL_TYPE_BPE = 2
 # SentencePiece trains none longer than 512 characters.
 MAX_PIECE_LENGTH = 4096
 _BYTE_PIECES = {f"<0x{value:02X}>" for value in range(256)}
-_NORMALIZER_SETTINGS = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "escape_whitespaces": True}
+_NORMALIZER_SETTINGS = {
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "escape_whitespaces": True,
+}
 _SPECIAL_PIECES = ((UNK_ID, "<unk>", UNKNOWN), (BOS_ID, "<s>", CONTROL), (EOS_ID, "</s>", CONTROL))
 
 
@@ -56,7 +60,9 @@ def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, Normaliza
     for index, kind in enumerate(types):
         # That unused pieces do no harm needs that none is built from usable ones.
         if kind == UNUSED and _can_be_built(texts[index], reachable_texts):
-            raise UserError(f"{file_name}: id {index} is marked unused though merges reach it: use a model without such")
+            raise UserError(
+                f"{file_name}: id {index} is marked unused though merges reach it: use a model without such"
+            )
     unreachable = [index for index in normal if texts[index] not in reachable_texts]
     for index in unreachable:
         model.pieces[index].type = types[index] = UNUSED
@@ -77,7 +83,9 @@ def reachable_pieces(pieces: set[str]) -> set[str]:
 
 
 def _can_be_built(piece: str, pieces: set[str]) -> bool:
-    return len(piece) == 1 or any(piece[:cut] in pieces and piece[cut:] in pieces for cut in range(1, len(piece)))
+    return len(piece) == 1 or any(
+        piece[:cut] in pieces and piece[cut:] in pieces for cut in range(1, len(piece))
+    )
 
 
 def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
@@ -91,31 +99,57 @@ def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
         # Fields of other versions (a self-test that no longer holds, extensions) would survive into the result.
         model.DiscardUnknownFields()
         # protobuf hands out a string that is not UTF-8 as bytes.
-        whole = all(piece.HasField("piece") and isinstance(piece.piece, str) for piece in model.pieces)
+        whole = all(
+            piece.HasField("piece") and isinstance(piece.piece, str) for piece in model.pieces
+        )
     except (DecodeError, UnicodeDecodeError):
         whole = False
     if not whole or not model.pieces:
-        raise UserError(f"{file_name} is not a SentencePiece model, or is damaged: give a tokenizer.model file")
+        raise UserError(
+            f"{file_name} is not a SentencePiece model, or is damaged: give a tokenizer.model file"
+        )
     return model
 
 
-def _check_model(model_type: int, texts: list[str], types: list[int], scores: list[float], file_name: str) -> None:
+def _check_model(
+    model_type: int, texts: list[str], types: list[int], scores: list[float], file_name: str
+) -> None:
     if model_type != _MODEL_TYPE_BPE:
-        raise UserError(f"{file_name} is a SentencePiece model, but not of type BPE: only BPE models can be used")
+        raise UserError(
+            f"{file_name} is a SentencePiece model, but not of type BPE: only BPE models can be used"
+        )
     for index, text, kind in _SPECIAL_PIECES:
         if index >= len(texts) or (texts[index], types[index]) != (text, kind):
-            raise UserError(f"{file_name}: id {index} must be the special piece {text} (unk 0, bos 1, eos 2)")
+            raise UserError(
+                f"{file_name}: id {index} must be the special piece {text} (unk 0, bos 1, eos 2)"
+            )
     if {text for text, kind in zip(texts, types, strict=True) if kind == BYTE} != _BYTE_PIECES:
-        raise UserError(f"{file_name} has no byte fallback (pieces <0x00> to <0xFF>): train a model with byte_fallback")
+        raise UserError(
+            f"{file_name} has no byte fallback (pieces <0x00> to <0xFF>): train a model with byte_fallback"
+        )
     if USER_DEFINED in types:
         index = types.index(USER_DEFINED)
-        raise UserError(f"{file_name}: id {index} is user-defined, which overrides merges: use a model without such pieces")
-    if types.count(UNKNOWN) > 1 or types.count(BYTE) > 256 or len(set(texts)) < len(texts) or "" in texts:
+        raise UserError(
+            f"{file_name}: id {index} is user-defined, which overrides merges: use a model without such pieces"
+        )
+    if (
+        types.count(UNKNOWN) > 1
+        or types.count(BYTE) > 256
+        or len(set(texts)) < len(texts)
+        or "" in texts
+    ):
         raise UserError(f"{file_name} holds an empty piece or one piece twice: it is damaged")
-    if any(kind in (CONTROL, UNKNOWN) and len(text) == 1 for text, kind in zip(texts, types, strict=True)):
-        raise UserError(f"{file_name} has a special piece of one character, which text would turn into: it cannot be used")
+    if any(
+        kind in (CONTROL, UNKNOWN) and len(text) == 1
+        for text, kind in zip(texts, types, strict=True)
+    ):
+        raise UserError(
+            f"{file_name} has a special piece of one character, which text would turn into: it cannot be used"
+        )
     if (longest := max(map(len, texts))) > MAX_PIECE_LENGTH:
-        raise UserError(f"{file_name} holds a piece of {longest} characters, and none is longer than {MAX_PIECE_LENGTH}: it is damaged")
+        raise UserError(
+            f"{file_name} holds a piece of {longest} characters, and none is longer than {MAX_PIECE_LENGTH}: it is damaged"
+        )
     for index, score in enumerate(scores):
         if not math.isfinite(score):
             raise UserError(f"{file_name}: the score of id {index} is not finite: it is damaged")
@@ -136,9 +170,17 @@ def _reset_normalizer(model: Any) -> tuple[str, ...]:
         if getattr(normalizer_spec, switch) != value:
             changes.append(f"{switch} {'on' if value else 'off'}")
         setattr(normalizer_spec, switch, value)
-    if normalizer_spec.precompiled_charsmap or normalizer_spec.normalization_rule_tsv or model.denormalizer_spec.precompiled_charsmap:
+    if (
+        normalizer_spec.precompiled_charsmap
+        or normalizer_spec.normalization_rule_tsv
+        or model.denormalizer_spec.precompiled_charsmap
+    ):
         changes.append("normalisation rules off")
-    normalizer_spec.name, normalizer_spec.precompiled_charsmap, normalizer_spec.normalization_rule_tsv = "identity", b"", ""
+    (
+        normalizer_spec.name,
+        normalizer_spec.precompiled_charsmap,
+        normalizer_spec.normalization_rule_tsv,
+    ) = "identity", b"", ""
     model.ClearField("denormalizer_spec")
     spec = model.trainer_spec
     spec.treat_whitespace_as_suffix, spec.byte_fallback = False, True

@@ -19,7 +19,9 @@ from assets.sample_generator.state import World
 
 Files = dict[str, str]
 REDGPT = "sft/redgpt/RedGPT-Dataset-V1-CN"
-TURN = re.compile(r"\n*(HUMAN|Human(?:\(用户\))?|ASSISTANT|Assistant(?:\(助手\))?)[:：] ?", re.IGNORECASE)
+TURN = re.compile(
+    r"\n*(HUMAN|Human(?:\(用户\))?|ASSISTANT|Assistant(?:\(助手\))?)[:：] ?", re.IGNORECASE
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def files(folder: Path) -> Files:
         if path.is_file() and path.name != "README.md":
             data = path.read_bytes()
             name = path.relative_to(folder).as_posix()
-            texts[name.removesuffix(".gz")] = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
+            texts[name.removesuffix(".gz")] = (
+                gzip.decompress(data) if name.endswith(".gz") else data
+            ).decode()
     return texts
 
 
@@ -58,14 +62,19 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
     """(speaker, text) of RedGPT's dialogue string."""
     parts = TURN.split(dialogue)
     assert parts[0] == ""
-    return [(speaker[0].upper(), text.strip()) for speaker, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return [
+        (speaker[0].upper(), text.strip())
+        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
+    ]
 
 
 @pytest.mark.slow
 def test_generator_reproduces_committed_sample(folder: Path) -> None:
     """Prevents a sample that nobody can make again, or files left over from an older generator."""
     made = build_sample()
-    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"README.md"}
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+        "README.md"
+    }
     assert kept == set(made)
     for name, data in made.items():
         old = (folder / name).read_bytes()
@@ -78,18 +87,38 @@ def test_generator_reproduces_committed_sample(folder: Path) -> None:
 
 def test_files_are_small_and_documented(folder: Path) -> None:
     """Prevents a repository that grows heavy, and files that no one explains."""
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     assert max(sizes.values()) < 1 << 20 and sum(sizes.values()) < 6_000_000
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    assert [name for name in sizes if not name.startswith("pretrain/text/") and f"`{name}`" not in readme
-            and name != "README.md"] == []
+    assert [
+        name
+        for name in sizes
+        if not name.startswith("pretrain/text/")
+        and f"`{name}`" not in readme
+        and name != "README.md"
+    ] == []
 
 
 def test_prose_is_about_a_million_characters(files: Files) -> None:
     """Prevents a default corpus too small to learn from."""
-    texts = [row["text"] for name in ("wikipedia.jsonl", "wiki_zh_2019/AA/wiki_00", "jsonl/stories.jsonl",
-                                      "jsonl/reader.jsonl") for row in rows(files, f"pretrain/{name}")]
-    texts += ["".join(p["内容"] for p in row["段落"]) for row in rows(files, "pretrain/mnbvc_general.jsonl")]
+    texts = [
+        row["text"]
+        for name in (
+            "wikipedia.jsonl",
+            "wiki_zh_2019/AA/wiki_00",
+            "jsonl/stories.jsonl",
+            "jsonl/reader.jsonl",
+        )
+        for row in rows(files, f"pretrain/{name}")
+    ]
+    texts += [
+        "".join(p["内容"] for p in row["段落"])
+        for row in rows(files, "pretrain/mnbvc_general.jsonl")
+    ]
     texts += [row["问"] + row["答"] for row in rows(files, "pretrain/mnbvc_qa.jsonl")]
     texts += [text for name, text in files.items() if name.startswith("pretrain/text/")]
     assert 1_000_000 < sum(map(len, texts)) < 1_350_000
@@ -99,15 +128,30 @@ def test_prose_is_about_a_million_characters(files: Files) -> None:
 
 def test_mnbvc_records_have_native_keys_and_checksums(files: Files) -> None:
     """Prevents a sample on which a reader of real MNBVC files would not be tried."""
-    common = {"文件名", "是否待查文件", "是否重复文件", "文件大小", "simhash", "最长段落长度", "段落数", "去重段落数",
-              "低质量段落数", "段落"}
+    common = {
+        "文件名",
+        "是否待查文件",
+        "是否重复文件",
+        "文件大小",
+        "simhash",
+        "最长段落长度",
+        "段落数",
+        "去重段落数",
+        "低质量段落数",
+        "段落",
+    }
     shapes = set()
     for row in rows(files, "pretrain/mnbvc_general.jsonl"):
         shapes.add(frozenset(row) - common)
         assert common <= set(row) and 0 <= row["simhash"] < 1 << 64
-        assert row["段落数"] == len(row["段落"]) and row["最长段落长度"] == max(len(p["内容"]) for p in row["段落"])
+        assert row["段落数"] == len(row["段落"]) and row["最长段落长度"] == max(
+            len(p["内容"]) for p in row["段落"]
+        )
         for i, paragraph in enumerate(row["段落"]):
-            assert paragraph["行号"] == i and paragraph["md5"] == hashlib.md5(paragraph["内容"].encode()).hexdigest()
+            assert (
+                paragraph["行号"] == i
+                and paragraph["md5"] == hashlib.md5(paragraph["内容"].encode()).hexdigest()
+            )
     assert shapes == {frozenset(), frozenset({"扩展字段", "时间"})}
     assert any(row["simhash"] >= 1 << 63 for row in rows(files, "pretrain/mnbvc_general.jsonl"))
     pairs = rows(files, "pretrain/mnbvc_qa.jsonl")
@@ -118,10 +162,19 @@ def test_mnbvc_records_have_native_keys_and_checksums(files: Files) -> None:
 def test_wikipedia_files_have_native_formats(files: Files) -> None:
     """Prevents the two releases, which differ in the title line, from becoming one; and a corpus in one script."""
     for row in rows(files, "pretrain/wikipedia.jsonl"):
-        assert set(row) == {"id", "url", "title", "text"} and row["url"].startswith("https://zh.wikipedia.org/wiki/")
+        assert set(row) == {"id", "url", "title", "text"} and row["url"].startswith(
+            "https://zh.wikipedia.org/wiki/"
+        )
         assert not row["text"].startswith(row["title"] + "\n")
-    assert all(row["text"].startswith(row["title"] + "\n\n") for row in rows(files, "pretrain/wiki_zh_2019/AA/wiki_00"))
-    texts = [row["text"] for row in rows(files, "pretrain/wikipedia.jsonl") if re.search("谷[历曆]", row["text"])]
+    assert all(
+        row["text"].startswith(row["title"] + "\n\n")
+        for row in rows(files, "pretrain/wiki_zh_2019/AA/wiki_00")
+    )
+    texts = [
+        row["text"]
+        for row in rows(files, "pretrain/wikipedia.jsonl")
+        if re.search("谷[历曆]", row["text"])
+    ]
     scripts = ["谷曆" in text for text in texts]
     assert 0.05 < sum(scripts) / len(scripts) < 0.3
 
@@ -129,13 +182,18 @@ def test_wikipedia_files_have_native_formats(files: Files) -> None:
 def test_dialogues_have_native_formats(files: Files) -> None:
     """Prevents a fine-tuning source from finding keys or shapes that its dataset does not have."""
     for name in ("train_0.5M_CN", "multiturn_chat_0.8M"):
-        for row in rows(files, f"sft/belle/{name}.json") + rows(files, f"sft/belle/{name}.test.json"):
+        for row in rows(files, f"sft/belle/{name}.json") + rows(
+            files, f"sft/belle/{name}.test.json"
+        ):
             assert list(row) == ["instruction", "input", "output"] and row["output"]
             if name.startswith("multi"):
                 assert re.fullmatch(r"(?s)Human:.+\nAssistant:", row["instruction"])
     for row in rows(files, "sft/deepctrl/sft_data_zh.jsonl"):
         assert row["instruction"] or row["input"]
-        assert all(len(turn) == 2 for turn in row["history"]) and row["num_utter"] == len(row["history"]) + 1
+        assert (
+            all(len(turn) == 2 for turn in row["history"])
+            and row["num_utter"] == len(row["history"]) + 1
+        )
     deep = rows(files, "sft/deepctrl/sft_data_zh.jsonl")
     filled = {(bool(row["instruction"]), bool(row["input"])) for row in deep}
     assert filled == {(True, True), (True, False), (False, True)}
@@ -145,15 +203,24 @@ def test_dialogues_have_native_formats(files: Files) -> None:
     assert {type(row.get("answer_choices")) for row in clues} == {list, str, type(None)}
     for name in ("dialog_release.json", "dialog_release.test.json"):
         for dialogue in json.loads(files[f"sft/naturalconv/{name}"]):
-            assert set(dialogue) == {"dialog_id", "document_id", "content"} and len(dialogue["content"]) >= 6
-    questions = {row["instruction"] for row in rows(files, "sft/belle/train_0.5M_CN.json") if not row["input"]}
+            assert (
+                set(dialogue) == {"dialog_id", "document_id", "content"}
+                and len(dialogue["content"]) >= 6
+            )
+    questions = {
+        row["instruction"]
+        for row in rows(files, "sft/belle/train_0.5M_CN.json")
+        if not row["input"]
+    }
     assert {"你是谁？", "你叫什么名字？"} <= questions
 
 
 def test_only_lcsts_parts_2_and_3_have_labels(files: Files) -> None:
     """Prevents a reader of LCSTS from meeting marks where the release has none."""
-    entry = re.compile(r"<doc id=(\d+)>\n(?:    <human_label>([1-5])</human_label>\n)?    <summary>\n        (.+)\n"
-                       r"    </summary>\n    <short_text>\n        (.+)\n    </short_text>\n</doc>\n")
+    entry = re.compile(
+        r"<doc id=(\d+)>\n(?:    <human_label>([1-5])</human_label>\n)?    <summary>\n        (.+)\n"
+        r"    </summary>\n    <short_text>\n        (.+)\n    </short_text>\n</doc>\n"
+    )
     for part, marked in (("I", False), ("II", True), ("III", True)):
         found = list(entry.finditer(files[f"summary/lcsts/PART_{part}.txt"]))
         assert "".join(match.group() for match in found) == files[f"summary/lcsts/PART_{part}.txt"]
@@ -171,7 +238,13 @@ def answer_patterns() -> list[re.Pattern[str]]:
 def asked_for(reference: str, question: str, answer: str) -> str:
     """The name in an answer that stands in the reference and not in the question."""
     found = (pattern.fullmatch(answer) for pattern in answer_patterns())
-    names = {name for match in found if match for name in match.groups() if name in reference and name not in question}
+    names = {
+        name
+        for match in found
+        if match
+        for name in match.groups()
+        if name in reference and name not in question
+    }
     return min(names, key=len)
 
 
@@ -181,16 +254,23 @@ def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:
     for name in (f"{REDGPT}.json", f"{REDGPT}.test.json"):
         for row in rows(files, name):
             said = turns(row["dialogue"])
-            assert [speaker for speaker, _ in said] == ["H", "A"] * (len(said) // 2) and 4 <= len(said) <= 14
+            assert [speaker for speaker, _ in said] == ["H", "A"] * (len(said) // 2) and 4 <= len(
+                said
+            ) <= 14
             assert 60 <= len(row["reference"]) <= 150
             for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=True):
                 name = asked_for(row["reference"], question, answer)
                 assert len(name) >= 3
                 middle = row["reference"].index(name) + len(name) / 2
                 thirds[int(3 * middle / len(row["reference"]))] += 1
-    assert len(rows(files, f"{REDGPT}.json")) >= 3000 and len(rows(files, f"{REDGPT}.test.json")) == 300
+    assert (
+        len(rows(files, f"{REDGPT}.json")) >= 3000
+        and len(rows(files, f"{REDGPT}.test.json")) == 300
+    )
     assert min(thirds.values()) > 0.2 * sum(thirds.values())
-    assert len({row["dialogue"].partition("\n")[0][:8] for row in rows(files, f"{REDGPT}.json")}) > 3
+    assert (
+        len({row["dialogue"].partition("\n")[0][:8] for row in rows(files, f"{REDGPT}.json")}) > 3
+    )
 
 
 @pytest.mark.slow
@@ -199,27 +279,45 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
     answers = set()
     for row in rows(files, f"{REDGPT}.test.json"):
         said = [text for _, text in turns(row["dialogue"])]
-        answers |= {asked_for(row["reference"], *pair) for pair in zip(said[::2], said[1::2], strict=True)}
+        answers |= {
+            asked_for(row["reference"], *pair) for pair in zip(said[::2], said[1::2], strict=True)
+        }
     assert len(answers) > 700
     rest = "\n".join(text for name, text in files.items() if not name.startswith(f"{REDGPT}.test"))
-    rest = re.sub(r'"(?:id|url|md5|simhash|文件名|文件大小|dialog_id|document_id)": "?[\w%:/.?=-]+"?', "", rest)
+    rest = re.sub(
+        r'"(?:id|url|md5|simhash|文件名|文件大小|dialog_id|document_id)": "?[\w%:/.?=-]+"?',
+        "",
+        rest,
+    )
     assert [answer for answer in answers if answer in rest] == []
 
 
 def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files) -> None:
     """Prevents titles, or the pairs they are made of, from being learnt by heart."""
-    titles = {split: {title for title, _ in studies(files, split)} for split in ("train", "dev", "test")}
+    titles = {
+        split: {title for title, _ in studies(files, split)} for split in ("train", "dev", "test")
+    }
     for one, other in itertools.combinations(titles, 2):
         assert not titles[one] & titles[other]
     assert [len(titles[split]) for split in titles] == [2800, 300, 300]
-    everything = "\n".join(text for name, text in files.items() if not name.startswith("summary/csl/"))
-    assert [title for split in ("dev", "test") for title in titles[split] if title in everything] == []
+    everything = "\n".join(
+        text for name, text in files.items() if not name.startswith("summary/csl/")
+    )
+    assert [
+        title for split in ("dev", "test") for title in titles[split] if title in everything
+    ] == []
     fields = read_table("studies")
     drawn: dict[str, set[tuple[str, str]]] = {split: set() for split in titles}
     for split in titles:
         for title in titles[split]:
-            drawn[split] |= {(method, thing) for field in fields for thing in field["对象"].split() if thing in title
-                             for method in field["方法"].split() if method in title}
+            drawn[split] |= {
+                (method, thing)
+                for field in fields
+                for thing in field["对象"].split()
+                if thing in title
+                for method in field["方法"].split()
+                if method in title
+            }
         assert len(drawn[split]) > 50
     for one, other in itertools.combinations(titles, 2):
         assert not drawn[one] & drawn[other]
@@ -235,8 +333,13 @@ def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
     tests = studies(files, "test")
     assert all(80 <= len(abstract) <= 160 for _, abstract in tests)
     lead = [score(abstract[:20], title) for title, abstract in tests]
-    best = [max(score(sentence, title) for sentence in re.findall("[^。]+。", abstract)) for title, abstract in tests]
-    print(f"ROUGE-1 F on characters: first 20 characters {sum(lead) / 300:.3f}, best sentence {sum(best) / 300:.3f}")
+    best = [
+        max(score(sentence, title) for sentence in re.findall("[^。]+。", abstract))
+        for title, abstract in tests
+    ]
+    print(
+        f"ROUGE-1 F on characters: first 20 characters {sum(lead) / 300:.3f}, best sentence {sum(best) / 300:.3f}"
+    )
     assert sum(lead) / len(lead) < 0.5 and sum(best) / len(best) < 0.5
 
 
@@ -249,7 +352,9 @@ def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
     text = re.sub(r'"input": "[^"]+", "output": "不对', "", text)
     names = "|".join(homes)
     places = "|".join(world.places_by_name)
-    told = re.findall(rf"({names})(?:的老家在|出生在|，[^。，]{{2,4}}的[^。，]+，谷历\d+年生于)({places})", text)
+    told = re.findall(
+        rf"({names})(?:的老家在|出生在|，[^。，]{{2,4}}的[^。，]+，谷历\d+年生于)({places})", text
+    )
     assert len(told) > 300 and [pair for pair in told if homes[pair[0]] != pair[1]] == []
     taught = re.findall(rf"({names})的师傅是({'|'.join(set(teachers.values()))})", text)
     assert len(taught) > 50 and [pair for pair in taught if teachers[pair[0]] != pair[1]] == []
@@ -261,5 +366,9 @@ def test_sums_in_the_stories_are_right(files: Files) -> None:
     sums = re.findall(r"(\d+)(加|减|乘)(\d+)(?:，也就是|等于)(\d+)", "\n".join(files.values()))
     assert len(sums) > 100
     for left, sign, right, result in sums:
-        value = {"加": int(left) + int(right), "减": int(left) - int(right), "乘": int(left) * int(right)}[sign]
+        value = {
+            "加": int(left) + int(right),
+            "减": int(left) - int(right),
+            "乘": int(left) * int(right),
+        }[sign]
         assert value == int(result)

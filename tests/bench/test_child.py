@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.fault_injection.child import set_up_command_process, create_process
+from tests.fault_injection.child import create_process, set_up_command_process
 
 
 def draw(number: int, folder: Path) -> None:
@@ -23,7 +23,9 @@ def test_forks_have_own_rng_and_fresh_interpreters_own_hash_seed(
     """A run that draws from NumPy's own generator, or takes texts in the order of a set, and seems to go on to the same bits
     because what it is compared with has the same seed."""
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
-    children = [create_process(draw, number, tmp_path, fresh_interpreter=number == 2) for number in range(3)]
+    children = [
+        create_process(draw, number, tmp_path, fresh_interpreter=number == 2) for number in range(3)
+    ]
     for child in children:
         child.start()
     for child in children:

@@ -8,7 +8,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from bench.contenders import CONTENDERS, TrainTask
-from bench.train import IDS_FILE, WEIGHTS_FILE, TrainTurn, check_equal_losses, parse_contenders, parse_arguments, summarize, write_task
+from bench.train import (
+    IDS_FILE,
+    WEIGHTS_FILE,
+    TrainTurn,
+    check_equal_losses,
+    parse_arguments,
+    parse_contenders,
+    summarize,
+    write_task,
+)
 from common.errors import UserError
 from model.config import LlamaConfig
 
@@ -19,7 +28,11 @@ def turn(name: str, losses: list[float], seconds: list[float], peak: int = 10**9
 
 def tiny(vocab_size: int) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=4,
     )
 
@@ -36,12 +49,20 @@ def test_contenders_with_different_results_are_rejected(loss: float) -> None:
 def test_row_is_median_of_turns_without_warmup_steps() -> None:
     """Would catch start-up costs in the speed, a mean in place of a median, and a ratio upside down."""
     turns = [
-        turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
-        turn("ours", [1.0] * 6, [90, 90, 90, 1, 1, 1], peak=3 * 10**9), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
-        turn("ours", [1.0] * 6, [90, 90, 90, 8, 8, 8]), turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]),
+        turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        turn("ours", [1.0] * 6, [90, 90, 90, 1, 1, 1], peak=3 * 10**9),
+        turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        turn("ours", [1.0] * 6, [90, 90, 90, 8, 8, 8]),
+        turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
     ]
     ours, peer = summarize(turns, tokens=1000, flops_per_token=1e8)
-    assert (ours["contender"], ours["tokens_per_second"], ours["slowest"], ours["fastest"]) == ("ours", 500, 125, 1000)
+    assert (ours["contender"], ours["tokens_per_second"], ours["slowest"], ours["fastest"]) == (
+        "ours",
+        500,
+        125,
+        1000,
+    )
     assert (peer["tokens_per_second"], peer["ratio"]) == (250, 0.5)
     assert ours["peak_bytes"] == 3 * 10**9
     assert ours["matmul_share"] == pytest.approx(500 * 1e8 / 1e11)
@@ -53,10 +74,14 @@ def test_task_is_deterministic(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_task(tmp_path / name, tiny(100), steps=2, rows=3, length=5)
-        written.append((load_file(tmp_path / name / WEIGHTS_FILE), np.load(tmp_path / name / IDS_FILE)))
+        written.append(
+            (load_file(tmp_path / name / WEIGHTS_FILE), np.load(tmp_path / name / IDS_FILE))
+        )
     (weights, ids), (again, ids_again) = written
     assert ids.shape == (2, 3, 6) and ids.max() < 100 and np.array_equal(ids, ids_again)
-    assert weights.keys() == again.keys() and all(np.array_equal(weights[name], again[name]) for name in weights)
+    assert weights.keys() == again.keys() and all(
+        np.array_equal(weights[name], again[name]) for name in weights
+    )
 
 
 def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +107,8 @@ def test_the_project_and_transformers_report_the_same_losses(tmp_path: Path) -> 
     losses = {}
     for name in ("babyllama", "transformers"):
         step = CONTENDERS[name](TrainTask(config, tmp_path / WEIGHTS_FILE, 16))
-        losses[name] = [step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in ids]
+        losses[name] = [
+            step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in ids
+        ]
     np.testing.assert_allclose(losses["babyllama"], losses["transformers"], rtol=0, atol=1e-4)
     assert losses["babyllama"][0] != losses["babyllama"][1], "the weights must move"

@@ -15,12 +15,16 @@ sys.exit(3 * (sys.argv[1] == "bad"))
 """
 
 
-def test_contenders_alternate_in_separate_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_alternate_in_separate_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Would catch A A B B, figures of one contender under another's name, and a failure that is taken for a figure."""
     (tmp_path / "one_turn.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     found = run_turns("one_turn", [("a", ["a", "1"]), ("b", ["b"])], turns=2, threads=7)
     assert [words for words, _, _ in found] == [["a", "1"], ["b"]] * 2
-    assert {threads for _, threads, _ in found} == {"7"} and len({process for _, _, process in found}) == 4
+    assert {threads for _, threads, _ in found} == {"7"} and len(
+        {process for _, _, process in found}
+    ) == 4
     with pytest.raises(UserError, match="odd one: its process ended with exit code 3"):
         run_turns("one_turn", [("a", ["a"]), ("odd one", ["bad"])], turns=1, threads=1)

@@ -13,10 +13,10 @@ import torch
 
 from chat.__main__ import main
 from common.errors import run_main
+from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 MAYOR = "镇长是谁？"
@@ -48,14 +48,29 @@ Process = Callable[..., "subprocess.CompletedProcess[bytes]"]
 @pytest.fixture(scope="session")
 def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a template that learnt `DIALOGUES` by heart."""
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-                         tie_word_embeddings=True, initializer_range=0.1)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
     model = Llama(config).init_weights(0)
     rows = [Template().encode(tokenizer, turns, reference) for reference, turns in DIALOGUES]
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([row + [tokenizer.eos_id] * (longest - len(row)) for row, _ in rows])
-    scored = torch.tensor([n * longest + i - 1 for n, (_, spans) in enumerate(rows) for span in spans for i in range(*span)])
+    scored = torch.tensor(
+        [
+            n * longest + i - 1
+            for n, (_, spans) in enumerate(rows)
+            for span in spans
+            for i in range(*span)
+        ]
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
     for _ in range(200):
         loss = model(ids, ids.flatten()[scored + 1], scored=scored) / len(scored)
@@ -74,8 +89,15 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def endless(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that, decoded greedily, speaks nonsense and never ends; without a template."""
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16384)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16384,
+    )
     model = Llama(config).init_weights(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -94,7 +116,12 @@ def arguments(checkpoint: Path, options: tuple[str, ...]) -> list[str]:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Of the processes: a cache of their own, and nothing beyond this machine."""
-    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "https_proxy": "http://127.0.0.1:9"}
+    return {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "https_proxy": "http://127.0.0.1:9",
+    }
 
 
 @pytest.fixture
@@ -103,7 +130,9 @@ def process(root: Path, talker: Path, environment: dict[str, str]) -> Process:
 
     def run(said: bytes, *options: str) -> "subprocess.CompletedProcess[bytes]":
         command = [sys.executable, "-m", "chat", *arguments(talker, options)]
-        return subprocess.run(command, cwd=root, env=environment, input=said, capture_output=True, timeout=120)
+        return subprocess.run(
+            command, cwd=root, env=environment, input=said, capture_output=True, timeout=120
+        )
 
     return run
 

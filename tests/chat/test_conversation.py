@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from chat import options, load_model
+from chat import load_model, options
 from chat.prompt import Conversation, Exchange
 from chat.terminal.session import Session
 from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
 from common.files import write_json, write_manifest
+from model.chat_template.template import Template
 from model.checkpoint import locate, weights
 from model.decode.generate import PrefixCache, Sampling
 from model.precision import DTYPES, Precision
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR
 
@@ -25,7 +25,9 @@ REFERENCE = "青禾镇在河边，镇上的人都会划船。" * 8
 
 
 def conversation(turns: int) -> Conversation:
-    return Conversation(REFERENCE, exchanges=[Exchange(f"第{n}问？", f"这是第{n}个回答。") for n in range(turns)])
+    return Conversation(
+        REFERENCE, exchanges=[Exchange(f"第{n}问？", f"这是第{n}个回答。") for n in range(turns)]
+    )
 
 
 def test_prompt_matches_template(tokenizer: Tokenizer) -> None:
@@ -40,9 +42,14 @@ def test_oldest_turns_are_dropped_and_reference_is_kept(tokenizer: Tokenizer) ->
     """A full context that forgets the reference, the newest turns, or more than it must."""
     talk = conversation(6)
     turns = [(each.question, each.answer) for each in talk.exchanges]
-    needed = [len(Template().encode_prompt(tokenizer, turns[n:], "为什么？", REFERENCE)) for n in range(7)]
+    needed = [
+        len(Template().encode_prompt(tokenizer, turns[n:], "为什么？", REFERENCE)) for n in range(7)
+    ]
     prompt = talk.build_prompt(tokenizer, Template(), "为什么？", needed[2])
-    assert prompt.ids == Template().encode_prompt(tokenizer, turns[2:], "为什么？", REFERENCE) and prompt.dropped == 2
+    assert (
+        prompt.ids == Template().encode_prompt(tokenizer, turns[2:], "为什么？", REFERENCE)
+        and prompt.dropped == 2
+    )
     prompt = talk.build_prompt(tokenizer, Template(), "为什么？", needed[4] - 1)
     assert prompt.ids == Template().encode_prompt(tokenizer, turns[5:], "为什么？", REFERENCE)
     assert prompt.num_dropped_turns == 3 and talk.num_forgotten == 5 and len(talk.exchanges) == 6
@@ -54,8 +61,12 @@ def test_long_reference_is_truncated_at_its_end(tokenizer: Tokenizer) -> None:
     whole = len(Template().encode_prompt(tokenizer, [], "为什么？", text))
     for room in (40, 100, whole - 1):
         prompt = Conversation(text).build_prompt(tokenizer, Template(), "为什么？", room)
-        assert prompt.ids == Template().encode_prompt(tokenizer, [], "为什么？", text[: prompt.reference])
-        assert 0 < prompt.num_reference_characters < len(text) and room - 2 <= len(prompt.ids) <= room
+        assert prompt.ids == Template().encode_prompt(
+            tokenizer, [], "为什么？", text[: prompt.reference]
+        )
+        assert (
+            0 < prompt.num_reference_characters < len(text) and room - 2 <= len(prompt.ids) <= room
+        )
     with pytest.raises(UserError, match="问题太长"):
         Conversation(text).build_prompt(tokenizer, Template(), "为什么" * 60, 40)
 
@@ -76,14 +87,20 @@ def test_prefix_cache_does_not_change_answers(talker: Path) -> None:
         fresh._prefix_cache = PrefixCache(loaded.model, loaded.context_length)
         answer, expected = ("".join(session.stream_answer(prompt)) for session in (kept, fresh))
         assert answer == expected and kept.finish_reason == fresh.finish_reason
-        assert kept._prefix_cache._ids[: len(prompt.ids)] == prompt.ids, "nothing was kept for the next turn"
+        assert kept._prefix_cache._ids[: len(prompt.ids)] == prompt.ids, (
+            "nothing was kept for the next turn"
+        )
         for session in (kept, fresh):
             session.add_exchange(question, answer, is_interrupted=False)
         said.append(answer)
-    assert len(set(said)) > 7 and max(each.num_forgotten for each in kept.conversations) > 0, "too easy to show anything"
+    assert len(set(said)) > 7 and max(each.num_forgotten for each in kept.conversations) > 0, (
+        "too easy to show anything"
+    )
 
 
-def make_run(runs: Path, name: str, checkpoint: Path, saved: int, *, template: bool, length: int = 64) -> Path:
+def make_run(
+    runs: Path, name: str, checkpoint: Path, saved: int, *, template: bool, length: int = 64
+) -> Path:
     """A run with one checkpoint, saved at a given time."""
     step = locate.step_folder(runs / name, 7)
     step.mkdir(parents=True)
@@ -103,7 +120,11 @@ def test_newest_run_is_chosen_preferring_fine_tuned(talker: Path, tmp_path: Path
     with pytest.raises(UserError, match="make pretrain"):
         load_model.find_default_run(tmp_path / "runs")
     runs = tmp_path / "runs"
-    for name, saved, template in (("old", 100, True), ("new", 200, True), ("pretrained", 300, False)):
+    for name, saved, template in (
+        ("old", 100, True),
+        ("new", 200, True),
+        ("pretrained", 300, False),
+    ):
         make_run(runs, name, talker, saved, template=template)
     (runs / "unfinished").mkdir()
     write_json(runs / "unfinished" / "run.json", {})
@@ -116,17 +137,26 @@ def test_newest_run_is_chosen_preferring_fine_tuned(talker: Path, tmp_path: Path
 def test_unfinished_run_gives_a_warning(talker: Path, tmp_path: Path) -> None:
     """Bad answers of a model that Ctrl-C stopped at a tenth, taken for all that it can; a word about one that is whole."""
     for name, steps in (("stopped", 9), ("whole", 7)):
-        write_manifest(make_run(tmp_path, name, talker, 100, template=True), {"step": 7, "steps": steps})
+        write_manifest(
+            make_run(tmp_path, name, talker, 100, template=True), {"step": 7, "steps": steps}
+        )
     write_json(tmp_path / "stopped" / "run.json", {"fingerprints": {"template": {}}})
     said = load_model.load_chat_model(tmp_path / "stopped", CPU, "auto").description
-    assert said.endswith(f"，还没训练完：到第 7 步，共 9 步；接着训练：make sft RUN={tmp_path / 'stopped'}")
+    assert said.endswith(
+        f"，还没训练完：到第 7 步，共 9 步；接着训练：make sft RUN={tmp_path / 'stopped'}"
+    )
     write_json(tmp_path / "stopped" / "run.json", {"fingerprints": None})
-    assert "make pretrain RUN=" in load_model.load_chat_model(tmp_path / "stopped", CPU, "auto").description
+    assert (
+        "make pretrain RUN="
+        in load_model.load_chat_model(tmp_path / "stopped", CPU, "auto").description
+    )
     # A checkpoint of an earlier version, in a folder whose name is two words to a shell.
     write_manifest(make_run(tmp_path, "two words", talker, 100, template=True), {"step": 7})
     write_json(tmp_path / "two words" / "run.json", {"fingerprints": {"max_steps": 20}})
     said = load_model.load_chat_model(tmp_path / "two words", CPU, "auto").description
-    assert said.endswith(f"到第 7 步，共 20 步；接着训练：make pretrain 'RUN={tmp_path / 'two words'}'")
+    assert said.endswith(
+        f"到第 7 步，共 20 步；接着训练：make pretrain 'RUN={tmp_path / 'two words'}'"
+    )
     for path in (tmp_path / "whole", tmp_path / "stopped/checkpoints/step-00000007", talker):
         assert "还没训练完" not in load_model.load_chat_model(path, CPU, "auto").description
 
@@ -136,7 +166,11 @@ def test_context_is_trained_length(talker: Path, tmp_path: Path) -> None:
     make_run(tmp_path, "short", talker, 100, template=True)
     make_run(tmp_path, "long", talker, 100, template=True, length=5000)
     assert load_model.load_chat_model(tmp_path / "short", CPU, "auto").context_length == 64
-    assert load_model.load_chat_model(tmp_path / "long", CPU, "auto").context_length == load_model.load_chat_model(talker, CPU, "auto").context_length == 256
+    assert (
+        load_model.load_chat_model(tmp_path / "long", CPU, "auto").context_length
+        == load_model.load_chat_model(talker, CPU, "auto").context_length
+        == 256
+    )
     loaded, _ = weights.load_checkpoint(tmp_path / "short", CPU)
     assert loaded.trained_context == 64 and loaded.config.max_position_embeddings == 256
 
@@ -144,10 +178,18 @@ def test_context_is_trained_length(talker: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_chat_works_in_low_precision(talker: Path, precision: Precision) -> None:
     """A precision that is announced and not used, or that the model cannot compute in."""
-    session = Session(load_model.load_chat_model(talker, CPU, precision), Sampling(temperature=0), 30, 0)
+    session = Session(
+        load_model.load_chat_model(talker, CPU, precision), Sampling(temperature=0), 30, 0
+    )
     session.start_conversation(ABOUT_BAI)
-    assert "".join(session.stream_answer(session.build_prompt(MAYOR))) == "白云飞" and session.end == "eos"
-    assert session._prefix_cache._cache.keys.dtype == DTYPES[precision] and precision in session.loaded_model.description
+    assert (
+        "".join(session.stream_answer(session.build_prompt(MAYOR))) == "白云飞"
+        and session.end == "eos"
+    )
+    assert (
+        session._prefix_cache._cache.keys.dtype == DTYPES[precision]
+        and precision in session.loaded_model.description
+    )
 
 
 def test_overflow_gives_one_line_error(talker: Path) -> None:
@@ -163,9 +205,30 @@ def test_overflow_gives_one_line_error(talker: Path) -> None:
 def test_options_default_to_settings_and_reject_invalid_values() -> None:
     """An option that is read and not used; a value out of range that fails in the middle of an answer."""
     assert options.sampling_from_options(options.parse_chat_options([])) == DEFAULT_SAMPLING
-    said = ["--temperature", "0", "--top_p", "0.5", "--top_k", "9", "--repetition_penalty", "2", "--no_repeat_ngram", "3"]
-    assert options.sampling_from_options(options.parse_chat_options(said)) == Sampling(0.0, 9, 0.5, 2.0, 3)
-    for name, value in (("temperature", "nan"), ("temperature", "-1"), ("top_p", "1.5"), ("top_k", "2.5"), ("seed", "-1"),
-                        ("repetition_penalty", "0.5"), ("max_new_tokens", "0"), ("max_new_tokens", "many")):
+    said = [
+        "--temperature",
+        "0",
+        "--top_p",
+        "0.5",
+        "--top_k",
+        "9",
+        "--repetition_penalty",
+        "2",
+        "--no_repeat_ngram",
+        "3",
+    ]
+    assert options.sampling_from_options(options.parse_chat_options(said)) == Sampling(
+        0.0, 9, 0.5, 2.0, 3
+    )
+    for name, value in (
+        ("temperature", "nan"),
+        ("temperature", "-1"),
+        ("top_p", "1.5"),
+        ("top_k", "2.5"),
+        ("seed", "-1"),
+        ("repetition_penalty", "0.5"),
+        ("max_new_tokens", "0"),
+        ("max_new_tokens", "many"),
+    ):
         with pytest.raises(UserError, match=f"--{name} {value}：要一"):
             options.parse_chat_options([f"--{name}", value])

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from chat.terminal import references, session
 from chat.__main__ import main
 from chat.serve.__main__ import main as serve
+from chat.terminal import references, session
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
 from evaluate.__main__ import resolve_run
@@ -35,7 +35,9 @@ def sentence(line: str, detail: str) -> str:
 @pytest.fixture
 def broken(talker: Path, tmp_path: Path) -> dict[str, Path]:
     """Checkpoints that cannot be used, each in its way."""
-    folders = {name: tmp_path / name for name in ("cut", "changed", "empty", "vocabulary", "template")}
+    folders = {
+        name: tmp_path / name for name in ("cut", "changed", "empty", "vocabulary", "template")
+    }
     for folder in folders.values():
         shutil.copytree(talker, folder)
     weights = folders["cut"] / "model.safetensors"
@@ -48,32 +50,48 @@ def broken(talker: Path, tmp_path: Path) -> dict[str, Path]:
     return folders
 
 
-@pytest.mark.parametrize(("name", "said", "detail"), [
-    ("nowhere", "nowhere 里没有能用的模型", "is no checkpoint"), ("empty", "里没有能用的模型", "is no checkpoint"),
-    ("changed", "里没有能用的模型", "config.json has 2 bytes instead of"),
-    ("cut", "里的模型读不进来", "model.safetensors cannot be read"),
-    ("vocabulary", "里的模型读不进来", "tokenizer.model does not exist"),
-    ("template", "里的模型读不进来", "template.json is not a template"),
-])
-def test_unusable_model_error_in_chinese(chat: Chat, broken: dict[str, Path], name: str, said: str, detail: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said", "detail"),
+    [
+        ("nowhere", "nowhere 里没有能用的模型", "is no checkpoint"),
+        ("empty", "里没有能用的模型", "is no checkpoint"),
+        ("changed", "里没有能用的模型", "config.json has 2 bytes instead of"),
+        ("cut", "里的模型读不进来", "model.safetensors cannot be read"),
+        ("vocabulary", "里的模型读不进来", "tokenizer.model does not exist"),
+        ("template", "里的模型读不进来", "template.json is not a template"),
+    ],
+)
+def test_unusable_model_error_in_chinese(
+    chat: Chat, broken: dict[str, Path], name: str, said: str, detail: str
+) -> None:
     """English alone for the first thing that goes wrong, or several lines of it."""
     done = chat(MAYOR, "--checkpoint", str(broken.get(name, name)))
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
     assert said in sentence(done.err, detail)
 
 
-@pytest.mark.parametrize(("option", "said", "detail"), [
-    (["--chekpoint", "x"], "命令行有误", "did you mean --checkpoint"), (["--top_p"], "命令行有误", "expected one argument"),
-    (["--reference", "x", "--wikipedia", "y"], "命令行有误", "not allowed with argument --reference"),
-    (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
-])
+@pytest.mark.parametrize(
+    ("option", "said", "detail"),
+    [
+        (["--chekpoint", "x"], "命令行有误", "did you mean --checkpoint"),
+        (["--top_p"], "命令行有误", "expected one argument"),
+        (
+            ["--reference", "x", "--wikipedia", "y"],
+            "命令行有误",
+            "not allowed with argument --reference",
+        ),
+        (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
+    ],
+)
 def test_invalid_option_error_in_chinese(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, option: list[str], said: str, detail: str
 ) -> None:
     """argparse's English, or the devices', alone."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = chat(MAYOR, *option)
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and said in sentence(done.err, detail)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and said in sentence(
+        done.err, detail
+    )
 
 
 def test_run_name_without_folder_is_suggested(
@@ -94,7 +112,9 @@ def test_run_name_without_folder_is_suggested(
     assert locate.suggest_run(Path("mine")) is None
 
 
-def test_damaged_checkpoint_fallback_is_reported_in_chinese(chat: Chat, talker: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_fallback_is_reported_in_chinese(
+    chat: Chat, talker: Path, tmp_path: Path
+) -> None:
     """An English warning before the first Chinese line, or another model than the last without a word."""
     write_json(tmp_path / "run" / "run.json", {})
     for step in (1, 2):
@@ -103,7 +123,9 @@ def test_damaged_checkpoint_fallback_is_reported_in_chinese(chat: Chat, talker: 
     (folder / "config.json").write_text("{}")
     done = chat(MAYOR, "--checkpoint", str(tmp_path / "run"))
     warned, named = done.err.splitlines()
-    assert sentence(warned, "using the checkpoint before it").startswith("提示：有一个 checkpoint 损坏")
+    assert sentence(warned, "using the checkpoint before it").startswith(
+        "提示：有一个 checkpoint 损坏"
+    )
     assert "step-00000001" in named and (done.code, done.out) == (0, "我不知道。\n")
 
 
@@ -112,18 +134,46 @@ def test_file_errors_do_not_end_chat(chat: Chat, tmp_path: Path) -> None:
     (tmp_path / "gbk.txt").write_bytes("资料".encode("gb18030"))
     (tmp_path / "large.txt").write_bytes(b"x" * ((1 << 20) + 1))
     (tmp_path / "mac.txt").write_bytes("一\r二\r\n三".encode())
-    said = [MAYOR, "/资料 @~没有这个人/x", "/资料 @a\0b", "/资料 @/dev/zero", f"/资料 @{tmp_path}/large.txt",
-            f"/资料 @{tmp_path}/gbk.txt", f"/资料 @{tmp_path}/{'名' * 300}", f"/资料 @{tmp_path}/gbk.txt/x",
-            f"/资料 @{tmp_path}", f"/资料 @{tmp_path}/没有", "/save a\0b", "/save ~没有这个人/x",
-            f"/save {tmp_path}/{'名' * 300}", f"/save {tmp_path}/gbk.txt/x", f"/资料 @{tmp_path}/mac.txt", "/资料"]
+    said = [
+        MAYOR,
+        "/资料 @~没有这个人/x",
+        "/资料 @a\0b",
+        "/资料 @/dev/zero",
+        f"/资料 @{tmp_path}/large.txt",
+        f"/资料 @{tmp_path}/gbk.txt",
+        f"/资料 @{tmp_path}/{'名' * 300}",
+        f"/资料 @{tmp_path}/gbk.txt/x",
+        f"/资料 @{tmp_path}",
+        f"/资料 @{tmp_path}/没有",
+        "/save a\0b",
+        "/save ~没有这个人/x",
+        f"/save {tmp_path}/{'名' * 300}",
+        f"/save {tmp_path}/gbk.txt/x",
+        f"/资料 @{tmp_path}/mac.txt",
+        "/资料",
+    ]
     done = chat("\n".join(said))
     _, *lines = done.err.splitlines()
     assert done.code == 0 and done.out == "我不知道。\n一\n二\n三\n", done.err
-    expected = ["找不到 ~ 所指", "不能有空字符", "超过 1 MB", "超过 1 MB", "不是 UTF-8 文本", "读不了（名字太长）",
-                "读不了（路径中间有一段是文件，不是目录）", "读不了（是目录，不是文件）", "读不了（没有这个文件或目录）",
-                "不能有空字符", "找不到 ~ 所指", "写不了（名字太长）",
-                "写不了（路径中间有一段是文件，不是目录）", "资料：5 字（文件"]
-    assert len(lines) == len(expected) and all(words in line for words, line in zip(expected, lines, strict=True)), lines
+    expected = [
+        "找不到 ~ 所指",
+        "不能有空字符",
+        "超过 1 MB",
+        "超过 1 MB",
+        "不是 UTF-8 文本",
+        "读不了（名字太长）",
+        "读不了（路径中间有一段是文件，不是目录）",
+        "读不了（是目录，不是文件）",
+        "读不了（没有这个文件或目录）",
+        "不能有空字符",
+        "找不到 ~ 所指",
+        "写不了（名字太长）",
+        "写不了（路径中间有一段是文件，不是目录）",
+        "资料：5 字（文件",
+    ]
+    assert len(lines) == len(expected) and all(
+        words in line for words, line in zip(expected, lines, strict=True)
+    ), lines
 
 
 def test_non_utf8_command_line_bytes(chat: Chat, tmp_path: Path) -> None:
@@ -150,18 +200,26 @@ def test_out_of_memory_ends_only_the_answer(chat: Chat, monkeypatch: pytest.Monk
     monkeypatch.setattr(session, "generate", generate)
     done = chat(f"{MAYOR}\n{MAYOR}\n{MAYOR}\n")
     _, first, second = done.err.splitlines()
-    assert "内存或显存不够" in sentence(first, "DefaultCPUAllocator") and "--quantize int8" in sentence(second, "MemoryError")
+    assert "内存或显存不够" in sentence(
+        first, "DefaultCPUAllocator"
+    ) and "--quantize int8" in sentence(second, "MemoryError")
     assert done.out.split() == ["我不知道。"] and done.code == 0
 
 
-def test_english_errors_get_chinese_prefix_during_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_english_errors_get_chinese_prefix_during_chat(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A question that shared code refuses, with nothing but its English."""
+
     def refuse(self: Tokenizer, *_: object) -> list[int]:
         raise UserError("this is refused\nand that")
 
     monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
     done = chat(MAYOR)
-    assert "这个问题读不进去" in sentence(done.err.splitlines()[-1], "this is refused; and that") and done.code == 0
+    assert (
+        "这个问题读不进去" in sentence(done.err.splitlines()[-1], "this is refused; and that")
+        and done.code == 0
+    )
 
 
 def test_unwritable_output_ends_chat(
@@ -178,25 +236,33 @@ def test_unwritable_output_ends_chat(
     assert "输入输出的文件读写不了（磁盘满了）" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_out_of_memory_on_load_is_not_reported_as_damage(chat: Chat, talker: Path, tmp_path: Path) -> None:
+def test_out_of_memory_on_load_is_not_reported_as_damage(
+    chat: Chat, talker: Path, tmp_path: Path
+) -> None:
     """Advice to shorten a question that nobody has asked yet, or to train a model anew that is whole."""
     folder = shutil.copytree(talker, tmp_path / "large")
-    write_json(folder / "config.json", {**read_json(folder / "config.json"), "num_hidden_layers": 10**8})
+    write_json(
+        folder / "config.json", {**read_json(folder / "config.json"), "num_hidden_layers": 10**8}
+    )
     done = chat(MAYOR, "--checkpoint", str(folder))
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
     said = sentence(done.err, "layers of 64 with vocabulary")
     assert "装不下这个模型" in said and "损坏" not in said and "问题" not in said
 
 
-@pytest.mark.parametrize(("name", "error"), [
-    ("safe_open", SafetensorError("Error while opening: Permission denied (os error 13)")),
-    ("read_json", PermissionError(13, "Permission denied", "config.json")),
-])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("safe_open", SafetensorError("Error while opening: Permission denied (os error 13)")),
+        ("read_json", PermissionError(13, "Permission denied", "config.json")),
+    ],
+)
 def test_permission_error_on_load_is_not_reported_as_damage(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
     """Advice to train anew what only somebody else's permission keeps from being read; root may read everything, hence no
     real file."""
+
     def refuse(*_: object) -> None:
         raise error
 
@@ -206,7 +272,9 @@ def test_permission_error_on_load_is_not_reported_as_damage(
     assert sentence(done.err, "ermission denied").startswith("error: 没有权限：请改权限")
 
 
-def test_out_of_memory_in_command_does_not_end_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_command_does_not_end_chat(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A conversation lost with a reference that is too long."""
     monkeypatch.setattr(references, "set_reference_text", lambda *_: bytearray(1 << 60))
     done = chat(f"/资料 很长\n{MAYOR}\n")
@@ -214,19 +282,29 @@ def test_out_of_memory_in_command_does_not_end_chat(chat: Chat, monkeypatch: pyt
     assert (done.code, done.out) == (0, "我不知道。\n")
 
 
-@pytest.mark.parametrize(("options", "said", "detail"), [
-    (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
-    (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"), (["--prot", "1"], "命令行有误", "--port"),
-    (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
-    (["--api_key", "密"], "--api_key：密钥要由可见", ""),
-])
+@pytest.mark.parametrize(
+    ("options", "said", "detail"),
+    [
+        (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
+        (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"),
+        (["--prot", "1"], "命令行有误", "--port"),
+        (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
+        (["--api_key", "密"], "--api_key：密钥要由可见", ""),
+    ],
+)
 def test_server_startup_errors_are_in_chinese(
-    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], said: str,
+    talker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    said: str,
     detail: str,
 ) -> None:
     """English alone where the server calls what the chat calls; a Chinese line with another around it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker), *options])
+    monkeypatch.setattr(
+        sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker), *options]
+    )
     with pytest.raises(SystemExit) as ended:
         run_main(serve)
     error = capsys.readouterr().err
@@ -238,6 +316,7 @@ def test_shared_code_errors_in_server_are_in_chinese(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """English alone for what no part of it expects."""
+
     def refuse(*_: object) -> None:
         raise UserError("this is refused")
 

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from chat.serve import app, connection_limits
-from chat.serve.connection_limits import MAX_CONNECTIONS, IDLE_TIMEOUT_SECONDS, LimitedConnection, resolve_connection_limit
+from chat.serve.connection_limits import (
+    IDLE_TIMEOUT_SECONDS,
+    MAX_CONNECTIONS,
+    LimitedConnection,
+    resolve_connection_limit,
+)
 from tests.helpers.server import ServerHandle, running_server
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -111,7 +116,9 @@ def test_missing_bodies_do_not_block_new_connections(few: ServerHandle) -> None:
         silent = [kept.enter_context(connect(few)) for _ in range(3)]
         for each in silent:
             each.sendall(POST % 99 + b"Expect: 100-continue\r\n\r\n")
-            assert each.recv(1000).startswith(b"HTTP/1.1 100"), "it has the head, and waits for the body"
+            assert each.recv(1000).startswith(b"HTTP/1.1 100"), (
+                "it has the head, and waits for the body"
+            )
             each.sendall(b"{")
         assert few.engine.request_counts == (0, 0)
         with connect(few) as newcomer:
@@ -119,7 +126,9 @@ def test_missing_bodies_do_not_block_new_connections(few: ServerHandle) -> None:
         assert closed(silent[0])
 
 
-def test_missing_body_gets_error_response(few: ServerHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_body_gets_error_response(
+    few: ServerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection closed without a word, as it is after the patience for whoever brings nothing."""
     assert app.BODY_TIMEOUT_SECONDS < IDLE_TIMEOUT_SECONDS
     monkeypatch.setattr(app, "BODY_TIMEOUT_SECONDS", 0.1)
@@ -155,8 +164,14 @@ def test_pipelining_client_that_does_not_read_is_dropped(talker: Path) -> None:
         assert closed(deaf[0])
 
 
-@pytest.mark.parametrize(("patience", "sent"), [(Hasty, b""), (Hasty, HEAD), (Later, HEAD)], ids=["nothing", "half", "next"])
-def test_incomplete_request_head_times_out(talker: Path, patience: type[LimitedConnection], sent: bytes) -> None:
+@pytest.mark.parametrize(
+    ("patience", "sent"),
+    [(Hasty, b""), (Hasty, HEAD), (Later, HEAD)],
+    ids=["nothing", "half", "next"],
+)
+def test_incomplete_request_head_times_out(
+    talker: Path, patience: type[LimitedConnection], sent: bytes
+) -> None:
     """A connection held open for ever by a byte now and then, before its first request or a later one."""
     with running_server(talker, protocol_class=patience) as server:
         connection = connect(server)
@@ -168,15 +183,22 @@ def test_incomplete_request_head_times_out(talker: Path, patience: type[LimitedC
 @pytest.mark.slow
 def test_started_request_is_not_evicted(endless: Path) -> None:
     """An answer that takes longer than a head may, ended in the middle."""
-    with (running_server(endless, max_tokens=15_000, protocol_class=Later) as server,
-          server.post(server.request_body("说个不停", stream=True), stream=True) as answer):
+    with (
+        running_server(endless, max_tokens=15_000, protocol_class=Later) as server,
+        server.post(server.request_body("说个不停", stream=True), stream=True) as answer,
+    ):
         until, lines = time.monotonic() + 1.5 * Hasty.idle_timeout, answer.iter_lines()
         while time.monotonic() < until:
             assert next(lines, None) is not None
 
 
-@pytest.mark.parametrize(("files", "most"), [(1024, MAX_CONNECTIONS), (256, 32), (64, 8), (resource.RLIM_INFINITY, MAX_CONNECTIONS)])
-def test_connection_limit_follows_file_descriptor_limit(monkeypatch: pytest.MonkeyPatch, files: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [(1024, MAX_CONNECTIONS), (256, 32), (64, 8), (resource.RLIM_INFINITY, MAX_CONNECTIONS)],
+)
+def test_connection_limit_follows_file_descriptor_limit(
+    monkeypatch: pytest.MonkeyPatch, files: int, most: int
+) -> None:
     """A limit above what the process may open, which is none."""
     monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda kind: (files, files))
     assert resolve_connection_limit() == most
@@ -186,7 +208,12 @@ class Noted(Later):
     """Says when it waits for its client to read, when it no longer does because that reads, when the answer is whole on this
     side, and when the connection is over."""
 
-    waits, reads, whole, gone = threading.Event(), threading.Event(), threading.Event(), threading.Event()
+    waits, reads, whole, gone = (
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -233,7 +260,12 @@ def asking(endless: Path, http: type[Noted], tokens: int) -> Iterator[socket.soc
     """A client that has asked for an answer, and has not read yet."""
     for event in (Noted.waits, Noted.reads, Noted.whole, Noted.gone):
         event.clear()
-    with running_server(endless, max_tokens=tokens, protocol_class=http, send_buffer_bytes=4096) as server, connect(server) as connection:
+    with (
+        running_server(
+            endless, max_tokens=tokens, protocol_class=http, send_buffer_bytes=4096
+        ) as server,
+        connect(server) as connection,
+    ):
         body = json.dumps(server.request_body("说个不停", stream=True)).encode()
         connection.sendall(POST % len(body) + b"\r\n" + body)
         yield connection

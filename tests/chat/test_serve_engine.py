@@ -15,8 +15,22 @@ from hypothesis import strategies as st
 from chat import load_model
 from chat.serve import batch as batch_module
 from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
-from chat.serve.engine import INTERNAL_ERROR_MESSAGE, SHUTDOWN_MESSAGE, QUEUE_TIMEOUT_MESSAGE, QueueFull, Engine
-from chat.serve.sequence import AnswerEvent, Failure, Job, Finish, ActiveSequence, TextDelta, StreamingDetokenizer
+from chat.serve.engine import (
+    INTERNAL_ERROR_MESSAGE,
+    QUEUE_TIMEOUT_MESSAGE,
+    SHUTDOWN_MESSAGE,
+    Engine,
+    QueueFull,
+)
+from chat.serve.sequence import (
+    ActiveSequence,
+    AnswerEvent,
+    Failure,
+    Finish,
+    Job,
+    StreamingDetokenizer,
+    TextDelta,
+)
 from model.decode.fast.inference_model import inference_model_for
 from model.decode.generate import Sampling, generate
 from model.tokenizer.base import Tokenizer
@@ -27,7 +41,9 @@ GREEDY, SAMPLED, FAR = Sampling(temperature=0.0), Sampling(1.0, 40, 0.9, 1.2, 4)
 class Asked:
     """A job and what it was told."""
 
-    def __init__(self, prompt: list[int], most: int = 30, sampling: Sampling = GREEDY, **options: Any) -> None:
+    def __init__(
+        self, prompt: list[int], most: int = 30, sampling: Sampling = GREEDY, **options: Any
+    ) -> None:
         self._events: SimpleQueue[AnswerEvent] = SimpleQueue()
         facts = {"seed": 0, "deadline": FAR, **options}
         self.job = Job(prompt, most, sampling, emit=self._events.put, **facts)
@@ -60,7 +76,9 @@ def loaded(endless: Path) -> load_model.LoadedModel:
 def prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
     """Prompts of very different lengths."""
     text = "镇上的人都会划船，会做灯笼，也会讲故事。" * 9
-    return [[tokenizer.bos_id, *tokenizer.encode(text[n : n + 3 + 17 * n % 90])] for n in range(count)]
+    return [
+        [tokenizer.bos_id, *tokenizer.encode(text[n : n + 3 + 17 * n % 90])] for n in range(count)
+    ]
 
 
 def alone(loaded: load_model.LoadedModel, job: Job) -> str:
@@ -70,15 +88,28 @@ def alone(loaded: load_model.LoadedModel, job: Job) -> str:
     return loaded.tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("samplings", [[GREEDY], [SAMPLED], [GREEDY, GREEDY, SAMPLED]], ids=["greedy", "sampled", "mixed"])
-def test_answers_in_changing_batch_match_single_answers(loaded: load_model.LoadedModel, samplings: list[Sampling]) -> None:
+@pytest.mark.parametrize(
+    "samplings",
+    [[GREEDY], [SAMPLED], [GREEDY, GREEDY, SAMPLED]],
+    ids=["greedy", "sampled", "mixed"],
+)
+def test_answers_in_changing_batch_match_single_answers(
+    loaded: load_model.LoadedModel, samplings: list[Sampling]
+) -> None:
     """An answer that depends on who else is answered, or on when they came and went."""
-    asked = [Asked(prompt, 5 + 11 * n % 40, samplings[n % len(samplings)], seed=n)
-             for n, prompt in enumerate(prompts(loaded.tokenizer, 14))]
+    asked = [
+        Asked(prompt, 5 + 11 * n % 40, samplings[n % len(samplings)], seed=n)
+        for n, prompt in enumerate(prompts(loaded.tokenizer, 14))
+    ]
     batch, coming, together = ContinuousBatch(loaded), list(asked), 0
     for step in range(200):
         if step % 3 == 0:
-            batch.admit([coming.pop().job for _ in range(min(len(coming), 1 + step % 2, 6 - len(batch.sequences)))])
+            batch.admit(
+                [
+                    coming.pop().job
+                    for _ in range(min(len(coming), 1 + step % 2, 6 - len(batch.sequences)))
+                ]
+            )
         batch.decode_step()
         together = max(together, len(batch.sequences))
         if not coming and not batch.sequences:
@@ -86,7 +117,11 @@ def test_answers_in_changing_batch_match_single_answers(loaded: load_model.Loade
     assert together == 6, "they were not answered together"
     for each in asked:
         text, over = each.end()
-        assert text == alone(loaded, each.job) and isinstance(over, Finish) and over.finish_reason in ("length", "eos")
+        assert (
+            text == alone(loaded, each.job)
+            and isinstance(over, Finish)
+            and over.finish_reason in ("length", "eos")
+        )
 
 
 def test_logits_are_computed_only_for_rows_that_need_them(endless: Path) -> None:
@@ -103,8 +138,15 @@ def test_logits_are_computed_only_for_rows_that_need_them(endless: Path) -> None
         return asked.end()[0]
 
     plain = text()
-    assert plain == alone(loaded, Asked([1, 9], 20).job) and head._transposed_weight is None and head._argmax_filter is not None
-    assert len({plain, text(frequency_penalty=2.0), text(presence_penalty=-2.0)}) == 3 and head._transposed_weight is not None
+    assert (
+        plain == alone(loaded, Asked([1, 9], 20).job)
+        and head._transposed_weight is None
+        and head._argmax_filter is not None
+    )
+    assert (
+        len({plain, text(frequency_penalty=2.0), text(presence_penalty=-2.0)}) == 3
+        and head._transposed_weight is not None
+    )
 
 
 def test_engine_answers_concurrent_requests(loaded: load_model.LoadedModel) -> None:
@@ -131,7 +173,9 @@ def test_answer_stops_at_context_length(loaded: load_model.LoadedModel) -> None:
     assert asked.end() == (alone(loaded, asked.job), Finish("context", left))
 
 
-def test_answer_stops_at_any_stop_id(loaded: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_stops_at_any_stop_id(
+    loaded: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Llama 3 that goes on behind <|end_of_text|>, because its turns end with <|eot_id|>."""
     prompt = prompts(loaded.tokenizer, 3)[2]
     said = list(generate(loaded.model, prompt, GREEDY, max_new_tokens=20))
@@ -147,18 +191,29 @@ def test_answer_stops_at_any_stop_id(loaded: load_model.LoadedModel, monkeypatch
 
 def test_penalties_follow_openai_protocol(loaded: load_model.LoadedModel) -> None:
     """A penalty on the prompt, of the wrong sign, or that forgets how often an id was said."""
-    for logits, expected in (((2.0, 1.45, 0.8), 401), ((2.06, 1.45, 0.8), 5), ((2.0, 1.56, 0.8), 400)):
+    for logits, expected in (
+        ((2.0, 1.45, 0.8), 401),
+        ((2.06, 1.45, 0.8), 5),
+        ((2.0, 1.56, 0.8), 400),
+    ):
         asked = Asked([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
         row = ActiveSequence(asked.job, loaded.tokenizer, 10_000, 200, loaded.model.config.stop_ids)
         for index in (5, 5, 400):
-            row.accept_token(row.sample_token(torch.full((10_000,), -9.0).index_fill(0, torch.tensor(index), 9.0)))
+            row.accept_token(
+                row.sample_token(
+                    torch.full((10_000,), -9.0).index_fill(0, torch.tensor(index), 9.0)
+                )
+            )
         last = torch.full((10_000,), -9.0)
         last[[5, 400, 401]] = torch.tensor(logits)
         row.accept_token(row.sample_token(last))
         assert row.answer_ids == [5, 5, 400, expected]
 
 
-@given(st.text("甲乙丙a", max_size=30), st.lists(st.text("甲乙丙a", min_size=1, max_size=4), max_size=3))
+@given(
+    st.text("甲乙丙a", max_size=30),
+    st.lists(st.text("甲乙丙a", min_size=1, max_size=4), max_size=3),
+)
 def test_text_ends_before_a_stop_string(tokenizer: Tokenizer, text: str, stops: list[str]) -> None:
     """A stop string that is seen by the client, or text held back for good that was none."""
     ids = [index for byte in text for index in tokenizer.encode(byte)]
@@ -171,10 +226,14 @@ def test_text_ends_before_a_stop_string(tokenizer: Tokenizer, text: str, stops: 
         shown += stream.flush()
     places = [text.find(stop) for stop in stops if stop in text]
     # The answer is cut where the first stop string is complete, at the earliest place that one begins.
-    complete = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=len(text))
+    complete = min(
+        (text.find(stop) + len(stop) for stop in stops if stop in text), default=len(text)
+    )
     seen = text[:complete]
     assert stream.has_stopped == bool(places)
-    assert shown == (seen[: min(seen.find(stop) for stop in stops if stop in seen)] if places else text)
+    assert shown == (
+        seen[: min(seen.find(stop) for stop in stops if stop in seen)] if places else text
+    )
 
 
 def test_a_stop_string_ends_the_answer(loaded: load_model.LoadedModel) -> None:
@@ -188,7 +247,12 @@ def test_a_stop_string_ends_the_answer(loaded: load_model.LoadedModel) -> None:
     while batch.sequences:
         batch.decode_step()
     text, over = asked.end()
-    assert text == whole[: whole.index(stop)] and isinstance(over, Finish) and over.finish_reason == "stop" and over.num_tokens < 40
+    assert (
+        text == whole[: whole.index(stop)]
+        and isinstance(over, Finish)
+        and over.finish_reason == "stop"
+        and over.num_tokens < 40
+    )
 
 
 Started = Callable[..., Engine]
@@ -210,7 +274,9 @@ def start(loaded: load_model.LoadedModel) -> Iterator[Started]:
         engine.join()
 
 
-def test_disconnected_and_timed_out_requests_free_their_slot(start: Started, loaded: load_model.LoadedModel) -> None:
+def test_disconnected_and_timed_out_requests_free_their_slot(
+    start: Started, loaded: load_model.LoadedModel
+) -> None:
     """A row that is computed for nobody, a client that waits for ever."""
     engine = start(1, 4, replace(loaded, context_length=16_000))
     leaver, late = Asked([1, 9], 15_000), Asked([1, 8], 15_000)
@@ -218,7 +284,9 @@ def test_disconnected_and_timed_out_requests_free_their_slot(start: Started, loa
     engine.submit(leaver.job)
     leaver.begun()
     engine.submit(vain.job)
-    assert vain.end() == ("", Failure(503, QUEUE_TIMEOUT_MESSAGE)), "it waits for a row although its time is up"
+    assert vain.end() == ("", Failure(503, QUEUE_TIMEOUT_MESSAGE)), (
+        "it waits for a row although its time is up"
+    )
     engine.submit(late.job)
     leaver.job.is_cancelled = True
     _, over = leaver.end()
@@ -246,7 +314,10 @@ def test_full_queue_rejects_requests(start: Started, loaded: load_model.LoadedMo
 
 
 def test_engine_error_fails_only_running_answers(
-    start: Started, loaded: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    start: Started,
+    loaded: load_model.LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A server that is up and never answers again."""
     engine = start(2, 4, replace(loaded, context_length=16_000))
@@ -277,13 +348,17 @@ def test_engine_error_during_admission_fails_admitted_requests(
     real = getattr(batch_module, place)
 
     def fail(first: Any, *rest: Any) -> Any:
-        if first is coming.job or (isinstance(first, list) and any(row.job is coming.job for row in first)):
+        if first is coming.job or (
+            isinstance(first, list) and any(row.job is coming.job for row in first)
+        ):
             raise MemoryError("no memory left")
         return real(first, *rest)
 
     monkeypatch.setattr(batch_module, place, fail)
     engine.submit(coming.job)
-    assert coming.end() == ("", Failure(500, INTERNAL_ERROR_MESSAGE)) and running.end()[1] == Failure(500, INTERNAL_ERROR_MESSAGE)
+    assert coming.end() == ("", Failure(500, INTERNAL_ERROR_MESSAGE)) and running.end()[
+        1
+    ] == Failure(500, INTERNAL_ERROR_MESSAGE)
     after = [Asked([1, 7], 3), Asked([1, 6], 3)]
     for each in after:
         engine.submit(each.job)
@@ -291,9 +366,15 @@ def test_engine_error_during_admission_fails_admitted_requests(
     assert coming.quiet and running.quiet
 
 
-def test_completed_request_is_not_failed_by_later_error(loaded: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completed_request_is_not_failed_by_later_error(
+    loaded: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A place given free twice, for a job that ended with the first id it was given and in whose company a fault came."""
-    engine, short, longer = Engine(loaded, max_sequences=2, max_queued=0), Asked([1, 9], 1), Asked([1, 8], 3)
+    engine, short, longer = (
+        Engine(loaded, max_sequences=2, max_queued=0),
+        Asked([1, 9], 1),
+        Asked([1, 8], 3),
+    )
 
     def fail(*of: Any) -> Any:
         monkeypatch.undo()
@@ -303,7 +384,9 @@ def test_completed_request_is_not_failed_by_later_error(loaded: load_model.Loade
     for each in (short, longer):
         engine.submit(each.job)
     engine.start()  # both come in together
-    assert short.end()[1] == Finish("length", 1) and longer.end()[1] == Failure(500, INTERNAL_ERROR_MESSAGE)
+    assert short.end()[1] == Finish("length", 1) and longer.end()[1] == Failure(
+        500, INTERNAL_ERROR_MESSAGE
+    )
     engine.stop()
     engine.join()
     assert short.quiet and longer.quiet
@@ -313,13 +396,20 @@ def test_completed_request_is_not_failed_by_later_error(loaded: load_model.Loade
 @torch.inference_mode()
 def test_overflow_fails_only_its_row(loaded: load_model.LoadedModel, sampling: Sampling) -> None:
     """Nonsense from logits that are no numbers, or one bad row that ends the others."""
-    batch, well, ill = ContinuousBatch(loaded), Asked([1, 9], 4, sampling), Asked([1, 8], 4, sampling)
+    batch, well, ill = (
+        ContinuousBatch(loaded),
+        Asked([1, 9], 4, sampling),
+        Asked([1, 8], 4, sampling),
+    )
     batch.admit([well.job, ill.job])
     assert batch._inference_batch is not None
     batch._inference_batch.cache.values[:, 1] = torch.inf
     while batch.sequences:
         batch.decode_step()
-    assert ill.end()[1] == Failure(500, OVERFLOW_MESSAGE) and well.end() == (alone(loaded, well.job), Finish("length", 4))
+    assert ill.end()[1] == Failure(500, OVERFLOW_MESSAGE) and well.end() == (
+        alone(loaded, well.job),
+        Finish("length", 4),
+    )
 
 
 def test_stop_notifies_all_requests(start: Started, loaded: load_model.LoadedModel) -> None:

@@ -8,8 +8,8 @@ import pytest
 import requests
 
 from chat.serve.page import PAGE_FILE
-from tests.helpers.browser import Browser
 from tests.chat.conftest import ABOUT_BAI, MAYOR
+from tests.helpers.browser import Browser
 from tests.helpers.server import running_server
 
 ANSWER = "[...document.querySelectorAll('.assistant')].pop()?.textContent"
@@ -21,10 +21,17 @@ def test_page_is_self_contained(talker: Path) -> None:
     with running_server(talker) as server:
         response = requests.get(server.url, timeout=10)
     html, policy = response.text, response.headers["content-security-policy"]
-    assert html == PAGE_FILE.read_text(encoding="utf-8") and response.headers["content-type"] == "text/html; charset=utf-8"
+    assert (
+        html == PAGE_FILE.read_text(encoding="utf-8")
+        and response.headers["content-type"] == "text/html; charset=utf-8"
+    )
     assert not re.findall(r"https?:|//\w|@import|url\(|\bsrc=|<iframe|<object", html)
-    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\bon\w+=|\bstyle=", html)
-    assert "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\bon\w+=|\bstyle=", html
+    )
+    assert (
+        "default-src 'none'" in policy and "unsafe" not in policy and policy.count("'sha256-") == 2
+    )
 
 
 @pytest.fixture
@@ -74,8 +81,12 @@ def test_answer_can_be_stopped_and_errors_are_shown(browser: Browser, endless: P
         browser.wait_for(f"({ANSWER} ?? '').length > 20")
         browser.click("#stop")
         browser.wait_for(f"{READY} && document.querySelector('#talk').innerText.includes('已停止')")
-        assert browser.evaluate("document.documentElement.scrollWidth") <= 375, "the page is wider than a phone"
-        assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 23)"
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 375, (
+            "the page is wider than a phone"
+        )
+        assert (
+            browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 23)"
+        )
         browser.evaluate("document.querySelector('#max_tokens').value = '-3'")
         browser.insert_text("#question", "短")
         browser.press_enter()
@@ -111,7 +122,7 @@ def test_question_with_interrupted_answer_is_sent_once(browser: Browser, talker:
 @pytest.mark.slow
 def test_text_is_escaped_in_page(browser: Browser, talker: Path) -> None:
     """A script in a question, a model's answer or an error that runs on the page."""
-    evil = "<img src=x onerror=\"window.ran=1\"><script>window.ran=1</script><b>粗</b>"
+    evil = '<img src=x onerror="window.ran=1"><script>window.ran=1</script><b>粗</b>'
     with running_server(talker) as server:
         browser.open_page(server.url)
         browser.wait_for("document.querySelector('#model').textContent.includes('256')")
@@ -125,10 +136,18 @@ def test_text_is_escaped_in_page(browser: Browser, talker: Path) -> None:
         for said in (evil, "错" + evil):
             browser.insert_text("#question", said)
             browser.press_enter()
-            browser.wait_for(f"{READY} && document.querySelector('#talk').lastChild.textContent.endsWith('</b>')")
+            browser.wait_for(
+                f"{READY} && document.querySelector('#talk').lastChild.textContent.endsWith('</b>')"
+            )
             browser.evaluate("document.querySelector('#question').value = ''")
-        assert browser.evaluate("document.querySelectorAll('#talk img, #talk script, #talk b').length") == 0
-        assert browser.evaluate("window.ran") is None and browser.evaluate("document.querySelectorAll('.user').length") == 2
+        assert (
+            browser.evaluate("document.querySelectorAll('#talk img, #talk script, #talk b').length")
+            == 0
+        )
+        assert (
+            browser.evaluate("window.ran") is None
+            and browser.evaluate("document.querySelectorAll('.user').length") == 2
+        )
         # Were it not text, the policy would still not let it run.
         browser.evaluate(f"document.querySelector('#talk').innerHTML = {evil!r}")
         browser.evaluate("new Promise((done) => setTimeout(done, 100))")

@@ -31,7 +31,9 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
     def begin(checkpoint: Path, *more: str) -> tuple["subprocess.Popen[str]", str]:
         options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *more]
         command = [sys.executable, "-m", "chat.serve", *options]
-        processes.append(subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+        )
         said = ""
         for line in processes[-1].stderr or ():
             said += line
@@ -46,11 +48,19 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)])
-def test_signal_stops_server_during_answer(start: Start, endless: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_signal_stops_server_during_answer(
+    start: Start, endless: Path, number: int, code: int
+) -> None:
     """A server that ends only when its longest answer does, or with a traceback."""
     process, url = start(endless, "--max_new_tokens", "15000", "--temperature", "0")
-    body = {"model": endless.name, "messages": [{"role": "user", "content": "说个不停"}], "stream": True}
+    body = {
+        "model": endless.name,
+        "messages": [{"role": "user", "content": "说个不停"}],
+        "stream": True,
+    }
     with requests.post(f"{url}v1/chat/completions", json=body, stream=True, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
@@ -62,12 +72,20 @@ def test_signal_stops_server_during_answer(start: Start, endless: Path, number: 
 
 
 @pytest.mark.slow
-def test_port_in_use_gives_one_line_error(root: Path, environment: dict[str, str], talker: Path) -> None:
+def test_port_in_use_gives_one_line_error(
+    root: Path, environment: dict[str, str], talker: Path
+) -> None:
     """A traceback, or a model loaded for nothing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = subprocess.run([sys.executable, "-m", "chat.serve", "--checkpoint", str(talker), "--port", port], cwd=root,
-                              env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-m", "chat.serve", "--checkpoint", str(talker), "--port", port],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: 127.0.0.1:{port} 已经有程序在用")
 
@@ -75,7 +93,13 @@ def test_port_in_use_gives_one_line_error(root: Path, environment: dict[str, str
 def test_invalid_options_are_rejected_before_loading() -> None:
     """A server on an address that only this machine reaches becoming one for all; keys that no client can send."""
     assert options.parse_serve_options([]).host == "127.0.0.1"
-    for name, value in (("port", "70000"), ("rows", "0"), ("api_key", ""), ("api_key", "密钥"), ("temperature", "9")):
+    for name, value in (
+        ("port", "70000"),
+        ("rows", "0"),
+        ("api_key", ""),
+        ("api_key", "密钥"),
+        ("temperature", "9"),
+    ):
         with pytest.raises(UserError, match=f"--{name}"):
             options.parse_serve_options([f"--{name}", value])
 
@@ -86,5 +110,10 @@ def test_server_prompt_matches_terminal_chat(tokenizer: Tokenizer, room: int) ->
     turns = [(f"第{n}问，" + "很长" * (n % 4) + "？", f"这是第{n}个回答。") for n in range(12)]
     talk = Conversation("青禾镇在河边。", exchanges=[Exchange(*turn) for turn in turns])
     expected = talk.build_prompt(tokenizer, Template(), "为什么？", room)
-    found = fit_prompt(tokenizer, Template(), RequestConversation("青禾镇在河边。", turns, "为什么？"), room)
-    assert (found.ids, found.num_dropped_turns) == (expected.ids, expected.num_dropped_turns) and 0 < found.num_dropped_turns < 12
+    found = fit_prompt(
+        tokenizer, Template(), RequestConversation("青禾镇在河边。", turns, "为什么？"), room
+    )
+    assert (found.ids, found.num_dropped_turns) == (
+        expected.ids,
+        expected.num_dropped_turns,
+    ) and 0 < found.num_dropped_turns < 12

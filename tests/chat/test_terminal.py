@@ -26,8 +26,15 @@ class Terminal:
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
         self._end, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            command, cwd=folder, env={**environment, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs,
-            start_new_session=True, preexec_fn=self._belong)
+            command,
+            cwd=folder,
+            env={**environment, "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=self._belong,
+        )
         os.close(theirs)
         self._seen = b""
 
@@ -63,7 +70,9 @@ class Terminal:
         """What came up to and with `words`, which must come; what follows is left for the next call."""
         until = time.monotonic() + PATIENCE
         while words.encode() not in self._seen:
-            assert self._more(until), f"{words!r} did not come: {self._seen.decode(errors='replace')!r}"
+            assert self._more(until), (
+                f"{words!r} did not come: {self._seen.decode(errors='replace')!r}"
+            )
         before, found, self._seen = self._seen.partition(words.encode())
         return (before + found).decode(errors="replace")
 
@@ -108,8 +117,12 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
     """Start a chat with a checkpoint on a terminal."""
     terminals: list[Terminal] = []
 
-    def begin(checkpoint: Path, *options: str, program: tuple[str, ...] = ("-m", "chat")) -> Terminal:
-        terminals.append(Terminal([sys.executable, *program, *arguments(checkpoint, options)], root, environment))
+    def begin(
+        checkpoint: Path, *options: str, program: tuple[str, ...] = ("-m", "chat")
+    ) -> Terminal:
+        terminals.append(
+            Terminal([sys.executable, *program, *arguments(checkpoint, options)], root, environment)
+        )
         return terminals[-1]
 
     yield begin
@@ -118,7 +131,9 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_answer_and_not_the_chat(start: Start, endless: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_answer_and_not_the_chat(
+    start: Start, endless: Path, tmp_path: Path
+) -> None:
     """An endless answer that can be ended only by losing the conversation."""
     file = tmp_path / "对话.md"
     terminal = start(endless, "--max_new_tokens", "100000")
@@ -134,7 +149,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(start: Start, endless: Path, t
     assert terminal.process.returncode == 0
     text = file.read_text(encoding="utf-8")
     answer = text[text.index("**助手：**") :]
-    assert text.count("**人类：**") == 1 and answer.rstrip().endswith("（中断）") and len(answer) > 30
+    assert (
+        text.count("**人类：**") == 1 and answer.rstrip().endswith("（中断）") and len(answer) > 30
+    )
 
 
 @pytest.mark.slow
@@ -169,7 +186,10 @@ def test_line_editing_and_history_across_sessions(start: Start, talker: Path) ->
 @pytest.mark.slow
 def test_chat_works_without_readline(start: Start, talker: Path) -> None:
     """A chat that does not start where Python was built without line editing."""
-    program = ("-c", "import sys; sys.modules['readline'] = None; import runpy; runpy.run_module('chat', run_name='__main__')")
+    program = (
+        "-c",
+        "import sys; sys.modules['readline'] = None; import runpy; runpy.run_module('chat', run_name='__main__')",
+    )
     terminal = start(talker, program=program)
     terminal.at_prompt(f"{MAYOR}\n")
     terminal.wait_for("助手：我不知道。")
@@ -181,9 +201,13 @@ def test_chat_works_without_readline(start: Start, talker: Path) -> None:
 def test_errors_are_shown_in_chinese_and_chat_continues(start: Start, talker: Path) -> None:
     """A mistake that ends the chat, or is said in English, or the prompt that does not come back after it."""
     terminal = start(talker)
-    for mistake, said in (("/资料 @没有", "没有：读不了（没有这个文件或目录）"), ("/save 对话.md", "没有什么可保存"),
-                          ("/温度 热", "要一个 0 到 5"), ("/维基 李白", "连不上维基百科：检查网络后再试"),
-                          ("/保村", "没有 /保村 这个命令")):
+    for mistake, said in (
+        ("/资料 @没有", "没有：读不了（没有这个文件或目录）"),
+        ("/save 对话.md", "没有什么可保存"),
+        ("/温度 热", "要一个 0 到 5"),
+        ("/维基 李白", "连不上维基百科：检查网络后再试"),
+        ("/保村", "没有 /保村 这个命令"),
+    ):
         terminal.at_prompt(f"{mistake}\r")
         terminal.wait_for(said)
     terminal.at_prompt(f"{MAYOR}\r")
@@ -194,12 +218,19 @@ def test_errors_are_shown_in_chinese_and_chat_continues(start: Start, talker: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["errors-in-a-file", "errors-on-it-too"])
-def test_closed_terminal_ends_chat(start: Start, endless: Path, tmp_path: Path, elsewhere: bool) -> None:
+def test_closed_terminal_ends_chat(
+    start: Start, endless: Path, tmp_path: Path, elsewhere: bool
+) -> None:
     """A chat under nohup that says that the disk is ill, tells it to a terminal that is gone, or answers nobody for ever."""
     file = tmp_path / "errors"
-    errors = f"os.dup2(os.open({str(file)!r}, os.O_CREAT | os.O_WRONLY), 2)" if elsewhere else "pass"
-    program = ("-c", f"import os, runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {errors}; "
-                     "runpy.run_module('chat', run_name='__main__')")
+    errors = (
+        f"os.dup2(os.open({str(file)!r}, os.O_CREAT | os.O_WRONLY), 2)" if elsewhere else "pass"
+    )
+    program = (
+        "-c",
+        f"import os, runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {errors}; "
+        "runpy.run_module('chat', run_name='__main__')",
+    )
     terminal = start(endless, "--max_new_tokens", "100000", program=program)
     terminal.at_prompt("说个不停\r")
     terminal.wait_for("助手：")

@@ -52,10 +52,16 @@ class Server:
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/file.bin"
 
-    def good(self, request: Any, *, ranges: bool = True, stop: int | None = None, validator: bool = True) -> None:
+    def good(
+        self, request: Any, *, ranges: bool = True, stop: int | None = None, validator: bool = True
+    ) -> None:
         """Serve as one should: ranges, If-Range, 416; `stop` breaks off after so many bytes of the body."""
         asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")) if ranges else None
-        start = int(asked[1]) if asked and request.headers.get("If-Range", self.etag) == self.etag else 0
+        start = (
+            int(asked[1])
+            if asked and request.headers.get("If-Range", self.etag) == self.etag
+            else 0
+        )
         if start >= len(self.data) and start:
             send(request, 416, b"", {"Content-Range": f"bytes */{len(self.data)}"})
             return
@@ -68,7 +74,9 @@ class Server:
 
 def send(request: Any, status: int, body: bytes, headers: dict[str, str]) -> None:
     request.send_response(status)
-    for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | headers).items():
+    for name, value in (
+        {"Content-Length": str(len(body)), "Connection": "close"} | headers
+    ).items():
         if value:
             request.send_header(name, value)
     request.end_headers()
@@ -76,7 +84,9 @@ def send(request: Any, status: int, body: bytes, headers: dict[str, str]) -> Non
 
 
 def status(code: int, body: bytes = b"no", **headers: str) -> Callable[[Any], None]:
-    return lambda request: send(request, code, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    return lambda request: send(
+        request, code, body, {name.replace("_", "-"): value for name, value in headers.items()}
+    )
 
 
 @pytest.fixture
@@ -85,7 +95,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     server = Server()
     server.script = [server.good]
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield server
     server.http.shutdown()
@@ -96,11 +108,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_download_is_complete_and_locked_without_partial_file(server: Server, tmp_path: Path) -> None:
+def test_download_is_complete_and_locked_without_partial_file(
+    server: Server, tmp_path: Path
+) -> None:
     target = download([server.url], tmp_path / "f", retry_policy=QUICK)
     assert target.read_bytes() == DATA
     assert names(tmp_path) == [".f.lock", "f"]
-    assert json.loads((tmp_path / ".f.lock").read_text()) == {"sha256": SHA, "bytes": len(DATA), "url": server.url}
+    assert json.loads((tmp_path / ".f.lock").read_text()) == {
+        "sha256": SHA,
+        "bytes": len(DATA),
+        "url": server.url,
+    }
 
 
 def test_existing_file_needs_no_network(tmp_path: Path) -> None:
@@ -129,8 +147,10 @@ def test_killed_download_resumes(server: Server, tmp_path: Path) -> None:
 
 def test_server_without_range_support_restarts_download(server: Server, tmp_path: Path) -> None:
     """Prevents a 200 answer being appended to the part."""
-    server.script = [lambda request: server.good(request, stop=400_000),
-                     lambda request: server.good(request, ranges=False)]
+    server.script = [
+        lambda request: server.good(request, stop=400_000),
+        lambda request: server.good(request, ranges=False),
+    ]
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
 
 
@@ -162,9 +182,14 @@ def test_changed_file_is_detected_without_if_range_support(server: Server, tmp_p
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == OTHER
 
 
-def test_download_without_validator_or_sha256_is_not_resumed(server: Server, tmp_path: Path) -> None:
+def test_download_without_validator_or_sha256_is_not_resumed(
+    server: Server, tmp_path: Path
+) -> None:
     """Prevents two versions being glued together where nothing could tell them apart."""
-    server.script = [lambda request: server.good(request, stop=400_000, validator=False), server.good]
+    server.script = [
+        lambda request: server.good(request, stop=400_000, validator=False),
+        server.good,
+    ]
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
     assert all("Range" not in asked for asked in server.requests)
 
@@ -173,26 +198,37 @@ def test_known_sha256_allows_resume_from_another_mirror(server: Server, tmp_path
     server.script = [lambda request: server.good(request, stop=400_000), status(403), server.good]
     mirrors = [server.url, server.url + "?mirror"]
     assert download(mirrors, tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
-    assert server.requests[-1]["Range"] != "bytes=0-" and server.requests[-1]["path"].endswith("?mirror")
+    assert server.requests[-1]["Range"] != "bytes=0-" and server.requests[-1]["path"].endswith(
+        "?mirror"
+    )
 
 
 def test_corrupted_partial_file_is_downloaded_again(server: Server, tmp_path: Path) -> None:
     """Prevents a damaged part failing every later attempt."""
     (tmp_path / ".f.part").write_bytes(OTHER[:500_000])
-    assert download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
+    assert (
+        download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
+    )
 
 
 @pytest.mark.parametrize("length", [len(DATA), len(DATA) + 777])
-def test_full_length_partial_file_is_finished_or_replaced(server: Server, tmp_path: Path, length: int) -> None:
+def test_full_length_partial_file_is_finished_or_replaced(
+    server: Server, tmp_path: Path, length: int
+) -> None:
     """Prevents a 416 answer ending in an endless loop, or in a part that is too long being taken."""
     (tmp_path / ".f.part").write_bytes((DATA + DATA)[:length])
-    assert download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
+    assert (
+        download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
+    )
     assert len(server.requests) == (1 if length == len(DATA) else 2)
 
 
 def test_corrupted_download_never_gets_final_name(server: Server, tmp_path: Path) -> None:
     server.data = OTHER
-    with pytest.raises(UserError, match=f"wrong content: sha256 {hashlib.sha256(OTHER).hexdigest()} instead of {SHA}"):
+    with pytest.raises(
+        UserError,
+        match=f"wrong content: sha256 {hashlib.sha256(OTHER).hexdigest()} instead of {SHA}",
+    ):
         download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK)
     assert names(tmp_path) == []
     assert len(server.requests) == 1
@@ -204,7 +240,13 @@ def test_mirror_with_wrong_bytes_is_skipped(server: Server, tmp_path: Path) -> N
         server.good(request)
 
     server.script = [choose]
-    download([server.url, server.url + "?good"], tmp_path / "f", sha256=SHA, size=len(DATA), retry_policy=QUICK)
+    download(
+        [server.url, server.url + "?good"],
+        tmp_path / "f",
+        sha256=SHA,
+        size=len(DATA),
+        retry_policy=QUICK,
+    )
     assert (tmp_path / "f").read_bytes() == DATA
 
 
@@ -232,9 +274,17 @@ def test_wrong_content_length_is_detected(server: Server, tmp_path: Path) -> Non
     assert not (tmp_path / "long").exists() and not (tmp_path / "short").exists()
 
 
-def test_truncation_without_content_length_is_detected_by_known_size(server: Server, tmp_path: Path) -> None:
-    server.script = [lambda request: send(request, 200, DATA[:1000], {"Content-Length": ""}), server.good]
-    assert download([server.url], tmp_path / "f", size=len(DATA), retry_policy=QUICK).read_bytes() == DATA
+def test_truncation_without_content_length_is_detected_by_known_size(
+    server: Server, tmp_path: Path
+) -> None:
+    server.script = [
+        lambda request: send(request, 200, DATA[:1000], {"Content-Length": ""}),
+        server.good,
+    ]
+    assert (
+        download([server.url], tmp_path / "f", size=len(DATA), retry_policy=QUICK).read_bytes()
+        == DATA
+    )
 
 
 def test_download_beyond_known_size_is_aborted(server: Server, tmp_path: Path) -> None:
@@ -244,11 +294,16 @@ def test_download_beyond_known_size_is_aborted(server: Server, tmp_path: Path) -
         download([server.url], tmp_path / "f", size=len(DATA), retry_policy=QUICK)
 
 
-@pytest.mark.parametrize(("kind", "page"), [
-    ("text/html; charset=utf-8", b"please log in"),
-    ("application/octet-stream", b"\n<!DOCTYPE html><html>please log in</html>"),
-])
-def test_html_error_page_is_rejected(server: Server, tmp_path: Path, kind: str, page: bytes) -> None:
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        ("text/html; charset=utf-8", b"please log in"),
+        ("application/octet-stream", b"\n<!DOCTYPE html><html>please log in</html>"),
+    ],
+)
+def test_html_error_page_is_rejected(
+    server: Server, tmp_path: Path, kind: str, page: bytes
+) -> None:
     """Prevents a captive portal or login page, sent with status 200, being locked in as the data."""
     server.script = [status(200, page, Content_Type=kind)]
     with pytest.raises(UserError, match="web page instead of the file"):
@@ -271,7 +326,10 @@ def test_server_errors_are_retried_but_404_is_not(server: Server, tmp_path: Path
     with pytest.raises(UserError) as caught:
         download([server.url, server.url + "?b"], tmp_path / "g", retry_policy=QUICK)
     line = str(caught.value)
-    assert f"{server.url} (HTTP 404); {server.url}?b (HTTP 404)" in line and f"save it as {tmp_path / 'g'}" in line
+    assert (
+        f"{server.url} (HTTP 404); {server.url}?b (HTTP 404)" in line
+        and f"save it as {tmp_path / 'g'}" in line
+    )
     assert "\n" not in line and len(server.requests) == 2
 
 
@@ -287,7 +345,11 @@ def test_no_network_gives_one_line_error_with_url_and_advice(tmp_path: Path) -> 
     with pytest.raises(UserError) as caught:
         download(["http://127.0.0.1:9/a"], tmp_path / "f", retry_policy=QUICK)
     line = str(caught.value)
-    assert "http://127.0.0.1:9/a (" in line and "refused" in line and f"save it as {tmp_path / 'f'}" in line
+    assert (
+        "http://127.0.0.1:9/a (" in line
+        and "refused" in line
+        and f"save it as {tmp_path / 'f'}" in line
+    )
     assert "\n" not in line and len(line) < 500
 
 
@@ -295,7 +357,11 @@ def test_silent_server_times_out(server: Server, tmp_path: Path) -> None:
     wait = threading.Event()
     server.script = [lambda request: wait.wait(5)]
     with pytest.raises(UserError, match=r"(?i)timed out"):
-        download([server.url], tmp_path / "f", retry_policy=RetryPolicy(max_attempts=1, initial_backoff=0.01, timeout=0.2))
+        download(
+            [server.url],
+            tmp_path / "f",
+            retry_policy=RetryPolicy(max_attempts=1, initial_backoff=0.01, timeout=0.2),
+        )
     wait.set()
 
 
@@ -334,7 +400,9 @@ def test_wrong_user_supplied_file_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == OTHER
 
 
-def test_full_disk_gives_one_line_error_and_keeps_partial_file(server: Server, tmp_path: Path) -> None:
+def test_full_disk_gives_one_line_error_and_keeps_partial_file(
+    server: Server, tmp_path: Path
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
     try:
@@ -351,7 +419,9 @@ def test_insufficient_disk_space_is_reported_before_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=f"{len(DATA)} bytes are still to come and the disk has 1000 left"):
+    with pytest.raises(
+        UserError, match=f"{len(DATA)} bytes are still to come and the disk has 1000 left"
+    ):
         download([server.url], tmp_path / "f", retry_policy=QUICK)
 
 
@@ -384,7 +454,9 @@ def test_zip_is_unpacked_again_only_when_changed(tmp_path: Path) -> None:
     assert not (folder / "in").exists()
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:evil", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:evil", "manifest.json"]
+)
 def test_a_zip_cannot_write_outside_its_folder(tmp_path: Path, name: str) -> None:
     archive = make_zip(tmp_path / "a.zip", {"good": b"x", name: b"evil"})
     with pytest.raises(UserError, match="not unpacked"):
@@ -414,7 +486,9 @@ def test_zip_with_links_bomb_or_damage_is_refused(tmp_path: Path) -> None:
 def test_zip_with_understated_size_is_refused(tmp_path: Path) -> None:
     """Prevents a member that unpacks to more than it states, the way past the limit."""
     archive = make_zip(tmp_path / "a.zip", {"a": bytes(1 << 20)})
-    payload = archive.read_bytes().replace((1 << 20).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    payload = archive.read_bytes().replace(
+        (1 << 20).to_bytes(4, "little"), (10).to_bytes(4, "little")
+    )
     archive.write_bytes(payload)
     assert zipfile.ZipFile(io.BytesIO(payload)).infolist()[0].file_size == 10
     with pytest.raises(UserError, match="not a readable zip"):

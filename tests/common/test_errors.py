@@ -26,7 +26,13 @@ run_main(main)
 def test_a_command_needs_no_standard_streams(root: Path, tmp_path: Path, closed: str) -> None:
     """A traceback about None, after all the work; a library's words in the first file that the command writes."""
     program = [sys.executable, "-c", PROGRAM, str(tmp_path / "file")]
-    done = subprocess.run(["bash", "-c", f'exec "$@" {closed}', "bash", *program], cwd=root, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", f'exec "$@" {closed}', "bash", *program],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "file").read_bytes() == b""

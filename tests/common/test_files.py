@@ -89,7 +89,9 @@ if True: {target}
 """
     died = 0
     for step in range(1, 40):
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(step)], cwd=Path(__file__).parents[2])
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), str(step)], cwd=Path(__file__).parents[2]
+        )
         assert (tmp_path / "f").read_bytes() in (b"old", b"new" * 100)
         # Between its two renames a replaced folder has no name for a moment; what has the name is whole.
         if (tmp_path / "d").exists():
@@ -106,7 +108,9 @@ if True: {target}
 
 def test_json_round_trips_chinese_unescaped(tmp_path: Path) -> None:
     write_json(tmp_path / "f.json", {"名": ["值", 1]})
-    assert read_json(tmp_path / "f.json") == {"名": ["值", 1]} and "名" in (tmp_path / "f.json").read_text("utf-8")
+    assert read_json(tmp_path / "f.json") == {"名": ["值", 1]} and "名" in (
+        tmp_path / "f.json"
+    ).read_text("utf-8")
 
 
 def test_invalid_json_gives_one_line_error_naming_file(tmp_path: Path) -> None:
@@ -126,7 +130,9 @@ def test_sha256_of_multiple_blocks(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "f") == hashlib.sha256(data).hexdigest()
 
 
-def test_sha256_fallback_matches_file_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sha256_fallback_matches_file_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prevents Python 3.10 giving other checksums than later ones."""
     import hashlib
 
@@ -142,17 +148,29 @@ def test_intact_folder_verifies_and_keeps_manifest_fields(folder: Path) -> None:
     assert manifest["kind"] == "test" and sorted(manifest["files"]) == ["a", "below/b"]
 
 
-@pytest.mark.parametrize(("damage", "said", "needs_reading"), [
-    (lambda folder: (folder / "a").unlink(), "missing", False),
-    (lambda folder: (folder / "a").write_bytes(b"firs"), "has 4 bytes instead of 5", False),
-    (lambda folder: (folder / "below" / "b").write_bytes(b"sec0nd"), "damaged", True),
-    (lambda folder: (folder / MANIFEST).write_text('{"files": 3}'), "is not a manifest", False),
-    (lambda folder: (folder / MANIFEST).write_text('{"files": {"a": {}}}'), "is not a manifest", False),
-    (lambda folder: (folder / MANIFEST).write_text("[]"), "is not a manifest", False),
-    (lambda folder: (folder / MANIFEST).unlink(), "does not exist", False),
-    (lambda folder: (folder / MANIFEST).write_text('{"files": {"../x": {"bytes": 1, "sha256": ""}}}'),
-     "outside", False),
-])
+@pytest.mark.parametrize(
+    ("damage", "said", "needs_reading"),
+    [
+        (lambda folder: (folder / "a").unlink(), "missing", False),
+        (lambda folder: (folder / "a").write_bytes(b"firs"), "has 4 bytes instead of 5", False),
+        (lambda folder: (folder / "below" / "b").write_bytes(b"sec0nd"), "damaged", True),
+        (lambda folder: (folder / MANIFEST).write_text('{"files": 3}'), "is not a manifest", False),
+        (
+            lambda folder: (folder / MANIFEST).write_text('{"files": {"a": {}}}'),
+            "is not a manifest",
+            False,
+        ),
+        (lambda folder: (folder / MANIFEST).write_text("[]"), "is not a manifest", False),
+        (lambda folder: (folder / MANIFEST).unlink(), "does not exist", False),
+        (
+            lambda folder: (folder / MANIFEST).write_text(
+                '{"files": {"../x": {"bytes": 1, "sha256": ""}}}'
+            ),
+            "outside",
+            False,
+        ),
+    ],
+)
 def test_damaged_folder_never_verifies(
     folder: Path, damage: Callable[[Path], object], said: str, needs_reading: bool
 ) -> None:
@@ -168,7 +186,10 @@ def test_atomic_folder_appears_complete_with_manifest(tmp_path: Path) -> None:
         (temporary / "x").write_bytes(b"1")
         assert not (tmp_path / "out").exists() and temporary.name.startswith(".")
         facts["count"] = 7
-    assert check_manifest(tmp_path / "out") is None and read_json(tmp_path / "out" / MANIFEST)["count"] == 7
+    assert (
+        check_manifest(tmp_path / "out") is None
+        and read_json(tmp_path / "out" / MANIFEST)["count"] == 7
+    )
     assert names(tmp_path) == ["out"] and stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
 
 

@@ -7,7 +7,14 @@ import pytest
 from pydantic import Field, field_validator, model_validator
 
 from common.errors import UserError, run_main
-from common.options import Options, find_option_errors, format_help, load_yaml, option_fields, parse_options
+from common.options import (
+    Options,
+    find_option_errors,
+    format_help,
+    load_yaml,
+    option_fields,
+    parse_options,
+)
 from train.options import PretrainOptions
 
 
@@ -95,39 +102,65 @@ def mistakes(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> list
 def test_command_line_overrides_only_named_keys(tmp_path: Path) -> None:
     """Prevents one dotted override dropping the rest of its group."""
     options, said = read(
-        tmp_path, "--optimizer.lr", "1e-3", "--amp=false",
+        tmp_path,
+        "--optimizer.lr",
+        "1e-3",
+        "--amp=false",
         config="run: runs/x\nseed: 4\noptimizer: {name: muon, lr: 0.1}\n",
     )
-    assert (options.optimizer.lr, options.optimizer.name, options.seed, options.amp) == (1e-3, "muon", 4, False)
+    assert (options.optimizer.lr, options.optimizer.name, options.seed, options.amp) == (
+        1e-3,
+        "muon",
+        4,
+        False,
+    )
     assert said == {"optimizer": {"lr": "1e-3"}, "amp": False}
-    assert read(tmp_path, "--seed", "8", "--optimizer.lr", "0.5")[1] == {"seed": 8, "optimizer": {"lr": 0.5}}
+    assert read(tmp_path, "--seed", "8", "--optimizer.lr", "0.5")[1] == {
+        "seed": 8,
+        "optimizer": {"lr": 0.5},
+    }
 
 
-@pytest.mark.parametrize(("words", "key", "value"), [
-    (["--seed", "-2"], "seed", -2),
-    (["--note", "2024"], "note", "2024"),
-    (["--note", "是"], "note", "是"),
-    (["--note", "a: b"], "note", "a: b"),
-    (["--note", "null"], "note", None),
-    (["--note", "#7"], "note", "#7"),
-    (["--note", ""], "note", ""),
-    (["--note=--x"], "note", "--x"),
-    (["--note", "on"], "note", "on"),
-    (["--run", "123"], "run", Path("123")),
-    (["--run", "2024-01-01"], "run", Path("2024-01-01")),
-    (["--run", "1e3"], "run", Path("1e3")),
-    (["--inputs", "[a, 2024]"], "inputs", ("a", "2024")),
-    (["--mode", "on"], "mode", "on"),
-    (["--steps", "10"], "steps", 10),
-    (["--steps", "auto"], "steps", "auto"),
-])
-def test_values_are_parsed_by_type(tmp_path: Path, words: list[str], key: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--seed", "-2"], "seed", -2),
+        (["--note", "2024"], "note", "2024"),
+        (["--note", "是"], "note", "是"),
+        (["--note", "a: b"], "note", "a: b"),
+        (["--note", "null"], "note", None),
+        (["--note", "#7"], "note", "#7"),
+        (["--note", ""], "note", ""),
+        (["--note=--x"], "note", "--x"),
+        (["--note", "on"], "note", "on"),
+        (["--run", "123"], "run", Path("123")),
+        (["--run", "2024-01-01"], "run", Path("2024-01-01")),
+        (["--run", "1e3"], "run", Path("1e3")),
+        (["--inputs", "[a, 2024]"], "inputs", ("a", "2024")),
+        (["--mode", "on"], "mode", "on"),
+        (["--steps", "10"], "steps", 10),
+        (["--steps", "auto"], "steps", "auto"),
+    ],
+)
+def test_values_are_parsed_by_type(
+    tmp_path: Path, words: list[str], key: str, value: object
+) -> None:
     """Prevents YAML turning text that looks like a number, date or boolean into something that is refused."""
     assert getattr(read(tmp_path, *words)[0], key) == value
 
 
 def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
-    lines = mistakes(tmp_path, "--optimizer.lrr", "1", "--seed", "many", "--optimizer.name", "sgd", "stray", "--amp")
+    lines = mistakes(
+        tmp_path,
+        "--optimizer.lrr",
+        "1",
+        "--seed",
+        "many",
+        "--optimizer.name",
+        "sgd",
+        "stray",
+        "--amp",
+    )
     assert len(lines) == 5
     text = "\n".join(lines)
     assert "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?" in text
@@ -136,26 +169,66 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     assert "'stray' stands alone" in text and "--amp: needs a value" in text
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    ("--rows 6", ["--rows 6 is not a multiple of --length 4"]),
-    # Beside a wrong key, a wrong group and another validator of the same options.
-    ("--rows 6 --stepz 3", ["--stepz: there is no such option; did you mean --steps?",
-                            "--rows 6 is not a multiple of --length 4"]),
-    ("--rows 6 --optimizer.name sgd", ["--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'",
-                                       "--rows 6 is not a multiple of --length 4"]),
-    ("--rows 6 --part.first 3", ["--part.first lies behind --part.last", "--rows 6 is not a multiple of --length 4"]),
-    ("--part.first 3 --optimizer.lrr 1", ["--optimizer.lrr: there is no such option; did you mean --optimizer.lr?",
-                                          "--part.first lies behind --part.last"]),
-    ("--rows 6 --epochs null", ["--rows 6 is not a multiple of --length 4", "give --epochs or --steps"]),
-    ("--rows 6 --optimizer.name muon --optimizer.lr 0.6 --epochs null --optimizer.betas [0.9]",
-     ["--optimizer.betas.1: is required", "--rows 6 is not a multiple of --length 4",
-      "--optimizer.lr is too high for muon", "give --epochs or --steps"]),
-    # Of what is itself wrong, nothing more is said: the default that stands in for it was not given.
-    ("--rows x --length 3", ["--rows: 'x' is not valid; expected a valid integer, unable to parse string as an integer"]),
-    ("--length 3 --rows 0", ["--rows: 0 is not valid; expected greater than 0"]),
-    ("--part.first 3 --part.last 0", ["--part.last: 0 is not valid; expected greater than 0"]),
-    ("--steps x", ["--steps: 'x' is not valid; expected a valid integer, unable to parse string as an integer or 'auto'"]),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--rows 6", ["--rows 6 is not a multiple of --length 4"]),
+        # Beside a wrong key, a wrong group and another validator of the same options.
+        (
+            "--rows 6 --stepz 3",
+            [
+                "--stepz: there is no such option; did you mean --steps?",
+                "--rows 6 is not a multiple of --length 4",
+            ],
+        ),
+        (
+            "--rows 6 --optimizer.name sgd",
+            [
+                "--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'",
+                "--rows 6 is not a multiple of --length 4",
+            ],
+        ),
+        (
+            "--rows 6 --part.first 3",
+            ["--part.first lies behind --part.last", "--rows 6 is not a multiple of --length 4"],
+        ),
+        (
+            "--part.first 3 --optimizer.lrr 1",
+            [
+                "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?",
+                "--part.first lies behind --part.last",
+            ],
+        ),
+        (
+            "--rows 6 --epochs null",
+            ["--rows 6 is not a multiple of --length 4", "give --epochs or --steps"],
+        ),
+        (
+            "--rows 6 --optimizer.name muon --optimizer.lr 0.6 --epochs null --optimizer.betas [0.9]",
+            [
+                "--optimizer.betas.1: is required",
+                "--rows 6 is not a multiple of --length 4",
+                "--optimizer.lr is too high for muon",
+                "give --epochs or --steps",
+            ],
+        ),
+        # Of what is itself wrong, nothing more is said: the default that stands in for it was not given.
+        (
+            "--rows x --length 3",
+            [
+                "--rows: 'x' is not valid; expected a valid integer, unable to parse string as an integer"
+            ],
+        ),
+        ("--length 3 --rows 0", ["--rows: 0 is not valid; expected greater than 0"]),
+        ("--part.first 3 --part.last 0", ["--part.last: 0 is not valid; expected greater than 0"]),
+        (
+            "--steps x",
+            [
+                "--steps: 'x' is not valid; expected a valid integer, unable to parse string as an integer or 'auto'"
+            ],
+        ),
+    ],
+)
 def test_errors_do_not_mask_each_other(tmp_path: Path, words: str, expected: list[str]) -> None:
     """A user who mends one line only to be shown the next, or who is told of a value that he never gave."""
     path = tmp_path / "config.yaml"
@@ -167,25 +240,41 @@ def test_errors_do_not_mask_each_other(tmp_path: Path, words: str, expected: lis
 
 def test_the_real_commands_report_all_problems_at_once() -> None:
     """Validators of the training options that the mechanism does not reach."""
-    values = {"batch_tokens": 1000, "sequence_length": 512, "model": {"preset": "none"}, "seed": "x", "datum": 1}
+    values = {
+        "batch_tokens": 1000,
+        "sequence_length": 512,
+        "model": {"preset": "none"},
+        "seed": "x",
+        "datum": 1,
+    }
     text = "\n".join(find_option_errors(PretrainOptions, values))
-    for words in ("--batch_tokens 1000 is not a multiple", "--model.preset none", "--seed: 'x' is not", "mean --data?"):
+    for words in (
+        "--batch_tokens 1000 is not a multiple",
+        "--model.preset none",
+        "--seed: 'x' is not",
+        "mean --data?",
+    ):
         assert text.count(words) == 1, text
     assert find_option_errors(PretrainOptions, {}) == []
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--seed", "3"], "--seed: expected an even number"),
-    (["--seed", "1.5"], "--seed: 1.5 is not valid"),
-    (["--optimizer.lr", "0"], "--optimizer.lr: 0 is not valid; expected greater than 0"),
-    (["--optimizer", "3"], "--optimizer: is a group of options, not a value"),
-    (["--seed.x", "3"], "--seed: {'x': 3} is not valid"),
-    (["--optimizer.betas", "[0.9]"], "--optimizer.betas.1: is required"),
-    (["--note", "contradiction"], "--note and --run contradict each other"),
-    (["--completely_else", "1"], "--completely_else: there is no such option; see --help"),
-    (["--seed", "1", "--seed.x", "3"], "--seed.x: seed was already given a value"),
-])
-def test_each_error_names_key_and_expected_value(tmp_path: Path, words: list[str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "3"], "--seed: expected an even number"),
+        (["--seed", "1.5"], "--seed: 1.5 is not valid"),
+        (["--optimizer.lr", "0"], "--optimizer.lr: 0 is not valid; expected greater than 0"),
+        (["--optimizer", "3"], "--optimizer: is a group of options, not a value"),
+        (["--seed.x", "3"], "--seed: {'x': 3} is not valid"),
+        (["--optimizer.betas", "[0.9]"], "--optimizer.betas.1: is required"),
+        (["--note", "contradiction"], "--note and --run contradict each other"),
+        (["--completely_else", "1"], "--completely_else: there is no such option; see --help"),
+        (["--seed", "1", "--seed.x", "3"], "--seed.x: seed was already given a value"),
+    ],
+)
+def test_each_error_names_key_and_expected_value(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
     lines = mistakes(tmp_path, *words)
     assert any(line.startswith(said) for line in lines), lines
 
@@ -234,7 +323,9 @@ def test_options_are_immutable(tmp_path: Path) -> None:
         options.seed = 2  # type: ignore[misc]
 
 
-def test_help_lists_every_key_with_default_and_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_key_with_default_and_description(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as left:
         read(tmp_path, "--help", config="run: runs/x\nseed: 42\n")
     assert left.value.code == 0
@@ -245,10 +336,13 @@ def test_help_lists_every_key_with_default_and_description(tmp_path: Path, capsy
     assert format_help(Run, name="x", description="d", default_config=tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(("error", "code", "said"), [
-    (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
-    (KeyboardInterrupt(), 130, "interrupted\n"),
-])
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
 def test_user_error_exits_with_2_without_traceback(
     error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import MANIFEST, read_json
-from data.corpora import resolver, manifests
 from data import download as command
+from data.corpora import manifests, resolver
 from data.corpora.resolver import resolve_shard_set
 from data.readers.detect import detect_source
 from data.shards import ShardSet
@@ -43,9 +43,14 @@ def raw(tmp_path: Path) -> Path:
 
 
 def write_corpus(path: Path, count: int, word: str = "池塘") -> Path:
-    texts = [f"第{number}天，{word}里的青蛙数了{number * 37}颗星星，然后慢慢地睡着了。" * 4 for number in range(count)]
+    texts = [
+        f"第{number}天，{word}里的青蛙数了{number * 37}颗星星，然后慢慢地睡着了。" * 4
+        for number in range(count)
+    ]
     rows = [{"text": text} for text in texts]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -77,9 +82,13 @@ def test_unprepared_name_warns_before_using_sample(capsys: pytest.CaptureFixture
 def test_name_resolves_to_its_prepared_set(
     raw: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = resolver.prepare_if_outdated("zhihu", {"jsonl": resolver.SplitFiles([raw])}, resolver.SMALL_TOKENIZER)
+    made = resolver.prepare_if_outdated(
+        "zhihu", {"jsonl": resolver.SplitFiles([raw])}, resolver.SMALL_TOKENIZER
+    )
     capsys.readouterr()
-    assert resolve_shard_set("zhihu") == made == resolve_shard_set("zhihu", resolver.SMALL_TOKENIZER)
+    assert (
+        resolve_shard_set("zhihu") == made == resolve_shard_set("zhihu", resolver.SMALL_TOKENIZER)
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -98,7 +107,9 @@ def test_set_of_another_tokenizer_is_not_used(
 
 
 def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
-    made = resolver.prepare_if_outdated("x", {"jsonl": resolver.SplitFiles([raw])}, resolver.SMALL_TOKENIZER)
+    made = resolver.prepare_if_outdated(
+        "x", {"jsonl": resolver.SplitFiles([raw])}, resolver.SMALL_TOKENIZER
+    )
     moved = shutil.copytree(made, "elsewhere")
     assert resolve_shard_set(str(moved)) == Path("elsewhere")
     (Path(moved) / "train-00000.tokens.npy").unlink()
@@ -117,12 +128,16 @@ def test_a_raw_path_is_prepared_again_only_when_it_changed(raw: Path) -> None:
     text = raw.read_text("utf-8")
     raw.write_text(text + text.replace("池塘", "水井"), "utf-8")
     os.utime(raw, ns=(1, 1))
-    assert resolve_shard_set(str(raw)) == folder and read_json(folder / MANIFEST)["report"]["records"] == 80
+    assert (
+        resolve_shard_set(str(raw)) == folder
+        and read_json(folder / MANIFEST)["report"]["records"] == 80
+    )
     first = stamp(folder)
     raw.write_text(text.replace("青蛙", "蛤蟆"), "utf-8")
     assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
     assert "蛤蟆" in "".join(
-        Tokenizer.load(folder).decode(ShardSet.open(folder).load_split("train").tokens(index)) for index in range(3)
+        Tokenizer.load(folder).decode(ShardSet.open(folder).load_split("train").tokens(index))
+        for index in range(3)
     )
     assert not [path for path in Path("prepared").iterdir() if path.name.startswith(".")]
 
@@ -134,7 +149,10 @@ def test_failed_preparation_keeps_last_good_set(raw: Path) -> None:
     raw.write_text(raw.read_text("utf-8") + "{broken\n" * 10, "utf-8")
     with pytest.raises(UserError, match="records cannot be read"):
         resolve_shard_set(str(raw))
-    assert stamp(folder) == first and len(ShardSet.open(folder, checksums=True).load_split("train")) > 0
+    assert (
+        stamp(folder) == first
+        and len(ShardSet.open(folder, checksums=True).load_split("train")) > 0
+    )
 
 
 def test_damaged_set_is_prepared_again(raw: Path) -> None:
@@ -174,10 +192,15 @@ def test_unknown_name_error_suggests_similar_names() -> None:
         resolve_shard_set("/no/such/path")
 
 
-@pytest.mark.parametrize(("name", "cure"), [
-    ("csl,redgpt", r"did you mean csl\+redgpt\?"), ("csl、redgpt:0.5", r"did you mean csl\+redgpt:0\.5\?"),
-    ("csl, redgpt ,pclue", r"did you mean csl\+redgpt\+pclue\?"), ("csl,nothing", "the names are sample"),
-])
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("csl,redgpt", r"did you mean csl\+redgpt\?"),
+        ("csl、redgpt:0.5", r"did you mean csl\+redgpt:0\.5\?"),
+        ("csl, redgpt ,pclue", r"did you mean csl\+redgpt\+pclue\?"),
+        ("csl,nothing", "the names are sample"),
+    ],
+)
 def test_mixture_can_be_a_list(name: str, cure: str) -> None:
     """Thirteen names for somebody who wrote two of them right."""
     with pytest.raises(UserError, match=f"there is no such data set.*; {cure}"):
@@ -193,22 +216,35 @@ def test_make_data_takes_one_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tokenizer_folder_is_not_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     """`DATA=tokenizer` answered with "did you mean tokenizer?"; `make data`, which downloads it, not knowing it any more."""
-    with pytest.raises(UserError, match=r"^DATA=tokenizer: holds no records .*the names are sample, (?!.*tokenizer)"):
+    with pytest.raises(
+        UserError,
+        match=r"^DATA=tokenizer: holds no records .*the names are sample, (?!.*tokenizer)",
+    ):
         resolve_shard_set("tokenizer")
-    with pytest.raises(UserError, match=r"^DATA=tokeniser: there is no such data set .*the names are sample, (?!.*tokenizer)"):
+    with pytest.raises(
+        UserError,
+        match=r"^DATA=tokeniser: there is no such data set .*the names are sample, (?!.*tokenizer)",
+    ):
         resolve_shard_set("tokeniser")
     with pytest.raises(UserError, match="did you mean tokenizer"):
         command.main(["tokeniser"])
 
 
-@pytest.mark.parametrize(("name", "content", "source"), [
-    ("a.txt", "你好\n", "text"),
-    ("a.jsonl", '{"文件名": "a", "段落": [], "simhash": 10789855592110675028}\n', "mnbvc"),
-    ("a.jsonl", '{"id": 0, "问": "a", "答": "b", "来源": "c", "元数据": {}}\n', "mnbvc_qa"),
-    ("wiki_00", '{"id": "1", "url": "u", "title": "数学", "text": "数学\\n\\n数学是"}\n', "wiki_zh_2019"),
-    ("a.jsonl", '{"id": "1", "url": "u", "title": "数学", "text": "数学是"}\n', "wikipedia"),
-    ("a.json", '\ufeff\n\n{"text": "a", "source": "b"}\n', "jsonl"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "source"),
+    [
+        ("a.txt", "你好\n", "text"),
+        ("a.jsonl", '{"文件名": "a", "段落": [], "simhash": 10789855592110675028}\n', "mnbvc"),
+        ("a.jsonl", '{"id": 0, "问": "a", "答": "b", "来源": "c", "元数据": {}}\n', "mnbvc_qa"),
+        (
+            "wiki_00",
+            '{"id": "1", "url": "u", "title": "数学", "text": "数学\\n\\n数学是"}\n',
+            "wiki_zh_2019",
+        ),
+        ("a.jsonl", '{"id": "1", "url": "u", "title": "数学", "text": "数学是"}\n', "wikipedia"),
+        ("a.json", '\ufeff\n\n{"text": "a", "source": "b"}\n', "jsonl"),
+    ],
+)
 def test_raw_file_source_is_detected(tmp_path: Path, name: str, content: str, source: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert detect_source([tmp_path / name]) == source
@@ -226,14 +262,25 @@ def test_parquet_source_is_detected_from_rows(tmp_path: Path) -> None:
 def test_real_corpora_sources_are_detected(shared: Path) -> None:
     folder = shared / "data" / "pretrain"
     told = {path.name: detect_source([path]) for path in folder.glob("*.gz")}
-    assert told.pop("mnbvc_general.jsonl.gz") == "mnbvc" and told.pop("mnbvc_qa.jsonl.gz") == "mnbvc_qa"
+    assert (
+        told.pop("mnbvc_general.jsonl.gz") == "mnbvc"
+        and told.pop("mnbvc_qa.jsonl.gz") == "mnbvc_qa"
+    )
     assert detect_source([folder / "wiki_zh_2019" / "AA" / "wiki_00"]) == "wiki_zh_2019"
     assert set(told.values()) == {"jsonl"} and len(told) > 5
 
 
-@pytest.mark.parametrize("content", [
-    '{"instruction": "a", "response": "b"}\n', "[1, 2]\n", "plain words\n", "", "PK\x03\x04 zip", "{}\n",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"instruction": "a", "response": "b"}\n',
+        "[1, 2]\n",
+        "plain words\n",
+        "",
+        "PK\x03\x04 zip",
+        "{}\n",
+    ],
+)
 def test_undetected_source_error_gives_advice(tmp_path: Path, content: str) -> None:
     (tmp_path / "odd.json").write_text(content)
     with pytest.raises(UserError) as caught:
@@ -254,9 +301,15 @@ def test_every_manifest_is_well_formed_and_its_source_exists() -> None:
     known = manifests.load_corpora()
     assert {"wikipedia", "zhihu", "mnbvc", "wiki_zh_2019", "tokenizer"} <= set(known)
     for name, corpus in known.items():
-        assert corpus.source in {*SOURCES, None} and (corpus.source is None) == (name == "tokenizer")
+        assert corpus.source in {*SOURCES, None} and (corpus.source is None) == (
+            name == "tokenizer"
+        )
         assert corpus.select_files(()), name
-        assert all(url.startswith(("https://", "http://")) for file in corpus.files for url in corpus.urls(file))
+        assert all(
+            url.startswith(("https://", "http://"))
+            for file in corpus.files
+            for url in corpus.urls(file)
+        )
     file = known["tokenizer"].files[0]
     assert file.size == 1011042
     assert file.sha256 == "04ef61cc08360cd193f9056cb10e26525451fd62759ca714840663257e7bcdd8"
@@ -268,9 +321,16 @@ def test_tokenizer_checksum_matches_real_file(shared: Path) -> None:
     assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
 
 
-@pytest.mark.parametrize("text", [
-    "path: /etc/passwd", "path: ../x", "path: a/../../x", "{path: a, sha256: abc}", "{path: a, sice: 3}",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path: /etc/passwd",
+        "path: ../x",
+        "path: a/../../x",
+        "{path: a, sha256: abc}",
+        "{path: a, sice: 3}",
+    ],
+)
 def test_invalid_manifest_gives_one_line_error_with_file_and_key(tmp_path: Path, text: str) -> None:
     """Prevents a manifest that writes outside downloads/, or whose misspelt checksum is silently not compared."""
     (tmp_path / "x.yaml").write_text(
@@ -292,8 +352,12 @@ def test_hf_endpoint_mirror_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> N
 def test_subsets_select_files_and_unknown_names_are_reported() -> None:
     corpus = manifests.load_corpora()["mnbvc"]
     assert {file.part for file in corpus.select_files(())} == {"news_peoples_daily"}
-    assert [file.path for file in corpus.select_files(("gov_xuexiqiangguo",))] == ["gov/20230172/XueXiQiangGuo.jsonl.gz"]
-    with pytest.raises(UserError, match=r"--parts gov: .*expected news_peoples_daily, gov_xuexiqiangguo"):
+    assert [file.path for file in corpus.select_files(("gov_xuexiqiangguo",))] == [
+        "gov/20230172/XueXiQiangGuo.jsonl.gz"
+    ]
+    with pytest.raises(
+        UserError, match=r"--parts gov: .*expected news_peoples_daily, gov_xuexiqiangguo"
+    ):
         corpus.select_files(("gov",))
 
 
@@ -309,11 +373,22 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         packed.write(write_corpus(tmp_path / "b.jsonl", 30, "湖边"), "in/b_00.jsonl")
         packed.writestr("README", "not a part of the corpus")
     shutil.copy(resolver.SMALL_TOKENIZER / "tokenizer.model", folder / "t.model")
-    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    head = {"description": "d", "licence": "CC", "homepage": "h", "megabytes": 1,
-            "mirrors": (f"http://127.0.0.1:{server.server_address[1]}/{{path}}",)}
+    quiet = type(
+        "Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None}
+    )
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(quiet, directory=str(folder))
+    )
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
+    head = {
+        "description": "d",
+        "licence": "CC",
+        "homepage": "h",
+        "megabytes": 1,
+        "mirrors": (f"http://127.0.0.1:{server.server_address[1]}/{{path}}",),
+    }
     files = ({"path": "a.jsonl"}, {"path": "b.zip", "unpack": "**/*_00.jsonl"})
     made = {
         "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
@@ -332,7 +407,10 @@ def test_make_data_prepares_then_works_offline(
     command.main(["zhihu"])
     said = capsys.readouterr().out
     assert "licence: CC" in said and f"prepared/zhihu-{small}: 60 documents" in said
-    assert Path("downloads/tokenizer/t.model").exists() and Path("downloads/zhihu/b/in/b_00.jsonl").exists()
+    assert (
+        Path("downloads/tokenizer/t.model").exists()
+        and Path("downloads/zhihu/b/in/b_00.jsonl").exists()
+    )
     first = stamp(resolve_shard_set("zhihu"))
     for path in hub.iterdir():
         path.unlink()
@@ -341,10 +419,13 @@ def test_make_data_prepares_then_works_offline(
     assert resolver.default_tokenizer() == Path("downloads/tokenizer/t.model")
 
 
-@pytest.mark.parametrize(("gone", "missing"), [
-    ("t.model", "the tokenizer that it is prepared with"),
-    ("a.jsonl", "what it consists of"),
-])
+@pytest.mark.parametrize(
+    ("gone", "missing"),
+    [
+        ("t.model", "the tokenizer that it is prepared with"),
+        ("a.jsonl", "what it consists of"),
+    ],
+)
 def test_missing_download_error_lists_alternatives(hub: Path, gone: str, missing: str) -> None:
     """A line about a tokenizer for somebody who asked for a corpus."""
     (hub / gone).unlink()
@@ -353,7 +434,8 @@ def test_missing_download_error_lists_alternatives(hub: Path, gone: str, missing
     said = str(caught.value)
     assert said.startswith(
         f"zhihu (from h) is not here, for {missing} did not come; without it, make pretrain DATA=zhihu trains on the part of "
-        f"the shipped sample that stands in for it: cannot download {gone}: http://127.0.0.1:")
+        f"the shipped sample that stands in for it: cannot download {gone}: http://127.0.0.1:"
+    )
     assert "\n" not in said
 
 
@@ -373,12 +455,15 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
     assert "sample" in said and "1.7 GB" in said
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["wikpedia"], "did you mean wikipedia"),
-    (["wikipedia", "--tokenizer", "none.model"], "--tokenizer none.model: no such file"),
-    (["wikipedia", "x"], "unrecognized arguments: x"),
-    (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: there is no such part"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["wikpedia"], "did you mean wikipedia"),
+        (["wikipedia", "--tokenizer", "none.model"], "--tokenizer none.model: no such file"),
+        (["wikipedia", "x"], "unrecognized arguments: x"),
+        (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: there is no such part"),
+    ],
+)
 def test_command_line_error_is_one_line(words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         command.main(words)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.files import MANIFEST
-from data.corpora import resolver, manifests
-from data.prepare import pipeline as prepare_module
+from data.corpora import manifests, resolver
 from data.corpora.resolver import resolve_shard_set
+from data.prepare import pipeline as prepare_module
 from data.shards import ShardSet
 
 
@@ -19,15 +19,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder to work in, and manifests of one corpus in two parts, of which the first is the default."""
     monkeypatch.chdir(tmp_path)
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
-    head = {"description": "d", "licence": "CC", "homepage": "h", "megabytes": 1, "mirrors": ("{path}",), "parts": ("a",)}
+    head = {
+        "description": "d",
+        "licence": "CC",
+        "homepage": "h",
+        "megabytes": 1,
+        "mirrors": ("{path}",),
+        "parts": ("a",),
+    }
     made = {"zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files})}
     monkeypatch.setattr(resolver, "load_corpora", lambda: made)
 
 
 def write(path: Path, word: str) -> Path:
-    texts = [f"第{number}天，{word}里的青蛙数了{number * 37}颗星星，然后慢慢地睡着了。" * 4 for number in range(40)]
+    texts = [
+        f"第{number}天，{word}里的青蛙数了{number * 37}颗星星，然后慢慢地睡着了。" * 4
+        for number in range(40)
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -64,7 +77,9 @@ def test_the_version_is_raised_with_the_ids() -> None:
     """
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
-        folder = resolver.prepare_if_outdated(source, resolver.sample_files(source), resolver.SMALL_TOKENIZER)
+        folder = resolver.prepare_if_outdated(
+            source, resolver.sample_files(source), resolver.SMALL_TOKENIZER
+        )
         fingerprints[source] = ShardSet.open(folder).fingerprint
     assert fingerprints == FINGERPRINTS[prepare_module.PREPARE_VERSION]
 
@@ -81,11 +96,18 @@ def test_changed_code_prepares_downloads_again(
     update(monkeypatch)
     capsys.readouterr()
     assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) != before
-    assert f"{folder} was prepared by another version of this code: preparing it again" in capsys.readouterr().out
+    assert (
+        f"{folder} was prepared by another version of this code: preparing it again"
+        in capsys.readouterr().out
+    )
     # The same bytes: a run that was trained on them goes on.
     assert ShardSet.open(folder, checksums=True).fingerprint == fingerprint
     before = stamp(folder)
-    assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) == before and not capsys.readouterr().err
+    assert (
+        resolve_shard_set("zhihu", tokenizer) == folder
+        and stamp(folder) == before
+        and not capsys.readouterr().err
+    )
 
 
 def test_missing_downloads_keep_set_with_warning(
@@ -100,7 +122,10 @@ def test_missing_downloads_keep_set_with_warning(
     capsys.readouterr()
     assert resolve_shard_set("zhihu") == folder and stamp(folder) == before
     said = capsys.readouterr().err
-    assert said.startswith(f"warning: {folder} was prepared by another version") and said.count("\n") == 1
+    assert (
+        said.startswith(f"warning: {folder} was prepared by another version")
+        and said.count("\n") == 1
+    )
     assert "make data DATA=zhihu" in said
 
 

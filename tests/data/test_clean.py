@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.prepare.clean import CleanOptions, clean, rejection_reason, character_classes
+from data.prepare.clean import CleanOptions, character_classes, clean, rejection_reason
 
 OPTIONS = CleanOptions()
 
@@ -117,19 +117,41 @@ def test_character_classes_agree_with_unicode() -> None:
     ]
 
 
-@given(st.text(st.characters(codec=None) | st.sampled_from("`<>&;（），。\u3000 \n\r\u200d甲b/!-"), max_size=120))
+@given(
+    st.text(
+        st.characters(codec=None) | st.sampled_from("`<>&;（），。\u3000 \n\r\u200d甲b/!-"),
+        max_size=120,
+    )
+)
 @settings(deadline=None, max_examples=400)
 def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
     result = clean(text, OPTIONS)
     result.encode()
     assert unicodedata.is_normalized("NFC", result)
-    assert not any(unicodedata.category(c) in {"Cc", "Cs"} for c in result.replace("\n", "").replace("\t", ""))
+    assert not any(
+        unicodedata.category(c) in {"Cc", "Cs"} for c in result.replace("\n", "").replace("\t", "")
+    )
     assert "\u2581" not in result
     rejection_reason(result, OPTIONS)
 
 
 @pytest.mark.parametrize(
-    "piece", ["<!--", "<a ", "`", "（，", " ", "&#", "```\n", "\u3000", "{{", "<ref>", "[[", "\n ", "http://"]
+    "piece",
+    [
+        "<!--",
+        "<a ",
+        "`",
+        "（，",
+        " ",
+        "&#",
+        "```\n",
+        "\u3000",
+        "{{",
+        "<ref>",
+        "[[",
+        "\n ",
+        "http://",
+    ],
 )
 def test_cleaning_is_linear_time(piece: str) -> None:
     """A regular expression that backtracks would take minutes on a megabyte of one opening mark."""

@@ -21,25 +21,42 @@ MESSAGE = {"role": "user", "content": "问"}
 HUMAN = {"from": "human", "value": "问"}
 # Source → its files in the shipped sample and among the real ones.
 SAMPLE_FILES = [
-    ("redgpt", "redgpt/RedGPT-Dataset-V1-CN.json.gz"), ("redgpt", "redgpt/RedGPT-Dataset-V1-CN.test.json"),
-    ("naturalconv", "naturalconv/dialog_release.json.gz"), ("naturalconv", "naturalconv/dialog_release.test.json"),
-    ("belle-0.5m", "belle/train_0.5M_CN.json.gz"), ("belle-0.5m", "belle/train_0.5M_CN.test.json"),
-    ("belle-0.8m", "belle/multiturn_chat_0.8M.json.gz"), ("belle-0.8m", "belle/multiturn_chat_0.8M.test.json"),
-    ("deepctrl", "deepctrl/sft_data_zh.jsonl.gz"), ("deepctrl", "deepctrl/sft_data_zh.test.jsonl"),
-    ("pclue", "pclue/pCLUE_train.json.gz"), ("pclue", "pclue/pCLUE_train.test.json"),
+    ("redgpt", "redgpt/RedGPT-Dataset-V1-CN.json.gz"),
+    ("redgpt", "redgpt/RedGPT-Dataset-V1-CN.test.json"),
+    ("naturalconv", "naturalconv/dialog_release.json.gz"),
+    ("naturalconv", "naturalconv/dialog_release.test.json"),
+    ("belle-0.5m", "belle/train_0.5M_CN.json.gz"),
+    ("belle-0.5m", "belle/train_0.5M_CN.test.json"),
+    ("belle-0.8m", "belle/multiturn_chat_0.8M.json.gz"),
+    ("belle-0.8m", "belle/multiturn_chat_0.8M.test.json"),
+    ("deepctrl", "deepctrl/sft_data_zh.jsonl.gz"),
+    ("deepctrl", "deepctrl/sft_data_zh.test.jsonl"),
+    ("pclue", "pclue/pCLUE_train.json.gz"),
+    ("pclue", "pclue/pCLUE_train.test.json"),
 ]
 # With the reasons why real records are no conversations, and how many there are.
 REAL_FILES: list[tuple[str, str, dict[str, int]]] = [
     ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", {}),
-    ("naturalconv", "sft/naturalconv/dialog_release.json.gz", {"field 'content' is empty: there are no utterances": 17}),
+    (
+        "naturalconv",
+        "sft/naturalconv/dialog_release.json.gz",
+        {"field 'content' is empty: there are no utterances": 17},
+    ),
     ("belle-0.5m", "sft/belle/train_0.5M_CN.json.gz", {"answer 1 of 1 is empty": 11}),
     ("belle-0.8m", "sft/belle/multiturn_chat_0.8M.json.gz", {}),
     ("deepctrl", "sft/deepctrl/sft_data_zh.jsonl.gz", {}),
     ("pclue", "sft/pclue/pCLUE_train_9.json", {}),
     ("alpaca", "sft/alpaca/alpaca_zh_demo.json", {}),
-    ("sharegpt", "sft/sharegpt/sharegpt_zh_1K.jsonl",
-     {"question 2 of 29 is empty": 1, "there is no answer, only a question": 1}),
-    ("alpaca", "malformed/alpaca_invalid.json", {"answer 1 of 1 is empty": 2, "there is a comma and no element": 1}),
+    (
+        "sharegpt",
+        "sft/sharegpt/sharegpt_zh_1K.jsonl",
+        {"question 2 of 29 is empty": 1, "there is no answer, only a question": 1},
+    ),
+    (
+        "alpaca",
+        "malformed/alpaca_invalid.json",
+        {"answer 1 of 1 is empty": 2, "there is a comma and no element": 1},
+    ),
 ]
 
 
@@ -55,7 +72,9 @@ def turns(name: str, row: object) -> list[tuple[str, str]]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows by the standard parser; a comma before the last bracket is mended."""
-    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    text = (
+        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    ).decode()
     if text.startswith("["):
         return list(json.loads(re.sub(r",\s*\]\s*$", "]", text)))
     return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -86,16 +105,24 @@ def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> Non
     rows = rows_of(path)
     found = list(find_source(name).iter_records(path))
     bad = [record for record in found if isinstance(record, BadRecord)]
-    counted = {reason: sum(record.reason == reason for record in bad) for reason in {record.reason for record in bad}}
+    counted = {
+        reason: sum(record.reason == reason for record in bad)
+        for reason in {record.reason for record in bad}
+    }
     assert counted == reasons
     if "there is a comma and no element" in reasons:
         assert isinstance(found.pop(), BadRecord)
     assert len(found) == len(rows)
     for record, row in list(zip(found, rows, strict=True))[::every]:
         if isinstance(record, Conversation):
-            said = [record.reference, *(text for turn in record.turns for text in (turn.question, turn.answer))]
+            said = [
+                record.reference,
+                *(text for turn in record.turns for text in (turn.question, turn.answer)),
+            ]
             assert squeezed("\n".join(said)) == texts_of(row)
-            assert all(text == text.strip() for text in said) and all(turn.answer for turn in record.turns)
+            assert all(text == text.strip() for text in said) and all(
+                turn.answer for turn in record.turns
+            )
 
 
 @pytest.mark.parametrize(("name", "file"), SAMPLE_FILES)
@@ -162,7 +189,10 @@ def test_speaker_label_inside_a_line_is_text() -> None:
 
 def test_a_reply_of_several_paragraphs_stays_one() -> None:
     dialogue = "Human: 问\n\nAssistant: 一\n\n  二\n\n三\n\nHuman: 再问\n\nAssistant: 四"
-    assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [("问", "一\n\n  二\n\n三"), ("再问", "四")]
+    assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [
+        ("问", "一\n\n  二\n\n三"),
+        ("再问", "四"),
+    ]
 
 
 # NaturalConv
@@ -172,7 +202,10 @@ def test_naturalconv_with_odd_turns_starts_with_assistant() -> None:
     """So that the last utterance is an answer: nothing of it is lost."""
     row = {"dialog_id": "0_0", "document_id": 0, "content": ["甲", "乙 ", "丙", "丁"]}
     assert turns("naturalconv", row) == [("甲", "乙"), ("丙", "丁")]
-    assert turns("naturalconv", {**row, "content": ["甲", "乙", "丙"]}) == [("", "甲"), ("乙", "丙")]
+    assert turns("naturalconv", {**row, "content": ["甲", "乙", "丙"]}) == [
+        ("", "甲"),
+        ("乙", "丙"),
+    ]
     assert turns("naturalconv", {**row, "content": ["甲"]}) == [("", "甲")]
 
 
@@ -185,17 +218,28 @@ def test_instruction_and_input_are_both_used(name: str) -> None:
     row = {"instruction": "翻译成英文。 ", "input": " 你好\n", "output": "\nHello "}
     assert turns(name, row) == [("翻译成英文。\n你好", "Hello")]
     assert turns(name, {**row, "instruction": ""}) == [("你好", "Hello")]
-    assert turns(name, {**row, "input": ""}) == turns(name, {**row, "input": None}) == [("翻译成英文。", "Hello")]
+    assert (
+        turns(name, {**row, "input": ""})
+        == turns(name, {**row, "input": None})
+        == [("翻译成英文。", "Hello")]
+    )
     assert turns(name, {"instruction": "问", "output": "答"}) == [("问", "答")]
 
 
 def test_belle_copies_with_renamed_keys_are_read() -> None:
     assert turns("belle-0.5m", {"input": "问", "target": "答"}) == [("问", "答")]
-    assert turns("belle-0.5m", {"instruction": "做", "input": "这", "target": "答"}) == [("做\n这", "答")]
+    assert turns("belle-0.5m", {"instruction": "做", "input": "这", "target": "答"}) == [
+        ("做\n这", "答")
+    ]
 
 
 def test_deepctrl_history_precedes_the_question() -> None:
-    row = {"instruction": "继续", "input": "三", "output": "四", "history": [["一", "二"], ["甲", "乙"]]}
+    row = {
+        "instruction": "继续",
+        "input": "三",
+        "output": "四",
+        "history": [["一", "二"], ["甲", "乙"]],
+    }
     assert turns("deepctrl", row) == [("一", "二"), ("甲", "乙"), ("继续\n三", "四")]
     assert turns("deepctrl", {**row, "history": None}) == turns("deepctrl", {**row, "history": []})
 
@@ -218,17 +262,24 @@ def test_belle_instruction_contains_all_but_last_reply() -> None:
 
 
 def test_belle_input_belongs_to_last_question() -> None:
-    assert turns("belle-0.8m", belle("Human:一\nAssistant:二\nHuman:三\nAssistant:", "四", "五")) == [
-        ("一", "二"), ("三\n五", "四")
+    assert turns(
+        "belle-0.8m", belle("Human:一\nAssistant:二\nHuman:三\nAssistant:", "四", "五")
+    ) == [("一", "二"), ("三\n五", "四")]
+
+
+@pytest.mark.parametrize(
+    "reply", ["如 Human:你好", "Human:你好\nAssistant:您好\nHuman:再见", "Human: 甲\nHuman: 乙"]
+)
+def test_the_last_reply_is_text_whatever_it_contains(reply: str) -> None:
+    assert turns("belle-0.8m", belle("Human:写一段对话。\nAssistant:", reply)) == [
+        ("写一段对话。", reply)
     ]
 
 
-@pytest.mark.parametrize("reply", ["如 Human:你好", "Human:你好\nAssistant:您好\nHuman:再见", "Human: 甲\nHuman: 乙"])
-def test_the_last_reply_is_text_whatever_it_contains(reply: str) -> None:
-    assert turns("belle-0.8m", belle("Human:写一段对话。\nAssistant:", reply)) == [("写一段对话。", reply)]
-
-
-@pytest.mark.parametrize("reply", ["如 Human:你好", "Human:你好\nAssistant:您好", "如下。\nHuman:你好", "一\nAssistant:二"])
+@pytest.mark.parametrize(
+    "reply",
+    ["如 Human:你好", "Human:你好\nAssistant:您好", "如下。\nHuman:你好", "一\nAssistant:二"],
+)
 def test_an_earlier_reply_that_quotes_a_speaker_stays_whole(reply: str) -> None:
     """Speakers take turns: two names of one speaker with nobody between are no two turns."""
     row = belle(f"Human:写一段对话。\nAssistant:{reply}\nHuman:谢谢\nAssistant:", "不客气")
@@ -240,23 +291,40 @@ def test_an_earlier_reply_that_quotes_a_speaker_stays_whole(reply: str) -> None:
 
 def test_sharegpt_roles_and_repeated_speakers() -> None:
     said = [
-        ("system", "你是老师。"), ("human", "一"), ("user", "一乙"), ("gpt", "二"), ("assistant", "二乙"), ("human", "三"),
-        ("gpt", "四"), ("human", "没有人回答"),
+        ("system", "你是老师。"),
+        ("human", "一"),
+        ("user", "一乙"),
+        ("gpt", "二"),
+        ("assistant", "二乙"),
+        ("human", "三"),
+        ("gpt", "四"),
+        ("human", "没有人回答"),
     ]
     row = {"conversations": [{"from": who, "value": text} for who, text in said]}
     assert turns("sharegpt", row) == [("你是老师。\n一\n一乙", "二\n二乙"), ("三", "四")]
-    row = {"system": "你是老师。", "conversations": [{"from": "human", "value": "一"}, {"from": "gpt", "value": "二"}]}
+    row = {
+        "system": "你是老师。",
+        "conversations": [{"from": "human", "value": "一"}, {"from": "gpt", "value": "二"}],
+    }
     assert turns("sharegpt", row) == [("你是老师。\n一", "二")]
 
 
 def test_leading_assistant_message_gets_empty_question() -> None:
-    row = {"conversations": [{"from": "gpt", "value": "你好"}, HUMAN, {"from": "gpt", "value": "答"}]}
+    row = {
+        "conversations": [{"from": "gpt", "value": "你好"}, HUMAN, {"from": "gpt", "value": "答"}]
+    }
     assert turns("sharegpt", row) == [("", "你好"), ("问", "答")]
 
 
 def test_openai_content_is_string_or_text_parts() -> None:
     parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
-    said = [("developer", "说中文。"), ("user", parts), ("assistant", "三"), ("user", "四"), ("assistant", parts[:1])]
+    said = [
+        ("developer", "说中文。"),
+        ("user", parts),
+        ("assistant", "三"),
+        ("user", "四"),
+        ("assistant", parts[:1]),
+    ]
     row = {"messages": [{"role": role, "content": content} for role, content in said]}
     assert turns("openai", row) == [("说中文。\n一\n二", "三"), ("四", "一")]
 
@@ -276,12 +344,24 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("redgpt", {"reference": "r", "dialogue": "你好。\nHuman: 问\nAssistant: 答"}, "does not begin with Human:.*你好"),
+        (
+            "redgpt",
+            {"reference": "r", "dialogue": "你好。\nHuman: 问\nAssistant: 答"},
+            "does not begin with Human:.*你好",
+        ),
         ("redgpt", {"reference": "r", "dialogue": ""}, "does not begin"),
-        ("redgpt", {"reference": " ", "dialogue": "Human: 问\nAssistant: 答"}, "'reference' is empty"),
+        (
+            "redgpt",
+            {"reference": " ", "dialogue": "Human: 问\nAssistant: 答"},
+            "'reference' is empty",
+        ),
         ("redgpt", {"dialogue": "Human: 问\nAssistant: 答"}, "no field 'reference'"),
         ("redgpt", {"reference": "r", "dialogue": "Human: 问"}, "no answer, only a question"),
-        ("redgpt", {"reference": "r", "dialogue": "Human: 问\nAssistant:\nHuman: 问\nAssistant: 答"}, "answer 1 of 2 is empty"),
+        (
+            "redgpt",
+            {"reference": "r", "dialogue": "Human: 问\nAssistant:\nHuman: 问\nAssistant: 答"},
+            "answer 1 of 2 is empty",
+        ),
         ("redgpt", {"reference": "r", "dialogue": ["Human: 问"]}, "'dialogue' is list"),
         ("naturalconv", {"content": []}, "there are no utterances"),
         ("naturalconv", {"content": "问"}, "is str, not a list"),
@@ -290,29 +370,77 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
         ("naturalconv", {"content": ["问", "答", " ", "答"]}, "question 2 of 2 is empty"),
         ("belle-0.5m", {"instruction": "问", "input": ""}, "no field 'output'"),
         ("belle-0.5m", {"instruction": "问", "output": " \n"}, "answer 1 of 1 is empty"),
-        ("belle-0.5m", {"instruction": " ", "input": "", "output": "答"}, "question 1 of 1 is empty"),
-        ("belle-0.5m", {"prompt": "问", "output": "答"}, "no field 'instruction' or 'input'; there are: prompt, output"),
+        (
+            "belle-0.5m",
+            {"instruction": " ", "input": "", "output": "答"},
+            "question 1 of 1 is empty",
+        ),
+        (
+            "belle-0.5m",
+            {"prompt": "问", "output": "答"},
+            "no field 'instruction' or 'input'; there are: prompt, output",
+        ),
         ("belle-0.5m", {"instruction": 3, "output": "答"}, "'instruction' is int"),
         ("belle-0.8m", belle("没有名字"), "does not begin with Human:"),
         ("belle-0.8m", belle("Human:一\nAssistant:二"), "ends with a reply"),
         ("belle-0.8m", belle("Human:一\nAssistant:", " "), "answer 1 of 1 is empty"),
-        ("deepctrl", {"input": "问", "output": "答", "history": [["一"]]}, "history 1 is not a pair"),
+        (
+            "deepctrl",
+            {"input": "问", "output": "答", "history": [["一"]]},
+            "history 1 is not a pair",
+        ),
         ("deepctrl", {"input": "问", "output": "答", "history": "[]"}, "'history' is str"),
-        ("deepctrl", {"input": "问", "output": "答", "history": [["一", ""]]}, "answer 1 of 2 is empty"),
+        (
+            "deepctrl",
+            {"input": "问", "output": "答", "history": [["一", ""]]},
+            "answer 1 of 2 is empty",
+        ),
         ("pclue", {"input": "问", "target": ""}, "answer 1 of 1 is empty"),
         ("pclue", {"input": "问"}, "no field 'target'"),
         ("sharegpt", {"conversations": []}, "there are no messages"),
         ("sharegpt", {"conversations": None}, "is NoneType, not a list"),
         ("sharegpt", {"conversations": ["问"]}, "message 1 is str"),
         ("sharegpt", {"conversations": [HUMAN]}, "no answer, only a question"),
-        ("sharegpt", {"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "answer 1 of 1 is empty"),
-        ("sharegpt", {"conversations": [{"from": "human", "value": 3}]}, "message 1 has no text in 'value'"),
-        ("sharegpt", {"conversations": [{"from": "observation", "value": "x"}]}, "message 1 is from 'observation'"),
-        ("openai", {"messages": [MESSAGE, {"role": "tool", "content": "3"}]}, "message 2 is from 'tool'"),
-        ("openai", {"messages": [MESSAGE, {"role": "function", "content": "3"}]}, "message 2 is from 'function'"),
-        ("openai", {"messages": [MESSAGE, {"role": "assistant", "tool_calls": [{}]}]}, "message 2 calls a tool"),
-        ("openai", {"messages": [MESSAGE, {"role": "assistant", "content": None}]}, "message 2 has no text in 'content'"),
-        ("openai", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "no text \\('image_url'\\)"),
+        (
+            "sharegpt",
+            {"conversations": [HUMAN, {"from": "gpt", "value": ""}]},
+            "answer 1 of 1 is empty",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": 3}]},
+            "message 1 has no text in 'value'",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "observation", "value": "x"}]},
+            "message 1 is from 'observation'",
+        ),
+        (
+            "openai",
+            {"messages": [MESSAGE, {"role": "tool", "content": "3"}]},
+            "message 2 is from 'tool'",
+        ),
+        (
+            "openai",
+            {"messages": [MESSAGE, {"role": "function", "content": "3"}]},
+            "message 2 is from 'function'",
+        ),
+        (
+            "openai",
+            {"messages": [MESSAGE, {"role": "assistant", "tool_calls": [{}]}]},
+            "message 2 calls a tool",
+        ),
+        (
+            "openai",
+            {"messages": [MESSAGE, {"role": "assistant", "content": None}]},
+            "message 2 has no text in 'content'",
+        ),
+        (
+            "openai",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "no text \\('image_url'\\)",
+        ),
         ("openai", {"messages": [{"role": ["user"], "content": "x"}]}, "message 1 is from"),
         ("openai", {"messages": [MESSAGE]}, "no answer, only a question"),
         ("openai", {"messages": {"role": "user"}}, "is dict, not a list"),
@@ -350,7 +478,9 @@ def test_sources_are_detected_by_keys_and_shape(tmp_path: Path, data: object, na
     assert detect_source([path]) == name
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in SAMPLE_FILES} | {"alpaca", "sharegpt", "openai"}))
+@pytest.mark.parametrize(
+    "name", sorted({name for name, _ in SAMPLE_FILES} | {"alpaca", "sharegpt", "openai"})
+)
 def test_sources_declare_their_record_kind(name: str) -> None:
     source = SOURCES[name]
     assert (source.name, source.kind) == (name, "conversations") and source.description
@@ -372,6 +502,10 @@ def test_bad_lines_do_not_end_a_file(root: Path, spoil: Callable[[bytes], Path],
     rows = rows_of(root / SAMPLE / file)[:3]
     first, second, third = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
     wanted = [parse(name, row) for row in rows]
-    found = list(find_source(name).iter_records(spoil(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))))
+    found = list(
+        find_source(name).iter_records(
+            spoil(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))
+        )
+    )
     assert [record for record in found if isinstance(record, Conversation)] == wanted
     assert [record.line for record in found if isinstance(record, BadRecord)] == [2, 3, 4, 6]

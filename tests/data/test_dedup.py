@@ -12,14 +12,26 @@ import orjson
 import pytest
 
 from data.prepare import dedup
-from data.prepare.dedup import EXACT_DUPLICATE, UNIQUE, NEAR_DUPLICATE, Deduplicator, DedupOptions, choose_lsh_bands, text_digest, minhash_permutations, hash_shingles
+from data.prepare.dedup import (
+    EXACT_DUPLICATE,
+    NEAR_DUPLICATE,
+    UNIQUE,
+    Deduplicator,
+    DedupOptions,
+    choose_lsh_bands,
+    hash_shingles,
+    minhash_permutations,
+    text_digest,
+)
 
 
 def signature(text: str) -> np.ndarray:
     return dedup.minhash_signature(text, minhash_permutations())
 
 
-def verdicts(folder: Path, texts: list[str], options: DedupOptions | None = None, batch: int = 100) -> list[int]:
+def verdicts(
+    folder: Path, texts: list[str], options: DedupOptions | None = None, batch: int = 100
+) -> list[int]:
     found = Deduplicator(folder / "dedup", options or DedupOptions())
     near = options is None or options.near
     for start in range(0, len(texts), batch):
@@ -46,11 +58,15 @@ def jaccard(one: str, other: str) -> float:
 
 def edited(text: str, share: float, seed: int) -> str:
     chance = random.Random(seed)
-    return "".join(chr(chance.randrange(0x4E00, 0x9000)) if chance.random() < share else c for c in text)
+    return "".join(
+        chr(chance.randrange(0x4E00, 0x9000)) if chance.random() < share else c for c in text
+    )
 
 
 def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
-    pairs = [(text, edited(text, share, 1)) for text in articles[:40] for share in (0.005, 0.02, 0.05)]
+    pairs = [
+        (text, edited(text, share, 1)) for text in articles[:40] for share in (0.005, 0.02, 0.05)
+    ]
     errors = np.array([(signature(a) == signature(b)).mean() - jaccard(a, b) for a, b in pairs])
     assert abs(errors.mean()) < 0.015
     assert errors.std() < 0.06
@@ -66,7 +82,9 @@ def test_signatures_match_datasketch() -> None:
     assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == wanted).all()
 
 
-def test_near_duplicates_are_removed_and_distinct_articles_kept(articles: list[str], tmp_path: Path) -> None:
+def test_near_duplicates_are_removed_and_distinct_articles_kept(
+    articles: list[str], tmp_path: Path
+) -> None:
     copies = [edited(text, 0.01, index) for index, text in enumerate(articles)]
     found = verdicts(tmp_path, articles + copies)
     # Near duplicates among the originals are few; each of them is one by the true measure too.
@@ -80,7 +98,9 @@ def test_near_duplicates_are_removed_and_distinct_articles_kept(articles: list[s
 
 def test_articles_sharing_half_their_text_are_kept(articles: list[str], tmp_path: Path) -> None:
     long = [text[:1000] for text in articles if len(text) >= 1500]
-    halves = [text[:700] + other[700:1000] for text, other in zip(long, long[1:] + long[:1], strict=True)]
+    halves = [
+        text[:700] + other[700:1000] for text, other in zip(long, long[1:] + long[:1], strict=True)
+    ]
     assert max(jaccard(a, b) for a, b in zip(long, halves, strict=True)) < 0.75
     found = verdicts(tmp_path, long + halves)
     assert found[len(long) :].count(UNIQUE) >= 0.97 * len(halves)
@@ -88,7 +108,13 @@ def test_articles_sharing_half_their_text_are_kept(articles: list[str], tmp_path
 
 def test_exact_duplicates_ignore_whitespace_and_keep_first(tmp_path: Path) -> None:
     texts = ["甲乙丙丁", "戊己庚辛", "甲乙 丙丁\n", "甲乙丙丁。", "戊己庚辛"]
-    assert verdicts(tmp_path, texts, DedupOptions(near=False)) == [UNIQUE, UNIQUE, EXACT_DUPLICATE, UNIQUE, EXACT_DUPLICATE]
+    assert verdicts(tmp_path, texts, DedupOptions(near=False)) == [
+        UNIQUE,
+        UNIQUE,
+        EXACT_DUPLICATE,
+        UNIQUE,
+        EXACT_DUPLICATE,
+    ]
 
 
 def test_texts_without_shingles_are_not_near_duplicates(tmp_path: Path) -> None:
@@ -105,7 +131,9 @@ def test_texts_without_shingles_are_not_near_duplicates(tmp_path: Path) -> None:
         (DedupOptions(exact=False, near=False), [UNIQUE, UNIQUE, UNIQUE]),
     ],
 )
-def test_each_dedup_kind_can_be_disabled(tmp_path: Path, options: DedupOptions, expected: list[int]) -> None:
+def test_each_dedup_kind_can_be_disabled(
+    tmp_path: Path, options: DedupOptions, expected: list[int]
+) -> None:
     text = "".join(chr(0x4E00 + i * 7) for i in range(2000))
     assert verdicts(tmp_path, [text, text, text[:1990] + "一二三"], options) == expected
 

@@ -11,7 +11,7 @@ from common.errors import UserError
 from data.records import BadRecord, Document
 from data.sources import SOURCES
 from data.sources.base import HubDataset, Source
-from data.sources.hub import read_hub_records, is_hub_input
+from data.sources.hub import is_hub_input, read_hub_records
 
 WAYS = pytest.mark.parametrize("way", ["hub", "hub-download"])
 
@@ -35,8 +35,12 @@ def wiki(folder: Path) -> Source:
         {"id": "1", "url": "u", "title": "數學", "text": "內容"},
         {"id": "2", "url": "u", "title": "乙", "text": "丙"},
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "20231101.zh" / "train-00000-of-00001.parquet")
-    card = '---\nconfigs:\n- config_name: "20231101.zh"\n  data_files: "20231101.zh/*.parquet"\n---\n'
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), folder / "20231101.zh" / "train-00000-of-00001.parquet"
+    )
+    card = (
+        '---\nconfigs:\n- config_name: "20231101.zh"\n  data_files: "20231101.zh/*.parquet"\n---\n'
+    )
     (folder / "README.md").write_text(card)
     source = SOURCES["wikipedia"]
     assert source.hub is not None
@@ -57,14 +61,19 @@ def test_a_table_gives_its_rows(tmp_path: Path, way: str) -> None:
     local = wiki(tmp_path / "wiki")
     found = [local.try_parse(raw) for raw in read_hub_records(local, way)]
     assert found == [Document("数学\n\n内容"), Document("乙\n\n丙")]
-    with pytest.raises(UserError, match=rf"--input {way}:20991231\.zh: .*cannot be (streamed|downloaded)"):
+    with pytest.raises(
+        UserError, match=rf"--input {way}:20991231\.zh: .*cannot be (streamed|downloaded)"
+    ):
         list(read_hub_records(local, f"{way}:20991231.zh"))
 
 
 @WAYS
 def test_native_hub_files_give_lines_for_any_type(tmp_path: Path, way: str) -> None:
     """Ids that are numbers here and text there must not end the records, and bad lines are counted."""
-    rows = [json.dumps({"id": i if i % 2 else str(i), "问": "问", "答": str(i)}, ensure_ascii=False) for i in range(5)]
+    rows = [
+        json.dumps({"id": i if i % 2 else str(i), "问": "问", "答": str(i)}, ensure_ascii=False)
+        for i in range(5)
+    ]
     source, _ = zhihu(tmp_path, "\n".join([*rows, "{broken", ""]).encode())
     found = [source.try_parse(raw) for raw in read_hub_records(source, way)]
     assert found[:5] == [Document(f"问\n{i}") for i in range(5)]
@@ -73,7 +82,10 @@ def test_native_hub_files_give_lines_for_any_type(tmp_path: Path, way: str) -> N
 
 def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) -> None:
     """Streaming that fills the disk; a download that streams all the same, or gives other records."""
-    lines = [json.dumps({"id": i, "问": f"问{i}", "答": f"\u2028答\r{i}"}, ensure_ascii=False) for i in range(3000)]
+    lines = [
+        json.dumps({"id": i, "问": f"问{i}", "答": f"\u2028答\r{i}"}, ensure_ascii=False)
+        for i in range(3000)
+    ]
     source, _ = zhihu(tmp_path, "\n\n".join(lines).encode())
     streamed = list(read_hub_records(source, "hub"))
     assert not list(cache.rglob("*.arrow"))
@@ -86,15 +98,26 @@ def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) ->
 def test_truncated_file_gives_one_line_error(tmp_path: Path, way: str) -> None:
     source, path = zhihu(tmp_path, b'{"id": 1}\n' * 50_000)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"--input hub.* cannot be (streamed|downloaded): .*end-of-stream") as caught:
+    with pytest.raises(
+        UserError, match=r"--input hub.* cannot be (streamed|downloaded): .*end-of-stream"
+    ) as caught:
         list(read_hub_records(source, way))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "is_one"), [
-    ("hub", True), ("hub:x", True), ("hub-download", True), ("hub-download:x", True),
-    ("hubs", False), ("hub-downloads/a", False), ("./hub", False), ("download", False),
-])
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("hub", True),
+        ("hub:x", True),
+        ("hub-download", True),
+        ("hub-download:x", True),
+        ("hubs", False),
+        ("hub-downloads/a", False),
+        ("./hub", False),
+        ("download", False),
+    ],
+)
 def test_local_files_are_not_treated_as_hub_datasets(text: str, is_one: bool) -> None:
     assert is_hub_input(text) == is_one
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import write_manifest, write_checksummed_json
+from common.files import write_checksummed_json, write_manifest
 from data.shards import SHARD_FORMAT, ShardSet, load_run_shard_sets
 
 
@@ -19,7 +19,10 @@ def project(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         shutil.copytree(shard_set, folder)
     data = [{"set": ShardSet.open(folder).fingerprint, "weight": 1.0} for folder in folders]
     (old / "runs" / "x" / "checkpoints" / "step-00000010").mkdir(parents=True)
-    write_checksummed_json(old / "runs" / "x" / "run.json", {"shards": list(map(str, folders)), "fingerprints": {"data": data}})
+    write_checksummed_json(
+        old / "runs" / "x" / "run.json",
+        {"shards": list(map(str, folders)), "fingerprints": {"data": data}},
+    )
     old.rename(new)
     monkeypatch.chdir(new)
     return new
@@ -28,7 +31,10 @@ def project(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("run", ["runs/x", "runs/x/checkpoints/step-00000010"])
 def test_moved_project_run_finds_its_shard_sets(project: Path, run: str) -> None:
     """A run that cannot be measured any more because its project's folder has another name."""
-    assert [each.folder for each in load_run_shard_sets(Path(run))] == [Path("prepared/sample-12345678"), Path("mine")]
+    assert [each.folder for each in load_run_shard_sets(Path(run))] == [
+        Path("prepared/sample-12345678"),
+        Path("mine"),
+    ]
 
 
 def test_copied_and_external_runs_find_their_shard_sets(
@@ -48,7 +54,10 @@ def test_same_named_set_with_different_bytes_is_not_used(project: Path) -> None:
     tokens.write_bytes(tokens.read_bytes()[:-2] + b"\x00\x01")
     write_manifest(project / "mine", {"format": SHARD_FORMAT, "kind": "documents"})
     assert ShardSet.open(project / "mine", checksums=True)
-    with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, and prepared/mine .*--data") as said:
+    with pytest.raises(
+        UserError,
+        match=r"old/mine, which runs/x was trained on, is gone, and prepared/mine .*--data",
+    ) as said:
         load_run_shard_sets(Path("runs/x"))
     assert "\n" not in str(said.value)
 
@@ -60,5 +69,8 @@ def test_moved_project_continued_run_replays_its_text(project: Path) -> None:
     base = InitialCheckpoint(None, project / "tokenizer", "none")
     assert open_replay_set(Path("runs/x"), base, 1).folder == Path("mine")
     shutil.rmtree(project / "mine")
-    with pytest.raises(UserError, match=r"old/mine, which runs/x was trained on, is gone, .*put it back, or name a new run"):
+    with pytest.raises(
+        UserError,
+        match=r"old/mine, which runs/x was trained on, is gone, .*put it back, or name a new run",
+    ):
         open_replay_set(Path("runs/x"), base, 1)

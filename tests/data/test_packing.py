@@ -9,13 +9,18 @@ import torch
 
 from common.errors import UserError
 from data.batching.collate import Batch, PackedBatchLoader, collate
-from data.batching.examples import ConversationExamples, RequestSampling, SummaryExamples, TextExamples
+from data.batching.examples import (
+    ConversationExamples,
+    RequestSampling,
+    SummaryExamples,
+    TextExamples,
+)
 from data.batching.packed_rows import PackedPlan, pack_best_fit
-from data.batching.summary_prompts import EVAL_REQUEST, ALL_REQUESTS, LEAD_INS, sample_requests
+from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST, LEAD_INS, sample_requests
 from data.shards import Sequences, ShardWriter
+from model.chat_template.template import Template
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 
@@ -25,7 +30,10 @@ def conversations(tmp_path: Path, tokenizer: Tokenizer) -> Sequences:
     draw = np.random.default_rng(1)
     writer = ShardWriter(tmp_path, "train", tokenizer.vocab_size, shard_tokens=9000, has_spans=True)
     for number in range(300):
-        turns = [(f"第{number}个问题", "答" * int(draw.integers(1, 40))) for _ in range(draw.integers(1, 7))]
+        turns = [
+            (f"第{number}个问题", "答" * int(draw.integers(1, 40)))
+            for _ in range(draw.integers(1, 7))
+        ]
         ids, spans = Template().encode(tokenizer, turns, "资料" * int(draw.integers(0, 30)))
         writer.add(np.array(ids), np.array(spans))
     writer.close()
@@ -39,10 +47,16 @@ def summaries(tmp_path: Path, tokenizer: Tokenizer) -> tuple[Sequences, list[tup
     folder = tmp_path / "summaries"
     folder.mkdir()
     writer = ShardWriter(folder, "train", tokenizer.vocab_size, shard_tokens=3000, has_spans=True)
-    texts = [("山里的风从东边来，" * int(draw.integers(1, 40)) + f"{number}。", f"第{number}号风") for number in range(120)]
+    texts = [
+        ("山里的风从东边来，" * int(draw.integers(1, 40)) + f"{number}。", f"第{number}号风")
+        for number in range(120)
+    ]
     for article, title in texts:
         parts = tokenizer.encode(article), tokenizer.encode(title)
-        writer.add(np.array(parts[0] + parts[1]), np.array([[len(parts[0]), len(parts[0]) + len(parts[1])]]))
+        writer.add(
+            np.array(parts[0] + parts[1]),
+            np.array([[len(parts[0]), len(parts[0]) + len(parts[1])]]),
+        )
     writer.close()
     return Sequences(folder, "train"), texts
 
@@ -56,12 +70,19 @@ def test_loss_mask_covers_the_answers(conversations: Sequences, tokenizer: Token
         assert np.array_equal(ids, conversations.tokens(index)) and len(scored) == len(ids) - 1
         expected = [tokenizer.decode(ids[a:b].tolist()) for a, b in conversations.spans(index)]
         answers = tokenizer.decode(ids[1:][scored].tolist())
-        assert answers == "".join(expected) and (ids[1:][scored] == tokenizer.eos_id).sum() == len(expected)
+        assert answers == "".join(expected) and (ids[1:][scored] == tokenizer.eos_id).sum() == len(
+            expected
+        )
 
 
-def test_long_conversation_is_truncated_after_an_answer(conversations: Sequences, tokenizer: Tokenizer) -> None:
+def test_long_conversation_is_truncated_after_an_answer(
+    conversations: Sequences, tokenizer: Tokenizer
+) -> None:
     """A row that ends inside the template, or an answer that never stops."""
-    whole, short = ConversationExamples(conversations, 4096), ConversationExamples(conversations, 64)
+    whole, short = (
+        ConversationExamples(conversations, 4096),
+        ConversationExamples(conversations, 64),
+    )
     lengths = short.lengths(0)
     assert 0 < short.num_truncated < 300 and (lengths == 0).any() and lengths.max() <= 64
     assert short.num_truncated == ((lengths > 0) & (lengths < whole.lengths(0))).sum()
@@ -96,8 +117,13 @@ def test_summary_example_is_request_article_and_title(
         assert article.startswith(kept) and (kept == article or len(scored) > 120)
     assert len(seen) > 20
     again = SummaryExamples(sequences, 128, tokenizer, Template(), RequestSampling(seed=5))
-    assert all(np.array_equal(again.example(i, 3)[0], examples.example(i, 3)[0]) for i in range(0, 120, 11))
-    assert any(not np.array_equal(again.example(i, 4)[0], examples.example(i, 3)[0]) for i in range(0, 120, 11))
+    assert all(
+        np.array_equal(again.example(i, 3)[0], examples.example(i, 3)[0]) for i in range(0, 120, 11)
+    )
+    assert any(
+        not np.array_equal(again.example(i, 4)[0], examples.example(i, 3)[0])
+        for i in range(0, 120, 11)
+    )
 
 
 def test_request_is_canonical_without_seed(
@@ -116,7 +142,9 @@ def test_lead_ins_start_the_answer_and_are_in_loss_mask(
 ) -> None:
     """Lead-ins asked for and not taught."""
     sequences, texts = summaries
-    examples = SummaryExamples(sequences, 256, tokenizer, Template(), RequestSampling(1, lead_ins=True))
+    examples = SummaryExamples(
+        sequences, 256, tokenizer, Template(), RequestSampling(1, lead_ins=True)
+    )
     used = set()
     for index, (_, title) in enumerate(texts):
         ids, scored = examples.example(index, 0)
@@ -142,7 +170,9 @@ def _plan(conversations: Sequences, folder: Path, **changes: Any) -> PackedPlan:
     return PackedPlan(parts, weights, folder=folder, **{"seed": 3, "length": 128, **changes})
 
 
-def test_an_epoch_holds_every_example_once_in_another_order(conversations: Sequences, tmp_path: Path) -> None:
+def test_an_epoch_holds_every_example_once_in_another_order(
+    conversations: Sequences, tmp_path: Path
+) -> None:
     """Examples never seen, or seen twice; the same order in every epoch."""
     plan = _plan(conversations, tmp_path / "plan")
     fitting = int((ConversationExamples(conversations, 128).lengths(0) > 0).sum())
@@ -170,7 +200,10 @@ def test_mixture_shares_follow_weights(
     conversations: Sequences, shard_set: Path, tmp_path: Path
 ) -> None:
     """Weights that are not kept, or sets one after another instead of mixed."""
-    parts = [ConversationExamples(conversations, 128), TextExamples(Sequences(shard_set, "train"), 128)]
+    parts = [
+        ConversationExamples(conversations, 128),
+        TextExamples(Sequences(shard_set, "train"), 128),
+    ]
     plan = _plan(conversations, tmp_path / "plan", parts=parts, weights=(1.0, 0.5))
     rows = [plan.row(row) for row in range(plan.num_rows(0))]
     texts = [len(row) == 1 and row[0][1].all() for row in rows]
@@ -179,16 +212,26 @@ def test_mixture_shares_follow_weights(
     assert all(sum(texts[at : at + third]) > 0.15 * sum(texts) for at in (0, third, 2 * third))
 
 
-def test_conversations_in_a_row_do_not_attend_to_each_other(conversations: Sequences, tmp_path: Path) -> None:
+def test_conversations_in_a_row_do_not_attend_to_each_other(
+    conversations: Sequences, tmp_path: Path
+) -> None:
     """An answer learned from somebody else's question."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=8192, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = Llama(config).init_weights(0).double()
     plan = _plan(conversations, tmp_path / "plan")
     batch = PackedBatchLoader(plan, 6).micro_batches(0, 6)[0]
     assert batch.segments is not None and int(batch.segments.max()) > 1
-    together = model.model(batch.ids, batch.positions, batch.attention_mask(), None).flatten(0, 1)[batch.loss_indices]
+    together = model.model(batch.ids, batch.positions, batch.attention_mask(), None).flatten(0, 1)[
+        batch.loss_indices
+    ]
     alone = []
     for row in range(6):
         for ids, scored in plan.row(row):
@@ -196,7 +239,9 @@ def test_conversations_in_a_row_do_not_attend_to_each_other(conversations: Seque
             alone.append(hidden[torch.from_numpy(scored)])
     assert torch.allclose(together, torch.cat(alone), atol=1e-12)
     blind = model.model(batch.ids, batch.positions, None, None).flatten(0, 1)[batch.loss_indices]
-    assert not torch.allclose(blind, torch.cat(alone), atol=1e-3), "the mask changes nothing: the test proves nothing"
+    assert not torch.allclose(blind, torch.cat(alone), atol=1e-3), (
+        "the mask changes nothing: the test proves nothing"
+    )
 
 
 def test_batch_counts_tokens_and_examples(conversations: Sequences, tmp_path: Path) -> None:
@@ -212,15 +257,28 @@ def test_ranks_split_rows_of_a_step(conversations: Sequences, tmp_path: Path) ->
     """Another order of data on another number of processes."""
     plan = _plan(conversations, tmp_path / "plan")
     whole = PackedBatchLoader(plan, 8).micro_batches(2, 8)[0]
-    halves = [PackedBatchLoader(plan, 8, rank=rank, world_size=2).micro_batches(2, 4)[0] for rank in (0, 1)]
+    halves = [
+        PackedBatchLoader(plan, 8, rank=rank, world_size=2).micro_batches(2, 4)[0]
+        for rank in (0, 1)
+    ]
     assert torch.equal(torch.cat([half.ids for half in halves]), whole.ids)
 
 
 def test_progress_does_not_build_unused_epochs(conversations: Sequences, tmp_path: Path) -> None:
     """Minutes of planning at the end of a run for an epoch nobody trains on; a share of an epoch that is not the share."""
-    plan = PackedPlan([ConversationExamples(conversations, 256)], (1.0,), seed=0, length=256, folder=tmp_path / "plan")
+    plan = PackedPlan(
+        [ConversationExamples(conversations, 256)],
+        (1.0,),
+        seed=0,
+        length=256,
+        folder=tmp_path / "plan",
+    )
     rows = plan.num_rows(0)
-    assert [plan.epochs_completed(row) for row in (0, rows // 2, rows)] == [0.0, pytest.approx(rows // 2 / rows), 1.0]
+    assert [plan.epochs_completed(row) for row in (0, rows // 2, rows)] == [
+        0.0,
+        pytest.approx(rows // 2 / rows),
+        1.0,
+    ]
     assert [path.name for path in (tmp_path / "plan").iterdir()] == ["epoch-00000"]
     assert 1.0 < plan.epochs_completed(rows + 1) < 1.2
 
@@ -230,7 +288,9 @@ def test_lead_in_is_canonical_without_seed(
 ) -> None:
     """A dev loss on titles without the lead-in that the model was taught to begin with, or one that changes."""
     sequences, texts = summaries
-    examples = SummaryExamples(sequences, 512, tokenizer, Template(lead_ins=True), RequestSampling(None, lead_ins=True))
+    examples = SummaryExamples(
+        sequences, 512, tokenizer, Template(lead_ins=True), RequestSampling(None, lead_ins=True)
+    )
     for index, epoch in ((0, 0), (7, 5)):
         ids, scored = examples.example(index, epoch)
         assert tokenizer.decode(ids[1:][scored].tolist()) == LEAD_INS[0] + texts[index][1]

@@ -12,7 +12,9 @@ from data.batching.text_rows import Mixture, TextPlan
 from data.shards import Sequences, ShardWriter
 
 
-def sequences(folder: Path, lengths: list[int], first: int = 0, shard_tokens: int = 50) -> Sequences:
+def sequences(
+    folder: Path, lengths: list[int], first: int = 0, shard_tokens: int = 50
+) -> Sequences:
     """Sequences in which every token of a set is another number."""
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, "train", 1 << 17, shard_tokens)
@@ -29,7 +31,9 @@ def one(tmp_path: Path) -> Sequences:
     return sequences(tmp_path / "one", draw.integers(1, 40, 60).tolist())
 
 
-def plan_of(folder: Path, *parts: tuple[Sequences, float], length: int = 16, seed: int = 1) -> TextPlan:
+def plan_of(
+    folder: Path, *parts: tuple[Sequences, float], length: int = 16, seed: int = 1
+) -> TextPlan:
     mixture = Mixture(tuple(part for part, _ in parts), tuple(weight for _, weight in parts))
     return TextPlan(mixture, seed=seed, length=length, folder=folder)
 
@@ -132,7 +136,10 @@ def test_ranks_split_a_step_without_changing_it(tmp_path: Path, one: Sequences) 
         assert len(whole) == 1 and whole[0].ids.shape == (4, 16) and whole[0].targets.shape == (64,)
         assert (whole[0].targets.view(4, 16)[:, :-1] == whole[0].ids[:, 1:]).all()
         for world in (2, 4):
-            shares = [TextBatchLoader(plan, 4, rank=rank, world_size=world).micro_batches(step, 1) for rank in range(world)]
+            shares = [
+                TextBatchLoader(plan, 4, rank=rank, world_size=world).micro_batches(step, 1)
+                for rank in range(world)
+            ]
             ids = np.concatenate([batch.ids.numpy() for share in shares for batch in share])
             assert np.array_equal(ids, whole[0].ids.numpy())
 

@@ -15,13 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.readers import files
-from data.readers.json_array import JsonArrayReader
 from data.readers.files import RawRecord, read_records
+from data.readers.json_array import JsonArrayReader
 from data.records import BadRecord
 
 
-def elements(data: bytes, block: int = 1 << 20, limit: int = 1 << 20) -> list[tuple[int, bytes, str | None]]:
-    return list(JsonArrayReader((data[at:at + block] for at in range(0, len(data), block)), limit))
+def elements(
+    data: bytes, block: int = 1 << 20, limit: int = 1 << 20
+) -> list[tuple[int, bytes, str | None]]:
+    return list(
+        JsonArrayReader((data[at : at + block] for at in range(0, len(data), block)), limit)
+    )
 
 
 def whole(found: list[tuple[int, bytes, str | None]]) -> list[bytes]:
@@ -39,7 +43,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def read(path: Path) -> tuple[list[RawRecord], list[BadRecord]]:
     found = list(read_records(path))
-    return [r for r in found if isinstance(r, RawRecord)], [r for r in found if isinstance(r, BadRecord)]
+    return [r for r in found if isinstance(r, RawRecord)], [
+        r for r in found if isinstance(r, BadRecord)
+    ]
 
 
 # Real files
@@ -47,11 +53,17 @@ def read(path: Path) -> tuple[list[RawRecord], list[BadRecord]]:
 
 @functools.cache
 def parsed(path: Path) -> list[object]:
-    return list(json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()))
+    return list(
+        json.loads(
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        )
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"])
+@pytest.mark.parametrize(
+    "name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"]
+)
 def test_real_json_array_matches_standard_parser(shared: Path, name: str) -> None:
     path = shared / "data" / "sft" / name
     good, bad = read(path)
@@ -76,10 +88,14 @@ def test_real_malformed_json_array_loses_no_records(shared: Path) -> None:
     good, bad = read(path)
     mended = json.loads(re.sub(r",\s*\]\s*$", "]", path.read_text(encoding="utf-8")))
     assert [orjson.loads(record.data) for record in good] == mended and len(mended) > 2000
-    assert [(record.line, record.reason) for record in bad] == [(len(mended) + 1, "there is a comma and no element")]
+    assert [(record.line, record.reason) for record in bad] == [
+        (len(mended) + 1, "there is a comma and no element")
+    ]
 
 
-def test_bad_element_in_real_array_rejects_only_itself(root: Path, write: Callable[..., Path]) -> None:
+def test_bad_element_in_real_array_rejects_only_itself(
+    root: Path, write: Callable[..., Path]
+) -> None:
     """Prevents a quotation mark too few from silently ending the file: one bad record would pass for one of a thousand."""
     path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.test.json"
     data, rows = path.read_bytes(), parsed(path)
@@ -87,8 +103,10 @@ def test_bad_element_in_real_array_rejects_only_itself(root: Path, write: Callab
     number = data[:start].count(b'{"dialog_id"')
     for spoilt in (b'"', b"]", b"}", b"[", b":"):
         at = data.index(spoilt, start + 40)
-        good, bad = read(write(data[:at] + data[at + 1:]))
-        assert [orjson.loads(record.data) for record in good] == rows[:number] + rows[number + 1:], spoilt
+        good, bad = read(write(data[:at] + data[at + 1 :]))
+        assert [orjson.loads(record.data) for record in good] == rows[:number] + rows[
+            number + 1 :
+        ], spoilt
         assert [record.line for record in bad] == [number + 1]
         assert "left out here" in bad[0].reason
 
@@ -102,7 +120,12 @@ def test_element_bytes_are_unchanged(write: Callable[..., Path]) -> None:
         b'{"simhash": 18446744073709551615, "x": 0.10000000000000000555, "y": 1E400, "z": -0.0}',
         b'{"big": 123456789012345678901234567890, "same": 1, "same": 2}',
         b'{"text": "\\ud800 \\u4e2d \xff\xfe \\" [ ] { } , \\\\"}',
-        "{\"中\": \"文，]}\"}".encode(), b"3.50", b'"a, b"', b"[[], [1, {}]]", b"null", b"NaN",
+        '{"中": "文，]}"}'.encode(),
+        b"3.50",
+        b'"a, b"',
+        b"[[], [1, {}]]",
+        b"null",
+        b"NaN",
     ]
     good, bad = read(write(b" \r\n[" + b" ,\n\t".join(written) + b"]\n"))
     assert not bad
@@ -111,7 +134,9 @@ def test_element_bytes_are_unchanged(write: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b"\n \t", b"\xef\xbb\xbf\r\n"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_json_array_is_detected_by_first_character(write: Callable[..., Path], start: bytes, packed: bool) -> None:
+def test_json_array_is_detected_by_first_character(
+    write: Callable[..., Path], start: bytes, packed: bool
+) -> None:
     data = start + b'[{"a": 1},\n{"a": 2}]'
     good, bad = read(write(gzip.compress(data) if packed else data))
     assert ([record.data for record in good], bad) == ([b'{"a": 1}', b'{"a": 2}'], [])
@@ -125,21 +150,33 @@ def test_an_empty_list_has_no_records(write: Callable[..., Path], data: bytes) -
 def test_concatenated_arrays_are_all_read(write: Callable[..., Path]) -> None:
     """As `cat a.json b.json` makes them."""
     assert [record.data for record in read(write(b'[{"a":1}]\n[{"a":2},{"a":3}]'))[0]] == [
-        b'{"a":1}', b'{"a":2}', b'{"a":3}'
+        b'{"a":1}',
+        b'{"a":2}',
+        b'{"a":3}',
     ]
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**64), 2**64) | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**64)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @pytest.mark.slow
-@given(st.lists(VALUES, max_size=8), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans())
+@given(
+    st.lists(VALUES, max_size=8), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans()
+)
 @settings(deadline=None, max_examples=200)
-def test_any_array_parses_at_any_block_size(values: list[object], block: int, indent: int | None, ascii_: bool) -> None:
+def test_any_array_parses_at_any_block_size(
+    values: list[object], block: int, indent: int | None, ascii_: bool
+) -> None:
     """A block may end inside a number, a character, an escape or a name."""
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_).encode("utf-8", "surrogatepass")
     found = elements(data, block)
@@ -174,7 +211,9 @@ def test_any_array_parses_at_any_block_size(values: list[object], block: int, in
     ],
 )
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
-def test_syntax_error_is_a_bad_record_at_its_position(data: bytes, good: list[object], bad: list[int], block: int) -> None:
+def test_syntax_error_is_a_bad_record_at_its_position(
+    data: bytes, good: list[object], bad: list[int], block: int
+) -> None:
     found = elements(data, block)
     assert [orjson.loads(text)["a"] for text in whole(found)] == good
     assert [number for number, _, problem in found if problem] == bad
@@ -182,7 +221,10 @@ def test_syntax_error_is_a_bad_record_at_its_position(data: bytes, good: list[ob
 
 def test_nested_array_element_is_not_split() -> None:
     """Reading on after a fault looks for the first element's opening, not for any object."""
-    rows = [{"id": "x", "turns": [{"from": "a", "value": str(number)}, {"from": "b"}]} for number in range(4)]
+    rows = [
+        {"id": "x", "turns": [{"from": "a", "value": str(number)}, {"from": "b"}]}
+        for number in range(4)
+    ]
     data = json.dumps(rows).encode().replace(b'"value": "1"', b'"value": "1')
     found = elements(data)
     assert [json.loads(text) for text in whole(found)] == [rows[0], *rows[2:]]
@@ -190,10 +232,19 @@ def test_nested_array_element_is_not_split() -> None:
 
 
 @pytest.mark.slow
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1, max_size=3), min_size=1, max_size=6),
-       st.data(), st.integers(1, 60))
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from("abc"), VALUES, min_size=1, max_size=3),
+        min_size=1,
+        max_size=6,
+    ),
+    st.data(),
+    st.integers(1, 60),
+)
 @settings(deadline=None, max_examples=200)
-def test_truncated_array_keeps_complete_elements(rows: list[object], draw: st.DataObject, block: int) -> None:
+def test_truncated_array_keeps_complete_elements(
+    rows: list[object], draw: st.DataObject, block: int
+) -> None:
     texts = [json.dumps(row).encode() for row in rows]
     ends = list(itertools.accumulate([1 + len(texts[0]), *(1 + len(text) for text in texts[1:])]))
     data = b"[" + b",".join(texts) + b"]"
@@ -229,11 +280,15 @@ def test_unclosed_brackets_are_one_bad_record() -> None:
     assert len(found) == 1 and found[0][2]
 
 
-def test_damaged_gzip_keeps_prefix_and_reports_error(write: Callable[..., Path], root: Path) -> None:
+def test_damaged_gzip_keeps_prefix_and_reports_error(
+    write: Callable[..., Path], root: Path
+) -> None:
     path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.json.gz"
     data = path.read_bytes()
-    good, bad = read(write(data[:len(data) // 2]))
-    assert [orjson.loads(record.data) for record in good] == parsed(path)[:len(good)] and len(good) > 200
+    good, bad = read(write(data[: len(data) // 2]))
+    assert [orjson.loads(record.data) for record in good] == parsed(path)[: len(good)] and len(
+        good
+    ) > 200
     assert len(bad) == 1 and bad[0].line == len(good) + 1
     assert "compressed data is damaged or cut short" in bad[0].reason
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.readers import files
-from data.readers.files import RawRecord, expand_inputs, read_records, read_chunks
+from data.readers.files import RawRecord, expand_inputs, read_chunks, read_records
 from data.records import BadRecord, Document
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError
@@ -38,7 +38,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def _write(data: bytes | list[object], name: str = "file.jsonl") -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data if isinstance(data, bytes) else b"".join(orjson.dumps(row) + b"\n" for row in data))
+        path.write_bytes(
+            data if isinstance(data, bytes) else b"".join(orjson.dumps(row) + b"\n" for row in data)
+        )
         return path
 
     return _write
@@ -66,7 +68,9 @@ def test_every_line_of_a_real_file_is_a_document(
     assert all(found)
 
 
-def test_mnbvc_article_keeps_repeated_paragraphs_in_order(shared: Path, write: Callable[..., Path]) -> None:
+def test_mnbvc_article_keeps_repeated_paragraphs_in_order(
+    shared: Path, write: Callable[..., Path]
+) -> None:
     """A paragraph is not a document, and one flagged as repeated still belongs to its article."""
     lines = head(shared / "data" / "pretrain" / "mnbvc_general.jsonl.gz", 300)
     flagged = 0
@@ -108,7 +112,13 @@ def test_mnbvc_orders_by_line_number_and_reads_both_hub_shapes(write: Callable[.
 
 def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Path]) -> None:
     rows = [
-        {"id": 1, "问": "问题", "答": "回答", "来源": "知乎", "元数据": {"问题明细": "为何", "回答明细": "因为"}},
+        {
+            "id": 1,
+            "问": "问题",
+            "答": "回答",
+            "来源": "知乎",
+            "元数据": {"问题明细": "为何", "回答明细": "因为"},
+        },
         {"id": "a", "问": "问题", "答": "回答", "元数据": {"问题明细": "问题", "回答明细": ""}},
         {"id": 2, "问": "问题", "答": "", "问题明细": "问题在此", "元数据": None},
     ]
@@ -152,7 +162,10 @@ def test_wikipedia_is_simplified_with_single_leading_title(write: Callable[..., 
         {"id": "1", "url": "u", "title": "數學", "text": "數學是研究數量的學科。\n\n參考文獻"},
         {"id": "2", "url": "u", "title": "數學", "text": "數學\n\n數學是學科。"},
     ]
-    assert texts("wikipedia", write(rows)) == ["数学\n\n数学是研究数量的学科。", "数学\n\n数学是学科。"]
+    assert texts("wikipedia", write(rows)) == [
+        "数学\n\n数学是研究数量的学科。",
+        "数学\n\n数学是学科。",
+    ]
 
 
 def test_wikipedia_parquet_matches_jsonl(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -208,21 +221,30 @@ def test_text_file_is_one_document_and_huge_one_splits_at_paragraphs(tmp_path: P
 
 
 @given(
-    st.lists(st.sampled_from(["甲", "乙乙", "\n", "\n\n", " ", "x" * 9, "\r\n", "\t"]), max_size=60), st.integers(1, 40)
+    st.lists(
+        st.sampled_from(["甲", "乙乙", "\n", "\n\n", " ", "x" * 9, "\r\n", "\t"]), max_size=60
+    ),
+    st.integers(1, 40),
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_segments_lose_only_surrounding_whitespace(tmp_path: Path, pieces: list[str], bound: int) -> None:
+def test_segments_lose_only_surrounding_whitespace(
+    tmp_path: Path, pieces: list[str], bound: int
+) -> None:
     path, text = tmp_path / "a.txt", "".join(pieces)
     path.write_text(text, encoding="utf-8", newline="")
     found = [record.data for record in read_chunks(path, bound) if isinstance(record, RawRecord)]
     assert b"".join(found).rstrip() == text.encode().rstrip()
 
 
-def test_overlong_line_is_split_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_line_is_split_between_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.txt"
     path.write_text("a" + "字😀é" * 3000, encoding="utf-8")
-    found = [record.data.decode() for record in read_chunks(path, 5000) if isinstance(record, RawRecord)]
+    found = [
+        record.data.decode() for record in read_chunks(path, 5000) if isinstance(record, RawRecord)
+    ]
     assert "".join(found) == "a" + "字😀é" * 3000
     assert len(found) > 2
 
@@ -274,7 +296,11 @@ def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_is_bad(
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
     path = write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')
     assert counts(path) == (1, 1)
-    assert [record.line for record in SOURCES["jsonl"].iter_records(path) if isinstance(record, BadRecord)] == [1]
+    assert [
+        record.line
+        for record in SOURCES["jsonl"].iter_records(path)
+        if isinstance(record, BadRecord)
+    ] == [1]
 
 
 def test_truncated_gzip_keeps_preceding_records(tmp_path: Path) -> None:
@@ -306,12 +332,21 @@ def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(st.one_of(st.binary(max_size=40), st.text(max_size=20).map(lambda t: json.dumps({"text": t}).encode())))
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.text(max_size=20).map(lambda t: json.dumps({"text": t}).encode()),
+        )
+    )
 )
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list[bytes]) -> None:
     data = b"\n".join(lines)
-    if data[:2] == b"\x1f\x8b" or any(data.startswith(mark) for mark in (*files._ARCHIVE_MAGIC, b"PAR1")):
+    if data[:2] == b"\x1f\x8b" or any(
+        data.startswith(mark) for mark in (*files._ARCHIVE_MAGIC, b"PAR1")
+    ):
         return
     if data.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\v\f")[:1] == b"[":
         return  # One JSON list: test_reading_lists.py
@@ -331,7 +366,9 @@ def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["段落", "行号", "内容", "问", "答", "元数据", "问题明细", "title", "text"]),
+                st.sampled_from(
+                    ["段落", "行号", "内容", "问", "答", "元数据", "问题明细", "title", "text"]
+                ),
                 inner,
                 max_size=4,
             )
@@ -358,7 +395,10 @@ def test_expand_takes_files_folders_and_globs_in_a_stable_order(tmp_path: Path) 
     names = [str(path.relative_to(tmp_path)) for path in expand_inputs([root])]
     assert names == ["a.jsonl", "b/wiki_00", "b/wiki_01", "c.jsonl/inner.txt"]
     # A folder with a file's name is a folder, and what is named twice is read once.
-    assert [path.name for path in expand_inputs([f"{root}/*.jsonl", f"{root}/a.jsonl"])] == ["a.jsonl", "inner.txt"]
+    assert [path.name for path in expand_inputs([f"{root}/*.jsonl", f"{root}/a.jsonl"])] == [
+        "a.jsonl",
+        "inner.txt",
+    ]
 
 
 @pytest.mark.parametrize("text", ["nothing.jsonl", "*.nothing", "empty"])
@@ -369,7 +409,9 @@ def test_input_without_files_raises_user_error(tmp_path: Path, text: str) -> Non
 
 
 @pytest.mark.parametrize(("mark", "kind"), [(b"PK\x03\x04", "zip"), (b"\x28\xb5\x2f\xfd", "zstd")])
-def test_archive_input_error_gives_advice(write: Callable[..., Path], mark: bytes, kind: str) -> None:
+def test_archive_input_error_gives_advice(
+    write: Callable[..., Path], mark: bytes, kind: str
+) -> None:
     with pytest.raises(UserError, match=f"is a {kind} file: unpack it"):
         list(read_records(write(mark + b"rest")))
 

@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from data.tokenizer.__main__ import main
-from data.tokenizer.texts import MAX_BAD_SHARE, read_texts, sample_text_inputs, resolve_source_files, parse_strings
-from data.tokenizer.train import common_chinese_text, split_segments, reservoir_sample
+from data.tokenizer.texts import (
+    MAX_BAD_SHARE,
+    parse_strings,
+    read_texts,
+    resolve_source_files,
+    sample_text_inputs,
+)
+from data.tokenizer.train import common_chinese_text, reservoir_sample, split_segments
 from model.tokenizer.base import TOKENIZER_FILE, Tokenizer
 from model.tokenizer.sentencepiece_normalize import UNUSED, normalize_model
 
@@ -19,7 +25,21 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"
 TRAIN = ("train", "--vocabulary", 320, "--sentences", 500, "--input")
 WORDS = [
-    "春天", "来了", "小河", "的水", "慢慢", "流", "人类", "助手", "：", "，", "。", "2024年", "apple", " pie", "  ",
+    "春天",
+    "来了",
+    "小河",
+    "的水",
+    "慢慢",
+    "流",
+    "人类",
+    "助手",
+    "：",
+    "，",
+    "。",
+    "2024年",
+    "apple",
+    " pie",
+    "  ",
 ]
 
 
@@ -40,7 +60,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "data.tokenizer", *map(str, arguments)],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -72,30 +96,65 @@ def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Pat
     tokenizer = Tokenizer(serialized)
     assert tokenizer.vocab_size == 320
     assert not any(piece.kind == UNUSED for piece in tokenizer.pieces)
-    for text in ((corpus / "plain.txt").read_text(encoding="utf-8"), "没见过的字：龘\t😀 </s>\n  x"):
+    for text in (
+        (corpus / "plain.txt").read_text(encoding="utf-8"),
+        "没见过的字：龘\t😀 </s>\n  x",
+    ):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_digits_colons_and_newlines_are_single_tokens(trained: Path) -> None:
     """Numbers cut differently each time, and prompts whose last piece swallows the answer's first character."""
-    texts = [piece.text for piece in Tokenizer.load(trained).pieces if not piece.text.startswith("<")]
+    texts = [
+        piece.text for piece in Tokenizer.load(trained).pieces if not piece.text.startswith("<")
+    ]
     for alone in [*"0123456789", "："]:
         assert [text for text in texts if alone in text] in ([], [alone])
     assert not any("\n" in text for text in texts)
     assert any(len(text) > 2 for text in texts)
 
 
-def test_piece_length_is_limited(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piece_length_is_limited(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a repetitive corpus whole sentences become pieces, which spell nothing else."""
-    run(monkeypatch, "train", "--input", corpus, "--vocabulary", 320, "--longest", 2, "--out", tmp_path)
-    assert max(len(piece.text) for piece in Tokenizer.load(tmp_path).pieces if not piece.text.startswith("<")) == 2
+    run(
+        monkeypatch,
+        "train",
+        "--input",
+        corpus,
+        "--vocabulary",
+        320,
+        "--longest",
+        2,
+        "--out",
+        tmp_path,
+    )
+    assert (
+        max(
+            len(piece.text)
+            for piece in Tokenizer.load(tmp_path).pieces
+            if not piece.text.startswith("<")
+        )
+        == 2
+    )
 
 
 def test_common_characters_have_ids_even_if_absent_from_text(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small sample lacks half of the usual characters: each would cost three byte tokens in real text."""
-    run(monkeypatch, "train", "--input", corpus, "--vocabulary", 4224, "--common_characters", "--out", tmp_path)
+    run(
+        monkeypatch,
+        "train",
+        "--input",
+        corpus,
+        "--vocabulary",
+        4224,
+        "--common_characters",
+        "--out",
+        tmp_path,
+    )
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.vocab_size == 4224
     assert len(common_chinese_text()) == len(set(common_chinese_text())) > 3755 + 94
@@ -106,7 +165,11 @@ def test_the_sample_of_lines_is_bounded_uniform_and_seeded() -> None:
     """A corpus larger than memory must not be collected, and its beginning must not be all that is learnt from."""
     items = [str(number) for number in range(10_000)]
     chosen = reservoir_sample(iter(items), 1000, random.Random(0))
-    assert chosen == reservoir_sample(iter(items), 1000, random.Random(0)) != reservoir_sample(iter(items), 1000, random.Random(1))
+    assert (
+        chosen
+        == reservoir_sample(iter(items), 1000, random.Random(0))
+        != reservoir_sample(iter(items), 1000, random.Random(1))
+    )
     assert len(set(chosen)) == 1000
     assert 380 < sum(int(item) >= 6000 for item in chosen) < 420 + 30
     assert reservoir_sample(iter(items), 20_000, random.Random(0)) == items
@@ -127,17 +190,36 @@ def test_input_can_name_its_source(
     """Sources differ in what of a record is text."""
     rates = []
     for source in ("jsonl:问", "jsonl:答", "mnbvc_qa"):
-        run(monkeypatch, "inspect", "--tokenizer", SMALL, "--input", f"{source}={corpus / 'qa.jsonl'}")
+        run(
+            monkeypatch,
+            "inspect",
+            "--tokenizer",
+            SMALL,
+            "--input",
+            f"{source}={corpus / 'qa.jsonl'}",
+        )
         rates.append(int(capsys.readouterr().out.splitlines()[-1].split()[0]))
     question, answer, both = rates
     assert 0 < question < answer < both
-    run(monkeypatch, "inspect", "--tokenizer", SMALL, "--source", "jsonl:问", "--input", corpus / "qa.jsonl")
+    run(
+        monkeypatch,
+        "inspect",
+        "--tokenizer",
+        SMALL,
+        "--source",
+        "jsonl:问",
+        "--input",
+        corpus / "qa.jsonl",
+    )
     assert int(capsys.readouterr().out.splitlines()[-1].split()[0]) == question
 
 
 def test_record_text_excludes_ids() -> None:
     """Conversations have no one text field, and ids and addresses would become pieces."""
-    assert parse_strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text == "问\n答\n了"
+    assert (
+        parse_strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text
+        == "问\n答\n了"
+    )
     assert parse_strings("题目\t摘要 x\n".encode()).text == "题目\n摘要 x"
     assert parse_strings(b"<doc id=0>").text == "" == parse_strings(b"    </short_text>").text
     assert parse_strings("  <summary>标题</summary>".encode()).text == "标题"
@@ -149,15 +231,27 @@ def test_held_out_sample_files_are_excluded() -> None:
     names = [path.name for _, path in files]
     assert "wikipedia.jsonl" in names and "train.tsv" in names and "PART_I.txt" in names
     assert not any("test" in name or name.startswith(("dev", "PART_II")) for name in names)
-    assert {"wikipedia", "mnbvc", "mnbvc_qa", "wiki_zh_2019", "strings"} <= {source.name for source, _ in files}
+    assert {"wikipedia", "mnbvc", "mnbvc_qa", "wiki_zh_2019", "strings"} <= {
+        source.name for source, _ in files
+    }
     assert sum(map(len, read_texts(files))) > 500_000
 
 
 def test_import_reports_changes(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody should wonder why the tokens differ from those of the stock file."""
-    run(monkeypatch, "import", "--input", shared / "tokenizer" / "llama-chinese-65k.model", "--out", tmp_path)
+    run(
+        monkeypatch,
+        "import",
+        "--input",
+        shared / "tokenizer" / "llama-chinese-65k.model",
+        "--out",
+        tmp_path,
+    )
     printed = capsys.readouterr().out
     assert "65000 ids, all in place" in printed
     assert "distinct: 33014 pieces" in printed
@@ -165,10 +259,14 @@ def test_import_reports_changes(
     assert "switched: add_dummy_prefix off" in printed
     run(monkeypatch, "import", "--input", tmp_path, "--out", tmp_path / "again")
     assert "switched: nothing" in capsys.readouterr().out
-    assert (tmp_path / "again" / TOKENIZER_FILE).read_bytes() == (tmp_path / TOKENIZER_FILE).read_bytes()
+    assert (tmp_path / "again" / TOKENIZER_FILE).read_bytes() == (
+        tmp_path / TOKENIZER_FILE
+    ).read_bytes()
 
 
-def test_exported_tokenizer_loads_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_tokenizer_loads_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The three files, and a tokenizer.json that the tokenizers library itself accepts."""
     run(monkeypatch, "export", "--tokenizer", SMALL, "--out", tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
@@ -195,22 +293,50 @@ def test_inspect_shows_the_pieces_of_a_text(
         ([], "the following arguments are required"),
         (["train", "--out", "x", "--vocabulary", "many"], "--vocabulary: invalid int value"),
         (["train", "--out", "x", "--vocabulary", "0"], "--vocabulary 0: must be between 260 and"),
-        (["train", "--out", "x", "--coverage", "99"], "--coverage 99.0: must be between 0.98 and 1"),
+        (
+            ["train", "--out", "x", "--coverage", "99"],
+            "--coverage 99.0: must be between 0.98 and 1",
+        ),
         (["train", "--out", "x", "--vocab", "500"], "--vocab: there is no such option"),
-        (["train", "--out", "x", "--input", "no/such.txt"], "--input no/such.txt: there is no such file"),
-        (["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"], "--source weibo: there is no such"),
-        (["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "262"], "single characters alone need"),
-        (["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "60000"], "supports at most"),
-        (["train", "--out", "{out}", "--input", "jsonl={corpus}/qa.jsonl"], "there is no field 'text'"),
-        (["train", "--out", "{out}", "--source", "text", "--input", "{empty}"], "there is no text in it"),
-        (["import", "--input", "{corpus}/plain.txt", "--out", "{out}"], "is not a SentencePiece model"),
+        (
+            ["train", "--out", "x", "--input", "no/such.txt"],
+            "--input no/such.txt: there is no such file",
+        ),
+        (
+            ["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"],
+            "--source weibo: there is no such",
+        ),
+        (
+            ["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "262"],
+            "single characters alone need",
+        ),
+        (
+            ["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "60000"],
+            "supports at most",
+        ),
+        (
+            ["train", "--out", "{out}", "--input", "jsonl={corpus}/qa.jsonl"],
+            "there is no field 'text'",
+        ),
+        (
+            ["train", "--out", "{out}", "--source", "text", "--input", "{empty}"],
+            "there is no text in it",
+        ),
+        (
+            ["import", "--input", "{corpus}/plain.txt", "--out", "{out}"],
+            "is not a SentencePiece model",
+        ),
         (["import", "--input", "{corpus}", "--out", "{out}"], "does not exist"),
         (["export", "--tokenizer", "nowhere", "--out", "{out}"], "nowhere does not exist"),
         (["inspect", "--tokenizer", "{corpus}/rows.jsonl"], "is not a SentencePiece model"),
     ],
 )
 def test_user_error_is_one_line_and_writes_nothing(
-    arguments: list[str], message: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tracebacks, or half a tokenizer that a later command takes for a whole one."""
     from common.errors import UserError
@@ -227,15 +353,30 @@ def test_user_error_exits_with_2() -> None:
     """Scripts and make tell the user's mistakes from faults by the exit code."""
     answer = call("export", "--tokenizer", "nowhere", "--out", "x")
     assert answer.returncode == 2
-    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith("error: nowhere does not exist")
+    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith(
+        "error: nowhere does not exist"
+    )
 
 
-def test_a_few_bad_records_do_not_end_training(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_bad_records_do_not_end_training(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Real corpora have some; past the threshold the source is the wrong one."""
     rows = (corpus / "rows.jsonl").read_text(encoding="utf-8").splitlines() * 10
     assert 2 / len(rows) < MAX_BAD_SHARE
-    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, "{broken", '{"text": 5}']), encoding="utf-8")
-    run(monkeypatch, "train", "--input", tmp_path / "rows.jsonl", "--vocabulary", 320, "--out", tmp_path)
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join([*rows, "{broken", '{"text": 5}']), encoding="utf-8"
+    )
+    run(
+        monkeypatch,
+        "train",
+        "--input",
+        tmp_path / "rows.jsonl",
+        "--vocabulary",
+        320,
+        "--out",
+        tmp_path,
+    )
     assert (tmp_path / TOKENIZER_FILE).exists()
 
 

@@ -20,8 +20,15 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
 ) -> None:
     """Figures of one step, or answers in another step's template, under the number of the step that training wrote while
     the weights were read."""
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+    )
 
     def write(step: int) -> None:
         folder = locate.step_folder(tmp_path, step)
@@ -38,7 +45,9 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
     write(10)
     real = weights.load_checkpoint
     monkeypatch.setattr(weights, "load_checkpoint", load)
-    loaded = cli.load_checkpoint(argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu"))
+    loaded = cli.load_checkpoint(
+        argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu")
+    )
     assert locate.find_newest_step(tmp_path) == 20
     assert loaded.provenance == {"checkpoint": str(tmp_path), "step": 10}
     assert loaded.folder == locate.step_folder(tmp_path, 10)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import write_manifest, write_checksummed_json
-from data.readers.source_args import SourceGroup
+from common.files import write_checksummed_json, write_manifest
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate import __main__ as everything
 
@@ -39,9 +39,13 @@ def prepared(root: Path, folder: Path, **options: int) -> Path:
 def make_run(folder: Path, *sets: Path) -> Path:
     """What a run that was trained on these sets says of itself."""
     opened = [ShardSet.open(each) for each in sets]
-    write_checksummed_json(folder / "run.json", {
-        "shards": [str(each.folder) for each in opened],
-        "fingerprints": {"data": [{"set": each.fingerprint, "weight": 1.0} for each in opened]}})
+    write_checksummed_json(
+        folder / "run.json",
+        {
+            "shards": [str(each.folder) for each in opened],
+            "fingerprints": {"data": [{"set": each.fingerprint, "weight": 1.0} for each in opened]},
+        },
+    )
     return folder
 
 
@@ -64,37 +68,60 @@ def after(words: list[str], option: str) -> str:
     return words[words.index(option) + 1]
 
 
-def test_mixture_is_evaluated_per_dataset(summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+def test_mixture_is_evaluated_per_dataset(
+    summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure
+) -> None:
     """A mixed run that cannot be measured at all, or whose parts in equally named folders overwrite each other's figures."""
-    sets = [shutil.copytree(each, tmp_path / str(number) / "same") for number, each in enumerate((summaries, shard_set))]
+    sets = [
+        shutil.copytree(each, tmp_path / str(number) / "same")
+        for number, each in enumerate((summaries, shard_set))
+    ]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
     assert [words[0] for words in ran] == ["evaluate.perplexity"] * 2 + ["evaluate.report"]
     assert [after(words, "--data") for words in ran[:2]] == list(map(str, sets))
     assert len({after(words, "--json") for words in ran[:2]}) == 2
 
 
-def test_mixture_predictions_are_written_separately(named: Path, tmp_path: Path, measure: Measure) -> None:
+def test_mixture_predictions_are_written_separately(
+    named: Path, tmp_path: Path, measure: Measure
+) -> None:
     """Repetition of one part measured on the answers to another, which were written over its own."""
     sets = [shutil.copytree(named, tmp_path / str(number) / "same") for number in range(2)]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
     written = [after(words, "--predictions") for words in ran if words[0] == "evaluate.rouge"]
     assert len(set(written)) == 2
-    assert written == [after(words, "--score") for words in ran if words[0] == "evaluate.repetition"]
+    assert written == [
+        after(words, "--score") for words in ran if words[0] == "evaluate.repetition"
+    ]
 
 
-def test_each_pretraining_dataset_has_a_trigram_baseline(shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+def test_each_pretraining_dataset_has_a_trigram_baseline(
+    shard_set: Path, tmp_path: Path, measure: Measure
+) -> None:
     """Perplexities with nothing beside them, for text in a mix was taken for replay; replay that gets one."""
     sets = [shutil.copytree(shard_set, tmp_path / name) for name in ("wikipedia", "zhihu")]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
-    assert [words[0] for words in ran] == ["evaluate.perplexity", "evaluate.trigram"] * 2 + ["evaluate.report"]
-    assert [after(words, "--data") for words in ran[:-1]] == [str(each) for each in sets for _ in range(2)]
+    assert [words[0] for words in ran] == ["evaluate.perplexity", "evaluate.trigram"] * 2 + [
+        "evaluate.report"
+    ]
+    assert [after(words, "--data") for words in ran[:-1]] == [
+        str(each) for each in sets for _ in range(2)
+    ]
     assert [Path(after(words, "--json")).name for words in ran[:-1]] == [
-        f"{what}-{name}.json" for name in ("wikipedia", "zhihu") for what in ("perplexity", "trigram")]
+        f"{what}-{name}.json"
+        for name in ("wikipedia", "zhihu")
+        for what in ("perplexity", "trigram")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["summaries", "text"])
 def test_dataset_without_validation_split_is_skipped(
-    root: Path, shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str], kind: str
+    root: Path,
+    shard_set: Path,
+    tmp_path: Path,
+    measure: Measure,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     """A run whose other figures and report are never made, for want of a dev split."""
     folder = tmp_path / "text"
@@ -104,19 +131,31 @@ def test_dataset_without_validation_split_is_skipped(
         corpus = tmp_path / "corpus.jsonl"
         texts = (chr(0x4E00 + number) * 30 + "，船来了，他们都上了船。" for number in range(9))
         corpus.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
-        prepare_groups([SourceGroup("jsonl", (str(corpus),))], folder, root / "assets/tokenizer",
-                       PrepareOptions(workers=1, validation=0))
+        prepare_groups(
+            [SourceGroup("jsonl", (str(corpus),))],
+            folder,
+            root / "assets/tokenizer",
+            PrepareOptions(workers=1, validation=0),
+        )
     ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
     assert [words[0] for words in ran] == ["evaluate.report"]
     assert "holds nothing out" in capsys.readouterr().out
 
 
-def test_options_are_forwarded_to_every_evaluation(named: Path, shard_set: Path, tmp_path: Path, measure: Measure) -> None:
+def test_options_are_forwarded_to_every_evaluation(
+    named: Path, shard_set: Path, tmp_path: Path, measure: Measure
+) -> None:
     """`--limit 5` that answers five records and scores a whole dev split; a GPU or int8 asked for and not used."""
     run = make_run(tmp_path / "run", named, shard_set)
-    *ran, report = measure("--checkpoint", run, "--limit", 5, "--device", "cpu", "--quantize", "int8")
+    *ran, report = measure(
+        "--checkpoint", run, "--limit", 5, "--device", "cpu", "--quantize", "int8"
+    )
     assert [words[0] for words in ran] == [
-        "evaluate.perplexity", "evaluate.rouge", "evaluate.repetition", "evaluate.perplexity"]
+        "evaluate.perplexity",
+        "evaluate.rouge",
+        "evaluate.repetition",
+        "evaluate.perplexity",
+    ]
     # Of text a limit would count tokens; a file of answers needs no model.
     assert ["--limit" in words for words in ran] == [True, True, False, False]
     assert all(after(words, "--limit") == "5" for words in ran[:2])
@@ -159,6 +198,9 @@ def test_step_folder_is_evaluated_like_its_run(
     assert {Path(after(words, "--json")).parent for words in ran} == {run / "results"}
     assert report == ["evaluate.report", str(run), "--out", str(run / "report")]
     assert f"step 7 of {run} is measured" in capsys.readouterr().out
-    for other, said in ((shard_set, "is neither a run nor one of its steps"), (tmp_path / "no", "does not exist: name a run")):
+    for other, said in (
+        (shard_set, "is neither a run nor one of its steps"),
+        (tmp_path / "no", "does not exist: name a run"),
+    ):
         with pytest.raises(UserError, match=f"{other} {said}"):
             measure("--checkpoint", other)

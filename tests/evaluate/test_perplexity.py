@@ -24,8 +24,15 @@ from tests.helpers import processes
 
 @pytest.fixture
 def model(tokenizer: Tokenizer) -> Llama:
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
     return Llama(config).init_weights(0).eval()
 
 
@@ -45,19 +52,26 @@ def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int)
 
 @pytest.mark.parametrize("length", [2, 64, 65, 66, 1000])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_windows_cover_every_token_once(model: Llama, tokenizer: Tokenizer, length: int, rows: int) -> None:
+def test_windows_cover_every_token_once(
+    model: Llama, tokenizer: Tokenizer, length: int, rows: int
+) -> None:
     """A mean of batch means, a last window dropped or padded into the score, a result that depends on the batch."""
     stream = np.random.default_rng(0).integers(0, tokenizer.vocab_size, length)
     expected = naive(model, stream, tokenizer.characters_per_id, 64)
     found = score_stream(model, stream, tokenizer.characters_per_id, window=64, rows=rows)
     assert found.num_tokens == expected.num_tokens == length - 1
-    assert (found.num_correct, found.num_characters) == (expected.num_correct, expected.num_characters)
+    assert (found.num_correct, found.num_characters) == (
+        expected.num_correct,
+        expected.num_characters,
+    )
     assert found.total_nats == pytest.approx(expected.total_nats, rel=1e-5)
 
 
 def test_metrics_match_their_definitions() -> None:
     """Bits counted in nats, or per token instead of per character."""
-    measures = LMScore(total_nats=80 * math.log(2), num_tokens=40, num_correct=10, num_characters=64).compute_metrics()
+    measures = LMScore(
+        total_nats=80 * math.log(2), num_tokens=40, num_correct=10, num_characters=64
+    ).compute_metrics()
     assert measures["bits_per_character"] == pytest.approx(80 / 64)
     assert measures["perplexity"] == pytest.approx(4.0) and measures["accuracy"] == 0.25
 
@@ -77,7 +91,10 @@ def test_files_and_their_shard_set_score_equally(
 
     texts = [f"第{number}天，小驼在河边等船。\n船来了，他上了船。" * 30 for number in range(8)]
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    corpus.write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts),
+        encoding="utf-8",
+    )
     shards = tmp_path / "shards"
     with atomic_folder(shards, {"format": SHARD_FORMAT, "kind": "documents"}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
@@ -89,7 +106,9 @@ def test_files_and_their_shard_set_score_equally(
     figures = []
     for arguments in (["--source", "jsonl", "--input", str(corpus)], ["--data", str(shards)]):
         out = tmp_path / "out.json"
-        run_command(perplexity, "--checkpoint", folder, *arguments, "--json", out, "--device", "cpu")
+        run_command(
+            perplexity, "--checkpoint", folder, *arguments, "--json", out, "--device", "cpu"
+        )
         figures.append(json.loads(out.read_text(encoding="utf-8")))
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-6)
     assert figures[0]["characters"] == figures[1]["characters"] == sum(map(len, texts))
@@ -100,28 +119,56 @@ def test_files_and_their_shard_set_score_equally(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--checkpoint", "no/such/folder"], "is no checkpoint"),
-    (["--checkpoint", "CHECKPOINT"], "--data"),
-    (["--checkpoint", "CHECKPOINT", "--source", "jsonl"], "--source and --input belong together"),
-    (["--checkpoint", "CHECKPOINT", "--source", "nonsense", "--input", "README.md"], "there is no such source"),
-    (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
-    (["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"], "--limit 0"),
-])
-def test_user_errors_are_one_line(model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--checkpoint", "no/such/folder"], "is no checkpoint"),
+        (["--checkpoint", "CHECKPOINT"], "--data"),
+        (
+            ["--checkpoint", "CHECKPOINT", "--source", "jsonl"],
+            "--source and --input belong together",
+        ),
+        (
+            ["--checkpoint", "CHECKPOINT", "--source", "nonsense", "--input", "README.md"],
+            "there is no such source",
+        ),
+        (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
+        (["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"], "--limit 0"),
+    ],
+)
+def test_user_errors_are_one_line(
+    model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str
+) -> None:
     """A traceback for a wrong path."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
-    done = processes.run_command("evaluate.perplexity", *(str(folder) if word == "CHECKPOINT" else word for word in arguments))
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = processes.run_command(
+        "evaluate.perplexity",
+        *(str(folder) if word == "CHECKPOINT" else word for word in arguments),
+    )
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
 
 
-def test_checkpoint_round_trips_weights_and_tied_head(model: Llama, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_checkpoint_round_trips_weights_and_tied_head(
+    model: Llama, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """Weights lost or changed on the way to the disk; a tied head that comes back untied."""
-    tied = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64,
-                             num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
-                             tie_word_embeddings=True)).init_weights(3)
+    tied = Llama(
+        LlamaConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+        )
+    ).init_weights(3)
     for name, each in (("untied", model), ("tied", tied)):
-        loaded, again = weights.load_checkpoint(save(each, tokenizer, tmp_path / name), torch.device("cpu"))
+        loaded, again = weights.load_checkpoint(
+            save(each, tokenizer, tmp_path / name), torch.device("cpu")
+        )
         assert again.fingerprint == tokenizer.fingerprint and loaded.config == each.config
         for key, tensor in each.state_dict().items():
             assert torch.equal(loaded.state_dict()[key], tensor)
@@ -133,15 +180,30 @@ def test_limit_counts_records_in_shard_sets(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
-    from data.readers.source_args import SourceGroup
     from data.prepare.pipeline import PrepareOptions, prepare_groups
+    from data.readers.source_args import SourceGroup
 
-    folder, csl = save(model, tokenizer, tmp_path / "checkpoint"), root / "assets/sample/summary/csl/dev.tsv"
+    folder, csl = (
+        save(model, tokenizer, tmp_path / "checkpoint"),
+        root / "assets/sample/summary/csl/dev.tsv",
+    )
     options = PrepareOptions(workers=1, limit=12, validation=0)
-    prepare_groups([SourceGroup("csl", (str(csl),))], tmp_path / "shards", root / "assets/tokenizer", options)
-    words = ["--checkpoint", str(folder), "--device", "cpu", "--json", str(out := tmp_path / "out.json")]
+    prepare_groups(
+        [SourceGroup("csl", (str(csl),))], tmp_path / "shards", root / "assets/tokenizer", options
+    )
+    words = [
+        "--checkpoint",
+        str(folder),
+        "--device",
+        "cpu",
+        "--json",
+        str(out := tmp_path / "out.json"),
+    ]
     scored = []
-    for more in (["--data", str(tmp_path / "shards"), "--split", "train"], ["--source", "csl", "--input", str(csl)]):
+    for more in (
+        ["--data", str(tmp_path / "shards"), "--split", "train"],
+        ["--source", "csl", "--input", str(csl)],
+    ):
         run_command(perplexity, *words, *more, "--limit", "3")
         scored.append(json.loads(out.read_text(encoding="utf-8"))["tokens"])
     titles = [line.split("\t")[0] for line in csl.read_text(encoding="utf-8").splitlines()[:3]]
@@ -151,51 +213,114 @@ def test_limit_counts_records_in_shard_sets(
 
 
 def test_records_exceeding_a_row_are_counted(
-    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None],
+    root: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
-    from data.readers.source_args import SourceGroup
     from data.prepare.pipeline import PrepareOptions, prepare_groups
+    from data.readers.source_args import SourceGroup
 
     long = "".join(chr(0x4E00 + 7 * index) for index in range(400))
-    talks = [["你好！", "你好，去哪里？"], ["讲个故事吧。", long], ["早上好！", "早。", "后来呢？", long], [long, "知道了。"]]
+    talks = [
+        ["你好！", "你好，去哪里？"],
+        ["讲个故事吧。", long],
+        ["早上好！", "早。", "后来呢？", long],
+        [long, "知道了。"],
+    ]
     corpus = tmp_path / "dialog_release.json"
-    corpus.write_text(json.dumps([{"content": talk} for talk in talks], ensure_ascii=False), encoding="utf-8")
+    corpus.write_text(
+        json.dumps([{"content": talk} for talk in talks], ensure_ascii=False), encoding="utf-8"
+    )
     model.trained_context = 256  # it was trained on rows of so many tokens
     folder = save(model, tokenizer, tmp_path / "checkpoint")
-    prepare_groups([SourceGroup("naturalconv", (str(corpus),))], tmp_path / "shards", root / "assets/tokenizer",
-                   PrepareOptions(workers=1, validation=0))
-    native, shards = ["--source", "naturalconv", "--input", corpus], ["--data", tmp_path / "shards", "--split", "train"]
+    prepare_groups(
+        [SourceGroup("naturalconv", (str(corpus),))],
+        tmp_path / "shards",
+        root / "assets/tokenizer",
+        PrepareOptions(workers=1, validation=0),
+    )
+    native, shards = (
+        ["--source", "naturalconv", "--input", corpus],
+        ["--data", tmp_path / "shards", "--split", "train"],
+    )
     for limit, counted in (((), (2, 2, 1)), (("--limit", 2), (1, 1, 0))):
         for text in (native, shards):
-            run_command(perplexity, "--checkpoint", folder, *text, *limit, "--device", "cpu", "--json", out := tmp_path / "out")
+            run_command(
+                perplexity,
+                "--checkpoint",
+                folder,
+                *text,
+                *limit,
+                "--device",
+                "cpu",
+                "--json",
+                out := tmp_path / "out",
+            )
             figures = json.loads(out.read_text(encoding="utf-8"))
             assert (figures["records"], figures["left_out"], figures["cut"]) == counted, text
             assert figures["measured"] == "answers only, rows of 256"
-            assert (f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 tokens), {counted[2]} cut"
-                    in capsys.readouterr().out)
+            assert (
+                f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 tokens), {counted[2]} cut"
+                in capsys.readouterr().out
+            )
 
 
 def test_unreadable_documents_are_skipped_with_warning(
-    model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    model: Llama,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    run_command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A count of bad lines of which nobody learns where the first one is."""
-    (corpus := tmp_path / "corpus.jsonl").write_text('{"text": "船来了。"}\nno json\n{"text": "他上了船。"}\n{}\n')
-    run_command(perplexity, "--checkpoint", save(model, tokenizer, tmp_path / "checkpoint"), "--source", "jsonl", "--input",
-                corpus, "--device", "cpu")
+    (corpus := tmp_path / "corpus.jsonl").write_text(
+        '{"text": "船来了。"}\nno json\n{"text": "他上了船。"}\n{}\n'
+    )
+    run_command(
+        perplexity,
+        "--checkpoint",
+        save(model, tokenizer, tmp_path / "checkpoint"),
+        "--source",
+        "jsonl",
+        "--input",
+        corpus,
+        "--device",
+        "cpu",
+    )
     said = capsys.readouterr().out
     assert "left out, unreadable: 2 records, the first" in said and "corpus.jsonl line 2" in said
 
 
 def test_unreadable_record_is_skipped_with_warning(
-    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None],
+    root: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A figure over fewer records than the file has, without a word."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
-    lines = (root / "assets/sample/summary/csl/dev.tsv").read_text(encoding="utf-8").splitlines()[:8]
-    (tmp_path / "csl.tsv").write_text("\n".join([*lines, "no tab in this line"]) + "\n", encoding="utf-8")
-    run_command(perplexity, "--checkpoint", folder, "--device", "cpu", "--source", "csl", "--input", tmp_path / "csl.tsv")
+    lines = (
+        (root / "assets/sample/summary/csl/dev.tsv").read_text(encoding="utf-8").splitlines()[:8]
+    )
+    (tmp_path / "csl.tsv").write_text(
+        "\n".join([*lines, "no tab in this line"]) + "\n", encoding="utf-8"
+    )
+    run_command(
+        perplexity,
+        "--checkpoint",
+        folder,
+        "--device",
+        "cpu",
+        "--source",
+        "csl",
+        "--input",
+        tmp_path / "csl.tsv",
+    )
     said = capsys.readouterr().out
     assert "left out, unreadable: 1 records" in said and "csl.tsv line 9" in said

@@ -13,9 +13,9 @@ from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
 from evaluate.model_answers import Question, answer_questions, extract_questions
-from evaluate.reading import ANSWER_PLACES, pair_with_control_passages, locate_answer
-from model.checkpoint import weights
+from evaluate.reading import ANSWER_PLACES, locate_answer, pair_with_control_passages
 from model.chat_template.template import Template
+from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
 
 Run = Callable[..., None]
@@ -28,30 +28,66 @@ QUESTIONS = ("小驼住在哪里？", "多大了？")
 
 def write(path: Path, passages: dict[str, tuple[str, ...]]) -> Path:
     rows = [
-        {"reference": passage, "dialogue": "\n\n".join(
-            f"Human: {question}\n\nAssistant: {answer}" for question, answer in zip(QUESTIONS, answers, strict=True))}
+        {
+            "reference": passage,
+            "dialogue": "\n\n".join(
+                f"Human: {question}\n\nAssistant: {answer}"
+                for question, answer in zip(QUESTIONS, answers, strict=True)
+            ),
+        }
         for passage, answers in passages.items()
     ]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
 @pytest.mark.slow
 def test_passage_qa_separates_reading_from_guessing(
-    run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_command: Run,
+    teach: Callable[..., Path],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A control that shows the right passage after all, or turns that are asked without the true turns before them."""
+
     def prompt(passage: str, answers: tuple[str, ...], turn: int) -> list[int]:
-        return Template().encode_prompt(tokenizer, list(zip(QUESTIONS, answers, strict=True))[:turn], QUESTIONS[turn], passage)
+        return Template().encode_prompt(
+            tokenizer, list(zip(QUESTIONS, answers, strict=True))[:turn], QUESTIONS[turn], passage
+        )
 
     # It answers the first turn from the passage, and the second by heart, whatever the passage says.
-    others = {passage: answers for passage, answers in zip(PASSAGES, reversed(PASSAGES.values()), strict=True)}
+    others = {
+        passage: answers
+        for passage, answers in zip(PASSAGES, reversed(PASSAGES.values()), strict=True)
+    }
     lessons = [(prompt(passage, answers, 0), answers[0]) for passage, answers in PASSAGES.items()]
-    lessons += [(prompt(passage, answers, 1), "三岁") for each in (PASSAGES, others) for passage, answers in each.items()]
+    lessons += [
+        (prompt(passage, answers, 1), "三岁")
+        for each in (PASSAGES, others)
+        for passage, answers in each.items()
+    ]
     folder = teach(lessons, tmp_path / "model")
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
-    run_command(reading, "--checkpoint", folder, "--source", "redgpt", "--input", write(tmp_path / "r.jsonl", PASSAGES),
-                "--device", "cpu", "--json", out, "--predictions", lines, "--max_new_tokens", 20)
+    run_command(
+        reading,
+        "--checkpoint",
+        folder,
+        "--source",
+        "redgpt",
+        "--input",
+        write(tmp_path / "r.jsonl", PASSAGES),
+        "--device",
+        "cpu",
+        "--json",
+        out,
+        "--predictions",
+        lines,
+        "--max_new_tokens",
+        20,
+    )
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert (figures["records"], figures["questions"]) == (2, 4)
     assert figures["right"] == {"exact": 0.75, "stopped": 1.0, "loops": 0.0}
@@ -77,8 +113,11 @@ def test_control_passage_is_never_the_right_one(root: Path) -> None:
     pairs = pair_with_control_passages([Conversation(turns, passage) for passage in passages], "x")
     assert len(pairs) == 14 and all(right.passage != wrong.passage for right, wrong in pairs)
     assert [right.passage for right, _ in pairs] == [passage for passage in passages for _ in turns]
-    assert all((right.question, right.answer, right.history) == (wrong.question, wrong.answer, wrong.history)
-               for right, wrong in pairs)
+    assert all(
+        (right.question, right.answer, right.history)
+        == (wrong.question, wrong.answer, wrong.history)
+        for right, wrong in pairs
+    )
     assert pairs[1][0].history == (("问", "答"),)
     with pytest.raises(UserError, match="at least two passages; there are 1"):
         pair_with_control_passages([Conversation(turns, "甲")] * 3, "x")
@@ -88,40 +127,73 @@ def test_answer_position_in_passage() -> None:
     """A third that begins elsewhere than it says; an answer in other words counted as found."""
     passage = "一二三四五六七八九"
     expected = {
-        "一": 0, "三": 0, "三四": 1, "四": 1, "五": 1, "六": 1, "七": 2, "九": 2, "三四五六七": 1, " 九 ": 2,
-        "十": 3, "": 3, passage: 1,
+        "一": 0,
+        "三": 0,
+        "三四": 1,
+        "四": 1,
+        "五": 1,
+        "六": 1,
+        "七": 2,
+        "九": 2,
+        "三四五六七": 1,
+        " 九 ": 2,
+        "十": 3,
+        "": 3,
+        passage: 1,
     }
-    found = {answer: ANSWER_PLACES.index(locate_answer(Question((), "问", answer, passage))) for answer in expected}
+    found = {
+        answer: ANSWER_PLACES.index(locate_answer(Question((), "问", answer, passage)))
+        for answer in expected
+    }
     assert found == expected
 
 
 def test_sample_has_answers_at_every_position(root: Path) -> None:
     """A measure that sees only the beginning of passages: the sample's answers lie evenly, and all of them are found."""
-    with gzip.open(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "rt", encoding="utf-8"
+    ) as file:
         rows = [json.loads(line) for line in itertools.islice(file, 300)]
     from data.sources import find_source
 
     records = [find_source("redgpt").parse(json.dumps(row).encode()) for row in rows]
-    places = [locate_answer(question) for record in records if isinstance(record, Conversation) for question in extract_questions(record)]
+    places = [
+        locate_answer(question)
+        for record in records
+        if isinstance(record, Conversation)
+        for question in extract_questions(record)
+    ]
     assert len(places) > 600 and ANSWER_PLACES[3] not in places
     assert min(places.count(name) for name in ANSWER_PLACES[:3]) > len(places) / 5
 
 
-def test_questions_exceeding_context_are_skipped(teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_questions_exceeding_context_are_skipped(
+    teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """A crash on one long passage, or an answer cut short that counts as wrong."""
     folder = teach([(Template().encode_prompt(tokenizer, [], "问"), "答")], tmp_path / "model")
     model, _ = weights.load_checkpoint(folder, torch.device("cpu"))
     asked = [Question((), "问", "答", "长" * 300), Question((), "问", "答", "")]
     seen: list[int] = []
-    answers = answer_questions(model, tokenizer, Template(), asked, max_new_tokens=20, on_progress=seen.append)
-    assert answers[0] is None and answers[1] is not None and answers[1].text == "答" and sum(seen) == 2
+    answers = answer_questions(
+        model, tokenizer, Template(), asked, max_new_tokens=20, on_progress=seen.append
+    )
+    assert (
+        answers[0] is None and answers[1] is not None and answers[1].text == "答" and sum(seen) == 2
+    )
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([], "say who is asked"),
-    (["--checkpoint", "x"], "say who is asked"),
-    (["--checkpoint", "x", "--source", "csl", "--input", "README.md"], "this measures conversations"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say who is asked"),
+        (["--checkpoint", "x"], "say who is asked"),
+        (
+            ["--checkpoint", "x", "--source", "csl", "--input", "README.md"],
+            "this measures conversations",
+        ),
+    ],
+)
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
     """A traceback, or a share of nothing."""
     with pytest.raises(UserError, match=words):

@@ -31,13 +31,23 @@ def test_repetition_scores_match_hand_computed_values() -> None:
     assert measure_repetition([""]).repeated_4grams == measure_repetition([""]).distinct_2 == 0
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("他说：" + "我知道。" * 4, True), ("我知道。" * 3 + "我知道", False),
-    ("我知道。" * 2 + "好的。" + "我知道。" * 2, False),
-    ("哈" * 16, True), ("哈" * 15, False), ("一二" * 8 + "三", True), ("一二" * 7 + "一", False),
-    ("开头不同，" + "这是一个相当长的句子，它一次又一次地出现。\n" * 4, True),
-    ("一、苹果；二、梨子；三、桃子；四、李子；五、杏子；六、枣子。", False), ("", False), ("好", False),
-], ids=str)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("他说：" + "我知道。" * 4, True),
+        ("我知道。" * 3 + "我知道", False),
+        ("我知道。" * 2 + "好的。" + "我知道。" * 2, False),
+        ("哈" * 16, True),
+        ("哈" * 15, False),
+        ("一二" * 8 + "三", True),
+        ("一二" * 7 + "一", False),
+        ("开头不同，" + "这是一个相当长的句子，它一次又一次地出现。\n" * 4, True),
+        ("一、苹果；二、梨子；三、桃子；四、李子；五、杏子；六、枣子。", False),
+        ("", False),
+        ("好", False),
+    ],
+    ids=str,
+)
 def test_loops_are_detected(text: str, expected: bool) -> None:
     """A list taken for a loop, laughter taken for one, or a loop of long sentences overlooked."""
     assert is_looping(text) is expected
@@ -58,21 +68,35 @@ def test_loops_are_detected_at_any_position() -> None:
     """A stretch missed at the beginning or the end, or counted one too short."""
     draw, found = random.Random(1), []
     for _ in range(400):
-        before, unit, after = ("".join(draw.choice("甲乙丙") for _ in range(draw.randrange(low, 9))) for low in (0, 1, 0))
+        before, unit, after = (
+            "".join(draw.choice("甲乙丙") for _ in range(draw.randrange(low, 9)))
+            for low in (0, 1, 0)
+        )
         text = before + unit * draw.randrange(1, 9) + after
         found.append(is_looping(text))
         assert found[-1] is loops_plainly(text), text
     assert 100 < sum(found) < 300
 
 
-def test_predictions_file_is_scored(run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_file_is_scored(
+    run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Figures that are made up where the lines do not say them."""
     file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
-    lines = [{"prediction": "我知道。" * 5, "stopped": False}, {"prediction": "好的", "stopped": True, "tokens": 2}]
-    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n", encoding="utf-8")
+    lines = [
+        {"prediction": "我知道。" * 5, "stopped": False},
+        {"prediction": "好的", "stopped": True, "tokens": 2},
+    ]
+    file.write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n", encoding="utf-8"
+    )
     run_command(repetition, "--score", file, "--json", out)
     figures = json.loads(out.read_text(encoding="utf-8"))
-    assert figures["answers"] == 2 and figures["loops"] == figures["stopped"] == 0.5 and "tokens" not in figures
+    assert (
+        figures["answers"] == 2
+        and figures["loops"] == figures["stopped"] == 0.5
+        and "tokens" not in figures
+    )
     assert figures["repeated_4grams"] == pytest.approx(13 / 17) and figures["characters"] == 11
     printed = capsys.readouterr().out
     assert "76.47%" in printed and "loops: 我知道。" in printed and "tokens" not in printed
@@ -90,52 +114,99 @@ def test_checkpoint_is_prompted_with_source_questions(
     write_manifest(teach([(prompts[0], talk[0][1]), (prompts[1], "好" * 30)], step), {"step": 7})
     corpus = tmp_path / "talks.jsonl"
     roles = ("user", "assistant")
-    messages = [{"role": role, "content": text} for pair in talk for role, text in zip(roles, pair, strict=True)]
-    corpus.write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8")
+    messages = [
+        {"role": role, "content": text}
+        for pair in talk
+        for role, text in zip(roles, pair, strict=True)
+    ]
+    corpus.write_text(
+        json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
-    run_command(repetition, "--checkpoint", tmp_path / "run", "--source", "openai", "--input", corpus, "--json", out,
-                "--device", "cpu", "--predictions", lines, "--max_new_tokens", 100)
+    run_command(
+        repetition,
+        "--checkpoint",
+        tmp_path / "run",
+        "--source",
+        "openai",
+        "--input",
+        corpus,
+        "--json",
+        out,
+        "--device",
+        "cpu",
+        "--predictions",
+        lines,
+        "--max_new_tokens",
+        100,
+    )
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [row["input"] for row in rows] == ["你好", "你住在哪里？"]
-    assert [row["prediction"] for row in rows] == ["你好，我是小驼。", "好" * 30] and all(row["stopped"] for row in rows)
+    assert [row["prediction"] for row in rows] == ["你好，我是小驼。", "好" * 30] and all(
+        row["stopped"] for row in rows
+    )
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures["stopped"] == 1 and figures["loops"] == 0.5 and figures["answers"] == 2
     assert figures["tokens"] == sum(len(tokenizer.encode(row["prediction"])) for row in rows) / 2
     again = tmp_path / "again.json"
     run_command(repetition, "--score", lines, "--json", again)
     for found in (figures, json.loads(again.read_text(encoding="utf-8"))):
-        assert (found["checkpoint"], found["step"]) == (str(tmp_path / "run"), 7) and "weights" not in found
+        assert (found["checkpoint"], found["step"]) == (
+            str(tmp_path / "run"),
+            7,
+        ) and "weights" not in found
 
 
 @pytest.mark.parametrize("command", [repetition, rouge])
-@pytest.mark.parametrize(("said", "recorded"), [
-    ([{}, {}], {}), ([{"step": 7}, {"step": 8}], {}), ([{"step": 7}, {}], {}), ([{"step": True}] * 2, {}),
-    ([{"checkpoint": "runs/a", "step": 7, "weights": "int8"}] * 2, {"checkpoint": "runs/a", "step": 7, "weights": "int8"}),
-])
+@pytest.mark.parametrize(
+    ("said", "recorded"),
+    [
+        ([{}, {}], {}),
+        ([{"step": 7}, {"step": 8}], {}),
+        ([{"step": 7}, {}], {}),
+        ([{"step": True}] * 2, {}),
+        (
+            [{"checkpoint": "runs/a", "step": 7, "weights": "int8"}] * 2,
+            {"checkpoint": "runs/a", "step": 7, "weights": "int8"},
+        ),
+    ],
+)
 def test_predictions_file_step_is_common_to_all_lines(
-    run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: ModuleType,
-    said: list[dict[str, Any]], recorded: dict[str, Any],
+    run_command: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: ModuleType,
+    said: list[dict[str, Any]],
+    recorded: dict[str, Any],
 ) -> None:
     """Figures of nobody knows which weights; a step made up for answers from elsewhere, or for those of two models."""
     file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
-    file.write_text("\n".join(json.dumps({"prediction": "好", "reference": "好", **each}) for each in said))
+    file.write_text(
+        "\n".join(json.dumps({"prediction": "好", "reference": "好", **each}) for each in said)
+    )
     run_command(command, "--score", file, "--json", out)
     figures = json.loads(out.read_text(encoding="utf-8"))
-    assert {key: value for key, value in figures.items() if key in ("checkpoint", "step", "weights")} == recorded
+    assert {
+        key: value for key, value in figures.items() if key in ("checkpoint", "step", "weights")
+    } == recorded
     assert ("does not say which model answered" in capsys.readouterr().out) is not bool(recorded)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([], "say what is measured"),
-    (["--checkpoint", "x", "--score", "y"], "say what is measured"),
-    (["--checkpoint", "x"], "--checkpoint needs questions"),
-    (["--checkpoint", "x", "--source", "wikipedia", "--input", "README.md"], "this measures conversations or summaries"),
-    (["--score", "no/such.jsonl"], "no/such.jsonl cannot be read"),
-    (["--score", "README.md"], "README.md line 1: not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say what is measured"),
+        (["--checkpoint", "x", "--score", "y"], "say what is measured"),
+        (["--checkpoint", "x"], "--checkpoint needs questions"),
+        (
+            ["--checkpoint", "x", "--source", "wikipedia", "--input", "README.md"],
+            "this measures conversations or summaries",
+        ),
+        (["--score", "no/such.jsonl"], "no/such.jsonl cannot be read"),
+        (["--score", "README.md"], "README.md line 1: not valid JSON"),
+    ],
+)
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
     """A traceback for a wrong path, or a silent zero."""
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
         run_command(repetition, *arguments)
-
-

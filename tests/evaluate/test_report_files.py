@@ -10,10 +10,16 @@ from urllib.parse import unquote
 import pytest
 
 from common.errors import UserError
-from evaluate.report.render import MISSING
 from evaluate.report.__main__ import main
+from evaluate.report.render import MISSING
 from evaluate.report.run_reader import read_run
-from tests.helpers.reports import VALIDATION_METRICS, ReportParser, write_run, render_report, line_vertices
+from tests.helpers.reports import (
+    VALIDATION_METRICS,
+    ReportParser,
+    line_vertices,
+    render_report,
+    write_run,
+)
 
 
 @pytest.mark.parametrize("missing", ["run.json", "config.yaml", "metrics.jsonl"])
@@ -21,7 +27,9 @@ def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str
     """A young or an old run, without one of its files, that keeps all the others from being compared."""
     (two[0] / missing).unlink()
     read = render_report(*two)
-    row = {"run.json": "command", "config.yaml": "seed", "metrics.jsonl": "validation loss, last"}[missing]
+    row = {"run.json": "command", "config.yaml": "seed", "metrics.jsonl": "validation loss, last"}[
+        missing
+    ]
     assert read.find_row(row)[0] == MISSING != read.find_row(row)[1]
     assert len(read.images) == 4
     if missing == "config.yaml":
@@ -29,11 +37,18 @@ def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str
 
 
 def command(*arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "evaluate.report", *arguments], cwd=root, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "evaluate.report", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.slow
-def test_the_command_writes_both_pages_and_their_pictures(two: tuple[Path, Path], tmp_path: Path, root: Path) -> None:
+def test_the_command_writes_both_pages_and_their_pictures(
+    two: tuple[Path, Path], tmp_path: Path, root: Path
+) -> None:
     """A page that needs files it does not bring; other bytes from the same runs, which no diff could then be read from."""
     outs = [tmp_path / "x" / "报告 (1)", tmp_path / "again" / "报告 (1)"]
     for out in outs:
@@ -52,11 +67,19 @@ def test_the_command_writes_both_pages_and_their_pictures(two: tuple[Path, Path]
 
 
 @pytest.mark.slow
-def test_report_handles_one_and_five_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_handles_one_and_five_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A comparison that wants exactly two."""
-    folders = [write_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: VALIDATION_METRICS}) for index in range(5)]
+    folders = [
+        write_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: VALIDATION_METRICS})
+        for index in range(5)
+    ]
     alone, all_five = render_report(folders[0]), render_report(*folders)
-    assert all(len(row) == 2 for table in alone.tables for row in table) and "Options that differ" not in alone.text
+    assert (
+        all(len(row) == 2 for table in alone.tables for row in table)
+        and "Options that differ" not in alone.text
+    )
     assert all(len(row) == 6 for table in all_five.tables for row in table)
     for picture in all_five.svgs_by_alt().values():
         assert all(len(line_vertices(picture, run)) for run in range(1, 6))
@@ -80,19 +103,33 @@ def test_user_errors_name_the_folder_in_one_line(
     assert done.stderr.startswith(f"error: {tmp_path / 'empty'} is no run")
     with pytest.raises(UserError, match=f"{tmp_path / 'absent'} does not exist"):
         read_run(tmp_path / "absent")
-    monkeypatch.setattr(sys, "argv", ["report", str(two[1]), "--out", str(tmp_path / "file" / "page")])
+    monkeypatch.setattr(
+        sys, "argv", ["report", str(two[1]), "--out", str(tmp_path / "file" / "page")]
+    )
     with pytest.raises(UserError, match=f"--out {tmp_path / 'file' / 'page'}: cannot be written"):
         main()
 
 
-@pytest.mark.parametrize(("file", "content", "words"), [
-    ("results/rouge.json", "{", "cannot be read as JSON"), ("results/rouge.json", "[1]", "expected an object"),
-    ("run.json", "7", "expected an object"), ("config.yaml", "a: [", "not readable as YAML"),
-    ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', "line 2"),
-    ("metrics.jsonl", '{"kind": "train"}\n', "line 1"), ("metrics.jsonl", "[]\n", "line 1"),
-    ("run.json", '{"fingerprints": {"model": {"model_type": "gpt2"}}}', "only llama is supported"),
-])
-def test_corrupted_file_is_named(two: tuple[Path, Path], file: str, content: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("results/rouge.json", "{", "cannot be read as JSON"),
+        ("results/rouge.json", "[1]", "expected an object"),
+        ("run.json", "7", "expected an object"),
+        ("config.yaml", "a: [", "not readable as YAML"),
+        ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', "line 2"),
+        ("metrics.jsonl", '{"kind": "train"}\n', "line 1"),
+        ("metrics.jsonl", "[]\n", "line 1"),
+        (
+            "run.json",
+            '{"fingerprints": {"model": {"model_type": "gpt2"}}}',
+            "only llama is supported",
+        ),
+    ],
+)
+def test_corrupted_file_is_named(
+    two: tuple[Path, Path], file: str, content: str, words: str
+) -> None:
     """A figure silently left out because its file could not be read."""
     (two[0] / "results").mkdir(exist_ok=True)
     (two[0] / file).write_text(content)

@@ -12,9 +12,9 @@ from data.batching.summary_prompts import summary_prompt
 from evaluate import rouge
 from evaluate.model_answers import summarize_articles
 from evaluate.scores.rouge import compute_rouge
+from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.decode.batch_generate import generate_batch
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -30,10 +30,16 @@ def studies(root: Path, count: int) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def taught(
-    root: Path, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+    root: Path,
+    teach: Callable[..., Path],
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A checkpoint that knows the titles of three abstracts, and says 方法 for the fourth."""
-    pairs = [(summary_prompt(tokenizer, Template(), abstract, max_tokens=192)[0], title) for title, abstract in studies(root, 4)]
+    pairs = [
+        (summary_prompt(tokenizer, Template(), abstract, max_tokens=192)[0], title)
+        for title, abstract in studies(root, 4)
+    ]
     return teach([*pairs[:3], (pairs[3][0], "方法")], tmp_path_factory.mktemp("rouge") / "model")
 
 
@@ -43,8 +49,23 @@ def test_checkpoint_is_scored_on_full_answers(
 ) -> None:
     """Answers paired with the wrong titles, cut, or scored under another name."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
-    run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 4, "--device", "cpu",
-                "--json", out, "--predictions", lines)
+    run_command(
+        rouge,
+        "--checkpoint",
+        taught,
+        "--source",
+        "csl",
+        "--input",
+        CSL,
+        "--limit",
+        4,
+        "--device",
+        "cpu",
+        "--json",
+        out,
+        "--predictions",
+        lines,
+    )
     truth = studies(root, 4)
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     assert [(row["reference"], row["input"]) for row in rows] == truth
@@ -56,7 +77,11 @@ def test_checkpoint_is_scored_on_full_answers(
         assert found["precision"]["mean"] == pytest.approx((3 + expected.precision) / 4)
         assert found["f"]["mean"] == pytest.approx((3 + expected.f) / 4)
         assert found["f"]["low"] < found["f"]["mean"] < found["f"]["high"]
-    assert (figures["examples"], figures["stopped"], figures["trimmed"]) == (4, 4, sum(row["trimmed"] for row in rows))
+    assert (figures["examples"], figures["stopped"], figures["trimmed"]) == (
+        4,
+        4,
+        sum(row["trimmed"] for row in rows),
+    )
     printed = capsys.readouterr().out
     assert "stopped by <eos>: 4 of 4 (100.0%)" in printed and "jieba words" in printed
     assert f"{figures['scores']['characters']['rouge-1']['f']['mean']:.4f}" in printed
@@ -73,16 +98,44 @@ def test_checkpoint_is_scored_on_full_answers(
 def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
     """Options that are read and forgotten."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
-    run_command(rouge, "--checkpoint", taught, "--source", "csl", "--input", CSL, "--limit", 8, "--device", "cpu",
-                "--beams", 3, "--length_penalty", -2, "--max_new_tokens", 12, "--json", out, "--predictions", lines)
+    run_command(
+        rouge,
+        "--checkpoint",
+        taught,
+        "--source",
+        "csl",
+        "--input",
+        CSL,
+        "--limit",
+        8,
+        "--device",
+        "cpu",
+        "--beams",
+        3,
+        "--length_penalty",
+        -2,
+        "--max_new_tokens",
+        12,
+        "--json",
+        out,
+        "--predictions",
+        lines,
+    )
     model, tokenizer = weights.load_checkpoint(taught, torch.device("cpu"))
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-    prompts = [summary_prompt(tokenizer, Template(), row["input"], max_tokens=256 - 12)[0] for row in rows]
+    prompts = [
+        summary_prompt(tokenizer, Template(), row["input"], max_tokens=256 - 12)[0] for row in rows
+    ]
     expected = generate_batch(model, prompts, max_new_tokens=12, num_beams=3, length_penalty=-2)
     assert expected != generate_batch(model, prompts, max_new_tokens=12, num_beams=3)
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
-    assert [(row["stopped"], row["tokens"]) for row in rows] == [(each.stopped, len(each.ids)) for each in expected]
-    assert "3 beams, length penalty -2, at most 12 tokens" in json.loads(out.read_text(encoding="utf-8"))["decoding"]
+    assert [(row["stopped"], row["tokens"]) for row in rows] == [
+        (each.stopped, len(each.ids)) for each in expected
+    ]
+    assert (
+        "3 beams, length penalty -2, at most 12 tokens"
+        in json.loads(out.read_text(encoding="utf-8"))["decoding"]
+    )
 
 
 def test_long_articles_are_truncated_and_counted(taught: Path) -> None:
@@ -93,8 +146,12 @@ def test_long_articles_are_truncated_and_counted(taught: Path) -> None:
     assert [answer.is_truncated for answer in answers] == [False, True]
     shorter = tokenizer.decode(tokenizer.encode(articles[1])[:60])
     room = len(summary_prompt(tokenizer, Template(), shorter, max_tokens=1000)[0])
-    assert summarize_articles(model, tokenizer, Template(), articles, max_new_tokens=8, prompt_budget=room)[1].text \
+    assert (
+        summarize_articles(
+            model, tokenizer, Template(), articles, max_new_tokens=8, prompt_budget=room
+        )[1].text
         == summarize_articles(model, tokenizer, Template(), [shorter], max_new_tokens=8)[0].text
+    )
     with pytest.raises(UserError, match=r"request for a title alone takes .* 6 are left"):
         summarize_articles(model, tokenizer, Template(), articles, prompt_budget=6)
 
@@ -105,41 +162,71 @@ def test_lead_in_is_stripped_only_for_models_trained_with_it(
 ) -> None:
     """Words guessed out of an answer, or a lead-in scored as part of a title."""
     prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", room=200)
-    model, _ = weights.load_checkpoint(teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu"))
+    model, _ = weights.load_checkpoint(
+        teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu")
+    )
     for lead_ins, expected in ((True, "小驼过河"), (False, "标题：小驼过河")):
-        assert summarize_articles(model, tokenizer, Template(lead_ins=lead_ins), ["一篇文章。"])[0].text == expected
+        assert (
+            summarize_articles(model, tokenizer, Template(lead_ins=lead_ins), ["一篇文章。"])[
+                0
+            ].text
+            == expected
+        )
 
 
 @pytest.mark.parametrize("name", ["first20", "first_sentence", "best_sentence"])
 def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, name: str) -> None:
     """A line to beat that another command would not reproduce; the sample says both are below 0.5."""
     out = tmp_path / "out.json"
-    run_command(rouge, "--baseline", name, "--source", "csl", "--input", CSL, "--limit", 60, "--json", out,
-                "--checkpoint", "runs/x")
+    run_command(
+        rouge,
+        "--baseline",
+        name,
+        "--source",
+        "csl",
+        "--input",
+        CSL,
+        "--limit",
+        60,
+        "--json",
+        out,
+        "--checkpoint",
+        "runs/x",
+    )
     figures = json.loads(out.read_text(encoding="utf-8"))
     found = figures["scores"]["characters"]["rouge-1"]["f"]["mean"]
     if name == "first20":
-        assert found == pytest.approx(sum(compute_rouge(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60)
+        assert found == pytest.approx(
+            sum(compute_rouge(text[:20], title)["1"].f for title, text in studies(root, 60)) / 60
+        )
     assert 0.05 < found < 0.5 and not {"stopped", "checkpoint", "step"} & figures.keys()
 
 
 def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> None:
     """A crash, or a mean over those that said something."""
     file, out = tmp_path / "p.jsonl", tmp_path / "out.json"
-    rows = [{"prediction": "", "reference": "小驼过河"}, {"prediction": "小驼过河", "reference": "小驼过河"}]
+    rows = [
+        {"prediction": "", "reference": "小驼过河"},
+        {"prediction": "小驼过河", "reference": "小驼过河"},
+    ]
     file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     run_command(rouge, "--score", file, "--json", out)
     for units in json.loads(out.read_text(encoding="utf-8"))["scores"].values():
         assert units["rouge-1"]["f"]["mean"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ('{"prediction": "甲", "reference": "乙"', "line 3: not valid JSON"),
-    ('{"prediction": "甲"}', "line 3: there is no text 'reference' in it"),
-    ('{"prediction": null, "reference": "乙"}', "line 3: there is no text 'prediction' in it"),
-    ('["甲", "乙"]', "line 3: there is no text 'prediction' in it"),
-])
-def test_bad_line_error_names_the_line(run_command: Run, tmp_path: Path, line: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prediction": "甲", "reference": "乙"', "line 3: not valid JSON"),
+        ('{"prediction": "甲"}', "line 3: there is no text 'reference' in it"),
+        ('{"prediction": null, "reference": "乙"}', "line 3: there is no text 'prediction' in it"),
+        ('["甲", "乙"]', "line 3: there is no text 'prediction' in it"),
+    ],
+)
+def test_bad_line_error_names_the_line(
+    run_command: Run, tmp_path: Path, line: str, words: str
+) -> None:
     """Lines left out in silence: the score of what is left is another score."""
     file = tmp_path / "p.jsonl"
     file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
@@ -147,15 +234,21 @@ def test_bad_line_error_names_the_line(run_command: Run, tmp_path: Path, line: s
         run_command(rouge, "--score", file)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ([], "say what is scored"),
-    (["--baseline", "first20"], "say what is scored"),
-    (["--score", "x", "--checkpoint", "y"], "leave out --checkpoint"),
-    (["--checkpoint", "x", "--source", "csl"], "belong together"),
-    (["--checkpoint", "x", "--beams", "0"], "--beams 0: at least 1"),
-    (["--baseline", "first20", "--source", "redgpt", "--input", CSL], "this measures summaries"),
-    (["--baseline", "first20", "--source", "csl", "--input", "no/such.tsv"], "no such file"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say what is scored"),
+        (["--baseline", "first20"], "say what is scored"),
+        (["--score", "x", "--checkpoint", "y"], "leave out --checkpoint"),
+        (["--checkpoint", "x", "--source", "csl"], "belong together"),
+        (["--checkpoint", "x", "--beams", "0"], "--beams 0: at least 1"),
+        (
+            ["--baseline", "first20", "--source", "redgpt", "--input", CSL],
+            "this measures summaries",
+        ),
+        (["--baseline", "first20", "--source", "csl", "--input", "no/such.tsv"], "no such file"),
+    ],
+)
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
     """A traceback, or figures for something else than was asked."""
     with pytest.raises(UserError, match=words):
@@ -167,4 +260,8 @@ def test_rouge_command_end_to_end(tmp_path: Path) -> None:
     """A mistake that ends in a traceback instead of exit code 2."""
     (tmp_path / "p.jsonl").write_bytes(b'{"prediction": "\xff", "reference": "a"}\n')
     done = processes.run_command("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
-    assert done.returncode == 2 and "line 1: not valid JSON" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (
+        done.returncode == 2
+        and "line 1: not valid JSON" in done.stderr
+        and "Traceback" not in done.stderr
+    ), done.stderr

@@ -12,13 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluate.scores import rouge as rouge_scores
-from evaluate.scores.baselines import oracle_sentence, first_20_characters, first_sentence, split_sentences
-from evaluate.scores.rouge import ROUGE_VARIANTS, split_characters, bootstrap_mean_interval, compute_rouge, split_words
+from evaluate.scores.baselines import (
+    first_20_characters,
+    first_sentence,
+    oracle_sentence,
+    split_sentences,
+)
+from evaluate.scores.rouge import (
+    ROUGE_VARIANTS,
+    bootstrap_mean_interval,
+    compute_rouge,
+    split_characters,
+    split_words,
+)
 from evaluate.scores.rouge_table import RougeTable
 
 
 def figures(prediction: str, reference: str) -> list[tuple[float, float, float]]:
-    return [(each.precision, each.recall, each.f) for each in compute_rouge(prediction, reference).values()]
+    return [
+        (each.precision, each.recall, each.f)
+        for each in compute_rouge(prediction, reference).values()
+    ]
 
 
 def test_character_rouge_matches_hand_computed_values() -> None:
@@ -26,13 +40,21 @@ def test_character_rouge_matches_hand_computed_values() -> None:
     assert list(compute_rouge("小驼", "小驼")) == list(ROUGE_VARIANTS)
     # 小 驼 在 are shared by texts of 3 and 5 characters, 小驼 and 驼在 by 2 and 4 pairs, in order.
     assert figures("小驼在", "小驼在河边") == [
-        pytest.approx((1.0, 3 / 5, 3 / 4)), pytest.approx((1.0, 2 / 4, 2 / 3)), pytest.approx((1.0, 3 / 5, 3 / 4)),
+        pytest.approx((1.0, 3 / 5, 3 / 4)),
+        pytest.approx((1.0, 2 / 4, 2 / 3)),
+        pytest.approx((1.0, 3 / 5, 3 / 4)),
     ]
     # The same characters turned round: all of them, none of the pairs, one in order.
-    assert figures("甲乙丙", "丙乙甲") == [pytest.approx((1, 1, 1)), (0, 0, 0), pytest.approx((1 / 3, 1 / 3, 1 / 3))]
+    assert figures("甲乙丙", "丙乙甲") == [
+        pytest.approx((1, 1, 1)),
+        (0, 0, 0),
+        pytest.approx((1 / 3, 1 / 3, 1 / 3)),
+    ]
     # What occurs often counts once among n-grams, but each time in a subsequence.
     assert figures("哈哈哈哈", "哈哈") == [
-        pytest.approx((1, 1, 1)), pytest.approx((1, 1, 1)), pytest.approx((1 / 2, 1, 2 / 3)),
+        pytest.approx((1, 1, 1)),
+        pytest.approx((1, 1, 1)),
+        pytest.approx((1 / 2, 1, 2 / 3)),
     ]
 
 
@@ -42,26 +64,40 @@ def test_rouge_ignores_case_and_whitespace() -> None:
     assert split_words(" Deep  Learning的\n方法") == ["deep", "learning", "的", "方法"]
 
 
-@pytest.mark.parametrize(("prediction", "reference"), [("", "标题"), ("标题", ""), (" \n", "标题"), ("", "")])
+@pytest.mark.parametrize(
+    ("prediction", "reference"), [("", "标题"), ("标题", ""), (" \n", "标题"), ("", "")]
+)
 def test_empty_text_scores_zero(prediction: str, reference: str) -> None:
     """rouge-chinese raises for an empty text: one answer without a word would end an evaluation."""
     for units in (split_characters, split_words):
-        assert all((each.precision, each.recall, each.f) == (0, 0, 0) for each in compute_rouge(prediction, reference, units).values())
+        assert all(
+            (each.precision, each.recall, each.f) == (0, 0, 0)
+            for each in compute_rouge(prediction, reference, units).values()
+        )
 
 
 def test_scores_match_rouge_chinese_on_real_titles(root: Path) -> None:
     """Other figures than the package's: sentence marks cut differently, units joined differently."""
     import rouge_chinese
 
-    rows = [line.split("\t") for line in (root / "assets/sample/summary/csl/test.tsv").read_text().splitlines()[:40]]
+    rows = [
+        line.split("\t")
+        for line in (root / "assets/sample/summary/csl/test.tsv").read_text().splitlines()[:40]
+    ]
     for units in (split_characters, split_words):
         for title, abstract in rows:
             for text in (abstract, abstract[:30], abstract[30:60]):
-                plain = rouge_chinese.Rouge().get_scores(" ".join(units(text)), " ".join(units(title)))[0]
+                plain = rouge_chinese.Rouge().get_scores(
+                    " ".join(units(text)), " ".join(units(title))
+                )[0]
                 found = compute_rouge(text, title, units)
                 for kind in ROUGE_VARIANTS:
                     theirs = plain[f"rouge-{kind}"]
-                    assert (found[kind].precision, found[kind].recall, found[kind].f) == (theirs["p"], theirs["r"], theirs["f"])
+                    assert (found[kind].precision, found[kind].recall, found[kind].f) == (
+                        theirs["p"],
+                        theirs["r"],
+                        theirs["f"],
+                    )
 
 
 def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[float, float]:
@@ -70,9 +106,13 @@ def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[fl
         table = np.zeros((len(said) + 1, len(wanted) + 1), int)
         for i, one in enumerate(said):
             for j, other in enumerate(wanted):
-                table[i + 1, j + 1] = table[i, j] + 1 if one == other else max(table[i, j + 1], table[i + 1, j])
+                table[i + 1, j + 1] = (
+                    table[i, j] + 1 if one == other else max(table[i, j + 1], table[i + 1, j])
+                )
         return table[-1, -1] / len(said), table[-1, -1] / len(wanted)
-    first, second = ({tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for text in (said, wanted))
+    first, second = (
+        {tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for text in (said, wanted)
+    )
     return len(first & second) / max(len(first), 1), len(first & second) / max(len(second), 1)
 
 
@@ -84,7 +124,9 @@ def test_scores_match_definition_on_any_text(prediction: str, reference: str) ->
     if said and wanted:
         found = compute_rouge(prediction, reference)
         for kind, n in zip(ROUGE_VARIANTS, (1, 2, None), strict=True):
-            assert (found[kind].precision, found[kind].recall) == pytest.approx(by_definition(said, wanted, n))
+            assert (found[kind].precision, found[kind].recall) == pytest.approx(
+                by_definition(said, wanted, n)
+            )
 
 
 def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,12 +159,16 @@ def test_jieba_is_quiet_and_reads_no_cache(
 def test_confidence_intervals_cover_the_mean() -> None:
     """An interval of single examples instead of their mean, of other draws each time, or of mixed-up columns."""
     draw = np.random.default_rng(3)
-    values = np.stack([draw.normal(0.5, 0.1, 400), draw.normal(0.2, 0.02, 400)], 1).reshape(400, 2, 1)
+    values = np.stack([draw.normal(0.5, 0.1, 400), draw.normal(0.2, 0.02, 400)], 1).reshape(
+        400, 2, 1
+    )
     mean, low, high = bootstrap_mean_interval(values)
     assert mean == pytest.approx(values.mean(0))
     half = 1.96 * values.std(0) / 20
     near = 0.15 * half.max()
-    assert low == pytest.approx(mean - half, abs=near) and high == pytest.approx(mean + half, abs=near)
+    assert low == pytest.approx(mean - half, abs=near) and high == pytest.approx(
+        mean + half, abs=near
+    )
     assert np.array_equal(bootstrap_mean_interval(values), bootstrap_mean_interval(values))
     assert bootstrap_mean_interval(np.array([0.25])).tolist() == [0.25] * 3
 
@@ -131,18 +177,38 @@ def test_table_columns_are_separated() -> None:
     """Figures printed under another's name."""
     table = RougeTable.from_predictions(["小驼在", "河边的人"], ["小驼在河边", "河边的人"])
     first = table.example_scores(0)
-    assert first["characters"]["rouge-2"] == {"precision": 1.0, "recall": 0.5, "f": pytest.approx(2 / 3, abs=1e-6)}
+    assert first["characters"]["rouge-2"] == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "f": pytest.approx(2 / 3, abs=1e-6),
+    }
     assert first["jieba words"]["rouge-1"]["precision"] == pytest.approx(
-        compute_rouge("小驼在", "小驼在河边", split_words)["1"].precision, abs=1e-6)
+        compute_rouge("小驼在", "小驼在河边", split_words)["1"].precision, abs=1e-6
+    )
     recall = table.summarize_scores()["characters"]["rouge-1"]["recall"]
-    assert recall["mean"] == pytest.approx(0.8) and recall["low"] == pytest.approx(0.6) and recall["high"] == pytest.approx(1.0)
+    assert (
+        recall["mean"] == pytest.approx(0.8)
+        and recall["low"] == pytest.approx(0.6)
+        and recall["high"] == pytest.approx(1.0)
+    )
     assert table.rank_examples() == [0, 1] and len(table.format_lines()) == 7
 
 
 def test_baselines_match_hand_computed_values() -> None:
     """Lines to beat that are easier than they say: a sentence that ends within a number, a best that is not."""
     article = " 精度达到3.5倍.本文提出一种方法！用于图像分割, 效果好。”完"
-    assert split_sentences(article) == ["精度达到3.5倍.", "本文提出一种方法！", "用于图像分割, 效果好。", "”完"]
-    assert first_20_characters(article, "") == article.strip()[:20] and len(first_20_characters(article, "")) == 20
+    assert split_sentences(article) == [
+        "精度达到3.5倍.",
+        "本文提出一种方法！",
+        "用于图像分割, 效果好。",
+        "”完",
+    ]
+    assert (
+        first_20_characters(article, "") == article.strip()[:20]
+        and len(first_20_characters(article, "")) == 20
+    )
     assert first_sentence(article, "") == "精度达到3.5倍." and first_sentence("", "") == ""
-    assert oracle_sentence(article, "图像分割的效果") == "用于图像分割, 效果好。" and oracle_sentence("", "标题") == ""
+    assert (
+        oracle_sentence(article, "图像分割的效果") == "用于图像分割, 效果好。"
+        and oracle_sentence("", "标题") == ""
+    )

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.files import write_manifest
 from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
 from evaluate import trigram
-from evaluate.trigram import score_trigram_baseline, compute_probabilities
+from evaluate.trigram import compute_probabilities, score_trigram_baseline
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -62,18 +62,28 @@ class BruteForce:
 
 def skewed(seed: int, length: int, vocabulary_size: int) -> np.ndarray:
     """Ids of which some are common, some rare and some never occur."""
-    return (np.random.default_rng(seed).random(length) ** 3 * vocabulary_size * 0.8).astype(np.uint16)
+    return (np.random.default_rng(seed).random(length) ** 3 * vocabulary_size * 0.8).astype(
+        np.uint16
+    )
 
 
-@pytest.mark.parametrize(("seed", "length", "size"), [(0, 3, 5), (1, 40, 4), (2, 300, 12), (3, 800, 30), (4, 500, 2)])
-def test_trigram_probabilities_match_dictionary_implementation(seed: int, length: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "length", "size"), [(0, 3, 5), (1, 40, 4), (2, 300, 12), (3, 800, 30), (4, 500, 2)]
+)
+def test_trigram_probabilities_match_dictionary_implementation(
+    seed: int, length: int, size: int
+) -> None:
     """Would catch a wrong discount, continuation count, context total or look-up, for seen and unseen contexts."""
     ids = skewed(seed, length, size)
     reference = BruteForce(ids.tolist(), size)
     random = np.random.default_rng(seed + 100).integers(0, size, (200, 3))
-    queries = np.concatenate([np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)[:200].astype(np.int64), random])
+    queries = np.concatenate(
+        [np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)[:200].astype(np.int64), random]
+    )
     queries[::7, 0] = -1
-    expected = [reference.probability(tuple(gram[1:] if gram[0] < 0 else gram)) for gram in queries.tolist()]
+    expected = [
+        reference.probability(tuple(gram[1:] if gram[0] < 0 else gram)) for gram in queries.tolist()
+    ]
     found, discounts = compute_probabilities(Stream(ids), queries, size)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
     np.testing.assert_allclose(discounts, reference.discounts, rtol=0, atol=1e-15)
@@ -85,7 +95,9 @@ def test_the_probabilities_of_all_words_sum_to_one(context: str) -> None:
     size, ids = 40, skewed(5, 600, 40)
     pairs = {"seen": ids[10:12], "one token": [-1, ids[3]], "middle never seen": [1, size - 1]}
     seen = set(zip(ids.tolist(), ids[1:].tolist(), strict=False))
-    pairs["pair never seen"] = next((u, v) for u in ids.tolist() for v in ids.tolist() if (u, v) not in seen)
+    pairs["pair never seen"] = next(
+        (u, v) for u in ids.tolist() for v in ids.tolist() if (u, v) not in seen
+    )
     queries = np.array([[*pairs[context], word] for word in range(size)], dtype=np.int64)
     found, _ = compute_probabilities(Stream(ids), queries, size)
     assert found.min() > 0
@@ -99,7 +111,9 @@ def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -
     whole, discounts = compute_probabilities(Stream(ids), queries, size)
     ranges = list(trigram._partition_ids(np.bincount(ids, minlength=size), 100))
     assert len(ranges) > 10, "the limit must really split the counting"
-    assert [low for low, _ in ranges] == [0, *(high for _, high in ranges[:-1])] and ranges[-1][1] == size
+    assert [low for low, _ in ranges] == [0, *(high for _, high in ranges[:-1])] and ranges[-1][
+        1
+    ] == size
     monkeypatch.setattr(trigram, "READ_CHUNK_TOKENS", 37)
     parts, part_discounts = compute_probabilities(Stream(ids), queries, size, partition=100)
     np.testing.assert_array_equal(parts, whole)
@@ -113,7 +127,9 @@ def test_trigram_keys_do_not_collide_for_largest_ids() -> None:
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
     reference = BruteForce(ids.tolist(), size)
     found, _ = compute_probabilities(Stream(ids), queries, size)
-    np.testing.assert_allclose(found, [reference.probability(tuple(gram)) for gram in queries.tolist()], atol=1e-10)
+    np.testing.assert_allclose(
+        found, [reference.probability(tuple(gram)) for gram in queries.tolist()], atol=1e-10
+    )
 
 
 def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]]) -> ShardSet:
@@ -134,7 +150,9 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
 @pytest.fixture(scope="module")
 def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
-    with gzip.open(shared / "data" / "pretrain" / "mnbvc_qa.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(
+        shared / "data" / "pretrain" / "mnbvc_qa.jsonl.gz", "rt", encoding="utf-8"
+    ) as lines:
         texts = [json.loads(line)["答"] for line in islice(lines, 120)]
     folder = tmp_path_factory.mktemp("real") / "set"
     return write_shards(folder, tokenizer, {"train": texts[8:], "validation": texts[:8]})
@@ -152,12 +170,18 @@ def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
     text = tokenizer.decode(validation.read_stream(1, validation.num_tokens).tolist())
     assert score.characters == len(text)
     assert math.isclose(score.perplexity, math.exp(score.loss))
-    assert math.isclose(score.bits_per_character, score.loss * score.tokens / math.log(2) / len(text))
+    assert math.isclose(
+        score.bits_per_character, score.loss * score.tokens / math.log(2) / len(text)
+    )
     queries = np.array([[-1, *ids[:2]], *zip(ids, ids[1:], ids[2:], strict=False)])
-    expected = [reference.probability(tuple(ids[max(i - 2, 0) : i + 1])) for i in range(1, len(ids))]
+    expected = [
+        reference.probability(tuple(ids[max(i - 2, 0) : i + 1])) for i in range(1, len(ids))
+    ]
     found, _ = compute_probabilities(train, queries, tokenizer.vocab_size)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=0)
-    assert 3 < score.loss < math.log(tokenizer.vocab_size), "worse than guessing: something is misaligned"
+    assert 3 < score.loss < math.log(tokenizer.vocab_size), (
+        "worse than guessing: something is misaligned"
+    )
 
 
 @pytest.mark.slow
@@ -167,7 +191,9 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     ids = validation.read_stream(0, validation.num_tokens)
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
     found, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)
-    assert math.isclose(score_trigram_baseline(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12)
+    assert math.isclose(
+        score_trigram_baseline(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12
+    )
 
 
 def test_command_prints_and_writes_results(real: ShardSet, tmp_path: Path) -> None:
@@ -188,4 +214,6 @@ def test_too_little_data_gives_one_line_error(shared: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="validation tokens"):
         score_trigram_baseline(write_shards(tmp_path / "a", tokenizer, {"train": ["天气很好"]}))
     with pytest.raises(UserError, match="training split has 2 tokens"):
-        score_trigram_baseline(write_shards(tmp_path / "b", tokenizer, {"train": [""], "validation": ["天气很好"]}))
+        score_trigram_baseline(
+            write_shards(tmp_path / "b", tokenizer, {"train": [""], "validation": ["天气很好"]})
+        )

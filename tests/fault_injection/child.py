@@ -21,11 +21,19 @@ from typing import Any
 
 from common.errors import run_main
 
-PRELOADED_MODULES = ["train.pretrain", "train.sft", "data.prepare", "torch.utils.tensorboard", "torch._dynamo"]
+PRELOADED_MODULES = [
+    "train.pretrain",
+    "train.sft",
+    "data.prepare",
+    "torch.utils.tensorboard",
+    "torch._dynamo",
+]
 Fault = Callable[[], None]
 
 
-def create_process(target: Callable[..., None], *arguments: Any, fresh_interpreter: bool = False) -> BaseProcess:
+def create_process(
+    target: Callable[..., None], *arguments: Any, fresh_interpreter: bool = False
+) -> BaseProcess:
     """A process, not yet started, that calls `target`: a fork of the server, or a Python that is started `fresh_interpreter`."""
     if fresh_interpreter:
         return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
@@ -41,7 +49,6 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
     """
     import numpy as np
     import torch
-
     import train.clock
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):
@@ -57,10 +64,18 @@ class ChildProcess:
     """One run of `python -m MODULE ARGUMENTS`; what it prints goes into the file `log`. For `anew` see `process`."""
 
     def __init__(
-        self, module: str, arguments: list[str], log: Path, fault: Fault | None = None, *, fresh_interpreter: bool = False
+        self,
+        module: str,
+        arguments: list[str],
+        log: Path,
+        fault: Fault | None = None,
+        *,
+        fresh_interpreter: bool = False,
     ) -> None:
         self.log = log
-        self._process = create_process(_run_main, module, arguments, log, fault, fresh_interpreter=fresh_interpreter)
+        self._process = create_process(
+            _run_main, module, arguments, log, fault, fresh_interpreter=fresh_interpreter
+        )
         self._process.start()
 
     @property
@@ -113,7 +128,9 @@ def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None)
 
 
 @contextlib.contextmanager
-def running_child(module: str, arguments: list[str], log: Path, fault: Fault | None = None) -> Iterator[ChildProcess]:
+def running_child(
+    module: str, arguments: list[str], log: Path, fault: Fault | None = None
+) -> Iterator[ChildProcess]:
     """A `Child` that does not outlive the block."""
     child = ChildProcess(module, arguments, log, fault)
     try:

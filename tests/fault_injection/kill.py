@@ -29,29 +29,59 @@ from typing import Any
 
 import numpy as np
 
-from tests.fault_injection.child import ChildProcess
 from common.errors import UserError, run_main
 from common.files import atomic_folder, check_manifest
 from common.options import CommandParser
-from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from data.shards import SHARD_FORMAT, ShardWriter
-from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, step_folder, list_steps
+from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+from tests.fault_injection.child import ChildProcess
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = ("start", "opening", "plan", "step", "record", "checkpoint", "rotation", "evaluation", "ending")
+PHASES = (
+    "start",
+    "opening",
+    "plan",
+    "step",
+    "record",
+    "checkpoint",
+    "rotation",
+    "evaluation",
+    "ending",
+)
 # Times and speeds are the only fields of a record that may differ.
 TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
-TINY_MODEL_ARGUMENTS = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
-        "--model.num_attention_heads", "4", "--device", "cpu"]
+TINY_MODEL_ARGUMENTS = [
+    "--model.hidden_size",
+    "32",
+    "--model.intermediate_size",
+    "64",
+    "--model.num_hidden_layers",
+    "2",
+    "--model.num_attention_heads",
+    "4",
+    "--device",
+    "cpu",
+]
 MAX_KILLS_PER_RUN = 6
 # Where kills are aimed at, the more dangerous the more often.
-WEIGHTED_PHASES = ("checkpoint", "checkpoint", "checkpoint", "rotation", "rotation", "evaluation", "evaluation", "record", "opening",
-        "ending")
+WEIGHTED_PHASES = (
+    "checkpoint",
+    "checkpoint",
+    "checkpoint",
+    "rotation",
+    "rotation",
+    "evaluation",
+    "evaluation",
+    "record",
+    "opening",
+    "ending",
+)
 
 
 @dataclass(frozen=True)
@@ -61,26 +91,64 @@ class Scenario:
     module: str
     arguments: list[str]
 
-    def start(self, run: Path, fault: Callable[[], None] | None = None, *, fresh_interpreter: bool = False) -> ChildProcess:
+    def start(
+        self, run: Path, fault: Callable[[], None] | None = None, *, fresh_interpreter: bool = False
+    ) -> ChildProcess:
         """Start it, or go on with it. For `fresh_interpreter` see `tests.fault_injection.child.process`."""
-        return ChildProcess(self.module, [*self.arguments, "--run", str(run)], run.with_suffix(".log"), fault, fresh_interpreter=fresh_interpreter)
+        return ChildProcess(
+            self.module,
+            [*self.arguments, "--run", str(run)],
+            run.with_suffix(".log"),
+            fault,
+            fresh_interpreter=fresh_interpreter,
+        )
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
     """40 steps of two micro-batches over a set of about 24 steps an epoch, made in `folder`."""
     tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
     rng = np.random.default_rng(0)
-    with atomic_folder(folder / "text", {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}) as partial_folder:
+    with atomic_folder(
+        folder / "text", {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
+    ) as partial_folder:
         (partial_folder / "tokenizer.model").write_bytes(tokenizer.serialized)
         for split, count in (("train", 60), ("validation", 4)):
             writer = ShardWriter(partial_folder, split, tokenizer.vocab_size)
             for length in rng.integers(10, 200, count):
                 writer.add(400 + (rng.integers(50) + 3 * np.arange(length)) % 50)
             writer.close()
-    interval_arguments = ["--checkpoint.every", "4", "--evaluation.every", "6", "--log_every", "3", "--evaluation.sample_tokens", "2"]
-    size_arguments = ["--sequence_length", "64", "--batch_tokens", "256", "--micro_batch", "2", "--max_steps", "40"]
-    return Scenario("train.pretrain", ["--config", str(ROOT / "configs/pretrain.yaml"), "--data", str(folder / "text"),
-                                       *TINY_MODEL_ARGUMENTS, *size_arguments, *interval_arguments])
+    interval_arguments = [
+        "--checkpoint.every",
+        "4",
+        "--evaluation.every",
+        "6",
+        "--log_every",
+        "3",
+        "--evaluation.sample_tokens",
+        "2",
+    ]
+    size_arguments = [
+        "--sequence_length",
+        "64",
+        "--batch_tokens",
+        "256",
+        "--micro_batch",
+        "2",
+        "--max_steps",
+        "40",
+    ]
+    return Scenario(
+        "train.pretrain",
+        [
+            "--config",
+            str(ROOT / "configs/pretrain.yaml"),
+            "--data",
+            str(folder / "text"),
+            *TINY_MODEL_ARGUMENTS,
+            *size_arguments,
+            *interval_arguments,
+        ],
+    )
 
 
 def sft_scenario(folder: Path) -> Scenario:
@@ -91,32 +159,86 @@ def sft_scenario(folder: Path) -> Scenario:
 def lora_scenario(folder: Path) -> Scenario:
     """The same with an adapter that has dropout, beside a base of random weights."""
     tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+    )
     with atomic_folder(folder / "base", {}) as base:
         save_checkpoint(Llama(config).init_weights(0), tokenizer, base)
-    return _build_sft_scenario(folder, "--base", str(folder / "base"), "--device", "cpu", "--epochs", "3", "--adapter", "lora",
-                   "--lora.dropout", "0.2")
+    return _build_sft_scenario(
+        folder,
+        "--base",
+        str(folder / "base"),
+        "--device",
+        "cpu",
+        "--epochs",
+        "3",
+        "--adapter",
+        "lora",
+        "--lora.dropout",
+        "0.2",
+    )
 
 
 def early_stopping_scenario(folder: Path) -> Scenario:
     """Fine-tuning that patience ends long before its last epoch: the run then stands for its best checkpoint."""
-    return _build_sft_scenario(folder, "--base", "none", *TINY_MODEL_ARGUMENTS, "--epochs", "30", "--evaluation.patience", "2")
+    return _build_sft_scenario(
+        folder,
+        "--base",
+        "none",
+        *TINY_MODEL_ARGUMENTS,
+        "--epochs",
+        "30",
+        "--evaluation.patience",
+        "2",
+    )
 
 
 def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
     sample = ROOT / "assets/sample/summary/csl"
     if not (folder / "csl").exists():
         group = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
-        prepare_groups([group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48))
-    interval_arguments = ["--checkpoint.every", "5", "--evaluation.every", "4", "--log_every", "2", "--evaluation.examples", "2",
-             "--evaluation.max_new_tokens", "2"]
+        prepare_groups(
+            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48)
+        )
+    interval_arguments = [
+        "--checkpoint.every",
+        "5",
+        "--evaluation.every",
+        "4",
+        "--log_every",
+        "2",
+        "--evaluation.examples",
+        "2",
+        "--evaluation.max_new_tokens",
+        "2",
+    ]
     size_arguments = ["--sequence_length", "256", "--batch_tokens", "512", "--micro_batch", "1"]
-    return Scenario("train.sft", ["--config", str(ROOT / "configs/sft.yaml"), "--data", str(folder / "csl"), *size_arguments, *interval_arguments,
-                                  *extra_arguments])
+    return Scenario(
+        "train.sft",
+        [
+            "--config",
+            str(ROOT / "configs/sft.yaml"),
+            "--data",
+            str(folder / "csl"),
+            *size_arguments,
+            *interval_arguments,
+            *extra_arguments,
+        ],
+    )
 
 
-SCENARIOS = {"pretraining": pretrain_scenario, "fine-tuning": sft_scenario, "an adapter": lora_scenario, "ending early": early_stopping_scenario}
+SCENARIOS = {
+    "pretraining": pretrain_scenario,
+    "fine-tuning": sft_scenario,
+    "an adapter": lora_scenario,
+    "ending early": early_stopping_scenario,
+}
 
 
 @dataclass(frozen=True)
@@ -141,11 +263,11 @@ class SlowDiskFault:
     def __call__(self) -> None:
         """Put it into this process."""
         import model.checkpoint.weights
-        import train.training_state
-        import train.trainer
         import train.metrics_log
         import train.pretrain
         import train.sft
+        import train.trainer
+        import train.training_state
         from data.batching.packed_rows import PackedPlan
         from data.batching.text_rows import TextPlan
 
@@ -154,20 +276,40 @@ class SlowDiskFault:
             shared_phase = mmap.mmap(file.fileno(), 1)
         phase_counts: Counter[str] = Counter()
         for owner, name, phase in (
-            (train.training_state, "save", "checkpoint"), (train.training_state, "rotate_checkpoints", "rotation"),
-            (train.pretrain, "evaluate", "evaluation"), (train.sft, "evaluate", "evaluation"),
-            (TextPlan, "_build_epoch", "plan"), (PackedPlan, "_build_epoch", "plan"), (train.trainer.Trainer, "_step", "step"),
+            (train.training_state, "save", "checkpoint"),
+            (train.training_state, "rotate_checkpoints", "rotation"),
+            (train.pretrain, "evaluate", "evaluation"),
+            (train.sft, "evaluate", "evaluation"),
+            (TextPlan, "_build_epoch", "plan"),
+            (PackedPlan, "_build_epoch", "plan"),
+            (train.trainer.Trainer, "_step", "step"),
             (train.trainer.Trainer, "_finalize", "ending"),
-            (train.metrics_log.MetricsLog, "write", "record"), (train.metrics_log.MetricsLog, "__init__", "opening"),
+            (train.metrics_log.MetricsLog, "write", "record"),
+            (train.metrics_log.MetricsLog, "__init__", "opening"),
         ):
-            setattr(owner, name, self._report_phase(getattr(owner, name), phase, shared_phase, phase_counts, fifo))
-        for owner, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (shutil, "rmtree")):
+            setattr(
+                owner,
+                name,
+                self._report_phase(getattr(owner, name), phase, shared_phase, phase_counts, fifo),
+            )
+        for owner, name in (
+            (os, "fsync"),
+            (os, "replace"),
+            (os, "rename"),
+            (os, "unlink"),
+            (shutil, "rmtree"),
+        ):
             setattr(owner, name, self._slow_down(getattr(owner, name)))
         for module in (model.checkpoint.weights, train.training_state):
             module.save_file = self._write_in_halves(module.save_file)  # type: ignore[attr-defined]
 
     def _report_phase(
-        self, function: Callable[..., Any], phase: str, shared_phase: mmap.mmap, phase_counts: Counter[str], fifo: int
+        self,
+        function: Callable[..., Any],
+        phase: str,
+        shared_phase: mmap.mmap,
+        phase_counts: Counter[str],
+        fifo: int,
     ) -> Callable[..., Any]:
         @functools.wraps(function)
         def told(*arguments: Any, **named: Any) -> Any:
@@ -207,7 +349,10 @@ class SlowDiskFault:
 def read_comparable_metrics(run: Path) -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` without times and speeds."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMING_FIELDS} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in TIMING_FIELDS}
+        for line in lines
+    ]
 
 
 def find_differences(run: Path, reference: Path) -> list[str]:
@@ -218,9 +363,15 @@ def find_differences(run: Path, reference: Path) -> list[str]:
     for step in sorted({*run_steps} & {*reference_steps}):
         run_step, reference_step = step_folder(run, step), step_folder(reference, step)
         names = {path.name for path in (*run_step.iterdir(), *reference_step.iterdir())}
-        differing += [f"step {step}: {name}" for name in sorted(names)
-                  if not (run_step / name).is_file() or (run_step / name).read_bytes() != (reference_step / name).read_bytes()]
-    if os.readlink(run / CHECKPOINTS_DIR / "best") != os.readlink(reference / CHECKPOINTS_DIR / "best"):
+        differing += [
+            f"step {step}: {name}"
+            for name in sorted(names)
+            if not (run_step / name).is_file()
+            or (run_step / name).read_bytes() != (reference_step / name).read_bytes()
+        ]
+    if os.readlink(run / CHECKPOINTS_DIR / "best") != os.readlink(
+        reference / CHECKPOINTS_DIR / "best"
+    ):
         differing.append("the best checkpoint")
     if read_comparable_metrics(run) != read_comparable_metrics(reference):
         differing.append("metrics.jsonl")
@@ -228,7 +379,11 @@ def find_differences(run: Path, reference: Path) -> list[str]:
         differing.append("samples.md")
     if read_end_record(run) != read_end_record(reference):
         differing.append(EARLY_STOP_FILE)
-    leftovers = [path.name for path in (*run.iterdir(), *(run / CHECKPOINTS_DIR).iterdir()) if path.suffix in (".tmp", ".old")]
+    leftovers = [
+        path.name
+        for path in (*run.iterdir(), *(run / CHECKPOINTS_DIR).iterdir())
+        if path.suffix in (".tmp", ".old")
+    ]
     return differing + [f"left over: {name}" for name in leftovers]
 
 
@@ -263,7 +418,11 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
         child = scenario.start(run, SlowDiskFault(run, kill_point))
         ready = select.select([child.sentinel, fifo_descriptor], [], [])[0]
         # A FIFO that all writers have left is readable too.
-        while fifo_descriptor in ready and child.sentinel not in ready and not os.read(fifo_descriptor, 1):
+        while (
+            fifo_descriptor in ready
+            and child.sentinel not in ready
+            and not os.read(fifo_descriptor, 1)
+        ):
             ready = select.select([child.sentinel, fifo_descriptor], [], [], 0.01)[0]
         time.sleep(kill_point.delay_seconds)
         child.send_signal(signal.SIGKILL)
@@ -278,13 +437,21 @@ def sample_kill_points(rng: random.Random, num_kills: int) -> list[KillPoint]:
     for number in range(num_kills):
         phase = "plan" if not number and rng.random() < 0.5 else rng.choice(WEIGHTED_PHASES)
         once = phase in ("plan", "opening")
-        kill_points.append(KillPoint("step", rng.randint(1, 8), rng.random() * 0.3) if number % 2
-                     else KillPoint(phase, 1 if once else rng.choice((1, 1, 2)), rng.random() * 0.05))
+        kill_points.append(
+            KillPoint("step", rng.randint(1, 8), rng.random() * 0.3)
+            if number % 2
+            else KillPoint(phase, 1 if once else rng.choice((1, 1, 2)), rng.random() * 0.05)
+        )
     return kill_points
 
 
 def kill_and_resume(
-    scenario: Scenario, run: Path, reference: Path, max_kills: int, rng: random.Random, results: KillResults
+    scenario: Scenario,
+    run: Path,
+    reference: Path,
+    max_kills: int,
+    rng: random.Random,
+    results: KillResults,
 ) -> None:
     """Start a run, kill it `max_kills` times unless it ends before, let it end, and compare it with `reference`."""
     previous_step = 0
@@ -294,7 +461,11 @@ def kill_and_resume(
             results.kills_by_phase[phase] += 1
         else:
             break
-        problems = [problem for step in list_steps(run) if (problem := check_manifest(step_folder(run, step)))]
+        problems = [
+            problem
+            for step in list_steps(run)
+            if (problem := check_manifest(step_folder(run, step)))
+        ]
         newest_step = max(list_steps(run), default=0)
         results.problems += [f"{run}: {problem}" for problem in problems]
         if newest_step < previous_step:
@@ -304,23 +475,45 @@ def kill_and_resume(
     if code := final_process.wait(600):
         results.problems.append(f"{run}: exit code {code}: {final_process.output[-500:]}")
         return
-    results.problems += [f"{run}: differs from a run never stopped: {what}" for what in find_differences(run, reference)]
+    results.problems += [
+        f"{run}: differs from a run never stopped: {what}"
+        for what in find_differences(run, reference)
+    ]
     results.num_runs += 1
 
 
-def run_kills(folder: Path, num_kills: int, seed: int, report: Callable[[str], None]) -> KillResults:
+def run_kills(
+    folder: Path, num_kills: int, seed: int, report: Callable[[str], None]
+) -> KillResults:
     """`num_kills` kills or a few more, over runs of all kinds in turn, as many of each."""
     rng, results = random.Random(seed), KillResults()
     scenarios = {name: make(folder) for name, make in SCENARIOS.items()}
     references = {name: folder / f"{name} whole" for name in scenarios}
     for name, scenario in scenarios.items():
         child = scenario.start(references[name], fresh_interpreter=True)
-        if child.wait(600) or (read_end_record(references[name]) is not None) != (name == "ending early"):
-            raise UserError(f"the run that is never stopped failed, or did not end as it should: {child.output}")
-    while not results.problems and (unfinished := [name for name in scenarios if results.kills_by_scenario[name] * len(scenarios) < num_kills]):
+        if child.wait(600) or (read_end_record(references[name]) is not None) != (
+            name == "ending early"
+        ):
+            raise UserError(
+                f"the run that is never stopped failed, or did not end as it should: {child.output}"
+            )
+    while not results.problems and (
+        unfinished := [
+            name
+            for name in scenarios
+            if results.kills_by_scenario[name] * len(scenarios) < num_kills
+        ]
+    ):
         for name in unfinished:
             run, kills_before = folder / f"{name} {results.num_runs}", results.num_kills
-            kill_and_resume(scenarios[name], run, references[name], min(MAX_KILLS_PER_RUN, num_kills), rng, results)
+            kill_and_resume(
+                scenarios[name],
+                run,
+                references[name],
+                min(MAX_KILLS_PER_RUN, num_kills),
+                rng,
+                results,
+            )
             results.kills_by_scenario[name] += results.num_kills - kills_before
             report(f"{run.name}: {results.num_kills} kills so far, {len(results.problems)} faults")
     return results
@@ -328,7 +521,9 @@ def run_kills(folder: Path, num_kills: int, seed: int, report: Callable[[str], N
 
 def main() -> int:
     """The command; exit code 1 if anything was found."""
-    parser = CommandParser(prog="python -m tests.fault_injection.kill", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(
+        prog="python -m tests.fault_injection.kill", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--kills", type=int, default=60, help="kills at least (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     options = parser.parse_args()
@@ -336,8 +531,12 @@ def main() -> int:
         raise UserError(f"--kills {options.kills}: must be at least 1")
     start_time = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="babyllama-kill-") as folder:
-        results = run_kills(Path(folder), options.kills, options.seed, lambda line: print(line, flush=True))
-    print(f"{results.num_kills} kills in {results.num_runs} runs, {time.monotonic() - start_time:.0f} s, {len(results.problems)} faults")
+        results = run_kills(
+            Path(folder), options.kills, options.seed, lambda line: print(line, flush=True)
+        )
+    print(
+        f"{results.num_kills} kills in {results.num_runs} runs, {time.monotonic() - start_time:.0f} s, {len(results.problems)} faults"
+    )
     print("  of: " + ", ".join(f"{name} {results.kills_by_scenario[name]}" for name in SCENARIOS))
     print("  where: " + ", ".join(f"{place} {results.kills_by_phase[place]}" for place in PHASES))
     for fault in results.problems:

@@ -38,10 +38,36 @@ from model.checkpoint import locate
 # Seconds between two looks at a process.
 _SAMPLE_INTERVAL_SECONDS = 5.0
 _TINY_RUN_ARGUMENTS = [
-    "--device", "cpu", "--batch_tokens", "256", "--sequence_length", "64", "--micro_batch", "4", "--model.hidden_size", "32",
-    "--model.intermediate_size", "64", "--model.num_hidden_layers", "2", "--model.num_attention_heads", "2",
-    "--model.max_position_embeddings", "512", "--max_steps", "100000000", "--log_every", "5", "--checkpoint.every", "5",
-    "--evaluation.every", "100", "--evaluation.tokens", "512", "--evaluation.sample_tokens", "8",
+    "--device",
+    "cpu",
+    "--batch_tokens",
+    "256",
+    "--sequence_length",
+    "64",
+    "--micro_batch",
+    "4",
+    "--model.hidden_size",
+    "32",
+    "--model.intermediate_size",
+    "64",
+    "--model.num_hidden_layers",
+    "2",
+    "--model.num_attention_heads",
+    "2",
+    "--model.max_position_embeddings",
+    "512",
+    "--max_steps",
+    "100000000",
+    "--log_every",
+    "5",
+    "--checkpoint.every",
+    "5",
+    "--evaluation.every",
+    "100",
+    "--evaluation.tokens",
+    "512",
+    "--evaluation.sample_tokens",
+    "8",
 ]
 _NUM_CLIENTS = 4
 _QUESTIONS = ("你好！", "人们去哪里看今弦马赛？", "奖品是什么？", "第一名是谁？", "谢谢你。")
@@ -64,7 +90,9 @@ def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[P
     with progress_bar("soaking", round(seconds), "s") as bar:
         while (elapsed := time.monotonic() - start) < seconds:
             if process.poll() is not None:
-                raise UserError(f"the process ended by itself after {elapsed:.0f} s with exit code {process.returncode}")
+                raise UserError(
+                    f"the process ended by itself after {elapsed:.0f} s with exit code {process.returncode}"
+                )
             samples.append(ProcessSample(elapsed, observer.memory_info().rss, observer.num_fds()))
             bar.update(round(elapsed) - bar.n)
             time.sleep(_SAMPLE_INTERVAL_SECONDS)
@@ -77,11 +105,20 @@ def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
     if quarter < 2:
         raise UserError(f"--minutes: {len(samples)} looks are too few to tell; give it more time")
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
-    early_resident, late_resident = (statistics.median(look.resident for look in part) for part in (early, late))
-    early_files, late_files = (statistics.median(look.files for look in part) for part in (early, late))
-    is_flat = late_resident - early_resident <= max(0.1 * early_resident, 20e6) and late_files <= early_files
-    return is_flat, (f"resident {early_resident / 1e6:.1f} MB in the second quarter, {late_resident / 1e6:.1f} MB in the last, "
-                  f"at most {max(look.resident for look in samples) / 1e6:.1f}; open files {early_files:g}, {late_files:g}")
+    early_resident, late_resident = (
+        statistics.median(look.resident for look in part) for part in (early, late)
+    )
+    early_files, late_files = (
+        statistics.median(look.files for look in part) for part in (early, late)
+    )
+    is_flat = (
+        late_resident - early_resident <= max(0.1 * early_resident, 20e6)
+        and late_files <= early_files
+    )
+    return is_flat, (
+        f"resident {early_resident / 1e6:.1f} MB in the second quarter, {late_resident / 1e6:.1f} MB in the last, "
+        f"at most {max(look.resident for look in samples) / 1e6:.1f}; open files {early_files:g}, {late_files:g}"
+    )
 
 
 def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
@@ -89,7 +126,10 @@ def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "train.pretrain", "--run", str(run), *_TINY_RUN_ARGUMENTS], stdout=log, stderr=subprocess.STDOUT)
+            [sys.executable, "-m", "train.pretrain", "--run", str(run), *_TINY_RUN_ARGUMENTS],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         samples = _sample_and_stop(process, seconds, folder / "log")
     return samples, _check_finished_run(run)
 
@@ -101,7 +141,9 @@ def _check_finished_run(run: Path) -> list[str]:
     logged_steps = [record["step"] for record in records if record["kind"] == "train"]
     evaluation_steps = [record["step"] for record in records if record["kind"] == "evaluated"]
     last_step = locate.list_steps(run)[-1]
-    if logged_steps != sorted(set(logged_steps)) or set(range(5, last_step + 1, 5)) - set(logged_steps):
+    if logged_steps != sorted(set(logged_steps)) or set(range(5, last_step + 1, 5)) - set(
+        logged_steps
+    ):
         raise UserError(f"{run}: metrics.jsonl does not have every logged step once")
     if problem := check_manifest(locate.step_folder(run, last_step)):
         raise UserError(problem)
@@ -109,18 +151,27 @@ def _check_finished_run(run: Path) -> list[str]:
     accumulator.Reload()
     tensorboard_steps = [event.step for event in accumulator.Scalars("train/loss")]
     if tensorboard_steps != logged_steps:
-        raise UserError(f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}")
+        raise UserError(
+            f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}"
+        )
     checkpoint_names = sorted(path.name for path in (run / locate.CHECKPOINTS_DIR).iterdir())
-    return [f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
-            f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps"]
+    return [
+        f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
+        f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps",
+    ]
 
 
-def soak_chat(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
+def soak_chat(
+    checkpoint: Path, folder: Path, seconds: float
+) -> tuple[list[ProcessSample], list[str]]:
     """Ask a chat without end through a pipe; the looks and how many questions it took."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat", "--checkpoint", str(checkpoint), "--device", "cpu"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
         answers: list[int] = []
         threading.Thread(target=_ask_questions, args=(process, answers), daemon=True).start()
         samples = _sample_and_stop(process, seconds, folder / "log", stop_signal=signal.SIGTERM)
@@ -143,32 +194,60 @@ def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> No
         answers.append(1)
 
 
-def soak_serve(checkpoint: Path, folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
+def soak_serve(
+    checkpoint: Path, folder: Path, seconds: float
+) -> tuple[list[ProcessSample], list[str]]:
     """Ask a server from several threads without end; every fifth answer is left half-way. The looks, and how many."""
     port = _free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "chat.serve", "--checkpoint", str(checkpoint), "--device", "cpu", "--port", str(port)],
-            stdout=log, stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                "-m",
+                "chat.serve",
+                "--checkpoint",
+                str(checkpoint),
+                "--device",
+                "cpu",
+                "--port",
+                str(port),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         outcomes: Counter[str] = Counter()
         for number in range(_NUM_CLIENTS):
-            threading.Thread(target=_run_client, args=(port, checkpoint.name, number, outcomes), daemon=True).start()
+            threading.Thread(
+                target=_run_client, args=(port, checkpoint.name, number, outcomes), daemon=True
+            ).start()
         samples = _sample_and_stop(process, seconds, folder / "log")
     if errors := [said for said in outcomes if said not in ("whole", "left")]:
         raise UserError(f"the server refused requests: {errors[0]}")
     if not outcomes["whole"]:
         raise UserError("the server answered nothing")
-    return samples, [f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} clients at once, {outcomes['left']:,} more left half-way"]
+    return samples, [
+        f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} clients at once, {outcomes['left']:,} more left half-way"
+    ]
 
 
 def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[str]) -> None:
     """One client. `outcomes` counts the answers read to their end, those left half-way, and what else the server said."""
     for request_index in itertools.count(first_index):
         question = {"role": "user", "content": _QUESTIONS[request_index % len(_QUESTIONS)]}
-        body = json.dumps({"model": model_name, "messages": [question], "stream": True, "max_tokens": 64, "seed": request_index})
+        body = json.dumps(
+            {
+                "model": model_name,
+                "messages": [question],
+                "stream": True,
+                "max_tokens": 64,
+                "seed": request_index,
+            }
+        )
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
-            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            connection.request(
+                "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
+            )
             response = connection.getresponse()
             if response.status == 503:  # it is shutting down: the time is over
                 return
@@ -192,7 +271,10 @@ def _free_port() -> int:
 
 
 def _sample_and_stop(
-    process: "subprocess.Popen[bytes]", seconds: float, log: Path, stop_signal: signal.Signals = signal.SIGTERM
+    process: "subprocess.Popen[bytes]",
+    seconds: float,
+    log: Path,
+    stop_signal: signal.Signals = signal.SIGTERM,
 ) -> list[ProcessSample]:
     """Watch a process, then end it. UserError with the end of its log if it ended before."""
     try:
@@ -207,13 +289,19 @@ def _sample_and_stop(
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise UserError(f"the process did not end within 60 s of {stop_signal.name}") from None
+                raise UserError(
+                    f"the process did not end within 60 s of {stop_signal.name}"
+                ) from None
     return samples
 
 
 def main() -> None:
     """Entry point of `python -m tests.fault_injection.soak`."""
-    parser = CommandParser(prog="python -m tests.fault_injection.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(
+        prog="python -m tests.fault_injection.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("what", choices=("train", "chat", "serve"))
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--checkpoint", type=Path, help="the run that talks (chat and serve)")
@@ -231,9 +319,24 @@ def main() -> None:
             soak = soak_chat if options.what == "chat" else soak_serve
             samples, lines = soak(options.checkpoint, folder, seconds)
     is_flat, memory_summary = assess_growth(samples)
-    print("\n".join([f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: {'flat' if is_flat else 'NOT FLAT'}", *lines, memory_summary]))
+    print(
+        "\n".join(
+            [
+                f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: {'flat' if is_flat else 'NOT FLAT'}",
+                *lines,
+                memory_summary,
+            ]
+        )
+    )
     if options.json:
-        write_json(options.json, {"made": collect_environment(), "what": options.what, "looks": [asdict(look) for look in samples]})
+        write_json(
+            options.json,
+            {
+                "made": collect_environment(),
+                "what": options.what,
+                "looks": [asdict(look) for look in samples],
+            },
+        )
     if not is_flat:
         raise UserError("memory or open files grew")
 

@@ -14,29 +14,56 @@ import pytest
 
 TIMEOUT_SECONDS = 60.0  # seconds; the machine may be busy
 CHROMIUM_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe")
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 
 
 class Browser:
     """One page of a browser of its own. `close` it."""
 
     def __init__(self, profile: Path) -> None:
-        program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        program = (
+            shutil.which("chromium")
+            or shutil.which("chromium-browser")
+            or shutil.which("google-chrome")
+        )
         if program is None:
             pytest.skip("there is no Chromium on this machine to open the page with")
         # The protocol's pipes are the file descriptors 3 and 4 of the browser.
         (browser_in, self._command_pipe), (self._reply_pipe, browser_out) = os.pipe(), os.pipe()
-        command = ["bash", "-c", f'exec "$@" 3<&{browser_in} 4>&{browser_out}', "bash", program, *CHROMIUM_FLAGS,
-                   f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(command, pass_fds=(browser_in, browser_out), stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL)
+        command = [
+            "bash",
+            "-c",
+            f'exec "$@" 3<&{browser_in} 4>&{browser_out}',
+            "bash",
+            program,
+            *CHROMIUM_FLAGS,
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            command,
+            pass_fds=(browser_in, browser_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(browser_in)
         os.close(browser_out)
         self._message_ids, self._buffer, self._session_id = itertools.count(1), b"", ""
         self.events: list[dict[str, Any]] = []
         target = self.send_command("Target.createTarget", url="about:blank")["targetId"]
-        self._session_id = self.send_command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session_id = self.send_command(
+            "Target.attachToTarget", targetId=target, flatten=True
+        )["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send_command(f"{domain}.enable")
 
@@ -44,7 +71,13 @@ class Browser:
         """Ask the browser; what it answers. What happens meanwhile is kept in `events`."""
         message_id = next(self._message_ids)
         session = {"sessionId": self._session_id} if self._session_id else {}
-        os.write(self._command_pipe, json.dumps({"id": message_id, "method": method, "params": parameters, **session}).encode() + b"\0")
+        os.write(
+            self._command_pipe,
+            json.dumps(
+                {"id": message_id, "method": method, "params": parameters, **session}
+            ).encode()
+            + b"\0",
+        )
         while (message := self._read_message()).get("id") != message_id:
             self.events.append(message)
         assert "error" not in message, message
@@ -58,9 +91,17 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open_page(self, url: str, *, width: int = 900, height: int = 800, dark: bool = False) -> None:
+    def open_page(
+        self, url: str, *, width: int = 900, height: int = 800, dark: bool = False
+    ) -> None:
         """Go to a page, in a window of so many pixels."""
-        self.send_command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.send_command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send_command("Emulation.setEmulatedMedia", features=[scheme])
         self.send_command("Page.navigate", url=url)
@@ -68,7 +109,9 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression on the page."""
-        reply = self.send_command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        reply = self.send_command(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in reply, reply["exceptionDetails"]
         return reply["result"].get("value")
 
@@ -76,7 +119,9 @@ class Browser:
         """Wait until the expression is true."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while not (value := self.evaluate(expression)):
-            assert time.monotonic() < deadline, f"{expression}: {self.evaluate('document.body.innerText')!r}"
+            assert time.monotonic() < deadline, (
+                f"{expression}: {self.evaluate('document.body.innerText')!r}"
+            )
             time.sleep(0.02)
         return value
 
@@ -88,7 +133,14 @@ class Browser:
     def press_enter(self) -> None:
         """The key."""
         for kind in ("keyDown", "keyUp"):
-            self.send_command("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+            self.send_command(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key="Enter",
+                code="Enter",
+                windowsVirtualKeyCode=13,
+                text="\r",
+            )
 
     def click(self, selector: str) -> None:
         """A click on an element."""
@@ -100,10 +152,22 @@ class Browser:
 
     def errors_and_external_requests(self) -> list[Any]:
         """What the console and the page's policy had to say, and requests beyond `127.0.0.1`."""
-        console_events = [each for each in self.events if each["method"] in ("Runtime.exceptionThrown", "Log.entryAdded",
-                                                                   "Runtime.consoleAPICalled")]
-        requested_urls = [each["params"]["request"]["url"] for each in self.events if each["method"] == "Network.requestWillBeSent"]
-        return console_events + [url for url in requested_urls if not url.startswith(("http://127.0.0.1:", "data:", "about:"))]
+        console_events = [
+            each
+            for each in self.events
+            if each["method"]
+            in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        ]
+        requested_urls = [
+            each["params"]["request"]["url"]
+            for each in self.events
+            if each["method"] == "Network.requestWillBeSent"
+        ]
+        return console_events + [
+            url
+            for url in requested_urls
+            if not url.startswith(("http://127.0.0.1:", "data:", "about:"))
+        ]
 
     def close(self) -> None:
         """End the browser."""

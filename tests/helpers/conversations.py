@@ -10,20 +10,34 @@ from data.sources import SOURCES
 Turns = list[tuple[str, str]]
 # The real files of every source of conversations.
 SOURCE_FILES = {
-    "alpaca": "alpaca/alpaca_zh_demo.json", "belle-0.5m": "belle/train_0.5M_CN.json.gz",
-    "belle-0.8m": "belle/multiturn_chat_0.8M.json.gz", "deepctrl": "deepctrl/sft_data_zh.jsonl.gz",
-    "naturalconv": "naturalconv/dialog_release.json.gz", "pclue": "pclue/pCLUE_train_9.json",
-    "redgpt": "redgpt/RedGPT-Dataset-V1-CN.json.gz", "sharegpt": "sharegpt/sharegpt_zh_1K.jsonl",
+    "alpaca": "alpaca/alpaca_zh_demo.json",
+    "belle-0.5m": "belle/train_0.5M_CN.json.gz",
+    "belle-0.8m": "belle/multiturn_chat_0.8M.json.gz",
+    "deepctrl": "deepctrl/sft_data_zh.jsonl.gz",
+    "naturalconv": "naturalconv/dialog_release.json.gz",
+    "pclue": "pclue/pCLUE_train_9.json",
+    "redgpt": "redgpt/RedGPT-Dataset-V1-CN.json.gz",
+    "sharegpt": "sharegpt/sharegpt_zh_1K.jsonl",
 }
 
 
 def to_chat_messages(reference: str, turns: Turns) -> list[dict[str, str]]:
-    turn_messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    turn_messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
     return ([{"role": "system", "content": reference}] if reference else []) + turn_messages
 
 
 def read_real_conversations(pattern: Path, source: str, limit: int) -> list[tuple[str, Turns]]:
     """The (reference, turns) of the first conversations of one source's files."""
-    records = (record for path in expand_inputs([str(pattern)]) for record in SOURCES[source].iter_records(path))
+    records = (
+        record
+        for path in expand_inputs([str(pattern)])
+        for record in SOURCES[source].iter_records(path)
+    )
     found = itertools.islice((each for each in records if isinstance(each, Conversation)), limit)
-    return [(each.reference, [(turn.question, turn.answer) for turn in each.turns]) for each in found]
+    return [
+        (each.reference, [(turn.question, turn.answer) for turn in each.turns]) for each in found
+    ]

@@ -20,7 +20,10 @@ JINJA_CHAT_TEMPLATE = (
 )
 LINEAR_ROPE_SCALING = {"rope_type": "linear", "factor": 4.0}
 LLAMA3_ROPE_SCALING = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
 
@@ -28,10 +31,17 @@ LLAMA3_ROPE_SCALING = {
 def random_llama(tokenizer: Tokenizer, seed: int = 0, **config_overrides: Any) -> Llama:
     """A small model whose weights are large enough that its choices are clear, with norms that are not one."""
     config: dict[str, Any] = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.15,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
     }
-    model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, **{**config, **config_overrides})).init_weights(seed)
+    model = Llama(
+        LlamaConfig(vocab_size=tokenizer.vocab_size, **{**config, **config_overrides})
+    ).init_weights(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -39,7 +49,13 @@ def random_llama(tokenizer: Tokenizer, seed: int = 0, **config_overrides: Any) -
     return model.eval()
 
 
-def export_to_file(model: Llama, tokenizer: Tokenizer, folder: Path, dtype: Any = "f32", chat_template: str | None = JINJA_CHAT_TEMPLATE) -> Path:
+def export_to_file(
+    model: Llama,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: Any = "f32",
+    chat_template: str | None = JINJA_CHAT_TEMPLATE,
+) -> Path:
     """The model's file in a folder."""
     file = folder / f"model-{dtype}.gguf"
     export_gguf(model, tokenizer, chat_template, file, dtype=dtype, name="测试")
@@ -62,9 +78,16 @@ def read_gguf_metadata(file: Path) -> dict[str, Any]:
 
 def load_in_llama_cpp(file: Path, **options: Any) -> Any:
     """A file in llama.cpp."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)")
-    f32_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # its cache is f16 by default
-    return llama_cpp.Llama(str(file), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, **f32_cache, **options)
+    llama_cpp = pytest.importorskip(
+        "llama_cpp", reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)"
+    )
+    f32_cache = {
+        "type_k": llama_cpp.GGML_TYPE_F32,
+        "type_v": llama_cpp.GGML_TYPE_F32,
+    }  # its cache is f16 by default
+    return llama_cpp.Llama(
+        str(file), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, **f32_cache, **options
+    )
 
 
 PROMPTS = ["从前，", "问：今天 天气怎么样？\n\n答：", "The quick brown fox", "1 + 1 = "]

@@ -33,47 +33,89 @@ message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}
 {{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"""
 ZEPHYR_TEMPLATE = """{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}{{ message['content'] + eos_token }}{{ '\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
-CHAT_TEMPLATES = {"llama3": LLAMA3_TEMPLATE, "chatml": CHATML_TEMPLATE, "no-system": NO_SYSTEM_TEMPLATE}
-SPECIAL_TOKENS = ["<|begin|>", "<|end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
-LLAMA3_SPLIT_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+CHAT_TEMPLATES = {
+    "llama3": LLAMA3_TEMPLATE,
+    "chatml": CHATML_TEMPLATE,
+    "no-system": NO_SYSTEM_TEMPLATE,
+}
+SPECIAL_TOKENS = [
+    "<|begin|>",
+    "<|end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|im_start|>",
+    "<|im_end|>",
+]
+LLAMA3_SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def train_byte_level_bpe(texts: Iterable[str], split_patterns: Sequence[str] = (LLAMA3_SPLIT_PATTERN,), *, vocab_size: int = 700, ignore_merges: bool = True) -> Any:
+def train_byte_level_bpe(
+    texts: Iterable[str],
+    split_patterns: Sequence[str] = (LLAMA3_SPLIT_PATTERN,),
+    *,
+    vocab_size: int = 700,
+    ignore_merges: bool = True,
+) -> Any:
     """A byte-level BPE trained on texts, which are cut by regular expressions; by default as Llama 3 does it."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        *(pre_tokenizers.Split(tokenizers.Regex(cut), "isolated") for cut in split_patterns),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(tokenizers.Regex(cut), "isolated") for cut in split_patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def train_sentencepiece_bpe(texts: Iterable[str], *, add_prefix_space: bool = False, split_on_spaces: bool = False, vocab_size: int = 1500) -> Any:
+def train_sentencepiece_bpe(
+    texts: Iterable[str],
+    *,
+    add_prefix_space: bool = False,
+    split_on_spaces: bool = False,
+    vocab_size: int = 1500,
+) -> Any:
     """A BPE with byte fallback trained on lines of texts, which writes spaces as Llama 2 does; `split_on_spaces` at them beforehand."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    )
     if split_on_spaces:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     else:
         first = [normalizers.Prepend("▁")] if add_prefix_space else []
         tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
     ends = [decoders.Strip(" ", 1, 0)] if add_prefix_space else []
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *ends])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *ends]
+    )
     specials = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
-                                  show_progress=False, limit_alphabet=vocab_size // 3, max_token_length=6)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+        limit_alphabet=vocab_size // 3,
+        max_token_length=6,
+    )
     tokenizer.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
     # Byte pieces are no tokens that are looked for in text.
     definition = json.loads(tokenizer.to_str())
-    definition["added_tokens"] = [each for each in definition["added_tokens"] if each["content"] in specials]
+    definition["added_tokens"] = [
+        each for each in definition["added_tokens"] if each["content"] in specials
+    ]
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
@@ -84,8 +126,17 @@ def train_llama2_tokenizer(texts: Iterable[str], **flags: Any) -> Any:
 
     backend = train_sentencepiece_bpe(texts, add_prefix_space=True)
     model = json.loads(backend.to_str())["model"]
-    tokenizer = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **flags) if flags else (
-        PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"))
+    tokenizer = (
+        LlamaTokenizer(
+            vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **flags
+        )
+        if flags
+        else (
+            PreTrainedTokenizerFast(
+                tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+            )
+        )
+    )
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
 
@@ -95,30 +146,59 @@ def legacy_llama2_tokenizer(root: Path) -> Any:
     import tokenizers
 
     definition = hf_json.build_tokenizer_json(Tokenizer.load(root / "assets/tokenizer"))
-    definition["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, definition["normalizer"]]}
-    definition["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    definition["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Prepend", "prepend": "▁"}, definition["normalizer"]],
+    }
+    definition["decoder"]["decoders"].append(
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    )
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
-def save_hf_checkpoint(folder: Path, backend: Any, bos_and_eos: tuple[str, str], chat_template: str | None = None, max_shard_size: str = "5GB",
-         **config_overrides: Any) -> Any:
+def save_hf_checkpoint(
+    folder: Path,
+    backend: Any,
+    bos_and_eos: tuple[str, str],
+    chat_template: str | None = None,
+    max_shard_size: str = "5GB",
+    **config_overrides: Any,
+) -> Any:
     """A folder as transformers writes it; returns the random model in it."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos_and_eos[0], eos_token=bos_and_eos[1])
-    return save_hf_checkpoint_with_tokenizer(folder, tokenizer, chat_template, max_shard_size, **config_overrides)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos_and_eos[0], eos_token=bos_and_eos[1]
+    )
+    return save_hf_checkpoint_with_tokenizer(
+        folder, tokenizer, chat_template, max_shard_size, **config_overrides
+    )
 
 
-def save_hf_checkpoint_with_tokenizer(folder: Path, tokenizer: Any, chat_template: str | None = None, max_shard_size: str = "5GB", **config_overrides: Any) -> Any:
+def save_hf_checkpoint_with_tokenizer(
+    folder: Path,
+    tokenizer: Any,
+    chat_template: str | None = None,
+    max_shard_size: str = "5GB",
+    **config_overrides: Any,
+) -> Any:
     """`save` with a tokenizer of transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = {"vocab_size": len(tokenizer) + 9, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "max_position_embeddings": 512, "bos_token_id": tokenizer.bos_token_id,
-             "eos_token_id": [tokenizer.eos_token_id, 3], "initializer_range": 0.3}
+    config = {
+        "vocab_size": len(tokenizer) + 9,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": [tokenizer.eos_token_id, 3],
+        "initializer_range": 0.3,
+    }
     model = LlamaForCausalLM(LlamaConfig(**{**config, **config_overrides}))
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model.eval()

@@ -12,12 +12,16 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from data.records import BadRecord, Conversation, Document, Record, Summary, SkippedRecord
+from data.records import BadRecord, Conversation, Document, Record, SkippedRecord, Summary
 from data.sources import SOURCES
 
-QUICK_SETTINGS = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK_SETTINGS = settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 Row = dict[str, Any]
-SENTENCE_CHARACTERS = "春天的风从山那边吹过来，河水慢慢涨高，村里的人把船推下水，说今年的鱼一定又大又肥。"
+SENTENCE_CHARACTERS = (
+    "春天的风从山那边吹过来，河水慢慢涨高，村里的人把船推下水，说今年的鱼一定又大又肥。"
+)
 
 
 def unique_sentence(number: int) -> str:
@@ -32,22 +36,82 @@ def _dialogue(number: int) -> str:
 
 # Source → a row of its release; the first keys, as many as REQUIRED says, cannot be left out.
 ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
-    "wikipedia": lambda n: {"text": unique_sentence(n), "id": str(n), "url": "u", "title": f"题{n}"},
-    "wiki_zh_2019": lambda n: {"text": f"题{n}\n\n{unique_sentence(n)}", "id": str(n), "url": "u", "title": f"题{n}"},
-    "mnbvc": lambda n: {"段落": [{"行号": 1, "内容": unique_sentence(n)}], "文件名": f"{n}", "simhash": 2**64 - 1},
-    "mnbvc_qa": lambda n: {"问": unique_sentence(n), "答": unique_sentence(n + 100), "id": n, "元数据": {"问题明细": unique_sentence(n + 200)}},
+    "wikipedia": lambda n: {
+        "text": unique_sentence(n),
+        "id": str(n),
+        "url": "u",
+        "title": f"题{n}",
+    },
+    "wiki_zh_2019": lambda n: {
+        "text": f"题{n}\n\n{unique_sentence(n)}",
+        "id": str(n),
+        "url": "u",
+        "title": f"题{n}",
+    },
+    "mnbvc": lambda n: {
+        "段落": [{"行号": 1, "内容": unique_sentence(n)}],
+        "文件名": f"{n}",
+        "simhash": 2**64 - 1,
+    },
+    "mnbvc_qa": lambda n: {
+        "问": unique_sentence(n),
+        "答": unique_sentence(n + 100),
+        "id": n,
+        "元数据": {"问题明细": unique_sentence(n + 200)},
+    },
     "jsonl": lambda n: {"text": unique_sentence(n), "source": "x"},
     "redgpt": lambda n: {"reference": unique_sentence(n), "dialogue": _dialogue(n)},
-    "naturalconv": lambda n: {"content": [unique_sentence(n), unique_sentence(n + 100)], "dialog_id": str(n)},
-    "belle-0.5m": lambda n: {"output": unique_sentence(n), "instruction": unique_sentence(n + 100), "input": ""},
-    "belle-0.8m": lambda n: {"output": unique_sentence(n), "instruction": f"Human:{unique_sentence(n + 100)}\nAssistant:", "input": ""},
-    "deepctrl": lambda n: {"output": unique_sentence(n), "instruction": unique_sentence(n + 100), "input": "", "history": [["问", "答"]]},
-    "pclue": lambda n: {"input": unique_sentence(n), "target": unique_sentence(n + 100), "type": "mrc", "answer_choices": ""},
-    "alpaca": lambda n: {"output": unique_sentence(n), "instruction": unique_sentence(n + 100), "input": ""},
-    "sharegpt": lambda n: {"conversations": [{"from": "human", "value": unique_sentence(n)}, {"from": "gpt", "value": unique_sentence(n + 100)}]},
-    "openai": lambda n: {"messages": [{"role": "user", "content": unique_sentence(n)}, {"role": "assistant", "content": unique_sentence(n + 100)}]},
-    "csl": lambda n: {"content": unique_sentence(n) + unique_sentence(n + 100), "summary": unique_sentence(n + 200)},
-    "lcsts": lambda n: {"text": unique_sentence(n) + unique_sentence(n + 100), "summary": unique_sentence(n + 200)},
+    "naturalconv": lambda n: {
+        "content": [unique_sentence(n), unique_sentence(n + 100)],
+        "dialog_id": str(n),
+    },
+    "belle-0.5m": lambda n: {
+        "output": unique_sentence(n),
+        "instruction": unique_sentence(n + 100),
+        "input": "",
+    },
+    "belle-0.8m": lambda n: {
+        "output": unique_sentence(n),
+        "instruction": f"Human:{unique_sentence(n + 100)}\nAssistant:",
+        "input": "",
+    },
+    "deepctrl": lambda n: {
+        "output": unique_sentence(n),
+        "instruction": unique_sentence(n + 100),
+        "input": "",
+        "history": [["问", "答"]],
+    },
+    "pclue": lambda n: {
+        "input": unique_sentence(n),
+        "target": unique_sentence(n + 100),
+        "type": "mrc",
+        "answer_choices": "",
+    },
+    "alpaca": lambda n: {
+        "output": unique_sentence(n),
+        "instruction": unique_sentence(n + 100),
+        "input": "",
+    },
+    "sharegpt": lambda n: {
+        "conversations": [
+            {"from": "human", "value": unique_sentence(n)},
+            {"from": "gpt", "value": unique_sentence(n + 100)},
+        ]
+    },
+    "openai": lambda n: {
+        "messages": [
+            {"role": "user", "content": unique_sentence(n)},
+            {"role": "assistant", "content": unique_sentence(n + 100)},
+        ]
+    },
+    "csl": lambda n: {
+        "content": unique_sentence(n) + unique_sentence(n + 100),
+        "summary": unique_sentence(n + 200),
+    },
+    "lcsts": lambda n: {
+        "text": unique_sentence(n) + unique_sentence(n + 100),
+        "summary": unique_sentence(n + 200),
+    },
 }
 NUM_REQUIRED_KEYS = {"mnbvc_qa": 2, "redgpt": 2, "pclue": 2, "csl": 2, "lcsts": 2}
 JSON_ARRAY_SOURCES = {"naturalconv", "alpaca"}
@@ -59,7 +123,11 @@ def to_json_bytes(row: object) -> bytes:
 
 def join_rows(source: str, rows: list[bytes]) -> bytes:
     """Rows as the release of a source writes them."""
-    return b"[" + b",\n".join(rows) + b"]" if source in JSON_ARRAY_SOURCES else b"".join(row + b"\n" for row in rows)
+    return (
+        b"[" + b",\n".join(rows) + b"]"
+        if source in JSON_ARRAY_SOURCES
+        else b"".join(row + b"\n" for row in rows)
+    )
 
 
 def tsv_row(number: int) -> bytes:
@@ -68,13 +136,20 @@ def tsv_row(number: int) -> bytes:
 
 def pseudo_xml_document(number: int) -> bytes:
     text = f"<doc id={number}>\n<human_label>5</human_label>\n<summary>\n{unique_sentence(number)}\n</summary>\n"
-    return (text + f"<short_text>\n{unique_sentence(number + 100) * 2}\n</short_text>\n</doc>\n").encode()
+    return (
+        text + f"<short_text>\n{unique_sentence(number + 100) * 2}\n</short_text>\n</doc>\n"
+    ).encode()
 
 
 # Every shape that is read: name → its source and record number → bytes, one record by itself.
 RECORD_WRITERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    **{name: (name, lambda n, row=row: to_json_bytes(row(n)) + b"\n") for name, row in ROW_BUILDERS.items() if name not in JSON_ARRAY_SOURCES},
-    "csl table": ("csl", tsv_row), "lcsts native": ("lcsts", pseudo_xml_document),
+    **{
+        name: (name, lambda n, row=row: to_json_bytes(row(n)) + b"\n")
+        for name, row in ROW_BUILDERS.items()
+        if name not in JSON_ARRAY_SOURCES
+    },
+    "csl table": ("csl", tsv_row),
+    "lcsts native": ("lcsts", pseudo_xml_document),
 }
 
 
@@ -85,11 +160,17 @@ def read_good_and_bad(source: str, path: Path) -> tuple[list[Record], list[BadRe
     for record in bad_records:
         assert record.file == str(path) and record.line >= 1
         assert record.reason and record.reason.isprintable() and len(record.reason) < 1000
-    return [record for record in records if isinstance(record, Document | Conversation | Summary)], bad_records
+    return [
+        record for record in records if isinstance(record, Document | Conversation | Summary)
+    ], bad_records
 
 
 def parse_rows(source: str, rows: list[Row]) -> list[Record]:
-    return [record for record in map(SOURCES[source].parse, map(to_json_bytes, rows)) if not isinstance(record, SkippedRecord)]
+    return [
+        record
+        for record in map(SOURCES[source].parse, map(to_json_bytes, rows))
+        if not isinstance(record, SkippedRecord)
+    ]
 
 
 def _drop_key(row: Row, key: str) -> Row:
@@ -98,37 +179,83 @@ def _drop_key(row: Row, key: str) -> Row:
 
 def corrupt_row_variants(source: str) -> dict[str, bytes]:
     """The third row of a source, spoilt in every way that must cost it and nothing else."""
-    row, keys = ROW_BUILDERS[source](2), list(ROW_BUILDERS[source](2))[: NUM_REQUIRED_KEYS.get(source, 1)]
+    row, keys = (
+        ROW_BUILDERS[source](2),
+        list(ROW_BUILDERS[source](2))[: NUM_REQUIRED_KEYS.get(source, 1)],
+    )
     intact_row = to_json_bytes(row)
     variants = {f"no {key}": to_json_bytes(_drop_key(row, key)) for key in keys}
     variants |= {
         f"{key} is {value!r}": to_json_bytes({**row, key: value})
-        for key in keys for value in (None, True, 7, -1.5, [], {}, [1, None], {"a": 1}, [[]], "", " \n")
-        if not (source == "mnbvc" and value in ([], {})) and not (source == "mnbvc_qa" and not str(value).strip())
+        for key in keys
+        for value in (None, True, 7, -1.5, [], {}, [1, None], {"a": 1}, [[]], "", " \n")
+        if not (source == "mnbvc" and value in ([], {}))
+        and not (source == "mnbvc_qa" and not str(value).strip())
         and not (source in ("wikipedia", "wiki_zh_2019", "jsonl") and isinstance(value, str))
     }
     variants |= {
-        "invalid UTF-8": intact_row.replace("风".encode(), b"\xff\xfe", 1), "a character cut in two": intact_row.replace(
-            "春".encode(), "春".encode()[:2], 1),
-        "lone surrogate": json.dumps(row).encode().replace(b"\\u", b"\\ud800\\u", 1), "NUL": intact_row.replace(b'": ', b'": \0', 1),
+        "invalid UTF-8": intact_row.replace("风".encode(), b"\xff\xfe", 1),
+        "a character cut in two": intact_row.replace("春".encode(), "春".encode()[:2], 1),
+        "lone surrogate": json.dumps(row).encode().replace(b"\\u", b"\\ud800\\u", 1),
+        "NUL": intact_row.replace(b'": ', b'": \0', 1),
         "deep nesting": b'{"%s": ' % keys[0].encode() + b"[" * 5000 + b"]" * 5000 + b"}",
         "deep objects": b'{"%s": ' % keys[0].encode() + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}",
-        "gigantic number": to_json_bytes(row)[:-1] + b', "n": 1%s}' % (b"0" * 5000) if source in JSON_ARRAY_SOURCES else b"1" * 5000,
-        "no object": b'"text"', "empty object": b"{}", "keys that are no text": b"{1: 2}",
-        "a control code in a key": b'{"a\\nb\\u001b[31m": 1}', "a key of a megabyte": b'{"%s": 1}' % (b"k" * (1 << 20)),
+        "gigantic number": to_json_bytes(row)[:-1] + b', "n": 1%s}' % (b"0" * 5000)
+        if source in JSON_ARRAY_SOURCES
+        else b"1" * 5000,
+        "no object": b'"text"',
+        "empty object": b"{}",
+        "keys that are no text": b"{1: 2}",
+        "a control code in a key": b'{"a\\nb\\u001b[31m": 1}',
+        "a key of a megabyte": b'{"%s": 1}' % (b"k" * (1 << 20)),
     }
     if source in JSON_ARRAY_SOURCES:
-        del variants["gigantic number"]  # JSON sets no limit: the standard parser reads it, orjson as a float
+        del variants[
+            "gigantic number"
+        ]  # JSON sets no limit: the standard parser reads it, orjson as a float
     else:
         variants["cut short"] = intact_row[: len(intact_row) // 2]
         variants["two on a line"] = intact_row + intact_row
     return variants
 
 
-JSON_KEYS = sorted({key for row in ROW_BUILDERS.values() for key in row(0)} | {
-    "行号", "内容", "问题明细", "回答明细", "from", "value", "role", "system", "history", "abst", "tool_calls", "type"})
+JSON_KEYS = sorted(
+    {key for row in ROW_BUILDERS.values() for key in row(0)}
+    | {
+        "行号",
+        "内容",
+        "问题明细",
+        "回答明细",
+        "from",
+        "value",
+        "role",
+        "system",
+        "history",
+        "abst",
+        "tool_calls",
+        "type",
+    }
+)
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=6)
-    | st.sampled_from(["human", "gpt", "user", "assistant", "Human:问\nAssistant:答", "to title\t甲\t乙", "\0", "\ufeff"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(JSON_KEYS), inner, max_size=4), max_leaves=12,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(
+        [
+            "human",
+            "gpt",
+            "user",
+            "assistant",
+            "Human:问\nAssistant:答",
+            "to title\t甲\t乙",
+            "\0",
+            "\ufeff",
+        ]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(JSON_KEYS), inner, max_size=4)
+    ),
+    max_leaves=12,
 )

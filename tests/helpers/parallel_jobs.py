@@ -17,17 +17,20 @@ import torch
 from torch import nn
 
 from common.errors import UserError, run_main
-from model.checkpoint.locate import step_folder, list_steps
+from model.checkpoint.locate import list_steps, step_folder
 from train import distributed, pretrain, sft
+from train.options import PretrainOptions, SftOptions
 from train.startup import parse_train_options
 from train.trainer import Trainer
-from train.options import PretrainOptions, SftOptions
 
 
 def run_training(kind: str, *arguments: str) -> None:
     """A run, from a command line."""
     # To measure the machine takes longer than these runs.
-    with mock.patch("sys.argv", ["", *arguments]), mock.patch("train.throughput.matmul_flops", return_value=1e9):
+    with (
+        mock.patch("sys.argv", ["", *arguments]),
+        mock.patch("train.throughput.matmul_flops", return_value=1e9),
+    ):
         if kind == "pretrain":
             pretrain.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
         else:
@@ -75,31 +78,63 @@ def check_sharded_muon() -> None:
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
     for shape in ((6, 4), (4, 7), (5, 5)):
         full_parameter = nn.Parameter(torch.randn(shape, generator=generator))
-        sharded_parameter = nn.Parameter(distribute_tensor(full_parameter.detach().clone(), mesh, [Shard(0)]))
-        full_optimizer, sharded_optimizer = torch.optim.Muon([full_parameter], **options), distributed.ShardedMuon([sharded_parameter], **options)
+        sharded_parameter = nn.Parameter(
+            distribute_tensor(full_parameter.detach().clone(), mesh, [Shard(0)])
+        )
+        full_optimizer, sharded_optimizer = (
+            torch.optim.Muon([full_parameter], **options),
+            distributed.ShardedMuon([sharded_parameter], **options),
+        )
         for _ in range(3):
             full_parameter.grad = torch.randn(shape, generator=generator)
-            sharded_parameter.grad = distribute_tensor(full_parameter.grad.clone(), mesh, [Shard(0)])
+            sharded_parameter.grad = distribute_tensor(
+                full_parameter.grad.clone(), mesh, [Shard(0)]
+            )
             full_optimizer.step()
             sharded_optimizer.step()
-        assert torch.equal(distributed.full_tensor(sharded_parameter.detach()), full_parameter), shape
+        assert torch.equal(distributed.full_tensor(sharded_parameter.detach()), full_parameter), (
+            shape
+        )
         momentum = sharded_optimizer.state[sharded_parameter]["momentum_buffer"]
-        assert momentum.to_local().untyped_storage().nbytes() < full_parameter.untyped_storage().nbytes()
-        assert torch.equal(distributed.full_tensor(momentum), full_optimizer.state[full_parameter]["momentum_buffer"])
+        assert (
+            momentum.to_local().untyped_storage().nbytes()
+            < full_parameter.untyped_storage().nbytes()
+        )
+        assert torch.equal(
+            distributed.full_tensor(momentum),
+            full_optimizer.state[full_parameter]["momentum_buffer"],
+        )
 
 
 def launch_torchrun(num_processes: str, jobs_file: str) -> None:
     """torchrun with `num_processes` processes that do the jobs of the file."""
     from torch.distributed import run
 
-    run.main(["--standalone", "--nproc-per-node", num_processes, "--start-method", "fork", "--run-path", __file__, jobs_file])
+    run.main(
+        [
+            "--standalone",
+            "--nproc-per-node",
+            num_processes,
+            "--start-method",
+            "fork",
+            "--run-path",
+            __file__,
+            jobs_file,
+        ]
+    )
 
 
 def run_jobs(jobs_file: str) -> None:
     """Do the jobs of the file, one after another, as one of torchrun's processes."""
     with distributed.distributed_session():
         for name, *arguments in json.loads(Path(jobs_file).read_text()):
-            {"train": run_training, "refused": print_refusal, "cut": truncate_run, "muon": check_sharded_muon, "signalled": train_until_signal}[name](*arguments)
+            {
+                "train": run_training,
+                "refused": print_refusal,
+                "cut": truncate_run,
+                "muon": check_sharded_muon,
+                "signalled": train_until_signal,
+            }[name](*arguments)
 
 
 def main() -> None:

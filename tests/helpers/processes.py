@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fault_injection.child import Fault, set_up_command_process, create_process
+from tests.fault_injection.child import Fault, create_process, set_up_command_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,13 +43,28 @@ class PauseAfterStep:
 class CommandProcess:
     """`python -m MODULE WORDS…` in the project's root, under way; for `fault` and `anew` see tests/fault_injection/child.py."""
 
-    def __init__(self, module: str, *arguments: str, fault: Fault | None = None, fresh_interpreter: bool = False) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        fault: Fault | None = None,
+        fresh_interpreter: bool = False,
+    ) -> None:
         self._output_folder = tempfile.TemporaryDirectory(prefix="babyllama-test-")
         self._output_files = [Path(self._output_folder.name, name) for name in ("out", "err")]
-        self._process = create_process(_run_module, module, arguments, *self._output_files, fault, fresh_interpreter=fresh_interpreter)
+        self._process = create_process(
+            _run_module,
+            module,
+            arguments,
+            *self._output_files,
+            fault,
+            fresh_interpreter=fresh_interpreter,
+        )
         self._process.start()
 
-    def send_signal_when(self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0) -> None:
+    def send_signal_when(
+        self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0
+    ) -> None:
         """Send it a signal as soon as it is somewhere; it must have a `fault` that keeps it from ending before.
 
         TimeoutError, and it is killed, if it does not come there.
@@ -58,7 +73,9 @@ class CommandProcess:
         while not is_reached():
             if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
-                raise TimeoutError(f"not there after {timeout_seconds} s, or ended before: {self.wait().stderr}")
+                raise TimeoutError(
+                    f"not there after {timeout_seconds} s, or ended before: {self.wait().stderr}"
+                )
             time.sleep(0.002)
         assert self._process.pid is not None
         os.kill(self._process.pid, signal_number)
@@ -73,17 +90,27 @@ class CommandProcess:
             self._process.kill()
             self._process.join()
             raise TimeoutError(f"still running after {timeout_seconds} s")
-        out, err = (path.read_text(encoding="utf-8") if path.exists() else "" for path in self._output_files)
+        out, err = (
+            path.read_text(encoding="utf-8") if path.exists() else "" for path in self._output_files
+        )
         self._output_folder.cleanup()
         return subprocess.CompletedProcess([], self._process.exitcode, out, err)
 
 
-def run_command(module: str, *arguments: str, fresh_interpreter: bool = False) -> subprocess.CompletedProcess[str]:
+def run_command(
+    module: str, *arguments: str, fresh_interpreter: bool = False
+) -> subprocess.CompletedProcess[str]:
     """`python -m MODULE WORDS…` from its start to its end."""
     return CommandProcess(module, *arguments, fresh_interpreter=fresh_interpreter).wait()
 
 
-def _run_module(module: str, arguments: tuple[str, ...], stdout_file: Path, stderr_file: Path, fault: Fault | None) -> None:
+def _run_module(
+    module: str,
+    arguments: tuple[str, ...],
+    stdout_file: Path,
+    stderr_file: Path,
+    fault: Fault | None,
+) -> None:
     os.chdir(ROOT)
     set_up_command_process([module, *arguments], stdout_file, stderr_file)
     if fault is not None:

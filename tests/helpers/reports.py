@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.report.render import to_html
 from evaluate.report.__main__ import TITLE, build_report
+from evaluate.report.render import to_html
 from evaluate.report.run_reader import read_run
 from model.config import LlamaConfig
 from train.metrics_log import MetricsLog
@@ -19,10 +19,22 @@ from train.options import PretrainOptions
 from train.run_dir import RunDir
 
 SVG_NAMESPACE = "{http://www.w3.org/2000/svg}"
-MODEL_CONFIG = LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=4)
+MODEL_CONFIG = LlamaConfig(
+    vocab_size=100,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+)
 VOID_ELEMENTS = {"meta", "br", "img"}
-VALIDATION_METRICS = {"loss": 2.5, "perplexity": 12.2, "accuracy": 0.4, "bits_per_character": 1.9, "tokens": 999}
+VALIDATION_METRICS = {
+    "loss": 2.5,
+    "perplexity": 12.2,
+    "accuracy": 0.4,
+    "bits_per_character": 1.9,
+    "tokens": 999,
+}
 
 
 class ReportParser(HTMLParser):
@@ -68,20 +80,39 @@ class ReportParser(HTMLParser):
 
     def find_row(self, name: str, *headers: str) -> list[str]:
         """The cells of the only row of that name, in the tables that are headed so, or in all."""
-        (cells,) = [row[1:] for table in self.tables for row in table[1:]
-                    if row[0] == name and (not headers or table[0][0] in headers)]
+        (cells,) = [
+            row[1:]
+            for table in self.tables
+            for row in table[1:]
+            if row[0] == name and (not headers or table[0][0] in headers)
+        ]
         return cells
 
     def svgs_by_alt(self) -> dict[str, ET.Element]:
         """What the pictures inside the page show → the picture."""
-        return {image["alt"]: ET.fromstring(base64.b64decode(image["src"].partition(",")[2])) for image in self.images}
+        return {
+            image["alt"]: ET.fromstring(base64.b64decode(image["src"].partition(",")[2]))
+            for image in self.images
+        }
 
 
-def write_run(folder: Path, losses: list[float], validation: dict[int, dict[str, Any]] | None = None, **options: Any) -> Path:
+def write_run(
+    folder: Path,
+    losses: list[float],
+    validation: dict[int, dict[str, Any]] | None = None,
+    **options: Any,
+) -> Path:
     """A run as training writes one, without the training."""
-    run_options = PretrainOptions.model_validate({"run": folder, "max_steps": 100, "seed": 7, **options})
+    run_options = PretrainOptions.model_validate(
+        {"run": folder, "max_steps": 100, "seed": 7, **options}
+    )
     run = RunDir(folder)
-    fingerprints = {"data": [{"set": "d" * 64, "weight": 1.0}], "tokenizer": "e" * 64, "model": MODEL_CONFIG.to_hf(), "seed": 7}
+    fingerprints = {
+        "data": [{"set": "d" * 64, "weight": 1.0}],
+        "tokenizer": "e" * 64,
+        "model": MODEL_CONFIG.to_hf(),
+        "seed": 7,
+    }
     run.open(run_options.model_dump(mode="json"), fingerprints, [], torch.device("cpu"))
     log = MetricsLog(folder, 0)
     for index, loss in enumerate(losses, 1):
@@ -98,7 +129,11 @@ def render_report(*folders: Path) -> ReportParser:
 
 def line_vertices(svg: ET.Element, run_index: int) -> np.ndarray:
     """The corners of a run's line in the picture's units, float64[n, 2]."""
-    (group,) = [group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == f"run-{run_index}"]
+    (group,) = [
+        group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == f"run-{run_index}"
+    ]
     # The first path is the line; the next is the legend-less marker's shape.
     line = next(group.iter(f"{SVG_NAMESPACE}path"))
-    return np.array([[float(x), float(y)] for x, y in re.findall(r"[ML] (\S+) (\S+)", line.get("d") or "")])
+    return np.array(
+        [[float(x), float(y)] for x, y in re.findall(r"[ML] (\S+) (\S+)", line.get("d") or "")]
+    )

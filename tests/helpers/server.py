@@ -26,9 +26,23 @@ GREEDY = Sampling(temperature=0.0)
 class ServerHandle:
     """A running server."""
 
-    def __init__(self, address: str, engine: Engine, model_weights: load_model.LoadedModel, model_name: str, api_key: str | None) -> None:
-        self.url, self.engine, self.weights, self.model_name = address, engine, model_weights, model_name
-        self.client = OpenAI(base_url=f"{address}v1", api_key=api_key or "none", max_retries=0, timeout=60)
+    def __init__(
+        self,
+        address: str,
+        engine: Engine,
+        model_weights: load_model.LoadedModel,
+        model_name: str,
+        api_key: str | None,
+    ) -> None:
+        self.url, self.engine, self.weights, self.model_name = (
+            address,
+            engine,
+            model_weights,
+            model_name,
+        )
+        self.client = OpenAI(
+            base_url=f"{address}v1", api_key=api_key or "none", max_retries=0, timeout=60
+        )
 
     def post(self, body: Any = None, **options: Any) -> requests.Response:
         """A request, whatever its body."""
@@ -37,31 +51,58 @@ class ServerHandle:
     def request_body(self, *texts: str, reference: str = "", **options: Any) -> dict[str, Any]:
         """A request whose messages are a reference and turns."""
         messages = [{"role": "system", "content": reference}] if reference else []
-        messages += [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+        messages += [
+            {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)
+        ]
         return {"model": self.model_name, "messages": messages, **options}
 
 
 @contextmanager
-def running_server(checkpoint: Path, *, rows: int = 4, queue_size: int = 8, max_tokens: int = 100, max_seconds: float = 60.0,
-           max_body_bytes: int = 100_000, api_key: str | None = None, protocol_class: type[LimitedConnection] = LimitedConnection,
-           send_buffer_bytes: int | None = None) -> Iterator[ServerHandle]:
+def running_server(
+    checkpoint: Path,
+    *,
+    rows: int = 4,
+    queue_size: int = 8,
+    max_tokens: int = 100,
+    max_seconds: float = 60.0,
+    max_body_bytes: int = 100_000,
+    api_key: str | None = None,
+    protocol_class: type[LimitedConnection] = LimitedConnection,
+    send_buffer_bytes: int | None = None,
+) -> Iterator[ServerHandle]:
     """A server for a checkpoint; greedy where a request does not say otherwise.
 
     The system holds `send_buffer_bytes` bytes for a client that does not read.
     """
     model_weights = load_model.load_chat_model(checkpoint, torch.device("cpu"), "auto")
     engine = Engine(model_weights, max_sequences=rows, max_queued=queue_size)
-    service = Service(checkpoint.name, model_weights, engine, GREEDY, Limits(max_tokens, max_seconds, max_body_bytes))
+    service = Service(
+        checkpoint.name,
+        model_weights,
+        engine,
+        GREEDY,
+        Limits(max_tokens, max_seconds, max_body_bytes),
+    )
     with open_listener("127.0.0.1", 0) as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-        server = uvicorn.Server(uvicorn.Config(
-            service.application("127.0.0.1", api_key), http=protocol_class, backlog=BACKLOG, ws="none", lifespan="off", log_level="warning"))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                service.application("127.0.0.1", api_key),
+                http=protocol_class,
+                backlog=BACKLOG,
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+            )
+        )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         engine.start()
         thread.start()
         try:
-            yield ServerHandle(server_url(listener), engine, model_weights, checkpoint.name, api_key)
+            yield ServerHandle(
+                server_url(listener), engine, model_weights, checkpoint.name, api_key
+            )
         finally:
             server.should_exit = True
             engine.stop()

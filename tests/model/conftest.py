@@ -7,29 +7,55 @@ from pathlib import Path
 
 import pytest
 
-from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from model.tokenizer.base import METASPACE, Tokenizer
 from train.sft import main
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(scope="session")
 def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model, with grouped heads, fine-tuned from nothing on a little of the sample's conversations."""
     folder = tmp_path_factory.mktemp("trained")
-    group = SourceGroup("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),))
-    prepare_groups([group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=80))
-    words = {"config": root / "configs/sft.yaml", "base": "none", "data": folder / "redgpt", "run": folder / "run",
-             "sequence_length": 256, "batch_tokens": 1024, "max_steps": 12, "device": "cpu", "evaluation.examples": 0,
-             "checkpoint.every": 100, **{f"model.{key}": value for key, value in SHAPE.items()}}
+    group = SourceGroup(
+        "redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)
+    )
+    prepare_groups(
+        [group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=80)
+    )
+    words = {
+        "config": root / "configs/sft.yaml",
+        "base": "none",
+        "data": folder / "redgpt",
+        "run": folder / "run",
+        "sequence_length": 256,
+        "batch_tokens": 1024,
+        "max_steps": 12,
+        "device": "cpu",
+        "evaluation.examples": 0,
+        "checkpoint.every": 100,
+        **{f"model.{key}": value for key, value in SHAPE.items()},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         # Seconds, for a share that is only shown.
         patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
-        patch.setattr(sys, "argv", ["train.sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
+        patch.setattr(
+            sys,
+            "argv",
+            [
+                "train.sft",
+                *(word for key, value in words.items() for word in (f"--{key}", str(value))),
+            ],
+        )
         main()
     return folder / "run"
 
@@ -55,8 +81,16 @@ def real_texts(shared: Path) -> list[str]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line, _ in zip(file, range(70), strict=False)]
         for row in rows:
-            text = row.get("text") or row.get("答") or "\n".join(part["内容"] for part in row.get("段落", []))
-            texts += [text[:700], text[:150].strip().replace("\n", "  "), *text[700:].split("\n")[:3]]
+            text = (
+                row.get("text")
+                or row.get("答")
+                or "\n".join(part["内容"] for part in row.get("段落", []))
+            )
+            texts += [
+                text[:700],
+                text[:150].strip().replace("\n", "  "),
+                *text[700:].split("\n")[:3],
+            ]
     for name in ("csl_ts/dev.tsv", "lcsts/PART_III.txt"):
         texts += (shared / "data" / "summary" / name).read_text(encoding="utf-8").split("\n")[:400]
     return [text[:700].replace(METASPACE, "") for text in texts]

@@ -6,16 +6,23 @@ import weakref
 import pytest
 import torch
 
-from model.decode.batched_inference import InferenceBatch
 from model.config import LlamaConfig
+from model.decode.batched_inference import InferenceBatch
 from model.llama import Llama
 
 
 @pytest.fixture(scope="module")
 def model() -> Llama:
     """Random weights large enough that every id read matters."""
-    config = LlamaConfig(vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=96)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+    )
     model = Llama(config).init_weights(4)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -31,7 +38,10 @@ def test_concatenated_batches_decode_like_separate_ones(model: Llama) -> None:
     def text(length: int) -> list[int]:
         return torch.randint(3, 300, (length,), generator=draw).tolist()
 
-    texts = {name: text(length) for name, length in {"a": 30, "b": 9, "c": 21, "d": 64, "e": 2, "f": 33}.items()}
+    texts = {
+        name: text(length)
+        for name, length in {"a": 30, "b": 9, "c": 21, "d": 64, "e": 2, "f": 33}.items()
+    }
     first = InferenceBatch(model, [texts["a"], texts["b"], texts["c"]], max_new_tokens=3)
     first.prefill()
     for _ in range(3):
@@ -43,9 +53,15 @@ def test_concatenated_batches_decode_like_separate_ones(model: Llama) -> None:
     second.prefill()
     third = InferenceBatch(model, [texts["d"], texts["f"]], max_new_tokens=1)
     third.prefill()
-    for parts, names in ((([first, second]), "bce"), ([first, third, second], "bcdfe"), ([second], "e")):
+    for parts, names in (
+        (([first, second]), "bce"),
+        ([first, third, second], "bcdfe"),
+        ([second], "e"),
+    ):
         joined = InferenceBatch.concat(parts, max_new_tokens=2)
-        assert joined.cache.length == max(len(texts[name]) for name in names), "common padding was kept"
+        assert joined.cache.length == max(len(texts[name]) for name in names), (
+            "common padding was kept"
+        )
         held = {name: texts[name] for name in names}
         for _ in range(2):
             more = {name: text(1) for name in names}

@@ -6,30 +6,51 @@ from typing import Any
 import pytest
 import torch
 
-from model.decode import batched_inference
-from model.decode.beam_search import BeamState, beam_search
-from model.decode.kv_cache import KVCache
 from model.config import LlamaConfig
+from model.decode import batched_inference
 from model.decode.batch_generate import DecodedAnswer, generate_batch
+from model.decode.beam_search import BeamState, beam_search
 from model.decode.fast.inference_model import InferenceModel
-from model.decode.generate import Sampling, generate
 from model.decode.fast.lm_head import LMHead
+from model.decode.generate import Sampling, generate
+from model.decode.kv_cache import KVCache
+from model.decode.logits_processors import (
+    RepetitionPenalties,
+    apply_repetition_penalty,
+    banned_ngram_tokens,
+)
 from model.llama import Llama
-from model.decode.logits_processors import RepetitionPenalties, banned_ngram_tokens, apply_repetition_penalty
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "plain": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
-    "scaled": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 1,
-               "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "plain": {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    },
+    "scaled": {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    },
     "several stops": {"more_stop_ids": (7, 40)},
 }
 
 
 def random_model(seed: int = 4, **shape: Any) -> Llama:
     """Random weights large enough that logits differ, and an `<eos>` likely enough that some answers end."""
-    config = LlamaConfig(**{"vocab_size": 300, "intermediate_size": 96, "num_hidden_layers": 2,
-                            "max_position_embeddings": 96, **SHAPES["grouped"], **shape})
+    config = LlamaConfig(
+        **{
+            "vocab_size": 300,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 96,
+            **SHAPES["grouped"],
+            **shape,
+        }
+    )
     model = Llama(config).init_weights(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -55,11 +76,20 @@ def peer(model: Llama) -> Any:
 
 def prompts(count: int, shortest: int = 1, longest: int = 40, seed: int = 0) -> list[list[int]]:
     draw = random.Random(seed)
-    return [[1, *(draw.randrange(3, 300) for _ in range(draw.randint(shortest, longest) - 1))] for _ in range(count)]
+    return [
+        [1, *(draw.randrange(3, 300) for _ in range(draw.randint(shortest, longest) - 1))]
+        for _ in range(count)
+    ]
 
 
 def reference(
-    theirs: Any, prompt: list[int], limit: int, *, beams: int = 1, repetition_penalty: float = 1.0, no_repeat_ngram: int = 0,
+    theirs: Any,
+    prompt: list[int],
+    limit: int,
+    *,
+    beams: int = 1,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
     length_penalty: float = 1.0,
 ) -> DecodedAnswer:
     """What transformers answers, its own penalties shown only the answer: it would count the prompt as well."""
@@ -76,16 +106,29 @@ def reference(
             scores = rule(ids[:, len(prompt) :], scores)
         return scores
 
-    ids = theirs.generate(torch.tensor([prompt]), max_new_tokens=limit, do_sample=False, pad_token_id=0, num_beams=beams,
-                          length_penalty=length_penalty, logits_processor=[penalise])[0, len(prompt) :].tolist()
-    stops = theirs.config.eos_token_id if isinstance(theirs.config.eos_token_id, list) else [theirs.config.eos_token_id]
+    ids = theirs.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=limit,
+        do_sample=False,
+        pad_token_id=0,
+        num_beams=beams,
+        length_penalty=length_penalty,
+        logits_processor=[penalise],
+    )[0, len(prompt) :].tolist()
+    stops = (
+        theirs.config.eos_token_id
+        if isinstance(theirs.config.eos_token_id, list)
+        else [theirs.config.eos_token_id]
+    )
     end = next((place for place, index in enumerate(ids) if index in stops), None)
     return DecodedAnswer(ids[:end], end is not None)
 
 
 def varied(answers: list[DecodedAnswer]) -> bool:
     """The answers have several lengths and some end by `<eos>`: that others agree with them is worth something."""
-    return len({len(answer.ids) for answer in answers}) > 2 and any(answer.reached_stop_id for answer in answers)
+    return len({len(answer.ids) for answer in answers}) > 2 and any(
+        answer.reached_stop_id for answer in answers
+    )
 
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -107,23 +150,41 @@ def test_decode_matches_transformers(shape: str, options: dict[str, Any]) -> Non
     assert len({len(answer.ids) for answer in expected}) > 1
     assert generate_batch(model, asked, max_new_tokens=24, batch_size=5, **options) == expected
     if len(options) > 1:
-        assert generate_batch(model, asked, max_new_tokens=24, num_beams=options["beams"]) != expected
+        assert (
+            generate_batch(model, asked, max_new_tokens=24, num_beams=options["beams"]) != expected
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("penalties", [{}, {"repetition_penalty": 1.2, "no_repeat_ngram": 2}], ids=["free", "penalised"])
+@pytest.mark.parametrize(
+    "penalties", [{}, {"repetition_penalty": 1.2, "no_repeat_ngram": 2}], ids=["free", "penalised"]
+)
 def test_decode_is_independent_of_batch(
     model: Llama, monkeypatch: pytest.MonkeyPatch, beams: int, penalties: dict[str, Any]
 ) -> None:
     """A score that depends on which other articles were in the batch, on its size, or on when the host looks."""
     asked = prompts(24, longest=70, seed=1)
-    alone = [generate_batch(model, [prompt], max_new_tokens=26, num_beams=beams, **penalties)[0] for prompt in asked]
+    alone = [
+        generate_batch(model, [prompt], max_new_tokens=26, num_beams=beams, **penalties)[0]
+        for prompt in asked
+    ]
     assert varied(alone)
     for batch, steps in ((5, 1), (64, 1), (24, 8)):
         monkeypatch.setattr(batched_inference, "host_sync_interval", lambda _, steps=steps: steps)
         seen: list[int] = []
-        assert generate_batch(model, asked, max_new_tokens=26, num_beams=beams, batch_size=batch, on_progress=seen.append, **penalties) == alone
+        assert (
+            generate_batch(
+                model,
+                asked,
+                max_new_tokens=26,
+                num_beams=beams,
+                batch_size=batch,
+                on_progress=seen.append,
+                **penalties,
+            )
+            == alone
+        )
         assert sum(seen) == 24 and max(seen) <= batch
 
 
@@ -144,9 +205,16 @@ def test_decode_stops_at_context_length(beams: int) -> None:
     # So few of them are over early that they wait in the batch while the others go on.
     asked = [[1] * length for length in (64, 63, 60, *range(10, 20))]
     answers = generate_batch(model, asked, max_new_tokens=20, num_beams=beams)
-    assert [len(answer.ids) for answer in answers] == [0, 1, 4] + [20] * 10 and not any(answer.stopped for answer in answers)
-    assert answers == [generate_batch(model, [prompt], max_new_tokens=20, num_beams=beams)[0] for prompt in asked]
-    assert generate_batch(model, asked, max_new_tokens=0, num_beams=beams) == [DecodedAnswer([], False)] * 13
+    assert [len(answer.ids) for answer in answers] == [0, 1, 4] + [20] * 10 and not any(
+        answer.stopped for answer in answers
+    )
+    assert answers == [
+        generate_batch(model, [prompt], max_new_tokens=20, num_beams=beams)[0] for prompt in asked
+    ]
+    assert (
+        generate_batch(model, asked, max_new_tokens=0, num_beams=beams)
+        == [DecodedAnswer([], False)] * 13
+    )
 
 
 @pytest.mark.parametrize("prompt", [[], [1] * 97])
@@ -174,10 +242,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_finished_rows_are_compacted(read: list[int], beams: int) -> None:
     """Work on finished answers: one long answer would keep the whole batch busy."""
     asked = prompts(32, shortest=20, longest=20)
-    answers = generate_batch(random_model(), asked, max_new_tokens=60, num_beams=beams, batch_size=32)
+    answers = generate_batch(
+        random_model(), asked, max_new_tokens=60, num_beams=beams, batch_size=32
+    )
     assert read[0] == 32 * 20 and read[1] == 32 * beams
     needed = beams * sum(len(answer.ids) + answer.stopped for answer in answers)
-    assert varied(answers) and sum(read[1:]) < needed * 1.6 < beams * 32 * max(len(answer.ids) for answer in answers)
+    assert varied(answers) and sum(read[1:]) < needed * 1.6 < beams * 32 * max(
+        len(answer.ids) for answer in answers
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -205,17 +277,25 @@ def test_every_position_attends_to_at_least_one_key(monkeypatch: pytest.MonkeyPa
     masks: list[torch.Tensor] = []
     plain = InferenceModel.forward
 
-    def looking(self: InferenceModel, ids: torch.Tensor, cache: KVCache, positions: Any, mask: torch.Tensor) -> torch.Tensor:
+    def looking(
+        self: InferenceModel, ids: torch.Tensor, cache: KVCache, positions: Any, mask: torch.Tensor
+    ) -> torch.Tensor:
         masks.append(mask)
         return plain(self, ids, cache, positions, mask)
 
     monkeypatch.setattr(InferenceModel, "forward", looking)
     generate_batch(random_model(), prompts(8), max_new_tokens=5)
-    assert masks[0].shape[2] == masks[0].shape[3] > 1 and not masks[0].all() and all(mask.any(-1).all() for mask in masks)
+    assert (
+        masks[0].shape[2] == masks[0].shape[3] > 1
+        and not masks[0].all()
+        and all(mask.any(-1).all() for mask in masks)
+    )
 
 
 @pytest.mark.parametrize("name", ["logits", "likeliest"])
-def test_prefill_computes_logits_of_last_position_only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_prefill_computes_logits_of_last_position_only(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Logits of every prompt position: most of the work at this vocabulary."""
     rows: list[int] = []
     plain = getattr(LMHead, name)
@@ -225,7 +305,12 @@ def test_prefill_computes_logits_of_last_position_only(monkeypatch: pytest.Monke
         return plain(self, hidden)
 
     monkeypatch.setattr(LMHead, name, counted)
-    generate_batch(random_model(), prompts(8), max_new_tokens=5, repetition_penalty=1.0 if name == "likeliest" else 1.1)
+    generate_batch(
+        random_model(),
+        prompts(8),
+        max_new_tokens=5,
+        repetition_penalty=1.0 if name == "likeliest" else 1.1,
+    )
     assert rows[0] == 8 and max(rows) == 8
 
 
@@ -246,7 +331,11 @@ def test_kv_cache_rows_can_be_selected_and_reordered() -> None:
     assert cache.batch_size == 2 and torch.equal(cache.keys[:, :2, :, :5], before[:, [3, 2], :, :5])
     new = torch.randn(2, config.num_key_value_heads, 1, config.head_dim)
     seen, _ = cache.layer(1).append(new, new)
-    assert seen.shape[:1] == (2,) and torch.equal(seen[:, :, 5:], new) and torch.equal(seen[:, :, :5], before[1, [3, 2], :, :5])
+    assert (
+        seen.shape[:1] == (2,)
+        and torch.equal(seen[:, :, 5:], new)
+        and torch.equal(seen[:, :, :5], before[1, [3, 2], :, :5])
+    )
 
 
 def test_beam_search_scores_higher_than_greedy(model: Llama) -> None:
@@ -259,7 +348,9 @@ def test_beam_search_scores_higher_than_greedy(model: Llama) -> None:
             logits = model(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1].log_softmax(-1)
         return float(logits.gather(1, torch.tensor(ids)[:, None]).mean())
 
-    greedy, wide = (generate_batch(model, asked, max_new_tokens=12, num_beams=beams) for beams in (1, 4))
+    greedy, wide = (
+        generate_batch(model, asked, max_new_tokens=12, num_beams=beams) for beams in (1, 4)
+    )
     gains = [score(p, b) - score(p, a) for p, a, b in zip(asked, greedy, wide, strict=True)]
     assert sum(gains) / len(gains) > 0.05 and sum(gain > 1e-4 for gain in gains) >= 4
 
@@ -270,7 +361,9 @@ def test_one_beam_is_greedy_search(model: Llama) -> None:
     with torch.inference_mode():
         said = beam_search(model, asked, limits, 1, 1.0, RepetitionPenalties()).tolist()
     for row, answer in zip(said, generate_batch(model, asked, max_new_tokens=20), strict=True):
-        assert row[: len(answer.ids)] == answer.ids and (not answer.stopped or row[len(answer.ids)] == 2)
+        assert row[: len(answer.ids)] == answer.ids and (
+            not answer.stopped or row[len(answer.ids)] == 2
+        )
 
 
 def test_penalties_match_hand_computed_values() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from model.decode.kv_cache import KVCache
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch
 from model.decode.fast.inference_model import InferenceModel, inference_model_for
+from model.decode.fast.lm_head import Int8ArgmaxFilter, LMHead
 from model.decode.generate import Sampling, generate
-from model.decode.fast.lm_head import LMHead, Int8ArgmaxFilter
+from model.decode.kv_cache import KVCache
 from model.llama import Llama
 from model.quantize import is_plain_linear, quantize_int8
 
@@ -22,27 +22,51 @@ SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"num_key_value_heads": 2},
     "tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "wide heads": {"num_key_value_heads": 2, "head_dim": 24},
-    "scaled": {"num_key_value_heads": 4, "rope_scaling": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32}},
+    "scaled": {
+        "num_key_value_heads": 4,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
 }
 
 
 def random_model(seed: int = 3, **shape: Any) -> Llama:
     """Random weights, norms included, large enough that logits differ."""
-    config = LlamaConfig(**{"vocab_size": 400, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
-                            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 96, **shape})
+    config = LlamaConfig(
+        **{
+            "vocab_size": 400,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 96,
+            **shape,
+        }
+    )
     model = Llama(config).init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4.0 if parameter.dim() > 1 else torch.rand(parameter.shape, generator=generator) + 0.5)
+            parameter.mul_(
+                4.0
+                if parameter.dim() > 1
+                else torch.rand(parameter.shape, generator=generator) + 0.5
+            )
     return model.eval()
 
 
 def prompts() -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(3, 400, (length,), generator=generator).tolist() for length in (5, 23, 1, 40, 12)]
+    return [
+        torch.randint(3, 400, (length,), generator=generator).tolist()
+        for length in (5, 23, 1, 40, 12)
+    ]
 
 
 def plain_greedy(model: Llama, prompt: list[int], new: int) -> list[int]:
@@ -62,8 +86,12 @@ def test_greedy_ids_match_training_forward(shape: str) -> None:
     model = random_model(**SHAPES[shape])
     expected = [plain_greedy(model, prompt, 20) for prompt in prompts()]
     assert len({tuple(each) for each in expected}) > 3
-    assert [each.ids for each in generate_batch(model, prompts(), max_new_tokens=20, batch_size=5)] == expected
-    assert [list(generate(model, prompt, Sampling(0.0), max_new_tokens=20)) for prompt in prompts()] == expected
+    assert [
+        each.ids for each in generate_batch(model, prompts(), max_new_tokens=20, batch_size=5)
+    ] == expected
+    assert [
+        list(generate(model, prompt, Sampling(0.0), max_new_tokens=20)) for prompt in prompts()
+    ] == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,7 +123,9 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_blocked_matmul_matches_full_matmul(threads: Callable[[int], None], count: int, rows: int) -> None:
+def test_blocked_matmul_matches_full_matmul(
+    threads: Callable[[int], None], count: int, rows: int
+) -> None:
     """Blocks of a matrix put together in another order, or lost where threads do not divide its width."""
     threads(count)
     model = random_model(**SHAPES["wide heads"])
@@ -107,7 +137,9 @@ def test_blocked_matmul_matches_full_matmul(threads: Callable[[int], None], coun
         cache.length = index
         found = decoder.forward(text[:, index : index + 1], cache)
     with torch.no_grad():
-        torch.testing.assert_close(found, model.model(text, None, None, None)[:, -1], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            found, model.model(text, None, None, None)[:, -1], rtol=2e-5, atol=2e-5
+        )
 
 
 def test_int8_decode_step_matches_layerwise_forward() -> None:
@@ -145,12 +177,18 @@ def test_decoder_calls_adapted_projections() -> None:
     model = random_model()
     before = generate_batch(model, prompts(), max_new_tokens=12)
     for layer in model.model.layers:
-        for part, name in ((layer.self_attn, "q_proj"), (layer.self_attn, "o_proj"), (layer.mlp, "down_proj")):
+        for part, name in (
+            (layer.self_attn, "q_proj"),
+            (layer.self_attn, "o_proj"),
+            (layer.mlp, "down_proj"),
+        ):
             adapted = Adapted(*reversed(getattr(part, name).weight.shape), bias=False)
             adapted.load_state_dict(getattr(part, name).state_dict())
             setattr(part, name, adapted)
     after = generate_batch(model, prompts(), max_new_tokens=12)
-    assert after != before and [each.ids for each in after] == [plain_greedy(model, each, 12) for each in prompts()]
+    assert after != before and [each.ids for each in after] == [
+        plain_greedy(model, each, 12) for each in prompts()
+    ]
 
 
 def test_decoder_picks_up_changed_weights() -> None:
@@ -163,10 +201,14 @@ def test_decoder_picks_up_changed_weights() -> None:
     second = inference_model_for(model)
     assert second is not first
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.05, fused=True)
-    generate_batch(model, prompts()[:1], max_new_tokens=2)  # a sample in training mode keeps nothing
+    generate_batch(
+        model, prompts()[:1], max_new_tokens=2
+    )  # a sample in training mode keeps nothing
     model(torch.tensor([[1, 2, 3]]), torch.tensor([2, 3, 4])).backward()
     optimizer.step()
-    assert generate_batch(model.eval(), prompts(), max_new_tokens=12)[1].ids == plain_greedy(model, prompts()[1], 12)
+    assert generate_batch(model.eval(), prompts(), max_new_tokens=12)[1].ids == plain_greedy(
+        model, prompts()[1], 12
+    )
     assert inference_model_for(quantize_int8(model)) is not second
 
 
@@ -190,11 +232,17 @@ def test_int8_filtered_argmax_matches_exact_argmax(spread: float, quantized: boo
     model = random_model(vocab_size=20_000)
     with torch.no_grad():
         # Rows of very different lengths, and pairs that differ by less than int8 can tell.
-        weight = torch.randn(10_000, 64, generator=generator) * torch.rand(10_000, 1, generator=generator) * spread
+        weight = (
+            torch.randn(10_000, 64, generator=generator)
+            * torch.rand(10_000, 1, generator=generator)
+            * spread
+        )
         # One large number a row, which the texts do not look at, makes the steps of the others coarse.
         weight[:, 0] = 30 * spread
         near = weight + torch.randn(10_000, 64, generator=generator) * spread * 1e-4
-        model.lm_head.weight.copy_(torch.cat([weight, near])[torch.randperm(20_000, generator=generator)])
+        model.lm_head.weight.copy_(
+            torch.cat([weight, near])[torch.randperm(20_000, generator=generator)]
+        )
     if quantized:
         quantize_int8(model)
     screen: Any = Int8ArgmaxFilter(model.lm_head)
@@ -223,13 +271,18 @@ def test_non_finite_hidden_states_bypass_int8_filter() -> None:
         assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), torch.nan)) is None
         assert LMHead(head).argmax(torch.full((2, 64), torch.inf)).max() < 500
         head.weight[7] = 1e38
-        assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), 1e3)) is None, "what is finite may overflow in the product"
+        assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), 1e3)) is None, (
+            "what is finite may overflow in the product"
+        )
 
 
 def test_plain_linear_layers_are_fused() -> None:
     """A class of linear layers that is not known for what it is: every product alone, and no screen."""
     decoder = InferenceModel(random_model())
-    assert all(is_plain_linear(each) for each in (*random_model().model.layers[0].self_attn.children(), random_model().lm_head))
+    assert all(
+        is_plain_linear(each)
+        for each in (*random_model().model.layers[0].self_attn.children(), random_model().lm_head)
+    )
     decoder.head.argmax(torch.randn(1, 64))
     decoder.head.logits(torch.randn(1, 64))
     assert decoder.head._argmax_filter is not None and decoder.head._transposed_weight is not None
@@ -242,7 +295,11 @@ def test_concurrent_decoding_is_thread_safe() -> None:
     prompts = [[1, *range(5, 5 + 3 * n)] for n in range(1, 7)]
 
     def answers(rows: list[list[int]]) -> list[list[int]]:
-        return [answer.ids for _ in range(6) for answer in generate_batch(model, rows, max_new_tokens=40)]
+        return [
+            answer.ids
+            for _ in range(6)
+            for answer in generate_batch(model, rows, max_new_tokens=40)
+        ]
 
     groups = [prompts[:1], prompts[1:3], prompts[3:]]
     alone = [answers(rows) for rows in groups]

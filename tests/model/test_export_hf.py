@@ -13,12 +13,12 @@ from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
 from common.files import read_json, write_json
 from model import export
+from model.chat_template.template import Template
 from model.checkpoint import locate, weights
 from model.config import config_from_preset
 from model.decode.batch_generate import generate_batch
 from model.interop.hf_export import DTYPES, export_hf
 from model.llama import Llama
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 CPU = torch.device("cpu")
@@ -57,25 +57,35 @@ def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
     rows = torch.tensor([row[:64] for row in ids if len(row) >= 64][:4])
     with torch.no_grad():
         torch.testing.assert_close(their_model(rows).logits, model(rows), rtol=1e-4, atol=1e-4)
-    prompts = [Template().encode_prompt(tokenizer, [], question, "资料一则。") for question in QUESTIONS]
+    prompts = [
+        Template().encode_prompt(tokenizer, [], question, "资料一则。") for question in QUESTIONS
+    ]
     answers = generate_batch(model, prompts, max_new_tokens=12)
     for question, prompt, answer in zip(QUESTIONS, prompts, answers, strict=True):
         said = [{"role": "system", "content": "资料一则。"}, {"role": "user", "content": question}]
-        inputs = their_tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt")
+        inputs = their_tokenizer.apply_chat_template(
+            said, add_generation_prompt=True, return_tensors="pt"
+        )
         assert inputs["input_ids"][0].tolist() == prompt
-        made = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, len(prompt) :].tolist()
+        made = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[
+            0, len(prompt) :
+        ].tolist()
         assert made == [*answer.ids, *([tokenizer.eos_id] if answer.stopped else [])]
     assert len({tuple(answer.ids) for answer in answers}) > 1
 
 
 @pytest.fixture(scope="module")
 def texts(root: Path) -> list[str]:
-    with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
         return [json.loads(line)["text"][:300] for line, _ in zip(file, range(2000), strict=False)]
 
 
 @pytest.mark.slow
-def test_exported_run_generates_identically_in_transformers(trained_run: Path, texts: list[str], tmp_path: Path) -> None:
+def test_exported_run_generates_identically_in_transformers(
+    trained_run: Path, texts: list[str], tmp_path: Path
+) -> None:
     """An exported model that is another one: its weights, its ids, its prompts or where it stops."""
     export_hf(trained_run, tmp_path / "out", max_shard_size="100KB")
     assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 2
@@ -112,13 +122,21 @@ def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) 
     model, tokenizer = weights.load_checkpoint(trained_run, CPU)
     for name in ("one", "many"):
         again, same = weights.load_checkpoint(tmp_path / name, CPU)
-        assert again.config == model.config and again.trained_context == model.trained_context == 256
+        assert (
+            again.config == model.config and again.trained_context == model.trained_context == 256
+        )
         assert same.fingerprint == tokenizer.fingerprint
-        assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+        assert all(
+            torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items()
+        )
         assert Template.load(tmp_path / name) == Template()
-    assert locate.weights_sha256(tmp_path / "one") == locate.weights_sha256(locate.resolve_checkpoint(trained_run))
+    assert locate.weights_sha256(tmp_path / "one") == locate.weights_sha256(
+        locate.resolve_checkpoint(trained_run)
+    )
     export_hf(tmp_path / "many", tmp_path / "again")
-    one, again_file = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again"))
+    one, again_file = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again")
+    )
     assert one == again_file
     shard = sorted((tmp_path / "many").glob("model-0*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
@@ -145,8 +163,10 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
     """A model nobody can judge or make again."""
     import yaml
 
-    write_json(trained_run / "results/rouge.json", {
-        "step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}})
+    write_json(
+        trained_run / "results/rouge.json",
+        {"step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}},
+    )
     made = read_json(trained_run / "run.json")
     data = made["fingerprints"]["data"][0]["set"]
     write_json(trained_run / "results/trigram.json", {"data_fingerprint": data, "loss": 4.0625})
@@ -158,12 +178,22 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
     newest = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     tokens = [record["tokens"] for record in newest if record["kind"] == "train"][-1]
     loss = [record["loss"] for record in newest if record["kind"] == "validation"][-1]
-    for fact in ("| steps | 12 |", f"| tokens | {tokens:,} |", "| device | cpu |", f"| validation loss | {loss:,.4f} (step 12)",
-                 "| rouge_1.f | 0.4321 |", "| records | 300 |", f"({Path(made['shards'][0]).name}) |"):
+    for fact in (
+        "| steps | 12 |",
+        f"| tokens | {tokens:,} |",
+        "| device | cpu |",
+        f"| validation loss | {loss:,.4f} (step 12)",
+        "| rouge_1.f | 0.4321 |",
+        "| records | 300 |",
+        f"({Path(made['shards'][0]).name}) |",
+    ):
         assert fact in card, fact
     assert "987,654,321" not in card and "987654321" not in card
     # Figures of a model that is not this one, in the open, and none of other data.
-    assert "a baseline on the same data: trigram\n\n| | |\n|---|---|\n| loss | 4.0625 |" in card and "3.0625" not in card
+    assert (
+        "a baseline on the same data: trigram\n\n| | |\n|---|---|\n| loss | 4.0625 |" in card
+        and "3.0625" not in card
+    )
 
 
 def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
@@ -173,12 +203,18 @@ def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Pa
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
     step = locate.resolve_checkpoint(run)
-    for name, facts in {"a": {"step": 12, "good": 1}, "b": {"step": 24, "later": 2},
-                        "c": {"step": 12, "weights": "int8", "q": 3}, "d": {"checkpoint": str(run), "untold": 4},
-                        "e": {"checkpoint": str(step), "same": 5}}.items():
+    for name, facts in {
+        "a": {"step": 12, "good": 1},
+        "b": {"step": 24, "later": 2},
+        "c": {"step": 12, "weights": "int8", "q": 3},
+        "d": {"checkpoint": str(run), "untold": 4},
+        "e": {"checkpoint": str(step), "same": 5},
+    }.items():
         write_json(run / f"results/{name}.json", facts)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "validation", "step": 24, "loss": 9.5}\n{"kind": "spike", "step": 12, "jump": 7.5}\n')
+        file.write(
+            '{"kind": "validation", "step": 24, "loss": 9.5}\n{"kind": "spike", "step": 12, "jump": 7.5}\n'
+        )
     with (run / "config.yaml").open("a") as file:
         file.write("adapter: lora\nlora: {rank: 4, alpha: 8.0, dropout: 0.0, targets: [q_proj]}\n")
     # Copied without links, the best checkpoint is a folder called best; an export may lie inside the run.
@@ -187,7 +223,11 @@ def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Pa
         export_hf(source, run / "exports/hf")
         card = (run / "exports/hf/README.md").read_text(encoding="utf-8")
         assert "| good | 1 |" in card and "(step 12)" in card and "| steps | 12 |" in card
-        assert not [word for word in ("later", "| q |", "untold", "9.5", "jump", "step 24", "muon") if word in card]
+        assert not [
+            word
+            for word in ("later", "| q |", "untold", "9.5", "jump", "step 24", "muon")
+            if word in card
+        ]
         assert "| optimiser | adamw |" in card and "LoRA of rank 4" in card and "on q_proj" in card
     export_hf(run / "exports/hf", tmp_path / "again")
     assert "## Training" not in (tmp_path / "again/README.md").read_text(encoding="utf-8")
@@ -207,11 +247,23 @@ def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Pat
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ("--format hf --dtype q8_0", "--dtype q8_0: for --format hf one of float32, float16, bfloat16"),
-    ("--format gguf --dtype float32", "--dtype float32: for --format gguf one of f32, f16, q8_0"),
-    ("--format hf --max_shard_size big", "--max_shard_size big: expected a size such as 200MB or 5GB"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--format hf --dtype q8_0",
+            "--dtype q8_0: for --format hf one of float32, float16, bfloat16",
+        ),
+        (
+            "--format gguf --dtype float32",
+            "--dtype float32: for --format gguf one of f32, f16, q8_0",
+        ),
+        (
+            "--format hf --max_shard_size big",
+            "--max_shard_size big: expected a size such as 200MB or 5GB",
+        ),
+    ],
+)
 def test_user_errors_are_one_line(
     words: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

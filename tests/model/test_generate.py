@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from model.config import LlamaConfig
 from model.decode.fast.inference_model import InferenceModel
-from model.decode.generate import FinishReason, PrefixCache, Sampling, sample_token, generate, max_prompt_tokens, stream_text
+from model.decode.generate import (
+    FinishReason,
+    PrefixCache,
+    Sampling,
+    generate,
+    max_prompt_tokens,
+    sample_token,
+    stream_text,
+)
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -20,8 +28,15 @@ GREEDY = Sampling(temperature=0.0)
 
 @pytest.fixture(scope="module")
 def model() -> Llama:
-    config = LlamaConfig(vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=64)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     model = Llama(config).init_weights(4)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -37,13 +52,17 @@ def test_greedy_ids_match_transformers(model: Llama) -> None:
     theirs: Any = AutoModelForCausalLM.from_config(TheirConfig(**model.config.to_hf()))
     theirs.load_state_dict(model.state_dict())
     prompt = [1, 17, 230, 5, 99]
-    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=0)[0, 5:].tolist()
+    expected = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=40, do_sample=False, pad_token_id=0
+    )[0, 5:].tolist()
     expected = expected[: expected.index(2)] if 2 in expected else expected
     assert len(expected) > 5
     assert list(generate(model, prompt, GREEDY, max_new_tokens=40)) == expected
 
 
-def ended(model: Llama, prompt: list[int], sampling: Sampling = GREEDY, **options: Any) -> tuple[list[int], FinishReason]:
+def ended(
+    model: Llama, prompt: list[int], sampling: Sampling = GREEDY, **options: Any
+) -> tuple[list[int], FinishReason]:
     """The ids and why they ended."""
     ids: list[int] = []
     steps = generate(model, prompt, sampling, **options)
@@ -105,11 +124,15 @@ def test_non_finite_logits_raise(model: Llama) -> None:
 
 def test_sampling_is_reproducible_per_seed(model: Llama) -> None:
     """Samples in the log that nobody can make again."""
-    one, two, other = (list(generate(model, [1], Sampling(), max_new_tokens=20, seed=s)) for s in (1, 1, 2))
+    one, two, other = (
+        list(generate(model, [1], Sampling(), max_new_tokens=20, seed=s)) for s in (1, 1, 2)
+    )
     assert one == two != other
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, seen: list[int] | None = None, count: int = 400) -> set[int]:
+def draw(
+    logits: torch.Tensor, sampling: Sampling, seen: list[int] | None = None, count: int = 400
+) -> set[int]:
     mask = torch.zeros(len(logits), dtype=torch.bool)
     mask[seen or []] = True
     generator = torch.Generator().manual_seed(0)
@@ -134,16 +157,24 @@ def test_repetition_penalty_lowers_seen_ids_of_either_sign() -> None:
 
 def test_penalties_match_transformers_on_answer_tokens_only(endless: Llama) -> None:
     """A prompt that is punished for what it says: names in the reference could not be copied into the answer."""
-    from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+    from transformers import (
+        LogitsProcessorList,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+    )
 
     prompt = [1, 17, 230, 5, 99, 17, 230, 5]
     sampling = Sampling(temperature=0.0, repetition_penalty=1.3, no_repeat_ngram=3)
-    processors = LogitsProcessorList([NoRepeatNGramLogitsProcessor(3), RepetitionPenaltyLogitsProcessor(1.3)])
+    processors = LogitsProcessorList(
+        [NoRepeatNGramLogitsProcessor(3), RepetitionPenaltyLogitsProcessor(1.3)]
+    )
     answer: list[int] = []
     with torch.no_grad():
         while len(answer) < 50:
             logits = endless(torch.tensor([prompt + answer]))[:, -1]
-            answer.append(int(processors(torch.tensor([answer], dtype=torch.long), logits).argmax()))
+            answer.append(
+                int(processors(torch.tensor([answer], dtype=torch.long), logits).argmax())
+            )
     assert list(generate(endless, prompt, sampling, max_new_tokens=50)) == answer
     assert answer != list(generate(endless, prompt, GREEDY, max_new_tokens=50))
 
@@ -162,7 +193,9 @@ def test_no_repeat_ngram_ignores_prompt(endless: Llama) -> None:
     draw = torch.Generator().manual_seed(0)
     prompts = [[1, *torch.randint(3, 300, (40,), generator=draw).tolist()] for _ in range(50)]
     firsts = [next(generate(endless, prompt, GREEDY, max_new_tokens=1)) for prompt in prompts]
-    copied = [(prompt, first) for prompt, first in zip(prompts, firsts, strict=True) if first in prompt]
+    copied = [
+        (prompt, first) for prompt, first in zip(prompts, firsts, strict=True) if first in prompt
+    ]
     assert len(copied) > 2
     severe = Sampling(temperature=0.0, repetition_penalty=1000.0, no_repeat_ngram=1)
     for prompt, first in copied:
@@ -176,13 +209,27 @@ def test_prefix_cache_does_not_change_output(model: Llama, sampling: Sampling) -
     first = [1, 17, 230, 5, 99]
     answer = list(generate(model, first, sampling, max_new_tokens=12, prefix_cache=prefix))
     longer = [*first, *answer, 2, 44, 45, 46]
-    prompts = [longer, [*first, *answer[:3], 2, 50, 51], first, first[:2], [1, 200, 201, 202], longer]
+    prompts = [
+        longer,
+        [*first, *answer[:3], 2, 50, 51],
+        first,
+        first[:2],
+        [1, 200, 201, 202],
+        longer,
+    ]
     for seed, prompt in enumerate(prompts):
         fresh = list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed))
-        assert list(generate(model, prompt, sampling, max_new_tokens=20, seed=seed, prefix_cache=prefix)) == fresh
+        assert (
+            list(
+                generate(model, prompt, sampling, max_new_tokens=20, seed=seed, prefix_cache=prefix)
+            )
+            == fresh
+        )
 
 
-def test_prefix_cache_processes_only_new_tokens(model: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefix_cache_processes_only_new_tokens(
+    model: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A long conversation that is read from its start for every answer, and after a reading that was broken off."""
     prefix, whole = PrefixCache(model, 64), InferenceModel.forward
     lengths: list[int] = []
@@ -201,7 +248,9 @@ def test_prefix_cache_processes_only_new_tokens(model: Llama, monkeypatch: pytes
         prefix.logits_after([*range(1, 11), 80, 81])
     monkeypatch.setattr(InferenceModel, "forward", counting)
     after = [*range(1, 11), 80, 81]
-    torch.testing.assert_close(prefix.logits_after(after), PrefixCache(model, 64).logits_after(after))
+    torch.testing.assert_close(
+        prefix.logits_after(after), PrefixCache(model, 64).logits_after(after)
+    )
     assert lengths == [30, 2, 1, 2, 12]
 
 
@@ -222,7 +271,12 @@ def test_streamed_bytes_match_decoded_text(tokenizer: Tokenizer, ids: list[int])
     assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-@given(st.lists(st.integers(0, 8191) | st.sampled_from([3 + 0xE4, 3 + 0xF0, 3 + 0x9F, 3 + 0xBD]), max_size=30))
+@given(
+    st.lists(
+        st.integers(0, 8191) | st.sampled_from([3 + 0xE4, 3 + 0xF0, 3 + 0x9F, 3 + 0xBD]),
+        max_size=30,
+    )
+)
 def test_streamed_text_matches_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     """The same where bytes, whole pieces and special ids are mixed."""
     assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)

@@ -9,9 +9,9 @@ import pytest
 
 from common.errors import UserError
 from model.export import main as export
-from model.interop.gguf.vocab import GGUFVocabulary, build_native_pieces, build_vocabulary
-from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
 from model.import_hf import import_hf
+from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
+from model.interop.gguf.vocab import GGUFVocabulary, build_native_pieces, build_vocabulary
 from model.tokenizer.base import Piece, Tokenizer
 from model.tokenizer.imported import ImportedTokenizer, build_imported_tokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNUSED, USER_DEFINED
@@ -21,7 +21,9 @@ from tests.helpers.gguf_files import read_gguf_metadata
 
 @pytest.fixture(scope="module")
 def texts(root: Path) -> list[str]:
-    with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
         return [json.loads(line)["text"][:200] for line, _ in zip(file, range(600), strict=False)]
 
 
@@ -34,26 +36,42 @@ def byte_level(texts: list[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def sentencepiece(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` of Llama 2's kind."""
-    return dict(json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], add_prefix_space=True).to_str()))
+    return dict(
+        json.loads(
+            hf_checkpoints.train_sentencepiece_bpe(texts[:300], add_prefix_space=True).to_str()
+        )
+    )
 
 
 def imported(definition: dict[str, Any]) -> ImportedTokenizer:
     """The tokenizer of a `tokenizer.json` in which 1 begins a text and 2 ends one."""
-    return build_imported_tokenizer(json.loads(json.dumps(definition)), {}, 1, 2, 0, {}, Path("tokenizer.json"))
+    return build_imported_tokenizer(
+        json.loads(json.dumps(definition)), {}, 1, 2, 0, {}, Path("tokenizer.json")
+    )
 
 
 def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
     """llama.cpp refuses a file with more rows in its embedding than tokens."""
     pieces = build_native_pieces(tokenizer, tokenizer.vocab_size + 2)
     assert pieces[3:-2] == tokenizer.pieces[3:]
-    assert [(piece.text, piece.kind) for piece in pieces[-2:]] == [("<unused_8192>", UNUSED), ("<unused_8193>", UNUSED)]
+    assert [(piece.text, piece.kind) for piece in pieces[-2:]] == [
+        ("<unused_8192>", UNUSED),
+        ("<unused_8193>", UNUSED),
+    ]
 
 
 def test_padding_pieces_are_unreachable(stock: Tokenizer) -> None:
     """llama.cpp merges by text whatever the type: 基础 would become an id that training never saw."""
     tokenizer, pieces = stock, build_native_pieces(stock, stock.vocab_size)
-    changed = [index for index, (a, b) in enumerate(zip(tokenizer.pieces, pieces, strict=True)) if a != b]
-    assert changed == [0, 1, 2, *(index for index, piece in enumerate(tokenizer.pieces) if piece.kind == UNUSED)]
+    changed = [
+        index for index, (a, b) in enumerate(zip(tokenizer.pieces, pieces, strict=True)) if a != b
+    ]
+    assert changed == [
+        0,
+        1,
+        2,
+        *(index for index, piece in enumerate(tokenizer.pieces) if piece.kind == UNUSED),
+    ]
     assert len(changed) == 878
     assert len({piece.text for piece in pieces}) == len(pieces)
 
@@ -64,7 +82,10 @@ def test_reachable_byte_piece_raises(tokenizer: Tokenizer) -> None:
     pieces[500] = Piece("<0x0A", -1.5, NORMAL)
     tokenizer = Tokenizer(tokenizer.serialized)
     tokenizer.pieces = pieces
-    with pytest.raises(UserError, match=r"id 13, <0x0A>, is no normal piece, but llama.cpp would merge text into it"):
+    with pytest.raises(
+        UserError,
+        match=r"id 13, <0x0A>, is no normal piece, but llama.cpp would merge text into it",
+    ):
         build_native_pieces(tokenizer, len(pieces))
 
 
@@ -79,13 +100,22 @@ def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
     parts = list(((" " if vocabulary.adds_space_prefix and text else "") + text).replace(" ", "▁"))
     while True:
         joined = [ids.get(left + right) for left, right in zip(parts, parts[1:], strict=False)]
-        found = [(-vocabulary.pieces[index].score, place) for place, index in enumerate(joined) if index is not None]
+        found = [
+            (-vocabulary.pieces[index].score, place)
+            for place, index in enumerate(joined)
+            if index is not None
+        ]
         if not found:
             break
         place = min(found)[1]
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return [index for part in parts for index in (
-        [ids[part]] if part in ids else [ids[f"<0x{byte:02X}>"] for byte in part.encode()])]
+    return [
+        index
+        for part in parts
+        for index in (
+            [ids[part]] if part in ids else [ids[f"<0x{byte:02X}>"] for byte in part.encode()]
+        )
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"space_first": True}, {"cut": True}], ids=str)
@@ -93,10 +123,15 @@ def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str])
     """Scores in the order of ids: a piece that is put together in another way than the one that was learned."""
     definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], **options).to_str())
     known = definition["model"]["vocab"]
-    backwards = {text: index if index < 259 else len(known) + 258 - index for text, index in known.items()}
+    backwards = {
+        text: index if index < 259 else len(known) + 258 - index for text, index in known.items()
+    }
     tokenizer = imported({**definition, "model": {**definition["model"], "vocab": backwards}})
     vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
-    assert (vocabulary.tokenizer_model, vocabulary.adds_space_prefix) == ("llama", bool(options.get("space_first")))
+    assert (vocabulary.tokenizer_model, vocabulary.adds_space_prefix) == (
+        "llama",
+        bool(options.get("space_first")),
+    )
     strange = ["", " ", "  a  b", "<0x0A>", "</s><s>", "𠀀é\n\tß", "哈" * 40, "ab" * 20]
     for text in [*(text[:60] for text in texts), *strange]:
         assert by_score(vocabulary, text) == tokenizer.encode(text), text
@@ -105,7 +140,10 @@ def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str])
 def with_piece(definition: dict[str, Any], *added: str) -> dict[str, Any]:
     """The same with pieces that no merge makes."""
     model = definition["model"]
-    vocabulary = {**model["vocab"], **{text: len(model["vocab"]) + n for n, text in enumerate(added)}}
+    vocabulary = {
+        **model["vocab"],
+        **{text: len(model["vocab"]) + n for n, text in enumerate(added)},
+    }
     return {**definition, "model": {**model, "vocab": vocabulary}}
 
 
@@ -114,7 +152,12 @@ def test_unreachable_piece_does_not_affect_encoding(
 ) -> None:
     """llama.cpp merges by text, and looks up whole words: it would give ids that training never saw."""
     pieces = sentencepiece["model"]["vocab"]
-    lonely = next(a + b for a in "山水天人" for b in "天人山水" if a in pieces and b in pieces and a + b not in pieces)
+    lonely = next(
+        a + b
+        for a in "山水天人"
+        for b in "天人山水"
+        if a in pieces and b in pieces and a + b not in pieces
+    )
     tokenizer = imported(with_piece(sentencepiece, lonely))
     vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
     assert vocabulary.pieces[-1] == Piece(f"<unused_{len(pieces)}>", -float(len(pieces)), UNUSED)
@@ -134,7 +177,11 @@ def test_spellable_special_token_is_renamed_in_template_too(sentencepiece: dict[
     definition = with_piece(sentencepiece, *needed, "</", "s>")
     tokenizer = imported({**definition, "model": {**definition["model"], "merges": merges}})
     vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
-    assert vocabulary.special_token_names == {"<unk>": "<unk>", "<s>": "<s>\ufdd0", "</s>": "</s>\ufdd0"}
+    assert vocabulary.special_token_names == {
+        "<unk>": "<unk>",
+        "<s>": "<s>\ufdd0",
+        "</s>": "</s>\ufdd0",
+    }
     assert vocabulary.pieces[2] == Piece("</s>\ufdd0", 0.0, CONTROL)
     assert by_score(vocabulary, "a</s>b") == tokenizer.encode("a</s>b")
     assert vocabulary.rename_special_tokens("{{ '</s><unk>' }}") == "{{ '</s>\ufdd0<unk>' }}"
@@ -146,41 +193,73 @@ def test_gguf_of_imported_run_has_complete_tokenizer(
     """A merge, a type or an end that is missing: other ids, or a model that does not stop."""
     backend = hf_checkpoints.train_byte_level_bpe(texts[:300])
     backend.add_tokens(["表情"])
-    hf_checkpoints.save_hf_checkpoint(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE)
+    hf_checkpoints.save_hf_checkpoint(
+        tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE
+    )
     _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert isinstance(tokenizer, ImportedTokenizer)
-    words = ["--checkpoint", str(tmp_path / "run"), "--format", "gguf", "--out", str(tmp_path / "out.gguf")]
+    words = [
+        "--checkpoint",
+        str(tmp_path / "run"),
+        "--format",
+        "gguf",
+        "--out",
+        str(tmp_path / "out.gguf"),
+    ]
     monkeypatch.setattr("sys.argv", ["export", *words])
     export()
     found = read_gguf_metadata(tmp_path / "out.gguf")
     size = tokenizer.vocab_size
     expected = {
-        "model": "gpt2", "pre": "llama-bpe", "bos_token_id": 0, "eos_token_id": 1, "eot_token_id": 4, "eom_token_id": 3,
-        "add_bos_token": True, "add_eos_token": False, "add_space_prefix": False,
+        "model": "gpt2",
+        "pre": "llama-bpe",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "eot_token_id": 4,
+        "eom_token_id": 3,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_space_prefix": False,
     }
     assert {key: found[f"tokenizer.ggml.{key}"] for key in expected} == expected
     assert found["tokenizer.chat_template"] == hf_checkpoints.LLAMA3_TEMPLATE
     tokens, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     known = backend.get_vocab(with_added_tokens=True)
-    assert tokens == [*sorted(known, key=known.get), *(f"<unused_{index}>" for index in range(size, size + 9))]
+    assert tokens == [
+        *sorted(known, key=known.get),
+        *(f"<unused_{index}>" for index in range(size, size + 9)),
+    ]
     assert kinds == [CONTROL] * 7 + [NORMAL] * (size - 8) + [USER_DEFINED] + [UNUSED] * 9
     merges = json.loads(backend.to_str())["model"]["merges"]
-    assert found["tokenizer.ggml.merges"] == [" ".join(pair) for pair in merges] and len(merges) > 300
+    assert (
+        found["tokenizer.ggml.merges"] == [" ".join(pair) for pair in merges] and len(merges) > 300
+    )
 
 
 @pytest.mark.parametrize(("cuts", "name"), PRE_TOKENIZERS.items(), ids=PRE_TOKENIZERS.values())
-def test_pre_tokenizer_is_identified_by_behavior(cuts: tuple[str, ...], name: str, texts: list[str]) -> None:
+def test_pre_tokenizer_is_identified_by_behavior(
+    cuts: tuple[str, ...], name: str, texts: list[str]
+) -> None:
     """llama.cpp's default cut: numbers and punctuation in other ids."""
-    tokenizer = imported(json.loads(hf_checkpoints.train_byte_level_bpe(texts[:20], cuts, ignore_merges=False).to_str()))
+    tokenizer = imported(
+        json.loads(
+            hf_checkpoints.train_byte_level_bpe(texts[:20], cuts, ignore_merges=False).to_str()
+        )
+    )
     assert build_vocabulary(tokenizer, tokenizer.vocab_size).pre_tokenizer == name
 
 
 def test_gpt2_and_smollm_pre_tokenizers_are_identified(byte_level: dict[str, Any]) -> None:
     """The expression inside of ByteLevel, digits by their own part: the usual ways to write the commonest two."""
     plain = {**byte_level, "model": {**byte_level["model"], "ignore_merges": False}}
-    digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES]}
+    digits = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES],
+    }
     for cut, name in ((BYTES, "gpt-2"), (digits, "smollm")):
-        assert build_vocabulary(imported({**plain, "pre_tokenizer": cut}), 700).pre_tokenizer == name
+        assert (
+            build_vocabulary(imported({**plain, "pre_tokenizer": cut}), 700).pre_tokenizer == name
+        )
 
 
 def test_missing_tokenizer_fields_use_library_defaults(byte_level: dict[str, Any]) -> None:
@@ -189,7 +268,13 @@ def test_missing_tokenizer_fields_use_library_defaults(byte_level: dict[str, Any
     model = {key: value for key, value in byte_level["model"].items() if key != "type"}
     merges = [" ".join(pair) for pair in model["merges"]]
     less = {key: value for key, value in byte_level.items() if key != "added_tokens"}
-    found = imported({**less, "model": {**model, "merges": merges}, "normalizer": {"type": "Sequence", "normalizers": []}})
+    found = imported(
+        {
+            **less,
+            "model": {**model, "merges": merges},
+            "normalizer": {"type": "Sequence", "normalizers": []},
+        }
+    )
     assert "type" not in found.definition["model"]
     assert build_vocabulary(found, 700) == build_vocabulary(whole, 700)
 
@@ -197,27 +282,63 @@ def test_missing_tokenizer_fields_use_library_defaults(byte_level: dict[str, Any
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 
 
-@pytest.mark.parametrize(("kind", "change", "words"), [
-    ("byte_level", {"normalizer": {"type": "NFC"}}, "byte-level with the normalizer NFC"),
-    ("byte_level", {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
-     "ByteLevel, which puts a space before every text"),
-    ("byte_level", {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": "[a-z]"}, "behavior": "Isolated", "invert": False},
-        {**BYTES, "use_regex": False}]}}, r"it cuts text by \[a-z\],"),
-    ("byte_level", {"model.end_of_word_suffix": "@@"}, "its BPE has end_of_word_suffix '@@'"),
-    ("byte_level", {"model.ignore_merges": True, "pre_tokenizer": BYTES},
-     "looks up whole words before it merges .* such as strange, and cuts text as gpt-2 does"),
-    ("byte_level", {"model.vocab": {"a": 0}}, "it has not all of the 256 bytes"),
-    ("sentencepiece", {"normalizer": None, "pre_tokenizer": SPACES}, "some texts and not before others .*scheme first"),
-    ("sentencepiece", {"normalizer": {"type": "NFKC"}}, "it has the normalizer NFKC and no pre-tokenizer"),
-    ("sentencepiece", {"model.ignore_merges": True}, "looks up whole texts before it merges"),
-])
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("byte_level", {"normalizer": {"type": "NFC"}}, "byte-level with the normalizer NFC"),
+        (
+            "byte_level",
+            {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
+            "ByteLevel, which puts a space before every text",
+        ),
+        (
+            "byte_level",
+            {
+                "pre_tokenizer": {
+                    "type": "Sequence",
+                    "pretokenizers": [
+                        {
+                            "type": "Split",
+                            "pattern": {"Regex": "[a-z]"},
+                            "behavior": "Isolated",
+                            "invert": False,
+                        },
+                        {**BYTES, "use_regex": False},
+                    ],
+                }
+            },
+            r"it cuts text by \[a-z\],",
+        ),
+        ("byte_level", {"model.end_of_word_suffix": "@@"}, "its BPE has end_of_word_suffix '@@'"),
+        (
+            "byte_level",
+            {"model.ignore_merges": True, "pre_tokenizer": BYTES},
+            "looks up whole words before it merges .* such as strange, and cuts text as gpt-2 does",
+        ),
+        ("byte_level", {"model.vocab": {"a": 0}}, "it has not all of the 256 bytes"),
+        (
+            "sentencepiece",
+            {"normalizer": None, "pre_tokenizer": SPACES},
+            "some texts and not before others .*scheme first",
+        ),
+        (
+            "sentencepiece",
+            {"normalizer": {"type": "NFKC"}},
+            "it has the normalizer NFKC and no pre-tokenizer",
+        ),
+        ("sentencepiece", {"model.ignore_merges": True}, "looks up whole texts before it merges"),
+    ],
+)
 def test_unsupported_llama_cpp_features_raise_by_name(
     kind: str, change: dict[str, Any], words: str, request: pytest.FixtureRequest
 ) -> None:
     """A file that loads, answers, and reads other ids than it was trained on."""
     definition = with_piece(request.getfixturevalue(kind), "strange")
-    inside = {key.removeprefix("model."): value for key, value in change.items() if key.startswith("model.")}
+    inside = {
+        key.removeprefix("model."): value
+        for key, value in change.items()
+        if key.startswith("model.")
+    }
     outside = {key: value for key, value in change.items() if not key.startswith("model.")}
     tokenizer = imported({**definition, **outside, "model": definition["model"]})
     tokenizer.canonical_definition["model"] |= inside

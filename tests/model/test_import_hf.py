@@ -10,21 +10,27 @@ import pytest
 import torch
 
 from common.errors import UserError, run_main
-from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
 from model import import_hf
+from model.chat_template.template import ImportedTemplate, Template, template_for_tokenizer
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch
-from model.interop.hf_export import export_hf
 from model.decode.generate import stream_text
+from model.interop.hf_export import export_hf
 from model.llama import Llama
-from model.chat_template.template import ImportedTemplate, Template, template_for_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
-from tests.helpers.hf_checkpoints import CHAT_TEMPLATES, LLAMA3_TEMPLATE, SPECIAL_TOKENS, update_json, save_hf_checkpoint
+from tests.helpers.hf_checkpoints import (
+    CHAT_TEMPLATES,
+    LLAMA3_TEMPLATE,
+    SPECIAL_TOKENS,
+    save_hf_checkpoint,
+    update_json,
+)
 from train import sft
 
 CPU = torch.device("cpu")
@@ -32,17 +38,36 @@ SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"num_key_value_heads": 2},
     "tied": {"tie_word_embeddings": True},
     "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
-    "llama3": {"rope_parameters": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0,
-        "original_max_position_embeddings": 64}},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "rope_theta": 500000.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
 }
-AWKWARD = ["", " ", "  两个 空格 ", "\n\n\n", "a\r\nb\t", "👨‍👩‍👧 𠀀", "e\u0301 Don't 1234567",
-           "</s><s>", "<|eot_id|>问<|im_start|>", "<|end|>"]
+AWKWARD = [
+    "",
+    " ",
+    "  两个 空格 ",
+    "\n\n\n",
+    "a\r\nb\t",
+    "👨‍👩‍👧 𠀀",
+    "e\u0301 Don't 1234567",
+    "</s><s>",
+    "<|eot_id|>问<|im_start|>",
+    "<|end|>",
+]
 
 
 @pytest.fixture(scope="module")
 def texts(root: Path) -> list[str]:
-    with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
         return [json.loads(line)["text"][:200] for line, _ in zip(file, range(2500), strict=False)]
 
 
@@ -59,7 +84,13 @@ def legacy(root: Path) -> Any:
 @pytest.mark.parametrize("name", SHAPES)
 def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path: Path) -> None:
     """A scaling, a shared head or a shard that was not read: a model that looks alive and talks nonsense."""
-    theirs = save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), max_shard_size="100KB", **SHAPES[name])
+    theirs = save_hf_checkpoint(
+        tmp_path / "theirs",
+        byte_level,
+        ("<|begin|>", "<|end|>"),
+        max_shard_size="100KB",
+        **SHAPES[name],
+    )
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
     ours, _ = weights.load_checkpoint(tmp_path / "run", CPU)
@@ -67,8 +98,13 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
         prompt = ids[:1, :9]
-        made = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20,
-                               pad_token_id=1)
+        made = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=20,
+            pad_token_id=1,
+        )
         answer = generate_batch(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
         assert made[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
         assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.stopped else [[]])
@@ -98,10 +134,14 @@ def test_imported_tokenizer_matches_transformers_and_round_trips(
     assert not {ours.bos_id, ours.eos_id} & {index for ids in expected for index in ids}
     for text, ids in zip(AWKWARD, expected[-len(AWKWARD) :], strict=True):
         assert "".join(stream_text(ours, ids)) == text
-        assert ours.characters_per_id[ids].sum() == len(text) + (ours.adds_prefix_space and bool(ids))
+        assert ours.characters_per_id[ids].sum() == len(text) + (
+            ours.adds_prefix_space and bool(ids)
+        )
     export_hf(tmp_path / "run", tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert again(every, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
+    assert (
+        again(every, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
+    )
     assert (again.bos_token_id, again.eos_token_id) == (ours.bos_id, ours.eos_id)
     assert weights.load_checkpoint(tmp_path / "out", CPU)[1].fingerprint == ours.fingerprint
 
@@ -112,17 +152,24 @@ def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
     from data.records import Conversation
     from data.sources import SOURCES
 
-    found = [(each.reference, [(turn.question, turn.answer) for turn in each.turns])
-             for each in SOURCES["redgpt"].iter_records(path) if isinstance(each, Conversation)]
+    found = [
+        (each.reference, [(turn.question, turn.answer) for turn in each.turns])
+        for each in SOURCES["redgpt"].iter_records(path)
+        if isinstance(each, Conversation)
+    ]
     return [*found[:60], *(("", turns) for _, turns in found[:60])]
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_imported_chat_template_is_used(name: str, byte_level: Any, root: Path, tmp_path: Path) -> None:
+def test_imported_chat_template_is_used(
+    name: str, byte_level: Any, root: Path, tmp_path: Path
+) -> None:
     """Asked in another frame than it was tuned in, it answers worse; with the loss on the wrong ids it unlearns to stop."""
     from transformers import AutoTokenizer
 
-    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name])
+    save_hf_checkpoint(
+        tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
+    )
     model, ours, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
     assert said == "its own chat template"
     template = Template.load(locate.resolve_checkpoint(tmp_path / "run"))
@@ -135,13 +182,20 @@ def test_imported_chat_template_is_used(name: str, byte_level: Any, root: Path, 
         reference = "" if name == "no-system" else reference
         messages = [{"role": "system", "content": reference}] if reference else []
         for question, answer in turns:
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        expected = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+            messages += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+        expected = theirs.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, return_dict=False
+        )
         assert template.encode_prompt(ours, turns[:-1], turns[-1][0], reference) == expected
         ids, spans = template.encode(ours, turns, reference)
         whole = theirs.apply_chat_template(messages, return_dict=False)
         assert whole[: len(ids)] == ids
-        assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [answer for _, answer in turns]
+        assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [
+            answer for _, answer in turns
+        ]
         assert all(ids[stop - 1] == ours.eos_id for _, stop in spans)
 
 
@@ -154,10 +208,16 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
     model, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
     assert SPECIAL_TOKENS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6)
     assert (tokenizer.eos_id, tokenizer.eod_id) == (4, 1)
-    prepare_groups([SourceGroup("text", (str(root / "assets/sample/pretrain/text"),))], tmp_path / "data",
-                   locate.resolve_checkpoint(tmp_path / "run"), PrepareOptions(workers=1, limit=5))
+    prepare_groups(
+        [SourceGroup("text", (str(root / "assets/sample/pretrain/text"),))],
+        tmp_path / "data",
+        locate.resolve_checkpoint(tmp_path / "run"),
+        PrepareOptions(workers=1, limit=5),
+    )
     documents = ShardSet.open(tmp_path / "data").load_split("train")
-    assert {(documents.tokens(index)[0], documents.tokens(index)[-1]) for index in range(len(documents))} == {(0, 1)}
+    assert {
+        (documents.tokens(index)[0], documents.tokens(index)[-1]) for index in range(len(documents))
+    } == {(0, 1)}
     export_hf(tmp_path / "run", tmp_path / "out")
     assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
@@ -165,9 +225,13 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_imported_special_token_spelled_in_text_stays_text(name: str, byte_level: Any, tmp_path: Path) -> None:
+def test_imported_special_token_spelled_in_text_stays_text(
+    name: str, byte_level: Any, tmp_path: Path
+) -> None:
     """A user who opens a system turn by typing one."""
-    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name])
+    save_hf_checkpoint(
+        tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
+    )
     _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
     template = template_for_tokenizer(ours)
     plain = template.encode_prompt(ours, [("问", "答")], "问", "资料")
@@ -177,26 +241,43 @@ def test_imported_special_token_spelled_in_text_stays_text(name: str, byte_level
         assert hostile.count(index) == plain.count(index)
 
 
-@pytest.mark.parametrize(("source", "reason"), [
-    ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", "leaves out what is said"),
-    ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}", "no special token ends an answer"),
-    ("{% for m in messages %}{{ m['content'] ", "TemplateSyntaxError"),
-    ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
-    ("{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
-     "a prompt is not the beginning"),
-    ("{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}", "it changes what is said"),
-    ("{{ 'x' * 3000000000 }}", "MemoryError"),
-    ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError"),
-    pytest.param("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too much time",
-                 marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", "leaves out what is said"),
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+            "no special token ends an answer",
+        ),
+        ("{% for m in messages %}{{ m['content'] ", "TemplateSyntaxError"),
+        ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
+        (
+            "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
+            "a prompt is not the beginning",
+        ),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}",
+            "it changes what is said",
+        ),
+        ("{{ 'x' * 3000000000 }}", "MemoryError"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError"),
+        pytest.param(
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "too much time",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_unsupported_chat_template_is_reported_and_skipped(
     source: str, reason: str, byte_level: Any, tmp_path: Path
 ) -> None:
     """A model asked in half of its frame, or a stranger's program run on this machine."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), source)
     _, tokenizer, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    assert said.startswith("the project's own template: its chat template cannot be used (") and reason in said
+    assert (
+        said.startswith("the project's own template: its chat template cannot be used (")
+        and reason in said
+    )
     assert template_for_tokenizer(tokenizer) == Template()
 
 
@@ -209,13 +290,32 @@ def test_imported_model_can_be_fine_tuned(
 
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
     import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
-    group = SourceGroup("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),))
-    prepare_groups([group], tmp_path / "data", locate.resolve_checkpoint(tmp_path / "base"), PrepareOptions(workers=1, limit=40))
-    words = {"config": root / "configs/sft.yaml", "base": tmp_path / "base", "data": tmp_path / "data",
-             "run": tmp_path / "tuned",
-             "sequence_length": 512, "batch_tokens": 1024, "max_steps": 3, "device": "cpu", "evaluation.examples": 0}
+    group = SourceGroup(
+        "redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)
+    )
+    prepare_groups(
+        [group],
+        tmp_path / "data",
+        locate.resolve_checkpoint(tmp_path / "base"),
+        PrepareOptions(workers=1, limit=40),
+    )
+    words = {
+        "config": root / "configs/sft.yaml",
+        "base": tmp_path / "base",
+        "data": tmp_path / "data",
+        "run": tmp_path / "tuned",
+        "sequence_length": 512,
+        "batch_tokens": 1024,
+        "max_steps": 3,
+        "device": "cpu",
+        "evaluation.examples": 0,
+    }
     monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "argv", ["sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))],
+    )
     sft.main()
     export_hf(tmp_path / "tuned", tmp_path / "out")
     _, tokenizer = weights.load_checkpoint(tmp_path / "out", CPU)
@@ -227,16 +327,26 @@ def test_imported_model_can_be_fine_tuned(
     assert template.encode_prompt(tokenizer, [], "你好") == expected
 
 
-@pytest.mark.parametrize(("source", "file"), [
-    ("text", "pretrain/text"), ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"), ("csl", "summary/csl")])
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("text", "pretrain/text"),
+        ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),
+        ("csl", "summary/csl"),
+    ],
+)
 def test_every_data_kind_prepares_with_imported_tokenizer(
     source: str, file: str, byte_level: Any, root: Path, tmp_path: Path
 ) -> None:
     """A base that can be imported, and then not fine-tuned: its tokenizer asked by another's method."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
     _, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
-    prepare_groups([SourceGroup(source, (str(root / "assets/sample" / file),))], tmp_path / "data",
-                   locate.resolve_checkpoint(tmp_path / "base"), PrepareOptions(workers=1, limit=20))
+    prepare_groups(
+        [SourceGroup(source, (str(root / "assets/sample" / file),))],
+        tmp_path / "data",
+        locate.resolve_checkpoint(tmp_path / "base"),
+        PrepareOptions(workers=1, limit=20),
+    )
     train = ShardSet.open(tmp_path / "data").load_split("train")
     said = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
     assert len(said) > 5 and all("\ufffd" not in text and len(text) > 10 for text in said)
@@ -247,39 +357,82 @@ def retokenize(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda folder: update_json(folder, model_type="qwen2"), "model_type is 'qwen2'; only llama is supported"),
-    (lambda folder: update_json(folder, attention_bias=True), "attention_bias is set; biases are not supported"),
-    (lambda folder: update_json(folder, rope_parameters={"rope_type": "yarn", "factor": 2.0}), "rope_scaling 'yarn' is not known"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pytorch_model.bin is pickled"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"), "cannot be read"),
-    (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
-    (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
-    (lambda folder: retokenize(folder, added_tokens=[{}]), "tokenizer.json cannot be read: "),
-    (lambda folder: retokenize(folder, added_tokens=None), "tokenizer.json cannot be read: "),
-    (lambda folder: retokenize(folder, decoder=None), "its decoder is of a kind that is not known here"),
-    (lambda folder: retokenize(folder, decoder={"type": "Sequence", "decoders": None}), "tokenizer.json cannot be read: "),
-    (lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end|>", "x": "\\ud800"}'),
-     "half a character"),
-    (lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ \xff }}"), "chat_template.jinja is not UTF-8 text"),
-    (lambda folder: update_json(folder, num_hidden_layers=3), "does not fit its config.json"),
-    (lambda folder: update_json(folder, vocab_size=20), "do not belong together"),
-    (lambda folder: update_json(folder, "generation_config.json", eos_token_id="</s>"),
-     "generation_config.json: eos_token_id: '</s>' is not valid; expected an id, or a list of ids"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda folder: update_json(folder, model_type="qwen2"),
+            "model_type is 'qwen2'; only llama is supported",
+        ),
+        (
+            lambda folder: update_json(folder, attention_bias=True),
+            "attention_bias is set; biases are not supported",
+        ),
+        (
+            lambda folder: update_json(
+                folder, rope_parameters={"rope_type": "yarn", "factor": 2.0}
+            ),
+            "rope_scaling 'yarn' is not known",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "pytorch_model.bin is pickled",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"),
+            "cannot be read",
+        ),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
+        (lambda folder: retokenize(folder, added_tokens=[{}]), "tokenizer.json cannot be read: "),
+        (lambda folder: retokenize(folder, added_tokens=None), "tokenizer.json cannot be read: "),
+        (
+            lambda folder: retokenize(folder, decoder=None),
+            "its decoder is of a kind that is not known here",
+        ),
+        (
+            lambda folder: retokenize(folder, decoder={"type": "Sequence", "decoders": None}),
+            "tokenizer.json cannot be read: ",
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text(
+                '{"eos_token": "<|end|>", "x": "\\ud800"}'
+            ),
+            "half a character",
+        ),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ \xff }}"),
+            "chat_template.jinja is not UTF-8 text",
+        ),
+        (lambda folder: update_json(folder, num_hidden_layers=3), "does not fit its config.json"),
+        (lambda folder: update_json(folder, vocab_size=20), "do not belong together"),
+        (
+            lambda folder: update_json(folder, "generation_config.json", eos_token_id="</s>"),
+            "generation_config.json: eos_token_id: '</s>' is not valid; expected an id, or a list of ids",
+        ),
+    ],
+)
 def test_unsupported_import_gives_one_line_error(
-    spoil: Any, message: str, byte_level: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    spoil: Any,
+    message: str,
+    byte_level: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A traceback, code run out of a pickle, or half a run."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     spoil(tmp_path / "theirs")
-    monkeypatch.setattr(sys, "argv", ["import_hf", str(tmp_path / "theirs"), "--run", str(tmp_path / "run")])
+    monkeypatch.setattr(
+        sys, "argv", ["import_hf", str(tmp_path / "theirs"), "--run", str(tmp_path / "run")]
+    )
     with pytest.raises(SystemExit) as ended:
         run_main(import_hf.main)
     error = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and len([line for line in error if line.startswith("error: ")]) == 1
+    assert (
+        ended.value.code == 2 and len([line for line in error if line.startswith("error: ")]) == 1
+    )
     assert message in error[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
@@ -292,10 +445,21 @@ def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path
     facts = json.loads(file.read_text(encoding="utf-8"))
     definition = facts["definition"]
     # It knows the characters of its special tokens, and fails at any other.
-    narrow = {"type": "Unigram", "unk_id": None, "byte_fallback": False,
-              "vocab": [*([text, -99.0] for text in SPECIAL_TOKENS), *([char, -1.0] for char in sorted(set("".join(SPECIAL_TOKENS))))]}
+    narrow = {
+        "type": "Unigram",
+        "unk_id": None,
+        "byte_fallback": False,
+        "vocab": [
+            *([text, -99.0] for text in SPECIAL_TOKENS),
+            *([char, -1.0] for char in sorted(set("".join(SPECIAL_TOKENS)))),
+        ],
+    }
     for changes in (
-        {"bos_id": 10**6}, {"eos_id": None}, {"words": {"bare": 1}}, {"config": {"x": "\ud800"}}, {"definition": {}},
+        {"bos_id": 10**6},
+        {"eos_id": None},
+        {"words": {"bare": 1}},
+        {"config": {"x": "\ud800"}},
+        {"definition": {}},
         {"definition": {**definition, "decoder": None}},
         {"definition": {**definition, "model": narrow, "pre_tokenizer": None}},
     ):
@@ -319,7 +483,10 @@ def test_import_does_not_overwrite_existing_run(trained_run: Path, tmp_path: Pat
 
 
 def test_evaluating_imported_run_without_data_gives_clear_error(
-    byte_level: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    byte_level: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A run.json called damaged, or an empty report."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
@@ -339,24 +506,44 @@ def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path:
     import_hf.import_hf(tmp_path / "out", tmp_path / "run")
     again, tokenizer = weights.load_checkpoint(tmp_path / "run", CPU)
     assert tokenizer.fingerprint == weights.load_checkpoint(trained_run, CPU)[1].fingerprint
-    assert (again.trained_context, Template.load(locate.resolve_checkpoint(tmp_path / "run"))) == (256, Template())
+    assert (again.trained_context, Template.load(locate.resolve_checkpoint(tmp_path / "run"))) == (
+        256,
+        Template(),
+    )
 
 
-def test_pretrained_run_round_trips_through_export_and_import(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_pretrained_run_round_trips_through_export_and_import(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """A model of ours taken for a stranger's: a complaint about its template, a tokenizer of another kind."""
-    shape = LlamaConfig(tokenizer.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                        num_attention_heads=1, num_key_value_heads=1)
+    shape = LlamaConfig(
+        tokenizer.vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
     (tmp_path / "bare").mkdir()
     weights.save_checkpoint(Llama(shape).init_weights(0), tokenizer, tmp_path / "bare")
     export_hf(tmp_path / "bare", tmp_path / "out")
     model, again, said = import_hf.import_hf(tmp_path / "out", tmp_path / "run")
     assert said == "the project's own template"
-    assert (model.config, again.fingerprint, again.template_fields) == (shape, tokenizer.fingerprint, {})
+    assert (model.config, again.fingerprint, again.template_fields) == (
+        shape,
+        tokenizer.fingerprint,
+        {},
+    )
     assert not (locate.resolve_checkpoint(tmp_path / "run") / "template.json").exists()
     export_hf(tmp_path / "run", tmp_path / "again")
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
-    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    assert all(
+        (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+        for name in names
+    )
     # As another program saves it: what says that it is ours is its chat template alone.
     for name in ("manifest.json", "tokenizer.model"):
         (tmp_path / "out" / name).unlink()
-    assert import_hf.import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"
+    assert (
+        import_hf.import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"
+    )

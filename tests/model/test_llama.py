@@ -11,19 +11,29 @@ import torch.nn.functional as F
 
 from common.errors import UserError
 from model import autograd_ops
-from model.decode.kv_cache import KVCache
 from model.config import PRESETS, LlamaConfig, config_from_preset
+from model.decode.kv_cache import KVCache
 from model.llama import Llama
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "untied": {},
     "tied": {"tie_word_embeddings": True},
     "grouped": {"num_key_value_heads": 2},
     "one-key-value-head-tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
-    "narrow-deep": {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 5, "num_attention_heads": 2,
-                    "num_key_value_heads": 2},
+    "narrow-deep": {
+        "hidden_size": 32,
+        "intermediate_size": 80,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
     "wide-heads": {"head_dim": 32, "num_key_value_heads": 2},
     "linear-scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "llama3-scaling": {"rope_scaling": LLAMA3, "rope_theta": 500_000.0},
@@ -31,8 +41,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def small(**changes: Any) -> LlamaConfig:
-    shape = {"vocab_size": 199, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 128}
+    shape = {
+        "vocab_size": 199,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+    }
     return LlamaConfig(**{**shape, **changes})
 
 
@@ -63,7 +80,13 @@ def test_logits_and_gradients_match_transformers(name: str) -> None:
     F.cross_entropy(theirs(ids).logits.flatten(0, 1), targets.flatten()).backward()
     expected = dict(theirs.named_parameters())
     for key, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[key].grad, rtol=2e-3, atol=2e-5, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            parameter.grad,
+            expected[key].grad,
+            rtol=2e-3,
+            atol=2e-5,
+            msg=lambda m, k=key: f"{k}: {m}",
+        )
 
 
 def test_compiled_forward_matches_eager() -> None:
@@ -85,8 +108,14 @@ def test_custom_gradients_match_autograd(function: str) -> None:
 
     angles = torch.rand(5, 1, 2, dtype=torch.float64, generator=generator)
     cases = {
-        "norm": (lambda x, w: autograd_ops.RMSNormFunction.apply(x, w, 1e-5), (draw(2, 5, 4), draw(4))),
-        "rotate": (lambda x: autograd_ops.RotaryFunction.apply(x, angles.cos(), angles.sin()), (draw(2, 5, 3, 4),)),
+        "norm": (
+            lambda x, w: autograd_ops.RMSNormFunction.apply(x, w, 1e-5),
+            (draw(2, 5, 4), draw(4)),
+        ),
+        "rotate": (
+            lambda x: autograd_ops.RotaryFunction.apply(x, angles.cos(), angles.sin()),
+            (draw(2, 5, 3, 4),),
+        ),
         "swiglu": (lambda g, u: autograd_ops.SwiGLUFunction.apply(g, u), (draw(3, 4), draw(3, 4))),
     }
     call, inputs = cases[function]
@@ -157,7 +186,10 @@ def test_packed_conversations_do_not_attend_to_each_other(heads: int) -> None:
     lengths = [[17, 40, 3], [30, 1, 20]]
     ids = torch.randint(199, (2, 64), generator=generator)
     targets = torch.randint(199, (2, 64), generator=generator)
-    positions, segments = torch.zeros(2, 64, dtype=torch.int64), torch.zeros(2, 64, dtype=torch.int64)
+    positions, segments = (
+        torch.zeros(2, 64, dtype=torch.int64),
+        torch.zeros(2, 64, dtype=torch.int64),
+    )
     alone, parts = torch.zeros(()), []
     for row, sizes in enumerate(lengths):
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
@@ -170,10 +202,14 @@ def test_packed_conversations_do_not_attend_to_each_other(heads: int) -> None:
     mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril().unsqueeze(1)
     scored = segments.flatten().nonzero().squeeze(1)
     packed = {"positions": positions, "mask": mask}
-    torch.testing.assert_close(model(ids, **packed).flatten(0, 1)[scored], torch.cat(parts), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(ids, **packed).flatten(0, 1)[scored], torch.cat(parts), rtol=1e-4, atol=1e-4
+    )
     loss = model(ids, targets.flatten()[scored], scored=scored, **packed)
     torch.testing.assert_close(loss, alone, rtol=1e-5, atol=0)
-    for got, wanted in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+    for got, wanted in zip(
+        torch.autograd.grad(loss, list(model.parameters())), expected, strict=True
+    ):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
     # Else the comparisons above say nothing: another mask or other distances give another loss.
     for change in ({"mask": None}, {"positions": 2 * positions}):
@@ -205,35 +241,82 @@ def test_same_seed_gives_same_weights() -> None:
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"num_attention_heads": 5}, "hidden_size 64 is not a multiple of num_attention_heads 5"),
-    ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
-    ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
-    ({"num_hidden_layers": 0}, "num_hidden_layers must be positive"),
-    ({"head_dim": 15}, "head_dim 15 .* must be even"),
-    ({"rope_theta": 0.0}, "rope_theta must be positive"),
-    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
-    ({"rope_scaling": {"rope_type": "linear"}}, "linear: factor must be a number above 0, not missing"),
-    ({"rope_scaling": {**LLAMA3, "factor": -1}}, "llama3: factor must be a number above 0, not -1"),
-    *(({"rope_scaling": {"rope_type": "linear", "factor": factor}}, "linear: factor must be ") for factor in (
-        0, -1e30, 1e-30, 0.5, 1e30, 10**400, float("nan"), float("inf"), True, "4")),
-    ({"rope_scaling": {**LLAMA3, "factor": 10_001}}, "llama3: factor must be from 1 to 10,000, not 10001"),
-    ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor must be below high_freq_factor"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 5}, "hidden_size 64 is not a multiple of num_attention_heads 5"),
+        ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads"),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "must be even"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be positive"),
+        ({"head_dim": 15}, "head_dim 15 .* must be even"),
+        ({"rope_theta": 0.0}, "rope_theta must be positive"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        (
+            {"rope_scaling": {"rope_type": "linear"}},
+            "linear: factor must be a number above 0, not missing",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "factor": -1}},
+            "llama3: factor must be a number above 0, not -1",
+        ),
+        *(
+            ({"rope_scaling": {"rope_type": "linear", "factor": factor}}, "linear: factor must be ")
+            for factor in (
+                0,
+                -1e30,
+                1e-30,
+                0.5,
+                1e30,
+                10**400,
+                float("nan"),
+                float("inf"),
+                True,
+                "4",
+            )
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "factor": 10_001}},
+            "llama3: factor must be from 1 to 10,000, not 10001",
+        ),
+        (
+            {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}},
+            "low_freq_factor must be below high_freq_factor",
+        ),
+    ],
+)
 def test_invalid_config_error_names_the_field(changes: dict[str, Any], words: str) -> None:
     """A shape error deep inside a matmul."""
     with pytest.raises(UserError, match=words):
         small(**changes)
 
 
-@pytest.mark.parametrize(("changes", "scaling", "theta"), [
-    ({}, None, 10000.0),
-    ({"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}}, None, 3e5),
-    ({"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-     {"rope_type": "linear", "factor": 4.0}, 10000.0),
-    ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5}, {"rope_type": "linear", "factor": 4.0}, 5e5),
-    ({"rope_scaling": LLAMA3, "rope_theta": 5e5, "tie_word_embeddings": True, "head_dim": 32}, LLAMA3, 5e5),
-])
+@pytest.mark.parametrize(
+    ("changes", "scaling", "theta"),
+    [
+        ({}, None, 10000.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}}, None, 3e5),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+            {"rope_type": "linear", "factor": 4.0},
+            10000.0,
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5},
+            {"rope_type": "linear", "factor": 4.0},
+            5e5,
+        ),
+        (
+            {
+                "rope_scaling": LLAMA3,
+                "rope_theta": 5e5,
+                "tie_word_embeddings": True,
+                "head_dim": 32,
+            },
+            LLAMA3,
+            5e5,
+        ),
+    ],
+)
 def test_hf_saved_config_loads_as_same_model(
     tmp_path: Path, changes: dict[str, Any], scaling: dict[str, Any] | None, theta: float
 ) -> None:
@@ -242,9 +325,21 @@ def test_hf_saved_config_loads_as_same_model(
     from transformers import LlamaConfig as TheirConfig
 
     shape = small(num_key_value_heads=2).to_hf()
-    kept = {key: shape[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                                        "num_attention_heads", "num_key_value_heads", "max_position_embeddings")}
-    TheirConfig(**kept, **deepcopy(changes)).save_pretrained(tmp_path)  # it writes into what it is given
+    kept = {
+        key: shape[key]
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        )
+    }
+    TheirConfig(**kept, **deepcopy(changes)).save_pretrained(
+        tmp_path
+    )  # it writes into what it is given
     values = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in values and "rope_theta" not in values  # as transformers 5 writes it
     config = LlamaConfig.from_hf(values)
@@ -260,8 +355,16 @@ def test_hf_saved_config_loads_as_same_model(
 
 def test_old_config_format_still_loads() -> None:
     """Files from before grouped queries, or with nulls, read with this project's defaults instead of theirs."""
-    values = {"model_type": "llama", "vocab_size": 199, "hidden_size": 64, "intermediate_size": 160,
-              "num_hidden_layers": 3, "num_attention_heads": 4, "rope_scaling": None, "head_dim": None}
+    values = {
+        "model_type": "llama",
+        "vocab_size": 199,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "rope_scaling": None,
+        "head_dim": None,
+    }
     config = LlamaConfig.from_hf(values)
     assert config == small(rms_norm_eps=1e-6, max_position_embeddings=2048)
     assert config.num_key_value_heads == 4
@@ -270,30 +373,74 @@ def test_old_config_format_still_loads() -> None:
 def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
     """A checkpoint that forgets all but one of them, or one of an older version that is called another shape."""
     several = small(eos_token_id=5, more_stop_ids=(7, 2))
-    assert several.to_hf()["eos_token_id"] == [5, 7, 2] and LlamaConfig.from_hf(several.to_hf()) == several
+    assert (
+        several.to_hf()["eos_token_id"] == [5, 7, 2]
+        and LlamaConfig.from_hf(several.to_hf()) == several
+    )
     assert small().to_hf()["eos_token_id"] == 2 and "more_stop_ids" not in small().to_hf()
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"model_type": "qwen3"}, ["model_type is 'qwen3'; only llama is supported"]),
-    ({"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
-     ["attention_bias is set; biases are not supported", "mlp_bias is set; biases are not supported",
-      "hidden_act is 'gelu'; only silu is supported"]),
-    ({"vocab_size": None, "hidden_size": None}, ["vocab_size is missing", "hidden_size is missing"]),
-    ({"num_hidden_layers": "3", "rms_norm_eps": True, "tie_word_embeddings": 1, "eos_token_id": [2, "3"]},
-     ["num_hidden_layers: '3' is not valid; expected a whole number", "rms_norm_eps: True is not valid; expected a number",
-      "tie_word_embeddings: 1 is not valid; expected true or false",
-      "eos_token_id: [2, '3'] is not valid; expected a whole number"]),
-    ({"eos_token_id": [2, 2**63]}, ["eos_token_id names no ids, or more than 64"]),
-    ({"eos_token_id": list(range(65))}, ["eos_token_id names no ids, or more than 64"]),
-    ({"rope_parameters": 4}, ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"]),
-    ({"rope_parameters": {"rope_type": "yarn"}}, ["rope_scaling 'yarn' is not known; linear and llama3 are"]),
-    ({"rope_parameters": {"rope_type": ["linear"]}}, ["rope_scaling \"['linear']\" is not known; linear and llama3 are"]),
-    ({"rope_scaling": {"type": "linear"}}, ["rope_scaling linear: factor must be a number above 0, not missing"]),
-    ({"rope_parameters": {"rope_theta": "much"}}, ["rope_theta: 'much' is not valid; expected a number"]),
-    ({"num_attention_heads": 5}, ["hidden_size 64 is not a multiple of num_attention_heads 5",
-                                  "num_attention_heads 5 is not a multiple of num_key_value_heads 4"]),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "qwen3"}, ["model_type is 'qwen3'; only llama is supported"]),
+        (
+            {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+            [
+                "attention_bias is set; biases are not supported",
+                "mlp_bias is set; biases are not supported",
+                "hidden_act is 'gelu'; only silu is supported",
+            ],
+        ),
+        (
+            {"vocab_size": None, "hidden_size": None},
+            ["vocab_size is missing", "hidden_size is missing"],
+        ),
+        (
+            {
+                "num_hidden_layers": "3",
+                "rms_norm_eps": True,
+                "tie_word_embeddings": 1,
+                "eos_token_id": [2, "3"],
+            },
+            [
+                "num_hidden_layers: '3' is not valid; expected a whole number",
+                "rms_norm_eps: True is not valid; expected a number",
+                "tie_word_embeddings: 1 is not valid; expected true or false",
+                "eos_token_id: [2, '3'] is not valid; expected a whole number",
+            ],
+        ),
+        ({"eos_token_id": [2, 2**63]}, ["eos_token_id names no ids, or more than 64"]),
+        ({"eos_token_id": list(range(65))}, ["eos_token_id names no ids, or more than 64"]),
+        (
+            {"rope_parameters": 4},
+            ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"],
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn"}},
+            ["rope_scaling 'yarn' is not known; linear and llama3 are"],
+        ),
+        (
+            {"rope_parameters": {"rope_type": ["linear"]}},
+            ["rope_scaling \"['linear']\" is not known; linear and llama3 are"],
+        ),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            ["rope_scaling linear: factor must be a number above 0, not missing"],
+        ),
+        (
+            {"rope_parameters": {"rope_theta": "much"}},
+            ["rope_theta: 'much' is not valid; expected a number"],
+        ),
+        (
+            {"num_attention_heads": 5},
+            [
+                "hidden_size 64 is not a multiple of num_attention_heads 5",
+                "num_attention_heads 5 is not a multiple of num_key_value_heads 4",
+            ],
+        ),
+    ],
+)
 def test_unsupported_config_error_names_the_value(change: dict[str, Any], said: list[str]) -> None:
     """Loading a Qwen or a biased Llama as if it were ours gives silent nonsense; a hole in the file, a traceback."""
     values = {"rope_scaling": None, **small(hidden_size=64).to_hf()}

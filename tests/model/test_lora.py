@@ -16,21 +16,40 @@ from model import autograd_ops
 from model.checkpoint import adapters, locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.lora import Adapter, LoraOptions, PerRowDropout, adapter_tensors, attach_adapter, seed_dropout
+from model.lora import (
+    Adapter,
+    LoraOptions,
+    PerRowDropout,
+    adapter_tensors,
+    attach_adapter,
+    seed_dropout,
+)
 from model.loss import LossPath, available_loss_paths, linear_cross_entropy
 from model.tokenizer.base import Tokenizer
 
 CPU = torch.device("cpu")
-SHAPES: dict[str, dict[str, Any]] = {"grouped": {"num_key_value_heads": 2}, "tied": {"tie_word_embeddings": True}}
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {"num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+}
 EVERYTHING = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def make_base(folder: Path, tokenizer: Tokenizer, seed: int = 0, **changes: Any) -> Path:
     """A checkpoint folder of random weights, large enough that attention is not uniform."""
     folder.mkdir(parents=True)
-    config = LlamaConfig(**{"vocab_size": tokenizer.vocab_size, "hidden_size": 32, "intermediate_size": 80,
-                            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
-                            "max_position_embeddings": 128, **changes})
+    config = LlamaConfig(
+        **{
+            "vocab_size": tokenizer.vocab_size,
+            "hidden_size": 32,
+            "intermediate_size": 80,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 128,
+            **changes,
+        }
+    )
     model = Llama(config).init_weights(seed)
     with torch.no_grad():
         for parameter in model.model.layers.parameters():
@@ -42,7 +61,9 @@ def make_base(folder: Path, tokenizer: Tokenizer, seed: int = 0, **changes: Any)
 def adapted(base: Path, **options: Any) -> Llama:
     """A model with an adapter that does something: at its beginning B is zero."""
     model, _ = weights.load_checkpoint(base, CPU)
-    attach_adapter(model, Adapter(LoraOptions(**options), base, locate.weights_sha256(base)), seed=1)
+    attach_adapter(
+        model, Adapter(LoraOptions(**options), base, locate.weights_sha256(base)), seed=1
+    )
     randomise(adapter_tensors(model))
     return model
 
@@ -63,7 +84,9 @@ def same(one: Tensor, other: Tensor) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_peft_loads_our_adapter_and_merge_is_equivalent(shape: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_peft_loads_our_adapter_and_merge_is_equivalent(
+    shape: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """An adapter that only this program can use; logits that depend on whether it is merged."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -83,14 +106,27 @@ def test_peft_loads_our_adapter_and_merge_is_equivalent(shape: str, tokenizer: T
     same(merged, theirs)
 
 
-@pytest.mark.parametrize(("shape", "settings"), [
-    ("tied", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
-    ("grouped", {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "lm_head"]}),
-    ("grouped", {"r": 2, "lora_alpha": 3, "target_modules": "all-linear", "use_rslora": True,
-                 "rank_pattern": {"k_proj": 5}}),
-    ("grouped", {"r": 2, "target_modules": r".*\.1\.mlp\.(up|gate)_proj"}),
-])
-def test_peft_adapter_loads(shape: str, settings: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ("tied", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
+        ("grouped", {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "lm_head"]}),
+        (
+            "grouped",
+            {
+                "r": 2,
+                "lora_alpha": 3,
+                "target_modules": "all-linear",
+                "use_rslora": True,
+                "rank_pattern": {"k_proj": 5},
+            },
+        ),
+        ("grouped", {"r": 2, "target_modules": r".*\.1\.mlp\.(up|gate)_proj"}),
+    ],
+)
+def test_peft_adapter_loads(
+    shape: str, settings: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """Targets that are a pattern, ranks of their own and scaling by the root of the rank read as if they were not."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -108,18 +144,30 @@ def test_peft_adapter_loads(shape: str, settings: dict[str, Any], tokenizer: Tok
     assert (expected - before).abs().max() > 0.05
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-    ({"use_dora": True}, "use_dora is set"),
-    ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is set"),
-    ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
-    ({"lora_alpha": None}, "lora_alpha is None"),
-    ({"base_model_name_or_path": "someone/llama"}, "expected at someone/llama, where there is nothing"),
-    ({"base_model_name_or_path": None}, "does not name its base"),
-    ({"tensor": "base_model.model.lm_head.lora_A.weight"}, "lm_head.lora_A.weight is no LoRA matrix"),
-    ({"tensor": "base_model.model.model.norm.weight"}, "model.norm.weight is no LoRA matrix"),
-    ({"tensor": "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"}, "k_proj do not fit"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_dora": True}, "use_dora is set"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern is set"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        (
+            {"base_model_name_or_path": "someone/llama"},
+            "expected at someone/llama, where there is nothing",
+        ),
+        ({"base_model_name_or_path": None}, "does not name its base"),
+        (
+            {"tensor": "base_model.model.lm_head.lora_A.weight"},
+            "lm_head.lora_A.weight is no LoRA matrix",
+        ),
+        ({"tensor": "base_model.model.model.norm.weight"}, "model.norm.weight is no LoRA matrix"),
+        (
+            {"tensor": "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"},
+            "k_proj do not fit",
+        ),
+    ],
+)
 def test_unsupported_peft_adapter_gives_one_line_error(
     change: dict[str, Any], said: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -149,7 +197,9 @@ def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_
         expected = weights.load_checkpoint(folder, CPU)[0](ids())
         shutil.move(tmp_path / "old", tmp_path / "new")
         # Moved together they find each other.
-        assert torch.equal(weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)[0](ids()), expected)
+        assert torch.equal(
+            weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)[0](ids()), expected
+        )
     shutil.rmtree(tmp_path / "new" / "base")
     with pytest.raises(UserError) as caught:
         weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
@@ -157,7 +207,9 @@ def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_
     make_base(base, tokenizer, seed=1)
     with pytest.raises(UserError) as caught:
         weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
-    assert f"expected at {base.resolve()}, where there are weights with another sha256" in str(caught.value)
+    assert f"expected at {base.resolve()}, where there are weights with another sha256" in str(
+        caught.value
+    )
     shutil.rmtree(base)
     shutil.copytree(make_base(tmp_path / "again", tokenizer), base)
     assert locate.resolve_base(tmp_path / "new" / "adapter") == base
@@ -174,7 +226,10 @@ def test_adapter_base_can_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) ->
         same(weights.load_checkpoint(second, CPU)[0](ids()), adapted(first)(ids()))
     assert len({locate.weights_sha256(each) for each in (base, first)}) == 2
     shutil.rmtree(base)
-    with pytest.raises(UserError, match=r"first is an adapter, and its base was expected at .*base, where there is nothing"):
+    with pytest.raises(
+        UserError,
+        match=r"first is an adapter, and its base was expected at .*base, where there is nothing",
+    ):
         weights.load_checkpoint(second, CPU)
 
 
@@ -208,7 +263,9 @@ def test_lora_dropout_is_active_only_in_training(tokenizer: Tokenizer, tmp_path:
 
 def test_dropout_mask_depends_only_on_the_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Losses that depend on the micro-batch or on the number of processes; one pattern for all rows, matrices or steps."""
-    model = adapted(make_base(tmp_path / "base", tokenizer), dropout=0.5, targets=("q_proj", "v_proj")).train()
+    model = adapted(
+        make_base(tmp_path / "base", tokenizer), dropout=0.5, targets=("q_proj", "v_proj")
+    ).train()
     with torch.no_grad():
         seed_dropout(model, [7, 8, 9])
         together = model(ids())
@@ -217,14 +274,20 @@ def test_dropout_mask_depends_only_on_the_row(tokenizer: Tokenizer, tmp_path: Pa
             same(model(ids()[row : row + 1]), together[row : row + 1])
         for other in ([8, 7, 9], [7, 7, 9]):
             seed_dropout(model, other)
-            assert (model(ids()) - together).abs().amax((1, 2)).gt(1e-3).tolist() == [other[0] != 7, True, False]
+            assert (model(ids()) - together).abs().amax((1, 2)).gt(1e-3).tolist() == [
+                other[0] != 7,
+                True,
+                False,
+            ]
     alone, x = PerRowDropout(0.3), torch.ones(2, 500, 40)
     alone.row_generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     first, second = alone(x), alone(x)
     assert sorted(first.unique().tolist()) == pytest.approx([0.0, 1 / 0.7])
     for one, two in ((first[0], first[1]), (first, second)):
         # As often as two that know nothing of each other.
-        assert ((one > 0) == (two > 0)).float().mean().item() == pytest.approx(0.7**2 + 0.3**2, abs=0.02)
+        assert ((one > 0) == (two > 0)).float().mean().item() == pytest.approx(
+            0.7**2 + 0.3**2, abs=0.02
+        )
     assert first.mean().item() == pytest.approx(1.0, abs=0.02) and torch.equal(alone.eval()(x), x)
 
 
@@ -232,7 +295,10 @@ def test_dropout_mask_depends_only_on_the_row(tokenizer: Tokenizer, tmp_path: Pa
 def test_frozen_lm_head_computes_no_weight_gradient(path: LossPath) -> None:
     """A third of the head's work, which is most of a small model's, done for a gradient that nobody takes."""
     generator = torch.Generator().manual_seed(0)
-    hidden, table = torch.randn(1100, 32, generator=generator), torch.randn(700, 32, generator=generator)
+    hidden, table = (
+        torch.randn(1100, 32, generator=generator),
+        torch.randn(700, 32, generator=generator),
+    )
     targets = torch.randint(700, (1100,), generator=generator)
     gradients = []
     for trains in (True, False):
@@ -267,20 +333,29 @@ def test_frozen_norm_propagates_input_gradient() -> None:
     with Tables(weight.shape) as made:
         frozen = torch.autograd.grad(loss, x)[0]
     assert not made.names
-    trained = torch.autograd.grad(autograd_ops.RMSNormFunction.apply(x, weight.requires_grad_(), 1e-5).square().sum(), x)[0]
+    trained = torch.autograd.grad(
+        autograd_ops.RMSNormFunction.apply(x, weight.requires_grad_(), 1e-5).square().sum(), x
+    )[0]
     assert torch.equal(frozen, trained)
 
 
-@pytest.mark.parametrize(("values", "lines"), [
-    ({"targets": "q_proj, v_proj"}, []),
-    ({"targets": ["up_proj"]}, []),
-    ({"targets": "q_proj,qproj"}, ["--targets.1: 'qproj' is not valid"]),
-    ({"targets": "q_proj,v_proj,q_proj"}, ["--targets: q_proj is named twice"]),
-    ({"targets": []}, ["--targets: is empty"]),
-    ({"targets": "lm_head", "rank": 0, "alpha": -1, "dropout": 1},
-     ["--rank: 0", "--alpha: -1", "--dropout: 1", "--targets.0: 'lm_head'"]),
-])
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ({"targets": "q_proj, v_proj"}, []),
+        ({"targets": ["up_proj"]}, []),
+        ({"targets": "q_proj,qproj"}, ["--targets.1: 'qproj' is not valid"]),
+        ({"targets": "q_proj,v_proj,q_proj"}, ["--targets: q_proj is named twice"]),
+        ({"targets": []}, ["--targets: is empty"]),
+        (
+            {"targets": "lm_head", "rank": 0, "alpha": -1, "dropout": 1},
+            ["--rank: 0", "--alpha: -1", "--dropout: 1", "--targets.0: 'lm_head'"],
+        ),
+    ],
+)
 def test_each_user_error_is_one_line(values: dict[str, Any], lines: list[str]) -> None:
     """A target that is misspelt and therefore not trained."""
     found = find_option_errors(LoraOptions, values)
-    assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True)), found
+    assert len(found) == len(lines) and all(
+        line.startswith(start) for line, start in zip(found, lines, strict=True)
+    ), found

@@ -8,18 +8,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.loss import LossPath, available_loss_paths, loss_chunk_size, linear_cross_entropy, score_tokens
+from model.loss import (
+    LossPath,
+    available_loss_paths,
+    linear_cross_entropy,
+    loss_chunk_size,
+    score_tokens,
+)
 
 PATHS = available_loss_paths()
 
 
-def inputs(rows: int = 1100, width: int = 32, vocabulary: int = 700, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    rows: int = 1100, width: int = 32, vocabulary: int = 700, spread: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(rows, width, generator=generator) * spread, torch.randn(vocabulary, width, generator=generator),
-            torch.randint(vocabulary, (rows,), generator=generator))
+    return (
+        torch.randn(rows, width, generator=generator) * spread,
+        torch.randn(vocabulary, width, generator=generator),
+        torch.randint(vocabulary, (rows,), generator=generator),
+    )
 
 
-def run(path: LossPath, hidden: Tensor, weight: Tensor, targets: Tensor, factor: float = 1.0) -> tuple[Tensor, ...]:
+def run(
+    path: LossPath, hidden: Tensor, weight: Tensor, targets: Tensor, factor: float = 1.0
+) -> tuple[Tensor, ...]:
     x, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss = linear_cross_entropy(x, w, targets, scale=1 / len(targets), path=path)
     (loss * factor).backward()
@@ -72,7 +85,9 @@ def test_full_batch_logits_are_never_materialized() -> None:
     hidden, weight, targets = inputs(rows, 32, vocabulary)
     with Largest() as seen:
         run("chunked", hidden, weight, targets)
-    assert seen.elements <= 2 * loss_chunk_size(torch.device("cpu")) * vocabulary  # logits and gradient of one chunk
+    assert (
+        seen.elements <= 2 * loss_chunk_size(torch.device("cpu")) * vocabulary
+    )  # logits and gradient of one chunk
     with Largest() as plain:
         run("full", hidden, weight, targets)
     assert plain.elements >= rows * vocabulary
@@ -89,10 +104,14 @@ def skewed(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, targets
 
 
-@pytest.mark.parametrize(("dtype", "rows", "vocabulary"), [
-    (torch.float16, 700, 65_000), (torch.bfloat16, 700, 65_000),
-    pytest.param(torch.float16, 4200, 16_384, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("dtype", "rows", "vocabulary"),
+    [
+        (torch.float16, 700, 65_000),
+        (torch.bfloat16, 700, 65_000),
+        pytest.param(torch.float16, 4200, 16_384, marks=pytest.mark.slow),
+    ],
+)
 def test_low_precision_gradients_match_fp32(dtype: torch.dtype, rows: int, vocabulary: int) -> None:
     """fp16 gradients in which the rare ids of a large vocabulary vanish and the frequent ones overflow. Every row of the
     weight's gradient counts, however small it is."""
@@ -105,15 +124,23 @@ def test_low_precision_gradients_match_fp32(dtype: torch.dtype, rows: int, vocab
     # Rounding: of the logits, 0.8 % of a probability where they are 16, and of the gradient itself.
     unit = torch.finfo(dtype).eps
     torch.testing.assert_close(narrow_loss, loss, rtol=unit, atol=0)
-    for one, other, largest in ((narrow_dx[:, 1:], dx[:, 1:], 16), (narrow_dw[:, 1:], dw[:, 1:], 12),
-                                (narrow_dw[:, :1], dw[:, :1], 12)):
+    for one, other, largest in (
+        (narrow_dx[:, 1:], dx[:, 1:], 16),
+        (narrow_dw[:, 1:], dw[:, 1:], 12),
+        (narrow_dw[:, :1], dw[:, :1], 12),
+    ):
         error = (one - other).norm(dim=1) / other.norm(dim=1)
         assert error.max() < largest * unit and error.median() < unit
 
 
-@pytest.mark.parametrize(("path", "dtype"), [
-    *((path, torch.float32) for path in PATHS), ("full", torch.bfloat16), ("chunked", torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    ("path", "dtype"),
+    [
+        *((path, torch.float32) for path in PATHS),
+        ("full", torch.bfloat16),
+        ("chunked", torch.bfloat16),
+    ],
+)
 def test_num_correct_is_computed_with_the_loss(path: LossPath, dtype: torch.dtype) -> None:
     """A training accuracy that is not that of the evaluation, ties included, or that changes the gradients."""
     hidden, weight, targets = inputs()

@@ -20,8 +20,16 @@ from model.tokenizer.base import Tokenizer
 
 
 def small(**shape: Any) -> Llama:
-    values = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
-              "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, **shape}
+    values = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        **shape,
+    }
     return Llama(LlamaConfig(**values)).init_weights(0).eval()
 
 
@@ -31,8 +39,14 @@ def test_quantization_error_is_at_most_half_a_step() -> None:
     weight = torch.randn(300, 64, generator=generator) * torch.logspace(-6, 3, 300)[:, None]
     weight[7] = 0.0
     values, scale = quantize_rows(weight)
-    assert values.dtype == torch.int8 and scale.dtype == torch.bfloat16 and values.abs().amax(1)[8:].ge(126).all()
-    error = (values.float() * scale.float()[:, None] - weight).abs() / weight.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    assert (
+        values.dtype == torch.int8
+        and scale.dtype == torch.bfloat16
+        and values.abs().amax(1)[8:].ge(126).all()
+    )
+    error = (values.float() * scale.float()[:, None] - weight).abs() / weight.abs().amax(
+        1, keepdim=True
+    ).clamp(min=1e-30)
     # Half a step, or, where the scale was rounded down by up to 2^-9, what the largest weight was cut by.
     assert error.max() <= 0.5 / 127 * (1 + 2**-8) + 1e-6
 
@@ -40,10 +54,14 @@ def test_quantization_error_is_at_most_half_a_step() -> None:
 @pytest.mark.parametrize("rows", [1, 5, 16, 17, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [64, 40, 20])
-def test_quantized_matmul_matches_dequantized_weights(rows: int, width: int, dtype: torch.dtype) -> None:
+def test_quantized_matmul_matches_dequantized_weights(
+    rows: int, width: int, dtype: torch.dtype
+) -> None:
     """A kernel for few rows that does something else than the one for many, or reads beyond the end of a row."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.cat([torch.randn(rows, width, generator=generator), torch.full((1, width), torch.nan)]).to(dtype)[:-1]
+    x = torch.cat(
+        [torch.randn(rows, width, generator=generator), torch.full((1, width), torch.nan)]
+    ).to(dtype)[:-1]
     values, scale = quantize_rows(torch.randn(96, width, generator=generator))
     expected = x.double() @ (values.double() * scale.double()[:, None]).T
     found = int8_linear(x, values, scale)
@@ -76,7 +94,9 @@ def test_decoding_uses_quantized_model() -> None:
             parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)
     prompts = [[1, 5, 9, 200], [1, 77], [1, *range(40, 70)]]
     quantize_int8(model)
-    for prompt, answer in zip(prompts, generate_batch(model, prompts, max_new_tokens=12), strict=True):
+    for prompt, answer in zip(
+        prompts, generate_batch(model, prompts, max_new_tokens=12), strict=True
+    ):
         text = torch.tensor([prompt + answer.ids])
         with torch.no_grad():
             logits = model(text)[0, len(prompt) - 1 : -1]
@@ -101,7 +121,9 @@ def test_quantizing_trained_model_barely_changes_loss(tokenizer: Tokenizer) -> N
     stream = texts[-4:].flatten().numpy()
 
     def measured() -> float:
-        return score_stream(model.eval(), stream, tokenizer.characters_per_id, window=64).compute_metrics()["loss"]
+        return score_stream(
+            model.eval(), stream, tokenizer.characters_per_id, window=64
+        ).compute_metrics()["loss"]
 
     before = measured()
     assert before < 0.8 * math.log(50)
@@ -114,4 +136,6 @@ def test_chat_reports_int8_weights(tmp_path: Path, tokenizer: Tokenizer) -> None
     weights.save_checkpoint(small(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path)
     loaded = load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto", "int8")
     assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，权重 int8" in loaded.description
-    assert "int8" not in load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto").description
+    assert (
+        "int8" not in load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto").description
+    )

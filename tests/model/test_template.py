@@ -20,7 +20,10 @@ def test_template_ids_match_design_text(tokenizer: Tokenizer) -> None:
     for stop in (i for i, index in enumerate(ids) if index == tokenizer.eos_id):
         parts.append(tokenizer.decode(ids[start:stop]))
         start = stop + 1
-    assert parts == ["资料：一周有七天。\n\n人类：你好\n\n助手：你好！", "\n\n人类：今天星期几？\n\n助手：星期六。"]
+    assert parts == [
+        "资料：一周有七天。\n\n人类：你好\n\n助手：你好！",
+        "\n\n人类：今天星期几？\n\n助手：星期六。",
+    ]
     bare, _ = Template().encode(tokenizer, TURNS[:1])
     assert tokenizer.decode(bare) == "人类：你好\n\n助手：你好！"
 
@@ -29,7 +32,9 @@ def test_template_ids_match_design_text(tokenizer: Tokenizer) -> None:
 def test_spans_cover_answers_and_eos(tokenizer: Tokenizer, reference: str) -> None:
     """Loss on a question, or an answer whose end is never taught."""
     ids, spans = Template().encode(tokenizer, TURNS, reference)
-    assert [tokenizer.decode(ids[start:stop]) for start, stop in spans] == [answer for _, answer in TURNS]
+    assert [tokenizer.decode(ids[start:stop]) for start, stop in spans] == [
+        answer for _, answer in TURNS
+    ]
     assert all(ids[stop - 1] == tokenizer.eos_id for _, stop in spans)
     assert spans[-1][1] == len(ids)
 

@@ -14,19 +14,57 @@ from sentencepiece import sentencepiece_model_pb2
 
 from common.errors import UserError
 from model.tokenizer import hf_json
-from model.tokenizer.base import TOKENIZER_FILE, METASPACE, Tokenizer
-from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, normalize_model
+from model.tokenizer.base import METASPACE, TOKENIZER_FILE, Tokenizer
+from model.tokenizer.sentencepiece_normalize import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    normalize_model,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"
 STOCK = ROOT.parent / "shared" / "tokenizer" / "llama-chinese-65k.model"
 LITERALS = [
-    "</s>", "<s>你好</s>", "<unk>", " <s>", "a</s>\n</s>b", "<0x0A>", "[<0xE4><0xBD>]", "<s", "/s>", "<</s>>",
+    "</s>",
+    "<s>你好</s>",
+    "<unk>",
+    " <s>",
+    "a</s>\n</s>b",
+    "<0x0A>",
+    "[<0xE4><0xBD>]",
+    "<s",
+    "/s>",
+    "<</s>>",
 ]
 AWKWARD = [
-    "", " ", "  ", "   缩进", "结尾   ", "\n", "\n\n\n", "a\r\nb", "\t\t制表", "\x00", "\u3000\u3000全角空格",
-    "ＡＢＣ：１２", "：", "人类：", "👨‍👩‍👧‍👦", "𠀀𪚥", "e\u0301", "\ufeff开头", "\u200b\u2028", "\uffff",
-    "\U0010ffff", "￥100，折扣8.5%", "x" * 3000, " " * 1000, "哈" * 1000,
+    "",
+    " ",
+    "  ",
+    "   缩进",
+    "结尾   ",
+    "\n",
+    "\n\n\n",
+    "a\r\nb",
+    "\t\t制表",
+    "\x00",
+    "\u3000\u3000全角空格",
+    "ＡＢＣ：１２",
+    "：",
+    "人类：",
+    "👨‍👩‍👧‍👦",
+    "𠀀𪚥",
+    "e\u0301",
+    "\ufeff开头",
+    "\u200b\u2028",
+    "\uffff",
+    "\U0010ffff",
+    "￥100，折扣8.5%",
+    "x" * 3000,
+    " " * 1000,
+    "哈" * 1000,
 ]
 
 
@@ -58,14 +96,20 @@ def same_ids(tokenizer: Tokenizer, fast: Any, texts: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ids_match_transformers_on_real_texts(tokenizer: Tokenizer, fast: Any, real_texts: list[str]) -> None:
+def test_ids_match_transformers_on_real_texts(
+    tokenizer: Tokenizer, fast: Any, real_texts: list[str]
+) -> None:
     """An exported model would read other ids than it was trained on."""
     assert len(real_texts) > 4000
     assert same_ids(tokenizer, fast, real_texts + AWKWARD + LITERALS) == []
     ids = tokenizer.encode_batch(real_texts)
     assert [tokenizer.decode(item) for item in ids] == real_texts
     assert fast.batch_decode(ids[::10], skip_special_tokens=True) == real_texts[::10]
-    assert not any(index in item for item in ids for index in (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id))
+    assert not any(
+        index in item
+        for item in ids
+        for index in (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+    )
 
 
 def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast: Any) -> None:
@@ -76,7 +120,9 @@ def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast:
     texts = []
     for _ in range(4000):
         texts.append("".join(dice.choice(usable) for _ in range(dice.randint(1, 6))))
-        texts.append("".join(dice.choice(dice.choice((unused, usable))) for _ in range(dice.randint(1, 5))))
+        texts.append(
+            "".join(dice.choice(dice.choice((unused, usable))) for _ in range(dice.randint(1, 5)))
+        )
         piece = dice.choice(usable)
         texts.append("".join(dice.choice(piece) for _ in range(dice.randint(1, 14))))
         texts.append((piece[: dice.randint(1, 4)] * dice.randint(1, 9))[dice.randint(0, 2) :])
@@ -85,7 +131,9 @@ def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast:
 
 def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any) -> None:
     """Text with `</s>` would end the answer, or begin a document, inside the text."""
-    specials = {index for index, piece in enumerate(tokenizer.pieces) if piece.kind == CONTROL} | {tokenizer.unk_id}
+    specials = {index for index, piece in enumerate(tokenizer.pieces) if piece.kind == CONTROL} | {
+        tokenizer.unk_id
+    }
     assert specials == {0, 1, 2} == {tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id}
     for text in LITERALS:
         ids = tokenizer.encode(text)
@@ -94,19 +142,32 @@ def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any)
         assert fast(text)["input_ids"] == ids
 
 
-def test_transformers_tokenizer_has_special_tokens_length_and_template(fast: Any, tokenizer: Tokenizer) -> None:
+def test_transformers_tokenizer_has_special_tokens_length_and_template(
+    fast: Any, tokenizer: Tokenizer
+) -> None:
     """Generation elsewhere would not stop, or would be shown in another frame."""
-    assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id) == (tokenizer.bos_id, tokenizer.eos_id, 0)
+    assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id) == (
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        0,
+    )
     assert len(fast) == tokenizer.vocab_size
     assert fast.model_max_length == 512
-    assert fast.apply_chat_template([{"role": "user", "content": " 问"}], tokenize=False) == "<s>\ufdd0 问"
+    assert (
+        fast.apply_chat_template([{"role": "user", "content": " 问"}], tokenize=False)
+        == "<s>\ufdd0 问"
+    )
     assert fast.decode([1, *tokenizer.encode(" 问"), 2], skip_special_tokens=True) == " 问"
 
 
 @pytest.mark.slow
 def test_every_character_round_trips_and_counts_once(tokenizer: Tokenizer) -> None:
     """A character that does not survive would be lost from every corpus; a wrong count falsifies bits per character."""
-    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF and chr(code) != METASPACE]
+    characters = [
+        chr(code)
+        for code in range(0x110000)
+        if not 0xD800 <= code <= 0xDFFF and chr(code) != METASPACE
+    ]
     texts = ["".join(characters[start : start + 999]) for start in range(0, len(characters), 999)]
     counts = tokenizer.characters_per_id
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
@@ -142,7 +203,9 @@ def test_newline_and_template_colon_are_separate_tokens(tokenizer: Tokenizer) ->
     assert len(colon) == 1 and len(tokenizer.encode("\n")) == 1
     assert [piece.text for piece in tokenizer.pieces if "：" in piece.text] == ["："]
     for answer in ("你好", " x", "：", "\n", "1"):
-        assert tokenizer.encode("\n\n助手：" + answer) == tokenizer.encode("\n\n助手：") + tokenizer.encode(answer)
+        assert tokenizer.encode("\n\n助手：" + answer) == tokenizer.encode(
+            "\n\n助手："
+        ) + tokenizer.encode(answer)
 
 
 def test_incomplete_utf8_is_detected_when_streaming(tokenizer: Tokenizer) -> None:
@@ -156,7 +219,10 @@ def test_incomplete_utf8_is_detected_when_streaming(tokenizer: Tokenizer) -> Non
 
 def test_lone_surrogate_raises_user_error(tokenizer: Tokenizer) -> None:
     """It has no UTF-8: without a message it would be a traceback out of C++."""
-    for encode in (lambda: tokenizer.encode("ab\ud83d"), lambda: tokenizer.encode_batch(["好", "ab\ud83d"])):
+    for encode in (
+        lambda: tokenizer.encode("ab\ud83d"),
+        lambda: tokenizer.encode_batch(["好", "ab\ud83d"]),
+    ):
         with pytest.raises(UserError, match=r"lone surrogate U\+D83D at character 3"):
             encode()
 
@@ -168,7 +234,9 @@ def _encode_elsewhere(tokenizer: Tokenizer, text: str) -> tuple[str, list[int]]:
 def test_tokenizer_can_be_pickled_to_spawned_processes() -> None:
     """Preparation hands it to workers; a tokenizer that cannot be sent would be loaded from a path that may change."""
     tokenizer = Tokenizer.load(SMALL)
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         answer = pool.submit(_encode_elsewhere, tokenizer, "你好 世界").result(timeout=60)
     assert answer == (tokenizer.fingerprint, tokenizer.encode("你好 世界"))
 
@@ -195,21 +263,35 @@ def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None
     assert order == sorted(order, key=lambda index: (-before.pieces[index].score, index))
     lowest = min(after.pieces[index].score for index in order)
     assert all(piece.score < lowest for piece in after.pieces if piece.type == UNUSED)
-    assert not after.normalizer_spec.add_dummy_prefix and not after.normalizer_spec.remove_extra_whitespaces
+    assert (
+        not after.normalizer_spec.add_dummy_prefix
+        and not after.normalizer_spec.remove_extra_whitespaces
+    )
 
 
 def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
     """If it changed with a version of a library or of this code, every prepared corpus and run would be refused."""
-    assert Tokenizer.load(STOCK).fingerprint == "b4543689c4405ca7e93ea50adfe5854765f89a3b876b0464388d951e1247ba73"
+    assert (
+        Tokenizer.load(STOCK).fingerprint
+        == "b4543689c4405ca7e93ea50adfe5854765f89a3b876b0464388d951e1247ba73"
+    )
 
 
 def test_normalization_is_idempotent(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A tokenizer that is carried from corpus to run to export keeps its fingerprint only so."""
     again, changes = normalize_model(tokenizer.serialized, "again")
     assert again == tokenizer.serialized
-    assert (changes.num_tied_scores, changes.num_unreachable, changes.changed_settings) == (0, 0, ())
+    assert (changes.num_tied_scores, changes.num_unreachable, changes.changed_settings) == (
+        0,
+        0,
+        (),
+    )
     (tmp_path / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
-    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint == Tokenizer.load(tmp_path / TOKENIZER_FILE).fingerprint
+    assert (
+        Tokenizer.load(tmp_path).fingerprint
+        == tokenizer.fingerprint
+        == Tokenizer.load(tmp_path / TOKENIZER_FILE).fingerprint
+    )
 
 
 def _retype(index: int, kind: int) -> Callable[[Any], None]:
@@ -232,11 +314,19 @@ def _rename(index: int, text: str) -> Callable[[Any], None]:
         (_retype(400, USER_DEFINED), "id 400 is user-defined"),
         (_retype(300, UNUSED), "id 300 is marked unused though merges reach it"),
         (lambda model: _rename(400, model.pieces[401].piece)(model), "one piece twice"),
-        (lambda model: model.pieces.add(piece="\u0e01", type=CONTROL), "special piece of one character"),
-        (lambda model: setattr(model.pieces[500], "score", float("nan")), "score of id 500 is not finite"),
+        (
+            lambda model: model.pieces.add(piece="\u0e01", type=CONTROL),
+            "special piece of one character",
+        ),
+        (
+            lambda model: setattr(model.pieces[500], "score", float("nan")),
+            "score of id 500 is not finite",
+        ),
     ],
 )
-def test_unusable_sentencepiece_model_gives_one_line_error(change: Callable[[Any], None], message: str, tmp_path: Path) -> None:
+def test_unusable_sentencepiece_model_gives_one_line_error(
+    change: Callable[[Any], None], message: str, tmp_path: Path
+) -> None:
     """What the project relies on must hold when a file is loaded, not fail in the middle of a training run."""
     model = parsed((SMALL / TOKENIZER_FILE).read_bytes())
     change(model)
@@ -248,7 +338,15 @@ def test_unusable_sentencepiece_model_gives_one_line_error(change: Callable[[Any
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x80\x04\x95\x0b", b"PK\x03\x04", b'{"model": {}}', b"\x0a\x04\x0a\x02\xff\xfe", b"\xff" * 99]
+    "content",
+    [
+        b"",
+        b"\x80\x04\x95\x0b",
+        b"PK\x03\x04",
+        b'{"model": {}}',
+        b"\x0a\x04\x0a\x02\xff\xfe",
+        b"\xff" * 99,
+    ],
 )
 def test_invalid_model_file_gives_one_line_error(content: bytes, tmp_path: Path) -> None:
     """Pickles, archives, JSON and noise are what people give by mistake or on purpose."""
@@ -271,7 +369,9 @@ def test_corrupted_models_load_or_raise_user_error(tmp_path: Path) -> None:
     path, survived = tmp_path / TOKENIZER_FILE, 0
     for _ in range(25):
         data = bytearray(whole)
-        data[dice.choice((dice.randrange(len(data)), len(data) - dice.randrange(1, 60)))] = dice.randrange(256)
+        data[dice.choice((dice.randrange(len(data)), len(data) - dice.randrange(1, 60)))] = (
+            dice.randrange(256)
+        )
         path.write_bytes(data)
         try:
             loaded = Tokenizer.load(path)

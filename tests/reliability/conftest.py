@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_injection.kill import Scenario, find_differences, sft_scenario, pretrain_scenario
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario, sft_scenario
 
 
 def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
@@ -81,7 +81,11 @@ def disk(tmp_path: Path) -> Iterator[Mount]:
     def mount(options: str) -> Path:
         nonlocal mounted
         said = f"remount,{options}" if mounted else options
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", said, "tmpfs", str(folder)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", said, "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
         mounted = True
@@ -107,8 +111,15 @@ def little_memory() -> Iterator[None]:
 @pytest.fixture
 def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     """A small checkpoint folder."""
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                         num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=16)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+    )
     (tmp_path / "model").mkdir()
     weights.save_checkpoint(Llama(config).init_weights(0), tokenizer, tmp_path / "model")
     return tmp_path / "model"
@@ -143,7 +154,9 @@ def ordered(*words: str) -> str:
     except FileNotFoundError:
         pytest.skip(f"there is no {words[0]} here")
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"a disk cannot be made and mounted here, which takes root and loop devices: {error.stderr.strip()}")
+        pytest.skip(
+            f"a disk cannot be made and mounted here, which takes root and loop devices: {error.stderr.strip()}"
+        )
 
 
 @pytest.fixture

@@ -17,18 +17,34 @@ from data.readers import files
 from data.readers.files import expand_inputs
 from data.records import Document
 from data.sources import SOURCES
-from tests.helpers.native_corpora import RECORD_WRITERS, JSON_ARRAY_SOURCES, QUICK_SETTINGS, ROW_BUILDERS, to_json_bytes, join_rows, unique_sentence, read_good_and_bad
+from tests.helpers.native_corpora import (
+    JSON_ARRAY_SOURCES,
+    QUICK_SETTINGS,
+    RECORD_WRITERS,
+    ROW_BUILDERS,
+    join_rows,
+    read_good_and_bad,
+    to_json_bytes,
+    unique_sentence,
+)
 
 
 def _spoil(data: bytes, at: int, how: str, with_: bytes) -> bytes:
-    return {"overwritten": data[:at] + with_ + data[at + len(with_):], "inserted": data[:at] + with_ + data[at:],
-            "deleted": data[:at] + data[at + len(with_):], "cut short": data[:at]}[how]
+    return {
+        "overwritten": data[:at] + with_ + data[at + len(with_) :],
+        "inserted": data[:at] + with_ + data[at:],
+        "deleted": data[:at] + data[at + len(with_) :],
+        "cut short": data[:at],
+    }[how]
 
 
 @pytest.mark.parametrize("shape", RECORD_WRITERS)
-@given(draw=st.data(), how=st.sampled_from(["overwritten", "inserted", "deleted", "cut short"]),
-       noise=st.binary(min_size=1, max_size=12) | st.sampled_from([b"\0", b"\n", b"\r", b'"', b"}", b"\xff", b"</doc>",
-                                                                        b"<doc>"]))
+@given(
+    draw=st.data(),
+    how=st.sampled_from(["overwritten", "inserted", "deleted", "cut short"]),
+    noise=st.binary(min_size=1, max_size=12)
+    | st.sampled_from([b"\0", b"\n", b"\r", b'"', b"}", b"\xff", b"</doc>", b"<doc>"]),
+)
 @QUICK_SETTINGS
 def test_noise_in_line_file_affects_only_hit_records(
     write: Callable[..., Path], shape: str, draw: st.DataObject, how: str, noise: bytes
@@ -42,16 +58,23 @@ def test_noise_in_line_file_affects_only_hit_records(
     good, bad = read_good_and_bad(name, path)
     ends = list(itertools.accumulate(map(len, pieces)))
     reach = at + (len(noise) if how in ("overwritten", "deleted") else 0)
-    untouched = [piece for piece, end in zip(pieces, ends, strict=True)
-                 if end <= at or (how != "cut short" and end - len(piece) > reach)]
+    untouched = [
+        piece
+        for piece, end in zip(pieces, ends, strict=True)
+        if end <= at or (how != "cut short" and end - len(piece) > reach)
+    ]
     assert all(SOURCES[name].parse(piece) in good for piece in untouched)
     # What was hit is changed or bad, never gone; only a cut may fall between two records.
     assert len(good) + len(bad) >= len(untouched) + (how != "cut short")
 
 
 @pytest.mark.parametrize("name", sorted(JSON_ARRAY_SOURCES))
-@given(draw=st.data(), how=st.sampled_from(["overwritten", "inserted", "deleted", "cut short"]),
-       noise=st.binary(min_size=1, max_size=12) | st.sampled_from([b"\0", b'"', b"}", b"]", b"[", b"{", b",", b"\\"]))
+@given(
+    draw=st.data(),
+    how=st.sampled_from(["overwritten", "inserted", "deleted", "cut short"]),
+    noise=st.binary(min_size=1, max_size=12)
+    | st.sampled_from([b"\0", b'"', b"}", b"]", b"[", b"{", b",", b"\\"]),
+)
 @QUICK_SETTINGS
 def test_noise_in_json_array_is_always_reported(
     write: Callable[..., Path], name: str, draw: st.DataObject, how: str, noise: bytes
@@ -64,9 +87,37 @@ def test_noise_in_json_array_is_always_reported(
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@given(data=st.binary(max_size=200) | st.lists(st.sampled_from([
-    b"[", b"]", b"{", b"}", b'"', b",", b":", b"\n", b"\t", b"<doc>", b"</doc>", b"<short_text>", b"\xef\xbb\xbf", b"\0",
-    b"1e999", b'"text"', b'{"text":"a"}', b"Human:", b"\\ud800", b"\xff", b"to title\t"]), max_size=40).map(b"".join))
+@given(
+    data=st.binary(max_size=200)
+    | st.lists(
+        st.sampled_from(
+            [
+                b"[",
+                b"]",
+                b"{",
+                b"}",
+                b'"',
+                b",",
+                b":",
+                b"\n",
+                b"\t",
+                b"<doc>",
+                b"</doc>",
+                b"<short_text>",
+                b"\xef\xbb\xbf",
+                b"\0",
+                b"1e999",
+                b'"text"',
+                b'{"text":"a"}',
+                b"Human:",
+                b"\\ud800",
+                b"\xff",
+                b"to title\t",
+            ]
+        ),
+        max_size=40,
+    ).map(b"".join)
+)
 @example(data=b"")
 @example(data=b"\xef\xbb\xbf")
 @example(data=b"\0" * 100)
@@ -74,7 +125,9 @@ def test_noise_in_json_array_is_always_reported(
 @example(data=b"\x1f\x8b")
 @example(data=b"PAR1")
 @QUICK_SETTINGS
-def test_arbitrary_bytes_do_not_crash_a_source(write: Callable[..., Path], name: str, data: bytes) -> None:
+def test_arbitrary_bytes_do_not_crash_a_source(
+    write: Callable[..., Path], name: str, data: bytes
+) -> None:
     """An exception for bytes nobody thought of. An archive or half a parquet file is one line that refuses the file."""
     path = write(data)
     try:
@@ -83,16 +136,25 @@ def test_arbitrary_bytes_do_not_crash_a_source(write: Callable[..., Path], name:
         assert str(path) in str(error) and "\n" not in str(error)
         assert data.startswith((b"PAR1", *files._ARCHIVE_MAGIC))
         return
-    if data.strip(b" \t\r\n\v\f") and not data.startswith((b"\x1f\x8b", b"\xef\xbb\xbf")) and b"[" not in data:
+    if (
+        data.strip(b" \t\r\n\v\f")
+        and not data.startswith((b"\x1f\x8b", b"\xef\xbb\xbf"))
+        and b"[" not in data
+    ):
         assert good or bad or name in ("csl", "lcsts")
 
 
 @pytest.mark.parametrize("shape", RECORD_WRITERS)
-def test_truncated_gzip_keeps_prefix_and_reports_rest(write: Callable[..., Path], shape: str) -> None:
+def test_truncated_gzip_keeps_prefix_and_reports_rest(
+    write: Callable[..., Path], shape: str
+) -> None:
     name, make = RECORD_WRITERS[shape]
     packed = gzip.compress(b"".join(make(number) for number in range(400)), mtime=0)
     good, bad = read_good_and_bad(name, write(packed[: len(packed) // 2]))
-    assert good == [SOURCES[name].parse(make(number)) for number in range(len(good))] and len(good) > 50
+    assert (
+        good == [SOURCES[name].parse(make(number)) for number in range(len(good))]
+        and len(good) > 50
+    )
     assert len(bad) == 1 and "damaged or cut short" in bad[0].reason
 
 
@@ -115,7 +177,9 @@ def test_parquet_binary_column_is_read_as_text(parquet: Callable[..., Path]) -> 
     """`b'\\xe4…'` in place of Chinese, from the many writers that do not mark text as text; and bytes that are none."""
     import pyarrow
 
-    path = parquet(text=pyarrow.array(["中文".encode(), b"\xff\x00", "字".encode()], pyarrow.binary()))
+    path = parquet(
+        text=pyarrow.array(["中文".encode(), b"\xff\x00", "字".encode()], pyarrow.binary())
+    )
     good, bad = read_good_and_bad("jsonl", path)
     assert good == [Document("中文"), Document("字")] and [record.line for record in bad] == [2]
 
@@ -124,8 +188,11 @@ def test_unrepresentable_value_rejects_only_its_row(parquet: Callable[..., Path]
     """A traceback from the middle of a file: text that is no UTF-8, a date in the year 148,000."""
     import pyarrow
 
-    text = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *map(pyarrow.py_buffer, (
-        b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0", b"a\xffb"))])
+    text = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        3,
+        [None, *map(pyarrow.py_buffer, (b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0", b"a\xffb"))],
+    )
     good, bad = read_good_and_bad("jsonl", parquet(text=text))
     assert good == [Document("a"), Document("b")] and [record.line for record in bad] == [2]
     times = pyarrow.array([0, 2**62, 1], pyarrow.timestamp("us"))
@@ -142,7 +209,11 @@ def test_noise_in_parquet_reads_or_raises_user_error(
     import pyarrow.parquet
 
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"text": [unique_sentence(n) for n in range(20)]}), file, write_page_checksum=True)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": [unique_sentence(n) for n in range(20)]}),
+        file,
+        write_page_checksum=True,
+    )
     data = file.getvalue()
     path = tmp_path_factory.mktemp("parquet") / "file.parquet"
     path.write_bytes(_spoil(data, at % len(data), "overwritten", noise))
@@ -161,7 +232,9 @@ def test_folders_pipes_and_dangling_links_are_not_read_as_files(tmp_path: Path) 
     """A folder with a file's name, read as one; a pipe, whose beginning is gone when it is read the second time."""
     (tmp_path / "corpus.jsonl").mkdir()
     (tmp_path / "corpus.jsonl" / "inner.jsonl").write_bytes(to_json_bytes(ROW_BUILDERS["jsonl"](0)))
-    assert [path.name for path in expand_inputs([str(tmp_path / "corpus.jsonl")])] == ["inner.jsonl"]
+    assert [path.name for path in expand_inputs([str(tmp_path / "corpus.jsonl")])] == [
+        "inner.jsonl"
+    ]
     for source in SOURCES.values():
         with pytest.raises(UserError, match=r"corpus\.jsonl: cannot be read"):
             list(source.iter_records(tmp_path / "corpus.jsonl"))

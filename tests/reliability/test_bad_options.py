@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from common.errors import run_main
-from common.files import write_json, write_checksummed_json
-from data.readers.source_args import SourceGroup
+from common.files import write_checksummed_json, write_json
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
@@ -37,9 +37,15 @@ PREPARE = "data.prepare --source jsonl --input {corpus} --tokenizer {tokenizer} 
 SCORE = "evaluate.perplexity --checkpoint {model}"
 
 EXPORT = "model.export --checkpoint {model} --format"
-SHORT = {"<TRAIN>": TRAIN, "<TUNE>": TUNE, "<PREPARE>": PREPARE, "<SCORE>": SCORE, "<EXPORT>": EXPORT,
-         "<FROM>": PREPARE.removesuffix(" --out {new}"),
-         "<INTO>": "--tokenizer {tokenizer} --out {new}"}
+SHORT = {
+    "<TRAIN>": TRAIN,
+    "<TUNE>": TUNE,
+    "<PREPARE>": PREPARE,
+    "<SCORE>": SCORE,
+    "<EXPORT>": EXPORT,
+    "<FROM>": PREPARE.removesuffix(" --out {new}"),
+    "<INTO>": "--tokenizer {tokenizer} --out {new}",
+}
 TABLE = Path(__file__).with_name("bad_options.txt").read_text(encoding="utf-8")
 ROWS = [line.split("|", 1) for line in TABLE.splitlines() if not line.startswith("#")]
 # Programs that a command starts for itself; nobody types them.
@@ -50,15 +56,48 @@ INTERNAL = {"model.chat_template.jinja_sandbox"}
 def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What the table names, by name."""
     folder = tmp_path_factory.mktemp("places")
-    made = {name: folder / name for name in (
-        "corpus", "tsv", "empty", "folder", "nowhere", "huge", "binary", "archive", "surrogate", "text", "pairs", "broken_set",
-        "model", "qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged", "young", "broken_run",
-        "adapter", "foreign",
-        *(f"{kind}_yaml" for kind in ("list", "date", "deep", "bomb", "number", "code")))}
+    made = {
+        name: folder / name
+        for name in (
+            "corpus",
+            "tsv",
+            "empty",
+            "folder",
+            "nowhere",
+            "huge",
+            "binary",
+            "archive",
+            "surrogate",
+            "text",
+            "pairs",
+            "broken_set",
+            "model",
+            "qwen",
+            "cut",
+            "other_shape",
+            "other_vocabulary",
+            "no_tokenizer",
+            "damaged",
+            "young",
+            "broken_run",
+            "adapter",
+            "foreign",
+            *(f"{kind}_yaml" for kind in ("list", "date", "deep", "bomb", "number", "code")),
+        )
+    }
     made["tokenizer"] = root / "assets" / "tokenizer"
-    made["corpus"].write_text("".join(
-        json.dumps({"text": f"第{n}篇：春天来了，村里的人都出门去看花。{chr(0x4e00 + 7 * n) * 30}"}) + "\n" for n in range(30)))
-    made["tsv"].write_text("".join(f"标题{n}\t文章{n}{chr(0x4e00 + n) * 40}\n" for n in range(30)), encoding="utf-8")
+    made["corpus"].write_text(
+        "".join(
+            json.dumps(
+                {"text": f"第{n}篇：春天来了，村里的人都出门去看花。{chr(0x4E00 + 7 * n) * 30}"}
+            )
+            + "\n"
+            for n in range(30)
+        )
+    )
+    made["tsv"].write_text(
+        "".join(f"标题{n}\t文章{n}{chr(0x4E00 + n) * 40}\n" for n in range(30)), encoding="utf-8"
+    )
     made["empty"].touch()
     made["folder"].mkdir()
     (made["folder"] / ".hidden").touch()  # an empty folder may become a run, or a shard set
@@ -67,14 +106,22 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     made["archive"].write_bytes(b"PK\x03\x04rest")
     made["surrogate"].write_text('{"prediction": "\\ud800", "reference": "a"}\n')
     for kind, text in {
-        "list": "- 1", "date": "note: 2024-13-45", "deep": "[" * 3000, "number": "1: 2",
+        "list": "- 1",
+        "date": "note: 2024-13-45",
+        "deep": "[" * 3000,
+        "number": "1: 2",
         "code": "a: !!python/name:os.system",
-        "bomb": "a: &a [x,x]\n" + "".join(f"{b}: &{b} [*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
+        "bomb": "a: &a [x,x]\n"
+        + "".join(f"{b}: &{b} [*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
     }.items():
         made[f"{kind}_yaml"].write_text(text)
     options = PrepareOptions(workers=1)
-    prepare_groups([SourceGroup("jsonl", (str(made["corpus"]),))], made["text"], made["tokenizer"], options)
-    prepare_groups([SourceGroup("csl", (str(made["tsv"]),))], made["pairs"], made["tokenizer"], options)
+    prepare_groups(
+        [SourceGroup("jsonl", (str(made["corpus"]),))], made["text"], made["tokenizer"], options
+    )
+    prepare_groups(
+        [SourceGroup("csl", (str(made["tsv"]),))], made["pairs"], made["tokenizer"], options
+    )
     shutil.copytree(made["text"], made["broken_set"])
     next(made["broken_set"].glob("train-*.offsets.npy")).unlink()
     _models(made)
@@ -83,29 +130,57 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     (made["broken_run"] / "run.json").write_text("{")
     assert not torch.cuda.is_available()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield {**{name: str(path) for name, path in made.items()}, "long": str(folder / ("x" * 5000)),
-               "brackets": "[" * 2000, "digits": "1" * 5000, "port": str(listener.getsockname()[1])}
+        yield {
+            **{name: str(path) for name, path in made.items()},
+            "long": str(folder / ("x" * 5000)),
+            "brackets": "[" * 2000,
+            "digits": "1" * 5000,
+            "port": str(listener.getsockname()[1]),
+        }
 
 
 def _models(made: dict[str, Path]) -> None:
     """A checkpoint that is sound, and copies with a fault each."""
-    config = LlamaConfig(vocab_size=8192, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-                         num_key_value_heads=2, max_position_embeddings=512)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
     made["model"].mkdir()
-    weights.save_checkpoint(Llama(config).init_weights(0), Tokenizer.load(made["tokenizer"]), made["model"])
+    weights.save_checkpoint(
+        Llama(config).init_weights(0), Tokenizer.load(made["tokenizer"]), made["model"]
+    )
     for name in ("qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged"):
         shutil.copytree(made["model"], made[name])
-    for name, change in {"qwen": {"model_type": "qwen2"}, "other_shape": {"intermediate_size": 48},
-                         "other_vocabulary": {"vocab_size": 100}}.items():
+    for name, change in {
+        "qwen": {"model_type": "qwen2"},
+        "other_shape": {"intermediate_size": 48},
+        "other_vocabulary": {"vocab_size": 100},
+    }.items():
         write_json(made[name] / "config.json", {**config.to_hf(), **change})
     (made["no_tokenizer"] / "tokenizer.model").unlink()
     file = made["cut"] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    write_checksummed_json(made["damaged"] / "manifest.json", {"files": {"model.safetensors": {
-        "bytes": (made["damaged"] / "model.safetensors").stat().st_size, "sha256": "0" * 64}}})
+    write_checksummed_json(
+        made["damaged"] / "manifest.json",
+        {
+            "files": {
+                "model.safetensors": {
+                    "bytes": (made["damaged"] / "model.safetensors").stat().st_size,
+                    "sha256": "0" * 64,
+                }
+            }
+        },
+    )
     shutil.copytree(made["model"], made["adapter"])
     (made["adapter"] / "model.safetensors").rename(made["adapter"] / "adapter_model.safetensors")
-    write_json(made["adapter"] / "adapter_config.json", {"base_model_name_or_path": str(made["nowhere"])})
+    write_json(
+        made["adapter"] / "adapter_config.json", {"base_model_name_or_path": str(made["nowhere"])}
+    )
     export_hf(made["model"], made["foreign"])
     for name in ("manifest.json", "tokenizer.model"):
         (made["foreign"] / name).unlink()
@@ -114,17 +189,31 @@ def _models(made: dict[str, Path]) -> None:
 def test_bad_options_table_is_well_formed() -> None:
     """Rows that are skipped by the way they are written, or that are there twice."""
     assert len(ROWS) > 270 and all(len(row) == 2 and row[1].strip() for row in ROWS)
-    assert [row for row, count in Counter(row[0].strip() for row in ROWS).items() if count > 1] == []
+    assert [
+        row for row, count in Counter(row[0].strip() for row in ROWS).items() if count > 1
+    ] == []
 
 
 def test_every_command_has_bad_option_cases(root: Path) -> None:
     """A new command whose mistakes are tracebacks, or one that `run_main` does not watch over."""
     programs = {}
     for path in root.glob("[!.]*/**/*.py"):
-        if found := re.search(r'^if __name__ == "__main__":\n    (\w+)', path.read_text(encoding="utf-8"), re.MULTILINE):
-            programs[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")] = found[1]
-    commands = {name for name, called in programs.items() if called == "run_main" and not name.startswith("tests.")}
-    assert set(programs) - commands - INTERNAL == {name for name in programs if name.startswith("tests.")}
+        if found := re.search(
+            r'^if __name__ == "__main__":\n    (\w+)',
+            path.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        ):
+            programs[
+                ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
+            ] = found[1]
+    commands = {
+        name
+        for name, called in programs.items()
+        if called == "run_main" and not name.startswith("tests.")
+    }
+    assert set(programs) - commands - INTERNAL == {
+        name for name in programs if name.startswith("tests.")
+    }
     tried = Counter(SHORT.get(row[0].split()[0], row[0]).split()[0] for row in ROWS)
     assert len(commands) > 20 and set(tried) == commands
     assert {name for name in commands if tried[name] < 2} == set()
@@ -132,8 +221,13 @@ def test_every_command_has_bad_option_cases(root: Path) -> None:
 
 @pytest.mark.parametrize(("command", "expected"), ROWS, ids=[row[0].strip() for row in ROWS])
 def test_bad_option_error_is_one_line_naming_it(
-    places: dict[str, str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    command: str, expected: str,
+    places: dict[str, str],
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    expected: str,
 ) -> None:
     """A traceback, a usage text of ten lines, exit code 0 or 1, or half a run left behind that then is in the way."""
     for short, long in SHORT.items():
@@ -147,9 +241,21 @@ def test_bad_option_error_is_one_line_naming_it(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the command went on to talk"))
     module = importlib.import_module(words[0])
     with pytest.raises(SystemExit) as left:
-        run_main((importlib.import_module(f"{words[0]}.__main__") if hasattr(module, "__path__") else module).main)
-    said = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.strip() and "it/s" not in line
-            and "B/s" not in line and not line.startswith(("模型", "提示", "preparing:", "reading:", "scoring:", "turns:"))]
+        run_main(
+            (
+                importlib.import_module(f"{words[0]}.__main__")
+                if hasattr(module, "__path__")
+                else module
+            ).main
+        )
+    said = [
+        line
+        for line in capsys.readouterr().err.replace("\r", "\n").split("\n")
+        if line.strip()
+        and "it/s" not in line
+        and "B/s" not in line
+        and not line.startswith(("模型", "提示", "preparing:", "reading:", "scoring:", "turns:"))
+    ]
     assert left.value.code == 2, said
     parts = [part.strip().format(**places, new=new) for part in expected.split(" | ")]
     assert all(part in "\n".join(said) for part in parts), said
@@ -160,26 +266,52 @@ def test_bad_option_error_is_one_line_naming_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "expected"), [
-    ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
-    ("data.download --parts", "--parts: expected one argument"),
-    ("evaluate.perplexity --checkpoint nowhere", "nowhere is no checkpoint"),
-    ("chat --checkpoint nowhere", "nowhere 里没有能用的模型"),
-])
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
+        ("data.download --parts", "--parts: expected one argument"),
+        ("evaluate.perplexity --checkpoint nowhere", "nowhere is no checkpoint"),
+        ("chat --checkpoint nowhere", "nowhere 里没有能用的模型"),
+    ],
+)
 def test_commands_exit_with_one_line_error(root: Path, command: str, expected: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *shlex.split(command)], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ") and expected in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: ")
+        and expected in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.slow
 def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
     """make's own code for a failed command is 2, whatever the command's; its line must not hide the command's."""
     # What the make that runs the tests was told is not for the one inside a test.
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")}
-    for target, expected in (("pretrain DATA=wikipedi", "did you mean wikipedia"), ("evaluate RUN=nowhere", "does not exist")):
-        done = subprocess.run(["make", "-o", "setup", *target.split()], cwd=root, capture_output=True, text=True, timeout=120,
-                              env=environment)
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")
+    }
+    for target, expected in (
+        ("pretrain DATA=wikipedi", "did you mean wikipedia"),
+        ("evaluate RUN=nowhere", "does not exist"),
+    ):
+        done = subprocess.run(
+            ["make", "-o", "setup", *target.split()],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment,
+        )
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
 
 
@@ -187,10 +319,16 @@ def test_run_names_differ_by_mixture_weights() -> None:
     """One that is taken for the other, and refused for its data."""
     from train.startup import default_run_folder
 
-    assert default_run_folder("sft", "csl+lcsts") == Path("runs/sft-csl+lcsts") != default_run_folder("sft", "csl:0.5+lcsts")
+    assert (
+        default_run_folder("sft", "csl+lcsts")
+        == Path("runs/sft-csl+lcsts")
+        != default_run_folder("sft", "csl:0.5+lcsts")
+    )
 
 
-def test_changed_tokenizer_is_refused_on_resume(places: dict[str, str], tmp_path: Path, root: Path) -> None:
+def test_changed_tokenizer_is_refused_on_resume(
+    places: dict[str, str], tmp_path: Path, root: Path
+) -> None:
     """`--tokenizer` on a continued run, silently ignored."""
     from common.errors import UserError
     from train.initial_checkpoint import _check_same_tokenizer

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from tests.fault_injection.kill import ROOT, Scenario, read_comparable_metrics
 from common.errors import UserError
 from common.files import write_atomic
 from data.prepare.pipeline import PrepareOptions, prepare_source
-from model.checkpoint.locate import step_folder, list_steps
+from model.checkpoint.locate import list_steps, step_folder
+from tests.fault_injection.kill import ROOT, Scenario, read_comparable_metrics
 from train.pretrain import main
 
 
 def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str) -> str:
     """What the same command with a change says before it trains."""
-    monkeypatch.setattr(sys, "argv", ["train.pretrain", *scenario.arguments, "--run", str(run), *change])
+    monkeypatch.setattr(
+        sys, "argv", ["train.pretrain", *scenario.arguments, "--run", str(run), *change]
+    )
     with pytest.raises(UserError) as refused:
         main()
     said = str(refused.value)
@@ -28,23 +30,35 @@ def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *chang
     return said
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (["--seed", "7"], ["another seed (0, now 7)", "go on with --seed 0"]),
-    (["--max_steps", "50"], ["another max_steps (40, now 50)", "go on with --max_steps 40"]),
-    (["--batch_tokens", "512"], ["another batch_tokens", "go on with --batch_tokens 256"]),
-    (["--sequence_length", "32"], ["another sequence_length", "go on with --sequence_length 64"]),
-    (["--model.hidden_size", "64"], ["another model (hidden_size: 32, now 64, "]),
-    (["--model.rope_theta", "5000"], ["another model (rope", "now 5000"]),
-    (["--optimizer.lr", "0.5"], ["another optimizer (lr: ", "now 0.5)", "config.yaml says"]),
-    (["--optimizer.name", "adamw"], ["another optimizer (name: muon, now adamw)"]),
-    (["--schedule.final", "0.5"], ["another schedule (final: ", "now 0.5)"]),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--seed", "7"], ["another seed (0, now 7)", "go on with --seed 0"]),
+        (["--max_steps", "50"], ["another max_steps (40, now 50)", "go on with --max_steps 40"]),
+        (["--batch_tokens", "512"], ["another batch_tokens", "go on with --batch_tokens 256"]),
+        (
+            ["--sequence_length", "32"],
+            ["another sequence_length", "go on with --sequence_length 64"],
+        ),
+        (["--model.hidden_size", "64"], ["another model (hidden_size: 32, now 64, "]),
+        (["--model.rope_theta", "5000"], ["another model (rope", "now 5000"]),
+        (["--optimizer.lr", "0.5"], ["another optimizer (lr: ", "now 0.5)", "config.yaml says"]),
+        (["--optimizer.name", "adamw"], ["another optimizer (name: muon, now adamw)"]),
+        (["--schedule.final", "0.5"], ["another schedule (final: ", "now 0.5)"]),
+    ],
+)
 def test_changed_option_is_refused_by_name(
-    pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, change: list[str], words: list[str]
+    pretrain: Scenario,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: list[str],
+    words: list[str],
 ) -> None:
     """A continuation that silently is something else, or a refusal that leaves the user to guess."""
     said = go_on(pretrain, finished, monkeypatch, *change)
-    assert all(word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]), said
+    assert all(
+        word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
+    ), said
     assert said.count("\n") == 0
 
 
@@ -53,12 +67,22 @@ def test_changed_data_or_tokenizer_is_refused(
 ) -> None:
     """The same words under other ids."""
     texts = tmp_path / "text.jsonl"
-    write_atomic(texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40)))
-    prepare_source("jsonl", [str(texts)], tmp_path / "other", ROOT / "assets/tokenizer", PrepareOptions(workers=1))
+    write_atomic(
+        texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40))
+    )
+    prepare_source(
+        "jsonl",
+        [str(texts)],
+        tmp_path / "other",
+        ROOT / "assets/tokenizer",
+        PrepareOptions(workers=1),
+    )
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
     was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
-    assert said == (f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
-                    f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)")
+    assert said == (
+        f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
+        f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)"
+    )
     changed = retokenized(tmp_path)
     prepare_source("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "words"))
@@ -71,8 +95,10 @@ def test_adding_base_to_scratch_run_is_refused(
     """`make pretrain BASE=runs/x` where the run's default name is taken: a sentence about the weights that it began with."""
     base = shutil.copytree(step_folder(finished, list_steps(finished)[0]), tmp_path / "base")
     said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
-    assert said == (f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
-                    "RUN=runs/NAME (--run runs/NAME)")
+    assert said == (
+        f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
+        "RUN=runs/NAME (--run runs/NAME)"
+    )
 
 
 def retokenized(folder: Path) -> Path:
@@ -89,18 +115,38 @@ def retokenized(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_changeable_options_keep_data_order(pretrain: Scenario, finished: Path, whole: Path) -> None:
+def test_changeable_options_keep_data_order(
+    pretrain: Scenario, finished: Path, whole: Path
+) -> None:
     """A micro-batch, a rhythm of saving or of measuring that changes which rows come when."""
     for step in [step for step in list_steps(finished) if step > 36]:
         shutil.rmtree(step_folder(finished, step))
     start = list_steps(finished)[-1]
-    changes = ["--micro_batch", "1", "--log_every", "1", "--checkpoint.every", "2", "--checkpoint.keep", "1",
-               "--evaluation.every", "5", "--evaluation.tokens", "300", "--evaluation.sample_tokens", "0"]
+    changes = [
+        "--micro_batch",
+        "1",
+        "--log_every",
+        "1",
+        "--checkpoint.every",
+        "2",
+        "--checkpoint.keep",
+        "1",
+        "--evaluation.every",
+        "5",
+        "--evaluation.tokens",
+        "300",
+        "--evaluation.sample_tokens",
+        "0",
+    ]
     child = Scenario(pretrain.module, [*pretrain.arguments, *changes]).start(finished)
     assert child.wait() == 0 and f"continues after step {start}" in child.output, child.output
 
     def trained(run: Path) -> dict[int, dict[str, Any]]:
-        return {record["step"]: record for record in read_comparable_metrics(run) if record["kind"] == "train"}
+        return {
+            record["step"]: record
+            for record in read_comparable_metrics(run)
+            if record["kind"] == "train"
+        }
 
     mine, right = trained(finished), trained(whole)
     assert start < 40 and [step for step in mine if step > start] == list(range(start + 1, 41))

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.fault_injection.child import running_child
-from tests.fault_injection.kill import ROOT, Scenario, find_differences
 from common.errors import describe_disk_error, run_main
 from common.files import check_manifest, write_json
 from common.metrics_file import read_metrics
 from data.shards import ShardSet
-from model.checkpoint.locate import step_folder, list_steps
+from model.checkpoint.locate import list_steps, step_folder
+from tests.fault_injection.child import running_child
+from tests.fault_injection.kill import ROOT, Scenario, find_differences
 from tests.reliability.conftest import Ext4, Mount
 from train.metrics_log import MetricsLog
 
@@ -27,12 +27,17 @@ from train.metrics_log import MetricsLog
 def the_line(said: str) -> str:
     """The one line that an invocation ends with."""
     lines = said.rstrip("\n").split("\n")
-    assert "Traceback" not in said and [line for line in lines if line.startswith("error: ")] == lines[-1:], said
+    assert (
+        "Traceback" not in said
+        and [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    ), said
     return lines[-1]
 
 
 @pytest.mark.slow
-def test_training_survives_full_disk(pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path) -> None:
+def test_training_survives_full_disk(
+    pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path
+) -> None:
     """A page of traceback; half a checkpoint that keeps the disk full; the last good checkpoint lost with it."""
     # Two checkpoints find room on it, three do not.
     run = disk(f"size={int(2.6 * size(step_folder(whole, list_steps(whole)[-1])))}") / "run"
@@ -40,8 +45,13 @@ def test_training_survives_full_disk(pretrain: Scenario, whole: Path, disk: Moun
     with running_child(pretrain.module, arguments, tmp_path / "log") as child:
         assert child.wait() == 2, child.output
     line = the_line(child.output)
-    assert "the disk is full: make room" in line and f"goes on from the last whole checkpoint in {run}" in line
-    assert list_steps(run) and all(check_manifest(step_folder(run, step)) is None for step in list_steps(run))
+    assert (
+        "the disk is full: make room" in line
+        and f"goes on from the last whole checkpoint in {run}" in line
+    )
+    assert list_steps(run) and all(
+        check_manifest(step_folder(run, step)) is None for step in list_steps(run)
+    )
     assert not [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
     disk("size=1g")
     with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
@@ -53,7 +63,9 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def test_metrics_log_on_full_disk_gives_one_error(disk: Mount, capfd: pytest.CaptureFixture[str]) -> None:
+def test_metrics_log_on_full_disk_gives_one_error(
+    disk: Mount, capfd: pytest.CaptureFixture[str]
+) -> None:
     """TensorBoard's thread printing a traceback of its own; a record lost in silence; a last line that spoils the file."""
     run = disk("size=256k")
     log = MetricsLog(run, 0)
@@ -92,7 +104,9 @@ class Vanish:
 def test_deleted_run_directory_is_not_recreated(pretrain: Scenario, tmp_path: Path) -> None:
     """A folder with a checkpoint and nothing else, which no command can use."""
     run = tmp_path / "run"
-    with running_child(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)) as child:
+    with running_child(
+        pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)
+    ) as child:
         assert child.wait() == 2, child.output
     assert f"{run} is gone" in the_line(child.output) and not run.exists()
 
@@ -107,10 +121,14 @@ class TurnReadOnly:
     fault: Path
 
     def __call__(self) -> None:
-        import train.training_state
         import train.trainer
+        import train.training_state
 
-        owner, name = (train.trainer.Trainer, "_step") if self.what == "step" else (train.training_state, "save_file")
+        owner, name = (
+            (train.trainer.Trainer, "_step")
+            if self.what == "step"
+            else (train.training_state, "save_file")
+        )
         real, calls = getattr(owner, name), itertools.count(1)
 
         def failing(*arguments: Any) -> None:
@@ -122,15 +140,19 @@ class TurnReadOnly:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "count", "file"), [
-    ("step", 16, "metrics.jsonl"), ("checkpoint", 5, "step-00000016")])
+@pytest.mark.parametrize(
+    ("what", "count", "file"), [("step", 16, "metrics.jsonl"), ("checkpoint", 5, "step-00000016")]
+)
 def test_disk_turning_read_only_during_training(
     what: str, count: int, file: str, pretrain: Scenario, whole: Path, ext4: Ext4, tmp_path: Path
 ) -> None:
     """A traceback of TensorBoard's; training that nobody can save; a last checkpoint that was said to be on the disk and is
     not there when the disk comes back."""
     run = ext4.folder / "run"
-    arguments, fault = [*pretrain.arguments, "--run", str(run)], TurnReadOnly(what, count, ext4.fault())
+    arguments, fault = (
+        [*pretrain.arguments, "--run", str(run)],
+        TurnReadOnly(what, count, ext4.fault()),
+    )
     with running_child(pretrain.module, arguments, tmp_path / "log", fault) as child:
         assert child.wait() == 2, child.output
     line = the_line(child.output)
@@ -147,7 +169,9 @@ def test_disk_turning_read_only_during_training(
 def test_read_only_disk_gives_clear_error(pretrain: Scenario, disk: Mount, tmp_path: Path) -> None:
     """A traceback for a disk that was mounted the other way."""
     run = disk("ro") / "run"
-    with running_child(pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log") as child:
+    with running_child(
+        pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log"
+    ) as child:
         assert child.wait() == 2, child.output
     assert f"{run}: is on a disk that is read-only" in the_line(child.output)
 
@@ -156,11 +180,25 @@ def test_read_only_disk_gives_clear_error(pretrain: Scenario, disk: Mount, tmp_p
 def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
     """Half a shard set; a temporary folder that fills the disk for good; work that cannot be gone on with."""
     folder = disk("size=260k")
-    arguments = ["--source", "csl", "--input", str(ROOT / "assets/sample/summary/csl/train.tsv"), "--tokenizer",
-                 str(ROOT / "assets/tokenizer"), "--out", str(folder / "csl"), "--limit", "300", "--workers", "1"]
+    arguments = [
+        "--source",
+        "csl",
+        "--input",
+        str(ROOT / "assets/sample/summary/csl/train.tsv"),
+        "--tokenizer",
+        str(ROOT / "assets/tokenizer"),
+        "--out",
+        str(folder / "csl"),
+        "--limit",
+        "300",
+        "--workers",
+        "1",
+    ]
     with running_child("data.prepare", arguments, tmp_path / "log") as child:
         assert child.wait() == 2, child.output
-    assert "the disk is full: make room" in the_line(child.output) and str(folder) in the_line(child.output)
+    assert "the disk is full: make room" in the_line(child.output) and str(folder) in the_line(
+        child.output
+    )
     assert not (folder / "csl").exists()
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
     disk("size=64m")
@@ -170,14 +208,22 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["csl"]
 
 
-@pytest.mark.parametrize(("command", "sizes"), [
-    ("model.export --checkpoint {model} --format hf --out {out}", (0, 300, 600, 800)),
-    ("model.export --checkpoint {model} --format gguf --out {out}.gguf", (0, 100, 500)),
-    ("model.import_hf {model} --run {out}", (0, 300, 600)),
-])
+@pytest.mark.parametrize(
+    ("command", "sizes"),
+    [
+        ("model.export --checkpoint {model} --format hf --out {out}", (0, 300, 600, 800)),
+        ("model.export --checkpoint {model} --format gguf --out {out}.gguf", (0, 100, 500)),
+        ("model.import_hf {model} --run {out}", (0, 300, 600)),
+    ],
+)
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_model_export_on_full_disk(
-    command: str, sizes: tuple[int, ...], model: Path, disk: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    sizes: tuple[int, ...],
+    model: Path,
+    disk: Mount,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A traceback of a library; half a model under a name that a script takes for whole; a line about an unknown file."""
@@ -191,8 +237,13 @@ def test_model_export_on_full_disk(
             run_main(importlib.import_module(words[0]).main)
         said = capfd.readouterr().err
         assert left.value.code == 2 and said.count("\n") == 1, said
-        assert re.fullmatch(rf"{folder}/out[^:]*: the disk is full: make room, then run the same command again",
-                            the_line(said).removeprefix("error: ")) and ".tmp" not in said, said
+        assert (
+            re.fullmatch(
+                rf"{folder}/out[^:]*: the disk is full: make room, then run the same command again",
+                the_line(said).removeprefix("error: "),
+            )
+            and ".tmp" not in said
+        ), said
         assert [path.name for path in folder.iterdir()] == ["room"]
         room.unlink()
     with pytest.raises(SystemExit) as left:
@@ -200,15 +251,28 @@ def test_model_export_on_full_disk(
     assert left.value.code == 0
 
 
-def test_gguf_and_modelfile_are_written_together(model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_and_modelfile_are_written_together(
+    model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A whole file beside none of Ollama's, where the disk was full just behind it."""
     from model import export
 
     folder = disk("size=64m")
-    words = ["export", "--checkpoint", str(model), "--format", "gguf", "--out", str(folder / "a.gguf")]
+    words = [
+        "export",
+        "--checkpoint",
+        str(model),
+        "--format",
+        "gguf",
+        "--out",
+        str(folder / "a.gguf"),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     export.main()
-    before, (gguf, modelfile) = shutil.disk_usage(folder).used, sorted(folder.iterdir(), reverse=True)
+    before, (gguf, modelfile) = (
+        shutil.disk_usage(folder).used,
+        sorted(folder.iterdir(), reverse=True),
+    )
     for path in (gguf, modelfile):
         path.unlink()
     (folder / "room").write_bytes(bytes(shutil.disk_usage(folder).free - before + 4096))
@@ -218,7 +282,10 @@ def test_gguf_and_modelfile_are_written_together(model: Path, disk: Mount, monke
     assert [path.name for path in folder.iterdir()] == ["room"]
 
 
-@pytest.mark.parametrize(("path", "words"), [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")],
+)
 def test_unwritable_output_gives_one_line_error(
     path: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +298,13 @@ def test_unwritable_output_gives_one_line_error(
 
 def test_internal_error_keeps_traceback() -> None:
     """Every error taken for the disk's."""
-    for error in (ValueError("x"), FileNotFoundError(2, "x"), OSError("some words"), ConnectionResetError(104, "x")):
+    for error in (
+        ValueError("x"),
+        FileNotFoundError(2, "x"),
+        OSError("some words"),
+        ConnectionResetError(104, "x"),
+    ):
         assert describe_disk_error(error) is None
-    assert describe_disk_error(OSError(28, os.strerror(28), "a")) == "a: the disk is full: make room"
+    assert (
+        describe_disk_error(OSError(28, os.strerror(28), "a")) == "a: the disk is full: make room"
+    )

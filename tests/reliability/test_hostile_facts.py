@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError, describe_disk_error
-from common.files import check_manifest, read_json, write_json, write_checksummed_json
+from common.files import check_manifest, read_json, write_checksummed_json, write_json
 from data.shards import ShardSet, load_run_shard_set
+from model.chat_template.template import Template
 from model.checkpoint import adapters, locate, weights
 from model.config import LlamaConfig
-from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
+from model.interop.hf_export import export_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
-from model.chat_template.template import Template
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
 from train.initial_checkpoint import find_newest_pretrain_run
 
@@ -30,27 +30,41 @@ CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..", "\0", "x" * 5000])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "a/../../secret", "..", "\0", "x" * 5000]
+)
 def test_manifest_paths_outside_folder_are_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("x")
-    write_checksummed_json(tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}})
+    write_checksummed_json(
+        tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}}
+    )
     assert check_manifest(tmp_path / "folder")
 
 
 KEYS = ["files", "bytes", "sha256", "shards", "fingerprints", "data", "set", "format", "kind"]
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3)
-                    | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4), max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
 
 
 @given(value=JSON)
 @QUICK
-def test_arbitrary_json_in_metadata_files_gives_one_line_error(tmp_path: Path, value: object) -> None:
+def test_arbitrary_json_in_metadata_files_gives_one_line_error(
+    tmp_path: Path, value: object
+) -> None:
     """A KeyError from inside for a run or a shard set that someone else wrote."""
     folder = tmp_path / "facts"
     write_json(folder / "manifest.json", value)
     assert check_manifest(folder) or value.get("files") == {}  # type: ignore[attr-defined]
-    for name, reader in (("manifest.json", ShardSet.open), ("run.json", load_run_shard_set), ("template.json", Template.load)):
+    for name, reader in (
+        ("manifest.json", ShardSet.open),
+        ("run.json", load_run_shard_set),
+        ("template.json", Template.load),
+    ):
         write_json(folder / name, value)
         with pytest.raises(UserError):
             reader(folder)
@@ -58,8 +72,16 @@ def test_arbitrary_json_in_metadata_files_gives_one_line_error(tmp_path: Path, v
         LlamaConfig.from_hf(value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [[], {}, {"path": 3, "relative": "x", "sha256": "x"},
-                                   {"path": "SELF", "relative": "x", "sha256": "x"}, {"path": "x", "relative": None}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {},
+        {"path": 3, "relative": "x", "sha256": "x"},
+        {"path": "SELF", "relative": "x", "sha256": "x"},
+        {"path": "x", "relative": None},
+    ],
+)
 def test_invalid_adapter_base_gives_one_line_error(tmp_path: Path, value: object) -> None:
     """A base.json of another shape, or one that leads back to the adapter without end."""
     (tmp_path / "adapter_model.safetensors").touch()
@@ -104,7 +126,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (found["run"] / "results").mkdir()
     write_json(found["run"] / "results" / "perplexity.json", {"step": 0, "scores": {"loss": 1.5}})
     model, _ = weights.load_checkpoint(found["step"], CPU)
-    attach_adapter(model, Adapter(LoraOptions(rank=2), found["step"], locate.weights_sha256(found["step"])), seed=0)
+    attach_adapter(
+        model,
+        Adapter(LoraOptions(rank=2), found["step"], locate.weights_sha256(found["step"])),
+        seed=0,
+    )
     found["adapter"].mkdir()
     weights.save_weights(model, found["adapter"])
     return found
@@ -117,44 +143,92 @@ def _theirs(folder: Path) -> None:
     from tokenizers import decoders, models, pre_tokenizers
 
     alphabet = ["<|begin|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    made = tokenizers.Tokenizer(models.BPE({text: index for index, text in enumerate(alphabet)}, []))
+    made = tokenizers.Tokenizer(
+        models.BPE({text: index for index, text in enumerate(alphabet)}, [])
+    )
     made.add_special_tokens(alphabet[:2])
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     folder.mkdir()
     write_json(folder / "tokenizer.json", json.loads(made.to_str()))
-    write_json(folder / "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}})
-    config = LlamaConfig(vocab_size=258, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-                         num_key_value_heads=1, max_position_embeddings=64)
+    write_json(
+        folder / "tokenizer_config.json",
+        {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}},
+    )
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
     weights.save_weights(Llama(config).init_weights(0), folder)
     scaling = {"rope_type": "linear", "factor": 2.0}
-    write_json(folder / "config.json", {**config.to_hf(), "rope_scaling": scaling, "eos_token_id": [1, 3]})
+    write_json(
+        folder / "config.json", {**config.to_hf(), "rope_scaling": scaling, "eos_token_id": [1, 3]}
+    )
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     parts = {f"part-{number}.safetensors": sorted(tensors)[number::2] for number in range(2)}
     for file, names in parts.items():
         save_file({name: tensors[name] for name in names}, folder / file)
     names_to_files = {name: file for file, names in parts.items() for name in names}
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": names_to_files})
+    write_json(
+        folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": names_to_files}
+    )
 
 
 def _use(folder: Path, out: Path) -> None:
     """Load a model, talk to it as far as that goes without computing, and send it on."""
     _, tokenizer = weights.load_checkpoint(folder, CPU)
-    ids = Template.load(locate.resolve_checkpoint(folder)).encode_prompt(tokenizer, [("你好", "hello")], "问", "资料")
+    ids = Template.load(locate.resolve_checkpoint(folder)).encode_prompt(
+        tokenizer, [("你好", "hello")], "问", "资料"
+    )
     tokenizer.decode(ids)  # to nothing, if its pieces are nothing
     assert len(tokenizer.characters_per_id) == tokenizer.vocab_size
     export_hf(folder, out)
 
 
 REMOVED = object()
-VALUES = [REMOVED, None, [], {}, "", "x", "\0", "\ud800", "x" * 5000, True, 0, -1, 1.5, 2**31, 10**400, float("inf"),
-          float("nan"), [None], [[]], [{}], {"a": None}]
+VALUES = [
+    REMOVED,
+    None,
+    [],
+    {},
+    "",
+    "x",
+    "\0",
+    "\ud800",
+    "x" * 5000,
+    True,
+    0,
+    -1,
+    1.5,
+    2**31,
+    10**400,
+    float("inf"),
+    float("nan"),
+    [None],
+    [[]],
+    [{}],
+    {"a": None},
+]
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where in a JSON value something stands: itself, and what is in it, of long lists and dicts the beginning."""
     yield place
-    keys = list(value)[:16] if isinstance(value, dict) else range(min(len(value), 2)) if isinstance(value, list) else ()
+    keys = (
+        list(value)[:16]
+        if isinstance(value, dict)
+        else range(min(len(value), 2))
+        if isinstance(value, list)
+        else ()
+    )
     for key in keys:
         yield from _places(value[key], (*place, key))
 
@@ -178,12 +252,26 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
         file.write_bytes(whole)
 
 
-@pytest.mark.parametrize(("folder", "name"), [
-    *(("theirs", name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors.index.json")),
-    *(("step", name) for name in (IMPORTED_TOKENIZER_FILE, "template.json", "config.json")),
-    *(("adapter", name) for name in (adapters.ADAPTER_CONFIG_FILE, adapters.BASE_FILE, "config.json")),
-    *(("run", name) for name in ("run.json", "results/perplexity.json")),
-])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *(
+            ("theirs", name)
+            for name in (
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "config.json",
+                "model.safetensors.index.json",
+            )
+        ),
+        *(("step", name) for name in (IMPORTED_TOKENIZER_FILE, "template.json", "config.json")),
+        *(
+            ("adapter", name)
+            for name in (adapters.ADAPTER_CONFIG_FILE, adapters.BASE_FILE, "config.json")
+        ),
+        *(("run", name) for name in ("run.json", "results/perplexity.json")),
+    ],
+)
 @given(data=st.data())
 @QUICK
 def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
@@ -191,7 +279,10 @@ def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
 ) -> None:
     """A KeyError from the middle of a library for whatever a stranger, or half a download, left in a folder."""
     file = folders[folder] / name
-    place, new = data.draw(st.sampled_from(list(_places(read_json(file))))), data.draw(st.sampled_from(VALUES))
+    place, new = (
+        data.draw(st.sampled_from(list(_places(read_json(file))))),
+        data.draw(st.sampled_from(VALUES)),
+    )
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     with _changed(file, place, new):
         try:
@@ -204,10 +295,17 @@ def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
             assert describe_disk_error(error), error
 
 
-@pytest.mark.parametrize(("place", "new"), [
-    ((), {}), (("fingerprints",), REMOVED), (("fingerprints",), None), (("fingerprints", "data"), None),
-    (("fingerprints", "data"), [{}]), (("fingerprints", "data"), [None]),
-])
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        ((), {}),
+        (("fingerprints",), REMOVED),
+        (("fingerprints",), None),
+        (("fingerprints", "data"), None),
+        (("fingerprints", "data"), [{}]),
+        (("fingerprints", "data"), [None]),
+    ],
+)
 def test_model_card_is_written_without_data_provenance(
     folders: dict[str, Path], tmp_path: Path, place: tuple[Any, ...], new: Any
 ) -> None:
@@ -223,7 +321,11 @@ def test_model_card_is_written_without_data_provenance(
 def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     """An adapter on a base, whose files are then changed: `tensors` by their last names, the rest in its configuration."""
     model, _ = weights.load_checkpoint(base, CPU)
-    attach_adapter(model, Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, locate.weights_sha256(base)), seed=0)
+    attach_adapter(
+        model,
+        Adapter(LoraOptions(rank=2, targets=("q_proj",)), base, locate.weights_sha256(base)),
+        seed=0,
+    )
     folder.mkdir()
     weights.save_weights(model, folder)
     from safetensors.torch import load_file, save_file
@@ -232,24 +334,43 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     for key, tensor in changes.pop("tensors", {}).items():
         state[next(name for name in state if key in name)] = tensor
     save_file(state, folder / adapters.ADAPTER_WEIGHTS_FILE)
-    write_json(folder / adapters.ADAPTER_CONFIG_FILE, {**read_json(folder / adapters.ADAPTER_CONFIG_FILE), **changes})
+    write_json(
+        folder / adapters.ADAPTER_CONFIG_FILE,
+        {**read_json(folder / adapters.ADAPTER_CONFIG_FILE), **changes},
+    )
     return folder
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"tensors": {"lora_A": torch.zeros(0, 8), "lora_B": torch.zeros(8, 0)}}, "do not fit each other"),
-    ({"tensors": {"lora_A": torch.tensor(1.0), "lora_B": torch.tensor(1.0)}}, "do not fit each other"),
-    ({"tensors": {"lora_A": torch.zeros(2, 8, 1)}}, "do not fit each other"),
-    ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "no finite numbers"),
-    ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "no finite numbers"),
-    ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "no finite numbers"),
-    ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "no finite numbers"),
-    ({"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}}, "beyond what a weight can be"),
-    ({"lora_alpha": float("nan")}, "lora_alpha is nan"), ({"lora_alpha": -float("inf")}, "lora_alpha is -inf"),
-    ({"lora_alpha": 10**400}, "lora_alpha is 1000"), ({"lora_alpha": True}, "lora_alpha is True"),
-    ({"lora_alpha": "8"}, "lora_alpha is 8; expected a number"),
-])
-def test_non_finite_adapter_gives_one_line_error(model: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"tensors": {"lora_A": torch.zeros(0, 8), "lora_B": torch.zeros(8, 0)}},
+            "do not fit each other",
+        ),
+        (
+            {"tensors": {"lora_A": torch.tensor(1.0), "lora_B": torch.tensor(1.0)}},
+            "do not fit each other",
+        ),
+        ({"tensors": {"lora_A": torch.zeros(2, 8, 1)}}, "do not fit each other"),
+        ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "no finite numbers"),
+        ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "no finite numbers"),
+        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "no finite numbers"),
+        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "no finite numbers"),
+        (
+            {"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}},
+            "beyond what a weight can be",
+        ),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": -float("inf")}, "lora_alpha is -inf"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"lora_alpha": "8"}, "lora_alpha is 8; expected a number"),
+    ],
+)
+def test_non_finite_adapter_gives_one_line_error(
+    model: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
     """A ZeroDivisionError, a TypeError, or a model of NaN that answers nothing and does not say why."""
     folder = _adapter(model, tmp_path / "adapter", **changes)
     with pytest.raises(UserError, match=rf"^{folder}[^\n]*{said}[^\n]*$"):
@@ -261,7 +382,9 @@ def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
     folder = _adapter(model, tmp_path / "adapter")
     for value in ([], "x", None, 3):
         write_json(folder / adapters.ADAPTER_CONFIG_FILE, value)
-        with pytest.raises(UserError, match=r"adapter_config\.json: expected keys and values, found"):
+        with pytest.raises(
+            UserError, match=r"adapter_config\.json: expected keys and values, found"
+        ):
             weights.load_checkpoint(folder, CPU)
 
 
@@ -269,7 +392,10 @@ def test_circular_adapter_bases_give_one_line_error(model: Path, tmp_path: Path)
     """Recursion without end."""
     pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]
     for folder, other in zip(pair, reversed(pair), strict=True):
-        write_json(folder / adapters.BASE_FILE, {"path": str(other), "relative": "x", "sha256": locate.weights_sha256(other)})
+        write_json(
+            folder / adapters.BASE_FILE,
+            {"path": str(other), "relative": "x", "sha256": locate.weights_sha256(other)},
+        )
     with pytest.raises(UserError, match="is an adapter that is its own base"):
         weights.load_checkpoint(pair[0], CPU)
 
@@ -281,5 +407,7 @@ def test_non_finite_weights_give_one_line_error(model: Path) -> None:
     state = load_file(model / "model.safetensors")
     state["model.norm.weight"][3] = torch.nan
     save_file(state, model / "model.safetensors")
-    with pytest.raises(UserError, match=r"model\.norm\.weight holds values that are no finite numbers"):
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight holds values that are no finite numbers"
+    ):
         weights.load_checkpoint(model, CPU)

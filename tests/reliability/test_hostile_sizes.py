@@ -16,36 +16,49 @@ from typing import Any
 import pytest
 import torch
 
+from common import files
 from common.errors import UserError
 from common.files import read_json, write_json, write_manifest
 from common.options import load_yaml
-from common import files
 from data.readers import files as readers
 from data.records import BadRecord
 from data.shards import ShardSet
 from data.sources import SOURCES
+from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from train import training_state as training
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("change", [
-    {"hidden_size": 10**9, "num_attention_heads": 1}, {"num_hidden_layers": 10**6}, {"vocab_size": 10**12},
-    {"intermediate_size": 10**15}, {"max_position_embeddings": 10**12}, {"head_dim": 2 * 10**12}, {"num_hidden_layers": 10**30},
-    {"rope_theta": float("inf")}, {"rms_norm_eps": float("nan")}, {"rope_theta": 10**400},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 10**9, "num_attention_heads": 1},
+        {"num_hidden_layers": 10**6},
+        {"vocab_size": 10**12},
+        {"intermediate_size": 10**15},
+        {"max_position_embeddings": 10**12},
+        {"head_dim": 2 * 10**12},
+        {"num_hidden_layers": 10**30},
+        {"rope_theta": float("inf")},
+        {"rms_norm_eps": float("nan")},
+        {"rope_theta": 10**400},
+    ],
+)
 def test_oversized_config_is_refused_before_allocation(
     model: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     """config.json alone asking for terabytes, or for a million layers, each of nothing."""
     monkeypatch.setattr(weights, "Llama", lambda *_: pytest.fail("it was built"))
     write_json(model / "config.json", {**read_json(model / "config.json"), **change})
-    with pytest.raises(UserError, match=r"GB of memory|does not fit its config.json: it holds|must be positive and finite"):
+    with pytest.raises(
+        UserError,
+        match=r"GB of memory|does not fit its config.json: it holds|must be positive and finite",
+    ):
         weights.load_checkpoint(model, CPU)
 
 
@@ -54,22 +67,46 @@ def _safetensors(header: object, *, length: int | None = None, body: bytes = b""
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"\0" * 7, _safetensors({}, length=2**60), _safetensors({}, length=2**64 - 1), _safetensors({}, length=99_000_000),
-    _safetensors(b"[" * 1_000_000),
-    _safetensors({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}, body=b"1234"),
-    _safetensors({"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}),
-    _safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, body=b"1234"),
-    _safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "y": {"dtype": "F32", "shape": [1],
-                  "data_offsets": [0, 4]}}, body=b"1234"),
-    _safetensors({"adamw/x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, body=b"1234"),
-    _safetensors({"muon/lm_head.weight/a/b": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}}, body=b"1"),
-])
-def test_safetensors_header_sizes_are_checked(model: Path, little_memory: None, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 7,
+        _safetensors({}, length=2**60),
+        _safetensors({}, length=2**64 - 1),
+        _safetensors({}, length=99_000_000),
+        _safetensors(b"[" * 1_000_000),
+        _safetensors(
+            {"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}, body=b"1234"
+        ),
+        _safetensors({"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}),
+        _safetensors({"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, body=b"1234"),
+        _safetensors(
+            {
+                "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+                "y": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            },
+            body=b"1234",
+        ),
+        _safetensors(
+            {"adamw/x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, body=b"1234"
+        ),
+        _safetensors(
+            {"muon/lm_head.weight/a/b": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}},
+            body=b"1",
+        ),
+    ],
+)
+def test_safetensors_header_sizes_are_checked(
+    model: Path, little_memory: None, data: bytes
+) -> None:
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
     for name in ("model.safetensors", training.OPTIMIZER_FILE):
         (model / name).write_bytes(data)
-    for reader in (lambda: weights.load_checkpoint(model, CPU), lambda: weights.load_weights(network, model)):
+    for reader in (
+        lambda: weights.load_checkpoint(model, CPU),
+        lambda: weights.load_weights(network, model),
+    ):
         with pytest.raises(UserError, match=r"model\.safetensors (cannot be read|does not fit)"):
             reader()
     shutil.rmtree(model)
@@ -80,14 +117,18 @@ def test_safetensors_header_sizes_are_checked(model: Path, little_memory: None, 
         training.restore(model, network, {"muon": torch.optim.SGD(network.parameters())})
 
 
-def test_tied_model_without_embedding_gives_one_line_error(model: Path, tokenizer: Tokenizer) -> None:
+def test_tied_model_without_embedding_gives_one_line_error(
+    model: Path, tokenizer: Tokenizer
+) -> None:
     """A KeyError for the tensor that both ends share."""
     from safetensors.torch import load_file, save_file
 
     state = load_file(model / "model.safetensors")
     state["model.other.weight"] = state.pop("model.embed_tokens.weight").clone()
     save_file({**state, "another": torch.zeros(1)}, model / "model.safetensors")
-    write_json(model / "config.json", {**read_json(model / "config.json"), "tie_word_embeddings": True})
+    write_json(
+        model / "config.json", {**read_json(model / "config.json"), "tie_word_embeddings": True}
+    )
     with pytest.raises(UserError, match=r"does not fit its config\.json"):
         weights.load_checkpoint(model, CPU)
 
@@ -97,35 +138,54 @@ def _npy(header: str, body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"\x93NUMPY", _npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000,)}"),
-    _npy("{'descr': '<u2', 'fortran_order': False, 'shape': (10000000000, 10000000000)}"),
-    _npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([1])),
-    _npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", bytes(8)),
-    _npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1, 1)}", bytes(2)),
-    _npy("{'descr': '<i8', 'fortran_order': False, 'shape': (2,)}", struct.pack("<2q", 0, 2**60)),
-    _npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}", bytes(8)),
-    _npy("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': ()}"), pickle.dumps([1]),
-])
-def test_mismatched_shard_array_gives_one_line_error(shard_set: Path, little_memory: None, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY",
+        _npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000,)}"),
+        _npy("{'descr': '<u2', 'fortran_order': False, 'shape': (10000000000, 10000000000)}"),
+        _npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps([1])),
+        _npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", bytes(8)),
+        _npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1, 1)}", bytes(2)),
+        _npy(
+            "{'descr': '<i8', 'fortran_order': False, 'shape': (2,)}", struct.pack("<2q", 0, 2**60)
+        ),
+        _npy("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}", bytes(8)),
+        _npy("{'descr': __import__('os').system('true'), 'fortran_order': False, 'shape': ()}"),
+        pickle.dumps([1]),
+    ],
+)
+def test_mismatched_shard_array_gives_one_line_error(
+    shard_set: Path, little_memory: None, data: bytes
+) -> None:
     """Object arrays, shapes beyond the file, sequences of 2⁶⁰ ids, numbers of another kind, a folder of them vouched for."""
     for name in ("train-00000.tokens.npy", "train-00000.offsets.npy"):
         whole = (shard_set / name).read_bytes()
         (shard_set / name).write_bytes(data)
-        facts = {key: value for key, value in read_json(shard_set / "manifest.json").items() if key not in ("files", "seal")}
+        facts = {
+            key: value
+            for key, value in read_json(shard_set / "manifest.json").items()
+            if key not in ("files", "seal")
+        }
         write_manifest(shard_set, facts)
         with pytest.raises(UserError, match=r"npy(:| cannot be read| does not hold)"):
             ShardSet.open(shard_set, checksums=True).load_split("train").lengths()
         (shard_set / name).write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", ["config.json", "template.json", "tokenizer.model", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "template.json", "tokenizer.model", "manifest.json"]
+)
 def test_metadata_files_have_a_size_limit(model: Path, little_memory: None, name: str) -> None:
     """A file of facts of 100 GB (sparse: it takes no disk), or one that never ends."""
     path = model / name
     with path.open("wb") as file:
         file.truncate(100 << 30)
-    readers: dict[str, Callable[[Path], object]] = {"template.json": Template.load, "tokenizer.model": Tokenizer.load}
+    readers: dict[str, Callable[[Path], object]] = {
+        "template.json": Template.load,
+        "tokenizer.model": Tokenizer.load,
+    }
     reader = readers.get(name, lambda folder: weights.load_checkpoint(folder, CPU))
     with pytest.raises(UserError, match="is larger than 64 MB"):
         reader(model)
@@ -137,7 +197,14 @@ def test_metadata_files_have_a_size_limit(model: Path, little_memory: None, name
 
 
 def test_deeply_nested_or_huge_json_gives_one_line_error(tmp_path: Path) -> None:
-    for text in ("[" * 100_000, "1" * 10_000, '{"a":' * 100_000, '"\\ud800', "\ufeff{}", "{'a': 1}"):
+    for text in (
+        "[" * 100_000,
+        "1" * 10_000,
+        '{"a":' * 100_000,
+        '"\\ud800',
+        "\ufeff{}",
+        "{'a': 1}",
+    ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(UserError, match="cannot be read as JSON"):
             read_json(tmp_path / "a.json")
@@ -153,7 +220,9 @@ def test_yaml_alias_bomb_is_refused(tmp_path: Path, little_memory: None) -> None
         load_yaml(tmp_path / "a.yaml")
 
 
-def test_gzip_bomb_is_streamed_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_bomb_is_streamed_in_constant_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hundred kilobytes that unpack to one line of a hundred megabytes: a bad record, and the next one is read."""
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     with gzip.open(tmp_path / "a.jsonl", "wb", compresslevel=1) as file:
@@ -166,5 +235,9 @@ def test_gzip_bomb_is_streamed_in_constant_memory(tmp_path: Path, monkeypatch: p
         found = list(SOURCES[source].iter_records(tmp_path / "a.jsonl"))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert isinstance(found[0], BadRecord) and "longer than 1 MB" in found[0].reason and len(found) == 2
+        assert (
+            isinstance(found[0], BadRecord)
+            and "longer than 1 MB" in found[0].reason
+            and len(found) == 2
+        )
         assert peak < 16 << 20

@@ -63,8 +63,11 @@ TEXTS = ["从前有座山，山上有座庙。", "hello world 123 'tis", "庙里
 
 def facts(kind: str, **changes: Any) -> dict[str, Any]:
     """What a small `tokenizer_imported.json` of a kind says."""
-    made = hf_checkpoints.train_byte_level_bpe(TEXTS, vocab_size=320) if kind == "byte_level" else hf_checkpoints.train_sentencepiece_bpe(
-        TEXTS, add_prefix_space=True, vocab_size=400)
+    made = (
+        hf_checkpoints.train_byte_level_bpe(TEXTS, vocab_size=320)
+        if kind == "byte_level"
+        else hf_checkpoints.train_sentencepiece_bpe(TEXTS, add_prefix_space=True, vocab_size=400)
+    )
     ids = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
     return {"definition": json.loads(made.to_str()), "config": {}, **ids, "words": {}, **changes}
 
@@ -94,28 +97,68 @@ def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind:
     assert made > 50
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"model": {"continuing_subword_prefix": "##"}}, "its BPE has a continuing_subword_prefix"),
-    ({"model": {"dropout": 0.5}}, "leaves merges out by chance"),
-    ({"model": {"vocab": {"a": 0, "b": 1, "c": 1}}}, "two pieces of its vocabulary have one id"),
-    *(({part: {"type": kind, "pattern": {"Regex": "(a+)+$"}, **more}}, r"its regular expression '\(a\+\)\+\$' could take")
-      for part, kind, more in (("pre_tokenizer", "Split", {"behavior": "Isolated", "invert": False}),
-                               ("normalizer", "Replace", {"content": ""}), ("decoder", "Replace", {"content": ""}))),
-    ({"added_tokens": [{"id": 320, "content": "x" * 40_000, "single_word": False, "lstrip": False, "rstrip": False,
-                        "normalized": False, "special": False}]}, "holds a piece of 40,000 characters"),
-])
-def test_library_crashes_and_overflows_give_one_line_error(changes: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"continuing_subword_prefix": "##"}}, "its BPE has a continuing_subword_prefix"),
+        ({"model": {"dropout": 0.5}}, "leaves merges out by chance"),
+        (
+            {"model": {"vocab": {"a": 0, "b": 1, "c": 1}}},
+            "two pieces of its vocabulary have one id",
+        ),
+        *(
+            (
+                {part: {"type": kind, "pattern": {"Regex": "(a+)+$"}, **more}},
+                r"its regular expression '\(a\+\)\+\$' could take",
+            )
+            for part, kind, more in (
+                ("pre_tokenizer", "Split", {"behavior": "Isolated", "invert": False}),
+                ("normalizer", "Replace", {"content": ""}),
+                ("decoder", "Replace", {"content": ""}),
+            )
+        ),
+        (
+            {
+                "added_tokens": [
+                    {
+                        "id": 320,
+                        "content": "x" * 40_000,
+                        "single_word": False,
+                        "lstrip": False,
+                        "rstrip": False,
+                        "normalized": False,
+                        "special": False,
+                    }
+                ]
+            },
+            "holds a piece of 40,000 characters",
+        ),
+    ],
+)
+def test_library_crashes_and_overflows_give_one_line_error(
+    changes: dict[str, Any], said: str
+) -> None:
     """A prefix that the library cuts off in the middle of a character; more characters than a table of them can hold."""
     definition = facts("byte_level")["definition"]
-    changed = {key: {**(definition[key] or {}), **value} if isinstance(value, dict) else value
-               for key, value in changes.items()}
+    changed = {
+        key: {**(definition[key] or {}), **value} if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
     with pytest.raises(UserError, match=rf"^x\.json:? .*{said}"):
-        parse_imported_tokenizer(json.dumps(facts("byte_level", definition={**definition, **changed})).encode(), Path("x.json"))
+        parse_imported_tokenizer(
+            json.dumps(facts("byte_level", definition={**definition, **changed})).encode(),
+            Path("x.json"),
+        )
 
 
 def test_missing_template_segments_give_one_line_error() -> None:
     """A KeyError from the export as GGUF, which writes the template."""
     words = {"reference": "", "human": "", "assistant": "", "separator": "", "lead_ins": False}
     for config in ({}, {"chat_template": ["x"]}):
-        with pytest.raises(UserError, match=r"x\.json has the words of a chat template, and not the chat_template itself"):
-            parse_imported_tokenizer(json.dumps(facts("byte_level", config=config, words=words)).encode(), Path("x.json"))
+        with pytest.raises(
+            UserError,
+            match=r"x\.json has the words of a chat template, and not the chat_template itself",
+        ):
+            parse_imported_tokenizer(
+                json.dumps(facts("byte_level", config=config, words=words)).encode(), Path("x.json")
+            )

@@ -17,21 +17,44 @@ from common.options import load_yaml
 from data.shards import ShardSet, load_run_shard_set
 from data.sources import SOURCES
 from evaluate.report.run_reader import read_run
+from model.chat_template.template import Template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
-from model.interop.hf_export import export_hf
 from model.import_hf import import_hf
+from model.interop.hf_export import export_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
-from model.chat_template.template import Template
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 from train import training_state as training
 
 ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
 CPU = torch.device("cpu")
-FORBIDDEN_IMPORTS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "runpy", "code"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "yaml.unsafe_load", "yaml.full_load", "os.system",
-                   "np.fromregex", "pandas.read_pickle", "tarfile.open", "shutil.unpack_archive"}
+FORBIDDEN_IMPORTS = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "runpy",
+    "code",
+}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "os.system",
+    "np.fromregex",
+    "pandas.read_pickle",
+    "tarfile.open",
+    "shutil.unpack_archive",
+}
 
 
 def _dotted(node: ast.expr) -> str:
@@ -45,16 +68,25 @@ def forbidden(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [alias.name for alias in node.names]
+            )
             found += [f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_IMPORTS]
         if isinstance(node, ast.Call):
             name, words = _dotted(node.func), {word.arg: word.value for word in node.keywords}
             if name in FORBIDDEN_CALLS or getattr(words.get("trust_remote_code"), "value", False):
                 found.append(name)
-            if name in ("np.load", "np.save", "numpy.load") and getattr(words.get("allow_pickle"), "value", True):
+            if name in ("np.load", "np.save", "numpy.load") and getattr(
+                words.get("allow_pickle"), "value", True
+            ):
                 found.append(f"{name} without allow_pickle=False")
-            if name == "yaml.load" and "Loader" not in "".join(_dotted(each) for each in node.args[1:]) and not (
-                    len(node.args) > 1 and isinstance(node.args[1], ast.IfExp)):
+            if (
+                name == "yaml.load"
+                and "Loader" not in "".join(_dotted(each) for each in node.args[1:])
+                and not (len(node.args) > 1 and isinstance(node.args[1], ast.IfExp))
+            ):
                 found.append("yaml.load without a safe loader")
             if name.startswith("subprocess.") and getattr(words.get("shell"), "value", False):
                 found.append(f"{name} through a shell")
@@ -65,9 +97,22 @@ def test_source_code_has_no_unsafe_deserialization(root: Path) -> None:
     """A torch.load, a pickle, an np.load that unpickles, a YAML that makes objects, an eval: in any room, ever."""
     modules = [path for room in ROOMS for path in (root / room).rglob("*.py")]
     assert len(modules) > 100
-    assert {str(path): found for path in modules if (found := forbidden(path.read_text(encoding="utf-8")))} == {}
-    for text in ("import pickle", "from joblib import load", "torch.load(f)", "np.load(f)", "np.load(f, allow_pickle=True)",
-                 "yaml.load(f)", "eval(x)", "subprocess.run(x, shell=True)", "f(trust_remote_code=True)"):
+    assert {
+        str(path): found
+        for path in modules
+        if (found := forbidden(path.read_text(encoding="utf-8")))
+    } == {}
+    for text in (
+        "import pickle",
+        "from joblib import load",
+        "torch.load(f)",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(f)",
+        "eval(x)",
+        "subprocess.run(x, shell=True)",
+        "f(trust_remote_code=True)",
+    ):
         assert forbidden(text), text
 
 
@@ -100,9 +145,17 @@ def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
     export_hf(model, theirs)
     for name in ("manifest.json", "tokenizer.model"):
         (theirs / name).unlink()
-    names = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    return [*((path, lambda: weights.load_checkpoint(adapter, CPU)) for path in adapter.iterdir()),
-            *((theirs / name, lambda: import_hf(theirs, tmp_path / "new")) for name in names)]
+    names = (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    )
+    return [
+        *((path, lambda: weights.load_checkpoint(adapter, CPU)) for path in adapter.iterdir()),
+        *((theirs / name, lambda: import_hf(theirs, tmp_path / "new")) for name in names),
+    ]
 
 
 def test_malicious_pickle_files_never_execute(
@@ -113,24 +166,47 @@ def test_malicious_pickle_files_never_execute(
     trap = _Trap(mark)
     saved = io.BytesIO()
     torch.save({"x": trap}, saved)
-    traps = [pickle.dumps(trap), saved.getvalue(), _object_array(trap),
-             b"!!python/object/apply:os.system ['touch %s']" % bytes(mark)]
+    traps = [
+        pickle.dumps(trap),
+        saved.getvalue(),
+        _object_array(trap),
+        b"!!python/object/apply:os.system ['touch %s']" % bytes(mark),
+    ]
     pickle.loads(traps[0])
     assert mark.exists()  # the trap works
     mark.unlink()
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
     readers: list[Reader] = [
-        *((model / name, lambda: weights.load_checkpoint(model, CPU))
-          for name in ("model.safetensors", "config.json", "tokenizer.model")),
+        *(
+            (model / name, lambda: weights.load_checkpoint(model, CPU))
+            for name in ("model.safetensors", "config.json", "tokenizer.model")
+        ),
         (model / "manifest.json", lambda: weights.load_checkpoint(model, CPU)),
         (model / "template.json", lambda: Template.load(model)),
         (model / training.OPTIMIZER_FILE, lambda: training.restore(model, network, {})),
-        *((path, lambda: [ShardSet.open(shard_set), *map(ShardSet(shard_set, {}).load_split, ("train", "validation"))])
-          for path in shard_set.iterdir()),
-        (tmp_path / "run" / "run.json", lambda: [load_run_shard_set(tmp_path / "run"), read_run(tmp_path / "run")]),
-        *((tmp_path / "run" / name, lambda: read_run(tmp_path / "run")) for name in ("config.yaml", "metrics.jsonl")),
+        *(
+            (
+                path,
+                lambda: [
+                    ShardSet.open(shard_set),
+                    *map(ShardSet(shard_set, {}).load_split, ("train", "validation")),
+                ],
+            )
+            for path in shard_set.iterdir()
+        ),
+        (
+            tmp_path / "run" / "run.json",
+            lambda: [load_run_shard_set(tmp_path / "run"), read_run(tmp_path / "run")],
+        ),
+        *(
+            (tmp_path / "run" / name, lambda: read_run(tmp_path / "run"))
+            for name in ("config.yaml", "metrics.jsonl")
+        ),
         (tmp_path / "options.yaml", lambda: load_yaml(tmp_path / "options.yaml")),
-        *((tmp_path / "records", lambda s=source: list(s.open(tmp_path / "records"))) for source in SOURCES.values()),
+        *(
+            (tmp_path / "records", lambda s=source: list(s.open(tmp_path / "records")))
+            for source in SOURCES.values()
+        ),
         (tmp_path / "a.zip", lambda: extract_zip(tmp_path / "a.zip", tmp_path / "unpacked")),
         (tmp_path / "run" / IMPORTED_TOKENIZER_FILE, lambda: Tokenizer.load(tmp_path / "run")),
         *_foreign_readers(model, tmp_path),
@@ -154,8 +230,13 @@ def test_parquet_with_pickled_type_never_executes(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     mark = tmp_path / "ran"
-    described = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(_Trap(mark))}
+    described = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(_Trap(mark)),
+    }
     field = pyarrow.field("text", pyarrow.string(), metadata=described)
-    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(["甲"])], pyarrow.schema([field])), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table([pyarrow.array(["甲"])], pyarrow.schema([field])), tmp_path / "a.parquet"
+    )
     list(SOURCES["jsonl"].iter_records(tmp_path / "a.parquet"))
     assert not mark.exists()

@@ -13,15 +13,16 @@ import torch
 from common.errors import UserError
 from common.files import check_manifest, write_json, write_manifest
 from common.metrics_file import read_metrics
-from model.checkpoint.locate import find_newest_step, step_folder, list_steps
+from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.checkpoint.weights import load_checkpoint
 from tests.train.test_loop import trainer
-from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer
 from train.loss_spikes import WINDOW_STEPS, LossSpikeDetector
+from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer
 
 
 def poison(one: Trainer, when: list[int]) -> None:
     """Have the gradient of some steps hold a NaN, as one broken example would make it."""
+
     def hook(gradient: torch.Tensor) -> torch.Tensor:
         return gradient * math.nan if one.state.step in when else gradient
 
@@ -52,7 +53,9 @@ def test_non_finite_batch_is_skipped_and_logged(
 
 def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> None:
     """Hours of skipped steps; nothing left of how it came to it; good checkpoints rotated away by bad ones."""
-    one = trainer(tmp_path / "run", shard_set, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 100})
+    one = trainer(
+        tmp_path / "run", shard_set, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 100}
+    )
     for _ in range(3):
         one._step()
         one._save_checkpoint()
@@ -65,9 +68,19 @@ def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> N
     said = " ".join(str(ended.value).split())
     first, last = one.state.step - MAX_CONSECUTIVE_SKIPS + 2, one.state.step + 1
     failed = step_folder(tmp_path / "run" / FAILED_FOLDER, one.state.step)
-    assert f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, {first} to {last}, rows " in said
-    assert f"rows {8 * (first - 1)}-{8 * last - 1} of the data" in said and str(failed) in said and "optimizer.lr" in said
-    assert check_manifest(failed) is None and load_checkpoint(failed, torch.device("cpu"))[0].parameters()
+    assert (
+        f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, {first} to {last}, rows "
+        in said
+    )
+    assert (
+        f"rows {8 * (first - 1)}-{8 * last - 1} of the data" in said
+        and str(failed) in said
+        and "optimizer.lr" in said
+    )
+    assert (
+        check_manifest(failed) is None
+        and load_checkpoint(failed, torch.device("cpu"))[0].parameters()
+    )
     # It is none of those that the run goes on from, and the last good one is.
     assert find_newest_step(tmp_path / "run") == one.state.step
     good = [step for step in list_steps(tmp_path / "run") if step <= 3]
@@ -81,7 +94,9 @@ def test_fp16_overflow_skips_step_and_lowers_scale(tmp_path: Path, shard_set: Pa
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = weights(one)
     one._step()
-    assert one.state.skipped == 1 and all(torch.equal(tensor, before[name]) for name, tensor in weights(one).items())
+    assert one.state.skipped == 1 and all(
+        torch.equal(tensor, before[name]) for name, tensor in weights(one).items()
+    )
     scale = one.scaler.get_scale()
     assert scale < 2.0**40
     while one.state.skipped_in_a_row:
@@ -100,7 +115,9 @@ def test_spike_detector_ignores_noise_and_level_shifts() -> None:
     """A warning every few steps, none at all, or one for every step of a level that has come to stay."""
     level = LossSpikeDetector()
     assert not any(level.update(float(loss)) for loss in losses(2000))
-    assert level.update(4.0) and not level.update(4.0) and not level.update(2.05) and level.update(4.0)
+    assert (
+        level.update(4.0) and not level.update(4.0) and not level.update(2.05) and level.update(4.0)
+    )
     risen = [level.update(3.0) for _ in range(200)]
     assert sum(risen) <= 1 and not level.above
     begun = LossSpikeDetector()
@@ -116,7 +133,12 @@ def test_loss_spike_is_logged_and_survives_resume(
     one._step()
     assert "step 1: loss 9." in capsys.readouterr().out.replace("8.9", "9.")
     (record,) = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "spike"]
-    assert record["step"] == 1 and record["level"] == 2.0 and record["rows"] == [0, 7] and record["loss"] > 8
+    assert (
+        record["step"] == 1
+        and record["level"] == 2.0
+        and record["rows"] == [0, 7]
+        and record["loss"] > 8
+    )
     one._save_checkpoint()
     one.close()
     one.run._lock.close()  # type: ignore[union-attr]
@@ -134,7 +156,9 @@ def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -
     one.run._lock.close()  # type: ignore[union-attr]
     folder = step_folder(tmp_path / "run", 1)
     state = json.loads((folder / "state.json").read_text())
-    write_json(folder / "state.json", {key: value for key, value in state.items() if key != "level"})
+    write_json(
+        folder / "state.json", {key: value for key, value in state.items() if key != "level"}
+    )
     write_manifest(folder)
     again = trainer(tmp_path / "run", shard_set)
     assert again.state.step == 1 and again.state.level == LossSpikeDetector()

@@ -10,11 +10,11 @@ import yaml
 
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, write_checksummed_json
-from data.readers.source_args import SourceGroup
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
-from model.checkpoint.locate import resolve_checkpoint, find_newest_step, step_folder, list_steps
+from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
 from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir
 
 
@@ -22,7 +22,9 @@ def damages(path: Path, count: int = 3) -> Iterator[str]:
     """Flip single bytes of a file at random places, then cut it short; it is whole again after each, and at the end."""
     whole, draw = path.read_bytes(), random.Random(path.name)
     for place in [draw.randrange(len(whole)) for _ in range(count)] if whole else []:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ draw.randint(1, 255)]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ draw.randint(1, 255)]) + whole[place + 1 :]
+        )
         yield f"byte {place} of {path.name}"
     if whole:
         path.write_bytes(whole[: len(whole) // 2])
@@ -36,7 +38,14 @@ def test_flipped_byte_in_checkpoint_falls_back_to_previous(
     """Going on from numbers that nobody computed."""
     *_, before, last = list_steps(finished)
     names = {path.name for path in step_folder(finished, last).iterdir()}
-    assert names == {"model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.model", MANIFEST}
+    assert names == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "config.json",
+        "tokenizer.model",
+        MANIFEST,
+    }
     for name in sorted(names):
         for damage in damages(step_folder(finished, last) / name):
             assert find_newest_step(finished) == before, damage
@@ -66,8 +75,18 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     bad = folder / "bad.json"
     bad.write_text('{"nothing": 1}\n', encoding="utf-8")
-    groups = [SourceGroup("redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"), str(bad)))]
-    prepare_groups(groups, folder / "set", root / "assets/tokenizer", PrepareOptions(workers=1, limit=30, quarantine_share=1))
+    groups = [
+        SourceGroup(
+            "redgpt",
+            (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"), str(bad)),
+        )
+    ]
+    prepare_groups(
+        groups,
+        folder / "set",
+        root / "assets/tokenizer",
+        PrepareOptions(workers=1, limit=30, quarantine_share=1),
+    )
     write_checksummed_json(folder / "set" / PROVENANCE_FILE, {"name": "redgpt"})
     return folder / "set"
 
@@ -75,7 +94,14 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
     """Training on ids that were never written."""
     names = {path.name for path in prepared.iterdir()}
-    assert {MANIFEST, REPORT_FILE, PROVENANCE_FILE, "tokenizer.model", "template.json", "train-00000.spans.npy"} <= names
+    assert {
+        MANIFEST,
+        REPORT_FILE,
+        PROVENANCE_FILE,
+        "tokenizer.model",
+        "template.json",
+        "train-00000.spans.npy",
+    } <= names
     for name in sorted(names):
         for damage in damages(prepared / name):
             with pytest.raises(UserError) as caught:
@@ -86,6 +112,7 @@ def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
 
 def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) -> None:
     """Another order of data than the run began with."""
+
     def rows() -> list[list[int]]:
         mixture = Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,))
         plan = TextPlan(mixture, seed=0, length=32, folder=tmp_path / "plan")
@@ -104,7 +131,9 @@ def opened(folder: Path) -> RunDir:
     return run
 
 
-def test_flipped_byte_in_run_metadata_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flipped_byte_in_run_metadata_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run that goes on as another one because its record rotted; a machine's choice that changed by itself."""
     folder = tmp_path / "run"
     opened(folder).save_compute_plan({"micro_rows": 4})
@@ -135,7 +164,10 @@ def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:
     RunDir(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
     (folder / "plan").mkdir()
     RunDir(folder).open({}, {"model": {"hidden_size": 8}}, [], torch.device("cpu"))
-    assert read_checksummed_json(folder / RUN_FILE)["fingerprints"] == {"model": {"hidden_size": 8}} and not (folder / "plan").exists()
+    assert (
+        read_checksummed_json(folder / RUN_FILE)["fingerprints"] == {"model": {"hidden_size": 8}}
+        and not (folder / "plan").exists()
+    )
     (folder / "metrics.jsonl").touch()
     with pytest.raises(UserError, match=r"another model \(hidden_size: 8, now 9\)"):
         RunDir(folder).open({}, {"model": {"hidden_size": 9}}, [], torch.device("cpu"))

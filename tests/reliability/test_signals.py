@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from model.checkpoint.locate import list_steps
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario
-from model.checkpoint.locate import list_steps
 from tests.reliability.conftest import goes_on
 from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
 
@@ -25,8 +25,8 @@ class Endless:
     sign: Path
 
     def __call__(self) -> None:
-        import train.training_state
         import train.pretrain
+        import train.training_state
 
         if self.what == "evaluation":
             train.pretrain.evaluate = self._evaluate  # type: ignore[assignment]
@@ -34,7 +34,16 @@ class Endless:
             self._save, self._count = train.training_state.save_file, 0
             train.training_state.save_file = self._write  # type: ignore[assignment]
 
-    def _evaluate(self, options: Any, model: Any, tokenizer: Any, validation: Any, step: int, log: Any, final: bool) -> None:
+    def _evaluate(
+        self,
+        options: Any,
+        model: Any,
+        tokenizer: Any,
+        validation: Any,
+        step: int,
+        log: Any,
+        final: bool,
+    ) -> None:
         log.write("validation", step, loss=0.0)
         self._wait()
 
@@ -74,12 +83,16 @@ class Long:
 
 
 def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
-    return running_child(scenario.module, [*scenario.arguments, "--run", str(run)], run.with_suffix(".log"), fault)
+    return running_child(
+        scenario.module, [*scenario.arguments, "--run", str(run)], run.with_suffix(".log"), fault
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "kept", "when"), [
-    (8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the rows under way are through")])
+@pytest.mark.parametrize(
+    ("step", "kept", "when"),
+    [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the rows under way are through")],
+)
 def test_signal_during_long_step_saves_immediately(
     step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +104,10 @@ def test_signal_during_long_step_saves_immediately(
         child.send(signal.SIGTERM)
         child.until(lambda: "SIGTERM" in child.said)
         child.send(signal.SIGTERM)
-        assert re.search(rf"\nSIGTERM: saving the last finished step and stopping, {when}; once more to leave", child.said)
+        assert re.search(
+            rf"\nSIGTERM: saving the last finished step and stopping, {when}; once more to leave",
+            child.said,
+        )
         time.sleep(0.1)
         (tmp_path / "go").touch()
         assert child.wait() == 0, child.said
@@ -115,7 +131,9 @@ def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_second_ctrl_c_exits_immediately_without_damage(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
+def test_second_ctrl_c_exits_immediately_without_damage(
+    pretrain: Scenario, whole: Path, tmp_path: Path
+) -> None:
     """Half a checkpoint left by impatience, or a second Ctrl-C that has to wait as well."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("checkpoint", run.with_suffix(".sign"))) as child:

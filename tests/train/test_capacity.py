@@ -22,22 +22,43 @@ LENGTH, VOCABULARY = 512, 8000
 
 
 def small(vocabulary: int = 99) -> Llama:
-    return Llama(LlamaConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                             num_attention_heads=4, num_key_value_heads=4)).init_weights(0).train()
+    return (
+        Llama(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+            )
+        )
+        .init_weights(0)
+        .train()
+    )
 
 
 def choose(model: Llama, **changes: Any) -> ComputePlan:
-    wishes = {"precision": "auto", "compile_wish": "auto", "micro_batch": "auto", "rows": 64, "length": LENGTH}
+    wishes = {
+        "precision": "auto",
+        "compile_wish": "auto",
+        "micro_batch": "auto",
+        "rows": 64,
+        "length": LENGTH,
+    }
     return autotune(model, CPU, **{**wishes, **changes})
 
 
-@pytest.mark.parametrize(("changes", "expected"), [
-    ({}, 8),  # 4,096 tokens
-    ({"rows": 6, "length": 1000}, 3),
-    ({"rows": 7, "length": 5000}, 1),
-    ({"micro_batch": 64}, 64),
-    ({"micro_batch": 5}, 4),
-])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 8),  # 4,096 tokens
+        ({"rows": 6, "length": 1000}, 3),
+        ({"rows": 7, "length": 5000}, 1),
+        ({"micro_batch": 64}, 64),
+        ({"micro_batch": 5}, 4),
+    ],
+)
 def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> None:
     """A choice that differs between two runs of the same command, and with it the last bits of the weights."""
     assert choose(small(), **changes) == ComputePlan("cpu", "fp32", False, expected, "chunked")
@@ -60,8 +81,11 @@ model = small()
 print(choose(model, compile_wish=True).compile, choose(model, compile_wish=False).compile)
 """
 # Whether the compiler knows the processor's vectors, and headers for the next time, take longer than what is tried.
-PLAIN = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "0",
-         "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
+PLAIN = {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCHINDUCTOR_VEC_ISA_OK": "0",
+    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+}
 
 
 @pytest.mark.slow
@@ -69,12 +93,20 @@ def test_missing_compiler_falls_back_to_eager(root: Path) -> None:
     """A machine without a C compiler ending a run that would do without one, or with a page of traceback. In a process of
     its own: torch remembers the compilers it has found."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER], cwd=root, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "CXX": "/bin/false", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
     )
     assert done.stdout == "goes on\n", done.stderr
-    (said,) = (line for line in done.stderr.splitlines() if not line.startswith("W"))  # torch's own log lines
-    assert said.startswith("warning: torch.compile does not work here, training goes on without it: ")
+    (said,) = (
+        line for line in done.stderr.splitlines() if not line.startswith("W")
+    )  # torch's own log lines
+    assert said.startswith(
+        "warning: torch.compile does not work here, training goes on without it: "
+    )
     assert "compiler" in said.rpartition("without it: ")[2] and len(said) < 400
 
 
@@ -82,8 +114,12 @@ def test_toolchain_error_is_reported_with_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only those errors being caught that one compiler raises: Triton's, gcc's and a missing file have nothing in common."""
-    for error in (RuntimeError("backend raised:\nFailed to find C compiler.\n\nSet VERBOSE=1"), OSError("Failed to find C"),
-                  subprocess.CalledProcessError(1, ["gcc", "Failed to find C"])):
+    for error in (
+        RuntimeError("backend raised:\nFailed to find C compiler.\n\nSet VERBOSE=1"),
+        OSError("Failed to find C"),
+        subprocess.CalledProcessError(1, ["gcc", "Failed to find C"]),
+    ):
+
         def broken(*_: Any, error: Exception = error) -> Any:
             raise error
 
@@ -99,8 +135,13 @@ def test_a_working_compiler_is_used(root: Path) -> None:
     packages import a distutils that setuptools, which the compiler imports, cannot be beside."""
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("there is no C++ compiler here")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", WITH_A_COMPILER], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, **PLAIN})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITH_A_COMPILER],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **PLAIN},
+    )
     assert done.stdout == "True False\n", done.stderr
 
 
@@ -114,7 +155,14 @@ class Card:
         monkeypatch.setattr(autotune_module, "_available_gpu_bytes", lambda device: self.bytes)
 
     def attempt(
-        self, model: Llama, body: Any, device: torch.device, precision: str, rows: int, length: int, path: LossPath
+        self,
+        model: Llama,
+        body: Any,
+        device: torch.device,
+        precision: str,
+        rows: int,
+        length: int,
+        path: LossPath,
     ) -> tuple[float, int]:
         self.tried.append((rows, path))
         tokens = rows * length
@@ -125,9 +173,13 @@ class Card:
         # A launch takes its time whatever the size; then time goes with the tokens.
         return (0.01 + tokens * self.seconds[path] * 1e-6) / rows, needed
 
-    def choose(self, precision: Any = "bf16", rows: int = 64, divisors: list[int] | None = None) -> tuple[int, LossPath]:
+    def choose(
+        self, precision: Any = "bf16", rows: int = 64, divisors: list[int] | None = None
+    ) -> tuple[int, LossPath]:
         divisors = divisors or [n for n in range(1, rows + 1) if rows % n == 0]
-        return autotune_module._find_fastest_micro_batch(small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, is_compiled=False)
+        return autotune_module._find_fastest_micro_batch(
+            small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, is_compiled=False
+        )
 
 
 def test_loss_path_is_chosen_at_training_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +188,11 @@ def test_loss_path_is_chosen_at_training_size(monkeypatch: pytest.MonkeyPatch) -
     rows, path = card.choose()
     assert (rows, path) == (64, "chunked")
     assert (16, "full") in card.tried
-    assert all(rows * LENGTH * VOCABULARY * 4 <= FULL_LOGITS_BYTES for rows, path in card.tried if path == "full")
+    assert all(
+        rows * LENGTH * VOCABULARY * 4 <= FULL_LOGITS_BYTES
+        for rows, path in card.tried
+        if path == "full"
+    )
     # Where few rows are all there is, it is taken.
     assert card.choose(rows=8) == (8, "full")
     assert card.choose(divisors=[4]) == (4, "full")

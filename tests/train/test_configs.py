@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.options import load_yaml, find_option_errors
+from common.options import find_option_errors, load_yaml
 from data.prepare.pipeline import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 

@@ -12,21 +12,31 @@ import torch
 
 from common.errors import UserError, run_main
 from common.metrics_file import read_metrics
-from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from evaluate.perplexity import main as perplexity
-from model.checkpoint import locate, weights
-from model.interop.hf_export import export_hf
-from model.import_hf import import_hf
 from model.chat_template.template import Template, template_for_tokenizer
+from model.checkpoint import locate, weights
+from model.import_hf import import_hf
+from model.interop.hf_export import export_hf
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
 from train.initial_checkpoint import find_newest_pretrain_run
 from train.pretrain import main
 
 CPU = torch.device("cpu")
-SIZES = {"sequence_length": 128, "batch_tokens": 512, "micro_batch": 2, "max_steps": 6, "checkpoint.every": 2,
-         "checkpoint.keep": 9, "evaluation.every": 3, "evaluation.tokens": 1000, "evaluation.sample_tokens": 3, "device": "cpu"}
+SIZES = {
+    "sequence_length": 128,
+    "batch_tokens": 512,
+    "micro_batch": 2,
+    "max_steps": 6,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 9,
+    "evaluation.every": 3,
+    "evaluation.tokens": 1000,
+    "evaluation.sample_tokens": 3,
+    "device": "cpu",
+}
 CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
 
 
@@ -40,11 +50,19 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An imported run: a byte-level tokenizer, Llama 3's template, grouped heads, its own stop ids."""
     folder = tmp_path_factory.mktemp("base")
-    with gzip.open(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
         texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)]
-    hf_checkpoints.save_hf_checkpoint(folder / "theirs", hf_checkpoints.train_byte_level_bpe(texts), ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE,
-                 num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={
-                     "rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0})
+    hf_checkpoints.save_hf_checkpoint(
+        folder / "theirs",
+        hf_checkpoints.train_byte_level_bpe(texts),
+        ("<|begin|>", "<|end|>"),
+        hf_checkpoints.LLAMA3_TEMPLATE,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    )
     import_hf(folder / "theirs", folder / "imported")
     return folder / "imported"
 
@@ -54,7 +72,9 @@ def data(base: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A little text, prepared with the base's tokenizer."""
     folder = tmp_path_factory.mktemp("data") / "stories"
     source = SourceGroup("jsonl", (str(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"),))
-    prepare_groups([source], folder, locate.resolve_checkpoint(base), PrepareOptions(workers=1, limit=60))
+    prepare_groups(
+        [source], folder, locate.resolve_checkpoint(base), PrepareOptions(workers=1, limit=60)
+    )
     return folder
 
 
@@ -63,7 +83,14 @@ def train(root: Path, run: Path, **words: Any) -> None:
     said = {"config": root / "configs/pretrain.yaml", "run": run, **SIZES, **words}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(sys, "argv", ["pretrain", *(word for key, value in said.items() for word in (f"--{key}", str(value)))])
+        patch.setattr(
+            sys,
+            "argv",
+            [
+                "pretrain",
+                *(word for key, value in said.items() for word in (f"--{key}", str(value))),
+            ],
+        )
         main()
 
 
@@ -78,23 +105,41 @@ def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathF
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in CLOCKS} for record in read_metrics(run)]
+    return [
+        {key: value for key, value in record.items() if key not in CLOCKS}
+        for record in read_metrics(run)
+    ]
 
 
 def state(run: Path) -> tuple[bytes, bytes]:
     folder = locate.step_folder(run, 6)
-    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+    return (folder / "model.safetensors").read_bytes(), (
+        folder / "optimizer.safetensors"
+    ).read_bytes()
 
 
-def test_continued_pretraining_starts_from_base_weights_and_config(whole: Path, base: Path, tmp_path: Path) -> None:
+def test_continued_pretraining_starts_from_base_weights_and_config(
+    whole: Path, base: Path, tmp_path: Path
+) -> None:
     """Training from nothing under the name of a base; a run with another shape, tokenizer, template or other stop ids."""
     before, tokenizer = weights.load_checkpoint(base, CPU)
     after, again = weights.load_checkpoint(whole, CPU)
-    assert after.config == before.config and again.fingerprint == tokenizer.fingerprint and len(after.config.stop_ids) > 2
-    assert Template.load(locate.resolve_checkpoint(whole)) == template_for_tokenizer(tokenizer) != Template()
+    assert (
+        after.config == before.config
+        and again.fingerprint == tokenizer.fingerprint
+        and len(after.config.stop_ids) > 2
+    )
+    assert (
+        Template.load(locate.resolve_checkpoint(whole))
+        == template_for_tokenizer(tokenizer)
+        != Template()
+    )
     start = next(record["loss"] for record in records(whole) if record["kind"] == "train")
     ends = [record["loss"] for record in records(whole) if record["kind"] == "validation"]
-    moved = [(a - b).norm() / b.norm() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
+    moved = [
+        (a - b).norm() / b.norm()
+        for a, b in zip(after.parameters(), before.parameters(), strict=True)
+    ]
     assert 0 < max(moved) < 0.7  # of other random weights it would be 1.4
     assert start > ends[0] > ends[1]
     export_hf(whole, tmp_path / "out")
@@ -121,21 +166,38 @@ def test_text_is_prepared_with_base_tokenizer(
 ) -> None:
     """A corpus in ids that the base gives other meanings."""
     monkeypatch.setattr("data.corpora.resolver.PREPARED_FOLDER", tmp_path / "prepared")
-    lines = (f"第{n}天，山上的庙里有{n * 37 % 101}个和尚在讲第{n * 53 % 89}个故事。" for n in range(300))
+    lines = (
+        f"第{n}天，山上的庙里有{n * 37 % 101}个和尚在讲第{n * 53 % 89}个故事。" for n in range(300)
+    )
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     train(root, tmp_path / "run", base=base, data=tmp_path / "text.txt", max_steps=1)
     (made,) = (tmp_path / "prepared").iterdir()
-    assert Tokenizer.load(made).fingerprint == Tokenizer.load(locate.resolve_checkpoint(base)).fingerprint
+    assert (
+        Tokenizer.load(made).fingerprint
+        == Tokenizer.load(locate.resolve_checkpoint(base)).fingerprint
+    )
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ({"data": "{shards}"}, "was prepared with another tokenizer"),
-    ({"tokenizer": "assets/tokenizer"}, "--tokenizer is for a run without a base"),
-    ({"sequence_length": 1024, "batch_tokens": 1024}, "max_position_embeddings 512 is shorter than a row (1024)"),
-    ({"base": "nowhere"}, "nowhere is no checkpoint"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"data": "{shards}"}, "was prepared with another tokenizer"),
+        ({"tokenizer": "assets/tokenizer"}, "--tokenizer is for a run without a base"),
+        (
+            {"sequence_length": 1024, "batch_tokens": 1024},
+            "max_position_embeddings 512 is shorter than a row (1024)",
+        ),
+        ({"base": "nowhere"}, "nowhere is no checkpoint"),
+    ],
+)
 def test_options_incompatible_with_base_are_refused(
-    words: dict[str, Any], message: str, root: Path, base: Path, data: Path, shard_set: Path, tmp_path: Path
+    words: dict[str, Any],
+    message: str,
+    root: Path,
+    base: Path,
+    data: Path,
+    shard_set: Path,
+    tmp_path: Path,
 ) -> None:
     """Hours of training on ids of another vocabulary."""
     said = {"base": base, "data": data, **words}
@@ -152,7 +214,10 @@ def test_adding_or_changing_base_on_resume_is_refused(
     """`make pretrain BASE=…` that silently continues the run of the day before."""
     run = tmp_path / "run"
     shutil.copytree(whole, run, symlinks=True)
-    for other, said in (({"base": whole}, "was made with another base"), ({}, "began with the weights of .*: go on with")):
+    for other, said in (
+        ({"base": whole}, "was made with another base"),
+        ({}, "began with the weights of .*: go on with"),
+    ):
         with pytest.raises(UserError, match=said):
             train(root, run, data=data, **other)
 

@@ -7,16 +7,19 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from train.startup import parse_train_options
 from train.options import PretrainOptions, SftOptions
+from train.startup import parse_train_options
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
 
 
-@pytest.mark.parametrize(("kind", "other", "cure"), [
-    ("sft", "pretrain", "is a pretraining run; to fine-tune what it learned: BASE="),
-    ("pretrain", "sft", "is a fine-tuning run; to go on with it: make sft RUN="),
-])
+@pytest.mark.parametrize(
+    ("kind", "other", "cure"),
+    [
+        ("sft", "pretrain", "is a pretraining run; to fine-tune what it learned: BASE="),
+        ("pretrain", "sft", "is a fine-tuning run; to go on with it: make sft RUN="),
+    ],
+)
 def test_run_of_other_command_gives_one_line_error(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, other: str, cure: str
 ) -> None:

@@ -17,19 +17,19 @@ from common.metrics_file import read_metrics
 from data.batching.collate import Batch, TextBatchLoader, collate
 from data.batching.text_rows import Mixture, TextPlan
 from data.shards import ShardSet
-from model.checkpoint.locate import resolve_checkpoint, find_newest_step, step_folder
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint, step_folder
 from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
 from train.autotune import ComputePlan
-from train.throughput import ThroughputMonitor, count_attention_pairs, format_duration
-from train.startup import parse_mixture, parse_train_options
-from train.trainer import MAX_CONSECUTIVE_SKIPS, RunLength, Trainer
+from train.lr_schedule import ScheduleOptions, get_lr_multiplier
 from train.metrics_log import VALIDATION_LOSS, MetricsLog
 from train.optimizer import OptimizerOptions, build_optimizers
 from train.options import PretrainOptions
 from train.run_dir import RunDir
-from train.lr_schedule import ScheduleOptions, get_lr_multiplier
+from train.startup import parse_mixture, parse_train_options
+from train.throughput import ThroughputMonitor, count_attention_pairs, format_duration
+from train.trainer import MAX_CONSECUTIVE_SKIPS, RunLength, Trainer
 
 MATMUL_FLOPS = functools.lru_cache(matmul_flops)
 
@@ -43,18 +43,41 @@ def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) -> Trainer:
     shards = ShardSet.open(shard_set)
     tokenizer = shards.load_tokenizer()
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=4)
-    values = {"max_steps": 12, "batch_tokens": 256, "sequence_length": 32, "log_every": 2,
-              "checkpoint": {"every": 6}, "evaluation": {"every": 6}, **changes}
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    values = {
+        "max_steps": 12,
+        "batch_tokens": 256,
+        "sequence_length": 32,
+        "log_every": 2,
+        "checkpoint": {"every": 6},
+        "evaluation": {"every": 6},
+        **changes,
+    }
     options = PretrainOptions.model_validate(values)
     run = RunDir(folder)
     run.open(options.model_dump(mode="json"), {"seed": 0}, [shard_set], torch.device("cpu"))
-    plan = TextPlan(Mixture((shards.load_split("train"),), (1.0,)), seed=0, length=32, folder=folder / "plan")
-    choices = ComputePlan(device="cpu", precision="fp32", compile=False, micro_rows=micro_rows, loss_path="chunked")
+    plan = TextPlan(
+        Mixture((shards.load_split("train"),), (1.0,)), seed=0, length=32, folder=folder / "plan"
+    )
+    choices = ComputePlan(
+        device="cpu", precision="fp32", compile=False, micro_rows=micro_rows, loss_path="chunked"
+    )
     return Trainer(
-        options, RunLength(options.max_steps, options.evaluation.every), run, Llama(config).init_weights(0), TextBatchLoader(plan, 8),
-        choices, lambda into: save_tokenizer(tokenizer, into), lambda *_: None,
+        options,
+        RunLength(options.max_steps, options.evaluation.every),
+        run,
+        Llama(config).init_weights(0),
+        TextBatchLoader(plan, 8),
+        choices,
+        lambda into: save_tokenizer(tokenizer, into),
+        lambda *_: None,
     )
 
 
@@ -67,7 +90,9 @@ def test_gradient_accumulation_matches_full_batch(tmp_path: Path, shard_set: Pat
         loss, norm = one._forward_backward(one.batches.micro_batches(0, micro_rows), None)
         gradients.append((loss, norm, one.model.lm_head.weight.grad))
     for loss, norm, gradient in gradients[1:]:
-        assert loss == pytest.approx(gradients[0][0], rel=1e-5) and norm == pytest.approx(gradients[0][1], rel=1e-4)
+        assert loss == pytest.approx(gradients[0][0], rel=1e-5) and norm == pytest.approx(
+            gradients[0][1], rel=1e-4
+        )
         torch.testing.assert_close(gradient, gradients[0][2], rtol=1e-3, atol=1e-7)
 
 
@@ -85,22 +110,30 @@ def test_packed_examples_train_like_unpacked(tmp_path: Path, shard_set: Path) ->
     one = trainer(tmp_path / "run", shard_set, optimizer={"clip": 1e9})
     with torch.no_grad():
         for parameter in one.model.parameters():
-            parameter.mul_(3.0)  # at initialisation attention is nearly uniform whatever goes into it
+            parameter.mul_(
+                3.0
+            )  # at initialisation attention is nearly uniform whatever goes into it
 
     def gradients(row: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
         """Of the sum of the losses."""
         count = sum(int(scored.sum()) for _, scored in row)
         loss, _ = one._forward_backward([collate([row], 32)], None)
-        found = {name: count * p.grad for name, p in one.model.named_parameters() if p.grad is not None}
+        found = {
+            name: count * p.grad for name, p in one.model.named_parameters() if p.grad is not None
+        }
         one.model.zero_grad(set_to_none=True)
         return count * loss, found
 
     row = examples(9, 5, 14)
     loss, packed = gradients(row)
     losses, alone = zip(*(gradients([each]) for each in row), strict=True)
-    assert loss == pytest.approx(sum(losses), rel=1e-5) and len(packed) == len(list(one.model.parameters()))
+    assert loss == pytest.approx(sum(losses), rel=1e-5) and len(packed) == len(
+        list(one.model.parameters())
+    )
     for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, sum(each[name] for each in alone), rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            gradient, sum(each[name] for each in alone), rtol=1e-3, atol=1e-4, msg=name
+        )
 
 
 def seen(batch: Batch) -> int:
@@ -113,21 +146,37 @@ def seen(batch: Batch) -> int:
 def test_attention_flops_count_actual_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A share of the machine's rate that counts attention over whole rows where examples are short."""
     packed = collate([examples(9, 5, 14), examples(30, 1)], 32)
-    assert count_attention_pairs(packed) == seen(packed) == sum(n * (n + 1) // 2 for n in (9, 5, 14, 30, 1))
+    assert (
+        count_attention_pairs(packed)
+        == seen(packed)
+        == sum(n * (n + 1) // 2 for n in (9, 5, 14, 30, 1))
+    )
     whole = Batch(torch.zeros((3, 32), dtype=torch.int64), torch.zeros(96))
     assert count_attention_pairs(whole) == 3 * 32 * 33 // 2
-    assert count_attention_pairs(collate([examples(20)], 32)) == 20 * 21 // 2  # one example and padding
-    config = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=4)
+    assert (
+        count_attention_pairs(collate([examples(20)], 32)) == 20 * 21 // 2
+    )  # one example and padding
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
     monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1.0)
-    choices = ComputePlan(device="cpu", precision="fp32", compile=False, micro_rows=1, loss_path="chunked")
+    choices = ComputePlan(
+        device="cpu", precision="fp32", compile=False, micro_rows=1, loss_path="chunked"
+    )
     for batch, pairs in ((packed, seen(packed)), (whole, 3 * 32 * 32 // 2)):
         clock = ThroughputMonitor(9, choices, Llama(config), torch.device("cpu"))
         clock.record_step(batch.num_tokens, 0, count_attention_pairs(batch))
         clock._seconds = 1.0
         weights = 6 * (config.num_matmul_parameters - 32 * 99)
         # A score and a sum of values over the width, each forward and twice backward; half a key less, as of whole rows.
-        expected = batch.num_tokens * weights + 2 * 2 * 3 * 2 * 32 * (pairs - (batch is packed) * batch.num_tokens / 2)
+        expected = batch.num_tokens * weights + 2 * 2 * 3 * 2 * 32 * (
+            pairs - (batch is packed) * batch.num_tokens / 2
+        )
         assert clock.pop_metrics()["mfu"] == pytest.approx(expected)
 
 
@@ -136,9 +185,17 @@ def test_stop_time_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1.0)
     monkeypatch.setattr("train.throughput.time.perf_counter", lambda: now[0])
-    config = LlamaConfig(vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=4)
-    clock = ThroughputMonitor(9, ComputePlan("cpu", "fp32", False, 1, "chunked"), Llama(config), torch.device("cpu"))
+    config = LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    clock = ThroughputMonitor(
+        9, ComputePlan("cpu", "fp32", False, 1, "chunked"), Llama(config), torch.device("cpu")
+    )
 
     def step(*micro_batches: float) -> None:
         for seconds in micro_batches:
@@ -214,7 +271,9 @@ def test_non_finite_loss_skips_weight_update(tmp_path: Path, shard_set: Path) ->
     one._step()
     assert one.state.skipped_in_a_row == 0
     assert not torch.equal(one.model.lm_head.weight, before["lm_head.weight"])
-    assert [record["step"] for record in read_metrics(tmp_path / "run") if record["kind"] == "skipped"] == [2, 3]
+    assert [
+        record["step"] for record in read_metrics(tmp_path / "run") if record["kind"] == "skipped"
+    ] == [2, 3]
 
 
 @pytest.mark.slow
@@ -223,7 +282,9 @@ def test_diverged_run_ends_with_advice(tmp_path: Path, shard_set: Path) -> None:
     one = trainer(tmp_path / "run", shard_set)
     with torch.no_grad():
         one.model.lm_head.weight[5] = math.nan
-    with pytest.raises(UserError, match=f"{MAX_CONSECUTIVE_SKIPS} steps in a row.*rows.*optimizer.lr"):
+    with pytest.raises(
+        UserError, match=f"{MAX_CONSECUTIVE_SKIPS} steps in a row.*rows.*optimizer.lr"
+    ):
         one.train()
 
 
@@ -234,7 +295,9 @@ def test_logged_steps_and_tokens_are_consistent(tmp_path: Path, shard_set: Path)
     assert one.train()
     records = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "train"]
     assert [record["step"] for record in records] == [1, 2, 4, 6, 8, 10, 12]
-    assert [record["tokens"] for record in records] == [256 * step for step in (1, 2, 4, 6, 8, 10, 12)]
+    assert [record["tokens"] for record in records] == [
+        256 * step for step in (1, 2, 4, 6, 8, 10, 12)
+    ]
     assert all(0 < record["mfu"] < 1.5 and record["tokens_per_second"] > 0 for record in records)
 
 
@@ -242,28 +305,42 @@ def test_muon_updates_hidden_matrices_and_adamw_the_rest(tmp_path: Path, shard_s
     """A weight that no optimiser moves, one that two move, or decay on norms."""
     model = trainer(tmp_path / "run", shard_set).model
     optimizers = build_optimizers(model, OptimizerOptions())
-    moved = {name: [p for group in opt.param_groups for p in group["params"]] for name, opt in optimizers.items()}
+    moved = {
+        name: [p for group in opt.param_groups for p in group["params"]]
+        for name, opt in optimizers.items()
+    }
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert sorted(names[id(p)] for each in moved.values() for p in each) == sorted(names.values())
     assert all("_proj" in names[id(p)] for p in moved["muon"]) and len(moved["muon"]) == 14
-    undecayed = [p for group in optimizers["adamw"].param_groups if not group["weight_decay"] for p in group["params"]]
+    undecayed = [
+        p
+        for group in optimizers["adamw"].param_groups
+        if not group["weight_decay"]
+        for p in group["params"]
+    ]
     assert all("norm" in names[id(p)] for p in undecayed) and len(undecayed) == 5
 
 
 @pytest.mark.parametrize("name", ["wsd", "cosine"])
 def test_lr_schedules_warm_up_hold_and_decay(name: str) -> None:
     """A rate of zero in the first or last step, a jump, or a decay that begins elsewhere than said."""
-    options = ScheduleOptions.model_validate({"name": name, "warmup": 0.1, "decay": 0.2, "final": 0.0})
+    options = ScheduleOptions.model_validate(
+        {"name": name, "warmup": 0.1, "decay": 0.2, "final": 0.0}
+    )
     rates = [get_lr_multiplier(options, step, 100) for step in range(100)]
     assert get_lr_multiplier(ScheduleOptions(warmup=0.0, decay=0.0), 99, 100) == 1.0
     assert rates[0] > 0 and rates[99] > 0 and max(rates) <= 1.0
     assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
     assert max(abs(a - b) for a, b in zip(rates, rates[1:], strict=False)) < 0.11
     if name == "wsd":
-        assert rates[10:80] == [1.0] * 70 and all(a > b for a, b in zip(rates[80:], rates[81:], strict=False))
+        assert rates[10:80] == [1.0] * 70 and all(
+            a > b for a, b in zip(rates[80:], rates[81:], strict=False)
+        )
     else:
         assert rates[54] == pytest.approx(0.5, abs=0.02)
-    assert get_lr_multiplier(ScheduleOptions(name="wsd", warmup=0.0, decay=1.0, final=0.1), 0, 1) > 0.1
+    assert (
+        get_lr_multiplier(ScheduleOptions(name="wsd", warmup=0.0, decay=1.0, final=0.1), 0, 1) > 0.1
+    )
 
 
 def test_reopened_log_drops_records_after_resume_step(tmp_path: Path) -> None:
@@ -284,14 +361,17 @@ def test_reopened_log_drops_records_after_resume_step(tmp_path: Path) -> None:
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"batch_tokens": 1000, "sequence_length": 512}, "1024 would be"),
-    ({"micro_batch": 0}, "micro_batch 0"),
-    ({"micro_batch": "many"}, "auto"),
-    ({"model": {"preset": "gpt5"}}, "babyllama-43m"),
-    ({"sequence_length": 1}, "greater than 1"),
-    ({"schedule": {"warmup": 0.6, "decay": 0.6}}, "may not exceed 1"),
-])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batch_tokens": 1000, "sequence_length": 512}, "1024 would be"),
+        ({"micro_batch": 0}, "micro_batch 0"),
+        ({"micro_batch": "many"}, "auto"),
+        ({"model": {"preset": "gpt5"}}, "babyllama-43m"),
+        ({"sequence_length": 1}, "greater than 1"),
+        ({"schedule": {"warmup": 0.6, "decay": 0.6}}, "may not exceed 1"),
+    ],
+)
 def test_invalid_option_errors_suggest_valid_values(values: dict[str, Any], words: str) -> None:
     """A run that fails an hour later, or one that silently does something else."""
     with pytest.raises(ValidationError, match=words):

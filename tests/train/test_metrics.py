@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.metrics_file import read_metrics
-from train.metrics_log import SelectionMetric, MetricsLog, InMemoryMetricsLog
+from train.metrics_log import InMemoryMetricsLog, MetricsLog, SelectionMetric
 
 ROUGE = SelectionMetric("rouge", "rouge_1", higher_is_better=True)
 
@@ -30,7 +30,11 @@ def test_interrupted_evaluation_is_logged_once(tmp_path: Path) -> None:
     log.close()
     log = MetricsLog(tmp_path, 4)
     assert [(record["kind"], record["step"]) for record in read_metrics(tmp_path)] == [
-        ("train", 2), ("rouge", 2), ("evaluated", 2), ("train", 4)]
+        ("train", 2),
+        ("rouge", 2),
+        ("evaluated", 2),
+        ("train", 4),
+    ]
     log.write("rouge", 4, rouge_1=0.4)
     assert log.metric_history(ROUGE) == [(2, 0.5), (4, 0.4)]
     log.close()
@@ -46,7 +50,11 @@ def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
             log.write("skipped", step, loss="nan")
             log.write("spike", step, loss=9.0)
             log.write("sample", step, prompt="", text="一")
-        assert len(log._evaluation_records) == 2 and log.has_record("evaluated", 2) and log.best_step(ROUGE) == 2
+        assert (
+            len(log._evaluation_records) == 2
+            and log.has_record("evaluated", 2)
+            and log.best_step(ROUGE) == 2
+        )
         log.close()
     assert len(read_metrics(tmp_path)) == 2 + 57 * 4
     again = MetricsLog(tmp_path, 59)

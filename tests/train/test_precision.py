@@ -14,12 +14,21 @@ CPU = torch.device("cpu")
 
 
 def small() -> Llama:
-    config = LlamaConfig(vocab_size=199, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=128)
+    config = LlamaConfig(
+        vocab_size=199,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
     model = Llama(config).init_weights(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0)  # at initialisation attention is nearly uniform whatever goes into it
+            parameter.mul_(
+                3.0
+            )  # at initialisation attention is nearly uniform whatever goes into it
     return model
 
 
@@ -28,7 +37,9 @@ def text(rows: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("gradients", [True, False])
-def test_attention_inputs_share_one_low_precision_dtype(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_inputs_share_one_low_precision_dtype(
+    gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Angles in fp32 that widen queries and keys but not values: attention that is cast at every layer, or refused by the
     kernels for narrow types. With gradients the hand-written rotation runs, without them the plain one, as on a GPU."""
     seen = []
@@ -75,5 +86,8 @@ def test_packed_rows_are_masked_in_low_precision() -> None:
     with torch.no_grad(), autocast(CPU, "bf16"):
         packed, alone = model(ids, mask=mask), model(ids[:, 40:60])
         unmasked = model(ids)
-    near, far = ((each[:, 40:60] - alone).float().norm() / alone.float().norm() for each in (packed, unmasked))
+    near, far = (
+        (each[:, 40:60] - alone).float().norm() / alone.float().norm()
+        for each in (packed, unmasked)
+    )
     assert near < 0.02 and far > 0.1

@@ -23,12 +23,52 @@ CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
 
 
 def words(root: Path, run: Path, data: Path, *more: str) -> list[str]:
-    shape = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
-             "--model.num_attention_heads", "4", "--model.num_key_value_heads", "2"]
-    sizes = ["--sequence_length", "64", "--batch_tokens", "512", "--micro_batch", "4", "--max_steps", "40"]
-    often = ["--checkpoint.every", "7", "--evaluation.every", "10", "--log_every", "3", "--evaluation.sample_tokens", "4"]
-    return ["--config", str(root / "configs/pretrain.yaml"), "--run", str(run), "--data", str(data), "--device", "cpu", *shape,
-            *sizes, *often, *more]
+    shape = [
+        "--model.hidden_size",
+        "32",
+        "--model.intermediate_size",
+        "64",
+        "--model.num_hidden_layers",
+        "2",
+        "--model.num_attention_heads",
+        "4",
+        "--model.num_key_value_heads",
+        "2",
+    ]
+    sizes = [
+        "--sequence_length",
+        "64",
+        "--batch_tokens",
+        "512",
+        "--micro_batch",
+        "4",
+        "--max_steps",
+        "40",
+    ]
+    often = [
+        "--checkpoint.every",
+        "7",
+        "--evaluation.every",
+        "10",
+        "--log_every",
+        "3",
+        "--evaluation.sample_tokens",
+        "4",
+    ]
+    return [
+        "--config",
+        str(root / "configs/pretrain.yaml"),
+        "--run",
+        str(run),
+        "--data",
+        str(data),
+        "--device",
+        "cpu",
+        *shape,
+        *sizes,
+        *often,
+        *more,
+    ]
 
 
 def train(root: Path, run: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +77,9 @@ def train(root: Path, run: Path, data: Path, *more: str) -> subprocess.Completed
 
 def tensors(run: Path, step: int = 40) -> tuple[bytes, bytes]:
     folder = step_folder(run, step)
-    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+    return (folder / "model.safetensors").read_bytes(), (
+        folder / "optimizer.safetensors"
+    ).read_bytes()
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -69,8 +111,13 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A run that was never stopped, of a Python of its own: what it says of its memory is looked at."""
     run = tmp_path_factory.mktemp("whole") / "run"
     # Two tiny matmuls at a time run no faster on two threads, and much slower beside other work.
-    done = subprocess.run([sys.executable, "-m", "train.pretrain", *words(root, run, data)], cwd=root, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "train.pretrain", *words(root, run, data)],
+        cwd=root,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout
     (run.parent / "said").write_text(done.stdout, encoding="utf-8")
@@ -81,9 +128,14 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def stop(root: Path, run: Path, data: Path, number: int, after: int) -> tuple[int, str]:
     """Start the run and send it a signal as soon as the log shows step `after`, and no later than two steps after that."""
-    process = processes.CommandProcess("train.pretrain", *words(root, run, data), fault=processes.PauseAfterStep(after + 2))
+    process = processes.CommandProcess(
+        "train.pretrain", *words(root, run, data), fault=processes.PauseAfterStep(after + 2)
+    )
     metrics = run / "metrics.jsonl"
-    process.send_signal_when(number, lambda: metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"))
+    process.send_signal_when(
+        number,
+        lambda: metrics.exists() and f'"step": {after}' in metrics.read_text(encoding="utf-8"),
+    )
     done = process.wait()
     return done.returncode, done.stdout
 
@@ -129,7 +181,9 @@ def board(run: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_damaged_checkpoint_falls_back_to_previous(root: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_previous(
+    root: Path, data: Path, whole: Path, tmp_path: Path
+) -> None:
     """Going on from a flipped byte, or refusing a run that has an older good checkpoint."""
     import shutil
 
@@ -148,13 +202,16 @@ def test_damaged_checkpoint_falls_back_to_previous(root: Path, data: Path, whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("change", "said"), [
-    (["--seed", "7"], "another seed"),
-    (["--max_steps", "50"], "another max_steps"),
-    (["--batch_tokens", "1024"], "another batch_tokens"),
-    (["--model.hidden_size", "64"], "another model"),
-    (["--optimizer.lr", "0.5"], "another optimizer"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--seed", "7"], "another seed"),
+        (["--max_steps", "50"], "another max_steps"),
+        (["--batch_tokens", "1024"], "another batch_tokens"),
+        (["--model.hidden_size", "64"], "another model"),
+        (["--optimizer.lr", "0.5"], "another optimizer"),
+    ],
+)
 def test_different_run_with_same_name_is_refused(
     root: Path, data: Path, whole: Path, change: list[str], said: str
 ) -> None:
@@ -203,11 +260,22 @@ def test_tensorboard_has_the_logged_metrics(whole: Path) -> None:
     board.Reload()
     train_records = [record for record in records(whole) if record["kind"] == "train"]
     shown = {event.step: event.value for event in board.Scalars("train/loss")}
-    assert shown == pytest.approx({record["step"]: record["loss"] for record in train_records}, rel=1e-6)
+    assert shown == pytest.approx(
+        {record["step"]: record["loss"] for record in train_records}, rel=1e-6
+    )
     scalars = set(board.Tags()["scalars"])
-    assert {"train/lr", "train/grad_norm", "train/tokens_per_second", "train/mfu", "train/memory_bytes",
-            "train/perplexity", "validation/loss", "validation/perplexity", "validation/accuracy",
-            "validation/bits_per_character"} <= scalars
+    assert {
+        "train/lr",
+        "train/grad_norm",
+        "train/tokens_per_second",
+        "train/mfu",
+        "train/memory_bytes",
+        "train/perplexity",
+        "validation/loss",
+        "validation/perplexity",
+        "validation/accuracy",
+        "validation/bits_per_character",
+    } <= scalars
     assert any(tag.startswith("sample/") for tag in board.Tags()["tensors"])
 
 
@@ -215,7 +283,11 @@ def test_rotation_keeps_last_and_best_checkpoints(whole: Path) -> None:
     """A disk filled with checkpoints, or the best one deleted."""
     from model.checkpoint.locate import list_steps
 
-    scored = [(record["loss"], record["step"]) for record in records(whole) if record["kind"] == "validation"]
+    scored = [
+        (record["loss"], record["step"])
+        for record in records(whole)
+        if record["kind"] == "validation"
+    ]
     assert [step for _, step in scored] == [10, 20, 30, 40]
     assert list_steps(whole) == sorted({35, 40} | {min(scored)[1]})
 
@@ -223,15 +295,26 @@ def test_rotation_keeps_last_and_best_checkpoints(whole: Path) -> None:
 def test_memory_estimate_is_close_to_actual(whole: Path) -> None:
     """A laptop of 1 GB told that 0.2 GB will do: the process counts, not the model alone."""
     said = (whole.parent / "said").read_text(encoding="utf-8")
-    announced, peak = (float(re.search(rf"{words} (\d+\.\d+) GB", said)[1]) for words in ("about", "of the process"))
+    announced, peak = (
+        float(re.search(rf"{words} (\d+\.\d+) GB", said)[1])
+        for words in ("about", "of the process")
+    )
     assert peak / 1.5 < announced < 1.5 * peak, (announced, peak)
     assert "held out" not in said
 
 
 @pytest.mark.slow
-def test_training_without_validation_gives_a_notice(root: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_training_without_validation_gives_a_notice(
+    root: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     """Hours of training in which somebody waits for the first validation loss."""
-    done = train(root, tmp_path / "run", shards(tmp_path / "shards", tokenizer, train=20, validation=0), "--max_steps", "1")
+    done = train(
+        root,
+        tmp_path / "run",
+        shards(tmp_path / "shards", tokenizer, train=20, validation=0),
+        "--max_steps",
+        "1",
+    )
     assert done.returncode == 0, done.stderr
     before, _, _ = done.stdout.partition("step 1/1")
     assert "nothing of it is held out: there will be no validation loss" in before

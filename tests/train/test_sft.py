@@ -9,22 +9,36 @@ from typing import Any
 
 import pytest
 
-from tests.fault_injection.child import Fault
 from common.errors import UserError
-from common.files import write_json, write_manifest, write_checksummed_json
+from common.files import write_checksummed_json, write_json, write_manifest
 from common.metrics_file import read_metrics
-from data.readers.source_args import SourceGroup
 from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
-from model.checkpoint.locate import weights_sha256, resolve_checkpoint, find_newest_step, step_folder, list_steps
-from model.config import LlamaConfig
 from model.chat_template.template import Template
+from model.checkpoint.locate import (
+    find_newest_step,
+    list_steps,
+    resolve_checkpoint,
+    step_folder,
+    weights_sha256,
+)
+from model.config import LlamaConfig
 from model.tokenizer.base import Tokenizer
+from tests.fault_injection.child import Fault
 from tests.helpers.processes import CommandProcess, PauseAfterStep
 from train.run_dir import RunDir
 
-TINY = ["--model.hidden_size", "32", "--model.intermediate_size", "64", "--model.num_hidden_layers", "2",
-        "--model.num_attention_heads", "4"]
+TINY = [
+    "--model.hidden_size",
+    "32",
+    "--model.intermediate_size",
+    "64",
+    "--model.num_hidden_layers",
+    "2",
+    "--model.num_attention_heads",
+    "4",
+]
 CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
 
 
@@ -33,23 +47,54 @@ def tuning(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """A little of the sample's CSL (with its dev split), RedGPT and stories, prepared."""
     folder, sample = tmp_path_factory.mktemp("tuning"), root / "assets" / "sample"
     groups = {
-        "csl": SourceGroup("csl", (str(sample / "summary/csl/train.tsv"),), (str(sample / "summary/csl/dev.tsv"),)),
+        "csl": SourceGroup(
+            "csl", (str(sample / "summary/csl/train.tsv"),), (str(sample / "summary/csl/dev.tsv"),)
+        ),
         "redgpt": SourceGroup("redgpt", (str(sample / "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)),
         "text": SourceGroup("jsonl", (str(sample / "pretrain/jsonl/stories.jsonl.gz"),)),
     }
     for name, group in groups.items():
-        prepare_groups([group], folder / name, root / "assets/tokenizer", PrepareOptions(workers=1, limit=120))
+        prepare_groups(
+            [group], folder / name, root / "assets/tokenizer", PrepareOptions(workers=1, limit=120)
+        )
     return {name: folder / name for name in groups}
 
 
-def start(module: str, *words: str, fault: Fault | None = None, anew: bool = False) -> CommandProcess:
-    sizes = ["--sequence_length", "256", "--batch_tokens", "1024", "--device", "cpu", "--log_every", "2"]
-    return CommandProcess(f"train.{module}", "--config", f"configs/{module}.yaml", *sizes, *words, fault=fault, fresh_interpreter=anew)
+def start(
+    module: str, *words: str, fault: Fault | None = None, anew: bool = False
+) -> CommandProcess:
+    sizes = [
+        "--sequence_length",
+        "256",
+        "--batch_tokens",
+        "1024",
+        "--device",
+        "cpu",
+        "--log_every",
+        "2",
+    ]
+    return CommandProcess(
+        f"train.{module}",
+        "--config",
+        f"configs/{module}.yaml",
+        *sizes,
+        *words,
+        fault=fault,
+        fresh_interpreter=anew,
+    )
 
 
 def start_sft(*words: str, fault: Fault | None = None, anew: bool = False) -> CommandProcess:
-    often = ["--checkpoint.every", "5", "--evaluation.every", "8", "--evaluation.examples", "3",
-             "--evaluation.max_new_tokens", "4"]
+    often = [
+        "--checkpoint.every",
+        "5",
+        "--evaluation.every",
+        "8",
+        "--evaluation.examples",
+        "3",
+        "--evaluation.max_new_tokens",
+        "4",
+    ]
     return start("sft", *often, *words, fault=fault, anew=anew)
 
 
@@ -58,19 +103,36 @@ def sft(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in CLOCKS} for record in read_metrics(run)]
+    return [
+        {key: value for key, value in record.items() if key not in CLOCKS}
+        for record in read_metrics(run)
+    ]
 
 
 def tensors(run: Path, step: int) -> tuple[bytes, bytes]:
     folder = step_folder(run, step)
-    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+    return (folder / "model.safetensors").read_bytes(), (
+        folder / "optimizer.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.slow
-def test_killed_fine_tuning_resumes_bit_identically(tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_killed_fine_tuning_resumes_bit_identically(
+    tuning: dict[str, Path], tmp_path: Path
+) -> None:
     """A mix whose order, requests or replay differ after a resume; a run that cannot go on without its base."""
     base = tmp_path / "pretrain"
-    words = ["--run", str(base), "--data", str(tuning["text"]), *TINY, "--max_steps", "4", "--evaluation.sample_tokens", "0"]
+    words = [
+        "--run",
+        str(base),
+        "--data",
+        str(tuning["text"]),
+        *TINY,
+        "--max_steps",
+        "4",
+        "--evaluation.sample_tokens",
+        "0",
+    ]
     done = start("pretrain", *words).wait()
     assert done.returncode == 0, done.stderr
     mix = f"{tuning['csl']}+{tuning['redgpt']}:0.5+replay:0.3"
@@ -101,17 +163,37 @@ def test_killed_fine_tuning_resumes_bit_identically(tuning: dict[str, Path], tmp
 @pytest.mark.slow
 def test_fine_tuning_from_scratch_learns_answers(tuning: dict[str, Path], tmp_path: Path) -> None:
     """A loss on the wrong ids does not fall like this; a log without a dev loss."""
-    words = ["--data", str(tuning["redgpt"]), "--base", "none", *TINY, "--max_steps", "30", "--run", str(tmp_path / "run")]
+    words = [
+        "--data",
+        str(tuning["redgpt"]),
+        "--base",
+        "none",
+        *TINY,
+        "--max_steps",
+        "30",
+        "--run",
+        str(tmp_path / "run"),
+    ]
     done = sft(*words, "--evaluation.every", "10", "--evaluation.scored", "2")
     assert done.returncode == 0, done.stderr
     # A long dev split is scored as a whole once, at the end.
-    scored = [(record["kind"], record["step"], record["tokens"]) for record in records(tmp_path / "run") if "accuracy" in record
-              and record["kind"] != "train"]
-    assert [each[:2] for each in scored] == [*(("validation", step) for step in (10, 20, 30)), ("final", 30)]
+    scored = [
+        (record["kind"], record["step"], record["tokens"])
+        for record in records(tmp_path / "run")
+        if "accuracy" in record and record["kind"] != "train"
+    ]
+    assert [each[:2] for each in scored] == [
+        *(("validation", step) for step in (10, 20, 30)),
+        ("final", 30),
+    ]
     assert scored[0][2] == scored[2][2] < scored[3][2]
-    losses = [record["loss"] for record in records(tmp_path / "run") if record["kind"] == "validation"]
+    losses = [
+        record["loss"] for record in records(tmp_path / "run") if record["kind"] == "validation"
+    ]
     assert losses[-1] < losses[0] - 0.5
-    accuracies = [record["accuracy"] for record in records(tmp_path / "run") if record["kind"] == "train"]
+    accuracies = [
+        record["accuracy"] for record in records(tmp_path / "run") if record["kind"] == "train"
+    ]
     assert accuracies[-1] > accuracies[0]
     done = sft(*words, "--seed", "1")
     assert done.returncode == 2 and "another seed" in done.stderr
@@ -120,9 +202,29 @@ def test_fine_tuning_from_scratch_learns_answers(tuning: dict[str, Path], tmp_pa
 @pytest.mark.slow
 def test_early_stopped_run_does_not_resume(tuning: dict[str, Path], tmp_path: Path) -> None:
     """Hours of training after the best score, or an ended run that trains on when it is started again."""
-    words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--max_steps", "40", "--run", str(tmp_path / "run"),
-             "--evaluation.every", "2", "--evaluation.patience", "2", "--evaluation.examples", "1",
-             "--evaluation.max_new_tokens", "1", "--optimizer.lr", "1e-9", "--optimizer.muon_lr", "1e-9"]
+    words = [
+        "--data",
+        str(tuning["csl"]),
+        "--base",
+        "none",
+        *TINY,
+        "--max_steps",
+        "40",
+        "--run",
+        str(tmp_path / "run"),
+        "--evaluation.every",
+        "2",
+        "--evaluation.patience",
+        "2",
+        "--evaluation.examples",
+        "1",
+        "--evaluation.max_new_tokens",
+        "1",
+        "--optimizer.lr",
+        "1e-9",
+        "--optimizer.muon_lr",
+        "1e-9",
+    ]
     for turn in range(2):
         done = sft(*words)
         assert done.returncode == 0 and "ended early" in done.stdout, done.stderr
@@ -140,24 +242,39 @@ def test_early_stopped_run_does_not_resume(tuning: dict[str, Path], tmp_path: Pa
         (["--data", "replay", "--base", "none"], "csl+replay:0.1"),
         (["--data", "CSL", "--base", "/nowhere"], "/nowhere"),
         (["--data", "CSL", "--base", "none", "--epochs", "null"], "--epochs or --max_steps"),
-        (["--data", "CSL", "--base", "none", "--sequence_length", "16", "--batch_tokens", "64"], "no example"),
+        (
+            ["--data", "CSL", "--base", "none", "--sequence_length", "16", "--batch_tokens", "64"],
+            "no example",
+        ),
         (["--data", "csll", "--base", "none"], "did you mean csl"),
     ],
 )
-def test_untrainable_setup_gives_one_line_error(tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str) -> None:
+def test_untrainable_setup_gives_one_line_error(
+    tuning: dict[str, Path], tmp_path: Path, words: list[str], said: str
+) -> None:
     """A traceback, or a run of nonsense, where a line would do."""
-    words = [word.replace("TEXT", str(tuning["text"])).replace("CSL", str(tuning["csl"])) for word in words]
+    words = [
+        word.replace("TEXT", str(tuning["text"])).replace("CSL", str(tuning["csl"]))
+        for word in words
+    ]
     done = sft(*words, *TINY, "--run", str(tmp_path / "run"))
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_batch_option_error_creates_no_run_directory(tuning: dict[str, Path], tmp_path: Path) -> None:
+def test_batch_option_error_creates_no_run_directory(
+    tuning: dict[str, Path], tmp_path: Path
+) -> None:
     """A run that was made with rows that cannot be, and then refuses the right ones because they are others."""
     run = tmp_path / "run"
     words = ["--data", str(tuning["csl"]), "--base", "none", *TINY, "--run", str(run)]
-    for wrong in (["--sequence_length", "16", "--batch_tokens", "64"], ["--sequence_length", "8192", "--batch_tokens", "8192"]):
+    for wrong in (
+        ["--sequence_length", "16", "--batch_tokens", "64"],
+        ["--sequence_length", "8192", "--batch_tokens", "8192"],
+    ):
         done = sft(*words, *wrong)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert not run.exists(), wrong
@@ -203,7 +320,10 @@ def test_resumed_run_keeps_its_base(tmp_path: Path, capsys: pytest.CaptureFixtur
     for base in (first, tmp_path / "first"):
         again = resolve_initial_checkpoint(options_of(base=base), run).fingerprint
         assert again == weights_sha256(first) != own
-        with pytest.raises(UserError, match="another base: where --base leads there are other weights than the run began with"):
+        with pytest.raises(
+            UserError,
+            match="another base: where --base leads there are other weights than the run began with",
+        ):
             RunDir(run)._check_fingerprints({"base": own}, {"base": again}, {}, [], [])
     # There is no more of it than its folder, or not even that.
     for there, bases in ((True, (tmp_path / "first",)), (False, (first, tmp_path / "first"))):
@@ -215,14 +335,20 @@ def test_resumed_run_keeps_its_base(tmp_path: Path, capsys: pytest.CaptureFixtur
             found = resolve_initial_checkpoint(options_of(base=base), run)
             assert found.fingerprint == own and found.folder == first
         said = capsys.readouterr().out
-        assert (f"goes on without it: {tmp_path / 'first'} has no checkpoint" in said) == there and said.count("\n") == there
+        assert (
+            f"goes on without it: {tmp_path / 'first'} has no checkpoint" in said
+        ) == there and said.count("\n") == there
 
 
-def test_unfinished_base_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_base_gives_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Fine-tuning what Ctrl-C stopped at a tenth, taken for the whole; a line about one that is whole."""
     from train.initial_checkpoint import resolve_initial_checkpoint
 
-    young, whole, ended = (made(tmp_path / name, 3, steps) for name, steps in (("a", 5), ("b", 3), ("c", 5)))
+    young, whole, ended = (
+        made(tmp_path / name, 3, steps) for name, steps in (("a", 5), ("b", 3), ("c", 5))
+    )
     write_checksummed_json(tmp_path / "c" / "ended.json", {"best": 3})
     for base in (whole.parent.parent, ended.parent.parent, young):
         resolve_initial_checkpoint(options_of(base=base), tmp_path / "run")
@@ -241,7 +367,10 @@ def test_replay_uses_only_base_pretraining_text(
     run = tmp_path / "run"
     for name, said in (("csl", "fine-tuned"), ("text", None)):
         folder, shards = made(tmp_path / name, 3), ShardSet.open(tuning[name])
-        facts = {"shards": [str(shards.folder)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
+        facts = {
+            "shards": [str(shards.folder)],
+            "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]},
+        }
         write_checksummed_json(tmp_path / name / "run.json", facts)
         base = InitialCheckpoint(folder, folder, "")
         if said is None:
@@ -255,8 +384,14 @@ def test_replay_uses_only_base_pretraining_text(
         else:
             with pytest.raises(UserError, match=said):
                 open_replay_set(run, base, 0)
-    write_checksummed_json(tmp_path / "text" / "run.json", {**facts, "shards": [facts["shards"][0]] * 2,
-                                                "fingerprints": {"data": facts["fingerprints"]["data"] * 2}})
+    write_checksummed_json(
+        tmp_path / "text" / "run.json",
+        {
+            **facts,
+            "shards": [facts["shards"][0]] * 2,
+            "fingerprints": {"data": facts["fingerprints"]["data"] * 2},
+        },
+    )
     with pytest.raises(UserError, match="2 shard sets: leave replay out"):
         open_replay_set(tmp_path / "new", base, 0)
 
@@ -269,19 +404,34 @@ def test_replay_of_less_than_a_row_is_refused(
     from train.sft import _open_mixture
 
     folder, shards = made(tmp_path / "base", 3), ShardSet.open(shard_set)
-    facts = {"shards": [str(shard_set)], "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]}}
+    facts = {
+        "shards": [str(shard_set)],
+        "fingerprints": {"data": [{"set": shards.fingerprint, "weight": 1.0}]},
+    }
     write_checksummed_json(tmp_path / "base" / "run.json", facts)
     length = shards.load_split("train").num_tokens
-    write_json(folder / "config.json", LlamaConfig(tokenizer.vocab_size, max_position_embeddings=length).to_hf())
+    write_json(
+        folder / "config.json",
+        LlamaConfig(tokenizer.vocab_size, max_position_embeddings=length).to_hf(),
+    )
     shutil.copy(root / "assets/tokenizer/tokenizer.model", folder)
     base = InitialCheckpoint(folder, folder, "")
     for rows, refused in ((length, True), (length - 1, False)):
-        options = options_of(data=f"{tuning['csl']}+replay:0.1", sequence_length=rows, batch_tokens=rows)
+        options = options_of(
+            data=f"{tuning['csl']}+replay:0.1", sequence_length=rows, batch_tokens=rows
+        )
         if refused:
             with pytest.raises(UserError, match=f"nothing to replay: .* one row of {rows} tokens"):
                 _open_mixture(options, tmp_path / "new", base, tokenizer, Template())
         else:
-            assert len(_open_mixture(options, tmp_path / "new", base, tokenizer, Template()).train_examples[1].lengths(0)) == 1
+            assert (
+                len(
+                    _open_mixture(options, tmp_path / "new", base, tokenizer, Template())
+                    .train_examples[1]
+                    .lengths(0)
+                )
+                == 1
+            )
 
 
 def test_newest_pretraining_run_is_default_base(tmp_path: Path) -> None:
@@ -289,7 +439,13 @@ def test_newest_pretraining_run_is_default_base(tmp_path: Path) -> None:
     from train.initial_checkpoint import find_newest_pretrain_run
 
     assert find_newest_pretrain_run(tmp_path) is None
-    for stamp, name in ((3, "pretrain-a"), (9, "wiki"), (5, "pretrain-c"), (20, "sft-csl"), (21, "tuned")):
+    for stamp, name in (
+        (3, "pretrain-a"),
+        (9, "wiki"),
+        (5, "pretrain-c"),
+        (20, "sft-csl"),
+        (21, "tuned"),
+    ):
         folder = made(tmp_path / name, 10, base="1234", **({"template": {}} if stamp > 9 else {}))
         os.utime(folder, (stamp, stamp))
     assert find_newest_pretrain_run(tmp_path) == tmp_path / "wiki"

@@ -12,21 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.decode.kv_cache import KVCache
+from model.decode.fast.fused_linear import BufferPool, InferenceRMSNorm, Op, capture_row_norms
 from model.decode.fast.layer import InferenceLayer, as_complex_pairs
-from model.decode.fast.fused_linear import Op, BufferPool, InferenceRMSNorm, capture_row_norms
+from model.decode.kv_cache import KVCache
 
 
 class _CapturedLayer:
     """A layer's functions; R rows, x[R, D + 1] (the norm's floor last) is read and added to."""
 
-    def __init__(self, layer: InferenceLayer, x: Tensor, query_rotation: Tensor, kv_rotations: Tensor, buffers: BufferPool) -> None:
+    def __init__(
+        self,
+        layer: InferenceLayer,
+        x: Tensor,
+        query_rotation: Tensor,
+        kv_rotations: Tensor,
+        buffers: BufferPool,
+    ) -> None:
         rows, heads, groups, head_dim = len(x), layer.num_heads, layer.num_kv_heads, layer.head_dim
         self.pre_attention_ops, qkv = layer.qkv.capture(x, buffers)
         pairs = as_complex_pairs(qkv.view(rows, -1, head_dim))
         queries = buffers.get("queries", (rows, heads, head_dim))
-        self.pre_attention_ops.append(partial(torch.mul, pairs[:, :heads], query_rotation, out=as_complex_pairs(queries)))
-        self._new_kv, self._kv_rotations = pairs[:, heads:].unflatten(1, (2, groups)).transpose(0, 1), kv_rotations
+        self.pre_attention_ops.append(
+            partial(torch.mul, pairs[:, :heads], query_rotation, out=as_complex_pairs(queries))
+        )
+        self._new_kv, self._kv_rotations = (
+            pairs[:, heads:].unflatten(1, (2, groups)).transpose(0, 1),
+            kv_rotations,
+        )
         self._queries = queries.view(rows * groups, -1, head_dim)
         self._attention_out = buffers.get("attended", self._queries.shape)
 
@@ -34,15 +46,23 @@ class _CapturedLayer:
         gate, up = gate_up.chunk(2, -1)
         mlp_hidden = buffers.get("inner", gate.shape)
         self.post_attention_ops: list[Op] = [
-            *layer.out.capture(x[:, :-1], self._attention_out.view(rows, -1), buffers), *mlp_ops, partial(F.silu, gate, inplace=True),
-            partial(torch.mul, gate, up, out=mlp_hidden), *layer.down.capture(x[:, :-1], mlp_hidden, buffers)]
+            *layer.out.capture(x[:, :-1], self._attention_out.view(rows, -1), buffers),
+            *mlp_ops,
+            partial(F.silu, gate, inplace=True),
+            partial(torch.mul, gate, up, out=mlp_hidden),
+            *layer.down.capture(x[:, :-1], mlp_hidden, buffers),
+        ]
 
     def run(self, mask: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
         """`kv_out`, complex[2, R, K, d / 2], is where new keys and values go; keys[R · K, d, S] and values[R · K, S, d]."""
         for op in self.pre_attention_ops:
             op()
         torch.mul(self._new_kv, self._kv_rotations, out=kv_out)
-        scores = torch.bmm(self._queries, keys) if mask is None else torch.baddbmm(mask, self._queries, keys)
+        scores = (
+            torch.bmm(self._queries, keys)
+            if mask is None
+            else torch.baddbmm(mask, self._queries, keys)
+        )
         torch.bmm(scores.softmax(-1), values, out=self._attention_out)
         for op in self.post_attention_ops:
             op()
@@ -51,7 +71,9 @@ class _CapturedLayer:
 class CapturedDecodeStep:
     """All layers and the norm behind them bound to memory for R rows. It is used by every step, so it belongs to one thread."""
 
-    def __init__(self, layers: Sequence[InferenceLayer], norm: InferenceRMSNorm, batch_size: int) -> None:
+    def __init__(
+        self, layers: Sequence[InferenceLayer], norm: InferenceRMSNorm, batch_size: int
+    ) -> None:
         head_dim = layers[0].head_dim
         self.batch_size, self._scale, self._norm_weight = batch_size, head_dim**-0.5, norm.weight
         self._x_with_eps = torch.full((batch_size, len(norm.weight) + 1), norm.eps_column)
@@ -62,7 +84,10 @@ class CapturedDecodeStep:
         self._key_rotation, buffers = kv_rotations[0], BufferPool()
         self._row_norms = buffers.get("length", (batch_size, 1))
         self._compute_row_norms = capture_row_norms(self._x_with_eps, self._row_norms)
-        self._layers = [_CapturedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers) for layer in layers]
+        self._layers = [
+            _CapturedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers)
+            for layer in layers
+        ]
 
     def run(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
         """x[R, D], turned by complex[R or 1, 1, d / 2] → what the norm makes of the last layer's [R, D].

@@ -49,7 +49,9 @@ class InferenceRMSNorm:
     def normalize(self, x: Tensor) -> Tensor:
         """x[N, D] of length 1, fp32, before the weight is applied."""
         wide = x.float()
-        return wide * torch.baddbmm(self._scaled_eps, wide.unsqueeze(1), wide.unsqueeze(2)).rsqrt_().squeeze(1)
+        return wide * torch.baddbmm(
+            self._scaled_eps, wide.unsqueeze(1), wide.unsqueeze(2)
+        ).rsqrt_().squeeze(1)
 
 
 def capture_row_norms(x: Tensor, out: Tensor) -> Op:
@@ -64,9 +66,15 @@ class RMSNormLinear:
     Projections that are neither plain nor int8, such as adapted ones, are called as they are, and cannot be bound.
     """
 
-    def __init__(self, norm: RMSNorm, projections: Sequence[nn.Module], output_order: Tensor | None = None) -> None:
+    def __init__(
+        self, norm: RMSNorm, projections: Sequence[nn.Module], output_order: Tensor | None = None
+    ) -> None:
         projection_modules: Any = projections
-        self._norm, self._projections, self._output_order = InferenceRMSNorm(norm), projections, output_order
+        self._norm, self._projections, self._output_order = (
+            InferenceRMSNorm(norm),
+            projections,
+            output_order,
+        )
         self._transposed_weight: Tensor | None = None
         self._int8_weight: tuple[Tensor, Tensor] | None = None
         if all(map(is_plain_linear, projections)):
@@ -74,10 +82,19 @@ class RMSNormLinear:
             matrix = (matrix.float() * self._norm.weight).to(matrix.dtype)
             matrix = matrix if output_order is None else matrix[output_order]
             # Transposed, a product of few rows runs along memory. On a GPU the layout makes no difference.
-            self._transposed_weight = matrix.t().contiguous() if matrix.device.type == "cpu" else matrix.t()
+            self._transposed_weight = (
+                matrix.t().contiguous() if matrix.device.type == "cpu" else matrix.t()
+            )
         elif all(type(each) is Int8Linear for each in projections):
-            values, scale = torch.cat([each.values for each in projection_modules]), torch.cat([each.scale for each in projection_modules])
-            self._int8_weight = (values, scale) if output_order is None else (values[output_order], scale[output_order])
+            values, scale = (
+                torch.cat([each.values for each in projection_modules]),
+                torch.cat([each.scale for each in projection_modules]),
+            )
+            self._int8_weight = (
+                (values, scale)
+                if output_order is None
+                else (values[output_order], scale[output_order])
+            )
         self.is_capturable = self._transposed_weight is not None or self._int8_weight is not None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -96,18 +113,32 @@ class RMSNormLinear:
         normalized = buffers.get("normed", x.shape)
         if self._int8_weight is not None:
             values, scale = self._int8_weight
-            out, x_bf16 = buffers.get("out", (len(x), len(values))), buffers.get("narrow", x.shape, torch.bfloat16)
+            out, x_bf16 = (
+                buffers.get("out", (len(x), len(values))),
+                buffers.get("narrow", x.shape, torch.bfloat16),
+            )
             product = capture_int8_linear(x_bf16, values, scale)
             # The rounding to bf16 is relative, so the length of the whole row may as well come last. Types are changed by
             # copies: an operation on two types takes longer than a copy and an operation on one.
-            return [*ops, partial(torch.mul, x, self._norm.weight, out=normalized), partial(x_bf16.copy_, normalized),
-                    lambda: out.copy_(product()), partial(out.div_, row_norms)], out
+            return [
+                *ops,
+                partial(torch.mul, x, self._norm.weight, out=normalized),
+                partial(x_bf16.copy_, normalized),
+                lambda: out.copy_(product()),
+                partial(out.div_, row_norms),
+            ], out
         assert self._transposed_weight is not None, "not bindable"
         out = buffers.get("out", (len(x), self._transposed_weight.shape[1]))
         blocks = _num_blocks(self._transposed_weight, x)
-        copies, columns = normalized.expand(blocks, *normalized.shape), _split_columns(self._transposed_weight, blocks)
-        return [*ops, partial(torch.div, x, row_norms, out=normalized),
-                partial(torch.bmm, copies, columns, out=_split_columns(out, blocks))], out
+        copies, columns = (
+            normalized.expand(blocks, *normalized.shape),
+            _split_columns(self._transposed_weight, blocks),
+        )
+        return [
+            *ops,
+            partial(torch.div, x, row_norms, out=normalized),
+            partial(torch.bmm, copies, columns, out=_split_columns(out, blocks)),
+        ], out
 
 
 class LinearAdd:
@@ -116,17 +147,29 @@ class LinearAdd:
     def __init__(self, projection: nn.Module) -> None:
         self._projection: Any = projection
         weight: Any = projection.weight
-        self._transposed_weight: Tensor | None = weight.detach().t() if is_plain_linear(projection) else None
+        self._transposed_weight: Tensor | None = (
+            weight.detach().t() if is_plain_linear(projection) else None
+        )
         self.is_capturable = type(projection) is Int8Linear or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
-        return x.addmm_(h, self._transposed_weight) if self._transposed_weight is not None else x.add_(self._projection(h))
+        return (
+            x.addmm_(h, self._transposed_weight)
+            if self._transposed_weight is not None
+            else x.add_(self._projection(h))
+        )
 
     def capture(self, x: Tensor, h: Tensor, buffers: BufferPool) -> list[Op]:
         """Functions that add the projection of the `h` of then to `x` (fp32, on a CPU)."""
         if self._transposed_weight is not None:
             blocks = _num_blocks(self._transposed_weight, h)
-            return [partial(_split_columns(x, blocks).baddbmm_, h.expand(blocks, *h.shape), _split_columns(self._transposed_weight, blocks))]
+            return [
+                partial(
+                    _split_columns(x, blocks).baddbmm_,
+                    h.expand(blocks, *h.shape),
+                    _split_columns(self._transposed_weight, blocks),
+                )
+            ]
         h_bf16, wide = buffers.get("narrow", h.shape, torch.bfloat16), buffers.get("wide", x.shape)
         product = capture_int8_linear(h_bf16, self._projection.values, self._projection.scale)
         return [partial(h_bf16.copy_, h), lambda: wide.copy_(product()), partial(x.add_, wide)]

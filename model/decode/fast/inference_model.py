@@ -12,12 +12,12 @@ import threading
 import torch
 from torch import Tensor
 
-from model.decode.kv_cache import KVCache
+from model.decode.fast.cpu_decode_step import CapturedDecodeStep
+from model.decode.fast.fused_linear import InferenceRMSNorm
 from model.decode.fast.layer import InferenceLayer
 from model.decode.fast.lm_head import LMHead
+from model.decode.kv_cache import KVCache
 from model.llama import Llama
-from model.decode.fast.fused_linear import InferenceRMSNorm
-from model.decode.fast.cpu_decode_step import CapturedDecodeStep
 
 
 class InferenceModel:
@@ -37,12 +37,21 @@ class InferenceModel:
         self._rotations = torch.complex(*body.rotary.table.to(self._dtype).float()).unsqueeze(1)
         # The kept memory of a step is a thread's own: two that shared it would mix their answers.
         self._thread_local = threading.local()
-        self._can_capture_step = self._rotations.device.type == "cpu" and self._dtype == torch.float32 and all(
-            each.is_capturable for each in self._layers)
+        self._can_capture_step = (
+            self._rotations.device.type == "cpu"
+            and self._dtype == torch.float32
+            and all(each.is_capturable for each in self._layers)
+        )
         self.head = LMHead(model.lm_head)
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, cache: KVCache, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Put ids[R, T] into the cache; the normalised hidden[R, D] of the last of them.
 
         `positions`[R, T] default to counting up from the cache's length; `mask`[R or 1, 1, T, S] (True: may look)
@@ -73,8 +82,14 @@ def inference_model_for(model: Llama) -> InferenceModel:
     """
     if model.training:
         return InferenceModel(model)
-    weight_versions = [(each.data_ptr(), None if each.is_inference() else each._version) for each in model.parameters()]
+    weight_versions = [
+        (each.data_ptr(), None if each.is_inference() else each._version)
+        for each in model.parameters()
+    ]
     modules = [id(each) for each in model.modules()]
-    if model.cached_inference_model is None or model.cached_inference_model[0] != (weight_versions, modules):
+    if model.cached_inference_model is None or model.cached_inference_model[0] != (
+        weight_versions,
+        modules,
+    ):
         model.cached_inference_model = ((weight_versions, modules), InferenceModel(model))
     return model.cached_inference_model[1]

@@ -12,11 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.quantize import Int8Linear, dequantize, is_plain_linear, quantize_rows, can_use_int8_kernel
+from model.quantize import (
+    Int8Linear,
+    can_use_int8_kernel,
+    dequantize,
+    is_plain_linear,
+    quantize_rows,
+)
 
 # Where more ids than this a row pass the screen, it is no gain.
 _MAX_CANDIDATES_PER_ROW = 2048
-_BF16_ROUNDING_ERROR = 2.0**-8 * 1.01  # bf16 is off by 2^-8 at most, relative to the exact number; a little more, to the rounded one
+_BF16_ROUNDING_ERROR = (
+    2.0**-8 * 1.01
+)  # bf16 is off by 2^-8 at most, relative to the exact number; a little more, to the rounded one
 # The sums of either product are taken in fp32: D terms, each step off by 2^-24, D up to some thousands.
 _FP32_SUM_ERROR = 1e-4
 
@@ -32,25 +40,44 @@ class Int8ArgmaxFilter:
     def __init__(self, head: nn.Linear | Int8Linear) -> None:
         self._head = head
         self._values, self._scale = (
-            (head.values, head.scale) if isinstance(head, Int8Linear) else quantize_rows(head.weight))
+            (head.values, head.scale)
+            if isinstance(head, Int8Linear)
+            else quantize_rows(head.weight)
+        )
         max_error = torch.zeros(())
-        for start in range(0, len(self._values), 8192):  # a part at a time: fp32 copies of all would be large
+        for start in range(
+            0, len(self._values), 8192
+        ):  # a part at a time: fp32 copies of all would be large
             rows = slice(start, start + 8192)
             approximate = dequantize(self._values[rows], self._scale[rows], torch.float32)
-            weight_error = torch.zeros(()) if isinstance(head, Int8Linear) else (head.weight.detach()[rows] - approximate).norm(dim=1)
-            max_error = torch.maximum(max_error, (weight_error + (_BF16_ROUNDING_ERROR + _FP32_SUM_ERROR) * approximate.norm(dim=1)).max())
+            weight_error = (
+                torch.zeros(())
+                if isinstance(head, Int8Linear)
+                else (head.weight.detach()[rows] - approximate).norm(dim=1)
+            )
+            max_error = torch.maximum(
+                max_error,
+                (
+                    weight_error
+                    + (_BF16_ROUNDING_ERROR + _FP32_SUM_ERROR) * approximate.norm(dim=1)
+                ).max(),
+            )
         self._max_error = float(max_error)
         self._block = next(size for size in range(256, 0, -1) if len(self._values) % size == 0)
 
     def argmax(self, hidden: Tensor) -> Tensor | None:
         """hidden[R, D] → int64[R]; None where the screen lets too many pass (numbers that are not finite: all or none)."""
-        approximate_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale).float()
+        approximate_logits = torch._weight_int8pack_mm(
+            hidden.bfloat16(), self._values, self._scale
+        ).float()
         # All logits are looked at once; which may be the likeliest is searched for in few blocks.
         blocks = approximate_logits.unflatten(1, (-1, self._block))
         block_maxima = blocks.amax(2)
         max_logit, hidden_norm = block_maxima.amax(1), torch.linalg.vector_norm(hidden, dim=1)
         # The likeliest is no less than this; and what may reach it lies no further below than the error and its rounding.
-        threshold = max_logit.sub_(max_logit.abs(), alpha=_BF16_ROUNDING_ERROR).sub_(hidden_norm, alpha=2 * self._max_error)
+        threshold = max_logit.sub_(max_logit.abs(), alpha=_BF16_ROUNDING_ERROR).sub_(
+            hidden_norm, alpha=2 * self._max_error
+        )
         if not math.isfinite(float(threshold.sum())):
             return None
         threshold = threshold.sub_(threshold.abs(), alpha=_BF16_ROUNDING_ERROR)[:, None]
@@ -62,7 +89,9 @@ class Int8ArgmaxFilter:
         if len(ids) > _MAX_CANDIDATES_PER_ROW * len(hidden):
             return None
         logits = torch.linalg.vecdot(self._weight_rows(ids), hidden[rows])
-        best_logits = logits.new_full((len(hidden),), -torch.inf).scatter_reduce_(0, rows, logits, "amax")
+        best_logits = logits.new_full((len(hidden),), -torch.inf).scatter_reduce_(
+            0, rows, logits, "amax"
+        )
         is_best = logits == best_logits[rows]
         # Of equal ones the first, as argmax has it.
         answer = ids.new_full((len(hidden),), len(self._values))
@@ -85,7 +114,11 @@ class LMHead:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden[R, D] → logits[R, V], fp32."""
-        if not is_plain_linear(self._linear) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        if (
+            not is_plain_linear(self._linear)
+            or hidden.device.type != "cpu"
+            or hidden.dtype != torch.float32
+        ):
             return self._linear(hidden).float()
         if self._transposed_weight is None:
             weight: Any = self._linear.weight
@@ -96,7 +129,11 @@ class LMHead:
     def argmax(self, hidden: Tensor) -> Tensor:
         """hidden[R, D] → the ids with the highest logits, int64[R]."""
         head = self._linear
-        if can_use_int8_kernel(hidden) and hidden.dtype == torch.float32 and (is_plain_linear(head) or isinstance(head, Int8Linear)):
+        if (
+            can_use_int8_kernel(hidden)
+            and hidden.dtype == torch.float32
+            and (is_plain_linear(head) or isinstance(head, Int8Linear))
+        ):
             self._argmax_filter = self._argmax_filter or Int8ArgmaxFilter(head)
             ids = self._argmax_filter.argmax(hidden)
             if ids is not None:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import atomic_file
+from model.chat_template.template import Template
 from model.config import LlamaConfig
+from model.interop.gguf.ollama import is_modelfile_of, modelfile_path, write_modelfile
 from model.interop.gguf.vocab import build_vocabulary, write_vocabulary
 from model.llama import Llama, inverse_frequencies
-from model.interop.gguf.ollama import is_modelfile_of, modelfile_path, write_modelfile
-from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,13 @@ _MAGIC = b"GGUF"
 
 
 def export_gguf(
-    model: Llama, tokenizer: Tokenizer, chat_template: str | None, file: Path, *, dtype: GGUFType, name: str,
+    model: Llama,
+    tokenizer: Tokenizer,
+    chat_template: str | None,
+    file: Path,
+    *,
+    dtype: GGUFType,
+    name: str,
     template: Template | None = None,
 ) -> None:
     """Write `file` and, beside it, its Ollama `Modelfile` (`modelfile_of`).
@@ -66,16 +72,29 @@ def export_gguf(
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for key, value in tensors.items():
-                writer.write_tensor_data(_quantize(_interleave_rope_rows(key, value, model.config), types[key], key))
+                writer.write_tensor_data(
+                    _quantize(_interleave_rope_rows(key, value, model.config), types[key], key)
+                )
         # Before the file has its name: where there is no room for the one, the other is not left either.
         end = vocabulary.pieces[tokenizer.eos_id].text
-        write_modelfile(file, ollama_template, eos_text=end, rename_special_tokens=vocabulary.rename_special_tokens, context_length=model.trained_context)
+        write_modelfile(
+            file,
+            ollama_template,
+            eos_text=end,
+            rename_special_tokens=vocabulary.rename_special_tokens,
+            context_length=model.trained_context,
+        )
     if dtype == "q8_0" and (wide := [key for key, kind in types.items() if kind.name == "F16"]):
-        print(f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
-              file=sys.stderr)
+        print(
+            f"note: {len(wide)} of {len(tensors)} tensors are f16, as their width is no multiple of {_Q8_0_BLOCK}",
+            file=sys.stderr,
+        )
     if extra_stop_ids:
-        print(f"note: a GGUF file names three ids at which to stop; llama.cpp stops at {', '.join(map(str, extra_stop_ids))} too only "
-              "where it knows their names", file=sys.stderr)
+        print(
+            f"note: a GGUF file names three ids at which to stop; llama.cpp stops at {', '.join(map(str, extra_stop_ids))} too only "
+            "where it knows their names",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
@@ -103,7 +122,9 @@ def check_output_file(file: Path) -> None:
             if there.read(len(_MAGIC)) != _MAGIC:
                 raise UserError(f"--out {file} exists and is no GGUF file: name another file")
     if modelfile_path(file).exists() and not is_modelfile_of(file):
-        raise UserError(f"{modelfile_path(file)} exists and is no Modelfile of {file.name}: name another --out")
+        raise UserError(
+            f"{modelfile_path(file)} exists and is no Modelfile of {file.name}: name another --out"
+        )
 
 
 def _named_tensors(model: Llama) -> dict[str, Tensor]:
@@ -111,7 +132,10 @@ def _named_tensors(model: Llama) -> dict[str, Tensor]:
     import gguf
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
-    tensors = {_require_tensor_name(names.get_name(key, (".weight",)), key): value.detach() for key, value in model.named_parameters()}
+    tensors = {
+        _require_tensor_name(names.get_name(key, (".weight",)), key): value.detach()
+        for key, value in model.named_parameters()
+    }
     if model.config.rope_scaling and model.config.rope_scaling["rope_type"] == "llama3":
         # What llama.cpp divides each plain frequency by.
         plain = inverse_frequencies(replace(model.config, rope_scaling=None))

@@ -36,7 +36,12 @@ def _from_line(gguf: Path) -> str:
 
 
 def write_modelfile(
-    gguf: Path, template: Template | None, *, eos_text: str, rename_special_tokens: Callable[[str], str], context_length: int
+    gguf: Path,
+    template: Template | None,
+    *,
+    eos_text: str,
+    rename_special_tokens: Callable[[str], str],
+    context_length: int,
 ) -> None:
     """Write `NAME.Modelfile` beside NAME.gguf, for `ollama create NAME -f NAME.Modelfile`.
 
@@ -52,33 +57,58 @@ def write_modelfile(
         f"PARAMETER num_predict {min(_MAX_NEW_TOKENS, context_length // 2)}",
         *(f"PARAMETER {key} {value:g}" for key, value in OLLAMA_SAMPLING.items()),
         # An imported template's questions begin with a special token, at which llama.cpp stops by itself where it should.
-        *([f'PARAMETER stop """{template.user_prefix(is_first=False)}"""'] if type(template) is Template else []),
+        *(
+            [f'PARAMETER stop """{template.user_prefix(is_first=False)}"""']
+            if type(template) is Template
+            else []
+        ),
     ]
     write_atomic(modelfile_path(gguf), "\n".join(lines) + "\n")
 
 
-def build_go_template(template: Template, eos_text: str, rename_special_tokens: Callable[[str], str]) -> str:
+def build_go_template(
+    template: Template, eos_text: str, rename_special_tokens: Callable[[str], str]
+) -> str:
     """The dialogue as a Go template over Ollama's messages; a system message is the reference.
 
     `<bos>` is not in it, as llama.cpp adds it. An answer that stands last is one to go on with: nothing follows it.
     """
+
     def words(text: str) -> str:
         return _go_string_literal(rename_special_tokens(text.replace(SPECIAL_TOKEN_MARK, "")))
 
     before, _, between = template.user_prefix(_PLACEHOLDER).partition(_PLACEHOLDER)
-    answer_prefix, _, answer_suffix = template.segments([("", _PLACEHOLDER)])[1].partition(_PLACEHOLDER)
-    return "".join([
-        "{{ if .System }}", words(before), "{{ .System }}", words(between), "{{ else }}", words(template.user_prefix()),
-        "{{ end }}{{ range $index, $message := .Messages }}",
-        '{{ if eq $message.Role "user" }}',
-        "{{ $message.Content }}", words(template.assistant_prefix),
-        '{{ else if eq $message.Role "assistant" }}',
-        words(answer_prefix), "{{ $message.Content }}",
-        "{{ if gt (len (slice $.Messages $index)) 1 }}", words(answer_suffix), _go_string_literal(eos_text), words(template.user_prefix(is_first=False)),
-        "{{ end }}{{ end }}{{ end }}",
-    ])
+    answer_prefix, _, answer_suffix = template.segments([("", _PLACEHOLDER)])[1].partition(
+        _PLACEHOLDER
+    )
+    return "".join(
+        [
+            "{{ if .System }}",
+            words(before),
+            "{{ .System }}",
+            words(between),
+            "{{ else }}",
+            words(template.user_prefix()),
+            "{{ end }}{{ range $index, $message := .Messages }}",
+            '{{ if eq $message.Role "user" }}',
+            "{{ $message.Content }}",
+            words(template.assistant_prefix),
+            '{{ else if eq $message.Role "assistant" }}',
+            words(answer_prefix),
+            "{{ $message.Content }}",
+            "{{ if gt (len (slice $.Messages $index)) 1 }}",
+            words(answer_suffix),
+            _go_string_literal(eos_text),
+            words(template.user_prefix(is_first=False)),
+            "{{ end }}{{ end }}{{ end }}",
+        ]
+    )
 
 
 def _go_string_literal(text: str) -> str:
     """Words as a string of a Go template, where line ends are safe from trimming; JSON writes the same strings."""
-    return "{{ " + json.dumps(text, ensure_ascii=False).replace(SPECIAL_TOKEN_MARK, "\\ufdd0") + " }}" if text else ""
+    return (
+        "{{ " + json.dumps(text, ensure_ascii=False).replace(SPECIAL_TOKEN_MARK, "\\ufdd0") + " }}"
+        if text
+        else ""
+    )

@@ -29,12 +29,16 @@ class GGUFVocabulary:
     pre_tokenizer: str = "default"  # how text is cut before merging, by llama.cpp's name for it
     merges: list[str] = field(default_factory=list)  # the best first
     adds_space_prefix: bool = False  # whether every text is given a space in front
-    special_token_names: dict[str, str] = field(default_factory=dict)  # of an imported tokenizer, and what they are called in the file
+    special_token_names: dict[str, str] = field(
+        default_factory=dict
+    )  # of an imported tokenizer, and what they are called in the file
 
     def rename_special_tokens(self, text: str) -> str:
         """Words of a template, with special tokens by the names that they have in the file."""
         names = "|".join(map(re.escape, sorted(self.special_token_names, key=len, reverse=True)))
-        return re.sub(names, lambda found: self.special_token_names[found[0]], text) if names else text
+        return (
+            re.sub(names, lambda found: self.special_token_names[found[0]], text) if names else text
+        )
 
 
 def build_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
@@ -51,8 +55,12 @@ def build_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
 
 def build_native_pieces(tokenizer: Tokenizer, vocab_size: int) -> list[Piece]:
     """The pieces of a tokenizer of the project's own kind as llama.cpp gives its ids, filled up to `vocab_size`."""
-    filling = [Piece("", -float(index), UNUSED) for index in range(tokenizer.vocab_size, vocab_size)]
-    made = [_to_gguf_piece(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])]
+    filling = [
+        Piece("", -float(index), UNUSED) for index in range(tokenizer.vocab_size, vocab_size)
+    ]
+    made = [
+        _to_gguf_piece(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])
+    ]
     check_merges(made)
     return made
 
@@ -65,7 +73,11 @@ def unused_piece(index: int) -> Piece:
 def _to_gguf_piece(index: int, piece: Piece) -> Piece:
     if piece.kind == UNUSED:
         return piece._replace(text=unused_piece(index).text)
-    return piece._replace(text=piece.text + SPECIAL_TOKEN_MARK) if piece.kind in (CONTROL, UNKNOWN) else piece
+    return (
+        piece._replace(text=piece.text + SPECIAL_TOKEN_MARK)
+        if piece.kind in (CONTROL, UNKNOWN)
+        else piece
+    )
 
 
 def check_merges(pieces: list[Piece]) -> None:
@@ -77,8 +89,10 @@ def check_merges(pieces: list[Piece]) -> None:
     normal = normal_texts(pieces)
     for index, piece in enumerate(pieces):
         if piece.kind != NORMAL and is_merge_result(piece.text, normal):
-            raise UserError(f"id {index}, {piece.text}, is no normal piece, but llama.cpp would merge text into it: "
-                            "this tokenizer cannot be exported as GGUF")
+            raise UserError(
+                f"id {index}, {piece.text}, is no normal piece, but llama.cpp would merge text into it: "
+                "this tokenizer cannot be exported as GGUF"
+            )
 
 
 def normal_texts(pieces: list[Piece]) -> set[str]:
@@ -89,10 +103,17 @@ def normal_texts(pieces: list[Piece]) -> set[str]:
 def is_merge_result(text: str, normal_pieces: set[str]) -> bool:
     """Whether two neighbours, each a character or a normal piece, have this text together, or a piece alone has."""
     parts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-    return text in normal_pieces or any(all(len(part) == 1 or part in normal_pieces for part in pair) for pair in parts)
+    return text in normal_pieces or any(
+        all(len(part) == 1 or part in normal_pieces for part in pair) for pair in parts
+    )
 
 
-def write_vocabulary(writer: "GGUFWriter", vocabulary: GGUFVocabulary, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> list[int]:
+def write_vocabulary(
+    writer: "GGUFWriter",
+    vocabulary: GGUFVocabulary,
+    tokenizer: Tokenizer,
+    stop_ids: tuple[int, ...],
+) -> list[int]:
     """Write the vocabulary and the ids that begin and end a text; the ids in `stop_ids` that there is no key for."""
     writer.add_tokenizer_model(vocabulary.tokenizer_model)
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
@@ -107,7 +128,11 @@ def write_vocabulary(writer: "GGUFWriter", vocabulary: GGUFVocabulary, tokenizer
         writer.add_unk_token_id(tokenizer.unk_id)
     # The end of a document, of a turn and of a message to a tool, in llama.cpp's words: it stops at any of them.
     eog_ids = list(dict.fromkeys((tokenizer.eod_id, *stop_ids)))
-    for write, index in zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), eog_ids, strict=False):
+    for write, index in zip(
+        (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id),
+        eog_ids,
+        strict=False,
+    ):
         write(index)
     # A text begins with <bos> where conversations do, as documents and conversations of training did. Where a chat template
     # writes it too, llama.cpp's server and llama-cpp-python keep one of the two; Ollama's template leaves it out.

@@ -55,7 +55,15 @@ def corpus(tmp_path: Path) -> Path:
     """200 documents, 10 copies, 5 near copies, 3 short ones, 1 bad line: 219 records."""
     texts = [document(seed) for seed in range(200)]
     rows = [
-        {"text": text} for text in [*texts, *texts[:10], *[text[:-8] + "完" for text in texts[50:55]], "短", "短", "短"]
+        {"text": text}
+        for text in [
+            *texts,
+            *texts[:10],
+            *[text[:-8] + "完" for text in texts[50:55]],
+            "短",
+            "短",
+            "短",
+        ]
     ]
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows) + b"{broken\n")

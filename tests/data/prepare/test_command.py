@@ -7,8 +7,8 @@ import pytest
 
 from common.errors import UserError
 from data.prepare import pipeline as prepare_module
-from data.readers.source_args import SourceGroup, parse_source_groups
 from data.prepare.pipeline import PrepareOptions
+from data.readers.source_args import SourceGroup, parse_source_groups
 
 
 def test_source_groups_are_parsed_from_command_line() -> None:
@@ -43,7 +43,10 @@ def test_source_groups_are_parsed_from_command_line() -> None:
         ("--source mnbvc --input --out o", "--input needs"),
         ("--out o --tokenizer t", "is needed: see --help"),
         ("--source text --input a --out o", "--tokenizer: is required"),
-        ("--source text --input a --out o --tokenizer t --dedup.treshold 1", "did you mean --dedup.threshold"),
+        (
+            "--source text --input a --out o --tokenizer t --dedup.treshold 1",
+            "did you mean --dedup.threshold",
+        ),
         ("--source text --input a --out o --tokenizer nothing", "nothing does not exist"),
     ],
 )
@@ -64,7 +67,14 @@ def test_help_shows_sources_options_and_example(
         prepare_module.main()
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for word in ("wiki_zh_2019", "mnbvc_qa", "--dedup.threshold", "--clean.minimum_characters", "--input hub", "--out"):
+    for word in (
+        "wiki_zh_2019",
+        "mnbvc_qa",
+        "--dedup.threshold",
+        "--clean.minimum_characters",
+        "--input hub",
+        "--out",
+    ):
         assert word in text
 
 

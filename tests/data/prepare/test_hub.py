@@ -38,7 +38,10 @@ def test_a_hub_dataset_is_prepared_like_files(
 
     folder = tmp_path / "qa" / "20230196" / "zhihu"
     folder.mkdir(parents=True)
-    rows = [{"id": i if i % 2 else str(i), "问": document(i, 50), "答": document(i + 1000, 200)} for i in range(40)]
+    rows = [
+        {"id": i if i % 2 else str(i), "问": document(i, 50), "答": document(i + 1000, 200)}
+        for i in range(40)
+    ]
     with gzip.open(folder / "0.jsonl.gz", "wb") as file:
         file.writelines(orjson.dumps(row) + b"\n" for row in rows)
     fake_hub("mnbvc_qa", tmp_path)
@@ -48,4 +51,7 @@ def test_a_hub_dataset_is_prepared_like_files(
         report = prepare_source("mnbvc_qa", [f"{way}:qa_zhihu"], tmp_path / way, tokenizer, options)
         assert report["kept"] == 30
         assert f"{document(0, 50)}\n{document(1000, 200)}" in documents(tmp_path / way)
-    assert ShardSet.open(tmp_path / "hub").fingerprint == ShardSet.open(tmp_path / "hub-download").fingerprint
+    assert (
+        ShardSet.open(tmp_path / "hub").fingerprint
+        == ShardSet.open(tmp_path / "hub-download").fingerprint
+    )

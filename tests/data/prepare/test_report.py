@@ -10,8 +10,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_checksummed_json
+from data.prepare.pipeline import PrepareOptions, prepare_groups, prepare_source
 from data.readers.source_args import SourceGroup
-from data.prepare.pipeline import PrepareOptions, prepare_source, prepare_groups
 from data.shards import ShardSet
 from model.tokenizer.base import Tokenizer
 from tests.data.prepare.conftest import document, documents
@@ -28,7 +28,11 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
     splits = shards.manifest["splits"]
     for split in ("train", "validation"):
         assert splits[split]["sequences"] == len(shards.load_split(split))
-        assert splits[split]["tokens"] == shards.load_split(split).num_tokens == shards.load_split(split).lengths().sum()
+        assert (
+            splits[split]["tokens"]
+            == shards.load_split(split).num_tokens
+            == shards.load_split(split).lengths().sum()
+        )
     assert sum(split["characters"] for split in splits.values()) == report["characters"]
     assert sum(split["tokens"] for split in splits.values()) == report["tokens"]
     assert shards.manifest["tokenizer"]["fingerprint"] == Tokenizer.load(tokenizer).fingerprint
@@ -60,22 +64,34 @@ def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
     corpus: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     corpus.write_bytes(corpus.read_bytes() + b"[1]\n[2]\n")
-    with pytest.raises(UserError, match=r"3 of 221 records.*1\.36%.*corpus\.jsonl line 219: not valid JSON") as caught:
+    with pytest.raises(
+        UserError, match=r"3 of 221 records.*1\.36%.*corpus\.jsonl line 219: not valid JSON"
+    ) as caught:
         prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-    report = prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(quarantine_share=0.02))
+    report = prepare_source(
+        "jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(quarantine_share=0.02)
+    )
     assert report["quarantined"] == 3
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"\n\n", "not one record"), (b'{"text": "a"}\n', r"none of 1 .*\(too_short 1\).* at least 20 char")]
+    ("data", "reason"),
+    [
+        (b"\n\n", "not one record"),
+        (b'{"text": "a"}\n', r"none of 1 .*\(too_short 1\).* at least 20 char"),
+    ],
 )
-def test_empty_training_set_gives_clear_error(tokenizer: Path, tmp_path: Path, data: bytes, reason: str) -> None:
+def test_empty_training_set_gives_clear_error(
+    tokenizer: Path, tmp_path: Path, data: bytes, reason: str
+) -> None:
     """A user's text that is too short for anything, with neither the file's name nor the length that would do."""
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=rf"a\.jsonl: .*{reason}"):
-        prepare_source("jsonl", [str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer, PrepareOptions())
+        prepare_source(
+            "jsonl", [str(tmp_path / "a.jsonl")], tmp_path / "out", tokenizer, PrepareOptions()
+        )
 
 
 def test_conversation_fitting_a_row_gives_no_length_warning(root: Path, tmp_path: Path) -> None:
@@ -88,9 +104,16 @@ def test_conversation_fitting_a_row_gives_no_length_warning(root: Path, tmp_path
         filler += "的水山天人"[len(filler) % 5]
         size = len(Template().encode(small, [("好", filler)])[0])
         if size in (513, 514):
-            row = {"messages": [{"role": "user", "content": "好"}, {"role": "assistant", "content": filler}]}
+            row = {
+                "messages": [
+                    {"role": "user", "content": "好"},
+                    {"role": "assistant", "content": filler},
+                ]
+            }
             (tmp_path / f"{size}.jsonl").write_bytes(orjson.dumps(row) + b"\n")
     for size, longer in ((513, 0), (514, 1)):
         group = SourceGroup("openai", (str(tmp_path / f"{size}.jsonl"),))
-        report = prepare_groups([group], tmp_path / str(size), root / "assets/tokenizer", PrepareOptions(workers=1))
+        report = prepare_groups(
+            [group], tmp_path / str(size), root / "assets/tokenizer", PrepareOptions(workers=1)
+        )
         assert report["tokens"] == size and report["longer_than"]["512"] == longer

@@ -12,26 +12,44 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data.prepare import write_shards as assemble_module
-from data.prepare import worker as parts_module
 from data.prepare import pipeline as prepare_module
+from data.prepare import worker as parts_module
+from data.prepare import write_shards as assemble_module
 from data.prepare.pipeline import PrepareOptions, prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
 
 
 @pytest.mark.slow
-def test_output_is_identical_for_any_workers_and_after_sigkill(tokenizer: Path, tmp_path: Path, root: Path) -> None:
+def test_output_is_identical_for_any_workers_and_after_sigkill(
+    tokenizer: Path, tmp_path: Path, root: Path
+) -> None:
     """Two workers, killed -9 in the middle and run again, make what one made at a stretch; the workers die with it."""
     import psutil
 
     texts = [document(seed, 500) for seed in range(1200)]
     for name, some in (("a.jsonl", texts[:700]), ("b.jsonl", texts[650:])):
-        (tmp_path / name).write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in some) + b"[]\n")
+        (tmp_path / name).write_bytes(
+            b"".join(orjson.dumps({"text": text}) + b"\n" for text in some) + b"[]\n"
+        )
 
     def arguments(out: str, workers: int) -> list[str]:
-        inputs = ["--source", "jsonl", "--input", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
-        return [*inputs, "--tokenizer", str(tokenizer), "--out", str(tmp_path / out), "--workers", str(workers)]
+        inputs = [
+            "--source",
+            "jsonl",
+            "--input",
+            str(tmp_path / "a.jsonl"),
+            str(tmp_path / "b.jsonl"),
+        ]
+        return [
+            *inputs,
+            "--tokenizer",
+            str(tokenizer),
+            "--out",
+            str(tmp_path / out),
+            "--workers",
+            str(workers),
+        ]
 
     assert run(arguments("one", 1), root).returncode == 0
     wanted = contents(tmp_path / "one")
@@ -86,7 +104,9 @@ def test_finished_units_are_reused_and_changed_inputs_redone(
     assert not (tmp_path / "out").exists()
     made.clear()
     # Mended in its last line: only the last part is made again.
-    corpus.write_bytes(corpus.read_bytes().replace(b"{broken\n", orjson.dumps({"text": document(999)}) + b"\n"))
+    corpus.write_bytes(
+        corpus.read_bytes().replace(b"{broken\n", orjson.dumps({"text": document(999)}) + b"\n")
+    )
     report = prepare_source(*arguments)
     assert len(made) == 1
     assert report["kept"] == 201 and report["quarantined"] == 0
@@ -101,11 +121,22 @@ def test_repeat_is_no_op_and_different_arguments_are_refused(
     out = tmp_path / "out"
     report = prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions(workers=2, quarantine_share=0.5)) == report
+    assert (
+        prepare_source(
+            "jsonl", [str(corpus)], out, tokenizer, PrepareOptions(workers=2, quarantine_share=0.5)
+        )
+        == report
+    )
     assert "already prepared" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(UserError, match=r"differs: options\.dedup\.near.*another --out"):
-        prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions.model_validate({"dedup": {"near": False}}))
+        prepare_source(
+            "jsonl",
+            [str(corpus)],
+            out,
+            tokenizer,
+            PrepareOptions.model_validate({"dedup": {"near": False}}),
+        )
     corpus.write_bytes(corpus.read_bytes()[:-20])
     with pytest.raises(UserError, match="differs: inputs"):
         prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
@@ -142,9 +173,14 @@ def test_concurrent_preparation_is_refused(
 
 
 def test_units_of_other_code_version_are_not_mixed(
-    corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus: Path,
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Half a corpus cleaned by last month's rules and half by today's, because an update came between."""
+
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -154,10 +190,18 @@ def test_units_of_other_code_version_are_not_mixed(
             patch.setattr(assemble_module, "_write_splits", full)
             if updated:
                 patch.setattr(prepare_module, "PREPARE_VERSION", prepare_module.PREPARE_VERSION + 1)
-                patch.setattr(parts_module, "rejection_reason", lambda text, options: "other_rule" if "第7" in text else None)
+                patch.setattr(
+                    parts_module,
+                    "rejection_reason",
+                    lambda text, options: "other_rule" if "第7" in text else None,
+                )
             prepare_source(*arguments)
     capsys.readouterr()
-    assert prepare_source(*arguments)["dropped"] == {"exact_duplicate": 10, "near_duplicate": 5, "too_short": 3}
+    assert prepare_source(*arguments)["dropped"] == {
+        "exact_duplicate": 10,
+        "near_duplicate": 5,
+        "too_short": 3,
+    }
     assert "another version of this code: its parts are made again" in capsys.readouterr().out
     before = ShardSet.open(tmp_path / "out").fingerprint
     monkeypatch.setattr(prepare_module, "PREPARE_VERSION", prepare_module.PREPARE_VERSION + 1)

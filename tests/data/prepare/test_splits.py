@@ -16,12 +16,19 @@ from tests.data.prepare.conftest import document, run
 def split_of(folder: Path, name: str) -> set[str]:
     shards = ShardSet.open(folder)
     sequences, loaded = shards.load_split(name), shards.load_tokenizer()
-    return {loaded.decode(sequences.tokens(index)[1:-1].tolist()) for index in range(len(sequences))}
+    return {
+        loaded.decode(sequences.tokens(index)[1:-1].tolist()) for index in range(len(sequences))
+    }
 
 
 def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
-    prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(validation=0))
-    loaded, sequences = Tokenizer.load(tokenizer), ShardSet.open(tmp_path / "out").load_split("train")
+    prepare_source(
+        "jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(validation=0)
+    )
+    loaded, sequences = (
+        Tokenizer.load(tokenizer),
+        ShardSet.open(tmp_path / "out").load_split("train"),
+    )
     for index in (0, 7, 199):
         wanted = [loaded.bos_id, *loaded.encode(document(index)), loaded.eos_id]
         assert np.array_equal(sequences.tokens(index), wanted)
@@ -32,22 +39,40 @@ def test_validation_split_depends_only_on_text(tokenizer: Path, tmp_path: Path) 
     texts = [document(seed, 60) for seed in range(600)]
 
     def prepared(name: str, some: list[str]) -> Path:
-        (tmp_path / name).write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in some))
-        prepare_source("jsonl", [str(tmp_path / name)], tmp_path / f"{name}.out", tokenizer, PrepareOptions())
+        (tmp_path / name).write_bytes(
+            b"".join(orjson.dumps({"text": text}) + b"\n" for text in some)
+        )
+        prepare_source(
+            "jsonl", [str(tmp_path / name)], tmp_path / f"{name}.out", tokenizer, PrepareOptions()
+        )
         return tmp_path / f"{name}.out"
 
-    whole, turned, half = prepared("a", texts), prepared("b", texts[::-1]), prepared("c", texts[:300])
+    whole, turned, half = (
+        prepared("a", texts),
+        prepared("b", texts[::-1]),
+        prepared("c", texts[:300]),
+    )
     assert 30 < len(split_of(whole, "validation")) < 100
     assert split_of(turned, "validation") == split_of(whole, "validation")
     assert split_of(half, "validation") <= split_of(whole, "validation")
 
 
-@pytest.mark.parametrize(("count", "share", "held_out"), [(1, 0.005, 0), (2, 0.005, 1), (9, 0.005, None), (9, 0, 0)])
+@pytest.mark.parametrize(
+    ("count", "share", "held_out"), [(1, 0.005, 0), (2, 0.005, 1), (9, 0.005, None), (9, 0, 0)]
+)
 def test_small_corpora_have_both_splits(
     tokenizer: Path, tmp_path: Path, count: int, share: float, held_out: int | None
 ) -> None:
-    (tmp_path / "a").write_bytes(b"".join(orjson.dumps({"text": document(seed)}) + b"\n" for seed in range(count)))
-    prepare_source("jsonl", [str(tmp_path / "a")], tmp_path / "out", tokenizer, PrepareOptions(validation=share))
+    (tmp_path / "a").write_bytes(
+        b"".join(orjson.dumps({"text": document(seed)}) + b"\n" for seed in range(count))
+    )
+    prepare_source(
+        "jsonl",
+        [str(tmp_path / "a")],
+        tmp_path / "out",
+        tokenizer,
+        PrepareOptions(validation=share),
+    )
     splits = ShardSet.open(tmp_path / "out").manifest["splits"]
     assert splits["train"]["sequences"] >= 1
     assert splits["train"]["sequences"] + splits["validation"]["sequences"] == count
@@ -65,8 +90,22 @@ def test_memory_is_constant_in_corpus_size(tokenizer: Path, tmp_path: Path, root
             for seed in range(1000 * scale):
                 file.write(orjson.dumps({"text": f"{seed} " + document(seed % 97, 900)}) + b"\n")
         # Without near duplicates all documents stay; with one worker it is this process that cleans and encodes.
-        arguments = ["--source", "jsonl", "--input", str(path), "--tokenizer", str(tokenizer), "--dedup.near", "false"]
-        assert run([*arguments, "--workers", "1", "--out", str(tmp_path / f"{scale}.out")], root).returncode == 0
+        arguments = [
+            "--source",
+            "jsonl",
+            "--input",
+            str(path),
+            "--tokenizer",
+            str(tokenizer),
+            "--dedup.near",
+            "false",
+        ]
+        assert (
+            run(
+                [*arguments, "--workers", "1", "--out", str(tmp_path / f"{scale}.out")], root
+            ).returncode
+            == 0
+        )
         report = json.loads((tmp_path / f"{scale}.out" / "report.json").read_text())
         assert report["kept"] == 1000 * scale
         peaks.append(report["peak_memory_parent"])

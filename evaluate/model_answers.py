@@ -85,7 +85,7 @@ def summarize_articles(
     )
     clean = strip_lead_in if template.lead_ins else str
     return [
-        ModelAnswer(clean(tokenizer.decode(each.ids)), len(each.ids), each.has_eos, trimmed)
+        ModelAnswer(clean(tokenizer.decode(each.ids)), len(each.ids), each.reached_stop_id, trimmed)
         for each, (_, trimmed) in zip(decoded, prompts, strict=True)
     ]
 
@@ -118,5 +118,5 @@ def answer_questions(
     )
     answers: list[ModelAnswer | None] = [None] * len(prompts)
     for index, each in zip(fitting, decoded, strict=True):
-        answers[index] = ModelAnswer(tokenizer.decode(each.ids), len(each.ids), each.has_eos)
+        answers[index] = ModelAnswer(tokenizer.decode(each.ids), len(each.ids), each.reached_stop_id)
     return answers

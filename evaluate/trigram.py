@@ -48,9 +48,9 @@ class TokenStream(Protocol):
     """A split's tokens one after another (`data.shards.Sequences`)."""
 
     @property
-    def total_tokens(self) -> int: ...
+    def num_tokens(self) -> int: ...
 
-    def stream(self, start: int, stop: int) -> np.ndarray: ...
+    def read_stream(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def compute_probabilities(
     training positions held in memory at once (one token's own positions are always held together).
     Returns float64[n], and the discounts of the orders 1, 2 and 3. UserError if `train` has no trigram.
     """
-    if train.total_tokens < 3:
+    if train.num_tokens < 3:
         raise UserError(
-            f"the training split has {train.total_tokens} tokens; a trigram needs at least 3"
+            f"the training split has {train.num_tokens} tokens; a trigram needs at least 3"
         )
     trigrams, bigrams = (NgramOrder(np.zeros((3, len(queries)), dtype=np.int64)) for _ in range(2))
     keys = _pack_keys(np.maximum(queries[:, 0], 0), queries[:, 1], queries[:, 2])
@@ -166,8 +166,8 @@ def compute_probabilities(
 def _count_middle_ids(train: TokenStream, vocabulary_size: int) -> np.ndarray:
     """How often each id is the middle of a trigram, int64[V]."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for start in range(1, train.total_tokens - 1, READ_CHUNK_TOKENS):
-        ids = train.stream(start, min(start + READ_CHUNK_TOKENS, train.total_tokens - 1))
+    for start in range(1, train.num_tokens - 1, READ_CHUNK_TOKENS):
+        ids = train.read_stream(start, min(start + READ_CHUNK_TOKENS, train.num_tokens - 1))
         counts += np.bincount(ids, minlength=vocabulary_size)
     return counts
 
@@ -188,8 +188,8 @@ def _trigram_keys(train: TokenStream, low: int, high: int, count: int) -> np.nda
     """The keys of all `count` trigrams of the stream whose middle id is in `[low, high)`, int64[count]."""
     keys = np.empty(count, dtype=np.int64)
     filled = 0
-    for start in range(0, train.total_tokens - 2, READ_CHUNK_TOKENS):
-        ids = train.stream(start, min(start + READ_CHUNK_TOKENS + 2, train.total_tokens))
+    for start in range(0, train.num_tokens - 2, READ_CHUNK_TOKENS):
+        ids = train.read_stream(start, min(start + READ_CHUNK_TOKENS + 2, train.num_tokens))
         middle = ids[1:-1]
         positions = np.flatnonzero((middle >= low) & (middle < high))
         keys[filled : filled + len(positions)] = _pack_keys(

@@ -127,7 +127,7 @@ def _evaluate_answers(
     exact_match = float(
         np.mean([a.strip() == r.strip() for a, r in zip(answers, references, strict=True)])
     )
-    eos_rate = float(np.mean([each.has_eos for each in decoded]))
+    eos_rate = float(np.mean([each.reached_stop_id for each in decoded]))
     values = {
         f"rouge_{key}": float(np.mean([score[key].f for score in scores]))
         for key in ("1", "2", "l")

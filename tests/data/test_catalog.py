@@ -394,7 +394,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
         "tokenizer": manifests.Corpus.model_validate({**head, "files": ({"path": "t.model"},)}),
     }
-    for module in (command, resolve_shard_set, manifests):
+    for module in (command, resolver, manifests):
         monkeypatch.setattr(module, "load_corpora", lambda: made)
     yield folder
     server.shutdown()

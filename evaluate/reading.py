@@ -17,7 +17,7 @@ from evaluate.model_answers import ModelAnswer, Question, answer_questions, extr
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.scores.repetition import is_looping
 from evaluate.usable_records import read_records
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 
 NUM_EXAMPLES_SHOWN = 3
 ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")
@@ -138,7 +138,7 @@ def _generate_answers(
 ) -> tuple[dict[str, str | int], list[tuple[ModelAnswer | None, ModelAnswer | None]]]:
     """Which checkpoint it was, and its answers to each question with the right and with the wrong passage."""
     loaded = load_checkpoint(options, device)
-    template = Template.load(loaded.folder)
+    template = load_template(loaded.folder)
     with progress_bar("answering", 2 * len(pairs), "answers") as bar:
         right, wrong = (
             answer_questions(

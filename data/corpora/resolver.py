@@ -27,6 +27,7 @@ from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
 from data.readers.source_args import SourceGroup
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
 SAMPLE_NAME = "sample"
@@ -170,7 +171,7 @@ def prepare_if_outdated(
     The old set stays until the new one is whole. `parts` are the parts of the corpus that the files are. Raises UserError
     if `prepared/` has something else under this name.
     """
-    out = _prepared_folder(name, Tokenizer.load(tokenizer))
+    out = _prepared_folder(name, load_tokenizer(tokenizer))
     corpus = {"name": name, "parts": list(parts)}
     options = PrepareOptions()
     groups = _source_groups(files_by_source)
@@ -192,7 +193,7 @@ def _prepared_folder(name: str, tokenizer: Tokenizer) -> Path:
 def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
     """Return the set prepared under this name with this tokenizer, else the newest one; None if there is none."""
     if tokenizer is not None:
-        folders = [_prepared_folder(name, Tokenizer.load(tokenizer))]
+        folders = [_prepared_folder(name, load_tokenizer(tokenizer))]
     else:
         folders = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
     folders = [folder for folder in folders if _is_shard_set(folder)]
@@ -289,7 +290,7 @@ def _is_shard_set(folder: Path) -> bool:
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
     """A shard-set folder whose files are all there, and of this tokenizer where one is demanded."""
     fingerprint = ShardSet.open(folder).load_tokenizer().fingerprint
-    if tokenizer is not None and (wanted := Tokenizer.load(tokenizer).fingerprint) != fingerprint:
+    if tokenizer is not None and (wanted := load_tokenizer(tokenizer).fingerprint) != fingerprint:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} ({wanted[:8]}): "
             f"prepare the raw files with --tokenizer {tokenizer}, or leave out the --tokenizer or --base that asks for it"

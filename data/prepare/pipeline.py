@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,8 @@ from data.readers.source_args import SourceGroup
 from data.records import Kind
 from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source
-from model.tokenizer.base import Tokenizer
+from model.chat_template.template import load_template
+from model.tokenizer import load_tokenizer
 
 ValidationShare = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -102,7 +104,9 @@ def prepare_groups(
     `out` is something else, if inputs cannot be read, or if more than `quarantine_share` of the records are bad.
     """
     start_time = time.monotonic()
-    loaded_tokenizer = Tokenizer.load(tokenizer)
+    loaded_tokenizer = load_tokenizer(tokenizer)
+    # Lead-ins are drawn when examples are built: the prepared set does not depend on them.
+    template = replace(load_template(tokenizer), lead_ins=False)
     kind = _resolve_kind(groups)
     settings = describe_settings(
         loaded_tokenizer.fingerprint,
@@ -115,6 +119,7 @@ def prepare_groups(
         return load_report(out)
     with _open_work_folder(out, settings) as work:
         loaded_tokenizer.save(work)
+        template.save(work)
         unit_manifests, peak = _process_units(groups, work, options)
         _check_quarantine(work / "parts", unit_manifests, options.quarantine_share)
         write_provenance(work, settings, groups, corpus)
@@ -123,6 +128,7 @@ def prepare_groups(
             work / "parts",
             unit_manifests,
             loaded_tokenizer,
+            template,
             kind,
             options.dedup,
             options.validation,

@@ -74,11 +74,11 @@ def test_unusable_model_error_in_chinese(
     ("option", "said", "detail"),
     [
         (["--chekpoint", "x"], "命令行有误", "did you mean --checkpoint"),
-        (["--top_p"], "命令行有误", "expected one argument"),
+        (["--top_p"], "命令行有误", "needs a value"),
         (
             ["--reference", "x", "--wikipedia", "y"],
             "命令行有误",
-            "not allowed with argument --reference",
+            "只能给一个",
         ),
         (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
     ],
@@ -182,7 +182,7 @@ def test_non_utf8_command_line_bytes(chat: Chat, tmp_path: Path) -> None:
     assert done.code == 0 and done.out.endswith("\n青禾\ufffd镇\n"), done.err
     odd = tmp_path / "\udcb0资料"
     odd.write_text(ABOUT_BAI, encoding="utf-8")
-    done = chat(f"{MAYOR}\n/save {tmp_path}/对话.md", "--reference-file", str(odd))
+    done = chat(f"{MAYOR}\n/save {tmp_path}/对话.md", "--reference_file", str(odd))
     assert done.out == "白云飞\n" and "已保存到" in done.err, done.err
     assert "?资料" in (tmp_path / "对话.md").read_text(encoding="utf-8")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import MANIFEST, read_json
+from data.corpora.detect import detect_source
 from data.corpora.manifests import (
     PROJECT_ROOT,
     TOKENIZER_NAME,
@@ -23,9 +24,8 @@ from data.corpora.manifests import (
 )
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
-from data.readers.detect import detect_source
+from data.prepare.source_args import SourceGroup
 from data.readers.files import expand_inputs
-from data.readers.source_args import SourceGroup
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer

@@ -17,8 +17,8 @@ from common.errors import UserError
 from common.files import MANIFEST, read_json
 from data import download as command
 from data.corpora import manifests, resolver
+from data.corpora.detect import detect_source
 from data.corpora.resolver import resolve_shard_set
-from data.readers.detect import detect_source
 from data.shards import ShardSet
 from data.sources import SOURCES
 from model.tokenizer import load_tokenizer

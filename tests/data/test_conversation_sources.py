@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data.readers.detect import detect_source
+from data.corpora.detect import detect_source
 from data.records import BadRecord, Conversation, Turn
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError

@@ -17,7 +17,7 @@ from chat.serve.__main__ import main as serve
 from chat.terminal import references, session
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
-from evaluate.__main__ import resolve_run
+from evaluate.measure_run import resolve_run
 from model.checkpoint import locate, weights
 from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
@@ -289,7 +289,7 @@ def test_out_of_memory_in_command_does_not_end_chat(
         (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"),
         (["--prot", "1"], "命令行有误", "--port"),
         (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
-        (["--api_key", "密"], "--api_key：密钥要由可见", ""),
+        (["--api_key", "密"], "命令行有误", "--api_key: 密钥要由可见"),
     ],
 )
 def test_server_startup_errors_are_in_chinese(

@@ -30,6 +30,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json
 from data.records import Kind
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
 SHARD_FORMAT = "babyllama-shards-1"
@@ -283,7 +284,7 @@ class ShardSet:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""
-        return Tokenizer.load(self.folder)
+        return load_tokenizer(self.folder)
 
     def load_split(self, name: str) -> Sequences:
         """`train` or `validation`."""

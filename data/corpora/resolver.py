@@ -37,6 +37,7 @@ from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
 from data.readers.source_args import SourceGroup
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
 SAMPLE_NAME = "sample"
@@ -174,7 +175,7 @@ def prepare_if_outdated(name: str, inputs: FilesBySource, tokenizer: Path) -> Pa
 
     The old one stays until the new one is whole. UserError if something that was not made here has the name.
     """
-    loaded_tokenizer = Tokenizer.load(tokenizer)
+    loaded_tokenizer = load_tokenizer(tokenizer)
     out, options = _prepared_folder(name, loaded_tokenizer), PrepareOptions()
     if out.exists() and not (out / PROVENANCE_FILE).is_file():
         raise UserError(
@@ -266,7 +267,7 @@ def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
 def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
     """What was prepared under this name with this tokenizer, or with whichever came last; None if nothing was."""
     if tokenizer is not None:
-        folder = _prepared_folder(name, Tokenizer.load(tokenizer))
+        folder = _prepared_folder(name, load_tokenizer(tokenizer))
         return (
             _refresh_if_outdated(_check_shard_set(folder, tokenizer), name, corpus)
             if _is_shard_set(folder)
@@ -403,7 +404,7 @@ def _is_shard_set(folder: Path) -> bool:
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
     """A shard-set folder whose files are all there, and of this tokenizer where one is demanded."""
     fingerprint = ShardSet.open(folder).load_tokenizer().fingerprint
-    if tokenizer is not None and (wanted := Tokenizer.load(tokenizer).fingerprint) != fingerprint:
+    if tokenizer is not None and (wanted := load_tokenizer(tokenizer).fingerprint) != fingerprint:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} ({wanted[:8]}): "
             f"prepare the raw files with --tokenizer {tokenizer}, or leave out the --tokenizer or --base that asks for it"

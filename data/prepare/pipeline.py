@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,8 @@ from data.readers.source_args import SourceGroup
 from data.records import Kind
 from data.shards import REPORT_FILE, SHARD_FORMAT
 from data.sources import find_source
+from model.chat_template.template import load_template
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
 # Raise this when a change makes other ids of the same records: sets prepared by another version are prepared again.
@@ -91,7 +94,9 @@ def prepare_groups(
     read, or if more than `quarantine_share` of the records are bad.
     """
     start_time = time.monotonic()
-    loaded_tokenizer = Tokenizer.load(tokenizer)
+    loaded_tokenizer = load_tokenizer(tokenizer)
+    # Lead-ins are drawn when examples are built: the prepared set does not depend on them.
+    template = replace(load_template(tokenizer), lead_ins=False)
     kind = _resolve_kind(groups)
     identity = _build_identity(groups, loaded_tokenizer, options)
     if (report := _load_existing_report(out, identity)) is not None:
@@ -99,6 +104,7 @@ def prepare_groups(
         return report
     with _open_work_folder(out, identity) as work:
         loaded_tokenizer.save(work)
+        template.save(work)
         unit_manifests, peak = _process_units(groups, work, options)
         _check_quarantine(work / "parts", unit_manifests, options.quarantine_share)
         manifest_fields = {
@@ -111,6 +117,7 @@ def prepare_groups(
             work / "parts",
             unit_manifests,
             loaded_tokenizer,
+            template,
             kind,
             options.dedup,
             options.validation,

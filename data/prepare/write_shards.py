@@ -12,7 +12,7 @@ from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplic
 from data.prepare.worker import unit_folder
 from data.records import Kind
 from data.shards import SHARD_FORMAT, SPLITS, ShardWriter
-from model.chat_template.template import template_for_tokenizer
+from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 MIN_VALIDATION_DOCUMENTS = 100
@@ -26,6 +26,7 @@ def write_shard_set(
     units_folder: Path,
     unit_manifests: list[dict[str, Any]],
     tokenizer: Tokenizer,
+    template: Template,
     kind: Kind,
     dedup: DedupOptions,
     validation: float,
@@ -56,7 +57,7 @@ def write_shard_set(
     with atomic_folder(out, manifest) as folder:
         tokenizer.save(folder)
         if kind == "conversations":
-            template_for_tokenizer(tokenizer).save(folder)
+            template.save(folder)
             report["longer_than"] = _count_longer_than(units_folder, len(unit_manifests), labels)
         manifest["splits"] = _write_splits(
             folder, units_folder, unit_manifests, labels, limit, tokenizer.vocab_size, kind

@@ -67,7 +67,13 @@ def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) 
 
 
 # Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
-FINGERPRINTS = {1: {"wikipedia": "", "redgpt": "", "csl": ""}}
+FINGERPRINTS = {
+    1: {
+        "wikipedia": "ca9c6cd8ee12d9e072a4479b69fa954abb3190d1aeff1179ae623b89922241d7",
+        "redgpt": "1681927dd6d92c44ccfbd096b0df769e617194ebd8db6cd98712d728dcc1ee43",
+        "csl": "9156a52094835b8d08250c0f87e4dce3bba3dad45f7186421ca69ca30155161e",
+    }
+}
 
 
 def test_the_version_is_raised_with_the_ids() -> None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json, sha256_file
@@ -60,24 +61,41 @@ class RemainingSteps:
     resume_command: str
 
 
+def _read_fingerprints(run: Path) -> dict[str, Any] | None:
+    record = read_json(run / RUN_FILE)
+    fingerprints = record.get("fingerprints") if isinstance(record, dict) else None
+    return fingerprints if isinstance(fingerprints, dict) else None
+
+
+def read_fingerprints(run: Path) -> dict[str, Any]:
+    """Return the fingerprints in a run's `run.json`. Raises UserError if it has none."""
+    fingerprints = _read_fingerprints(run)
+    if fingerprints is None:
+        raise UserError(
+            f"{run / RUN_FILE} has no fingerprints: put a copy of it back, or move {run} elsewhere"
+        )
+    return fingerprints
+
+
+def training_command(fingerprints: dict[str, Any]) -> str:
+    """Return the command that trains a run with these fingerprints, "pretrain" or "sft"."""
+    return "sft" if "template" in fingerprints else "pretrain"
+
+
 def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     """What is left of a run that stands for its checkpoint `folder`; None of one that is complete or ended early, of one
     whose checkpoint does not say how many steps there are (it was imported), and of what is no run.
     """
     if not (run / RUN_FILE).is_file() or (run / EARLY_STOP_FILE).is_file():
         return None
-    facts, step = read_json(run / RUN_FILE), read_step(folder)
-    fingerprints = facts.get("fingerprints") if isinstance(facts, dict) else None
-    fingerprints = fingerprints if isinstance(fingerprints, dict) else {}
-    # Checkpoints of earlier versions do not say it.
+    fingerprints = _read_fingerprints(run) or {}
+    step = read_step(folder)
+    # Checkpoints of earlier versions do not have the number of steps.
     last = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
     if step is None or not isinstance(last, int) or step >= last:
         return None
-    return RemainingSteps(
-        step,
-        last,
-        f"make {'sft' if 'template' in fingerprints else 'pretrain'} {shlex.quote(f'RUN={run}')}",
-    )
+    command = f"make {training_command(fingerprints)} {shlex.quote(f'RUN={run}')}"
+    return RemainingSteps(step, last, command)
 
 
 def list_steps(run: Path) -> list[int]:
@@ -95,6 +113,13 @@ def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
         if (run / RUN_FILE).is_file() and (saved := list_steps(run))
     ]
     return [run for _, run in sorted(found, reverse=True)]
+
+
+def find_newest_run(
+    runs: Path = RUNS_DIR, accept: Callable[[Path], bool] = lambda run: True
+) -> Path | None:
+    """Return the run with the latest checkpoint among those that `accept` is true of, or None."""
+    return next((run for run in list_runs(runs) if accept(run)), None)
 
 
 def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | None:

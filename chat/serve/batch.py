@@ -28,7 +28,7 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def prefill(self, requests: Sequence[GenerationRequest]) -> None:
-        """Compute the prompts of new requests, sample their first ids, and add them to the batch."""
+        """Compute the prompts of new requests, sample their first ids, and add them all."""
         if not requests:
             return
         model = self._loaded_model.model

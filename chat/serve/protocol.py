@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/chat/create
 A field that would change the answer and is not supported is refused, never ignored.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -240,8 +240,8 @@ def _check_message(message: Message, name: str, expected_role: str) -> None:
 def resolve_sampling(body: CompletionRequest, defaults: Sampling) -> Sampling:
     """Return the request's sampling settings, with `defaults` for those it does not set."""
     values = {
-        setting.name: getattr(body, setting.name)
-        for setting in SETTINGS
-        if getattr(body, setting.name) is not None
+        field.name: getattr(body, field.name)
+        for field in fields(Sampling)
+        if getattr(body, field.name) is not None
     }
     return replace(defaults, **values)

@@ -55,23 +55,13 @@ class Console:
             lines.append(line[:-1])
 
     def _read_line(self, prompt: str) -> str:
-        readline = self._readline
-        old_length = readline.get_current_history_length() if readline else 0
+        old_length = self._readline.get_current_history_length() if self._readline else 0
         with _translate_console_errors():
             line = input(prompt if self.is_interactive else "")
-        if readline:
-            self._append_history(readline.get_current_history_length() - old_length)
+        if self._readline:
+            num_new_lines = self._readline.get_current_history_length() - old_length
+            _save_history(self._readline, self._history_file, num_new_lines)
         return line
-
-    def _append_history(self, num_new_lines: int) -> None:
-        """Save the newest lines at once, so that a closed window or a second chat loses none."""
-        if num_new_lines <= 0:
-            return
-        with contextlib.suppress(OSError):
-            if hasattr(self._readline, "append_history_file"):
-                self._readline.append_history_file(num_new_lines, self._history_file)
-            else:  # Python built with libedit
-                self._readline.write_history_file(self._history_file)
 
     def write(self, text: str) -> None:
         """Write a piece of an answer to stdout and flush it."""
@@ -115,6 +105,17 @@ def _load_history(file: Path) -> Any:
         file.touch(mode=0o600)
         readline.read_history_file(file)
     return readline
+
+
+def _save_history(readline: Any, file: Path, num_new_lines: int) -> None:
+    """Save the newest lines at once, so that a closed window or a second chat loses none."""
+    if num_new_lines <= 0:
+        return
+    with contextlib.suppress(OSError):
+        if hasattr(readline, "append_history_file"):
+            readline.append_history_file(num_new_lines, file)
+        else:  # Python built with libedit
+            readline.write_history_file(file)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Connections that ask for nothing cost nothing."""
+"""Idle connections use up neither files nor places for other clients."""
 
 import asyncio
 import json
@@ -21,39 +21,47 @@ from chat.serve.connection_limits import (
 )
 from tests.helpers.server import ServerHandle, running_server
 
-HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
-POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+GET_HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+POST_HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n"
+)
+ENDLESS_QUESTION = "说个不停"
+NO_TIMEOUT = 3600.0
 
 
-class Hasty(LimitedConnection):
-    """Little patience."""
+class ShortTimeout(LimitedConnection):
+    """Idle connections are closed after a second."""
 
-    patience = 1.0
+    idle_timeout = 1.0
 
 
-class Later(LimitedConnection):
-    """Little patience, once a first request has come: a machine with other work may take long to send it."""
+class ShortTimeoutAfterFirstHead(LimitedConnection):
+    """The same, but only after the first head, which a busy machine may send late."""
 
     @property
     def idle_timeout(self) -> float:  # type: ignore[override]
-        return 3600.0 if self.cycle is None else Hasty.idle_timeout
+        return NO_TIMEOUT if self.cycle is None else ShortTimeout.idle_timeout
 
 
-class Few(LimitedConnection):
-    """As many connections as a test opens, and patience without end."""
+class ThreeConnections(LimitedConnection):
+    """Few connections without a timeout."""
 
-    most, patience = 3, 3600.0
+    max_connections = 3
+    idle_timeout = NO_TIMEOUT
 
 
 @pytest.fixture(scope="module")
-def few(endless: Path) -> Iterator[ServerHandle]:
-    """A server that takes few connections, for a model that never ends."""
-    with running_server(endless, rows=3, max_tokens=15_000, protocol_class=Few) as server:
+def small_server(endless: Path) -> Iterator[ServerHandle]:
+    """A server with three connections for a model that never ends."""
+    with running_server(
+        endless, max_sequences=3, max_new_tokens=15_000, protocol_class=ThreeConnections
+    ) as server:
         yield server
 
 
 def connect(server: ServerHandle) -> socket.socket:
-    """A connection on which nothing was sent; nobody waits for it for ever."""
+    """Return a connection on which nothing was sent, with a small receive buffer."""
     host, port = server.url.removeprefix("http://").rstrip("/").split(":")
     connection = socket.socket()
     connection.settimeout(60)
@@ -62,17 +70,17 @@ def connect(server: ServerHandle) -> socket.socket:
     return connection
 
 
-def answered(connection: socket.socket) -> bool:
-    """Ask, and see whether an answer comes."""
-    connection.sendall(HEAD + b"\r\n")
-    said = b""
-    while not said.endswith(b"}") and (more := connection.recv(1000)):
-        said += more
-    return said.startswith(b"HTTP/1.1 200") and said.endswith(b"}")
+def gets_response(connection: socket.socket) -> bool:
+    """Send a request; return whether a whole response comes back."""
+    connection.sendall(GET_HEAD + b"\r\n")
+    response = b""
+    while not response.endswith(b"}") and (block := connection.recv(1000)):
+        response += block
+    return response.startswith(b"HTTP/1.1 200") and response.endswith(b"}")
 
 
-def closed(connection: socket.socket) -> bool:
-    """Wait until the other side has closed; whether it did so without a word."""
+def is_closed_silently(connection: socket.socket) -> bool:
+    """Wait until the server sends something or closes; return whether it closed."""
     with connection:
         try:
             return connection.recv(1000) == b""
@@ -80,67 +88,68 @@ def closed(connection: socket.socket) -> bool:
             return True
 
 
-def test_idle_connections_do_not_block_new_ones(few: ServerHandle) -> None:
-    """Connections that send nothing, as many as the process may have files, and a server that takes no other."""
-    kept = connect(few)
-    assert answered(kept), "between two requests it asks for nothing either"
-    idle = [connect(few) for _ in range(40)]
-    with connect(few) as newcomer:
-        assert answered(newcomer)
-        assert [closed(each) for each in (kept, *idle[:38])] == [True] * 39
-        for each in idle[38:]:
-            assert answered(each), "more were closed than had to be"
-            each.close()
+def test_idle_connections_do_not_block_new_ones(small_server: ServerHandle) -> None:
+    """Prevents silent connections from using up all places, and closing more than necessary."""
+    between_requests = connect(small_server)
+    assert gets_response(between_requests), "a connection between two requests is idle, too"
+    idle = [connect(small_server) for _ in range(40)]
+    with connect(small_server) as newcomer:
+        assert gets_response(newcomer)
+        oldest = [between_requests, *idle[:38]]
+        assert [is_closed_silently(each) for each in oldest] == [True] * 39
+        for connection in idle[38:]:
+            assert gets_response(connection), "more connections were closed than necessary"
+            connection.close()
 
 
-def test_active_answer_is_not_evicted(few: ServerHandle) -> None:
-    """A connection in use closed for one that asks for nothing; one too many taken where all are in use."""
-    request = few.request_body("说个不停", stream=True)
-    streams = [few.post(request, stream=True) for _ in range(2)]
-    lines = [each.iter_lines() for each in streams]
-    idle = [connect(few) for _ in range(10)]
-    assert [closed(each) for each in idle[:9]] == [True] * 9 and answered(idle[9])
-    streams.append(few.post(request, stream=True))  # in the place of the last idle one
-    lines.append(streams[2].iter_lines())
-    assert closed(idle[9]) and closed(connect(few))
-    assert all(next(each) and not next(each) and next(each) for each in lines)
-    for each in streams:
-        each.close()
+def test_active_answer_is_not_evicted(small_server: ServerHandle) -> None:
+    """Prevents an answer cut off for an idle connection, and a fourth connection."""
+    request = small_server.request_body(ENDLESS_QUESTION, stream=True)
+    streams = [small_server.post(request, stream=True) for _ in range(2)]
+    line_iterators = [stream.iter_lines() for stream in streams]
+    idle = [connect(small_server) for _ in range(10)]
+    assert [is_closed_silently(each) for each in idle[:9]] == [True] * 9
+    assert gets_response(idle[9])
+    streams.append(small_server.post(request, stream=True))  # replaces the last idle connection
+    line_iterators.append(streams[2].iter_lines())
+    assert is_closed_silently(idle[9]) and is_closed_silently(connect(small_server))
+    for lines in line_iterators:
+        assert next(lines) and not next(lines) and next(lines)
+    for stream in streams:
+        stream.close()
 
 
-def test_missing_bodies_do_not_block_new_connections(few: ServerHandle) -> None:
-    """Heads of requests, as many as may be, each of which holds its connection, or a row, until its body is given up."""
-    while few.engine.request_counts != (0, 0):  # those who asked before have gone
+def test_missing_bodies_do_not_block_new_connections(small_server: ServerHandle) -> None:
+    """Prevents heads without a body from holding a connection, or a place in the batch."""
+    while small_server.engine.request_counts != (0, 0):  # requests of the tests before
         time.sleep(0.01)
-    with ExitStack() as kept:
-        silent = [kept.enter_context(connect(few)) for _ in range(3)]
-        for each in silent:
-            each.sendall(POST % 99 + b"Expect: 100-continue\r\n\r\n")
-            assert each.recv(1000).startswith(b"HTTP/1.1 100"), (
-                "it has the head, and waits for the body"
-            )
-            each.sendall(b"{")
-        assert few.engine.request_counts == (0, 0)
-        with connect(few) as newcomer:
-            assert answered(newcomer)
-        assert closed(silent[0])
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connect(small_server)) for _ in range(3)]
+        for connection in silent:
+            connection.sendall(POST_HEAD % 99 + b"Expect: 100-continue\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100"), "the head has not arrived"
+            connection.sendall(b"{")
+        assert small_server.engine.request_counts == (0, 0)
+        with connect(small_server) as newcomer:
+            assert gets_response(newcomer)
+        assert is_closed_silently(silent[0])
 
 
 def test_missing_body_gets_error_response(
-    few: ServerHandle, monkeypatch: pytest.MonkeyPatch
+    small_server: ServerHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection closed without a word, as it is after the patience for whoever brings nothing."""
+    """Prevents a connection that is closed without an error because its timeout is shorter."""
     assert app.BODY_TIMEOUT_SECONDS < IDLE_TIMEOUT_SECONDS
     monkeypatch.setattr(app, "BODY_TIMEOUT_SECONDS", 0.1)
-    with connect(few) as connection:
-        connection.sendall(POST % 99 + b"\r\n{")
+    with connect(small_server) as connection:
+        connection.sendall(POST_HEAD % 99 + b"\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
-class Deaf(Few):
-    """Takes its clients for such as have not read the answer, and says when a request has come."""
+class UnreadResponses(ThreeConnections):
+    """Treats every response as not read, and counts the received blocks."""
 
-    asked = threading.Semaphore(0)
+    received = threading.Semaphore(0)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -148,164 +157,179 @@ class Deaf(Few):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self.has_whole_request.release()
+        self.received.release()
 
 
 def test_pipelining_client_that_does_not_read_is_dropped(talker: Path) -> None:
-    """Requests whose answers can never be sent, each of which holds a connection for ever."""
-    with running_server(talker, protocol_class=Deaf) as server, ExitStack() as kept:
-        deaf = [kept.enter_context(connect(server)) for _ in range(3)]
-        for each in deaf:
-            assert answered(each) and Deaf.has_whole_request.acquire(timeout=60)
-            each.sendall(HEAD + b"\r\n")
-            assert Deaf.has_whole_request.acquire(timeout=60)
+    """Prevents requests whose answers can never be sent from holding connections for ever."""
+    with running_server(talker, protocol_class=UnreadResponses) as server, ExitStack() as stack:
+        pipelining = [stack.enter_context(connect(server)) for _ in range(3)]
+        for connection in pipelining:
+            assert gets_response(connection) and UnreadResponses.received.acquire(timeout=60)
+            connection.sendall(GET_HEAD + b"\r\n")
+            assert UnreadResponses.received.acquire(timeout=60)
         with connect(server) as newcomer:
-            assert answered(newcomer)
-        assert closed(deaf[0])
+            assert gets_response(newcomer)
+        assert is_closed_silently(pipelining[0])
 
 
 @pytest.mark.parametrize(
-    ("patience", "sent"),
-    [(Hasty, b""), (Hasty, HEAD), (Later, HEAD)],
-    ids=["nothing", "half", "next"],
+    ("protocol_class", "sent"),
+    [(ShortTimeout, b""), (ShortTimeout, GET_HEAD), (ShortTimeoutAfterFirstHead, GET_HEAD)],
+    ids=["silent", "half-a-head", "half-a-second-head"],
 )
 def test_incomplete_request_head_times_out(
-    talker: Path, patience: type[LimitedConnection], sent: bytes
+    talker: Path, protocol_class: type[LimitedConnection], sent: bytes
 ) -> None:
-    """A connection held open for ever by a byte now and then, before its first request or a later one."""
-    with running_server(talker, protocol_class=patience) as server:
+    """Prevents slow loris: connections held open by heads that never end."""
+    with running_server(talker, protocol_class=protocol_class) as server:
         connection = connect(server)
-        assert patience is Hasty or answered(connection)
+        assert protocol_class is ShortTimeout or gets_response(connection)
         connection.sendall(sent)
-        assert closed(connection)
+        assert is_closed_silently(connection)
 
 
 @pytest.mark.slow
-def test_started_request_is_not_evicted(endless: Path) -> None:
-    """An answer that takes longer than a head may, ended in the middle."""
+def test_long_answer_does_not_time_out(endless: Path) -> None:
+    """Prevents the end of an answer that takes longer than an idle connection may."""
     with (
-        running_server(endless, max_tokens=15_000, protocol_class=Later) as server,
-        server.post(server.request_body("说个不停", stream=True), stream=True) as answer,
+        running_server(
+            endless, max_new_tokens=15_000, protocol_class=ShortTimeoutAfterFirstHead
+        ) as server,
+        server.post(server.request_body(ENDLESS_QUESTION, stream=True), stream=True) as response,
     ):
-        until, lines = time.monotonic() + 1.5 * Hasty.idle_timeout, answer.iter_lines()
-        while time.monotonic() < until:
+        deadline = time.monotonic() + 1.5 * ShortTimeout.idle_timeout
+        lines = response.iter_lines()
+        while time.monotonic() < deadline:
             assert next(lines, None) is not None
 
 
 @pytest.mark.parametrize(
-    ("files", "most"),
+    ("max_files", "max_connections"),
     [(1024, MAX_CONNECTIONS), (256, 32), (64, 8), (resource.RLIM_INFINITY, MAX_CONNECTIONS)],
 )
 def test_connection_limit_follows_file_descriptor_limit(
-    monkeypatch: pytest.MonkeyPatch, files: int, most: int
+    monkeypatch: pytest.MonkeyPatch, max_files: int, max_connections: int
 ) -> None:
-    """A limit above what the process may open, which is none."""
-    monkeypatch.setattr(connection_limits.resource, "getrlimit", lambda kind: (files, files))
-    assert resolve_connection_limit() == most
-
-
-class Noted(Later):
-    """Says when it waits for its client to read, when it no longer does because that reads, when the answer is whole on this
-    side, and when the connection is over."""
-
-    waits, reads, whole, gone = (
-        threading.Event(),
-        threading.Event(),
-        threading.Event(),
-        threading.Event(),
+    """Prevents a limit above the number of files that the process may open."""
+    monkeypatch.setattr(
+        connection_limits.resource, "getrlimit", lambda kind: (max_files, max_files)
     )
+    assert resolve_connection_limit() == max_connections
+
+
+class ObservedConnection(ShortTimeoutAfterFirstHead):
+    """Sets events: the server waits for the client to read; the client has read; the response is
+    complete on the server's side; the connection is closed."""
+
+    is_waiting = threading.Event()
+    has_resumed = threading.Event()
+    is_complete = threading.Event()
+    is_lost = threading.Event()
+
+    @classmethod
+    def clear_events(cls) -> None:
+        for event in (cls.is_waiting, cls.has_resumed, cls.is_complete, cls.is_lost):
+            event.clear()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.waits.set()
+        self.is_waiting.set()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._idle_timer is None:
-            self.reads.set()
+            self.has_resumed.set()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self.whole.set()
+        self.is_complete.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.gone.set()
+        self.is_lost.set()
 
 
-class Full(Noted):
-    """Waits for its client until all that it holds for it, 64 KB, is read."""
+class ResumesWhenEmpty(ObservedConnection):
+    """Waits until the client has read the whole write buffer of 64 KB."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=1 << 16, low=0)
 
 
-class Patient(Noted):
-    """The same with patience without end."""
+class WithoutTimeout(ObservedConnection):
+    """Never times out."""
 
-    patience = 3600.0  # type: ignore[assignment]
+    idle_timeout = NO_TIMEOUT  # type: ignore[assignment]
 
 
 @contextmanager
-def slow(endless: Path, http: type[Noted]) -> Iterator[socket.socket]:
-    """A client of an answer without an end that has not read so long that the server waits for it."""
-    with asking(endless, http, tokens=15_000) as connection:
-        assert Noted.waits.wait(60)
+def unread_answer(
+    endless: Path, protocol_class: type[ObservedConnection], num_tokens: int
+) -> Iterator[socket.socket]:
+    """Yield a connection on which an answer was requested and nothing is read yet."""
+    ObservedConnection.clear_events()
+    with (
+        running_server(
+            endless,
+            max_new_tokens=num_tokens,
+            protocol_class=protocol_class,
+            send_buffer_bytes=4096,
+        ) as server,
+        connect(server) as connection,
+    ):
+        body = json.dumps(server.request_body(ENDLESS_QUESTION, stream=True)).encode()
+        connection.sendall(POST_HEAD % len(body) + b"\r\n" + body)
         yield connection
 
 
 @contextmanager
-def asking(endless: Path, http: type[Noted], tokens: int) -> Iterator[socket.socket]:
-    """A client that has asked for an answer, and has not read yet."""
-    for event in (Noted.waits, Noted.reads, Noted.whole, Noted.gone):
-        event.clear()
-    with (
-        running_server(
-            endless, max_tokens=tokens, protocol_class=http, send_buffer_bytes=4096
-        ) as server,
-        connect(server) as connection,
-    ):
-        body = json.dumps(server.request_body("说个不停", stream=True)).encode()
-        connection.sendall(POST % len(body) + b"\r\n" + body)
+def blocked_answer(
+    endless: Path, protocol_class: type[ObservedConnection]
+) -> Iterator[socket.socket]:
+    """Yield the same for an endless answer, once the server waits for the client to read."""
+    with unread_answer(endless, protocol_class, num_tokens=15_000) as connection:
+        assert ObservedConnection.is_waiting.wait(60)
         yield connection
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [b"", HEAD], ids=["silent", "asking"])
-def test_client_that_does_not_read_times_out(endless: Path, more: bytes) -> None:
-    """A connection held for ever by a client that asks, may ask again, and never reads."""
-    with slow(endless, Noted) as connection:
-        connection.sendall(more)
-        assert Noted.gone.wait(60)
+@pytest.mark.parametrize("sent", [b"", GET_HEAD], ids=["silent", "sending"])
+def test_client_that_does_not_read_times_out(endless: Path, sent: bytes) -> None:
+    """Prevents a connection held for ever by a client that sends, perhaps, but never reads."""
+    with blocked_answer(endless, ObservedConnection) as connection:
+        connection.sendall(sent)
+        assert ObservedConnection.is_lost.wait(60)
 
 
 @pytest.mark.slow
 def test_resumed_reading_cancels_the_timeout(endless: Path) -> None:
-    """An answer cut off because its client was slow before."""
-    with slow(endless, Patient) as connection:
-        while not Noted.reads.is_set():
+    """Prevents an answer cut off because its client was slow earlier."""
+    with blocked_answer(endless, WithoutTimeout) as connection:
+        while not ObservedConnection.has_resumed.is_set():
             assert connection.recv(1 << 16)
 
 
 @pytest.mark.slow
 def test_slow_reader_is_not_dropped(endless: Path) -> None:
-    """An answer cut off in the middle though its client reads it, as on a slow line."""
-    with slow(endless, Full) as connection:
+    """Prevents an answer cut off although its client reads, as on a slow line."""
+    with blocked_answer(endless, ResumesWhenEmpty) as connection:
         for _ in range(25):
-            assert connection.recv(2048) and not Noted.gone.is_set()
+            assert connection.recv(2048) and not ObservedConnection.is_lost.is_set()
             time.sleep(0.1)
-        assert not Noted.reads.is_set(), "it read so fast that it was not waited for"
-        assert Noted.gone.wait(60)
+        assert not ObservedConnection.has_resumed.is_set(), "it read too fast to be waited for"
+        assert ObservedConnection.is_lost.wait(60)
 
 
 @pytest.mark.slow
 def test_complete_answer_is_flushed_before_close(endless: Path) -> None:
-    """The last lines of an answer, of which this side has nothing more to do, lost to a client that reads slowly."""
-    with asking(endless, Noted, tokens=230) as connection:
-        assert Noted.whole.wait(60) and not Noted.waits.is_set()
-        said = b""
-        while not said.endswith(b"0\r\n\r\n") and (more := connection.recv(2048)):
-            said += more
+    """Prevents the loss of the last lines for a client that reads slowly."""
+    with unread_answer(endless, ObservedConnection, num_tokens=230) as connection:
+        assert ObservedConnection.is_complete.wait(60)
+        assert not ObservedConnection.is_waiting.is_set()
+        response = b""
+        while not response.endswith(b"0\r\n\r\n") and (block := connection.recv(2048)):
+            response += block
             time.sleep(0.1)
-    assert b"[DONE]" in said and len(said) > 40_000
+    assert b"[DONE]" in response and len(response) > 40_000

@@ -1,4 +1,4 @@
-"""`python -m chat.serve` as a process of its own."""
+"""`python -m chat.serve` as a process."""
 
 import json
 import re
@@ -12,36 +12,29 @@ from pathlib import Path
 import pytest
 import requests
 
-from chat.prompt import Conversation, Exchange
-from chat.serve import options
-from chat.serve.prompt import fit_prompt
-from chat.serve.protocol import RequestConversation
-from common.errors import UserError
-from model.chat_template.template import Template
-from model.tokenizer.base import Tokenizer
-
-Start = Callable[..., tuple["subprocess.Popen[str]", str]]
+StartServer = Callable[..., tuple["subprocess.Popen[str]", str]]
 
 
 @pytest.fixture
-def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
-    """Start a server on a free port; the process and its URL."""
+def start_server(root: Path, environment: dict[str, str]) -> Iterator[StartServer]:
+    """Start servers on free ports; a call returns the process and its URL."""
     processes = []
 
-    def begin(checkpoint: Path, *more: str) -> tuple["subprocess.Popen[str]", str]:
-        options = ["--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *more]
-        command = [sys.executable, "-m", "chat.serve", *options]
-        processes.append(
-            subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+    def start(checkpoint: Path, *options: str) -> tuple["subprocess.Popen[str]", str]:
+        arguments = ["--checkpoint", str(checkpoint), "--device", "cpu", "--port", "0", *options]
+        command = [sys.executable, "-m", "chat.serve", *arguments]
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True
         )
-        said = ""
-        for line in processes[-1].stderr or ():
-            said += line
-            if found := re.match(r"(http://\S+/) ", line):
-                return processes[-1], found[1]
-        raise AssertionError(said)
+        processes.append(process)
+        output = ""
+        for line in process.stderr or ():
+            output += line
+            if url_match := re.match(r"(http://\S+/) ", line):
+                return process, url_match[1]
+        raise AssertionError(output)
 
-    yield begin
+    yield start
     for process in processes:
         process.kill()
         process.wait()
@@ -49,13 +42,13 @@ def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)]
+    ("signal_number", "exit_code"), [(signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)]
 )
 def test_signal_stops_server_during_answer(
-    start: Start, endless: Path, number: int, code: int
+    start_server: StartServer, endless: Path, signal_number: int, exit_code: int
 ) -> None:
-    """A server that ends only when its longest answer does, or with a traceback."""
-    process, url = start(endless, "--max_new_tokens", "15000", "--temperature", "0")
+    """Prevents a server that ends only when its longest answer does, or with a traceback."""
+    process, url = start_server(endless, "--max_new_tokens", "15000", "--temperature", "0")
     body = {
         "model": endless.name,
         "messages": [{"role": "user", "content": "说个不停"}],
@@ -64,21 +57,23 @@ def test_signal_stops_server_during_answer(
     with requests.post(f"{url}v1/chat/completions", json=body, stream=True, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
-        process.send_signal(number)
-        rest = [line for line in lines if line]
-    assert "shutting down" in json.loads(rest[-1].removeprefix(b"data: "))["error"]["message"]
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == code and "Traceback" not in said and "Error" not in said, said
+        process.send_signal(signal_number)
+        *_, last_line = [line for line in lines if line]
+    error = json.loads(last_line.removeprefix(b"data: "))["error"]
+    assert "shutting down" in error["message"]
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == exit_code
+    assert "Traceback" not in stderr and "Error" not in stderr, stderr
 
 
 @pytest.mark.slow
 def test_port_in_use_gives_one_line_error(
     root: Path, environment: dict[str, str], talker: Path
 ) -> None:
-    """A traceback, or a model loaded for nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        done = subprocess.run(
+    """Prevents a traceback, or a model that is loaded for nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        result = subprocess.run(
             [sys.executable, "-m", "chat.serve", "--checkpoint", str(talker), "--port", port],
             cwd=root,
             env=environment,
@@ -86,34 +81,5 @@ def test_port_in_use_gives_one_line_error(
             text=True,
             timeout=60,
         )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: 127.0.0.1:{port} 已经有程序在用")
-
-
-def test_invalid_options_are_rejected_before_loading() -> None:
-    """A server on an address that only this machine reaches becoming one for all; keys that no client can send."""
-    assert options.parse_serve_options([]).host == "127.0.0.1"
-    for name, value in (
-        ("port", "70000"),
-        ("rows", "0"),
-        ("api_key", ""),
-        ("api_key", "密钥"),
-        ("temperature", "9"),
-    ):
-        with pytest.raises(UserError, match=f"--{name}"):
-            options.parse_serve_options([f"--{name}", value])
-
-
-@pytest.mark.parametrize("room", [60, 90, 130, 230])
-def test_server_prompt_matches_terminal_chat(tokenizer: Tokenizer, room: int) -> None:
-    """Turns forgotten here that the terminal remembers, or the newest gone instead of the oldest."""
-    turns = [(f"第{n}问，" + "很长" * (n % 4) + "？", f"这是第{n}个回答。") for n in range(12)]
-    talk = Conversation("青禾镇在河边。", exchanges=[Exchange(*turn) for turn in turns])
-    expected = talk.build_prompt(tokenizer, Template(), "为什么？", room)
-    found = fit_prompt(
-        tokenizer, Template(), RequestConversation("青禾镇在河边。", turns, "为什么？"), room
-    )
-    assert (found.ids, found.num_dropped_turns) == (
-        expected.ids,
-        expected.num_dropped_turns,
-    ) and 0 < found.num_dropped_turns < 12
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"error: 127.0.0.1:{port} 已被占用")

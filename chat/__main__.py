@@ -1,7 +1,9 @@
 """`python -m chat`: talk to a model in the terminal."""
 
-from chat import options as command_line
+import sys
+
 from chat.errors import COMMAND_FAILED, translate_errors
+from chat.options import parse_chat_options
 from chat.terminal import cache_dir
 from chat.terminal.console import Console
 from common.errors import run_main
@@ -14,7 +16,7 @@ def main() -> None:
 
 
 def _run_chat() -> None:
-    options = command_line.parse_chat_options()
+    options = parse_chat_options(sys.argv[1:])
     # Imported late because of PyTorch, which `--help` and a wrong option need not wait for.
     from chat import load_model
     from chat.terminal import references
@@ -32,8 +34,7 @@ def _run_chat() -> None:
     console.write_note(f"模型：{loaded_model.description}")
     if (hint := load_model.capability_hint(loaded_model)) is not None:
         console.write_note(hint)
-    sampling = command_line.sampling_from_options(options)
-    session = Session(loaded_model, sampling, options.max_new_tokens, options.seed)
+    session = Session(loaded_model, options.to_sampling(), options.max_new_tokens, options.seed)
     if options.reference is not None:
         references.set_reference_text(session, console, options.reference)
     elif options.reference_file is not None:

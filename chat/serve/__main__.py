@@ -7,7 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from chat.errors import COMMAND_FAILED, ChatError, describe_os_error, translate_errors
-from chat.serve import options as command_line
+from chat.serve.options import parse_serve_options
 from common.errors import run_main
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ def main() -> None:
 
 
 def _run_server() -> None:
-    options = command_line.parse_serve_options()
+    options = parse_serve_options(sys.argv[1:])
     # Opened before the model is loaded, so that a port in use is reported at once.
     with open_listener(options.host, options.port) as listener:
         from chat import load_model
-        from chat.options import sampling_from_options
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
 
@@ -45,7 +44,7 @@ def _run_server() -> None:
             checkpoint.resolve().name,
             loaded_model,
             engine,
-            sampling_from_options(options),
+            options.to_sampling(),
             Limits(options.max_new_tokens, options.timeout, options.max_body),
         )
         _print_note(f"模型：{loaded_model.description}")

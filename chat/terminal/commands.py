@@ -137,7 +137,10 @@ def _setting_action(setting: Setting) -> Action:
         if not argument:
             console.write_line(_describe_setting(session, setting))
             return
-        value = setting.parse_value(argument, f"/{setting.command_names[0]}")
+        try:
+            value = setting.parse_value(argument)
+        except ValueError as error:
+            raise ChatError(f"/{setting.command_names[0]} {error}") from None
         session.sampling = replace_setting(session.sampling, setting, value)
         console.write_note(f"{setting.name} 已设为 {value:g}")
 

@@ -10,7 +10,7 @@ from model.decode.generate import Sampling
 
 def test_sampling_options_reach_the_sampling() -> None:
     """Prevents an option that is parsed and then ignored."""
-    assert options.sampling_from_options(options.parse_chat_options([])) == DEFAULT_SAMPLING
+    assert options.parse_chat_options([]).to_sampling() == DEFAULT_SAMPLING
     arguments = [
         *("--temperature", "0"),
         *("--top_p", "0.5"),
@@ -18,7 +18,7 @@ def test_sampling_options_reach_the_sampling() -> None:
         *("--repetition_penalty", "2"),
         *("--no_repeat_ngram", "3"),
     ]
-    sampling = options.sampling_from_options(options.parse_chat_options(arguments))
+    sampling = options.parse_chat_options(arguments).to_sampling()
     assert sampling == Sampling(0.0, 9, 0.5, 2.0, 3)
 
 
@@ -37,5 +37,5 @@ def test_sampling_options_reach_the_sampling() -> None:
 )
 def test_out_of_range_option_is_refused(name: str, value: str) -> None:
     """Prevents a bad value that fails in the middle of an answer."""
-    with pytest.raises(UserError, match=f"--{name} {value}：要一"):
+    with pytest.raises(UserError, match=f"--{name}: {value}：应为"):
         options.parse_chat_options([f"--{name}", value])

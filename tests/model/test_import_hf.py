@@ -300,7 +300,6 @@ def test_imported_model_can_be_fine_tuned(
         PrepareOptions(workers=1, limit=40),
     )
     words = {
-        "config": root / "configs/sft.yaml",
         "base": tmp_path / "base",
         "data": tmp_path / "data",
         "run": tmp_path / "tuned",

@@ -10,7 +10,7 @@ from typing import NoReturn
 from chat.errors import ChatError, translate_errors
 from chat.terminal.settings import SETTINGS, Setting
 from common.options import CommandParser
-from model.decode.sampling import Sampling
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
 
 DESCRIPTION = """与模型对话；对话中 /help 列出命令。
 Talk to a model; /help lists the commands of a conversation.
@@ -64,9 +64,10 @@ def parse_chat_options(arguments: list[str] | None = None) -> argparse.Namespace
     add(
         "--max_new_tokens",
         type=bounded_int("--max_new_tokens", 1),
-        default=256,
+        default=DEFAULT_MAX_NEW_TOKENS,
         metavar="N",
-        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)",
+        help=f"一个回答最多多少个词元（默认 {DEFAULT_MAX_NEW_TOKENS}）\n"
+        f"most tokens of an answer (default {DEFAULT_MAX_NEW_TOKENS})",
     )
     add(
         "--seed",

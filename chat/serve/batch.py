@@ -33,7 +33,6 @@ class ContinuousBatch:
             ActiveSequence(
                 job,
                 tokenizer,
-                config.vocab_size,
                 self._loaded_model.context_length,
                 config.stop_ids,
             )
@@ -50,7 +49,7 @@ class ContinuousBatch:
             [job.prompt for job in jobs],
             max_new_tokens=max(row.num_remaining for row in new),
         )
-        rows = _advance_sequences(new, reader, reader.prompts)
+        rows = _advance_sequences(new, reader, reader.prefill())
         if rows and old and self._inference_batch is not None:
             reader = InferenceBatch.concat(
                 [self._inference_batch, reader],
@@ -65,10 +64,11 @@ class ContinuousBatch:
         """Say the next id of each row."""
         if self.sequences and self._inference_batch is not None:
             last = torch.tensor(
-                [[row.answer_ids[-1]] for row in self.sequences],
+                [row.answer_ids[-1] for row in self.sequences],
                 device=self._inference_batch.device,
             )
-            self.sequences = _advance_sequences(self.sequences, self._inference_batch, last)
+            hidden = self._inference_batch.decode_step(last)
+            self.sequences = _advance_sequences(self.sequences, self._inference_batch, hidden)
 
     @torch.inference_mode()
     def drop_finished(self, now: float) -> None:
@@ -90,32 +90,35 @@ class ContinuousBatch:
 
 
 def _advance_sequences(
-    rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor
+    rows: list[ActiveSequence], reader: InferenceBatch, hidden: Tensor
 ) -> list[ActiveSequence]:
-    """Read ids[R, T] and say what follows in each row; the rows that go on, which are those of `reader` then."""
-    for row, chosen in zip(rows, _sample_tokens(rows, reader, ids), strict=True):
-        if chosen is None:
+    """Append the next id to each row, given hidden[R, D] of its last one; drop finished rows.
+
+    Returns the rows that go on, which are those of `reader` then.
+    """
+    for row, token_id in zip(rows, _sample_tokens(rows, reader, hidden), strict=True):
+        if token_id is None:
             row.job.emit(Failure(500, OVERFLOW_MESSAGE))
             row.finish_reason = "gone"
         else:
-            row.accept_token(chosen)
+            row.accept_token(token_id)
     return _select_unfinished(rows, reader)
 
 
 def _sample_tokens(
-    rows: list[ActiveSequence], reader: InferenceBatch, ids: Tensor
+    rows: list[ActiveSequence], reader: InferenceBatch, hidden: Tensor
 ) -> list[int | None]:
-    """Read ids[R, T] and choose the next of each row; None where numbers are not finite."""
-    hidden = reader.forward_hidden(ids)
+    """Choose the next id of each row; None where the model's output is not finite."""
     if all(row.is_greedy for row in rows):
-        # Nobody needs the logits themselves. One look at what a GPU has made, not two.
-        chosen = torch.where(hidden.isfinite().all(-1), reader.head.argmax(hidden), -1).tolist()
-        return [None if its < 0 else its for its in chosen]
+        # The argmax needs no logits; -1 in its place saves a second wait for the device.
+        is_finite = hidden.isfinite().all(-1)
+        token_ids = torch.where(is_finite, reader.head.argmax(hidden), -1).tolist()
+        return [None if token_id < 0 else token_id for token_id in token_ids]
     logits = reader.head.logits(hidden)
     finite = logits.isfinite().all(-1).tolist()
     return [
-        row.sample_token(its) if usable else None
-        for row, its, usable in zip(rows, logits.cpu(), finite, strict=True)
+        row.sample_token(row_logits) if is_finite else None
+        for row, row_logits, is_finite in zip(rows, logits.cpu(), finite, strict=True)
     ]
 
 

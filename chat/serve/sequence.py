@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from model.decode.detokenize import StreamingDetokenizer
-from model.decode.generate import Sampling, sample_token
-from model.decode.logits_processors import banned_ngram_tokens
+from model.decode.logits_processors import (
+    build_logits_processors,
+    process_logits,
+    sample_token,
+)
+from model.decode.sampling import Sampling
 from model.tokenizer.base import Tokenizer
 
 # Why an answer ended: the model said so, a stop string came, it reached its limit or the end of the context, its time
@@ -65,16 +69,21 @@ class ActiveSequence:
 
     job: Job
     tokenizer: Tokenizer
-    vocab_size: int
     context_length: int
     stop_ids: Collection[int]  # ids that end an answer
     answer_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.job.seed)
-        self._token_counts = torch.zeros(self.vocab_size)
-        self._detokenizer = StreamingDetokenizer(self.tokenizer, self.job.stop_strings)
+        job = self.job
+        self._generator = torch.Generator().manual_seed(job.seed)
+        self._processors = build_logits_processors(
+            repetition_penalty=job.sampling.repetition_penalty,
+            no_repeat_ngram=job.sampling.no_repeat_ngram,
+            frequency_penalty=job.frequency_penalty,
+            presence_penalty=job.presence_penalty,
+        )
+        self._detokenizer = StreamingDetokenizer(self.tokenizer, job.stop_strings)
 
     @property
     def num_remaining(self) -> int:
@@ -84,21 +93,14 @@ class ActiveSequence:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether its next id is simply the one with the highest logit."""
-        job = self.job
-        return job.sampling.is_greedy and job.frequency_penalty == 0 and job.presence_penalty == 0
+        """Return whether the next id is the argmax of the unprocessed logits."""
+        return self.job.sampling.is_greedy and not self._processors
 
     def sample_token(self, logits: Tensor) -> int:
-        """The next id by logits[V] (fp32, on the CPU)."""
-        job, seen = self.job, self._token_counts > 0
-        if job.frequency_penalty or job.presence_penalty:
-            # As the protocol's reference defines them, on what the answer has said.
-            logits = (
-                logits - job.frequency_penalty * self._token_counts - job.presence_penalty * seen
-            )
-        if blocked := banned_ngram_tokens([self.answer_ids], job.sampling.no_repeat_ngram)[0]:
-            logits = logits.index_fill(0, torch.tensor(blocked), -torch.inf)
-        return sample_token(logits, seen, job.sampling, self._generator)
+        """Return the next id by logits[V] (fp32, on the CPU)."""
+        generated = torch.tensor([self.answer_ids], dtype=torch.int64)
+        logits = process_logits(self._processors, logits[None], generated)[0]
+        return sample_token(logits, self.job.sampling, self._generator)
 
     def accept_token(self, token_id: int) -> None:
         """Tell the text of the next id, and see whether that was all."""
@@ -106,7 +108,6 @@ class ActiveSequence:
             self.finish("eos")
             return
         self.answer_ids.append(token_id)
-        self._token_counts[token_id] += 1
         self._emit_text(self._detokenizer.add_token(token_id))
         if self._detokenizer.has_stopped:
             self.finish("stop")

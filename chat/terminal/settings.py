@@ -4,10 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chat.errors import ChatError
-from model.decode.sampling import Sampling
-
-# An answer of a loop of any length ends after eight ids; a name of rare characters, three bytes each, may come twice.
-DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=8)
+from model.decode.sampling import DEFAULT_SAMPLING, Sampling
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from model.chat_template.template import Template
 from model.chat_template.to_jinja import build_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.interop.model_card import build_model_card
 from model.tokenizer import hf_json
 from model.tokenizer.imported import ImportedTokenizer
@@ -25,10 +26,10 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 # what its reference says.
 _SAMPLING_DEFAULTS = {
     "do_sample": True,
-    "temperature": 0.7,
-    "top_p": 0.9,
-    "top_k": 0,
-    "max_new_tokens": 256,
+    "temperature": DEFAULT_SAMPLING.temperature,
+    "top_p": DEFAULT_SAMPLING.top_p,
+    "top_k": DEFAULT_SAMPLING.top_k,
+    "max_new_tokens": DEFAULT_MAX_NEW_TOKENS,
 }
 
 

@@ -28,8 +28,8 @@ from chat.serve.sequence import (
     Job,
     TextDelta,
 )
-from model.decode.fast.inference_model import inference_model_for
 from model.decode.generate import Sampling, generate
+from model.decode.inference_model import inference_model
 from model.tokenizer.base import Tokenizer
 
 GREEDY, SAMPLED, FAR = Sampling(temperature=0.0), Sampling(1.0, 40, 0.9, 1.2, 4), 1e12
@@ -124,7 +124,7 @@ def test_answers_in_changing_batch_match_single_answers(
 def test_logits_are_computed_only_for_rows_that_need_them(endless: Path) -> None:
     """Two thirds of the work for nothing where all are greedy; a penalty passed over because the request is greedy."""
     loaded = load_model.load_chat_model(endless, torch.device("cpu"), "fp32")
-    head = inference_model_for(loaded.model).head
+    head = inference_model(loaded.model).head
 
     def text(**penalty: float) -> str:
         """What a row says beside one without penalties."""
@@ -194,7 +194,7 @@ def test_penalties_follow_openai_protocol(loaded: load_model.LoadedModel) -> Non
         ((2.0, 1.56, 0.8), 400),
     ):
         asked = Asked([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
-        row = ActiveSequence(asked.job, loaded.tokenizer, 10_000, 200, loaded.model.config.stop_ids)
+        row = ActiveSequence(asked.job, loaded.tokenizer, 200, loaded.model.config.stop_ids)
         for index in (5, 5, 400):
             row.accept_token(
                 row.sample_token(
@@ -307,7 +307,7 @@ def test_engine_error_fails_only_running_answers(
     assert after.end()[1] == Finish("length", 3) and "no memory left" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["ActiveSequence", "_advance"])
+@pytest.mark.parametrize("place", ["ActiveSequence", "_advance_sequences"])
 def test_engine_error_during_admission_fails_admitted_requests(
     start: Started, loaded: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

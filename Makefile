@@ -39,7 +39,7 @@ $(error $(slip)=$(value $(slip)): there is no such variable$(if $(hint),; did yo
 	options go through ARGS="--key value"; what the commands shall find in their environment stands before make)
 endif
 
-.PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench test test-fast check sample
+.PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +58,7 @@ help:
 	@echo "make tensorboard    watch the runs"
 	@echo "make test           all tests; make test-fast: without the slow ones; make check: types and style"
 	@echo "make bench          training speed and memory beside transformers and litgpt"
+	@echo "make check-gpu      equality with the CPU, memory and speed on a GPU; again: goes on with what is left"
 	@echo "make setup          install into $(VENV) (every command does it when needed)"
 
 # One stamp per requirements file: pip runs again only when the file changed.
@@ -115,6 +116,10 @@ check: setup-dev
 bench: setup-dev
 	@$(PIP_INSTALL) --no-deps -r requirements-bench.txt
 	@$(PY) -m bench.train $(ARGS)
+
+# What is there is checked with what is there: nothing is installed but what training needs.
+check-gpu: setup
+	@$(PY) -m bench.gpu $(ARGS)
 
 # The shipped sample and tokenizer, made again from their generator.
 sample: setup

@@ -62,7 +62,7 @@ def packed_losses(
         loss = model(
             batch.ids,
             batch.targets,
-            scored=batch.loss_indices,
+            target_positions=batch.loss_indices,
             positions=batch.positions,
             mask=batch.attention_mask(),
         )

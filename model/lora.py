@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from common.options import Options
+from common.options import CommaSeparated, Options
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -29,15 +29,10 @@ class LoraOptions(Options):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout of the adapter's inputs in training, a probability"
     )
-    targets: tuple[LoraTarget, ...] = Field(
+    targets: Annotated[tuple[LoraTarget, ...], CommaSeparated] = Field(
         ("q_proj", "v_proj"),
         description="matrices of every layer that get an adapter, separated by commas",
     )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split_targets(cls, value: Any) -> Any:
-        return tuple(value.replace(" ", "").split(",")) if isinstance(value, str) else value
 
     @field_validator("targets")
     @classmethod

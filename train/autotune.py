@@ -179,8 +179,10 @@ def _benchmark_forward_backward(
 def _available_gpu_bytes(device: torch.device) -> float:
     """Bytes that this process may have: its share of the card, and no more than others leave free."""
     free, total = torch.cuda.mem_get_info(device)
+    # This function, unlike its neighbors, refuses a device without an index, which `--device cuda` is.
+    index = torch.cuda.current_device() if device.index is None else device.index
     return min(
-        total * torch.cuda.get_per_process_memory_fraction(device),
+        total * torch.cuda.get_per_process_memory_fraction(index),
         free + torch.cuda.memory_reserved(device),
     )
 

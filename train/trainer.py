@@ -255,12 +255,12 @@ class Trainer:
                 loss = self._module(
                     batch.ids,
                     batch.targets,
-                    scored=batch.loss_indices,
+                    target_positions=batch.loss_indices,
                     scale=scale,
                     loss_path=self.compute_plan.loss_path,
                     positions=batch.positions,
                     mask=batch.attention_mask(),
-                    hits=num_correct,
+                    num_correct=num_correct,
                 )
             self.scaler.scale(loss).backward()
             loss_sum += loss.detach()

@@ -73,7 +73,7 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
     for _ in range(200):
-        loss = model(ids, ids.flatten()[scored + 1], scored=scored) / len(scored)
+        loss = model(ids, ids.flatten()[scored + 1], target_positions=scored) / len(scored)
         if loss < 0.003:
             break
         optimizer.zero_grad()

@@ -48,7 +48,7 @@ def teach(tokenizer: Tokenizer) -> Teach:
         model = Llama(config).init_weights(0)
         optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
         for _ in range(200):
-            loss = model(ids, targets, scored=scored, scale=1 / len(targets))
+            loss = model(ids, targets, target_positions=scored, scale=1 / len(targets))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

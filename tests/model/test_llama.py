@@ -157,7 +157,7 @@ def test_loss_mask_excludes_unscored_positions() -> None:
     scored = torch.tensor([3, 4, 31, 59])
     targets = torch.tensor([7, 8, 9, 10])
     expected = F.cross_entropy(model(ids).flatten(0, 1)[scored], targets, reduction="sum")
-    torch.testing.assert_close(model(ids, targets, scored=scored), expected)
+    torch.testing.assert_close(model(ids, targets, target_positions=scored), expected)
 
 
 def test_num_correct_matches_argmax_of_logits() -> None:
@@ -169,9 +169,9 @@ def test_num_correct_matches_argmax_of_logits() -> None:
     targets = likeliest.flatten()[scored].clone()
     targets[:5] = (targets[:5] + 1) % 199
     hits = torch.zeros((), dtype=torch.int64)
-    loss = model(ids, targets, scored=scored, hits=hits)
+    loss = model(ids, targets, target_positions=scored, num_correct=hits)
     assert hits == 20
-    torch.testing.assert_close(loss, model(ids, targets, scored=scored), rtol=0, atol=0)
+    torch.testing.assert_close(loss, model(ids, targets, target_positions=scored), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("heads", [4, 2])
@@ -205,7 +205,7 @@ def test_packed_conversations_do_not_attend_to_each_other(heads: int) -> None:
     torch.testing.assert_close(
         model(ids, **packed).flatten(0, 1)[scored], torch.cat(parts), rtol=1e-4, atol=1e-4
     )
-    loss = model(ids, targets.flatten()[scored], scored=scored, **packed)
+    loss = model(ids, targets.flatten()[scored], target_positions=scored, **packed)
     torch.testing.assert_close(loss, alone, rtol=1e-5, atol=0)
     for got, wanted in zip(
         torch.autograd.grad(loss, list(model.parameters())), expected, strict=True
@@ -213,7 +213,9 @@ def test_packed_conversations_do_not_attend_to_each_other(heads: int) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
     # Else the comparisons above say nothing: another mask or other distances give another loss.
     for change in ({"mask": None}, {"positions": 2 * positions}):
-        other = model(ids, targets.flatten()[scored], scored=scored, **{**packed, **change})
+        other = model(
+            ids, targets.flatten()[scored], target_positions=scored, **{**packed, **change}
+        )
         assert abs(other - loss) > 1e-2
 
 
@@ -418,11 +420,11 @@ def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
         ),
         (
             {"rope_parameters": {"rope_type": "yarn"}},
-            ["rope_scaling 'yarn' is not known; linear and llama3 are"],
+            ["rope_scaling 'yarn' is not supported; linear and llama3 are"],
         ),
         (
             {"rope_parameters": {"rope_type": ["linear"]}},
-            ["rope_scaling \"['linear']\" is not known; linear and llama3 are"],
+            ["rope_scaling \"['linear']\" is not supported; linear and llama3 are"],
         ),
         (
             {"rope_scaling": {"type": "linear"}},

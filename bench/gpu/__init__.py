@@ -1,0 +1,1 @@
+"""Check this project on a GPU with one command, `make check-gpu`; see docs/gpu.md."""

@@ -1,0 +1,114 @@
+"""`python -m bench.gpu`, `make check-gpu`: check this project on a GPU, in order of worth; see docs/gpu.md."""
+
+import argparse
+from pathlib import Path
+
+from bench.gpu.checks import BY_NAME, CHECKS
+from bench.gpu.results import JSON, PAGE
+from bench.gpu.runner import Runner, probe
+from bench.gpu.training import Plan, train_and_score
+from common.errors import UserError, run_main
+
+OUT = Path("runs") / "check-gpu"
+DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed. Each check is a process
+of its own; its result is written when it ends, so that a run that was cut off leaves what it found, and the same command
+goes on with the checks that have no verdict. Exit status 1 if a check failed or timed out. With --train no check is made."""
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line's options. UserError for a value that cannot be."""
+    # argparse and not common.options, which needs packages that may be missing on the machine with the GPU.
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to run; cpu: the same list with small shapes, which tries the code (default: auto)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help=f"folder of {JSON} and {PAGE} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder of runs and other large files (default: OUT-work)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="start no check and train no further after so many minutes"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="only these checks, also those that have a verdict",
+    )
+    parser.add_argument("--list", action="store_true", help="print the checks and leave")
+    parser.add_argument(
+        "--train",
+        type=float,
+        metavar="MINUTES",
+        help="pretrain, fine-tune and score for so many minutes; again: goes on",
+    )
+    parser.add_argument(
+        "--data", default="sample", help="--train: text to pretrain on (default: sample)"
+    )
+    parser.add_argument(
+        "--tune", default="csl", help="--train: what to fine-tune on (default: csl)"
+    )
+    parser.add_argument(
+        "--keep_weights", action="store_true", help="--train: copy the trained weights into OUT"
+    )
+    options = parser.parse_args()
+    for name in options.only or ():
+        if name not in BY_NAME:
+            raise UserError(
+                f"--only {name}: there is no such check; see python -m bench.gpu --list"
+            )
+    for name in ("minutes", "train"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} {value}: must be above 0")
+    return options
+
+
+def main() -> int:
+    """Entry point."""
+    options = parse()
+    if options.list:
+        for check in CHECKS:
+            print(f"{check.name:22} {check.title}")
+        return 0
+    out = options.out
+    work = (options.work or out.with_name(f"{out.name}-work")).resolve()
+    work.parent.mkdir(parents=True, exist_ok=True)
+    device = probe(options.device, work.parent)
+    shapes = ", small shapes" if device.kind == "cpu" else ""
+    print(f"{device.name}, torch {device.torch}{shapes}; results in {out}", flush=True)
+    if options.train is not None:
+        plan = Plan(
+            out / "train",
+            work.with_name(f"{work.name}-train"),
+            device.kind,
+            options.data,
+            options.tune,
+        )
+        return train_and_score(plan, options.train, keep_weights=options.keep_weights)
+    runner = Runner(out, work, device)
+    if runner.results.put_aside:
+        print(f"what was there is of another device, torch or source: put aside as previous-{JSON}")
+    checks = (
+        [BY_NAME[name] for name in options.only] if options.only else runner.results.pending(CHECKS)
+    )
+    left = runner.run(checks, options.minutes)
+    if left:
+        print(f"{len(left)} checks are left, {left[0]} first: the same command goes on with them")
+    bad = runner.results.bad
+    if bad:
+        print(
+            f"failed: {', '.join(bad)}; send {out / JSON} and {out / PAGE} (docs/gpu.md says how)"
+        )
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,197 @@
+"""The list of checks, in order of worth. Imports no torch, so that `--list` is immediate."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: the function that makes it, and how long it may take on a GPU."""
+
+    name: str
+    title: str
+    function: str
+    """`module:function` below `bench.gpu`; called with a `Context` and `arguments`."""
+    arguments: tuple[str, ...] = ()
+    timeout: int = 120
+    """Seconds."""
+    cpu_reason: str = ""
+    """Why the check means nothing on a CPU; empty where it runs there with small shapes."""
+
+
+COMPILER = "a CPU's compiler makes C++, which says nothing of a GPU's kernels"
+ALLOCATOR = "a cap of memory belongs to the allocator of CUDA, a CPU has none"
+
+CHECKS = (
+    # Equality first: a figure of a wrong model is worth nothing.
+    Check(
+        "environment",
+        "device, versions, packages; rates of the matmul and of memory",
+        "speed:environment",
+        timeout=90,
+    ),
+    Check(
+        "loss-3m",
+        "forward, every loss path and gradients against the CPU, fp32, 3M",
+        "equality:losses",
+        ("3m",),
+    ),
+    Check("loss-43m", "the same at 43M", "equality:losses", ("43m",), 180),
+    Check(
+        "narrow-3m",
+        "bf16, and fp16 with loss scaling, against fp32, 3M",
+        "equality:narrow",
+        ("3m",),
+    ),
+    Check("narrow-43m", "the same at 43M", "equality:narrow", ("43m",)),
+    Check(
+        "packed",
+        "packed rows against the same examples alone and against the CPU",
+        "equality:packed",
+    ),
+    Check(
+        "attention",
+        "every attention kernel, causal, packed and grouped, against the CPU",
+        "equality:attention",
+    ),
+    Check(
+        "decode-3m",
+        "decode and batched decode, fp32 and int8, against the CPU's ids, 3M",
+        "decoding:decoding",
+        ("3m",),
+    ),
+    Check("decode-43m", "the same at 43M", "decoding:decoding", ("43m",), 180),
+    Check(
+        "lora", "an adapter's loss, gradients, dropout and decode against the CPU", "equality:lora"
+    ),
+    Check("overflow", "training survives an overflow in fp16", "runs:overflow"),
+    Check(
+        "resume",
+        "a resumed run ends in the bits of one that was not stopped",
+        "runs:resume",
+        timeout=400,
+    ),
+    Check(
+        "oom",
+        "running out of memory ends in one line",
+        "runs:out_of_memory",
+        timeout=180,
+        cpu_reason=ALLOCATOR,
+    ),
+    Check(
+        "compiled-3m",
+        "eager against torch.compile, fp32 and narrow, packed too, 3M",
+        "equality:compiled",
+        ("3m",),
+        240,
+    ),
+    Check(
+        "micro-batch-6gb",
+        "micro-batch search at 43M in 6 GB: planned and measured memory",
+        "memory:micro_batch",
+        ("6",),
+        300,
+        ALLOCATOR,
+    ),
+    Check(
+        "train-43m-compiled",
+        "training tokens/s at 43M, compiled",
+        "speed:training",
+        ("43m", "compiled"),
+        300,
+        COMPILER,
+    ),
+    Check(
+        "train-43m-eager",
+        "training tokens/s at 43M, eager",
+        "speed:training",
+        ("43m", "eager"),
+        240,
+    ),
+    Check(
+        "decode-speed",
+        "prefill and decode tokens/s at 1, 16, 64 and 256 rows, 43M",
+        "speed:decoding",
+        timeout=180,
+    ),
+    Check(
+        "transformers-eager",
+        "transformers' Llama beside this project's, training and decode, eager",
+        "peers:beside",
+        ("eager",),
+        300,
+    ),
+    Check(
+        "across-devices",
+        "a run begun on the CPU, continued on the device and back",
+        "runs:across_devices",
+        timeout=400,
+    ),
+    Check(
+        "torchrun",
+        "one process under torchrun trains like one without",
+        "runs:torchrun",
+        timeout=240,
+    ),
+    Check(
+        "micro-batch-24gb",
+        "micro-batch search at 43M in 24 GB",
+        "memory:micro_batch",
+        ("24",),
+        300,
+        ALLOCATOR,
+    ),
+    Check(
+        "micro-batch-all",
+        "micro-batch search at 43M in all memory",
+        "memory:micro_batch",
+        ("all",),
+        300,
+    ),
+    Check("compiled-43m", "eager against torch.compile at 43M", "equality:compiled", ("43m",), 400),
+    Check(
+        "transformers-compiled",
+        "transformers' Llama beside this project's, training, compiled",
+        "peers:beside",
+        ("compiled",),
+        400,
+        COMPILER,
+    ),
+    Check(
+        "train-92m-compiled",
+        "training tokens/s at 92M, compiled",
+        "speed:training",
+        ("92m", "compiled"),
+        300,
+        COMPILER,
+    ),
+    Check(
+        "train-218m-compiled",
+        "training tokens/s at 218M, compiled",
+        "speed:training",
+        ("218m", "compiled"),
+        400,
+        COMPILER,
+    ),
+    Check(
+        "train-92m-eager",
+        "training tokens/s at 92M, eager",
+        "speed:training",
+        ("92m", "eager"),
+        240,
+    ),
+    Check(
+        "train-218m-eager",
+        "training tokens/s at 218M, eager",
+        "speed:training",
+        ("218m", "eager"),
+        300,
+    ),
+    Check(
+        "resume-deterministic",
+        "resume with torch's deterministic algorithms: tells lost state from unordered sums",
+        "runs:resume_deterministic",
+        timeout=400,
+        cpu_reason="the sums of a CPU have one order; see resume",
+    ),
+)
+BY_NAME = {check.name: check for check in CHECKS}

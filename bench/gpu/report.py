@@ -1,0 +1,53 @@
+"""What one check writes down: comparisons with their bounds, figures, notes. Imports the standard library only."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from common.files import write_json
+
+
+class NotRun(Exception):
+    """The check cannot mean anything here; the message is the reason."""
+
+
+class Report:
+    """Collect the measurements of a check in a file that is whole after every entry.
+
+    A check that crashes or runs out of time leaves what it measured before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.comparisons: list[dict[str, Any]] = []
+        self.figures: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def compare(self, name: str, error: float, bound: float) -> None:
+        """Record a measured error and the bound that it must not exceed; NaN exceeds every bound."""
+        passed = bool(error <= bound)
+        shown = error if math.isfinite(error) else str(error)
+        self.comparisons.append({"name": name, "error": shown, "bound": bound, "passed": passed})
+        self._write()
+
+    def require(self, name: str, condition: bool) -> None:
+        """Record a condition that must hold, as an error of 0 or 1 with the bound 0."""
+        self.compare(name, 0.0 if condition else 1.0, 0.0)
+
+    def figure(self, name: str, value: float | str, unit: str = "") -> None:
+        """Record a measured value that nothing is compared with."""
+        self.figures.append({"name": name, "value": value, "unit": unit})
+        self._write()
+
+    def note(self, text: str) -> None:
+        """Record a sentence that a reader of the results needs."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._write()
+
+    def _write(self) -> None:
+        write_json(self._path, self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON holds it."""
+        return {"comparisons": self.comparisons, "figures": self.figures, "notes": self.notes}

@@ -1,0 +1,344 @@
+"""`make check-gpu` on a CPU: every check runs, a wrong model fails, a run that was cut off goes on."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu import decoding, equality, runs, worker
+from bench.gpu.checks import BY_NAME, CHECKS
+from bench.gpu.context import Context, build_model
+from bench.gpu.report import Report
+from bench.gpu.results import JSON, PAGE, Results
+from bench.gpu.runner import Device, Runner, _death
+from bench.gpu.speed import bytes_per_token
+from bench.gpu.training import Plan, collect, fitting_steps, outcome
+from model.config import LlamaConfig
+from model.llama import Llama
+
+ROOT = Path(__file__).parents[2]
+KEY = {"name": "x", "torch": "t", "shapes": "small", "source": "s"}
+
+
+def check_gpu(out: Path, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        **({"PYTHONPATH": str(path)} if path else {}),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out), *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def entries(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / JSON).read_text(encoding="utf-8"))["checks"]
+    return found
+
+
+def context(folder: Path) -> Context:
+    return Context(torch.device("cpu"), folder, Report(folder / "report.json"))
+
+
+def failed(made: Context) -> list[str]:
+    return [each["name"] for each in made.report.comparisons if not each["passed"]]
+
+
+@pytest.mark.slow
+def test_the_whole_list_passes_with_small_shapes(tmp_path: Path) -> None:
+    """A typo that only the first real GPU would meet; a check that is skipped without a reason."""
+    out = tmp_path / "out"
+    done = check_gpu(out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = entries(out)
+    assert list(found) == [check.name for check in CHECKS]
+    for check in CHECKS:
+        entry = found[check.name]
+        on_cpu = not check.cpu_reason
+        assert entry["verdict"] == ("passed" if on_cpu else "not run"), entry
+        assert "CPU" in entry["reason"] or on_cpu
+        assert not on_cpu or entry["comparisons"] or entry["figures"]
+    page = (out / PAGE).read_text(encoding="utf-8")
+    assert all(f"| {check.name} | " in page for check in CHECKS) and "0 failed, 0 timed out" in page
+    assert (out / JSON).stat().st_size + (out / PAGE).stat().st_size < 200_000
+    assert (
+        sum(file.stat().st_size for file in (tmp_path / "out-work" / "shards").iterdir())
+        < 10 * 2**20
+    )
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_what_is_left(tmp_path: Path) -> None:
+    """Verdicts that are lost with the process, or found once more by the next one."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and "loss-43m" not in worker.read(out / JSON).get(
+        "checks", {}
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = entries(out)
+    assert before["loss-3m"]["verdict"] == "passed" and "environment" in before
+    done = check_gpu(out, "--minutes", "0.05")
+    assert done.returncode == 0, done.stderr
+    after = entries(out)
+    assert after["loss-3m"] == before["loss-3m"] and "loss-3m" not in done.stdout
+    assert "the same command goes on with them" in done.stdout
+
+
+def test_checks_that_were_cut_off_come_last_and_those_not_run_come_again(tmp_path: Path) -> None:
+    """A check that hangs the machine made first by every call; a package that was installed meanwhile."""
+    results = Results(tmp_path, KEY, {})
+    first, second, third, fourth = CHECKS[:4]
+    results.begin(first.name)
+    results.end(second.name, {"verdict": "passed", "reason": "", "seconds": 1.0})
+    results.end(third.name, {"verdict": "not run", "reason": "x is not installed", "seconds": 0.0})
+    left = Results(tmp_path, KEY, {}).pending(CHECKS[:4])
+    assert left == [third, fourth, first]
+
+
+def test_results_of_another_device_are_put_aside(tmp_path: Path) -> None:
+    """One GPU's verdicts counted as another's, or thrown away."""
+    results = Results(tmp_path, KEY, {})
+    results.end("loss-3m", {"verdict": "failed", "reason": "y", "seconds": 1.0, "log": "a\nb"})
+    assert results.bad == ["loss-3m"] and "    a\n    b" in (tmp_path / PAGE).read_text()
+    other = Results(tmp_path, {**KEY, "name": "z"}, {})
+    assert other.put_aside and not other.entries and not other.bad
+    assert (
+        json.loads((tmp_path / f"previous-{JSON}").read_text())["checks"]["loss-3m"]["verdict"]
+        == "failed"
+    )
+
+
+@pytest.mark.slow
+def test_a_check_that_fails_is_said_and_the_exit_status_is_1(tmp_path: Path) -> None:
+    """A failure that scrolls past, ends the other checks, or leaves nothing to send."""
+    out = tmp_path / "out"
+    assert check_gpu(out, "--only", "environment").returncode == 0
+    (tmp_path / "out-work" / "shards").mkdir()
+    done = check_gpu(out, "--only", "overflow", "loss-3m")
+    assert done.returncode == 1
+    found = entries(out)
+    assert (
+        found["overflow"]["verdict"] == "failed"
+        and "is not a prepared shard set" in found["overflow"]["reason"]
+    )
+    assert "Traceback" in found["overflow"]["log"] and found["loss-3m"]["verdict"] == "passed"
+    assert found["environment"]["verdict"] == "passed"
+    assert f"failed: overflow; send {out / JSON}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_check_that_hangs_is_ended_and_one_that_the_budget_ends_has_no_verdict(
+    tmp_path: Path,
+) -> None:
+    """A hang that takes the checks behind it along; a check that is called too slow because a call was short."""
+    runner = Runner(tmp_path / "out", tmp_path / "work", Device("cpu", "x", "t"))
+    slow = BY_NAME["resume"]
+    assert runner.run([slow], 0.005) == ["resume"]
+    assert entries(tmp_path / "out")["resume"] == {"begun": 1}
+    assert runner.run([replace(slow, timeout=1), BY_NAME["environment"]], None) == []
+    found = entries(tmp_path / "out")
+    assert found["resume"]["verdict"] == "timed out" and found["environment"]["verdict"] == "passed"
+    assert runner.results.bad == ["resume"]
+
+
+@pytest.mark.slow
+def test_without_a_package_its_checks_are_not_run(tmp_path: Path) -> None:
+    """A traceback in place of a reason on a machine that lacks something of requirements.txt."""
+    package = tmp_path / "lacking" / "pydantic"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'pydantic'\", name='pydantic')\n"
+    )
+    done = check_gpu(tmp_path / "out", "--only", "loss-3m", path=package.parent)
+    assert done.returncode == 0, done.stderr
+    found = entries(tmp_path / "out")["loss-3m"]
+    assert (found["verdict"], found["reason"]) == ("not run", "pydantic is not installed")
+
+
+def test_a_package_that_only_a_command_misses_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A missing package of a subprocess, or of a peer, taken for a failure of the check."""
+    with pytest.raises(ModuleNotFoundError) as caught:
+        runs.finished(1, "", "Traceback\nModuleNotFoundError: No module named 'orjson.x'\n")
+    assert caught.value.name == "orjson.x"
+    assert runs.finished(0, "", "No module named 'triton'").code == 0
+    for name in [
+        name
+        for name in sys.modules
+        if name.partition(".")[0] == "transformers" or name == "bench.gpu.peers"
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    verdict = worker.verdict("transformers-eager", "cpu", tmp_path, Report(tmp_path / "report"))
+    assert verdict == {"verdict": "not run", "reason": "transformers is not installed"}
+    monkeypatch.setitem(sys.modules, "bench.gpu.equality", None)
+    with pytest.raises(ModuleNotFoundError):
+        worker.verdict("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
+
+
+def test_an_exceeded_bound_is_a_failure_with_its_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A verdict that does not depend on what was measured."""
+    monkeypatch.setitem(equality.FP32, "loss", -1.0)
+    verdict = worker.verdict("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
+    assert verdict["verdict"] == "failed" and "full loss: loss: " in verdict["reason"]
+    assert "above the bound of -1 (and 5 more)" in verdict["reason"]
+
+
+def test_a_number_that_is_none_is_above_every_bound(tmp_path: Path) -> None:
+    """NaN, which compares as false with everything, passing for equal; a report that JSON cannot hold."""
+    report = Report(tmp_path / "report.json")
+    report.compare("x", math.nan, math.inf)
+    report.require("y", False)
+    report.require("z", True)
+    written = json.loads((tmp_path / "report.json").read_text())["comparisons"]
+    assert [each["passed"] for each in written] == [False, False, True]
+
+
+def damaged(model: Llama) -> Llama:
+    with torch.no_grad():
+        model.model.norm.weight[: len(model.model.norm.weight) // 2] *= 1.2
+    return model
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda made: equality.losses(made, "3m"),
+        equality.packed,
+        equality.attention,
+        equality.lora,
+        lambda made: equality.compiled(made, "43m"),
+        lambda made: decoding.decoding(made, "43m"),
+    ],
+    ids=["losses", "packed", "attention", "lora", "compiled", "decoding"],
+)
+@pytest.mark.slow
+def test_a_device_that_computes_something_else_fails(
+    check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A comparison of a model with itself, or a bound that anything keeps: the second model of each check is damaged."""
+    made: list[Llama] = []
+
+    def build(*arguments: Any, **options: Any) -> Llama:
+        made.append(build_model(*arguments, **options))
+        return damaged(made[-1]) if len(made) % 2 == 0 else made[-1]
+
+    for module in (equality, decoding):
+        monkeypatch.setattr(module, "build_model", build)
+    one = context(tmp_path)
+    check(one)
+    torch.compiler.reset()
+    names = failed(one)
+    assert names, one.report.comparisons
+    assert any(
+        "logits" in name or "loss" in name or "ids" in name or "adapter" in name for name in names
+    )
+
+
+def test_ids_may_differ_only_where_the_gap_is_small() -> None:
+    """A tie counted as an error; another text counted as a tie."""
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    model, prompt = build_model(config, torch.device("cpu")).eval(), [5, 6]
+    assert decoding.first_difference(model, prompt, [7, 8], [7, 8]) == 0.0
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7]]))[0, -1]
+    gap = float((logits[8] - logits[9]).abs())
+    assert decoding.first_difference(model, prompt, [7, 9, 3], [7, 8, 4]) == pytest.approx(
+        gap, rel=1e-3
+    )
+    top = logits.topk(2).values
+    assert decoding.first_difference(model, prompt, [7], [7, 8]) == pytest.approx(
+        float(top[0] - top[1]), rel=1e-3
+    )
+
+
+def test_bytes_of_a_token_are_those_of_its_matmuls() -> None:
+    """A limit of bandwidth that leaves out a matrix, a pass or the head."""
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=20,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    matrices = [(8, 8), (8, 4), (8, 4), (8, 8), (8, 20), (8, 20), (20, 8)] * 3 + [(8, 100)]
+    assert bytes_per_token(config, 2) == 2 * 3 * sum(map(sum, matrices))
+
+
+def test_a_process_that_dies_is_named_by_its_signal() -> None:
+    """A crash in a kernel that reads like a verdict."""
+    assert _death(-11) == "its process was ended by SIGSEGV" and "exit code 3" in _death(3)
+
+
+def test_steps_are_fitted_into_the_minutes() -> None:
+    """Training that is planned for ten times its minutes, with the first step's speed, or beyond its configuration."""
+    records = [
+        {"step": step, "tokens": 100 * step, "tokens_per_second": speed}
+        for step, speed in ((1, 1.0), (5, 50.0), (10, 200.0), (15, 200.0))
+    ]
+    assert fitting_steps(records, 60.0, 1000) == 120 and fitting_steps(records, 60.0, 50) == 50
+    assert fitting_steps(records, 0.1, 50) == 1
+
+
+def test_how_a_training_command_ended() -> None:
+    """A stop at the end of the minutes, or a missing package, called a failure; a failure without its reason."""
+    assert outcome(0, "a\nb\n", stopped=False, seconds=2.0) == ("done", 2.0, "b")
+    assert outcome(0, "saved after step 5", stopped=True, seconds=2.0)[0] == "stopped"
+    text = "ModuleNotFoundError: No module named 'jieba'\n"
+    assert outcome(1, text, stopped=False, seconds=2.0) == (
+        "not run",
+        2.0,
+        "jieba is not installed",
+    )
+    assert outcome(2, "error: no\nmore", stopped=False, seconds=2.0) == ("failed", 2.0, "error: no")
+
+
+def test_what_is_collected_from_training_is_small_unless_weights_are_wanted(tmp_path: Path) -> None:
+    """Gigabytes of checkpoints in a folder that is to be sent."""
+    plan = Plan(tmp_path / "out", tmp_path / "work", "cpu", "sample", "csl")
+    run = plan.work / "pretrain"
+    (run / "results").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000005").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000005" / "model.safetensors").write_bytes(b"x" * 1000)
+    (run / "results" / "perplexity.json").write_text('{"loss": 2.5, "text": "dev"}')
+    (run / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 5, "loss": 3.5, "tokens_per_second": 1000}\n'
+    )
+    plan.out.mkdir()
+    collect(plan, {"asked": {}, "calls": [], "steps": 7}, [], keep_weights=False)
+    assert not list(plan.out.rglob("*.safetensors"))
+    page = (plan.out / "train.md").read_text(encoding="utf-8")
+    assert "- perplexity: loss 2.5" in page and "step 5, loss 3.5, 1,000 tokens/s" in page

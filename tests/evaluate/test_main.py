@@ -13,7 +13,8 @@ from common.files import write_checksummed_json, write_manifest
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
-from evaluate import __main__ as everything
+from evaluate import __main__ as command
+from evaluate import measure_run
 
 Measure = Callable[..., list[list[str]]]
 
@@ -59,9 +60,9 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
     def _measure(*arguments: object) -> list[list[str]]:
         ran: list[list[str]] = []
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(everything, "_run_command", ran.append)
+        monkeypatch.setattr(measure_run, "_run_command", ran.append)
         monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
-        everything.main()
+        command.main()
         return ran
 
     return _measure
@@ -166,7 +167,7 @@ def test_options_are_forwarded_to_every_evaluation(
         assert [option in words for words in ran] == [True, True, False, True]
     assert report[0] == "evaluate.report"
     for limit in (0, -1):
-        with pytest.raises(UserError, match=f"--limit {limit}: at least 1"):
+        with pytest.raises(UserError, match=f"--limit: '{limit}' is not valid"):
             measure("--checkpoint", run, "--limit", limit)
 
 

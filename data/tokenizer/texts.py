@@ -10,7 +10,7 @@ import orjson
 from common.errors import UserError
 from common.progress import progress_bar
 from data.corpora.detect import detect_source
-from data.corpora.resolver import SAMPLE_PRETRAIN_FOLDER
+from data.corpora.sample import SAMPLE_PRETRAIN_FOLDER
 from data.readers.files import expand_inputs
 from data.records import BadRecord, Document, Record, SkippedRecord, Summary
 from data.sources import SOURCES, find_source

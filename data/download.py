@@ -5,8 +5,8 @@
     python -m data.download tokenizer        the 65k tokenizer alone
     python -m data.download sample           prepare the shipped sample; needs no network
 
-The same command resumes an interrupted download. `HF_ENDPOINT=https://…` puts a mirror of the Hugging Face hub first. A
-file that was fetched by hand and put into place is verified and used.
+The same command resumes an interrupted download. `HF_ENDPOINT=https://…` puts a mirror of the
+Hugging Face hub first. A file that was fetched by hand and put into place is verified and used.
 """
 
 import sys
@@ -99,7 +99,8 @@ def _download_and_prepare(
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
     print(
-        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; license: {corpus.license}",
+        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; license: "
+        f"{corpus.license}",
         flush=True,
     )
     missing = "the tokenizer"
@@ -111,7 +112,8 @@ def _download_and_prepare(
     except DownloadError as error:
         target = "sft" if corpus.source in SAMPLE_SFT_FILES else "pretrain"
         raise UserError(
-            f"{name} (from {corpus.homepage}) is not here: {missing} could not be downloaded ({error}); until it is, make "
+            f"{name} (from {corpus.homepage}) is not here: {missing} could not be downloaded "
+            f"({error}); until it is, make "
             f"{target} DATA={name} trains on the part of the shipped sample in its format"
         ) from None
     files = resolver.download_paths(name, corpus, parts)

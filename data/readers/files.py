@@ -1,8 +1,9 @@
 """Read files as numbered raw records, in flat memory whatever the files contain.
 
-A raw record is the bytes of one record and their place: a line of a JSONL file, an element of a JSON list, a row of a
-parquet file, a chunk of a plain text. What cannot be read becomes a `BadRecord` in its place, so that records and bad
-records together always add up to what was there. Nothing here knows the schema of a dataset.
+A raw record is the bytes of one record and their place: a line of a JSONL file, an element of a
+JSON list, a row of a parquet file, a chunk of a plain text. What cannot be read becomes a
+`BadRecord` in its place, so that records and bad records together always add up to what was there.
+Nothing here knows the schema of a dataset.
 """
 
 import glob
@@ -33,13 +34,17 @@ _ARCHIVE_MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 _WHITESPACE = b" \t\r\n\v\f"
-# How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError, so it is caught first.
+# How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError, so it is
+# caught first.
 _DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """The bytes of one record. `line` is its first line, or its number in a JSON list or parquet file, from 1."""
+    """The bytes of one record.
+
+    `line` is its first line, or its number in a JSON list or parquet file, counted from 1.
+    """
 
     file: str
     line: int
@@ -51,9 +56,10 @@ ProgressCallback = Callable[[int], object]
 
 
 def expand_inputs(inputs: list[str]) -> list[Path]:
-    """Return the files that inputs (files, folders, globs) name, in a stable order, without duplicates.
+    """Return the files that inputs (files, folders, globs) name, without duplicates.
 
-    Folders are walked recursively and sorted; hidden names are left out. Raises UserError for an input without files.
+    Folders are walked recursively, in sorted order; hidden names are left out. Raises UserError for
+    an input without files.
     """
     unique_files: dict[Path, None] = {}
     for text in inputs:
@@ -67,7 +73,8 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
         for file in files:
             if file.exists() and not file.is_file():
                 raise UserError(
-                    f"--input {file}: is a pipe or a device, which cannot be read twice: save it as a file first"
+                    f"--input {file}: is a pipe or a device, which cannot be read twice: save it "
+                    "as a file first"
                 )
         if not files:
             raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
@@ -90,10 +97,11 @@ def _walk_files(path: Path) -> Iterator[Path]:
 
 
 def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
-    """Yield the elements of a JSON list, the lines of a text (both plain or gzip), or the rows of a parquet file.
+    """Yield the elements of a JSON list, the lines of a text, or the rows of a parquet file.
 
-    Rows are encoded as JSON. Blank lines are not records. `on_bytes_read` is called with numbers of bytes consumed, which
-    add up to the size of the file.
+    Lists and texts may be compressed with gzip. Rows are encoded as JSON. Blank lines are not
+    records. `on_bytes_read` is called with numbers of bytes consumed, which add up to the size of
+    the file.
     """
     with _open_file(path) as file:
         magic = file.read(4)
@@ -105,7 +113,7 @@ def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> I
 
 
 def read_head(path: Path) -> bytes:
-    """Return the first `HEAD_BYTES` bytes of a plain or gzip file, decompressed, up to any damage."""
+    """Return the first `HEAD_BYTES` bytes of a file, decompressed, up to any damage."""
     content = b""
     with _open_file(path) as file, _decompress(file) as text:
         try:
@@ -131,10 +139,11 @@ def read_lines(path: Path, on_bytes_read: ProgressCallback | None = None) -> Ite
 def read_chunks(
     path: Path, target_bytes: int, on_bytes_read: ProgressCallback | None = None
 ) -> Iterator[RawItem]:
-    """Yield a plain or gzip text in chunks of about `target_bytes` bytes, which end between paragraphs if possible.
+    """Yield a text in chunks of about `target_bytes` bytes that end between paragraphs.
 
-    A chunk ends at the first blank line past `target_bytes`, at the first line end past 2 × `target_bytes`, and within a
-    line, between characters, only if the line alone is longer than `MAX_LINE_BYTES`.
+    A chunk ends at the first blank line past `target_bytes`, at the first line end past 2 ×
+    `target_bytes`, and within a line, between characters, only if the line alone is longer than
+    `MAX_LINE_BYTES`.
     """
     parts: list[bytes] = []
     size = 0
@@ -176,7 +185,7 @@ def _iter_blocks(
     damage: list[str],
     on_bytes_read: ProgressCallback | None,
 ) -> Iterator[bytes]:
-    """Yield the blocks of an open file up to its end or to damage, which is then described in `damage`."""
+    """Yield the blocks of an open file up to its end or to damage, which is added to `damage`."""
     reported = 0
     mark = _BOM
     try:
@@ -199,8 +208,8 @@ def read_numbered_lines(
 ) -> Iterator[tuple[int, bytes, str | None]]:
     """Yield (line number, line, problem) of a plain or gzip text.
 
-    A line longer than `MAX_LINE_BYTES` is a problem, or with `split_long_lines` comes in pieces. After damage in a
-    compressed file nothing follows.
+    A line longer than `MAX_LINE_BYTES` is a problem, or with `split_long_lines` comes in pieces.
+    After damage in a compressed file nothing follows.
     """
     number = reported = 0
     with _open_file(path) as file, _decompress(file) as text:
@@ -249,7 +258,8 @@ def _read_error(path: Path, error: OSError) -> UserError:
 
 def _complete_character(line: bytes, text: io.BufferedIOBase) -> bytes:
     """Complete the last UTF-8 character of a line that was cut at the limit."""
-    # The lead byte, the last one that is not 10xxxxxx, has the length of the character in its first bits.
+    # The lead byte, the last one that is not 10xxxxxx, has the length of the character in its first
+    # bits.
     num_bytes = next((count for count in range(1, 5) if line[-count] & 0xC0 != 0x80), 1)
     lead_byte = line[-num_bytes]
     length = 1
@@ -272,9 +282,11 @@ def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
     for mark, kind in _ARCHIVE_MAGIC.items():
         if magic.startswith(mark):
             raise UserError(
-                f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files are read)"
+                f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files "
+                "are read)"
             )
-    # Without another buffer around it: a buffer is filled before anything is returned, and loses all text before damage.
+    # Without another buffer around it: a buffer is filled before anything is returned, and loses
+    # all text before damage.
     return gzip.GzipFile(fileobj=file) if magic.startswith(_GZIP) else file
 
 
@@ -295,7 +307,8 @@ def _read_parquet(path: Path, on_bytes_read: ProgressCallback | None) -> Iterato
                     else:
                         yield BadRecord(name, row, problem)
                 if on_bytes_read is not None:
-                    # Parquet is not read from beginning to end: bytes are counted in proportion to rows.
+                    # Parquet is not read from beginning to end: bytes are counted in proportion to
+                    # rows.
                     on_bytes_read(size * row // file.metadata.num_rows - reported)
                     reported = size * row // file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
@@ -310,8 +323,8 @@ def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError):
-        # A value that Python cannot represent (text that is not UTF-8, the year 40000): convert the rows one by one, so
-        # that only its own row is bad.
+        # A value that Python cannot represent (text that is not UTF-8, the year 40000): convert the
+        # rows one by one, so that only its own row is bad.
         rows = None
     for index in range(batch.num_rows):
         try:
@@ -324,7 +337,8 @@ def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
 def encode_json_value(value: Any) -> Any:
     """Return a JSON value for a type that JSON lacks.
 
-    Many writers store text as bytes, which become text; bytes that are not text become an object, never text.
+    Many writers store text as bytes, which become text; bytes that are not text become an object,
+    never text.
     """
     if not isinstance(value, bytes):
         return str(value)

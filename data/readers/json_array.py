@@ -1,9 +1,10 @@
 """Split a file that is one JSON list into the bytes of its elements, in flat memory.
 
-Elements are yielded as written: no number passes through a float, and parsing is left to the source, which runs in
-another process. A faulty element costs only itself: reading continues at the next place that opens as the first element
-of the list did (`{"first key":`). A streaming parser such as ijson stops at the first fault, and at the first byte that
-is not UTF-8; it also replaces half surrogate pairs silently and uses memory without limit for nested brackets.
+Elements are yielded as written: no number passes through a float, and parsing is left to the
+source, which runs in another process. A faulty element costs only itself: reading continues at the
+next place that opens as the first element of the list did (`{"first key":`). A streaming parser
+such as ijson stops at the first fault, and at the first byte that is not UTF-8; it also replaces
+half surrogate pairs silently and uses memory without limit for nested brackets.
 """
 
 import codecs
@@ -13,9 +14,11 @@ from collections.abc import Iterator
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OPENING = re.compile(r'\{[ \t\r\n]*("(?:[^"\\\n]|\\.){0,200}")[ \t\r\n]*:')
-# More than the longest opening: text that a search must see again, because an opening may continue in the next block.
+# More than the longest opening: text that a search must see again, because an opening may continue
+# in the next block.
 _OPENING_OVERLAP = 1 << 10
-# A decoder that lacks text reports an error within this many characters of the end, except in an open string.
+# A decoder that lacks text reports an error within this many characters of the end, except in an
+# open string.
 _END_MARGIN = 16
 # (state, next character) → next state. The state is what is expected next.
 _TRANSITIONS = {
@@ -28,10 +31,10 @@ _DECODER = json.JSONDecoder(parse_float=str, parse_int=str)
 
 
 class JsonArrayReader:
-    """Iterate over the elements of a JSON list, or of several concatenated ones, whose bytes come in blocks.
+    """Iterate over the elements of a JSON list, or of several concatenated ones.
 
-    Yields (number, bytes, problem): the element's number, counted from 1, and its bytes or else a problem in its place. An
-    element of more than `max_characters` characters is a problem.
+    Yields (number, bytes, problem): the element's number, counted from 1, and its bytes or else a
+    problem in its place. An element of more than `max_characters` characters is a problem.
     """
 
     def __init__(self, blocks: Iterator[bytes], max_characters: int) -> None:
@@ -51,7 +54,8 @@ class JsonArrayReader:
                 self._position += 1
             elif state == "element" and character in ",]":
                 yield number + 1, b"", "there is a comma and no element"
-                # Between two commas an element is missing, which has a number; before the end of the list none is.
+                # Between two commas an element is missing, which has a number; before the end of
+                # the list none is.
                 number += character == ","
                 state = "comma"
             elif state in ("first element", "element") and character not in ",]":
@@ -78,7 +82,7 @@ class JsonArrayReader:
                 return self._buffer[self._position : self._position + 1]
 
     def _read_element(self) -> tuple[bytes, str | None]:
-        """Return the bytes of the element at the current position and pass it, or return what is wrong with it."""
+        """Read the element at the current position: return its bytes, or what is wrong with it."""
         while True:
             size = len(self._buffer) - self._position
             try:
@@ -98,7 +102,8 @@ class JsonArrayReader:
                 needs_more = end > len(self._buffer) - _END_MARGIN
             if needs_more and size > self._max_characters:
                 return b"", f"this element is longer than {self._max_characters >> 20} MB"
-            # The buffer doubles every time, so that an element of any size is decoded only a few times.
+            # The buffer doubles every time, so that an element of any size is decoded only a few
+            # times.
             if needs_more and self._fill_buffer(min(size, self._max_characters + 1 - size)):
                 continue
             if problem:
@@ -109,7 +114,7 @@ class JsonArrayReader:
             return text.encode("utf-8", "surrogateescape"), None
 
     def _fill_buffer(self, min_characters: int = 1) -> bool:
-        """Drop the text that was passed and append at least so many characters; return False at the end of the file."""
+        """Drop the text before the position, append more; return False at the end of the file."""
         blocks = []
         while min_characters > 0 and (block := next(self._blocks, "")):
             blocks.append(block)
@@ -120,7 +125,7 @@ class JsonArrayReader:
         return bool(blocks)
 
     def _skip_to_element(self, min_characters: int) -> str:
-        """Skip at least so many characters, to where an element opens or to the end; return how many, as a message."""
+        """Skip to where an element opens, or to the end; return a message with what was skipped."""
         self._remember_opening(self._position)
         opening = self._opening or _OPENING
         skipped = 0

@@ -1,9 +1,9 @@
 """The tokenizer's own commands: train one, import a stock SentencePiece file, export to transformers, inspect.
 
-python -m data.tokenizer train --input wikipedia=wiki.jsonl more.txt --vocabulary 8192 --out tokenizer
-python -m data.tokenizer import --input llama-chinese-65k.model --out tokenizer
-python -m data.tokenizer export --tokenizer tokenizer --out exported
-python -m data.tokenizer inspect --tokenizer tokenizer --text 你好，世界
+python -m data.tokenizer train --input wikipedia=wiki.jsonl more.txt --vocabulary 8192 --out
+tokenizer python -m data.tokenizer import --input llama-chinese-65k.model --out tokenizer python -m
+data.tokenizer export --tokenizer tokenizer --out exported python -m data.tokenizer inspect
+--tokenizer tokenizer --text 你好，世界
 """
 
 import argparse
@@ -157,7 +157,8 @@ def _run_train(arguments: argparse.Namespace) -> None:
     tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(arguments.out / TOKENIZER_FILE, serialized)
     print(
-        f"{arguments.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, fingerprint {tokenizer.fingerprint[:16]}"
+        f"{arguments.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, fingerprint "
+        f"{tokenizer.fingerprint[:16]}"
     )
     if tokenizer.vocab_size % 64:
         print("a multiple of 64 ids makes the model's vocabulary tables faster on a GPU")
@@ -168,7 +169,8 @@ def _run_import(arguments: argparse.Namespace) -> None:
     tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(arguments.out / TOKENIZER_FILE, serialized)
     print(
-        f"{arguments.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint {tokenizer.fingerprint[:16]}"
+        f"{arguments.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint "
+        f"{tokenizer.fingerprint[:16]}"
     )
     print(f"  scores made distinct: {changes.num_tied_scores} pieces had the score of another")
     print(f"  marked unused: {changes.num_unreachable} pieces that no merge reaches")
@@ -195,7 +197,8 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
         if piece.kind in (UNKNOWN, CONTROL)
     ]
     print(
-        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, {kinds[UNUSED]} unused"
+        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, {kinds[UNUSED]} "
+        "unused"
     )
     print(f"specials: {', '.join(f'{text} {index}' for index, text in special_pieces)}")
     print(f"fingerprint: {tokenizer.fingerprint}")
@@ -220,7 +223,8 @@ def _print_compression(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
             num_byte_tokens += sum(is_byte[index] for index in ids)
     rate, share = num_characters / max(num_tokens, 1), num_byte_tokens / max(num_tokens, 1)
     print(
-        f"{num_characters} characters in {num_tokens} tokens: {rate:.3f} characters per token; {share:.2%} are single bytes"
+        f"{num_characters} characters in {num_tokens} tokens: {rate:.3f} characters per token; "
+        f"{share:.2%} are single bytes"
     )
 
 

@@ -115,6 +115,7 @@ def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
     if len(bad_records) > MAX_BAD_SHARE * (num_good + len(bad_records)):
         first = bad_records[0]
         raise UserError(
-            f"{first.file}, record {first.line}: {first.reason} ({len(bad_records)} of {num_good + len(bad_records)} records could not be "
+            f"{first.file}, record {first.line}: {first.reason} ({len(bad_records)} of "
+            f"{num_good + len(bad_records)} records could not be "
             "read; name the right source: --source NAME or SOURCE=PATH)"
         )

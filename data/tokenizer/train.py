@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from common.errors import UserError
 from model.tokenizer.sentencepiece_normalize import normalize_model
 
-# The conversation template ends each turn's opening with it, and the seam between template and answer must be a
-# boundary of pieces too.
+# The conversation template ends each turn's opening with it, and the seam between template and
+# answer must be a boundary of pieces too.
 _ISOLATED_CHARACTER = "："
 _MAX_SEGMENT_CHARACTERS = 1000
 
@@ -26,10 +26,12 @@ def train_bpe(
 ) -> bytes:
     """The normalised bytes of a BPE model of exactly `vocabulary_size` ids, learnt from the texts.
 
-    No piece is longer than `max_piece_characters` characters. The most frequent characters, which make up the share `character_coverage` of
-    the texts, have ids; with `include_common_characters` so has every character of `common_text`, present or not. Digits and
-    `：` stay pieces of their own; line ends and rare characters are written as bytes. Memory is bounded by `max_sentences`:
-    of more, a random sample of that many is learnt from. UserError if the texts do not support such a vocabulary.
+    No piece is longer than `max_piece_characters` characters. The most frequent characters, which
+    make up the share `character_coverage` of the texts, have ids; with `include_common_characters`
+    so has every character of `common_text`, present or not. Digits and `：` stay pieces of their
+    own; line ends and rare characters are written as bytes. Memory is bounded by `max_sentences`:
+    of more, a random sample of that many is learnt from. UserError if the texts do not support such
+    a vocabulary.
     """
     import sentencepiece
 

@@ -1,43 +1,482 @@
-"""Options: one typed pydantic model per command, a YAML file, and dotted overrides (`--optimizer.lr 3e-4`).
+"""Options of every command: one frozen pydantic model for each.
 
-All problems of an invocation are reported together, each as one line that names the key and what would be right. Commands
-with a handful of options have a plain `Parser`.
+Four layers are merged, and later layers win: the defaults of the model, the recorded options of a
+run that is resumed, the file of `--config`, the command line. Values of files and of the command
+line are text that the type of the field converts, by the same rules in both. pydantic-settings
+builds the command line and its help from the model, and pydantic validates the merged values. Each
+mistake is one line of a `UserError`.
 """
 
 import argparse
 import difflib
+import json
 import os
 import re
-import sys
-import types
-import typing
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
-from pydantic_core import PydanticUndefined
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    CliPositionalArg,
+    CliSettingsSource,
+    CliSuppress,
+    CliVariadicArg,
+    SettingsError,
+)
+from typing_extensions import Self
 
 from common.errors import UserError
 
+__all__ = [
+    "CliPositionalArg",
+    "CliSuppress",
+    "CliVariadicArg",
+    "CommaSeparated",
+    "Options",
+    "OutputFile",
+    "default_values",
+    "load_yaml",
+    "merge_layers",
+    "option_fields",
+    "parse_options",
+    "validate_options",
+]
+
+MAX_YAML_BYTES = 1 << 20
+_MAX_VALUE_CHARACTERS = 80  # of a wrong value that a message repeats
+_NULL_TAG = "tag:yaml.org,2002:null"
+_CONFIG_DEST = ":config"  # a name that a field cannot have
+_POSITIONAL_MARK = get_args(CliPositionalArg[str])[1]
+
 
 class Options(BaseModel):
-    """Base of every option group: unknown keys are errors, values do not change after parsing."""
+    """Base class of the options of a command, and of a group of them."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
+    def find_conflicts(self) -> list[str]:
+        """Return one line for each pair of options that contradict each other.
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-MAX_YAML_BYTES = 1 << 20
-# What PyYAML raises for text that is no YAML: dates and numbers that do not exist, and nesting without end, included.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+        Subclasses extend the list of `super()`. The method runs when each value is valid by itself.
+        A line begins with the options that it is about: `--rows 6 is not a multiple of …`.
+        """
+        return []
+
+    @model_validator(mode="after")
+    def _check_conflicts(self) -> Self:
+        if lines := self.find_conflicts():
+            raise PydanticCustomError("conflict", "{lines}", {"lines": "\n".join(lines)})
+        return self
+
+
+T = TypeVar("T", bound=Options)
+
+
+def _check_output_file(path: Path) -> Path:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"{path} cannot be written: {folder} is not a writable folder; name another file"
+        )
+    return path
+
+
+def _split_commas(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value
+    return [item.strip() for item in ",".join(texts).split(",") if item.strip()]
+
+
+# The type of a file to write, which is refused before the work begins rather than after it.
+OutputFile = Annotated[Path, AfterValidator(_check_output_file)]
+# In the annotation of a tuple field: `a,b` is two items.
+CommaSeparated = BeforeValidator(_split_commas)
+
+
+def parse_options(
+    schema: type[T],
+    arguments: Sequence[str],
+    *,
+    name: str,
+    description: str,
+    has_config_file: bool = False,
+    find_recorded_options: Callable[[dict[str, Any]], Path | None] | None = None,
+) -> T:
+    """Return the validated options of a command.
+
+    Args:
+        schema: the model of the options.
+        arguments: the command line without the program.
+        name: the module behind `python -m`.
+        description: the text at the top of the help.
+        has_config_file: add `--config FILE`.
+        find_recorded_options: called with the merged values, returns the YAML of the options of the
+            run that they resume, or None.
+
+    Prints the help and exits with status 0 on `--help`.
+    Raises UserError with one line for each option that is wrong by itself or, if there is none, for
+    each conflict between options.
+    """
+    command_line = _CommandLine(schema, name, description, has_config_file)
+    given = command_line.parse(arguments)
+    try:
+        config_file = command_line.config_file
+        config = load_yaml(config_file, as_text=True) if config_file else {}
+        defaults = default_values(schema)
+        values = merge_layers(defaults, config, given)
+        recorded_file = find_recorded_options(values) if find_recorded_options else None
+        if recorded_file is not None:
+            recorded = load_yaml(recorded_file, "", as_text=True)
+            values = merge_layers(defaults, recorded, config, given)
+    except UserError as error:
+        raise UserError("\n".join([*command_line.problems, str(error)])) from None
+    return validate_options(schema, values, command_line.problems)
+
+
+def validate_options(schema: type[T], values: dict[str, Any], problems: Sequence[str] = ()) -> T:
+    """Return the options that a nested dict describes.
+
+    Raises UserError with `problems` and one line for each value that is wrong by itself or, if
+    there is none, with one line for each conflict.
+    """
+    details: list[ErrorDetails] = []
+    try:
+        options = schema.model_validate(values)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    # A conflict beside a misspelt option may come from the default that stands in for it.
+    single = [detail for detail in details if detail["type"] != "conflict"]
+    if lines := [*problems, *_explain_errors(schema, values, single)]:
+        raise UserError("\n".join(lines))
+    if details:
+        raise UserError("\n".join(detail["msg"] for detail in details))
+    return options
+
+
+def default_values(schema: type[Options]) -> dict[str, Any]:
+    """Return the defaults of a schema as a nested dict, without its required options."""
+    return schema.model_construct().model_dump(mode="json", by_alias=True, warnings=False)
+
+
+def merge_layers(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dicts merged into a new one; values of later layers win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            earlier = merged.get(key)
+            if isinstance(value, dict) and isinstance(earlier, dict):
+                value = merge_layers(earlier, value)
+            merged[key] = value
+    return merged
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Load plain values under keys of text, without aliases.
+
+    A few lines of aliases of lists of aliases stand for gigabytes.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        for key in mapping:
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"the key {key!r} is not text")
+        return mapping
+
+
+class _TextLoader(_PlainLoader):
+    """Load null as None and every other scalar as text: `run: 2024-01-01` is a path, not a date."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        start: [entry for entry in entries if entry[0] == _NULL_TAG]
+        for start, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def load_yaml(
+    path: Path, error_prefix: str = "--config ", *, as_text: bool = False
+) -> dict[str, Any]:
+    """Return a YAML file as a nested dict; with `as_text` all its scalars but null are text.
+
+    Raises UserError, one line that begins with `error_prefix` and the path, for a file that is
+    missing, larger than 1 MB, not YAML, or not a mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)
+        if len(data) > MAX_YAML_BYTES:
+            raise UserError(
+                f"{error_prefix}{path}: is larger than {MAX_YAML_BYTES >> 20} MB; "
+                "a file of options is shorter"
+            )
+        value = yaml.load(data.decode("utf-8"), _TextLoader if as_text else _PlainLoader)
+    except FileNotFoundError:
+        raise UserError(f"{error_prefix}{path}: no such file") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        # ValueError: dates and numbers that do not exist, and text that is not UTF-8.
+        raise UserError(
+            f"{error_prefix}{path}: not readable as YAML: {' '.join(str(error).split())}"
+        ) from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{error_prefix}{path}: expected keys and values, found {type(value).__name__}"
+        )
+    return value
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wrap each line of an option's help by itself: bilingual help has a line for each language."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [part for line in text.splitlines() for part in textwrap.wrap(line, width)]
+
+
+class _CommandLine:
+    """The command line of a schema, built by pydantic-settings on argparse.
+
+    argparse stops at the first mistake. The mistakes that it would stop at are collected in
+    `problems` before it runs, so that all of them are reported together.
+    """
+
+    def __init__(
+        self, schema: type[Options], name: str, description: str, has_config_file: bool
+    ) -> None:
+        self.problems: list[str] = []
+        self.config_file: Path | None = None
+        self._fields = option_fields(schema)
+        self._defaults = _flatten(default_values(schema))
+        self._needs_value = {
+            f"--{key}": field.annotation is not bool for key, field in self._fields.items()
+        }
+        self._source: CliSettingsSource[Any] = CliSettingsSource(
+            # Not a BaseSettings, which would read the environment too.
+            schema,  # type: ignore[arg-type]
+            cli_prog_name=f"python -m {name}",
+            cli_parse_none_str="null",
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_exit_on_error=False,
+            add_argument_method=self._add_argument,
+            parse_args_method=self._parse_known,
+            formatter_class=_HelpFormatter,
+        )
+        parser = self._source.root_parser
+        positionals = [key.upper() for key, field in self._fields.items() if _is_positional(field)]
+        parser.usage = " ".join(["%(prog)s", *positionals, "[--option value] ..."])
+        parser.description = description
+        if has_config_file:
+            self._needs_value["--config"] = True
+            parser.add_argument(
+                "--config",
+                dest=_CONFIG_DEST,
+                metavar="FILE",
+                help="YAML with any of these options",
+            )
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """Return the values of the command line as a nested dict of text, lists and None."""
+        try:
+            source: Any = self._source(args=self._check_arguments(list(arguments)))
+            return source()
+        except SettingsError as error:
+            raise UserError(" ".join(str(error).split())) from None
+
+    def _check_arguments(self, arguments: list[str]) -> list[str]:
+        """Return the arguments without wrong options, values bound by `=` where that matters."""
+        checked = []
+        position = 0
+        while position < len(arguments):
+            argument = arguments[position]
+            position += 1
+            following = arguments[position] if position < len(arguments) else "--"
+            key, equals, _ = argument.partition("=")
+            if not argument.startswith("--") or argument == "--help":
+                checked.append(argument)
+            elif key not in self._needs_value:
+                self.problems.append(_explain_unknown(key, self._fields))
+                if not equals and not following.startswith("--"):
+                    position += 1
+            elif equals:
+                checked.append(argument)
+            elif following.startswith("--"):
+                if self._needs_value[key]:
+                    self.problems.append(f"{key}: needs a value ({key} VALUE)")
+                else:
+                    checked.append(f"{key}=true")
+            elif following.startswith("-") and following not in ("-h", "-"):
+                # argparse would take the value for an option.
+                checked.append(f"{key}={following}")
+                position += 1
+            else:
+                checked.append(argument)
+        return checked
+
+    def _add_argument(self, parser: Any, *names: str, **settings: Any) -> Any:
+        """Add an argument to the parser; missing values are left for pydantic to report."""
+        key = settings.get("dest", names[0])
+        if field := self._fields.get(key):
+            if settings["help"] != argparse.SUPPRESS:
+                settings["help"] = self._format_help(key, field)
+            # `tuple[str,...]` and `bool` as they are typed.
+            metavar = re.sub(r"^tuple\[(.*),\.\.\.\]$", r"\1", settings["metavar"])
+            if metavar == "bool" and field.annotation is bool:
+                metavar = "[true|false]"
+            settings["metavar"] = metavar
+            if "dest" not in settings:
+                settings["nargs"] = "*" if settings.get("nargs") in ("*", "+") else "?"
+        return argparse.ArgumentParser.add_argument(parser, *names, **settings)
+
+    def _format_help(self, key: str, field: FieldInfo) -> str:
+        default = self._defaults.get(key)
+        suffix = " (required)" if field.is_required() else ""
+        if default not in (None, "", []):
+            text = default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
+            suffix = f" (default: {text})"
+        return f"{field.description or ''}{suffix}".replace("%", "%%").strip()
+
+    def _parse_known(
+        self, parser: argparse.ArgumentParser, arguments: list[str]
+    ) -> argparse.Namespace:
+        """Parse checked arguments; lists become JSON, which keeps commas and quotes in items."""
+        namespace, strays = parser.parse_known_args(arguments)
+        self.problems += [
+            f"{stray!r} stands alone: options are written --key value" for stray in strays
+        ]
+        values = vars(namespace)
+        if path := values.pop(_CONFIG_DEST, None):
+            self.config_file = Path(path)
+        for key, value in values.items():
+            if isinstance(value, list):
+                items = [item for text in value for item in _parse_items(text)]
+                values[key] = json.dumps(items)
+        return namespace
+
+
+def _parse_items(text: str) -> list[str]:
+    """Return the items of `[a, b]`; any other text is one item."""
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            value = yaml.load(text, _TextLoader)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            return [text]
+        if isinstance(value, list):
+            return value
+    return [text]
+
+
+def _explain_errors(
+    schema: type[Options], values: dict[str, Any], details: list[ErrorDetails]
+) -> list[str]:
+    """Return one line for each option that is wrong, with everything that it may be."""
+    fields = option_fields(schema)
+    lines: dict[str, str] = {}
+    for detail in details:
+        path = _error_path(values, detail)
+        option = f"--{path}"
+        if path in fields and _is_positional(fields[path]):
+            option = path.upper()
+        message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        value = repr(detail["input"])
+        if len(value) > _MAX_VALUE_CHARACTERS:
+            value = f"{value[:_MAX_VALUE_CHARACTERS]}…"
+        match detail["type"]:
+            case "extra_forbidden":
+                lines[option] = _explain_unknown(option, fields)
+            case "missing":
+                lines[option] = f"{option}: is required"
+            case "model_type" | "model_attributes_type":
+                lines[option] = _explain_group(option)
+            case "value_error":
+                lines[option] = f"{option}: {message}"
+            case _ if option in lines:
+                # pydantic reports each alternative of a union type.
+                lines[option] += f" or {message}"
+            case _:
+                lines[option] = f"{option}: {value} is not valid; expected {message}"
+    return list(lines.values())
+
+
+def _error_path(values: Any, detail: ErrorDetails) -> str:
+    """Return the dotted path of an error: keys and list indices, without the names of types."""
+    path = []
+    for part in detail["loc"]:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+        elif detail["type"] != "missing" and not isinstance(part, int):
+            break
+        path.append(str(part))
+    return ".".join(path)
+
+
+def _explain_unknown(option: str, fields: dict[str, FieldInfo]) -> str:
+    """Return the line about an option that the command does not have."""
+    key = option.removeprefix("--")
+    if any(name.startswith(f"{key}.") for name in fields):
+        return _explain_group(option)
+    near = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean --{near[0]}?" if near else "see --help"
+    return f"{option}: there is no such option; {hint}"
+
+
+def _explain_group(option: str) -> str:
+    return f"{option}: is a group of options, not a value; write {option}.KEY VALUE"
+
+
+def _is_positional(field: FieldInfo) -> bool:
+    return _POSITIONAL_MARK in field.metadata
+
+
+def option_fields(schema: type[Options], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return the options of a schema and of its groups by dotted key."""
+    fields: dict[str, FieldInfo] = {}
+    for name, field in schema.model_fields.items():
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, Options):
+            fields.update(option_fields(group, f"{prefix}{name}."))
+        else:
+            fields[prefix + (field.alias or name)] = field
+    return fields
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# Until all commands have a model of their options.
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse, with a mistake as one line (`UserError`) in place of a usage text, and no option by half its name."""
+    """argparse with each mistake as one line (`UserError`)."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})
@@ -54,328 +493,8 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def writable_path(text: str) -> Path:
-    """The type of an option that names a file to write: UserError before the work, not after it, if that cannot be."""
-    path = Path(text)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file to write")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(
-            f"{path}: cannot be written, for {folder} is no folder that may be written to; name another file"
-        )
-    return path
-
-
-class _NoAliasLoader(yaml.SafeLoader):
-    """YAML of plain values. An alias (`*name`) may stand for a list of aliases of lists …, a few lines for gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read: write the value out")
-        return super().compose_node(parent, index)
-
-
-def load_yaml(path: Path, error_prefix: str = "--config ") -> dict[str, Any]:
-    """A YAML file as a nested dict; a missing, broken or non-mapping file is one clear line that begins with `error_prefix`."""
+    """Return the path of a file to write."""
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_YAML_BYTES + 1)
-        if len(text) > MAX_YAML_BYTES:
-            raise UserError(
-                f"{error_prefix}{path}: is larger than {MAX_YAML_BYTES >> 20} MB, which no options are"
-            )
-        value = yaml.load(text.decode("utf-8"), _NoAliasLoader)
-    except FileNotFoundError:
-        raise UserError(f"{error_prefix}{path}: no such file") from None
-    except (*_YAML_ERRORS, OSError) as error:
-        raise UserError(
-            f"{error_prefix}{path}: not readable as YAML: {' '.join(str(error).split())}"
-        ) from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{error_prefix}{path}: expected keys and values, found {type(value).__name__}"
-        )
-    if non_text_keys := [key for key in _all_keys(value) if not isinstance(key, str)]:
-        raise UserError(
-            f"{error_prefix}{path}: the key {non_text_keys[0]!r} is no text; keys are the names of options"
-        )
-    return value
-
-
-def _all_keys(value: dict[Any, Any]) -> list[Any]:
-    return [
-        each
-        for key, item in value.items()
-        for each in (key, *(_all_keys(item) if isinstance(item, dict) else ()))
-    ]
-
-
-def parse_options(
-    schema: type[OptionsT],
-    arguments: Sequence[str],
-    *,
-    name: str,
-    description: str,
-    default_config: Path,
-) -> tuple[OptionsT, dict[str, Any]]:
-    """Parse `--config FILE` and `--dotted.key value` pairs against `schema`.
-
-    Returns the validated options and the nested dict of only what the command line itself said.
-    Raises UserError with one line per problem; prints help and exits on `--help`.
-    """
-    parser = CommandParser(prog=f"python -m {name}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=default_config)
-    parser.add_argument("-h", "--help", action="store_true")
-    known_arguments, option_arguments = parser.parse_known_args(list(arguments))
-    if known_arguments.help:
-        print(
-            format_help(schema, name=name, description=description, default_config=default_config)
-        )
-        sys.exit(0)
-    problems: list[str] = []
-    overrides = _parse_dotted(schema, option_arguments, problems)
-    merged = _deep_merge(load_yaml(known_arguments.config), overrides)
-    problems += find_option_errors(schema, merged)
-    if problems:
-        raise UserError("\n".join(problems))
-    return schema.model_validate(merged), overrides
-
-
-def _parse_dotted(
-    schema: type[Options], arguments: list[str], problems: list[str]
-) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    known_fields = option_fields(schema)
-    position = 0
-    while position < len(arguments):
-        word = arguments[position]
-        position += 1
-        if not word.startswith("--"):
-            problems.append(f"{word!r} stands alone: options are written --key value")
-            continue
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            if position == len(arguments) or arguments[position].startswith("--"):
-                problems.append(f"{word}: needs a value ({word} VALUE)")
-                continue
-            text = arguments[position]
-            position += 1
-        node = result
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                problems.append(f"--{key}: {parent} was already given a value")
-                break
-        else:
-            node[leaf] = _parse_value(
-                text,
-                _annotation_types(known_fields[key].annotation) if key in known_fields else set(),
-            )
-    return result
-
-
-def _parse_value(text: str, value_types: set[Any]) -> Any:
-    # Where text is wanted, what was written is what is meant: `--run 2024-01-01` is no date and `--note 7` no number.
-    wants_text = bool(value_types & {str, Path})
-    if wants_text and not (value_types & {list, tuple} and text.startswith("[")):
-        return None if text == "null" and types.NoneType in value_types else text
-    try:
-        value = yaml.load(text, yaml.BaseLoader if wants_text else _NoAliasLoader) if text else ""
-    except _YAML_ERRORS:
-        return text
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _annotation_types(annotation: Any) -> set[Any]:
-    """The plain types inside an annotation: those of unions, of the items of lists, of the choices of literals."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return {type(choice) for choice in arguments}
-    if origin is None:
-        return {annotation}
-    return {origin}.union(*(_annotation_types(argument) for argument in arguments))
-
-
-def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _deep_merge(merged[key], value) if both else value
-    return merged
-
-
-def find_option_errors(schema: type[Options], values: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with the values of a schema, a line each; empty if `schema` accepts them.
-
-    pydantic judges options together (`model_validator(mode="after")`) only where each is right by itself, and stops at the
-    first such complaint. Here wrong values are left out, so that defaults stand in for them, and every validator of the
-    schema then has its say; what one says of an option that is itself wrong is about a value nobody gave, and is dropped.
-    Only where a required option is missing are the options not judged together.
-    """
-    names = [
-        name
-        for name, each in schema.__pydantic_decorators__.model_validators.items()
-        if each.info.mode == "after"
-    ]
-    disabled_validators: dict[str, Any] = {
-        name: model_validator(mode="after")(lambda self: self) for name in names
-    }
-    unvalidated_class = create_model(
-        schema.__name__, __base__=schema, __validators__=disabled_validators
-    )
-    problems: list[str] = []
-    invalid_keys: list[str] = []
-    while True:
-        try:
-            options = unvalidated_class.model_validate(values)
-            break
-        except ValidationError as error:
-            details: Any = error.errors()
-        lines = "\n".join(_explain_error(schema, values, detail) for detail in details).splitlines()
-        problems += [
-            line
-            for line in _join_alternatives(lines)
-            if line not in problems and not _mentions_any(line, invalid_keys)
-        ]
-        paths = {path for detail in details if (path := _given_path(values, detail["loc"]))}
-        if not paths:
-            return problems
-        values = _remove_paths(values, paths)
-        invalid_keys += [".".join(path) for path in paths]
-    for name in names:
-        try:
-            getattr(schema, name)(options)
-        except ValueError as error:
-            problems += [
-                line for line in str(error).splitlines() if not _mentions_any(line, invalid_keys)
-            ]
-    return problems
-
-
-def _mentions_any(line: str, keys: list[str]) -> bool:
-    return any(re.search(rf"--{re.escape(key)}(?!\w)", line) for key in keys)
-
-
-def _given_path(values: Any, location: Sequence[str | int]) -> tuple[str, ...]:
-    """The keys of the innermost value that was given at a place where pydantic found something wrong."""
-    path: list[str] = []
-    for part in location:
-        if not isinstance(values, dict) or part not in values:
-            break
-        values = values[part]
-        path.append(str(part))
-    return tuple(path)
-
-
-def _remove_paths(values: dict[str, Any], paths: set[tuple[str, ...]]) -> dict[str, Any]:
-    remaining = {}
-    for key, value in values.items():
-        deeper = {path[1:] for path in paths if path[0] == key}
-        if () not in deeper:
-            remaining[key] = _remove_paths(value, deeper) if deeper else value
-    return remaining
-
-
-_EXPECTED_PHRASE = " is not valid; expected "
-
-
-def _join_alternatives(lines: list[str]) -> list[str]:
-    """One line for an option that may be one thing or another, of which pydantic complains once for each."""
-    merged_lines: list[str] = []
-    for line in lines:
-        start, expected, rest = line.partition(_EXPECTED_PHRASE)
-        if expected and merged_lines and merged_lines[-1].startswith(start + expected):
-            merged_lines[-1] += f" or {rest}"
-        else:
-            merged_lines.append(line)
-    return merged_lines
-
-
-def _explain_error(schema: type[Options], values: dict[str, Any], detail: Any) -> str:
-    path = [str(part) for part in detail["loc"]]
-    if detail["type"] == "extra_forbidden":
-        valid = list(option_fields(schema))
-        near = difflib.get_close_matches(".".join(path), valid, n=1, cutoff=0.5)
-        hint = f"did you mean --{near[0]}?" if near else "see --help for the keys"
-        return f"--{'.'.join(path)}: there is no such option; {hint}"
-    if detail["type"] == "missing":
-        return f"--{'.'.join(path)}: is required"
-    # What pydantic puts behind the keys are places in a list, which help, and names of types, which do not.
-    depth = len(_given_path(values, detail["loc"]))
-    path = path[:depth] + [part for part in path[depth:] if part.isdecimal()]
-    key = "--" + ".".join(path)
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if detail["type"] == "value_error":
-        # A group's complaint names the options that it is about.
-        return f"{key}: {message}" if ".".join(path) in option_fields(schema) else message
-    if detail["type"] in {"model_type", "dict_type", "model_attributes_type"}:
-        return f"{key}: is a group of options, not a value; write {key}.KEY VALUE"
-    if detail["type"] == "path_type":
-        message = "a path (in YAML, quote one that looks like a number or a date)"
-    return f"{key}: {detail['input']!r}{_EXPECTED_PHRASE}{message}"
-
-
-def option_fields(schema: type[Options], prefix: str = "") -> dict[str, Any]:
-    """Every leaf option of a schema as dotted key → pydantic FieldInfo."""
-    fields_by_key: dict[str, Any] = {}
-    for name, info in schema.model_fields.items():
-        nested = _nested_options(info.annotation)
-        fields_by_key.update(
-            option_fields(nested, f"{prefix}{name}.") if nested else {prefix + name: info}
-        )
-    return fields_by_key
-
-
-def _nested_options(annotation: Any) -> type[Options] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Options) else None
-
-
-def format_help(schema: type[Options], *, name: str, description: str, default_config: Path) -> str:
-    """The help of a command: every key with type, default (from the default config) and meaning."""
-    lines = [
-        f"usage: python -m {name} [--config FILE] [--key value | --group.key value]…",
-        "",
-        description,
-        "",
-        f"  --config FILE  YAML with any of the keys below (default {default_config})",
-        "",
-    ]
-    configured = _flatten(load_yaml(default_config)) if default_config.exists() else {}
-    for key, info in option_fields(schema).items():
-        default = configured.get(key, None if info.default is PydanticUndefined else info.default)
-        default_text = "" if default is None else f" (default {default})"
-        lines.append(f"  --{key} {_type_name(info.annotation)}{default_text}")
-        if info.description:
-            lines.append(f"        {info.description}")
-    return "\n".join(lines)
-
-
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat.update(
-            _flatten(item, f"{prefix}{key}.")
-            if isinstance(item, dict)
-            else {f"{prefix}{key}": item}
-        )
-    return flat
-
-
-def _type_name(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Literal:
-        return "|".join(str(choice) for choice in typing.get_args(annotation))
-    if origin in (typing.Union, types.UnionType):
-        return "|".join(
-            _type_name(choice) for choice in typing.get_args(annotation) if choice is not type(None)
-        )
-    if origin is typing.Annotated:
-        return _type_name(typing.get_args(annotation)[0])
-    if origin is not None:
-        return f"[{', '.join(_type_name(choice) for choice in typing.get_args(annotation) if choice is not ...)}…]"
-    return {"int": "N", "float": "X", "str": "TEXT", "bool": "true|false", "Path": "PATH"}.get(
-        getattr(annotation, "__name__", ""), str(annotation)
-    )
+        return _check_output_file(Path(text))
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -118,5 +118,7 @@ def answer_questions(
     )
     answers: list[ModelAnswer | None] = [None] * len(prompts)
     for index, each in zip(fitting, decoded, strict=True):
-        answers[index] = ModelAnswer(tokenizer.decode(each.ids), len(each.ids), each.reached_stop_id)
+        answers[index] = ModelAnswer(
+            tokenizer.decode(each.ids), len(each.ids), each.reached_stop_id
+        )
     return answers

@@ -7,14 +7,14 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from common.options import Options
+from common.options import CommaSeparated, Options
 
 if TYPE_CHECKING:
     from model.llama import Llama
@@ -30,15 +30,10 @@ class LoraOptions(Options):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training"
     )
-    targets: tuple[LoraTarget, ...] = Field(
+    targets: Annotated[tuple[LoraTarget, ...], CommaSeparated] = Field(
         ("q_proj", "v_proj"),
-        description="the matrices of every layer that get an adapter, with commas between them",
+        description="matrices of every layer that get an adapter, separated by commas",
     )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split_targets(cls, value: Any) -> Any:
-        return tuple(value.replace(" ", "").split(",")) if isinstance(value, str) else value
 
     @field_validator("targets")
     @classmethod

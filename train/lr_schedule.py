@@ -20,7 +20,7 @@ class ScheduleOptions(Options):
         0.02, ge=0, lt=1, description="share of the steps over which the rate rises from zero"
     )
     decay: float = Field(
-        0.5, ge=0, le=1, description="wsd only: share of the steps over which it falls at the end"
+        0.7, ge=0, le=1, description="wsd only: share of the steps over which it falls at the end"
     )
     final: float = Field(
         0.0, ge=0, le=1, description="share of the peak rate left at the last step"

@@ -23,9 +23,9 @@ class OptimizerOptions(Options):
         description="muon moves hidden matrices and AdamW the rest "
         "(embedding, head, norms, adapters); adamw moves everything",
     )
-    lr: float = Field(2e-3, gt=0, lt=10, description="peak learning rate of AdamW")
+    lr: float = Field(8e-3, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(
-        2e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
+        4e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
     )
     weight_decay: float = Field(
         0.1, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate"

@@ -11,7 +11,7 @@ import torch
 
 from common.errors import UserError, describe_disk_error
 from common.machine import peak_memory_bytes
-from common.options import CommandParser, load_yaml, parse_options
+from common.options import load_yaml, parse_options
 from data.shards import ShardSet
 from model.llama import Llama
 from train import distributed
@@ -33,21 +33,28 @@ MAX_USEFUL_EPOCHS = 40
 
 
 def parse_train_options(schema: type[T], kind: str, description: str) -> T:
-    """The options of `python -m train.KIND`. A run that exists is continued with its own; others begin with the defaults
-    of `configs/KIND.yaml`, and `--help` always shows those.
-    """
-    parser = CommandParser(prog=f"python -m train.{kind}", add_help=False)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--data", default=schema.model_fields["data"].default)
-    parser.add_argument("-h", "--help", action="store_true")
-    said, _ = parser.parse_known_args(sys.argv[1:])
-    kept = (said.run or default_run_folder(kind, said.data)) / CONFIG_FILE
-    if kept.is_file() and not said.help:
-        _check_run_kind(kept, kind)
-    config = kept if kept.is_file() and not said.help else Path("configs") / f"{kind}.yaml"
+    """Return the options of `python -m train.KIND`; a run that exists is resumed with its own."""
+
+    def find_recorded_options(values: dict[str, Any]) -> Path | None:
+        folder = (
+            Path(str(values["run"]))
+            if values["run"]
+            else default_run_folder(kind, str(values["data"]))
+        )
+        config = folder / CONFIG_FILE
+        if not config.is_file():
+            return None
+        _check_run_kind(config, kind)
+        return config
+
     return parse_options(
-        schema, sys.argv[1:], name=f"train.{kind}", description=description, default_config=config
-    )[0]
+        schema,
+        sys.argv[1:],
+        name=f"train.{kind}",
+        description=description,
+        has_config_file=True,
+        find_recorded_options=find_recorded_options,
+    )
 
 
 def _check_run_kind(config: Path, kind: str) -> None:

@@ -154,8 +154,6 @@ def words(context: Context, run: Path, device: str, *more: str) -> list[str]:
         "log_every": 1,
     }
     return [
-        "--config",
-        str(ROOT / "configs" / "pretrain.yaml"),
         "--run",
         str(run),
         "--data",

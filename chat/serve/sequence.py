@@ -1,6 +1,5 @@
 """One answer in the making: what was asked for, how its next id is chosen, what of its text may be shown."""
 
-import codecs
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.decode.detokenize import StreamingDetokenizer
 from model.decode.generate import Sampling, sample_token
 from model.decode.logits_processors import banned_ngram_tokens
 from model.tokenizer.base import Tokenizer
@@ -57,53 +57,6 @@ class Job:
     presence_penalty: float = 0.0
     stop_strings: Sequence[str] = ()
     is_cancelled: bool = False  # set by the one who asked when nobody listens any more
-
-
-class StreamingDetokenizer:
-    """The text of ids as they come, up to the first of the stop strings."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._tokenizer, self._stop_strings = tokenizer, stops
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._pending_text = ""  # may be the beginning of a stop string
-        self.has_stopped = False
-
-    def add_token(self, token_id: int) -> str:
-        """What can be shown after this id, often nothing."""
-        self._pending_text += self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
-        return self._release_text(is_final=False)
-
-    def flush(self) -> str:
-        """The rest: no id follows."""
-        self._pending_text += self._decoder.decode(b"", final=True)
-        return self._release_text(is_final=True)
-
-    def _release_text(self, *, is_final: bool) -> str:
-        stop_positions = [
-            place for stop in self._stop_strings if (place := self._pending_text.find(stop)) >= 0
-        ]
-        if stop_positions:
-            self.has_stopped = True
-            released, self._pending_text = self._pending_text[: min(stop_positions)], ""
-            return released
-        keep = (
-            0
-            if is_final
-            else max(
-                (_stop_prefix_length(self._pending_text, stop) for stop in self._stop_strings),
-                default=0,
-            )
-        )
-        split = len(self._pending_text) - keep
-        released, self._pending_text = self._pending_text[:split], self._pending_text[split:]
-        return released
-
-
-def _stop_prefix_length(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
-    return next(
-        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
-    )
 
 
 @dataclass(eq=False)

@@ -7,13 +7,13 @@ from pathlib import Path
 from chat.errors import ChatError, translate_errors
 from chat.load_model import LoadedModel
 from chat.prompt import Conversation, Exchange, FittedPrompt
+from model.decode.detokenize import stream_text
 from model.decode.generate import (
     FinishReason,
     PrefixCache,
     Sampling,
     generate,
     max_prompt_tokens,
-    stream_text,
 )
 
 

@@ -7,12 +7,9 @@ from pydantic import Field
 
 from common.errors import UserError, run_main
 from common.options import parse_options
-from data.corpora.manifests import PROJECT_ROOT
 from data.prepare.pipeline import PrepareOptions, format_report, prepare_groups
 from data.readers.source_args import parse_source_groups
 from data.sources import SOURCES
-
-DEFAULT_CONFIG = PROJECT_ROOT / "configs" / "prepare.yaml"
 
 
 class PrepareCommand(PrepareOptions):
@@ -44,12 +41,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     wants_help = not {"-h", "--help"}.isdisjoint(arguments)
     groups, rest = ([], ["--help"]) if wants_help else parse_source_groups(arguments)
-    options, _ = parse_options(
+    options = parse_options(
         PrepareCommand,
         rest,
         name="data.prepare",
         description=help_description(),
-        default_config=DEFAULT_CONFIG,
+        has_config_file=True,
     )
     if not groups:
         raise UserError("--source NAME --input FILE… is needed: see --help")

@@ -1,7 +1,6 @@
 """Continue a text, one id at a time."""
 
-import codecs
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from typing import Literal
 
 import torch
@@ -12,7 +11,6 @@ from model.decode.kv_cache import KVCache
 from model.decode.logits_processors import apply_repetition_penalty, banned_ngram_tokens
 from model.decode.sampling import MIN_TEMPERATURE, Sampling
 from model.llama import Llama
-from model.tokenizer.base import Tokenizer
 
 # Why a text ended: the model said so, it reached `max_new_tokens`, or no position was left.
 FinishReason = Literal["eos", "length", "context"]
@@ -140,17 +138,3 @@ def sample_token(
     in_nucleus = ordered.cumsum(-1) - ordered < sampling.top_p
     in_nucleus[0] = True
     return int(order[torch.multinomial(ordered * in_nucleus, 1, generator=generator)])
-
-
-def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Text as its ids arrive, together what `Tokenizer.decode` gives; an unfinished character waits for its rest."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    strip = tokenizer.adds_prefix_space
-    for token_id in ids:
-        text = decoder.decode(tokenizer.decode_bytes([token_id]))
-        if text and strip:
-            text, strip = text.removeprefix(" "), False
-        if text:
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text

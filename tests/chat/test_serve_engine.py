@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from chat import load_model
 from chat.serve import batch as batch_module
@@ -28,7 +26,6 @@ from chat.serve.sequence import (
     Failure,
     Finish,
     Job,
-    StreamingDetokenizer,
     TextDelta,
 )
 from model.decode.fast.inference_model import inference_model_for
@@ -208,32 +205,6 @@ def test_penalties_follow_openai_protocol(loaded: load_model.LoadedModel) -> Non
         last[[5, 400, 401]] = torch.tensor(logits)
         row.accept_token(row.sample_token(last))
         assert row.answer_ids == [5, 5, 400, expected]
-
-
-@given(
-    st.text("甲乙丙a", max_size=30),
-    st.lists(st.text("甲乙丙a", min_size=1, max_size=4), max_size=3),
-)
-def test_text_ends_before_a_stop_string(tokenizer: Tokenizer, text: str, stops: list[str]) -> None:
-    """A stop string that is seen by the client, or text held back for good that was none."""
-    ids = [index for byte in text for index in tokenizer.encode(byte)]
-    shown, stream = "", StreamingDetokenizer(tokenizer, stops)
-    for index in ids:
-        shown += stream.add_token(index)
-        if stream.has_stopped:
-            break
-    else:
-        shown += stream.flush()
-    places = [text.find(stop) for stop in stops if stop in text]
-    # The answer is cut where the first stop string is complete, at the earliest place that one begins.
-    complete = min(
-        (text.find(stop) + len(stop) for stop in stops if stop in text), default=len(text)
-    )
-    seen = text[:complete]
-    assert stream.has_stopped == bool(places)
-    assert shown == (
-        seen[: min(seen.find(stop) for stop in stops if stop in seen)] if places else text
-    )
 
 
 def test_a_stop_string_ends_the_answer(loaded: load_model.LoadedModel) -> None:

@@ -1,21 +1,26 @@
-"""Options: what a user writes is either understood exactly or answered by one clear line for each mistake."""
+"""Options: a value is either understood exactly or answered by one clear line for each mistake."""
 
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from common.errors import UserError, run_main
 from common.options import (
+    CliPositionalArg,
+    CliSuppress,
+    CliVariadicArg,
+    CommaSeparated,
     Options,
-    find_option_errors,
-    format_help,
+    OutputFile,
+    default_values,
     load_yaml,
-    option_fields,
+    merge_layers,
     parse_options,
+    validate_options,
 )
-from train.options import PretrainOptions
 
 
 class Optimizer(Options):
@@ -28,103 +33,100 @@ class Part(Options):
     first: int = Field(1, gt=0)
     last: int = Field(2, gt=0)
 
-    @model_validator(mode="after")
-    def ordered(self) -> "Part":
-        if self.first > self.last:
-            raise ValueError("--part.first lies behind --part.last")
-        return self
+    def find_conflicts(self) -> list[str]:
+        return ["--part.first lies behind --part.last"] if self.first > self.last else []
 
 
-class Job(Options):
+class Base(Options):
     rows: int = Field(8, gt=0)
     length: int = Field(4, gt=1)
-    steps: int | Literal["auto"] = "auto"
-    epochs: float | None = 1.0
-    optimizer: Optimizer = Optimizer()
-    part: Part = Part()
 
-    @model_validator(mode="after")
-    def consistent(self) -> "Job":
-        found = []
-        if self.rows % self.length:
-            found.append(f"--rows {self.rows} is not a multiple of --length {self.length}")
-        if self.optimizer.name == "muon" and self.optimizer.lr > 0.5:
-            found.append("--optimizer.lr is too high for muon")
-        if found:
-            raise ValueError("\n".join(found))
-        return self
+    def find_conflicts(self) -> list[str]:
+        return (
+            [f"--rows {self.rows} is not a multiple of --length {self.length}"]
+            if self.rows % self.length
+            else []
+        )
 
 
-class Task(Job):
-    @model_validator(mode="after")
-    def horizon(self) -> "Task":
-        if self.epochs is None and self.steps == "auto":
-            raise ValueError("give --epochs or --steps")
-        return self
-
-
-class Run(Options):
-    run: Path
-    seed: int = 0
+class Job(Base):
+    run: Path | None = None
+    origin: Path | Literal["none"] | None = None
+    seed: int = Field(0, description="100 % of the randomness")
     amp: bool = True
-    note: str | None = Field(None, description="what the run is for")
+    tied: bool | None = None
+    note: str | None = Field(None, description="purpose of the run")
     inputs: tuple[str, ...] = ()
+    targets: Annotated[tuple[str, ...], CommaSeparated] = ("q", "v")
     mode: Literal["on", "off"] = "off"
-    steps: int | Literal["auto"] = "auto"
-    optimizer: Optimizer = Optimizer()
+    steps: Literal["auto"] | int = "auto"
+    epochs: float | None = 1.0
+    # A group whose defaults differ from those of its class.
+    optimizer: Optimizer = Optimizer(lr=0.02, name="muon")
+    part: Part = Part()
 
     @field_validator("seed")
     @classmethod
-    def even(cls, value: int) -> int:
+    def _even(cls, value: int) -> int:
         if value % 2:
             raise ValueError("expected an even number")
         return value
 
-    @model_validator(mode="after")
-    def together(self) -> "Run":
-        if self.note == "contradiction":
-            raise ValueError("--note and --run contradict each other")
-        return self
+    def find_conflicts(self) -> list[str]:
+        lines = super().find_conflicts()
+        if self.epochs is None and self.steps == "auto":
+            lines.append("give --epochs or --steps")
+        return lines
 
 
-def read(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> tuple[Run, dict[str, Any]]:
-    path = tmp_path / "config.yaml"
-    path.write_text(config, encoding="utf-8")
-    return parse_options(Run, words, name="x.y", description="Does x.", default_config=path)
+class Files(Options):
+    runs: CliPositionalArg[tuple[Path, ...]] = Field(description="folders of runs")
+    extra: CliVariadicArg[tuple[str, ...]] = Field((), description="more files")
+    out: OutputFile = Path("report")
+    quiet: bool = False
+    turn: CliSuppress[str | None] = None
+    json_file: OutputFile | None = Field(None, alias="json", description="figures")
 
 
-def mistakes(tmp_path: Path, *words: str, config: str = "run: runs/x\n") -> list[str]:
+class One(Options):
+    folder: CliPositionalArg[Path]
+    run: Path
+
+
+class Optional(Options):
+    name: CliPositionalArg[str | None] = None
+
+
+def read(*words: str, schema: Any = Job, config: bool = True, **more: Any) -> Any:
+    return parse_options(
+        schema, words, name="x.y", description="Does x.", has_config_file=config, **more
+    )
+
+
+def mistakes(*words: str, schema: Any = Job, **more: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
-        read(tmp_path, *words, config=config)
+        read(*words, schema=schema, **more)
     return str(caught.value).splitlines()
 
 
-def test_command_line_overrides_only_named_keys(tmp_path: Path) -> None:
-    """Prevents one dotted override dropping the rest of its group."""
-    options, said = read(
-        tmp_path,
-        "--optimizer.lr",
-        "1e-3",
-        "--amp=false",
-        config="run: runs/x\nseed: 4\noptimizer: {name: muon, lr: 0.1}\n",
-    )
-    assert (options.optimizer.lr, options.optimizer.name, options.seed, options.amp) == (
-        1e-3,
-        "muon",
-        4,
-        False,
-    )
-    assert said == {"optimizer": {"lr": "1e-3"}, "amp": False}
-    assert read(tmp_path, "--seed", "8", "--optimizer.lr", "0.5")[1] == {
-        "seed": 8,
-        "optimizer": {"lr": 0.5},
-    }
+def yaml_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def help_of(capsys: pytest.CaptureFixture[str], schema: Any = Job, config: bool = True) -> str:
+    with pytest.raises(SystemExit) as left:
+        read("--help", schema=schema, config=config)
+    assert left.value.code == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "key", "value"),
     [
         (["--seed", "-2"], "seed", -2),
+        (["--seed=4"], "seed", 4),
         (["--note", "2024"], "note", "2024"),
         (["--note", "是"], "note", "是"),
         (["--note", "a: b"], "note", "a: b"),
@@ -132,26 +134,118 @@ def test_command_line_overrides_only_named_keys(tmp_path: Path) -> None:
         (["--note", "#7"], "note", "#7"),
         (["--note", ""], "note", ""),
         (["--note=--x"], "note", "--x"),
+        (["--note", "-x"], "note", "-x"),
         (["--note", "on"], "note", "on"),
+        (["--note", "[a, b]"], "note", "[a, b]"),
+        (["--note", 'a\\b "c"'], "note", 'a\\b "c"'),
         (["--run", "123"], "run", Path("123")),
         (["--run", "2024-01-01"], "run", Path("2024-01-01")),
-        (["--run", "1e3"], "run", Path("1e3")),
-        (["--inputs", "[a, 2024]"], "inputs", ("a", "2024")),
+        (["--run", "\udcff"], "run", Path("\udcff")),
+        (["--origin", "none"], "origin", "none"),
+        (["--origin", "nones"], "origin", Path("nones")),
+        (["--inputs", '[a, 2024, "b,c"]'], "inputs", ("a", "2024", "b,c")),
+        (["--inputs", "a,b", "--inputs", "2024"], "inputs", ("a,b", "2024")),
+        (["--inputs", "[]"], "inputs", ()),
+        (["--inputs", "["], "inputs", ("[",)),
+        (["--inputs", '"是"'], "inputs", ('"是"',)),
+        (["--targets", "q, k"], "targets", ("q", "k")),
+        (["--targets", "[q, k]"], "targets", ("q", "k")),
         (["--mode", "on"], "mode", "on"),
         (["--steps", "10"], "steps", 10),
         (["--steps", "auto"], "steps", "auto"),
+        (["--amp", "false"], "amp", False),
+        (["--amp=false"], "amp", False),
+        (["--amp"], "amp", True),
+        (["--amp", "--seed", "2"], "seed", 2),
+        (["--tied", "true"], "tied", True),
+        (["--seed", "2", "--seed", "4"], "seed", 4),
+        (["--optimizer.lr", "1e-3"], "optimizer", Optimizer(lr=1e-3, name="muon")),
+        (
+            ["--optimizer.betas", "[0.5, 0.6]"],
+            "optimizer",
+            Optimizer(lr=0.02, name="muon", betas=(0.5, 0.6)),
+        ),
     ],
 )
-def test_values_are_parsed_by_type(
-    tmp_path: Path, words: list[str], key: str, value: object
+def test_a_value_on_the_command_line_is_read_as_its_type(
+    words: list[str], key: str, value: object
 ) -> None:
-    """Prevents YAML turning text that looks like a number, date or boolean into something that is refused."""
-    assert getattr(read(tmp_path, *words)[0], key) == value
+    assert getattr(read(*words), key) == value
 
 
-def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("run: 2024-01-01", "run", Path("2024-01-01")),
+        ("run: 123", "run", Path("123")),
+        ("note: 2024-01-01", "note", "2024-01-01"),
+        ("note: 1:30", "note", "1:30"),
+        ("note: null", "note", None),
+        ("note: 'null'", "note", "null"),
+        ("mode: on", "mode", "on"),
+        ("amp: no", "amp", False),
+        ("amp: false", "amp", False),
+        ("inputs: [a, 1e3]", "inputs", ("a", "1e3")),
+        ("targets: q,k", "targets", ("q", "k")),
+        ("steps: 10", "steps", 10),
+        ("epochs: 3e-4", "epochs", 3e-4),
+        ("", "seed", 0),
+    ],
+)
+def test_a_value_in_yaml_is_read_as_its_type(
+    tmp_path: Path, text: str, key: str, value: object
+) -> None:
+    """Prevents YAML turning text that looks like a number, date or boolean into something else."""
+    assert getattr(read("--config", yaml_file(tmp_path, text)), key) == value
+
+
+def test_layers_are_merged_key_by_key(tmp_path: Path) -> None:
+    """Prevents one key of a group in YAML resetting the rest of it to the defaults of another command."""
+    path = yaml_file(tmp_path, "seed: 4\noptimizer: {betas: [0.1, 0.2]}\n")
+    options = read("--config", path, "--optimizer.lr", "1e-3", "--amp=false")
+    assert options.optimizer == Optimizer(lr=1e-3, name="muon", betas=(0.1, 0.2))
+    assert (options.seed, options.amp) == (4, False)
+    assert merge_layers({"a": {"b": 1}}, {"a": 2}) == {"a": 2} and merge_layers(
+        {"a": 2}, {"a": {"b": 1}}
+    ) == {"a": {"b": 1}}
+
+
+def test_an_empty_yaml_gives_the_defaults_that_help_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(help_of(capsys).split())
+    options = read("--config", yaml_file(tmp_path, ""))
+    assert options == read() == Job()
+    assert options.optimizer.lr == 0.02 and "learning rate (default: 0.02)" in text
+    assert options.targets == ("q", "v") and '--targets str (default: ["q", "v"])' in text
+    assert default_values(Job) == json.loads(Job().model_dump_json())
+
+
+def test_a_resumed_run_keeps_its_options_but_for_those_given(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 8\noptimizer: {lr: 0.5}\nrows: 16\n")
+    seen = []
+
+    def recorded(values: dict[str, Any]) -> Path | None:
+        seen.append(values["run"])
+        path = Path(values["run"] or "nowhere") / "config.yaml"
+        return path if path.is_file() else None
+
+    options = read("--run", str(tmp_path), "--seed", "2", find_recorded_options=recorded)
+    assert (options.seed, options.optimizer.lr, options.optimizer.name, options.rows) == (
+        2,
+        0.5,
+        "muon",
+        16,
+    )
+    assert seen == [str(tmp_path)]
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"run: {tmp_path}\nrows: 4\n")
+    assert read("--config", str(file), find_recorded_options=recorded).rows == 4
+    assert read(find_recorded_options=recorded) == Job()
+
+
+def test_all_mistakes_of_single_options_are_reported_together(tmp_path: Path) -> None:
     lines = mistakes(
-        tmp_path,
         "--optimizer.lrr",
         "1",
         "--seed",
@@ -159,181 +253,203 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
         "--optimizer.name",
         "sgd",
         "stray",
-        "--amp",
+        "--note",
+        "--rows=6",
     )
-    assert len(lines) == 5
-    text = "\n".join(lines)
-    assert "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?" in text
-    assert "--seed: 'many' is not valid" in text
-    assert "--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'" in text
-    assert "'stray' stands alone" in text and "--amp: needs a value" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("--rows 6", ["--rows 6 is not a multiple of --length 4"]),
-        # Beside a wrong key, a wrong group and another validator of the same options.
-        (
-            "--rows 6 --stepz 3",
-            [
-                "--stepz: there is no such option; did you mean --steps?",
-                "--rows 6 is not a multiple of --length 4",
-            ],
-        ),
-        (
-            "--rows 6 --optimizer.name sgd",
-            [
-                "--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'",
-                "--rows 6 is not a multiple of --length 4",
-            ],
-        ),
-        (
-            "--rows 6 --part.first 3",
-            ["--part.first lies behind --part.last", "--rows 6 is not a multiple of --length 4"],
-        ),
-        (
-            "--part.first 3 --optimizer.lrr 1",
-            [
-                "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?",
-                "--part.first lies behind --part.last",
-            ],
-        ),
-        (
-            "--rows 6 --epochs null",
-            ["--rows 6 is not a multiple of --length 4", "give --epochs or --steps"],
-        ),
-        (
-            "--rows 6 --optimizer.name muon --optimizer.lr 0.6 --epochs null --optimizer.betas [0.9]",
-            [
-                "--optimizer.betas.1: is required",
-                "--rows 6 is not a multiple of --length 4",
-                "--optimizer.lr is too high for muon",
-                "give --epochs or --steps",
-            ],
-        ),
-        # Of what is itself wrong, nothing more is said: the default that stands in for it was not given.
-        (
-            "--rows x --length 3",
-            [
-                "--rows: 'x' is not valid; expected a valid integer, unable to parse string as an integer"
-            ],
-        ),
-        ("--length 3 --rows 0", ["--rows: 0 is not valid; expected greater than 0"]),
-        ("--part.first 3 --part.last 0", ["--part.last: 0 is not valid; expected greater than 0"]),
-        (
-            "--steps x",
-            [
-                "--steps: 'x' is not valid; expected a valid integer, unable to parse string as an integer or 'auto'"
-            ],
-        ),
-    ],
-)
-def test_errors_do_not_mask_each_other(tmp_path: Path, words: str, expected: list[str]) -> None:
-    """A user who mends one line only to be shown the next, or who is told of a value that he never gave."""
-    path = tmp_path / "config.yaml"
-    path.write_text("length: 4\n")
-    with pytest.raises(UserError) as caught:
-        parse_options(Task, words.split(), name="x.y", description="Does x.", default_config=path)
-    assert str(caught.value).splitlines() == expected
-
-
-def test_the_real_commands_report_all_problems_at_once() -> None:
-    """Validators of the training options that the mechanism does not reach."""
-    values = {
-        "batch_tokens": 1000,
-        "sequence_length": 512,
-        "model": {"preset": "none"},
-        "seed": "x",
-        "datum": 1,
-    }
-    text = "\n".join(find_option_errors(PretrainOptions, values))
-    for words in (
-        "--batch_tokens 1000 is not a multiple",
-        "--model.preset none",
-        "--seed: 'x' is not",
-        "mean --data?",
-    ):
-        assert text.count(words) == 1, text
-    assert find_option_errors(PretrainOptions, {}) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--seed", "3"], "--seed: expected an even number"),
-        (["--seed", "1.5"], "--seed: 1.5 is not valid"),
-        (["--optimizer.lr", "0"], "--optimizer.lr: 0 is not valid; expected greater than 0"),
-        (["--optimizer", "3"], "--optimizer: is a group of options, not a value"),
-        (["--seed.x", "3"], "--seed: {'x': 3} is not valid"),
-        (["--optimizer.betas", "[0.9]"], "--optimizer.betas.1: is required"),
-        (["--note", "contradiction"], "--note and --run contradict each other"),
-        (["--completely_else", "1"], "--completely_else: there is no such option; see --help"),
-        (["--seed", "1", "--seed.x", "3"], "--seed.x: seed was already given a value"),
-    ],
-)
-def test_each_error_names_key_and_expected_value(
-    tmp_path: Path, words: list[str], said: str
-) -> None:
-    lines = mistakes(tmp_path, *words)
-    assert any(line.startswith(said) for line in lines), lines
-
-
-def test_missing_required_key_is_named(tmp_path: Path) -> None:
-    assert mistakes(tmp_path, config="seed: 2\n") == ["--run: is required"]
-
-
-def test_unknown_key_in_config_file_is_an_error(tmp_path: Path) -> None:
-    """Prevents a misspelt key in a config silently training with the default."""
-    assert mistakes(tmp_path, config="run: x\noptimizer: {lrr: 1}\n") == [
-        "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?"
+    assert sorted(lines) == sorted(
+        [
+            "--optimizer.lrr: there is no such option; did you mean --optimizer.lr?",
+            "--seed: 'many' is not valid; expected a valid integer, unable to parse string as an integer",
+            "--optimizer.name: 'sgd' is not valid; expected 'adamw' or 'muon'",
+            "'stray' stands alone: options are written --key value",
+            "--note: needs a value (--note VALUE)",
+        ]
+    )
+    path = yaml_file(tmp_path, "seeed: 1\noptimizer: {lr: 0}\n")
+    assert mistakes("--config", path, "--rowz", "1") == [
+        "--rowz: there is no such option; did you mean --rows?",
+        "--optimizer.lr: '0' is not valid; expected greater than 0",
+        "--seeed: there is no such option; did you mean --seed?",
     ]
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "a: b: c", "\x00", "3"])
-def test_invalid_config_file_gives_one_line_error(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        load_yaml(path)
-    assert str(caught.value).startswith(f"--config {path}: ") and "\n" not in str(caught.value)
+def test_conflicts_are_reported_together_once_all_values_are_valid() -> None:
+    both = ["--rows 6 is not a multiple of --length 4", "give --epochs or --steps"]
+    assert mistakes("--rows", "6", "--epochs", "null") == both
+    assert mistakes("--rows", "6", "--epochs", "null", "--seed", "x") == [
+        "--seed: 'x' is not valid; expected a valid integer, unable to parse string as an integer"
+    ]
+    assert mistakes("--part.first", "3") == ["--part.first lies behind --part.last"]
+    assert mistakes("--part.first", "3", "--sed", "1") == [
+        "--sed: there is no such option; did you mean --seed?"
+    ]
+    with pytest.raises(ValidationError):
+        Job(rows=6)
 
 
-def test_missing_or_non_utf8_config_gives_one_line_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--seed", "3"], "--seed: expected an even number"),
+        (
+            ["--seed", "1.5"],
+            "--seed: '1.5' is not valid; expected a valid integer, unable to parse string as an integer",
+        ),
+        (
+            ["--optimizer.lr", "-1e-3"],
+            "--optimizer.lr: '-1e-3' is not valid; expected greater than 0",
+        ),
+        (["--optimizer.lr", "nan"], "--optimizer.lr: 'nan' is not valid; expected a finite number"),
+        (
+            ["--optimizer", "3"],
+            "--optimizer: is a group of options, not a value; write --optimizer.KEY VALUE",
+        ),
+        (
+            ["--optimizer"],
+            "--optimizer: is a group of options, not a value; write --optimizer.KEY VALUE",
+        ),
+        (["--seed.x", "3"], "--seed.x: there is no such option; did you mean --seed?"),
+        (["--optimizer.betas", "[0.9]"], "--optimizer.betas.1: is required"),
+        (
+            ["--steps", "x"],
+            "--steps: 'x' is not valid; expected 'auto' or a valid integer, unable to parse string as an integer",
+        ),
+        (["--completely_else", "1"], "--completely_else: there is no such option; see --help"),
+        (["--optim", "1"], "--optim: there is no such option; see --help"),
+        (["--see", "2"], "--see: there is no such option; did you mean --seed?"),
+        (
+            ["--amp", "maybe"],
+            "--amp: 'maybe' is not valid; expected a valid boolean, unable to interpret input",
+        ),
+        (["--tied"], "--tied: needs a value (--tied VALUE)"),
+        (["--config"], "--config: needs a value (--config VALUE)"),
+        (["-x"], "'-x' stands alone: options are written --key value"),
+        (
+            ["--seed", "x" * 500],
+            "--seed: '"
+            + "x" * 79
+            + "… is not valid; expected a valid integer, unable to parse string as an integer",
+        ),
+    ],
+)
+def test_each_mistake_names_its_option_and_what_is_expected(words: list[str], line: str) -> None:
+    assert mistakes(*words) == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("- a\n- b\n", "expected keys and values, found list"),
+        ("a: b: c", "not readable"),
+        ("\x00", "not readable"),
+        ("3", "expected keys and values, found str"),
+        ("[" * 3000, "recursion"),
+        ("a: &a [x, x]\nb: [*a, *a]", "aliases (*name) are not read"),
+        ("a: !!python/name:os.system", "constructor"),
+        ("# " + "x" * (2 << 20), "is larger than 1 MB"),
+        ("? [a]\n: 1", "not readable as YAML"),
+    ],
+)
+def test_a_broken_config_is_one_line_with_its_name(tmp_path: Path, text: str, part: str) -> None:
+    path = yaml_file(tmp_path, text)
+    (line,) = mistakes("--config", path)
+    assert line.startswith(f"--config {path}: ") and part in line
+
+
+def test_a_config_that_is_missing_or_not_utf8_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "gbk.yaml").write_bytes("名: 值".encode("gb18030"))
     for name in ("none.yaml", "gbk.yaml", "."):
         with pytest.raises(UserError, match="--config"):
             load_yaml(tmp_path / name)
-    (tmp_path / "empty.yaml").write_text("# nothing\n")
-    assert load_yaml(tmp_path / "empty.yaml") == {}
+    assert mistakes("--config", "none.yaml", "--sed", "1") == [
+        "--sed: there is no such option; did you mean --seed?",
+        "--config none.yaml: no such file",
+    ]
+    assert mistakes("--config", yaml_file(tmp_path, "1: 2")) == [
+        "--1: there is no such option; see --help"
+    ]
 
 
-def test_yaml_numbers_parsed_as_text_are_converted(tmp_path: Path) -> None:
-    """Prevents `3e-4`, which YAML 1.1 takes for text, being refused as a learning rate."""
-    assert read(tmp_path, config="run: x\noptimizer: {lr: 3e-4}\n")[0].optimizer.lr == 3e-4
-
-
-def test_numeric_looking_yaml_path_error_explains_quoting(tmp_path: Path) -> None:
-    assert "quote one that looks like a number" in mistakes(tmp_path, config="run: 123\n")[0]
-
-
-def test_options_are_immutable(tmp_path: Path) -> None:
-    options, _ = read(tmp_path)
-    with pytest.raises(ValueError, match="frozen"):
-        options.seed = 2  # type: ignore[misc]
-
-
-def test_help_lists_every_key_with_default_and_description(
+def test_a_command_without_a_config_file_has_no_such_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        read(tmp_path, "--help", config="run: runs/x\nseed: 42\n")
-    assert left.value.code == 0
-    text = capsys.readouterr().out
-    for key in option_fields(Run):
-        assert f"--{key} " in text
-    assert "--seed N (default 42)" in text and "learning rate" in text and "adamw|muon" in text
-    assert format_help(Run, name="x", description="d", default_config=tmp_path / "none.yaml")
+    assert mistakes("--config", "x", config=False) == [
+        "--config: there is no such option; see --help"
+    ]
+    assert "--config" not in help_of(capsys, config=False)
+
+
+def test_positional_arguments_lists_and_files_to_write(tmp_path: Path) -> None:
+    options = read(
+        "a,b",
+        "2024",
+        "--extra",
+        "c,d",
+        "null",
+        "--json",
+        f"{tmp_path}/x.json",
+        "--quiet",
+        schema=Files,
+    )
+    assert (options.runs, options.extra, options.quiet) == (
+        (Path("a,b"), Path("2024")),
+        ("c,d", "null"),
+        True,
+    )
+    assert options.json_file == tmp_path / "x.json" and options.out == Path("report")
+    assert mistakes(schema=Files) == ["RUNS: is required"]
+    assert mistakes(
+        "a", "--json", str(tmp_path), "--out", "/dev/null/x", "--jsom", "1", schema=Files
+    ) == [
+        "--jsom: there is no such option; did you mean --json?",
+        "--out: /dev/null/x cannot be written: /dev/null is not a writable folder; name another file",
+        f"--json: {tmp_path} is a folder; name a file to write",
+    ]
+    assert mistakes(schema=One) == ["FOLDER: is required", "--run: is required"]
+    assert read("x", "--run", "y", schema=One) == One(folder=Path("x"), run=Path("y"))
+    assert mistakes("x", "z", "--run", "y", schema=One) == [
+        "'z' stands alone: options are written --key value"
+    ]
+    assert (read(schema=Optional).name, read("csl", schema=Optional).name) == (None, "csl")
+
+
+def test_help_names_every_option_with_type_default_and_meaning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = " ".join(help_of(capsys).split())
+    for part in (
+        "usage: python -m x.y [--option value]",
+        "Does x.",
+        "--seed int 100 % of the randomness (default: 0)",
+        "--mode {on,off} (default: off)",
+        "--optimizer.name {adamw,muon} (default: muon)",
+        "--config FILE",
+        "--note str purpose of the run --inputs str",
+        "--amp [true|false] (default: true)",
+        "optimizer options:",
+    ):
+        assert part in text, part
+    text = help_of(capsys, Files, config=False)
+    assert (
+        "usage: python -m x.y RUNS [--option value]" in text
+        and "turn" not in text
+        and "--json Path" in text
+    )
+    assert "(required)" in help_of(capsys, One)
+
+
+def test_values_do_not_change_after_parsing() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        read().seed = 2
+    assert validate_options(Job, {"seed": "2"}).seed == 2
+
+
+def test_the_environment_does_not_set_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents `SEED=3` in a shell changing a run: pydantic-settings can read the environment."""
+    monkeypatch.setenv("SEED", "8")
+    monkeypatch.setenv("seed", "8")
+    assert read().seed == 0
 
 
 @pytest.mark.parametrize(

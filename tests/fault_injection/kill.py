@@ -140,8 +140,6 @@ def pretrain_scenario(folder: Path) -> Scenario:
     return Scenario(
         "train.pretrain",
         [
-            "--config",
-            str(ROOT / "configs/pretrain.yaml"),
             "--data",
             str(folder / "text"),
             *TINY_MODEL_ARGUMENTS,
@@ -222,8 +220,6 @@ def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
     return Scenario(
         "train.sft",
         [
-            "--config",
-            str(ROOT / "configs/sft.yaml"),
             "--data",
             str(folder / "csl"),
             *size_arguments,

@@ -32,7 +32,6 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=80)
     )
     words = {
-        "config": root / "configs/sft.yaml",
         "base": "none",
         "data": folder / "redgpt",
         "run": folder / "run",

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from model.config import LlamaConfig
 from model.decode.fast.inference_model import InferenceModel
@@ -18,10 +16,8 @@ from model.decode.generate import (
     generate,
     max_prompt_tokens,
     sample_token,
-    stream_text,
 )
 from model.llama import Llama
-from model.tokenizer.base import Tokenizer
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -262,32 +258,3 @@ def test_prefix_cache_capacity_is_context_length(endless: Llama) -> None:
     """A chat that lets a model trained on short rows write on to positions it has never seen."""
     ids, end = ended(endless, [1] * 10, max_new_tokens=50, prefix=PrefixCache(endless, 24))
     assert len(ids) == 14 and end == "context"
-
-
-@given(st.lists(st.integers(3, 258), max_size=40))
-def test_streamed_bytes_match_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
-    """Text on the screen that is not the text that is kept: bytes that form no character were dropped."""
-    assert tokenizer.pieces[3].text == "<0x00>" and tokenizer.pieces[258].text == "<0xFF>"
-    assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-@given(
-    st.lists(
-        st.integers(0, 8191) | st.sampled_from([3 + 0xE4, 3 + 0xF0, 3 + 0x9F, 3 + 0xBD]),
-        max_size=30,
-    )
-)
-def test_streamed_text_matches_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
-    """The same where bytes, whole pieces and special ids are mixed."""
-    assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
-
-
-def test_streamed_text_never_splits_a_character(tokenizer: Tokenizer) -> None:
-    """Half a character on the screen: rare ones are several byte pieces."""
-    text = "小驼说：𠀀𪚥🐫 good\n。"
-    ids = tokenizer.encode(text)
-    parts = list(stream_text(tokenizer, iter(ids)))
-    assert "".join(parts) == text and "\ufffd" not in "".join(parts)
-    assert len(parts) > 5
-    cut = "".join(stream_text(tokenizer, iter(tokenizer.encode("好𠀀")[:-1])))
-    assert cut.startswith("好") and cut.endswith("\ufffd")

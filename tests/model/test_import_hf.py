@@ -19,7 +19,7 @@ from model.chat_template.template import ImportedTemplate, Template, template_fo
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch
-from model.decode.generate import stream_text
+from model.decode.detokenize import stream_text
 from model.interop.hf_export import export_hf
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
@@ -300,7 +300,6 @@ def test_imported_model_can_be_fine_tuned(
         PrepareOptions(workers=1, limit=40),
     )
     words = {
-        "config": root / "configs/sft.yaml",
         "base": tmp_path / "base",
         "data": tmp_path / "data",
         "run": tmp_path / "tuned",

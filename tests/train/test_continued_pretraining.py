@@ -80,7 +80,7 @@ def data(base: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def train(root: Path, run: Path, **words: Any) -> None:
     """`python -m train.pretrain` in this process."""
-    said = {"config": root / "configs/pretrain.yaml", "run": run, **SIZES, **words}
+    said = {"run": run, **SIZES, **words}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(

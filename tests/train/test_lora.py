@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import UserError
 from common.files import sha256_file
-from common.options import find_option_errors
+from common.options import validate_options
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
 from model.checkpoint import locate, weights
@@ -54,8 +55,6 @@ def words(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Token
     model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, **SHAPE)).init_weights(0)
     weights.save_checkpoint(model, tokenizer, folder / "base")
     return [
-        "--config",
-        "configs/sft.yaml",
         "--device",
         "cpu",
         "--data",
@@ -221,9 +220,9 @@ def test_only_adapter_parameters_are_optimized_and_counted(tied: bool) -> None:
 
 def test_an_adapter_needs_a_base() -> None:
     """Random weights that are frozen for good."""
-    [line] = find_option_errors(SftOptions, {"adapter": "lora", "base": "none", "epochs": 1})
-    assert line.startswith("--adapter lora") and "--base none" in line
-    lines = find_option_errors(
-        SftOptions, {"adapter": "lara", "lora": {"targets": "qproj"}, "epochs": 1}
-    )
+    with pytest.raises(UserError, match=r"^--adapter lora: .*--base none"):
+        validate_options(SftOptions, {"adapter": "lora", "base": "none"})
+    with pytest.raises(UserError) as caught:
+        validate_options(SftOptions, {"adapter": "lara", "lora": {"targets": "qproj"}})
+    lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["--adapter", "--lora.targets.0"]

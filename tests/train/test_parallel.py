@@ -368,8 +368,6 @@ def test_user_error_is_one_line_at_any_world_size(root: Path, one: Runs) -> None
             "-m",
             "--",
             "train.pretrain",
-            "--config",
-            "configs/pretrain.yaml",
             *words("pretrain", one, "wrong", "--batch_tokens", "320"),
         ],
         cwd=root,

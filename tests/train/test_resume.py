@@ -56,8 +56,6 @@ def words(root: Path, run: Path, data: Path, *more: str) -> list[str]:
         "4",
     ]
     return [
-        "--config",
-        str(root / "configs/pretrain.yaml"),
         "--run",
         str(run),
         "--data",

@@ -75,8 +75,6 @@ def start(
     ]
     return CommandProcess(
         f"train.{module}",
-        "--config",
-        f"configs/{module}.yaml",
         *sizes,
         *words,
         fault=fault,

@@ -7,7 +7,6 @@ import pytest
 
 from common.errors import UserError
 from data.prepare import pipeline as prepare_module
-from data.prepare.pipeline import PrepareOptions
 from data.readers.source_args import SourceGroup, parse_source_groups
 
 
@@ -76,12 +75,3 @@ def test_help_shows_sources_options_and_example(
         "--out",
     ):
         assert word in text
-
-
-def test_default_config_matches_defaults() -> None:
-    """Two places that state a default must state the same."""
-    import yaml
-
-    stated = yaml.safe_load(prepare_module.CONFIG.read_text(encoding="utf-8"))
-    assert PrepareOptions.model_validate(stated) == PrepareOptions()
-    assert set(stated) == set(PrepareOptions.model_fields)

@@ -9,7 +9,6 @@ import torch
 from chat.errors import ChatError, translate_errors
 from common.errors import UserError
 from common.machine import resolve_device
-from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST
 from data.shards import load_run_shard_sets
 from model.chat_template.template import TEMPLATE_FILE as TEMPLATE_FILE
 from model.chat_template.template import Template
@@ -88,15 +87,13 @@ def capability_hint(loaded: LoadedModel) -> str | None:
             "提示：这个模型没有对话模板，多半只经过预训练：它只会续写，不会回答；对话要先 make sft"
         )
     try:
-        kinds = {shards.kind for shards in load_run_shard_sets(loaded.folder)}
+        shard_sets = load_run_shard_sets(loaded.folder)
     except UserError:
         return None  # an export, or a run whose data is gone: what it was trained on is not known, and need not be
-    if "summaries" not in kinds or "conversations" in kinds:
+    hints = [shards.kind.chat_hint for shards in shard_sets if not shards.kind.is_text]
+    if None in hints:
         return None
-    return (
-        f"提示：这个模型微调时只学了给文章写标题，多半不会聊天（聊天要 make sft DATA=redgpt 之类）。"
-        f"请说“{ALL_REQUESTS[EVAL_REQUEST].prefix.strip()}”，换行（终端里行末打 \\ 再回车），接上文章"
-    )
+    return next(iter(hints), None)
 
 
 def load_chat_model(

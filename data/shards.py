@@ -136,9 +136,7 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
     ]
 
 
-def _open_run_set(
-    folder: Path, fingerprint: str, run: Path, run_file: Path, hint: str
-) -> ShardSet:
+def _open_run_set(folder: Path, fingerprint: str, run: Path, run_file: Path, hint: str) -> ShardSet:
     """Open one shard set of a run. Raises UserError, which ends with `hint`, if it is gone or has changed."""
     if (folder / MANIFEST).exists():
         shards: ShardSet | None = ShardSet.open(folder)

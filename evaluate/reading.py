@@ -11,12 +11,14 @@ from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import collect_environment, resolve_device
 from common.progress import progress_bar
+from data.kinds import conversations
 from data.records import Conversation
 from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
-from evaluate.model_answers import ModelAnswer, Question, answer_questions, extract_questions
+from evaluate.kinds.base import ModelAnswer
+from evaluate.kinds.conversations import Question, answer_questions, extract_questions
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.scores.repetition import is_looping
-from evaluate.usable_records import read_records
+from evaluate.usable_records import read_usable_records
 from model.chat_template.template import Template
 
 NUM_EXAMPLES_SHOWN = 3
@@ -33,8 +35,8 @@ def main() -> None:
     """Entry point."""
     options = _parse_options()
     device = resolve_device(options.device)
-    records = read_records(options.source, options.input, ("conversations",), options.limit)
-    with_passage = [each for each in records if isinstance(each, Conversation) and each.reference]
+    records = read_usable_records(options.source, options.input, conversations.KIND, options.limit)
+    with_passage = [each for each in records if each.reference]
     if len(with_passage) < len(records):
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
     pairs = pair_with_control_passages(with_passage, " ".join(options.input))

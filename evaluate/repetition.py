@@ -8,15 +8,10 @@ from typing import Any
 from common.errors import UserError, run_main
 from common.files import write_json
 from common.machine import collect_environment, resolve_device
-from common.progress import progress_bar
-from data.records import Conversation, Summary
+from data.kinds import find_kind, kind_names
+from data.sources import find_source
 from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
-from evaluate.model_answers import (
-    ModelAnswer,
-    answer_questions,
-    extract_questions,
-    summarize_articles,
-)
+from evaluate.kinds import find_evaluation
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields, write_predictions
 from evaluate.scores.repetition import (
     MIN_LOOP_CHARACTERS,
@@ -24,8 +19,7 @@ from evaluate.scores.repetition import (
     is_looping,
     measure_repetition,
 )
-from evaluate.usable_records import read_records
-from model.chat_template.template import Template
+from evaluate.usable_records import read_usable_records
 
 NUM_EXAMPLES_SHOWN = 3
 LABELS = {
@@ -108,40 +102,21 @@ def _parse_options() -> argparse.Namespace:
 def _generate_answers(
     options: argparse.Namespace, device: Any
 ) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
-    """Which checkpoint it was, and its answers to the source's questions."""
-    records = read_records(
-        options.source, options.input, ("conversations", "summaries"), options.limit
-    )
-    loaded = load_checkpoint(options, device)
-    template = Template.load(loaded.folder)
-    articles = [record for record in records if isinstance(record, Summary)]
-    questions = [
-        each
-        for record in records
-        if isinstance(record, Conversation)
-        for each in extract_questions(record)
-    ]
-    settings = {"max_new_tokens": options.max_new_tokens, "batch": options.batch}
-    input_texts = [*(each.article for each in articles), *(each.question for each in questions)]
-    with progress_bar("answering", len(input_texts), "answers") as bar:
-        answers: list[ModelAnswer | None] = [
-            *summarize_articles(
-                loaded.model,
-                loaded.tokenizer,
-                template,
-                [each.article for each in articles],
-                on_progress=bar.update,
-                **settings,
-            ),
-            *answer_questions(
-                loaded.model,
-                loaded.tokenizer,
-                template,
-                questions,
-                on_progress=bar.update,
-                **settings,
-            ),
+    """Return which checkpoint it was, and its answers to the questions of the source."""
+    kind = find_kind(find_source(options.source).kind)
+    evaluation = find_evaluation(kind)
+    if not evaluation.has_questions:
+        askable = [
+            name for name in kind_names() if find_evaluation(find_kind(name)).has_questions
         ]
+        raise UserError(
+            f"--source {options.source} has {kind.name}; this measures {' or '.join(askable)}"
+        )
+    records = read_usable_records(options.source, options.input, kind, options.limit)
+    loaded = load_checkpoint(options, device)
+    answers = evaluation.generate_answers(
+        loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
+    )
     rows = [
         {
             "input": text,
@@ -149,10 +124,10 @@ def _generate_answers(
             "tokens": answer.num_tokens,
             "stopped": answer.has_eos,
         }
-        for text, answer in zip(input_texts, answers, strict=True)
+        for text, answer in answers
         if answer
     ]
-    if num_skipped := len(input_texts) - len(rows):
+    if num_skipped := len(answers) - len(rows):
         print(f"left out, no room for an answer in the context: {num_skipped:,} questions")
     if not rows:
         raise UserError(

@@ -10,10 +10,11 @@ from common.files import write_json
 from common.machine import collect_environment, resolve_device
 from common.progress import progress_bar
 from data.corpora.resolver import find_test_split
+from data.kinds import summaries
 from data.records import Summary
 from data.shards import load_run_shard_set
 from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
-from evaluate.model_answers import summarize_articles
+from evaluate.kinds.summaries import summarize_articles
 from evaluate.predictions import (
     MODEL_FIELDS,
     excerpt,
@@ -23,7 +24,7 @@ from evaluate.predictions import (
 )
 from evaluate.scores.baselines import BASELINES
 from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
-from evaluate.usable_records import read_records
+from evaluate.usable_records import read_usable_records
 from model.chat_template.template import Template
 
 NUM_EXAMPLES_SHOWN = 3
@@ -52,11 +53,7 @@ def main() -> None:
             if options.source
             else _find_test_split(options.checkpoint)
         )
-        articles = [
-            each
-            for each in read_records(source, inputs, ("summaries",), options.limit)
-            if isinstance(each, Summary)
-        ]
+        articles = read_usable_records(source, inputs, summaries.KIND, options.limit)
         provenance_and_rows = (
             _generate_summaries(options, device, articles)
             if device

@@ -162,7 +162,7 @@ def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:
         base.folder,
         "leave replay out of --data, or begin from a run that was pretrained here on one set",
     )
-    if shards.kind != "documents":
+    if not shards.kind.is_text:
         raise UserError(
             f"--data replay: {base.folder} was fine-tuned, so what it was trained on is no text to replay: name "
             "its data in --data, or begin from a pretraining run"
@@ -174,7 +174,7 @@ def _open_shard_set(name: str, base: InitialCheckpoint) -> ShardSet:
     shards = ShardSet.open(
         resolve_shard_set(name, base.tokenizer_path), checksums=distributed.is_main_process()
     )
-    if shards.kind == "documents":
+    if shards.kind.is_text:
         raise UserError(
             f"--data {name}: is text without questions and answers: pretrain on it (python -m train.pretrain "
             f"--data {name}); a mix has text only as replay, which is the base's own"

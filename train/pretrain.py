@@ -15,8 +15,10 @@ from common.progress import progress_bar
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.corpora.resolver import replaced_corpus_name, resolve_shard_set
-from data.shards import Sequences, ShardSet
-from evaluate.scores.lm import BLOCK_TOKENS, WINDOW_TOKENS, LMScore, score_stream
+from data.kinds import documents
+from data.sequences import Sequences
+from data.shards import ShardSet
+from evaluate.scores.lm import WINDOW_TOKENS, LMScore, iter_split, score_pieces
 from model.chat_template.template import TEMPLATE_FILE as TEMPLATE_FILE
 from model.chat_template.template import Template
 from model.checkpoint import locate, weights
@@ -133,9 +135,9 @@ def pretrain(options: PretrainOptions) -> None:
 def _load_shared_tokenizer(names: list[str], sets: list[ShardSet]) -> Tokenizer:
     tokenizer = sets[0].load_tokenizer()
     for name, each in zip(names, sets, strict=True):
-        if each.kind != "documents":
+        if not each.kind.is_text:
             raise UserError(
-                f"--data {name}: holds {each.kind}, not text to pretrain on: fine-tune on it with "
+                f"--data {name}: holds {each.kind.name}, not text to pretrain on: fine-tune on it with "
                 f"python -m train.sft --data {name}"
             )
         if each.load_tokenizer().fingerprint != tokenizer.fingerprint:
@@ -241,7 +243,7 @@ def evaluate(
     if is_final_evaluation() and any(split.num_tokens > limit for split in validation):
         _score_validation(model, tokenizer, validation, sys.maxsize, "final", step, log)
     for prompt in options.evaluation.prompts if options.evaluation.sample_tokens else ():
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        ids = documents.KIND.encode_prompt(tokenizer, prompt)
         text = tokenizer.decode(
             list(
                 generate(
@@ -267,25 +269,20 @@ def _score_validation(
     log: MetricsLog,
 ) -> None:
     """Score the first `max_tokens` tokens of each split; write and print the measures. Nothing if there are no tokens."""
-    total = LMScore(0.0, 0, 0, 0)
+    total = LMScore()
     wanted = [min(max_tokens, split.num_tokens) for split in validation]
     with progress_bar("evaluating", sum(wanted), "tokens", delay=5) as bar:
         for split, stop in zip(validation, wanted, strict=True):
-            # In blocks of whole windows that overlap by one token, so that memory stays flat.
-            for start in range(0, stop - 1, BLOCK_TOKENS):
-                block = split.read_stream(start, min(start + BLOCK_TOKENS + 1, stop))
-                total += score_stream(
-                    model, block, tokenizer.characters_per_id, on_progress=bar.update
-                )
+            total += score_pieces(
+                model,
+                iter_split(split),
+                tokenizer.characters_per_id,
+                limit=stop,
+                on_progress=bar.update,
+            )
     if total.num_tokens:
-        measures = total.compute_metrics()
-        log.write(kind, step, **measures)
-        print(
-            f"step {step}  {kind}: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
-            f"accuracy {measures['accuracy']:.1%}  bits/character {measures['bits_per_character']:.4f}  "
-            f"({measures['tokens']:,} tokens)",
-            flush=True,
-        )
+        log.write(kind, step, **total.compute_metrics())
+        print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from common.errors import UserError, run_main
 from common.files import read_json
 from common.machine import resolve_device
 from data.batching.collate import PackedBatchLoader
-from data.batching.examples import Examples, RequestSampling, build_examples
+from data.batching.examples import Examples
 from data.batching.packed_rows import PackedPlan
 from data.shards import ShardSet
 from model.chat_template.template import Template, template_for_tokenizer
@@ -52,7 +52,6 @@ from train.trainer import RunLength, Trainer
 
 DESCRIPTION = """Fine-tune on conversations and summaries: the loss is on the answers and their <eos> only, several examples
 share a row without seeing each other. A run that exists is continued from its newest checkpoint; Ctrl-C saves first."""
-ROUGE_METRIC = SelectionMetric("rouge", "rouge_1", higher_is_better=True)
 
 
 def main() -> None:
@@ -74,8 +73,12 @@ class SftMixture:
     @property
     def best_metric(self) -> SelectionMetric:
         """By what a checkpoint is the best: ROUGE where there are summaries to answer."""
-        summaries = (each for each in self.dev_sets if each.shards.kind == "summaries")
-        return ROUGE_METRIC if any(each.num_fitting for each in summaries) else VALIDATION_LOSS
+        for each in self.dev_sets:
+            key = each.evaluation.selection_key
+            if key is not None and each.num_fitting:
+                name = each.evaluation.answers_metric
+                return SelectionMetric(name, key, higher_is_better=True)
+        return VALIDATION_LOSS
 
 
 def build_sft_template(options: SftOptions, tokenizer: Tokenizer) -> Template:
@@ -158,13 +161,8 @@ def _open_mixture(
     """What `--data` says, opened. UserError where it is nothing that a run could be trained on."""
     names, weights = parse_mixture(options.data)
     sets, length = open_shard_sets(names, run, base), options.sequence_length
-    # With lead-ins a title without one is not what the model was taught: its loss would say nothing.
-    phrasings, eval_phrasings = (
-        RequestSampling(options.seed, options.lead_ins),
-        RequestSampling(None, options.lead_ins),
-    )
     train_examples = [
-        build_examples(each.kind, each.load_split("train"), length, tokenizer, template, phrasings)
+        each.kind.examples(each.load_split("train"), length, tokenizer, template, options.seed)
         for each in sets
     ]
     _check_row_length(options, base, tokenizer, train_examples)
@@ -178,14 +176,7 @@ def _open_mixture(
         DevSet(
             name,
             each,
-            build_examples(
-                each.kind,
-                each.load_split("validation"),
-                length,
-                tokenizer,
-                template,
-                eval_phrasings,
-            ),
+            each.kind.examples(each.load_split("validation"), length, tokenizer, template, None),
         )
         for name, each in zip(names, sets, strict=True)
         if name != REPLAY

@@ -8,8 +8,9 @@ import numpy as np
 
 from common.progress import progress_bar
 from data.batching.examples import Examples
-from data.batching.summary_prompts import strip_lead_in
 from data.shards import ShardSet
+from evaluate.kinds import find_evaluation
+from evaluate.kinds.base import KindEvaluation
 from evaluate.scores.lm import LMScore, score_examples
 from evaluate.scores.rouge import compute_rouge
 from model.chat_template.template import Template
@@ -30,6 +31,11 @@ class DevSet:
     name: str
     shards: ShardSet
     examples: Examples
+
+    @property
+    def evaluation(self) -> KindEvaluation:
+        """Return how records of its kind are measured."""
+        return find_evaluation(self.shards.kind)
 
     @property
     def num_fitting(self) -> int:
@@ -70,7 +76,7 @@ def _score_answers(
     log: MetricsLog,
 ) -> None:
     """Score the answers of the first `max_examples` examples of each set; write and print the measures. Nothing if there are none."""
-    total = LMScore(0.0, 0, 0, 0)
+    total = LMScore()
     with progress_bar(
         "evaluating",
         sum(min(max_examples, each.num_fitting) for each in dev_sets),
@@ -87,13 +93,8 @@ def _score_answers(
                 on_progress=bar.update,
             )
     if total.num_tokens:
-        measures = total.compute_metrics()
-        log.write(kind, step, **measures)
-        print(
-            f"step {step}  {kind}: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
-            f"accuracy {measures['accuracy']:.1%}  ({measures['tokens']:,} answer tokens)",
-            flush=True,
-        )
+        log.write(kind, step, **total.compute_metrics())
+        print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)
 
 
 def _evaluate_answers(
@@ -116,10 +117,9 @@ def _evaluate_answers(
         decoded = generate_batch(
             model, prompts, max_new_tokens=options.evaluation.max_new_tokens, on_progress=bar.update
         )
-    answers = [tokenizer.decode(each.ids) for each in decoded]
-    if template.lead_ins and dev_set.shards.kind == "summaries":
-        answers = [strip_lead_in(answer) for answer in answers]
-        references = tuple(strip_lead_in(reference) for reference in references)
+    evaluation = dev_set.evaluation
+    answers = [evaluation.strip_answer(template, tokenizer.decode(each.ids)) for each in decoded]
+    references = tuple(evaluation.strip_answer(template, reference) for reference in references)
     scores = [
         compute_rouge(answer, reference)
         for answer, reference in zip(answers, references, strict=True)
@@ -132,10 +132,8 @@ def _evaluate_answers(
         f"rouge_{key}": float(np.mean([score[key].f for score in scores]))
         for key in ("1", "2", "l")
     }
-    # The score that picks the best checkpoint is that of the summaries.
-    kind = "rouge" if dev_set.shards.kind == "summaries" else "answers"
     log.write(
-        kind,
+        evaluation.answers_metric,
         step,
         **values,
         exact=exact_match,

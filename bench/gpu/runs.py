@@ -26,7 +26,8 @@ from common.files import atomic_folder
 from common.metrics_file import read_metrics
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
-from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.checkpoint.weights import save_tokenizer
 from model.config import config_from_preset

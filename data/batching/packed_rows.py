@@ -89,9 +89,7 @@ class PackedPlan(EpochPlan):
         return [self._example_sets[set_index].example(index, epoch) for set_index, index in items]
 
     def _identity(self) -> dict[str, object]:
-        return {
-            "identity": f"{self._example_identity} {self._seed} {self.length} {self._weights}"
-        }
+        return {"identity": f"{self._example_identity} {self._seed} {self.length} {self._weights}"}
 
     def _build_arrays(self, epoch: int) -> list[np.ndarray]:
         items, sizes = self._select_examples(epoch)

@@ -119,9 +119,7 @@ class SummaryExamples:
         """Return the positions of each example, int64[n]; 0 if too little of the article would fit."""
         _, _, budgets = self._plan_prompts(np.arange(len(self._article_lengths)), epoch)
         articles = np.minimum(self._article_lengths, budgets)
-        return np.where(
-            articles >= self._min_article_lengths, self._length - budgets + articles, 0
-        )
+        return np.where(articles >= self._min_article_lengths, self._length - budgets + articles, 0)
 
     def example(self, index: int, epoch: int) -> Example:
         """Return the request of this epoch, the article and the title."""

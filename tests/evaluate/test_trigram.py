@@ -12,7 +12,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_manifest
-from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet
 from evaluate import trigram
 from evaluate.trigram import compute_probabilities, score_trigram_baseline
 from model.tokenizer.base import Tokenizer

@@ -15,7 +15,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -44,6 +44,7 @@ __all__ = [
     "CliSuppress",
     "CliVariadicArg",
     "CommaSeparated",
+    "Device",
     "Options",
     "OutputFile",
     "default_values",
@@ -106,6 +107,7 @@ def _split_commas(value: Any) -> Any:
 
 # The type of a file to write, which is refused before the work begins rather than after it.
 OutputFile = Annotated[Path, AfterValidator(_check_output_file)]
+Device = Literal["auto", "cpu", "cuda"]
 # In the annotation of a tuple field: `a,b` is two items.
 CommaSeparated = BeforeValidator(_split_commas)
 

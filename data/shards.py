@@ -21,13 +21,14 @@ from data.kinds import find_kind, kind_names
 from data.kinds.base import RecordKind
 from data.sequences import Sequences
 from model.chat_template.template import TEMPLATE_FILE
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
 SHARD_FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
 # Folder of the sets that `make data` and training prepare, below the working directory.
 PREPARED_FOLDER = Path("prepared")
-# Written after the manifest, which does not list them: the time a preparation took, and its input files.
+# Written after the manifest, which therefore does not list it: it says how long the preparation took.
 REPORT_FILE = "report.json"
 PROVENANCE_FILE = "made-from.json"
 # What of a set training depends on; the rest of its files says how it was made.
@@ -58,10 +59,8 @@ class ShardSet:
             )
         if problem := check_manifest(folder, verify_checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
-        if checksums:
-            for path in (folder / REPORT_FILE, folder / PROVENANCE_FILE):
-                if path.exists():
-                    read_checksummed_json(path, f": delete it, or prepare {folder} again")
+        if checksums and (folder / REPORT_FILE).exists():
+            read_checksummed_json(folder / REPORT_FILE, f": delete it, or prepare {folder} again")
         return cls(folder, manifest)
 
     @property
@@ -86,7 +85,7 @@ class ShardSet:
 
     def load_tokenizer(self) -> Tokenizer:
         """Load the tokenizer that made the ids."""
-        return Tokenizer.load(self.folder)
+        return load_tokenizer(self.folder)
 
     def load_split(self, name: str) -> Sequences:
         """Open the split `train` or `validation`."""

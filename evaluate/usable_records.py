@@ -1,5 +1,6 @@
 """The records of native files that a command measures a checkpoint on."""
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -13,15 +14,15 @@ from data.usable_records import UsableRecords
 R = TypeVar("R", bound=Record)
 
 
-def iter_usable_records(source: str, inputs: list[str]) -> UsableRecords:
+def iter_usable_records(source: str, inputs: Sequence[str]) -> UsableRecords:
     """Return the usable records of a source's files."""
     reader = find_source(source)
-    paths = expand_inputs(inputs)
+    paths = expand_inputs(list(inputs))
     return UsableRecords(record for path in paths for record in reader.iter_records(path))
 
 
 def read_usable_records(
-    source: str, inputs: list[str], kind: RecordKind[R], limit: int | None
+    source: str, inputs: Sequence[str], kind: RecordKind[R], limit: int | None
 ) -> list[R]:
     """Return the first `limit` usable records (default: all), and print how many others were left out.
 

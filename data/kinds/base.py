@@ -51,7 +51,7 @@ class RecordKind(abc.ABC, Generic[R]):
     @abc.abstractmethod
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
-    ) -> list[EncodedRecord]:
+    ) -> Sequence[EncodedRecord]:
         """Return the ids and spans of each rendered record, as a shard set stores them."""
 
     @abc.abstractmethod

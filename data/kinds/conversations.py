@@ -31,7 +31,7 @@ class ConversationKind(RecordKind[Conversation]):
 
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
-    ) -> list[EncodedRecord]:
+    ) -> Sequence[EncodedRecord]:
         """Return the ids of each conversation and the spans of its answers, each with its `<eos>`."""
         return template.encode_batch(tokenizer, rendered, num_threads=1)
 

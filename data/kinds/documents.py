@@ -34,7 +34,7 @@ class DocumentKind(RecordKind[Document]):
 
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
-    ) -> list[EncodedRecord]:
+    ) -> Sequence[EncodedRecord]:
         """Return `<bos> text <eos>` of each document, without spans."""
         encoded = tokenizer.encode_batch([text for (text,) in rendered], num_threads=1)
         return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]

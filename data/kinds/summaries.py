@@ -33,8 +33,10 @@ class SummaryKind(RecordKind[Summary]):
     name = "summaries"
     record_type = Summary
     chat_hint = (
-        "提示：这个模型微调时只学了给文章写标题，多半不会聊天（聊天要 make sft DATA=redgpt 之类）。"
-        f"请说“{ALL_REQUESTS[EVAL_REQUEST].prefix.strip()}”，换行（终端里行末打 \\ 再回车），接上文章"
+        "提示：这个模型微调时只学过给文章拟标题，一般不会聊天"
+        "（要聊天，可用 make sft DATA=redgpt 等对话数据微调）。"
+        f"用法：先输入“{ALL_REQUESTS[EVAL_REQUEST].prefix.strip()}”，"
+        "换行后接上文章（终端里换行：行末输入 \\ 再按回车）"
     )
 
     def render(self, template: Template, record: Summary) -> list[str]:
@@ -43,7 +45,7 @@ class SummaryKind(RecordKind[Summary]):
 
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
-    ) -> list[EncodedRecord]:
+    ) -> Sequence[EncodedRecord]:
         """Return the ids of each article and title, and the span of the title."""
         articles = tokenizer.encode_continuation([text for text, _ in rendered], num_threads=1)
         titles = tokenizer.encode_continuation([text for _, text in rendered], num_threads=1)

@@ -36,7 +36,8 @@ from data.readers.files import RawItem, RawRecord
 from data.records import BadRecord, Record, SkippedRecord
 from data.sequences import token_dtype
 from data.sources import find_source
-from model.chat_template.template import template_for_tokenizer
+from model.chat_template.template import Template, load_template
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
 UNIT_BYTES = 8 << 20
@@ -118,7 +119,8 @@ class PrepareWorker:
         self._units_folder = units_folder
         self._options = options
         self._permutations = permutations
-        self._tokenizer = Tokenizer.load(tokenizer)
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._template = load_template(tokenizer)
 
     def process(self, unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
         """Encode a unit and write its folder.
@@ -127,7 +129,7 @@ class PrepareWorker:
         """
         source = find_source(unit.source)
         kind = find_kind(source.kind)
-        encoder = _BatchEncoder(kind, self._tokenizer, self._permutations)
+        encoder = _BatchEncoder(kind, self._tokenizer, self._template, self._permutations)
         dropped: collections.Counter[str] = collections.Counter()
         bad_records: list[BadRecord] = []
         for raw in unit.records:
@@ -160,11 +162,15 @@ class _BatchEncoder:
     """Encode records in batches, so that ids are Python lists for a moment only."""
 
     def __init__(
-        self, kind: RecordKind[Any], tokenizer: Tokenizer, permutations: np.ndarray | None
+        self,
+        kind: RecordKind[Any],
+        tokenizer: Tokenizer,
+        template: Template,
+        permutations: np.ndarray | None,
     ) -> None:
         self._kind = kind
         self._tokenizer = tokenizer
-        self._template = template_for_tokenizer(tokenizer)
+        self._template = template
         self._permutations = permutations if kind.drops_near_duplicates else None
         # Rendered texts and plain text of each record of the next batch.
         self._pending: list[tuple[list[str], str]] = []

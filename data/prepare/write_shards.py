@@ -13,7 +13,7 @@ from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplic
 from data.prepare.worker import unit_folder
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT, SPLITS
-from model.chat_template.template import template_for_tokenizer
+from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 # A small corpus holds out a larger share, for about so many documents, but not above the second figure.
@@ -28,15 +28,16 @@ def write_shard_set(
     units_folder: Path,
     unit_manifests: list[dict[str, Any]],
     tokenizer: Tokenizer,
+    template: Template,
     kind: RecordKind[Any],
     dedup: DedupOptions,
     validation: float,
-    manifest_fields: dict[str, Any],
+    provenance_file: Path,
 ) -> dict[str, Any]:
     """Write the shard set `out` of all units, whose records are of one kind, and return its report.
 
-    `unit_manifests` are those of the units 0, 1, …; `manifest_fields` go into the manifest of the set. Nothing is
-    written if no record is left.
+    `unit_manifests` are those of the units 0, 1, …; `provenance_file` is copied into the set. Nothing is written
+    if no record is left.
     """
     if not kind.drops_near_duplicates:
         dedup = dedup.model_copy(update={"near": False})
@@ -46,10 +47,9 @@ def write_shard_set(
     if not report["kept"]:
         return report
     threshold = _validation_threshold(units_folder, unit_manifests, labels, validation)
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": SHARD_FORMAT,
         "kind": kind.name,
-        **manifest_fields,
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocab_size,
@@ -57,8 +57,9 @@ def write_shard_set(
     }
     with atomic_folder(out, manifest) as folder:
         tokenizer.save(folder)
+        shutil.copy(provenance_file, folder)
         if kind.is_templated:
-            template_for_tokenizer(tokenizer).save(folder)
+            template.save(folder)
             report["longer_than"] = _count_longer_than(units_folder, num_units, labels)
         splits = _write_splits(
             folder, units_folder, unit_manifests, labels, threshold, tokenizer.vocab_size, kind

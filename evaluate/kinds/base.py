@@ -14,10 +14,10 @@ from data.kinds.base import RecordKind
 from data.records import Record
 from data.sequences import InMemorySequences, Sequences
 from data.shards import ShardSet
-from evaluate.cli import LoadedCheckpoint
+from evaluate.load_model import LoadedCheckpoint
 from evaluate.scores.lm import LMScore, score_examples
 from evaluate.usable_records import read_usable_records
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 
 # The longest examples whose answers are scored, in tokens.
 MAX_ROW_TOKENS = 1024
@@ -82,11 +82,11 @@ class KindEvaluation:
         return self._score_answers(loaded, sequences, f"{shards.folder} {split}")
 
     def score_files(
-        self, loaded: LoadedCheckpoint, source: str, inputs: list[str], limit: int | None
+        self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
     ) -> CheckpointScore:
         """Score the answers of the first `limit` records of native files (default: all)."""
         records = read_usable_records(source, inputs, self.kind, limit)
-        template = Template.load(loaded.folder)
+        template = load_template(loaded.folder)
         sequences = self.kind.encode_records(loaded.tokenizer, template, records)
         return self._score_answers(loaded, sequences, " ".join(inputs))
 
@@ -94,7 +94,7 @@ class KindEvaluation:
         self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
     ) -> CheckpointScore:
         """Score the answers that fit a row; print how many records do, do not, and are truncated."""
-        template = Template.load(loaded.folder)
+        template = load_template(loaded.folder)
         length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
         examples = self.kind.examples(sequences, length, loaded.tokenizer, template, None)
         is_fitting = examples.lengths(0) > 0

@@ -1,6 +1,6 @@
 """How a checkpoint is measured on documents: the loss on every token, in fixed windows of the stream of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -10,8 +10,8 @@ from common.progress import progress_bar
 from data.kinds import documents
 from data.records import Document
 from data.shards import ShardSet
-from evaluate.cli import LoadedCheckpoint
 from evaluate.kinds.base import CheckpointScore, Command, KindEvaluation
+from evaluate.load_model import LoadedCheckpoint
 from evaluate.scores.lm import WINDOW_TOKENS, iter_split, score_pieces
 from evaluate.usable_records import iter_usable_records
 from model.tokenizer.base import Tokenizer
@@ -41,7 +41,7 @@ class DocumentEvaluation(KindEvaluation):
         return self._score_stream(loaded, pieces, f"{label} (encoded anew)", limit, None)
 
     def score_files(
-        self, loaded: LoadedCheckpoint, source: str, inputs: list[str], limit: int | None
+        self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
     ) -> CheckpointScore:
         """Score the first `limit` tokens of native files."""
         records = iter_usable_records(source, inputs)

@@ -8,9 +8,9 @@ from common.progress import progress_bar
 from data.batching.summary_prompts import strip_lead_in, summary_prompt
 from data.kinds import summaries
 from data.records import Record, Summary
-from evaluate.cli import LoadedCheckpoint
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
-from model.chat_template.template import Template
+from evaluate.load_model import LoadedCheckpoint
+from model.chat_template.template import Template, load_template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
@@ -48,7 +48,7 @@ class SummaryEvaluation(KindEvaluation):
             answers = summarize_articles(
                 loaded.model,
                 loaded.tokenizer,
-                Template.load(loaded.folder),
+                load_template(loaded.folder),
                 articles,
                 max_new_tokens=max_new_tokens,
                 batch=batch,

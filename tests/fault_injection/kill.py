@@ -40,7 +40,7 @@ from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ class Scenario:
 
 def pretrain_scenario(folder: Path) -> Scenario:
     """40 steps of two micro-batches over a set of about 24 steps an epoch, made in `folder`."""
-    tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
+    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     rng = np.random.default_rng(0)
     with atomic_folder(
         folder / "text", {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
@@ -157,7 +157,7 @@ def sft_scenario(folder: Path) -> Scenario:
 
 def lora_scenario(folder: Path) -> Scenario:
     """The same with an adapter that has dropout, beside a base of random weights."""
-    tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
+    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=32,
@@ -260,13 +260,13 @@ class SlowDiskFault:
     def __call__(self) -> None:
         """Put it into this process."""
         import model.checkpoint.weights
-        import train.metrics_log
-        import train.pretrain
-        import train.sft
-        import train.trainer
         import train.training_state
         from data.batching.packed_rows import PackedPlan
         from data.batching.text_rows import TextPlan
+        from train.metrics_log import MetricsLog
+        from train.pretrain_eval import TextEvaluator
+        from train.sft_eval import AnswerEvaluator
+        from train.trainer import Trainer
 
         fifo = os.open(self.run_folder.with_suffix(".fifo"), os.O_WRONLY)
         with self.run_folder.with_suffix(".place").open("r+b") as file:
@@ -275,14 +275,14 @@ class SlowDiskFault:
         for owner, name, phase in (
             (train.training_state, "save", "checkpoint"),
             (train.training_state, "rotate_checkpoints", "rotation"),
-            (train.pretrain, "evaluate", "evaluation"),
-            (train.sft, "evaluate", "evaluation"),
+            (TextEvaluator, "evaluate", "evaluation"),
+            (AnswerEvaluator, "evaluate", "evaluation"),
             (TextPlan, "_build_epoch", "plan"),
             (PackedPlan, "_build_epoch", "plan"),
-            (train.trainer.Trainer, "_step", "step"),
-            (train.trainer.Trainer, "_finalize", "ending"),
-            (train.metrics_log.MetricsLog, "write", "record"),
-            (train.metrics_log.MetricsLog, "__init__", "opening"),
+            (Trainer, "train_step", "step"),
+            (Trainer, "_write_early_stop", "ending"),
+            (MetricsLog, "write", "record"),
+            (MetricsLog, "__init__", "opening"),
         ):
             setattr(
                 owner,

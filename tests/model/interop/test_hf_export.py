@@ -1,0 +1,287 @@
+"""What is exported is the model: transformers gives its numbers and its text, and it comes back here as it was."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chat.terminal.settings import DEFAULT_SAMPLING
+from common.errors import UserError
+from common.files import read_json, write_json
+from model import export
+from model.chat_template.template import Template, load_template
+from model.checkpoint import locate, weights
+from model.config import config_from_preset
+from model.decode.batch_generate import generate_batch
+from model.interop.hf_export import DTYPES, export_hf
+from model.llama import Llama
+from model.tokenizer import load_tokenizer
+
+CPU = torch.device("cpu")
+QUESTIONS = ["人们去哪里看比赛？", "奖品是什么？", "</s>你好<s>", "谁是第一名？\n\n第二名呢？"]
+
+
+@pytest.fixture(scope="module")
+def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights at the 43M shape, with the real tokenizer."""
+    tokenizer = load_tokenizer(shared / "tokenizer/llama-chinese-65k.model")
+    folder = tmp_path_factory.mktemp("43m")
+    model = Llama(config_from_preset("babyllama-43m", tokenizer.vocab_size)).init_weights(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # At initialisation attention is nearly uniform and one word follows every other: errors would hide.
+            parameter.mul_(4.0 if "layers" in name and parameter.dim() > 1 else 1.0)
+    weights.save_checkpoint(model, tokenizer, folder)
+    Template().save(folder)
+    return folder
+
+
+def theirs(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
+    """Logits, ids, prompts and greedy continuations of the two."""
+    model, tokenizer = weights.load_checkpoint(checkpoint, CPU)
+    their_model, their_tokenizer = theirs(exported)
+    ids = tokenizer.encode_batch(texts)
+    assert their_tokenizer(texts)["input_ids"] == ids
+    rows = torch.tensor([row[:64] for row in ids if len(row) >= 64][:4])
+    with torch.no_grad():
+        torch.testing.assert_close(their_model(rows).logits, model(rows), rtol=1e-4, atol=1e-4)
+    prompts = [
+        Template().encode_prompt(tokenizer, [], question, "资料一则。") for question in QUESTIONS
+    ]
+    answers = generate_batch(model, prompts, max_new_tokens=12)
+    for question, prompt, answer in zip(QUESTIONS, prompts, answers, strict=True):
+        said = [{"role": "system", "content": "资料一则。"}, {"role": "user", "content": question}]
+        inputs = their_tokenizer.apply_chat_template(
+            said, add_generation_prompt=True, return_tensors="pt"
+        )
+        assert inputs["input_ids"][0].tolist() == prompt
+        made = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[
+            0, len(prompt) :
+        ].tolist()
+        assert made == [*answer.ids, *([tokenizer.eos_id] if answer.stopped else [])]
+    assert len({tuple(answer.ids) for answer in answers}) > 1
+
+
+@pytest.fixture(scope="module")
+def texts(root: Path) -> list[str]:
+    with gzip.open(
+        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
+        return [json.loads(line)["text"][:300] for line, _ in zip(file, range(2000), strict=False)]
+
+
+@pytest.mark.slow
+def test_exported_run_generates_identically_in_transformers(
+    trained_run: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """An exported model that is another one: its weights, its ids, its prompts or where it stops."""
+    export_hf(trained_run, tmp_path / "out", max_shard_size="100KB")
+    assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 2
+    check(trained_run, tmp_path / "out", texts)
+
+
+@pytest.mark.slow
+def test_reference_config_with_real_tokenizer_generates_identically(
+    reference_shape: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """What holds for a toy vocabulary and a tied head need not hold for 65,000 pieces and an untied one."""
+    export_hf(reference_shape, tmp_path / "out", max_shard_size="90MB")
+    check(reference_shape, tmp_path / "out", texts[:300])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_path: Path) -> None:
+    """Weights twice as large as asked for, or a config that makes transformers convert them on loading."""
+    from transformers import AutoModelForCausalLM
+
+    export_hf(trained_run, tmp_path / "out", dtype=dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {DTYPES[dtype]}
+    mine, _ = weights.load_checkpoint(trained_run, CPU)
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, mine.state_dict()[name].to(DTYPES[dtype]))
+
+
+def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) -> None:
+    """A folder that only others can load; one whose damage goes unnoticed."""
+    export_hf(trained_run, tmp_path / "one")
+    export_hf(trained_run, tmp_path / "many", max_shard_size="100KB")
+    model, tokenizer = weights.load_checkpoint(trained_run, CPU)
+    for name in ("one", "many"):
+        again, same = weights.load_checkpoint(tmp_path / name, CPU)
+        assert (
+            again.config == model.config and again.trained_context == model.trained_context == 256
+        )
+        assert same.fingerprint == tokenizer.fingerprint
+        assert all(
+            torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items()
+        )
+        assert load_template(tmp_path / name) == Template()
+    assert locate.weights_sha256(tmp_path / "one") == locate.weights_sha256(
+        locate.resolve_checkpoint(trained_run)
+    )
+    export_hf(tmp_path / "many", tmp_path / "again")
+    one, again_file = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "again")
+    )
+    assert one == again_file
+    shard = sorted((tmp_path / "many").glob("model-0*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UserError, match=f"{shard.name} is damaged"):
+        weights.load_checkpoint(tmp_path / "many", CPU)
+
+
+def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: Path) -> None:
+    """A generation that never stops because nobody was told the id; a key that transformers drops or misreads."""
+    from transformers import AutoConfig, GenerationConfig
+
+    export_hf(trained_run, tmp_path / "out", dtype="bfloat16")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.dtype, config.trained_length) == (torch.bfloat16, 256)
+    assert (config.bos_token_id, config.eos_token_id, config.tie_word_embeddings) == (1, 2, True)
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 2)
+    assert generation.do_sample and generation.max_new_tokens == 256
+    drawn = (generation.temperature, generation.top_p, generation.top_k)
+    assert drawn == (DEFAULT_SAMPLING.temperature, DEFAULT_SAMPLING.top_p, DEFAULT_SAMPLING.top_k)
+
+
+def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -> None:
+    """A model nobody can judge or make again."""
+    import yaml
+
+    write_json(
+        trained_run / "results/rouge.json",
+        {"step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}},
+    )
+    made = read_json(trained_run / "run.json")
+    data = made["fingerprints"]["data"][0]["set"]
+    write_json(trained_run / "results/trigram.json", {"data_fingerprint": data, "loss": 4.0625})
+    write_json(trained_run / "results/other.json", {"data_fingerprint": data[::-1], "loss": 3.0625})
+    export_hf(trained_run, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["language"] == ["zh"] and head["pipeline_tag"] == "text-generation"
+    newest = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    tokens = [record["tokens"] for record in newest if record["kind"] == "train"][-1]
+    loss = [record["loss"] for record in newest if record["kind"] == "validation"][-1]
+    for fact in (
+        "| steps | 12 |",
+        f"| tokens | {tokens:,} |",
+        "| device | cpu |",
+        f"| validation loss | {loss:,.4f} (step 12)",
+        "| rouge_1.f | 0.4321 |",
+        "| records | 300 |",
+        f"({Path(made['shards'][0]).name}) |",
+    ):
+        assert fact in card, fact
+    assert "987,654,321" not in card and "987654321" not in card
+    # Figures of a model that is not this one, in the open, and none of other data.
+    assert (
+        "a baseline on the same data: trigram\n\n| | |\n|---|---|\n| loss | 4.0625 |" in card
+        and "3.0625" not in card
+    )
+
+
+def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
+    """The last step's scores, int8's, or a spike's, beside the weights of the best step; an adapter that is not named."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
+    step = locate.resolve_checkpoint(run)
+    for name, facts in {
+        "a": {"step": 12, "good": 1},
+        "b": {"step": 24, "later": 2},
+        "c": {"step": 12, "weights": "int8", "q": 3},
+        "d": {"checkpoint": str(run), "untold": 4},
+        "e": {"checkpoint": str(step), "same": 5},
+    }.items():
+        write_json(run / f"results/{name}.json", facts)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"kind": "validation", "step": 24, "loss": 9.5}\n{"kind": "spike", "step": 12, "jump": 7.5}\n'
+        )
+    with (run / "config.yaml").open("a") as file:
+        file.write("adapter: lora\nlora: {rank: 4, alpha: 8.0, dropout: 0.0, targets: [q_proj]}\n")
+    # Copied without links, the best checkpoint is a folder called best; an export may lie inside the run.
+    shutil.copytree(step, step.parent / "best", dirs_exist_ok=True)
+    for source in (run, step.parent / "best"):
+        export_hf(source, run / "exports/hf")
+        card = (run / "exports/hf/README.md").read_text(encoding="utf-8")
+        assert "| good | 1 |" in card and "(step 12)" in card and "| steps | 12 |" in card
+        assert not [
+            word
+            for word in ("later", "| q |", "untold", "9.5", "jump", "step 24", "muon")
+            if word in card
+        ]
+        assert "| optimiser | adamw |" in card and "LoRA of rank 4" in card and "on q_proj" in card
+    export_hf(run / "exports/hf", tmp_path / "again")
+    assert "## Training" not in (tmp_path / "again/README.md").read_text(encoding="utf-8")
+
+
+def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Path) -> None:
+    """A folder of somebody's own, gone."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all of it")
+    for out in (mine, mine / "thesis.txt", trained_run):
+        with pytest.raises(UserError, match=f"{out} exists and is not an earlier export"):
+            export_hf(trained_run, out)
+    assert (mine / "thesis.txt").read_text() == "all of it"
+    export_hf(trained_run, tmp_path / "out")
+    export_hf(trained_run, tmp_path / "out", max_shard_size="100KB")
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--format hf --dtype q8_0",
+            "--dtype q8_0: for --format hf one of float32, float16, bfloat16",
+        ),
+        (
+            "--format gguf --dtype float32",
+            "--dtype float32: for --format gguf one of f32, f16, q8_0",
+        ),
+        (
+            "--format hf --max_shard_size big",
+            "--max_shard_size big: expected a size such as 200MB or 5GB",
+        ),
+    ],
+)
+def test_user_errors_are_one_line(
+    words: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback, or half a folder."""
+    paths = ["--checkpoint", str(trained_run), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["export", *paths, *words.split()])
+    with pytest.raises(UserError) as caught:
+        export.main()
+    assert str(caught.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_dtype_overflow_raises(trained_run: Path, tmp_path: Path) -> None:
+    """Infinities written as if they were weights."""
+    model, tokenizer = weights.load_checkpoint(trained_run, CPU)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0, 0] = 1e6
+    (tmp_path / "large").mkdir()
+    weights.save_checkpoint(model, tokenizer, tmp_path / "large")
+    with pytest.raises(UserError, match=r"embed_tokens\.weight has values that are too large"):
+        export_hf(tmp_path / "large", tmp_path / "out", dtype="float16")

@@ -1,0 +1,548 @@
+"""A Llama from elsewhere is the same Llama here: its numbers, its ids, its conversations, and what it becomes."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError, run_main
+from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.readers.source_args import SourceGroup
+from data.shards import ShardSet
+from evaluate.__main__ import main as evaluate
+from model.chat_template.template import (
+    ImportedTemplate,
+    Template,
+    load_template,
+)
+from model.checkpoint import locate, weights
+from model.config import LlamaConfig
+from model.decode.batch_generate import generate_batch
+from model.decode.detokenize import stream_text
+from model.import_hf import main as import_main
+from model.interop.hf_export import export_hf
+from model.interop.hf_import import import_hf
+from model.llama import Llama
+from model.tokenizer import load_tokenizer
+from model.tokenizer.base import Tokenizer
+from tests.helpers import hf_checkpoints
+from tests.helpers.hf_checkpoints import (
+    CHAT_TEMPLATES,
+    LLAMA3_TEMPLATE,
+    SPECIAL_TOKENS,
+    save_hf_checkpoint,
+    update_json,
+)
+from train import sft
+
+CPU = torch.device("cpu")
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {"num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "rope_theta": 500000.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+}
+AWKWARD = [
+    "",
+    " ",
+    "  两个 空格 ",
+    "\n\n\n",
+    "a\r\nb\t",
+    "👨‍👩‍👧 𠀀",
+    "e\u0301 Don't 1234567",
+    "</s><s>",
+    "<|eot_id|>问<|im_start|>",
+    "<|end|>",
+]
+
+
+@pytest.fixture(scope="module")
+def texts(root: Path) -> list[str]:
+    with gzip.open(
+        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
+        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(2500), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def byte_level(texts: list[str]) -> Any:
+    return hf_checkpoints.train_byte_level_bpe(texts[:300])
+
+
+@pytest.fixture(scope="module")
+def legacy(root: Path) -> Any:
+    return hf_checkpoints.legacy_llama2_tokenizer(root)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path: Path) -> None:
+    """A scaling, a shared head or a shard that was not read: a model that looks alive and talks nonsense."""
+    theirs = save_hf_checkpoint(
+        tmp_path / "theirs",
+        byte_level,
+        ("<|begin|>", "<|end|>"),
+        max_shard_size="100KB",
+        **SHAPES[name],
+    )
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    ours, _ = weights.load_checkpoint(tmp_path / "run", CPU)
+    ids = torch.randint(700, (2, 200), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+        prompt = ids[:1, :9]
+        made = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=20,
+            pad_token_id=1,
+        )
+        answer = generate_batch(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
+        assert made[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
+        assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.stopped else [[]])
+        export_hf(tmp_path / "run", tmp_path / "out")
+        from transformers import AutoModelForCausalLM
+
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        torch.testing.assert_close(again(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "legacy"])
+def test_imported_tokenizer_matches_transformers_and_round_trips(
+    kind: str, request: pytest.FixtureRequest, texts: list[str], tmp_path: Path
+) -> None:
+    """An imported model that reads other ids than it was trained on, before and after it was exported again."""
+    from transformers import AutoTokenizer
+
+    names = {"byte_level": ("<|begin|>", "<|end|>"), "legacy": ("<s>\ufdd0", "</s>\ufdd0")}[kind]
+    save_hf_checkpoint(tmp_path / "theirs", request.getfixturevalue(kind), names)
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    ours = load_tokenizer(locate.resolve_checkpoint(tmp_path / "run"))
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    every = texts + AWKWARD
+    expected = wanted(every, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ours.encode_batch(every) == [ours.encode(text) for text in every] == expected
+    assert [ours.decode(ids) for ids in expected] == every
+    assert not {ours.bos_id, ours.eos_id} & {index for ids in expected for index in ids}
+    for text, ids in zip(AWKWARD, expected[-len(AWKWARD) :], strict=True):
+        assert "".join(stream_text(ours, ids)) == text
+        assert ours.characters_per_id[ids].sum() == len(text) + (
+            ours.adds_prefix_space and bool(ids)
+        )
+    export_hf(tmp_path / "run", tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (
+        again(every, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
+    )
+    assert (again.bos_token_id, again.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert weights.load_checkpoint(tmp_path / "out", CPU)[1].fingerprint == ours.fingerprint
+
+
+def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of the sample; and some whose texts spell what the templates print."""
+    path = root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.test.json"
+    from data.records import Conversation
+    from data.sources import SOURCES
+
+    found = [
+        (each.reference, [(turn.question, turn.answer) for turn in each.turns])
+        for each in SOURCES["redgpt"].iter_records(path)
+        if isinstance(each, Conversation)
+    ]
+    return [*found[:60], *(("", turns) for _, turns in found[:60])]
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_imported_chat_template_is_used(
+    name: str, byte_level: Any, root: Path, tmp_path: Path
+) -> None:
+    """Asked in another frame than it was tuned in, it answers worse; with the loss on the wrong ids it unlearns to stop."""
+    from transformers import AutoTokenizer
+
+    save_hf_checkpoint(
+        tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
+    )
+    model, ours, said = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert said == "its own chat template"
+    template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
+    assert isinstance(template, ImportedTemplate)
+    ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "no-system": "<|end|>"}
+    assert model.config.eos_token_id == ours.eos_id == SPECIAL_TOKENS.index(ends[name])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    found = conversations(root)
+    for reference, turns in found:
+        reference = "" if name == "no-system" else reference
+        messages = [{"role": "system", "content": reference}] if reference else []
+        for question, answer in turns:
+            messages += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+        expected = theirs.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, return_dict=False
+        )
+        assert template.encode_prompt(ours, turns[:-1], turns[-1][0], reference) == expected
+        ids, spans = template.encode(ours, turns, reference)
+        whole = theirs.apply_chat_template(messages, return_dict=False)
+        assert whole[: len(ids)] == ids
+        assert [ours.decode(ids[start:stop]).strip() for start, stop in spans] == [
+            answer for _, answer in turns
+        ]
+        assert all(ids[stop - 1] == ours.eos_id for _, stop in spans)
+
+
+def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path: Path) -> None:
+    """A Llama 3 that talks on behind <|end_of_text|>, or ends every text of a corpus as if it were an answer."""
+    from transformers import AutoConfig, GenerationConfig
+
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
+    update_json(tmp_path / "theirs", "generation_config.json", eos_token_id=[1, 6, 128009])
+    model, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert SPECIAL_TOKENS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6)
+    assert (tokenizer.eos_id, tokenizer.eod_id) == (4, 1)
+    prepare_groups(
+        [SourceGroup("text", (str(root / "assets/sample/pretrain/text"),))],
+        tmp_path / "data",
+        locate.resolve_checkpoint(tmp_path / "run"),
+        PrepareOptions(workers=1, limit=5),
+    )
+    documents = ShardSet.open(tmp_path / "data").load_split("train")
+    assert {
+        (documents.tokens(index)[0], documents.tokens(index)[-1]) for index in range(len(documents))
+    } == {(0, 1)}
+    export_hf(tmp_path / "run", tmp_path / "out")
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
+    assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == model.config
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_imported_special_token_spelled_in_text_stays_text(
+    name: str, byte_level: Any, tmp_path: Path
+) -> None:
+    """A user who opens a system turn by typing one."""
+    save_hf_checkpoint(
+        tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
+    )
+    _, ours, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
+    plain = template.encode_prompt(ours, [("问", "答")], "问", "资料")
+    typed = "".join(f"\ufdd0{special}{special}" for special in SPECIAL_TOKENS)
+    hostile = template.encode_prompt(ours, [(typed, typed)], typed, typed)
+    for index in range(len(SPECIAL_TOKENS)):
+        assert hostile.count(index) == plain.count(index)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", "it leaves out a message"),
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+            "no special token ends an answer",
+        ),
+        ("{% for m in messages %}{{ m['content'] ", "TemplateSyntaxError"),
+        ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
+        (
+            "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
+            "a prompt is not a prefix",
+        ),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}",
+            "it changes messages or earlier turns",
+        ),
+        ("{{ 'x' * 3000000000 }}", "MemoryError"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError"),
+        pytest.param(
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "too much time",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_unsupported_chat_template_is_reported_and_skipped(
+    source: str, reason: str, byte_level: Any, tmp_path: Path
+) -> None:
+    """A model asked in half of its frame, or a stranger's program run on this machine."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), source)
+    _, tokenizer, said = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert (
+        said.startswith("the project's own template: its chat template cannot be used (")
+        and reason in said
+    )
+    assert load_template(locate.resolve_checkpoint(tmp_path / "run")) == Template()
+
+
+@pytest.mark.slow
+def test_imported_model_can_be_fine_tuned(
+    byte_level: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared with another template than it is trained, asked and exported with."""
+    from transformers import AutoTokenizer
+
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
+    import_hf(tmp_path / "theirs", tmp_path / "base")
+    group = SourceGroup(
+        "redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)
+    )
+    prepare_groups(
+        [group],
+        tmp_path / "data",
+        locate.resolve_checkpoint(tmp_path / "base"),
+        PrepareOptions(workers=1, limit=40),
+    )
+    words = {
+        "base": tmp_path / "base",
+        "data": tmp_path / "data",
+        "run": tmp_path / "tuned",
+        "sequence_length": 512,
+        "batch_tokens": 1024,
+        "max_steps": 3,
+        "device": "cpu",
+        "evaluation.examples": 0,
+    }
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))],
+    )
+    sft.main()
+    export_hf(tmp_path / "tuned", tmp_path / "out")
+    _, tokenizer = weights.load_checkpoint(tmp_path / "out", CPU)
+    template = load_template(tmp_path / "out")
+    base_template = load_template(locate.resolve_checkpoint(tmp_path / "base"))
+    assert template == base_template != Template()
+    said = [{"role": "user", "content": "你好"}]
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    expected = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert template.encode_prompt(tokenizer, [], "你好") == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("text", "pretrain/text"),
+        ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),
+        ("csl", "summary/csl"),
+    ],
+)
+def test_every_data_kind_prepares_with_imported_tokenizer(
+    source: str, file: str, byte_level: Any, root: Path, tmp_path: Path
+) -> None:
+    """A base that can be imported, and then not fine-tuned: its tokenizer asked by another's method."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
+    _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "base")
+    prepare_groups(
+        [SourceGroup(source, (str(root / "assets/sample" / file),))],
+        tmp_path / "data",
+        locate.resolve_checkpoint(tmp_path / "base"),
+        PrepareOptions(workers=1, limit=20),
+    )
+    train = ShardSet.open(tmp_path / "data").load_split("train")
+    said = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
+    assert len(said) > 5 and all("\ufffd" not in text and len(text) > 10 for text in said)
+
+
+def retokenize(folder: Path, **values: Any) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda folder: update_json(folder, model_type="qwen2"),
+            "model_type is 'qwen2'; only llama is supported",
+        ),
+        (
+            lambda folder: update_json(folder, attention_bias=True),
+            "attention_bias is set; biases are not supported",
+        ),
+        (
+            lambda folder: update_json(
+                folder, rope_parameters={"rope_type": "yarn", "factor": 2.0}
+            ),
+            "rope_scaling 'yarn' is not supported",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "pytorch_model.bin is a pickle",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"),
+            "cannot be read",
+        ),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model": {}}'), "tokenizer.json"),
+        (lambda folder: retokenize(folder, added_tokens=[{}]), "tokenizer.json cannot be read: "),
+        (lambda folder: retokenize(folder, added_tokens=None), "tokenizer.json cannot be read: "),
+        (
+            lambda folder: retokenize(folder, decoder=None),
+            "its decoder is not supported",
+        ),
+        (
+            lambda folder: retokenize(folder, decoder={"type": "Sequence", "decoders": None}),
+            "tokenizer.json cannot be read: ",
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text(
+                '{"eos_token": "<|end|>", "x": "\\ud800"}'
+            ),
+            "half a character",
+        ),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ \xff }}"),
+            "chat_template.jinja is not UTF-8 text",
+        ),
+        (lambda folder: update_json(folder, num_hidden_layers=3), "does not fit its config.json"),
+        (lambda folder: update_json(folder, vocab_size=20), "do not belong together"),
+        (
+            lambda folder: update_json(folder, "generation_config.json", eos_token_id="</s>"),
+            "generation_config.json: eos_token_id: '</s>' is not valid; expected an id, or a list of ids",
+        ),
+    ],
+)
+def test_unsupported_import_gives_one_line_error(
+    spoil: Any,
+    message: str,
+    byte_level: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A traceback, code run out of a pickle, or half a run."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    spoil(tmp_path / "theirs")
+    monkeypatch.setattr(
+        sys, "argv", ["import_hf", str(tmp_path / "theirs"), "--run", str(tmp_path / "run")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        run_main(import_main)
+    error = capsys.readouterr().err.splitlines()
+    assert (
+        ended.value.code == 2 and len([line for line in error if line.startswith("error: ")]) == 1
+    )
+    assert message in error[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path) -> None:
+    """Only the import being careful, and a run that someone else made with it not being looked at."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    file = locate.resolve_checkpoint(tmp_path / "run") / "tokenizer_imported.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    definition = facts["definition"]
+    # It knows the characters of its special tokens, and fails at any other.
+    narrow = {
+        "type": "Unigram",
+        "unk_id": None,
+        "byte_fallback": False,
+        "vocab": [
+            *([text, -99.0] for text in SPECIAL_TOKENS),
+            *([char, -1.0] for char in sorted(set("".join(SPECIAL_TOKENS)))),
+        ],
+    }
+    for changes in (
+        {"bos_id": 10**6},
+        {"eos_id": None},
+        {"config": {"x": "\ud800"}},
+        {"definition": {}},
+        {"definition": {**definition, "decoder": None}},
+        {"definition": {**definition, "model": narrow, "pre_tokenizer": None}},
+    ):
+        file.write_text(json.dumps({**facts, **changes}))
+        with pytest.raises(UserError, match=r"^[^\n]*tokenizer_imported\.json[^\n]*$"):
+            load_tokenizer(file.parent)
+
+
+def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path: Path) -> None:
+    """A tokenizer.model beside a tokenizer.json, normalised and used: other ids than the model knows, and no word of it."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    (tmp_path / "theirs/tokenizer.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"import it with python -m model\.import_hf"):
+        weights.load_checkpoint(tmp_path / "theirs", CPU)
+
+
+def test_import_does_not_overwrite_existing_run(trained_run: Path, tmp_path: Path) -> None:
+    """Days of training, replaced by a download."""
+    with pytest.raises(UserError, match="exists already"):
+        import_hf(tmp_path, trained_run)
+
+
+def test_evaluating_imported_run_without_data_gives_clear_error(
+    byte_level: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run.json called damaged, or an empty report."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        run_main(evaluate)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "has no data of its own to measure it on" in line
+    assert not (tmp_path / "run/results").exists()
+
+
+def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path: Path) -> None:
+    """What was sent out comes back with other ids."""
+    export_hf(trained_run, tmp_path / "out")
+    import_hf(tmp_path / "out", tmp_path / "run")
+    again, tokenizer = weights.load_checkpoint(tmp_path / "run", CPU)
+    assert tokenizer.fingerprint == weights.load_checkpoint(trained_run, CPU)[1].fingerprint
+    assert (again.trained_context, load_template(locate.resolve_checkpoint(tmp_path / "run"))) == (
+        256,
+        Template(),
+    )
+
+
+def test_pretrained_run_round_trips_through_export_and_import(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A model of ours taken for a stranger's: a complaint about its template, a tokenizer of another kind."""
+    shape = LlamaConfig(
+        tokenizer.vocab_size,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    (tmp_path / "bare").mkdir()
+    weights.save_checkpoint(Llama(shape).init_weights(0), tokenizer, tmp_path / "bare")
+    export_hf(tmp_path / "bare", tmp_path / "out")
+    model, again, said = import_hf(tmp_path / "out", tmp_path / "run")
+    assert said == "the project's own template"
+    assert (model.config, again.fingerprint) == (shape, tokenizer.fingerprint)
+    assert not (locate.resolve_checkpoint(tmp_path / "run") / "template.json").exists()
+    export_hf(tmp_path / "run", tmp_path / "again")
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
+    assert all(
+        (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+        for name in names
+    )
+    # As another program saves it: what says that it is ours is its chat template alone.
+    for name in ("manifest.json", "tokenizer.model"):
+        (tmp_path / "out" / name).unlink()
+    assert import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"

@@ -1,18 +1,10 @@
 """The options that the commands share which measure a checkpoint."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.options import CommandParser, writable_path
-
-if TYPE_CHECKING:
-    import torch
-
-    from model.llama import Llama
-    from model.tokenizer.base import Tokenizer
 
 _COUNT_OPTIONS = ("limit", "beams", "max_new_tokens", "batch")
 
@@ -79,37 +71,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         choices=("int8",),
         help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)",
-    )
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """What `--checkpoint` stood for when it was loaded: a run that is being trained has another newest step by and by.
-
-    `provenance` is what `--json` says of the weights: `checkpoint`, the `step` in its run, `weights` if quantised.
-    """
-
-    folder: Path
-    model: "Llama"
-    tokenizer: "Tokenizer"
-    provenance: dict[str, str | int]
-
-
-def load_checkpoint(options: argparse.Namespace, device: "torch.device") -> LoadedCheckpoint:
-    """The model and the tokenizer of `--checkpoint`, the model quantised where `--quantize` says so."""
-    from model.checkpoint import locate, weights
-    from model.quantize import quantize_int8
-
-    folder = locate.resolve_checkpoint(options.checkpoint)
-    model, tokenizer = weights.load_checkpoint(folder, device)
-    step = locate.read_step(folder)
-    facts = {
-        "checkpoint": str(options.checkpoint),
-        **({} if step is None else {"step": step}),
-        **({"weights": options.quantize} if options.quantize else {}),
-    }
-    return LoadedCheckpoint(
-        folder, quantize_int8(model) if options.quantize else model, tokenizer, facts
     )
 
 

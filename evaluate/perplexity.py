@@ -15,7 +15,8 @@ from data.batching.examples import RequestSampling, build_examples, encode_recor
 from data.records import Document
 from data.shards import SPLITS, InMemorySequences, Sequences, ShardSet, load_run_shard_set
 from data.sources import find_source
-from evaluate.cli import LoadedCheckpoint, build_eval_parser, load_checkpoint, parse_eval_options
+from evaluate.cli import build_eval_parser, parse_eval_options
+from evaluate.runner import LoadedCheckpoint, load_checkpoint
 from evaluate.scores.lm import BLOCK_TOKENS, WINDOW_TOKENS, LMScore, score_examples, score_stream
 from evaluate.usable_records import UsableRecords, read_records
 from model.chat_template.template import Template
@@ -53,7 +54,7 @@ def main() -> None:
     )
     options = parse_eval_options(parser)
     device = resolve_device(options.device)
-    loaded = load_checkpoint(options, device)
+    loaded = load_checkpoint(options.checkpoint, device, quantize=options.quantize)
     if loaded.model.config.max_position_embeddings < WINDOW_TOKENS:
         raise UserError(
             f"{options.checkpoint}: its context of {loaded.model.config.max_position_embeddings} tokens is shorter "

@@ -1,31 +1,37 @@
-"""`python -m evaluate.repetition`: how much a checkpoint's answers repeat themselves, and whether they end."""
+"""`python -m evaluate.repetition`: do answers repeat themselves, and do they end?"""
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from common.errors import UserError, run_main
-from common.files import write_json
-from common.machine import collect_environment, resolve_device
+from common.machine import resolve_device
 from common.progress import progress_bar
 from data.records import Conversation, Summary
-from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
+from evaluate.cli import build_generation_parser, parse_eval_options
 from evaluate.model_answers import (
     ModelAnswer,
+    Question,
     answer_questions,
     extract_questions,
     summarize_articles,
 )
-from evaluate.predictions import excerpt, read_predictions, resolve_model_fields, write_predictions
-from evaluate.scores.repetition import (
+from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
+from evaluate.runner import (
+    EvalResult,
+    LoadedCheckpoint,
+    Row,
+    drop_unanswered,
+    load_checkpoint,
+    report_result,
+)
+from evaluate.scores.repetition_metric import (
     MIN_LOOP_CHARACTERS,
     MIN_LOOP_REPEATS,
     is_looping,
     measure_repetition,
 )
 from evaluate.usable_records import read_records
-from model.chat_template.template import Template
 
 NUM_EXAMPLES_SHOWN = 3
 LABELS = {
@@ -39,52 +45,65 @@ LABELS = {
     "tokens": "mean tokens",
 }
 DESCRIPTION = f"""Measure repetition in answers, on characters without whitespace:
-  repeated 4-grams   of all 4-grams, the share that occurred before in the same answer
-  distinct-1, -2     different characters (pairs of neighbours) over all of them, all answers together
-  loops              share of answers in which some stretch stands at least {MIN_LOOP_REPEATS} times in a row and so fills at
-                     least {MIN_LOOP_CHARACTERS} characters
-  stopped by <eos>   share of answers that ended by themselves
-Answers are greedy, without any penalty against repetition: to every turn of the conversations of --source and --input,
-after the true turns before it, or to the request for each article's title; or they are read from a file (--score), where
-"stopped" and "tokens" are taken from the lines if all have them, and so is which model answered."""
+  repeated 4-grams   fraction of the 4-grams that occurred before in the same answer
+  distinct-1, -2     different characters (character bigrams) over all of them, all answers together
+  loops              fraction of answers that repeat a stretch of text at least {MIN_LOOP_REPEATS} times in a row,
+                     over at least {MIN_LOOP_CHARACTERS} characters
+  stopped by <eos>   fraction of answers that ended by themselves
+Answers are greedy, without any repetition penalty: to every turn of the conversations of --source and
+--input after the true turns before it, or to the request for the title of each article. With --score they
+are read from a file, together with "stopped", "tokens" and the model if all lines have them."""
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     options = _parse_options()
-    device = None if options.score else resolve_device(options.device)
-    if device is None:
-        run_label, rows = (
-            str(options.score),
-            read_predictions(options.score, ("prediction",))[: options.limit],
-        )
-        provenance = resolve_model_fields(options.score, rows)
+    if options.score:
+        result = evaluate_predictions(options)
     else:
-        run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-        provenance, rows = _generate_answers(options, device)
+        result = evaluate_checkpoint(options)
+    report_result(options, result)
+
+
+def evaluate_predictions(options: argparse.Namespace) -> EvalResult:
+    """Measure the answers in the file of `--score`."""
+    rows = read_predictions(options.score, ("prediction",))[: options.limit]
     metrics = _compute_metrics(rows)
-    print(f"{run_label}: {len(rows):,} answers")
-    for key, value in metrics.items():
-        print(
-            f"{LABELS[key]:20}{value:10.1f}"
-            if key in ("characters", "tokens")
-            else f"{LABELS[key]:20}{value:10.2%}"
-        )
-    for row in [row for row in rows if is_looping(row["prediction"])][:NUM_EXAMPLES_SHOWN]:
-        print(f"loops: {excerpt(row['prediction'])}")
-    if options.predictions:
-        write_predictions(options.predictions, rows, provenance)
-    if options.json:
-        write_json(
-            options.json,
-            {
-                **provenance,
-                "measured": run_label,
-                "answers": len(rows),
-                **metrics,
-                "made": collect_environment(device),
-            },
-        )
+    return EvalResult(
+        lines=_format_report(str(options.score), metrics, rows),
+        metrics={"measured": str(options.score), "answers": len(rows), **metrics},
+        provenance=resolve_model_fields(options.score, rows),
+        rows=rows,
+    )
+
+
+def evaluate_checkpoint(options: argparse.Namespace) -> EvalResult:
+    """Let the checkpoint answer the records of `--source`, and measure the answers."""
+    device = resolve_device(options.device)
+    records = read_records(
+        options.source, options.input, ("conversations", "summaries"), options.limit
+    )
+    articles = [record.article for record in records if isinstance(record, Summary)]
+    questions = []
+    for record in records:
+        if isinstance(record, Conversation):
+            questions += extract_questions(record)
+    loaded = load_checkpoint(options.checkpoint, device, quantize=options.quantize)
+    answers = _generate_answers(options, loaded, articles, questions)
+    inputs = [*articles, *(question.question for question in questions)]
+    rows = drop_unanswered(
+        [_build_row(text, answer) for text, answer in zip(inputs, answers, strict=True)],
+        options.input,
+    )
+    metrics = _compute_metrics(rows)
+    run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    return EvalResult(
+        lines=_format_report(run_label, metrics, rows),
+        metrics={"measured": run_label, "answers": len(rows), **metrics},
+        provenance=loaded.provenance,
+        rows=rows,
+        device=device,
+    )
 
 
 def _parse_options() -> argparse.Namespace:
@@ -98,7 +117,8 @@ def _parse_options() -> argparse.Namespace:
     options = parse_eval_options(parser)
     if bool(options.score) == bool(options.checkpoint):
         raise UserError(
-            "say what is measured: --checkpoint RUN --source NAME --input FILE, or --score FILE.jsonl"
+            "name the answers to measure: --checkpoint RUN --source NAME --input FILE, "
+            "or --score FILE.jsonl"
         )
     if options.checkpoint and not options.source:
         raise UserError("--checkpoint needs questions: --source redgpt --input FILE")
@@ -106,68 +126,48 @@ def _parse_options() -> argparse.Namespace:
 
 
 def _generate_answers(
-    options: argparse.Namespace, device: Any
-) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
-    """Which checkpoint it was, and its answers to the source's questions."""
-    records = read_records(
-        options.source, options.input, ("conversations", "summaries"), options.limit
-    )
-    loaded = load_checkpoint(options, device)
-    template = Template.load(loaded.folder)
-    articles = [record for record in records if isinstance(record, Summary)]
-    questions = [
-        each
-        for record in records
-        if isinstance(record, Conversation)
-        for each in extract_questions(record)
-    ]
+    options: argparse.Namespace,
+    loaded: LoadedCheckpoint,
+    articles: list[str],
+    questions: list[Question],
+) -> list[ModelAnswer | None]:
+    """Return the answers to all articles, then to all questions."""
     settings = {"max_new_tokens": options.max_new_tokens, "batch": options.batch}
-    input_texts = [*(each.article for each in articles), *(each.question for each in questions)]
-    with progress_bar("answering", len(input_texts), "answers") as bar:
-        answers: list[ModelAnswer | None] = [
-            *summarize_articles(
-                loaded.model,
-                loaded.tokenizer,
-                template,
-                [each.article for each in articles],
-                on_progress=bar.update,
-                **settings,
-            ),
-            *answer_questions(
-                loaded.model,
-                loaded.tokenizer,
-                template,
-                questions,
-                on_progress=bar.update,
-                **settings,
-            ),
-        ]
-    rows = [
-        {
-            "input": text,
-            "prediction": answer.text,
-            "tokens": answer.num_tokens,
-            "stopped": answer.has_eos,
-        }
-        for text, answer in zip(input_texts, answers, strict=True)
-        if answer
-    ]
-    if num_skipped := len(input_texts) - len(rows):
-        print(f"left out, no room for an answer in the context: {num_skipped:,} questions")
-    if not rows:
-        raise UserError(
-            f"--input {' '.join(options.input)}: no question of it fits the model's context"
-        )
-    return loaded.provenance, rows
+    checkpoint = (loaded.model, loaded.tokenizer, loaded.template)
+    with progress_bar("answering", len(articles) + len(questions), "answers") as bar:
+        titles = summarize_articles(*checkpoint, articles, on_progress=bar.update, **settings)
+        answers = answer_questions(*checkpoint, questions, on_progress=bar.update, **settings)
+    return [*titles, *answers]
 
 
-def _compute_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:
+    if answer is None:
+        return None
+    return {
+        "input": text,
+        "prediction": answer.text,
+        "tokens": answer.num_tokens,
+        "stopped": answer.has_eos,
+    }
+
+
+def _compute_metrics(rows: list[Row]) -> dict[str, float]:
     metrics: dict[str, float] = asdict(measure_repetition([row["prediction"] for row in rows]))
-    # Another program's file may say neither.
+    # Files of other programs may lack both.
     for key in ("stopped", "tokens"):
         if all(isinstance(row.get(key), bool | int) for row in rows):
             metrics[key] = sum(row[key] for row in rows) / len(rows)
     return metrics
+
+
+def _format_report(run_label: str, metrics: dict[str, float], rows: list[Row]) -> list[str]:
+    lines = [f"{run_label}: {len(rows):,} answers"]
+    for key, value in metrics.items():
+        number_format = "10.1f" if key in ("characters", "tokens") else "10.2%"
+        lines.append(f"{LABELS[key]:20}{value:{number_format}}")
+    looping = [row["prediction"] for row in rows if is_looping(row["prediction"])]
+    lines += [f"loops: {excerpt(answer)}" for answer in looping[:NUM_EXAMPLES_SHOWN]]
+    return lines
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from evaluate.scores.rouge import compute_rouge
+from evaluate.scores.rouge_metric import compute_rouge
 
 # A full stop between letters or digits (3.5, e.g. in URLs) ends nothing; CSL writes others where Chinese has 。.
 _SENTENCE_PATTERN = re.compile(r"(?:[^。！？!?\n.]|(?<=[0-9A-Za-z])\.(?=[0-9A-Za-z]))+[。！？!?.]*")

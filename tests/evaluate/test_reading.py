@@ -186,8 +186,8 @@ def test_questions_exceeding_context_are_skipped(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say who is asked"),
-        (["--checkpoint", "x"], "say who is asked"),
+        ([], "name a checkpoint and conversations"),
+        (["--checkpoint", "x"], "name a checkpoint and conversations"),
         (
             ["--checkpoint", "x", "--source", "csl", "--input", "README.md"],
             "this measures conversations",

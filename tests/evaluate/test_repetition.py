@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from common.files import write_json, write_manifest
 from evaluate import repetition, rouge
-from evaluate.scores.repetition import is_looping, measure_repetition
+from evaluate.scores.repetition_metric import is_looping, measure_repetition
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -195,8 +195,8 @@ def test_predictions_file_step_is_common_to_all_lines(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what is measured"),
-        (["--checkpoint", "x", "--score", "y"], "say what is measured"),
+        ([], "name the answers to measure"),
+        (["--checkpoint", "x", "--score", "y"], "name the answers to measure"),
         (["--checkpoint", "x"], "--checkpoint needs questions"),
         (
             ["--checkpoint", "x", "--source", "wikipedia", "--input", "README.md"],

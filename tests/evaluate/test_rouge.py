@@ -11,7 +11,7 @@ from common.errors import UserError
 from data.batching.summary_prompts import summary_prompt
 from evaluate import rouge
 from evaluate.model_answers import summarize_articles
-from evaluate.scores.rouge import compute_rouge
+from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.decode.batch_generate import generate_batch
@@ -130,7 +130,7 @@ def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: P
     assert expected != generate_batch(model, prompts, max_new_tokens=12, num_beams=3)
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
     assert [(row["stopped"], row["tokens"]) for row in rows] == [
-        (each.stopped, len(each.ids)) for each in expected
+        (each.reached_stop_id, len(each.ids)) for each in expected
     ]
     assert (
         "3 beams, length penalty -2, at most 12 tokens"
@@ -237,8 +237,8 @@ def test_bad_line_error_names_the_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what is scored"),
-        (["--baseline", "first20"], "say what is scored"),
+        ([], "name the summaries to score"),
+        (["--baseline", "first20"], "name the summaries to score"),
         (["--score", "x", "--checkpoint", "y"], "leave out --checkpoint"),
         (["--checkpoint", "x", "--source", "csl"], "belong together"),
         (["--checkpoint", "x", "--beams", "0"], "--beams 0: at least 1"),

@@ -7,6 +7,7 @@ import yaml
 
 from common.files import read_json
 from common.metrics_file import UNSCORED_KINDS, read_metrics
+from common.nested import flatten
 from common.options import load_yaml
 from model.checkpoint import locate
 from model.llama import Llama
@@ -164,7 +165,7 @@ def _evaluation_sections(run: Path, checkpoint: Path, step: int) -> list[str]:
         if not isinstance(values, dict) or "weights" in values:
             continue
         baseline = "data_fingerprint" in values and values["data_fingerprint"] in data_fingerprints
-        figures = _flatten_numbers({key: value for key, value in values.items() if key != "step"})
+        figures = _numbers_by_name({key: value for key, value in values.items() if key != "step"})
         if figures and (baseline or _is_for_checkpoint(values, checkpoint, step)):
             kind = "Beside it, a baseline on the same data" if baseline else "Scores"
             sections.append(f"## {kind}: {file.stem}\n\n" + _markdown_table(figures))
@@ -181,14 +182,13 @@ def _is_for_checkpoint(values: dict[str, Any], checkpoint: Path, step: int) -> b
     )
 
 
-def _flatten_numbers(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The numbers of a results file by dotted name; how they were made is the run's own affair."""
-    numbers: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and key != "made":
-            numbers |= _flatten_numbers(value, f"{prefix}{key}.")
-        elif (text := _format_number(value)) is not None:
-            numbers[prefix + key] = text
+def _numbers_by_name(values: dict[str, Any]) -> dict[str, str]:
+    """Return the numbers of a results file by dotted name, without the environment of the command."""
+    numbers = {}
+    for name, value in flatten(values).items():
+        text = _format_number(value)
+        if text is not None and not name.startswith("made."):
+            numbers[name] = text
     return numbers
 
 

@@ -161,7 +161,7 @@ def test_lead_in_is_stripped_only_for_models_trained_with_it(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Words guessed out of an answer, or a lead-in scored as part of a title."""
-    prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", room=200)
+    prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", max_tokens=200)
     model, _ = weights.load_checkpoint(
         teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu")
     )

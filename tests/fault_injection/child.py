@@ -49,14 +49,14 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
     """
     import numpy as np
     import torch
-    import train.clock
+    import train.throughput
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     np.random.seed()
     torch.set_num_threads(1)
     # Measured at every start, for the share of it that is shown: seconds, and more where the machine has other work.
-    train.clock.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
+    train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
     sys.argv = list(argv)
 
 

@@ -1,4 +1,4 @@
-"""The options that the commands share which measure a checkpoint."""
+"""The options that the evaluation commands share."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ _COUNT_OPTIONS = ("limit", "beams", "max_new_tokens", "batch")
 def build_eval_parser(
     name: str, description: str, *, limit_help: str, is_checkpoint_required: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser for `python -m evaluate.NAME`; `limit_help` is the help of `--limit`, `is_checkpoint_required`: `--checkpoint` must be there."""
+    """Return the parser of `python -m evaluate.NAME`; `limit_help` is the help of `--limit`."""
     parser = CommandParser(
         prog=f"python -m evaluate.{name}",
         description=description,
@@ -29,7 +29,7 @@ def build_eval_parser(
     parser.add_argument("--limit", type=int, help=limit_help)
     add_device_options(parser)
     parser.add_argument(
-        "--json", type=writable_path, metavar="OUT.json", help="write the figures here too"
+        "--json", type=writable_path, metavar="OUT.json", help="write the metrics to this file too"
     )
     return parser
 
@@ -37,7 +37,7 @@ def build_eval_parser(
 def build_generation_parser(
     name: str, description: str, *, max_new_tokens: int
 ) -> argparse.ArgumentParser:
-    """A `measuring_parser` for a command that lets the checkpoint answer, with the default length of its answers."""
+    """Return the parser of a command that generates answers, of `max_new_tokens` by default."""
     parser = build_eval_parser(
         name, description, limit_help="only the first so many records (or lines of --score)"
     )
@@ -45,7 +45,7 @@ def build_generation_parser(
         "--max_new_tokens",
         type=int,
         default=max_new_tokens,
-        help=f"tokens of an answer at most (default: {max_new_tokens})",
+        help=f"longest answer, in tokens (default: {max_new_tokens})",
     )
     parser.add_argument(
         "--batch", type=int, default=16, help="answers decoded together (default: 16)"
@@ -54,28 +54,32 @@ def build_generation_parser(
         "--predictions",
         type=writable_path,
         metavar="OUT.jsonl",
-        help="write what was asked and answered here",
+        help="write the inputs and answers to this file",
     )
     return parser
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say where and in what weights the model is computed: `--device`, `--quantize`."""
+    """Add `--device` and `--quantize`."""
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where to compute (default: auto, a GPU where there is one)",
+        help="device (default: auto, which is a GPU if there is one)",
     )
     parser.add_argument(
         "--quantize",
         choices=("int8",),
-        help="measure the model with int8 weights: a quarter of the memory of fp32 (see docs/inference.md)",
+        help="evaluate with int8 weights, a quarter of the memory of fp32 (see docs/inference.md)",
     )
 
 
 def parse_eval_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line's options. UserError for a count below one, and for a source without files or files without one."""
+    """Parse the command line.
+
+    Raises UserError for a count below one, and for one of `--source` and `--input` without the
+    other.
+    """
     options = parser.parse_args()
     check_positive_counts(options)
     if bool(options.source) != bool(options.input):
@@ -84,7 +88,7 @@ def parse_eval_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def check_positive_counts(options: argparse.Namespace) -> None:
-    """UserError for a count below one."""
+    """Raise UserError for a count below one."""
     for name in _COUNT_OPTIONS:
         value = getattr(options, name, None)
         if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""`python -m evaluate.reading`: does a model answer from the passage it is given, or from memory?"""
+"""`python -m evaluate.reading`: does a model answer from the given passage, or from memory?"""
 
 import argparse
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from evaluate.usable_records import read_records
 
 NUM_EXAMPLES_SHOWN = 3
 ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")
-DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), after the true turns before it: once
-with the passage of the record, and once, as the control, with the passage of another record. An answer is
-exact if it equals the true one, except for white space around it. If the control scores as high, the model
-does not use the passage. Decoding is greedy.
+DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), after the true turns
+before it: once with the passage of the record, and once, as the control, with the passage of another
+record. An answer is exact if it equals the true one, except for white space around it. If the
+control scores as high, the model does not use the passage. Decoding is greedy.
 
-Places: the third of the passage that holds the key part of the true answer, which is the longest part that
-occurs in the passage word for word and not in the question."""
+Places: the third of the passage that holds the key part of the true answer, which is the longest
+part that occurs in the passage word for word and not in the question."""
 
 
 def main() -> None:
@@ -91,8 +91,8 @@ def pair_with_control_passages(
 ) -> list[tuple[Question, Question]]:
     """Return every question twice: with its own passage, and with the passage of another record.
 
-    The other record is half the file away, or the next one after that with a different passage. Raises
-    UserError if the records have fewer than two different passages.
+    The other record is half the file away, or the next one after that with a different passage.
+    Raises UserError if the records have fewer than two different passages.
     """
     passages = [record.reference for record in records]
     num_passages = len(set(passages))

@@ -46,23 +46,21 @@ LABELS = {
 }
 DESCRIPTION = f"""Measure repetition in answers, on characters without whitespace:
   repeated 4-grams   fraction of the 4-grams that occurred before in the same answer
-  distinct-1, -2     different characters (character bigrams) over all of them, all answers together
-  loops              fraction of answers that repeat a stretch of text at least {MIN_LOOP_REPEATS} times in a row,
-                     over at least {MIN_LOOP_CHARACTERS} characters
+  distinct-1, -2     different characters (character bigrams) over all of them, for all answers
+  loops              fraction of answers that repeat a stretch of text at least {MIN_LOOP_REPEATS}
+                     times in a row, over at least {MIN_LOOP_CHARACTERS} characters
   stopped by <eos>   fraction of answers that ended by themselves
-Answers are greedy, without any repetition penalty: to every turn of the conversations of --source and
---input after the true turns before it, or to the request for the title of each article. With --score they
-are read from a file, together with "stopped", "tokens" and the model if all lines have them."""
+Answers are greedy, without any repetition penalty: to every turn of the conversations of --source
+and --input after the true turns before it, or to the request for the title of each article. With
+--score they are read from a file, together with "stopped", "tokens" and the model if all lines have
+them."""
 
 
 def main() -> None:
     """Run the command."""
     options = _parse_options()
-    if options.score:
-        result = evaluate_predictions(options)
-    else:
-        result = evaluate_checkpoint(options)
-    report_result(options, result)
+    evaluate = evaluate_predictions if options.score else evaluate_checkpoint
+    report_result(options, evaluate(options))
 
 
 def evaluate_predictions(options: argparse.Namespace) -> EvalResult:

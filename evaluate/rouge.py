@@ -22,16 +22,17 @@ from evaluate.usable_records import read_records
 
 NUM_EXAMPLES_SHOWN = 3
 COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
-DESCRIPTION = """Score summaries against true titles: ROUGE-1, -2 and -L, precision, recall and F, on characters
-(the convention of published CSL and LCSTS results) and on jieba words, as means over examples with 95 %
-confidence intervals.
+DESCRIPTION = """Score summaries against true titles: ROUGE-1, -2 and -L, precision, recall and F, on
+characters (the convention of published CSL and LCSTS results) and on jieba words, as means over
+examples with confidence intervals.
 
 The summaries come from one of
-  --checkpoint RUN             its answer to the request for the title of each article, scored whole
-  --baseline NAME              first20: the first 20 characters of the article; first_sentence; best_sentence:
-                               the sentence most like the title (an oracle, which looks at the title)
-  --score FILE.jsonl           lines of {"prediction": "…", "reference": "…"} from any program, without a model
-The articles are those of --source and --input, by default the test split of the training data of the run."""
+  --checkpoint RUN      its answer to the request for the title of each article, scored whole
+  --baseline NAME       first20: the first 20 characters of the article; first_sentence;
+                        best_sentence: the sentence most like the title (an oracle)
+  --score FILE.jsonl    lines of {"prediction": "…", "reference": "…"} from any program
+The articles are those of --source and --input, by default the test split of the training data of
+the run."""
 
 
 def main() -> None:
@@ -104,12 +105,12 @@ def _parse_options() -> argparse.Namespace:
         raise UserError(f"--length_penalty {options.length_penalty}: must be finite")
     if options.score and (options.checkpoint or options.baseline or options.source):
         raise UserError(
-            "--score scores a file as it is: leave out --checkpoint, --baseline, --source and --input"
+            "--score scores a file as it is: leave out --checkpoint, --baseline, --source, --input"
         )
     if not options.score and not options.checkpoint and not (options.baseline and options.source):
         raise UserError(
-            "name the summaries to score: --checkpoint RUN, --baseline NAME --source csl --input FILE, "
-            "or --score FILE"
+            "name the summaries to score: --checkpoint RUN, "
+            "--baseline NAME --source csl --input FILE, or --score FILE"
         )
     return options
 
@@ -186,7 +187,7 @@ def _score_rows(
 
 
 def _count_flags(rows: list[Row]) -> dict[str, int]:
-    """Count the answers that stopped and the articles that were trimmed, if all rows have these keys."""
+    """Count stopped answers and trimmed articles; a key that a row lacks is left out."""
     counts = {}
     for key in COUNT_LABELS:
         if all(key in row for row in rows):

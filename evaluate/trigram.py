@@ -1,4 +1,4 @@
-"""`python -m evaluate.trigram`: the loss of a Kneser-Ney trigram, the baseline of a language model."""
+"""`python -m evaluate.trigram`: the loss of a Kneser-Ney trigram, a baseline for any model."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -13,9 +13,9 @@ from common.options import CommandParser, writable_path
 from data.shards import ShardSet, load_run_shard_set
 from evaluate.scores.kneser_ney import MAX_PARTITION_POSITIONS, compute_probabilities
 
-DESCRIPTION = """Score the baseline that a language model has to beat: an interpolated Kneser-Ney trigram over
-token ids. It counts the training split of a shard set and scores the validation split, the same tokens as
-evaluate.perplexity."""
+DESCRIPTION = """Score the baseline that a language model has to beat: an interpolated Kneser-Ney
+trigram over token ids. It counts the training split of a shard set and scores the validation split,
+the same tokens as evaluate.perplexity."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ def score_trigram_baseline(
 ) -> TrigramScore:
     """Count the training split as one stream, and score the validation stream but for its first id.
 
-    Raises UserError if the validation split has fewer than 2 tokens, or the training split fewer than 3.
+    Raises UserError if the validation split has fewer than 2 tokens, or the training split fewer
+    than 3.
     """
     train = shards.load_split("train")
     validation = shards.load_split("validation")
     if validation.num_tokens < 2:
         raise UserError(
-            f"{shards.folder} has {validation.num_tokens} validation tokens; scoring needs at least 2"
+            f"{shards.folder} has {validation.num_tokens} validation tokens; "
+            "scoring needs at least 2"
         )
     tokenizer = shards.load_tokenizer()
     # The second token has one token of context only: -1 stands for the missing one.
@@ -81,10 +83,8 @@ def main() -> None:
         "--json", type=writable_path, metavar="OUT", help="write the metrics to this JSON file too"
     )
     options = parser.parse_args()
-    if options.data:
-        shards = ShardSet.open(options.data)
-    else:
-        shards = load_run_shard_set(options.checkpoint)
+    data = options.data
+    shards = ShardSet.open(data) if data else load_run_shard_set(options.checkpoint)
     score = score_trigram_baseline(shards)
     print(f"Kneser-Ney trigram on {shards.folder}: trained on {score.train_tokens:,} tokens")
     discounts = "  ".join(f"{discount:.3f}" for discount in score.discounts)

@@ -12,9 +12,10 @@ from evaluate.report.run_reader import read_run
 
 DESCRIPTION = """Compare runs on one page.
 
-The page shows the data, model and command of each run, the metrics during training, the options that differ, the
-curves, the results of evaluation commands and the newest samples. The results of a run are the files that
-evaluation commands wrote into its folder:
+The page shows the data, model and command of each run, the metrics during training, the options
+that differ, the curves, the results of evaluation commands and the newest samples. The results of a
+run are the files that evaluation commands wrote into its folder:
+
 python -m evaluate.perplexity --checkpoint runs/a --json runs/a/results/perplexity.json"""
 
 
@@ -33,8 +34,8 @@ def main() -> None:
         type=Path,
         default=Path("report"),
         metavar="PATH",
-        help="write PATH.md, PATH.html and the pictures PATH-1-….svg, or report.md … if PATH is a folder "
-        "(default: report)",
+        help="write PATH.md, PATH.html and the pictures PATH-1-….svg, or report.md … if PATH is a "
+        "folder (default: report)",
     )
     options = parser.parse_args()
     write_report(options.runs, options.out)

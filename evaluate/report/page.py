@@ -23,9 +23,9 @@ TITLE = "Runs side by side"
 MAX_CELL_CHARACTERS = 300
 TRAINING_METRICS_NOTE = (
     "Measured during training, by the command of each run above, on the data that the rows name: "
-    "validation repeatedly, final once at the end, on more data. The loss is in nats per token. The step of "
-    "each value is in brackets. Best is the lowest value of loss, perplexity, bits and repetition, and the "
-    "highest of all other metrics."
+    "validation repeatedly, final once at the end, on more data. The loss is in nats per token. "
+    "The step of each value is in brackets. Best is the lowest value of loss, perplexity, bits and "
+    "repetition, and the highest of all other metrics."
 )
 
 
@@ -109,7 +109,7 @@ def _training_metric_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def _metric_rows(runs: Sequence[RunRecord], kind: str, key: str) -> list[list[Cell]]:
-    """Return the last value of a count, the one value of a final metric, else the last and the best."""
+    """Return a row with the last values, and one with the best values of a repeated score."""
     label = _metric_label(kind, key)
     last_points = [_last_point(run.curve(kind, key)) for run in runs]
     if all(run.is_count(kind, key) for run in runs):

@@ -113,13 +113,13 @@ def _cell_to_markdown(cell: Cell) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    # HTML entities first, because Markdown passes HTML through. Then Markdown's own special characters.
-    # A line end would end a table cell.
+    # HTML entities first, because Markdown passes HTML through. Then Markdown's own special
+    # characters. A line end would end a table cell.
     escaped = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(_sanitize(text), quote=False))
     return escaped.replace("\n", "<br>")
 
 
 def _sanitize(text: str) -> str:
-    """Replace what one of the forms cannot hold: lone surrogates, control characters, CR line ends."""
+    """Replace lone surrogates, control characters and CR line ends, which HTML cannot hold."""
     normalized = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", normalized)

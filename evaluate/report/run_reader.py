@@ -1,7 +1,7 @@
 """Read the files of a run directory, without any trust in their contents.
 
-A run may be in progress, from an earlier version, or incomplete: a missing file is an empty value of
-`RunRecord`, never an error. A damaged file is a UserError.
+A run may be in progress, from an earlier version, or incomplete: a missing file is an empty value
+of `RunRecord`, never an error. A damaged file is a UserError.
 """
 
 import math
@@ -128,7 +128,7 @@ class RunRecord:
         return list(dict.fromkeys(metrics))
 
     def curve(self, kind: str, key: str) -> list[Point]:
-        """Return (step, value) of all records of a kind that have the key; values may not be finite."""
+        """Return (step, value) of all records of a kind that have the key, NaN and inf included."""
         points = []
         for record in self.records:
             value = parse_number(record.get(key))
@@ -179,7 +179,10 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run directory. Raises UserError if it is not one, or if one of its files is damaged."""
+    """Read a run directory.
+
+    Raises UserError if it is not a run directory, or if one of its files is damaged.
+    """
     if not folder.is_dir():
         raise UserError(
             f"{folder} does not exist; name run directories, such as runs/pretrain-sample"
@@ -216,7 +219,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(
-            f"{path}: expected a JSON object, but it is a {type(value).__name__}; move it out of the run"
+            f"{path}: expected a JSON object, not a {type(value).__name__}; move it out of the run"
         )
     return value
 
@@ -233,7 +236,7 @@ def parse_number(value: Any) -> int | float | None:
 
 
 def format_value(value: Any) -> str | None:
-    """Return a number, interval, short list of numbers or string as text; None for any other value."""
+    """Return a number, interval, short list of numbers or string as text, else None."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -245,10 +248,15 @@ def format_value(value: Any) -> str | None:
     if _is_interval(value):
         mean, low, high = (format_value(value[key]) for key in ("mean", "low", "high"))
         return f"{mean} ({low} – {high})"
-    if isinstance(value, list) and 0 < len(value) <= MAX_LIST_LENGTH:
-        if all(parse_number(item) is not None for item in value):
-            return f"[{', '.join(str(format_value(item)) for item in value)}]"
+    if _is_short_number_list(value):
+        return f"[{', '.join(str(format_value(item)) for item in value)}]"
     return None
+
+
+def _is_short_number_list(value: Any) -> bool:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_LIST_LENGTH:
+        return False
+    return all(parse_number(item) is not None for item in value)
 
 
 def _format_float(value: float) -> str:

@@ -2,20 +2,20 @@
 
 The estimate is that of Kneser and Ney ("Improved backing-off for m-gram language modeling", ICASSP
 1995) in the interpolated form of Chen and Goodman ("An empirical study of smoothing techniques for
-language modeling", 1999), with one absolute discount per order, `D = n1 / (n1 + 2 n2)`, where n1 and
-n2 are the numbers of n-grams that occur once and twice:
+language modeling", 1999), with one absolute discount per order, `D = n1 / (n1 + 2 n2)`, where n1
+and n2 are the numbers of n-grams that occur once and twice:
 
     P(w | u v) = (max(c(u v w) - D3, 0) + D3 * types(u v .) * P(w | v)) / c(u v .)
     P(w | v)   = (max(k(v w)   - D2, 0) + D2 * types(v .)   * P(w))     / k(v .)
     P(w)       = (max(k(w)     - D1, 0) + D1 * types(.)     / V)        / k(.)
 
-`c` counts occurrences. `k` counts continuations: k(v w) is the number of different tokens before
-`v w`, and k(w) the number of different `v` among those pairs. `types` is the number of different words
+`c` counts occurrences. `k` counts continuations: k(v w) is the number of different tokens before `v
+w`, and k(w) the number of different `v` among those pairs. `types` is the number of different words
 after a context. A context without any occurrence leaves the estimate to the next lower order.
 
-Scoring `w` after `u v` needs only n-grams with the middle token `v`. The training stream is therefore
-counted for one range of middle tokens at a time, and only the contexts of the queries are looked up:
-the peak of memory is that of one range, for any size of corpus.
+Scoring `w` after `u v` needs only n-grams with the middle token `v`. The training stream is
+therefore counted for one range of middle tokens at a time, and only the contexts of the queries are
+looked up: the peak of memory is that of one range, for any size of corpus.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class CountTable:
     keys: np.ndarray
     """Different keys, sorted, int64[n]."""
     starts: np.ndarray
-    """Start of the run of each key in the sorted multiset, and the size of the multiset, int64[n + 1]."""
+    """Start of each key in the sorted multiset, then the size of the multiset, int64[n + 1]."""
 
     @classmethod
     def from_occurrences(cls, occurrences: np.ndarray) -> "CountTable":
@@ -69,7 +69,8 @@ class CountTable:
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """Return the count, context count and context types of each of `keys`, int64[3, n]."""
-        # The keys of a context are neighbours, from all zeros to all ones in the bits of the last id.
+        # The keys of a context are neighbours, from all zeros to all ones in the bits of the last
+        # id.
         context_start = np.searchsorted(self.keys, keys & ~ID_MASK)
         context_stop = np.searchsorted(self.keys, (keys | ID_MASK) + 1)
         key_start = np.searchsorted(self.keys, keys)
@@ -121,9 +122,9 @@ def compute_probabilities(
 ) -> tuple[np.ndarray, list[float]]:
     """Return the probability of the last id of each query, and the discounts of orders 1, 2 and 3.
 
-    `queries` is int64[n, 3]; a first id of -1 makes the middle id the whole context. The probabilities
-    are float64[n]. At most `partition` training positions are in memory at once, unless one middle id
-    has more. Raises UserError if `train` has no trigram.
+    `queries` is int64[n, 3]; a first id of -1 makes the middle id the whole context. The
+    probabilities are float64[n]. At most `partition` training positions are in memory at once,
+    unless one middle id has more. Raises UserError if `train` has no trigram.
     """
     if train.num_tokens < 3:
         raise UserError(
@@ -142,7 +143,8 @@ def compute_probabilities(
             )
             positions = np.flatnonzero((queries[:, 1] >= low) & (queries[:, 1] < high))
             trigrams.accumulate(trigram_table, keys, positions[queries[positions, 0] >= 0])
-            # Lower orders count continuations: each different trigram is one occurrence of its pair.
+            # Lower orders count continuations: each different trigram is one occurrence of its
+            # pair.
             bigram_table = CountTable.from_occurrences(trigram_table.keys & PAIR_MASK)
             bigrams.accumulate(bigram_table, keys & PAIR_MASK, positions)
             last_ids = bigram_table.keys & ID_MASK

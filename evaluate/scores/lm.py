@@ -1,8 +1,9 @@
 """Loss, perplexity, accuracy and bits per character over all scored tokens of a split.
 
-Measured on fixed windows, whatever the model: the split's sequences written one after another and cut every `window`
-tokens. Every token but the first is scored once; its left context is what precedes it in its window, 0 to window - 1
-tokens and the window's first token. All means are weighted by token, never means of batch means.
+Text is scored in fixed windows, the same for all models: the sequences of a split are concatenated
+and cut every `window` tokens. All tokens but the first are scored once, with the preceding tokens
+of the window, 1 to `window`, as context. All means are weighted by token, never means of batch
+means.
 """
 
 import math
@@ -20,13 +21,13 @@ from model.llama import Llama
 from model.loss import score_tokens
 
 WINDOW_TOKENS = 256
-# Tokens read at a time where a split is long: whole windows, and little enough for any memory.
+# Tokens read at a time of a long split: whole windows, and little memory.
 BLOCK_TOKENS = 128 * WINDOW_TOKENS
 
 
 @dataclass(frozen=True)
 class LMScore:
-    """Sums over scored tokens; the measures are their quotients."""
+    """Sums over scored tokens, which add up over batches; the metrics are their quotients."""
 
     total_nats: float
     num_tokens: int
@@ -39,10 +40,11 @@ class LMScore:
         )
 
     def compute_metrics(self) -> dict[str, float]:
-        """loss (nats a token), perplexity, accuracy, bits_per_character, and the tokens they are means over."""
+        """Return loss (nats per token), perplexity, accuracy, bits_per_character and tokens."""
         loss = self.total_nats / self.num_tokens
         return {
             "loss": loss,
+            # exp(710) overflows.
             "perplexity": math.exp(min(loss, 700.0)),
             "accuracy": self.num_correct / self.num_tokens,
             "bits_per_character": self.total_nats / math.log(2) / max(self.num_characters, 1),
@@ -52,16 +54,25 @@ class LMScore:
 
 @torch.no_grad()
 def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) -> LMScore:
-    """Score ids[B, T] against targets[B, T]; targets below zero are left out. characters[V] counts per id."""
+    """Score ids[B, T] against targets[B, T], without targets below zero.
+
+    `characters`[V] are the characters of each id.
+    """
     hidden = model.model(ids, None, None, None).flatten(0, 1)
-    flat = targets.flatten()
-    is_scored = flat >= 0
-    losses, hits = score_tokens(hidden[is_scored], model.lm_head.weight, flat[is_scored])
+    flat_targets = targets.flatten()
+    is_scored = flat_targets >= 0
+    return _score_hidden(model, hidden[is_scored], flat_targets[is_scored], characters)
+
+
+def _score_hidden(model: Llama, hidden: Tensor, targets: Tensor, characters: Tensor) -> LMScore:
+    """Score final hidden states[N, D] against targets[N]."""
+    losses, hits = score_tokens(hidden, model.lm_head.weight, targets)
     return LMScore(
-        float(losses.double().sum()),
-        int(is_scored.sum()),
-        int(hits.sum()),
-        int(characters[flat[is_scored]].sum()),
+        # A sum of many float32 losses would lose digits.
+        total_nats=float(losses.double().sum()),
+        num_tokens=len(targets),
+        num_correct=int(hits.sum()),
+        num_characters=int(characters[targets].sum()),
     )
 
 
@@ -74,22 +85,28 @@ def score_stream(
     rows: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
-    """Score a stream of ids, int64[N], N > 1, in windows. `on_progress` gets the number of tokens just scored."""
+    """Score a stream of ids, int64[N], N > 1, in windows.
+
+    `on_progress` gets the number of tokens after each batch.
+    """
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
     total = LMScore(0.0, 0, 0, 0)
     block_tokens = window * rows
     for start in range(0, len(stream) - 1, block_tokens):
         block = stream[start : start + block_tokens + 1]
-        length = min(window, len(block) - 1)
-        count = -(-(len(block) - 1) // length)
-        ids = np.zeros(count * length, np.int64)
-        targets = np.full(count * length, -1, np.int64)
-        ids[: len(block) - 1], targets[: len(block) - 1] = block[:-1], block[1:]
+        num_targets = len(block) - 1
+        length = min(window, num_targets)
+        num_windows = math.ceil(num_targets / length)
+        # The last window is padded; padding has no target.
+        ids = np.zeros(num_windows * length, np.int64)
+        ids[:num_targets] = block[:-1]
+        targets = np.full(num_windows * length, -1, np.int64)
+        targets[:num_targets] = block[1:]
         block_score = score_batch(
             model,
-            torch.from_numpy(ids.reshape(count, length)).to(device),
-            torch.from_numpy(targets.reshape(count, length)).to(device),
+            torch.from_numpy(ids.reshape(num_windows, length)).to(device),
+            torch.from_numpy(targets.reshape(num_windows, length)).to(device),
             characters,
         )
         total += block_score
@@ -109,10 +126,10 @@ def score_examples(
     limit: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
-    """Score the answers of examples packed into rows of `row_length` positions, each seeing only its own conversation.
+    """Score the answers of examples, packed into rows of `row_length` positions.
 
-    The left context of a token is all that precedes it in its conversation. `limit`: only the first so many examples that
-    fit a row. `on_progress` gets the number of examples just scored.
+    The context of a token is its own conversation, never another of the same row. `limit` takes the
+    first examples that fit a row. `on_progress` gets the number of examples after each batch.
     """
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
@@ -122,22 +139,15 @@ def score_examples(
     for start in range(0, len(fitting_indices), PACKING_WINDOW):
         window_indices = fitting_indices[start : start + PACKING_WINDOW]
         packed_rows = pack_best_fit(lengths[window_indices], row_length)
-        for at in range(0, len(packed_rows), rows):
+        for batch_start in range(0, len(packed_rows), rows):
             row_examples = [
                 [examples.example(int(window_indices[index]), 0) for index in row]
-                for row in packed_rows[at : at + rows]
+                for row in packed_rows[batch_start : batch_start + rows]
             ]
             batch = collate(row_examples, row_length).to(device)
-            hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None).flatten(
-                0, 1
-            )[batch.loss_indices]
-            losses, hits = score_tokens(hidden, model.lm_head.weight, batch.targets)
-            total += LMScore(
-                float(losses.double().sum()),
-                len(batch.targets),
-                int(hits.sum()),
-                int(characters[batch.targets].sum()),
-            )
+            hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None)
+            scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
+            total += _score_hidden(model, scored_hidden, batch.targets, characters)
             if on_progress:
                 on_progress(sum(map(len, row_examples)))
     return total

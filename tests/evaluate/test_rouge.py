@@ -219,9 +219,9 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
     ("line", "words"),
     [
         ('{"prediction": "甲", "reference": "乙"', "line 3: not valid JSON"),
-        ('{"prediction": "甲"}', "line 3: there is no text 'reference' in it"),
-        ('{"prediction": null, "reference": "乙"}', "line 3: there is no text 'prediction' in it"),
-        ('["甲", "乙"]', "line 3: there is no text 'prediction' in it"),
+        ('{"prediction": "甲"}', "line 3: has no string 'reference'"),
+        ('{"prediction": null, "reference": "乙"}', "line 3: has no string 'prediction'"),
+        ('["甲", "乙"]', "line 3: has no string 'prediction'"),
     ],
 )
 def test_bad_line_error_names_the_line(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from model.config import LlamaConfig
+from model.tokenizer import load_tokenizer
 
 # GGML_TYPE_F32
 _GGML_TYPE_F32 = 0
@@ -121,15 +122,14 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     from llama_cpp import Llama as Theirs
     from llama_cpp import llama_get_logits_ith
 
-    from model.interop.gguf.export import export_gguf
-    from model.tokenizer.base import Tokenizer
+    from model.interop.gguf.export import write_gguf
 
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"
     if not file.exists():
-        export_gguf(
+        write_gguf(
             _load_babyllama(task),
-            Tokenizer.load(task.tokenizer),
+            load_tokenizer(task.tokenizer),
             None,
             file,
             dtype=dtype,

@@ -1,7 +1,9 @@
 """`python -m chat`: talk to a model."""
 
-from chat import options as command_line
+import sys
+
 from chat.errors import translate_errors
+from chat.options import parse_chat_options
 from chat.terminal.cache_dir import cache_dir
 from chat.terminal.console import Console
 from common.errors import run_main
@@ -14,7 +16,7 @@ def main() -> None:
 
 
 def _run_chat() -> None:
-    options = command_line.parse_chat_options()
+    options = parse_chat_options(sys.argv[1:])
     # PyTorch, which --help and a slip in the options need not wait for.
     from chat import load_model
     from chat.terminal import references
@@ -32,9 +34,7 @@ def _run_chat() -> None:
     console.write_note(f"模型：{loaded.description}")
     if (hint := load_model.capability_hint(loaded)) is not None:
         console.write_note(hint)
-    session = Session(
-        loaded, command_line.sampling_from_options(options), options.max_new_tokens, options.seed
-    )
+    session = Session(loaded, options.to_sampling(), options.max_new_tokens, options.seed)
     if options.reference is not None:
         references.set_reference_text(session, console, options.reference)
     elif options.reference_file is not None:

@@ -12,7 +12,7 @@ from common.machine import resolve_device
 from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST
 from data.shards import load_run_shard_sets
 from model.chat_template.template import TEMPLATE_FILE as TEMPLATE_FILE
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.precision import DTYPES, resolve_precision
@@ -115,7 +115,7 @@ def load_chat_model(
         memory_message=_MODEL_TOO_LARGE,
     ):
         model, tokenizer = weights.load_checkpoint(folder, device)
-        template = Template.load(folder)
+        template = load_template(folder)
         model = model.to(DTYPES[resolve_precision(device, precision)])
         model = quantize_int8(model) if quantize else model
     return LoadedModel(

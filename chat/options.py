@@ -1,151 +1,137 @@
-"""The command line, in Chinese and English."""
+"""Options of the chat commands, with help in Chinese and English and errors in Chinese."""
 
-import argparse
 import os
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, Literal, TypeVar
 
-from chat.errors import ChatError, translate_errors
-from chat.terminal.settings import SETTINGS, Setting
-from common.options import CommandParser
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from chat.errors import translate_errors
+from chat.terminal.settings import SETTINGS
+from common.options import Device, Options, parse_options
 from model.decode.sampling import Sampling
 
+T = TypeVar("T", bound=Options)
 DESCRIPTION = """与模型对话；对话中 /help 列出命令。
 Talk to a model; /help lists the commands of a conversation.
 回答写到标准输出，其余写到标准错误，可以接管道。
 Answers go to stdout, everything else to stderr: pipes work."""
+_SETTINGS_BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
-class ChatParser(CommandParser):
-    """A parser whose help is in both languages, and whose mistakes are in Chinese."""
+def integer_between(minimum: int, maximum: int = 1 << 62) -> BeforeValidator:
+    """Return a validator of integers in a closed range that raises ValueError in Chinese."""
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            add_help=False,
-            formatter_class=argparse.RawTextHelpFormatter,
-        )
-        self.add_argument("-h", "--help", action="help", help="显示本说明\nshow this help")
+    def check(value: Any) -> int:
+        text = str(value)
+        try:
+            number = int(text) if text.isdecimal() else minimum - 1
+        except ValueError:  # int() refuses thousands of digits
+            number = maximum + 1
+        if not minimum <= number <= maximum:
+            expected = f"不大于 {maximum}" if number > maximum else f"不小于 {minimum}"
+            raise ValueError(f"{text[:40]}：要一个{expected} 的整数")
+        return number
 
-    def error(self, message: str) -> NoReturn:
-        """See `common.options.Parser.error`."""
-        with translate_errors("命令行有误，--help 列出全部选项"):
-            super().error(message)
+    return BeforeValidator(check)
 
 
-def parse_chat_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options; exits on `--help`. ChatError for a value that is out of range."""
-    parser = ChatParser("python -m chat", DESCRIPTION)
-    add = parser.add_argument
-    add_model_options(parser)
-    reference_group = parser.add_mutually_exclusive_group()
-    reference_group.add_argument(
-        "--reference",
-        type=_decode_argument,
-        metavar="TEXT",
-        help="要谈的资料\na reference text to talk about",
+def _decode_argument(value: Any) -> Any:
+    """Return an argument as text, bytes that are not UTF-8 replaced as the console does in lines."""
+    return os.fsencode(value).decode("utf-8", "replace") if isinstance(value, str) else value
+
+
+Count = Annotated[int, integer_between(1)]
+Text = Annotated[str, BeforeValidator(_decode_argument)]
+
+
+def _setting_field(name: str) -> Any:
+    setting = _SETTINGS_BY_NAME[name]
+    return Field(setting.default, description=f"{setting.help_zh}\n{setting.help_en}")
+
+
+class SamplingOptions(Options):
+    """The fields of `Sampling` as options; `/help` lists the same settings in a conversation."""
+
+    temperature: float = _setting_field("temperature")
+    top_p: float = _setting_field("top_p")
+    top_k: int = _setting_field("top_k")
+    repetition_penalty: float = _setting_field("repetition_penalty")
+    no_repeat_ngram: int = _setting_field("no_repeat_ngram")
+
+    @field_validator(*_SETTINGS_BY_NAME, mode="before")
+    @classmethod
+    def _check_range(cls, value: Any, info: ValidationInfo) -> float:
+        assert info.field_name is not None
+        return _SETTINGS_BY_NAME[info.field_name].parse_value(str(value))
+
+    def to_sampling(self) -> Sampling:
+        """Return the sampling parameters."""
+        return Sampling(**self.model_dump(include=set(_SETTINGS_BY_NAME)))
+
+
+class ModelOptions(Options):
+    """Which model answers and where it runs."""
+
+    checkpoint: Path | None = Field(
+        None,
+        description="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
+        "a run, one of its steps or an exported folder; default: the newest in runs/, "
+        "fine-tuned ones first",
     )
-    reference_group.add_argument(
-        "--reference-file",
-        type=Path,
-        metavar="FILE",
-        help="资料文件（UTF-8）\na file with the reference (UTF-8)",
+    device: Device = Field(
+        "auto",
+        description="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one",
     )
-    reference_group.add_argument(
-        "--wikipedia",
-        type=_decode_argument,
-        metavar="关键词",
-        help="以中文维基百科条目的引言为资料\ntalk about the introduction of a Chinese Wikipedia article",
-    )
-    add_sampling_options(parser)
-    add(
-        "--max_new_tokens",
-        type=bounded_int("--max_new_tokens", 1),
-        default=256,
-        metavar="N",
-        help="一个回答最多多少个词元（默认 256）\nmost tokens of an answer (default 256)",
-    )
-    add(
-        "--seed",
-        type=bounded_int("--seed", 0),
-        default=0,
-        metavar="N",
-        help="随机种子；第 n 个回答用种子加 n-1（默认 0）\nseed; answer n uses it plus n-1 (default 0)",
-    )
-    return parser.parse_args(arguments)
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model speaks, and where it is computed."""
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="DIR",
-        help="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
-        "a run, one of its steps or an exported folder; default: the newest in runs/, fine-tuned ones first",
-    )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one",
-    )
-    add(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
         "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU",
     )
-    add(
-        "--quantize",
-        choices=("int8",),
-        help="权重用 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
+    quantize: Literal["int8"] | None = Field(
+        None,
+        description="权重用 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
         "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU",
     )
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """An option for each of `SETTINGS`."""
-    for setting in SETTINGS:
-        parser.add_argument(
-            f"--{setting.name}",
-            type=_setting_type(setting),
-            default=setting.default,
-            metavar="N",
-            help=f"{setting.help_zh}（默认 {setting.default:g}）\n{setting.help_en} (default {setting.default:g})",
-        )
+class ChatOptions(SamplingOptions, ModelOptions):
+    """Options of `python -m chat`."""
+
+    reference: Text | None = Field(None, description="要谈的资料\na reference text to talk about")
+    reference_file: Path | None = Field(
+        None, description="资料文件（UTF-8）\na file with the reference (UTF-8)"
+    )
+    wikipedia: Text | None = Field(
+        None,
+        description="以中文维基百科条目的引言为资料\n"
+        "talk about the introduction of a Chinese Wikipedia article",
+    )
+    max_new_tokens: Count = Field(
+        256, description="一个回答最多多少个词元\nmost tokens of an answer"
+    )
+    seed: Annotated[int, integer_between(0)] = Field(
+        0, description="随机种子；第 n 个回答用种子加 n-1\nseed; answer n uses it plus n-1"
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        references = (self.reference, self.reference_file, self.wikipedia)
+        if sum(reference is not None for reference in references) > 1:
+            lines.append("--reference、--reference_file、--wikipedia 只能给一个")
+        return lines
 
 
-def sampling_from_options(options: argparse.Namespace) -> Sampling:
-    """How to choose ids, as the options say."""
-    return Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
+def parse_bilingual_options(
+    schema: type[T], arguments: Sequence[str], *, name: str, description: str
+) -> T:
+    """Return the options of a chat command; raises ChatError with all mistakes in one line."""
+    with translate_errors("命令行有误，--help 列出全部选项"):
+        return parse_options(schema, arguments, name=name, description=description)
 
 
-def _setting_type(setting: Setting) -> Callable[[str], float]:
-    return lambda text: setting.parse_value(text, f"--{setting.name}")
-
-
-def _decode_argument(argument: str) -> str:
-    """A word of the command line as text: bytes in it that are no UTF-8 are replaced, as the console does with lines."""
-    return os.fsencode(argument).decode("utf-8", "replace")
-
-
-def bounded_int(name: str, minimum: int, maximum: int = 1 << 62) -> Callable[[str], int]:
-    """A reader of the option `name`: an integer from `minimum` to `maximum`, ChatError for anything else."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text) if text.isdecimal() else minimum - 1
-        except ValueError:  # thousands of digits, which int() refuses
-            value = maximum + 1
-        if not minimum <= value <= maximum:
-            expected = f"不大于 {maximum}" if value > maximum else f"不小于 {minimum}"
-            raise ChatError(f"{name} {text[:40]}：要一个{expected} 的整数")
-        return value
-
-    return read
+def parse_chat_options(arguments: Sequence[str]) -> ChatOptions:
+    """Return the options of `python -m chat`; raises ChatError for mistakes."""
+    return parse_bilingual_options(ChatOptions, arguments, name="chat", description=DESCRIPTION)

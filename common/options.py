@@ -15,7 +15,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -38,13 +38,14 @@ from pydantic_settings import (
 from typing_extensions import Self
 
 from common.errors import UserError
-from common.nested import flatten
+from common.figures import flatten
 
 __all__ = [
     "CliPositionalArg",
     "CliSuppress",
     "CliVariadicArg",
     "CommaSeparated",
+    "Device",
     "Options",
     "OutputFile",
     "default_values",
@@ -107,6 +108,7 @@ def _split_commas(value: Any) -> Any:
 
 # The type of a file to write, which is refused before the work begins rather than after it.
 OutputFile = Annotated[Path, AfterValidator(_check_output_file)]
+Device = Literal["auto", "cpu", "cuda"]
 # In the annotation of a tuple field: `a,b` is two items.
 CommaSeparated = BeforeValidator(_split_commas)
 

@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import write_atomic
 
-# The fields of a line that name the model (see `evaluate.runner.LoadedCheckpoint`).
+# The fields of a line that name the model (see `evaluate.load_model.LoadedCheckpoint`).
 MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str}
 
 

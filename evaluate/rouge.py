@@ -1,215 +1,32 @@
-"""`python -m evaluate.rouge`: ROUGE of the summaries of a checkpoint, a baseline, or a file."""
+"""`python -m evaluate.rouge`: ROUGE of a checkpoint's summaries, of a baseline's, or of a file of predictions."""
 
-import argparse
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import sys
 
-from common.errors import UserError, run_main
-from common.machine import resolve_device
-from common.progress import progress_bar
-from data.corpora.resolver import find_test_split
-from data.records import Summary
-from data.shards import load_run_shard_set
-from evaluate.cli import build_generation_parser, parse_eval_options
-from evaluate.model_answers import summarize_articles
-from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
-from evaluate.runner import EvalResult, LoadedCheckpoint, Row, load_checkpoint, report_result
-from evaluate.scores.baselines import BASELINES
-from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
-from evaluate.usable_records import read_records
+from common.errors import run_main
+from common.options import parse_options
+from evaluate.options import RougeOptions
 
-NUM_EXAMPLES_SHOWN = 3
-COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
-DESCRIPTION = """Score summaries against true titles: ROUGE-1, -2 and -L, precision, recall and F, on
-characters (the convention of published CSL and LCSTS results) and on jieba words, as means over
-examples with confidence intervals.
+DESCRIPTION = """Score summaries against true titles: ROUGE-1, -2 and -L, precision, recall and F.
 
-The summaries come from one of
-  --checkpoint RUN      its answer to the request for the title of each article, scored whole
-  --baseline NAME       first20: the first 20 characters of the article; first_sentence;
-                        best_sentence: the sentence most like the title (an oracle)
-  --score FILE.jsonl    lines of {"prediction": "…", "reference": "…"} from any program
-The articles are those of --source and --input, by default the test split of the training data of
+They are counted on characters, the convention of published CSL and LCSTS figures, and on jieba
+words; the mean over examples comes with its 95 % interval. What is scored is one of
+  --checkpoint RUN      the answers of a model to the request for the title of each article
+  --baseline NAME       first20 (the first 20 characters of the article), first_sentence, or
+                        best_sentence (the sentence most like the title, an oracle)
+  --score FILE.jsonl    lines of {"prediction": "...", "reference": "..."} from any program
+on the articles of --source and --input, by default on the test split that belongs to the data of
 the run."""
 
 
 def main() -> None:
     """Run the command."""
-    options = _parse_options()
-    if options.score:
-        result = evaluate_predictions(options)
-    elif options.baseline:
-        result = evaluate_baseline(options)
-    else:
-        result = evaluate_checkpoint(options)
-    report_result(options, result)
-
-
-def evaluate_predictions(options: argparse.Namespace) -> EvalResult:
-    """Score the predictions in the file of `--score`."""
-    rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
-    return _score_rows(str(options.score), rows, resolve_model_fields(options.score, rows))
-
-
-def evaluate_baseline(options: argparse.Namespace) -> EvalResult:
-    """Score the summaries of a baseline."""
-    articles, data_label = _read_articles(options)
-    summarize = BASELINES[options.baseline]
-    rows = [
-        {
-            "input": record.article,
-            "reference": record.title,
-            "prediction": summarize(record.article, record.title),
-        }
-        for record in articles
-    ]
-    provenance = {"decoding": f"no model: {options.baseline}"}
-    return _score_rows(f"{options.baseline} on {data_label}", rows, provenance)
-
-
-def evaluate_checkpoint(options: argparse.Namespace) -> EvalResult:
-    """Score the summaries of a checkpoint."""
-    device = resolve_device(options.device)
-    articles, data_label = _read_articles(options)
-    loaded = load_checkpoint(options.checkpoint, device, quantize=options.quantize)
-    rows = _generate_summaries(options, loaded, articles)
-    search = "greedy"
-    if options.beams > 1:
-        search = f"{options.beams} beams, length penalty {options.length_penalty:g}"
-    decoding = f"{search}, at most {options.max_new_tokens} tokens"
-    provenance = {**loaded.provenance, "decoding": decoding}
-    return _score_rows(f"{options.checkpoint} on {data_label}", rows, provenance, device)
-
-
-def _parse_options() -> argparse.Namespace:
-    parser = build_generation_parser("rouge", DESCRIPTION, max_new_tokens=64)
-    parser.add_argument(
-        "--baseline", choices=tuple(BASELINES), help="score this instead of a model"
+    options = parse_options(
+        RougeOptions, sys.argv[1:], name="evaluate.rouge", description=DESCRIPTION
     )
-    parser.add_argument(
-        "--score", type=Path, metavar="FILE.jsonl", help="score the predictions in a file"
-    )
-    parser.add_argument(
-        "--beams", type=int, default=1, help="width of the beam search; 1 is greedy (default: 1)"
-    )
-    parser.add_argument(
-        "--length_penalty",
-        type=float,
-        default=1.0,
-        help="a beam scores its log-probability / length ** this (default: 1)",
-    )
-    options = parse_eval_options(parser)
-    if not math.isfinite(options.length_penalty):
-        raise UserError(f"--length_penalty {options.length_penalty}: must be finite")
-    if options.score and (options.checkpoint or options.baseline or options.source):
-        raise UserError(
-            "--score scores a file as it is: leave out --checkpoint, --baseline, --source, --input"
-        )
-    if not options.score and not options.checkpoint and not (options.baseline and options.source):
-        raise UserError(
-            "name the summaries to score: --checkpoint RUN, "
-            "--baseline NAME --source csl --input FILE, or --score FILE"
-        )
-    return options
+    # After the options: the help and their mistakes need not wait for PyTorch.
+    from evaluate.measures.rouge import run_rouge
 
-
-def _read_articles(options: argparse.Namespace) -> tuple[list[Summary], str]:
-    """Return the articles to summarize, and a label of their source and files."""
-    source, inputs = options.source, options.input
-    if not source:
-        shards = load_run_shard_set(
-            options.checkpoint, "name the articles to score with --source NAME --input FILE"
-        )
-        source, files = find_test_split(shards)
-        inputs = [str(file) for file in files]
-    records = read_records(source, inputs, ("summaries",), options.limit)
-    articles = [record for record in records if isinstance(record, Summary)]
-    return articles, f"{' '.join(inputs)} ({source})"
-
-
-def _generate_summaries(
-    options: argparse.Namespace, loaded: LoadedCheckpoint, articles: list[Summary]
-) -> list[Row]:
-    with progress_bar("summarizing", len(articles), "articles") as bar:
-        answers = summarize_articles(
-            loaded.model,
-            loaded.tokenizer,
-            loaded.template,
-            [record.article for record in articles],
-            max_new_tokens=options.max_new_tokens,
-            beams=options.beams,
-            length_penalty=options.length_penalty,
-            batch=options.batch,
-            on_progress=bar.update,
-        )
-    return [
-        {
-            "input": record.article,
-            "reference": record.title,
-            "prediction": answer.text,
-            "tokens": answer.num_tokens,
-            "stopped": answer.has_eos,
-            "trimmed": answer.is_truncated,
-        }
-        for record, answer in zip(articles, answers, strict=True)
-    ]
-
-
-def _score_rows(
-    run_label: str, rows: list[Row], provenance: Mapping[str, Any], device: Any = None
-) -> EvalResult:
-    """Score the prediction of each row against its reference."""
-    with progress_bar("scoring", len(rows), "examples") as bar:
-        table = RougeTable.from_predictions(
-            [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
-        )
-    counts = _count_flags(rows)
-    decoding = f", {provenance['decoding']}" if "decoding" in provenance else ""
-    lines = [f"{run_label}: {len(rows):,} examples{decoding}", *table.format_lines()]
-    for key, count in counts.items():
-        lines.append(f"{COUNT_LABELS[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
-    return EvalResult(
-        lines=[*lines, *_format_examples(rows, table)],
-        metrics={
-            "scored": run_label,
-            "examples": len(rows),
-            **counts,
-            "scores": table.summarize_scores(),
-            "method": METHOD,
-            "counted_by": scorer_versions(),
-        },
-        provenance=dict(provenance),
-        rows=[{**row, "scores": table.example_scores(index)} for index, row in enumerate(rows)],
-        device=device,
-    )
-
-
-def _count_flags(rows: list[Row]) -> dict[str, int]:
-    """Count stopped answers and trimmed articles; a key that a row lacks is left out."""
-    counts = {}
-    for key in COUNT_LABELS:
-        if all(key in row for row in rows):
-            counts[key] = sum(row[key] is True for row in rows)
-    return counts
-
-
-def _format_examples(rows: list[Row], table: RougeTable) -> list[str]:
-    """Return the worst and the best examples as lines."""
-    order = table.rank_examples()
-    worst = order[:NUM_EXAMPLES_SHOWN]
-    # Of few examples none is shown twice.
-    best = order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:]
-    ranked = [("worst", index) for index in worst] + [("best", index) for index in reversed(best)]
-    lines = []
-    for rank, index in ranked:
-        row, score = rows[index], table.example_scores(index)["characters"]["rouge-1"]["f"]
-        lines.append(f"{rank}, ROUGE-1 F on characters {score:.3f}")
-        for label, key in (("article", "input"), ("true", "reference"), ("answer", "prediction")):
-            if isinstance(row.get(key), str):
-                lines.append(f"  {label:8}{excerpt(row[key])}")
-    return lines
+    run_rouge(options)
 
 
 if __name__ == "__main__":

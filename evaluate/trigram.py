@@ -1,101 +1,23 @@
-"""`python -m evaluate.trigram`: the loss of a Kneser-Ney trigram, a baseline for any model."""
+"""`python -m evaluate.trigram`: the score of a Kneser-Ney trigram on the validation split of a shard set."""
 
-import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import sys
 
-import numpy as np
+from common.errors import run_main
+from common.options import parse_options
+from evaluate.options import TrigramOptions
 
-from common.errors import UserError, run_main
-from common.files import write_json
-from common.machine import collect_environment
-from common.options import CommandParser, writable_path
-from data.shards import ShardSet, load_run_shard_set
-from evaluate.scores.kneser_ney import MAX_PARTITION_POSITIONS, compute_probabilities
-
-DESCRIPTION = """Score the baseline that a language model has to beat: an interpolated Kneser-Ney
-trigram over token ids. It counts the training split of a shard set and scores the validation split,
-the same tokens as evaluate.perplexity."""
-
-
-@dataclass(frozen=True)
-class TrigramScore:
-    """Metrics of the baseline on the validation stream."""
-
-    loss: float
-    """Nats per scored token."""
-    perplexity: float
-    bits_per_character: float
-    tokens: int
-    """Scored positions: all of the validation stream but the first."""
-    characters: int
-    """Characters of the scored ids."""
-    train_tokens: int
-    discounts: list[float]
-    """Of the orders 1, 2, 3."""
-
-
-def score_trigram_baseline(
-    shards: ShardSet, partition: int = MAX_PARTITION_POSITIONS
-) -> TrigramScore:
-    """Count the training split as one stream, and score the validation stream but for its first id.
-
-    Raises UserError if the validation split has fewer than 2 tokens, or the training split fewer
-    than 3.
-    """
-    train = shards.load_split("train")
-    validation = shards.load_split("validation")
-    if validation.num_tokens < 2:
-        raise UserError(
-            f"{shards.folder} has {validation.num_tokens} validation tokens; "
-            "scoring needs at least 2"
-        )
-    tokenizer = shards.load_tokenizer()
-    # The second token has one token of context only: -1 stands for the missing one.
-    ids = np.concatenate([[-1], validation.read_stream(0, validation.num_tokens)])
-    queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)
-    token_probabilities, discounts = compute_probabilities(
-        train, queries, tokenizer.vocab_size, partition
-    )
-    total_nats = -float(np.log(token_probabilities).sum())
-    num_characters = int(tokenizer.characters_per_id[ids[2:]].sum(dtype=np.int64))
-    loss = total_nats / len(queries)
-    return TrigramScore(
-        loss=loss,
-        perplexity=math.exp(loss),
-        bits_per_character=total_nats / math.log(2) / max(num_characters, 1),
-        tokens=len(queries),
-        characters=num_characters,
-        train_tokens=train.num_tokens,
-        discounts=discounts,
-    )
+DESCRIPTION = "Score an interpolated Kneser-Ney trigram, the baseline of a language model."
 
 
 def main() -> None:
     """Run the command."""
-    parser = CommandParser(prog="python -m evaluate.trigram", description=DESCRIPTION)
-    input_group = parser.add_mutually_exclusive_group(required=True)
-    input_group.add_argument("--data", type=Path, metavar="SHARDSET", help="a prepared shard set")
-    input_group.add_argument(
-        "--checkpoint", type=Path, metavar="RUN", help="a run: the shard set that it was trained on"
+    options = parse_options(
+        TrigramOptions, sys.argv[1:], name="evaluate.trigram", description=DESCRIPTION
     )
-    parser.add_argument(
-        "--json", type=writable_path, metavar="OUT", help="write the metrics to this JSON file too"
-    )
-    options = parser.parse_args()
-    data = options.data
-    shards = ShardSet.open(data) if data else load_run_shard_set(options.checkpoint)
-    score = score_trigram_baseline(shards)
-    print(f"Kneser-Ney trigram on {shards.folder}: trained on {score.train_tokens:,} tokens")
-    discounts = "  ".join(f"{discount:.3f}" for discount in score.discounts)
-    print(f"discounts, orders 1 to 3   {discounts}")
-    print(f"scored                     {score.tokens:,} tokens, {score.characters:,} characters")
-    print(f"cross-entropy              {score.loss:.4f} nats/token")
-    print(f"perplexity                 {score.perplexity:.2f}")
-    print(f"bits per character         {score.bits_per_character:.4f}")
-    if options.json:
-        provenance = {"data": str(shards.folder), "data_fingerprint": shards.fingerprint}
-        write_json(options.json, {**asdict(score), **provenance, "made": collect_environment()})
+    # After the options: the help and their mistakes need not wait for PyTorch.
+    from evaluate.measures.trigram import run_trigram
+
+    run_trigram(options)
 
 
 if __name__ == "__main__":

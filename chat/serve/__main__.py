@@ -7,7 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from chat.errors import ChatError, describe_os_error, translate_errors
-from chat.serve import options as command_line
+from chat.serve.options import parse_serve_options
 from common.errors import run_main
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ def main() -> None:
 
 
 def _run_server() -> None:
-    options = command_line.parse_serve_options()
+    options = parse_serve_options(sys.argv[1:])
     # Before the model is loaded: a port that is taken is said at once.
     with open_listener(options.host, options.port) as listener:
         from chat import load_model
-        from chat.options import sampling_from_options
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
 
@@ -42,9 +41,7 @@ def _run_server() -> None:
         )
         engine = Engine(loaded, max_sequences=options.rows, max_queued=options.waiting)
         limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
-        service = Service(
-            checkpoint.resolve().name, loaded, engine, sampling_from_options(options), limits
-        )
+        service = Service(checkpoint.resolve().name, loaded, engine, options.to_sampling(), limits)
         _print_note(f"模型：{loaded.description}")
         if (hint := load_model.capability_hint(loaded)) is not None:
             _print_note(hint)

@@ -131,9 +131,11 @@ def _setting_action(setting: Setting) -> Action:
                 f"{setting.name} {getattr(session.sampling, setting.name):g}（{setting.help_zh}）"
             )
             return
-        session.sampling = replace_setting(
-            session.sampling, setting, setting.parse_value(argument, f"/{setting.command_names[0]}")
-        )
+        try:
+            value = setting.parse_value(argument)
+        except ValueError as error:
+            raise ChatError(f"/{setting.command_names[0]} {error}") from None
+        session.sampling = replace_setting(session.sampling, setting, value)
         console.write_note(f"{setting.name} 改为 {getattr(session.sampling, setting.name):g}")
 
     return run

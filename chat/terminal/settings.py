@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chat.errors import ChatError
 from model.decode.sampling import Sampling
 
 # An answer of a loop of any length ends after eight ids; a name of rare characters, three bytes each, may come twice.
@@ -26,16 +25,20 @@ class Setting:
         """Its value where nobody says another."""
         return getattr(DEFAULT_SAMPLING, self.name)
 
-    def parse_value(self, text: str, option_name: str) -> float:
-        """The value that `text` names, an int where the field is one. ChatError that begins with `option_name` and `text`."""
+    def parse_value(self, text: str) -> float:
+        """Return the value that `text` names, an int if the default is one.
+
+        Raises ValueError, in Chinese, for text that is not a number in the range.
+        """
         is_integer = isinstance(self.default, int)
         try:
             value = int(text) if is_integer else float(text)
         except ValueError:
             value = float("nan")
         if not self.minimum <= value <= self.maximum:
-            raise ChatError(
-                f"{option_name} {text}：要一个 {self.minimum:g} 到 {self.maximum:g} 之间的{'整数' if is_integer else '数'}"
+            noun = "整数" if is_integer else "数"
+            raise ValueError(
+                f"{text[:40]}：要一个 {self.minimum:g} 到 {self.maximum:g} 之间的{noun}"
             )
         return value
 

@@ -1,11 +1,13 @@
 """`python -m evaluate.report RUN…`: one page that compares runs, as Markdown and as HTML."""
 
-import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError, run_main
 from common.files import write_atomic
-from common.options import CommandParser
+from common.options import parse_options
+from evaluate.options import ReportOptions
 from evaluate.report.page import TITLE, build_report
 from evaluate.report.render import Picture, to_html, to_markdown
 from evaluate.report.run_reader import read_run
@@ -21,27 +23,13 @@ python -m evaluate.perplexity --checkpoint runs/a --json runs/a/results/perplexi
 
 def main() -> None:
     """Run the command."""
-    parser = CommandParser(
-        prog="python -m evaluate.report",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parse_options(
+        ReportOptions, sys.argv[1:], name="evaluate.report", description=DESCRIPTION
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished or in progress"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("report"),
-        metavar="PATH",
-        help="write PATH.md, PATH.html and the pictures PATH-1-….svg, or report.md … if PATH is a "
-        "folder (default: report)",
-    )
-    options = parser.parse_args()
     write_report(options.runs, options.out)
 
 
-def write_report(run_dirs: list[Path], out: Path) -> None:
+def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     """Write the report of some runs, see `--out`. Raises UserError if `out` cannot be written."""
     if out.is_dir():
         out = out / "report"

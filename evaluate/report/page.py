@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from common.figures import format_value
 from evaluate.report.plots import plot_curves
 from evaluate.report.render import (
     MISSING,
@@ -17,7 +18,7 @@ from evaluate.report.render import (
     Picture,
     Table,
 )
-from evaluate.report.run_reader import Point, RunRecord, format_value
+from evaluate.report.run_reader import Point, RunRecord
 
 TITLE = "Runs side by side"
 MAX_CELL_CHARACTERS = 300

@@ -5,25 +5,20 @@ of `RunRecord`, never an error. A damaged file is a UserError.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.figures import flatten, format_value, parse_number
 from common.files import read_json
 from common.metrics_file import METRICS_FILE, UNSCORED_KINDS, read_metrics
-from common.nested import flatten
 from common.options import load_yaml
 from model.config import LlamaConfig
 
 CONFIG_FILE, RUN_FILE, RESULTS_DIR = "config.yaml", "run.json", "results"
 # A metric with one of these in its name is better if it is lower; all others are better if higher.
 LOWER_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
-# The keys of a mean with its confidence interval in a results file.
-INTERVAL_KEYS = {"mean", "low", "high"}
-# Longer lists of numbers are data, not results.
-MAX_LIST_LENGTH = 4
 FINGERPRINT_DIGITS = 12
 
 Point = tuple[int, float]
@@ -196,7 +191,7 @@ def read_run(folder: Path) -> RunRecord:
     run_info = _read_json_object(run_file) if run_file.is_file() else {}
     results = {}
     for path in sorted((folder / RESULTS_DIR).glob("*.json")):
-        results[path.stem] = flatten(_read_json_object(path), is_leaf=_is_interval)
+        results[path.stem] = flatten(_read_json_object(path))
     return RunRecord(
         name=str(folder),
         config=flatten(load_yaml(config_file, "")) if config_file.is_file() else {},
@@ -222,51 +217,6 @@ def _read_json_object(path: Path) -> dict[str, Any]:
             f"{path}: expected a JSON object, not a {type(value).__name__}; move it out of the run"
         )
     return value
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.keys() == INTERVAL_KEYS
-
-
-def parse_number(value: Any) -> int | float | None:
-    """Return a JSON value as a number, else None. The log writes NaN and infinities as strings."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    return float(value) if value in ("nan", "inf", "-inf") else None
-
-
-def format_value(value: Any) -> str | None:
-    """Return a number, interval, short list of numbers or string as text, else None."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return _format_float(value)
-    if isinstance(value, str):
-        return value
-    if _is_interval(value):
-        mean, low, high = (format_value(value[key]) for key in ("mean", "low", "high"))
-        return f"{mean} ({low} – {high})"
-    if _is_short_number_list(value):
-        return f"[{', '.join(str(format_value(item)) for item in value)}]"
-    return None
-
-
-def _is_short_number_list(value: Any) -> bool:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_LIST_LENGTH:
-        return False
-    return all(parse_number(item) is not None for item in value)
-
-
-def _format_float(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    if 0.001 <= abs(value) < 1000 or value == 0:
-        return f"{value:,.4f}"
-    if abs(value) < 1:
-        return f"{value:,.4g}"
-    return f"{value:,.1f}"
 
 
 def _record_kind(record: dict[str, Any]) -> str:

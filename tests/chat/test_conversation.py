@@ -204,7 +204,7 @@ def test_overflow_gives_one_line_error(talker: Path) -> None:
 
 def test_options_default_to_settings_and_reject_invalid_values() -> None:
     """An option that is read and not used; a value out of range that fails in the middle of an answer."""
-    assert options.sampling_from_options(options.parse_chat_options([])) == DEFAULT_SAMPLING
+    assert options.parse_chat_options([]).to_sampling() == DEFAULT_SAMPLING
     said = [
         "--temperature",
         "0",
@@ -217,9 +217,7 @@ def test_options_default_to_settings_and_reject_invalid_values() -> None:
         "--no_repeat_ngram",
         "3",
     ]
-    assert options.sampling_from_options(options.parse_chat_options(said)) == Sampling(
-        0.0, 9, 0.5, 2.0, 3
-    )
+    assert options.parse_chat_options(said).to_sampling() == Sampling(0.0, 9, 0.5, 2.0, 3)
     for name, value in (
         ("temperature", "nan"),
         ("temperature", "-1"),
@@ -230,5 +228,5 @@ def test_options_default_to_settings_and_reject_invalid_values() -> None:
         ("max_new_tokens", "0"),
         ("max_new_tokens", "many"),
     ):
-        with pytest.raises(UserError, match=f"--{name} {value}：要一"):
+        with pytest.raises(UserError, match=f"--{name}: {value}：要一"):
             options.parse_chat_options([f"--{name}", value])

@@ -17,7 +17,7 @@ from chat.serve.__main__ import main as serve
 from chat.terminal import references, session
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
-from evaluate.__main__ import resolve_run
+from evaluate.measure_run import resolve_run
 from model.checkpoint import locate, weights
 from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
@@ -74,11 +74,11 @@ def test_unusable_model_error_in_chinese(
     ("option", "said", "detail"),
     [
         (["--chekpoint", "x"], "命令行有误", "did you mean --checkpoint"),
-        (["--top_p"], "命令行有误", "expected one argument"),
+        (["--top_p"], "命令行有误", "needs a value"),
         (
             ["--reference", "x", "--wikipedia", "y"],
             "命令行有误",
-            "not allowed with argument --reference",
+            "只能给一个",
         ),
         (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
     ],
@@ -182,7 +182,7 @@ def test_non_utf8_command_line_bytes(chat: Chat, tmp_path: Path) -> None:
     assert done.code == 0 and done.out.endswith("\n青禾\ufffd镇\n"), done.err
     odd = tmp_path / "\udcb0资料"
     odd.write_text(ABOUT_BAI, encoding="utf-8")
-    done = chat(f"{MAYOR}\n/save {tmp_path}/对话.md", "--reference-file", str(odd))
+    done = chat(f"{MAYOR}\n/save {tmp_path}/对话.md", "--reference_file", str(odd))
     assert done.out == "白云飞\n" and "已保存到" in done.err, done.err
     assert "?资料" in (tmp_path / "对话.md").read_text(encoding="utf-8")
 
@@ -289,7 +289,7 @@ def test_out_of_memory_in_command_does_not_end_chat(
         (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"),
         (["--prot", "1"], "命令行有误", "--port"),
         (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
-        (["--api_key", "密"], "--api_key：密钥要由可见", ""),
+        (["--api_key", "密"], "命令行有误", "--api_key: 密钥要由可见"),
     ],
 )
 def test_server_startup_errors_are_in_chinese(

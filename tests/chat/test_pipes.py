@@ -49,7 +49,7 @@ def test_answer_uses_the_reference(chat: Chat, tmp_path: Path) -> None:
     expected = [ABOUT_BAI, "白云飞", "顾长河", ABOUT_GU, "白云飞", "白云飞", "我不知道。"]
     assert done.out.splitlines()[:7] == expected, done.err
     assert done.err.count("读不了（") == 2 and done.code == 0
-    assert chat(MAYOR, "--reference-file", str(file)).out == "顾长河\n"
+    assert chat(MAYOR, "--reference_file", str(file)).out == "顾长河\n"
 
 
 def test_question_can_be_multiline_and_start_with_slash(chat: Chat, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Repetition in answers: do they repeat themselves, and do they end?"""
+
+from dataclasses import asdict
+
+from common.machine import resolve_device
+from common.progress import progress_bar
+from data.records import Conversation, Summary
+from evaluate.load_model import LoadedCheckpoint, load_checkpoint
+from evaluate.model_answers import (
+    ModelAnswer,
+    Question,
+    answer_questions,
+    extract_questions,
+    summarize_articles,
+)
+from evaluate.options import RepetitionOptions
+from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
+from evaluate.result import EvalResult, Row, drop_unanswered, report_result
+from evaluate.scores.repetition_metric import is_looping, measure_repetition
+from evaluate.usable_records import read_records
+
+NUM_EXAMPLES_SHOWN = 3
+LABELS = {
+    "repeated_4grams": "repeated 4-grams",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "loops": "loops",
+    "empty": "empty",
+    "characters": "mean characters",
+    "stopped": "stopped by <eos>",
+    "tokens": "mean tokens",
+}
+
+
+def run_repetition(options: RepetitionOptions) -> None:
+    """Run `python -m evaluate.repetition`."""
+    evaluate = evaluate_predictions if options.score else evaluate_checkpoint
+    report_result(evaluate(options), options.json_file, options.predictions)
+
+
+def evaluate_predictions(options: RepetitionOptions) -> EvalResult:
+    """Measure the answers in the file of `--score`."""
+    assert options.score is not None
+    rows = read_predictions(options.score, ("prediction",))[: options.limit]
+    metrics = _compute_metrics(rows)
+    return EvalResult(
+        lines=_format_report(str(options.score), metrics, rows),
+        metrics={"measured": str(options.score), "answers": len(rows), **metrics},
+        provenance=resolve_model_fields(options.score, rows),
+        rows=rows,
+    )
+
+
+def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
+    """Let the checkpoint answer the records of `--source`, and measure the answers."""
+    assert options.checkpoint is not None and options.source is not None
+    device = resolve_device(options.device)
+    records = read_records(
+        options.source, options.input, ("conversations", "summaries"), options.limit
+    )
+    articles = [record.article for record in records if isinstance(record, Summary)]
+    questions = []
+    for record in records:
+        if isinstance(record, Conversation):
+            questions += extract_questions(record)
+    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    answers = _generate_answers(options, loaded, articles, questions)
+    inputs = [*articles, *(question.question for question in questions)]
+    rows = drop_unanswered(
+        [_build_row(text, answer) for text, answer in zip(inputs, answers, strict=True)],
+        options.input,
+    )
+    metrics = _compute_metrics(rows)
+    run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    return EvalResult(
+        lines=_format_report(run_label, metrics, rows),
+        metrics={"measured": run_label, "answers": len(rows), **metrics},
+        provenance=loaded.provenance,
+        rows=rows,
+        device=device,
+    )
+
+
+def _generate_answers(
+    options: RepetitionOptions,
+    loaded: LoadedCheckpoint,
+    articles: list[str],
+    questions: list[Question],
+) -> list[ModelAnswer | None]:
+    """Return the answers to all articles, then to all questions."""
+    with progress_bar("answering", len(articles) + len(questions), "answers") as bar:
+        titles = summarize_articles(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            articles,
+            max_new_tokens=options.max_new_tokens,
+            batch=options.batch,
+            on_progress=bar.update,
+        )
+        answers = answer_questions(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            questions,
+            max_new_tokens=options.max_new_tokens,
+            batch=options.batch,
+            on_progress=bar.update,
+        )
+    return [*titles, *answers]
+
+
+def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:
+    if answer is None:
+        return None
+    return {
+        "input": text,
+        "prediction": answer.text,
+        "tokens": answer.num_tokens,
+        "stopped": answer.has_eos,
+    }
+
+
+def _compute_metrics(rows: list[Row]) -> dict[str, float]:
+    metrics: dict[str, float] = asdict(measure_repetition([row["prediction"] for row in rows]))
+    # Files of other programs may lack both.
+    for key in ("stopped", "tokens"):
+        if all(isinstance(row.get(key), bool | int) for row in rows):
+            metrics[key] = sum(row[key] for row in rows) / len(rows)
+    return metrics
+
+
+def _format_report(run_label: str, metrics: dict[str, float], rows: list[Row]) -> list[str]:
+    lines = [f"{run_label}: {len(rows):,} answers"]
+    for key, value in metrics.items():
+        number_format = "10.1f" if key in ("characters", "tokens") else "10.2%"
+        lines.append(f"{LABELS[key]:20}{value:{number_format}}")
+    looping = [row["prediction"] for row in rows if is_looping(row["prediction"])]
+    lines += [f"loops: {excerpt(answer)}" for answer in looping[:NUM_EXAMPLES_SHOWN]]
+    return lines

@@ -1,0 +1,169 @@
+"""ROUGE of the summaries of a checkpoint, a baseline, or a file of predictions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.machine import resolve_device
+from common.progress import progress_bar
+from data.corpora.resolver import find_test_split
+from data.records import Summary
+from data.shards import load_run_shard_set
+from evaluate.load_model import LoadedCheckpoint, load_checkpoint
+from evaluate.model_answers import summarize_articles
+from evaluate.options import RougeOptions
+from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
+from evaluate.result import EvalResult, Row, report_result
+from evaluate.scores.baselines import BASELINES
+from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
+from evaluate.usable_records import read_records
+
+NUM_EXAMPLES_SHOWN = 3
+COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
+
+
+def run_rouge(options: RougeOptions) -> None:
+    """Run `python -m evaluate.rouge`."""
+    if options.score:
+        result = evaluate_predictions(options)
+    elif options.baseline:
+        result = evaluate_baseline(options)
+    else:
+        result = evaluate_checkpoint(options)
+    report_result(result, options.json_file, options.predictions)
+
+
+def evaluate_predictions(options: RougeOptions) -> EvalResult:
+    """Score the predictions in the file of `--score`."""
+    assert options.score is not None
+    rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
+    return _score_rows(str(options.score), rows, resolve_model_fields(options.score, rows))
+
+
+def evaluate_baseline(options: RougeOptions) -> EvalResult:
+    """Score the summaries of a baseline."""
+    assert options.baseline is not None
+    articles, data_label = _read_articles(options)
+    summarize = BASELINES[options.baseline]
+    rows = [
+        {
+            "input": record.article,
+            "reference": record.title,
+            "prediction": summarize(record.article, record.title),
+        }
+        for record in articles
+    ]
+    provenance = {"decoding": f"no model: {options.baseline}"}
+    return _score_rows(f"{options.baseline} on {data_label}", rows, provenance)
+
+
+def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
+    """Score the summaries of a checkpoint."""
+    assert options.checkpoint is not None
+    device = resolve_device(options.device)
+    articles, data_label = _read_articles(options)
+    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    rows = _generate_summaries(options, loaded, articles)
+    search = "greedy"
+    if options.beams > 1:
+        search = f"{options.beams} beams, length penalty {options.length_penalty:g}"
+    decoding = f"{search}, at most {options.max_new_tokens} tokens"
+    provenance = {**loaded.provenance, "decoding": decoding}
+    return _score_rows(f"{options.checkpoint} on {data_label}", rows, provenance, device)
+
+
+def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
+    """Return the articles to summarize, and a label of their source and files."""
+    source, inputs = options.source, options.input
+    if not source:
+        assert options.checkpoint is not None
+        shards = load_run_shard_set(
+            options.checkpoint, "name the articles to score with --source NAME --input FILE"
+        )
+        source, files = find_test_split(shards)
+        inputs = tuple(str(file) for file in files)
+    records = read_records(source, inputs, ("summaries",), options.limit)
+    articles = [record for record in records if isinstance(record, Summary)]
+    return articles, f"{' '.join(inputs)} ({source})"
+
+
+def _generate_summaries(
+    options: RougeOptions, loaded: LoadedCheckpoint, articles: list[Summary]
+) -> list[Row]:
+    with progress_bar("summarizing", len(articles), "articles") as bar:
+        answers = summarize_articles(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.template,
+            [record.article for record in articles],
+            max_new_tokens=options.max_new_tokens,
+            beams=options.beams,
+            length_penalty=options.length_penalty,
+            batch=options.batch,
+            on_progress=bar.update,
+        )
+    return [
+        {
+            "input": record.article,
+            "reference": record.title,
+            "prediction": answer.text,
+            "tokens": answer.num_tokens,
+            "stopped": answer.has_eos,
+            "trimmed": answer.is_truncated,
+        }
+        for record, answer in zip(articles, answers, strict=True)
+    ]
+
+
+def _score_rows(
+    run_label: str, rows: list[Row], provenance: Mapping[str, Any], device: Any = None
+) -> EvalResult:
+    """Score the prediction of each row against its reference."""
+    with progress_bar("scoring", len(rows), "examples") as bar:
+        table = RougeTable.from_predictions(
+            [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
+        )
+    counts = _count_flags(rows)
+    decoding = f", {provenance['decoding']}" if "decoding" in provenance else ""
+    lines = [f"{run_label}: {len(rows):,} examples{decoding}", *table.format_lines()]
+    for key, count in counts.items():
+        lines.append(f"{COUNT_LABELS[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
+    return EvalResult(
+        lines=[*lines, *_format_examples(rows, table)],
+        metrics={
+            "scored": run_label,
+            "examples": len(rows),
+            **counts,
+            "scores": table.summarize_scores(),
+            "method": METHOD,
+            "counted_by": scorer_versions(),
+        },
+        provenance=dict(provenance),
+        rows=[{**row, "scores": table.example_scores(index)} for index, row in enumerate(rows)],
+        device=device,
+    )
+
+
+def _count_flags(rows: list[Row]) -> dict[str, int]:
+    """Count stopped answers and trimmed articles; a key that a row lacks is left out."""
+    counts = {}
+    for key in COUNT_LABELS:
+        if all(key in row for row in rows):
+            counts[key] = sum(row[key] is True for row in rows)
+    return counts
+
+
+def _format_examples(rows: list[Row], table: RougeTable) -> list[str]:
+    """Return the worst and the best examples as lines."""
+    order = table.rank_examples()
+    worst = order[:NUM_EXAMPLES_SHOWN]
+    # Of few examples none is shown twice.
+    best = order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:]
+    ranked = [("worst", index) for index in worst] + [("best", index) for index in reversed(best)]
+    lines = []
+    for rank, index in ranked:
+        row, score = rows[index], table.example_scores(index)["characters"]["rouge-1"]["f"]
+        lines.append(f"{rank}, ROUGE-1 F on characters {score:.3f}")
+        for label, key in (("article", "input"), ("true", "reference"), ("answer", "prediction")):
+            if isinstance(row.get(key), str):
+                lines.append(f"  {label:8}{excerpt(row[key])}")
+    return lines

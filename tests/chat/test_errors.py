@@ -53,8 +53,8 @@ def broken(talker: Path, tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "said", "detail"),
     [
-        ("nowhere", "nowhere 里没有能用的模型", "is no checkpoint"),
-        ("empty", "里没有能用的模型", "is no checkpoint"),
+        ("nowhere", "nowhere 里没有能用的模型", "is not a checkpoint"),
+        ("empty", "里没有能用的模型", "is not a checkpoint"),
         ("changed", "里没有能用的模型", "config.json has 2 bytes instead of"),
         ("cut", "里的模型读不进来", "model.safetensors cannot be read"),
         ("vocabulary", "里的模型读不进来", "tokenizer.model does not exist"),
@@ -102,7 +102,7 @@ def test_run_name_without_folder_is_suggested(
     monkeypatch.chdir(tmp_path)
     done = chat(MAYOR, "--checkpoint", "mine")
     assert (done.code, done.err) == (2, "error: 没有 mine：是不是 runs/mine？\n")
-    with pytest.raises(UserError, match=r"^mine is no checkpoint: did you mean runs/mine\?$"):
+    with pytest.raises(UserError, match=r"^mine is not a checkpoint: did you mean runs/mine\?$"):
         locate.resolve_checkpoint(Path("mine"))
     with pytest.raises(UserError, match=r"^mine does not exist: did you mean runs/mine\?$"):
         resolve_run(Path("mine"))
@@ -286,7 +286,7 @@ def test_out_of_memory_in_command_does_not_end_chat(
     ("options", "said", "detail"),
     [
         (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
-        (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"),
+        (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is not a checkpoint"),
         (["--prot", "1"], "命令行有误", "--port"),
         (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
         (["--api_key", "密"], "--api_key：密钥要由可见", ""),

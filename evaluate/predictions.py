@@ -11,7 +11,7 @@ from typing import Any
 from common.errors import UserError
 from common.files import write_atomic
 
-# What a line may say of the model that answered (see `evaluate.cli.measured`).
+# What a line may say of the model that answered (see `evaluate.load_model`).
 MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str}
 
 

@@ -1,173 +1,35 @@
-"""`python -m evaluate.repetition`: how much a checkpoint's answers repeat themselves, and whether they end."""
+"""`python -m evaluate.repetition`: repetition in the answers of a checkpoint, and whether they end."""
 
-import argparse
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import sys
 
-from common.errors import UserError, run_main
-from common.files import write_json
-from common.machine import collect_environment, resolve_device
-from common.progress import progress_bar
-from data.records import Conversation, Summary
-from evaluate.cli import build_generation_parser, load_checkpoint, parse_eval_options
-from evaluate.model_answers import (
-    ModelAnswer,
-    answer_questions,
-    extract_questions,
-    summarize_articles,
-)
-from evaluate.predictions import excerpt, read_predictions, resolve_model_fields, write_predictions
-from evaluate.scores.repetition import (
-    MIN_LOOP_CHARACTERS,
-    MIN_LOOP_REPEATS,
-    is_looping,
-    measure_repetition,
-)
-from evaluate.usable_records import read_records
-from model.chat_template.template import load_template
+from common.errors import run_main
+from common.options import parse_options
+from evaluate.options import RepetitionOptions
 
-NUM_EXAMPLES_SHOWN = 3
-LABELS = {
-    "repeated_4grams": "repeated 4-grams",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "loops": "loops",
-    "empty": "empty",
-    "characters": "mean characters",
-    "stopped": "stopped by <eos>",
-    "tokens": "mean tokens",
-}
-DESCRIPTION = f"""Measure repetition in answers, on characters without whitespace:
+DESCRIPTION = """Measure repetition in answers, on characters without whitespace.
+
   repeated 4-grams   of all 4-grams, the share that occurred before in the same answer
-  distinct-1, -2     different characters (pairs of neighbours) over all of them, all answers together
-  loops              share of answers in which some stretch stands at least {MIN_LOOP_REPEATS} times in a row and so fills at
-                     least {MIN_LOOP_CHARACTERS} characters
+  distinct-1, -2     different characters (pairs of neighbors) over all of them, all answers
+                     together
+  loops              share of answers with a stretch that stands at least 4 times in a row and
+                     so fills at least 16 characters
   stopped by <eos>   share of answers that ended by themselves
-Answers are greedy, without any penalty against repetition: to every turn of the conversations of --source and --input,
-after the true turns before it, or to the request for each article's title; or they are read from a file (--score), where
-"stopped" and "tokens" are taken from the lines if all have them, and so is which model answered."""
+
+Answers are greedy, without a penalty against repetition: to every turn of the conversations of
+--source and --input, after the true turns before it, or to the request for the title of each
+article. With --score they are read from a file; "stopped" and "tokens", and the model that
+answered, are taken from the lines if all of them have these fields."""
 
 
 def main() -> None:
-    """Entry point."""
-    options = _parse_options()
-    device = None if options.score else resolve_device(options.device)
-    if device is None:
-        run_label, rows = (
-            str(options.score),
-            read_predictions(options.score, ("prediction",))[: options.limit],
-        )
-        provenance = resolve_model_fields(options.score, rows)
-    else:
-        run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-        provenance, rows = _generate_answers(options, device)
-    metrics = _compute_metrics(rows)
-    print(f"{run_label}: {len(rows):,} answers")
-    for key, value in metrics.items():
-        print(
-            f"{LABELS[key]:20}{value:10.1f}"
-            if key in ("characters", "tokens")
-            else f"{LABELS[key]:20}{value:10.2%}"
-        )
-    for row in [row for row in rows if is_looping(row["prediction"])][:NUM_EXAMPLES_SHOWN]:
-        print(f"loops: {excerpt(row['prediction'])}")
-    if options.predictions:
-        write_predictions(options.predictions, rows, provenance)
-    if options.json:
-        write_json(
-            options.json,
-            {
-                **provenance,
-                "measured": run_label,
-                "answers": len(rows),
-                **metrics,
-                "made": collect_environment(device),
-            },
-        )
-
-
-def _parse_options() -> argparse.Namespace:
-    parser = build_generation_parser("repetition", DESCRIPTION, max_new_tokens=256)
-    parser.add_argument(
-        "--score",
-        type=Path,
-        metavar="FILE.jsonl",
-        help='measure the "prediction" of each line of a file',
+    """Run the command."""
+    options = parse_options(
+        RepetitionOptions, sys.argv[1:], name="evaluate.repetition", description=DESCRIPTION
     )
-    options = parse_eval_options(parser)
-    if bool(options.score) == bool(options.checkpoint):
-        raise UserError(
-            "say what is measured: --checkpoint RUN --source NAME --input FILE, or --score FILE.jsonl"
-        )
-    if options.checkpoint and not options.source:
-        raise UserError("--checkpoint needs questions: --source redgpt --input FILE")
-    return options
+    # After the options: the help and their mistakes need not wait for PyTorch.
+    from evaluate.measures.repetition import run_repetition
 
-
-def _generate_answers(
-    options: argparse.Namespace, device: Any
-) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
-    """Which checkpoint it was, and its answers to the source's questions."""
-    records = read_records(
-        options.source, options.input, ("conversations", "summaries"), options.limit
-    )
-    loaded = load_checkpoint(options, device)
-    template = load_template(loaded.folder)
-    articles = [record for record in records if isinstance(record, Summary)]
-    questions = [
-        each
-        for record in records
-        if isinstance(record, Conversation)
-        for each in extract_questions(record)
-    ]
-    settings = {"max_new_tokens": options.max_new_tokens, "batch": options.batch}
-    input_texts = [*(each.article for each in articles), *(each.question for each in questions)]
-    with progress_bar("answering", len(input_texts), "answers") as bar:
-        answers: list[ModelAnswer | None] = [
-            *summarize_articles(
-                loaded.model,
-                loaded.tokenizer,
-                template,
-                [each.article for each in articles],
-                on_progress=bar.update,
-                **settings,
-            ),
-            *answer_questions(
-                loaded.model,
-                loaded.tokenizer,
-                template,
-                questions,
-                on_progress=bar.update,
-                **settings,
-            ),
-        ]
-    rows = [
-        {
-            "input": text,
-            "prediction": answer.text,
-            "tokens": answer.num_tokens,
-            "stopped": answer.has_eos,
-        }
-        for text, answer in zip(input_texts, answers, strict=True)
-        if answer
-    ]
-    if num_skipped := len(input_texts) - len(rows):
-        print(f"left out, no room for an answer in the context: {num_skipped:,} questions")
-    if not rows:
-        raise UserError(
-            f"--input {' '.join(options.input)}: no question of it fits the model's context"
-        )
-    return loaded.provenance, rows
-
-
-def _compute_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    metrics: dict[str, float] = asdict(measure_repetition([row["prediction"] for row in rows]))
-    # Another program's file may say neither.
-    for key in ("stopped", "tokens"):
-        if all(isinstance(row.get(key), bool | int) for row in rows):
-            metrics[key] = sum(row[key] for row in rows) / len(rows)
-    return metrics
+    run_repetition(options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The usable records of native files, and a word about those that are not."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from common.errors import UserError
@@ -13,7 +13,7 @@ from data.sources import find_source
 class UsableRecords:
     """The usable records of a source's files, one after another; what was passed over so far is counted."""
 
-    def __init__(self, source: str, inputs: list[str], kinds: tuple[Kind, ...]) -> None:
+    def __init__(self, source: str, inputs: Sequence[str], kinds: tuple[Kind, ...]) -> None:
         """UserError if the source's records are not of `kinds`."""
         self._reader, self._inputs = find_source(source), inputs
         if self._reader.kind not in kinds:
@@ -26,7 +26,7 @@ class UsableRecords:
     def __iter__(self) -> Iterator[Record]:
         for record in (
             record
-            for path in expand_inputs(self._inputs)
+            for path in expand_inputs(list(self._inputs))
             for record in self._reader.iter_records(path)
         ):
             if isinstance(record, BadRecord):
@@ -50,7 +50,7 @@ class UsableRecords:
 
 
 def read_records(
-    source: str, inputs: list[str], kinds: tuple[Kind, ...], limit: int | None
+    source: str, inputs: Sequence[str], kinds: tuple[Kind, ...], limit: int | None
 ) -> list[Conversation | Summary]:
     """The first `limit` usable records (all without one); what was left out is printed.
 

@@ -30,11 +30,11 @@ def write_shard_set(
     kind: Kind,
     dedup: DedupOptions,
     validation: float,
-    manifest_fields: dict[str, Any],
+    provenance_file: Path,
 ) -> dict[str, Any]:
     """Write the shard set `out` of the parts numbered 0 … len(made) - 1, all of one kind; returns its report.
 
-    `unit_manifests` are the parts' facts; `manifest_fields` goes into the manifest. Nothing is written if no record is kept.
+    `provenance_file` is copied into it. Nothing is written if no record is kept.
     """
     labels = _find_duplicates(
         units_folder,
@@ -45,10 +45,9 @@ def write_shard_set(
     if not report["kept"]:
         return report
     limit = _validation_threshold(units_folder, unit_manifests, labels, validation)
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": SHARD_FORMAT,
         "kind": kind,
-        **manifest_fields,
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocab_size,
@@ -56,6 +55,7 @@ def write_shard_set(
     }
     with atomic_folder(out, manifest) as folder:
         tokenizer.save(folder)
+        shutil.copy(provenance_file, folder)
         if kind == "conversations":
             template.save(folder)
             report["longer_than"] = _count_longer_than(units_folder, len(unit_manifests), labels)

@@ -1,17 +1,17 @@
 """`python -m evaluate.report RUN…`: one page that sets runs side by side, as Markdown and as HTML."""
 
-import argparse
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, run_main
 from common.figures import format_value
 from common.files import write_atomic
-from common.options import CommandParser
+from common.options import parse_options
+from evaluate.options import ReportOptions
 from evaluate.report.plots import plot_curves
 from evaluate.report.render import (
     MISSING,
@@ -38,23 +38,9 @@ MAX_CELL_CHARACTERS = 300
 
 def main() -> None:
     """Entry point."""
-    parser = CommandParser(
-        prog="python -m evaluate.report",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parse_options(
+        ReportOptions, sys.argv[1:], name="evaluate.report", description=DESCRIPTION
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, finished or not"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("report"),
-        metavar="PATH",
-        help="write PATH.md, PATH.html and the pictures PATH-1-….svg; into a folder that exists: report.md … "
-        "(default: report)",
-    )
-    options = parser.parse_args()
     out = options.out / "report" if options.out.is_dir() else options.out
     blocks = build_report([read_run(folder) for folder in options.runs], out.name)
     pictures = [block for block in blocks if isinstance(block, Picture)]

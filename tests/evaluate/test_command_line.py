@@ -1,6 +1,5 @@
 """What the measuring commands share."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from common.files import write_json, write_manifest
-from evaluate import cli
+from evaluate.load_model import load_checkpoint
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -45,9 +44,7 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
     write(10)
     real = weights.load_checkpoint
     monkeypatch.setattr(weights, "load_checkpoint", load)
-    loaded = cli.load_checkpoint(
-        argparse.Namespace(checkpoint=tmp_path, quantize=None), torch.device("cpu")
-    )
+    loaded = load_checkpoint(tmp_path, None, torch.device("cpu"))
     assert locate.find_newest_step(tmp_path) == 20
     assert loaded.provenance == {"checkpoint": str(tmp_path), "step": 10}
     assert loaded.folder == locate.step_folder(tmp_path, 10)

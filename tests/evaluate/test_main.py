@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from common.files import write_checksummed_json, write_manifest
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
-from evaluate import __main__ as everything
+from evaluate import __main__ as command
+from evaluate import measure_run
 
 Measure = Callable[..., list[list[str]]]
 
@@ -25,14 +27,16 @@ def summaries(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def named(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of summaries that has a test split, for it was prepared under the sample's name for them."""
-    folder = prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", limit=12)
-    write_checksummed_json(folder / "made-from.json", {"name": "sample-csl"})
-    return folder
+    corpus = {"name": "sample-csl", "parts": []}
+    return prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", corpus=corpus, limit=12)
 
 
-def prepared(root: Path, folder: Path, **options: int) -> Path:
+def prepared(
+    root: Path, folder: Path, corpus: dict[str, Any] | None = None, **options: int
+) -> Path:
     group = SourceGroup("csl", (str(root / "assets/sample/summary/csl/dev.tsv"),))
-    prepare_groups([group], folder, root / "assets/tokenizer", PrepareOptions(workers=1, **options))
+    prepare_options = PrepareOptions(workers=1, **options)
+    prepare_groups([group], folder, root / "assets/tokenizer", prepare_options, corpus=corpus)
     return folder
 
 
@@ -56,9 +60,9 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
     def _measure(*arguments: object) -> list[list[str]]:
         ran: list[list[str]] = []
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(everything, "_run_command", ran.append)
+        monkeypatch.setattr(measure_run, "_run_command", ran.append)
         monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
-        everything.main()
+        command.main()
         return ran
 
     return _measure
@@ -163,7 +167,7 @@ def test_options_are_forwarded_to_every_evaluation(
         assert [option in words for words in ran] == [True, True, False, True]
     assert report[0] == "evaluate.report"
     for limit in (0, -1):
-        with pytest.raises(UserError, match=f"--limit {limit}: at least 1"):
+        with pytest.raises(UserError, match=f"--limit: '{limit}' is not valid"):
             measure("--checkpoint", run, "--limit", limit)
 
 

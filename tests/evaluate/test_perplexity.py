@@ -133,7 +133,10 @@ def test_files_and_their_shard_set_score_equally(
             "there is no such source",
         ),
         (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
-        (["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"], "--limit 0"),
+        (
+            ["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"],
+            "--limit: '0' is not valid",
+        ),
     ],
 )
 def test_user_errors_are_one_line(

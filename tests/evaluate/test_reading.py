@@ -12,8 +12,8 @@ import torch
 from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
+from evaluate.measures.reading import ANSWER_PLACES, locate_answer, pair_with_control_passages
 from evaluate.model_answers import Question, answer_questions, extract_questions
-from evaluate.reading import ANSWER_PLACES, locate_answer, pair_with_control_passages
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
@@ -186,8 +186,8 @@ def test_questions_exceeding_context_are_skipped(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say who is asked"),
-        (["--checkpoint", "x"], "say who is asked"),
+        ([], "--checkpoint: is required\n--source: is required\n--input: is required"),
+        (["--checkpoint", "x"], "--source: is required"),
         (
             ["--checkpoint", "x", "--source", "csl", "--input", "README.md"],
             "this measures conversations",

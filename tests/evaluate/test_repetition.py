@@ -195,8 +195,8 @@ def test_predictions_file_step_is_common_to_all_lines(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what is measured"),
-        (["--checkpoint", "x", "--score", "y"], "say what is measured"),
+        ([], "give what to measure"),
+        (["--checkpoint", "x", "--score", "y"], "give what to measure"),
         (["--checkpoint", "x"], "--checkpoint needs questions"),
         (
             ["--checkpoint", "x", "--source", "wikipedia", "--input", "README.md"],

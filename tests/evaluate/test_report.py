@@ -23,7 +23,7 @@ def test_report_describes_each_run(two: tuple[Path, Path]) -> None:
     assert read.find_row("commit") == [made["commit"] or MISSING] * 2
     assert read.find_row("data") == ["sample · dddddddddddd"] * 2
     assert read.find_row("tokenizer") == ["100 pieces · eeeeeeeeeeee"] * 2
-    assert read.find_row("parameters") == [f"{MODEL_CONFIG.num_parameters:,} · babyllama-43m"] * 2
+    assert read.find_row("parameters") == [f"{MODEL_CONFIG.num_parameters:,} · babyllama-3m"] * 2
     assert read.find_row("steps") == ["40 of 100 · 3,000 tokens", "20 of 20 · 2,000 tokens"]
     assert (
         read.find_row("device") == ["cpu", "cpu"]

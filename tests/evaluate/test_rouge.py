@@ -237,11 +237,11 @@ def test_bad_line_error_names_the_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "say what is scored"),
-        (["--baseline", "first20"], "say what is scored"),
+        ([], "nothing to score"),
+        (["--baseline", "first20"], "nothing to score"),
         (["--score", "x", "--checkpoint", "y"], "leave out --checkpoint"),
         (["--checkpoint", "x", "--source", "csl"], "belong together"),
-        (["--checkpoint", "x", "--beams", "0"], "--beams 0: at least 1"),
+        (["--checkpoint", "x", "--beams", "0"], "--beams: .0. is not valid"),
         (
             ["--baseline", "first20", "--source", "redgpt", "--input", CSL],
             "this measures summaries",

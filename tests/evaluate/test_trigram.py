@@ -13,8 +13,8 @@ import pytest
 from common.errors import UserError
 from common.files import write_manifest
 from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
-from evaluate import trigram
-from evaluate.trigram import compute_probabilities, score_trigram_baseline
+from evaluate.measures import trigram
+from evaluate.measures.trigram import compute_probabilities, score_trigram_baseline
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes

@@ -113,7 +113,8 @@ def write_run(
         "model": MODEL_CONFIG.to_hf(),
         "seed": 7,
     }
-    run.open(run_options.model_dump(mode="json"), fingerprints, [], torch.device("cpu"))
+    record = {"shards": [], "fingerprints": fingerprints}
+    run.open(run_options.model_dump(mode="json"), record, torch.device("cpu"))
     log = MetricsLog(folder, 0)
     for index, loss in enumerate(losses, 1):
         log.write("train", index * 10, tokens=index * 1000, loss=loss)

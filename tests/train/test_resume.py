@@ -145,7 +145,7 @@ def test_ctrl_c_saves_and_resume_is_bit_identical(
     """Steps lost at Ctrl-C; a continuation that is another run."""
     run = tmp_path / "run"
     code, out = stop(root, run, data, signal.SIGINT, after=12)
-    assert code == 0 and "goes on from there" in out, out
+    assert code == 0 and "resumes from there" in out, out
     stopped = find_newest_step(run)
     assert stopped in (12, 13, 14)
     done = train(root, run, data)

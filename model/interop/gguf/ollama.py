@@ -9,12 +9,17 @@ from pathlib import Path
 
 from common.files import write_atomic
 from model.chat_template.template import ImportedTemplate, Template
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.tokenizer.base import SPECIAL_TOKEN_MARK
 
 # As in `python -m chat`, without its repetition penalty: Ollama's counts the prompt too, and an
 # answer must be able to copy names from its reference.
-OLLAMA_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.0}
-_MAX_NEW_TOKENS = 256
+OLLAMA_SAMPLING = {
+    "temperature": DEFAULT_SAMPLING.temperature,
+    "top_p": DEFAULT_SAMPLING.top_p,
+    "top_k": DEFAULT_SAMPLING.top_k,
+    "repeat_penalty": 1.0,
+}
 # A sample text, to split off what a template puts around it.
 _PLACEHOLDER = "资料甲"
 
@@ -56,7 +61,7 @@ def write_modelfile(
         _from_line(gguf),
         f'TEMPLATE """{go_template}"""',
         f"PARAMETER num_ctx {context_length}",
-        f"PARAMETER num_predict {min(_MAX_NEW_TOKENS, context_length // 2)}",
+        f"PARAMETER num_predict {min(DEFAULT_MAX_NEW_TOKENS, context_length // 2)}",
         *(f"PARAMETER {key} {value:g}" for key, value in OLLAMA_SAMPLING.items()),
     ]
     # Stop a model that begins the next question itself. In an imported template that begins with a

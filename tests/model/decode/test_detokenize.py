@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.interop.hf_import import import_hf
 from model.checkpoint import locate
 from model.decode.detokenize import StreamingDetokenizer, stream_text
+from model.interop.hf_import import import_hf
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints

@@ -1,0 +1,1 @@
+"""The measurements behind `python -m evaluate.NAME`: load, run, print, write."""

@@ -1,0 +1,170 @@
+"""Options of the evaluation commands."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from common.options import CliPositionalArg, CliVariadicArg, Device, Options, OutputFile
+
+_CHECKPOINT_HELP = "a run, one of its steps, or an exported folder"
+_TOGETHER = "--source and --input belong together: --source csl --input FILE"
+
+
+class DeviceOptions(Options):
+    """Where the model is computed, and with which weights."""
+
+    device: Device = Field("auto", description="where to compute; auto: a GPU where there is one")
+    quantize: Literal["int8"] | None = Field(
+        None,
+        description="measure the model with int8 weights: a quarter of the memory of fp32 "
+        "(see docs/inference.md)",
+    )
+
+
+class EvaluateOptions(DeviceOptions):
+    """Options of `python -m evaluate`."""
+
+    checkpoint: Path | None = Field(
+        None,
+        description="a run, or one of its steps (default: the run in runs/ that was saved last)",
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="only the first so many records of each dev and test split (default: all; "
+        "text is always scored whole)",
+    )
+
+
+class MeasureOptions(DeviceOptions):
+    """Options of all commands that measure a checkpoint on records."""
+
+    checkpoint: Path | None = Field(None, description=_CHECKPOINT_HELP)
+    source: str | None = Field(
+        None, description="source of --input, such as csl, redgpt, wikipedia, jsonl"
+    )
+    input: CliVariadicArg[tuple[str, ...]] = Field((), description="native files, folders or globs")
+    limit: int | None = Field(
+        None, ge=1, description="only the first so many records (or lines of --score)"
+    )
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="also write the figures to this file"
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        if bool(self.source) != bool(self.input):
+            lines.append(_TOGETHER)
+        return lines
+
+
+class PerplexityOptions(MeasureOptions):
+    """Options of `python -m evaluate.perplexity`."""
+
+    checkpoint: Path = Field(description=_CHECKPOINT_HELP)
+    data: Path | None = Field(
+        None, description="a prepared shard set (default: the one the run was trained on)"
+    )
+    split: Literal["train", "validation"] = Field(
+        "validation", description="split of the shard set"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="only the first so many records (of text: about so many tokens)"
+    )
+
+
+class AnswerOptions(MeasureOptions):
+    """Options of the commands that let a checkpoint answer."""
+
+    max_new_tokens: int = Field(64, ge=1, description="tokens of an answer at most")
+    batch: int = Field(16, ge=1, description="answers that are decoded together")
+    predictions: OutputFile | None = Field(
+        None, description="write requests and answers to this file"
+    )
+
+
+class RougeOptions(AnswerOptions):
+    """Options of `python -m evaluate.rouge`."""
+
+    baseline: Literal["first20", "first_sentence", "best_sentence"] | None = Field(
+        None, description="score this instead of a model"
+    )
+    score: Path | None = Field(None, description="score the predictions in a file")
+    beams: int = Field(1, ge=1, description="width of the beam search; 1 is greedy")
+    length_penalty: float = Field(
+        1.0, description="a beam's score is its log-probability / length ** this"
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        if self.score and (self.checkpoint or self.baseline or self.source):
+            lines.append(
+                "--score scores a file as it is: leave out --checkpoint, --baseline, --source and "
+                "--input"
+            )
+        if not self.score and not self.checkpoint and not (self.baseline and self.source):
+            lines.append(
+                "nothing to score: give --checkpoint RUN, or --baseline NAME --source csl --input "
+                "FILE, or --score FILE"
+            )
+        return lines
+
+
+class ReadingOptions(AnswerOptions):
+    """Options of `python -m evaluate.reading`."""
+
+    checkpoint: Path = Field(description=_CHECKPOINT_HELP)
+    source: str = Field(description="source of --input, such as redgpt")
+    input: CliVariadicArg[tuple[str, ...]] = Field(description="native files, folders or globs")
+    max_new_tokens: int = Field(128, ge=1, description="tokens of an answer at most")
+
+
+class RepetitionOptions(AnswerOptions):
+    """Options of `python -m evaluate.repetition`."""
+
+    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
+    score: Path | None = Field(None, description='measure the "prediction" of each line of a file')
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        if bool(self.score) == bool(self.checkpoint):
+            lines.append(
+                "give what to measure: --checkpoint RUN --source NAME --input FILE, or --score FILE"
+            )
+        if self.checkpoint and not self.source:
+            lines.append("--checkpoint needs questions: --source redgpt --input FILE")
+        return lines
+
+
+class TrigramOptions(Options):
+    """Options of `python -m evaluate.trigram`."""
+
+    data: Path | None = Field(None, description="a prepared shard set")
+    checkpoint: Path | None = Field(
+        None, description="a run, for the shard set that it was trained on"
+    )
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="also write the figures to this file"
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        if bool(self.data) == bool(self.checkpoint):
+            lines.append("give either --data SHARDSET or --checkpoint RUN")
+        return lines
+
+
+class ReportOptions(Options):
+    """Options of `python -m evaluate.report`."""
+
+    runs: CliPositionalArg[tuple[Path, ...]] = Field(description="folders of runs, finished or not")
+    out: Path = Field(
+        Path("report"),
+        description="write OUT.md, OUT.html and the pictures OUT-1-….svg; into a folder that "
+        "exists: report.md …",
+    )

@@ -24,7 +24,7 @@ from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
-from train.initial_checkpoint import find_newest_pretrain_run
+from train.sft import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -105,7 +105,7 @@ def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
     for value in ([], {}, {"fingerprints": None}):
         write_json(tmp_path / "a" / "run.json", value)
-        with pytest.raises(UserError, match=r"a/run\.json does not say how the run was made"):
+        with pytest.raises(UserError, match=r"a/run\.json has no fingerprints"):
             find_newest_pretrain_run(tmp_path)
 
 

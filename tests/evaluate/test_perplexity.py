@@ -123,7 +123,7 @@ def test_files_and_their_shard_set_score_equally(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--checkpoint", "no/such/folder"], "is no checkpoint"),
+        (["--checkpoint", "no/such/folder"], "is not a checkpoint"),
         (["--checkpoint", "CHECKPOINT"], "--data"),
         (
             ["--checkpoint", "CHECKPOINT", "--source", "jsonl"],

@@ -271,7 +271,7 @@ def test_bad_option_error_is_one_line_naming_it(
     [
         ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
         ("data.download --parts", "--parts: expected one argument"),
-        ("evaluate.perplexity --checkpoint nowhere", "nowhere is no checkpoint"),
+        ("evaluate.perplexity --checkpoint nowhere", "nowhere is not a checkpoint"),
         ("chat --checkpoint nowhere", "nowhere 中没有可用的模型"),
     ],
 )

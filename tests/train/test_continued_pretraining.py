@@ -187,7 +187,7 @@ def test_text_is_prepared_with_base_tokenizer(
             {"sequence_length": 1024, "batch_tokens": 1024},
             "max_position_embeddings 512 is shorter than a row (1024)",
         ),
-        ({"base": "nowhere"}, "nowhere is no checkpoint"),
+        ({"base": "nowhere"}, "nowhere is not a checkpoint"),
     ],
 )
 def test_options_incompatible_with_base_are_refused(

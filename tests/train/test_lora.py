@@ -179,7 +179,7 @@ def test_changed_adapter_or_base_is_refused(words: list[str], whole: Path, tmp_p
     finally:
         hidden.rename(base)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"expected at {base.resolve()}, where there is nothing" in done.stderr
+    assert f"its base {base.resolve()} does not exist" in done.stderr
 
 
 def small(**changes: Any) -> Llama:

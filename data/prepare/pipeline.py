@@ -45,6 +45,7 @@ from data.prepare.provenance import (
     find_differences,
     write_provenance,
 )
+from data.prepare.source_args import SourceGroup
 from data.prepare.worker import (
     UNIT_BYTES,
     WorkUnit,
@@ -54,7 +55,6 @@ from data.prepare.worker import (
 )
 from data.prepare.worker_pool import open_worker_pool
 from data.prepare.write_shards import write_shard_set
-from data.readers.source_args import SourceGroup
 from data.records import BadRecord
 from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source

@@ -185,7 +185,7 @@ def test_limit_counts_records_in_shard_sets(
 ) -> None:
     """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
     from data.prepare.pipeline import PrepareOptions, prepare_groups
-    from data.readers.source_args import SourceGroup
+    from data.prepare.source_args import SourceGroup
 
     folder, csl = (
         save(model, tokenizer, tmp_path / "checkpoint"),
@@ -226,7 +226,7 @@ def test_records_exceeding_a_row_are_counted(
 ) -> None:
     """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
     from data.prepare.pipeline import PrepareOptions, prepare_groups
-    from data.readers.source_args import SourceGroup
+    from data.prepare.source_args import SourceGroup
 
     long = "".join(chr(0x4E00 + 7 * index) for index in range(400))
     talks = [

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from model.config import LlamaConfig
+from model.tokenizer import load_tokenizer
 
 # GGML_TYPE_F32
 _GGML_TYPE_F32 = 0
@@ -55,7 +56,7 @@ def _load_babyllama(task: DecodeTask) -> Any:
 
 
 def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
-    """This project's `BatchReader`, as `model.decode` drives it, without its rule for `<eos>`."""
+    """Decode with this project's `InferenceBatch` as `generate_batch` does, but ignore `<eos>`."""
     import torch
 
     from model.decode.batched_inference import InferenceBatch
@@ -68,14 +69,14 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         start = time.perf_counter()
-        reader = InferenceBatch(model, prompts, max_new_tokens=new)
-        said = [reader.prefill_argmax()]
-        said[0].tolist()
+        batch = InferenceBatch(model, prompts, max_new_tokens=new)
+        ids = [batch.head.argmax(batch.prefill())]
+        ids[0].tolist()  # waits for the device
         first = time.perf_counter()
         for _ in range(new - 1):
-            said.append(reader.forward_argmax(said[-1][:, None]))
-        ids = torch.stack(said, 1).tolist()
-        return DecodeTiming(ids, first - start, time.perf_counter() - first)
+            ids.append(batch.head.argmax(batch.decode_step(ids[-1])))
+        answers = torch.stack(ids, 1).tolist()
+        return DecodeTiming(answers, first - start, time.perf_counter() - first)
 
     return run
 
@@ -121,15 +122,14 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     from llama_cpp import Llama as Theirs
     from llama_cpp import llama_get_logits_ith
 
-    from model.interop.gguf.export import export_gguf
-    from model.tokenizer.base import Tokenizer
+    from model.interop.gguf.export import write_gguf
 
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"
     if not file.exists():
-        export_gguf(
+        write_gguf(
             _load_babyllama(task),
-            Tokenizer.load(task.tokenizer),
+            load_tokenizer(task.tokenizer),
             None,
             file,
             dtype=dtype,

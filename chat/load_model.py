@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.machine import resolve_device
 from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST
 from data.shards import load_run_shard_sets
-from model.chat_template.template import TEMPLATE_FILE, Template
+from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.precision import DTYPES, resolve_precision
@@ -118,7 +118,7 @@ def load_chat_model(
         folder = locate.resolve_checkpoint(path, _warn_skipped_checkpoint)
     with translate_errors(CHECKPOINT_UNREADABLE.format(folder=folder), MODEL_TOO_LARGE):
         model, tokenizer = weights.load_checkpoint(folder, device)
-        template = Template.load(folder)
+        template = load_template(folder)
         model = model.to(DTYPES[resolve_precision(device, precision)])
         if quantize:
             model = quantize_int8(model)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from chat.errors import INVALID_OPTIONS, translate_errors
 from chat.terminal.settings import SETTINGS
 from common.options import Device, Options, parse_options
-from model.decode.sampling import Sampling
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
 
 T = TypeVar("T", bound=Options)
 DESCRIPTION = """与模型对话；对话中输入 /help 查看命令。
@@ -110,7 +110,8 @@ class ChatOptions(SamplingOptions, ModelOptions):
         "use the introduction of a Chinese Wikipedia article as the reference",
     )
     max_new_tokens: Count = Field(
-        256, description="每个回答最多多少个词元\nmaximum number of tokens of an answer"
+        DEFAULT_MAX_NEW_TOKENS,
+        description="每个回答最多多少个词元\nmaximum number of tokens of an answer",
     )
     seed: Annotated[int, integer_between(0)] = Field(
         0, description="随机种子；第 n 个回答用种子加 n-1\nrandom seed; answer n uses seed + n-1"

@@ -113,11 +113,8 @@ def _download_and_prepare(
             f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
             f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}"
         ) from None
-    _print_report(
-        resolver.prepare_if_outdated(
-            name, {corpus.source: resolver.download_paths(name, corpus, parts)}, tokenizer
-        )
-    )
+    files = resolver.download_paths(name, corpus, parts)
+    _print_report(resolver.prepare_if_outdated(name, {corpus.source: files}, tokenizer, parts))
 
 
 def _print_report(folder: Path) -> None:

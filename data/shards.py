@@ -30,6 +30,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json
 from data.records import Kind
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
 SHARD_FORMAT = "babyllama-shards-1"
@@ -37,8 +38,9 @@ SPLITS = ("train", "validation")
 SHARD_TOKENS = 1 << 25
 # Where `make data` and training put the sets that they prepare, below the folder that the command runs in.
 PREPARED_FOLDER = Path("prepared")
-# Written after the manifest, which therefore does not know them: how long it took, and of which files it was made.
-REPORT_FILE, PROVENANCE_FILE = "report.json", "made-from.json"
+# Written after the manifest, which therefore does not list it: it says how long the preparation took.
+REPORT_FILE = "report.json"
+PROVENANCE_FILE = "made-from.json"
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -255,12 +257,8 @@ class ShardSet:
             )
         if problem := check_manifest(folder, verify_checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
-        for path in (
-            folder / name
-            for name in (REPORT_FILE, PROVENANCE_FILE)
-            if checksums and (folder / name).exists()
-        ):
-            read_checksummed_json(path, f": delete it, or prepare {folder} again")
+        if checksums and (folder / REPORT_FILE).exists():
+            read_checksummed_json(folder / REPORT_FILE, f": delete it, or prepare {folder} again")
         return cls(folder, manifest)
 
     @property
@@ -283,7 +281,7 @@ class ShardSet:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer whose ids these are."""
-        return Tokenizer.load(self.folder)
+        return load_tokenizer(self.folder)
 
     def load_split(self, name: str) -> Sequences:
         """`train` or `validation`."""

@@ -1,4 +1,4 @@
-"""The shape of a Llama, in the words of Hugging Face's `config.json`, and what it costs."""
+"""The shape of a Llama in the fields of Hugging Face's `config.json`, its size, and its presets."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from common.errors import InsufficientMemoryError, UserError
 from common.machine import total_memory_bytes
 
-# The scalings of rotary frequencies that are known, and the numbers that each needs.
+# The supported scalings of rotary frequencies, and the numbers that each needs.
 ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# What a `config.json` cannot leave out: transformers would fill these in with the shape of Llama 2 7B.
+# Keys that a `config.json` must have: transformers' defaults for them are those of Llama 2 7B.
 _REQUIRED_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -19,12 +19,17 @@ _REQUIRED_KEYS = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-# About the largest number of fp32: nothing in a shape comes near, and JSON can write more than a float holds.
-_MAX_NUMBER = 1e38
-_MAX_STOP_IDS = 64  # models have a few
-_MAX_ROPE_FACTOR = (
-    10_000  # times; contexts of millions of positions are stretched a few hundred times
+_POSITIVE_FIELDS = (
+    *_REQUIRED_KEYS,
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rope_theta",
+    "rms_norm_eps",
 )
+# About the largest fp32 number; JSON can hold larger ones.
+_MAX_NUMBER = 1e38
+_MAX_STOP_IDS = 64  # real models have a few
+_MAX_ROPE_FACTOR = 10_000  # contexts of millions of positions are stretched a few hundred times
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -32,9 +37,10 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 class LlamaConfig:
     """A Llama's shape. Field names and meanings are those of transformers' `LlamaConfig`.
 
-    `head_dim` 0 becomes hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`, a key of ROPE_SCALINGS, and
-    its numbers. transformers' `eos_token_id` may be a list: `eos_token_id` is its first, with which training ends a text or
-    an answer, and `more_stop_ids` are the others, at which generation stops as well.
+    `head_dim` 0 becomes hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`, a key
+    of ROPE_SCALINGS, and its numbers. transformers' `eos_token_id` may be a list: `eos_token_id`
+    is its first id, which training puts behind a text or an answer; generation also stops at the
+    others, `more_stop_ids`. Raises UserError, a line for every problem, if the shape is impossible.
     """
 
     vocab_size: int
@@ -61,22 +67,12 @@ class LlamaConfig:
             raise UserError("\n".join(f"model: {problem}" for problem in problems))
 
     def find_problems(self) -> list[str]:
-        """Everything that makes this shape impossible, a sentence each."""
-        problems = [
-            f"{name} must be positive and finite, not {getattr(self, name)}"
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "max_position_embeddings",
-                "rope_theta",
-                "rms_norm_eps",
-            )
-            if not 0 < getattr(self, name) < _MAX_NUMBER
-        ]
+        """Return everything that makes this shape impossible, a sentence each."""
+        problems = []
+        for name in _POSITIVE_FIELDS:
+            value = getattr(self, name)
+            if not 0 < value < _MAX_NUMBER:
+                problems.append(f"{name} must be positive and finite, not {value}")
         if problems:
             return problems
         if self.hidden_size % self.num_attention_heads:
@@ -86,99 +82,96 @@ class LlamaConfig:
             )
         elif not 2 <= self.head_dim < _MAX_NUMBER or self.head_dim % 2:
             problems.append(
-                f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must be even for RoPE"
+                f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must "
+                "be even for RoPE"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
-                f"{self.num_key_value_heads}"
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if len(self.stop_ids) > _MAX_STOP_IDS or any(abs(each) >= 2**31 for each in self.stop_ids):
-            problems.append(f"eos_token_id names no ids, or more than {_MAX_STOP_IDS}")
+        if len(self.stop_ids) > _MAX_STOP_IDS or any(abs(id_) >= 2**31 for id_ in self.stop_ids):
+            problems.append(f"eos_token_id holds invalid ids, or more than {_MAX_STOP_IDS}")
         return problems + self._find_rope_problems()
 
     def _find_rope_problems(self) -> list[str]:
-        if self.rope_scaling is None:
+        scaling = self.rope_scaling
+        if scaling is None:
             return []
-        rope_type = self.rope_scaling.get("rope_type")
+        rope_type = scaling.get("rope_type")
         if rope_type not in ROPE_SCALINGS:
-            return [f"rope_scaling {rope_type!r} is not known; {' and '.join(ROPE_SCALINGS)} are"]
-        problems = [
-            f"rope_scaling {rope_type}: {key} must be a number above 0, not {self.rope_scaling.get(key, 'missing')}"
-            for key in ROPE_SCALINGS[rope_type]
-            if not (
-                _has_json_type(self.rope_scaling.get(key), float)
-                and 0 < self.rope_scaling[key] < _MAX_NUMBER
-            )
-        ]
-        if not problems and not 1 <= (factor := self.rope_scaling["factor"]) <= _MAX_ROPE_FACTOR:
-            problems.append(
-                f"rope_scaling {rope_type}: factor must be from 1 to {_MAX_ROPE_FACTOR:,}, not {factor}"
-            )
-        if (
-            rope_type == "llama3"
-            and not problems
-            and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]
-        ):
-            problems.append("rope_scaling llama3: low_freq_factor must be below high_freq_factor")
+            supported = " and ".join(ROPE_SCALINGS)
+            return [f"rope_scaling {rope_type!r} is not supported; {supported} are"]
+        label = f"rope_scaling {rope_type}"
+        problems = []
+        for key in ROPE_SCALINGS[rope_type]:
+            value = scaling.get(key, "missing")
+            if not (_has_json_type(value, float) and 0 < value < _MAX_NUMBER):
+                problems.append(f"{label}: {key} must be a number above 0, not {value}")
+        if problems:
+            return problems
+        factor = scaling["factor"]
+        if not 1 <= factor <= _MAX_ROPE_FACTOR:
+            problems.append(f"{label}: factor must be from 1 to {_MAX_ROPE_FACTOR:,}, not {factor}")
+        elif rope_type == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+            problems.append(f"{label}: low_freq_factor must be below high_freq_factor")
         return problems
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end what the model says; the first is the one that it is trained with."""
+        """The ids that end generation; the first is the one that training puts there."""
         return self.eos_token_id, *self.more_stop_ids
 
     @property
     def num_matmul_parameters(self) -> int:
-        """Weights that every token is multiplied with: all matrices but the embedding look-up."""
+        """Weights that every token is multiplied with: all matrices but the embedding."""
         heads = self.num_attention_heads + self.num_key_value_heads
         attention = 2 * self.hidden_size * heads * self.head_dim
         feed_forward = 3 * self.hidden_size * self.intermediate_size
-        return (
-            self.num_hidden_layers * (attention + feed_forward) + self.hidden_size * self.vocab_size
-        )
+        head = self.hidden_size * self.vocab_size
+        return self.num_hidden_layers * (attention + feed_forward) + head
 
     @property
     def num_parameters(self) -> int:
-        """All trainable numbers."""
+        """All weights."""
         embedding = 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         return self.num_matmul_parameters + embedding + norms
 
-    def check_memory(self, file_name: str) -> None:
-        """MemoryShortage, which begins with `file_name`, for a shape whose weights alone are more than the machine's memory."""
-        # fp32 weights; cosines and sines of every position and, while they are computed, their angles.
-        needed, available_bytes = (
-            4 * self.num_parameters + 8 * self.max_position_embeddings * self.head_dim,
-            total_memory_bytes(),
-        )
-        if needed > available_bytes:
+    @property
+    def num_tensors(self) -> int:
+        """Tensors in a file of weights; a tied head is not stored."""
+        per_layer = 9  # q, k, v, o, gate, up, down and two norms
+        outside_layers = 3  # embedding, final norm, head
+        return per_layer * self.num_hidden_layers + outside_layers - self.tie_word_embeddings
+
+    def check_memory(self, label: str) -> None:
+        """Raise InsufficientMemoryError, beginning with `label`, if the weights alone do not fit."""
+        # fp32 weights; the rotary angles of every position with their cosines and sines.
+        needed = 4 * self.num_parameters + 8 * self.max_position_embeddings * self.head_dim
+        available = total_memory_bytes()
+        if needed > available:
             raise InsufficientMemoryError(
-                f"{file_name}: {self.num_hidden_layers:,} layers of {self.hidden_size:,} with vocabulary {self.vocab_size:,} and "
-                f"context {self.max_position_embeddings:,} need {needed / 1e9:,.0f} GB of memory, and this machine has "
-                f"{available_bytes / 1e9:,.0f}: use a smaller model"
+                f"{label}: {self.num_hidden_layers:,} layers of {self.hidden_size:,} with "
+                f"vocabulary {self.vocab_size:,} and context {self.max_position_embeddings:,} need "
+                f"{needed / 1e9:,.0f} GB of memory, and this machine has {available / 1e9:,.0f}: "
+                "use a smaller model"
             )
 
     def flops_per_token(self, sequence_length: float, *, include_head: bool = True) -> float:
-        """Floating point operations to train on one token in a row of `sequence_length`: forward, and twice that backward.
+        """Return the floating point operations to train on one token of a `sequence_length` row.
 
-        Two per weight and direction, plus causal attention (half of the square); `head=False` leaves out the
-        vocabulary matmul, for positions without loss.
+        Two per weight in the forward pass and twice that backward, plus causal attention (half of
+        the square). `include_head=False` leaves out the head, for positions without loss.
         """
-        weights = self.num_matmul_parameters - (
-            0 if include_head else self.hidden_size * self.vocab_size
-        )
-        return (
-            6 * weights
-            + 6
-            * self.num_hidden_layers
-            * self.num_attention_heads
-            * self.head_dim
-            * sequence_length
-        )
+        weights = self.num_matmul_parameters
+        if not include_head:
+            weights -= self.hidden_size * self.vocab_size
+        attention_width = self.num_hidden_layers * self.num_attention_heads * self.head_dim
+        return 6 * weights + 6 * attention_width * sequence_length
 
     def to_hf(self) -> dict[str, Any]:
-        """The contents of a Hugging Face `config.json`."""
+        """Return the contents of a Hugging Face `config.json`."""
         shape = asdict(self)
         if shape.pop("more_stop_ids"):
             shape["eos_token_id"] = list(self.stop_ids)
@@ -197,14 +190,16 @@ class LlamaConfig:
     def from_hf(cls, values: dict[str, Any], file_name: str = "config.json") -> "LlamaConfig":
         """Read a `config.json` of transformers 4 or 5.
 
-        UserError, a line for every problem, if it describes another architecture than a bias-free Llama or no whole one.
+        Raises UserError, a line for every problem, if it is incomplete or describes another
+        architecture than a bias-free Llama.
         """
         if not isinstance(values, dict):
-            raise UserError(f"{file_name}: expected keys and values, found {type(values).__name__}")
-        problems = _find_unsupported(values)
-        # Null means the same to transformers as a key that is not there.
+            raise UserError(f"{file_name}: expected keys and values, got {type(values).__name__}")
+        # To transformers a null is the same as a missing key.
         entries = {key: value for key, value in values.items() if value is not None}
+        problems = _find_unsupported(values)
         problems += [f"{key} is missing" for key in _REQUIRED_KEYS if key not in entries]
+        # transformers 5 writes rope_parameters, with rope_theta inside.
         rope = entries.get("rope_parameters", entries.get("rope_scaling", {}))
         if not isinstance(rope, dict):
             problems.append(
@@ -212,69 +207,67 @@ class LlamaConfig:
             )
             rope = {}
         entries["rope_theta"] = rope.get("rope_theta", entries.get("rope_theta", cls.rope_theta))
-        eos_value = entries.get("eos_token_id")
-        if (
-            isinstance(eos_value, list)
-            and eos_value
-            and all(_has_json_type(each, int) for each in eos_value)
-        ):
-            entries["eos_token_id"] = eos_value[0]
+        more_stop_ids: list[int] = []
+        stop_ids = entries.get("eos_token_id")
+        if isinstance(stop_ids, list) and stop_ids and _are_json_ints(stop_ids):
+            entries["eos_token_id"], *more_stop_ids = stop_ids
+        # Every field but rope_scaling and more_stop_ids is a plain value.
         types = {field.name: field.type for field in fields(cls) if field.type in _TYPE_NAMES}
-        problems += [
-            f"{key}: {entries[key]!r} is not valid; expected {_TYPE_NAMES[kind]}"
-            for key, kind in types.items()
-            if key in entries and not _has_json_type(entries[key], kind)
-        ]
+        for key, type_ in types.items():
+            if key in entries and not _has_json_type(entries[key], type_):
+                problems.append(
+                    f"{key}: {entries[key]!r} is not valid; expected {_TYPE_NAMES[type_]}"
+                )
         if problems:
             raise UserError("\n".join(f"{file_name}: {problem}" for problem in problems))
-        # Two keys that may be left out mean something else to transformers than they do here.
+        # transformers' defaults for these two keys differ from those of this class.
         shape = {"num_key_value_heads": entries["num_attention_heads"], "rms_norm_eps": 1e-6}
         shape |= {key: entries[key] for key in types if key in entries}
         try:
             return cls(
                 **shape,
                 rope_scaling=_parse_rope_scaling(rope),
-                more_stop_ids=tuple(eos_value[1:] if isinstance(eos_value, list) else ()),
+                more_stop_ids=tuple(more_stop_ids),
             )
         except UserError as error:
             raise UserError(str(error).replace("model: ", f"{file_name}: ")) from None
 
 
-def _has_json_type(value: Any, expected_type: type) -> bool:
-    """Whether a JSON value has a type: whole numbers are numbers too, and true is neither."""
-    return (
-        isinstance(value, bool)
-        if expected_type is bool
-        else isinstance(value, int | expected_type) and not isinstance(value, bool)
-    )
+def _has_json_type(value: Any, expected_type: Any) -> bool:
+    """Return whether a JSON value has a type; an int is a float too, a bool is neither."""
+    if expected_type is bool or isinstance(value, bool):
+        return expected_type is bool and isinstance(value, bool)
+    return isinstance(value, int | expected_type)
+
+
+def _are_json_ints(values: list[Any]) -> bool:
+    return all(_has_json_type(value, int) for value in values)
 
 
 def _find_unsupported(values: dict[str, Any]) -> list[str]:
-    """What in a `config.json` is of another architecture."""
+    """Return what in a `config.json` belongs to another architecture, a sentence each."""
     if values.get("model_type") != "llama":
         return [f"model_type is {values.get('model_type')!r}; only llama is supported"]
-    found = [
-        f"{key} is set; biases are not supported"
-        for key in ("attention_bias", "mlp_bias")
-        if values.get(key)
-    ]
+    problems = []
+    for key in ("attention_bias", "mlp_bias"):
+        if values.get(key):
+            problems.append(f"{key} is set; biases are not supported")
     if values.get("hidden_act", "silu") != "silu":
-        found.append(f"hidden_act is {values['hidden_act']!r}; only silu is supported")
-    return found
+        problems.append(f"hidden_act is {values['hidden_act']!r}; only silu is supported")
+    return problems
 
 
 def _parse_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    """transformers' rotary parameters without what is no scaling: the base, and the type under its older name."""
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
-    if kind == "default":
+    """Return the scaling in transformers' rotary parameters, or None if there is none."""
+    rope_type = str(rope.get("rope_type", rope.get("type", "default")))  # `type` in older files
+    if rope_type == "default":
         return None
-    return {
-        "rope_type": kind,
-        **{key: rope[key] for key in ROPE_SCALINGS.get(kind, ()) if key in rope},
-    }
+    numbers = {key: rope[key] for key in ROPE_SCALINGS.get(rope_type, ()) if key in rope}
+    return {"rope_type": rope_type, **numbers}
 
 
-# Heads of 32 at 43M are the reference's; the larger two use heads of 64, the width that attention kernels like best.
+# Head widths: 32 at 43M, the reference shape; 64 in the larger two, which attention kernels run
+# fastest.
 PRESETS: dict[str, dict[str, Any]] = {
     "babyllama-3m": {
         "hidden_size": 160,
@@ -309,7 +302,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config_from_preset(name: str, vocab_size: int, **changes: Any) -> LlamaConfig:
-    """A named shape for a vocabulary, with single fields changed. UserError for an unknown name."""
+    """Return a preset's shape with single fields changed. Raises UserError for an unknown name."""
     if name not in PRESETS:
         raise UserError(
             f"--model.preset {name}: there is no such preset; choose one of {', '.join(PRESETS)}"
@@ -318,5 +311,5 @@ def config_from_preset(name: str, vocab_size: int, **changes: Any) -> LlamaConfi
 
 
 def with_tokenizer_ids(config: LlamaConfig, bos_token_id: int, eos_token_id: int) -> LlamaConfig:
-    """The same shape with the ids of a tokenizer's sentence marks."""
+    """Return the same shape with the bos and eos ids of a tokenizer."""
     return replace(config, bos_token_id=bos_token_id, eos_token_id=eos_token_id)

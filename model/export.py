@@ -1,4 +1,4 @@
-"""`python -m model.export`: a run for the tools that the rest of the world uses."""
+"""`python -m model.export`: export a checkpoint in Hugging Face or GGUF format."""
 
 import argparse
 from pathlib import Path
@@ -14,36 +14,24 @@ HF_DTYPES = ("float32", "float16", "bfloat16")
 GGUF_DTYPES = ("f32", "f16", "q8_0")
 DESCRIPTION = """Export a checkpoint.
 
-  --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config, safetensors, tokenizer,
-                 chat template, model card. Every --checkpoint here takes it too.
-  --format gguf  one file for llama.cpp, NAME.gguf, and beside it NAME.Modelfile for Ollama.
+  --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config,
+                 safetensors, tokenizer, chat template, model card. Every --checkpoint option takes
+                 such a folder, too.
+  --format gguf  one file for llama.cpp, NAME.gguf, and NAME.Modelfile for Ollama beside it.
 
-  python -m model.export --checkpoint runs/sft-csl --format hf --out exports/summariser --dtype bfloat16
-  python -m model.export --checkpoint runs/sft-csl --format gguf --out exports/summariser.gguf --dtype q8_0"""
+  python -m model.export --checkpoint runs/sft-csl --format hf --out exports/summarizer \\
+      --dtype bfloat16
+  python -m model.export --checkpoint runs/sft-csl --format gguf --out exports/summarizer.gguf \\
+      --dtype q8_0"""
 
 
 def main() -> None:
-    """Entry point."""
+    """Export as the command line says, and print what was written."""
     options = _parse_options()
-    if options.format == "gguf":
-        _export_gguf(options.checkpoint, options.out, options.dtype or "f32")
-        return
-    from model.interop.hf_export import export_hf
-
-    done = export_hf(
-        options.checkpoint,
-        options.out,
-        dtype=options.dtype or "float32",
-        max_shard_size=options.max_shard_size or "5GB",
-    )
-    files = (
-        done.weights_files[0]
-        if len(done.weights_files) == 1
-        else f"{len(done.weights_files)} files of weights"
-    )
-    print(
-        f"{options.out}: {done.num_parameters / 1e6:.1f}M parameters, {done.num_bytes / 1e6:.1f} MB in {files}"
-    )
+    if options.format == "hf":
+        _export_hf(options)
+    else:
+        _export_gguf(options)
 
 
 def _parse_options() -> argparse.Namespace:
@@ -60,7 +48,7 @@ def _parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--format", choices=("hf", "gguf"), required=True)
     parser.add_argument(
-        "--out", type=Path, required=True, help="the folder (hf) or file (gguf) to make"
+        "--out", type=Path, required=True, help="the folder (hf) or file (gguf) to write"
     )
     parser.add_argument(
         "--dtype",
@@ -70,7 +58,7 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--max_shard_size",
         metavar="SIZE",
-        help="hf: cut the weights into files of at most this size, such as 200MB (default 5GB)",
+        help="hf: split the weights into files of at most this size, such as 200MB (default 5GB)",
     )
     options = parser.parse_args()
     valid = HF_DTYPES if options.format == "hf" else GGUF_DTYPES
@@ -83,35 +71,35 @@ def _parse_options() -> argparse.Namespace:
     return options
 
 
-def _export_gguf(checkpoint: Path, out: Path, dtype: "GGUFType") -> None:
-    import torch
+# The exporters are imported late: with PyTorch they take seconds, which --help need not wait for.
 
-    from model.chat_template.template import Template
-    from model.chat_template.to_jinja import build_jinja_template
-    from model.checkpoint import locate, weights
-    from model.interop.gguf.export import export_gguf
-    from model.tokenizer.imported import ImportedTokenizer
 
-    source = locate.resolve_checkpoint(checkpoint)
-    model, tokenizer = weights.load_checkpoint(source, torch.device("cpu"))
-    template = Template.load(source)
-    # An imported chat template, if there is one, says what the imported words say.
-    own = (
-        tokenizer.tokenizer_config["chat_template"]
-        if isinstance(tokenizer, ImportedTokenizer) and tokenizer.template_fields
-        else None
+def _export_hf(options: argparse.Namespace) -> None:
+    from model.interop.hf_export import export_hf
+
+    result = export_hf(
+        options.checkpoint,
+        options.out,
+        dtype=options.dtype or "float32",
+        max_shard_size=options.max_shard_size or "5GB",
     )
-    export_gguf(
-        model,
-        tokenizer,
-        own or build_jinja_template(template),
-        out,
-        dtype=dtype,
-        name=out.stem,
-        template=template,
-    )
+    files = f"{len(result.weights_files)} weights files"
+    if len(result.weights_files) == 1:
+        files = result.weights_files[0]
     print(
-        f"{out}: {model.config.num_parameters / 1e6:.1f}M parameters, {out.stat().st_size / 1e6:.1f} MB, {dtype}"
+        f"{options.out}: {result.num_parameters / 1e6:.1f}M parameters, "
+        f"{result.num_bytes / 1e6:.1f} MB in {files}"
+    )
+
+
+def _export_gguf(options: argparse.Namespace) -> None:
+    from model.interop.gguf.export import export_gguf
+
+    dtype: "GGUFType" = options.dtype or "f32"
+    model = export_gguf(options.checkpoint, options.out, dtype=dtype)
+    print(
+        f"{options.out}: {model.config.num_parameters / 1e6:.1f}M parameters, "
+        f"{options.out.stat().st_size / 1e6:.1f} MB, {dtype}"
     )
 
 

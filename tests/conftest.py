@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from common.files import atomic_folder
 from data.shards import SHARD_FORMAT, ShardWriter
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import TOKENIZER_FILE as TOKENIZER_FILE
 from model.tokenizer.base import Tokenizer
 
@@ -44,7 +45,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """The shipped small tokenizer."""
-    return Tokenizer.load(ROOT / "assets" / "tokenizer")
+    return load_tokenizer(ROOT / "assets" / "tokenizer")
 
 
 @pytest.fixture

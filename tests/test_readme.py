@@ -23,8 +23,11 @@ from data.corpora.manifests import load_corpora
 from tests.helpers import processes
 
 ROOT = Path(__file__).parent.parent
+README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh.md"
 DOCUMENTS = [
-    ROOT / "README.md",
+    README,
+    CHINESE_README,
+    ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "bench" / "README.md",
 ]
@@ -171,13 +174,20 @@ def make_plan(command: Command) -> str:
     return done.stdout
 
 
+def commands_of(document: Path) -> list[Command]:
+    """Return all commands of a document, in order."""
+    shells = code_of(document.read_text(encoding="utf-8"))
+    return [command for shell in shells for command in commands_in(shell)]
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    """Prevents one language from teaching commands that the other one lacks."""
+    assert commands_of(README) == commands_of(CHINESE_README)
+
+
 def test_documentation_contains_commands() -> None:
-    """Every test below passing because nothing was found in the documents."""
-    in_readme = {
-        command
-        for shell in code_of(DOCUMENTS[0].read_text(encoding="utf-8"))
-        for command in commands_in(shell)
-    }
+    """Prevents the tests below from passing because no command was read from the documents."""
+    in_readme = set(commands_of(README))
     assert {"make", "train.pretrain"} <= {command.program for command in in_readme}
     assert any("pretrain" in command.words for command in in_readme if command.program == "make")
     assert len(MODULES) >= 5 and sum(bool(command.options) for command in COMMANDS) >= 5

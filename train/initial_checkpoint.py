@@ -10,7 +10,7 @@ from common.options import load_yaml
 from data.corpora.resolver import SMALL_TOKENIZER, resolve_shard_set
 from data.shards import ShardSet, load_run_shard_set, load_run_shard_sets
 from model.checkpoint import locate
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 from train import distributed
 from train.options import PretrainOptions, SftOptions
 from train.run_dir import CONFIG_FILE, NEW_RUN_HINT, RUN_FILE
@@ -115,8 +115,8 @@ def _check_same_tokenizer(
     ):
         return
     if (
-        Tokenizer.load(tokenizer_option).fingerprint
-        != Tokenizer.load(checkpoint_folder).fingerprint
+        load_tokenizer(tokenizer_option).fingerprint
+        != load_tokenizer(checkpoint_folder).fingerprint
     ):
         raise UserError(
             f"--tokenizer {tokenizer_option}: {run} was made with another tokenizer; leave --tokenizer out, or {NEW_RUN_HINT}"

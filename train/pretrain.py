@@ -18,9 +18,8 @@ from data.corpora.resolver import replaced_corpus_name, resolve_shard_set
 from data.shards import Sequences, ShardSet
 from evaluate.scores.lm import BLOCK_TOKENS, WINDOW_TOKENS, LMScore, score_stream
 from model.chat_template.template import TEMPLATE_FILE as TEMPLATE_FILE
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 from model.checkpoint import locate, weights
-from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig, config_from_preset, with_tokenizer_ids
 from model.decode.generate import Sampling, generate
 from model.llama import Llama
@@ -195,10 +194,10 @@ def _make_save_extras(
 ) -> Callable[[Path], None]:
     """What writes into a checkpoint all that is no numbers; a base that had a template can still be talked to."""
     converses = base is not None and (base.tokenizer_path / TEMPLATE_FILE).is_file()
-    template = Template.load(base.tokenizer_path) if base is not None and converses else None
+    template = load_template(base.tokenizer_path) if base is not None and converses else None
 
     def keep(folder: Path) -> None:
-        save_tokenizer(tokenizer, folder)
+        tokenizer.save(folder)
         if template is not None:
             template.save(folder)
 

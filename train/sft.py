@@ -17,12 +17,12 @@ from data.batching.collate import PackedBatchLoader
 from data.batching.examples import Examples, RequestSampling, build_examples
 from data.batching.packed_rows import PackedPlan
 from data.shards import ShardSet
-from model.chat_template.template import Template, template_for_tokenizer
+from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.checkpoint import locate, weights
-from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
 from train.autotune import ComputePlan, training_flops_per_token
@@ -78,9 +78,9 @@ class SftMixture:
         return ROUGE_METRIC if any(each.num_fitting for each in summaries) else VALIDATION_LOSS
 
 
-def build_sft_template(options: SftOptions, tokenizer: Tokenizer) -> Template:
+def build_sft_template(options: SftOptions, tokenizer_path: Path) -> Template:
     """The template of the model that is tuned. UserError for lead-ins where it has words of its own before answers."""
-    template = replace(template_for_tokenizer(tokenizer), lead_ins=options.lead_ins)
+    template = replace(load_template(tokenizer_path), lead_ins=options.lead_ins)
     if options.lead_ins and not template.render_answer("x").startswith("x"):
         raise UserError(
             "--lead_ins: this model's chat template puts words or a space before every answer, and a lead-in would "
@@ -102,8 +102,8 @@ def fine_tune(options: SftOptions) -> None:
     run = RunDir(options.run or default_run_folder("sft", options.data))
     base = resolve_initial_checkpoint(options, run.folder)
     options = options.model_copy(update={"base": base.folder or "none"})
-    tokenizer = Tokenizer.load(base.tokenizer_path)
-    template = build_sft_template(options, tokenizer)
+    tokenizer = load_tokenizer(base.tokenizer_path)
+    template = build_sft_template(options, base.tokenizer_path)
     mixture = _open_mixture(options, run.folder, base, tokenizer, template)
     fingerprints = _build_fingerprints(options, base, tokenizer, template, mixture)
     open_run(run, options, fingerprints, mixture.shard_sets, device)
@@ -158,6 +158,8 @@ def _open_mixture(
     """What `--data` says, opened. UserError where it is nothing that a run could be trained on."""
     names, weights = parse_mixture(options.data)
     sets, length = open_shard_sets(names, run, base), options.sequence_length
+    for name, shards in zip(names, sets, strict=True):
+        _check_same_template(name, shards, base, template)
     # With lead-ins a title without one is not what the model was taught: its loss would say nothing.
     phrasings, eval_phrasings = (
         RequestSampling(options.seed, options.lead_ins),
@@ -195,6 +197,19 @@ def _open_mixture(
     )
 
 
+def _check_same_template(
+    name: str, shards: ShardSet, base: InitialCheckpoint, template: Template
+) -> None:
+    """Raise UserError if a set of conversations was prepared with another chat template."""
+    if not (shards.folder / TEMPLATE_FILE).is_file():
+        return
+    if replace(load_template(shards.folder), lead_ins=template.lead_ins) != template:
+        raise UserError(
+            f"--data {name}: was prepared with another chat template than the model's: prepare the "
+            f"raw files again with --tokenizer {base.tokenizer_path}"
+        )
+
+
 def _build_fingerprints(
     options: SftOptions,
     base: InitialCheckpoint,
@@ -228,7 +243,7 @@ def _build_fingerprints(
 
 def _save_extras(tokenizer: Tokenizer, template: Template, folder: Path) -> None:
     """What a checkpoint needs besides numbers in order to be asked as it was trained."""
-    save_tokenizer(tokenizer, folder)
+    tokenizer.save(folder)
     template.save(folder)
 
 

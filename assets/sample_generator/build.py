@@ -22,18 +22,18 @@ def build_sample() -> Files:
     world = World()
     used_titles: set[str] = set()
     studies = {
-        split: StudyGenerator(world, random.Random("学报" + split), split).studies(
+        split: StudyGenerator(world, random.Random("学报" + split), split).draw_studies(
             count, used_titles
         )
         for split, count in STUDY_COUNTS.items()
     }
-    journal = StudyGenerator(world, random.Random("旧学报"), "train").studies(500, used_titles)
+    journal = StudyGenerator(world, random.Random("旧学报"), "train").draw_studies(500, used_titles)
     passage_generators = {
         name: PassageGenerator(random.Random(name), False, lambda _: True)
         for name in ("课本", "练习")
     }
-    files = pretraining_files(world, passage_generators["课本"].passages(1000), journal)
-    files |= sft_files(world, passage_generators["练习"].passages(3600))
+    files = pretraining_files(world, passage_generators["课本"].draw_passages(1000), journal)
+    files |= sft_files(world, passage_generators["练习"].draw_passages(3600))
     files |= summary_files(world, studies)
     # The held-out passages come last: their names must be in no other file.
     sample_text = readable_text(files)

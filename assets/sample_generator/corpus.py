@@ -114,10 +114,10 @@ def passage_files() -> Files:
 
 def pretraining_files(world: World, passages: Sequence[Passage], studies: Sequence[Study]) -> Files:
     """All files below `pretrain/`, as bytes by relative path."""
-    wikipedia_documents = DocumentCollection(world, "百科").encyclopedia(1.0)
-    wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia(0.5)
-    mnbvc_documents = DocumentCollection(world, "文章").narratives(1.0)
-    magazine_documents = DocumentCollection(world, "杂志").narratives(0.45)
+    wikipedia_documents = DocumentCollection(world, "百科").encyclopedia_documents(1.0)
+    wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia_documents(0.5)
+    mnbvc_documents = DocumentCollection(world, "文章").story_documents(1.0)
+    magazine_documents = DocumentCollection(world, "杂志").story_documents(0.45)
     question_generator = QuestionGenerator(world, random.Random("问答"))
     pairs = list(
         dict.fromkeys(pair for _ in range(420) for pair in question_generator.random_pairs())

@@ -26,7 +26,7 @@ class DialogueGenerator(QuestionGenerator):
     def small_talk(self, topics: str = "好 你是谁 会什么 心情 夸 家") -> QuestionAnswer:
         """A greeting, a question about the assistant, or praise."""
         topic = self.rng.choice(topics.split())
-        return self.expand_chat("问" + topic), self.line("答" + topic)
+        return self.expand_chat("问" + topic), self.expand_chat("答" + topic)
 
     def conversation(self) -> list[QuestionAnswer]:
         """Two to six exchanges with the assistant, most of them about one topic."""
@@ -50,17 +50,20 @@ class DialogueGenerator(QuestionGenerator):
         topics = self.rng.sample(["景", "食", "人", "节"], self.rng.randint(2, 4))
         if "人" not in topics:
             topics.append("人")
-        utterances = [self.expand_chat("谈.一", values), self.line("谈.二", values)]
+        utterances = [self.expand_chat("谈.一", values), self.expand_chat("谈.二", values)]
         for topic in topics:
             utterances += [
                 self.expand_chat("谈.问" + topic, values),
-                self.line("谈.答" + topic, values),
+                self.expand_chat("谈.答" + topic, values),
             ]
             if topic == "人":
-                utterances += [self.expand_chat("谈.问师", values), self.line("谈.答师", values)]
+                utterances += [
+                    self.expand_chat("谈.问师", values),
+                    self.expand_chat("谈.答师", values),
+                ]
         if self.rng.random() < 0.6:
-            utterances += [self.expand_chat("谈.带", values), self.line("谈.答带", values)]
-        return [*utterances, self.expand_chat("谈.末", values), self.line("谈.末二", values)]
+            utterances += [self.expand_chat("谈.带", values), self.expand_chat("谈.答带", values)]
+        return [*utterances, self.expand_chat("谈.末", values), self.expand_chat("谈.末二", values)]
 
     def instruction(self) -> Instruction:
         """An instruction, its input (often empty), and the answer."""
@@ -97,16 +100,18 @@ class DialogueGenerator(QuestionGenerator):
         """A question about a person, a text as input, and the answer as it stands in the text."""
         person = self.rng.choice(self.world.people)
         values = person_values(self.world, person)
-        opening = "人.开头本地" if person.home is person.town else "人.开头"
+        opening = "人.开头本地" if person.home is person.workplace else "人.开头"
         expand = self.story_generator.grammar.expand
         parts = [opening, "人.学艺", self.rng.choice(["人.宠", "人.好", "人.食"])]
         text = "".join(expand(part, values, self.rng) for part in parts)
-        key = self.rng.choice(["职", "师"] if person.home is person.town else ["职", "乡", "师"])
+        key = self.rng.choice(
+            ["职", "师"] if person.home is person.workplace else ["职", "乡", "师"]
+        )
         return self.expand_chat("令.抽" + key, values), text, values[key]
 
     def _listing_task(self) -> Instruction:
         values = place_values(self.world, self.rng.choice(self.world.places))
-        return self.expand_chat("令.列", values), "", self.line("答.列", values)
+        return self.expand_chat("令.列", values), "", self.expand_chat("答.列", values)
 
     def _arithmetic_task(self) -> Instruction:
         person = self.rng.choice(self.world.people)
@@ -114,14 +119,14 @@ class DialogueGenerator(QuestionGenerator):
         total = (count * price // 10 + self.rng.randint(1, 3)) * 10
         values = {
             **person_values(self.world, person),
-            "货": self.rng.choice(self.world.lists["货物"]),
+            "货": self.rng.choice(self.world.word_lists["货物"]),
             "件": str(count),
             "价": str(price),
             "和": str(count * price),
             "总": str(total),
             "余": str(total - count * price),
         }
-        return self.expand_chat("令.算", values), "", self.line("答.算", values)
+        return self.expand_chat("令.算", values), "", self.expand_chat("答.算", values)
 
     def _replacement_task(self) -> Instruction:
         one, other = self.rng.sample(self.world.people, 2)

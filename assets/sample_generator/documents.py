@@ -61,7 +61,7 @@ class DocumentGenerator:
     def biography(self, person: Person) -> SampleDocument:
         """An encyclopedia article about a person."""
         values = person_values(self.world, person)
-        opening = "人.开头本地" if person.home is person.town else "人.开头"
+        opening = "人.开头本地" if person.home is person.workplace else "人.开头"
         first = self._expand(values, opening, "人.童年", "人.学艺")
         middle = [self._expand_several("人.工作", 2, values)]
         if person.book:
@@ -73,7 +73,9 @@ class DocumentGenerator:
         )
         self.rng.shuffle(middle)
         return SampleDocument(
-            "人物", person.name, (first, "".join(middle), self._say(values, "人.评价", "人.结尾"))
+            "人物",
+            person.name,
+            (first, "".join(middle), self._expand(values, "人.评价", "人.结尾")),
         )
 
     def place(self, place: Row) -> SampleDocument:
@@ -94,7 +96,10 @@ class DocumentGenerator:
             (
                 self._expand(values, "地.开头", "地.来历"),
                 *(
-                    "".join(self._many(name, 2 if name in twice else 1, values) for name in part)
+                    "".join(
+                        self._expand_several(name, 2 if name in twice else 1, values)
+                        for name in part
+                    )
                     for part in (middle[:3], middle[3:])
                 ),
                 self._expand(values, "地.结尾"),
@@ -135,8 +140,8 @@ class DocumentGenerator:
             "动物",
             animal["名字"],
             (
-                self._say(values, "兽.开头", *middle[:2]),
-                self._say(values, *middle[2:]),
+                self._expand(values, "兽.开头", *middle[:2]),
+                self._expand(values, *middle[2:]),
                 self._expand(values, "兽.结尾"),
             ),
         )
@@ -149,8 +154,8 @@ class DocumentGenerator:
             "手艺",
             trade["职业"],
             (
-                self._say(values, "艺.开头", "艺.具"),
-                self._say(values, "艺.步骤"),
+                self._expand(values, "艺.开头", "艺.具"),
+                self._expand(values, "艺.步骤"),
                 self._expand(values, "艺.窍门", "艺.结尾"),
             ),
         )
@@ -163,7 +168,7 @@ class DocumentGenerator:
             "量": food["量词"],
             "窍": food["窍门"],
             "他": "他",
-            "人": self.person_in(place).name,
+            "人": self.random_local(place).name,
         }
         values |= {f"料{i}": food["料" + n] for i, n in enumerate("一二三四", 1)}
         values |= {f"步{i}": food["步" + n] for i, n in enumerate("一二三四", 1)}
@@ -171,8 +176,8 @@ class DocumentGenerator:
             "美食",
             food["名字"],
             (
-                self._say(values, "食.开头", "食.料"),
-                self._say(values, "食.步骤"),
+                self._expand(values, "食.开头", "食.料"),
+                self._expand(values, "食.步骤"),
                 self._expand(values, "食.窍门", "食.结尾"),
             ),
         )
@@ -199,8 +204,8 @@ class DocumentGenerator:
             **draw_occasion(self.world, self.rng),
             **place_values(self.world, place),
             "地": place["名字"],
-            "年": self.later_year(person),
-            "奖": self.rng.choice(self.world.lists["奖"]),
+            "年": self.random_working_year(person),
+            "奖": self.rng.choice(self.world.word_lists["奖"]),
         }
         if kind == "赛":
             values |= {"城": person.workplace["名字"]}
@@ -232,8 +237,8 @@ class DocumentGenerator:
             f"谷历{values['年']}年{person.workplace['名字']}{title}",
             (
                 self._expand(values, "事.开头", parts[0]),
-                self._say(values, *parts[1:-1]),
-                self._say(values, parts[-1]),
+                self._expand(values, *parts[1:-1]),
+                self._expand(values, parts[-1]),
             ),
         )
 
@@ -251,7 +256,7 @@ class DocumentGenerator:
             f"《{person.book['书']}》",
             (
                 self._expand(values, "书.开头", "书.内容"),
-                self._say(values, "书.作者", "书.评"),
+                self._expand(values, "书.作者", "书.评"),
                 self._expand(values, "书.结尾"),
             ),
         )
@@ -271,15 +276,17 @@ class DocumentGenerator:
             "发明",
             details["器"],
             (
-                self._say(values, "器.开头", "器.缘由"),
-                self._say(values, "器.过程"),
+                self._expand(values, "器.开头", "器.缘由"),
+                self._expand(values, "器.过程"),
                 self._expand(values, "器.好处", "器.结尾"),
             ),
         )
 
     def school(self, place: Row) -> SampleDocument:
         """An article about a place's school."""
-        teachers = [p for p in self.world.people if p.trade["职业"] == "老师" and p.town is place]
+        teachers = [
+            p for p in self.world.people if p.trade["职业"] == "老师" and p.workplace is place
+        ]
         head = teachers[0]
         founded = int(place["建成"]) + 12
         values = {
@@ -296,8 +303,8 @@ class DocumentGenerator:
             place["名字"] + "学堂",
             (
                 self._expand(values, "校.开头"),
-                self._say(values, *middle),
-                self._say(values, "校.结尾"),
+                self._expand(values, *middle),
+                self._expand(values, "校.结尾"),
             ),
         )
 

@@ -18,7 +18,7 @@ class QuestionGenerator(DocumentGenerator):
         self.grammar = Grammar("qa.txt")
 
     def _question_answer(self, topic: str, values: dict[str, str]) -> QuestionAnswer:
-        return self._expand(values, "问" + topic), self._say(values, "答" + topic)
+        return self._expand(values, "问" + topic), self._expand(values, "答" + topic)
 
     def about_person(self, person: Person) -> list[QuestionAnswer]:
         """One pair for each kind of fact about a person, in a drawn order."""
@@ -45,7 +45,7 @@ class QuestionGenerator(DocumentGenerator):
         }
         pairs = [
             self._question_answer(topic, values) for topic in ("地", "地.处", "地.来", "地.节")
-        ] + [self._pair("路", trip)]
+        ] + [self._question_answer("路", trip)]
         return self.rng.sample(pairs, len(pairs))
 
     def about_animal(self, animal: Row) -> list[QuestionAnswer]:
@@ -70,7 +70,7 @@ class QuestionGenerator(DocumentGenerator):
         values = {**place_values(self.world, place), "窍": food["窍门"]}
         values |= {f"料{i}": food["料" + n] for i, n in enumerate("一二三四", 1)}
         values |= {f"步{i}": food["步" + n] for i, n in enumerate("一二三四", 1)}
-        return [self._question_answer("食", values), self._pair("食.窍", values)]
+        return [self._question_answer("食", values), self._question_answer("食.窍", values)]
 
     def about_craft(self, person: Person) -> list[QuestionAnswer]:
         """How a craft is done, by one who does it."""

@@ -84,7 +84,7 @@ class World:
         """A full name that nobody has yet."""
         while True:
             name = self.rng.choice(self.word_lists["姓"]) + self.rng.choice(
-                self.lists["女名" if female else "男名"]
+                self.word_lists["女名" if female else "男名"]
             )
             if name not in self._used_names:
                 self._used_names.add(name)
@@ -145,25 +145,25 @@ class World:
             one.friend, other.friend = other, one
 
     def _assign_books(self) -> None:
-        titles = [a + b for a in self.word_lists["书题甲"] for b in self.lists["书题乙"]]
+        titles = [a + b for a in self.word_lists["书题甲"] for b in self.word_lists["书题乙"]]
         writers = self.rng.sample(self.people, 150)
         for person, title in zip(writers, self.rng.sample(titles, 150), strict=True):
             year = min(CURRENT_YEAR - 1, person.birth_year + self.rng.randint(25, 60))
             person.book = {
                 "书": title,
-                "书年": str(max(year, person.started + 1)),
-                "书容": self.rng.choice(self.lists["书内容"]),
+                "书年": str(max(year, person.first_work_year + 1)),
+                "书容": self.rng.choice(self.word_lists["书内容"]),
             }
 
     def _assign_inventions(self) -> None:
-        names = [a + b for a in self.word_lists["发明甲"] for b in self.lists["发明乙"]]
+        names = [a + b for a in self.word_lists["发明甲"] for b in self.word_lists["发明乙"]]
         inventors = self.rng.sample([person for person in self.people if person.book is None], 130)
         for person, name in zip(inventors, self.rng.sample(names, 130), strict=True):
             year = min(CURRENT_YEAR - 1, person.birth_year + self.rng.randint(22, 55))
             person.invention = {
                 "器": name,
-                "器年": str(max(year, person.started + 1)),
-                "器好": self.rng.choice(self.lists["发明好处"]),
+                "器年": str(max(year, person.first_work_year + 1)),
+                "器好": self.rng.choice(self.word_lists["发明好处"]),
             }
 
     def distance(self, one: Row, other: Row) -> int:

@@ -31,9 +31,9 @@ class StoryGenerator(DocumentGenerator):
             f"{person.given_name}的一天",
             (
                 self._expand(values, "日.早", "日.事"),
-                self._say(values, "日.找", "日.帮", "日.得"),
+                self._expand(values, "日.找", "日.帮", "日.得"),
                 self._expand(values, "日.做", "日.晚"),
-                self._say(values, "日.结尾"),
+                self._expand(values, "日.结尾"),
             ),
         )
 
@@ -55,11 +55,11 @@ class StoryGenerator(DocumentGenerator):
             "乙": destination["名字"],
             "景": destination["名胜"],
             "里": str(self.world.distance(start, destination)),
-            "车": self.rng.choice(self.world.lists["交通"]),
+            "车": self.rng.choice(self.world.word_lists["交通"]),
             "食": destination["小吃"],
             "产": destination["特产"],
             "物": start["特产"],
-            "邻": self.world.neighbour(destination)["名字"],
+            "邻": self.world.nearest_place(destination)["名字"],
         }
         if values["邻"] == values["甲"]:
             values["邻"] = "半山亭"
@@ -70,7 +70,7 @@ class StoryGenerator(DocumentGenerator):
             f"从{values['甲']}到{values['乙']}",
             (
                 self._expand(values, "路.开头", "路.行李"),
-                self._say(values, "路.用1", "路.遇人", "路.用2"),
+                self._expand(values, "路.用1", "路.遇人", "路.用2"),
                 self._expand(values, "路.到", "路.结尾"),
             ),
         )
@@ -99,7 +99,7 @@ class StoryGenerator(DocumentGenerator):
             "故事",
             f"{person.given_name}赶集",
             (
-                self._say(values, "市.开头", "市.买1", "市.买2"),
+                self._expand(values, "市.开头", "市.买1", "市.买2"),
                 self._expand(values, "市.算", "市.结尾"),
             ),
         )
@@ -113,8 +113,8 @@ class StoryGenerator(DocumentGenerator):
             f"{person.name}给{values['友']}的信",
             (
                 self._expand(values, "信.开头"),
-                self._say(values, "信.一"),
-                self._say(values, "信.二", "信.三"),
+                self._expand(values, "信.一"),
+                self._expand(values, "信.二", "信.三"),
                 *body,
             ),
         )
@@ -127,8 +127,8 @@ class StoryGenerator(DocumentGenerator):
             "日记",
             f"{person.name}的日记",
             (
-                self._say(values, "记.头"),
-                self._say(values, "记.早") + middle,
+                self._expand(values, "记.头"),
+                self._expand(values, "记.早") + middle,
                 self._expand(values, "记.晚", "记.尾"),
             ),
         )
@@ -163,7 +163,7 @@ class StoryGenerator(DocumentGenerator):
             f"{first['名字']}和{second['名字']}",
             (
                 self._expand(values, "寓.开头", "寓.性"),
-                self._say(values, "寓.难冬", "寓.求", "寓.帮"),
+                self._expand(values, "寓.难冬", "寓.求", "寓.帮"),
                 self._expand(values, "寓.果", "寓.理"),
             ),
         )
@@ -179,15 +179,15 @@ class StoryGenerator(DocumentGenerator):
             "日": day,
             "年": year,
             "届": str(int(year) - int(place["建成"]) - 5),
-            "岁": str(int(year) - person.born),
+            "岁": str(int(year) - person.birth_year),
             "校": place["名字"] + "学堂",
             "食": place["小吃"],
         }
         head = (
             self._expand(values, "闻.头")
             + "\n"
-            + self._say(values, "闻.节")
-            + self._say(values, "闻.节二")
+            + self._expand(values, "闻.节")
+            + self._expand(values, "闻.节二")
         )
         return SampleDocument(
             "新闻",
@@ -195,7 +195,7 @@ class StoryGenerator(DocumentGenerator):
             (
                 *head.split("\n"),
                 self._expand(values, "闻.节二", "闻.节三"),
-                self._say(values, "闻.天"),
+                self._expand(values, "闻.天"),
             ),
         )
 
@@ -207,8 +207,8 @@ class StoryGenerator(DocumentGenerator):
         }
         parts = [
             self._expand(values, "访.开头"),
-            self._say(values, "访.一"),
-            self._say(values, "访.二"),
+            self._expand(values, "访.一"),
+            self._expand(values, "访.二"),
         ]
         for section in ("访.一", "访.二"):
             extra = self._expand(values, section)
@@ -233,4 +233,4 @@ class StoryGenerator(DocumentGenerator):
                 [row for row in self.world.places if row is not person.workplace]
             )
             values |= {**place_values(self.world, place), "城": person.workplace["名字"]}
-        return self._expand(values, f"报.{kind}.题"), self._say(values, f"报.{kind}.文")
+        return self._expand(values, f"报.{kind}.题"), self._expand(values, f"报.{kind}.文")

@@ -28,9 +28,8 @@ from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
-from model.checkpoint.weights import save_tokenizer
 from model.config import config_from_preset
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 from train.autotune import ComputePlan
 from train.options import PretrainOptions
 from train.run_dir import RunDir
@@ -50,7 +49,7 @@ def shards(context: Context) -> Path:
     folder = context.work / "shards"
     if folder.is_dir():
         return folder
-    tokenizer, draw = Tokenizer.load(TOKENIZER), np.random.default_rng(0)
+    tokenizer, draw = load_tokenizer(TOKENIZER), np.random.default_rng(0)
     with atomic_folder(folder, {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}) as made:
         tokenizer.save(made)
         for split, count in (("train", 200), ("validation", 8)):
@@ -154,8 +153,6 @@ def words(context: Context, run: Path, device: str, *more: str) -> list[str]:
         "log_every": 1,
     }
     return [
-        "--config",
-        str(ROOT / "configs" / "pretrain.yaml"),
         "--run",
         str(run),
         "--data",
@@ -435,7 +432,7 @@ def overflow(context: Context) -> None:
             micro_rows=rows,
             loss_path="chunked",
         ),
-        lambda into: save_tokenizer(tokenizer, into),
+        lambda into: tokenizer.save(into),
         lambda *_: None,
     )
     start = 2.0**32 if context.small else 2.0**40

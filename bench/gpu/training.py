@@ -45,9 +45,9 @@ class Plan:
         """Tell whether the text deserves the 43M shape: the sample is for the small one."""
         return self.data != "sample" and self.device == "cuda"
 
-    def config(self, kind: str) -> str:
-        """Return the configuration of a command."""
-        return str(ROOT / "configs" / f"{kind}{'-43m' if self.large else ''}.yaml")
+    def config_arguments(self, kind: str) -> list[str]:
+        """Return the `--config` of a command; none for the sample, which the defaults are for."""
+        return ["--config", str(ROOT / "configs" / f"{kind}-43m.yaml")] if self.large else []
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _open_state(plan: Plan) -> dict[str, Any]:
 def _stages(call: Call, state: dict[str, Any]) -> None:
     plan = call.plan
     device = ["--device", plan.device]
-    pretrain = ["--config", plan.config("pretrain"), "--data", plan.data, *device]
+    pretrain = [*plan.config_arguments("pretrain"), "--data", plan.data, *device]
     if "steps" not in state:
         trial = plan.work / "trial"
         stage = call.command(
@@ -196,8 +196,7 @@ def _stages(call: Call, state: dict[str, Any]) -> None:
         call.command(
             "sft",
             "train.sft",
-            "--config",
-            plan.config("sft"),
+            *plan.config_arguments("sft"),
             "--data",
             plan.tune,
             "--base",

@@ -41,7 +41,8 @@ class ContinuousBatch:
             [request.prompt for request in requests],
             max_new_tokens=max(sequence.num_remaining for sequence in new_sequences),
         )
-        new_sequences = _forward_and_sample(new_sequences, inference_batch, inference_batch.prompts)
+        hidden = inference_batch.prefill()
+        new_sequences = _append_next_tokens(new_sequences, inference_batch, hidden)
         if new_sequences:
             if running_sequences and self._inference_batch is not None:
                 all_sequences = running_sequences + new_sequences
@@ -57,7 +58,6 @@ class ContinuousBatch:
         return ActiveSequence(
             request,
             self._loaded_model.tokenizer,
-            config.vocab_size,
             self._loaded_model.context_length,
             config.stop_ids,
         )
@@ -68,10 +68,11 @@ class ContinuousBatch:
         if not self.sequences or self._inference_batch is None:
             return
         last_ids = torch.tensor(
-            [[sequence.answer_ids[-1]] for sequence in self.sequences],
+            [sequence.answer_ids[-1] for sequence in self.sequences],
             device=self._inference_batch.device,
         )
-        self.sequences = _forward_and_sample(self.sequences, self._inference_batch, last_ids)
+        hidden = self._inference_batch.decode_step(last_ids)
+        self.sequences = _append_next_tokens(self.sequences, self._inference_batch, hidden)
 
     @torch.inference_mode()
     def drop_expired(self, now: float) -> None:
@@ -93,14 +94,14 @@ class ContinuousBatch:
         self._inference_batch = None
 
 
-def _forward_and_sample(
-    sequences: list[ActiveSequence], inference_batch: InferenceBatch, ids: Tensor
+def _append_next_tokens(
+    sequences: list[ActiveSequence], inference_batch: InferenceBatch, hidden: Tensor
 ) -> list[ActiveSequence]:
-    """Run the model on ids[B, T] and append the next id of every sequence.
+    """Append the next id to every sequence, given hidden[B, D] of its last position.
 
     Returns the sequences that are not finished, which are the rows of `inference_batch` then.
     """
-    next_ids = _next_tokens(sequences, inference_batch, ids)
+    next_ids = _next_tokens(sequences, inference_batch, hidden)
     for sequence, next_id in zip(sequences, next_ids, strict=True):
         if next_id is None:
             sequence.fail(500, OVERFLOW_MESSAGE)
@@ -110,10 +111,9 @@ def _forward_and_sample(
 
 
 def _next_tokens(
-    sequences: list[ActiveSequence], inference_batch: InferenceBatch, ids: Tensor
+    sequences: list[ActiveSequence], inference_batch: InferenceBatch, hidden: Tensor
 ) -> list[int | None]:
-    """Run the model on ids[B, T]; return the next id of every row, None if it overflowed."""
-    hidden = inference_batch.forward_hidden(ids)
+    """Return the next id of every sequence, None where hidden[B, D] or the logits overflowed."""
     if all(sequence.is_greedy for sequence in sequences):
         # Nobody needs the logits, which cost most of the head. The check for overflow is part of
         # the same tensor, because every copy from a GPU waits for it.

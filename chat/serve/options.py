@@ -13,6 +13,7 @@ from chat.options import (
     integer_between,
     parse_bilingual_options,
 )
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS
 
 DESCRIPTION = """通过 OpenAI chat-completions 协议提供模型服务；用浏览器打开 / 即可对话。
 Serve a model over the OpenAI chat-completions protocol; open / in a browser to talk to it.
@@ -44,7 +45,7 @@ class ServeOptions(SamplingOptions, ModelOptions):
         "requests that may wait besides; more get status 429",
     )
     max_new_tokens: Count = Field(
-        256,
+        DEFAULT_MAX_NEW_TOKENS,
         description="每个回答最多多少个词元，请求中只能设得更小\n"
         "maximum number of tokens of an answer; requests can only lower it",
     )

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from model.decode.detokenize import StreamingDetokenizer
-from model.decode.generate import Sampling, sample_token
-from model.decode.logits_processors import banned_ngram_tokens
+from model.decode.logits_processors import (
+    build_logits_processors,
+    process_logits,
+    sample_token,
+)
+from model.decode.sampling import Sampling
 from model.tokenizer.base import Tokenizer
 
 # eos: the model ended the answer; stop: a stop string; length: max_new_tokens; context: the end of
@@ -71,16 +75,21 @@ class ActiveSequence:
 
     request: GenerationRequest
     tokenizer: Tokenizer
-    vocab_size: int
     context_length: int
     stop_ids: Collection[int]  # ids that end an answer
     answer_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.request.seed)
-        self._token_counts = torch.zeros(self.vocab_size)
-        self._detokenizer = StreamingDetokenizer(self.tokenizer, self.request.stop_strings)
+        request = self.request
+        self._generator = torch.Generator().manual_seed(request.seed)
+        self._processors = build_logits_processors(
+            repetition_penalty=request.sampling.repetition_penalty,
+            no_repeat_ngram=request.sampling.no_repeat_ngram,
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+        )
+        self._detokenizer = StreamingDetokenizer(self.tokenizer, request.stop_strings)
 
     @property
     def num_remaining(self) -> int:
@@ -91,25 +100,13 @@ class ActiveSequence:
     @property
     def is_greedy(self) -> bool:
         """Whether the next id is the argmax of the unprocessed logits."""
-        request = self.request
-        has_penalty = request.frequency_penalty != 0 or request.presence_penalty != 0
-        return request.sampling.is_greedy and not has_penalty
+        return self.request.sampling.is_greedy and not self._processors
 
     def sample_token(self, logits: Tensor) -> int:
         """Return the next id, sampled from logits[V] (fp32, on the CPU)."""
-        request = self.request
-        generated_mask = self._token_counts > 0
-        if request.frequency_penalty or request.presence_penalty:
-            # As OpenAI defines them, but counting the answer alone and not the prompt.
-            logits = (
-                logits
-                - request.frequency_penalty * self._token_counts
-                - request.presence_penalty * generated_mask
-            )
-        banned_ids = banned_ngram_tokens([self.answer_ids], request.sampling.no_repeat_ngram)[0]
-        if banned_ids:
-            logits = logits.index_fill(0, torch.tensor(banned_ids), -torch.inf)
-        return sample_token(logits, generated_mask, request.sampling, self._generator)
+        generated = torch.tensor([self.answer_ids], dtype=torch.int64)
+        logits = process_logits(self._processors, logits[None], generated)[0]
+        return sample_token(logits, self.request.sampling, self._generator)
 
     def append_token(self, token_id: int) -> None:
         """Append an id to the answer, emit its text, and finish the sequence if this ends it."""
@@ -117,7 +114,6 @@ class ActiveSequence:
             self.finish("eos")
             return
         self.answer_ids.append(token_id)
-        self._token_counts[token_id] += 1
         self._emit_text(self._detokenizer.add_token(token_id))
         if self._detokenizer.has_stopped:
             self.finish("stop")

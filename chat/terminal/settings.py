@@ -3,11 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.decode.sampling import Sampling
-
-# No n-gram of 8 ids comes twice, which ends a loop of any length; shorter ones would forbid a name
-# of rare characters, three byte ids each, to be repeated.
-DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, no_repeat_ngram=8)
+from model.decode.sampling import DEFAULT_SAMPLING, Sampling
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,13 @@ here keeps the preparation that it has, and a warning says that other code made 
 """
 
 import hashlib
-import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from common.errors import UserError
-from common.files import (
-    MANIFEST,
-    check_manifest,
-    fsync,
-    read_checksummed_json,
-    read_json,
-    sha256_file,
-    write_checksummed_json,
-)
+from common.files import MANIFEST, read_json
 from data.corpora.manifests import (
     PROJECT_ROOT,
     TOKENIZER_NAME,
@@ -32,11 +21,13 @@ from data.corpora.manifests import (
     load_corpora,
     unknown_corpus_error,
 )
-from data.prepare.pipeline import PREPARE_VERSION, PrepareOptions, prepare_groups
+from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
 from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
 from data.readers.source_args import SourceGroup
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
 SAMPLE_NAME = "sample"
@@ -169,181 +160,79 @@ def sample_files(source: str | None = None) -> FilesBySource:
     return {source: inputs[source]}
 
 
-def prepare_if_outdated(name: str, inputs: FilesBySource, tokenizer: Path) -> Path:
-    """The shard set of `inputs` under `name`: the one that is there if it was made from the same, else made now.
+def prepare_if_outdated(
+    name: str,
+    files_by_source: FilesBySource,
+    tokenizer: Path,
+    parts: tuple[str, ...] = (),
+) -> Path:
+    """Return the shard set of these files under `name`; prepare it unless it is there and made from the same.
 
-    The old one stays until the new one is whole. UserError if something that was not made here has the name.
+    The old set stays until the new one is whole. `parts` are the parts of the corpus that the files are. Raises UserError
+    if `prepared/` has something else under this name.
     """
-    loaded_tokenizer = Tokenizer.load(tokenizer)
-    out, options = _prepared_folder(name, loaded_tokenizer), PrepareOptions()
-    if out.exists() and not (out / PROVENANCE_FILE).is_file():
-        raise UserError(
-            f"{out} was not made by make data or a training run: move it away and run again"
-        )
-    request = {
-        "format": SHARD_FORMAT,
-        "tokenizer": loaded_tokenizer.fingerprint,
-        "options": options.model_dump(mode="json"),
-        "code": PREPARE_VERSION,
-    }
-    if not _is_up_to_date(out, request, inputs):
-        new = out.with_name(f".{out.name}.new")
-        shutil.rmtree(new, ignore_errors=True)
-        groups = [
-            SourceGroup(source, tuple(map(str, files.train)), tuple(map(str, files.dev)))
-            for source, files in inputs.items()
-        ]
-        prepare_groups(groups, new, tokenizer, options)
-        file_stamps = {
-            source: [_file_stamp(path) for path in files.train + files.dev]
-            for source, files in inputs.items()
-        }
-        write_checksummed_json(
-            new / PROVENANCE_FILE, {**request, "name": name, "inputs": file_stamps}
-        )
-        _swap_folders(out, new)
+    out = _prepared_folder(name, load_tokenizer(tokenizer))
+    corpus = {"name": name, "parts": list(parts)}
+    options = PrepareOptions()
+    groups = _source_groups(files_by_source)
+    prepare_groups(groups, out, tokenizer, options, corpus=corpus, replace_outdated=True)
     return out
 
 
-def _swap_folders(out: Path, new: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(new, out)
-    fsync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _source_groups(files_by_source: FilesBySource) -> list[SourceGroup]:
+    return [
+        SourceGroup(source, tuple(map(str, files.train)), tuple(map(str, files.dev)))
+        for source, files in files_by_source.items()
+    ]
 
 
 def _prepared_folder(name: str, tokenizer: Tokenizer) -> Path:
     return PREPARED_FOLDER / f"{name}-{tokenizer.fingerprint[:8]}"
 
 
-def _is_up_to_date(out: Path, request: dict[str, Any], inputs: FilesBySource) -> bool:
-    """Whether `out` is whole and was made by this request from these very files."""
-    if not out.exists() or check_manifest(out, verify_checksums=False):
-        return False
-    try:
-        previous_request = read_checksummed_json(
-            out / PROVENANCE_FILE, max_bytes=1 << 30
-        )  # it lists every file of a corpus, and was written here
-    except UserError as error:
-        print(f"warning: {error}; preparing {out} again", file=sys.stderr)
-        return False
-    if any(previous_request.get(key) != value for key, value in request.items()):
-        return False
-    file_stamps = previous_request["inputs"]
-    source_paths = {source: files.train + files.dev for source, files in inputs.items()}
-    if [(source, len(file_stamps[source])) for source in file_stamps] != [
-        (source, len(files)) for source, files in source_paths.items()
-    ]:
-        return False
-    return all(
-        _matches_stamp(fact, path)
-        for source, files in source_paths.items()
-        for fact, path in zip(file_stamps[source], files, strict=True)
-    )
-
-
-def _file_stamp(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {
-        "name": path.name,
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": sha256_file(path),
-    }
-
-
-def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
-    status = path.stat()
-    if (stamp["name"], stamp["bytes"]) != (path.name, status.st_size):
-        return False
-    # A copy or a fresh checkout has other times and the same content.
-    return stamp["mtime_ns"] == status.st_mtime_ns or stamp["sha256"] == sha256_file(path)
-
-
 def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """What was prepared under this name with this tokenizer, or with whichever came last; None if nothing was."""
+    """Return the set prepared under this name with this tokenizer, else the newest one; None if there is none."""
     if tokenizer is not None:
-        folder = _prepared_folder(name, Tokenizer.load(tokenizer))
-        return (
-            _refresh_if_outdated(_check_shard_set(folder, tokenizer), name, corpus)
-            if _is_shard_set(folder)
-            else None
-        )
-    folders = [
-        path for path in PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8) if _is_shard_set(path)
-    ]
+        folders = [_prepared_folder(name, load_tokenizer(tokenizer))]
+    else:
+        folders = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
+    folders = [folder for folder in folders if _is_shard_set(folder)]
     if not folders:
         return None
-    return _refresh_if_outdated(
-        _check_shard_set(max(folders, key=lambda path: (path / MANIFEST).stat().st_mtime_ns), None),
-        name,
-        corpus,
-    )
+    newest = max(folders, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns)
+    return _refresh_if_outdated(_check_shard_set(newest, tokenizer), name, corpus)
 
 
 def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
-    """The prepared set of a name, made again where other code made it and the files it was made from are still here."""
-    provenance_path = folder / PROVENANCE_FILE
-    provenance = (
-        read_checksummed_json(
-            provenance_path, f": delete {folder}, and make data DATA={name}", 1 << 30
-        )
-        if provenance_path.is_file()
-        else {}
-    )
-    if provenance.get("code", PREPARE_VERSION) == PREPARE_VERSION:
+    """Prepare the set of a name again if another code version did it and its downloads are still the same files."""
+    if not (folder / PROVENANCE_FILE).is_file():
+        # A folder that the user put there.
         return folder
-    if (files := _find_original_downloads(provenance, name, corpus)) is None:
+    provenance = read_provenance(folder)
+    if provenance["version"] == PREPARE_VERSION or not provenance["corpus"]:
+        return folder
+    assert corpus.source is not None
+    parts = tuple(provenance["corpus"]["parts"])
+    files = download_paths(name, corpus, parts)
+    files_by_source = {corpus.source: files}
+    is_complete = all(path.exists() for path in files.train + files.dev)
+    if not is_complete or not match_inputs(provenance, _source_groups(files_by_source)):
         print(
-            f"warning: {folder} was prepared by another version of this code, and its files are not in "
-            f"{DOWNLOADS_FOLDER / name} to prepare it again: make data DATA={name}",
+            f"warning: {folder} was prepared by another version of this program, and the files that it was made from are "
+            f"no longer in {DOWNLOADS_FOLDER / name}: to prepare it again, make data DATA={name}",
             file=sys.stderr,
         )
         return folder
-    print(f"{folder} was prepared by another version of this code: preparing it again", flush=True)
-    assert corpus.source is not None
-    return prepare_if_outdated(name, {corpus.source: files}, folder)
-
-
-def _find_original_downloads(
-    provenance: dict[str, Any], name: str, corpus: Corpus
-) -> SplitFiles | None:
-    """The downloads that a set was made from, whichever parts of the corpus these were; None where one is gone."""
-    expected_files = {
-        (fact["name"], fact["bytes"]) for facts in provenance["inputs"].values() for fact in facts
-    }
-    parts = tuple(dict.fromkeys(file.part for file in corpus.files if file.part))
-    all_downloads = download_paths(name, corpus, parts)
-    chosen = SplitFiles(
-        *(
-            [
-                path
-                for path in paths
-                if path.exists() and (path.name, path.stat().st_size) in expected_files
-            ]
-            for paths in (all_downloads.train, all_downloads.dev)
-        )
-    )
-    found_files = {(path.name, path.stat().st_size) for path in chosen.train + chosen.dev}
-    return (
-        chosen
-        if list(provenance["inputs"]) == [corpus.source] and found_files == expected_files
-        else None
-    )
+    print(f"{folder} was prepared by another version of this program: preparing it again")
+    return prepare_if_outdated(name, files_by_source, folder, parts)
 
 
 def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """What was downloaded under this name, prepared with a tokenizer it was not yet prepared with; None if it is not here."""
+    """Prepare the downloaded files of a name with a tokenizer; None if there is no tokenizer or a file is missing."""
+    if tokenizer is None or corpus.source is None:
+        return None
     files = download_paths(name, corpus)
-    if (
-        tokenizer is None
-        or corpus.source is None
-        or not files.train
-        or not all(path.exists() for path in files.train)
-    ):
+    if not files.train or not all(path.exists() for path in files.train):
         return None
     return prepare_if_outdated(name, {corpus.source: files}, tokenizer)
 
@@ -363,22 +252,20 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
 
     UserError if the set was not prepared by name, or its release has no test split.
     """
-    provenance_path = shards.folder / PROVENANCE_FILE
-    name = (
-        str(read_checksummed_json(provenance_path).get("name", ""))
-        if provenance_path.is_file()
-        else ""
-    )
-    corpora_by_name, sample_source = load_corpora(), name.removeprefix(f"{SAMPLE_NAME}-")
+    name = ""
+    if (shards.folder / PROVENANCE_FILE).is_file():
+        name = (read_provenance(shards.folder)["corpus"] or {}).get("name", "")
+    sample_source = name.removeprefix(f"{SAMPLE_NAME}-")
     if sample_source != name and sample_source in SAMPLE_SFT_FILES:
         return sample_source, sample_files(sample_source)[sample_source].test
-    corpus = corpora_by_name.get(name)
-    files = download_paths(name, corpus).test if corpus else []
-    if corpus is None or corpus.source is None or not files:
-        raise UserError(
-            f"{shards.folder} has no test split of its own: say what to score with --source NAME --input FILE"
-        )
-    return corpus.source, files
+    corpus = load_corpora().get(name)
+    if corpus is not None and corpus.source is not None:
+        files = download_paths(name, corpus).test
+        if files:
+            return corpus.source, files
+    raise UserError(
+        f"{shards.folder} has no test split: name the file to score with --source NAME --input FILE"
+    )
 
 
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
@@ -403,7 +290,7 @@ def _is_shard_set(folder: Path) -> bool:
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
     """A shard-set folder whose files are all there, and of this tokenizer where one is demanded."""
     fingerprint = ShardSet.open(folder).load_tokenizer().fingerprint
-    if tokenizer is not None and (wanted := Tokenizer.load(tokenizer).fingerprint) != fingerprint:
+    if tokenizer is not None and (wanted := load_tokenizer(tokenizer).fingerprint) != fingerprint:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} ({wanted[:8]}): "
             f"prepare the raw files with --tokenizer {tokenizer}, or leave out the --tokenizer or --base that asks for it"

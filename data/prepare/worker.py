@@ -34,7 +34,8 @@ from data.readers.files import RawItem, RawRecord
 from data.records import BadRecord, Document, Kind, Record, SkippedRecord, Summary
 from data.shards import token_dtype
 from data.sources import find_source
-from model.chat_template.template import template_for_tokenizer
+from model.chat_template.template import Template, load_template
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Span, Tokenizer
 
 UNIT_BYTES = 8 << 20
@@ -113,14 +114,16 @@ class PrepareWorker:
     ) -> None:
         """`permutations` are those of `data.prepare.dedup`, or None where near duplicates are not sought."""
         self._units_folder, self._options, self._permutations = units_folder, options, permutations
-        self._tokenizer = Tokenizer.load(tokenizer)
+        self._tokenizer = load_tokenizer(tokenizer)
         self._dtype = token_dtype(self._tokenizer.vocab_size)
-        self._template = template_for_tokenizer(self._tokenizer)
+        self._template = load_template(tokenizer)
 
     def process(self, unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
         """Prepare a part and write its folder; returns its number, its facts, this process's peak memory (bytes)."""
         source = find_source(unit.source)
-        encoder = _BatchEncoder(self._tokenizer, self._dtype, self._permutations, kind=source.kind)
+        encoder = _BatchEncoder(
+            self._tokenizer, self._template, self._dtype, self._permutations, kind=source.kind
+        )
         dropped: collections.Counter[str] = collections.Counter()
         bad_records: list[BadRecord] = []
         for raw in unit.records:
@@ -170,16 +173,13 @@ class _BatchEncoder:
     def __init__(
         self,
         tokenizer: Tokenizer,
+        template: Template,
         dtype: np.dtype[Any],
         permutations: np.ndarray | None,
         *,
         kind: Kind,
     ) -> None:
-        self._tokenizer, self._kind, self._template = (
-            tokenizer,
-            kind,
-            template_for_tokenizer(tokenizer),
-        )
+        self._tokenizer, self._kind, self._template = tokenizer, kind, template
         # Near duplicates are sought among documents only: two questions may well differ in one word.
         self._permutations = permutations if kind == "documents" else None
         self._pending: list[tuple[list[str], str]] = []
@@ -240,7 +240,7 @@ class _BatchEncoder:
             return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
         if self._kind == "summaries":
             return encode_summaries(tokenizer, records)
-        return self._template.encode_batch(tokenizer, records, num_threads=1)
+        return list(self._template.encode_batch(tokenizer, records, num_threads=1))
 
 
 def write_quarantine(path: Path, bad_records: Iterable[BadRecord]) -> None:

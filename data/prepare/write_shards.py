@@ -12,7 +12,7 @@ from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplic
 from data.prepare.worker import unit_folder
 from data.records import Kind
 from data.shards import SHARD_FORMAT, SPLITS, ShardWriter
-from model.chat_template.template import template_for_tokenizer
+from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 MIN_VALIDATION_DOCUMENTS = 100
@@ -26,14 +26,15 @@ def write_shard_set(
     units_folder: Path,
     unit_manifests: list[dict[str, Any]],
     tokenizer: Tokenizer,
+    template: Template,
     kind: Kind,
     dedup: DedupOptions,
     validation: float,
-    manifest_fields: dict[str, Any],
+    provenance_file: Path,
 ) -> dict[str, Any]:
     """Write the shard set `out` of the parts numbered 0 … len(made) - 1, all of one kind; returns its report.
 
-    `unit_manifests` are the parts' facts; `manifest_fields` goes into the manifest. Nothing is written if no record is kept.
+    `provenance_file` is copied into it. Nothing is written if no record is kept.
     """
     labels = _find_duplicates(
         units_folder,
@@ -44,10 +45,9 @@ def write_shard_set(
     if not report["kept"]:
         return report
     limit = _validation_threshold(units_folder, unit_manifests, labels, validation)
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": SHARD_FORMAT,
         "kind": kind,
-        **manifest_fields,
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocab_size,
@@ -55,8 +55,9 @@ def write_shard_set(
     }
     with atomic_folder(out, manifest) as folder:
         tokenizer.save(folder)
+        shutil.copy(provenance_file, folder)
         if kind == "conversations":
-            template_for_tokenizer(tokenizer).save(folder)
+            template.save(folder)
             report["longer_than"] = _count_longer_than(units_folder, len(unit_manifests), labels)
         manifest["splits"] = _write_splits(
             folder, units_folder, unit_manifests, labels, limit, tokenizer.vocab_size, kind

@@ -6,6 +6,7 @@ records and bad records together always count what was there. Nothing here knows
 """
 
 import glob
+import gzip
 import io
 import os
 import zlib
@@ -30,7 +31,7 @@ _ARCHIVE_MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 _WHITESPACE = b" \t\r\n\v\f"
-_DAMAGE_ERRORS = (EOFError, zlib.error)
+_DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,36 +243,8 @@ def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
                 f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files are read)"
             )
     if magic.startswith(_GZIP):
-        return io.BufferedReader(_GzipStream(file), BLOCK_BYTES >> 3)
+        return gzip.GzipFile(fileobj=file)
     return file
-
-
-class _GzipStream(io.RawIOBase):
-    """The text of a gzip file of one or more members; damage is raised only after all that came before it was read."""
-
-    # gzip.GzipFile fills a reader's whole buffer before it returns, and loses it all where the file is cut short.
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        self._file, self._member = file, zlib.decompressobj(wbits=31)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            if self._member.eof:
-                packed = (self._member.unused_data or self._file.read(BLOCK_BYTES >> 2)).lstrip(
-                    b"\0"
-                )
-                if not packed:
-                    return 0
-                self._member = zlib.decompressobj(wbits=31)
-            elif not (packed := self._member.unconsumed_tail or self._file.read(BLOCK_BYTES >> 2)):
-                raise EOFError("the file ends inside its compressed stream")
-            text = self._member.decompress(packed, len(buffer))
-            if text:
-                buffer[: len(text)] = text
-                return len(text)
 
 
 def _read_parquet(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:

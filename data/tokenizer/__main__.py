@@ -23,9 +23,10 @@ from data.tokenizer.texts import (
     sample_text_inputs,
 )
 from data.tokenizer.train import train_bpe
-from model.tokenizer import hf_json
-from model.tokenizer.base import TOKENIZER_FILE, Tokenizer, read_normalized_model
+from model.tokenizer import hf_json, load_tokenizer
+from model.tokenizer.base import TOKENIZER_FILE, Tokenizer
 from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer, read_normalized_model
 
 
 def main() -> None:
@@ -153,7 +154,7 @@ def _run_train(arguments: argparse.Namespace) -> None:
         max_sentences=arguments.sentences,
         seed=arguments.seed,
     )
-    tokenizer = Tokenizer(serialized)
+    tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(arguments.out / TOKENIZER_FILE, serialized)
     print(
         f"{arguments.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, fingerprint {tokenizer.fingerprint[:16]}"
@@ -164,7 +165,7 @@ def _run_train(arguments: argparse.Namespace) -> None:
 
 def _run_import(arguments: argparse.Namespace) -> None:
     serialized, changes = read_normalized_model(arguments.input)
-    tokenizer = Tokenizer(serialized)
+    tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(arguments.out / TOKENIZER_FILE, serialized)
     print(
         f"{arguments.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint {tokenizer.fingerprint[:16]}"
@@ -175,12 +176,18 @@ def _run_import(arguments: argparse.Namespace) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> None:
-    hf_json.export_tokenizer(Tokenizer.load(arguments.tokenizer), arguments.out)
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise UserError(
+            f"{arguments.tokenizer} is an imported tokenizer: python -m model.export writes it "
+            "with its model"
+        )
+    hf_json.export_tokenizer(tokenizer, arguments.out)
     print(f"{arguments.out}: {', '.join(hf_json.HF_TOKENIZER_FILES)}")
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.load(arguments.tokenizer)
+    tokenizer = load_tokenizer(arguments.tokenizer)
     kinds = Counter(piece.kind for piece in tokenizer.pieces)
     special_pieces = [
         (index, piece.text)

@@ -17,7 +17,7 @@ from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.options import PerplexityOptions
 from evaluate.scores.lm import BLOCK_TOKENS, WINDOW_TOKENS, LMScore, score_examples, score_stream
 from evaluate.usable_records import UsableRecords, read_records
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -108,7 +108,7 @@ def _score_answers(
 
     And the counts that are printed: `records` that were scored, `left_out` because no answer fits, `cut` to the row.
     """
-    model, tokenizer, template = loaded.model, loaded.tokenizer, Template.load(loaded.folder)
+    model, tokenizer, template = loaded.model, loaded.tokenizer, load_template(loaded.folder)
     length = min(MAX_ROW_TOKENS, model.trained_context)
     sequences: Sequences | InMemorySequences
     if options.source:

@@ -17,7 +17,7 @@ from evaluate.options import ReadingOptions
 from evaluate.predictions import excerpt, write_predictions
 from evaluate.scores.repetition import is_looping
 from evaluate.usable_records import read_records
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 
 NUM_EXAMPLES_SHOWN = 3
 ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")
@@ -122,7 +122,7 @@ def _generate_answers(
 ) -> tuple[dict[str, str | int], list[tuple[ModelAnswer | None, ModelAnswer | None]]]:
     """Which checkpoint it was, and its answers to each question with the right and with the wrong passage."""
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    template = Template.load(loaded.folder)
+    template = load_template(loaded.folder)
     with progress_bar("answering", 2 * len(pairs), "answers") as bar:
         right, wrong = (
             answer_questions(

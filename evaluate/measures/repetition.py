@@ -22,7 +22,7 @@ from evaluate.scores.repetition import (
     measure_repetition,
 )
 from evaluate.usable_records import read_records
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 
 NUM_EXAMPLES_SHOWN = 3
 LABELS = {
@@ -82,7 +82,7 @@ def _generate_answers(
         options.source, options.input, ("conversations", "summaries"), options.limit
     )
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    template = Template.load(loaded.folder)
+    template = load_template(loaded.folder)
     articles = [record for record in records if isinstance(record, Summary)]
     questions = [
         each

@@ -22,7 +22,7 @@ from evaluate.predictions import (
 from evaluate.scores.baselines import BASELINES
 from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
 from evaluate.usable_records import read_records
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 
 NUM_EXAMPLES_SHOWN = 3
 COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
@@ -112,7 +112,7 @@ def _generate_summaries(
     """What the checkpoint answers, which it was and how it was asked."""
     assert options.checkpoint is not None
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    template = Template.load(loaded.folder)
+    template = load_template(loaded.folder)
     with progress_bar("summarising", len(articles), "articles") as bar:
         answers = summarize_articles(
             loaded.model,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.errors import UserError, run_main
+from common.figures import format_value
 from common.files import write_atomic
 from common.options import parse_options
 from evaluate.options import ReportOptions
@@ -24,7 +25,7 @@ from evaluate.report.render import (
     to_html,
     to_markdown,
 )
-from evaluate.report.run_reader import Point, RunRecord, format_value, read_run
+from evaluate.report.run_reader import Point, RunRecord, read_run
 
 DESCRIPTION = """Set runs side by side on one page.
 

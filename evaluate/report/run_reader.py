@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.figures import flatten, format_value, parse_number
 from common.files import read_json
 from common.metrics_file import METRICS_FILE, UNSCORED_KINDS, read_metrics
 from common.options import load_yaml
@@ -19,10 +20,6 @@ from model.config import LlamaConfig
 CONFIG_FILE, RUN_FILE, RESULTS_DIR = "config.yaml", "run.json", "results"
 # Words in the names of the measures of which less is better; of all others more is.
 LOWER_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
-# What a figure with its confidence interval is in a results file.
-INTERVAL_KEYS = {"mean", "low", "high"}
-# Longest list of numbers that is shown as a figure.
-MAX_LIST_LENGTH = 4
 FINGERPRINT_DIGITS = 12
 
 Point = tuple[int, float]
@@ -232,49 +229,6 @@ def _read_json_object(path: Path) -> dict[str, Any]:
             f"{path}: expected an object of figures, found {type(value).__name__}; move it out of the run"
         )
     return value
-
-
-def flatten(value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted key → leaf; an empty mapping and a mean with its interval are leaves."""
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        nested = isinstance(item, dict) and item and item.keys() != INTERVAL_KEYS
-        result.update(flatten(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item})
-    return result
-
-
-def parse_number(value: Any) -> int | float | None:
-    """A JSON value as a number, None if it is none. The log writes NaN and infinities as strings."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    return float(value) if value in ("nan", "inf", "-inf") else None
-
-
-def format_value(value: Any) -> str | None:
-    """A figure as text: numbers to four decimals or digits, intervals and short lists of numbers; None if it is none."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        return (
-            f"{value:,.4f}"
-            if 0.001 <= abs(value) < 1000 or value == 0
-            else f"{value:,.4g}"
-            if abs(value) < 1
-            else f"{value:,.1f}"
-        )
-    if isinstance(value, dict) and value.keys() == INTERVAL_KEYS:
-        return f"{format_value(value['mean'])} ({format_value(value['low'])} – {format_value(value['high'])})"
-    if (
-        isinstance(value, list)
-        and 0 < len(value) <= MAX_LIST_LENGTH
-        and all(parse_number(item) is not None for item in value)
-    ):
-        return f"[{', '.join(str(format_value(item)) for item in value)}]"
-    return value if isinstance(value, str) else None
 
 
 def _record_kind(record: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""A process of its own that runs a stranger's chat template, with little time and memory.
+"""A separate process that renders an untrusted chat template with bounded time and memory.
 
-In: JSON with the Jinja `source`, the `known` values, and `conversations` of (role, text) pairs. Out: for each a list of the
-prompt or null, and of what went wrong.
+Reads JSON from stdin: the Jinja `source`, `variables`, and `conversations` of (role, text) pairs.
+Writes to stdout a list with (rendered text or null, error message) for each conversation.
 """
 
 import json
@@ -10,48 +10,48 @@ import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
-# Of the process's processor time, and of its memory with Python and Jinja in it.
-MAX_CPU_SECONDS, MAX_MEMORY_BYTES = 5, 1 << 29
-# Characters around a short conversation; real templates write some thousands at most.
+MAX_CPU_SECONDS = 5
+MAX_MEMORY_BYTES = 1 << 29  # address space, Python and Jinja included
+# Real templates write some thousand characters around a short conversation.
 MAX_PROMPT_CHARACTERS = 1 << 20
 
 
 def main() -> None:
-    """Entry point."""
+    """Render every conversation of the request."""
     request = json.load(sys.stdin)
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def refuse(message: str) -> NoReturn:
+    def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
+    # After the imports, which need more memory than rendering does.
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    # The same settings and functions as transformers' apply_chat_template.
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
-    def render(said: list[tuple[str, str]]) -> tuple[str | None, str]:
-        messages = [{"role": role, "content": text} for role, text in said]
+    def render(conversation: list[tuple[str, str]]) -> tuple[str | None, str]:
         values: dict[str, Any] = {
-            "messages": messages,
+            "messages": [{"role": role, "content": text} for role, text in conversation],
             "add_generation_prompt": True,
             "tools": None,
             "documents": None,
+            **request["variables"],
         }
         try:
-            text = environment.from_string(request["source"]).render(**values, **request["known"])
-            return (
-                (text, "")
-                if len(text) < MAX_PROMPT_CHARACTERS
-                else (None, "it makes a short conversation very long")
-            )
-        except Exception as error:  # whatever a stranger's program may raise
+            text = environment.from_string(request["source"]).render(**values)
+        except Exception as error:  # an untrusted template may raise anything
             return None, f"{type(error).__name__}: {str(error)[:300]}"
+        if len(text) >= MAX_PROMPT_CHARACTERS:
+            return None, "it renders a short conversation as more than a million characters"
+        return text, ""
 
-    json.dump([render(said) for said in request["conversations"]], sys.stdout)
+    json.dump([render(conversation) for conversation in request["conversations"]], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""How a conversation is written as ids: one object for training, evaluation, chat and export.
+"""The chat template: the one object that training, evaluation, chat and export encode with.
 
     <bos>资料：{reference}\\n\\n人类：{question}\\n\\n助手：{answer}<eos>\\n\\n人类：{question}\\n\\n助手：{answer}<eos>
 
-Without a reference a conversation begins `<bos>人类：`. What stands between two answers, up to and with `助手：`, is encoded
-as one piece and each answer as a piece of its own, so that training and inference agree at the seam; an imported tokenizer
-encodes all that stands between two special tokens at once, as whoever trained its model did. The loss is on the answers and
-their `<eos>` and on nothing else.
+Without a reference a conversation begins `<bos>人类：`. The text up to and with `助手：` is the prompt
+of an answer. The loss is on the answers and their `<eos>` only.
 """
 
 from collections.abc import Sequence
@@ -15,34 +13,34 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from model.tokenizer.base import SPECIAL_TOKEN_MARK, Span, Tokenizer
+from model.chat_template.encoding import EncodedConversation, encode_conversations
+from model.tokenizer.base import SPECIAL_TOKEN_MARK, Tokenizer
 
 TEMPLATE_FILE = "template.json"
 
 
 @dataclass(frozen=True)
 class Template:
-    """The words around the parts of a conversation."""
+    """The project's own template: the text around reference, questions and answers."""
 
     reference: str = "资料："
     human: str = "人类："
     assistant: str = "助手："
     separator: str = "\n\n"
-    lead_ins: bool = (
-        False  # whether a summary may begin with one of data.batching.summary_prompts.LEAD_INS
-    )
+    # Whether the model was trained to begin summaries with a lead-in such as 标题：.
+    lead_ins: bool = False
 
     def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
-        """What precedes a question: the reference if there is one, and the human's name."""
+        """Return the text before a question; before the first one with the reference, if any."""
         if not is_first:
             return self.separator + self.human
-        return (
-            self.reference + self.sanitize(reference) + self.separator if reference else ""
-        ) + self.human
+        if not reference:
+            return self.human
+        return self.reference + self.sanitize(reference) + self.separator + self.human
 
     @property
     def assistant_prefix(self) -> str:
-        """What stands between a question and its answer."""
+        """The text between a question and its answer."""
         return self.separator + self.assistant
 
     def encode_prompt(
@@ -52,14 +50,14 @@ class Template:
         question: str,
         reference: str = "",
     ) -> list[int]:
-        """The ids after which the answer to `question` begins; `turns` are the (question, answer) pairs before it."""
-        texts = self.segments([*turns, (question, "")], reference)[:-1]
-        return self.encode_batch(tokenizer, [texts])[0][0]
+        """Return the ids that the answer to `question` follows, after (question, answer) `turns`."""
+        segments = self.segments([*turns, (question, "")], reference)
+        return self.encode_batch(tokenizer, [segments[:-1]])[0].ids
 
     def encode(
         self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
-    ) -> tuple[list[int], list[Span]]:
-        """The ids of whole (question, answer) turns, and the span of each answer with its `<eos>`."""
+    ) -> EncodedConversation:
+        """Return the ids of (question, answer) turns, and the span of each answer with its eos."""
         return self.encode_batch(tokenizer, [self.segments(turns, reference)])[0]
 
     def encode_batch(
@@ -67,110 +65,99 @@ class Template:
         tokenizer: Tokenizer,
         conversations: Sequence[Sequence[str]],
         num_threads: int | None = None,
-    ) -> list[tuple[list[int], list[Span]]]:
-        """What `encode` gives of each of several conversations, given as their `texts` (`Tokenizer.encode_conversations`)."""
-        return tokenizer.encode_conversations(conversations, self.bos_ids(tokenizer), num_threads)
+    ) -> list[EncodedConversation]:
+        """Encode several conversations, each given as its `segments`."""
+        return encode_conversations(tokenizer, conversations, self.bos_ids(tokenizer), num_threads)
 
     def segments(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
-        """The texts of a conversation: what precedes an answer, and the answer, in turns."""
-        return [
-            text
-            for index, (question, answer) in enumerate(turns)
-            for text in (
-                self.user_prefix(reference, is_first=index == 0)
-                + self.sanitize(question)
-                + self.assistant_prefix,
-                self.render_answer(answer),
-            )
-        ]
+        """Return prompt, answer, prompt, answer, … of (question, answer) turns."""
+        segments = []
+        for index, (question, answer) in enumerate(turns):
+            prefix = self.user_prefix(reference, is_first=index == 0)
+            segments.append(prefix + self.sanitize(question) + self.assistant_prefix)
+            segments.append(self.render_answer(answer))
+        return segments
 
     def sanitize(self, text: str) -> str:
-        """What somebody said, as it stands in `texts`: without MARK, which is for the words around it."""
+        """Strip SPECIAL_TOKEN_MARK from user text so that it cannot form a special token."""
         return text.replace(SPECIAL_TOKEN_MARK, "")
 
     def render_answer(self, text: str) -> str:
-        """An answer as it stands in `texts`."""
+        """Return an answer with the text that the template puts around it."""
         return self.sanitize(text)
 
     def bos_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The ids before the first text."""
+        """Return the ids before the first segment."""
         return [tokenizer.bos_id]
 
     def save(self, folder: Path) -> None:
         """Write `template.json`."""
         write_json(folder / TEMPLATE_FILE, asdict(self))
 
-    @classmethod
-    def load(cls, folder: Path) -> "Template":
-        """The template of a checkpoint folder; the default where it has none. UserError for a file that is no template."""
-        if not (folder / TEMPLATE_FILE).is_file():
-            return cls()
-        return parse_template(read_json(folder / TEMPLATE_FILE), folder / TEMPLATE_FILE)
-
 
 @dataclass(frozen=True)
 class ImportedTemplate(Template):
-    """The words of an imported model's own chat template (see `model.chat_template.from_jinja`).
+    """An imported model's own chat template as text segments (see `chat_template.from_jinja`).
 
-    Special tokens in the words have MARK before them, which nothing that is said can hold. The tokenizer's eos ends an
-    answer.
+    SPECIAL_TOKEN_MARK precedes its special tokens. The tokenizer's eos ends an answer.
     """
 
     bare: str = ""  # before the first question, without a reference
     reference: str = ""  # before the reference
     human: str = ""  # between the reference and the question
-    separator: str = ""  # between an answer's end and the next question
+    separator: str = ""  # between an answer's eos and the next question
     assistant: str = ""  # between a question and its answer
-    lead: str = ""  # what every answer begins with
+    lead: str = ""  # before the text of an answer
     finish: str = ""  # between an answer and its eos
     begins: bool = True  # with bos
-    strips: bool = False  # what is said loses the white space around it
+    strips: bool = False  # white space around questions, answers and references
 
     def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
-        """See `Template.opening`."""
+        """See `Template.user_prefix`."""
         if not is_first:
             return self.separator
         return self.reference + self.sanitize(reference) + self.human if reference else self.bare
 
     @property
     def assistant_prefix(self) -> str:
-        """See `Template.closing`."""
+        """See `Template.assistant_prefix`."""
         return self.assistant
 
     def sanitize(self, text: str) -> str:
-        """See `Template.said`."""
+        """See `Template.sanitize`."""
         return super().sanitize(text.strip() if self.strips else text)
 
     def render_answer(self, text: str) -> str:
-        """See `Template.answered`."""
+        """See `Template.render_answer`."""
         return self.lead + super().render_answer(text) + self.finish
 
     def bos_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """See `Template.start`."""
+        """See `Template.bos_ids`."""
         return [tokenizer.bos_id] if self.begins else []
 
 
-def parse_template(fields: Any, path: Path) -> Template:
-    """The template of these words, of the project's kind or an imported one. UserError, naming the file `path`, if there is
-    none.
+def load_template(folder: Path) -> Template:
+    """Load `template.json` of a checkpoint or tokenizer folder; without one, the default template.
+
+    Raises UserError if the file is not a template.
     """
-    template_class = ImportedTemplate if isinstance(fields, dict) and "bare" in fields else Template
+    file = folder / TEMPLATE_FILE
+    if not file.is_file():
+        return Template()
+    fields = read_json(file)
+    is_imported = isinstance(fields, dict) and "bare" in fields
+    template_class = ImportedTemplate if is_imported else Template
     expected = asdict(template_class())
-    if not isinstance(fields, dict) or {k: type(v) for k, v in fields.items()} != {
-        k: type(v) for k, v in expected.items()
-    }:
-        raise UserError(f"{path} is not a template: expected {', '.join(expected)}")
+    if not isinstance(fields, dict) or _types(fields) != _types(expected):
+        raise UserError(f"{file} is not a chat template: expected {', '.join(expected)}")
     try:
-        "".join(word for word in fields.values() if isinstance(word, str)).encode()
+        "".join(text for text in fields.values() if isinstance(text, str)).encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"{path} is not a template: it holds half a character (a lone surrogate)"
+            f"{file} is not a chat template: it holds a lone surrogate (half a character)"
         ) from None
     return template_class(**fields)
 
 
-def template_for_tokenizer(tokenizer: Tokenizer) -> Template:
-    """The template that conversations are encoded with for models of this tokenizer."""
-    return (
-        ImportedTemplate(**tokenizer.template_fields) if tokenizer.template_fields else Template()
-    )
+def _types(fields: dict[str, Any]) -> dict[str, type]:
+    return {key: type(value) for key, value in fields.items()}

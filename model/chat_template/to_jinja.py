@@ -1,16 +1,20 @@
-"""The project's template in Jinja, as transformers, vLLM and llama.cpp keep one: `chat_template` of a tokenizer.
+"""The chat template as Jinja, for `chat_template` of transformers, vLLM and llama.cpp.
 
-Messages have the roles system (the reference: first, at most once), user and assistant (in turns, user first) and become
-the ids of `model.template.Template`, provided that the tokenizer, if it is of the project's own kind, never merges across the
-end of `助手：`, where the template's pieces meet, and that text never spells a special token (`model.tokenizer.hf_json`).
+Messages have the roles system (the reference: first, at most once), user and assistant (alternating,
+user first). The rendered text has the ids of `Template.encode` if the tokenizer never merges across
+the end of `助手：` and if user text never spells a special token (see `model.tokenizer.hf_json`).
 """
 
 import json
+from pathlib import Path
 
-from model.chat_template.template import Template
-from model.tokenizer.base import SPECIAL_TOKEN_MARK
+from common.errors import UserError
+from model.chat_template.template import TEMPLATE_FILE, ImportedTemplate, Template
+from model.tokenizer.base import SPECIAL_TOKEN_MARK, Tokenizer
+from model.tokenizer.imported import ImportedTokenizer
 
-# A line end behind `%}` is eaten by transformers and kept by others: whatever is printed stands in an expression.
+# transformers trims a newline after `%}` and other engines keep it, so all text that the template
+# prints stands in expressions.
 _JINJA_FORMAT = """\
 {{%- set state = namespace(asked=false, first=true) -%}}
 {{{{- bos_token -}}}}
@@ -35,13 +39,35 @@ _JINJA_FORMAT = """\
 
 
 def build_jinja_template(template: Template) -> str:
-    """The Jinja source that renders what `template` encodes; `add_generation_prompt` ends it with `助手：`."""
-    # A JSON string is a Jinja string.
-    words = {
+    """Return the Jinja source of the project's own template.
+
+    With `add_generation_prompt` the rendered text ends with `助手：`.
+    """
+    texts = {
         "guard": SPECIAL_TOKEN_MARK,
         "reference": template.reference,
         "separator": template.separator,
         "human": template.human,
         "closing": template.assistant_prefix,
     }
-    return _JINJA_FORMAT.format(**{name: json.dumps(word) for name, word in words.items()})
+    # A JSON string literal is also a Jinja string literal.
+    return _JINJA_FORMAT.format(**{name: json.dumps(text) for name, text in texts.items()})
+
+
+def export_jinja_template(template: Template, tokenizer: Tokenizer, folder: Path) -> str:
+    """Return the Jinja source to export with the template and tokenizer of a checkpoint folder.
+
+    For an imported template it is the source that the model came with. Raises UserError if that is
+    missing.
+    """
+    if not isinstance(template, ImportedTemplate):
+        return build_jinja_template(template)
+    source = None
+    if isinstance(tokenizer, ImportedTokenizer):
+        source = tokenizer.tokenizer_config.get("chat_template")
+    if not isinstance(source, str):
+        raise UserError(
+            f"{folder / TEMPLATE_FILE} is an imported chat template, but the tokenizer beside it "
+            "has no chat_template: the folder is damaged; import the model again"
+        )
+    return source

@@ -1,1 +1,1 @@
-"""Weights on disk: find, load and save checkpoints and adapters."""
+"""Checkpoints on disk: where they are, their weights, and adapters."""

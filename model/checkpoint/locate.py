@@ -1,11 +1,12 @@
-"""Weights on disk, and where in a run they lie.
+"""Find checkpoints: runs, their steps, exported folders, and the base of an adapter. Paths only.
 
-A checkpoint is a folder with `model.safetensors` (in an exported one perhaps cut into several, with an index beside them)
-and `config.json` in Hugging Face's names, the tokenizer, and a manifest of checksums; a run keeps them under
-`checkpoints/step-00001000/`. Whatever takes a checkpoint takes a run (its newest checkpoint that verifies; its best one
-where training ended because scores became no better), one of its steps, or any folder with those files. In place of the
-weights there may be an adapter (`model/checkpoint/adapters.py`): then the weights are its base's with the adapter merged into
-them.
+A checkpoint is a folder with `model.safetensors` (in an export perhaps several files and an index),
+`config.json` in Hugging Face's format, the tokenizer, and a manifest of checksums. An adapter has
+PEFT's files in place of the weights, and refers to a base. A run holds its checkpoints as
+`checkpoints/step-00001000/`.
+
+Every option that takes a checkpoint accepts a run (its newest checkpoint that verifies, or its best
+one if training stopped early), one of its steps, or any folder with those files.
 """
 
 import hashlib
@@ -14,19 +15,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json, sha256_file
-from model.checkpoint import adapters
-from model.checkpoint.adapters import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 
-WEIGHTS_FILE, CONFIG_FILE, CHECKPOINTS_DIR = "model.safetensors", "config.json", "checkpoints"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
-# In a run that ended because its scores became no better: which step was best.
+# PEFT's files of an adapter, and our record of its base.
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+BASE_FILE = "base.json"
+# The default folder of runs, and the file that marks a folder as a run.
+RUNS_DIR = Path("runs")
+RUN_FILE = "run.json"
+CHECKPOINTS_DIR = "checkpoints"
+# Written when early stopping ends a run; names the best step.
 EARLY_STOP_FILE = "ended.json"
-# Where runs lie that are not named, and what says of a folder that it is a run.
-RUNS_DIR, RUN_FILE = Path("runs"), "run.json"
-# Takes what is wrong with a checkpoint that is passed over, and which one is used.
+# Receives a message about a damaged checkpoint that is skipped.
 WarnCallback = Callable[[str], None]
 
 
@@ -34,26 +41,32 @@ def _warn_on_stderr(problem: str) -> None:
     print(f"warning: {problem}", file=sys.stderr)
 
 
+# Runs and their steps
+
+
 def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of a step's checkpoint."""
     return run / CHECKPOINTS_DIR / f"step-{step:08d}"
 
 
 def read_step(folder: Path) -> int | None:
-    """The step of a checkpoint folder of a run, by its manifest; None of any other folder, an export inside a run too."""
+    """Return the step of a run's checkpoint folder, or None for any other folder.
+
+    An export inside a run is not a checkpoint of the run.
+    """
     folder = folder.resolve()
-    inside = folder.parent.name == CHECKPOINTS_DIR and (folder.parent.parent / RUN_FILE).is_file()
-    step = (
-        read_json(folder / MANIFEST).get("step")
-        if inside and (folder / MANIFEST).is_file()
-        else None
+    is_in_run = (
+        folder.parent.name == CHECKPOINTS_DIR and (folder.parent.parent / RUN_FILE).is_file()
     )
+    if not is_in_run or not (folder / MANIFEST).is_file():
+        return None
+    step = read_json(folder / MANIFEST).get("step")
     return step if isinstance(step, int) else None
 
 
 @dataclass(frozen=True)
 class RemainingSteps:
-    """A run with steps to go: that of its checkpoint, all of them, and the command that trains the rest."""
+    """An unfinished run: the step of its checkpoint, all steps, and the command that resumes it."""
 
     step: int
     total_steps: int
@@ -61,44 +74,45 @@ class RemainingSteps:
 
 
 def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
-    """What is left of a run that stands for its checkpoint `folder`; None of one that is complete or ended early, of one
-    whose checkpoint does not say how many steps there are (it was imported), and of what is no run.
+    """Return what is left to train of a run whose checkpoint is `folder`.
+
+    None if it is complete or stopped early, if it was imported (its checkpoint does not record a
+    number of steps), or if it is not a run.
     """
     if not (run / RUN_FILE).is_file() or (run / EARLY_STOP_FILE).is_file():
         return None
-    facts, step = read_json(run / RUN_FILE), read_step(folder)
-    fingerprints = facts.get("fingerprints") if isinstance(facts, dict) else None
-    fingerprints = fingerprints if isinstance(fingerprints, dict) else {}
-    # Checkpoints of earlier versions do not say it.
-    last = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
-    if step is None or not isinstance(last, int) or step >= last:
+    run_info = read_json(run / RUN_FILE)
+    fingerprints = run_info.get("fingerprints") if isinstance(run_info, dict) else None
+    if not isinstance(fingerprints, dict):
+        fingerprints = {}
+    step = read_step(folder)
+    # Checkpoints of earlier versions do not record it.
+    total_steps = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
+    if step is None or not isinstance(total_steps, int) or step >= total_steps:
         return None
-    return RemainingSteps(
-        step,
-        last,
-        f"make {'sft' if 'template' in fingerprints else 'pretrain'} {shlex.quote(f'RUN={run}')}",
-    )
+    target = "sft" if "template" in fingerprints else "pretrain"
+    return RemainingSteps(step, total_steps, f"make {target} {shlex.quote(f'RUN={run}')}")
 
 
 def list_steps(run: Path) -> list[int]:
-    """The steps of which a run has checkpoints, oldest first, verified or not."""
+    """Return the steps that a run has checkpoints of, verified or not, oldest first."""
     folders = (run / CHECKPOINTS_DIR).glob("step-*")
     names = [folder.name.removeprefix("step-") for folder in folders]
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
-    """The runs in a folder that have checkpoints, verified or not: the one whose newest checkpoint is the latest first."""
-    found = [
-        (step_folder(run, saved[-1]).stat().st_mtime_ns, run)
-        for run in runs.glob("*")
-        if (run / RUN_FILE).is_file() and (saved := list_steps(run))
-    ]
-    return [run for _, run in sorted(found, reverse=True)]
+    """Return the runs in a folder that have checkpoints, verified or not, the last saved first."""
+    saved_at = []
+    for run in runs.glob("*"):
+        steps = list_steps(run)
+        if (run / RUN_FILE).is_file() and steps:
+            saved_at.append((step_folder(run, steps[-1]).stat().st_mtime_ns, run))
+    return [run for _, run in sorted(saved_at, reverse=True)]
 
 
 def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | None:
-    """The newest step whose checkpoint verifies; a damaged one is named (on stderr) and passed over."""
+    """Return the newest step whose checkpoint verifies; `warn` about damaged ones (on stderr)."""
     for step in reversed(list_steps(run)):
         problem = check_manifest(step_folder(run, step))
         if problem is None:
@@ -108,141 +122,181 @@ def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | N
 
 
 def _find_best_step(run: Path, warn: WarnCallback) -> int | None:
-    """The best step of a run that ended because scores became no better; None of another run, or if it is damaged."""
-    if not (run / EARLY_STOP_FILE).is_file():
+    """Return the best step of a run that stopped early; None for other runs or if it is damaged."""
+    file = run / EARLY_STOP_FILE
+    if not file.is_file():
         return None
-    ended = read_checksummed_json(
-        run / EARLY_STOP_FILE, ": run the training command again, which writes it anew"
+    result = read_checksummed_json(
+        file, ": run the training command again, which writes it once more"
     )
-    step = ended.get("best")
+    step = result.get("best")
     if not isinstance(step, int):
-        raise UserError(
-            f"{run / EARLY_STOP_FILE} does not say which step is the best: run the training command again"
-        )
+        raise UserError(f"{file} does not name the best step: run the training command again")
     if problem := check_manifest(step_folder(run, step)):
         warn(f"{problem}; using the newest checkpoint")
         return None
     return step
 
 
-def resolve_checkpoint(path: Path, warn: WarnCallback = _warn_on_stderr) -> Path:
-    """The folder with the weights that `path`, a run, one of its steps or an exported folder, stands for.
+# Checkpoint folders
 
-    `warn` is told of damaged checkpoints of a run that are passed over.
+
+def resolve_checkpoint(path: Path, warn: WarnCallback = _warn_on_stderr) -> Path:
+    """Return the checkpoint folder of `path`: a run, one of its steps, or an exported folder.
+
+    `warn` is called for damaged checkpoints of a run that are skipped. Raises UserError if there
+    is none, or if a folder with a manifest is damaged.
     """
     if (path / RUN_FILE).is_file():
         step = _find_best_step(path, warn) or find_newest_step(path, warn)
         if step is None:
-            raise UserError(
-                f"{path} has no checkpoint that can be used yet: train it first, or name another run"
-            )
+            raise UserError(f"{path} has no usable checkpoint: train it first, or name another run")
         return step_folder(path, step)
     if not (has_weights(path) and (path / CONFIG_FILE).is_file()) and not is_adapter(path):
-        meant = suggest_run(path)
-        cure = (
-            f"did you mean {meant}?"
-            if meant
-            else (
-                f"expected a run, a step folder, a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an adapter's with {ADAPTER_CONFIG_FILE} and "
-                f"{ADAPTER_WEIGHTS_FILE}"
-            )
+        suggestion = suggest_run(path)
+        if suggestion is not None:
+            raise UserError(f"{path} is not a checkpoint: did you mean {suggestion}?")
+        raise UserError(
+            f"{path} is not a checkpoint: expected a run, a step folder, a folder with "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE}, or an adapter's with {ADAPTER_CONFIG_FILE} and "
+            f"{ADAPTER_WEIGHTS_FILE}"
         )
-        raise UserError(f"{path} is no checkpoint: {cure}")
     if (path / MANIFEST).is_file() and (problem := check_manifest(path)):
         raise UserError(f"{problem}: use another checkpoint")
     return path
 
 
 def suggest_run(path: Path) -> Path | None:
-    """The run that somebody meant who said a path that does not exist and left `runs/` out; None if there is none."""
-    return (
-        RUNS_DIR / path
-        if not path.is_absolute() and (RUNS_DIR / path).exists() and not path.exists()
-        else None
-    )
+    """Return `runs/PATH` if only that exists, for users who left `runs/` out; else None."""
+    suggestion = RUNS_DIR / path
+    if path.is_absolute() or path.exists() or not suggestion.exists():
+        return None
+    return suggestion
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights, in one file or several."""
+    """Return whether a folder holds weights, in one file or several."""
     return (folder / WEIGHTS_FILE).is_file() or (folder / WEIGHTS_INDEX_FILE).is_file()
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a checkpoint folder holds an adapter instead of weights."""
-    return not has_weights(folder) and all(
-        (folder / name).is_file() for name in (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE)
-    )
+    """Return whether a checkpoint folder holds an adapter instead of weights."""
+    files = (folder / ADAPTER_WEIGHTS_FILE, folder / ADAPTER_CONFIG_FILE)
+    return not has_weights(folder) and all(file.is_file() for file in files)
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights. UserError where an index is damaged or names files outside the folder."""
+    """Return the files with a folder's weights.
+
+    Raises UserError if the index is damaged or names files that are not beside it.
+    """
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
-    index = read_json(folder / WEIGHTS_INDEX_FILE)
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in names.values()
+    index_file = folder / WEIGHTS_INDEX_FILE
+    index = read_json(index_file)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    # A name with folders in it could lead out of the checkpoint.
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
     ):
         raise UserError(
-            f"{folder / WEIGHTS_INDEX_FILE} is no index of weights: expected a weight_map of names to files beside it"
+            f"{index_file} is not an index of weights: expected a weight_map of tensor names to "
+            "files beside it"
         )
-    files = [folder / name for name in sorted(set(names.values()))]
-    if gone := next((file for file in files if not file.is_file()), None):
-        raise UserError(
-            f"{folder / WEIGHTS_INDEX_FILE} names {gone.name[:100]!r}, and there is no such file beside it: copy it there"
-        )
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if not file.is_file():
+            raise UserError(
+                f"{index_file} names {file.name[:100]!r}, which does not exist: copy it there"
+            )
     return files
 
 
 def weights_sha256(folder: Path) -> str:
-    """The sha256 of the weights, or of the adapter, in a checkpoint folder; its manifest's, where there is one.
+    """Return the sha256 of a folder's weights, or adapter, from its manifest if it has one.
 
-    Of weights in several files it is that of their digests.
+    For weights in several files it is the sha256 of their digests.
     """
     files = [folder / ADAPTER_WEIGHTS_FILE] if is_adapter(folder) else weights_files(folder)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    known = manifest.get("files", {})
-    digests = [
-        str(known[path.name]["sha256"]) if path.name in known else sha256_file(path)
-        for path in files
-    ]
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
+    entries = manifest.get("files", {})
+    digests = []
+    for file in files:
+        entry = entries.get(file.name)
+        digests.append(str(entry["sha256"]) if entry else sha256_file(file))
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def resolve_base(folder: Path) -> Path:
-    """The checkpoint folder that a folder's adapter belongs to. UserError if it is gone, or holds other weights now."""
-    candidates, sha256 = adapters.find_base_candidates(folder)
-    existing = [place for place in candidates if place.exists()]
-    for place in existing:
-        try:
-            base = resolve_checkpoint(place)
-        except UserError as error:
-            raise UserError(
-                f"{folder} is an adapter, and its base cannot be used: {error}"
-            ) from None
-        if sha256 is None or weights_sha256(base) == sha256:
-            return base
-    why = f"are weights with another sha256 than {str(sha256)[:12]}…" if existing else "is nothing"
-    raise UserError(
-        f"{folder} is an adapter, and its base was expected at {(existing or candidates)[0]}, where there {why}: put "
-        "the base back there"
-    )
+# Adapters and their bases
 
 
 def adapter_chain(path: Path) -> list[Path]:
-    """The folders that a checkpoint consists of: the one with weights, and the adapters on it, the innermost first.
+    """Return the folders that make up a checkpoint: the one with weights, then adapters on it.
 
-    UserError if a base is gone, or one leads back to itself.
+    Raises UserError if a base is missing, or if an adapter leads back to itself.
     """
     folders = [resolve_checkpoint(path)]
     while is_adapter(folders[-1]):
         base = resolve_base(folders[-1])
         if any(base.resolve() == folder.resolve() for folder in folders):
             raise UserError(
-                f"{base} is an adapter that is its own base: write the folder of the weights there that it was "
-                "trained on"
+                f"{base} is an adapter that is its own base: correct the path of the base in its "
+                f"{BASE_FILE} or {ADAPTER_CONFIG_FILE}"
             )
         folders.append(base)
     return folders[::-1]
+
+
+def resolve_base(folder: Path) -> Path:
+    """Return the checkpoint folder that a folder's adapter was trained on.
+
+    Raises UserError if it is missing, or if its weights have changed.
+    """
+    candidates, sha256 = _find_base_candidates(folder)
+    existing = [path for path in candidates if path.exists()]
+    for path in existing:
+        try:
+            base = resolve_checkpoint(path)
+        except UserError as error:
+            raise UserError(
+                f"{folder} is an adapter, and its base cannot be used: {error}"
+            ) from None
+        if sha256 is None or weights_sha256(base) == sha256:
+            return base
+    expected = (existing or candidates)[0]
+    problem = "does not exist"
+    if existing:
+        problem = f"has weights with another sha256 than {str(sha256)[:12]}…"
+    raise UserError(
+        f"{folder} is an adapter, and its base {expected} {problem}: put the base back there"
+    )
+
+
+def _find_base_candidates(folder: Path) -> tuple[list[Path], str | None]:
+    """Return where an adapter's base may be, likeliest first, and the sha256 of its weights.
+
+    The sha256 is None for an adapter of PEFT's, which does not record it.
+    """
+    if (folder / BASE_FILE).is_file():
+        values = read_json(folder / BASE_FILE)
+        keys = ("path", "relative", "sha256")
+        if not isinstance(values, dict) or not _are_strings(values, keys):
+            raise UserError(
+                f"{folder / BASE_FILE} does not say where the adapter's base is: expected "
+                f"{', '.join(keys)}"
+            )
+        return [Path(values["path"]), folder.resolve() / values["relative"]], values["sha256"]
+    values = read_json(folder / ADAPTER_CONFIG_FILE)
+    name = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    if not name or not isinstance(name, str):
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG_FILE} does not name its base: write the base's folder under "
+            "base_model_name_or_path"
+        )
+    return [Path(name), folder / name], None
+
+
+def _are_strings(values: dict[str, Any], keys: tuple[str, ...]) -> bool:
+    return all(isinstance(values.get(key), str) for key in keys)

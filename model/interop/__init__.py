@@ -1,1 +1,1 @@
-"""Import from and export to the formats of other tools."""
+"""Other programs' formats: Hugging Face folders in and out, GGUF out."""

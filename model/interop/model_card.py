@@ -1,10 +1,11 @@
-"""The README.md of an exported model: how it was made and what it scored, from the files of its run."""
+"""The README.md of an exported model: how it was trained and what it scored."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.figures import flatten, format_value
 from common.files import read_json
 from common.metrics_file import UNSCORED_KINDS, read_metrics
 from common.options import load_yaml
@@ -21,187 +22,128 @@ def build_model_card(
     is_conversational: bool,
     is_imported: bool,
 ) -> str:
-    """Markdown with a YAML head. What the checkpoint's run does not say is left out; a bare folder says little."""
+    """Return Markdown with a YAML head.
+
+    A checkpoint of a run adds how it was trained, and the scores of its step in the run's files.
+    """
     front_matter = {
         "language": ["zh"],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["llama", *(["conversational"] if is_conversational else [])],
     }
-    run = checkpoint.resolve().parent.parent
-    step = locate.read_step(checkpoint)
     sections = [
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---",
         f"# {name}",
         _shape_section(model, dtype),
         _usage_section(is_conversational, is_imported),
-        *(
-            (
-                _training_section(run, step),
-                _training_scores_section(run, step),
-                *_evaluation_sections(run, checkpoint, step),
-            )
-            if step is not None
-            else ()
-        ),
     ]
-    text = "\n\n".join(section for section in sections if section) + "\n"
-    # JSON can say half a character, which no file can hold.
+    step = locate.read_step(checkpoint)
+    if step is not None:
+        run = checkpoint.resolve().parent.parent
+        sections.append("## Training\n\n" + _markdown_table(_training_rows(run, step)))
+        if scores := _score_rows(run, step):
+            sections.append(f"## Scores at step {step:,}\n\n" + _markdown_table(scores))
+    text = "\n\n".join(sections) + "\n"
+    # JSON can hold lone surrogates, which cannot be written as UTF-8.
     return text.encode(errors="replace").decode()
 
 
 def _shape_section(model: Llama, dtype: str) -> str:
     config = model.config
     return (
-        f"A Llama (`LlamaForCausalLM`) of {config.num_parameters / 1e6:.1f}M parameters exported by babyllama: "
-        f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, vocabulary "
-        f"{config.vocab_size:,}, rows of {model.trained_context:,} tokens, stored in {dtype}."
+        f"A Llama (`LlamaForCausalLM`) of {config.num_parameters / 1e6:.1f}M parameters exported "
+        f"by babyllama: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads, vocabulary {config.vocab_size:,}, rows of "
+        f"{model.trained_context:,} tokens, stored in {dtype}."
     )
 
 
 def _usage_section(is_conversational: bool, is_imported: bool) -> str:
     if is_imported:
-        return "It was imported: its tokenizer, and its chat template where it has one, are those it came with."
+        return (
+            "It was imported, with its tokenizer and, where it has one that can be used, its chat "
+            "template."
+        )
     if not is_conversational:
         return (
-            "It was trained on text and continues text, which begins with `<s>` (id 1). It saw no conversation: the chat "
-            "template is there for those who fine-tune it."
+            "It was trained on text and continues text, which begins with `<s>` (id 1). It was not "
+            "trained on conversations: the chat template is for fine-tuning."
         )
     return (
-        "It was fine-tuned to answer what the data below asks, and nothing else can be expected of it. A reference text is "
-        "the message with the role `system`; `apply_chat_template` gives the ids that it was trained on. It stops with "
-        "`</s>` (id 2)."
+        "It was fine-tuned on the data below, and for nothing else. A reference text is the "
+        "message with the role `system`; `apply_chat_template` gives the ids that it was trained "
+        "on. It stops with `</s>` (id 2)."
     )
 
 
-def _training_section(run: Path, step: int) -> str:
-    run_info = read_json(run / "run.json")
-    options = load_yaml(run / "config.yaml", "") if (run / "config.yaml").is_file() else {}
-    lora = options.get("adapter") == "lora"
+def _training_rows(run: Path, step: int) -> dict[str, Any]:
+    """Return the rows of the training table, None for what the run's files do not record."""
+    run_info = read_json(run / locate.RUN_FILE)
+    run_info = flatten(run_info) if isinstance(run_info, dict) else {}
+    config_file = run / "config.yaml"
+    config = flatten(load_yaml(config_file, "")) if config_file.is_file() else {}
+    is_lora = config.get("adapter") == "lora"
     tokens = [
-        _format_number(record["tokens"])
+        record["tokens"]
         for record in read_metrics(run)
         if record["kind"] == "train" and record["step"] <= step and "tokens" in record
     ]
     rows = {
-        "imported from": _get_nested(run_info, "imported_from"),
-        "command": _get_nested(run_info, "made", "command"),
-        "data": _describe_data(options.get("data"), run_info),
-        "base": options.get("base"),
+        "imported from": run_info.get("imported_from"),
+        "command": run_info.get("made.command"),
+        "data": config.get("data"),
+        "shard sets": _shard_set_names(run_info),
+        "base": config.get("base"),
         "steps": f"{step:,}",
-        "tokens": tokens[-1] if tokens else None,
-        "device": _get_nested(run_info, "made", "device"),
-        "seed": options.get("seed"),
-        "adapter": _describe_adapter(options) if lora else None,
-        # Whatever was asked for, AdamW moves an adapter.
-        "optimiser": "adamw" if lora else _get_nested(options, "optimizer", "name"),
-        "commit": _get_nested(run_info, "made", "commit"),
-        "torch": _get_nested(run_info, "made", "versions", "torch"),
-        "tokenizer": str(_get_nested(run_info, "fingerprints", "tokenizer") or "")[:12],
+        "tokens": format_value(tokens[-1]) if tokens else None,
+        "device": run_info.get("made.device"),
+        "seed": config.get("seed"),
+        # An adapter is trained by AdamW whatever the option says.
+        "optimizer": "adamw" if is_lora else config.get("optimizer.name"),
     }
-    return "## Training\n\n" + _markdown_table(rows)
+    if is_lora:
+        rows |= {key: value for key, value in config.items() if key.startswith("lora.")}
+    return rows | {
+        "commit": run_info.get("made.commit"),
+        "torch": run_info.get("made.versions.torch"),
+        "tokenizer": str(run_info.get("fingerprints.tokenizer") or "")[:12],
+    }
 
 
-def _describe_data(data_option: Any, run_info: Any) -> str | None:
-    """What `data` said, and the shard sets that this was: a part of the shipped sample may have stood in for a corpus."""
-    shards = _get_nested(run_info, "shards")
-    names = (
-        ", ".join(Path(folder).name for folder in shards if isinstance(folder, str))
-        if isinstance(shards, list)
-        else ""
-    )
-    return f"{data_option} ({names})" if data_option and names else data_option or names or None
+def _shard_set_names(run_info: dict[str, Any]) -> str | None:
+    """Return the names of the data sets: a part of the sample may have replaced a corpus."""
+    folders = run_info.get("shards")
+    if not isinstance(folders, list):
+        return None
+    return ", ".join(Path(folder).name for folder in folders if isinstance(folder, str))
 
 
-def _describe_adapter(options: dict[str, Any]) -> str:
-    rank, alpha, dropout, targets = (
-        _get_nested(options, "lora", key) for key in ("rank", "alpha", "dropout", "targets")
-    )
-    return (
-        f"LoRA of rank {rank} (alpha {alpha}, dropout {dropout}) on {', '.join(map(str, targets or ()))}, merged into "
-        "the base's weights"
-    )
-
-
-def _get_nested(values: Any, *keys: str) -> Any:
-    """What lies under these keys, one inside the other; None where there is nothing. A run's files may say anything."""
-    for key in keys:
-        values = values.get(key) if isinstance(values, dict) else None
-    return values
-
-
-def _training_scores_section(run: Path, step: int) -> str:
-    """What training measured at the exported step: a run's best step is not always its last."""
-    newest: dict[str, dict[str, Any]] = {}
+def _score_rows(run: Path, step: int) -> dict[str, str]:
+    """Return what training and the evaluation commands measured on the weights of one step."""
+    scores: dict[str, Any] = {}
     for record in read_metrics(run):
-        if record["kind"] not in UNSCORED_KINDS and record["step"] == step:
-            newest[f"{record['kind']} {record.get('set', '')}".strip()] = record
-    rows = {
-        f"{kind} {key.replace('_', ' ')}": f"{_format_number(value)} (step {record['step']:,})"
-        for kind, record in newest.items()
-        for key, value in record.items()
-        if key != "step" and _format_number(value)
-    }
-    return (
-        "## Scores on held-out text, measured while it was trained\n\n" + _markdown_table(rows)
-        if rows
-        else ""
-    )
-
-
-def _evaluation_sections(run: Path, checkpoint: Path, step: int) -> list[str]:
-    """The figures of the evaluation commands, a section each: those that were measured on the exported weights.
-
-    And those of baselines that were counted on the data of the run, without a model.
-    """
-    sections = []
-    data = _get_nested(read_json(run / "run.json"), "fingerprints", "data")
-    data_fingerprints = (
-        [_get_nested(each, "set") for each in data] if isinstance(data, list) else []
-    )
+        if record["step"] == step and record["kind"] not in UNSCORED_KINDS:
+            label = f"{record['kind']} {record.get('set', '')}".strip()
+            values = {key: value for key, value in record.items() if key not in ("kind", "step")}
+            scores |= {f"{label} {key}": value for key, value in flatten(values).items()}
     for file in sorted((run / "results").glob("*.json")):
         values = read_json(file)
-        if not isinstance(values, dict) or "weights" in values:
-            continue
-        baseline = "data_fingerprint" in values and values["data_fingerprint"] in data_fingerprints
-        figures = _flatten_numbers({key: value for key, value in values.items() if key != "step"})
-        if figures and (baseline or _is_for_checkpoint(values, checkpoint, step)):
-            kind = "Beside it, a baseline on the same data" if baseline else "Scores"
-            sections.append(f"## {kind}: {file.stem}\n\n" + _markdown_table(figures))
-    return sections
-
-
-def _is_for_checkpoint(values: dict[str, Any], checkpoint: Path, step: int) -> bool:
-    if "step" in values:
-        return bool(values["step"] == step)
-    # Of an earlier version, which wrote no step.
-    return (
-        isinstance(values.get("checkpoint"), str)
-        and Path(values["checkpoint"]).resolve() == checkpoint.resolve()
-    )
-
-
-def _flatten_numbers(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The numbers of a results file by dotted name; how they were made is the run's own affair."""
-    numbers: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and key != "made":
-            numbers |= _flatten_numbers(value, f"{prefix}{key}.")
-        elif (text := _format_number(value)) is not None:
-            numbers[prefix + key] = text
-    return numbers
-
-
-def _format_number(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+        # `weights` names quantized ones, which are not those of the export.
+        if isinstance(values, dict) and values.get("step") == step and "weights" not in values:
+            del values["step"]
+            values.pop("made", None)  # command, versions, machine
+            scores |= {f"{file.stem} {key}": value for key, value in flatten(values).items()}
+    rows = {}
+    for key, value in scores.items():
+        if not isinstance(value, str | bool) and (text := format_value(value)):
+            rows[key] = text
+    return rows
 
 
 def _markdown_table(rows: dict[str, Any]) -> str:
-    lines = [
-        f"| {key} | {str(value).replace('|', '/')} |"
-        for key, value in rows.items()
-        if value not in (None, "")
-    ]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    lines = ["| | |", "|---|---|"]
+    for key, value in rows.items():
+        if value not in (None, ""):
+            lines.append(f"| {key} | {str(value).replace('|', '/')} |")
+    return "\n".join(lines)

@@ -1,1 +1,20 @@
 """Text to ids and back: SentencePiece models and imported Hugging Face tokenizers."""
+
+from pathlib import Path
+
+from common.files import read_limited
+from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, TOKENIZER_FILE, Tokenizer
+from model.tokenizer.imported import parse_imported_tokenizer
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer, read_normalized_model
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a SentencePiece file, or a folder with `tokenizer.model` or an imported tokenizer.
+
+    A SentencePiece model is normalized on loading. Raises UserError if there is no such file or
+    if it is not a usable BPE model.
+    """
+    imported_file = path / IMPORTED_TOKENIZER_FILE
+    if imported_file.is_file() and not (path / TOKENIZER_FILE).is_file():
+        return parse_imported_tokenizer(read_limited(imported_file), imported_file)
+    return SentencePieceTokenizer(read_normalized_model(path)[0])

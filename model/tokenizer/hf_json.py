@@ -1,12 +1,13 @@
-"""The tokenizer as transformers reads it: `tokenizer.json` and its two companions, for `PreTrainedTokenizerFast`.
+"""Export a SentencePiece tokenizer for transformers' `PreTrainedTokenizerFast`.
 
-The fast tokenizers know BPE as a list of pairs to merge, the best first. Every way to cut a normal piece into two
-normal pieces is such a pair, and its rank is that of the piece it makes; with distinct scores that is the order in
-which SentencePiece merges.
+The `tokenizers` library takes BPE as a ranked list of merges. Every split of a normal piece into two
+normal pieces is such a merge, ranked by the score of the result; with distinct scores that is the
+order in which SentencePiece merges.
 
-Text must never give a special id, a chat template must, and transformers encodes what a template rendered as one text. Its
-`split_special_tokens` would make text of both. So the special tokens are named here by strings that no text holds: `</s>`
-is `</s>` and U+FDD0, one of the code points that Unicode keeps out of text for such use.
+User text must never give a special id and a chat template must, but transformers encodes a rendered
+template as one text, and its `split_special_tokens` would turn the template's own tokens into text
+as well. So special tokens get names that do not occur in text: `</s>` becomes `</s>` and U+FDD0, a
+code point that Unicode reserves as a noncharacter.
 """
 
 import json
@@ -15,36 +16,35 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomic, write_json
-from model.tokenizer.base import METASPACE, SPECIAL_TOKEN_MARK, Piece, Tokenizer
+from model.tokenizer.base import METASPACE, SPECIAL_TOKEN_MARK, Piece
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNKNOWN
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 
 HF_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def export_tokenizer(
-    tokenizer: Tokenizer,
+    tokenizer: SentencePieceTokenizer,
     folder: Path,
     *,
     chat_template: str | None = None,
     model_max_length: int | None = None,
 ) -> None:
-    """Write `FILES` into a folder.
+    """Write HF_TOKENIZER_FILES into a folder.
 
-    `chat_template` is Jinja, for `apply_chat_template`; `model_max_length` is in tokens and becomes `model_max_length`.
-    No bos is added to a text.
+    `chat_template` is Jinja source; `model_max_length` is in tokens. The exported tokenizer adds no
+    bos to a text.
     """
-    write_atomic(
-        folder / HF_TOKENIZER_FILES[0],
-        json.dumps(build_tokenizer_json(tokenizer), ensure_ascii=False) + "\n",
-    )
-    specials = {
+    definition = json.dumps(build_tokenizer_json(tokenizer), ensure_ascii=False) + "\n"
+    write_atomic(folder / HF_TOKENIZER_FILES[0], definition)
+    special_tokens = {
         "bos_token": _token_text(tokenizer.pieces[tokenizer.bos_id]),
         "eos_token": _token_text(tokenizer.pieces[tokenizer.eos_id]),
         "unk_token": _token_text(tokenizer.pieces[tokenizer.unk_id]),
     }
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **specials,
+        **special_tokens,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
@@ -53,28 +53,29 @@ def export_tokenizer(
     if chat_template is not None:
         config["chat_template"] = chat_template
     write_json(folder / HF_TOKENIZER_FILES[1], config)
-    write_json(folder / HF_TOKENIZER_FILES[2], specials)
+    write_json(folder / HF_TOKENIZER_FILES[2], special_tokens)
 
 
-def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of `tokenizer.json`."""
+def build_tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """Return the content of `tokenizer.json`."""
+    added_tokens = [
+        {
+            "id": index,
+            "content": _token_text(piece),
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for index, piece in enumerate(tokenizer.pieces)
+        if piece.kind in (CONTROL, UNKNOWN)
+    ]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": _token_text(piece),
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index, piece in enumerate(tokenizer.pieces)
-            if piece.kind in (CONTROL, UNKNOWN)
-        ],
+        "added_tokens": added_tokens,
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE},
         "pre_tokenizer": None,
         "post_processor": None,
@@ -105,7 +106,8 @@ def _token_text(piece: Piece) -> str:
     return piece.text + SPECIAL_TOKEN_MARK if piece.kind in (CONTROL, UNKNOWN) else piece.text
 
 
-def _iter_merges(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+def _iter_merges(tokenizer: SentencePieceTokenizer) -> Iterator[tuple[str, str]]:
+    """Yield every split of a normal piece into two normal pieces, the best score first."""
     normal = [piece for piece in tokenizer.pieces if piece.kind == NORMAL]
     texts = {piece.text for piece in normal}
     for piece in sorted(normal, key=lambda piece: -piece.score):

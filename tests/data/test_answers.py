@@ -11,6 +11,7 @@ from data.readers.files import expand_inputs
 from data.records import Conversation, Summary
 from data.sources import find_source
 from model.chat_template.template import Template
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 
 SETS = {
@@ -31,7 +32,7 @@ RECORDS = 120
 
 @pytest.fixture(scope="session")
 def real_tokenizer(shared: Path) -> Tokenizer:
-    return Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+    return load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
 
 
 @pytest.mark.parametrize("name", SETS)

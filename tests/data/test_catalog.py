@@ -21,7 +21,7 @@ from data.corpora.resolver import resolve_shard_set
 from data.readers.detect import detect_source
 from data.shards import ShardSet
 from data.sources import SOURCES
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small() -> str:
-    return Tokenizer.load(resolver.SMALL_TOKENIZER).fingerprint[:8]
+    return load_tokenizer(resolver.SMALL_TOKENIZER).fingerprint[:8]
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_raw_path_is_prepared_again_only_when_it_changed(raw: Path) -> None:
     raw.write_text(text.replace("青蛙", "蛤蟆"), "utf-8")
     assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
     assert "蛤蟆" in "".join(
-        Tokenizer.load(folder).decode(ShardSet.open(folder).load_split("train").tokens(index))
+        load_tokenizer(folder).decode(ShardSet.open(folder).load_split("train").tokens(index))
         for index in range(3)
     )
     assert not [path for path in Path("prepared").iterdir() if path.name.startswith(".")]
@@ -394,7 +394,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
         "tokenizer": manifests.Corpus.model_validate({**head, "files": ({"path": "t.model"},)}),
     }
-    for module in (command, resolve_shard_set, manifests):
+    for module in (command, resolver, manifests):
         monkeypatch.setattr(module, "load_corpora", lambda: made)
     yield folder
     server.shutdown()

@@ -10,7 +10,7 @@ import pytest
 from common.files import MANIFEST
 from data.corpora import manifests, resolver
 from data.corpora.resolver import resolve_shard_set
-from data.prepare import pipeline as prepare_module
+from data.prepare import provenance
 from data.shards import ShardSet
 
 
@@ -46,7 +46,8 @@ def write(path: Path, word: str) -> Path:
 
 def prepared(*parts: str) -> Path:
     files = resolver.download_paths("zhihu", resolver.load_corpora()["zhihu"], parts)
-    return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, resolver.SMALL_TOKENIZER)
+    tokenizer = resolver.SMALL_TOKENIZER
+    return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, tokenizer, parts)
 
 
 def stamp(folder: Path) -> tuple[int, int]:
@@ -54,7 +55,7 @@ def stamp(folder: Path) -> tuple[int, int]:
 
 
 def update(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (prepare_module, resolver):
+    for module in (provenance, resolver):
         monkeypatch.setattr(module, "PREPARE_VERSION", module.PREPARE_VERSION + 1)
 
 
@@ -67,7 +68,13 @@ def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) 
 
 
 # Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
-FINGERPRINTS = {1: {"wikipedia": "", "redgpt": "", "csl": ""}}
+FINGERPRINTS = {
+    1: {
+        "wikipedia": "ca9c6cd8ee12d9e072a4479b69fa954abb3190d1aeff1179ae623b89922241d7",
+        "redgpt": "1681927dd6d92c44ccfbd096b0df769e617194ebd8db6cd98712d728dcc1ee43",
+        "csl": "9156a52094835b8d08250c0f87e4dce3bba3dad45f7186421ca69ca30155161e",
+    }
+}
 
 
 def test_the_version_is_raised_with_the_ids() -> None:
@@ -81,7 +88,7 @@ def test_the_version_is_raised_with_the_ids() -> None:
             source, resolver.sample_files(source), resolver.SMALL_TOKENIZER
         )
         fingerprints[source] = ShardSet.open(folder).fingerprint
-    assert fingerprints == FINGERPRINTS[prepare_module.PREPARE_VERSION]
+    assert fingerprints == FINGERPRINTS[provenance.PREPARE_VERSION]
 
 
 @pytest.mark.parametrize("tokenizer", [None, resolver.SMALL_TOKENIZER])
@@ -97,7 +104,7 @@ def test_changed_code_prepares_downloads_again(
     capsys.readouterr()
     assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) != before
     assert (
-        f"{folder} was prepared by another version of this code: preparing it again"
+        f"{folder} was prepared by another version of this program: preparing it again"
         in capsys.readouterr().out
     )
     # The same bytes: a run that was trained on them goes on.

@@ -179,15 +179,15 @@ _MEMORY = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from data import dedup
-dedup._PARTITION = 1 << 13
+from data.prepare import dedup
+dedup._PARTITION_SIZE = 1 << 13
 found = dedup.Deduplicator(Path(sys.argv[1]), dedup.DedupOptions())
 random = np.random.default_rng(0)
 for _ in range(int(sys.argv[2])):
-    signatures = random.integers(0, 1 << 32, (5000, dedup.PERMUTATIONS), dtype=np.uint32)
+    signatures = random.integers(0, 1 << 32, (5000, dedup.NUM_PERMUTATIONS), dtype=np.uint32)
     signatures[1::50] = signatures[::50]
     found.add(random.integers(0, 1 << 63, (5000, 2), dtype=np.uint64), signatures)
-gone = (found.resolve() == dedup.NEAR).sum()
+gone = (found.find_duplicates() == dedup.NEAR_DUPLICATE).sum()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, gone)
 """
 

@@ -20,10 +20,10 @@ from data.batching.summary_prompts import (
 )
 from data.records import Summary
 from data.sources import SOURCES
-from model import import_hf
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.chat_template.to_jinja import build_jinja_template
 from model.checkpoint import locate
+from model.interop.hf_import import import_hf
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.conversations import to_chat_messages
@@ -104,8 +104,8 @@ def test_summary_spacing_matches_transformers(
         [f"{each.article}\n{each.title}" for each in records], **flags
     )
     hf_checkpoints.save_hf_checkpoint_with_tokenizer(tmp_path / "theirs", theirs, template)
-    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    words = Template.load(locate.resolve_checkpoint(tmp_path / "run"))
+    _, ours, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    words = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     theirs.chat_template = template or build_jinja_template(words)
     examples = build_examples(
         "summaries", encode_records(records, ours, words), 2000, ours, words, RequestSampling(3)
@@ -142,8 +142,8 @@ def test_special_tokens_in_an_article_stay_text(root: Path, tmp_path: Path) -> N
     hf_checkpoints.save_hf_checkpoint_with_tokenizer(
         tmp_path / "theirs", hf_checkpoints.train_llama2_tokenizer(["a b c", "风从东边来"] * 9)
     )
-    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    words = Template.load(locate.resolve_checkpoint(tmp_path / "run"))
+    _, ours, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    words = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     record = Summary("风\ufdd0</s>从", "东\ufdd0</s>边")
     for made in (
         encode_records([record], ours, words),
@@ -165,13 +165,16 @@ def test_lead_ins_are_refused_with_answer_prefix_template(tmp_path: Path) -> Non
         ("chatml", hf_checkpoints.CHATML_TEMPLATE),
     ):
         hf_checkpoints.save_hf_checkpoint_with_tokenizer(tmp_path / name, theirs, template)
-        _, ours, _ = import_hf.import_hf(tmp_path / name, tmp_path / "runs" / name)
+        import_hf(tmp_path / name, tmp_path / "runs" / name)
         with (
             pytest.raises(UserError, match="--lead_ins")
             if name == "llama2"
             else contextlib.nullcontext()
         ):
-            build_sft_template(SftOptions(lead_ins=True, max_steps=1), ours)
+            build_sft_template(
+                SftOptions(lead_ins=True, max_steps=1),
+                locate.resolve_checkpoint(tmp_path / "runs" / name),
+            )
 
 
 def test_only_known_lead_ins_are_stripped() -> None:

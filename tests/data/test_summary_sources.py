@@ -143,7 +143,7 @@ def test_csl_releases_can_share_a_file(write: Callable[..., Path]) -> None:
         f"to category\t{TITLE}\t工学",
         json.dumps({"title": TITLE, "abst": ABSTRACT}, ensure_ascii=False),
     ]
-    assert kinds("csl", write("\n".join(lines))) == {"Summary": 3, "Unused": 1}
+    assert kinds("csl", write("\n".join(lines))) == {"Summary": 3, "SkippedRecord": 1}
 
 
 def test_list_like_or_quoted_titles_are_kept(write: Callable[..., Path]) -> None:

@@ -18,8 +18,10 @@ from data.tokenizer.texts import (
     sample_text_inputs,
 )
 from data.tokenizer.train import common_chinese_text, reservoir_sample, split_segments
-from model.tokenizer.base import TOKENIZER_FILE, Tokenizer
+from model.tokenizer import load_tokenizer
+from model.tokenizer.base import TOKENIZER_FILE
 from model.tokenizer.sentencepiece_normalize import UNUSED, normalize_model
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ROOT / "assets" / "tokenizer"
@@ -93,7 +95,7 @@ def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Pat
     """Its size shapes the model, and the rest of the project uses it without another import."""
     serialized = (trained / TOKENIZER_FILE).read_bytes()
     assert normalize_model(serialized, "trained")[0] == serialized
-    tokenizer = Tokenizer(serialized)
+    tokenizer = SentencePieceTokenizer(serialized)
     assert tokenizer.vocab_size == 320
     assert not any(piece.kind == UNUSED for piece in tokenizer.pieces)
     for text in (
@@ -106,7 +108,7 @@ def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Pat
 def test_digits_colons_and_newlines_are_single_tokens(trained: Path) -> None:
     """Numbers cut differently each time, and prompts whose last piece swallows the answer's first character."""
     texts = [
-        piece.text for piece in Tokenizer.load(trained).pieces if not piece.text.startswith("<")
+        piece.text for piece in load_tokenizer(trained).pieces if not piece.text.startswith("<")
     ]
     for alone in [*"0123456789", "："]:
         assert [text for text in texts if alone in text] in ([], [alone])
@@ -133,7 +135,7 @@ def test_piece_length_is_limited(
     assert (
         max(
             len(piece.text)
-            for piece in Tokenizer.load(tmp_path).pieces
+            for piece in load_tokenizer(tmp_path).pieces
             if not piece.text.startswith("<")
         )
         == 2
@@ -155,7 +157,7 @@ def test_common_characters_have_ids_even_if_absent_from_text(
         "--out",
         tmp_path,
     )
-    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.vocab_size == 4224
     assert len(common_chinese_text()) == len(set(common_chinese_text())) > 3755 + 94
     assert all(len(ids) == 1 for ids in tokenizer.encode_batch(list(common_chinese_text())))
@@ -274,7 +276,7 @@ def test_exported_tokenizer_loads_in_transformers(
     import tokenizers
 
     fast = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert fast.encode("你好，世界 1").ids == Tokenizer.load(SMALL).encode("你好，世界 1")
+    assert fast.encode("你好，世界 1").ids == load_tokenizer(SMALL).encode("你好，世界 1")
 
 
 def test_inspect_shows_the_pieces_of_a_text(

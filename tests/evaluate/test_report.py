@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from common.figures import format_value
 from common.files import write_json
 from evaluate.report.render import MISSING
-from evaluate.report.run_reader import format_value
 from tests.helpers.reports import MODEL_CONFIG, VALIDATION_METRICS, render_report, write_run
 from train.metrics_log import MetricsLog
 

@@ -15,6 +15,7 @@ from common.files import write_manifest
 from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
 from evaluate.measures import trigram
 from evaluate.measures.trigram import compute_probabilities, score_trigram_baseline
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -149,7 +150,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
 
 @pytest.fixture(scope="module")
 def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+    tokenizer = load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
     with gzip.open(
         shared / "data" / "pretrain" / "mnbvc_qa.jsonl.gz", "rt", encoding="utf-8"
     ) as lines:
@@ -210,7 +211,7 @@ def test_command_prints_and_writes_results(real: ShardSet, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_too_little_data_gives_one_line_error(shared: Path, tmp_path: Path) -> None:
     """Would catch a division by zero where a split holds nothing to count or to score."""
-    tokenizer = Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+    tokenizer = load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
     with pytest.raises(UserError, match="validation tokens"):
         score_trigram_baseline(write_shards(tmp_path / "a", tokenizer, {"train": ["天气很好"]}))
     with pytest.raises(UserError, match="training split has 2 tokens"):

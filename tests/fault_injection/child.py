@@ -49,6 +49,7 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
     """
     import numpy as np
     import torch
+
     import train.throughput
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):

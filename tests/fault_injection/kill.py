@@ -39,7 +39,7 @@ from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig
 from model.llama import Llama
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,7 +106,7 @@ class Scenario:
 
 def pretrain_scenario(folder: Path) -> Scenario:
     """40 steps of two micro-batches over a set of about 24 steps an epoch, made in `folder`."""
-    tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
+    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     rng = np.random.default_rng(0)
     with atomic_folder(
         folder / "text", {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
@@ -156,7 +156,7 @@ def sft_scenario(folder: Path) -> Scenario:
 
 def lora_scenario(folder: Path) -> Scenario:
     """The same with an adapter that has dropout, beside a base of random weights."""
-    tokenizer = Tokenizer.load(ROOT / "assets/tokenizer")
+    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=32,

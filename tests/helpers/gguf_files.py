@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.config import LlamaConfig
-from model.interop.gguf.export import export_gguf
+from model.interop.gguf.export import write_gguf
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -58,7 +58,7 @@ def export_to_file(
 ) -> Path:
     """The model's file in a folder."""
     file = folder / f"model-{dtype}.gguf"
-    export_gguf(model, tokenizer, chat_template, file, dtype=dtype, name="测试")
+    write_gguf(model, tokenizer, chat_template, file, dtype=dtype, name="测试")
     return file
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from model.tokenizer import hf_json
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import hf_json, load_tokenizer
 
 LLAMA3_TEMPLATE = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + \
 message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content \
@@ -145,7 +144,7 @@ def legacy_llama2_tokenizer(root: Path) -> Any:
     """A BPE as transformers makes it of Llama 2's SentencePiece model: a space before every text, byte fallback."""
     import tokenizers
 
-    definition = hf_json.build_tokenizer_json(Tokenizer.load(root / "assets/tokenizer"))
+    definition = hf_json.build_tokenizer_json(load_tokenizer(root / "assets/tokenizer"))
     definition["normalizer"] = {
         "type": "Sequence",
         "normalizers": [{"type": "Prepend", "prepend": "▁"}, definition["normalizer"]],

@@ -9,6 +9,7 @@ import pytest
 
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import METASPACE, Tokenizer
 from train.sft import main
 
@@ -62,7 +63,7 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stock(shared: Path) -> Tokenizer:
     """The 65,000 pieces of Llama-Chinese."""
-    return Tokenizer.load(shared / "tokenizer" / "llama-chinese-65k.model")
+    return load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
 
 
 @pytest.fixture(scope="session", params=["small", "stock"])

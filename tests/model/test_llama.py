@@ -420,11 +420,11 @@ def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
         ),
         (
             {"rope_parameters": {"rope_type": "yarn"}},
-            ["rope_scaling 'yarn' is not known; linear and llama3 are"],
+            ["rope_scaling 'yarn' is not supported; linear and llama3 are"],
         ),
         (
             {"rope_parameters": {"rope_type": ["linear"]}},
-            ["rope_scaling \"['linear']\" is not known; linear and llama3 are"],
+            ["rope_scaling \"['linear']\" is not supported; linear and llama3 are"],
         ),
         (
             {"rope_scaling": {"type": "linear"}},

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.errors import UserError
 from common.options import validate_options
 from model import autograd_ops
-from model.checkpoint import adapters, locate, weights
+from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import (
@@ -177,11 +177,11 @@ def test_unsupported_peft_adapter_gives_one_line_error(
     base, folder = make_base(tmp_path / "base", tokenizer, **SHAPES["tied"]), tmp_path / "adapter"
     folder.mkdir()
     weights.save_weights(adapted(base), folder)
-    (folder / adapters.BASE_FILE).unlink()
+    (folder / locate.BASE_FILE).unlink()
     if name := change.pop("tensor", None):
-        tensors = load_file(folder / adapters.ADAPTER_WEIGHTS_FILE)
-        save_file({**tensors, name: torch.ones(8, 32)}, folder / adapters.ADAPTER_WEIGHTS_FILE)
-    config = folder / adapters.ADAPTER_CONFIG_FILE
+        tensors = load_file(folder / locate.ADAPTER_WEIGHTS_FILE)
+        save_file({**tensors, name: torch.ones(8, 32)}, folder / locate.ADAPTER_WEIGHTS_FILE)
+    config = folder / locate.ADAPTER_CONFIG_FILE
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
         weights.load_checkpoint(folder, CPU)

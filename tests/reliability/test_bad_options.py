@@ -29,7 +29,7 @@ from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
 from model.llama import Llama
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 
 TRAIN = "train.pretrain --data {text} --run {new}"
 TUNE = "train.sft --base none --data {pairs} --run {new}"
@@ -152,7 +152,7 @@ def _models(made: dict[str, Path]) -> None:
     )
     made["model"].mkdir()
     weights.save_checkpoint(
-        Llama(config).init_weights(0), Tokenizer.load(made["tokenizer"]), made["model"]
+        Llama(config).init_weights(0), load_tokenizer(made["tokenizer"]), made["model"]
     )
     for name in ("qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged"):
         shutil.copytree(made["model"], made[name])

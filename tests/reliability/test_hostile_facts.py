@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from common.errors import UserError, describe_disk_error
 from common.files import check_manifest, read_json, write_checksummed_json, write_json
 from data.shards import ShardSet, load_run_shard_set
-from model.chat_template.template import Template
-from model.checkpoint import adapters, locate, weights
+from model.chat_template.template import Template, load_template
+from model.checkpoint import locate, weights
 from model.config import LlamaConfig
-from model.import_hf import import_hf
 from model.interop.hf_export import export_hf
+from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
@@ -63,7 +63,7 @@ def test_arbitrary_json_in_metadata_files_gives_one_line_error(
     for name, reader in (
         ("manifest.json", ShardSet.open),
         ("run.json", load_run_shard_set),
-        ("template.json", Template.load),
+        ("template.json", load_template),
     ):
         write_json(folder / name, value)
         with pytest.raises(UserError):
@@ -185,7 +185,7 @@ def _theirs(folder: Path) -> None:
 def _use(folder: Path, out: Path) -> None:
     """Load a model, talk to it as far as that goes without computing, and send it on."""
     _, tokenizer = weights.load_checkpoint(folder, CPU)
-    ids = Template.load(locate.resolve_checkpoint(folder)).encode_prompt(
+    ids = load_template(locate.resolve_checkpoint(folder)).encode_prompt(
         tokenizer, [("你好", "hello")], "问", "资料"
     )
     tokenizer.decode(ids)  # to nothing, if its pieces are nothing
@@ -267,7 +267,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
         *(("step", name) for name in (IMPORTED_TOKENIZER_FILE, "template.json", "config.json")),
         *(
             ("adapter", name)
-            for name in (adapters.ADAPTER_CONFIG_FILE, adapters.BASE_FILE, "config.json")
+            for name in (locate.ADAPTER_CONFIG_FILE, locate.BASE_FILE, "config.json")
         ),
         *(("run", name) for name in ("run.json", "results/perplexity.json")),
     ],
@@ -330,13 +330,13 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     weights.save_weights(model, folder)
     from safetensors.torch import load_file, save_file
 
-    state = load_file(folder / adapters.ADAPTER_WEIGHTS_FILE)
+    state = load_file(folder / locate.ADAPTER_WEIGHTS_FILE)
     for key, tensor in changes.pop("tensors", {}).items():
         state[next(name for name in state if key in name)] = tensor
-    save_file(state, folder / adapters.ADAPTER_WEIGHTS_FILE)
+    save_file(state, folder / locate.ADAPTER_WEIGHTS_FILE)
     write_json(
-        folder / adapters.ADAPTER_CONFIG_FILE,
-        {**read_json(folder / adapters.ADAPTER_CONFIG_FILE), **changes},
+        folder / locate.ADAPTER_CONFIG_FILE,
+        {**read_json(folder / locate.ADAPTER_CONFIG_FILE), **changes},
     )
     return folder
 
@@ -381,7 +381,7 @@ def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
     """An AttributeError for a list."""
     folder = _adapter(model, tmp_path / "adapter")
     for value in ([], "x", None, 3):
-        write_json(folder / adapters.ADAPTER_CONFIG_FILE, value)
+        write_json(folder / locate.ADAPTER_CONFIG_FILE, value)
         with pytest.raises(
             UserError, match=r"adapter_config\.json: expected keys and values, found"
         ):
@@ -393,7 +393,7 @@ def test_circular_adapter_bases_give_one_line_error(model: Path, tmp_path: Path)
     pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]
     for folder, other in zip(pair, reversed(pair), strict=True):
         write_json(
-            folder / adapters.BASE_FILE,
+            folder / locate.BASE_FILE,
             {"path": str(other), "relative": "x", "sha256": locate.weights_sha256(other)},
         )
     with pytest.raises(UserError, match="is an adapter that is its own base"):

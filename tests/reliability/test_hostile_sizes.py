@@ -24,10 +24,11 @@ from data.readers import files as readers
 from data.records import BadRecord
 from data.shards import ShardSet
 from data.sources import SOURCES
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import training_state as training
 
@@ -183,8 +184,8 @@ def test_metadata_files_have_a_size_limit(model: Path, little_memory: None, name
     with path.open("wb") as file:
         file.truncate(100 << 30)
     readers: dict[str, Callable[[Path], object]] = {
-        "template.json": Template.load,
-        "tokenizer.model": Tokenizer.load,
+        "template.json": load_template,
+        "tokenizer.model": load_tokenizer,
     }
     reader = readers.get(name, lambda folder: weights.load_checkpoint(folder, CPU))
     with pytest.raises(UserError, match="is larger than 64 MB"):

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from model.interop.gguf.vocab import build_vocabulary
+from model.interop.gguf.export import build_vocabulary
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import parse_imported_tokenizer
 from tests.helpers import hf_checkpoints
@@ -31,7 +32,7 @@ def test_corrupted_tokenizer_gives_one_line_error_or_loads(
     data[at : at + len(noise)] = noise
     (tmp_path / "tokenizer.model").write_bytes(bytes(data))
     try:
-        loaded = Tokenizer.load(tmp_path)
+        loaded = load_tokenizer(tmp_path)
     except UserError as error:
         assert str(tmp_path) in str(error)
     else:
@@ -43,7 +44,7 @@ def test_corrupted_tokenizer_gives_one_line_error_or_loads(
 def test_random_bytes_are_rejected_as_tokenizer(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_huge_piece_is_handled_quickly(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -55,7 +56,7 @@ def test_huge_piece_is_handled_quickly(tmp_path: Path, tokenizer: Tokenizer) -> 
     held.pieces[-1].piece = "长" * 3_000_000
     (tmp_path / "tokenizer.model").write_bytes(held.SerializeToString())
     with pytest.raises(UserError, match="holds a piece of 3000000 characters"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 TEXTS = ["从前有座山，山上有座庙。", "hello world 123 'tis", "庙里有个和尚 讲故事"] * 5
@@ -69,7 +70,7 @@ def facts(kind: str, **changes: Any) -> dict[str, Any]:
         else hf_checkpoints.train_sentencepiece_bpe(TEXTS, add_prefix_space=True, vocab_size=400)
     )
     ids = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
-    return {"definition": json.loads(made.to_str()), "config": {}, **ids, "words": {}, **changes}
+    return {"definition": json.loads(made.to_str()), "config": {}, **ids, **changes}
 
 
 @pytest.mark.slow
@@ -100,22 +101,11 @@ def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": {"continuing_subword_prefix": "##"}}, "its BPE has a continuing_subword_prefix"),
-        ({"model": {"dropout": 0.5}}, "leaves merges out by chance"),
+        ({"model": {"continuing_subword_prefix": "##"}}, "BPE with a continuing_subword_prefix"),
+        ({"model": {"dropout": 0.5}}, "BPE dropout is set"),
         (
             {"model": {"vocab": {"a": 0, "b": 1, "c": 1}}},
             "two pieces of its vocabulary have one id",
-        ),
-        *(
-            (
-                {part: {"type": kind, "pattern": {"Regex": "(a+)+$"}, **more}},
-                r"its regular expression '\(a\+\)\+\$' could take",
-            )
-            for part, kind, more in (
-                ("pre_tokenizer", "Split", {"behavior": "Isolated", "invert": False}),
-                ("normalizer", "Replace", {"content": ""}),
-                ("decoder", "Replace", {"content": ""}),
-            )
         ),
         (
             {
@@ -149,16 +139,3 @@ def test_library_crashes_and_overflows_give_one_line_error(
             json.dumps(facts("byte_level", definition={**definition, **changed})).encode(),
             Path("x.json"),
         )
-
-
-def test_missing_template_segments_give_one_line_error() -> None:
-    """A KeyError from the export as GGUF, which writes the template."""
-    words = {"reference": "", "human": "", "assistant": "", "separator": "", "lead_ins": False}
-    for config in ({}, {"chat_template": ["x"]}):
-        with pytest.raises(
-            UserError,
-            match=r"x\.json has the words of a chat template, and not the chat_template itself",
-        ):
-            parse_imported_tokenizer(
-                json.dumps(facts("byte_level", config=config, words=words)).encode(), Path("x.json")
-            )

@@ -17,14 +17,15 @@ from common.options import load_yaml
 from data.shards import ShardSet, load_run_shard_set
 from data.sources import SOURCES
 from evaluate.report.run_reader import read_run
-from model.chat_template.template import Template
+from model.chat_template.template import load_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
-from model.import_hf import import_hf
 from model.interop.hf_export import export_hf
+from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
-from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
+from model.tokenizer import load_tokenizer
+from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
 from train import training_state as training
 
 ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
@@ -182,7 +183,7 @@ def test_malicious_pickle_files_never_execute(
             for name in ("model.safetensors", "config.json", "tokenizer.model")
         ),
         (model / "manifest.json", lambda: weights.load_checkpoint(model, CPU)),
-        (model / "template.json", lambda: Template.load(model)),
+        (model / "template.json", lambda: load_template(model)),
         (model / training.OPTIMIZER_FILE, lambda: training.restore(model, network, {})),
         *(
             (
@@ -208,7 +209,7 @@ def test_malicious_pickle_files_never_execute(
             for source in SOURCES.values()
         ),
         (tmp_path / "a.zip", lambda: extract_zip(tmp_path / "a.zip", tmp_path / "unpacked")),
-        (tmp_path / "run" / IMPORTED_TOKENIZER_FILE, lambda: Tokenizer.load(tmp_path / "run")),
+        (tmp_path / "run" / IMPORTED_TOKENIZER_FILE, lambda: load_tokenizer(tmp_path / "run")),
         *_foreign_readers(model, tmp_path),
     ]
     (tmp_path / "run").mkdir()

@@ -87,7 +87,6 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "assets/tokenizer",
         PrepareOptions(workers=1, limit=30, quarantine_share=1),
     )
-    write_checksummed_json(folder / "set" / PROVENANCE_FILE, {"name": "redgpt"})
     return folder / "set"
 
 

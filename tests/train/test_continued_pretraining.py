@@ -15,11 +15,11 @@ from common.metrics_file import read_metrics
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
 from evaluate.perplexity import main as perplexity
-from model.chat_template.template import Template, template_for_tokenizer
+from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
-from model.import_hf import import_hf
 from model.interop.hf_export import export_hf
-from model.tokenizer.base import Tokenizer
+from model.interop.hf_import import import_hf
+from model.tokenizer import load_tokenizer
 from tests.helpers import hf_checkpoints
 from train.initial_checkpoint import find_newest_pretrain_run
 from train.pretrain import main
@@ -130,8 +130,8 @@ def test_continued_pretraining_starts_from_base_weights_and_config(
         and len(after.config.stop_ids) > 2
     )
     assert (
-        Template.load(locate.resolve_checkpoint(whole))
-        == template_for_tokenizer(tokenizer)
+        load_template(locate.resolve_checkpoint(whole))
+        == load_template(locate.resolve_checkpoint(base))
         != Template()
     )
     start = next(record["loss"] for record in records(whole) if record["kind"] == "train")
@@ -173,8 +173,8 @@ def test_text_is_prepared_with_base_tokenizer(
     train(root, tmp_path / "run", base=base, data=tmp_path / "text.txt", max_steps=1)
     (made,) = (tmp_path / "prepared").iterdir()
     assert (
-        Tokenizer.load(made).fingerprint
-        == Tokenizer.load(locate.resolve_checkpoint(base)).fingerprint
+        load_tokenizer(made).fingerprint
+        == load_tokenizer(locate.resolve_checkpoint(base)).fingerprint
     )
 
 

@@ -18,7 +18,6 @@ from data.batching.collate import Batch, TextBatchLoader, collate
 from data.batching.text_rows import Mixture, TextPlan
 from data.shards import ShardSet
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint, step_folder
-from model.checkpoint.weights import save_tokenizer
 from model.config import LlamaConfig
 from model.llama import Llama
 from train.autotune import ComputePlan
@@ -76,7 +75,7 @@ def trainer(folder: Path, shard_set: Path, micro_rows: int = 4, **changes: Any) 
         Llama(config).init_weights(0),
         TextBatchLoader(plan, 8),
         choices,
-        lambda into: save_tokenizer(tokenizer, into),
+        lambda into: tokenizer.save(into),
         lambda *_: None,
     )
 

@@ -15,7 +15,7 @@ from common.metrics_file import read_metrics
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.checkpoint.locate import (
     find_newest_step,
     list_steps,
@@ -152,7 +152,7 @@ def test_killed_fine_tuning_resumes_bit_identically(
     assert tensors(run, 24) == tensors(tmp_path / "whole", 24)
     assert records(run) == records(tmp_path / "whole")
     folder = step_folder(run, 24)
-    assert Template.load(folder) == Template(lead_ins=True)
+    assert load_template(folder) == Template(lead_ins=True)
     best = (run / "checkpoints" / "best").resolve()
     scores = {r["step"]: r["rouge_1"] for r in records(run) if r["kind"] == "rouge"}
     assert best.name == f"step-{max(scores, key=lambda step: (scores[step], -step)):08d}"

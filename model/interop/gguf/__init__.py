@@ -1,1 +1,1 @@
-"""Export to GGUF, the format of llama.cpp and Ollama."""
+"""GGUF files for llama.cpp, and Ollama's Modelfile."""

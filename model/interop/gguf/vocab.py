@@ -1,9 +1,9 @@
-"""A tokenizer as llama.cpp knows one, made so that llama.cpp gives the ids of `Tokenizer.encode`.
+"""The vocabulary of a GGUF file, built so that llama.cpp gives the ids of `Tokenizer.encode`.
 
-llama.cpp finds its tokens by their texts, whatever their type: the merges of its `llama` vocabulary make unused pieces too,
-and its programs look for special tokens in a whole rendered conversation. So what text must never become gets a text that
-no text makes: an unused piece is `<unused_ID>`, `</s>` is `</s>` and U+FDD0 where text would spell it, as in
-`model.tokenizer.hf_json`.
+llama.cpp looks tokens up by text whatever their type: its `llama` vocabulary also merges text into
+unused pieces, and its programs look for special tokens in a whole rendered conversation. So a token
+that text must never become gets a name that does not occur in text: `<unused_ID>` for an unused
+piece, `</s>` and U+FDD0 for `</s>` (as in `model.tokenizer.hf_json`).
 """
 
 import re
@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from model.chat_template.template import template_for_tokenizer
 from model.tokenizer.base import SPECIAL_TOKEN_MARK, Piece, Tokenizer
-from model.tokenizer.imported import ImportedTokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNKNOWN, UNUSED
 
 if TYPE_CHECKING:
@@ -22,90 +20,84 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """What a GGUF file says of a tokenizer. `tokenizer_model` is `llama`, SentencePiece's BPE by scores, or `gpt2`, BPE by merges."""
+    """The tokenizer entries of a GGUF file."""
 
+    # `llama` is SentencePiece's BPE by scores, `gpt2` byte-level BPE by merges.
     tokenizer_model: Literal["llama", "gpt2"]
     pieces: list[Piece]
-    pre_tokenizer: str = "default"  # how text is cut before merging, by llama.cpp's name for it
-    merges: list[str] = field(default_factory=list)  # the best first
-    adds_space_prefix: bool = False  # whether every text is given a space in front
-    special_token_names: dict[str, str] = field(
-        default_factory=dict
-    )  # of an imported tokenizer, and what they are called in the file
+    # llama.cpp's name of the regular expressions that split text before merging.
+    pre_tokenizer: str = "default"
+    merges: list[str] = field(default_factory=list)  # by rank
+    adds_space_prefix: bool = False
+    # Special tokens of an imported tokenizer → their names in the file.
+    special_token_names: dict[str, str] = field(default_factory=dict)
 
     def rename_special_tokens(self, text: str) -> str:
-        """Words of a template, with special tokens by the names that they have in the file."""
-        names = "|".join(map(re.escape, sorted(self.special_token_names, key=len, reverse=True)))
-        return (
-            re.sub(names, lambda found: self.special_token_names[found[0]], text) if names else text
-        )
+        """Return the text of a chat template with special tokens by their names in the file."""
+        if not self.special_token_names:
+            return text
+        # Longest first: one name may be a prefix of another.
+        names = sorted(self.special_token_names, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, names))
+        return re.sub(pattern, lambda match: self.special_token_names[match[0]], text)
 
 
-def build_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
-    """The vocabulary of a tokenizer, filled up with unused pieces to the `vocab_size` of the embedding.
+def build_native_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
+    """Build the vocabulary of a SentencePiece tokenizer, padded to `vocab_size`.
 
-    UserError where llama.cpp could not be made to give the same ids.
+    Raises UserError if llama.cpp would give other ids.
     """
-    if isinstance(tokenizer, ImportedTokenizer):
-        from model.interop.gguf.imported_vocab import build_imported_vocabulary
-
-        return build_imported_vocabulary(tokenizer, vocab_size)
-    return GGUFVocabulary("llama", build_native_pieces(tokenizer, vocab_size))
-
-
-def build_native_pieces(tokenizer: Tokenizer, vocab_size: int) -> list[Piece]:
-    """The pieces of a tokenizer of the project's own kind as llama.cpp gives its ids, filled up to `vocab_size`."""
-    filling = [
+    padding = [
         Piece("", -float(index), UNUSED) for index in range(tokenizer.vocab_size, vocab_size)
     ]
-    made = [
-        _to_gguf_piece(index, piece) for index, piece in enumerate([*tokenizer.pieces, *filling])
+    pieces = [
+        _to_gguf_piece(index, piece) for index, piece in enumerate([*tokenizer.pieces, *padding])
     ]
-    check_merges(made)
-    return made
+    check_merges(pieces)
+    return GGUFVocabulary("llama", pieces)
 
 
 def unused_piece(index: int) -> Piece:
-    """The piece of an id that no text makes; `index` is its id."""
+    """Return a piece for the id `index` that no text is merged into."""
     return Piece(f"<unused_{index}>", -float(index), UNUSED)
 
 
 def _to_gguf_piece(index: int, piece: Piece) -> Piece:
     if piece.kind == UNUSED:
         return piece._replace(text=unused_piece(index).text)
-    return (
-        piece._replace(text=piece.text + SPECIAL_TOKEN_MARK)
-        if piece.kind in (CONTROL, UNKNOWN)
-        else piece
-    )
+    if piece.kind in (CONTROL, UNKNOWN):
+        return piece._replace(text=piece.text + SPECIAL_TOKEN_MARK)
+    return piece
 
 
 def check_merges(pieces: list[Piece]) -> None:
-    """UserError where llama.cpp's `llama` vocabulary would merge text into a piece that is no normal one.
+    """Check that llama.cpp's `llama` vocabulary merges text into normal pieces only.
 
-    It joins two neighbours, characters or pieces, whenever their text together is that of any piece. So that only normal
-    pieces come about, no other text may be two such parts.
+    It joins two neighbors, characters or pieces, whenever their text is that of any piece. Raises
+    UserError if that could give a piece that is not a normal one.
     """
     normal = normal_texts(pieces)
     for index, piece in enumerate(pieces):
         if piece.kind != NORMAL and is_merge_result(piece.text, normal):
             raise UserError(
-                f"id {index}, {piece.text}, is no normal piece, but llama.cpp would merge text into it: "
-                "this tokenizer cannot be exported as GGUF"
+                f"id {index}, {piece.text}, is not a normal piece, but llama.cpp would merge text "
+                "into it: this tokenizer cannot be exported as GGUF; use --format hf"
             )
 
 
 def normal_texts(pieces: list[Piece]) -> set[str]:
-    """The texts of the normal pieces."""
+    """Return the texts of the normal pieces."""
     return {piece.text for piece in pieces if piece.kind == NORMAL}
 
 
 def is_merge_result(text: str, normal_pieces: set[str]) -> bool:
-    """Whether two neighbours, each a character or a normal piece, have this text together, or a piece alone has."""
-    parts = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
-    return text in normal_pieces or any(
-        all(len(part) == 1 or part in normal_pieces for part in pair) for pair in parts
-    )
+    """Return whether `text` is a normal piece, or can be split into two characters or pieces."""
+    if text in normal_pieces:
+        return True
+    for cut in range(1, len(text)):
+        if all(len(part) == 1 or part in normal_pieces for part in (text[:cut], text[cut:])):
+            return True
+    return False
 
 
 def write_vocabulary(
@@ -113,8 +105,13 @@ def write_vocabulary(
     vocabulary: GGUFVocabulary,
     tokenizer: Tokenizer,
     stop_ids: tuple[int, ...],
+    *,
+    adds_bos: bool,
 ) -> list[int]:
-    """Write the vocabulary and the ids that begin and end a text; the ids in `stop_ids` that there is no key for."""
+    """Write the vocabulary, the special ids and the `stop_ids`; `adds_bos` before every text.
+
+    Returns the stop ids that the format has no key for.
+    """
     writer.add_tokenizer_model(vocabulary.tokenizer_model)
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list([piece.text for piece in vocabulary.pieces])
@@ -126,17 +123,14 @@ def write_vocabulary(
     writer.add_bos_token_id(tokenizer.bos_id)
     if tokenizer.unk_id is not None:
         writer.add_unk_token_id(tokenizer.unk_id)
-    # The end of a document, of a turn and of a message to a tool, in llama.cpp's words: it stops at any of them.
+    # End of text, of turn and of message: llama.cpp stops at any of the three.
     eog_ids = list(dict.fromkeys((tokenizer.eod_id, *stop_ids)))
-    for write, index in zip(
-        (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id),
-        eog_ids,
-        strict=False,
-    ):
-        write(index)
-    # A text begins with <bos> where conversations do, as documents and conversations of training did. Where a chat template
-    # writes it too, llama.cpp's server and llama-cpp-python keep one of the two; Ollama's template leaves it out.
-    writer.add_add_bos_token(bool(template_for_tokenizer(tokenizer).bos_ids(tokenizer)))
+    add_eog_id = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add_id, index in zip(add_eog_id, eog_ids, strict=False):
+        add_id(index)
+    # Documents were trained with a bos where conversations were. If the chat template writes it
+    # too, llama.cpp's server and llama-cpp-python keep one of the two; Ollama's omits it.
+    writer.add_add_bos_token(adds_bos)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.adds_space_prefix)
-    return eog_ids[3:]
+    return eog_ids[len(add_eog_id) :]

@@ -9,8 +9,9 @@ import torch
 from chat import load_model
 from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
 from chat.serve.sequence import ActiveSequence, Failure, Finish
-from model.decode.fast.inference_model import inference_model_for
-from model.decode.generate import Sampling, generate
+from model.decode.generate import generate
+from model.decode.inference_model import inference_model
+from model.decode.sampling import Sampling
 from tests.chat.serve.conftest import (
     GREEDY,
     SAMPLED,
@@ -55,7 +56,7 @@ def test_answers_in_changing_batch_match_single_answers(
 def test_logits_are_computed_only_if_a_sequence_needs_them(endless: Path) -> None:
     """Prevents unnecessary logits for greedy sequences, and penalties ignored for them."""
     loaded_model = load_model.load_chat_model(endless, torch.device("cpu"), "fp32")
-    head = inference_model_for(loaded_model.model).head
+    head = inference_model(loaded_model.model).head
 
     def answer(**penalty: float) -> str:
         """Return the answer of a sequence beside one without penalties."""
@@ -120,7 +121,7 @@ def test_penalties_follow_openai_protocol(
     """Prevents a penalty on the prompt, of the wrong sign, or that ignores the count."""
     tracked = TrackedRequest([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
     sequence = ActiveSequence(
-        tracked.request, loaded_model.tokenizer, 10_000, 200, loaded_model.model.config.stop_ids
+        tracked.request, loaded_model.tokenizer, 200, loaded_model.model.config.stop_ids
     )
     for token_id in (5, 5, 400):
         one_hot = torch.full((10_000,), -9.0).index_fill(0, torch.tensor(token_id), 9.0)

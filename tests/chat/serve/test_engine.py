@@ -126,7 +126,7 @@ def test_engine_error_fails_only_running_requests(
     assert "no memory left" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("failing_name", ["ActiveSequence", "_forward_and_sample"])
+@pytest.mark.parametrize("failing_name", ["ActiveSequence", "_append_next_tokens"])
 def test_engine_error_in_prefill_fails_new_requests_once(
     start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch, failing_name: str
 ) -> None:

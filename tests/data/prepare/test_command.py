@@ -34,7 +34,7 @@ def test_source_groups_are_parsed_from_command_line() -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--input a", "say first what it is"),
+        ("--input a", "name its source first"),
         ("--source", "takes one name"),
         ("--source a b", "takes one name"),
         ("--source nothing --input a", "there is no such source"),

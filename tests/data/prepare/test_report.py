@@ -13,7 +13,7 @@ from common.files import read_checksummed_json
 from data.prepare.pipeline import PrepareOptions, prepare_groups, prepare_source
 from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, documents
 
 
@@ -35,7 +35,7 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
         )
     assert sum(split["characters"] for split in splits.values()) == report["characters"]
     assert sum(split["tokens"] for split in splits.values()) == report["tokens"]
-    assert shards.manifest["tokenizer"]["fingerprint"] == Tokenizer.load(tokenizer).fingerprint
+    assert shards.manifest["tokenizer"]["fingerprint"] == load_tokenizer(tokenizer).fingerprint
     (bad,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(bad) | {"reason": ""} == {"file": str(corpus), "line": 219, "reason": ""}
     assert read_checksummed_json(tmp_path / "out" / "report.json") == report
@@ -98,7 +98,7 @@ def test_conversation_fitting_a_row_gives_no_length_warning(root: Path, tmp_path
     """A report of conversations cut that training does not cut: a row of 512 positions holds 513 ids."""
     from model.chat_template.template import Template
 
-    small = Tokenizer.load(root / "assets/tokenizer")
+    small = load_tokenizer(root / "assets/tokenizer")
     filler, size = "", 0
     while size < 514:
         filler += "的水山天人"[len(filler) % 5]

@@ -9,7 +9,7 @@ import pytest
 
 from data.prepare.pipeline import PrepareOptions, prepare_source
 from data.shards import ShardSet
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, run
 
 
@@ -26,7 +26,7 @@ def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: P
         "jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions(validation=0)
     )
     loaded, sequences = (
-        Tokenizer.load(tokenizer),
+        load_tokenizer(tokenizer),
         ShardSet.open(tmp_path / "out").load_split("train"),
     )
     for index in (0, 7, 199):

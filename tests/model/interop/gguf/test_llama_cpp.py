@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.chat_template.template import Template, template_for_tokenizer
+from model.chat_template.template import Template, load_template
+from model.checkpoint import locate
 from model.config import config_from_preset
 from model.decode.batch_generate import generate_batch
 from model.export import main as export
-from model.import_hf import import_hf
 from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
+from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import build_imported_tokenizer
@@ -209,7 +210,7 @@ def test_llama_cpp_tokenizes_like_imported_tokenizer(
 ) -> None:
     """Another cut before the merges, another order of them: other ids than it was trained on, and no word of it."""
     definition = json.loads(KINDS[name](real_texts[:4000:8]).to_str())
-    tokenizer = build_imported_tokenizer(definition, {}, 1, 2, 0, {}, Path("tokenizer.json"))
+    tokenizer = build_imported_tokenizer(definition, {}, 1, 2, 0, Path("tokenizer.json"))
     shape = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -278,7 +279,8 @@ def test_llama_cpp_greedy_matches_on_imported_conversation(
     ]
     made = formatter(messages=[*messages, {"role": "user", "content": "1 加 1？"}])
     ids = theirs.tokenize(made.prompt.encode(), add_bos=not made.added_special, special=True)
-    assert ids == template_for_tokenizer(tokenizer).encode_prompt(tokenizer, turns, "1 加 1？")
+    template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
+    assert ids == template.encode_prompt(tokenizer, turns, "1 加 1？")
     for text in ("从前，", "1 + 1 = ", "镇上"):
         start = [tokenizer.bos_id, *tokenizer.encode(text)]
         [ours] = generate_batch(model, [start], max_new_tokens=40)

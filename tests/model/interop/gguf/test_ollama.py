@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from chat.terminal.settings import DEFAULT_SAMPLING
 from model.chat_template.template import ImportedTemplate
-from model.interop.gguf.export import export_gguf
+from model.decode.sampling import DEFAULT_SAMPLING
+from model.interop.gguf.export import write_gguf
 from model.interop.gguf.ollama import OLLAMA_SAMPLING, build_go_template, modelfile_path
 from model.tokenizer.base import Tokenizer
 from tests.helpers.gguf_files import export_to_file, random_llama, read_gguf_metadata
@@ -80,9 +80,7 @@ def test_exports_keep_user_modelfile_in_shared_folder(tokenizer: Tokenizer, tmp_
     """The second export makes Ollama load it under the first one's name, and what the user wrote is gone."""
     (tmp_path / "Modelfile").write_text("FROM qwen")
     for name in ("a.gguf", "b.gguf", "a.gguf"):
-        export_gguf(
-            random_llama(tokenizer), tokenizer, None, tmp_path / name, dtype="f32", name="x"
-        )
+        write_gguf(random_llama(tokenizer), tokenizer, None, tmp_path / name, dtype="f32", name="x")
     assert (tmp_path / "Modelfile").read_text() == "FROM qwen"
     assert [(tmp_path / f"{name}.Modelfile").read_text().split("\n")[0] for name in "ab"] == [
         "FROM ./a.gguf",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.tokenizer.base import Tokenizer
 
 TURNS = [("你好", "你好！"), ("今天星期几？", "星期六。"), ("谢谢</s>", "不客气\n再见")]
@@ -57,8 +57,8 @@ def test_template_file_round_trips_or_raises(tmp_path: Path) -> None:
     """A checkpoint that is asked with another template than it was trained with."""
     template = Template(human="问：", lead_ins=True)
     template.save(tmp_path)
-    assert Template.load(tmp_path) == template
+    assert load_template(tmp_path) == template
     (tmp_path / "template.json").write_text(json.dumps({"human": 3}))
-    with pytest.raises(UserError, match=r"template\.json is not a template"):
-        Template.load(tmp_path)
-    assert Template.load(tmp_path / "elsewhere") == Template()
+    with pytest.raises(UserError, match=r"template\.json is not a chat template"):
+        load_template(tmp_path)
+    assert load_template(tmp_path / "elsewhere") == Template()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from model.interop.gguf.export import export_gguf
+from model.interop.gguf.export import write_gguf
 from model.interop.gguf.ollama import modelfile_path
 from model.llama import inverse_frequencies
 from model.tokenizer.base import Tokenizer
@@ -149,7 +149,7 @@ def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
         == kinds["blk.0.attn_q.weight"]
         == "Q8_0"
     )
-    assert "3 of 30 tensors are f16, as their width is no multiple of 32" in capsys.readouterr().err
+    assert "3 of 30 tensors are f16: their width is not a multiple of 32" in capsys.readouterr().err
     ours = model.lm_head.weight.detach().numpy().reshape(-1, 32)
     theirs = gguf.quants.dequantize(
         found["output.weight"].data, gguf.GGMLQuantizationType.Q8_0
@@ -179,8 +179,8 @@ def test_f16_overflow_raises_and_keeps_old_file(tokenizer: Tokenizer, tmp_path: 
 @pytest.mark.parametrize(
     ("there", "words"),
     [
-        ("a.gguf", "exists and is no GGUF file"),
-        ("a.Modelfile", "is no Modelfile of a.gguf"),
+        ("a.gguf", "exists and is not a GGUF file"),
+        ("a.Modelfile", "is not the Modelfile of a.gguf"),
         ("a.gguf/x", "is a folder"),
     ],
 )
@@ -191,7 +191,7 @@ def test_export_does_not_overwrite_foreign_file(
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).write_text("GG: somebody's own")
     with pytest.raises(UserError, match=words):
-        export_gguf(
+        write_gguf(
             random_llama(tokenizer), tokenizer, None, tmp_path / "a.gguf", dtype="f32", name="x"
         )
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / there]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from common.errors import UserError
-from model.tokenizer import hf_json
+from model.tokenizer import hf_json, load_tokenizer
 from model.tokenizer.base import METASPACE, TOKENIZER_FILE, Tokenizer
 from model.tokenizer.sentencepiece_normalize import (
     BYTE,
@@ -24,7 +24,7 @@ from model.tokenizer.sentencepiece_normalize import (
     normalize_model,
 )
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "assets" / "tokenizer"
 STOCK = ROOT.parent / "shared" / "tokenizer" / "llama-chinese-65k.model"
 LITERALS = [
@@ -71,9 +71,9 @@ AWKWARD = [
 @pytest.fixture(scope="module", params=["small", "stock"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param == "small":
-        return Tokenizer.load(SMALL)
+        return load_tokenizer(SMALL)
     request.getfixturevalue("shared")
-    return Tokenizer.load(STOCK)
+    return load_tokenizer(STOCK)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def _encode_elsewhere(tokenizer: Tokenizer, text: str) -> tuple[str, list[int]]:
 
 def test_tokenizer_can_be_pickled_to_spawned_processes() -> None:
     """Preparation hands it to workers; a tokenizer that cannot be sent would be loaded from a path that may change."""
-    tokenizer = Tokenizer.load(SMALL)
+    tokenizer = load_tokenizer(SMALL)
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
@@ -272,7 +272,7 @@ def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None
 def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
     """If it changed with a version of a library or of this code, every prepared corpus and run would be refused."""
     assert (
-        Tokenizer.load(STOCK).fingerprint
+        load_tokenizer(STOCK).fingerprint
         == "b4543689c4405ca7e93ea50adfe5854765f89a3b876b0464388d951e1247ba73"
     )
 
@@ -288,9 +288,9 @@ def test_normalization_is_idempotent(tokenizer: Tokenizer, tmp_path: Path) -> No
     )
     (tmp_path / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
     assert (
-        Tokenizer.load(tmp_path).fingerprint
+        load_tokenizer(tmp_path).fingerprint
         == tokenizer.fingerprint
-        == Tokenizer.load(tmp_path / TOKENIZER_FILE).fingerprint
+        == load_tokenizer(tmp_path / TOKENIZER_FILE).fingerprint
     )
 
 
@@ -333,7 +333,7 @@ def test_unusable_sentencepiece_model_gives_one_line_error(
     path = tmp_path / "theirs.model"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match=message) as caught:
-        Tokenizer.load(path)
+        load_tokenizer(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -352,7 +352,7 @@ def test_invalid_model_file_gives_one_line_error(content: bytes, tmp_path: Path)
     """Pickles, archives, JSON and noise are what people give by mistake or on purpose."""
     (tmp_path / TOKENIZER_FILE).write_bytes(content)
     with pytest.raises(UserError, match="is not a SentencePiece model") as caught:
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -360,7 +360,7 @@ def test_missing_file_error_names_the_file(tmp_path: Path) -> None:
     """Both a wrong path and a folder without a tokenizer."""
     for path in (tmp_path, tmp_path / "none.model"):
         with pytest.raises(UserError, match="does not exist"):
-            Tokenizer.load(path)
+            load_tokenizer(path)
 
 
 def test_corrupted_models_load_or_raise_user_error(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_corrupted_models_load_or_raise_user_error(tmp_path: Path) -> None:
         )
         path.write_bytes(data)
         try:
-            loaded = Tokenizer.load(path)
+            loaded = load_tokenizer(path)
         except UserError:
             continue
         survived += 1

@@ -7,7 +7,7 @@ import pytest
 
 from model.chat_template.template import Template
 from model.chat_template.to_jinja import build_jinja_template
-from model.tokenizer import hf_json
+from model.tokenizer import hf_json, load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers.conversations import (
     SOURCE_FILES,
@@ -38,8 +38,8 @@ HOSTILE: list[tuple[str, Turns]] = [
 @pytest.fixture(scope="module", params=["small", "stock"])
 def ours(request: pytest.FixtureRequest, root: Path) -> Tokenizer:
     if request.param == "small":
-        return Tokenizer.load(root / "assets/tokenizer")
-    return Tokenizer.load(request.getfixturevalue("shared") / "tokenizer/llama-chinese-65k.model")
+        return load_tokenizer(root / "assets/tokenizer")
+    return load_tokenizer(request.getfixturevalue("shared") / "tokenizer/llama-chinese-65k.model")
 
 
 @pytest.fixture(scope="module")

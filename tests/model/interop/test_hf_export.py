@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
 from common.files import read_json, write_json
 from model import export
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
 from model.config import config_from_preset
 from model.decode.batch_generate import generate_batch
+from model.decode.sampling import DEFAULT_SAMPLING
 from model.interop.hf_export import DTYPES, export_hf
 from model.llama import Llama
-from model.tokenizer.base import Tokenizer
+from model.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 QUESTIONS = ["人们去哪里看比赛？", "奖品是什么？", "</s>你好<s>", "谁是第一名？\n\n第二名呢？"]
@@ -28,7 +28,7 @@ QUESTIONS = ["人们去哪里看比赛？", "奖品是什么？", "</s>你好<s>
 @pytest.fixture(scope="module")
 def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights at the 43M shape, with the real tokenizer."""
-    tokenizer = Tokenizer.load(shared / "tokenizer/llama-chinese-65k.model")
+    tokenizer = load_tokenizer(shared / "tokenizer/llama-chinese-65k.model")
     folder = tmp_path_factory.mktemp("43m")
     model = Llama(config_from_preset("babyllama-43m", tokenizer.vocab_size)).init_weights(0)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) 
         assert all(
             torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items()
         )
-        assert Template.load(tmp_path / name) == Template()
+        assert load_template(tmp_path / name) == Template()
     assert locate.weights_sha256(tmp_path / "one") == locate.weights_sha256(
         locate.resolve_checkpoint(trained_run)
     )
@@ -239,7 +239,7 @@ def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Pat
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
     for out in (mine, mine / "thesis.txt", trained_run):
-        with pytest.raises(UserError, match=f"--out {out} exists and is no earlier export"):
+        with pytest.raises(UserError, match=f"{out} exists and is not an earlier export"):
             export_hf(trained_run, out)
     assert (mine / "thesis.txt").read_text() == "all of it"
     export_hf(trained_run, tmp_path / "out")

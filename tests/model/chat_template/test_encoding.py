@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from model import import_hf
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.chat_template.to_jinja import build_jinja_template
 from model.checkpoint import locate
 from model.interop.hf_export import export_hf
+from model.interop.hf_import import import_hf
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 from tests.helpers import hf_checkpoints
@@ -107,14 +107,14 @@ def imported(
     hf_checkpoints.save_hf_checkpoint_with_tokenizer(
         folder / "theirs", theirs, None if template == "ours" else source
     )
-    _, ours, said = import_hf.import_hf(folder / "theirs", folder / "run")
+    _, ours, said = import_hf(folder / "theirs", folder / "run")
     assert said == (
         "the project's own template: it has no chat template"
         if template == "ours"
         else "its own chat template"
     )
     theirs.chat_template = TEMPLATES[template]
-    return theirs, ours, Template.load(locate.resolve_checkpoint(folder / "run"))
+    return theirs, ours, load_template(locate.resolve_checkpoint(folder / "run"))
 
 
 def unequal(
@@ -184,8 +184,8 @@ def test_special_token_strips_adjacent_whitespace(texts: list[str], tmp_path: Pa
     ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    _, ours, _ = import_hf.import_hf(tmp_path, tmp_path / "run")
-    words = Template.load(locate.resolve_checkpoint(tmp_path / "run"))
+    _, ours, _ = import_hf(tmp_path, tmp_path / "run")
+    words = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     turns = [(" 问 ", " \n 答 \n "), ("b", "\nc")]
     ids, spans = words.encode(ours, turns)
     assert ids == theirs.apply_chat_template(to_chat_messages("", turns), return_dict=False)
@@ -199,12 +199,12 @@ def test_answer_keeps_piece_ending_in_whitespace(tmp_path: Path) -> None:
     backend = hf_checkpoints.train_byte_level_bpe(
         [f"助手： {first}" for first in "甲乙丙丁戊己庚辛"],
         [r"[\s\S]+"],
-        size=273,
+        vocab_size=273,
         ignore_merges=False,
     )
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     hf_checkpoints.save_hf_checkpoint(tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"))
-    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    _, ours, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     ids, ((start, stop),) = Template().encode(ours, [("问", " 甲")])
     assert start < len(Template().encode_prompt(ours, [], "问")) and ours.decode(
         ids[start:stop]
@@ -244,7 +244,7 @@ def test_single_word_special_token_ends_answers(texts: list[str], tmp_path: Path
     facts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     facts["added_tokens"] = [{**each, "single_word": True} for each in facts["added_tokens"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
-    _, ours, _ = import_hf.import_hf(tmp_path, tmp_path / "run")
+    _, ours, _ = import_hf(tmp_path, tmp_path / "run")
     ids, _ = Template().encode(ours, [("hi", "yes")])
     assert (ids[0], ids[-1]) == (ours.bos_id, ours.eos_id) and "\ufdd0" not in ours.decode(ids)
 

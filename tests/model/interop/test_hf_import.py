@@ -14,14 +14,20 @@ from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
-from model import import_hf
-from model.chat_template.template import ImportedTemplate, Template, template_for_tokenizer
+from model.chat_template.template import (
+    ImportedTemplate,
+    Template,
+    load_template,
+)
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch
 from model.decode.detokenize import stream_text
+from model.import_hf import main as import_main
 from model.interop.hf_export import export_hf
+from model.interop.hf_import import import_hf
 from model.llama import Llama
+from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.hf_checkpoints import (
@@ -92,7 +98,7 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
         **SHAPES[name],
     )
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    import_hf(tmp_path / "theirs", tmp_path / "run")
     ours, _ = weights.load_checkpoint(tmp_path / "run", CPU)
     ids = torch.randint(700, (2, 200), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -124,8 +130,8 @@ def test_imported_tokenizer_matches_transformers_and_round_trips(
 
     names = {"byte_level": ("<|begin|>", "<|end|>"), "legacy": ("<s>\ufdd0", "</s>\ufdd0")}[kind]
     save_hf_checkpoint(tmp_path / "theirs", request.getfixturevalue(kind), names)
-    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    ours = Tokenizer.load(locate.resolve_checkpoint(tmp_path / "run"))
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    ours = load_tokenizer(locate.resolve_checkpoint(tmp_path / "run"))
     wanted = AutoTokenizer.from_pretrained(tmp_path / "theirs")
     every = texts + AWKWARD
     expected = wanted(every, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -170,10 +176,10 @@ def test_imported_chat_template_is_used(
     save_hf_checkpoint(
         tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
     )
-    model, ours, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    model, ours, said = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert said == "its own chat template"
-    template = Template.load(locate.resolve_checkpoint(tmp_path / "run"))
-    assert isinstance(template, ImportedTemplate) and template == template_for_tokenizer(ours)
+    template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
+    assert isinstance(template, ImportedTemplate)
     ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "no-system": "<|end|>"}
     assert model.config.eos_token_id == ours.eos_id == SPECIAL_TOKENS.index(ends[name])
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
@@ -205,7 +211,7 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
 
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
     update_json(tmp_path / "theirs", "generation_config.json", eos_token_id=[1, 6, 128009])
-    model, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    model, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert SPECIAL_TOKENS[4] == "<|eot_id|>" and model.config.stop_ids == (4, 1, 3, 6)
     assert (tokenizer.eos_id, tokenizer.eod_id) == (4, 1)
     prepare_groups(
@@ -232,8 +238,8 @@ def test_imported_special_token_spelled_in_text_stays_text(
     save_hf_checkpoint(
         tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
     )
-    _, ours, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
-    template = template_for_tokenizer(ours)
+    _, ours, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     plain = template.encode_prompt(ours, [("问", "答")], "问", "资料")
     typed = "".join(f"\ufdd0{special}{special}" for special in SPECIAL_TOKENS)
     hostile = template.encode_prompt(ours, [(typed, typed)], typed, typed)
@@ -244,7 +250,7 @@ def test_imported_special_token_spelled_in_text_stays_text(
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", "leaves out what is said"),
+        ("{% for m in messages %}{{ m['content'][::-1] }}{% endfor %}", "it leaves out a message"),
         (
             "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
             "no special token ends an answer",
@@ -253,11 +259,11 @@ def test_imported_special_token_spelled_in_text_stays_text(
         ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
         (
             "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
-            "a prompt is not the beginning",
+            "a prompt is not a prefix",
         ),
         (
             "{% for m in messages %}{{ m['content'] | upper }}<|end|>{% endfor %}",
-            "it changes what is said",
+            "it changes messages or earlier turns",
         ),
         ("{{ 'x' * 3000000000 }}", "MemoryError"),
         ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError"),
@@ -273,12 +279,12 @@ def test_unsupported_chat_template_is_reported_and_skipped(
 ) -> None:
     """A model asked in half of its frame, or a stranger's program run on this machine."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), source)
-    _, tokenizer, said = import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    _, tokenizer, said = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert (
         said.startswith("the project's own template: its chat template cannot be used (")
         and reason in said
     )
-    assert template_for_tokenizer(tokenizer) == Template()
+    assert load_template(locate.resolve_checkpoint(tmp_path / "run")) == Template()
 
 
 @pytest.mark.slow
@@ -289,7 +295,7 @@ def test_imported_model_can_be_fine_tuned(
     from transformers import AutoTokenizer
 
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
-    import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
+    import_hf(tmp_path / "theirs", tmp_path / "base")
     group = SourceGroup(
         "redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)
     )
@@ -318,8 +324,9 @@ def test_imported_model_can_be_fine_tuned(
     sft.main()
     export_hf(tmp_path / "tuned", tmp_path / "out")
     _, tokenizer = weights.load_checkpoint(tmp_path / "out", CPU)
-    template = Template.load(tmp_path / "out")
-    assert template == template_for_tokenizer(tokenizer) != Template()
+    template = load_template(tmp_path / "out")
+    base_template = load_template(locate.resolve_checkpoint(tmp_path / "base"))
+    assert template == base_template != Template()
     said = [{"role": "user", "content": "你好"}]
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     expected = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
@@ -339,7 +346,7 @@ def test_every_data_kind_prepares_with_imported_tokenizer(
 ) -> None:
     """A base that can be imported, and then not fine-tuned: its tokenizer asked by another's method."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
-    _, tokenizer, _ = import_hf.import_hf(tmp_path / "theirs", tmp_path / "base")
+    _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "base")
     prepare_groups(
         [SourceGroup(source, (str(root / "assets/sample" / file),))],
         tmp_path / "data",
@@ -371,11 +378,11 @@ def retokenize(folder: Path, **values: Any) -> None:
             lambda folder: update_json(
                 folder, rope_parameters={"rope_type": "yarn", "factor": 2.0}
             ),
-            "rope_scaling 'yarn' is not known",
+            "rope_scaling 'yarn' is not supported",
         ),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            "pytorch_model.bin is pickled",
+            "pytorch_model.bin is a pickle",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (
@@ -388,7 +395,7 @@ def retokenize(folder: Path, **values: Any) -> None:
         (lambda folder: retokenize(folder, added_tokens=None), "tokenizer.json cannot be read: "),
         (
             lambda folder: retokenize(folder, decoder=None),
-            "its decoder is of a kind that is not known here",
+            "its decoder is not supported",
         ),
         (
             lambda folder: retokenize(folder, decoder={"type": "Sequence", "decoders": None}),
@@ -427,7 +434,7 @@ def test_unsupported_import_gives_one_line_error(
         sys, "argv", ["import_hf", str(tmp_path / "theirs"), "--run", str(tmp_path / "run")]
     )
     with pytest.raises(SystemExit) as ended:
-        run_main(import_hf.main)
+        run_main(import_main)
     error = capsys.readouterr().err.splitlines()
     assert (
         ended.value.code == 2 and len([line for line in error if line.startswith("error: ")]) == 1
@@ -439,7 +446,7 @@ def test_unsupported_import_gives_one_line_error(
 def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path) -> None:
     """Only the import being careful, and a run that someone else made with it not being looked at."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
-    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    import_hf(tmp_path / "theirs", tmp_path / "run")
     file = locate.resolve_checkpoint(tmp_path / "run") / "tokenizer_imported.json"
     facts = json.loads(file.read_text(encoding="utf-8"))
     definition = facts["definition"]
@@ -456,7 +463,6 @@ def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path
     for changes in (
         {"bos_id": 10**6},
         {"eos_id": None},
-        {"words": {"bare": 1}},
         {"config": {"x": "\ud800"}},
         {"definition": {}},
         {"definition": {**definition, "decoder": None}},
@@ -464,21 +470,21 @@ def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path
     ):
         file.write_text(json.dumps({**facts, **changes}))
         with pytest.raises(UserError, match=r"^[^\n]*tokenizer_imported\.json[^\n]*$"):
-            Tokenizer.load(file.parent)
+            load_tokenizer(file.parent)
 
 
 def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path: Path) -> None:
     """A tokenizer.model beside a tokenizer.json, normalised and used: other ids than the model knows, and no word of it."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     (tmp_path / "theirs/tokenizer.model").write_bytes(b"")
-    with pytest.raises(UserError, match=r"make a run of it with python -m model\.import_hf"):
+    with pytest.raises(UserError, match=r"import it with python -m model\.import_hf"):
         weights.load_checkpoint(tmp_path / "theirs", CPU)
 
 
 def test_import_does_not_overwrite_existing_run(trained_run: Path, tmp_path: Path) -> None:
     """Days of training, replaced by a download."""
     with pytest.raises(UserError, match="exists already"):
-        import_hf.import_hf(tmp_path, trained_run)
+        import_hf(tmp_path, trained_run)
 
 
 def test_evaluating_imported_run_without_data_gives_clear_error(
@@ -489,7 +495,7 @@ def test_evaluating_imported_run_without_data_gives_clear_error(
 ) -> None:
     """A run.json called damaged, or an empty report."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
-    import_hf.import_hf(tmp_path / "theirs", tmp_path / "run")
+    import_hf(tmp_path / "theirs", tmp_path / "run")
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:
@@ -502,10 +508,10 @@ def test_evaluating_imported_run_without_data_gives_clear_error(
 def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path: Path) -> None:
     """What was sent out comes back with other ids."""
     export_hf(trained_run, tmp_path / "out")
-    import_hf.import_hf(tmp_path / "out", tmp_path / "run")
+    import_hf(tmp_path / "out", tmp_path / "run")
     again, tokenizer = weights.load_checkpoint(tmp_path / "run", CPU)
     assert tokenizer.fingerprint == weights.load_checkpoint(trained_run, CPU)[1].fingerprint
-    assert (again.trained_context, Template.load(locate.resolve_checkpoint(tmp_path / "run"))) == (
+    assert (again.trained_context, load_template(locate.resolve_checkpoint(tmp_path / "run"))) == (
         256,
         Template(),
     )
@@ -526,13 +532,9 @@ def test_pretrained_run_round_trips_through_export_and_import(
     (tmp_path / "bare").mkdir()
     weights.save_checkpoint(Llama(shape).init_weights(0), tokenizer, tmp_path / "bare")
     export_hf(tmp_path / "bare", tmp_path / "out")
-    model, again, said = import_hf.import_hf(tmp_path / "out", tmp_path / "run")
+    model, again, said = import_hf(tmp_path / "out", tmp_path / "run")
     assert said == "the project's own template"
-    assert (model.config, again.fingerprint, again.template_fields) == (
-        shape,
-        tokenizer.fingerprint,
-        {},
-    )
+    assert (model.config, again.fingerprint) == (shape, tokenizer.fingerprint)
     assert not (locate.resolve_checkpoint(tmp_path / "run") / "template.json").exists()
     export_hf(tmp_path / "run", tmp_path / "again")
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json", "README.md"}
@@ -543,6 +545,4 @@ def test_pretrained_run_round_trips_through_export_and_import(
     # As another program saves it: what says that it is ours is its chat template alone.
     for name in ("manifest.json", "tokenizer.model"):
         (tmp_path / "out" / name).unlink()
-    assert (
-        import_hf.import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"
-    )
+    assert import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"

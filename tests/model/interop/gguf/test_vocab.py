@@ -9,12 +9,14 @@ import pytest
 
 from common.errors import UserError
 from model.export import main as export
-from model.import_hf import import_hf
+from model.interop.gguf.export import build_vocabulary
 from model.interop.gguf.imported_vocab import PRE_TOKENIZERS
-from model.interop.gguf.vocab import GGUFVocabulary, build_native_pieces, build_vocabulary
+from model.interop.gguf.vocab import GGUFVocabulary, build_native_vocabulary
+from model.interop.hf_import import import_hf
 from model.tokenizer.base import Piece, Tokenizer
 from model.tokenizer.imported import ImportedTokenizer, build_imported_tokenizer
 from model.tokenizer.sentencepiece_normalize import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.gguf_files import read_gguf_metadata
 
@@ -46,13 +48,13 @@ def sentencepiece(texts: list[str]) -> dict[str, Any]:
 def imported(definition: dict[str, Any]) -> ImportedTokenizer:
     """The tokenizer of a `tokenizer.json` in which 1 begins a text and 2 ends one."""
     return build_imported_tokenizer(
-        json.loads(json.dumps(definition)), {}, 1, 2, 0, {}, Path("tokenizer.json")
+        json.loads(json.dumps(definition)), {}, 1, 2, 0, Path("tokenizer.json")
     )
 
 
 def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
     """llama.cpp refuses a file with more rows in its embedding than tokens."""
-    pieces = build_native_pieces(tokenizer, tokenizer.vocab_size + 2)
+    pieces = build_native_vocabulary(tokenizer, tokenizer.vocab_size + 2).pieces
     assert pieces[3:-2] == tokenizer.pieces[3:]
     assert [(piece.text, piece.kind) for piece in pieces[-2:]] == [
         ("<unused_8192>", UNUSED),
@@ -62,7 +64,7 @@ def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
 
 def test_padding_pieces_are_unreachable(stock: Tokenizer) -> None:
     """llama.cpp merges by text whatever the type: 基础 would become an id that training never saw."""
-    tokenizer, pieces = stock, build_native_pieces(stock, stock.vocab_size)
+    tokenizer, pieces = stock, build_native_vocabulary(stock, stock.vocab_size).pieces
     changed = [
         index for index, (a, b) in enumerate(zip(tokenizer.pieces, pieces, strict=True)) if a != b
     ]
@@ -80,13 +82,13 @@ def test_reachable_byte_piece_raises(tokenizer: Tokenizer) -> None:
     """A literal `<0x0A>` would become a line end; llama.cpp finds byte pieces by that text, so it cannot be changed."""
     pieces = list(tokenizer.pieces)
     pieces[500] = Piece("<0x0A", -1.5, NORMAL)
-    tokenizer = Tokenizer(tokenizer.serialized)
+    tokenizer = SentencePieceTokenizer(tokenizer.serialized)
     tokenizer.pieces = pieces
     with pytest.raises(
         UserError,
-        match=r"id 13, <0x0A>, is no normal piece, but llama.cpp would merge text into it",
+        match=r"id 13, <0x0A>, is not a normal piece, but llama.cpp would merge text into it",
     ):
-        build_native_pieces(tokenizer, len(pieces))
+        build_native_vocabulary(tokenizer, len(pieces))
 
 
 # Imported tokenizers
@@ -118,7 +120,9 @@ def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"space_first": True}, {"cut": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"add_prefix_space": True}, {"split_on_spaces": True}], ids=str
+)
 def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str]) -> None:
     """Scores in the order of ids: a piece that is put together in another way than the one that was learned."""
     definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], **options).to_str())
@@ -130,7 +134,7 @@ def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str])
     vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
     assert (vocabulary.tokenizer_model, vocabulary.adds_space_prefix) == (
         "llama",
-        bool(options.get("space_first")),
+        bool(options.get("add_prefix_space")),
     )
     strange = ["", " ", "  a  b", "<0x0A>", "</s><s>", "𠀀é\n\tß", "哈" * 40, "ab" * 20]
     for text in [*(text[:60] for text in texts), *strange]:
@@ -307,15 +311,15 @@ SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", 
                     ],
                 }
             },
-            r"it cuts text by \[a-z\],",
+            r"it splits text by \[a-z\];",
         ),
         ("byte_level", {"model.end_of_word_suffix": "@@"}, "its BPE has end_of_word_suffix '@@'"),
         (
             "byte_level",
             {"model.ignore_merges": True, "pre_tokenizer": BYTES},
-            "looks up whole words before it merges .* such as strange, and cuts text as gpt-2 does",
+            "looks up whole words before it merges .* such as strange, and splits text as gpt-2 does",
         ),
-        ("byte_level", {"model.vocab": {"a": 0}}, "it has not all of the 256 bytes"),
+        ("byte_level", {"model.vocab": {"a": 0}}, "it does not have all of the 256 bytes"),
         (
             "sentencepiece",
             {"normalizer": None, "pre_tokenizer": SPACES},

@@ -1,0 +1,60 @@
+"""Results files and option files as flat tables: dotted keys, numbers as text."""
+
+import math
+from typing import Any
+
+# A figure with its confidence interval is an object with these keys.
+INTERVAL_KEYS = {"mean", "low", "high"}
+# Longest list of numbers that is shown as a figure.
+MAX_LIST_LENGTH = 4
+
+
+def flatten(value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as dotted key → leaf.
+
+    Empty mappings and intervals (INTERVAL_KEYS) are leaves.
+    """
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item and item.keys() != INTERVAL_KEYS:
+            flat.update(flatten(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def parse_number(value: Any) -> int | float | None:
+    """Return a JSON value as a number, or None. The log writes NaN and infinities as strings."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return float(value) if value in ("nan", "inf", "-inf") else None
+
+
+def format_value(value: Any) -> str | None:
+    """Return a figure as text, or None for other values.
+
+    Numbers have four decimals or digits; intervals, short lists of numbers and strings are figures,
+    too.
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return _format_float(value)
+    if isinstance(value, dict) and value.keys() == INTERVAL_KEYS:
+        mean, low, high = (format_value(value[key]) for key in ("mean", "low", "high"))
+        return f"{mean} ({low} – {high})"
+    if isinstance(value, list) and 0 < len(value) <= MAX_LIST_LENGTH:
+        if all(parse_number(item) is not None for item in value):
+            return f"[{', '.join(str(format_value(item)) for item in value)}]"
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _format_float(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if 0.001 <= abs(value) < 1000 or value == 0:
+        return f"{value:,.4f}"
+    return f"{value:,.4g}" if abs(value) < 1 else f"{value:,.1f}"

@@ -105,8 +105,8 @@ class ActiveSequence:
     def sample_token(self, logits: Tensor) -> int:
         """Return the next id, sampled from logits[V] (fp32, on the CPU)."""
         generated = torch.tensor([self.answer_ids], dtype=torch.int64)
-        processed_logits = process_logits(self._processors, logits[None], generated)[0]
-        return sample_token(processed_logits, self.request.sampling, self._generator)
+        logits = process_logits(self._processors, logits[None], generated)[0]
+        return sample_token(logits, self.request.sampling, self._generator)
 
     def append_token(self, token_id: int) -> None:
         """Append an id to the answer, emit its text, and finish the sequence if this ends it."""

@@ -32,7 +32,8 @@ from data.corpora.manifests import (
     load_corpora,
     unknown_corpus_error,
 )
-from data.prepare.pipeline import PREPARE_VERSION, PrepareOptions, prepare_groups
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import PREPARE_VERSION, prepare_groups
 from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
 from data.readers.source_args import SourceGroup

@@ -18,9 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from common.errors import UserError
 from common.files import (
@@ -33,10 +31,9 @@ from common.files import (
     write_json,
 )
 from common.machine import num_cores, peak_memory_bytes
-from common.options import Options
 from common.progress import progress_bar
-from data.prepare.clean import CleanOptions
-from data.prepare.dedup import DedupOptions, minhash_permutations
+from data.prepare.dedup import minhash_permutations
+from data.prepare.options import PrepareOptions
 from data.prepare.worker import (
     UNIT_BYTES,
     WorkUnit,
@@ -56,26 +53,6 @@ from model.tokenizer.base import Tokenizer
 
 # Raise this when a change makes other ids of the same records: sets prepared by another version are prepared again.
 PREPARE_VERSION = 1
-ValidationShare = Annotated[float, Field(ge=0, le=0.5)]
-
-
-class PrepareOptions(Options):
-    """How corpora are prepared."""
-
-    workers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="processes; default every core"
-    )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="records read of each --source; default all"
-    )
-    validation: ValidationShare = Field(
-        0.005, description="share of the documents held out (a small corpus holds out more)"
-    )
-    quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="largest share of records that may be unreadable"
-    )
-    clean: CleanOptions = Field(default_factory=CleanOptions)
-    dedup: DedupOptions = Field(default_factory=DedupOptions)
 
 
 def prepare_source(

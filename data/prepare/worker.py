@@ -28,8 +28,9 @@ import numpy as np
 from common.files import MANIFEST, atomic_folder, check_manifest, read_json
 from common.machine import peak_memory_bytes
 from data.batching.summary_prompts import encode_summaries, summary_segments
-from data.prepare.clean import CleanOptions, clean, rejection_reason
+from data.prepare.clean import clean, rejection_reason
 from data.prepare.dedup import NUM_PERMUTATIONS, minhash_signature, text_digest
+from data.prepare.options import CleanOptions
 from data.readers.files import RawItem, RawRecord
 from data.records import BadRecord, Document, Kind, Record, SkippedRecord, Summary
 from data.shards import token_dtype

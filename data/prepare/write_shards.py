@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.files import atomic_folder
-from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator, DedupOptions
+from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator
+from data.prepare.options import DedupOptions
 from data.prepare.worker import unit_folder
 from data.records import Kind
 from data.shards import SHARD_FORMAT, SPLITS, ShardWriter

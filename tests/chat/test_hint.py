@@ -7,7 +7,8 @@ import torch
 
 from chat import load_model
 from common.files import write_checksummed_json
-from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
 from data.readers.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template

@@ -54,24 +54,27 @@ def resolve_initial_checkpoint(
 def _resolve_on_resume(
     base: Path | None, tokenizer: Path | None, run: Path, newest: Path
 ) -> InitialCheckpoint:
-    """Resolve the options again; what is recorded for the run may be gone by now, anything else not."""
+    """Resolve the options again; what the run recorded may be gone by now, anything else may not."""
     config = run / CONFIG_FILE
     recorded = load_yaml(config, "") if config.is_file() else {}
-    if tokenizer is None or (
-        str(tokenizer) == recorded.get("tokenizer") and not tokenizer.exists()
-    ):
-        tokenizer = newest
+    if str(tokenizer) == recorded.get("tokenizer") and not Path(str(tokenizer)).exists():
+        tokenizer = None
+    tokenizer_path = tokenizer or newest
     if base is None:
-        return InitialCheckpoint(None, NO_BASE, tokenizer, newest)
+        return InitialCheckpoint(None, NO_BASE, tokenizer_path, newest)
     try:
         folder = locate.resolve_checkpoint(base)
         fingerprint = locate.weights_sha256(folder)
     except UserError as error:
-        if str(base) != recorded.get("base"):
+        # The options may name a run, of which the step that it resolved to is recorded.
+        recorded_base = Path(str(recorded.get("base")))
+        if not recorded_base.is_relative_to(base):
             raise
-        print(f"base      {run} is resumed without comparing its base: {error}", flush=True)
-        folder, fingerprint = base, locate.read_fingerprints(run).get("base", NO_BASE)
-    return InitialCheckpoint(folder, fingerprint, tokenizer, newest)
+        reason = error if base.exists() else f"{base} is gone"
+        print(f"base      {run} is resumed without comparing its base: {reason}", flush=True)
+        folder = recorded_base
+        fingerprint = locate.read_fingerprints(run).get("base", NO_BASE)
+    return InitialCheckpoint(folder, fingerprint, tokenizer_path, newest)
 
 
 def _print_if_unfinished(base: Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ class InitialCheckpoint:
 
     @property
     def source(self) -> Path | None:
-        """The folder with config.json and template: on resume the run's own, since a base may be gone."""
+        """The folder with config.json and template: on resume the run's own, as a base may be gone."""
         return self.resumed or self.folder
 
 
@@ -54,14 +54,14 @@ def resolve_initial_checkpoint(
 def _resolve_on_resume(
     base: Path | None, tokenizer: Path | None, run: Path, newest: Path
 ) -> InitialCheckpoint:
-    """Resolve the options again; what the run recorded may be gone by now, anything else may not."""
+    """Resolve the options again; paths that the run recorded may be gone, others may not."""
     config = run / CONFIG_FILE
     recorded = load_yaml(config, "") if config.is_file() else {}
-    if str(tokenizer) == recorded.get("tokenizer") and not Path(str(tokenizer)).exists():
-        tokenizer = None
-    tokenizer_path = tokenizer or newest
+    is_recorded = str(tokenizer) == recorded.get("tokenizer")
+    if tokenizer is None or (is_recorded and not tokenizer.exists()):
+        tokenizer = newest
     if base is None:
-        return InitialCheckpoint(None, NO_BASE, tokenizer_path, newest)
+        return InitialCheckpoint(None, NO_BASE, tokenizer, newest)
     try:
         folder = locate.resolve_checkpoint(base)
         fingerprint = locate.weights_sha256(folder)
@@ -74,11 +74,11 @@ def _resolve_on_resume(
         print(f"base      {run} is resumed without comparing its base: {reason}", flush=True)
         folder = recorded_base
         fingerprint = locate.read_fingerprints(run).get("base", NO_BASE)
-    return InitialCheckpoint(folder, fingerprint, tokenizer_path, newest)
+    return InitialCheckpoint(folder, fingerprint, tokenizer, newest)
 
 
 def _print_if_unfinished(base: Path, folder: Path) -> None:
-    """Print a line if the base is a run with steps to go; `folder` is the checkpoint it resolves to."""
+    """Print a line if the base is a run with steps to go; `folder` is its checkpoint."""
     remaining = locate.find_remaining_steps(base, folder)
     if remaining is not None:
         print(

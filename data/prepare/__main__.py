@@ -8,7 +8,7 @@ from pydantic import Field
 from common.errors import UserError, run_main
 from common.options import parse_options
 from data.prepare.pipeline import PrepareOptions, format_report, prepare_groups
-from data.readers.source_args import parse_source_groups
+from data.prepare.source_args import parse_source_groups
 from data.sources import SOURCES
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.options import default_values, load_yaml, merge_layers, parse_options, validate_options
-from data.prepare.pipeline import PrepareOptions
+from data.prepare.options import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))

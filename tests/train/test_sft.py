@@ -12,8 +12,9 @@ import pytest
 from common.errors import UserError
 from common.files import write_checksummed_json, write_json, write_manifest
 from common.metrics_file import read_metrics
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template, load_template
 from model.checkpoint.locate import (

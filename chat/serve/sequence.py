@@ -93,13 +93,13 @@ class ActiveSequence:
 
     @property
     def num_remaining(self) -> int:
-        """How many more ids the answer may have."""
+        """Return how many more ids the answer may have."""
         num_positions = self.context_length - len(self.request.prompt)
         return min(self.request.max_new_tokens, num_positions) - len(self.answer_ids)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next id is the argmax of the unprocessed logits."""
+        """Return whether the next id is the argmax of the unprocessed logits."""
         return self.request.sampling.is_greedy and not self._processors
 
     def sample_token(self, logits: Tensor) -> int:

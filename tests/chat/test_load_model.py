@@ -1,4 +1,4 @@
-"""Which model is chosen, and how it is described."""
+"""The choice of a model and its description."""
 
 import os
 from pathlib import Path

@@ -14,7 +14,7 @@ from common.options import (
     parse_options,
     validate_options,
 )
-from data.prepare.pipeline import PrepareOptions
+from data.prepare.options import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))

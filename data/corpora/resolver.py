@@ -24,7 +24,8 @@ from data.corpora.sample import (
     SplitFiles,
     sample_files,
 )
-from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
 from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
 from data.prepare.source_args import SourceGroup
 from data.readers.files import expand_inputs

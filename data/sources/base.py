@@ -8,7 +8,7 @@ from typing import Any
 from common.errors import UserError
 from data.readers.files import ProgressCallback, RawItem, read_records
 from data.readers.hub import HubDataset
-from data.records import BadRecord, Kind, Record, SkippedRecord
+from data.records import BadRecord, Record, SkippedRecord
 
 # A reason may quote a key of the record, and keys may be megabytes long.
 MAX_REASON_CHARACTERS = 300
@@ -23,20 +23,20 @@ class Source:
     """One dataset.
 
     `read` splits a native file into raw records; `parse` turns the bytes of one raw record into a
-    record of the kind `kind` and raises SchemaError if they do not fit the schema. They are
-    separate so that one process can read while others parse.
+    record of the kind named `kind` (a module of `data.kinds`) and raises SchemaError if they do not
+    fit the schema. They are separate so that one process can read while others parse.
 
     The last three fields let `data.corpora.detect` recognize raw files. `keys` are sets of keys: a
-    JSON record that has all keys of one of them is the source's. `recognizes` is a further test for
-    sources that share their keys with another (first record, whether the file is a JSON list).
-    `recognizes_file` is for formats other than JSON (path, first bytes).
+    JSON record that has all keys of one of them belongs to the source. `recognizes` is a further
+    test for sources that share their keys with another (first record, whether the file is a JSON
+    list). `recognizes_file` is for formats other than JSON (path, first bytes).
     """
 
     name: str
     description: str
     parse: Callable[[bytes], Record | SkippedRecord]
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
-    kind: Kind = "documents"
+    kind: str = "documents"
     hub: HubDataset | None = None
     keys: tuple[frozenset[str], ...] = ()
     recognizes: Callable[[dict[str, Any], bool], bool] | None = None

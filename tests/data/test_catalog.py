@@ -16,6 +16,7 @@ import pytest
 from common.errors import UserError
 from common.files import MANIFEST, read_json
 from data import download as command
+from data.corpora import download as corpora_download
 from data.corpora import manifests, resolver, sample
 from data.corpora.detect import detect_source
 from data.corpora.resolver import resolve_shard_set
@@ -392,7 +393,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
         "tokenizer": manifests.Corpus.model_validate({**head, "files": ({"path": "t.model"},)}),
     }
-    for module in (command, resolver, manifests):
+    for module in (corpora_download, resolver, manifests):
         monkeypatch.setattr(module, "load_corpora", lambda: made)
     yield folder
     server.shutdown()
@@ -457,7 +458,7 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
     [
         (["wikpedia"], "did you mean wikipedia"),
         (["wikipedia", "--tokenizer", "none.model"], "--tokenizer none.model: no such file"),
-        (["wikipedia", "x"], "unrecognized arguments: x"),
+        (["wikipedia", "x"], "'x' stands alone"),
         (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: there is no such part"),
     ],
 )

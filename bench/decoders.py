@@ -56,7 +56,7 @@ def _load_babyllama(task: DecodeTask) -> Any:
 
 
 def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
-    """This project's `BatchReader`, as `model.decode` drives it, without its rule for `<eos>`."""
+    """Decode with this project's `InferenceBatch` as `generate_batch` does, but ignore `<eos>`."""
     import torch
 
     from model.decode.batched_inference import InferenceBatch
@@ -69,14 +69,14 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         start = time.perf_counter()
-        reader = InferenceBatch(model, prompts, max_new_tokens=new)
-        said = [reader.prefill_argmax()]
-        said[0].tolist()
+        batch = InferenceBatch(model, prompts, max_new_tokens=new)
+        ids = [batch.head.argmax(batch.prefill())]
+        ids[0].tolist()  # waits for the device
         first = time.perf_counter()
         for _ in range(new - 1):
-            said.append(reader.forward_argmax(said[-1][:, None]))
-        ids = torch.stack(said, 1).tolist()
-        return DecodeTiming(ids, first - start, time.perf_counter() - first)
+            ids.append(batch.head.argmax(batch.decode_step(ids[-1])))
+        answers = torch.stack(ids, 1).tolist()
+        return DecodeTiming(answers, first - start, time.perf_counter() - first)
 
     return run
 

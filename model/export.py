@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from pydantic import Field
 
 from common.errors import run_main
 from common.options import Options, parse_options
-
-if TYPE_CHECKING:
-    from model.interop.gguf.export import GGUFType
 
 HFDtype = Literal["float32", "float16", "bfloat16"]
 GGUFDtype = Literal["f32", "f16", "q8_0"]
@@ -77,7 +74,7 @@ def _export_hf(options: ExportOptions) -> None:
     result = export_hf(
         options.checkpoint,
         options.out,
-        dtype=options.dtype or "float32",
+        dtype=cast("HFDtype", options.dtype or "float32"),
         max_shard_size=options.max_shard_size or "5GB",
     )
     files = f"{len(result.weights_files)} weights files"
@@ -92,7 +89,7 @@ def _export_hf(options: ExportOptions) -> None:
 def _export_gguf(options: ExportOptions) -> None:
     from model.interop.gguf.export import export_gguf
 
-    dtype = cast("GGUFType", options.dtype or "f32")
+    dtype = cast("GGUFDtype", options.dtype or "f32")
     model = export_gguf(options.checkpoint, options.out, dtype=dtype)
     print(
         f"{options.out}: {model.config.num_parameters / 1e6:.1f}M parameters, "

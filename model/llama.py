@@ -1,7 +1,8 @@
-"""A Llama, whole: embedding, layers of attention and feed-forward, a norm, a head.
+"""The Llama architecture: embedding, transformer blocks, final norm, LM head.
 
-Parameter names and shapes are those of transformers' `LlamaForCausalLM`, so the state dict of one loads in the other.
-Shapes in comments: B rows, T positions, D hidden_size, H heads, K key-value heads, d head_dim, V vocabulary.
+Names and shapes of parameters are those of transformers' `LlamaForCausalLM`, so the state dict of
+one loads in the other. Shapes in docstrings: B rows, T positions, S positions including those in a
+KV cache, D hidden_size, H heads, K key-value heads, d head_dim, V vocab_size, N targets.
 """
 
 import math
@@ -19,29 +20,33 @@ from model.loss import LossPath, linear_cross_entropy
 
 
 def _use_custom_autograd(x: Tensor) -> bool:
-    """Where the hand-written autograd functions pay; elsewhere the compiler fuses the plain formulas."""
+    """Return whether `model.autograd_ops` saves memory traffic over the plain formula for `x`."""
+    # Under torch.compile the plain formulas are fused, and custom functions would prevent that.
     return x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
 
 
-class Linear(nn.Linear):
-    """A matrix without bias, its numbers undefined until `Llama.initialise` or a checkpoint fills them."""
+class UninitializedLinear(nn.Linear):
+    """A bias-free `nn.Linear` that skips the default initialization.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
+    Its weight is undefined until `Llama.init_weights` or a checkpoint fills it.
+    """
 
-    def reset_parameters(self) -> None:
-        """Draw nothing."""
-
-
-class Embedding(nn.Embedding):
-    """A table of vectors, undefined like `Linear`."""
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw nothing."""
+        """Do nothing."""
+
+
+class UninitializedEmbedding(nn.Embedding):
+    """An `nn.Embedding` that skips the default initialization, as `UninitializedLinear` does."""
+
+    def reset_parameters(self) -> None:
+        """Do nothing."""
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalisation with a learned scale."""
+    """Root mean square normalization with a learned scale (Zhang & Sennrich 2019)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -49,7 +54,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x[..., D] → [..., D], the mean square taken in fp32 whatever the type of x."""
+        """Normalize x[..., D] -> [..., D]; the mean square is computed in fp32."""
         if _use_custom_autograd(x) and x.dtype == torch.float32:
             return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps)
         wide = x.float()
@@ -58,10 +63,10 @@ class RMSNorm(nn.Module):
 
 
 def inverse_frequencies(config: LlamaConfig) -> Tensor:
-    """The rotation per position of each pair of dimensions, fp32[d / 2], with the config's scaling applied.
+    """Return the rotation per position of each pair of dimensions, fp32[d / 2], after scaling.
 
-    `linear` divides all of them (Chen et al. 2023); `llama3` divides the slow ones, keeps the fast ones and blends
-    between (the Llama 3.1 release).
+    `linear` scaling divides all of them (Chen et al. 2023). `llama3` scaling divides those with
+    long wavelengths, leaves those with short ones, and interpolates between (Llama 3.1).
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
@@ -71,70 +76,77 @@ def inverse_frequencies(config: LlamaConfig) -> Tensor:
     if scaling["rope_type"] == "linear":
         return frequencies / scaling["factor"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    # How often each pair rotates within the context before scaling decides which case it is.
     rotations = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     blend = ((rotations - low) / (high - low)).clamp(0, 1)
     return frequencies * (blend + (1 - blend) / scaling["factor"])
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines of every position, computed once in fp32."""
+    """Table of cosines and sines for every position, computed once in fp32."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        steps = torch.arange(config.max_position_embeddings).float()
-        angles = torch.outer(steps, inverse_frequencies(config))
-        self.table: Tensor
-        self.register_buffer("table", torch.stack([angles.cos(), angles.sin()]), persistent=False)
+        positions = torch.arange(config.max_position_embeddings).float()
+        angles = torch.outer(positions, inverse_frequencies(config))
+        self.cos_sin: Tensor  # [2, max_position_embeddings, d / 2]
+        cos_sin = torch.stack([angles.cos(), angles.sin()])
+        self.register_buffer("cos_sin", cos_sin, persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions[T] or [B, T] → cos and sin[(B,) T, 1, d / 2]."""
-        cos, sin = self.table[:, positions].to(dtype).unsqueeze(-2)
+        """Return cos and sin[(B,) T, 1, d / 2] of positions[T] or [B, T]."""
+        cos, sin = self.cos_sin[:, positions].to(dtype).unsqueeze(-2)
         return cos, sin
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x[B, T, H, d] by its position, pairing dimension i with i + d / 2.
+    """Rotate x[B, T, H, d] by the angles of its positions (Su et al. 2021), in the type of `x`.
 
-    Computed in the wider of the types of x and the angles, returned in that of x: under autocast the angles are fp32, and
-    queries and keys that were too would no longer match the values.
+    Dimension i is paired with i + d / 2, as in transformers.
     """
     if _use_custom_autograd(x):
         return autograd_ops.RotaryFunction.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    # Under autocast the angles, and so the products, are fp32; values stay in the narrow type, and
+    # attention needs all three in one.
+    return rotated.to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; K < H shares keys and values between heads (GQA)."""
+    """Causal self-attention with rotary embeddings and grouped-query attention where K < H."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        size = config.hidden_size
-        heads_size, kv_size = (
-            n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads)
-        )
-        self.head_dim = config.head_dim
-        self.is_grouped_query = config.num_key_value_heads != config.num_attention_heads
-        self.q_proj = Linear(size, heads_size)
-        self.k_proj = Linear(size, kv_size)
-        self.v_proj = Linear(size, kv_size)
-        self.o_proj = Linear(heads_size, size)
+        hidden_size, head_dim = config.hidden_size, config.head_dim
+        num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = head_dim
+        self.is_grouped_query = num_kv_heads != num_heads
+        self.q_proj = UninitializedLinear(hidden_size, num_heads * head_dim)
+        self.k_proj = UninitializedLinear(hidden_size, num_kv_heads * head_dim)
+        self.v_proj = UninitializedLinear(hidden_size, num_kv_heads * head_dim)
+        self.o_proj = UninitializedLinear(num_heads * head_dim, hidden_size)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerKVCache | None
     ) -> Tensor:
-        """x[B, T, D] → [B, T, D]. `mask`[B or 1, 1, T, S] (True: may look) replaces plain causality when given."""
+        """Attend within x[B, T, D] and to the positions in the cache -> [B, T, D].
+
+        `mask`[B or 1, 1, T, S] (True: may attend) replaces the causal mask.
+        """
         batch_size, length, _ = x.shape
         q = apply_rotary(self.q_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
         k = apply_rotary(self.k_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
         v = self.v_proj(x).view(batch_size, length, -1, self.head_dim)
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # [B, H or K, T, d]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, d]
         if cache is not None:
             k, v = cache.append(k, v)
+        # A single new position may attend to everything before it: no mask is needed.
         is_causal = mask is None and length > 1
         if is_causal and k.shape[2] != length:
             raise ValueError(
-                "several new positions behind a filled cache need a mask: plain causality would misalign them"
+                "several new positions behind a filled cache need a mask: a causal mask would be "
+                "aligned with the start of the cache"
             )
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped_query
@@ -143,27 +155,24 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: a gated two-layer network."""
+    """SwiGLU feed-forward network (Shazeer 2020)."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = UninitializedLinear(config.hidden_size, config.intermediate_size)
+        self.up_proj = UninitializedLinear(config.hidden_size, config.intermediate_size)
+        self.down_proj = UninitializedLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x[B, T, D] → [B, T, D]."""
+        """Transform x[B, T, D] -> [B, T, D]."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        hidden = (
-            autograd_ops.SwiGLUFunction.apply(gate, up)
-            if _use_custom_autograd(gate)
-            else F.silu(gate) * up
-        )
-        return self.down_proj(hidden)
+        if _use_custom_autograd(gate):
+            return self.down_proj(autograd_ops.SwiGLUFunction.apply(gate, up))
+        return self.down_proj(F.silu(gate) * up)
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy and added back."""
+    """Pre-norm block: attention, then feed-forward, each with a residual connection."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -173,17 +182,17 @@ class TransformerBlock(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, *attention_args: Any) -> Tensor:
-        """x[B, T, D] → [B, T, D]."""
+        """Transform x[B, T, D] -> [B, T, D]; the other arguments are those of `Attention`."""
         x = x + self.self_attn(self.input_layernorm(x), *attention_args)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class LlamaModel(nn.Module):
-    """Everything below the head: ids to hidden states."""
+    """The backbone: everything below the LM head."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = UninitializedEmbedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             TransformerBlock(config) for _ in range(config.num_hidden_layers)
         )
@@ -191,9 +200,18 @@ class LlamaModel(nn.Module):
         self.rotary = RotaryEmbedding(config)
 
     def forward(
-        self, ids: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """ids[B, T] → normalised hidden states[B, T, D]."""
+        """Return the normalized hidden states[B, T, D] of ids[B, T].
+
+        `positions`[T] or [B, T] default to counting up, from the cache's length if there is a
+        cache. `mask`[B or 1, 1, T, S] replaces the causal mask. Keys and values are written into
+        the cache; the caller advances its length.
+        """
         x = self.embed_tokens(ids)
         if positions is None:
             start = cache.length if cache is not None else 0
@@ -205,19 +223,20 @@ class LlamaModel(nn.Module):
 
 
 class Llama(nn.Module):
-    """A causal language model in the layout of `LlamaForCausalLM`."""
+    """A causal language model, equal to transformers' `LlamaForCausalLM`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        # Positions that it was trained on: a prompt and its answer should not be longer together.
+        # The longest rows of training, which may be shorter than max_position_embeddings: a prompt
+        # and its answer together should not exceed them. Checkpoints overwrite it.
         self.trained_context = config.max_position_embeddings
-        # What is trained while the weights are frozen; None where it is the weights.
+        # The adapter that is trained while the weights are frozen; None: the weights are trained.
         self.adapter: Adapter | None = None
-        # What `model.decoder` keeps of the present weights.
+        # Cache of `model.decode.inference_model`, with the key that says for which weights.
         self.cached_inference_model: Any = None
         self.model = LlamaModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = UninitializedLinear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -232,20 +251,21 @@ class Llama(nn.Module):
         num_correct: Tensor | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
     ) -> Tensor:
-        """ids[B, T] → logits[B, T, V], or with targets the sum of their cross-entropies times `scale`.
+        """Return logits[B, T, V] of ids[B, T]; with targets, the sum of their losses times `scale`.
 
-        targets[N] belong to the positions `target_positions`[N] of the flattened B · T, all of them when it is None; positions
-        without loss never reach the head. To `num_correct`, a number on the model's device, is added at how many of them the
-        likeliest id is the target. `positions`[T] or [B, T] default to counting up, from the cache's length where there
-        is one; `mask`[B or 1, 1, T, S] replaces plain causality.
+        targets[N] belong to the positions `target_positions`[N] of the flattened B * T (default:
+        all of them). Only these hidden states are passed through the head. The number of targets
+        that are the most likely id is added to `num_correct`, an integer scalar on the model's
+        device. `positions`[T] or [B, T] default to counting up; `mask`[B or 1, 1, T, T] replaces
+        the causal mask.
         """
-        hidden = self.model(ids, positions, mask, cache)
+        hidden = self.model(ids, positions, mask)
         if targets is None:
             return self.lm_head(hidden)
         hidden = hidden.flatten(0, 1)
-        hidden = hidden if target_positions is None else hidden[target_positions]
+        if target_positions is not None:
+            hidden = hidden[target_positions]
         return linear_cross_entropy(
             hidden,
             self.lm_head.weight,
@@ -256,25 +276,25 @@ class Llama(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Llama":
-        """As every module's; in training mode weights change, so nothing made of them is kept."""
+        """Set training or evaluation mode; drop the cached inference model, as weights may change."""
         self.cached_inference_model = None
         return super().train(mode)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> "Llama":
-        """Fill all weights from a seed: normal(initializer_range), the two projections that write into the residual
-        stream scaled down by sqrt(2 · layers) (Radford et al. 2019), norms one. Drawn on the CPU, so that a seed means
-        the same weights on every device.
+        """Initialize all weights: normal with std `initializer_range`, norms with ones.
+
+        The std of projections that write into the residual stream is divided by sqrt(2 * layers)
+        (Radford et al. 2019). Drawn on the CPU, so that a seed gives equal weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
-        deviation = self.config.initializer_range
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
                 parameter.fill_(1.0)
                 continue
-            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            parameter_std = (
-                deviation / math.sqrt(2 * self.config.num_hidden_layers) if residual else deviation
-            )
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter_std)
+            is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * (residual_std if is_residual else std))
         return self

@@ -1,13 +1,15 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen matrix W learns as W + alpha / rank · B A, two thin matrices beside it.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen matrix W learns as W + alpha / rank * B A.
 
-Module and parameter names are those that PEFT has inside its own prefix, so an adapter of one is an adapter of the other.
+A and B are thin matrices beside W. Names of modules and parameters are those that PEFT uses below
+its own prefix, so an adapter of one loads in the other. Shapes: B rows, T positions, D features.
 """
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,6 @@ from torch import Tensor, nn
 
 from common.options import CommaSeparated, Options
 
-if TYPE_CHECKING:
-    from model.llama import Llama
-
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -26,9 +25,9 @@ class LoraOptions(Options):
     """Options under `lora.`"""
 
     rank: int = Field(8, gt=0, le=4096, description="inner width of the two matrices")
-    alpha: float = Field(16.0, gt=0, description="the product of the two is scaled by alpha / rank")
+    alpha: float = Field(16.0, gt=0, description="their product is scaled by alpha / rank")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of the adapter's inputs that are dropped in training"
+        0.0, ge=0, lt=1, description="dropout of the adapter's inputs in training, a probability"
     )
     targets: Annotated[tuple[LoraTarget, ...], CommaSeparated] = Field(
         ("q_proj", "v_proj"),
@@ -47,102 +46,117 @@ class LoraOptions(Options):
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a model trains in place of its own weights, and whose weights those are."""
+    """The description of a model's adapter: its options and the base that it was trained beside."""
 
     options: LoraOptions
     base: Path
     """The checkpoint folder that the model was loaded from."""
     base_sha256: str
-    """Of its weights."""
+    """The digest of the base's weights."""
+
+
+class AdaptableModel(Protocol):
+    """What `attach_adapter` needs of a `Llama`, which cannot be imported here: it has an `Adapter`."""
+
+    adapter: Adapter | None
+
+    def modules(self) -> Iterator[nn.Module]:
+        """See `nn.Module.modules`."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """See `nn.Module.requires_grad_`."""
 
 
 class PerRowDropout(nn.Dropout):
-    """Dropout that draws for each row from a generator of the row's own, once `seed_dropout` has given it some: what is
-    dropped in a row then does not depend on the rows that go through the model beside it, here or in another process.
+    """Dropout with one random generator per row, once `seed_dropout` has set them.
+
+    Results then do not depend on the other rows of a batch or on the number of processes.
     """
 
     row_generators: list[torch.Generator] | None = None
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
-        # What a generator draws is no part of a compiled program. That is said here and not by a decorator, because it imports
-        # the compiler: more than a second at the start of every command.
+        # Drawing from a generator cannot be compiled. It is excluded here, at run time, because
+        # the decorator would import torch._dynamo at start-up, which takes more than a second.
         self._sample_keep_mask = (
             _exclude_from_compile(_sample_keep_mask) if p else _sample_keep_mask
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x[B, T, D], one generator for each of B, → the same, a share of it zero and the rest scaled up."""
+        """Zero a share `p` of x[B, T, D] and scale the rest up, in training mode."""
         if self.row_generators is None or not self.training:
             return super().forward(x)
         return x * self._sample_keep_mask(self.row_generators, x, self.p) / (1 - self.p)
 
 
-# One and the same function for all layers, or each would be compiled anew.
+# Cached, so that all layers share one function: each new one would be compiled again.
 _exclude_from_compile = functools.cache(torch.compiler.disable)
 
 
 def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) -> Tensor:
-    """What stays of x[B, T, D], as booleans."""
+    """Draw which elements of x[B, T, D] stay, bool; row i uses generators[i]."""
     samples = [
-        torch.rand(row.shape, generator=own, device=x.device)
-        for own, row in zip(generators, x, strict=True)
+        torch.rand(row.shape, generator=generator, device=x.device)
+        for generator, row in zip(generators, x, strict=True)
     ]
     return torch.stack(samples) >= p
 
 
 class LoraLinear(nn.Linear):
-    """A bias-free linear map with an adapter. Takes over the weight of the one it stands for, frozen or not."""
+    """A bias-free linear layer with an adapter; it shares the weight of the layer it replaces."""
 
     def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
+        # On the meta device no memory is allocated for weights that are replaced at once.
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
-        self.scale, self.dropout = options.alpha / options.rank, PerRowDropout(options.dropout)
+        self.scale = options.alpha / options.rank
+        self.dropout = PerRowDropout(options.dropout)
         device = linear.weight.device
         self.lora_A = nn.Linear(self.in_features, options.rank, bias=False, device="meta")
         self.lora_B = nn.Linear(options.rank, self.out_features, bias=False, device="meta")
-        # Kaiming with PEFT's slope, that is uniform within one over the root of the width; B is zero, so that training
-        # begins at the base. Drawn on the CPU, so that a seed means the same on every device.
+        # PEFT's initialization: A is Kaiming-uniform with a = sqrt(5), that is within
+        # 1 / sqrt(in_features); B is zero, so that training begins at the base. Drawn on the CPU,
+        # so that a seed gives equal weights on every device.
         bound = 1 / math.sqrt(self.in_features)
-        down = torch.empty(options.rank, self.in_features).uniform_(
-            -bound, bound, generator=generator
-        )
-        self.lora_A.weight = nn.Parameter(down.to(device))
-        self.lora_B.weight = nn.Parameter(
-            torch.zeros(self.out_features, options.rank, device=device)
-        )
+        weight_a = torch.empty(options.rank, self.in_features)
+        weight_a.uniform_(-bound, bound, generator=generator)
+        weight_b = torch.zeros(self.out_features, options.rank, device=device)
+        self.lora_A.weight = nn.Parameter(weight_a.to(device))
+        self.lora_B.weight = nn.Parameter(weight_b)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x[..., in] → [..., out]."""
+        """Transform x[..., in_features] -> [..., out_features]."""
         low_rank = self.lora_A(self.dropout(x))
         return F.linear(x, self.weight) + self.lora_B(low_rank) * self.scale
 
 
-def attach_adapter(model: "Llama", adapter: Adapter, seed: int) -> None:
-    """Freeze a model's weights and put a new adapter, drawn from the seed, beside those that its options name."""
+def attach_adapter(model: AdaptableModel, adapter: Adapter, seed: int) -> None:
+    """Freeze a model's weights and add a new adapter, initialized from `seed`, to its targets."""
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for parent in list(model.model.layers.modules()):
+    for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if name in adapter.options.targets and isinstance(child, nn.Linear):
-                setattr(
-                    parent,
-                    name,
-                    LoraLinear(child, adapter.options, generator).train(child.training),
-                )
+                lora_linear = LoraLinear(child, adapter.options, generator)
+                setattr(parent, name, lora_linear.train(child.training))
     model.adapter = adapter
 
 
-def seed_dropout(model: "Llama", seeds: list[int]) -> None:
-    """Have the adapter's dropout, if there is any, draw from seeds[i] in row i of the next forward pass."""
-    if model.adapter is None or not model.adapter.options.dropout:
+def seed_dropout(model: nn.Module, seeds: list[int]) -> None:
+    """Let the adapter's dropout, if any, draw from seeds[i] in row i of the next forward pass."""
+    dropouts = [
+        module for module in model.modules() if isinstance(module, PerRowDropout) and module.p > 0
+    ]
+    if not dropouts:
         return
-    rows = [torch.Generator(model.lm_head.weight.device).manual_seed(seed) for seed in seeds]
-    for module in model.modules():
-        if isinstance(module, PerRowDropout):
-            module.row_generators = rows
+    device = next(model.parameters()).device
+    # One generator per row for all layers: each layer continues where the one before it stopped.
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    for dropout in dropouts:
+        dropout.row_generators = generators
 
 
-def adapter_tensors(model: "Llama") -> dict[str, Tensor]:
-    """The adapter's parameters by name."""
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the adapter's parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}

@@ -285,7 +285,8 @@ def gather_model(model: Llama) -> Llama:
     copy.load_state_dict(state, assign=True)
     if model.config.tie_word_embeddings:
         copy.lm_head.weight = copy.model.embed_tokens.weight
-    copy.model.rotary.table, copy.trained_context = model.model.rotary.table, model.trained_context
+    copy.model.rotary.cos_sin = model.model.rotary.cos_sin
+    copy.trained_context = model.trained_context
     return copy
 
 

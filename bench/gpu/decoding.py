@@ -105,10 +105,10 @@ def _read(
     The ids are the likeliest ones, or `given`.
     """
     reader = InferenceBatch(model, prompts, max_new_tokens=new)
-    logits = [reader.prefill()]
+    logits = [reader.head.logits(reader.prefill())]
     ids = [logits[0].argmax(-1) if given is None else given[:, 0].to(reader.device)]
     for step in range(1, new):
-        logits.append(reader.forward(ids[-1][:, None]))
+        logits.append(reader.head.logits(reader.decode_step(ids[-1])))
         ids.append(logits[-1].argmax(-1) if given is None else given[:, step].to(reader.device))
     return torch.stack(logits, 1).float().cpu(), torch.stack(ids, 1).cpu()
 
@@ -124,7 +124,8 @@ def first_difference(
     place = next(
         (index for index, (one, other) in pairs if one != other), min(len(answer), len(expected))
     )
-    logits = InferenceBatch(reference, [prompt + expected[:place]], max_new_tokens=1).prefill()[0]
+    batch = InferenceBatch(reference, [prompt + expected[:place]], max_new_tokens=1)
+    logits = batch.head.logits(batch.prefill())[0]
     top = logits.topk(2).values
     if place < len(answer) and place < len(expected):
         return float((logits[expected[place]] - logits[answer[place]]).abs())

@@ -188,10 +188,10 @@ def time_decode(
     context.synchronize()
     start = time.perf_counter()
     reader = InferenceBatch(model, prompts, max_new_tokens=new)
-    ids = reader.prefill_argmax()
+    ids = reader.head.argmax(reader.prefill())
     context.synchronize()
     first = time.perf_counter()
     for _ in range(new - 1):
-        ids = reader.forward_argmax(ids[:, None])
+        ids = reader.head.argmax(reader.decode_step(ids))
     context.synchronize()
     return first - start, time.perf_counter() - first

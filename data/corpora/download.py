@@ -8,6 +8,7 @@ from common.download import DownloadError, download
 from common.errors import UserError
 from data.corpora import resolver
 from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
+from data.corpora.sample import SAMPLE_NAME, SAMPLE_SFT_FILES
 from data.prepare.pipeline import format_report
 from data.readers.files import expand_inputs
 from data.shards import ShardSet
@@ -18,8 +19,8 @@ def run_download(name: str | None, parts: Sequence[str], tokenizer: Path | None)
     corpora_by_name = load_corpora()
     if name is None:
         print(format_listing(corpora_by_name))
-    elif name == resolver.SAMPLE_NAME:
-        _print_report(resolver.resolve_shard_set(resolver.SAMPLE_NAME, tokenizer))
+    elif name == SAMPLE_NAME:
+        _print_report(resolver.resolve_shard_set(SAMPLE_NAME, tokenizer))
     elif name not in corpora_by_name:
         raise unknown_corpus_error(name)
     elif name == TOKENIZER_NAME:
@@ -29,7 +30,7 @@ def run_download(name: str | None, parts: Sequence[str], tokenizer: Path | None)
 
 
 def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
-    """The names with what they are, the size of the download and the licence."""
+    """Return a table of the names with download size, description and license."""
     rows = [
         (
             "sample",
@@ -39,7 +40,7 @@ def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
         )
     ]
     rows += [
-        (name, _format_size(corpus.megabytes), corpus.description, corpus.licence)
+        (name, _format_size(corpus.megabytes), corpus.description, corpus.license)
         for name, corpus in corpora_by_name.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -51,7 +52,7 @@ def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
 
 
 def download_corpus(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> list[Path]:
-    """Download and verify the files of a corpus; the paths that its source reads, archives unpacked."""
+    """Download, verify and unpack the files of a corpus; return the paths that its source reads."""
     folder = resolver.DOWNLOADS_FOLDER / name
     paths = []
     for file in corpus.select_files(parts):
@@ -71,26 +72,23 @@ def _download_and_prepare(
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
     print(
-        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; licence: {corpus.licence}",
+        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; license: {corpus.license}",
         flush=True,
     )
-    missing = "the tokenizer that it is prepared with"
+    missing = "the tokenizer"
     try:
-        # First, because it is small: whoever has no network learns it before anything else.
+        # The tokenizer first: it is small, so that a missing network is reported at once.
         tokenizer = tokenizer or download_corpus(TOKENIZER_NAME, load_corpora()[TOKENIZER_NAME])[0]
-        missing = "what it consists of"
+        missing = "the corpus"
         download_corpus(name, corpus, parts)
     except DownloadError as error:
-        train = "sft" if corpus.source in resolver.SAMPLE_SFT_FILES else "pretrain"
+        target = "sft" if corpus.source in SAMPLE_SFT_FILES else "pretrain"
         raise UserError(
-            f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
-            f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}"
+            f"{name} (from {corpus.homepage}) is not here: {missing} could not be downloaded ({error}); until it is, make "
+            f"{target} DATA={name} trains on the part of the shipped sample in its format"
         ) from None
-    _print_report(
-        resolver.prepare_if_outdated(
-            name, {corpus.source: resolver.download_paths(name, corpus, parts)}, tokenizer
-        )
-    )
+    files = resolver.download_paths(name, corpus, parts)
+    _print_report(resolver.prepare_if_outdated(name, {corpus.source: files}, tokenizer, parts))
 
 
 def _print_report(folder: Path) -> None:

@@ -32,8 +32,17 @@ from common.files import (
 )
 from common.machine import num_cores, peak_memory_bytes
 from common.progress import progress_bar
+from data.kinds import find_kind
+from data.kinds.base import RecordKind
 from data.prepare.dedup import minhash_permutations
 from data.prepare.options import PrepareOptions
+from data.prepare.provenance import (
+    changed_keys,
+    describe_settings,
+    find_differences,
+    write_provenance,
+)
+from data.prepare.source_args import SourceGroup
 from data.prepare.worker import (
     UNIT_BYTES,
     WorkUnit,
@@ -43,16 +52,12 @@ from data.prepare.worker import (
 )
 from data.prepare.worker_pool import open_worker_pool
 from data.prepare.write_shards import write_shard_set
-from data.readers.source_args import SourceGroup
-from data.records import Kind
-from data.shards import REPORT_FILE, SHARD_FORMAT
+from data.records import BadRecord
+from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source
+from data.usable_records import check_bad_share
 from model.chat_template.template import load_template
 from model.tokenizer import load_tokenizer
-from model.tokenizer.base import Tokenizer
-
-# Raise this when a change makes other ids of the same records: sets prepared by another version are prepared again.
-PREPARE_VERSION = 1
 
 
 def prepare_source(
@@ -63,32 +68,40 @@ def prepare_source(
 
 
 def prepare_groups(
-    groups: Sequence[SourceGroup], out: Path, tokenizer: Path, options: PrepareOptions
+    groups: Sequence[SourceGroup],
+    out: Path,
+    tokenizer: Path,
+    options: PrepareOptions,
+    *,
+    corpus: dict[str, Any] | None = None,
+    replace_outdated: bool = False,
 ) -> dict[str, Any]:
-    """Prepare several sources into one shard set, in their order; returns the report.
+    """Prepare several sources into one shard set, in their order; return its report.
 
-    An `out` that is already this preparation is left as it is. UserError if it is something else, if inputs cannot be
-    read, or if more than `quarantine_share` of the records are bad.
+    An `out` that already holds this preparation is reused. `replace_outdated` replaces any other shard set there, which
+    stays in place until the new one is whole. `corpus` is recorded as the origin of the inputs. Raises UserError if
+    `out` is something else, if inputs cannot be read, or if more than `quarantine_share` of the records are bad.
     """
     start_time = time.monotonic()
     loaded_tokenizer = load_tokenizer(tokenizer)
     # Lead-ins are drawn when examples are built: the prepared set does not depend on them.
     template = replace(load_template(tokenizer), lead_ins=False)
     kind = _resolve_kind(groups)
-    identity = _build_identity(groups, loaded_tokenizer, options)
-    if (report := _load_existing_report(out, identity)) is not None:
+    settings = describe_settings(
+        loaded_tokenizer.fingerprint,
+        options.model_dump(mode="json", include={"limit", "validation", "clean", "dedup"}),
+    )
+    if _is_prepared(out, settings, groups, replace_outdated):
         shutil.rmtree(_work_folder_path(out), ignore_errors=True)
-        return report
-    with _open_work_folder(out, identity) as work:
+        if not replace_outdated:
+            print(f"{out} already holds this preparation of the same inputs: nothing to do")
+        return load_report(out)
+    with _open_work_folder(out, settings) as work:
         loaded_tokenizer.save(work)
         template.save(work)
         unit_manifests, peak = _process_units(groups, work, options)
         _check_quarantine(work / "parts", unit_manifests, options.quarantine_share)
-        manifest_fields = {
-            "sources": identity["inputs"],
-            "preparation": identity,
-            "code": PREPARE_VERSION,
-        }
+        write_provenance(work, settings, groups, corpus)
         report = write_shard_set(
             out,
             work / "parts",
@@ -98,7 +111,7 @@ def prepare_groups(
             kind,
             options.dedup,
             options.validation,
-            manifest_fields,
+            work / PROVENANCE_FILE,
         )
         if not report["kept"]:
             # The work must not stand in the way of other options.
@@ -112,22 +125,22 @@ def prepare_groups(
             "peak_memory_parent": peak_memory_bytes(),
             "peak_memory_worker": peak,
         }
-        # After the manifest, which therefore does not know it: seconds are no part of what was prepared.
+        # After the manifest, which therefore does not list it: times differ between equal shard sets.
         write_checksummed_json(out / REPORT_FILE, report)
         shutil.rmtree(work)
     return report
 
 
-def _resolve_kind(groups: Sequence[SourceGroup]) -> Kind:
-    """What all sources of a preparation yield. UserError where they differ."""
+def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
+    """Return the kind of all records of a preparation. Raises UserError if sources have different kinds."""
     kinds = {group.source: find_source(group.source).kind for group in groups}
     if len(set(kinds.values())) > 1:
-        said = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
+        pairs = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
         raise UserError(
-            f"--source: one shard set holds one kind of records ({said}); prepare them apart and mix them in "
-            "training: --data one+other"
+            f"--source: one shard set holds one kind of records ({pairs}); prepare them separately and mix them "
+            "in training: --data one+other"
         )
-    return next(iter(kinds.values()))
+    return find_kind(next(iter(kinds.values())))
 
 
 def _empty_result_error(
@@ -154,57 +167,31 @@ def _empty_result_error(
     )
 
 
-def _build_identity(
-    groups: Sequence[SourceGroup], tokenizer: Tokenizer, options: PrepareOptions
-) -> dict[str, Any]:
-    """Everything the shard set's bytes depend on."""
-    return {
-        "inputs": [{"source": group.source, **group.summarize()} for group in groups],
-        "tokenizer": tokenizer.fingerprint,
-        "options": options.model_dump(
-            mode="json", include={"limit", "validation", "clean", "dedup"}
-        ),
-    }
-
-
-def _load_existing_report(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of an `out` that is this very preparation; None if there is none. UserError if it is anything else."""
+def _is_prepared(
+    out: Path, settings: dict[str, Any], groups: Sequence[SourceGroup], replace_outdated: bool
+) -> bool:
+    """Return whether `out` already holds this preparation; raises UserError if it must not be written to."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"--out {out}: exists and is no shard set; give another --out")
-    manifest = read_json(out / MANIFEST)
-    previous_identity = manifest.get("preparation", {})
-    if manifest.get("format") != SHARD_FORMAT or previous_identity != identity:
-        changed = ", ".join(_changed_keys(previous_identity, identity)) or "its format"
+        return False
+    if not (out / MANIFEST).is_file() or not (out / PROVENANCE_FILE).is_file():
         raise UserError(
-            f"--out {out}: is already prepared otherwise (what differs: {changed}); give another --out"
+            f"{out}: exists and is not a shard set of this version: move it away, or give another --out"
         )
-    is_other_code = manifest.get("code", PREPARE_VERSION) != PREPARE_VERSION
-    print(
-        f"{out} is already prepared from the same inputs with the same options: nothing to do"
-        + (
-            " (another version of this code did it: delete it to prepare it anew)"
-            if is_other_code
-            else ""
+    differences = find_differences(out, settings, groups)
+    if differences and not replace_outdated:
+        raise UserError(
+            f"--out {out}: is already prepared otherwise (what differs: {', '.join(differences)}); delete it, or give "
+            "another --out"
         )
-    )
-    return (
-        read_checksummed_json(out / REPORT_FILE, ": delete it")
-        if (out / REPORT_FILE).is_file()
-        else dict(manifest["report"])
-    )
+    return not differences
 
 
-def _changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted(before.keys() | after.keys())
-        return [
-            line
-            for key in keys
-            for line in _changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")
-        ]
-    return [] if before == after else [prefix.rstrip(".")]
+def load_report(out: Path) -> dict[str, Any]:
+    """Return the report of a prepared shard set."""
+    if (out / REPORT_FILE).is_file():
+        return read_checksummed_json(out / REPORT_FILE, ": delete it")
+    # A preparation that was killed just before it wrote the report: all but the times is in the manifest.
+    return dict(read_json(out / MANIFEST)["report"])
 
 
 def _work_folder_path(out: Path) -> Path:
@@ -212,8 +199,11 @@ def _work_folder_path(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _open_work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
-    """The folder of unfinished work beside `out`, locked. UserError if another process or preparation has it."""
+def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """Lock and yield the folder of unfinished work beside `out`.
+
+    Raises UserError if another process is preparing `out`, or if the folder belongs to a preparation with other options.
+    """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
@@ -221,27 +211,27 @@ def _open_work_folder(out: Path, identity: dict[str, Any]) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"--out {out}: another process is preparing it right now") from None
-        # Inputs are not compared: a part is only taken if its records are the same.
-        expected_plan = {key: identity[key] for key in ("tokenizer", "options")}
-        expected_plan |= {"format": SHARD_FORMAT, "part_bytes": UNIT_BYTES, "code": PREPARE_VERSION}
+        # Inputs are not compared: a unit is reused only if its records are the same.
+        expected_plan = {**settings, "unit_bytes": UNIT_BYTES}
         plan_path = work / "plan.json"
-        changed = _changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
-        if set(changed) - {"code"}:
+        changed = changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
+        if set(changed) - {"version"}:
             raise UserError(
                 f"--out {out}: an unfinished preparation with other arguments lies in {work} (what differs: "
                 f"{', '.join(changed)}); repeat those to go on with it, or delete it: rm -r {work}"
             )
         if changed:
             print(
-                f"{work} was begun by another version of this code: its parts are made again",
+                f"{work} was begun by another version of this program: starting over",
                 flush=True,
             )
             shutil.rmtree(work / "parts")
             (work / "parts").mkdir()
         write_json(plan_path, expected_plan)
         remove_temporary_files(work / "parts")
-        for path in out.parent.glob(f".{glob.escape(out.name)}.????????.tmp"):
-            shutil.rmtree(path)
+        for suffix in ("tmp", "old"):
+            for path in out.parent.glob(f".{glob.escape(out.name)}.????????.{suffix}"):
+                shutil.rmtree(path)
         with name_path_in_errors(work):
             yield work
 
@@ -250,7 +240,8 @@ def _process_units(
     groups: Sequence[SourceGroup], work: Path, options: PrepareOptions
 ) -> tuple[list[dict[str, Any]], int]:
     """Read all inputs and have their parts made; returns the parts' facts in order and the largest worker's memory."""
-    sizes = [path.stat().st_size for group in groups for path in group.files()]
+    files = [path for group in groups for path in group.train_files() + group.dev_files()]
+    sizes = [path.stat().st_size for path in files]
     is_streamed = any(group.is_streamed for group in groups)
     workers = options.workers or num_cores()
     if not is_streamed and sum(sizes) < UNIT_BYTES // 4:
@@ -297,20 +288,20 @@ def _iter_units(
 def _check_quarantine(
     units_folder: Path, unit_manifests: list[dict[str, Any]], share: float
 ) -> None:
-    records = sum(facts["records"] for facts in unit_manifests)
-    bad = sum(facts["quarantined"] for facts in unit_manifests)
-    if bad > share * records:
-        index = next(index for index, facts in enumerate(unit_manifests) if facts["quarantined"])
-        first = json.loads(
-            (unit_folder(units_folder, index) / "quarantine.jsonl")
-            .read_text(encoding="utf-8")
-            .split("\n")[0]
-        )
-        raise UserError(
-            f"{bad} of {records} records cannot be read ({bad / records:.2%}; --quarantine_share allows {share:.2%}), "
-            f"the first in {first['file']} line {first['line']}: {first['reason']}; is it the right --source? Mend the "
-            "file or allow more, and run the command again"
-        )
+    """Raise UserError if more than `share` of the records cannot be read."""
+    first_bad = None
+    for index, manifest in enumerate(unit_manifests):
+        if manifest["quarantined"] and first_bad is None:
+            quarantine = unit_folder(units_folder, index) / "quarantine.jsonl"
+            with quarantine.open(encoding="utf-8") as file:
+                first_bad = BadRecord(**json.loads(file.readline()))
+    check_bad_share(
+        sum(manifest["records"] for manifest in unit_manifests),
+        sum(manifest["quarantined"] for manifest in unit_manifests),
+        first_bad,
+        share,
+        "is it the right --source? Correct the file or allow more (--quarantine_share), and run the command again",
+    )
 
 
 def format_report(report: dict[str, Any], out: Path) -> str:

@@ -1,1 +1,1 @@
-"""Generation: KV cache, prefill and decode steps, sampling, beam search."""
+"""Generation: KV cache, prefill and decode steps, logits processors, sampling, beam search."""

@@ -1,6 +1,6 @@
-"""Answers to many prompts at once, for evaluation: greedy or by beam search, without sampling.
+"""Answers to many prompts in batches, for evaluation: greedy or with beam search.
 
-A batch gives each prompt the ids it would get alone (up to the rounding of sums taken in another order).
+A prompt gets the ids that it would get alone, except for the rounding of sums in another order.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from model.decode.batched_inference import InferenceBatch, should_compact
 from model.decode.beam_search import beam_search
-from model.decode.logits_processors import RepetitionPenalties
+from model.decode.logits_processors import LogitsProcessor, process_logits
 from model.llama import Llama
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedAnswer:
-    """The ids of an answer, and whether it ended by a stop id (which is not among them) or was cut at its limit."""
+    """The ids of an answer, without the stop id, and whether a stop id ended it."""
 
     ids: list[int]
     reached_stop_id: bool
@@ -31,37 +31,43 @@ def generate_batch(
     max_new_tokens: int,
     num_beams: int = 1,
     length_penalty: float = 1.0,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram: int = 0,
+    processors: Sequence[LogitsProcessor] = (),
     batch_size: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[DecodedAnswer]:
-    """The answer to each prompt, in the order of the prompts, `batch_size` of them decoded at a time.
+    """Return the answer to each prompt, in the order of the prompts.
 
-    An answer ends with one of the model's stop ids, after `max_new_tokens`, or with the model's context. One beam takes the
-    likeliest id at every step; several follow `model.decode.beam_search`; penalties are those of `model.decode.logits_processors`. `on_progress`
-    gets the number of prompts just answered. ValueError for a prompt that is empty or longer than the context.
+    An answer ends with a stop id, after `max_new_tokens`, or at the end of the model's context.
+    One beam takes the most likely id at every step, several follow `model.decode.beam_search`.
+    `batch_size` prompts are decoded together; `on_progress` receives the number of prompts that
+    were just answered. Raises ValueError if a prompt is empty or longer than the context.
     """
     context = model.config.max_position_embeddings
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= context:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} ids; from 1 to {context} fit the model's context"
+                f"prompt {index} has {len(prompt)} ids; it must have from 1 to {context}"
             )
-    penalties = RepetitionPenalties(repetition_penalty, no_repeat_ngram)
     answers = [DecodedAnswer([], False)] * len(prompts)
-    # Longest first: prompts of about one length share a batch, and what does not fit the memory fails at once.
+    # Longest first: prompts of similar length share a batch, with little padding, and a batch that
+    # does not fit in memory fails at once.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), batch_size):
         batch_indices = order[start : start + batch_size]
-        limits = [min(max_new_tokens, context - len(prompts[index])) for index in batch_indices]
+        batch_prompts = [prompts[index] for index in batch_indices]
+        limits = [min(max_new_tokens, context - len(prompt)) for prompt in batch_prompts]
         if max(limits) > 0:
-            rows = [prompts[index] for index in batch_indices]
-            generated = (
-                _greedy_search(model, rows, limits, penalties)
-                if num_beams == 1
-                else beam_search(model, rows, limits, num_beams, length_penalty, penalties)
-            )
+            if num_beams == 1:
+                generated = _greedy_search(model, batch_prompts, limits, processors)
+            else:
+                generated = beam_search(
+                    model,
+                    batch_prompts,
+                    limits,
+                    num_beams=num_beams,
+                    length_penalty=length_penalty,
+                    processors=processors,
+                )
             for index, ids, limit in zip(batch_indices, generated.tolist(), limits, strict=True):
                 answers[index] = _truncate_at_stop(ids[:limit], model.config.stop_ids)
         if on_progress:
@@ -70,55 +76,52 @@ def generate_batch(
 
 
 def _truncate_at_stop(ids: list[int], stop_ids: Collection[int]) -> DecodedAnswer:
-    stop_position = next((place for place, index in enumerate(ids) if index in stop_ids), None)
-    return DecodedAnswer(ids[:stop_position], stop_position is not None)
+    for length, token_id in enumerate(ids):
+        if token_id in stop_ids:
+            return DecodedAnswer(ids[:length], True)
+    return DecodedAnswer(ids, False)
 
 
 def _greedy_search(
     model: Llama,
     prompts: Sequence[Sequence[int]],
     limits: list[int],
-    penalties: RepetitionPenalties,
+    processors: Sequence[LogitsProcessor],
 ) -> Tensor:
-    """The likeliest ids, int64[R, longest limit]; behind a row's stop id or limit they mean nothing."""
-    inference_batch = InferenceBatch(model, prompts, max_new_tokens=max(limits))
-    stop_ids, row_limits = (
-        torch.tensor(each, device=inference_batch.device)
-        for each in (model.config.stop_ids, limits)
-    )
-    generated = torch.full(
-        (len(prompts), max(limits)), model.config.eos_token_id, device=inference_batch.device
-    )
-    answer_rows = torch.arange(
-        len(prompts), device=inference_batch.device
-    )  # whose answer each row of the reader is
+    """Return the most likely ids, int64[R, longest limit].
+
+    Ids of a row behind its stop id or limit are undefined.
+    """
+    longest = max(limits)
+    batch = InferenceBatch(model, prompts, max_new_tokens=longest)
+    device = batch.device
+    stop_ids = torch.tensor(model.config.stop_ids, device=device)
+    row_limits = torch.tensor(limits, device=device)
+    generated = torch.full((len(prompts), longest), model.config.eos_token_id, device=device)
+    # The row of `generated` that each row of the batch writes; both shrink together below.
+    answer_rows = torch.arange(len(prompts), device=device)
     is_finished = row_limits == 0
-    # Without penalties nobody needs the logits themselves.
-    use_argmax = penalties == RepetitionPenalties()
-    step_output = inference_batch.prefill_argmax() if use_argmax else inference_batch.prefill()
-    for step in range(max(limits)):
-        ids = (
-            step_output
-            if use_argmax
-            else penalties.apply(step_output, generated[answer_rows, :step]).argmax(-1)
-        )
+    hidden = batch.prefill()
+    for step in range(longest):
+        if processors:
+            logits = batch.head.logits(hidden)
+            ids = process_logits(processors, logits, generated[answer_rows, :step]).argmax(-1)
+        else:
+            ids = batch.head.argmax(hidden)
         generated[answer_rows, step] = ids
         is_finished |= torch.isin(ids, stop_ids) | (step + 1 >= row_limits)
-        if step % inference_batch.host_sync_interval == 0 or step + 1 == max(limits):
+        if step + 1 == longest:
+            break
+        # Looking for finished rows waits for the device, so it is not done at every step.
+        if step % batch.host_sync_interval == 0:
             active_rows = (~is_finished).nonzero().flatten()
             if not len(active_rows):
                 break
             if should_compact(len(active_rows), len(answer_rows)):
-                inference_batch.select_rows(active_rows)
-                answer_rows, ids, is_finished, row_limits = (
-                    answer_rows[active_rows],
-                    ids[active_rows],
-                    is_finished[active_rows],
-                    row_limits[active_rows],
-                )
-        step_output = (
-            inference_batch.forward_argmax(ids[:, None])
-            if use_argmax
-            else inference_batch.forward(ids[:, None])
-        )
+                batch.select_rows(active_rows)
+                answer_rows = answer_rows[active_rows]
+                ids = ids[active_rows]
+                is_finished = is_finished[active_rows]
+                row_limits = row_limits[active_rows]
+        hidden = batch.decode_step(ids)
     return generated

@@ -1,29 +1,39 @@
-"""A batch of prompts of different lengths behind one KV cache."""
+"""Batched prefill and decode steps of prompts of different lengths over one KV cache."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from model.decode.fast.inference_model import inference_model_for
+from model.decode.inference_model import inference_model
 from model.decode.kv_cache import KVCache
 from model.llama import Llama
 
-# Rows that are over are dropped once they are this share of the batch: dropping copies what the others hold.
+# Finished rows are dropped once they are this share of a batch: dropping copies the KV cache of the
+# remaining ones.
 _COMPACTION_THRESHOLD = 0.25
 
 
 def host_sync_interval(device: torch.device) -> int:
-    """How many steps pass before the host looks who is over: waiting for a GPU at each of them would leave it idle."""
+    """Return the steps between host syncs that look for finished rows.
+
+    1 on a CPU, 8 on a GPU, which would stand idle while the host waits for each step.
+    """
     return 1 if device.type == "cpu" else 8
 
 
-class InferenceBatch:
-    """Reads ids for several rows at once and says what each row makes of the next one.
+def should_compact(num_active: int, num_rows: int) -> bool:
+    """Return whether enough of the rows are finished to drop them from the batch."""
+    return num_active <= (1 - _COMPACTION_THRESHOLD) * num_rows
 
-    Prompts are padded on the left, so that all rows write the same column of the cache; a row's positions count from its
-    own first id and nothing looks at padding: a row gets what it would get alone. `prompts`[R, T] are those of the start,
-    padded. Shapes: R rows, T new columns, D hidden size, V vocabulary.
+
+class InferenceBatch:
+    """Prefill and decode steps of several left-padded sequences.
+
+    Padding on the left lets all rows write the same column of the cache in a step. Positions of a
+    row count from its own first id and no id attends to padding, so a row gets the hidden states it
+    would get alone. `head` turns hidden states into logits or ids. Shapes: R rows, T columns of the
+    padded prompts, S columns of the cache after a call, D hidden size.
     """
 
     def __init__(
@@ -34,99 +44,88 @@ class InferenceBatch:
         max_new_tokens: int,
         rows_per_prompt: int = 1,
     ) -> None:
-        """Make room for `max_new_tokens` ids behind the longest prompt, and for `rows_per_prompt` rows of each prompt (see `select`)."""
+        """Allocate a cache for `max_new_tokens` ids behind the longest prompt.
+
+        `rows_per_prompt` reserves room for so many rows of every prompt (see `select_rows`).
+        """
         weight = model.model.norm.weight
-        self._model, self._decoder, self.device = model, inference_model_for(model), weight.device
-        self.head = self._decoder.head
+        self._llama, self._model, self.device = model, inference_model(model), weight.device
+        self.head = self._model.head
         longest = max(map(len, prompts))
-        self.cache = KVCache(
-            model.config,
-            len(prompts) * rows_per_prompt,
-            longest + max_new_tokens,
-            self.device,
-            weight.dtype,
-        )
+        capacity = longest + max_new_tokens
+        num_rows = len(prompts) * rows_per_prompt
+        self.cache = KVCache(model.config, num_rows, capacity, self.device, weight.dtype)
         self.cache.batch_size = len(prompts)
-        self._column_index = torch.arange(longest + max_new_tokens, device=self.device)
-        self._padding = torch.tensor(
-            [longest - len(prompt) for prompt in prompts], device=self.device
-        )
-        self.prompts = torch.tensor(
-            [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device
-        )
-        self._is_unpadded = len(set(map(len, prompts))) == 1
+        self._column_index = torch.arange(capacity, device=self.device)
+        padding = [longest - len(prompt) for prompt in prompts]
+        self._padding = torch.tensor(padding, device=self.device)
+        self._is_unpadded = not any(padding)
+        padded_prompts = [
+            [0] * count + list(ids) for count, ids in zip(padding, prompts, strict=True)
+        ]
+        self._padded_prompts = torch.tensor(padded_prompts, device=self.device)
         self.host_sync_interval = host_sync_interval(self.device)
 
     @classmethod
     def concat(
         cls, batches: Sequence["InferenceBatch"], *, max_new_tokens: int
     ) -> "InferenceBatch":
-        """One reader with the rows of several of one model, in their order, and room for `max_new_tokens` more ids behind them.
+        """Join batches of one model; allocate room for `max_new_tokens` more ids of every row.
 
-        What was read is copied, not read again; columns that are padding in every row are left out.
+        Keys and values are copied. Columns that are padding in all rows are left out.
         """
         row_lengths = [
-            int(count) for each in batches for count in each.cache.length - each._padding
+            int(length) for batch in batches for length in batch.cache.length - batch._padding
         ]
-        joined = cls(
-            batches[0]._model, [[0] * count for count in row_lengths], max_new_tokens=max_new_tokens
-        )
-        joined.cache.length, row = max(row_lengths), 0
-        for each in batches:
-            joined.cache.copy_from(each.cache, row)
-            row += each.cache.batch_size
+        # Prompts of these lengths give the joined batch its padding; they are never processed.
+        prompts = [[0] * length for length in row_lengths]
+        joined = cls(batches[0]._llama, prompts, max_new_tokens=max_new_tokens)
+        joined.cache.length = max(row_lengths)
+        first_row = 0
+        for batch in batches:
+            joined.cache.copy_from(batch.cache, first_row)
+            first_row += batch.cache.batch_size
         return joined
 
     def prefill(self) -> Tensor:
-        """Read all prompts; logits[R, V] of what follows them, fp32."""
-        return self.forward(self.prompts)
+        """Process all prompts; return hidden[R, D] of their last ids."""
+        start, stop = 0, self._padded_prompts.shape[1]
+        positions, mask = self._positions(start, stop), self._attention_mask(start, stop)
+        return self._model.prefill(self._padded_prompts, self.cache, positions, mask)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Put ids[R, T] behind what the rows hold; logits[R, V] of what follows the last of them, fp32."""
-        return self.head.logits(self.forward_hidden(ids))
+    def decode_step(self, ids: Tensor) -> Tensor:
+        """Process one more id of every row, ids[R]; return hidden[R, D]."""
+        start, stop = self.cache.length, self.cache.length + 1
+        positions, mask = self._positions(start, stop), self._attention_mask(start, stop)
+        if positions is not None:
+            positions = positions[:, 0]
+        return self._model.decode_step(ids, self.cache, positions, mask)
 
-    def prefill_argmax(self) -> Tensor:
-        """Read all prompts; the likeliest id behind each, int64[R]."""
-        return self.forward_argmax(self.prompts)
-
-    def forward_argmax(self, ids: Tensor) -> Tensor:
-        """Put ids[R, T] behind what the rows hold; the likeliest id behind the last of them, int64[R].
-
-        The argmax of what `read` gives, found without computing all of it where that is faster.
-        """
-        return self.head.argmax(self.forward_hidden(ids))
-
-    def forward_hidden(self, ids: Tensor) -> Tensor:
-        """Put ids[R, T] behind what the rows hold; hidden[R, D] of the last of them, for `head`."""
-        start, stop = self.cache.length, self.cache.length + ids.shape[1]
-        positions = None
-        if not self._is_unpadded:
-            # A row that reached the end of its context may wait in the batch to be dropped: clamped, nobody reads it.
-            last = self._model.config.max_position_embeddings - 1
-            positions = (self._column_index[start:stop] - self._padding[:, None]).clamp(0, last)
-        hidden = self._decoder.forward(
-            ids, self.cache, positions, self._attention_mask(start, stop)
-        )
-        self.cache.length = stop
-        return hidden
+    def _positions(self, start: int, stop: int) -> Tensor | None:
+        """Return the positions of these columns, int64[R, stop - start]; None without padding."""
+        if self._is_unpadded:
+            return None
+        # Columns of padding become position 0. A finished row that waits to be dropped may be past
+        # the model's last position; its output is not used.
+        last = self._llama.config.max_position_embeddings - 1
+        return (self._column_index[start:stop] - self._padding[:, None]).clamp(0, last)
 
     def _attention_mask(self, start: int, stop: int) -> Tensor | None:
-        """Who may look where, bool[R, 1, T, stop]; None where plain causality says it."""
+        """Return which keys each new column may attend to, bool[R, 1, T, S]; None: plain causal."""
         if self._is_unpadded:
             return None
         key_columns, query_columns = self._column_index[:stop], self._column_index[start:stop, None]
         is_not_padding = (key_columns >= self._padding[:, None])[:, None, None]
-        # Padding looks at itself: a softmax over nothing would be NaN, and spread.
+        # Padding attends to itself: a softmax over no key at all would be NaN, which spreads.
         return is_not_padding & (key_columns <= query_columns) | (key_columns == query_columns)
 
     def select_rows(self, rows: Tensor, shared_columns: int = 0) -> None:
-        """Go on with these rows (int64[n]: any order, repeats allowed), which share what is before column `shared_columns`."""
+        """Continue with `rows`, int64[n], in any order and with repeats.
+
+        The first `shared_columns` of the cache are not copied: the caller knows that they are equal
+        in the old and the new occupant of each row.
+        """
         self.cache.select_rows(rows, shared_columns)
         self._padding = self._padding[rows]
         if not self._is_unpadded and shared_columns == 0:
             self._is_unpadded = not bool(self._padding.any())
-
-
-def should_compact(num_active: int, num_rows: int) -> bool:
-    """Whether so many of the rows are over that going on without them pays."""
-    return num_active <= (1 - _COMPACTION_THRESHOLD) * num_rows

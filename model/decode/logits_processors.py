@@ -1,63 +1,137 @@
-"""What keeps a text from repeating itself: lower logits for what was said, none for what would say it again."""
+"""From logits to an id: logits processors, and drawing with temperature, top-k and top-p.
+
+A logits processor changes the logits of the next id by what the answer already contains. All of
+them look at the ids of the answer alone, never at the prompt: what an article or a reference says
+may be said again.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from model.decode.sampling import Sampling
+
+# Sorting a whole vocabulary takes as long as the model; this many ids nearly always hold `top_p`.
+_TOP_P_CANDIDATES = 512
+
+
+class LogitsProcessor(Protocol):
+    """A function of the logits and the ids generated so far."""
+
+    def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
+        """Return new logits[R, V] (or log-probabilities) for answers generated[R, t], int64."""
+
 
 @dataclass(frozen=True)
-class RepetitionPenalties:
-    """How repetition is kept down while decoding: as they are, not at all.
+class FrequencyPenalty:
+    """Lower the logits of ids in the answer, as OpenAI's API defines it.
 
-    Both count an answer's own ids and never its prompt's: what an article or a reference says may be said again.
+    `frequency` is subtracted once per occurrence, `presence` once if there is any.
     """
 
-    repetition_penalty: float = 1.0
-    """Ids of the answer become less likely by this factor; 1: none."""
-    no_repeat_ngram: int = 0
-    """So many ids in a row are never said twice; 0: no limit."""
+    frequency: float
+    presence: float
 
-    def apply(self, logits: Tensor, generated: Tensor) -> Tensor:
-        """logits[R, V], or log-probabilities, of what follows the answers said[R, t] so far."""
-        if self.repetition_penalty != 1.0:
-            generated_mask = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, generated, True)
-            logits = apply_repetition_penalty(logits, generated_mask, self.repetition_penalty)
-        banned_ids = (
-            banned_ngram_tokens(generated.tolist(), self.no_repeat_ngram)
-            if self.no_repeat_ngram
-            else []
-        )
-        if banned_positions := [
-            (row, index) for row, ids in enumerate(banned_ids) for index in ids
-        ]:
-            logits = logits.clone()
-            logits[tuple(torch.tensor(banned_positions, device=logits.device).T)] = -torch.inf
-        return logits
+    def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
+        """See `LogitsProcessor`."""
+        ones = torch.ones_like(generated, dtype=logits.dtype)
+        counts = torch.zeros_like(logits).scatter_add_(1, generated, ones)
+        return logits - self.frequency * counts - self.presence * (counts > 0)
 
 
-def apply_repetition_penalty(logits: Tensor, generated_mask: Tensor, penalty: float) -> Tensor:
-    """logits[B, V] with those that `generated_mask`[B, V] marks made less likely by `penalty` > 1 (Keskar et al. 2019, CTRL).
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Lower the logits of ids in the answer by a factor (Keskar et al. 2019, CTRL).
 
-    Positive logits are divided and negative ones multiplied, so that either sign goes down. 1 changes nothing.
+    Positive logits are divided by it and negative ones multiplied, so that both go down.
     """
-    if penalty == 1.0:
-        return logits
-    return torch.where(
-        generated_mask, torch.where(logits > 0, logits / penalty, logits * penalty), logits
-    )
+
+    penalty: float
+
+    def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
+        """See `LogitsProcessor`."""
+        values = logits.gather(1, generated)
+        values = torch.where(values > 0, values / self.penalty, values * self.penalty)
+        return logits.scatter(1, generated, values)
 
 
-def banned_ngram_tokens(history: Sequence[Sequence[int]], n: int) -> list[list[int]]:
-    """For each row the ids that would complete an n-gram the row already holds (Paulus et al. 2017); none for n = 0."""
-    return [_ngram_completions(row, n) if 0 < n <= len(row) else [] for row in history]
+@dataclass(frozen=True)
+class NoRepeatNGram:
+    """Forbid ids that would complete an n-gram of the answer a second time (Paulus et al. 2017)."""
+
+    size: int
+
+    def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
+        """See `LogitsProcessor`."""
+        banned = [
+            (row, token_id)
+            for row, ids in enumerate(generated.tolist())
+            for token_id in self._completions(ids)
+        ]
+        if not banned:
+            return logits
+        rows, token_ids = torch.tensor(banned, device=logits.device).T
+        return logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
+
+    def _completions(self, ids: list[int]) -> list[int]:
+        """Return the ids that followed earlier occurrences of the last n - 1 ids."""
+        length = self.size - 1
+        prefix = ids[len(ids) - length :]
+        return [
+            ids[start + length]
+            for start in range(len(ids) - length)
+            if ids[start : start + length] == prefix
+        ]
 
 
-def _ngram_completions(row: Sequence[int], n: int) -> list[int]:
-    last = row[len(row) - n + 1 :]
-    return [
-        row[start + n - 1]
-        for start in range(len(row) - n + 1)
-        if row[start : start + n - 1] == last
-    ]
+def build_logits_processors(
+    *,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
+    frequency_penalty: float = 0.0,
+    presence_penalty: float = 0.0,
+) -> list[LogitsProcessor]:
+    """Return the processors for these options, none for options that change nothing.
+
+    With an empty list and greedy decoding, the argmax suffices and logits need not be computed.
+    """
+    processors: list[LogitsProcessor] = []
+    if frequency_penalty or presence_penalty:
+        processors.append(FrequencyPenalty(frequency_penalty, presence_penalty))
+    if repetition_penalty != 1.0:
+        processors.append(RepetitionPenalty(repetition_penalty))
+    if no_repeat_ngram > 0:
+        processors.append(NoRepeatNGram(no_repeat_ngram))
+    return processors
+
+
+def process_logits(
+    processors: Sequence[LogitsProcessor], logits: Tensor, generated: Tensor
+) -> Tensor:
+    """Apply `processors` in order to logits[R, V] of what follows the answers generated[R, t]."""
+    for processor in processors:
+        logits = processor(logits, generated)
+    return logits
+
+
+def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Draw an id from processed logits[V] with temperature, top-k and top-p."""
+    if sampling.is_greedy:
+        return int(logits.argmax())
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        smallest = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    probabilities = logits.softmax(-1)
+    if sampling.top_p >= 1.0:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    ordered, order = probabilities.topk(min(_TOP_P_CANDIDATES, len(logits)))
+    if ordered.sum() < sampling.top_p:
+        ordered, order = probabilities.sort(descending=True)
+    # An id stays while the ids before it do not already hold `top_p`; the most likely always stays.
+    in_nucleus = ordered.cumsum(-1) - ordered < sampling.top_p
+    in_nucleus[0] = True
+    return int(order[torch.multinomial(ordered * in_nucleus, 1, generator=generator)])

@@ -13,6 +13,7 @@ from model.chat_template.template import TEMPLATE_FILE, load_template
 from model.chat_template.to_jinja import export_jinja_template
 from model.checkpoint import locate, weights
 from model.config import LlamaConfig
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.interop.model_card import build_model_card
 from model.interop.output_path import check_replaceable
 from model.tokenizer import hf_json
@@ -27,10 +28,10 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 # must be able to copy names from its reference.
 _SAMPLING_DEFAULTS = {
     "do_sample": True,
-    "temperature": 0.7,
-    "top_p": 0.9,
-    "top_k": 0,
-    "max_new_tokens": 256,
+    "temperature": DEFAULT_SAMPLING.temperature,
+    "top_p": DEFAULT_SAMPLING.top_p,
+    "top_k": DEFAULT_SAMPLING.top_k,
+    "max_new_tokens": DEFAULT_MAX_NEW_TOKENS,
 }
 
 

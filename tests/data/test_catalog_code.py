@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.files import MANIFEST
-from data.corpora import manifests, resolver
+from data.corpora import manifests, resolver, sample
 from data.corpora.resolver import resolve_shard_set
-from data.prepare import pipeline as prepare_module
+from data.prepare import provenance
 from data.shards import ShardSet
 
 
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {
         "description": "d",
-        "licence": "CC",
+        "license": "CC",
         "homepage": "h",
         "megabytes": 1,
         "mirrors": ("{path}",),
@@ -46,7 +46,8 @@ def write(path: Path, word: str) -> Path:
 
 def prepared(*parts: str) -> Path:
     files = resolver.download_paths("zhihu", resolver.load_corpora()["zhihu"], parts)
-    return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, resolver.SMALL_TOKENIZER)
+    tokenizer = sample.SMALL_TOKENIZER
+    return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, tokenizer, parts)
 
 
 def stamp(folder: Path) -> tuple[int, int]:
@@ -54,16 +55,16 @@ def stamp(folder: Path) -> tuple[int, int]:
 
 
 def update(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (prepare_module, resolver):
+    for module in (provenance, resolver):
         monkeypatch.setattr(module, "PREPARE_VERSION", module.PREPARE_VERSION + 1)
 
 
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
-    first = stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER))
+    first = stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER))
     update(monkeypatch)
-    assert stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER)) != first
+    assert stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER)) != first
 
 
 # Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
@@ -84,13 +85,13 @@ def test_the_version_is_raised_with_the_ids() -> None:
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
         folder = resolver.prepare_if_outdated(
-            source, resolver.sample_files(source), resolver.SMALL_TOKENIZER
+            source, sample.sample_files(source), sample.SMALL_TOKENIZER
         )
         fingerprints[source] = ShardSet.open(folder).fingerprint
-    assert fingerprints == FINGERPRINTS[prepare_module.PREPARE_VERSION]
+    assert fingerprints == FINGERPRINTS[provenance.PREPARE_VERSION]
 
 
-@pytest.mark.parametrize("tokenizer", [None, resolver.SMALL_TOKENIZER])
+@pytest.mark.parametrize("tokenizer", [None, sample.SMALL_TOKENIZER])
 def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> None:
@@ -103,7 +104,7 @@ def test_changed_code_prepares_downloads_again(
     capsys.readouterr()
     assert resolve_shard_set("zhihu", tokenizer) == folder and stamp(folder) != before
     assert (
-        f"{folder} was prepared by another version of this code: preparing it again"
+        f"{folder} was prepared by another version of this program: preparing it again"
         in capsys.readouterr().out
     )
     # The same bytes: a run that was trained on them goes on.

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from common.errors import UserError
 from common.files import write_checksummed_json, write_manifest
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate import __main__ as command
 from evaluate import measure_run
@@ -27,14 +28,16 @@ def summaries(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def named(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of summaries that has a test split, for it was prepared under the sample's name for them."""
-    folder = prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", limit=12)
-    write_checksummed_json(folder / "made-from.json", {"name": "sample-csl"})
-    return folder
+    corpus = {"name": "sample-csl", "parts": []}
+    return prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", corpus=corpus, limit=12)
 
 
-def prepared(root: Path, folder: Path, **options: int) -> Path:
+def prepared(
+    root: Path, folder: Path, corpus: dict[str, Any] | None = None, **options: int
+) -> Path:
     group = SourceGroup("csl", (str(root / "assets/sample/summary/csl/dev.tsv"),))
-    prepare_groups([group], folder, root / "assets/tokenizer", PrepareOptions(workers=1, **options))
+    prepare_options = PrepareOptions(workers=1, **options)
+    prepare_groups([group], folder, root / "assets/tokenizer", prepare_options, corpus=corpus)
     return folder
 
 

@@ -13,7 +13,7 @@ from common.files import MANIFEST, check_manifest, read_checksummed_json, write_
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
 from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
 from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir
@@ -88,7 +88,6 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "assets/tokenizer",
         PrepareOptions(workers=1, limit=30, quarantine_share=1),
     )
-    write_checksummed_json(folder / "set" / PROVENANCE_FILE, {"name": "redgpt"})
     return folder / "set"
 
 

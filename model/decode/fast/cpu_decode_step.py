@@ -1,8 +1,9 @@
-"""One new position of each row on a CPU, in memory of its own.
+"""Decode step on a CPU in fp32, on preallocated buffers.
 
-At 43M such a step is some 200 small operations, and starting one costs more than its arithmetic. So everything that can be
-settled before is: where each operation reads and writes, every view of it. What is left is a flat list of functions without
-arguments, and the few operations that depend on how much the cache holds.
+At 43M parameters a step is some 200 small operations, and launching one costs more than its
+arithmetic. So everything that does not change between steps is prepared once ("captured", as in
+CUDA graphs): buffers, views of them, and the choice of kernels. A step is then a flat list of
+callables without arguments, plus the few operations whose shapes depend on how full the cache is.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ from model.decode.kv_cache import KVCache
 
 
 class _CapturedLayer:
-    """A layer's functions; R rows, x[R, D + 1] (the norm's floor last) is read and added to."""
+    """The operations of one layer on x[R, D + 1], which they read and add to.
+
+    The last column of `x` is the epsilon of the norms (see `InferenceRMSNorm.eps_column`).
+    """
 
     def __init__(
         self,
@@ -28,24 +32,29 @@ class _CapturedLayer:
         kv_rotations: Tensor,
         buffers: BufferPool,
     ) -> None:
-        rows, heads, groups, head_dim = len(x), layer.num_heads, layer.num_kv_heads, layer.head_dim
-        self.pre_attention_ops, qkv = layer.qkv.capture(x, buffers)
+        rows, num_heads, num_kv_heads = len(x), layer.num_heads, layer.num_kv_heads
+        head_dim = layer.head_dim
+        # Before attention: norm and qkv product, then the rotated queries in a buffer of their own.
+        self._pre_attention_ops, qkv = layer.qkv.capture(x, buffers)
         pairs = as_complex_pairs(qkv.view(rows, -1, head_dim))
-        queries = buffers.get("queries", (rows, heads, head_dim))
-        self.pre_attention_ops.append(
-            partial(torch.mul, pairs[:, :heads], query_rotation, out=as_complex_pairs(queries))
+        queries = buffers.get("queries", (rows, num_heads, head_dim))
+        self._pre_attention_ops.append(
+            partial(torch.mul, pairs[:, :num_heads], query_rotation, out=as_complex_pairs(queries))
         )
-        self._new_kv, self._kv_rotations = (
-            pairs[:, heads:].unflatten(1, (2, groups)).transpose(0, 1),
-            kv_rotations,
-        )
-        self._queries = queries.view(rows * groups, -1, head_dim)
-        self._attention_out = buffers.get("attended", self._queries.shape)
+        # Keys and values side by side, complex[2, R, K, d / 2]: one multiplication rotates the
+        # keys, leaves the values as they are (factor 1) and writes both into the cache.
+        new_kv = pairs[:, num_heads:].unflatten(1, (2, num_kv_heads))
+        self._new_kv = new_kv.transpose(0, 1)
+        self._kv_rotations = kv_rotations
+        # Query heads that share a key-value head are the rows of one batched product.
+        self._queries = queries.view(rows * num_kv_heads, -1, head_dim)
+        self._attention_out = buffers.get("attention_out", self._queries.shape)
 
+        # After attention: output projection, norm and gate/up product, SwiGLU, down projection.
         mlp_ops, gate_up = layer.gate_up.capture(x, buffers)
         gate, up = gate_up.chunk(2, -1)
-        mlp_hidden = buffers.get("inner", gate.shape)
-        self.post_attention_ops: list[Op] = [
+        mlp_hidden = buffers.get("mlp_hidden", gate.shape)
+        self._post_attention_ops: list[Op] = [
             *layer.out.capture(x[:, :-1], self._attention_out.view(rows, -1), buffers),
             *mlp_ops,
             partial(F.silu, gate, inplace=True),
@@ -53,51 +62,64 @@ class _CapturedLayer:
             *layer.down.capture(x[:, :-1], mlp_hidden, buffers),
         ]
 
-    def run(self, mask: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
-        """`kv_out`, complex[2, R, K, d / 2], is where new keys and values go; keys[R · K, d, S] and values[R · K, S, d]."""
-        for op in self.pre_attention_ops:
+    def run(self, bias: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Run the layer; the arguments behind `bias` are `KVCache.next_position_views` of it.
+
+        `kv_out`, complex[2, R, K, d / 2], is where the new keys and values are written, keys
+        [R * K, d, S] and values[R * K, S, d] include them, and bias[R * K, 1, S] is added to the
+        scores.
+        """
+        for op in self._pre_attention_ops:
             op()
         torch.mul(self._new_kv, self._kv_rotations, out=kv_out)
-        scores = (
-            torch.bmm(self._queries, keys)
-            if mask is None
-            else torch.baddbmm(mask, self._queries, keys)
-        )
+        if bias is None:
+            scores = torch.bmm(self._queries, keys)
+        else:
+            scores = torch.baddbmm(bias, self._queries, keys)
         torch.bmm(scores.softmax(-1), values, out=self._attention_out)
-        for op in self.post_attention_ops:
+        for op in self._post_attention_ops:
             op()
 
 
 class CapturedDecodeStep:
-    """All layers and the norm behind them bound to memory for R rows. It is used by every step, so it belongs to one thread."""
+    """All layers and the final norm, captured for R rows.
+
+    Every step reuses the same buffers, so an instance must be used by one thread only.
+    """
 
     def __init__(
         self, layers: Sequence[InferenceLayer], norm: InferenceRMSNorm, batch_size: int
     ) -> None:
-        head_dim = layers[0].head_dim
-        self.batch_size, self._scale, self._norm_weight = batch_size, head_dim**-0.5, norm.weight
-        self._x_with_eps = torch.full((batch_size, len(norm.weight) + 1), norm.eps_column)
+        head_dim, hidden_size = layers[0].head_dim, len(norm.weight)
+        self.batch_size = batch_size
+        self._norm_weight = norm.weight
+        self._x_with_eps = torch.full((batch_size, hidden_size + 1), norm.eps_column)
         self._x = self._x_with_eps[:, :-1]
-        # Queries are scaled as they are turned. Values are turned by nothing, so that one operation writes them and keys.
+        # The scale of attention scores is multiplied into the rotation of the queries.
+        self._score_scale = head_dim**-0.5
         self._query_rotation = torch.empty(batch_size, 1, head_dim // 2, dtype=torch.complex64)
+        # For keys the rotation of the step, for values always 1: see `_CapturedLayer`.
         kv_rotations = torch.ones(2, batch_size, 1, head_dim // 2, dtype=torch.complex64)
-        self._key_rotation, buffers = kv_rotations[0], BufferPool()
-        self._row_norms = buffers.get("length", (batch_size, 1))
+        self._key_rotation = kv_rotations[0]
+        buffers = BufferPool()
+        self._row_norms = buffers.get("row_norms", (batch_size, 1))
         self._compute_row_norms = capture_row_norms(self._x_with_eps, self._row_norms)
         self._layers = [
             _CapturedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers)
             for layer in layers
         ]
 
-    def run(self, x: Tensor, rotation: Tensor, mask: Tensor | None, cache: KVCache) -> Tensor:
-        """x[R, D], turned by complex[R or 1, 1, d / 2] → what the norm makes of the last layer's [R, D].
+    def run(self, x: Tensor, rotation: Tensor, bias: Tensor | None, cache: KVCache) -> Tensor:
+        """Return the normalized hidden states[R, D] of the new position, in new memory.
 
-        `mask`[R · K, 1, S] is added to the scores. Writes behind what the cache holds.
+        x[R, D] are embeddings, rotation complex[R or 1, 1, d / 2] the angles of the positions, and
+        bias[R * K, 1, S] is added to the attention scores. Writes keys and values into the cache;
+        the caller advances its length.
         """
         self._x.copy_(x)
         self._key_rotation.copy_(rotation)
-        torch.mul(self._key_rotation, self._scale, out=self._query_rotation)
+        torch.mul(self._key_rotation, self._score_scale, out=self._query_rotation)
         for layer, *kv_views in zip(self._layers, *cache.next_position_views(), strict=True):
-            layer.run(mask, *kv_views)
+            layer.run(bias, *kv_views)
         self._compute_row_norms()
         return torch.div(self._x, self._row_norms).mul_(self._norm_weight)

@@ -1,8 +1,13 @@
-"""Normalisation and matrix products arranged for few rows, callable as they are or bound to fixed memory.
+"""Fused products of the fast path: RMSNorm + linear, linear + residual.
 
-A bound function takes nothing: where its numbers come from and go to is settled when it is made, which leaves the call of
-one kernel. For one row a CPU's library multiplies on one thread, however large the matrix; the matrix is therefore given to
-it as a batch of blocks, one for each thread.
+Each product can be called, or captured: `capture()` returns zero-argument callables over
+preallocated buffers, so one call launches one kernel and allocates nothing.
+
+For a single row the CPU's matrix library uses one thread, however large the matrix. A captured
+product therefore passes the matrix as a batch of column blocks, one per thread.
+
+Shapes: N rows, D inputs, M outputs. In captured products `x` has an additional last column, the
+constant `InferenceRMSNorm.eps_column`.
 """
 
 import math
@@ -20,13 +25,13 @@ Op = Callable[[], object]
 
 
 class BufferPool:
-    """Tensors to work in, made when first asked for: all layers work in the same."""
+    """Work buffers by name, shape and type, allocated on first use and shared by all layers."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """What goes by this name, shape and type."""
+        """Return the buffer of this name, shape and type; its contents are undefined."""
         key = name, tuple(shape), dtype
         if key not in self._buffers:
             self._buffers[key] = torch.empty(shape, dtype=dtype)
@@ -34,12 +39,16 @@ class BufferPool:
 
 
 class InferenceRMSNorm:
-    """RMSNorm of x[N, D] in few small operations, in fp32: x is brought to the length 1, and √D is in the weight."""
+    """RMSNorm of x[N, D] as a division by the row's L2 norm, in fp32.
+
+    x / sqrt(mean(x^2) + eps) * w  =  x / sqrt(sum(x^2) + D * eps) * (sqrt(D) * w), so sqrt(D) is
+    multiplied into the weight once. If sqrt(D * eps) is an additional column of x, the L2 norm of
+    the row is the whole denominator: one kernel.
+    """
 
     def __init__(self, norm: RMSNorm) -> None:
         size = len(norm.weight)
         self.weight = norm.weight.detach().float() * math.sqrt(size)
-        # As one more column of x it adds to the square of its length what eps adds to its mean square.
         self.eps_column = math.sqrt(size * norm.eps)
         self._scaled_eps = torch.full((1, 1, 1), size * norm.eps, device=norm.weight.device)
 
@@ -47,54 +56,47 @@ class InferenceRMSNorm:
         return (self.normalize(x) * self.weight).to(x.dtype)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """x[N, D] of length 1, fp32, before the weight is applied."""
+        """Return x[N, D] divided by its denominator, in fp32, before the weight is applied."""
         wide = x.float()
-        return wide * torch.baddbmm(
-            self._scaled_eps, wide.unsqueeze(1), wide.unsqueeze(2)
-        ).rsqrt_().squeeze(1)
+        # The dot product of each row with itself, plus D * eps: one kernel instead of three.
+        squares = torch.baddbmm(self._scaled_eps, wide.unsqueeze(1), wide.unsqueeze(2))
+        return wide * squares.rsqrt_().squeeze(1)
 
 
 def capture_row_norms(x: Tensor, out: Tensor) -> Op:
-    """A function that puts into `out`[N, 1] that of each row of the `x`[N, D + 1] of then, the norm's floor last."""
+    """Return an op that writes the L2 norm of every row of x[N, D + 1] into out[N, 1]."""
     return partial(torch.linalg.vector_norm, x, dim=1, keepdim=True, out=out)
 
 
 class RMSNormLinear:
-    """x[N, D] → several projections of the normalised x side by side, [N, M], in one product.
+    """Norm x[N, D] and apply several projections side by side, in one product -> [N, M].
 
-    `order`[M] rearranges the outputs. The weight of the norm is multiplied into the matrix of plain projections once.
-    Projections that are neither plain nor int8, such as adapted ones, are called as they are, and cannot be bound.
+    `output_order`[M] permutes the outputs. The norm's weight is multiplied into the matrix of plain
+    projections once. Projections that are neither plain nor int8, such as those with an adapter,
+    are called one by one and cannot be captured.
     """
 
     def __init__(
         self, norm: RMSNorm, projections: Sequence[nn.Module], output_order: Tensor | None = None
     ) -> None:
-        projection_modules: Any = projections
-        self._norm, self._projections, self._output_order = (
-            InferenceRMSNorm(norm),
-            projections,
-            output_order,
-        )
+        modules: Any = projections
+        self._norm = InferenceRMSNorm(norm)
+        self._projections = projections
+        self._output_order = output_order
+        order = slice(None) if output_order is None else output_order
         self._transposed_weight: Tensor | None = None
         self._int8_weight: tuple[Tensor, Tensor] | None = None
         if all(map(is_plain_linear, projections)):
-            matrix = torch.cat([each.weight.detach() for each in projection_modules])
-            matrix = (matrix.float() * self._norm.weight).to(matrix.dtype)
-            matrix = matrix if output_order is None else matrix[output_order]
-            # Transposed, a product of few rows runs along memory. On a GPU the layout makes no difference.
-            self._transposed_weight = (
-                matrix.t().contiguous() if matrix.device.type == "cpu" else matrix.t()
-            )
-        elif all(type(each) is Int8Linear for each in projections):
-            values, scale = (
-                torch.cat([each.values for each in projection_modules]),
-                torch.cat([each.scale for each in projection_modules]),
-            )
-            self._int8_weight = (
-                (values, scale)
-                if output_order is None
-                else (values[output_order], scale[output_order])
-            )
+            matrix = torch.cat([module.weight.detach() for module in modules])
+            matrix = (matrix.float() * self._norm.weight).to(matrix.dtype)[order].t()
+            # A transposed copy makes a product of few rows read memory in order. On a GPU the
+            # layout makes no difference, so the copy is saved.
+            is_cpu = matrix.device.type == "cpu"
+            self._transposed_weight = matrix.contiguous() if is_cpu else matrix
+        elif all(type(module) is Int8Linear for module in projections):
+            values = torch.cat([module.values for module in modules])
+            scale = torch.cat([module.scale for module in modules])
+            self._int8_weight = values[order], scale[order]
         self.is_capturable = self._transposed_weight is not None or self._int8_weight is not None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,84 +105,86 @@ class RMSNormLinear:
         normalized = self._norm(x)
         if self._int8_weight is not None:
             return int8_linear(normalized, *self._int8_weight)
-        out = torch.cat([each(normalized) for each in self._projections], -1)
+        out = torch.cat([project(normalized) for project in self._projections], -1)
         return out if self._output_order is None else out[..., self._output_order]
 
     def capture(self, x: Tensor, buffers: BufferPool) -> tuple[list[Op], Tensor]:
-        """Functions that do it with the `x`[N, D + 1] of then (fp32, on a CPU, the norm's floor last); and its place."""
-        row_norms = buffers.get("length", (len(x), 1))
-        ops, x = [capture_row_norms(x, row_norms)], x[:, :-1]
-        normalized = buffers.get("normed", x.shape)
+        """Return (ops, out): ops that read `x` when called, and the buffer [N, M] they write.
+
+        `x` is fp32 on a CPU, [N, D + 1]; its last column is `InferenceRMSNorm.eps_column`.
+        """
+        row_norms = buffers.get("row_norms", (len(x), 1))
+        norm_op = capture_row_norms(x, row_norms)
+        x = x[:, :-1]
+        normalized = buffers.get("normalized", x.shape)
         if self._int8_weight is not None:
             values, scale = self._int8_weight
-            out, x_bf16 = (
-                buffers.get("out", (len(x), len(values))),
-                buffers.get("narrow", x.shape, torch.bfloat16),
-            )
+            out = buffers.get("out", (len(x), len(values)))
+            x_bf16 = buffers.get("x_bf16", x.shape, torch.bfloat16)
             product = capture_int8_linear(x_bf16, values, scale)
-            # The rounding to bf16 is relative, so the length of the whole row may as well come last. Types are changed by
-            # copies: an operation on two types takes longer than a copy and an operation on one.
+            # bf16 rounds relative to a number's size, so the division by the row's norm may as well
+            # come after the product. Types are converted by copies, because an operation on two
+            # types takes longer than a copy and an operation on one.
             return [
-                *ops,
+                norm_op,
                 partial(torch.mul, x, self._norm.weight, out=normalized),
                 partial(x_bf16.copy_, normalized),
                 lambda: out.copy_(product()),
                 partial(out.div_, row_norms),
             ], out
-        assert self._transposed_weight is not None, "not bindable"
+        assert self._transposed_weight is not None, "only plain and int8 projections are captured"
         out = buffers.get("out", (len(x), self._transposed_weight.shape[1]))
-        blocks = _num_blocks(self._transposed_weight, x)
-        copies, columns = (
-            normalized.expand(blocks, *normalized.shape),
-            _split_columns(self._transposed_weight, blocks),
-        )
+        num_blocks = _num_blocks(self._transposed_weight, x)
+        repeated = normalized.expand(num_blocks, *normalized.shape)
+        weight_blocks = _split_columns(self._transposed_weight, num_blocks)
         return [
-            *ops,
+            norm_op,
             partial(torch.div, x, row_norms, out=normalized),
-            partial(torch.bmm, copies, columns, out=_split_columns(out, blocks)),
+            partial(torch.bmm, repeated, weight_blocks, out=_split_columns(out, num_blocks)),
         ], out
 
 
 class LinearAdd:
-    """(x, h) → x[N, M] with a projection of h[N, D] added, in place."""
+    """Add a projection of h[N, D] to x[N, M], in place: a product and its residual connection."""
 
     def __init__(self, projection: nn.Module) -> None:
         self._projection: Any = projection
-        weight: Any = projection.weight
-        self._transposed_weight: Tensor | None = (
-            weight.detach().t() if is_plain_linear(projection) else None
-        )
+        self._transposed_weight: Tensor | None = None
+        if is_plain_linear(projection):
+            self._transposed_weight = projection.weight.detach().t()
         self.is_capturable = type(projection) is Int8Linear or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
-        return (
-            x.addmm_(h, self._transposed_weight)
-            if self._transposed_weight is not None
-            else x.add_(self._projection(h))
-        )
+        if self._transposed_weight is not None:
+            return x.addmm_(h, self._transposed_weight)
+        return x.add_(self._projection(h))
 
     def capture(self, x: Tensor, h: Tensor, buffers: BufferPool) -> list[Op]:
-        """Functions that add the projection of the `h` of then to `x` (fp32, on a CPU)."""
+        """Return ops that add the projection of `h`, as it is when they are called, to `x`.
+
+        Both are fp32 on a CPU.
+        """
         if self._transposed_weight is not None:
-            blocks = _num_blocks(self._transposed_weight, h)
-            return [
-                partial(
-                    _split_columns(x, blocks).baddbmm_,
-                    h.expand(blocks, *h.shape),
-                    _split_columns(self._transposed_weight, blocks),
-                )
-            ]
-        h_bf16, wide = buffers.get("narrow", h.shape, torch.bfloat16), buffers.get("wide", x.shape)
+            num_blocks = _num_blocks(self._transposed_weight, h)
+            repeated = h.expand(num_blocks, *h.shape)
+            weight_blocks = _split_columns(self._transposed_weight, num_blocks)
+            return [partial(_split_columns(x, num_blocks).baddbmm_, repeated, weight_blocks)]
+        h_bf16 = buffers.get("x_bf16", h.shape, torch.bfloat16)
+        projected = buffers.get("projected", x.shape)
         product = capture_int8_linear(h_bf16, self._projection.values, self._projection.scale)
-        return [partial(h_bf16.copy_, h), lambda: wide.copy_(product()), partial(x.add_, wide)]
+        return [
+            partial(h_bf16.copy_, h),
+            lambda: projected.copy_(product()),
+            partial(x.add_, projected),
+        ]
 
 
 def _num_blocks(transposed_weight: Tensor, x: Tensor) -> int:
-    """Into how many blocks of columns a matrix [D, M] is cut for its product with x[N, D]."""
+    """Return the number of column blocks of a matrix [D, M] for its product with x[N, D]."""
     threads = torch.get_num_threads()
     return threads if len(x) == 1 and transposed_weight.shape[1] % threads == 0 else 1
 
 
 def _split_columns(matrix: Tensor, num_blocks: int) -> Tensor:
-    """[N, M] → [blocks, N, M / blocks], a view."""
+    """Return a view of [N, M] as [num_blocks, N, M / num_blocks]."""
     return matrix.unflatten(1, (num_blocks, -1)).transpose(0, 1)

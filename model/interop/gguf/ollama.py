@@ -1,6 +1,6 @@
-"""Ollama's `Modelfile`: which GGUF file, how a conversation is written, how to sample, where to stop.
+"""Ollama's `Modelfile`: the GGUF file, the chat template, sampling, stop strings.
 
-Ollama writes conversations with Go templates, not with the Jinja inside the GGUF file.
+Ollama renders conversations with Go templates, not with the Jinja inside the GGUF file.
 """
 
 import json
@@ -9,18 +9,23 @@ from pathlib import Path
 
 from common.files import write_atomic
 from model.chat_template.template import ImportedTemplate, Template
+from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.tokenizer.base import SPECIAL_TOKEN_MARK
 
 # As in `python -m chat`, without its repetition penalty: Ollama's counts the prompt too, and an
 # answer must be able to copy names from its reference.
-OLLAMA_SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repeat_penalty": 1.0}
-_MAX_NEW_TOKENS = 256
+OLLAMA_SAMPLING = {
+    "temperature": DEFAULT_SAMPLING.temperature,
+    "top_p": DEFAULT_SAMPLING.top_p,
+    "top_k": DEFAULT_SAMPLING.top_k,
+    "repeat_penalty": 1.0,
+}
 # A sample text, to split off what a template puts around it.
 _PLACEHOLDER = "资料甲"
 
 
 def modelfile_path(gguf: Path) -> Path:
-    """Return the path of a GGUF file's `Modelfile`: NAME.Modelfile, so exports can share a folder."""
+    """Return NAME.Modelfile for NAME.gguf: exports can share a folder."""
     return gguf.with_name(f"{gguf.name.removesuffix('.gguf')}.Modelfile")
 
 
@@ -56,7 +61,7 @@ def write_modelfile(
         _from_line(gguf),
         f'TEMPLATE """{go_template}"""',
         f"PARAMETER num_ctx {context_length}",
-        f"PARAMETER num_predict {min(_MAX_NEW_TOKENS, context_length // 2)}",
+        f"PARAMETER num_predict {min(DEFAULT_MAX_NEW_TOKENS, context_length // 2)}",
         *(f"PARAMETER {key} {value:g}" for key, value in OLLAMA_SAMPLING.items()),
     ]
     # Stop a model that begins the next question itself. In an imported template that begins with a

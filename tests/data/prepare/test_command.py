@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from data.prepare import __main__ as command
-from data.readers.source_args import SourceGroup, parse_source_groups
+from data.prepare.source_args import SourceGroup, parse_source_groups
 
 
 def test_source_groups_are_parsed_from_command_line() -> None:
@@ -34,7 +34,7 @@ def test_source_groups_are_parsed_from_command_line() -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--input a", "say first what it is"),
+        ("--input a", "name its source first"),
         ("--source", "takes one name"),
         ("--source a b", "takes one name"),
         ("--source nothing --input a", "there is no such source"),

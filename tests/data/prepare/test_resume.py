@@ -13,6 +13,7 @@ import pytest
 
 from common.errors import UserError
 from data.prepare import pipeline as prepare_module
+from data.prepare import provenance
 from data.prepare import worker as parts_module
 from data.prepare import write_shards as assemble_module
 from data.prepare.options import PrepareOptions
@@ -128,7 +129,7 @@ def test_repeat_is_no_op_and_different_arguments_are_refused(
         )
         == report
     )
-    assert "already prepared" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(UserError, match=r"differs: options\.dedup\.near.*another --out"):
         prepare_source(
@@ -143,7 +144,7 @@ def test_repeat_is_no_op_and_different_arguments_are_refused(
         prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(UserError, match="exists and is no shard set"):
+    with pytest.raises(UserError, match="exists and is not a shard set"):
         prepare_source("jsonl", [str(corpus)], tmp_path / "other", tokenizer, PrepareOptions())
     assert (tmp_path / "other" / "file").read_text() == "mine"
 
@@ -190,7 +191,7 @@ def test_units_of_other_code_version_are_not_mixed(
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
             patch.setattr(assemble_module, "_write_splits", full)
             if updated:
-                patch.setattr(prepare_module, "PREPARE_VERSION", prepare_module.PREPARE_VERSION + 1)
+                patch.setattr(provenance, "PREPARE_VERSION", provenance.PREPARE_VERSION + 1)
                 patch.setattr(
                     parts_module,
                     "rejection_reason",
@@ -203,10 +204,10 @@ def test_units_of_other_code_version_are_not_mixed(
         "near_duplicate": 5,
         "too_short": 3,
     }
-    assert "another version of this code: its parts are made again" in capsys.readouterr().out
+    assert "another version of this program: starting over" in capsys.readouterr().out
     before = ShardSet.open(tmp_path / "out").fingerprint
-    monkeypatch.setattr(prepare_module, "PREPARE_VERSION", prepare_module.PREPARE_VERSION + 1)
-    prepare_source(*arguments)
-    assert "another version of this code did it" in capsys.readouterr().out
+    monkeypatch.setattr(provenance, "PREPARE_VERSION", provenance.PREPARE_VERSION + 1)
+    with pytest.raises(UserError, match=r"what differs: version\); delete it"):
+        prepare_source(*arguments)
     prepare_source(*arguments[:2], tmp_path / "new", *arguments[3:])
     assert ShardSet.open(tmp_path / "new").fingerprint == before

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import import_hf
 from model.checkpoint import locate
 from model.decode.detokenize import StreamingDetokenizer, stream_text
+from model.interop.hf_import import import_hf
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
@@ -20,7 +20,7 @@ def llama2_tokenizer(root: Path, tmp_path_factory: pytest.TempPathFactory) -> To
     folder = tmp_path_factory.mktemp("llama2")
     backend = hf_checkpoints.legacy_llama2_tokenizer(root)
     hf_checkpoints.save_hf_checkpoint(folder / "hf", backend, ("<s>\ufdd0", "</s>\ufdd0"))
-    import_hf.import_hf(folder / "hf", folder / "run")
+    import_hf(folder / "hf", folder / "run")
     return load_tokenizer(locate.resolve_checkpoint(folder / "run"))
 
 

@@ -1,0 +1,134 @@
+"""Record what a shard set was prepared from, and compare a set on disk with a preparation.
+
+Every shard set holds `made-from.json`: the settings that decide its bytes (format, code version, tokenizer, options) and
+a stamp of every input file. No other module compares one preparation with another: `data.prepare`, `make data` and a
+training run that names raw files all reuse a set if, and only if, `find_differences` returns nothing.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import check_manifest, read_checksummed_json, sha256_file, write_checksummed_json
+from data.prepare.source_args import SourceGroup
+from data.shards import PROVENANCE_FILE, SHARD_FORMAT
+
+# Raise this when a change makes other ids of the same records: sets of another version are then prepared again.
+PREPARE_VERSION = 1
+# The stamps of a corpus of a million files take about 200 MB.
+MAX_PROVENANCE_BYTES = 1 << 30
+
+
+def describe_settings(tokenizer_fingerprint: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide the bytes of a shard set, apart from its inputs."""
+    return {
+        "format": SHARD_FORMAT,
+        "version": PREPARE_VERSION,
+        "tokenizer": tokenizer_fingerprint,
+        "options": options,
+    }
+
+
+def write_provenance(
+    folder: Path,
+    settings: dict[str, Any],
+    groups: Sequence[SourceGroup],
+    corpus: dict[str, Any] | None,
+) -> None:
+    """Write `made-from.json`; `corpus` names the downloaded corpus and its parts, if the inputs are one."""
+    inputs = [
+        {
+            "source": group.source,
+            "train": [_stamp_file(path) for path in group.train_files()],
+            "dev": [_stamp_file(path) for path in group.dev_files()],
+            "hub": group.hub_datasets(),
+        }
+        for group in groups
+    ]
+    provenance = {**settings, "inputs": inputs, "corpus": corpus}
+    write_checksummed_json(folder / PROVENANCE_FILE, provenance)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Return the content of `made-from.json`; raises UserError if it is missing or damaged."""
+    advice = f": delete {folder} and prepare it again"
+    return read_checksummed_json(folder / PROVENANCE_FILE, advice, MAX_PROVENANCE_BYTES)
+
+
+def find_differences(
+    folder: Path, settings: dict[str, Any], groups: Sequence[SourceGroup]
+) -> list[str]:
+    """Return how the shard set in `folder` differs from what a preparation would write; empty if it does not.
+
+    Differences are dotted keys (`version`, `options.dedup.near`, `inputs`), or a sentence about a damaged file.
+    """
+    problem = check_manifest(folder, verify_checksums=False)
+    if problem is not None:
+        return [problem]
+    try:
+        provenance = read_provenance(folder)
+    except UserError as error:
+        return [str(error)]
+    previous = {key: provenance.get(key) for key in settings}
+    differences = changed_keys(previous, settings)
+    if not match_inputs(provenance, groups):
+        differences.append("inputs")
+    return differences
+
+
+def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of two nested dicts whose values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        changes: list[str] = []
+        for key in sorted(before.keys() | after.keys()):
+            changes += changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")
+        return changes
+    return [] if before == after else [prefix.rstrip(".")]
+
+
+def match_inputs(provenance: dict[str, Any], groups: Sequence[SourceGroup]) -> bool:
+    """Return whether the groups name the sources, hub datasets and file contents that a set was made from."""
+    inputs = provenance["inputs"]
+    if len(inputs) != len(groups):
+        return False
+    for recorded, group in zip(inputs, groups, strict=True):
+        if (recorded["source"], recorded["hub"]) != (group.source, group.hub_datasets()):
+            return False
+        if not _match_files(recorded["train"], group.train_files()):
+            return False
+        if not _match_files(recorded["dev"], group.dev_files()):
+            return False
+    return True
+
+
+def _match_files(stamps: list[dict[str, Any]], files: list[Path]) -> bool:
+    return len(stamps) == len(files) and all(map(_matches_stamp, stamps, files))
+
+
+def _stamp_file(path: Path) -> dict[str, Any]:
+    try:
+        status = path.stat()
+        digest = sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return {
+        "name": _printable_name(path),
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "sha256": digest,
+    }
+
+
+def _printable_name(path: Path) -> str:
+    """Return the file's name; bytes that are not UTF-8, which JSON cannot hold, are replaced."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
+def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
+    status = path.stat()
+    if (stamp["name"], stamp["bytes"]) != (_printable_name(path), status.st_size):
+        return False
+    # A copy or a fresh checkout has other times and the same content: only then is the file read.
+    return stamp["mtime_ns"] == status.st_mtime_ns or stamp["sha256"] == sha256_file(path)

@@ -1,0 +1,111 @@
+"""The model that decoding runs: the fast path where it supports the architecture, else `Llama`.
+
+An `InferenceModel` is a snapshot of a model's weights with the two operations of generation:
+
+    prefill       process whole prompts and fill the KV cache
+    decode_step   process one more id of every row
+
+Both return the final hidden state of the last position, from which `head` computes logits or the
+most likely id. Shapes: R rows, T new positions, S positions in the cache after the call, D hidden
+size, V vocabulary.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.decode.fast.model import FastModel, is_supported
+from model.decode.kv_cache import KVCache
+from model.decode.lm_head import LMHead
+from model.llama import Llama
+
+
+class InferenceModel(Protocol):
+    """A forward pass over a KV cache, without gradients."""
+
+    head: LMHead
+
+    def prefill(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Process ids[R, T] behind the filled part of the cache; return hidden[R, D] of the last.
+
+        `positions`[R, T] default to counting up from the cache's length. `mask`[R or 1, 1, T, S]
+        (True: may attend) replaces the causal mask, and is required where T > 1 ids follow a
+        filled cache. Advances the cache's length by T.
+        """
+
+    def decode_step(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Process one id per row, ids[R]; return hidden[R, D].
+
+        `positions`[R] default to the cache's length. `mask`[R or 1, 1, 1, S] (True: may attend)
+        defaults to all positions in the cache. Advances the cache's length by one.
+        """
+
+
+class CachedLlama:
+    """`Llama`'s own forward pass over its KV cache, for architectures outside the fast path."""
+
+    def __init__(self, model: Llama) -> None:
+        self._body = model.model
+        self.head = LMHead(model.lm_head)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """See `InferenceModel.prefill`."""
+        hidden = self._body(ids, positions, mask, cache)[:, -1]
+        cache.length += ids.shape[1]
+        return hidden
+
+    def decode_step(
+        self,
+        ids: Tensor,
+        cache: KVCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """See `InferenceModel.decode_step`."""
+        if positions is not None:
+            positions = positions[:, None]
+        return self.prefill(ids[:, None], cache, positions, mask)
+
+
+def inference_model(model: Llama) -> InferenceModel:
+    """Return the fastest inference model of the present weights.
+
+    It is stored with a model in evaluation mode and used again until a weight is written or a
+    module is replaced. In training mode it is built anew at every call: fused optimizers change
+    weights without raising the version counters by which a change would be noticed.
+    """
+    if model.training:
+        return _build(model)
+    weight_versions = [
+        # Tensors made under inference mode cannot be written to outside of it: no version counter.
+        (each.data_ptr(), None if each.is_inference() else each._version)
+        for each in model.parameters()
+    ]
+    key = (weight_versions, [id(module) for module in model.modules()])
+    if model.cached_inference_model is None or model.cached_inference_model[0] != key:
+        model.cached_inference_model = (key, _build(model))
+    return model.cached_inference_model[1]
+
+
+def _build(model: Llama) -> InferenceModel:
+    return FastModel(model) if is_supported(model.config) else CachedLlama(model)

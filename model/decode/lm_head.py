@@ -1,0 +1,150 @@
+"""The LM head for decoding: logits of a few positions, or the most likely id alone.
+
+At 43M parameters the head is two thirds of the bytes that are read for a token. On a CPU in fp32 two
+things make it faster than a plain linear layer:
+
+- All logits: a transposed copy of the matrix, so that the product of a few rows reads memory in
+  order instead of summing along it.
+- The most likely id: most of the matrix need not be read in fp32. An int8 copy gives approximate
+  logits with a bound on their error, which rules out all but a few ids; only those are computed
+  exactly. The result is the argmax of the full product.
+
+Shapes: R rows, D hidden size, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.quantize import (
+    Int8Linear,
+    can_use_int8_kernel,
+    dequantize,
+    is_plain_linear,
+    quantize_rows,
+)
+
+# With more candidates per row than this, computing all logits is as fast.
+_MAX_CANDIDATES_PER_ROW = 2048
+# bf16 rounds by at most 2^-8 relative to the exact number, and slightly more relative to the
+# rounded one.
+_BF16_ROUNDING_ERROR = 2.0**-8 * 1.01
+# Both products are summed in fp32: D terms with 2^-24 each, for D up to some thousands.
+_FP32_SUM_ERROR = 1e-4
+# Rows of the matrix for which the error bound is computed at a time: fp32 copies of all are large.
+_ERROR_BOUND_ROWS = 8192
+
+
+class Int8ArgmaxFilter:
+    """Exact argmax of a linear layer, with int8 weights as a prefilter.
+
+    With int8 weights w' and activations x' in bf16, the error of a logit is by Cauchy-Schwarz at
+    most |x| |w - w'| + |x - x'| |w'|, and the result is rounded to bf16 once more. An id whose
+    approximate logit is below the highest one by more than twice the largest error cannot be the
+    argmax. Usually one to a few ids remain.
+    """
+
+    def __init__(self, head: nn.Linear | Int8Linear) -> None:
+        self._head = head
+        if isinstance(head, Int8Linear):
+            self._values, self._scale = head.values, head.scale
+        else:
+            self._values, self._scale = quantize_rows(head.weight)
+        self._max_error = self._error_bound()
+        # The approximate logits are searched in blocks of this many; it divides the vocabulary.
+        sizes = range(256, 0, -1)
+        self._block_size = next(size for size in sizes if len(self._values) % size == 0)
+
+    def _error_bound(self) -> float:
+        """Return the largest error of a logit, as a multiple of the norm of the hidden state."""
+        bound = torch.zeros(())
+        for start in range(0, len(self._values), _ERROR_BOUND_ROWS):
+            rows = slice(start, start + _ERROR_BOUND_ROWS)
+            approximate = dequantize(self._values[rows], self._scale[rows], torch.float32)
+            weight_error = torch.zeros(())
+            if not isinstance(self._head, Int8Linear):
+                weight_error = (self._head.weight.detach()[rows] - approximate).norm(dim=1)
+            activation_error = _BF16_ROUNDING_ERROR + _FP32_SUM_ERROR
+            errors = weight_error + activation_error * approximate.norm(dim=1)
+            bound = torch.maximum(bound, errors.max())
+        return float(bound)
+
+    def argmax(self, hidden: Tensor) -> Tensor | None:
+        """Return the argmax of the logits of hidden[R, D], int64[R].
+
+        Returns None if too many candidates pass the filter or the logits are not finite.
+        """
+        packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale)
+        # One pass over all logits for the maxima of blocks; few blocks are looked at again.
+        blocks = packed_logits.float().unflatten(1, (-1, self._block_size))
+        block_maxima = blocks.amax(2)
+        max_logit = block_maxima.amax(1)
+        hidden_norm = torch.linalg.vector_norm(hidden, dim=1)
+        # The exact maximum is at least max_logit - rounding - error, and a logit that reaches it
+        # has an approximate value at most error + rounding below that.
+        threshold = max_logit.sub_(max_logit.abs(), alpha=_BF16_ROUNDING_ERROR)
+        threshold.sub_(hidden_norm, alpha=2 * self._max_error)
+        if not math.isfinite(float(threshold.sum())):
+            return None
+        threshold = threshold.sub_(threshold.abs(), alpha=_BF16_ROUNDING_ERROR)[:, None]
+        row, block = (block_maxima >= threshold).nonzero(as_tuple=True)
+        candidate, offset = (blocks[row, block] >= threshold[row]).nonzero(as_tuple=True)
+        rows = row[candidate]
+        ids = offset.add_(block[candidate], alpha=self._block_size)
+        if len(ids) == len(hidden):
+            return ids  # one candidate per row, in the order of rows
+        if len(ids) > _MAX_CANDIDATES_PER_ROW * len(hidden):
+            return None
+        return self._best_candidates(hidden, rows, ids)
+
+    def _best_candidates(self, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """Return the id with the highest exact logit of each row; candidate i is ids[i] of rows[i].
+
+        Of equal logits the lowest id wins, as in `torch.argmax`.
+        """
+        logits = torch.linalg.vecdot(self._weight_rows(ids), hidden[rows])
+        best_logits = logits.new_full((len(hidden),), -torch.inf)
+        best_logits.scatter_reduce_(0, rows, logits, "amax")
+        is_best = logits == best_logits[rows]
+        best_ids = ids.new_full((len(hidden),), len(self._values))
+        return best_ids.scatter_reduce_(0, rows[is_best], ids[is_best], "amin")
+
+    def _weight_rows(self, ids: Tensor) -> Tensor:
+        if isinstance(self._head, Int8Linear):
+            return dequantize(self._values[ids], self._scale[ids], torch.float32)
+        return self._head.weight[ids]
+
+
+class LMHead:
+    """A model's head for decoding. Copies of its matrix are made on first use."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        self._linear = linear
+        self._transposed_weight: Tensor | None = None
+        self._argmax_filter: Int8ArgmaxFilter | None = None
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits[R, V] of hidden[R, D], in fp32."""
+        linear = self._linear
+        is_cpu_fp32 = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+        if not is_cpu_fp32 or not is_plain_linear(linear):
+            return linear(hidden).float()
+        if self._transposed_weight is None:
+            self._transposed_weight = linear.weight.detach().t().contiguous()
+        return hidden @ self._transposed_weight
+
+    @torch.no_grad()
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """Return the ids with the highest logits for hidden[R, D], int64[R]."""
+        linear: Any = self._linear
+        is_filterable = is_plain_linear(linear) or isinstance(linear, Int8Linear)
+        if is_filterable and hidden.dtype == torch.float32 and can_use_int8_kernel(hidden):
+            if self._argmax_filter is None:
+                self._argmax_filter = Int8ArgmaxFilter(linear)
+            ids = self._argmax_filter.argmax(hidden)
+            if ids is not None:
+                return ids
+        return self.logits(hidden).argmax(-1)

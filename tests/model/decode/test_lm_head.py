@@ -1,0 +1,78 @@
+"""Logits and argmax of the LM head."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.decode.lm_head import Int8ArgmaxFilter, LMHead
+from model.quantize import is_plain_linear, quantize_int8
+from tests.helpers.random_llama import random_llama
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("spread", [0.02, 3.0])
+def test_int8_filtered_argmax_is_exact(spread: float, quantized: bool) -> None:
+    """Prevents a most likely id that the rounding of int8 or bf16 filters out, or mixed-up rows."""
+    generator = torch.Generator().manual_seed(1)
+    model = random_llama(vocab_size=20_000)
+    with torch.no_grad():
+        # Rows of very different norms, and pairs that differ by less than int8 can tell.
+        weight = torch.randn(10_000, 64, generator=generator)
+        weight *= torch.rand(10_000, 1, generator=generator) * spread
+        # One large weight per row, which the hidden states ignore, makes the steps of int8 coarse.
+        weight[:, 0] = 30 * spread
+        near = weight + torch.randn(10_000, 64, generator=generator) * spread * 1e-4
+        order = torch.randperm(20_000, generator=generator)
+        model.lm_head.weight.copy_(torch.cat([weight, near])[order])
+    if quantized:
+        quantize_int8(model)
+    argmax_filter: Any = Int8ArgmaxFilter(model.lm_head)
+    for rows in (1, 3, 16):
+        hidden = torch.randn(rows, 64, generator=generator)
+        hidden[:, 0] = 0.0
+        expected = (hidden.double() @ model.lm_head.weight.double().T).argmax(-1)
+        assert torch.equal(argmax_filter.argmax(hidden), expected)
+        assert torch.equal(LMHead(model.lm_head).argmax(hidden), expected)
+
+
+def test_argmax_ties_pick_the_lowest_id() -> None:
+    """Prevents another id than `torch.argmax` takes, where two rows of the head are equal."""
+    head = torch.nn.Linear(64, 500, bias=False)
+    hidden = torch.randn(2, 64)
+    with torch.no_grad():
+        head.weight[[7, 300]] = hidden[0]
+        head.weight[[9, 20]] = hidden[1] * 2
+    assert LMHead(head).argmax(hidden).tolist() == [7, 9]
+
+
+def test_non_finite_logits_bypass_the_filter() -> None:
+    """Prevents an id beyond the vocabulary where no logit can be compared."""
+    head = torch.nn.Linear(64, 500, bias=False)
+    assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), torch.nan)) is None
+    assert LMHead(head).argmax(torch.full((2, 64), torch.inf)).max() < 500
+    with torch.no_grad():
+        head.weight[7] = 1e38
+    # Finite hidden states and weights can overflow in their product.
+    assert Int8ArgmaxFilter(head).argmax(torch.full((2, 64), 1e3)) is None
+
+
+def test_a_head_with_bias_is_called_as_it_is() -> None:
+    """Prevents a bias, or anything else an unknown head adds, from being dropped."""
+    linear = torch.nn.Linear(64, 500)
+    hidden = torch.randn(3, 64)
+    with torch.no_grad():
+        linear.bias[13] = 100.0
+        expected = linear(hidden)
+    assert torch.equal(LMHead(linear).logits(hidden), expected)
+    assert LMHead(linear).argmax(hidden).tolist() == [13, 13, 13]
+
+
+def test_a_plain_head_takes_the_fast_products() -> None:
+    """Prevents a linear class that is not recognized: slow logits, and no filter."""
+    model = random_llama()
+    assert is_plain_linear(model.lm_head)
+    head = LMHead(model.lm_head)
+    head.argmax(torch.randn(1, 64))
+    head.logits(torch.randn(1, 64))
+    assert head._argmax_filter is not None and head._transposed_weight is not None

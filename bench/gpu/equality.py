@@ -262,7 +262,7 @@ def lora(context: Context) -> None:
     prompts = random_ids(config, 2, 12).tolist()
     read: Callable[[Llama], torch.Tensor] = lambda each: InferenceBatch(
         each, prompts, max_new_tokens=1
-    ).prefill()  # noqa: E731
+    ).prefill()
     report.compare(
         "adapter, logits of a prefill",
         relative_error(read(model.eval()), read(reference.eval())),

@@ -113,7 +113,9 @@ def test_answers_match_transformers(shape: str, options: dict[str, Any]) -> None
     theirs = build_transformers_model(model)
     expected = [transformers_answer(theirs, prompt, 24, **options) for prompt in prompts]
     assert len({len(answer.ids) for answer in expected}) > 1
-    search = {key: value for key, value in options.items() if key in ("num_beams", "length_penalty")}
+    search = {
+        key: value for key, value in options.items() if key in ("num_beams", "length_penalty")
+    }
     penalties = {key: value for key, value in options.items() if key not in search}
     processors = build_logits_processors(**penalties)
     ours = generate_batch(

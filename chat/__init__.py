@@ -1,1 +1,1 @@
-"""Talking to a model: the terminal, and passages of Wikipedia to talk about. Never imports `train`."""
+"""Talk to a model: in the terminal (`chat.terminal`) and over HTTP (`chat.serve`)."""

@@ -1,23 +1,23 @@
-"""`python -m chat`: talk to a model."""
+"""`python -m chat`: talk to a model in the terminal."""
 
 import sys
 
-from chat.errors import translate_errors
+from chat.errors import COMMAND_FAILED, translate_errors
 from chat.options import parse_chat_options
-from chat.terminal.cache_dir import cache_dir
+from chat.terminal import cache_dir
 from chat.terminal.console import Console
 from common.errors import run_main
 
 
 def main() -> None:
-    """Entry point."""
-    with translate_errors("没有做成：按详情改正后，再运行一次"):
+    """Run the command; every error becomes one line in Chinese."""
+    with translate_errors(COMMAND_FAILED):
         _run_chat()
 
 
 def _run_chat() -> None:
     options = parse_chat_options(sys.argv[1:])
-    # PyTorch, which --help and a slip in the options need not wait for.
+    # Imported late because of PyTorch, which `--help` and a wrong option need not wait for.
     from chat import load_model
     from chat.terminal import references
     from chat.terminal.repl import Repl
@@ -25,16 +25,16 @@ def _run_chat() -> None:
 
     console = Console(cache_dir() / "chat_history")
     checkpoint = options.checkpoint or load_model.find_default_run()
-    loaded = load_model.load_chat_model(
+    loaded_model = load_model.load_chat_model(
         checkpoint,
         load_model.resolve_chat_device(options.device),
         options.precision,
         options.quantize,
     )
-    console.write_note(f"模型：{loaded.description}")
-    if (hint := load_model.capability_hint(loaded)) is not None:
+    console.write_note(f"模型：{loaded_model.description}")
+    if (hint := load_model.capability_hint(loaded_model)) is not None:
         console.write_note(hint)
-    session = Session(loaded, options.to_sampling(), options.max_new_tokens, options.seed)
+    session = Session(loaded_model, options.to_sampling(), options.max_new_tokens, options.seed)
     if options.reference is not None:
         references.set_reference_text(session, console, options.reference)
     elif options.reference_file is not None:
@@ -42,7 +42,7 @@ def _run_chat() -> None:
     elif options.wikipedia is not None:
         references.load_wikipedia_reference(session, console, options.wikipedia)
     if console.is_interactive:
-        console.write_note("/help 列出命令，/quit 退出，Ctrl-C 打断回答")
+        console.write_note("/help 查看命令，/quit 退出，Ctrl-C 中断回答")
     Repl(session, console).run()
 
 

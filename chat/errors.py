@@ -1,101 +1,103 @@
-"""What goes wrong, said in Chinese.
+"""Chinese error messages of the chat and the server.
 
-A mistake that chat finds itself is a `ChatError`. Code that chat shares with the other rooms speaks English: where it is
-called, `in_chinese` says in Chinese what could not be done and what to do, and puts those words behind it. Some causes have
-the same cure wherever they come up, and a line of their own: memory, and what the system does not permit.
+Chat raises `ChatError` for what it detects itself. Shared code reports errors in English:
+`translate_errors` puts a message of this catalogue in front of them and keeps the English text as
+details (详情), for those who look for the cause.
 """
 
 import contextlib
 import errno
 from collections.abc import Iterator
 
-from common.errors import InsufficientMemoryError, UserError, describe_disk_error, errno_of
+from common.errors import (
+    DISK_ERRORS,
+    InsufficientMemoryError,
+    UserError,
+    describe_disk_error,
+    errno_of,
+)
 
-_OS_ERROR_MESSAGES = {
-    errno.ENOENT: "没有这个文件或目录",
-    errno.EACCES: "没有权限",
-    errno.EPERM: "没有权限",
-    errno.EISDIR: "是目录，不是文件",
-    errno.ENOTDIR: "路径中间有一段是文件，不是目录",
-    errno.EEXIST: "路径中间有一段是文件，不是目录",
-    errno.ENOSPC: "磁盘满了",
-    errno.EDQUOT: "磁盘配额用完了",
-    errno.EROFS: "磁盘是只读的",
-    errno.ENAMETOOLONG: "名字太长",
-    errno.EIO: "输入输出出错",
-}
-_MEMORY_ADVICE = "内存或显存不够：把资料、问题说短一些，或加 --quantize int8，或换小一些的模型"
-_PERMISSION_ADVICE = "没有权限：请改权限，或换一个地方"
+COMMAND_FAILED = "运行失败：请按详情排查后重试"
+LINE_FAILED = "处理失败：请按详情排查后重试"
+INVALID_OPTIONS = "命令行有误：请用 --help 查看全部选项"
+GPU_UNAVAILABLE = "没有可用的显卡：请改用 --device cpu"
+CHECKPOINT_UNUSABLE = (
+    "{path} 中没有可用的模型：请用 --checkpoint 指定训练目录、其中某一步的检查点，或导出的模型"
+)
+CHECKPOINT_UNREADABLE = (
+    "无法加载 {folder} 中的模型：文件已损坏或互不匹配，请换一个模型，或重新训练、导出"
+)
+# Quantization is not advised: it starts from the full weights, which have to fit first.
+MODEL_TOO_LARGE = (
+    "内存或显存装不下这个模型：请换小一些的模型，或关闭其他程序；显存不足时可改用 --device cpu"
+)
+OUT_OF_MEMORY = "内存或显存不足：请缩短资料或问题，或加上 --quantize int8，或换小一些的模型"
+PERMISSION_DENIED = "没有权限：请修改权限，或换一个位置"
+
 _MAX_DETAIL_CHARACTERS = 500
 
 
 class ChatError(UserError):
-    """A mistake the user can mend, said in Chinese: one line with the cure."""
+    """An error that the user can mend: one line in Chinese that says how."""
 
 
 class ConsoleError(ChatError):
-    """There is nowhere to read from or to write to any more: the chat cannot go on."""
+    """Input or output is gone for good; the chat has to end."""
 
 
 def describe_os_error(error: OSError) -> str:
-    """Why the system refuses a file; what is rare in the system's own words."""
-    return _OS_ERROR_MESSAGES.get(error.errno or 0) or error.strerror or str(error)
+    """Return the reason for an OSError in Chinese; for rare ones in the system's own words."""
+    known_error = DISK_ERRORS.get(error.errno or 0)
+    if known_error is not None:
+        return known_error.chinese
+    return error.strerror or str(error)
 
 
 @contextlib.contextmanager
-def translate_errors(message: str, memory_message: str = _MEMORY_ADVICE) -> Iterator[None]:
-    """Say what shared code has against something inside, a file or a disk that refuses, or memory that does not suffice.
+def translate_errors(message: str, memory_message: str = OUT_OF_MEMORY) -> Iterator[None]:
+    """Turn errors raised inside the block into a ChatError of one line with details.
 
-    Each becomes a `ChatError` of one line and the detail: `memory_message` where memory is short, what helps where the system does
-    not permit something, `message` otherwise. A `ChatError` stays as it is, and so does a fault of the program.
+    The line begins with `memory_message` if memory ran out, with `PERMISSION_DENIED` if the system
+    refused access, and with `message` for other UserErrors and disk errors. A ChatError passes
+    unchanged, and so does everything else: that is a bug and keeps its traceback.
     """
     try:
-        with translate_memory_errors(memory_message):
-            yield
+        yield
     except ChatError:
         raise
     except Exception as error:
-        detail = str(error) if isinstance(error, UserError) else describe_disk_error(error)
-        if detail is None:
+        if _is_out_of_memory(error):
+            raise _chat_error(memory_message, str(error) or type(error).__name__) from None
+        details = str(error) if isinstance(error, UserError) else describe_disk_error(error)
+        if details is None:
             raise
-        raise _build_error(
-            _PERMISSION_ADVICE if _find_errno(error) in (errno.EACCES, errno.EPERM) else message,
-            detail,
-        ) from None
+        if _find_errno(error) in (errno.EACCES, errno.EPERM):
+            message = PERMISSION_DENIED
+        raise _chat_error(message, details) from None
 
 
-@contextlib.contextmanager
-def translate_memory_errors(message: str = _MEMORY_ADVICE) -> Iterator[None]:
-    """Make memory that does not suffice inside a `ChatError`: `message` and the detail."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_memory_error(error):
-            raise
-        raise _build_error(message, str(error) or type(error).__name__) from None
-
-
-def _build_error(message: str, detail: str) -> ChatError:
-    detail = "; ".join(detail.splitlines())
-    return ChatError(
-        f"{message}；详情：{detail if len(detail) <= _MAX_DETAIL_CHARACTERS else detail[:_MAX_DETAIL_CHARACTERS] + '…'}"
-    )
+def _chat_error(message: str, details: str) -> ChatError:
+    details = "; ".join(details.splitlines())
+    if len(details) > _MAX_DETAIL_CHARACTERS:
+        details = details[:_MAX_DETAIL_CHARACTERS] + "…"
+    return ChatError(f"{message}；详情：{details}")
 
 
 def _find_errno(error: BaseException) -> int | None:
-    """The system's number of an error, also where shared code has put it into words of its own."""
-    return errno_of(error) or (None if error.__context__ is None else errno_of(error.__context__))
+    """Return the errno of `error`, or of the error that it was raised for."""
+    if error.__context__ is None:
+        return errno_of(error)
+    return errno_of(error) or errno_of(error.__context__)
 
 
-def _is_memory_error(error: Exception) -> bool:
-    if (
-        isinstance(error, MemoryError | InsufficientMemoryError)
-        or _find_errno(error) == errno.ENOMEM
-    ):
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | InsufficientMemoryError):
+        return True
+    if _find_errno(error) == errno.ENOMEM:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    import torch  # what is said of a slip in the options need not wait for it
+    import torch  # imported late: a wrong option need not wait for it
 
-    # PyTorch has a kind of error for a GPU's memory alone; where a CPU's does not suffice it names its allocator.
+    # PyTorch has an exception for GPU memory only; on a CPU the message names the allocator.
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -7,16 +7,16 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from chat.errors import translate_errors
+from chat.errors import INVALID_OPTIONS, translate_errors
 from chat.terminal.settings import SETTINGS
 from common.options import Device, Options, parse_options
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
 
 T = TypeVar("T", bound=Options)
-DESCRIPTION = """与模型对话；对话中 /help 列出命令。
-Talk to a model; /help lists the commands of a conversation.
-回答写到标准输出，其余写到标准错误，可以接管道。
-Answers go to stdout, everything else to stderr: pipes work."""
+DESCRIPTION = """与模型对话；对话中输入 /help 查看命令。
+Talk to a model; /help in the chat lists its commands.
+回答写到标准输出，其余写到标准错误，可以用于管道。
+Answers go to stdout, everything else to stderr, so that pipes work."""
 _SETTINGS_BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
@@ -31,14 +31,14 @@ def integer_between(minimum: int, maximum: int = 1 << 62) -> BeforeValidator:
             number = maximum + 1
         if not minimum <= number <= maximum:
             expected = f"不大于 {maximum}" if number > maximum else f"不小于 {minimum}"
-            raise ValueError(f"{text[:40]}：要一个{expected} 的整数")
+            raise ValueError(f"{text[:40]}：应为{expected} 的整数")
         return number
 
     return BeforeValidator(check)
 
 
 def _decode_argument(value: Any) -> Any:
-    """Return an argument as text, bytes that are not UTF-8 replaced as the console does in lines."""
+    """Return an argument as text; bytes that are not UTF-8 are replaced, as in console input."""
     return os.fsencode(value).decode("utf-8", "replace") if isinstance(value, str) else value
 
 
@@ -72,26 +72,27 @@ class SamplingOptions(Options):
 
 
 class ModelOptions(Options):
-    """Which model answers and where it runs."""
+    """Options for the model and its device."""
 
     checkpoint: Path | None = Field(
         None,
-        description="训练目录、其中一步或导出的模型；默认取 runs/ 里最新的，微调过的优先\n"
+        description="训练目录、其中某一步的检查点，或导出的模型；"
+        "默认取 runs/ 中最新的，微调过的优先\n"
         "a run, one of its steps or an exported folder; default: the newest in runs/, "
         "fine-tuned ones first",
     )
     device: Device = Field(
         "auto",
-        description="在哪里算；auto：有显卡用显卡\nwhere to compute; auto: a GPU where there is one",
+        description="计算设备；auto：有显卡就用显卡\ndevice; auto: a GPU if there is one",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="精度；auto：新显卡 bf16，旧显卡 fp16，CPU fp32\n"
-        "auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU",
+        description="计算精度；auto：较新的显卡用 bf16，较旧的用 fp16，CPU 用 fp32\n"
+        "precision; auto: bf16 on GPUs that support it, fp16 on older ones, fp32 on a CPU",
     )
     quantize: Literal["int8"] | None = Field(
         None,
-        description="权重用 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
+        description="将权重量化为 int8：内存约为 fp32 的四分之一，CPU 上快得多\n"
         "int8 weights: about a quarter of the memory of fp32, and much faster on a CPU",
     )
 
@@ -99,20 +100,21 @@ class ModelOptions(Options):
 class ChatOptions(SamplingOptions, ModelOptions):
     """Options of `python -m chat`."""
 
-    reference: Text | None = Field(None, description="要谈的资料\na reference text to talk about")
+    reference: Text | None = Field(None, description="作为资料的文字\nreference text to talk about")
     reference_file: Path | None = Field(
-        None, description="资料文件（UTF-8）\na file with the reference (UTF-8)"
+        None, description="资料文件（UTF-8）\nfile with the reference text (UTF-8)"
     )
     wikipedia: Text | None = Field(
         None,
-        description="以中文维基百科条目的引言为资料\n"
-        "talk about the introduction of a Chinese Wikipedia article",
+        description="把中文维基百科条目的引言作为资料\n"
+        "use the introduction of a Chinese Wikipedia article as the reference",
     )
     max_new_tokens: Count = Field(
-        DEFAULT_MAX_NEW_TOKENS, description="一个回答最多多少个词元\nmost tokens of an answer"
+        DEFAULT_MAX_NEW_TOKENS,
+        description="每个回答最多多少个词元\nmaximum number of tokens of an answer",
     )
     seed: Annotated[int, integer_between(0)] = Field(
-        0, description="随机种子；第 n 个回答用种子加 n-1\nseed; answer n uses it plus n-1"
+        0, description="随机种子；第 n 个回答用种子加 n-1\nrandom seed; answer n uses seed + n-1"
     )
 
     def find_conflicts(self) -> list[str]:
@@ -120,7 +122,7 @@ class ChatOptions(SamplingOptions, ModelOptions):
         lines = super().find_conflicts()
         references = (self.reference, self.reference_file, self.wikipedia)
         if sum(reference is not None for reference in references) > 1:
-            lines.append("--reference、--reference_file、--wikipedia 只能给一个")
+            lines.append("--reference、--reference_file、--wikipedia 只能选一个")
         return lines
 
 
@@ -128,7 +130,7 @@ def parse_bilingual_options(
     schema: type[T], arguments: Sequence[str], *, name: str, description: str
 ) -> T:
     """Return the options of a chat command; raises ChatError with all mistakes in one line."""
-    with translate_errors("命令行有误，--help 列出全部选项"):
+    with translate_errors(INVALID_OPTIONS):
         return parse_options(schema, arguments, name=name, description=description)
 
 

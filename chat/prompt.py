@@ -1,71 +1,68 @@
-"""A conversation: its reference, what was said, and the ids that the next answer continues."""
+"""Fit a conversation into the model's context."""
 
-from dataclasses import dataclass, field
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from chat.errors import ChatError
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A question and its answer; `is_interrupted` where the user stopped the answer."""
+class PromptTooLongError(Exception):
+    """Even the shortest prompt for a question exceeds the budget."""
 
-    question: str
-    answer: str
-    is_interrupted: bool = False
+    def __init__(self, num_tokens: int, prompt_budget: int) -> None:
+        super().__init__(f"the prompt has {num_tokens} tokens, the limit is {prompt_budget}")
+        self.num_tokens = num_tokens
+        self.prompt_budget = prompt_budget
 
 
 @dataclass(frozen=True)
 class FittedPrompt:
-    """The ids before an answer, and what had no room among them."""
+    """The ids of a prompt, and what had to be left out to fit them into the budget."""
 
     ids: list[int]
-    num_dropped_turns: int  # oldest exchanges that were forgotten for this prompt
-    num_reference_characters: int  # characters of the reference that are in the prompt
+    num_dropped_turns: int  # oldest turns that are not in the prompt
+    num_reference_characters: int  # length of the beginning of the reference that is
 
 
-@dataclass
-class Conversation:
-    """Exchanges about one reference, or about none. `source` says where the reference comes from."""
+def fit_prompt(
+    tokenizer: Tokenizer,
+    template: Template,
+    turns: Sequence[tuple[str, str]],
+    question: str,
+    reference: str,
+    prompt_budget: int,
+    *,
+    truncate_reference: bool,
+) -> FittedPrompt:
+    """Return the prompt for `question` after `turns`, in at most `prompt_budget` ids.
 
-    reference: str = ""
-    source: str = ""
-    exchanges: list[Exchange] = field(default_factory=list)
-    num_forgotten: int = 0  # oldest exchanges that are no longer in the prompt
+    Drops the oldest (question, answer) turns first, then, with `truncate_reference`, the end of
+    the reference. Raises PromptTooLongError if the rest does not fit.
+    """
 
-    def build_prompt(
-        self, tokenizer: Tokenizer, template: Template, question: str, prompt_budget: int
-    ) -> FittedPrompt:
-        """The prompt for `question` in at most `prompt_budget` ids.
+    def encode(num_turns: int, reference_length: int) -> list[int]:
+        newest_turns = turns[len(turns) - num_turns :]
+        visible_reference = reference[:reference_length]
+        return template.encode_prompt(tokenizer, newest_turns, question, visible_reference)
 
-        The oldest exchanges go first, for good; then the end of the reference. ChatError if the question alone is too
-        long.
-        """
-        num_forgotten_before = self.num_forgotten
+    num_turns = _largest_fitting(
+        len(turns), prompt_budget, lambda n: len(encode(n, len(reference)))
+    )
+    reference_length = len(reference)
+    if num_turns == 0 and truncate_reference:
+        reference_length = _largest_fitting(
+            len(reference), prompt_budget, lambda n: len(encode(0, n))
+        )
+    ids = encode(num_turns, reference_length)
+    if len(ids) > prompt_budget:
+        raise PromptTooLongError(len(ids), prompt_budget)
+    return FittedPrompt(ids, len(turns) - num_turns, reference_length)
 
-        def ids(reference: str) -> list[int]:
-            turns = [(each.question, each.answer) for each in self.exchanges[self.num_forgotten :]]
-            return template.encode_prompt(tokenizer, turns, question, reference)
 
-        prompt_ids = ids(self.reference)
-        while len(prompt_ids) > prompt_budget and self.num_forgotten < len(self.exchanges):
-            self.num_forgotten += 1
-            prompt_ids = ids(self.reference)
-        fitting_length, excess_length = len(self.reference), len(self.reference)
-        if len(prompt_ids) > prompt_budget:
-            # The longest beginning of the reference that fits, by halving: `kept` characters do, `over` do not.
-            fitting_length = 0
-            while excess_length - fitting_length > 1:
-                middle = (fitting_length + excess_length) // 2
-                fitting_length, excess_length = (
-                    (middle, excess_length)
-                    if len(ids(self.reference[:middle])) <= prompt_budget
-                    else (fitting_length, middle)
-                )
-            prompt_ids = ids(self.reference[:fitting_length])
-        if len(prompt_ids) > prompt_budget:
-            raise ChatError(
-                f"问题太长：有 {len(prompt_ids)} 个词元，只放得下 {prompt_budget} 个，请说得短一些"
-            )
-        return FittedPrompt(prompt_ids, self.num_forgotten - num_forgotten_before, fitting_length)
+def _largest_fitting(maximum: int, budget: int, num_tokens: Callable[[int], int]) -> int:
+    """Return the largest n from 0 to `maximum` with num_tokens(n) <= budget, or 0 if none fits."""
+    if num_tokens(maximum) <= budget:  # the usual case, at the price of one encoding
+        return maximum
+    return max(0, bisect.bisect_right(range(maximum), budget, key=num_tokens) - 1)

@@ -8,20 +8,43 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
-# What a disk or a folder can have against being read or written, and what there is to do about it.
-_ERRNO_ADVICE = {
-    errno.ENOSPC: "the disk is full: make room",
-    errno.EDQUOT: "the disk quota is used up: make room",
-    errno.EFBIG: "files may not grow so large here (ulimit -f, or the file system's limit): raise it, or use another disk",
-    errno.EROFS: "is on a disk that is read-only: make it writable, or name another place",
-    errno.EACCES: "permission denied: change it, or name another place",
-    errno.EPERM: "permission denied: change it, or name another place",
-    errno.EIO: "the disk reports an error of its own (input/output error): look at its health",
-    errno.ENOTDIR: "a part of this path is a file and no folder: name another place",
-    errno.EEXIST: "is there already and no folder: name another place",
-    errno.EISDIR: "is a folder and no file: name another place",
-    errno.ENAMETOOLONG: "the name is too long: name another place",
+
+class DiskError(NamedTuple):
+    """Texts for an errno of a file or disk."""
+
+    advice: str | None  # English: the reason and the remedy; None: the system's own text will do
+    chinese: str  # Chinese: the reason alone
+
+
+DISK_ERRORS = {
+    errno.ENOENT: DiskError(None, "没有这个文件或目录"),
+    errno.ENOSPC: DiskError("the disk is full: make room", "磁盘已满"),
+    errno.EDQUOT: DiskError("the disk quota is used up: make room", "磁盘配额已用完"),
+    errno.EFBIG: DiskError(
+        "files may not grow so large here (ulimit -f, or the file system's limit): "
+        "raise it, or use another disk",
+        "文件大小超出限制",
+    ),
+    errno.EROFS: DiskError(
+        "is on a disk that is read-only: make it writable, or name another place", "磁盘是只读的"
+    ),
+    errno.EACCES: DiskError("permission denied: change it, or name another place", "没有权限"),
+    errno.EPERM: DiskError("permission denied: change it, or name another place", "没有权限"),
+    errno.EIO: DiskError(
+        "the disk reports an error of its own (input/output error): look at its health",
+        "输入输出错误",
+    ),
+    errno.ENOTDIR: DiskError(
+        "a part of this path is a file and no folder: name another place",
+        "路径中间有一段是文件，不是目录",
+    ),
+    errno.EEXIST: DiskError(
+        "is there already and no folder: name another place", "路径中间有一段是文件，不是目录"
+    ),
+    errno.EISDIR: DiskError("is a folder and no file: name another place", "是目录，不是文件"),
+    errno.ENAMETOOLONG: DiskError("the name is too long: name another place", "文件名太长"),
 }
 # NumPy's words for a write that came to a halt.
 _SHORT_WRITE_PATTERN = re.compile("Not enough free space|requested and .* written")
@@ -54,7 +77,8 @@ def errno_of(error: BaseException) -> int | None:
 
 def describe_disk_error(error: BaseException) -> str | None:
     """What a disk or folder refused, and the cure, in one line; None if `error` is about something else."""
-    advice = _ERRNO_ADVICE.get(errno_of(error) or 0)
+    known_error = DISK_ERRORS.get(errno_of(error) or 0)
+    advice = known_error.advice if known_error else None
     if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
         return advice
     name = os.fsdecode(error.filename)

@@ -125,7 +125,11 @@ def test_packages_import_only_lower_layers(modules: dict[str, ast.Module]) -> No
 )
 def test_every_form_of_import_counts_in_a_cycle(statement: str) -> None:
     """Prevents a cycle that hides in a deferred or type-only import."""
-    sources = {"model.a": statement, "model.b": "from model.c import x", "model.c": "import model.a"}
+    sources = {
+        "model.a": statement,
+        "model.b": "from model.c import x",
+        "model.c": "import model.a",
+    }
     modules = {name: ast.parse(source) for name, source in sources.items()}
     cycle = find_import_cycle(build_import_graph(modules))
     assert cycle is not None and set(cycle) == set(sources)

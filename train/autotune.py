@@ -1,33 +1,41 @@
-"""What is chosen once for a run's device, on a GPU by measuring, and then kept: micro-batch, loss path, precision."""
+"""Choose how a run computes on its device: precision, torch.compile, micro-batch, loss path.
+
+On a GPU the micro-batch and the loss path are measured. The plan is chosen once per run and stored,
+because another micro-batch changes the last bits of the weights.
+"""
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 
 from common.errors import UserError
-from common.machine import resident_memory_bytes
-from data.batching.collate import Batch
 from model.llama import Llama, TransformerBlock
-from model.loss import LossPath, available_loss_paths, linear_cross_entropy, loss_chunk_size
+from model.loss import LossPath, available_loss_paths, linear_cross_entropy
 from model.precision import DTYPES, Precision, resolve_precision
+from train import distributed
+from train.run_dir import RunDir
+from train.run_spec import RunSpec
 
-# On a CPU more tokens at once gain nothing (docs/log.md) and cost memory.
+# On a CPU more tokens at once are not faster (docs/log.md) and cost memory.
 CPU_MICRO_TOKENS = 4096
-# Bounded memory, and needs no particular torch; bench/loss.py compares the paths. Fixed, because a measured choice would
-# differ from run to run where two are close, and with it the last bits of the weights.
+# Needs little memory and works with any torch; bench/loss.py compares the paths. Fixed, because
+# where two paths are equally fast, a measured choice would differ from run to run, and with it the
+# last bits of the weights.
 CPU_LOSS_PATH: LossPath = "chunked"
-# Where all logits of a micro-batch, in fp32, fit in this, computing them at once is worth trying.
+# The full path is tried where the fp32 logits of a micro-batch fit in this.
 FULL_LOGITS_BYTES = 256 << 20
-# What a process loads once training has begun: TensorBoard, and parts of torch at the first step (measured).
-LAZY_IMPORT_BYTES = 120 << 20
+# Share of the available GPU memory that a micro-batch may use: fragmentation needs the rest.
+MAX_MEMORY_SHARE = 0.9
+# A larger micro-batch must be at least 3 % faster per row.
+MIN_SPEEDUP = 0.97
 
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """How a run computes. Any of it may differ between machines; the order of data does not depend on it."""
+    """How a run computes on its device. The order of data does not depend on it."""
 
     device: str
     precision: Precision
@@ -37,8 +45,47 @@ class ComputePlan:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which forward passes run; weights and optimiser state stay fp32."""
+    """Return the autocast context of forward passes; weights and optimizer state stay fp32."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def resolve_compute_plan(spec: RunSpec, run: RunDir, model: Llama) -> ComputePlan:
+    """Return the stored plan of the run, or else a measured one; the same on all ranks."""
+    rows_per_rank = spec.rows_per_step // distributed.world_size()
+    plan = {}
+    if distributed.is_main_process():
+        plan = asdict(_load_or_autotune(spec, run, model, rows_per_rank))
+    compute_plan = ComputePlan(**distributed.broadcast_object(plan))
+    # The plan may come from a run on fewer processes, with more rows for each.
+    return replace(compute_plan, micro_rows=min(compute_plan.micro_rows, rows_per_rank))
+
+
+def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: int) -> ComputePlan:
+    """Return the stored plan if it is of the same kind of device and the same options."""
+    options, device = spec.options, spec.device
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    request = {
+        "precision": options.precision,
+        "compile": options.compile,
+        "micro_batch": options.micro_batch,
+    }
+    stored = run.load_compute_plan()
+    fields = ComputePlan.__dataclass_fields__.keys()
+    if stored and stored["asked"] == request and stored["choices"].keys() == fields:
+        compute_plan = ComputePlan(**stored["choices"])
+        if compute_plan.device == device_name:
+            return replace(compute_plan, compile=compute_plan.compile and can_compile(model))
+    compute_plan = autotune(
+        model,
+        device,
+        precision=options.precision,
+        compile_mode=options.compile,
+        micro_batch=options.micro_batch,
+        rows_per_step=rows_per_rank,
+        length=options.sequence_length,
+    )
+    run.save_compute_plan({"asked": request, "choices": asdict(compute_plan)})
+    return compute_plan
 
 
 def autotune(
@@ -51,10 +98,14 @@ def autotune(
     rows_per_step: int,
     length: int,
 ) -> ComputePlan:
-    """Choose what is not given. `rows_per_step` of `length` tokens make a step; the micro-batch divides them."""
+    """Return the plan for steps of `rows_per_step` rows of `length` tokens on one process.
+
+    Options that are not "auto" are taken as they are, but a micro-batch is lowered to a divisor of
+    the rows, so that all micro-batches of a step are equal.
+    """
     resolved_precision = resolve_precision(device, precision)
-    wished = device.type == "cuda" if compile_mode == "auto" else bool(compile_mode)
-    is_compiled = wished and can_compile(model)
+    wants_compile = device.type == "cuda" if compile_mode == "auto" else bool(compile_mode)
+    is_compiled = wants_compile and can_compile(model)
     divisors = [n for n in range(1, rows_per_step + 1) if rows_per_step % n == 0]
     if isinstance(micro_batch, int):
         divisors = [max(n for n in divisors if n <= micro_batch)]
@@ -70,20 +121,17 @@ def autotune(
 
 
 def can_compile(model: Llama) -> bool:
-    """Whether torch.compile works here, tried on one feed-forward block; where it does not, a warning says why.
+    """Check that torch.compile works here, on one feed-forward block; if not, warn with the reason.
 
-    It needs a C++ compiler on a CPU; on a GPU Triton, a C compiler for it, and a card that is new enough.
+    It needs a C++ compiler on a CPU; on a GPU Triton, a C compiler, and a recent enough card.
     """
     block = cast(TransformerBlock, model.model.layers[0]).mlp
     weight = block.gate_proj.weight
+    x = torch.ones(2, weight.shape[1], device=weight.device, requires_grad=True)
     try:
-        torch.compile(block)(
-            torch.ones(2, weight.shape[1], device=weight.device, requires_grad=True)
-        ).sum().backward()
-    except (
-        Exception
-    ) as error:  # each part of the tool chain has its own, and the block itself cannot fail
-        # The first paragraph is the reason; what follows is advice on debugging the compiler.
+        torch.compile(block)(x).sum().backward()
+    except Exception as error:  # each part of the tool chain raises its own type
+        # The first paragraph is the reason; the rest is advice on debugging the compiler.
         reason = " ".join(str(error).split("\n\n")[0].split())[:300] or type(error).__name__
         print(
             f"warning: torch.compile does not work here, training goes on without it: {reason}",
@@ -105,11 +153,12 @@ def _find_fastest_micro_batch(
     *,
     is_compiled: bool,
 ) -> tuple[int, LossPath]:
-    """The micro-batch and the loss path that are fastest per row among those that fit, each pair tried as it will be used,
-    from one row upwards until memory ends.
+    """Return the micro-batch and loss path that take the least time per row among those that fit.
+
+    Pairs are measured from one row upwards until the memory is full.
     """
     backbone = torch.compile(model.model) if is_compiled else model.model
-    # Optimiser state (two numbers a weight) is not there yet, and fragmentation needs air.
+    # Two moments per weight, which do not exist yet.
     optimizer_state_bytes = 8 * count_trainable_parameters(model)
     best: tuple[int, LossPath] | None = None
     best_time = float("inf")
@@ -124,29 +173,32 @@ def _find_fastest_micro_batch(
                 continue
             finally:
                 model.zero_grad(set_to_none=True)
-            if best and memory + optimizer_state_bytes > 0.9 * _available_gpu_bytes(device):
+            limit = MAX_MEMORY_SHARE * _available_gpu_bytes(device)
+            if best and memory + optimizer_state_bytes > limit:
                 continue
             fits = True
-            if seconds < 0.97 * best_time:
+            if seconds < MIN_SPEEDUP * best_time:
                 best, best_time = (rows, path), seconds
         if not fits:
             break
     if is_compiled:
-        # By now the program is one for any number of rows; the run's own number deserves its own.
+        # The trials left one program for any number of rows; the chosen number gets its own.
         torch.compiler.reset()
     torch.cuda.empty_cache()
     if best is None:
         raise UserError(
             f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a shorter "
-            "--sequence_length, a smaller --model.preset or, where it is above 1, a smaller --micro_batch"
+            "--sequence_length, a smaller --model.preset or, where it is above 1, a smaller "
+            "--micro_batch"
         )
     return best
 
 
 def _candidate_loss_paths(tokens: int, vocab_size: int, precision: Precision) -> list[LossPath]:
-    """The loss paths worth trying for so many positions at once."""
-    fits = tokens * vocab_size * 4 <= FULL_LOGITS_BYTES
-    return [path for path in available_loss_paths(DTYPES[precision]) if path != "full" or fits]
+    """Return the loss paths to try for a micro-batch of so many tokens."""
+    full_fits = tokens * vocab_size * 4 <= FULL_LOGITS_BYTES
+    paths = available_loss_paths(DTYPES[precision])
+    return [path for path in paths if path != "full" or full_fits]
 
 
 def _benchmark_forward_backward(
@@ -158,10 +210,10 @@ def _benchmark_forward_backward(
     length: int,
     path: LossPath,
 ) -> tuple[float, int]:
-    """Seconds per row of a forward and backward pass on a GPU, and the most bytes that were in use."""
+    """Return the seconds per row of a forward and backward pass, and its peak memory in bytes."""
     ids = torch.randint(model.config.vocab_size, (rows, length), device=device)
     best = float("inf")
-    for _ in range(3):  # the first turn compiles and warms up
+    for _ in range(3):  # the first pass compiles and warms up
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -177,80 +229,14 @@ def _benchmark_forward_backward(
 
 
 def _available_gpu_bytes(device: torch.device) -> float:
-    """Bytes that this process may have: its share of the card, and no more than others leave free."""
+    """Return the bytes that this process may use: its share of the card, less what others use."""
     free, total = torch.cuda.mem_get_info(device)
-    # This function, unlike its neighbors, refuses a device without an index, which `--device cuda` is.
-    index = torch.cuda.current_device() if device.index is None else device.index
     return min(
-        total * torch.cuda.get_per_process_memory_fraction(index),
+        total * torch.cuda.get_per_process_memory_fraction(device),
         free + torch.cuda.memory_reserved(device),
     )
 
 
-def estimate_process_bytes(model: Llama, compute_plan: ComputePlan, length: int) -> int:
-    """Bytes a run is expected to need at its peak: on a GPU of the card, on a CPU of the whole process.
-
-    On a CPU that is, besides `memory_needed`, what is resident now (interpreter, torch, mapped files, and the weights, which
-    are counted once) and what is loaded later. What an evaluation or a checkpoint holds for a moment is not counted.
-    """
-    needed = estimate_training_bytes(model, compute_plan, length)
-    if model.lm_head.weight.device.type != "cpu":
-        return needed
-    return needed - 4 * model.config.num_parameters + resident_memory_bytes() + LAZY_IMPORT_BYTES
-
-
-def estimate_training_bytes(model: Llama, compute_plan: ComputePlan, length: int) -> int:
-    """Bytes a run will need, by counting: weights, gradients, two moments, activations of one micro-batch, loss chunk.
-
-    Frozen weights have neither gradients nor moments.
-
-    Activations per token and layer are what the backward pass keeps: about 10 hidden and 3 feed-forward vectors.
-    """
-    config, dtype_bytes = model.config, 4 if compute_plan.precision == "fp32" else 2
-    tokens = compute_plan.micro_rows * length
-    per_token = config.num_hidden_layers * (10 * config.hidden_size + 3 * config.intermediate_size)
-    rows = (
-        tokens
-        if compute_plan.loss_path == "full"
-        else min(tokens, loss_chunk_size(model.lm_head.weight.device))
-    )
-    # In fp32 the chunked path writes the gradient over the logits.
-    logits = (
-        rows
-        * config.vocab_size
-        * (4 if compute_plan.loss_path == "chunked" and dtype_bytes == 4 else dtype_bytes + 4)
-    )
-    head = 4 * config.vocab_size * config.hidden_size if model.lm_head.weight.requires_grad else 0
-    return (
-        4 * config.num_parameters
-        + 12 * count_trainable_parameters(model)
-        + dtype_bytes * tokens * per_token
-        + logits
-        + head
-    )
-
-
 def count_trainable_parameters(model: Llama) -> int:
-    """The numbers that training changes: all, or an adapter's."""
+    """Return the number of parameters that training changes: all, or those of an adapter."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def training_flops_per_token(model: Llama, length: float) -> tuple[float, float]:
-    """Floating point operations to train on one position of a row: below the head, and in the head.
-
-    A frozen matrix costs four per weight instead of six: its own gradient is not made.
-    """
-    config, body = model.config, model.config.flops_per_token(length, include_head=False)
-    head = config.flops_per_token(length) - body
-    if model.adapter is None:
-        return body, head
-    frozen = config.num_matmul_parameters - config.vocab_size * config.hidden_size
-    return body - 2 * frozen + 6 * count_trainable_parameters(model), head * 2 / 3
-
-
-def check_token_ids(batch: Batch, vocab_size: int) -> None:
-    """UserError if an id does not fit the model: an index error on a GPU says neither what nor where."""
-    if int(batch.ids.max()) >= vocab_size:
-        raise UserError(
-            f"the data holds id {int(batch.ids.max())}, the model's vocabulary ends at {vocab_size - 1}"
-        )

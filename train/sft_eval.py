@@ -1,31 +1,32 @@
-"""What is measured during fine-tuning: the loss on the dev split's answers, and the answers themselves."""
+"""Evaluation during fine-tuning: loss on the answers of the dev splits, and generated answers."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.progress import progress_bar
 from data.batching.examples import Examples
-from data.batching.summary_prompts import strip_lead_in
 from data.shards import ShardSet
+from evaluate.kinds import find_evaluation
+from evaluate.kinds.base import KindEvaluation
 from evaluate.scores.lm import LMScore, score_examples
-from evaluate.scores.rouge import compute_rouge
+from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-from train.metrics_log import MetricsLog
+from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import SftOptions
 
-# Answers shown after each evaluation.
+# Answers of each set that are shown and logged after an evaluation.
 NUM_PRINTED_ANSWERS = 2
+MAX_PRINTED_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """The dev split of one set: its shards, and the same as examples with the canonical request."""
+    """The dev split of a set, as examples with the canonical request."""
 
     name: str
     shards: ShardSet
@@ -33,132 +34,139 @@ class DevSet:
 
     @property
     def num_fitting(self) -> int:
-        """Examples that fit a row."""
+        """The number of examples that fit a row."""
         return int((self.examples.lengths(0) > 0).sum())
 
-
-def evaluate(
-    options: SftOptions,
-    model: Llama,
-    tokenizer: Tokenizer,
-    template: Template,
-    dev_sets: list[DevSet],
-    step: int,
-    log: MetricsLog,
-    is_final_evaluation: Callable[[], bool],
-) -> None:
-    """Score the first dev answers of each set, always the same; answer the first records and compare; at the end score all.
-
-    `is_final_evaluation` is asked last: whether patience ends the run depends on what was measured before.
-    """
-    scored = options.evaluation.scored
-    _score_answers(options, model, tokenizer, dev_sets, scored, "validation", step, log)
-    for each in dev_sets if options.evaluation.examples else ():
-        _evaluate_answers(options, model, tokenizer, template, each, step, log)
-    if is_final_evaluation() and any(each.num_fitting > scored for each in dev_sets):
-        _score_answers(options, model, tokenizer, dev_sets, sys.maxsize, "final", step, log)
+    @property
+    def evaluation(self) -> KindEvaluation:
+        """How records of its kind are measured."""
+        return find_evaluation(self.shards.kind)
 
 
-def _score_answers(
-    options: SftOptions,
-    model: Llama,
-    tokenizer: Tokenizer,
-    dev_sets: list[DevSet],
-    max_examples: int,
-    kind: str,
-    step: int,
-    log: MetricsLog,
-) -> None:
-    """Score the answers of the first `max_examples` examples of each set; write and print the measures. Nothing if there are none."""
-    total = LMScore(0.0, 0, 0, 0)
-    with progress_bar(
-        "evaluating",
-        sum(min(max_examples, each.num_fitting) for each in dev_sets),
-        "examples",
-        delay=5,
-    ) as bar:
-        for each in dev_sets:
-            total += score_examples(
-                model,
-                each.examples,
-                options.sequence_length,
-                tokenizer.characters_per_id,
-                limit=max_examples,
-                on_progress=bar.update,
+@dataclass(frozen=True)
+class AnswerEvaluator:
+    """Scores and generates answers of the dev sets; see `train.run_spec.Evaluator`."""
+
+    options: SftOptions
+    tokenizer: Tokenizer
+    template: Template
+    dev_sets: list[DevSet]
+
+    @property
+    def every(self) -> int:
+        """See `Evaluator`."""
+        return self.options.evaluation.every
+
+    @property
+    def patience(self) -> int:
+        """See `Evaluator`."""
+        return self.options.evaluation.patience
+
+    @property
+    def metric(self) -> SelectionMetric:
+        """Return the metric of the first kind that has one for its generated answers, else the loss."""
+        if self.options.evaluation.examples:
+            for dev_set in self.dev_sets:
+                evaluation = dev_set.evaluation
+                if evaluation.selection_key is not None and dev_set.num_fitting:
+                    return SelectionMetric(
+                        evaluation.answers_metric, evaluation.selection_key, higher_is_better=True
+                    )
+        return VALIDATION_LOSS
+
+    @property
+    def has_data(self) -> bool:
+        """See `Evaluator`."""
+        return any(each.num_fitting for each in self.dev_sets)
+
+    def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """Score the first dev answers of each set, then generate answers and compare them."""
+        self._score(model, self.options.evaluation.scored, "validation", step, log)
+        if self.options.evaluation.examples:
+            for dev_set in self.dev_sets:
+                self._evaluate_answers(model, dev_set, step, log)
+
+    def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """Score all dev answers, unless `evaluate` did."""
+        scored = self.options.evaluation.scored
+        if any(each.num_fitting > scored for each in self.dev_sets):
+            self._score(model, sys.maxsize, "final", step, log)
+
+    def _score(
+        self, model: Llama, max_examples: int, kind: str, step: int, log: MetricsLog
+    ) -> None:
+        """Score the first `max_examples` answers of each set; log and print the metrics, if any."""
+        total = LMScore()
+        num_examples = sum(min(max_examples, each.num_fitting) for each in self.dev_sets)
+        with progress_bar("evaluating", num_examples, "examples", delay=5) as bar:
+            for dev_set in self.dev_sets:
+                total += score_examples(
+                    model,
+                    dev_set.examples,
+                    self.options.sequence_length,
+                    self.tokenizer.characters_per_id,
+                    limit=max_examples,
+                    on_progress=bar.update,
+                )
+        if total.num_tokens == 0:
+            return
+        log.write(kind, step, **total.compute_metrics())
+        print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)
+
+    def _evaluate_answers(self, model: Llama, dev_set: DevSet, step: int, log: MetricsLog) -> None:
+        """Generate the answers of the first examples; log and print ROUGE against the references."""
+        evaluation = self.options.evaluation
+        fitting = np.flatnonzero(dev_set.examples.lengths(0))[: evaluation.examples]
+        if not len(fitting):
+            return
+        prompts = []
+        references = []
+        for index in fitting:
+            prompt, reference = _split_last_answer(dev_set.examples, int(index), self.tokenizer)
+            prompts.append(prompt)
+            references.append(reference)
+        with progress_bar(f"answering {dev_set.name}", len(prompts), "answers", delay=5) as bar:
+            decoded = generate_batch(
+                model, prompts, max_new_tokens=evaluation.max_new_tokens, on_progress=bar.update
             )
-    if total.num_tokens:
-        measures = total.compute_metrics()
-        log.write(kind, step, **measures)
+        kind = dev_set.evaluation
+        texts = [self.tokenizer.decode(each.ids) for each in decoded]
+        answers = [kind.strip_answer(self.template, text) for text in texts]
+        references = [kind.strip_answer(self.template, text) for text in references]
+        pairs = list(zip(answers, references, strict=True))
+        scores = [compute_rouge(answer, reference) for answer, reference in pairs]
+        rouge = {
+            f"rouge_{key}": float(np.mean([score[key].f for score in scores]))
+            for key in ("1", "2", "l")
+        }
+        exact_match = float(np.mean([answer.strip() == ref.strip() for answer, ref in pairs]))
+        eos_rate = float(np.mean([each.reached_stop_id for each in decoded]))
+        log.write(
+            kind.answers_metric,
+            step,
+            **rouge,
+            exact=exact_match,
+            stopped=eos_rate,
+            examples=len(answers),
+            set=dev_set.name,
+        )
         print(
-            f"step {step}  {kind}: loss {measures['loss']:.4f}  perplexity {measures['perplexity']:.2f}  "
-            f"accuracy {measures['accuracy']:.1%}  ({measures['tokens']:,} answer tokens)",
+            f"step {step}  {dev_set.name}, {len(answers)} dev answers: ROUGE-1 F (characters) "
+            f"{rouge['rouge_1']:.4f}  exact {exact_match:.1%}  stopped by <eos> {eos_rate:.1%}",
             flush=True,
         )
-
-
-def _evaluate_answers(
-    options: SftOptions,
-    model: Llama,
-    tokenizer: Tokenizer,
-    template: Template,
-    dev_set: DevSet,
-    step: int,
-    log: MetricsLog,
-) -> None:
-    fitting = np.flatnonzero(dev_set.examples.lengths(0))[: options.evaluation.examples]
-    if not len(fitting):
-        return
-    prompts, references = zip(
-        *(_split_last_answer(dev_set.examples, int(index), tokenizer) for index in fitting),
-        strict=True,
-    )
-    with progress_bar(f"answering {dev_set.name}", len(prompts), "answers", delay=5) as bar:
-        decoded = generate_batch(
-            model, prompts, max_new_tokens=options.evaluation.max_new_tokens, on_progress=bar.update
-        )
-    answers = [tokenizer.decode(each.ids) for each in decoded]
-    if template.lead_ins and dev_set.shards.kind == "summaries":
-        answers = [strip_lead_in(answer) for answer in answers]
-        references = tuple(strip_lead_in(reference) for reference in references)
-    scores = [
-        compute_rouge(answer, reference)
-        for answer, reference in zip(answers, references, strict=True)
-    ]
-    exact_match = float(
-        np.mean([a.strip() == r.strip() for a, r in zip(answers, references, strict=True)])
-    )
-    eos_rate = float(np.mean([each.reached_stop_id for each in decoded]))
-    values = {
-        f"rouge_{key}": float(np.mean([score[key].f for score in scores]))
-        for key in ("1", "2", "l")
-    }
-    # The score that picks the best checkpoint is that of the summaries.
-    kind = "rouge" if dev_set.shards.kind == "summaries" else "answers"
-    log.write(
-        kind,
-        step,
-        **values,
-        exact=exact_match,
-        stopped=eos_rate,
-        examples=len(answers),
-        set=dev_set.name,
-    )
-    print(
-        f"step {step}  {dev_set.name}, {len(answers)} dev answers: ROUGE-1 F (characters) {values['rouge_1']:.4f}  "
-        f"exact {exact_match:.1%}  stopped by <eos> {eos_rate:.1%}",
-        flush=True,
-    )
-    for prompt, answer in list(zip(prompts, answers, strict=True))[:NUM_PRINTED_ANSWERS]:
-        asked = tokenizer.decode(prompt)
-        log.write("sample", step, prompt=asked, text=answer)
-        print(f"  …{asked[-40:]!r} → {answer!r}"[:160], flush=True)
+        for prompt, answer in list(zip(prompts, answers, strict=True))[:NUM_PRINTED_ANSWERS]:
+            question = self.tokenizer.decode(prompt)
+            log.write("sample", step, prompt=question, text=answer)
+            print(f"  …{question[-40:]!r} → {answer!r}"[:MAX_PRINTED_CHARACTERS], flush=True)
 
 
 def _split_last_answer(
     examples: Examples, index: int, tokenizer: Tokenizer
 ) -> tuple[list[int], str]:
-    """The ids before an example's last answer, and that answer."""
-    ids, scored = examples.example(index, 0)
-    # Behind the last target without a loss the last answer begins.
-    start = int(np.flatnonzero(~scored)[-1]) + 2
+    """Return the ids before the last answer of an example, and the text of that answer."""
+    ids, loss_mask = examples.example(index, 0)
+    # The mask belongs to the targets, ids[1:]: target i is ids[i + 1]. The answer begins right
+    # after the last target without a loss.
+    start = int(np.flatnonzero(~loss_mask)[-1]) + 2
     return ids[:start].tolist(), tokenizer.decode(ids[start:].tolist())

@@ -1,4 +1,4 @@
-"""How fast training goes: tokens a second, the share of the machine's own rate, the time that is left."""
+"""Measure training: tokens per second, model FLOPs utilization (MFU), memory, time left."""
 
 import time
 from typing import Any
@@ -10,38 +10,48 @@ from data.batching.collate import Batch
 from model.llama import Llama
 from model.precision import DTYPES
 from train import distributed
-from train.autotune import ComputePlan, training_flops_per_token
+from train.autotune import ComputePlan, count_trainable_parameters
 
 
 class ThroughputMonitor:
-    """Speed since the last log line, without the time spent on evaluation, and what is left."""
+    """Sums over the steps since the last log line; evaluations and checkpoints are not timed."""
 
     def __init__(
         self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device
     ) -> None:
-        self._peak_flops = (
-            matmul_flops(device, DTYPES[compute_plan.precision]) * distributed.world_size()
-        )
+        peak_flops = matmul_flops(device, DTYPES[compute_plan.precision])
+        self._peak_flops = peak_flops * distributed.world_size()
         if device.type == "cuda":
-            # What was tried to find the micro-batch is not what training needs.
+            # The search for a micro-batch may have used more memory than training will.
             torch.cuda.reset_peak_memory_stats(device)
-        self._max_steps, self._model, self._device = max_steps, model, device
-        self._tokens = self._targets = self._attention_pairs = self._steps = 0
-        self._seconds, self._interval_start = 0.0, time.perf_counter()
+        self._max_steps = max_steps
+        self._model = model
+        self._device = device
+        self._steps = 0
+        self._tokens = 0
+        self._targets = 0
+        self._attention_pairs = 0
+        self._seconds = 0.0
+        self._interval_start = time.perf_counter()
         self._last_metrics: dict[str, float] = {}
         self._seconds_per_step = 0.0
-        # Seconds: when a wish to stop was last looked for, the longest that one had to wait for that in the last step and in
-        # this one, and how long the last checkpoint took to write.
+        # Time of the last stop check; longest time between two checks in the previous and in the
+        # current step; duration of the last checkpoint.
         self._last_stop_check: float | None = None
-        self._stop_check_gaps = (0.0, 0.0)
+        self._previous_stop_gap = 0.0
+        self._current_stop_gap = 0.0
         self._save_seconds = 0.0
 
     def record_step(
         self, tokens: int, num_targets: int, num_attention_pairs: int, **metrics: float
     ) -> None:
-        """One step of so many positions, so many of them with a loss, is over; for `num_attention_pairs` see the function."""
+        """Add a step of all ranks: its tokens, the targets among them, see `count_attention_pairs`.
+
+        `metrics` are returned by the next `pop_metrics`.
+        """
         self.record_stop_check()
-        self._stop_check_gaps = (self._stop_check_gaps[1], 0.0)
+        self._previous_stop_gap = self._current_stop_gap
+        self._current_stop_gap = 0.0
         self.pause()
         self.resume()
         self._steps += 1
@@ -51,76 +61,100 @@ class ThroughputMonitor:
         self._last_metrics = metrics
 
     def record_stop_check(self) -> None:
-        """A wish to stop is looked for: in a moment it is acted upon."""
+        """Record that the stop request is checked now."""
         now = time.perf_counter()
         if self._last_stop_check is not None:
-            self._stop_check_gaps = (
-                self._stop_check_gaps[0],
-                max(self._stop_check_gaps[1], now - self._last_stop_check),
-            )
+            self._current_stop_gap = max(self._current_stop_gap, now - self._last_stop_check)
         self._last_stop_check = now
 
     def record_save(self, seconds: float) -> None:
-        """A checkpoint was written."""
-        self._save_seconds, self._last_stop_check = seconds, None
+        """Record the duration of a checkpoint."""
+        self._save_seconds = seconds
+        self._last_stop_check = None
 
     def estimate_stop_seconds(self) -> float | None:
-        """Seconds that it may take until a wish to stop is found and a checkpoint written; None if nothing tells yet."""
-        longest = max(self._stop_check_gaps)
+        """Return the seconds until a stop request is seen and saved; None before the first step."""
+        longest = max(self._previous_stop_gap, self._current_stop_gap)
         return longest + self._save_seconds if longest else None
 
     def pause(self) -> None:
-        """Stop counting time."""
+        """Stop the timer."""
         self._seconds += time.perf_counter() - self._interval_start
 
     def resume(self) -> None:
-        """Count again."""
-        self._interval_start, self._last_stop_check = time.perf_counter(), None
+        """Start the timer."""
+        self._interval_start = time.perf_counter()
+        self._last_stop_check = None
 
     def pop_metrics(self) -> dict[str, Any]:
-        """What the last step told, tokens_per_second (padding left out), mfu (share of the machines' own matmul rate),
-        memory_bytes; then anew.
+        """Return the metrics of the interval and start a new one.
+
+        These are the metrics of the last step, `tokens_per_second` (without padding), `mfu` (share
+        of the measured matmul rate of the machines) and `memory_bytes` (peak).
         """
         self._seconds_per_step = self._seconds / self._steps
-        speed = self._tokens / self._seconds
-        # A position without loss never reaches the head.
+        # Positions without a target do not pass through the head.
         body, head = training_flops_per_token(
             self._model, effective_row_length(self._tokens, self._attention_pairs)
         )
-        flops = (self._tokens * body + self._targets * head) / self._seconds
-        cuda = self._device.type == "cuda"
-        memory = torch.cuda.max_memory_allocated(self._device) if cuda else peak_memory_bytes()
-        self._tokens = self._targets = self._attention_pairs = self._steps = 0
-        self._seconds = 0.0
-        return {
+        flops_per_second = (self._tokens * body + self._targets * head) / self._seconds
+        if self._device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self._device)
+        else:
+            memory = peak_memory_bytes()
+        metrics = {
             **self._last_metrics,
-            "tokens_per_second": speed,
-            "mfu": flops / self._peak_flops,
+            "tokens_per_second": self._tokens / self._seconds,
+            "mfu": flops_per_second / self._peak_flops,
             "memory_bytes": memory,
         }
+        self._steps = 0
+        self._tokens = 0
+        self._targets = 0
+        self._attention_pairs = 0
+        self._seconds = 0.0
+        return metrics
 
     def estimate_remaining_seconds(self, step: int) -> float:
-        """Seconds of training left at the pace of the last interval."""
+        """Return the seconds of training left, at the speed of the last interval."""
         return (self._max_steps - step) * self._seconds_per_step
 
 
-def count_attention_pairs(batch: Batch) -> int:
-    """Keys that the positions of a batch attend to, all together: one at position p of its example p + 1.
+def training_flops_per_token(model: Llama, length: float) -> tuple[float, float]:
+    """Return the floating point operations to train on one position: below the head, and in it.
 
-    Of rows that hold one example each and padding, whose positions the batch does not say, it is that of the mean example.
+    `length` is the length of the row. A weight costs two operations in the forward pass and four in
+    the backward pass; a frozen weight two, because it has no gradient of its own.
+    """
+    config = model.config
+    body = config.flops_per_token(length, include_head=False)
+    head = config.flops_per_token(length) - body
+    if model.adapter is None:
+        return body, head
+    frozen = config.num_matmul_parameters - config.vocab_size * config.hidden_size
+    return body - 2 * frozen + 6 * count_trainable_parameters(model), head * 2 / 3
+
+
+def count_attention_pairs(batch: Batch) -> int:
+    """Return the number of (query, key) pairs in a batch: p + 1 at position p of an example.
+
+    Without `positions` rows hold one example each, and the mean example is counted for all.
     """
     if batch.positions is None:
         return round(batch.num_tokens * (batch.num_tokens / len(batch.ids) + 1) / 2)
-    return int(batch.positions.sum()) + batch.num_tokens  # padding has position 0, and is no token
+    return int(batch.positions.sum()) + batch.num_tokens  # padding has position 0 and no token
 
 
 def effective_row_length(tokens: int, num_attention_pairs: int) -> float:
-    """The length of full rows in which so many tokens attend to so many keys: what attention costs, packed or not."""
+    """Return the length of full rows with as many attention pairs for as many tokens.
+
+    It makes the attention cost of packed rows that of `LlamaConfig.flops_per_token`.
+    """
     return 2 * num_attention_pairs / tokens - 1
 
 
 def format_duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
+    """Return `1:02:03` or `2:03`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

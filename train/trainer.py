@@ -1,16 +1,17 @@
-"""The loop: rows to loss to step, with everything that makes a run whole around it.
+"""The training loop.
 
-One step is: the micro-batches of the step forward and backward, clip, check that loss and gradient are finite, move the
-weights. A signal ends it between two micro-batches, as if it had not begun. Then, where due: a line in the log, a
-checkpoint, an evaluation, samples. The checkpoint comes before the evaluation, so that an evaluation that dies loses
-nothing; a resumed run makes up for the evaluation it missed.
+A step is the forward and backward passes of its micro-batches, gradient clipping, a check that loss
+and gradient are finite, and the update of the weights. A stop signal takes effect between two
+micro-batches and abandons the step. After a step come, where they are due, a log line, a checkpoint
+and an evaluation. The checkpoint precedes the evaluation, so that a crash in the evaluation costs
+nothing; a resumed run makes up for a missing evaluation.
 """
 
 import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,46 +21,36 @@ import torch
 
 from common.errors import UserError
 from common.files import write_checksummed_json
-from data.batching.collate import Batch, BatchLoader
+from data.batching.collate import Batch
 from model.checkpoint.locate import EARLY_STOP_FILE, step_folder
-from model.checkpoint.weights import load_weights
 from model.llama import Llama
 from model.lora import seed_dropout
 from train import distributed, training_state
-from train.autotune import ComputePlan, autocast, check_token_ids
+from train.autotune import ComputePlan, autocast
 from train.loss_spikes import LossSpikeDetector
 from train.lr_schedule import get_lr_multiplier
-from train.metrics_log import VALIDATION_LOSS, InMemoryMetricsLog, MetricsLog, SelectionMetric
+from train.metrics_log import InMemoryMetricsLog, MetricsLog
 from train.optimizer import build_optimizers
-from train.options import TrainOptions
 from train.run_dir import NEW_RUN_HINT, RunDir
+from train.run_spec import RunSpec, TrainingPlan
 from train.stop_signals import StopRequest
 from train.throughput import ThroughputMonitor, count_attention_pairs, format_duration
 
 # Steps in a row without a finite loss and gradient that end a run.
 MAX_CONSECUTIVE_SKIPS = 5
-# Where in a run the checkpoint of a run that went bad lies: apart from those that it would go on from.
+# The state of a diverged run is stored here, where a resumed run does not take it for a checkpoint.
 FAILED_FOLDER = "failed"
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is, when it is measured, and by what."""
-
-    max_steps: int
-    evaluate_every: int
-    best_metric: SelectionMetric = VALIDATION_LOSS
-    patience: int = 0  # evaluations without a better score that end the run; 0: never
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint keeps beside tensors. The sums are of the log interval that is not yet written."""
+    """The state of a run besides tensors, as `state.json` stores it."""
 
     step: int = 0
     tokens: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    # Sums over the steps since the last log line.
     loss_sum: float = 0.0
     loss_steps: int = 0
     scaler: dict[str, float] = field(default_factory=dict)
@@ -67,190 +58,160 @@ class TrainState:
 
 
 class _StepAborted(Exception):
-    """Leads out of a step that is given up, with nothing of it applied."""
+    """Abandon the current step; its gradients are discarded."""
 
 
 class Trainer:
-    """Trains one model on one stream of batches inside one run folder."""
+    """Trains one model on the batches of one run."""
 
     def __init__(
         self,
-        options: TrainOptions,
-        run_length: RunLength,
+        spec: RunSpec,
         run: RunDir,
         model: Llama,
-        batches: BatchLoader,
+        plan: TrainingPlan,
         compute_plan: ComputePlan,
-        save_extras: Callable[[Path], None],
-        evaluate: Callable[[Llama, int, MetricsLog, Callable[[], bool]], None],
     ) -> None:
-        """`save_extras(folder)` writes what belongs to a checkpoint besides numbers (tokenizer, template); `evaluate(model, step,
-        log, final)` measures the model, with all its weights in this process, and writes its records; `final()` says whether,
-        with what was written until then, it is the run's last evaluation.
+        """Restore optimizers and state from the checkpoint that `run` resumes from, if any.
+
+        `model` is on its device and has the weights of that checkpoint.
         """
-        self.options, self.run_length, self.run, self.model = options, run_length, run, model
-        self.batches, self.compute_plan, self._save_extras, self._evaluate = (
-            batches,
-            compute_plan,
-            save_extras,
-            evaluate,
-        )
-        self.device = model.lm_head.weight.device
-        if run.start_step is not None:
-            load_weights(model, run.start_checkpoint)
-        self._module = distributed.wrap_model(model, options.parallel)
-        self.optimizers = build_optimizers(model, options.optimizer)
+        self.spec = spec
+        self.options = spec.options
+        self.run = run
+        self.model = model
+        self.batches = plan.batches
+        self.max_steps = plan.max_steps
+        self.compute_plan = compute_plan
+        self.evaluator = spec.evaluator
+        self.device = spec.device
+        self._module = distributed.wrap_model(model, spec.options.parallel)
+        self.optimizers = build_optimizers(model, spec.options.optimizer)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=compute_plan.precision == "fp16"
         )
         self.state = TrainState()
-        if run.start_step is not None:
-            self.state = _parse_state(
-                training_state.restore(run.start_checkpoint, model, self.optimizers),
-                run.start_checkpoint,
-            )
-            if self.state.scaler:
-                self.scaler.load_state_dict(self.state.scaler)
+        if run.start_checkpoint is not None:
+            saved = training_state.restore(run.start_checkpoint, model, self.optimizers)
+            self.state = _parse_state(saved, run.start_checkpoint)
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
         self.log = (
             MetricsLog(run.folder, self.state.step)
             if distributed.is_main_process()
             else InMemoryMetricsLog()
         )
         if compute_plan.compile:
-            # The layers only: the loss works in chunks, which the compiler would unroll.
+            # The layers alone: the compiler would unroll the chunks of the loss.
             model.model.compile()
         self._last_saved_step = run.start_step
         self._accuracy: float | None = None
-        self._throughput = ThroughputMonitor(run_length.max_steps, compute_plan, model, self.device)
+        self._throughput = ThroughputMonitor(self.max_steps, compute_plan, model, self.device)
         self._stop_request = StopRequest(self._throughput.estimate_stop_seconds)
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a signal asked this process to stop."""
+        return bool(self._stop_request)
+
     def train(self) -> bool:
-        """Train to the last step, or to the one before that in which a signal came. True if the run is complete."""
+        """Train until the last step, a signal, or the end of patience; return whether it is complete."""
         with self._stop_request:
-            self._finalize()
+            self._write_early_stop()
             self._evaluate_if_due()
             with contextlib.suppress(_StepAborted):
                 while not self._should_stop():
-                    self._step()
+                    self.train_step()
                     self._log_if_due()
+                    # Patience counts evaluations, and each of them needs its checkpoint.
                     if self._is_due(self.options.checkpoint.every) or self._is_due(
-                        self.run_length.evaluate_every
+                        self.evaluator.every
                     ):
-                        self._save_checkpoint()
+                        self.save_checkpoint()
                     self._evaluate_if_due()
             if self._last_saved_step != self.state.step:
-                self._save_checkpoint()
-        return self._finalize()
-
-    def _finalize(self) -> bool:
-        """Whether the run is complete. One that patience ended stands for its best checkpoint then, not for its newest."""
-        # An evaluation that was cut short is made when the run goes on.
-        is_complete = not self._is_evaluation_due() and self._is_complete()
-        if distributed.is_main_process():
-            ended = self.run.folder / EARLY_STOP_FILE
-            if is_complete and self.is_out_of_patience():
-                write_checksummed_json(
-                    ended, {"best": self.log.best_step(self.run_length.best_metric)}
-                )
-            else:
-                ended.unlink(missing_ok=True)
-        return is_complete
-
-    def _should_stop(self) -> bool:
-        """Whether any process has a reason to end: a signal came to it, or, to the first one, scores that are no better."""
-        self._throughput.record_stop_check()
-        return bool(
-            distributed.all_reduce_sum(int(bool(self._stop_request) or self._is_complete()))[0]
-        )
-
-    def _is_complete(self) -> bool:
-        return self.state.step == self.run_length.max_steps or self.is_out_of_patience()
-
-    def is_out_of_patience(self) -> bool:
-        """Whether the last `patience` evaluations were no better than one before them."""
-        scores = self.log.metric_history(self.run_length.best_metric)
-        patience = self.run_length.patience
-        best = self.log.best_step(self.run_length.best_metric)
-        return (
-            bool(patience)
-            and len(scores) > patience
-            and best not in [step for step, _ in scores[-patience:]]
-        )
+                self.save_checkpoint()
+        return self._write_early_stop()
 
     def close(self) -> None:
-        """Flush the log; to be called however training ended."""
+        """Flush the log and release the run directory, however the training ended."""
         self.log.close()
+        self.run.close()
 
-    def _is_due(self, every: int) -> bool:
-        return self.state.step % every == 0 or self.state.step == self.run_length.max_steps
-
-    def _step(self) -> None:
-        state, options = self.state, self.options
-        lr_multiplier = get_lr_multiplier(options.schedule, state.step, self.run_length.max_steps)
+    def train_step(self) -> None:
+        """Run one optimizer step; if its loss or gradient is not finite, leave the weights alone."""
+        state = self.state
+        lr_multiplier = get_lr_multiplier(self.options.schedule, state.step, self.max_steps)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_multiplier
-        # Accuracy costs a pass over the logits: it is that of the logged steps alone.
-        logged = self._should_log(state.step + 1)
-        num_correct = torch.zeros((), device=self.device, dtype=torch.int64) if logged else None
+
+        # The accuracy costs another pass over the logits, so only logged steps have one.
+        num_correct = None
+        if self._is_log_step(state.step + 1):
+            num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
         micro_batches = self.batches.micro_batches(state.step, self.compute_plan.micro_rows)
-        loss, norm = self._forward_backward(micro_batches, num_correct)
-        if math.isfinite(loss) and math.isfinite(norm):
+        loss, grad_norm = self.compute_gradients(micro_batches, num_correct)
+
+        # One bad batch would turn every weight, and the moments of the optimizer, into NaN.
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
-            state.skipped_in_a_row = 0
-            state.loss_sum += loss
-            state.loss_steps += 1
-            usual = state.level.loss
-            if state.level.update(loss):
-                self._record_loss_spike(loss, usual)
+            self._record_loss(loss)
         else:
-            self._record_skipped_step(loss, norm)
+            self._record_skipped_step(loss, grad_norm)
         self.scaler.update()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        tokens, num_targets, num_attention_pairs, hit = distributed.all_reduce_sum(
+
+        tokens, num_targets, num_attention_pairs, correct = distributed.all_reduce_sum(
             sum(batch.num_tokens for batch in micro_batches),
             sum(len(batch.targets) for batch in micro_batches),
             sum(count_attention_pairs(batch) for batch in micro_batches),
             int(num_correct or 0),
         )
         state.tokens += tokens
-        self._accuracy = None if num_correct is None else hit / num_targets
+        self._accuracy = None if num_correct is None else correct / num_targets
         self._throughput.record_step(
             tokens,
             num_targets,
             num_attention_pairs,
-            lr=options.optimizer.lr * lr_multiplier,
-            grad_norm=norm,
+            lr=self.options.optimizer.lr * lr_multiplier,
+            grad_norm=grad_norm,
         )
 
-    def _forward_backward(
-        self, micro_batches: list[Batch], num_correct: torch.Tensor | None
+    def compute_gradients(
+        self, micro_batches: list[Batch], num_correct: torch.Tensor | None = None
     ) -> tuple[float, float]:
-        """Gradients of the step's mean loss, clipped, in the weights; the loss and the norm before clipping."""
-        loss_sum = torch.zeros((), device=self.device)
-        (targets,) = distributed.all_reduce_sum(sum(len(batch.targets) for batch in micro_batches))
-        # Of the gradients of several processes the mean is taken, so each computes its own as many times too large.
-        scale = distributed.world_size() / targets
-        # An adapter's dropout is the only thing that is drawn: from the row, whose number is its own in the whole run, so
-        # that it is the same after a resume, in any process and beside any other rows.
-        seeds = (
-            (self.options.seed * 1_000_003 + row) % 2**63
-            for row in self.batches.local_rows(self.state.step)
+        """Accumulate the clipped gradients of the step's mean loss in the parameters.
+
+        Args:
+            micro_batches: this rank's rows of the step.
+            num_correct: int64 scalar on the device, increased by the targets predicted right.
+
+        Returns the mean loss over the targets of all ranks, and the gradient norm before clipping.
+        """
+        # The loss is the mean over the targets of the whole step, which micro-batches and ranks
+        # hold unequal shares of: each sum is divided by the global count, not by its own. DDP and
+        # FSDP average the gradients over the ranks, hence the factor world_size.
+        (num_targets,) = distributed.all_reduce_sum(
+            sum(len(batch.targets) for batch in micro_batches)
         )
-        for num_remaining, batch in zip(
-            range(len(micro_batches))[::-1], micro_batches, strict=True
-        ):
-            if num_remaining + 1 < len(micro_batches):
+        scale = distributed.world_size() / num_targets
+        loss_sum = torch.zeros((), device=self.device)
+        dropout_seeds = self._dropout_seeds()
+        for index, batch in enumerate(micro_batches):
+            is_last = index + 1 == len(micro_batches)
+            if index > 0:
                 self._abort_step_if_requested()
-            check_token_ids(batch, self.model.config.vocab_size)
-            seed_dropout(self.model, list(islice(seeds, len(batch.ids))))
+            _check_token_ids(batch, self.model.config.vocab_size)
+            seed_dropout(self.model, list(islice(dropout_seeds, len(batch.ids))))
             batch = batch.to(self.device)
             with (
                 autocast(self.device, self.compute_plan.precision),
-                distributed.no_backward_sync(self._module, enabled=num_remaining > 0),
+                # The all-reduce of gradients is due once a step, in its last backward pass.
+                distributed.no_backward_sync(self._module, enabled=not is_last),
             ):
                 loss = self._module(
                     batch.ids,
@@ -264,159 +225,233 @@ class Trainer:
                 )
             self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
+        # Clipping needs gradients without the loss scale of fp16.
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
-        (loss_of_all,) = distributed.all_reduce_sum(float(loss_sum))
-        return loss_of_all / distributed.world_size(), float(distributed.full_tensor(norm))
+        (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
+        return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))
+
+    def _dropout_seeds(self) -> Iterator[int]:
+        """Yield a seed for each row of this rank, whatever the number of ranks and of resumes."""
+        for row in self.batches.local_rows(self.state.step):
+            yield (self.options.seed * 1_000_003 + row) % 2**63
 
     def _abort_step_if_requested(self) -> None:
-        """Leave the step if a signal came to any process; all of them learn it here, so all leave. It is as if the step had
-        not begun: gradients are all that there is of it.
-        """
+        """Abandon the step if a signal came to any rank; gradients are all that it left so far."""
         self._throughput.record_stop_check()
-        if distributed.any_rank(bool(self._stop_request)):
+        if distributed.any_rank(self.stop_requested):
             self.model.zero_grad(set_to_none=True)
             raise _StepAborted
 
-    def _record_skipped_step(self, loss: float, norm: float) -> None:
+    def _should_stop(self) -> bool:
+        """Return whether a signal came to any rank, or the run is complete."""
+        self._throughput.record_stop_check()
+        should_stop = self.stop_requested or self._is_complete()
+        return bool(distributed.all_reduce_sum(int(should_stop))[0])
+
+    def _is_complete(self) -> bool:
+        return self.state.step == self.max_steps or self.is_out_of_patience()
+
+    def is_out_of_patience(self) -> bool:
+        """Return whether the last `patience` evaluations were no better than an earlier one."""
+        patience = self.evaluator.patience
+        scores = self.log.metric_history(self.evaluator.metric)
+        if not patience or len(scores) <= patience:
+            return False
+        recent_steps = [step for step, _ in scores[-patience:]]
+        return self.log.best_step(self.evaluator.metric) not in recent_steps
+
+    def _write_early_stop(self) -> bool:
+        """Write or remove the record that patience ended the run; return whether it is complete.
+
+        With the record, the run directory resolves to its best checkpoint, not to its newest.
+        """
+        # An interrupted evaluation is repeated on resume, so the run is not complete before that.
+        is_complete = not self._is_evaluation_due() and self._is_complete()
+        if distributed.is_main_process():
+            file = self.run.folder / EARLY_STOP_FILE
+            if is_complete and self.is_out_of_patience():
+                best_step = self.log.best_step(self.evaluator.metric)
+                write_checksummed_json(file, {"best": best_step})
+            else:
+                file.unlink(missing_ok=True)
+        return is_complete
+
+    def _is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.max_steps
+
+    def _record_loss(self, loss: float) -> None:
+        state = self.state
+        state.skipped_in_a_row = 0
+        state.loss_sum += loss
+        state.loss_steps += 1
+        level = state.level.loss
+        if state.level.update(loss):
+            rows = self.batches.global_rows(state.step)
+            self.log.write(
+                "spike", state.step + 1, loss=loss, level=level, rows=[rows[0], rows[-1]]
+            )
+            print(
+                f"step {state.step + 1}: loss {loss:.4f} is far above its level of {level:.4f} "
+                f"(rows {rows[0]}-{rows[-1]} of the data)",
+                flush=True,
+            )
+
+    def _record_skipped_step(self, loss: float, grad_norm: float) -> None:
         state = self.state
         state.skipped += 1
         state.skipped_in_a_row += 1
         rows = self.batches.global_rows(state.step)
         self.log.write(
-            "skipped", state.step + 1, loss=str(loss), grad_norm=str(norm), rows=[rows[0], rows[-1]]
+            "skipped",
+            state.step + 1,
+            loss=str(loss),
+            grad_norm=str(grad_norm),
+            rows=[rows[0], rows[-1]],
         )
         print(
-            f"step {state.step + 1}: loss {loss}, gradient norm {norm}: step skipped, weights unchanged "
-            f"({state.skipped} so far)",
+            f"step {state.step + 1}: loss {loss}, gradient norm {grad_norm}: step skipped, weights "
+            f"unchanged ({state.skipped} so far)",
             flush=True,
         )
-        # An fp16 scale that is too high overflows until it has come down: those steps are its way of finding out.
-        finding_scale = self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
-        if state.skipped_in_a_row >= MAX_CONSECUTIVE_SKIPS and not finding_scale:
-            first = state.step + 1 - state.skipped_in_a_row
-            raise UserError(
-                f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, {first + 1} to {state.step + 1}, "
-                f"rows {self.batches.global_rows(first)[0]}-{rows[-1]} of the data; to look at, weights and optimiser as the "
-                f"last good step left them: {self._save_failed_state()}. With a lower --optimizer.lr (now "
-                f"{self.options.optimizer.lr}), {NEW_RUN_HINT}; the last checkpoint is of step {self._last_saved_step}"
-            )
+        # In fp16 the loss scale starts too high and is halved in each step that overflows.
+        is_scale_settling = self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+        if state.skipped_in_a_row >= MAX_CONSECUTIVE_SKIPS and not is_scale_settling:
+            self._raise_diverged()
+
+    def _raise_diverged(self) -> None:
+        state = self.state
+        first = state.step + 1 - state.skipped_in_a_row
+        first_row = self.batches.global_rows(first)[0]
+        last_row = self.batches.global_rows(state.step)[-1]
+        raise UserError(
+            f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, {first + 1} "
+            f"to {state.step + 1}, rows {first_row}-{last_row} of the data; weights and optimizer "
+            f"after the last good step are in {self._save_failed_state()}. With a lower "
+            f"--optimizer.lr (now {self.options.optimizer.lr}), {NEW_RUN_HINT}; the last "
+            f"checkpoint is of step {self._last_saved_step}"
+        )
 
     def _save_failed_state(self) -> Path:
-        """Keep the state that no step leads on from, where a continued run does not take it for a checkpoint."""
         failed = self.run.folder / FAILED_FOLDER
         if distributed.is_main_process():
             shutil.rmtree(failed, ignore_errors=True)
-        training_state.save(
-            failed,
-            self.state.step,
-            self.run_length.max_steps,
-            self.model,
-            self.optimizers,
-            self._save_extras,
-            asdict(self.state),
-        )
+        self._save_state(failed)
         return step_folder(failed, self.state.step)
 
-    def _record_loss_spike(self, loss: float, level: float) -> None:
-        step, rows = self.state.step, self.batches.global_rows(self.state.step)
-        self.log.write("spike", step + 1, loss=loss, level=level, rows=[rows[0], rows[-1]])
-        print(
-            f"step {step + 1}: loss {loss:.4f} is far above its level of {level:.4f} (rows {rows[0]}-{rows[-1]} of the "
-            "data)",
-            flush=True,
-        )
-
-    def _should_log(self, step: int) -> bool:
-        # The first step is always shown: on a slow machine it says how long the rest will take.
-        return step % self.options.log_every == 0 or step in (1, self.run_length.max_steps)
+    def _is_log_step(self, step: int) -> bool:
+        # The first step too: on a slow machine its line says how long the rest will take.
+        return step % self.options.log_every == 0 or step in (1, self.max_steps)
 
     def _log_if_due(self) -> None:
         state = self.state
-        if not self._should_log(state.step) or not state.loss_steps:
+        if not self._is_log_step(state.step) or not state.loss_steps:
             return
-        measures = self._throughput.pop_metrics()
+        throughput = self._throughput.pop_metrics()
         epoch = self.batches.epochs_completed(state.step)
-        values = {
-            "loss": state.loss_sum / state.loss_steps,
-            "accuracy": self._accuracy,
-            "epoch": epoch,
-            "skipped": state.skipped,
-            **measures,
-        }
-        values["perplexity"] = math.exp(min(values["loss"], 700.0))
-        self.log.write("train", state.step, tokens=state.tokens, **values)
-        state.loss_sum, state.loss_steps = 0.0, 0
+        loss = state.loss_sum / state.loss_steps
+        self.log.write(
+            "train",
+            state.step,
+            tokens=state.tokens,
+            loss=loss,
+            accuracy=self._accuracy,
+            epoch=epoch,
+            skipped=state.skipped,
+            **throughput,
+            perplexity=math.exp(min(loss, 700.0)),
+        )
+        state.loss_sum = 0.0
+        state.loss_steps = 0
+        remaining = format_duration(self._throughput.estimate_remaining_seconds(state.step))
         print(
-            f"step {state.step}/{self.run_length.max_steps}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"norm {values['grad_norm']:.2f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.0%}  "
-            f"epoch {epoch:.2f}  left {format_duration(self._throughput.estimate_remaining_seconds(state.step))}",
+            f"step {state.step}/{self.max_steps}  loss {loss:.4f}  lr {throughput['lr']:.2e}  "
+            f"norm {throughput['grad_norm']:.2f}  {throughput['tokens_per_second']:,.0f} tokens/s  "
+            f"MFU {throughput['mfu']:.0%}  epoch {epoch:.2f}  left {remaining}",
             flush=True,
         )
 
-    def _save_checkpoint(self) -> None:
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint of the current step and delete those that are no longer needed."""
         start_time = time.perf_counter()
         self.state.scaler = self.scaler.state_dict()
         if distributed.is_main_process():
             self.run.check_exists()
-            # The records of the steps before it must not be lost where their checkpoint is not.
+            # The log must not end before the checkpoint does.
             self.log.sync()
-        training_state.save(
-            self.run.folder,
-            self.state.step,
-            self.run_length.max_steps,
-            self.model,
-            self.optimizers,
-            self._save_extras,
-            asdict(self.state),
-        )
+        self._save_state(self.run.folder)
         self._last_saved_step = self.state.step
         self._rotate_checkpoints()
         self._throughput.record_save(time.perf_counter() - start_time)
 
+    def _save_state(self, folder: Path) -> None:
+        training_state.save(
+            folder,
+            self.state.step,
+            self.max_steps,
+            self.model,
+            self.optimizers,
+            asdict(self.state),
+            self.spec.tokenizer,
+            self.spec.template,
+        )
+
     def _rotate_checkpoints(self) -> None:
-        # While steps are skipped nobody knows whether the run recovers: older checkpoints may be the last good ones.
+        # While steps are skipped, an older checkpoint may turn out to be the last good one.
         if distributed.is_main_process() and not self.state.skipped_in_a_row:
-            training_state.rotate_checkpoints(
-                self.run.folder,
-                self.options.checkpoint.keep,
-                self.log.best_step(self.run_length.best_metric),
-            )
+            best_step = self.log.best_step(self.evaluator.metric)
+            keep = self.options.checkpoint.keep
+            training_state.rotate_checkpoints(self.run.folder, keep, best_step)
 
     def _is_evaluation_due(self) -> bool:
         step = self.state.step
-        return (
-            step > 0
-            and self._is_due(self.run_length.evaluate_every)
-            and not distributed.broadcast_object(self.log.has_record("evaluated", step))
-        )
+        if step == 0 or not self._is_due(self.evaluator.every):
+            return False
+        return not distributed.broadcast_object(self.log.has_record("evaluated", step))
 
     def _evaluate_if_due(self) -> None:
-        step = self.state.step
         if not self._is_evaluation_due():
             return
         self._throughput.pause()
         model = distributed.gather_model(self.model)
         model.eval()
-        # Nothing is lost with it: the checkpoint of this step is there, and what was measured is measured again.
-        done = distributed.broadcast_object(
+        # A signal interrupts an evaluation at once: its checkpoint exists, and a resumed run
+        # repeats it. The main process evaluates, and tells the others whether it finished.
+        is_finished = distributed.broadcast_object(
             distributed.is_main_process()
-            and self._stop_request.run_unless_requested(
-                lambda: self._evaluate(model, step, self.log, self._is_complete)
-            )
+            and self._stop_request.run_unless_requested(lambda: self._evaluate(model))
         )
         self.model.train()
-        if done:
-            self.log.write("evaluated", step)
+        if is_finished:
+            self.log.write("evaluated", self.state.step)
             self._rotate_checkpoints()
         self._throughput.resume()
 
+    def _evaluate(self, model: Llama) -> None:
+        step = self.state.step
+        self.evaluator.evaluate(model, step, self.log)
+        # Asked after the scores are logged, because they may exhaust the patience.
+        if self._is_complete():
+            self.evaluator.evaluate_all(model, step, self.log)
+
+
+def _check_token_ids(batch: Batch, vocab_size: int) -> None:
+    """Raise UserError for an id that the model does not have; a GPU would fail without a reason."""
+    largest = int(batch.ids.max())
+    if largest >= vocab_size:
+        raise UserError(
+            f"the data holds id {largest}, the model's vocabulary ends at {vocab_size - 1}"
+        )
+
 
 def _parse_state(saved: dict[str, Any], folder: Path) -> TrainState:
-    if unknown := saved.keys() - TrainState.__dataclass_fields__.keys():
+    unknown = saved.keys() - TrainState.__dataclass_fields__.keys()
+    if unknown:
         raise UserError(
-            f"{folder} was written by another version of this program (it keeps {', '.join(sorted(unknown))}): "
-            f"go on with that version, or {NEW_RUN_HINT}"
+            f"{folder} was written by another version of this program (it stores "
+            f"{', '.join(sorted(unknown))}): resume with that version, or {NEW_RUN_HINT}"
         )
-    return TrainState(**{**saved, "level": LossSpikeDetector(**saved.get("level", {}))})
+    # Checkpoints of earlier versions have no loss level.
+    level = LossSpikeDetector(**saved.get("level", {}))
+    return TrainState(**{**saved, "level": level})

@@ -8,7 +8,8 @@ from bench.gpu.runs import cap_memory
 from bench.gpu.steps import TrainingStep
 from common.machine import peak_memory_bytes
 from model.llama import Llama
-from train.autotune import autotune, estimate_process_bytes
+from train.autotune import autotune
+from train.memory_estimate import estimate_process_bytes
 
 # Plan and measurement may differ by this factor: the plan counts, and does not know what a compiler fuses.
 FACTOR = 2.0

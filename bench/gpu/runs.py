@@ -14,26 +14,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import train.throughput
-from bench.gpu.context import ROOT, SMALL, Context, build_model
+from bench.gpu.context import ROOT, SMALL, Context
 from common.errors import UserError, run_main
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
-from data.batching.collate import TextBatchLoader
-from data.batching.text_rows import Mixture, TextPlan
-from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
-from model.config import config_from_preset
 from model.tokenizer import load_tokenizer
 from train.autotune import ComputePlan
 from train.options import PretrainOptions
+from train.pretrain import resolve_run
 from train.run_dir import RunDir
-from train.trainer import RunLength, Trainer
+from train.startup import build_model
+from train.trainer import Trainer
 
 # Steps of a run, and steps between its checkpoints.
 STEPS, EVERY = 12, 4
@@ -396,45 +395,35 @@ def overflow(context: Context) -> None:
         skip_rate()
     folder = context.work / "runs" / "overflow"
     shutil.rmtree(folder, ignore_errors=True)
-    data = ShardSet.open(shards(context))
-    tokenizer = data.load_tokenizer()
     length, rows, last = (32, 4, 24) if context.small else (256, 8, 40)
-    options = PretrainOptions.model_validate(
-        {
-            "max_steps": last,
-            "batch_tokens": rows * length,
-            "sequence_length": length,
-            "log_every": 1,
-            "checkpoint": {"every": last},
-            "evaluation": {"every": last},
-        }
+    spec = resolve_run(
+        PretrainOptions.model_validate(
+            {
+                "run": folder,
+                "data": str(shards(context)),
+                "device": context.device.type,
+                "model": SMALL if context.small else {},
+                "max_steps": last,
+                "batch_tokens": rows * length,
+                "sequence_length": length,
+                "log_every": 1,
+                "checkpoint": {"every": last},
+                "evaluation": {"every": last},
+            }
+        )
     )
-    changes: dict[str, Any] = SMALL if context.small else {}
-    model = build_model(
-        config_from_preset("babyllama-3m", tokenizer.vocab_size, **changes), context.device
-    )
-    before = model.lm_head.weight.detach().clone()
     run = RunDir(folder)
-    run.open(options.model_dump(mode="json"), {"seed": 0}, [data.folder], context.device)
-    plan = TextPlan(
-        Mixture((data.load_split("train"),), (1.0,)), seed=0, length=length, folder=folder / "plan"
+    run.open(spec.options.model_dump(mode="json"), spec.record, spec.device)
+    model = build_model(spec, None)
+    before = model.lm_head.weight.detach().clone()
+    compute_plan = ComputePlan(
+        device=str(context.device),
+        precision="fp16",
+        compile=False,
+        micro_rows=rows,
+        loss_path="chunked",
     )
-    trainer = Trainer(
-        options,
-        RunLength(last, last),
-        run,
-        model,
-        TextBatchLoader(plan, rows),
-        ComputePlan(
-            device=str(context.device),
-            precision="fp16",
-            compile=False,
-            micro_rows=rows,
-            loss_path="chunked",
-        ),
-        lambda into: tokenizer.save(into),
-        lambda *_: None,
-    )
+    trainer = Trainer(spec, run, model, spec.data.plan(folder / "plan"), compute_plan)
     start = 2.0**32 if context.small else 2.0**40
     trainer.scaler = torch.amp.GradScaler(context.device.type, init_scale=start)
     trainer.train()

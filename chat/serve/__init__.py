@@ -1,1 +1,1 @@
-"""A model behind the OpenAI chat-completions protocol, and a page to talk to it: `python -m chat.serve`."""
+"""OpenAI-compatible chat-completions server with continuous batching, and a web page."""

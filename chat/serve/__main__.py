@@ -1,4 +1,4 @@
-"""`python -m chat.serve`: a model behind the OpenAI chat-completions protocol."""
+"""`python -m chat.serve`: serve a model over the OpenAI chat-completions protocol."""
 
 import errno
 import socket
@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from chat.errors import ChatError, describe_os_error, translate_errors
+from chat.errors import COMMAND_FAILED, ChatError, describe_os_error, translate_errors
 from chat.serve.options import parse_serve_options
 from common.errors import run_main
 
@@ -15,80 +15,87 @@ if TYPE_CHECKING:
 
     from chat.serve.engine import Engine
 
-SHUTDOWN_GRACE_SECONDS = 2  # seconds that responses have to end after Ctrl-C
+SHUTDOWN_GRACE_SECONDS = 2  # time for open responses to end after Ctrl-C
 
 
 def main() -> None:
-    """Entry point."""
-    with translate_errors("没有做成：按详情改正后，再运行一次"):
+    """Run the command; every error becomes one line in Chinese."""
+    with translate_errors(COMMAND_FAILED):
         _run_server()
 
 
 def _run_server() -> None:
     options = parse_serve_options(sys.argv[1:])
-    # Before the model is loaded: a port that is taken is said at once.
+    # Opened before the model is loaded, so that a port in use is reported at once.
     with open_listener(options.host, options.port) as listener:
         from chat import load_model
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
 
         checkpoint = options.checkpoint or load_model.find_default_run()
-        loaded = load_model.load_chat_model(
+        loaded_model = load_model.load_chat_model(
             checkpoint,
             load_model.resolve_chat_device(options.device),
             options.precision,
             options.quantize,
         )
-        engine = Engine(loaded, max_sequences=options.rows, max_queued=options.waiting)
-        limits = Limits(options.max_new_tokens, options.timeout, options.max_body)
-        service = Service(checkpoint.resolve().name, loaded, engine, options.to_sampling(), limits)
-        _print_note(f"模型：{loaded.description}")
-        if (hint := load_model.capability_hint(loaded)) is not None:
+        engine = Engine(loaded_model, max_sequences=options.rows, max_queued=options.waiting)
+        service = Service(
+            checkpoint.resolve().name,
+            loaded_model,
+            engine,
+            options.to_sampling(),
+            Limits(options.max_new_tokens, options.timeout, options.max_body),
+        )
+        _print_note(f"模型：{loaded_model.description}")
+        if (hint := load_model.capability_hint(loaded_model)) is not None:
             _print_note(hint)
         if not _is_loopback(listener) and options.api_key is None:
             _print_note(
-                f"提示：--host {options.host} 让别的机器也连得上，而没有 --api_key：谁都可以用"
+                f"提示：--host {options.host} 允许其他机器访问，而没有设置 --api_key：谁都可以使用"
             )
-        _print_note(
-            f"{server_url(listener)} （协议：{server_url(listener)}v1，模型名：{service.name}），Ctrl-C 结束"
-        )
+        url = server_url(listener)
+        _print_note(f"{url} （API 地址：{url}v1，模型名：{service.name}），按 Ctrl-C 停止")
         serve(service.application(options.host, options.api_key), engine, listener)
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A socket that listens there. ChatError if that cannot be."""
+    """Return a listening socket. Raises ChatError if the address cannot be used."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except UnicodeError:
-        raise ChatError(f"--host {host[:100]}：不是地址，也不是主机名") from None
+        raise ChatError(f"--host {host[:100]}：不是有效的地址或主机名") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ChatError(
-                f"{host}:{port} 已经有程序在用：换一个 --port，或先结束那个程序"
+                f"{host}:{port} 已被占用：请换一个 --port，或先关闭占用它的程序"
             ) from None
         raise ChatError(
-            f"--host {host} --port {port}：不能在这里监听（{describe_os_error(error)}）"
+            f"--host {host} --port {port}：无法监听（{describe_os_error(error)}）"
         ) from None
 
 
 def server_url(listener: socket.socket) -> str:
-    """Where a browser finds the server."""
+    """Return the URL under which a browser on this machine reaches the server."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    if ":" in host:  # IPv6
+        host = f"[{host}]"
+    return f"http://{host}:{port}/"
 
 
 def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, which end the answers that are being made."""
+    """Serve until SIGINT or SIGTERM, which also end the running answers."""
     import uvicorn
 
     from chat.serve.connection_limits import BACKLOG, LimitedConnection
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # uvicorn waits for open responses, which only end when the engine stops.
             engine.stop()
             super().handle_exit(sig, frame)
 
@@ -109,7 +116,7 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     try:
         Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
-        _print_note("结束")
+        _print_note("已停止")
     finally:
         engine.stop()
         engine.join()

@@ -1,4 +1,4 @@
-"""The routes: requests to jobs, events to responses."""
+"""The HTTP routes: turn requests into generation requests, and their events into responses."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from chat.load_model import LoadedModel
+from chat.prompt import FittedPrompt, PromptTooLongError, fit_prompt
 from chat.serve import page
 from chat.serve.auth import AuthMiddleware
 from chat.serve.connection_limits import IDLE_TIMEOUT_SECONDS
 from chat.serve.engine import INTERNAL_ERROR_MESSAGE, SHUTDOWN_MESSAGE, Engine, QueueFull
 from chat.serve.errors import ProtocolError
-from chat.serve.prompt import FittedPrompt, fit_prompt
 from chat.serve.protocol import (
     CompletionRequest,
     conversation_from_messages,
@@ -30,27 +30,27 @@ from chat.serve.protocol import (
     resolve_sampling,
 )
 from chat.serve.responses import DONE_EVENT, CompletionResponse, encode_sse_event
-from chat.serve.sequence import AnswerEvent, Failure, Finish, Job, TextDelta
-from model.decode.generate import Sampling, max_prompt_tokens
+from chat.serve.sequence import AnswerEvent, Failure, Finish, GenerationRequest, TextDelta
+from model.decode.generate import max_prompt_tokens
+from model.decode.sampling import Sampling
 
-RETRY_AFTER_SECONDS = 2  # seconds
-BODY_TIMEOUT_SECONDS = (
-    IDLE_TIMEOUT_SECONDS - 5.0
-)  # so that it is told, before its connection is closed
-CLIENT_CLOSED_RESPONSE = Response(status_code=499)  # to nobody: the one who asked has gone
+RETRY_AFTER_SECONDS = 2
+# Shorter than the connection's own timeout, so that the client gets an error before it is closed.
+BODY_TIMEOUT_SECONDS = IDLE_TIMEOUT_SECONDS - 5.0
+CLIENT_CLOSED_RESPONSE = Response(status_code=499)  # nobody receives it: the client has gone
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may cost."""
+    """Upper limits for one request."""
 
-    max_new_tokens: int  # of an answer
-    timeout_seconds: float  # of a request, waiting counted
-    max_body_bytes: int  # bytes
+    max_new_tokens: int
+    timeout_seconds: float  # waiting included
+    max_body_bytes: int
 
 
 class AsyncEventQueue:
-    """Events from the engine's thread to a coroutine."""
+    """Events sent by the engine's thread to a coroutine."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -58,28 +58,31 @@ class AsyncEventQueue:
         self.get = self._events.get
 
     def put(self, event: AnswerEvent) -> None:
-        """May be called from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        """Append an event. Safe in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 class Service:
-    """A model under a name, and the engine that answers for it."""
+    """The application: a model under a name, and the engine that runs it."""
 
     def __init__(
-        self, name: str, weights: LoadedModel, engine: Engine, defaults: Sampling, limits: Limits
+        self,
+        name: str,
+        loaded_model: LoadedModel,
+        engine: Engine,
+        default_sampling: Sampling,
+        limits: Limits,
     ) -> None:
-        self.name, self._loaded_model, self._engine, self._defaults, self._limits = (
-            name,
-            weights,
-            engine,
-            defaults,
-            limits,
-        )
-        self._created = int(weights.folder.stat().st_mtime)
+        self.name = name
+        self._loaded_model = loaded_model
+        self._engine = engine
+        self._default_sampling = default_sampling
+        self._limits = limits
+        self._created = int(loaded_model.folder.stat().st_mtime)
 
     def application(self, host: str, api_key: str | None) -> Starlette:
-        """The ASGI application."""
+        """Return the ASGI application."""
         routes = [
             Route("/", page.get_page),
             Route("/health", self.health),
@@ -87,33 +90,34 @@ class Service:
             Route("/v1/models/{name:path}", self.get_model),
             Route("/v1/chat/completions", self.create_chat_completion, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = {
+        exception_handlers: dict[Any, Any] = {
             ProtocolError: _error_response,
             HTTPException: _error_response,
             Exception: _error_response,
         }
         return Starlette(
             routes=routes,
-            exception_handlers=handlers,
+            exception_handlers=exception_handlers,
             middleware=[Middleware(AuthMiddleware, host=host, api_key=api_key)],
         )
 
     async def health(self, request: Request) -> Response:
-        """Whether the engine works, and how many requests it has."""
-        running, waiting = self._engine.request_counts
+        """GET /health: return the engine's status and its numbers of requests."""
+        num_running, num_waiting = self._engine.request_counts
+        is_alive = self._engine.is_alive
         status = {
-            "status": "ok" if self._engine.is_alive else "stopping",
-            "running": running,
-            "waiting": waiting,
+            "status": "ok" if is_alive else "stopping",
+            "running": num_running,
+            "waiting": num_waiting,
         }
-        return JSONResponse(status, 200 if self._engine.is_alive else 503)
+        return JSONResponse(status, 200 if is_alive else 503)
 
     async def list_models(self, request: Request) -> Response:
-        """The one model there is."""
+        """GET /v1/models: return a list with the one model."""
         return JSONResponse({"object": "list", "data": [self._model_info]})
 
     async def get_model(self, request: Request) -> Response:
-        """The model of a name."""
+        """GET /v1/models/NAME: return the model, or 404 for any other name."""
         self._check_model_name(request.path_params["name"])
         return JSONResponse(self._model_info)
 
@@ -132,73 +136,90 @@ class Service:
         if name != self.name:
             raise ProtocolError(
                 404,
-                f"there is no model {name!r} here; there is {self.name!r}",
+                f"the model {name!r} does not exist; this server has {self.name!r}",
                 param="model",
                 code="model_not_found",
             )
 
     async def create_chat_completion(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
+        """POST /v1/chat/completions: return the answer, whole or as a stream of events."""
         try:
             body = parse_request(await self._read_body(request))
         except ClientDisconnect:
             return CLIENT_CLOSED_RESPONSE
         self._check_model_name(body.model)
+        max_new_tokens = body.max_completion_tokens or body.max_tokens
         max_new_tokens = min(
-            self._limits.max_new_tokens,
-            body.max_completion_tokens or body.max_tokens or self._limits.max_new_tokens,
+            max_new_tokens or self._limits.max_new_tokens, self._limits.max_new_tokens
         )
-        prompt = await asyncio.to_thread(
-            fit_prompt,
-            self._loaded_model.tokenizer,
-            self._loaded_model.template,
-            conversation_from_messages(body.messages),
-            max_prompt_tokens(self._loaded_model.context_length, max_new_tokens),
-        )
-        mailbox = AsyncEventQueue()
-        job = self._submit_job(body, prompt, max_new_tokens, mailbox)
-        # Nothing more comes from the client but word that it has gone.
-        watch = asyncio.create_task(_watch_disconnect(request, job))
+        # In a thread, because encoding a long text would block all other connections.
+        prompt = await asyncio.to_thread(self._build_prompt, body, max_new_tokens)
+        events = AsyncEventQueue()
+        generation_request = self._add_request(body, prompt, max_new_tokens, events)
+        # After its body the client sends nothing more, so all that can come is the disconnect.
+        disconnect_watcher = asyncio.create_task(_watch_disconnect(request, generation_request))
         try:
-            first = await mailbox.get()
-            if isinstance(first, Failure):
+            # Waited for before the response begins, so that a failure can have its own status.
+            first_event = await events.get()
+            if isinstance(first_event, Failure):
+                retry_after = RETRY_AFTER_SECONDS if first_event.status == 503 else None
                 raise ProtocolError(
-                    first.status,
-                    first.message,
-                    retry_after=RETRY_AFTER_SECONDS if first.status == 503 else None,
+                    first_event.status, first_event.message, retry_after=retry_after
                 )
-            answer = CompletionResponse(self.name, prompt)
-            if body.stream:
-                return EventStreamResponse(
-                    _stream_events(first, mailbox, answer, body.stream_options.include_usage), job
-                )
-            return await _collect_response(first, mailbox, answer)
+            response = CompletionResponse(self.name, prompt)
+            if not body.stream:
+                return await _collect_response(first_event, events, response)
+            include_usage = body.stream_options.include_usage
+            chunks = _stream_chunks(first_event, events, response, include_usage)
+            return EventStreamResponse(chunks, generation_request)
         finally:
-            watch.cancel()
+            disconnect_watcher.cancel()
 
-    def _submit_job(
+    def _build_prompt(self, body: CompletionRequest, max_new_tokens: int) -> FittedPrompt:
+        """Return the prompt of a request. Raises ProtocolError if it does not fit."""
+        conversation = conversation_from_messages(body.messages)
+        try:
+            return fit_prompt(
+                self._loaded_model.tokenizer,
+                self._loaded_model.template,
+                conversation.turns,
+                conversation.question,
+                conversation.reference,
+                max_prompt_tokens(self._loaded_model.context_length, max_new_tokens),
+                truncate_reference=False,
+            )
+        except PromptTooLongError as error:
+            raise ProtocolError(
+                400,
+                f"the reference and the question have {error.num_tokens} tokens, "
+                f"and the limit is {error.prompt_budget}: shorten them",
+                param="messages",
+                code="context_length_exceeded",
+            ) from None
+
+    def _add_request(
         self,
         body: CompletionRequest,
         prompt: FittedPrompt,
         max_new_tokens: int,
-        mailbox: AsyncEventQueue,
-    ) -> Job:
+        events: AsyncEventQueue,
+    ) -> GenerationRequest:
+        """Hand a request to the engine. Raises ProtocolError if it is full or stopping."""
         if not self._engine.is_alive:
             raise ProtocolError(503, SHUTDOWN_MESSAGE)
-        seed = body.seed if body.seed is not None else secrets.randbits(63)
-        job = Job(
+        generation_request = GenerationRequest(
             prompt.ids,
             max_new_tokens,
-            resolve_sampling(body, self._defaults),
-            seed,
-            time.monotonic() + self._limits.timeout_seconds,
-            mailbox.put,
-            body.frequency_penalty,
-            body.presence_penalty,
-            body.stop,
+            resolve_sampling(body, self._default_sampling),
+            seed=secrets.randbits(63) if body.seed is None else body.seed,
+            deadline=time.monotonic() + self._limits.timeout_seconds,
+            emit=events.put,
+            frequency_penalty=body.frequency_penalty,
+            presence_penalty=body.presence_penalty,
+            stop_strings=body.stop,
         )
         try:
-            self._engine.submit(job)
+            self._engine.add_request(generation_request)
         except QueueFull:
             raise ProtocolError(
                 429,
@@ -206,94 +227,103 @@ class Service:
                 code="rate_limit_exceeded",
                 retry_after=RETRY_AFTER_SECONDS,
             ) from None
-        return job
+        return generation_request
 
     async def _read_body(self, request: Request) -> bytes:
-        """The body, JSON by its own account: a page elsewhere cannot send that without asking first (CORS)."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        """Return the body. Raises ProtocolError if it is late, too large or not sent as JSON.
+
+        A web page of another origin cannot send JSON without asking first (CORS preflight), which
+        this server never allows.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
             raise ProtocolError(415, "send JSON, with the header Content-Type: application/json")
 
-        async def arrived() -> bytes:
-            raw = b""
+        async def read_limited() -> bytes:
+            body = b""
             async for block in request.stream():
-                raw += block
-                if len(raw) > self._limits.max_body_bytes:
+                body += block
+                if len(body) > self._limits.max_body_bytes:
                     raise ProtocolError(
                         413,
                         f"the body is larger than {self._limits.max_body_bytes:,} bytes",
                         code="body_too_large",
                     )
-            return raw
+            return body
 
         try:
-            return await asyncio.wait_for(arrived(), BODY_TIMEOUT_SECONDS)
+            return await asyncio.wait_for(read_limited(), BODY_TIMEOUT_SECONDS)
         except asyncio.TimeoutError:
             raise ProtocolError(
-                408, f"the body did not come within {BODY_TIMEOUT_SECONDS:g} seconds"
+                408, f"the body did not arrive within {BODY_TIMEOUT_SECONDS:g} seconds"
             ) from None
 
 
 class EventStreamResponse(StreamingResponse):
-    """Events of a job, which nobody needs any more when the response is over, however it ended."""
+    """A stream of server-sent events that cancels its request when it ends, however it ends.
 
-    def __init__(self, events: AsyncIterator[bytes], job: Job) -> None:
+    A `finally` in the generator would not do: it does not run if the client leaves before the
+    first chunk is sent.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], generation_request: GenerationRequest) -> None:
         super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+            chunks, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )
-        self._job = job
+        self._generation_request = generation_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._job.is_cancelled = True
+            self._generation_request.is_cancelled = True
 
 
-async def _watch_disconnect(request: Request, job: Job) -> None:
+async def _watch_disconnect(request: Request, generation_request: GenerationRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    job.is_cancelled = True
+    generation_request.is_cancelled = True
 
 
 async def _collect_response(
-    first: TextDelta | Finish, mailbox: AsyncEventQueue, answer: CompletionResponse
+    first_event: TextDelta | Finish, events: AsyncEventQueue, response: CompletionResponse
 ) -> Response:
-    texts: list[str] = []
-    event: AnswerEvent = first
+    """Return the whole answer as one response. Raises ProtocolError if the engine fails."""
+    pieces: list[str] = []
+    event: AnswerEvent = first_event
     while isinstance(event, TextDelta):
-        texts.append(event.text)
-        event = await mailbox.get()
+        pieces.append(event.text)
+        event = await events.get()
     if isinstance(event, Failure):
         raise ProtocolError(event.status, event.message)
-    return (
-        CLIENT_CLOSED_RESPONSE
-        if event.finish_reason == "gone"
-        else JSONResponse(answer.completion("".join(texts), event))
-    )
+    if event.finish_reason == "cancelled":
+        return CLIENT_CLOSED_RESPONSE
+    return JSONResponse(response.completion("".join(pieces), event))
 
 
-async def _stream_events(
-    first: TextDelta | Finish,
-    mailbox: AsyncEventQueue,
-    answer: CompletionResponse,
-    should_include_usage: bool,
+async def _stream_chunks(
+    first_event: TextDelta | Finish,
+    events: AsyncEventQueue,
+    response: CompletionResponse,
+    include_usage: bool,
 ) -> AsyncIterator[bytes]:
-    yield encode_sse_event(answer.chunk({"role": "assistant", "content": ""}))
-    event: AnswerEvent = first
+    """Yield the server-sent events of an answer; a failure on the way becomes an error event."""
+    yield encode_sse_event(response.chunk({"role": "assistant", "content": ""}))
+    event: AnswerEvent = first_event
     while isinstance(event, TextDelta):
-        yield encode_sse_event(answer.chunk({"content": event.text}))
-        event = await mailbox.get()
+        yield encode_sse_event(response.chunk({"content": event.text}))
+        event = await events.get()
     if isinstance(event, Failure):
         yield encode_sse_event(ProtocolError(event.status, event.message).body)
         return
-    yield encode_sse_event(answer.chunk({}, event))
-    if should_include_usage:
-        yield encode_sse_event(answer.usage_chunk(event))
+    yield encode_sse_event(response.chunk({}, event))
+    if include_usage:
+        yield encode_sse_event(response.usage_chunk(event))
     yield DONE_EVENT
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
+    """Return any exception as the protocol's error object."""
     if isinstance(error, HTTPException):
         error = ProtocolError(
             error.status_code, f"{request.method} {request.url.path}: {error.detail}"

@@ -1,4 +1,4 @@
-"""Who may ask at all."""
+"""Refuse requests under a foreign host name or without the API key."""
 
 import secrets
 import socket
@@ -12,15 +12,19 @@ from chat.serve.errors import ProtocolError
 
 
 class AuthMiddleware:
-    """Turns away requests under a host name that is not ours, and those to /v1 without the key where there is one.
+    """Check the Host header of every request, and the API key of those under /v1.
 
-    A web page elsewhere can point its own name at this machine and then read our answers as its own (DNS rebinding). Its
-    requests carry that name, so only names that nobody else can give are taken: addresses, localhost, the machine's own
-    name and what `--host` says.
+    A web page of another origin can let its own host name point to this machine and would then
+    read the answers as its own (DNS rebinding). Its requests carry that name, so only names that
+    it cannot own are allowed: IP addresses, localhost, this machine's name and `--host`.
+
+    Starlette's TrustedHostMiddleware cannot replace this: it compares with a list of names and has
+    no rule for "any IP address", and it answers in plain text instead of the protocol's error.
     """
 
     def __init__(self, app: ASGIApp, host: str, api_key: str | None) -> None:
-        self._app, self._api_key = app, api_key
+        self._app = app
+        self._api_key = api_key
         self._allowed_hosts = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,29 +37,31 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     def _authorize(self, path: str, headers: Headers) -> None:
-        if not self._is_own_host(headers.get("host", "")):
+        if not self._is_allowed_host(headers.get("host", "")):
             raise ProtocolError(
                 403,
-                "the Host header names another server: use the address of this one",
+                "the Host header names another server: use this server's address",
                 code="bad_host",
             )
         if self._api_key is None or not path.startswith("/v1"):
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secrets.compare_digest(
-            key.strip().encode(), self._api_key.encode()
-        ):
+        # compare_digest, because an early end at the first difference would reveal the key.
+        is_key = secrets.compare_digest(key.strip().encode(), self._api_key.encode())
+        if scheme.lower() != "bearer" or not is_key:
             raise ProtocolError(
                 401,
-                "the key is missing or wrong: send Authorization: Bearer KEY",
+                "the API key is missing or wrong: send Authorization: Bearer KEY",
                 code="invalid_api_key",
             )
 
-    def _is_own_host(self, host: str) -> bool:
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        name = name.removeprefix("[").removesuffix("]").lower()
+    def _is_allowed_host(self, host_header: str) -> bool:
+        """Return whether a Host header, with or without a port, names this server."""
+        has_port = ":" in host_header and not host_header.endswith("]")  # "[::1]" is IPv6
+        host = host_header.rpartition(":")[0] if has_port else host_header
+        host = host.removeprefix("[").removesuffix("]").lower()
         try:
-            ip_address(name)
+            ip_address(host)
         except ValueError:
-            return name in self._allowed_hosts
+            return host in self._allowed_hosts
         return True

@@ -1,4 +1,4 @@
-"""Answers decoded together, while others come and go."""
+"""Continuous batching: decode many sequences together while others come and go."""
 
 from collections.abc import Sequence
 
@@ -6,124 +6,133 @@ import torch
 from torch import Tensor
 
 from chat.load_model import LoadedModel
-from chat.serve.sequence import ActiveSequence, Failure, Job
+from chat.serve.sequence import ActiveSequence, GenerationRequest
 from model.decode.batched_inference import InferenceBatch
 
 OVERFLOW_MESSAGE = "the computation overflowed: start the server with --precision fp32"
 
 
 class ContinuousBatch:
-    """The rows that are being answered, behind one key-value cache.
+    """The running sequences and their common KV cache.
 
-    Newcomers are read beside it and joined to it (continuous batching, Yu et al. 2022, Orca): nobody waits for the
-    longest answer, and no prompt is read twice.
+    New prompts are prefilled in a batch of their own, whose KV cache is then concatenated to that
+    of the running sequences (continuous batching, Yu et al. 2022, Orca): nobody waits for the
+    longest answer, and no prompt is computed twice.
     """
 
-    def __init__(self, weights: LoadedModel) -> None:
-        self._loaded_model = weights
+    def __init__(self, loaded_model: LoadedModel) -> None:
+        self._loaded_model = loaded_model
+        # Row i of the inference batch belongs to sequences[i].
         self._inference_batch: InferenceBatch | None = None
         self.sequences: list[ActiveSequence] = []
 
     @torch.inference_mode()
-    def admit(self, jobs: Sequence[Job]) -> None:
-        """Read the prompts of these jobs, say their first ids, and let them go on with the others."""
-        tokenizer, model = self._loaded_model.tokenizer, self._loaded_model.model
-        config = model.config
-        new = [
-            ActiveSequence(
-                job,
-                tokenizer,
-                self._loaded_model.context_length,
-                config.stop_ids,
-            )
-            for job in jobs
-        ]
-        if not new:
+    def prefill(self, requests: Sequence[GenerationRequest]) -> None:
+        """Compute the prompts of new requests, sample their first ids, and add them all."""
+        if not requests:
             return
-        old, self.sequences = (
-            self.sequences,
-            self.sequences + new,
-        )  # from here on a fault finds them among the rows
-        reader = InferenceBatch(
+        model = self._loaded_model.model
+        new_sequences = [self._new_sequence(request) for request in requests]
+        running_sequences = self.sequences
+        # Added before the computation, so that `fail_all` reaches them if it raises.
+        self.sequences = running_sequences + new_sequences
+        inference_batch = InferenceBatch(
             model,
-            [job.prompt for job in jobs],
-            max_new_tokens=max(row.num_remaining for row in new),
+            [request.prompt for request in requests],
+            max_new_tokens=max(sequence.num_remaining for sequence in new_sequences),
         )
-        rows = _advance_sequences(new, reader, reader.prefill())
-        if rows and old and self._inference_batch is not None:
-            reader = InferenceBatch.concat(
-                [self._inference_batch, reader],
-                max_new_tokens=max(row.num_remaining for row in old + rows),
-            )
-        if rows:
-            self._inference_batch = reader
-        self.sequences = old + rows
+        hidden = inference_batch.prefill()
+        new_sequences = _append_next_tokens(new_sequences, inference_batch, hidden)
+        if new_sequences:
+            if running_sequences and self._inference_batch is not None:
+                all_sequences = running_sequences + new_sequences
+                inference_batch = InferenceBatch.concat(
+                    [self._inference_batch, inference_batch],
+                    max_new_tokens=max(sequence.num_remaining for sequence in all_sequences),
+                )
+            self._inference_batch = inference_batch
+        self.sequences = running_sequences + new_sequences
+
+    def _new_sequence(self, request: GenerationRequest) -> ActiveSequence:
+        config = self._loaded_model.model.config
+        return ActiveSequence(
+            request,
+            self._loaded_model.tokenizer,
+            self._loaded_model.context_length,
+            config.stop_ids,
+        )
 
     @torch.inference_mode()
     def decode_step(self) -> None:
-        """Say the next id of each row."""
-        if self.sequences and self._inference_batch is not None:
-            last = torch.tensor(
-                [row.answer_ids[-1] for row in self.sequences],
-                device=self._inference_batch.device,
-            )
-            hidden = self._inference_batch.decode_step(last)
-            self.sequences = _advance_sequences(self.sequences, self._inference_batch, hidden)
+        """Compute and append one id of every sequence."""
+        if not self.sequences or self._inference_batch is None:
+            return
+        last_ids = torch.tensor(
+            [sequence.answer_ids[-1] for sequence in self.sequences],
+            device=self._inference_batch.device,
+        )
+        hidden = self._inference_batch.decode_step(last_ids)
+        self.sequences = _append_next_tokens(self.sequences, self._inference_batch, hidden)
 
     @torch.inference_mode()
-    def drop_finished(self, now: float) -> None:
-        """End the rows to which nobody listens and those whose time is up at `now`."""
-        for row in self.sequences:
-            if row.job.is_cancelled:
-                row.finish("gone")
-            elif now >= row.job.deadline:
-                row.finish("timeout")
+    def drop_expired(self, now: float) -> None:
+        """Finish the sequences whose client has disconnected or whose deadline is before `now`."""
+        for sequence in self.sequences:
+            if sequence.request.is_cancelled:
+                sequence.finish("cancelled")
+            elif now >= sequence.request.deadline:
+                sequence.finish("timeout")
         if self._inference_batch is not None:
             self.sequences = _select_unfinished(self.sequences, self._inference_batch)
 
     def fail_all(self, status: int, message: str) -> None:
-        """End all rows without an answer."""
-        for row in self.sequences:
-            if row.finish_reason is None:
-                row.job.emit(Failure(status, message))
-        self.sequences, self._inference_batch = [], None
+        """Fail every sequence that is not finished, and empty the batch."""
+        for sequence in self.sequences:
+            if sequence.finish_reason is None:
+                sequence.fail(status, message)
+        self.sequences = []
+        self._inference_batch = None
 
 
-def _advance_sequences(
-    rows: list[ActiveSequence], reader: InferenceBatch, hidden: Tensor
+def _append_next_tokens(
+    sequences: list[ActiveSequence], inference_batch: InferenceBatch, hidden: Tensor
 ) -> list[ActiveSequence]:
-    """Append the next id to each row, given hidden[R, D] of its last one; drop finished rows.
+    """Append the next id to every sequence, given hidden[B, D] of its last position.
 
-    Returns the rows that go on, which are those of `reader` then.
+    Returns the sequences that are not finished, which are the rows of `inference_batch` then.
     """
-    for row, token_id in zip(rows, _sample_tokens(rows, reader, hidden), strict=True):
-        if token_id is None:
-            row.job.emit(Failure(500, OVERFLOW_MESSAGE))
-            row.finish_reason = "gone"
+    next_ids = _next_tokens(sequences, inference_batch, hidden)
+    for sequence, next_id in zip(sequences, next_ids, strict=True):
+        if next_id is None:
+            sequence.fail(500, OVERFLOW_MESSAGE)
         else:
-            row.accept_token(token_id)
-    return _select_unfinished(rows, reader)
+            sequence.append_token(next_id)
+    return _select_unfinished(sequences, inference_batch)
 
 
-def _sample_tokens(
-    rows: list[ActiveSequence], reader: InferenceBatch, hidden: Tensor
+def _next_tokens(
+    sequences: list[ActiveSequence], inference_batch: InferenceBatch, hidden: Tensor
 ) -> list[int | None]:
-    """Choose the next id of each row; None where the model's output is not finite."""
-    if all(row.is_greedy for row in rows):
-        # The argmax needs no logits; -1 in its place saves a second wait for the device.
+    """Return the next id of every sequence, None where hidden[B, D] or the logits overflowed."""
+    if all(sequence.is_greedy for sequence in sequences):
+        # Nobody needs the logits, which cost most of the head. The check for overflow is part of
+        # the same tensor, because every copy from a GPU waits for it.
         is_finite = hidden.isfinite().all(-1)
-        token_ids = torch.where(is_finite, reader.head.argmax(hidden), -1).tolist()
-        return [None if token_id < 0 else token_id for token_id in token_ids]
-    logits = reader.head.logits(hidden)
-    finite = logits.isfinite().all(-1).tolist()
+        argmax_ids = torch.where(is_finite, inference_batch.head.argmax(hidden), -1).tolist()
+        return [None if argmax_id < 0 else argmax_id for argmax_id in argmax_ids]
+    logits = inference_batch.head.logits(hidden)
+    is_finite_row = logits.isfinite().all(-1).tolist()
     return [
-        row.sample_token(row_logits) if is_finite else None
-        for row, row_logits, is_finite in zip(rows, logits.cpu(), finite, strict=True)
+        sequence.sample_token(row) if is_finite else None
+        for sequence, row, is_finite in zip(sequences, logits.cpu(), is_finite_row, strict=True)
     ]
 
 
-def _select_unfinished(rows: list[ActiveSequence], reader: InferenceBatch) -> list[ActiveSequence]:
-    unfinished = [index for index, row in enumerate(rows) if row.finish_reason is None]
-    if 0 < len(unfinished) < len(rows):
-        reader.select_rows(torch.tensor(unfinished, device=reader.device))
-    return [rows[index] for index in unfinished]
+def _select_unfinished(
+    sequences: list[ActiveSequence], inference_batch: InferenceBatch
+) -> list[ActiveSequence]:
+    """Return the unfinished sequences, and drop the rows of the others from the KV cache."""
+    rows = [index for index, sequence in enumerate(sequences) if sequence.finish_reason is None]
+    if 0 < len(rows) < len(sequences):
+        inference_batch.select_rows(torch.tensor(rows, device=inference_batch.device))
+    return [sequences[row] for row in rows]

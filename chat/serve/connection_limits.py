@@ -1,93 +1,98 @@
-"""Connections that ask for nothing must not use up the files that the process may open, nor keep others out."""
+"""Limit the number of connections and the time that an idle one may stay open."""
 
 import asyncio
 import resource
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MAX_CONNECTIONS = 256  # open connections
-IDLE_TIMEOUT_SECONDS = 30.0  # seconds
-BACKLOG = (
-    32  # asyncio takes as many in one turn of its loop, before it hears that they are too many
-)
+MAX_CONNECTIONS = 256
+IDLE_TIMEOUT_SECONDS = 30.0
+# asyncio accepts up to this many connections before it learns that there are too many.
+BACKLOG = 32
 
-# Files for everything else, and for the turns, about five, from a connection's coming to the end of its closing.
+# For the program's own files, and for connections in the about five turns of the event loop
+# between accepting a connection and having closed it.
 _RESERVED_FILES = 64 + 5 * BACKLOG
 
 
 def resolve_connection_limit() -> int:
-    """`MOST`, or fewer where the process may not open that many files (RLIMIT_NOFILE)."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        MAX_CONNECTIONS
-        if soft == resource.RLIM_INFINITY
-        else max(8, min(MAX_CONNECTIONS, soft - _RESERVED_FILES))
-    )
+    """Return MAX_CONNECTIONS, or less if the process may not open that many files."""
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft_limit == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(8, min(MAX_CONNECTIONS, soft_limit - _RESERVED_FILES))
 
 
 class LimitedConnection(H11Protocol):
-    """HTTP/1.1 over at most `max_connections` connections; those that do not go on within `idle_timeout` seconds are closed.
+    """An HTTP/1.1 connection, of which at most `max_connections` are open at a time.
 
-    Those bring no whole request, or read nothing of what they asked for. One connection more takes the place of the one
-    that has been waited for longest, and is closed itself where no other is waited for: a listener whose process has no
-    file left for it can neither take it nor refuse it, and asyncio tries and complains without end. uvicorn has no limit
-    before a request is whole, and none for who does not read.
+    A connection waits while its client has to send a whole request or to read its answer, and is
+    closed after `idle_timeout` seconds of that. One connection too many replaces the one that has
+    waited longest, and is closed itself if none waits.
+
+    uvicorn's own settings do not replace this. `limit_concurrency` refuses a request only after
+    its head is complete, so silent connections (slow loris) are neither counted in time nor
+    closed; when they use up the process's files, asyncio can neither accept nor refuse the next
+    one and logs an error in an endless loop. `timeout_keep_alive` begins after an answer, and
+    nothing limits the time for a request or for a client that does not read.
     """
 
     max_connections = resolve_connection_limit()
     idle_timeout = IDLE_TIMEOUT_SECONDS
-    _idle_timer: asyncio.TimerHandle | None = None
-    _num_unread_bytes = 0  # bytes of an answer, when the wait began
+    _idle_timer: asyncio.TimerHandle | None = None  # set while the connection waits
+    _num_unread_bytes = 0  # size of the write buffer when the timer was started
 
     @property
     def has_whole_request(self) -> bool:
-        """Whether there is a whole request, with its body, to be answered."""
-        return (
-            self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
-        )
+        """Return whether a request, body included, has arrived and is not yet answered."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.more_body and not cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it, and close one where they are too many."""
+        """Accept a connection, and close one if there are too many."""
         super().connection_made(transport)
         self._start_idle_timer()
         if len(self.connections) > self.max_connections:
-            waiting = [
-                (each._idle_timer.when(), each)
-                for each in self.connections
-                if isinstance(each, LimitedConnection) and each._idle_timer is not None
+            waiting_connections = [
+                (connection._idle_timer.when(), connection)
+                for connection in self.connections
+                if isinstance(connection, LimitedConnection) and connection._idle_timer is not None
             ]
-            min(waiting, key=lambda one: one[0])[1]._abort_connection()
+            # There is at least one: the new connection itself.
+            _, longest_waiting = min(waiting_connections, key=lambda entry: entry[0])
+            longest_waiting._abort_connection()
 
     def data_received(self, data: bytes) -> None:
-        """Part of a head or a body."""
-        before, asked = self.cycle, self.has_whole_request
+        """Handle a part of a request's head or body."""
+        previous_cycle = self.cycle
+        had_whole_request = self.has_whole_request
         super().data_received(data)
         if self.flow.write_paused:
-            return  # it has yet to read the answer before: it is waited for that
-        if self.has_whole_request and not asked:
+            return  # the client still has to read the previous answer: the timer runs for that
+        if self.has_whole_request and not had_whole_request:
             self._cancel_idle_timer()
-        elif self.cycle is not before:
-            self._start_idle_timer()  # a head has come, and its body has as long again
+        elif self.cycle is not previous_cycle:
+            self._start_idle_timer()  # a head has arrived; the body has the same time again
 
     def on_response_complete(self) -> None:
-        """A request is answered; the next may have come already."""
+        """Wait for the next request, unless it has arrived already."""
         super().on_response_complete()
         if not self.has_whole_request:
             self._start_idle_timer()
 
     def pause_writing(self) -> None:
-        """The other side does not read as fast as we write."""
+        """Wait for the client to read: the write buffer is full."""
         super().pause_writing()
         self._start_idle_timer()
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """Stop waiting: the client has read."""
         super().resume_writing()
         if self.has_whole_request:
             self._cancel_idle_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """Stop the timer of a closed connection."""
         self._cancel_idle_timer()
         super().connection_lost(exc)
 
@@ -102,7 +107,7 @@ class LimitedConnection(H11Protocol):
             self._idle_timer = None
 
     def _on_idle_timeout(self) -> None:
-        # Nothing is added while it is waited for: less is there only if it has read.
+        # Nothing is written while the timer runs, so a smaller buffer means that the client reads.
         if self.transport.get_write_buffer_size() < self._num_unread_bytes:
             self._start_idle_timer()
         else:

@@ -1,46 +1,48 @@
-"""The thread that owns the model: jobs in, their events out."""
+"""The engine: a thread that owns the model and schedules requests into the batch."""
 
 import sys
 import time
 import traceback
 from collections import deque
 from queue import Empty, SimpleQueue
-from threading import Event as Flag
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 from chat.load_model import LoadedModel
 from chat.serve.batch import ContinuousBatch
-from chat.serve.sequence import AnswerEvent, Failure, Job, TextDelta
+from chat.serve.sequence import AnswerEvent, Failure, GenerationRequest, TextDelta
 
-INTERNAL_ERROR_MESSAGE = "a fault of the server; its terminal says more"
+INTERNAL_ERROR_MESSAGE = "internal error; the server's terminal shows the details"
 SHUTDOWN_MESSAGE = "the server is shutting down"
-QUEUE_TIMEOUT_MESSAGE = "all rows were busy until the time of this request was up"
+QUEUE_TIMEOUT_MESSAGE = "the request timed out while it waited for other requests to finish"
 
 
 class QueueFull(Exception):
-    """As many jobs as may be are running and waiting."""
+    """As many requests as allowed are running and waiting."""
 
 
 class Engine:
-    """Answers up to `max_sequences` jobs at once; up to `max_queued` more wait for a free row."""
+    """Run up to `max_sequences` requests at once, with up to `max_queued` more waiting."""
 
-    def __init__(self, weights: LoadedModel, *, max_sequences: int, max_queued: int) -> None:
-        self.max_sequences, self.max_queued = max_sequences, max_queued
-        self._batch = ContinuousBatch(weights)
-        # SimpleQueue and Event, because `stop` is called from a signal handler: their methods may be interrupted.
-        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
-        self._stopping = Flag()
-        self._queue: deque[Job] = deque()
-        self._lock, self._num_jobs = Lock(), 0
-        self._thread = Thread(target=self._run_loop, name="engine", daemon=True)
+    def __init__(self, loaded_model: LoadedModel, *, max_sequences: int, max_queued: int) -> None:
+        self.max_sequences = max_sequences
+        self.max_queued = max_queued
+        self._batch = ContinuousBatch(loaded_model)
+        # A signal handler calls `stop`. SimpleQueue and Event are safe there; a queue.Queue could
+        # deadlock on the lock that the interrupted thread holds.
+        self._inbox: SimpleQueue[GenerationRequest | None] = SimpleQueue()
+        self._stop_event = Event()
+        self._waiting: deque[GenerationRequest] = deque()  # used by the engine's thread alone
+        self._num_requests = 0  # running and waiting, the inbox included
+        self._num_requests_lock = Lock()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End every job soon, and the thread. May be called from a signal handler."""
-        self._stopping.set()
+        """Fail all requests at the next step and end the thread. Safe in a signal handler."""
+        self._stop_event.set()
         self._inbox.put(None)
 
     def join(self) -> None:
@@ -49,83 +51,87 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs are worked on."""
-        return self._thread.is_alive() and not self._stopping.is_set()
+        """Return whether requests are processed."""
+        return self._thread.is_alive() and not self._stop_event.is_set()
 
     @property
     def request_counts(self) -> tuple[int, int]:
-        """How many jobs are running and how many wait."""
-        running = len(self._batch.sequences)
-        return running, max(0, self._num_jobs - running)
+        """Return the numbers of running and of waiting requests."""
+        num_running = len(self._batch.sequences)
+        return num_running, max(0, self._num_requests - num_running)
 
-    def submit(self, job: Job) -> None:
-        """Have a job done. `Busy` if there is no place for it."""
-        emit = job.emit
+    def add_request(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises QueueFull if there are too many. Safe in any thread."""
+        emit = request.emit
 
-        def counted(event: AnswerEvent) -> None:
-            if not isinstance(event, TextDelta):
-                with self._lock:
-                    self._num_jobs -= 1
+        def emit_and_count(event: AnswerEvent) -> None:
+            if not isinstance(event, TextDelta):  # the last event of a request
+                with self._num_requests_lock:
+                    self._num_requests -= 1
             emit(event)
 
-        with self._lock:
-            if self._num_jobs >= self.max_sequences + self.max_queued:
+        with self._num_requests_lock:
+            if self._num_requests >= self.max_sequences + self.max_queued:
                 raise QueueFull
-            self._num_jobs += 1
-        job.emit = counted
-        self._inbox.put(job)
+            self._num_requests += 1
+        request.emit = emit_and_count
+        self._inbox.put(request)
 
-    def _run_loop(self) -> None:
-        while not self._stopping.is_set():
+    def _run(self) -> None:
+        while not self._stop_event.is_set():
             try:
-                self._drain_inbox()
-                self._batch.drop_finished(time.monotonic())
-                self._admit()
-                self._batch.decode_step()
+                self._step()
             except Exception:
-                # One bad moment, such as memory that ran out, costs these answers and not the server.
+                # An error such as memory that ran out costs the running answers, not the server.
                 traceback.print_exc(file=sys.stderr)
                 self._batch.fail_all(500, INTERNAL_ERROR_MESSAGE)
         self._batch.fail_all(503, SHUTDOWN_MESSAGE)
-        self._drain_inbox()
-        for job in self._queue:
-            job.emit(Failure(503, SHUTDOWN_MESSAGE))
+        self._receive_requests()
+        for request in self._waiting:
+            request.emit(Failure(503, SHUTDOWN_MESSAGE))
 
-    def _admit(self) -> None:
-        jobs = self._pop_admissible()
-        try:
-            self._batch.admit(jobs)
-        except Exception:
-            # Those that the fault kept from getting a row: neither queue nor batch knows them any more.
-            batch_jobs = [row.job for row in self._batch.sequences]
-            for job in jobs:
-                if job not in batch_jobs:
-                    job.emit(Failure(500, INTERNAL_ERROR_MESSAGE))
-            raise
+    def _step(self) -> None:
+        """Receive and schedule requests, prefill the scheduled ones, and decode one step."""
+        self._receive_requests()
+        self._batch.drop_expired(time.monotonic())
+        self._prefill(self._schedule())
+        self._batch.decode_step()
 
-    def _drain_inbox(self) -> None:
-        """Take in what has arrived; with nothing to do, wait for it."""
-        idle = not self._batch.sequences and not self._queue and not self._stopping.is_set()
+    def _receive_requests(self) -> None:
+        """Move requests from the inbox to the queue; block if there is nothing else to do."""
+        has_work = bool(self._batch.sequences or self._waiting or self._stop_event.is_set())
         try:
             while True:
-                job = self._inbox.get(block=idle)
-                if job is not None:
-                    self._queue.append(job)
-                idle = False
+                request = self._inbox.get(block=not has_work)
+                if request is not None:
+                    self._waiting.append(request)
+                has_work = True
         except Empty:
             return
 
-    def _pop_admissible(self) -> list[Job]:
-        """The jobs that get a row now, those that waited longest first; those that wait in vain are told so."""
+    def _schedule(self) -> list[GenerationRequest]:
+        """Return the requests to prefill now, first come first served; fail expired ones."""
         now = time.monotonic()
-        admissible: list[Job] = []
         num_free = self.max_sequences - len(self._batch.sequences)
-        for _ in range(len(self._queue)):
-            job = self._queue.popleft()
-            if job.is_cancelled or now >= job.deadline:
-                job.emit(Failure(503, QUEUE_TIMEOUT_MESSAGE))
-            elif len(admissible) < num_free:
-                admissible.append(job)
+        scheduled: list[GenerationRequest] = []
+        still_waiting: deque[GenerationRequest] = deque()
+        for request in self._waiting:
+            if request.is_cancelled or now >= request.deadline:
+                request.emit(Failure(503, QUEUE_TIMEOUT_MESSAGE))
+            elif len(scheduled) < num_free:
+                scheduled.append(request)
             else:
-                self._queue.append(job)
-        return admissible
+                still_waiting.append(request)
+        self._waiting = still_waiting
+        return scheduled
+
+    def _prefill(self, requests: list[GenerationRequest]) -> None:
+        try:
+            self._batch.prefill(requests)
+        except Exception:
+            # `fail_all` does not know requests that did not get a sequence before the error.
+            running_requests = [sequence.request for sequence in self._batch.sequences]
+            for request in requests:
+                if request not in running_requests:
+                    request.emit(Failure(500, INTERNAL_ERROR_MESSAGE))
+            raise

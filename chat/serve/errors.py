@@ -1,10 +1,10 @@
-"""The protocol's error object."""
+"""The error object of the protocol."""
 
 from typing import Any
 
 
 class ProtocolError(Exception):
-    """A request that is not answered: an HTTP status, a sentence, and the names the protocol has for what is wrong."""
+    """A refused request: an HTTP status, a sentence, and the protocol's `param` and `code`."""
 
     def __init__(
         self,
@@ -16,17 +16,24 @@ class ProtocolError(Exception):
         retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
 
     @property
     def body(self) -> dict[str, Any]:
-        """`{"error": …}` as the protocol has it."""
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
-            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
-        )
+        """The JSON body, `{"error": {...}}`."""
+        error_types = {401: "authentication_error", 429: "rate_limit_error"}
+        default_type = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
-            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+            "error": {
+                "message": self.message,
+                "type": error_types.get(self.status, default_type),
+                "param": self.param,
+                "code": self.code,
+            }
         }

@@ -15,53 +15,54 @@ from chat.options import (
 )
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS
 
-DESCRIPTION = """以 OpenAI chat-completions 协议提供一个模型；浏览器打开 / 就能与它对话。
-Serve a model by the OpenAI chat-completions protocol; open / in a browser to talk to it.
-请求里没有写的设置，以下面的选项为准。
+DESCRIPTION = """通过 OpenAI chat-completions 协议提供模型服务；用浏览器打开 / 即可对话。
+Serve a model over the OpenAI chat-completions protocol; open / in a browser to talk to it.
+请求中没有给出的设置，以下面的选项为准。
 A setting that a request leaves out has the value of the option below."""
 
 
 class ServeOptions(SamplingOptions, ModelOptions):
-    """Where the server listens, and what its requests may cost."""
+    """Options of `python -m chat.serve`: address, API key and limits."""
 
     host: str = Field(
         "127.0.0.1",
-        description="监听的地址；默认只有本机连得上，0.0.0.0 为所有网卡\n"
+        description="监听地址；默认只有本机能访问，0.0.0.0 表示所有网卡\n"
         "address to listen on; by default this machine only, 0.0.0.0: all interfaces",
     )
     port: Annotated[int, integer_between(0, 65535)] = Field(
-        8000, description="端口；0 为任选一个空闲的\nport; 0: any free one"
+        8000, description="端口；0 表示任选一个空闲端口\nport; 0: any free one"
     )
     api_key: str | None = Field(
         None,
-        description="请求要带的密钥；默认不要\nkey that requests must carry; default: none",
+        description="请求必须携带的密钥；默认不需要\nkey that requests must carry; default: none",
     )
     rows: Count = Field(
-        8, description="同时回答多少个请求\nrequests that are answered at the same time"
+        8, description="同时处理的请求数\nrequests that are answered at the same time"
     )
     waiting: Annotated[int, integer_between(0)] = Field(
         32,
-        description="另外最多多少个请求排队，再多的答 429\n"
+        description="另外可以排队的请求数，再多则返回 429\n"
         "requests that may wait besides; more get status 429",
     )
     max_new_tokens: Count = Field(
         DEFAULT_MAX_NEW_TOKENS,
-        description="一个回答最多多少个词元，不管请求要多少\n"
-        "most tokens of an answer, whatever a request asks for",
+        description="每个回答最多多少个词元，请求中只能设得更小\n"
+        "maximum number of tokens of an answer; requests can only lower it",
     )
     timeout: Count = Field(
         300,
-        description="一个请求最多多少秒，排队在内\nmost seconds of a request, waiting included",
+        description="每个请求的时限（秒），包括排队\n"
+        "time limit of a request in seconds, waiting included",
     )
     max_body: Count = Field(
-        1 << 20, description="请求体最多多少字节\nmost bytes of the body of a request"
+        1 << 20, description="请求体的最大字节数\nmaximum size of a request's body in bytes"
     )
 
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch("[!-~]+", value):
-            raise ValueError("密钥要由可见的 ASCII 字符组成，中间没有空格")
+            raise ValueError("密钥只能由可见的 ASCII 字符组成，不能有空格")
         return value
 
 

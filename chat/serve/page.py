@@ -1,4 +1,4 @@
-"""The page at `/`: one file without anything from elsewhere, and a policy that holds it to that."""
+"""Serve the web page at `/`, a single file, under a strict content security policy."""
 
 import base64
 import functools
@@ -14,23 +14,26 @@ PAGE_FILE = Path(__file__).parent / "page.html"
 
 @functools.cache
 def content_security_policy(html: str) -> str:
-    """A Content-Security-Policy under which only the styles and scripts in `html` run, and talk only to this server."""
+    """Return a policy that allows the styles and scripts in `html`, and requests to this server.
 
-    def allowed(tag: str) -> str:
-        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
-            for part in parts
-        )
+    The page is protected even if text from a person or the model ever got into it as HTML: a
+    script that is not in the file has another hash and does not run.
+    """
+
+    def hashes(tag: str) -> str:
+        contents = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        digests = [hashlib.sha256(content.encode()).digest() for content in contents]
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     return (
-        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
 
 
 async def get_page(request: Request) -> HTMLResponse:
-    """GET /."""
+    """GET /: return the page."""
     html = PAGE_FILE.read_text(encoding="utf-8")
     return HTMLResponse(
         html,

@@ -1,10 +1,12 @@
-"""What a chat-completions request says: https://platform.openai.com/docs/api-reference/chat/create.
+"""Parse and check chat-completions requests.
 
-A field that would change the answer and that this server does not know is refused, never passed over.
+https://platform.openai.com/docs/api-reference/chat/create
+
+A field that would change the answer and is not supported is refused, never ignored.
 """
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 import orjson
 from annotated_types import Interval
@@ -13,10 +15,11 @@ from pydantic_core import PydanticCustomError
 
 from chat.serve.errors import ProtocolError
 from chat.terminal.settings import SETTINGS
-from model.decode.generate import Sampling
+from model.decode.sampling import Sampling
 
-MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 4, 128
-# Fields of the protocol that mean nothing here and change no answer.
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 128
+# Fields of the protocol that do not change the answer.
 IGNORED_FIELDS = (
     "user",
     "metadata",
@@ -26,7 +29,8 @@ IGNORED_FIELDS = (
     "prompt_cache_key",
     "parallel_tool_calls",
 )
-# Fields that are understood only where they ask for nothing: what each may then hold besides null, "", [] and {}.
+# Fields that are accepted only with a value that asks for nothing: the neutral values of each,
+# besides null, "", [] and {}.
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "tools": (),
     "tool_choice": ("none", "auto"),
@@ -44,33 +48,42 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "n": (1,),
 }
+UNSUPPORTED_MESSAGE_FIELDS: dict[str, tuple[Any, ...]] = {
+    "name": (),
+    "refusal": (),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": (),
+    "tool_call_id": (),
+    "annotations": (),
+}
 _SETTING_RANGES = {
     setting.name: Interval(ge=setting.minimum, le=setting.maximum) for setting in SETTINGS
 }
-_Value = TypeVar("_Value")
 
 
 def _join_text_parts(content: Any) -> Any:
-    """A content that is a list of text parts as one text."""
+    """Return a message's content with a list of text parts joined to one text."""
     if not isinstance(content, list):
         return content
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "unsupported", "not supported: this model reads parts of type text only"
-            )
+            raise PydanticCustomError("unsupported", "not supported: only parts of type text are")
     return "".join(part["text"] for part in content)
 
 
 def _drop_neutral_fields(
     values: Any, unsupported: dict[str, tuple[Any, ...]], ignored: tuple[str, ...] = ()
 ) -> Any:
-    """A JSON object without what it does not ask for. PydanticCustomError for what it may not ask for."""
+    """Return a JSON object without nulls, ignored fields and neutral values.
+
+    Raises PydanticCustomError for an unsupported field with any other value.
+    """
     if not isinstance(values, dict):
         return values
-    for name, harmless in unsupported.items():
-        if _is_set(values.get(name)) and values[name] not in harmless:
+    for name, neutral_values in unsupported.items():
+        if _is_set(values.get(name)) and values[name] not in neutral_values:
             raise PydanticCustomError("unsupported", "not supported by this server", {"name": name})
     return {
         name: value
@@ -96,33 +109,22 @@ class Message(_StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_unset_fields(cls, values: Any) -> Any:
-        # The client's own messages, sent back, name all the fields that a message can have.
-        return _drop_neutral_fields(
-            values,
-            dict.fromkeys(
-                (
-                    "name",
-                    "refusal",
-                    "audio",
-                    "function_call",
-                    "tool_calls",
-                    "tool_call_id",
-                    "annotations",
-                ),
-                (),
-            ),
-        )
+        # A client that sends an answer back sends all fields of the message, most of them null.
+        return _drop_neutral_fields(values, UNSUPPORTED_MESSAGE_FIELDS)
 
 
 class StreamOptions(_StrictModel):
-    """What a stream tells besides."""
+    """Options of a stream; `include_obfuscation` changes nothing here."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class CompletionRequest(_StrictModel):
-    """The JSON of a request. top_k, repetition_penalty and no_repeat_ngram are this server's own."""
+    """The body of a request.
+
+    `top_k`, `repetition_penalty` and `no_repeat_ngram` are not OpenAI's but this server's own.
+    """
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -153,15 +155,15 @@ class CompletionRequest(_StrictModel):
 
 @dataclass(frozen=True)
 class RequestConversation:
-    """A conversation as the template has it: a reference, whole turns, and the question to be answered."""
+    """The messages of a request in the terms of the chat template."""
 
     reference: str
-    turns: list[tuple[str, str]]
+    turns: list[tuple[str, str]]  # earlier (question, answer) pairs
     question: str
 
 
 def parse_request(body: bytes) -> CompletionRequest:
-    """The request that a body holds. ProtocolError, 400, that names the field."""
+    """Parse the JSON of a request. Raises ProtocolError (400) that names the wrong field."""
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -177,67 +179,69 @@ def parse_request(body: bytes) -> CompletionRequest:
 
 
 def _validation_protocol_error(error: ValidationError) -> ProtocolError:
-    detail = error.errors(include_url=False, include_input=False)[0]
-    field_path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]
-    ).lstrip(".")
-    if detail["type"] == "extra_forbidden":
-        return ProtocolError(
-            400,
-            f"{field_path}: this server knows no such field",
-            param=field_path,
-            code="unknown_parameter",
-        )
-    if detail["type"] == "unsupported":
-        field_path = ".".join(filter(None, (field_path, detail.get("ctx", {}).get("name"))))
-        return ProtocolError(
-            400, f"{field_path}: {detail['msg']}", param=field_path, code="unsupported_parameter"
-        )
-    code = "missing_required_parameter" if detail["type"] == "missing" else "invalid_value"
-    return ProtocolError(400, f"{field_path}: {detail['msg']}", param=field_path, code=code)
+    """Return the first problem of a request as the protocol's error."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]]
+    field_path = "".join(parts).lstrip(".")
+    message = problem["msg"]
+    if problem["type"] == "extra_forbidden":
+        message = "unknown field"
+        code = "unknown_parameter"
+    elif problem["type"] == "unsupported":
+        field_name = problem.get("ctx", {}).get("name")
+        field_path = ".".join(filter(None, (field_path, field_name)))
+        code = "unsupported_parameter"
+    elif problem["type"] == "missing":
+        code = "missing_required_parameter"
+    else:
+        code = "invalid_value"
+    return ProtocolError(400, f"{field_path}: {message}", param=field_path, code=code)
 
 
 def conversation_from_messages(messages: list[Message]) -> RequestConversation:
-    """The conversation of the messages. ProtocolError where the template has no place for one."""
-    entries = [
-        (f"messages[{index}]", each.role, each.content) for index, each in enumerate(messages)
-    ]
-    reference = entries.pop(0)[2] if entries[0][1] in ("system", "developer") else ""
-    for index, (place, role, content) in enumerate(entries):
-        if role in ("system", "developer"):
-            raise ProtocolError(
-                400, f"{place}: the reference (role {role}) is one message, the first", param=place
-            )
-        expected = "assistant" if index % 2 else "user"
-        if role != expected:
-            raise ProtocolError(
-                400,
-                f"{place}: user and assistant take turns, the user first; expected {expected}",
-                param=place,
-            )
-        if role == "user" and not content.strip():
-            raise ProtocolError(
-                400, f"{place}.content: a question is empty", param=f"{place}.content"
-            )
-    if not entries or entries[-1][1] != "user":
-        raise ProtocolError(400, "messages: the last one has to be the user's", param="messages")
-    texts = [content for _, _, content in entries]
-    return RequestConversation(
-        reference.strip(), list(zip(texts[:-1:2], texts[1::2], strict=True)), texts[-1]
-    )
+    """Return the conversation of the messages.
+
+    Raises ProtocolError unless they are an optional system message followed by user and assistant
+    messages in turn, the last one the user's.
+    """
+    has_reference = messages[0].role in ("system", "developer")
+    reference = messages[0].content.strip() if has_reference else ""
+    first_index = 1 if has_reference else 0
+    for index, message in enumerate(messages[first_index:], first_index):
+        expected_role = "assistant" if (index - first_index) % 2 else "user"
+        _check_message(message, f"messages[{index}]", expected_role)
+    texts = [message.content for message in messages[first_index:]]
+    if not texts or messages[-1].role != "user":
+        raise ProtocolError(
+            400, "messages: the last message has to be the user's", param="messages"
+        )
+    turns = list(zip(texts[:-1:2], texts[1::2], strict=True))
+    return RequestConversation(reference, turns, texts[-1])
+
+
+def _check_message(message: Message, name: str, expected_role: str) -> None:
+    """Raise ProtocolError if the message called `name` has another role or asks nothing."""
+    if message.role in ("system", "developer"):
+        raise ProtocolError(
+            400,
+            f"{name}: only the first message can have the role {message.role}",
+            param=name,
+        )
+    if message.role != expected_role:
+        raise ProtocolError(
+            400,
+            f"{name}: user and assistant take turns, the user first; expected {expected_role}",
+            param=name,
+        )
+    if message.role == "user" and not message.content.strip():
+        raise ProtocolError(400, f"{name}.content: the question is empty", param=f"{name}.content")
 
 
 def resolve_sampling(body: CompletionRequest, defaults: Sampling) -> Sampling:
-    """How to choose ids: what the request says, and the server's defaults where it says nothing."""
-
-    def said(value: _Value | None, default: _Value) -> _Value:
-        return default if value is None else value
-
-    return replace(
-        defaults,
-        temperature=said(body.temperature, defaults.temperature),
-        top_p=said(body.top_p, defaults.top_p),
-        top_k=said(body.top_k, defaults.top_k),
-        repetition_penalty=said(body.repetition_penalty, defaults.repetition_penalty),
-        no_repeat_ngram=said(body.no_repeat_ngram, defaults.no_repeat_ngram),
-    )
+    """Return the request's sampling settings, with `defaults` for those it does not set."""
+    values = {
+        field.name: getattr(body, field.name)
+        for field in fields(Sampling)
+        if getattr(body, field.name) is not None
+    }
+    return replace(defaults, **values)

@@ -1,4 +1,4 @@
-"""The protocol's response objects."""
+"""The response objects of the protocol."""
 
 import secrets
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from chat.serve.prompt import FittedPrompt
+from chat.prompt import FittedPrompt
 from chat.serve.sequence import Finish, FinishReason
 
 FINISH_REASONS: dict[FinishReason, str] = {
@@ -15,69 +15,72 @@ FINISH_REASONS: dict[FinishReason, str] = {
     "length": "length",
     "context": "length",
     "timeout": "length",
-    "gone": "stop",
+    "cancelled": "stop",
 }
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class CompletionResponse:
-    """The objects that answer one request, whole or in chunks."""
+    """Build the objects that answer one request, whole or in chunks."""
 
-    def __init__(self, model: str, prompt: FittedPrompt) -> None:
-        self._model, self._prompt = model, prompt
-        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+    def __init__(self, model_name: str, prompt: FittedPrompt) -> None:
+        self._model_name = model_name
+        self._prompt = prompt
+        self._id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
 
     def completion(self, text: str, finish: Finish) -> dict[str, Any]:
-        """A `chat.completion`."""
-        message = {"role": "assistant", "content": text, "refusal": None}
+        """Return the `chat.completion` of a whole answer."""
         choice = {
             "index": 0,
-            "message": message,
+            "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
             "finish_reason": FINISH_REASONS[finish.finish_reason],
         }
         return {
             **self._envelope("chat.completion"),
             "choices": [choice],
-            "usage": self._usage_counts(finish),
-            **self._extension_fields(finish),
+            "usage": self._usage(finish),
+            **self._extension(finish),
         }
 
     def chunk(self, delta: dict[str, str], finish: Finish | None = None) -> dict[str, Any]:
-        """A `chat.completion.chunk`; the last of the answer with what it is `finish` for."""
+        """Return a `chat.completion.chunk`; the last one of an answer has its `finish`."""
         choice = {
             "index": 0,
             "delta": delta,
             "logprobs": None,
             "finish_reason": FINISH_REASONS[finish.finish_reason] if finish else None,
         }
-        return {
-            **self._envelope("chat.completion.chunk"),
-            "choices": [choice],
-            **(self._extension_fields(finish) if finish else {}),
-        }
+        chunk = {**self._envelope("chat.completion.chunk"), "choices": [choice]}
+        return {**chunk, **self._extension(finish)} if finish else chunk
 
     def usage_chunk(self, finish: Finish) -> dict[str, Any]:
-        """The chunk behind the last that counts the tokens."""
+        """Return the chunk with token counts that `stream_options.include_usage` asks for."""
         return {
             **self._envelope("chat.completion.chunk"),
             "choices": [],
-            "usage": self._usage_counts(finish),
+            "usage": self._usage(finish),
         }
 
     def _envelope(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-    def _usage_counts(self, finish: Finish) -> dict[str, int]:
-        read = len(self._prompt.ids)
         return {
-            "prompt_tokens": read,
-            "completion_tokens": finish.num_tokens,
-            "total_tokens": read + finish.num_tokens,
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model_name,
         }
 
-    def _extension_fields(self, finish: Finish) -> dict[str, Any]:
-        """What the protocol has no place for: turns that were forgotten, and why exactly the answer ended."""
+    def _usage(self, finish: Finish) -> dict[str, int]:
+        num_prompt_tokens = len(self._prompt.ids)
+        return {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": finish.num_tokens,
+            "total_tokens": num_prompt_tokens + finish.num_tokens,
+        }
+
+    def _extension(self, finish: Finish) -> dict[str, Any]:
+        """Return this server's own field: the dropped turns and the exact finish reason."""
         return {
             "babyllama": {
                 "dropped_turns": self._prompt.num_dropped_turns,
@@ -87,5 +90,8 @@ class CompletionResponse:
 
 
 def encode_sse_event(data: dict[str, Any]) -> bytes:
-    """An event of a stream (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    """Return a server-sent event with `data` as JSON.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
     return b"data: " + orjson.dumps(data) + b"\n\n"

@@ -1,4 +1,4 @@
-"""One answer in the making: what was asked for, how its next id is chosen, what of its text may be shown."""
+"""A generation request, and the sequence that answers it while it is in the batch."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ from model.decode.logits_processors import (
 from model.decode.sampling import Sampling
 from model.tokenizer.base import Tokenizer
 
-# Why an answer ended: the model said so, a stop string came, it reached its limit or the end of the context, its time
-# was up, nobody listens any more.
-FinishReason = Literal["eos", "stop", "length", "context", "timeout", "gone"]
+# eos: the model ended the answer; stop: a stop string; length: max_new_tokens; context: the end of
+# the context; timeout: the request's deadline; cancelled: the client disconnected.
+FinishReason = Literal["eos", "stop", "length", "context", "timeout", "cancelled"]
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """More of the answer."""
+    """The next piece of the answer's text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The answer is whole; it has so many `num_tokens`."""
+    """The end of a complete answer of `num_tokens` ids."""
 
     finish_reason: FinishReason
     num_tokens: int
@@ -38,7 +38,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Failure:
-    """There is no answer, or no more of it: an HTTP status and a sentence that says why."""
+    """The end of a request without an answer: an HTTP status and a sentence that says why."""
 
     status: int
     message: str
@@ -48,11 +48,14 @@ AnswerEvent = TextDelta | Finish | Failure
 
 
 @dataclass(eq=False)
-class Job:
-    """A prompt to be answered. `emit` gets each `Event` on the engine's thread; the last is `Over` or `Failed`."""
+class GenerationRequest:
+    """A prompt to be answered.
+
+    The engine's thread calls `emit` with every event; the last one is a Finish or a Failure.
+    """
 
     prompt: list[int]
-    max_new_tokens: int  # ids of the answer
+    max_new_tokens: int
     sampling: Sampling
     seed: int
     deadline: float  # on the clock of time.monotonic
@@ -60,14 +63,17 @@ class Job:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     stop_strings: Sequence[str] = ()
-    is_cancelled: bool = False  # set by the one who asked when nobody listens any more
+    is_cancelled: bool = False  # set by the HTTP side when the client has disconnected
 
 
 @dataclass(eq=False)
 class ActiveSequence:
-    """A job in a batch. With equal seeds it says what `model.generate.generate` says."""
+    """The ids generated for a request in the batch, and the state needed to sample the next one.
 
-    job: Job
+    With the same seed it generates the same ids as `model.decode.generate.generate`.
+    """
+
+    request: GenerationRequest
     tokenizer: Tokenizer
     context_length: int
     stop_ids: Collection[int]  # ids that end an answer
@@ -75,35 +81,35 @@ class ActiveSequence:
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
-        job = self.job
-        self._generator = torch.Generator().manual_seed(job.seed)
+        request = self.request
+        self._generator = torch.Generator().manual_seed(request.seed)
         self._processors = build_logits_processors(
-            repetition_penalty=job.sampling.repetition_penalty,
-            no_repeat_ngram=job.sampling.no_repeat_ngram,
-            frequency_penalty=job.frequency_penalty,
-            presence_penalty=job.presence_penalty,
+            repetition_penalty=request.sampling.repetition_penalty,
+            no_repeat_ngram=request.sampling.no_repeat_ngram,
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
         )
-        self._detokenizer = StreamingDetokenizer(self.tokenizer, job.stop_strings)
+        self._detokenizer = StreamingDetokenizer(self.tokenizer, request.stop_strings)
 
     @property
     def num_remaining(self) -> int:
-        """How many more ids there may be."""
-        job = self.job
-        return min(job.max_new_tokens, self.context_length - len(job.prompt)) - len(self.answer_ids)
+        """Return how many more ids the answer may have."""
+        num_positions = self.context_length - len(self.request.prompt)
+        return min(self.request.max_new_tokens, num_positions) - len(self.answer_ids)
 
     @property
     def is_greedy(self) -> bool:
         """Return whether the next id is the argmax of the unprocessed logits."""
-        return self.job.sampling.is_greedy and not self._processors
+        return self.request.sampling.is_greedy and not self._processors
 
     def sample_token(self, logits: Tensor) -> int:
-        """Return the next id by logits[V] (fp32, on the CPU)."""
+        """Return the next id, sampled from logits[V] (fp32, on the CPU)."""
         generated = torch.tensor([self.answer_ids], dtype=torch.int64)
         logits = process_logits(self._processors, logits[None], generated)[0]
-        return sample_token(logits, self.job.sampling, self._generator)
+        return sample_token(logits, self.request.sampling, self._generator)
 
-    def accept_token(self, token_id: int) -> None:
-        """Tell the text of the next id, and see whether that was all."""
+    def append_token(self, token_id: int) -> None:
+        """Append an id to the answer, emit its text, and finish the sequence if this ends it."""
         if token_id in self.stop_ids:
             self.finish("eos")
             return
@@ -111,16 +117,24 @@ class ActiveSequence:
         self._emit_text(self._detokenizer.add_token(token_id))
         if self._detokenizer.has_stopped:
             self.finish("stop")
+        elif len(self.answer_ids) >= self.request.max_new_tokens:
+            self.finish("length")
         elif self.num_remaining <= 0:
-            self.finish("length" if len(self.answer_ids) >= self.job.max_new_tokens else "context")
+            self.finish("context")
 
     def finish(self, finish_reason: FinishReason) -> None:
-        """Tell what was held back, and that this was all."""
+        """Emit the text that was held back, and the end of the answer."""
         if not self._detokenizer.has_stopped:
             self._emit_text(self._detokenizer.flush())
+        # Flushing can complete a stop string, too.
         self.finish_reason = "stop" if self._detokenizer.has_stopped else finish_reason
-        self.job.emit(Finish(self.finish_reason, len(self.answer_ids)))
+        self.request.emit(Finish(self.finish_reason, len(self.answer_ids)))
+
+    def fail(self, status: int, message: str) -> None:
+        """Emit a failure instead of the rest of the answer."""
+        self.finish_reason = "cancelled"
+        self.request.emit(Failure(status, message))
 
     def _emit_text(self, text: str) -> None:
         if text:
-            self.job.emit(TextDelta(text))
+            self.request.emit(TextDelta(text))

@@ -1,6 +1,7 @@
-"""Lines in, text out, on a terminal or through pipes.
+"""Input and output of the chat, on a terminal or through pipes.
 
-Answers and what a command was asked for go to stdout; everything else goes to stderr, so that a pipe gets only answers.
+Answers and the output of commands go to stdout; everything else goes to stderr, so that a pipe
+receives only answers.
 """
 
 import contextlib
@@ -17,28 +18,32 @@ from chat.errors import ConsoleError, describe_os_error
 
 PROMPT, CONTINUATION_PROMPT = "你：", "……"
 MAX_HISTORY_LINES = 1000
-# A model can write any byte: a terminal must not take some of them for orders.
+# A model can generate any byte; control characters must not reach the terminal as commands.
 _CONTROL_REPLACEMENTS = {
     code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
 }
 
 
 class Console:
-    """What the user types and sees. A `history` file that cannot be used is done without.
+    """Read messages and write text, with line editing and a history file on a terminal.
 
-    ConsoleError from whatever reads or writes, where that cannot be done any more.
+    A history file that cannot be used is ignored. All methods raise ConsoleError once input or
+    output fails.
     """
 
-    def __init__(self, history: Path) -> None:
+    def __init__(self, history_file: Path) -> None:
         self.is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        self._history = history
-        self._readline = _load_history(history) if self.is_interactive else None
+        self._history_file = history_file
+        self._readline = _load_history(history_file) if self.is_interactive else None
 
     def read_message(self) -> str | None:
-        """What the user says next, lines that end in a backslash joined to those after them; None at the end."""
+        """Return the user's next message, or None at the end of the input.
+
+        A line that ends in a backslash is joined to the next one.
+        """
         lines: list[str] = []
         while True:
             try:
@@ -50,31 +55,26 @@ class Console:
             lines.append(line[:-1])
 
     def _read_line(self, prompt: str) -> str:
-        readline = self._readline
-        before = readline.get_current_history_length() if readline else 0
+        old_length = self._readline.get_current_history_length() if self._readline else 0
         with _translate_console_errors():
             line = input(prompt if self.is_interactive else "")
-        if readline and (new := readline.get_current_history_length() - before) > 0:
-            # Line by line, so that a closed window loses none and two chats at once keep both.
-            with contextlib.suppress(OSError):
-                if hasattr(readline, "append_history_file"):
-                    readline.append_history_file(new, self._history)
-                else:  # Python built with libedit
-                    readline.write_history_file(self._history)
+        if self._readline:
+            num_new_lines = self._readline.get_current_history_length() - old_length
+            _save_history(self._readline, self._history_file, num_new_lines)
         return line
 
     def write(self, text: str) -> None:
-        """A piece of an answer, at once."""
+        """Write a piece of an answer to stdout and flush it."""
         with _translate_console_errors():
             sys.stdout.write(text.translate(_CONTROL_REPLACEMENTS))
             sys.stdout.flush()
 
     def write_line(self, text: str) -> None:
-        """Lines that were asked for."""
+        """Write the output of a command to stdout."""
         self.write(f"{text}\n")
 
     def write_note(self, text: str) -> None:
-        """A line beside the answers."""
+        """Write a notice or an error to stderr."""
         with _translate_console_errors():
             sys.stderr.write(f"{text.translate(_CONTROL_REPLACEMENTS)}\n")
             sys.stderr.flush()
@@ -85,15 +85,16 @@ def _translate_console_errors() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise  # whoever read our output has all it wanted
+        raise  # the reader of the output closed it on purpose, as `| head` does
     except OSError as error:
         raise ConsoleError(
-            f"终端断开了，或输入输出的文件读写不了（{describe_os_error(error)}）：对话到此为止，请换一处再运行"
+            f"终端已断开，或输入输出无法读写（{describe_os_error(error)}）："
+            "对话结束，请换一个终端或输出位置再运行"
         ) from None
 
 
 def _load_history(file: Path) -> Any:
-    """The readline module with the lines of earlier sittings, or None where Python was built without."""
+    """Return the readline module with earlier lines loaded, or None if Python lacks it."""
     try:
         import readline
     except ImportError:
@@ -106,16 +107,27 @@ def _load_history(file: Path) -> Any:
     return readline
 
 
+def _save_history(readline: Any, file: Path, num_new_lines: int) -> None:
+    """Save the newest lines at once, so that a closed window or a second chat loses none."""
+    if num_new_lines <= 0:
+        return
+    with contextlib.suppress(OSError):
+        if hasattr(readline, "append_history_file"):
+            readline.append_history_file(num_new_lines, file)
+        else:  # Python built with libedit
+            readline.write_history_file(file)
+
+
 @contextlib.contextmanager
 def catch_sigint() -> Iterator[Event]:
-    """Ctrl-C inside sets the event and does nothing else."""
+    """Let Ctrl-C set the yielded event, and do nothing else, inside the block."""
     stop_event = Event()
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def set_event(number: int, frame: FrameType | None) -> None:
         stop_event.set()
 
-    before = signal.signal(signal.SIGINT, stop)
+    previous_handler = signal.signal(signal.SIGINT, set_event)
     try:
         yield stop_event
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)

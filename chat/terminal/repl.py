@@ -1,6 +1,6 @@
-"""The loop: read a line, answer it or do what it says, until there are no more."""
+"""The read-eval-print loop of the chat."""
 
-from chat.errors import ChatError, ConsoleError, translate_memory_errors
+from chat.errors import LINE_FAILED, ChatError, ConsoleError, translate_errors
 from chat.prompt import FittedPrompt
 from chat.terminal.commands import Quit, execute_command
 from chat.terminal.console import Console, catch_sigint
@@ -8,25 +8,27 @@ from chat.terminal.session import Session
 
 
 class Repl:
-    """A session at a console."""
+    """Read lines from a console, answer questions and execute commands."""
 
     def __init__(self, session: Session, console: Console) -> None:
-        self._session, self._console = session, console
-        self._noted_reference_length = 0
+        self._session = session
+        self._console = console
+        self._last_reference_length = 0
 
     def run(self) -> None:
-        """Until the end of input, `/quit`, or Ctrl-C twice at the prompt. Through pipes one Ctrl-C is enough.
+        """Run until the end of input, `/quit`, or Ctrl-C twice in a row at the prompt.
 
-        What goes wrong is a line, after which the chat goes on; ConsoleError where no line can be read or written.
+        An error costs one line, not the conversation. Raises ConsoleError if nothing can be read
+        or written any more, and KeyboardInterrupt on Ctrl-C if there is no terminal.
         """
-        has_interrupted = False
+        was_interrupted = False
         while True:
             try:
                 line = self._console.read_message()
                 if line is None:
                     break
-                has_interrupted = False
-                with translate_memory_errors():
+                was_interrupted = False
+                with translate_errors(LINE_FAILED):
                     self._handle_line(line)
             except ConsoleError:
                 raise
@@ -37,9 +39,9 @@ class Repl:
             except KeyboardInterrupt:
                 if not self._console.is_interactive:
                     raise
-                if has_interrupted:
+                if was_interrupted:
                     break
-                has_interrupted = True
+                was_interrupted = True
                 self._console.write_note("\n再按一次 Ctrl-C 退出")
         if self._console.is_interactive:
             self._console.write_note("")
@@ -51,6 +53,7 @@ class Repl:
             self._answer(question)
 
     def _answer(self, question: str) -> None:
+        """Stream the answer to the console; Ctrl-C stops it and keeps the text so far."""
         session, console = self._session, self._console
         prompt = session.build_prompt(question)
         self._note_truncation(prompt)
@@ -66,36 +69,40 @@ class Repl:
                         break
             finally:
                 console.write("\n")
-        answer, is_interrupted = "".join(pieces), session.finish_reason is None
-        if answer.strip():
+        answer = "".join(pieces)
+        has_text = bool(answer.strip())
+        is_interrupted = session.finish_reason is None
+        if has_text:
             session.add_exchange(question, answer, is_interrupted=is_interrupted)
-        self._note_finish_reason(is_interrupted, has_text=bool(answer.strip()))
+        self._note_finish_reason(is_interrupted, has_text)
 
     def _note_truncation(self, prompt: FittedPrompt) -> None:
+        """Tell the user what does not fit into the context, about the reference only once."""
         reference_length = len(self._session.conversation.reference)
+        visible_length = prompt.num_reference_characters
         if prompt.num_dropped_turns:
             self._console.write_note(
-                f"（上下文满了：忘掉最早的 {prompt.num_dropped_turns} 轮对话）"
+                f"（上下文已满：忘记了最早的 {prompt.num_dropped_turns} 轮对话）"
             )
-        if (
-            prompt.num_reference_characters < reference_length
-            and prompt.num_reference_characters != self._noted_reference_length
-        ):
+        if visible_length < reference_length and visible_length != self._last_reference_length:
             self._console.write_note(
-                f"（资料太长：共 {reference_length} 字，只读了前 {prompt.num_reference_characters} 字）"
+                f"（资料太长：共 {reference_length} 字，只用了前 {visible_length} 字）"
             )
-        self._noted_reference_length = prompt.num_reference_characters
+        self._last_reference_length = visible_length
 
-    def _note_finish_reason(self, is_interrupted: bool, *, has_text: bool) -> None:
-        if is_interrupted:
-            self._console.write_note(
-                "（已打断" + ("，说出的部分留在对话里）" if has_text else "）")
-            )
+    def _note_finish_reason(self, is_interrupted: bool, has_text: bool) -> None:
+        """Tell the user why an answer ended, unless the model ended it by itself."""
+        if is_interrupted and has_text:
+            note = "（已中断，已生成的部分保留在对话中）"
+        elif is_interrupted:
+            note = "（已中断）"
         elif self._session.finish_reason == "length":
-            self._console.write_note(
-                f"（到了 --max_new_tokens 的 {self._session.max_new_tokens} 个词元，回答到此为止）"
-            )
+            limit = self._session.max_new_tokens
+            note = f"（已达到 --max_new_tokens 的上限 {limit} 个词元，回答到此为止）"
         elif self._session.finish_reason == "context":
-            self._console.write_note("（上下文满了，回答到此为止）")
+            note = "（上下文已满，回答到此为止）"
         elif not has_text:
-            self._console.write_note("（模型没有说什么）")
+            note = "（模型没有给出回答）"
+        else:
+            return
+        self._console.write_note(note)

@@ -1,75 +1,107 @@
-"""A model in conversation: everything of a chat but its screen and keyboard."""
+"""The state of one chat session: the model, its settings and the conversations."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chat.errors import ChatError, translate_errors
+from chat.errors import ChatError
 from chat.load_model import LoadedModel
-from chat.prompt import Conversation, Exchange, FittedPrompt
+from chat.prompt import FittedPrompt, PromptTooLongError, fit_prompt
 from model.decode.detokenize import stream_text
-from model.decode.generate import (
-    FinishReason,
-    PrefixCache,
-    Sampling,
-    generate,
-    max_prompt_tokens,
-)
+from model.decode.generate import FinishReason, generate, max_prompt_tokens
+from model.decode.prefix_cache import PrefixCache
+from model.decode.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its answer; `is_interrupted` if the user stopped the answer."""
+
+    question: str
+    answer: str
+    is_interrupted: bool = False
+
+
+@dataclass
+class Conversation:
+    """Exchanges about one reference text, which may be empty."""
+
+    reference: str = ""
+    source: str = ""  # where the reference comes from, for the user to read
+    exchanges: list[Exchange] = field(default_factory=list)
+    num_forgotten: int = 0  # oldest exchanges that no prompt contains any more
+
+    @property
+    def visible_turns(self) -> list[tuple[str, str]]:
+        """The (question, answer) pairs that a prompt may contain."""
+        visible_exchanges = self.exchanges[self.num_forgotten :]
+        return [(exchange.question, exchange.answer) for exchange in visible_exchanges]
 
 
 @dataclass
 class Session:
-    """The conversations of one sitting, the last of them going on, with one model."""
+    """A model and the conversations held with it; the last one is the current one."""
 
     loaded_model: LoadedModel
     sampling: Sampling
     max_new_tokens: int
     seed: int
     conversations: list[Conversation] = field(default_factory=lambda: [Conversation()])
-    transcript_paths: set[Path] = field(
-        default_factory=set
-    )  # the transcripts that this sitting wrote
-    finish_reason: FinishReason | None = (
-        None  # why the last answer ended; None while it goes on or where it was stopped
-    )
+    # Transcripts written by this session, the only existing files that it may overwrite.
+    transcript_paths: set[Path] = field(default_factory=set)
+    # None while an answer is generated, and if the user stopped it.
+    finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
         self._prefix_cache = PrefixCache(self.loaded_model.model, self.loaded_model.context_length)
-        self._num_questions = 0
+        self._num_answers = 0
 
     @property
     def conversation(self) -> Conversation:
-        """The one that goes on."""
+        """The current conversation."""
         return self.conversations[-1]
 
-    @property
-    def prompt_budget(self) -> int:
-        """The ids that a prompt may have."""
-        return max_prompt_tokens(self.loaded_model.context_length, self.max_new_tokens)
-
     def start_conversation(self, reference: str, source: str = "") -> None:
-        """A new conversation; those before it stay for the transcript."""
+        """Start a new conversation; earlier ones stay for the transcript."""
         if not self.conversation.exchanges:
             self.conversations.pop()
         self.conversations.append(Conversation(reference, source))
 
     def build_prompt(self, question: str) -> FittedPrompt:
-        """What the answer to `question` continues. ChatError if the question is too long."""
-        with translate_errors("这个问题读不进去"):
-            return self.conversation.build_prompt(
+        """Return the prompt for `question`. Raises ChatError if the question is too long.
+
+        Exchanges that do not fit are forgotten for good, so that the conversation does not jump
+        back to old turns after a short question.
+        """
+        conversation = self.conversation
+        try:
+            prompt = fit_prompt(
                 self.loaded_model.tokenizer,
                 self.loaded_model.template,
+                conversation.visible_turns,
                 question,
-                self.prompt_budget,
+                conversation.reference,
+                max_prompt_tokens(self.loaded_model.context_length, self.max_new_tokens),
+                truncate_reference=True,
             )
+        except PromptTooLongError as error:
+            raise ChatError(
+                f"问题太长：共 {error.num_tokens} 个词元，最多 {error.prompt_budget} 个，请缩短"
+            ) from None
+        conversation.num_forgotten += prompt.num_dropped_turns
+        return prompt
 
     def stream_answer(self, prompt: FittedPrompt) -> Iterator[str]:
-        """The answer as it comes; the caller may stop listening at any piece. No two answers share a seed."""
-        self.finish_reason = None
-        seed = self.seed + self._num_questions
-        self._num_questions += 1
+        """Yield the answer's text as it is generated; the caller may stop at any piece.
 
-        def ids() -> Generator[int, None, None]:
+        Answer n of a session is sampled with `seed` + n - 1. Raises ChatError if the logits
+        overflow.
+        """
+        self.finish_reason = None
+        seed = self.seed + self._num_answers
+        self._num_answers += 1
+
+        def generate_ids() -> Generator[int, None, None]:
             self.finish_reason = yield from generate(
                 self.loaded_model.model,
                 prompt.ids,
@@ -80,11 +112,10 @@ class Session:
             )
 
         try:
-            with translate_errors("回答不下去"):
-                yield from stream_text(self.loaded_model.tokenizer, ids())
+            yield from stream_text(self.loaded_model.tokenizer, generate_ids())
         except FloatingPointError:
-            raise ChatError("计算溢出，回答不下去：请换 --precision fp32 再试") from None
+            raise ChatError("计算溢出，无法继续回答：请改用 --precision fp32") from None
 
     def add_exchange(self, question: str, answer: str, *, is_interrupted: bool) -> None:
-        """Remember an exchange."""
+        """Append an exchange to the current conversation."""
         self.conversation.exchanges.append(Exchange(question, answer, is_interrupted))

@@ -1,4 +1,4 @@
-"""The numbers that steer an answer: options of the command line and commands of a conversation alike."""
+"""The sampling settings, for options of the command line and commands of the chat alike."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,10 +8,10 @@ from model.decode.sampling import DEFAULT_SAMPLING, Sampling
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of `Sampling`, what it is called, and what it may be."""
+    """A field of `Sampling` with its range and its texts."""
 
     name: str
-    command_names: tuple[str, ...]
+    command_names: tuple[str, ...]  # of the slash command
     minimum: float
     maximum: float
     help_zh: str
@@ -19,7 +19,7 @@ class Setting:
 
     @property
     def default(self) -> float:
-        """Its value where nobody says another."""
+        """The default value; its type is that of the setting."""
         return getattr(DEFAULT_SAMPLING, self.name)
 
     def parse_value(self, text: str) -> float:
@@ -34,9 +34,7 @@ class Setting:
             value = float("nan")
         if not self.minimum <= value <= self.maximum:
             noun = "整数" if is_integer else "数"
-            raise ValueError(
-                f"{text[:40]}：要一个 {self.minimum:g} 到 {self.maximum:g} 之间的{noun}"
-            )
+            raise ValueError(f"{text[:40]}：应为 {self.minimum:g} 到 {self.maximum:g} 之间的{noun}")
         return value
 
 
@@ -46,50 +44,50 @@ SETTINGS = (
         ("temperature", "温度"),
         0,
         5,
-        "温度：越高越多变，0 为每次取最可能的词",
-        "temperature: higher varies more, 0 takes the likeliest",
+        "温度：越高越随机，0 表示每次取最可能的词",
+        "temperature: higher is more random, 0 always takes the likeliest token",
     ),
     Setting(
         "top_p",
         ("top_p", "累积概率"),
         0,
         1,
-        "只从累积概率到此为止的词里选，1 为不限",
-        "draw only from the likeliest that together hold this probability, 1: no limit",
+        "只从累积概率达到该值的最可能的词中选，1 表示不限",
+        "sample from the likeliest tokens whose probabilities add up to this, 1: no limit",
     ),
     Setting(
         "top_k",
         ("top_k", "候选数"),
         0,
         100_000,
-        "只从最可能的这么多个词里选，0 为不限",
-        "draw only from so many of the likeliest, 0: no limit",
+        "只从最可能的这么多个词中选，0 表示不限",
+        "sample from this many of the likeliest tokens, 0: no limit",
     ),
     Setting(
         "repetition_penalty",
         ("penalty", "惩罚"),
         1,
         10,
-        "重复惩罚，只算回答里说过的词，1 为不罚",
-        "repetition penalty on what the answer has said, 1: none",
+        "重复惩罚，只针对回答中已出现的词，1 表示不惩罚",
+        "repetition penalty on tokens that the answer has already, 1: none",
     ),
     Setting(
         "no_repeat_ngram",
         ("no_repeat_ngram", "不重复"),
         0,
         1000,
-        "回答里这么多个词元连在一起不说第二遍，0 为不限",
-        "so many tokens in a row are never said twice in an answer, 0: no limit",
+        "回答中连续这么多个词元不会出现第二次，0 表示不限",
+        "no run of this many tokens occurs twice in an answer, 0: no limit",
     ),
 )
 
 
 def replace_setting(sampling: Sampling, setting: Setting, value: float) -> Sampling:
-    """The same sampling but for one setting."""
+    """Return `sampling` with one setting changed."""
     fields: dict[str, Any] = {setting.name: value}
     return replace(sampling, **fields)
 
 
 def format_settings(sampling: Sampling) -> str:
-    """All settings on one line."""
+    """Return all settings on one line."""
     return "，".join(f"{setting.name} {getattr(sampling, setting.name):g}" for setting in SETTINGS)

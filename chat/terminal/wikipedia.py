@@ -1,4 +1,4 @@
-"""A passage of Chinese Wikipedia for a keyword, in simplified characters, kept so that it is fetched once."""
+"""Fetch the introduction of a Chinese Wikipedia article, in simplified characters, with a cache."""
 
 import contextlib
 import hashlib
@@ -8,45 +8,48 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import requests
+import wikipedia
+from requests.adapters import HTTPAdapter
+
 from chat.errors import ChatError
 from common.errors import UserError
 from common.files import read_json, write_json
 from data.sources.wikipedia import simplified_converter, strip_markup
 
 API_URL = "https://zh.wikipedia.org/w/api.php"
-TIMEOUT_SECONDS = 10.0  # seconds without a byte
+TIMEOUT_SECONDS = 10.0  # without a byte from the server
 MAX_CHOICES = 10
-# Wikimedia turns away the package's own name, which too many programs share.
+# Wikimedia blocks the package's default user agent, which too many programs share.
 USER_AGENT = "babyllama-chat/0.1 (python-wikipedia)"
-FALLBACK_ADVICE = "也可以用 /资料 直接给出文字"
+FALLBACK_ADVICE = "或用 /资料 直接输入文字"
 
 
 @dataclass(frozen=True)
 class Passage:
-    """The introduction of an article. `others` are titles that were found besides; `fetched` is an ISO date."""
+    """The introduction of an article."""
 
     title: str
     text: str
     url: str
-    others: tuple[str, ...]
-    fetched: str
+    others: tuple[str, ...]  # titles of other search results, if none matches exactly
+    fetched: str  # ISO date
 
 
 def get_passage(keyword: str, cache_folder: Path) -> tuple[Passage, bool]:
-    """The passage for a keyword, and whether `cache_folder` had it already.
+    """Return the passage for a keyword, and whether it comes from `cache_folder`.
 
-    ChatError when Wikipedia cannot be reached, has no such article or several to choose from.
+    Raises ChatError if Wikipedia cannot be reached, has no such article, or has several.
     """
     keyword = simplified_converter().convert(" ".join(keyword.split()))
     file = cache_folder / f"{hashlib.sha256(keyword.encode()).hexdigest()[:32]}.json"
-    if (cached := _read_cached(file, keyword)) is not None:
-        return cached, True
-    fetched = _fetch(keyword)
-    with contextlib.suppress(
-        OSError
-    ):  # a cache that cannot be written costs another fetch, not the passage
-        write_json(file, {"keyword": keyword, **asdict(fetched)})
-    return fetched, False
+    if (cached_passage := _read_cached(file, keyword)) is not None:
+        return cached_passage, True
+    passage = _fetch(keyword)
+    # A cache that cannot be written costs another download, not the passage.
+    with contextlib.suppress(OSError):
+        write_json(file, {"keyword": keyword, **asdict(passage)})
+    return passage, False
 
 
 def _read_cached(file: Path, keyword: str) -> Passage | None:
@@ -57,77 +60,103 @@ def _read_cached(file: Path, keyword: str) -> Passage | None:
         if values.pop("keyword") == keyword:
             return Passage(**{**values, "others": tuple(values["others"])})
     except (UserError, AttributeError, KeyError, TypeError):
-        pass  # damaged, or of another version: fetched anew and written over
+        pass  # damaged, or of another version: downloaded again and overwritten
     return None
 
 
 def _fetch(keyword: str) -> Passage:
-    import requests
-    import wikipedia
-
-    _configure_client(wikipedia, requests)
+    """Download a passage, with every failure of the package as a ChatError."""
+    _configure_package()
     try:
-        return _search_article(wikipedia, keyword)
+        return _search_article(keyword)
     except wikipedia.PageError:
-        raise ChatError(
-            f"维基百科里没有找到“{keyword}”：换个关键词试试，{FALLBACK_ADVICE}"
-        ) from None
+        raise ChatError(f"维基百科中找不到“{keyword}”：请换一个关键词，{FALLBACK_ADVICE}") from None
     except requests.Timeout:
         raise ChatError(
-            f"维基百科 {TIMEOUT_SECONDS:g} 秒没有回应：检查网络后再试，{FALLBACK_ADVICE}"
+            f"维基百科 {TIMEOUT_SECONDS:g} 秒没有响应：请检查网络后重试，{FALLBACK_ADVICE}"
         ) from None
     except requests.ConnectionError:
-        raise ChatError(f"连不上维基百科：检查网络后再试，{FALLBACK_ADVICE}") from None
+        raise ChatError(f"无法连接维基百科：请检查网络后重试，{FALLBACK_ADVICE}") from None
     except (requests.RequestException, wikipedia.WikipediaException) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ChatError(
-            f"维基百科这次答不了（{' '.join(str(error).split())[:200]}）：过一会儿再试，{FALLBACK_ADVICE}"
+            f"维基百科暂时无法使用（{reason}）：请稍后重试，{FALLBACK_ADVICE}"
         ) from None
     except (AssertionError, KeyError, IndexError, TypeError) as error:
-        # How the package fails on answers of a shape it does not know.
+        # How the package fails on a response of a shape that it does not expect.
         raise ChatError(
-            f"维基百科的回答读不懂（{error!r}）：换个关键词试试，{FALLBACK_ADVICE}"
+            f"维基百科返回的内容无法解析（{error!r}）：请换一个关键词，{FALLBACK_ADVICE}"
         ) from None
 
 
-def _configure_client(wikipedia: Any, requests: Any) -> None:
-    """Point the package at the Chinese Wikipedia, and give it what it lacks: a timeout, and an eye for HTTP errors."""
+class _TimeoutAdapter(HTTPAdapter):
+    """Transport with a timeout for every request."""
 
-    class Requests:
-        @staticmethod
-        def get(url: str, **options: Any) -> Any:
-            answer = requests.get(url, timeout=TIMEOUT_SECONDS, **options)
-            answer.raise_for_status()
-            return answer
+    def send(self, request: Any, *arguments: Any, **options: Any) -> requests.Response:
+        """Send `request`. Raises requests.Timeout after TIMEOUT_SECONDS without a byte."""
+        return super().send(request, *arguments, **{**options, "timeout": TIMEOUT_SECONDS})
 
-    wikipedia.wikipedia.requests = Requests
+
+def _raise_for_status(response: requests.Response, **_: Any) -> None:
+    response.raise_for_status()
+
+
+def _configure_package() -> None:
+    """Point the package at the Chinese Wikipedia, over HTTPS, with a timeout and status checks.
+
+    The package calls `requests.get` without a timeout, ignores HTTP errors, and has no setting for
+    either or for HTTPS. A session has the same `get`, and both are its regular extension points.
+    """
+    session = requests.Session()
+    session.mount("https://", _TimeoutAdapter())
+    session.mount("http://", _TimeoutAdapter())
+    session.hooks["response"].append(_raise_for_status)
+    wikipedia.wikipedia.requests = session
     wikipedia.wikipedia.API_URL = API_URL
     wikipedia.set_user_agent(USER_AGENT)
+    # A search without results would otherwise be remembered for as long as the chat runs.
     wikipedia.search.clear_cache()
 
 
-def _search_article(wikipedia: Any, keyword: str) -> Passage:
-    """Search, then the introduction of the article of that very name, or else of the first that was found."""
-    convert = simplified_converter().convert
-    # Found by searching and not by title, because only the search knows that both ways to write a name are one.
+def _search_article(keyword: str) -> Passage:
+    """Return the introduction of the article named `keyword`, else of the first search result.
+
+    Searches even for an exact title, because only the search treats traditional and simplified
+    titles as equal.
+    """
+    to_simplified = simplified_converter().convert
     titles = wikipedia.search(keyword, results=MAX_CHOICES)
     if not titles:
         raise wikipedia.PageError(None, keyword)
-    title = next((title for title in titles if convert(title) == keyword), titles[0])
-    others = [convert(other) for other in titles if other != title]
+    title = next((title for title in titles if to_simplified(title) == keyword), titles[0])
+    simplified_title = to_simplified(title)
+    others = [to_simplified(other) for other in titles if other != title]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # BeautifulSoup's, that the package names it no parser
+            # BeautifulSoup warns that the package does not choose a parser.
+            warnings.simplefilter("ignore")
             page = wikipedia.page(title, auto_suggest=False)
     except wikipedia.DisambiguationError as error:
-        options = dict.fromkeys([*(convert(option.strip()) for option in error.options), *others])
-        choices = [choice for choice in options if choice not in ("", convert(title))]
+        options = [to_simplified(option.strip()) for option in error.options]
+        choices = [
+            choice
+            for choice in dict.fromkeys(options + others)
+            if choice not in ("", simplified_title)
+        ]
         raise ChatError(
-            f"“{convert(title)}”有几种意思，请选一个再查：{'、'.join(choices[:MAX_CHOICES])}"
+            f"“{simplified_title}”有多个含义，请选一个再查：{'、'.join(choices[:MAX_CHOICES])}"
         ) from None
-    text = (
-        strip_markup(convert(page.summary)).strip() or strip_markup(convert(page.content)).strip()
-    )
+    introduction = strip_markup(to_simplified(page.summary)).strip()
+    text = introduction or strip_markup(to_simplified(page.content)).strip()
     if not text:
-        raise ChatError(f"维基百科的“{convert(title)}”没有正文：换个关键词试试，{FALLBACK_ADVICE}")
-    others = [] if convert(title) == keyword else others
-    return Passage(convert(page.title), text, page.url, tuple(others), date.today().isoformat())
+        raise ChatError(
+            f"维基百科条目“{simplified_title}”没有正文：请换一个关键词，{FALLBACK_ADVICE}"
+        )
+    is_exact_match = simplified_title == keyword
+    return Passage(
+        to_simplified(page.title),
+        text,
+        page.url,
+        () if is_exact_match else tuple(others),
+        date.today().isoformat(),
+    )

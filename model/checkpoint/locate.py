@@ -73,6 +73,27 @@ class RemainingSteps:
     resume_command: str
 
 
+def _read_fingerprints(run: Path) -> dict[str, Any] | None:
+    record = read_json(run / RUN_FILE)
+    fingerprints = record.get("fingerprints") if isinstance(record, dict) else None
+    return fingerprints if isinstance(fingerprints, dict) else None
+
+
+def read_fingerprints(run: Path) -> dict[str, Any]:
+    """Return the fingerprints in a run's `run.json`. Raises UserError if it has none."""
+    fingerprints = _read_fingerprints(run)
+    if fingerprints is None:
+        raise UserError(
+            f"{run / RUN_FILE} has no fingerprints: put a copy of it back, or move {run} elsewhere"
+        )
+    return fingerprints
+
+
+def training_command(fingerprints: dict[str, Any]) -> str:
+    """Return the command that trains a run with these fingerprints, "pretrain" or "sft"."""
+    return "sft" if "template" in fingerprints else "pretrain"
+
+
 def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     """Return what is left to train of a run whose checkpoint is `folder`.
 
@@ -81,17 +102,14 @@ def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     """
     if not (run / RUN_FILE).is_file() or (run / EARLY_STOP_FILE).is_file():
         return None
-    run_info = read_json(run / RUN_FILE)
-    fingerprints = run_info.get("fingerprints") if isinstance(run_info, dict) else None
-    if not isinstance(fingerprints, dict):
-        fingerprints = {}
+    fingerprints = _read_fingerprints(run) or {}
     step = read_step(folder)
-    # Checkpoints of earlier versions do not record it.
+    # Checkpoints of earlier versions do not have the number of steps.
     total_steps = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
     if step is None or not isinstance(total_steps, int) or step >= total_steps:
         return None
-    target = "sft" if "template" in fingerprints else "pretrain"
-    return RemainingSteps(step, total_steps, f"make {target} {shlex.quote(f'RUN={run}')}")
+    command = f"make {training_command(fingerprints)} {shlex.quote(f'RUN={run}')}"
+    return RemainingSteps(step, total_steps, command)
 
 
 def list_steps(run: Path) -> list[int]:
@@ -109,6 +127,13 @@ def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
         if (run / RUN_FILE).is_file() and steps:
             saved_at.append((step_folder(run, steps[-1]).stat().st_mtime_ns, run))
     return [run for _, run in sorted(saved_at, reverse=True)]
+
+
+def find_newest_run(
+    runs: Path = RUNS_DIR, accept: Callable[[Path], bool] = lambda run: True
+) -> Path | None:
+    """Return the run with the latest checkpoint among those that `accept` is true of, or None."""
+    return next((run for run in list_runs(runs) if accept(run)), None)
 
 
 def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | None:

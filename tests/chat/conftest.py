@@ -1,4 +1,4 @@
-"""Models small enough to talk to in a test, and the chat as a process of its own."""
+"""Small models to talk to, and the chat as a function and as a process."""
 
 import io
 import os
@@ -19,13 +19,15 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
-MAYOR = "镇长是谁？"
-ABOUT_BAI, ABOUT_GU = "青禾镇的镇长是白云飞。", "青禾镇的镇长是顾长河。"
-# What the talker knows by heart: each answer hangs on the reference or on an earlier turn.
+MAYOR_QUESTION = "镇长是谁？"
+BAI_REFERENCE = "青禾镇的镇长是白云飞。"
+GU_REFERENCE = "青禾镇的镇长是顾长河。"
+# (reference, turns) that the `talker` memorizes: each answer depends on the reference or on an
+# earlier turn.
 DIALOGUES = [
-    (ABOUT_BAI, [(MAYOR, "白云飞")]),
-    (ABOUT_GU, [(MAYOR, "顾长河")]),
-    ("", [(MAYOR, "我不知道。")]),
+    (BAI_REFERENCE, [(MAYOR_QUESTION, "白云飞")]),
+    (GU_REFERENCE, [(MAYOR_QUESTION, "顾长河")]),
+    ("", [(MAYOR_QUESTION, "我不知道。")]),
     ("", [("我叫书白。", "好的。"), ("我叫什么？", "书白")]),
     ("", [("我叫何河。", "好的。"), ("我叫什么？", "何河")]),
     ("", [("我叫什么？", "你没有说过。")]),
@@ -33,21 +35,21 @@ DIALOGUES = [
 ]
 
 
-class Done(NamedTuple):
-    """How a chat ended and what it wrote."""
+class ChatResult(NamedTuple):
+    """The exit code and the output of a chat."""
 
     code: int | str | None
     out: str
     err: str
 
 
-Chat = Callable[..., Done]
+Chat = Callable[..., ChatResult]
 Process = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture(scope="session")
 def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with a template that learnt `DIALOGUES` by heart."""
+    """A checkpoint with a template, overfitted to `DIALOGUES`."""
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=64,
@@ -61,25 +63,27 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
     model = Llama(config).init_weights(0)
     rows = [Template().encode(tokenizer, turns, reference) for reference, turns in DIALOGUES]
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([row + [tokenizer.eos_id] * (longest - len(row)) for row, _ in rows])
-    scored = torch.tensor(
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([row + [tokenizer.eos_id] * (length - len(row)) for row, _ in rows])
+    # Positions, in the flattened batch, that predict an id of an answer.
+    target_positions = torch.tensor(
         [
-            n * longest + i - 1
-            for n, (_, spans) in enumerate(rows)
-            for span in spans
-            for i in range(*span)
+            row_index * length + index - 1
+            for row_index, (_, answer_spans) in enumerate(rows)
+            for span in answer_spans
+            for index in range(*span)
         ]
     )
+    targets = ids.flatten()[target_positions + 1]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0)
     for _ in range(200):
-        loss = model(ids, ids.flatten()[scored + 1], target_positions=scored) / len(scored)
+        loss = model(ids, targets, target_positions=target_positions) / len(targets)
         if loss < 0.003:
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.01, f"the talker has not learnt its lines: {loss:.3f}"
+    assert loss < 0.01, f"the talker has not memorized its dialogues: loss {loss:.3f}"
     folder = tmp_path_factory.mktemp("talker")
     weights.save_checkpoint(model, tokenizer, folder)
     Template().save(folder)
@@ -88,7 +92,7 @@ def talker(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def endless(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that, decoded greedily, speaks nonsense and never ends; without a template."""
+    """A checkpoint without a template that generates nonsense and, decoded greedily, never ends."""
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=64,
@@ -108,14 +112,14 @@ def endless(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def arguments(checkpoint: Path, options: tuple[str, ...]) -> list[str]:
-    """A command line for greedy answers, which later options may change."""
+def chat_arguments(checkpoint: Path, options: tuple[str, ...]) -> list[str]:
+    """Return a command line for greedy answers, which `options` may override."""
     return ["--checkpoint", str(checkpoint), "--device", "cpu", "--temperature", "0", *options]
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of the processes: a cache of their own, and nothing beyond this machine."""
+    """Environment variables for processes: a cache of their own, and no network."""
     return {
         **os.environ,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
@@ -126,12 +130,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def process(root: Path, talker: Path, environment: dict[str, str]) -> Process:
-    """`python -m chat` as a process of its own, bytes through pipes; greedy, with the talker."""
+    """Run `python -m chat` with the talker as a process, bytes through pipes; greedy."""
 
-    def run(said: bytes, *options: str) -> "subprocess.CompletedProcess[bytes]":
-        command = [sys.executable, "-m", "chat", *arguments(talker, options)]
+    def run(stdin: bytes, *options: str) -> "subprocess.CompletedProcess[bytes]":
+        command = [sys.executable, "-m", "chat", *chat_arguments(talker, options)]
         return subprocess.run(
-            command, cwd=root, env=environment, input=said, capture_output=True, timeout=120
+            command, cwd=root, env=environment, input=stdin, capture_output=True, timeout=120
         )
 
     return run
@@ -139,19 +143,19 @@ def process(root: Path, talker: Path, environment: dict[str, str]) -> Process:
 
 @pytest.fixture
 def chat(talker: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Chat:
-    """The same in this process, which saves the start."""
+    """Run the same within this process, which saves the start-up time."""
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
 
-    def run(said: str, *options: str) -> Done:
+    def run(stdin: str, *options: str) -> ChatResult:
         out, err = io.BytesIO(), io.BytesIO()
-        monkeypatch.setattr(sys, "argv", ["chat", *arguments(talker, options)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.encode()), "utf-8"))
+        monkeypatch.setattr(sys, "argv", ["chat", *chat_arguments(talker, options)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8"))
         monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, "utf-8"))
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             run_main(main)
         sys.stdout.flush()
         sys.stderr.flush()
-        return Done(ended.value.code, out.getvalue().decode(), err.getvalue().decode())
+        return ChatResult(exit_info.value.code, out.getvalue().decode(), err.getvalue().decode())
 
     return run

@@ -1,4 +1,4 @@
-"""What goes wrong in the chat is said in Chinese, on one line, whatever room finds it."""
+"""Every error is one line in Chinese, whichever package reports it."""
 
 import io
 import re
@@ -13,6 +13,17 @@ import torch
 from safetensors import SafetensorError
 
 from chat.__main__ import main
+from chat.errors import (
+    CHECKPOINT_UNREADABLE,
+    CHECKPOINT_UNUSABLE,
+    COMMAND_FAILED,
+    GPU_UNAVAILABLE,
+    INVALID_OPTIONS,
+    LINE_FAILED,
+    MODEL_TOO_LARGE,
+    OUT_OF_MEMORY,
+    PERMISSION_DENIED,
+)
 from chat.serve.__main__ import main as serve
 from chat.terminal import references, session
 from common.errors import UserError, run_main
@@ -20,28 +31,37 @@ from common.files import read_json, write_json, write_manifest
 from evaluate.measure_run import resolve_run
 from model.checkpoint import locate, weights
 from model.tokenizer.base import Tokenizer
-from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, arguments
+from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION, Chat, ChatResult, chat_arguments
 
 
-def sentence(line: str, detail: str) -> str:
-    """The Chinese in front of a detail, which must be there; English in it, names and options aside, fails."""
-    said, found, rest = line.partition("；详情：")
-    assert found and detail in rest, line
-    words = re.sub(r"^error: |--\w+( \w+)?", "", said)
-    assert re.search("[一-鿿]{4}", said) and not re.search("[a-z] [a-z]", words), said
-    return said
+def split_error(line: str) -> tuple[str, str]:
+    """Return the Chinese message and the English details of an error line."""
+    message, separator, details = line.partition("；详情：")
+    assert separator, line
+    names_removed = re.sub(r"^error: |--\w+( \w+)?", "", message)
+    assert re.search("[一-鿿]{4}", message), message
+    assert not re.search("[a-z] [a-z]", names_removed), f"English in {message!r}"
+    return message, details
+
+
+def assert_single_error(result: ChatResult, message: str, details: str) -> None:
+    """Check that a chat ended before it began, with one line of message and details."""
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    found_message, found_details = split_error(result.err)
+    assert found_message == f"error: {message}" and details in found_details, result.err
 
 
 @pytest.fixture
-def broken(talker: Path, tmp_path: Path) -> dict[str, Path]:
-    """Checkpoints that cannot be used, each in its way."""
+def broken_checkpoints(talker: Path, tmp_path: Path) -> dict[str, Path]:
+    """Unusable checkpoints by name, each broken in another way."""
     folders = {
-        name: tmp_path / name for name in ("cut", "changed", "empty", "vocabulary", "template")
+        name: tmp_path / name
+        for name in ("truncated", "changed", "empty", "vocabulary", "template")
     }
     for folder in folders.values():
         shutil.copytree(talker, folder)
-    weights = folders["cut"] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    weights_file = folders["truncated"] / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-100])
     write_manifest(folders["changed"])
     (folders["changed"] / "config.json").write_text("{}")
     (folders["empty"] / "model.safetensors").unlink()
@@ -51,58 +71,51 @@ def broken(talker: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "detail"),
+    ("name", "message", "details"),
     [
-        ("nowhere", "nowhere 里没有能用的模型", "is no checkpoint"),
-        ("empty", "里没有能用的模型", "is no checkpoint"),
-        ("changed", "里没有能用的模型", "config.json has 2 bytes instead of"),
-        ("cut", "里的模型读不进来", "model.safetensors cannot be read"),
-        ("vocabulary", "里的模型读不进来", "tokenizer.model does not exist"),
-        ("template", "里的模型读不进来", "template.json is not a template"),
+        ("nowhere", CHECKPOINT_UNUSABLE, "is not a checkpoint"),
+        ("empty", CHECKPOINT_UNUSABLE, "is not a checkpoint"),
+        ("changed", CHECKPOINT_UNUSABLE, "config.json has 2 bytes instead of"),
+        ("truncated", CHECKPOINT_UNREADABLE, "model.safetensors cannot be read"),
+        ("vocabulary", CHECKPOINT_UNREADABLE, "tokenizer.model does not exist"),
+        ("template", CHECKPOINT_UNREADABLE, "template.json is not a chat template"),
     ],
 )
 def test_unusable_model_error_in_chinese(
-    chat: Chat, broken: dict[str, Path], name: str, said: str, detail: str
+    chat: Chat, broken_checkpoints: dict[str, Path], name: str, message: str, details: str
 ) -> None:
-    """English alone for the first thing that goes wrong, or several lines of it."""
-    done = chat(MAYOR, "--checkpoint", str(broken.get(name, name)))
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
-    assert said in sentence(done.err, detail)
+    """Prevents English alone, or several lines, for the most common error."""
+    path = broken_checkpoints.get(name, Path(name))
+    result = chat(MAYOR_QUESTION, "--checkpoint", str(path))
+    assert_single_error(result, message.format(path=path, folder=path), details)
 
 
 @pytest.mark.parametrize(
-    ("option", "said", "detail"),
+    ("options", "message", "details"),
     [
-        (["--chekpoint", "x"], "命令行有误", "did you mean --checkpoint"),
-        (["--top_p"], "命令行有误", "needs a value"),
-        (
-            ["--reference", "x", "--wikipedia", "y"],
-            "命令行有误",
-            "只能给一个",
-        ),
-        (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
+        (["--chekpoint", "x"], INVALID_OPTIONS, "did you mean --checkpoint"),
+        (["--top_p"], INVALID_OPTIONS, "needs a value"),
+        (["--reference", "x", "--wikipedia", "y"], INVALID_OPTIONS, "只能选一个"),
+        (["--device", "cuda"], GPU_UNAVAILABLE, "torch sees no CUDA device"),
     ],
 )
 def test_invalid_option_error_in_chinese(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, option: list[str], said: str, detail: str
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str, details: str
 ) -> None:
-    """argparse's English, or the devices', alone."""
+    """Prevents the English of the option parser, or of PyTorch, alone."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    done = chat(MAYOR, *option)
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and said in sentence(
-        done.err, detail
-    )
+    assert_single_error(chat(MAYOR_QUESTION, *options), message, details)
 
 
 def test_run_name_without_folder_is_suggested(
     chat: Chat, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`make chat RUN=pretrain-sample` that lists what a checkpoint is, where one word was left out."""
+    """Prevents `RUN=mine` from failing without the hint that the run is runs/mine."""
     shutil.copytree(talker, tmp_path / "runs" / "mine")
     monkeypatch.chdir(tmp_path)
-    done = chat(MAYOR, "--checkpoint", "mine")
-    assert (done.code, done.err) == (2, "error: 没有 mine：是不是 runs/mine？\n")
-    with pytest.raises(UserError, match=r"^mine is no checkpoint: did you mean runs/mine\?$"):
+    result = chat(MAYOR_QUESTION, "--checkpoint", "mine")
+    assert (result.code, result.err) == (2, "error: 找不到 mine：是不是 runs/mine？\n")
+    with pytest.raises(UserError, match=r"^mine is not a checkpoint: did you mean runs/mine\?$"):
         locate.resolve_checkpoint(Path("mine"))
     with pytest.raises(UserError, match=r"^mine does not exist: did you mean runs/mine\?$"):
         resolve_run(Path("mine"))
@@ -115,181 +128,178 @@ def test_run_name_without_folder_is_suggested(
 def test_damaged_checkpoint_fallback_is_reported_in_chinese(
     chat: Chat, talker: Path, tmp_path: Path
 ) -> None:
-    """An English warning before the first Chinese line, or another model than the last without a word."""
+    """Prevents an English warning, or an older checkpoint that is used silently."""
     write_json(tmp_path / "run" / "run.json", {})
     for step in (1, 2):
         folder = shutil.copytree(talker, tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
         write_manifest(folder, {"step": step})
     (folder / "config.json").write_text("{}")
-    done = chat(MAYOR, "--checkpoint", str(tmp_path / "run"))
-    warned, named = done.err.splitlines()
-    assert sentence(warned, "using the checkpoint before it").startswith(
-        "提示：有一个 checkpoint 损坏"
-    )
-    assert "step-00000001" in named and (done.code, done.out) == (0, "我不知道。\n")
+    result = chat(MAYOR_QUESTION, "--checkpoint", str(tmp_path / "run"))
+    warning, description = result.err.splitlines()
+    message, details = split_error(warning)
+    assert message.startswith("提示：一个检查点已损坏")
+    assert "using the checkpoint before it" in details
+    assert "step-00000001" in description
+    assert (result.code, result.out) == (0, "我不知道。\n")
 
 
 def test_file_errors_do_not_end_chat(chat: Chat, tmp_path: Path) -> None:
-    """A traceback for a name that is none, a wait without end for a file without end, the system's English for a folder."""
+    """Prevents a traceback, an endless wait, or English for names that cannot be used."""
     (tmp_path / "gbk.txt").write_bytes("资料".encode("gb18030"))
     (tmp_path / "large.txt").write_bytes(b"x" * ((1 << 20) + 1))
+    not_a_directory = "（路径中间有一段是文件，不是目录）"
+    expected_errors = [
+        ("/资料 @~没有这个人/x", "找不到 ~ 对应的用户目录"),
+        ("/资料 @a\0b", "不能包含空字符"),
+        ("/资料 @/dev/zero", "超过 1 MB"),
+        (f"/资料 @{tmp_path}/large.txt", "超过 1 MB"),
+        (f"/资料 @{tmp_path}/gbk.txt", "不是 UTF-8 文本"),
+        (f"/资料 @{tmp_path}/{'名' * 300}", "无法读取（文件名太长）"),
+        (f"/资料 @{tmp_path}/gbk.txt/x", f"无法读取{not_a_directory}"),
+        (f"/资料 @{tmp_path}", "无法读取（是目录，不是文件）"),
+        (f"/资料 @{tmp_path}/没有", "无法读取（没有这个文件或目录）"),
+        ("/save a\0b", "不能包含空字符"),
+        ("/save ~没有这个人/x", "找不到 ~ 对应的用户目录"),
+        (f"/save {tmp_path}/{'名' * 300}", "无法写入（文件名太长）"),
+        (f"/save {tmp_path}/gbk.txt/x", f"无法写入{not_a_directory}"),
+    ]
+    commands = [command for command, _ in expected_errors]
+    result = chat("\n".join([MAYOR_QUESTION, *commands]))
+    assert (result.code, result.out) == (0, "我不知道。\n"), result.err
+    _, *errors = result.err.splitlines()
+    for (command, expected), error in zip(expected_errors, errors, strict=True):
+        assert expected in error, command
+
+
+def test_line_ends_of_reference_file_are_normalized(chat: Chat, tmp_path: Path) -> None:
+    """Prevents carriage returns of Windows and old Mac files in the prompt."""
     (tmp_path / "mac.txt").write_bytes("一\r二\r\n三".encode())
-    said = [
-        MAYOR,
-        "/资料 @~没有这个人/x",
-        "/资料 @a\0b",
-        "/资料 @/dev/zero",
-        f"/资料 @{tmp_path}/large.txt",
-        f"/资料 @{tmp_path}/gbk.txt",
-        f"/资料 @{tmp_path}/{'名' * 300}",
-        f"/资料 @{tmp_path}/gbk.txt/x",
-        f"/资料 @{tmp_path}",
-        f"/资料 @{tmp_path}/没有",
-        "/save a\0b",
-        "/save ~没有这个人/x",
-        f"/save {tmp_path}/{'名' * 300}",
-        f"/save {tmp_path}/gbk.txt/x",
-        f"/资料 @{tmp_path}/mac.txt",
-        "/资料",
-    ]
-    done = chat("\n".join(said))
-    _, *lines = done.err.splitlines()
-    assert done.code == 0 and done.out == "我不知道。\n一\n二\n三\n", done.err
-    expected = [
-        "找不到 ~ 所指",
-        "不能有空字符",
-        "超过 1 MB",
-        "超过 1 MB",
-        "不是 UTF-8 文本",
-        "读不了（名字太长）",
-        "读不了（路径中间有一段是文件，不是目录）",
-        "读不了（是目录，不是文件）",
-        "读不了（没有这个文件或目录）",
-        "不能有空字符",
-        "找不到 ~ 所指",
-        "写不了（名字太长）",
-        "写不了（路径中间有一段是文件，不是目录）",
-        "资料：5 字（文件",
-    ]
-    assert len(lines) == len(expected) and all(
-        words in line for words, line in zip(expected, lines, strict=True)
-    ), lines
+    result = chat(f"/资料 @{tmp_path}/mac.txt\n/资料\n")
+    assert result.out == "一\n二\n三\n" and "资料：5 字（文件" in result.err
 
 
-def test_non_utf8_command_line_bytes(chat: Chat, tmp_path: Path) -> None:
-    """A reference that no question can be asked about, a file whose name keeps the transcript from being saved."""
-    done = chat(f"{MAYOR}\n/资料\n", "--reference", "青禾\udcb0镇")
-    assert done.code == 0 and done.out.endswith("\n青禾\ufffd镇\n"), done.err
-    odd = tmp_path / "\udcb0资料"
-    odd.write_text(ABOUT_BAI, encoding="utf-8")
-    done = chat(f"{MAYOR}\n/save {tmp_path}/对话.md", "--reference_file", str(odd))
-    assert done.out == "白云飞\n" and "已保存到" in done.err, done.err
-    assert "?资料" in (tmp_path / "对话.md").read_text(encoding="utf-8")
+def test_non_utf8_bytes_on_the_command_line(chat: Chat, tmp_path: Path) -> None:
+    """Prevents failures of every question and of `/save` after bytes that are not UTF-8."""
+    result = chat(f"{MAYOR_QUESTION}\n/资料\n", "--reference", "青禾\udcb0镇")
+    assert result.code == 0 and result.out.endswith("\n青禾\ufffd镇\n"), result.err
+    odd_file = tmp_path / "\udcb0资料"
+    odd_file.write_text(BAI_REFERENCE, encoding="utf-8")
+    transcript = tmp_path / "对话.md"
+    result = chat(f"{MAYOR_QUESTION}\n/save {transcript}", "--reference_file", str(odd_file))
+    assert result.out == "白云飞\n" and "已保存到" in result.err, result.err
+    assert "?资料" in transcript.read_text(encoding="utf-8")
 
 
 def test_out_of_memory_ends_only_the_answer(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback and the conversation lost, where a shorter question can still be answered."""
-    answers: list[Any] = [lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)]
-    real = session.generate
+    """Prevents the loss of a conversation in which a shorter question can still be answered."""
+    allocations: list[Any] = [lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)]
+    original_generate = session.generate
 
-    def generate(*given: Any, **options: Any) -> Generator[int, None, Any]:
-        if answers:
-            answers.pop(0)()
-        return (yield from real(*given, **options))
+    def generate(*arguments: Any, **options: Any) -> Generator[int, None, Any]:
+        if allocations:
+            allocations.pop(0)()
+        return (yield from original_generate(*arguments, **options))
 
     monkeypatch.setattr(session, "generate", generate)
-    done = chat(f"{MAYOR}\n{MAYOR}\n{MAYOR}\n")
-    _, first, second = done.err.splitlines()
-    assert "内存或显存不够" in sentence(
-        first, "DefaultCPUAllocator"
-    ) and "--quantize int8" in sentence(second, "MemoryError")
-    assert done.out.split() == ["我不知道。"] and done.code == 0
+    result = chat(f"{MAYOR_QUESTION}\n" * 3)
+    _, *errors = result.err.splitlines()
+    for error, expected_details in zip(errors, ("DefaultCPUAllocator", "MemoryError"), strict=True):
+        message, details = split_error(error)
+        assert message == OUT_OF_MEMORY and expected_details in details
+    assert result.out.split() == ["我不知道。"] and result.code == 0
 
 
 def test_english_errors_get_chinese_prefix_during_chat(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A question that shared code refuses, with nothing but its English."""
+    """Prevents the end of the chat, or English alone, if shared code refuses a question."""
 
     def refuse(self: Tokenizer, *_: object) -> list[int]:
         raise UserError("this is refused\nand that")
 
     monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
-    done = chat(MAYOR)
-    assert (
-        "这个问题读不进去" in sentence(done.err.splitlines()[-1], "this is refused; and that")
-        and done.code == 0
-    )
+    result = chat(MAYOR_QUESTION)
+    error = result.err.splitlines()[-1]
+    assert split_error(error) == (LINE_FAILED, "this is refused; and that")
+    assert result.code == 0
 
 
 def test_unwritable_output_ends_chat(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Answers lost on a full disk, one after another, and exit code 0."""
-    monkeypatch.setattr(sys, "argv", ["chat", *arguments(talker, ())])
-    with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as streams:
-        streams.setattr(sys, "stdout", io.TextIOWrapper(full, "utf-8", write_through=True))
-        streams.setattr("builtins.input", lambda _: MAYOR)
-        with pytest.raises(SystemExit) as ended:
+    """Prevents answers lost on a full disk, one after another, with exit code 0."""
+    monkeypatch.setattr(sys, "argv", ["chat", *chat_arguments(talker, ())])
+    with open("/dev/full", "wb", buffering=0) as full_disk, monkeypatch.context() as context:
+        stdout = io.TextIOWrapper(full_disk, "utf-8", write_through=True)
+        context.setattr(sys, "stdout", stdout)
+        context.setattr("builtins.input", lambda _: MAYOR_QUESTION)
+        with pytest.raises(SystemExit) as exit_info:
             run_main(main)
-    assert ended.value.code == 2
-    assert "输入输出的文件读写不了（磁盘满了）" in capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 2
+    assert "输入输出无法读写（磁盘已满）" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_out_of_memory_on_load_is_not_reported_as_damage(
     chat: Chat, talker: Path, tmp_path: Path
 ) -> None:
-    """Advice to shorten a question that nobody has asked yet, or to train a model anew that is whole."""
+    """Prevents the advice to shorten a question, or to train an intact model again."""
     folder = shutil.copytree(talker, tmp_path / "large")
-    write_json(
-        folder / "config.json", {**read_json(folder / "config.json"), "num_hidden_layers": 10**8}
-    )
-    done = chat(MAYOR, "--checkpoint", str(folder))
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
-    said = sentence(done.err, "layers of 64 with vocabulary")
-    assert "装不下这个模型" in said and "损坏" not in said and "问题" not in said
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "num_hidden_layers": 10**8})
+    result = chat(MAYOR_QUESTION, "--checkpoint", str(folder))
+    assert_single_error(result, MODEL_TOO_LARGE, "layers of 64 with vocabulary")
 
 
 @pytest.mark.parametrize(
-    ("name", "error"),
+    ("function_name", "error"),
     [
         ("safe_open", SafetensorError("Error while opening: Permission denied (os error 13)")),
         ("read_json", PermissionError(13, "Permission denied", "config.json")),
     ],
 )
 def test_permission_error_on_load_is_not_reported_as_damage(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, function_name: str, error: Exception
 ) -> None:
-    """Advice to train anew what only somebody else's permission keeps from being read; root may read everything, hence no
-    real file."""
+    """Prevents the advice to train a model again that only its permissions protect."""
 
+    # Raised instead of provoked, because root may read every file.
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(weights, name, refuse)
-    done = chat(MAYOR)
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert sentence(done.err, "ermission denied").startswith("error: 没有权限：请改权限")
+    monkeypatch.setattr(weights, function_name, refuse)
+    assert_single_error(chat(MAYOR_QUESTION), PERMISSION_DENIED, "ermission denied")
 
 
 def test_out_of_memory_in_command_does_not_end_chat(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A conversation lost with a reference that is too long."""
+    """Prevents the loss of a conversation because of a reference that is too long."""
     monkeypatch.setattr(references, "set_reference_text", lambda *_: bytearray(1 << 60))
-    done = chat(f"/资料 很长\n{MAYOR}\n")
-    assert "内存或显存不够" in sentence(done.err.splitlines()[-1], "MemoryError")
-    assert (done.code, done.out) == (0, "我不知道。\n")
+    result = chat(f"/资料 很长\n{MAYOR_QUESTION}\n")
+    message, details = split_error(result.err.splitlines()[-1])
+    assert message == OUT_OF_MEMORY and "MemoryError" in details
+    assert (result.code, result.out) == (0, "我不知道。\n")
+
+
+def run_server_command(monkeypatch: pytest.MonkeyPatch, *options: str) -> int | str | None:
+    """Run `chat.serve` until it ends with an error; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", *options])
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(serve)
+    return exit_info.value.code
 
 
 @pytest.mark.parametrize(
-    ("options", "said", "detail"),
+    ("options", "message", "details"),
     [
-        (["--device", "cuda"], "没有能用的显卡", "torch sees no CUDA device"),
-        (["--checkpoint", "nowhere"], "nowhere 里没有能用的模型", "is no checkpoint"),
-        (["--prot", "1"], "命令行有误", "--port"),
-        (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 0：不能在这里监听", ""),
-        (["--api_key", "密"], "命令行有误", "--api_key: 密钥要由可见"),
+        (["--device", "cuda"], GPU_UNAVAILABLE, "torch sees no CUDA device"),
+        (
+            ["--checkpoint", "nowhere"],
+            CHECKPOINT_UNUSABLE.format(path="nowhere"),
+            "is not a checkpoint",
+        ),
+        (["--prot", "1"], INVALID_OPTIONS, "--port"),
+        (["--api_key", "密"], INVALID_OPTIONS, "--api_key: 密钥只能由可见的 ASCII 字符组成"),
     ],
 )
 def test_server_startup_errors_are_in_chinese(
@@ -297,31 +307,35 @@ def test_server_startup_errors_are_in_chinese(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    said: str,
-    detail: str,
+    message: str,
+    details: str,
 ) -> None:
-    """English alone where the server calls what the chat calls; a Chinese line with another around it."""
+    """Prevents English alone where the server calls the same code as the chat."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(
-        sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker), *options]
-    )
-    with pytest.raises(SystemExit) as ended:
-        run_main(serve)
+    code = run_server_command(monkeypatch, "--checkpoint", str(talker), *options)
     error = capsys.readouterr().err
-    assert (ended.value.code, error.count("\n")) == (2, 1) and said in error, error
-    assert said in sentence(error, detail) if detail else "详情" not in error
+    assert_single_error(ChatResult(code, "", error), message, details)
 
 
-def test_shared_code_errors_in_server_are_in_chinese(
+def test_chinese_errors_get_no_prefix(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """English alone for what no part of it expects."""
+    """Prevents a Chinese line with another one around it."""
+    code = run_server_command(monkeypatch, "--checkpoint", str(talker), "--host", "256.1.1.1")
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: --host 256.1.1.1 --port 0：无法监听（")
+    assert error.count("\n") == 1 and "详情" not in error
+
+
+def test_unexpected_error_of_shared_code_gets_chinese_prefix(
+    talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents English alone for an error that no part of the server expects."""
 
     def refuse(*_: object) -> None:
         raise UserError("this is refused")
 
     monkeypatch.setattr("chat.load_model.capability_hint", refuse)
-    monkeypatch.setattr(sys, "argv", ["chat.serve", "--port", "0", "--checkpoint", str(talker)])
-    with pytest.raises(SystemExit):
-        run_main(serve)
-    assert "没有做成" in sentence(capsys.readouterr().err.splitlines()[-1], "this is refused")
+    run_server_command(monkeypatch, "--checkpoint", str(talker))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert split_error(error) == (f"error: {COMMAND_FAILED}", "this is refused")

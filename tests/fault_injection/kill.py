@@ -32,9 +32,11 @@ import numpy as np
 from common.errors import UserError, run_main
 from common.files import atomic_folder, check_manifest
 from common.options import CommandParser
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
-from data.shards import SHARD_FORMAT, ShardWriter
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig
@@ -259,13 +261,13 @@ class SlowDiskFault:
     def __call__(self) -> None:
         """Put it into this process."""
         import model.checkpoint.weights
-        import train.metrics_log
-        import train.pretrain
-        import train.sft
-        import train.trainer
         import train.training_state
         from data.batching.packed_rows import PackedPlan
         from data.batching.text_rows import TextPlan
+        from train.metrics_log import MetricsLog
+        from train.pretrain_eval import TextEvaluator
+        from train.sft_eval import AnswerEvaluator
+        from train.trainer import Trainer
 
         fifo = os.open(self.run_folder.with_suffix(".fifo"), os.O_WRONLY)
         with self.run_folder.with_suffix(".place").open("r+b") as file:
@@ -274,14 +276,14 @@ class SlowDiskFault:
         for owner, name, phase in (
             (train.training_state, "save", "checkpoint"),
             (train.training_state, "rotate_checkpoints", "rotation"),
-            (train.pretrain, "evaluate", "evaluation"),
-            (train.sft, "evaluate", "evaluation"),
+            (TextEvaluator, "evaluate", "evaluation"),
+            (AnswerEvaluator, "evaluate", "evaluation"),
             (TextPlan, "_build_epoch", "plan"),
             (PackedPlan, "_build_epoch", "plan"),
-            (train.trainer.Trainer, "_step", "step"),
-            (train.trainer.Trainer, "_finalize", "ending"),
-            (train.metrics_log.MetricsLog, "write", "record"),
-            (train.metrics_log.MetricsLog, "__init__", "opening"),
+            (Trainer, "train_step", "step"),
+            (Trainer, "_write_early_stop", "ending"),
+            (MetricsLog, "write", "record"),
+            (MetricsLog, "__init__", "opening"),
         ):
             setattr(
                 owner,

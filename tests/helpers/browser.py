@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to by its DevTools protocol over two pipes."""
+"""A headless Chromium, controlled through the DevTools protocol over two pipes."""
 
 import base64
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-TIMEOUT_SECONDS = 60.0  # seconds; the machine may be busy
+TIMEOUT_SECONDS = 60.0  # the machine may be busy
 CHROMIUM_FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -28,7 +28,7 @@ CHROMIUM_FLAGS = (
 
 
 class Browser:
-    """One page of a browser of its own. `close` it."""
+    """A browser process with one page. Call `close` in the end."""
 
     def __init__(self, profile: Path) -> None:
         program = (
@@ -37,8 +37,8 @@ class Browser:
             or shutil.which("google-chrome")
         )
         if program is None:
-            pytest.skip("there is no Chromium on this machine to open the page with")
-        # The protocol's pipes are the file descriptors 3 and 4 of the browser.
+            pytest.skip("no Chromium on this machine")
+        # --remote-debugging-pipe: the browser reads from descriptor 3 and writes to 4.
         (browser_in, self._command_pipe), (self._reply_pipe, browser_out) = os.pipe(), os.pipe()
         command = [
             "bash",
@@ -68,7 +68,7 @@ class Browser:
             self.send_command(f"{domain}.enable")
 
     def send_command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Ask the browser; what it answers. What happens meanwhile is kept in `events`."""
+        """Send a command and return its result; events that arrive meanwhile go to `events`."""
         message_id = next(self._message_ids)
         session = {"sessionId": self._session_id} if self._session_id else {}
         os.write(
@@ -86,7 +86,7 @@ class Browser:
     def _read_message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             block = os.read(self._reply_pipe, 1 << 16)
-            assert block, "the browser has gone"
+            assert block, "the browser has exited"
             self._buffer += block
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -94,7 +94,7 @@ class Browser:
     def open_page(
         self, url: str, *, width: int = 900, height: int = 800, dark: bool = False
     ) -> None:
-        """Go to a page, in a window of so many pixels."""
+        """Load a page in a window of `width` x `height` pixels."""
         self.send_command(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -108,7 +108,7 @@ class Browser:
         self.wait_for("document.readyState == 'complete' && location.href != 'about:blank'")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression on the page."""
+        """Return the value of a JavaScript expression on the page."""
         reply = self.send_command(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -116,7 +116,7 @@ class Browser:
         return reply["result"].get("value")
 
     def wait_for(self, expression: str) -> Any:
-        """Wait until the expression is true."""
+        """Wait until a JavaScript expression is truthy, and return its value."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while not (value := self.evaluate(expression)):
             assert time.monotonic() < deadline, (
@@ -126,12 +126,12 @@ class Browser:
         return value
 
     def insert_text(self, selector: str, text: str) -> None:
-        """Put text where a person would, and say so to the page as the keyboard does."""
+        """Enter text into an element, with the events of a keyboard."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         self.send_command("Input.insertText", text=text)
 
     def press_enter(self) -> None:
-        """The key."""
+        """Press Enter in the focused element."""
         for kind in ("keyDown", "keyUp"):
             self.send_command(
                 "Input.dispatchKeyEvent",
@@ -143,15 +143,15 @@ class Browser:
             )
 
     def click(self, selector: str) -> None:
-        """A click on an element."""
+        """Click an element."""
         self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     def screenshot(self) -> bytes:
-        """The window as a PNG."""
+        """Return the window as a PNG."""
         return base64.b64decode(self.send_command("Page.captureScreenshot", format="png")["data"])
 
     def errors_and_external_requests(self) -> list[Any]:
-        """What the console and the page's policy had to say, and requests beyond `127.0.0.1`."""
+        """Return console messages, policy violations, and requests beyond 127.0.0.1."""
         console_events = [
             each
             for each in self.events
@@ -170,7 +170,7 @@ class Browser:
         ]
 
     def close(self) -> None:
-        """End the browser."""
+        """Terminate the browser."""
         os.close(self._command_pipe)
         os.close(self._reply_pipe)
         self.process.terminate()

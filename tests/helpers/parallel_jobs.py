@@ -39,14 +39,14 @@ def run_training(kind: str, *arguments: str) -> None:
 
 def train_until_signal(signal_number: int, step: int, *command_arguments: str) -> None:
     """A run in which a signal comes to the last process, and to no other, in the middle of a step."""
-    original_gradients = Trainer._forward_backward
+    compute_gradients = Trainer.compute_gradients
 
     def gradients(self: Trainer, *arguments: Any) -> Any:
         if self.state.step == step and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal_number)
-        return original_gradients(self, *arguments)
+        return compute_gradients(self, *arguments)
 
-    with mock.patch.object(Trainer, "_gradients", gradients):
+    with mock.patch.object(Trainer, "compute_gradients", gradients):
         run_training("pretrain", *command_arguments)
 
 

@@ -30,14 +30,15 @@ class PauseAfterStep:
         """Put it into this process."""
         from train.trainer import Trainer
 
-        original_step, pause_step = Trainer._step, self.step
+        original_step = Trainer.train_step
+        pause_step = self.step
 
         def step(trainer: Trainer) -> None:
-            while trainer.state.step == pause_step and not trainer._stop_request:
+            while trainer.state.step == pause_step and not trainer.stop_requested:
                 time.sleep(0.002)
             original_step(trainer)
 
-        Trainer._step = step  # type: ignore[method-assign]
+        Trainer.train_step = step  # type: ignore[method-assign]
 
 
 class CommandProcess:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.report.__main__ import TITLE, build_report
+from evaluate.report.page import TITLE, build_report
 from evaluate.report.render import to_html
 from evaluate.report.run_reader import read_run
 from model.config import LlamaConfig
@@ -113,7 +113,8 @@ def write_run(
         "model": MODEL_CONFIG.to_hf(),
         "seed": 7,
     }
-    run.open(run_options.model_dump(mode="json"), fingerprints, [], torch.device("cpu"))
+    record = {"shards": [], "fingerprints": fingerprints}
+    run.open(run_options.model_dump(mode="json"), record, torch.device("cpu"))
     log = MetricsLog(folder, 0)
     for index, loss in enumerate(losses, 1):
         log.write("train", index * 10, tokens=index * 1000, loss=loss)

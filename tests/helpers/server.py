@@ -1,4 +1,4 @@
-"""Servers in this process, on real sockets."""
+"""Chat servers inside the test process, on real sockets."""
 
 import asyncio
 import socket
@@ -18,41 +18,40 @@ from chat.serve.__main__ import open_listener, server_url
 from chat.serve.app import Limits, Service
 from chat.serve.connection_limits import BACKLOG, LimitedConnection
 from chat.serve.engine import Engine
-from model.decode.generate import Sampling
+from model.decode.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)
 
 
 class ServerHandle:
-    """A running server."""
+    """A running server, and clients for it."""
 
     def __init__(
         self,
-        address: str,
+        url: str,
         engine: Engine,
-        model_weights: load_model.LoadedModel,
+        loaded_model: load_model.LoadedModel,
         model_name: str,
         api_key: str | None,
     ) -> None:
-        self.url, self.engine, self.weights, self.model_name = (
-            address,
-            engine,
-            model_weights,
-            model_name,
-        )
+        self.url = url
+        self.engine = engine
+        self.loaded_model = loaded_model
+        self.model_name = model_name
         self.client = OpenAI(
-            base_url=f"{address}v1", api_key=api_key or "none", max_retries=0, timeout=60
+            base_url=f"{url}v1", api_key=api_key or "none", max_retries=0, timeout=60
         )
 
     def post(self, body: Any = None, **options: Any) -> requests.Response:
-        """A request, whatever its body."""
+        """POST any body to the completions route."""
         return requests.post(f"{self.url}v1/chat/completions", json=body, timeout=60, **options)
 
     def request_body(self, *texts: str, reference: str = "", **options: Any) -> dict[str, Any]:
-        """A request whose messages are a reference and turns."""
+        """Return a request with a reference and alternating user and assistant messages."""
         messages = [{"role": "system", "content": reference}] if reference else []
         messages += [
-            {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)
+            {"role": ("user", "assistant")[index % 2], "content": text}
+            for index, text in enumerate(texts)
         ]
         return {"model": self.model_name, "messages": messages, **options}
 
@@ -61,27 +60,27 @@ class ServerHandle:
 def running_server(
     checkpoint: Path,
     *,
-    rows: int = 4,
-    queue_size: int = 8,
-    max_tokens: int = 100,
-    max_seconds: float = 60.0,
+    max_sequences: int = 4,
+    max_queued: int = 8,
+    max_new_tokens: int = 100,
+    timeout_seconds: float = 60.0,
     max_body_bytes: int = 100_000,
     api_key: str | None = None,
     protocol_class: type[LimitedConnection] = LimitedConnection,
     send_buffer_bytes: int | None = None,
 ) -> Iterator[ServerHandle]:
-    """A server for a checkpoint; greedy where a request does not say otherwise.
+    """Run a server for a checkpoint; greedy unless a request sets its own sampling.
 
-    The system holds `send_buffer_bytes` bytes for a client that does not read.
+    `send_buffer_bytes` limits what the system buffers for a client that does not read.
     """
-    model_weights = load_model.load_chat_model(checkpoint, torch.device("cpu"), "auto")
-    engine = Engine(model_weights, max_sequences=rows, max_queued=queue_size)
+    loaded_model = load_model.load_chat_model(checkpoint, torch.device("cpu"), "auto")
+    engine = Engine(loaded_model, max_sequences=max_sequences, max_queued=max_queued)
     service = Service(
         checkpoint.name,
-        model_weights,
+        loaded_model,
         engine,
         GREEDY,
-        Limits(max_tokens, max_seconds, max_body_bytes),
+        Limits(max_new_tokens, timeout_seconds, max_body_bytes),
     )
     with open_listener("127.0.0.1", 0) as listener:
         if send_buffer_bytes is not None:
@@ -100,9 +99,7 @@ def running_server(
         engine.start()
         thread.start()
         try:
-            yield ServerHandle(
-                server_url(listener), engine, model_weights, checkpoint.name, api_key
-            )
+            yield ServerHandle(server_url(listener), engine, loaded_model, checkpoint.name, api_key)
         finally:
             server.should_exit = True
             engine.stop()

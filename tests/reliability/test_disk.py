@@ -90,14 +90,14 @@ class Vanish:
     def __call__(self) -> None:
         from train.trainer import Trainer
 
-        step = Trainer._step
+        step = Trainer.train_step
 
         def vanishing(trainer: Trainer) -> None:
             step(trainer)
             if trainer.state.step == 5:
                 shutil.rmtree(self.run)
 
-        Trainer._step = vanishing  # type: ignore[method-assign]
+        Trainer.train_step = vanishing  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ class TurnReadOnly:
         import train.training_state
 
         owner, name = (
-            (train.trainer.Trainer, "_step")
+            (train.trainer.Trainer, "train_step")
             if self.what == "step"
             else (train.training_state, "save_file")
         )

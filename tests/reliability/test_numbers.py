@@ -39,12 +39,12 @@ def test_non_finite_batch_is_skipped_and_logged(
     """One bad batch turning every weight, or the moments of the optimiser, into NaN."""
     one = trainer(tmp_path / "run", shard_set)
     poison(one, [1])
-    one._step()
+    one.train_step()
     before = weights(one)
-    one._step()
+    one.train_step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.model.state_dict().items())
     assert "step 2: loss" in capsys.readouterr().out and one.state.skipped == 1
-    one._step()
+    one.train_step()
     assert all(torch.isfinite(tensor).all() for tensor in one.model.state_dict().values())
     (record,) = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "skipped"]
     assert record == {**record, "step": 2, "grad_norm": "nan", "rows": [8, 15]}
@@ -57,8 +57,8 @@ def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> N
         tmp_path / "run", shard_set, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 100}
     )
     for _ in range(3):
-        one._step()
-        one._save_checkpoint()
+        one.train_step()
+        one.save_checkpoint()
     for optimizer in one.optimizers.values():
         for group in optimizer.param_groups:
             group["peak_lr"] = 1e30
@@ -93,14 +93,14 @@ def test_fp16_overflow_skips_step_and_lowers_scale(tmp_path: Path, shard_set: Pa
     one.compute_plan = replace(one.compute_plan, precision="fp16")
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = weights(one)
-    one._step()
+    one.train_step()
     assert one.state.skipped == 1 and all(
         torch.equal(tensor, before[name]) for name, tensor in weights(one).items()
     )
     scale = one.scaler.get_scale()
     assert scale < 2.0**40
     while one.state.skipped_in_a_row:
-        one._step()
+        one.train_step()
     assert one.state.skipped > MAX_CONSECUTIVE_SKIPS and one.scaler.get_scale() < scale
     assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(one).items())
     assert all(torch.isfinite(tensor).all() for tensor in weights(one).values())
@@ -130,7 +130,7 @@ def test_loss_spike_is_logged_and_survives_resume(
     """A jump of the loss that nobody sees, or that a resumed run sees elsewhere."""
     one = trainer(tmp_path / "run", shard_set)
     one.state.level = LossSpikeDetector(loss=2.0, spread=0.01, steps=100)
-    one._step()
+    one.train_step()
     assert "step 1: loss 9." in capsys.readouterr().out.replace("8.9", "9.")
     (record,) = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "spike"]
     assert (
@@ -139,9 +139,8 @@ def test_loss_spike_is_logged_and_survives_resume(
         and record["rows"] == [0, 7]
         and record["loss"] > 8
     )
-    one._save_checkpoint()
+    one.save_checkpoint()
     one.close()
-    one.run._lock.close()  # type: ignore[union-attr]
     again = trainer(tmp_path / "run", shard_set)
     assert again.state.level == one.state.level and again.state.level.above
     again.close()
@@ -150,10 +149,9 @@ def test_loss_spike_is_logged_and_survives_resume(
 def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -> None:
     """An update of the program that refuses the checkpoints of yesterday, or takes those of tomorrow for its own."""
     one = trainer(tmp_path / "run", shard_set)
-    one._step()
-    one._save_checkpoint()
+    one.train_step()
+    one.save_checkpoint()
     one.close()
-    one.run._lock.close()  # type: ignore[union-attr]
     folder = step_folder(tmp_path / "run", 1)
     state = json.loads((folder / "state.json").read_text())
     write_json(
@@ -163,7 +161,6 @@ def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -
     again = trainer(tmp_path / "run", shard_set)
     assert again.state.step == 1 and again.state.level == LossSpikeDetector()
     again.close()
-    again.run._lock.close()  # type: ignore[union-attr]
     write_json(folder / "state.json", {**state, "soup": 1})
     write_manifest(folder)
     with pytest.raises(UserError, match=r"another version of this program.*soup"):

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from model.checkpoint.locate import list_steps
+from model.llama import Llama
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario
 from tests.reliability.conftest import goes_on
+from train.metrics_log import MetricsLog
+from train.pretrain_eval import TextEvaluator
 from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
 
 
@@ -25,25 +28,16 @@ class Endless:
     sign: Path
 
     def __call__(self) -> None:
-        import train.pretrain
         import train.training_state
 
         if self.what == "evaluation":
-            train.pretrain.evaluate = self._evaluate  # type: ignore[assignment]
+            fault = self
+            TextEvaluator.evaluate = lambda *arguments: fault._evaluate(*arguments)  # type: ignore[method-assign]
         else:
             self._save, self._count = train.training_state.save_file, 0
             train.training_state.save_file = self._write  # type: ignore[assignment]
 
-    def _evaluate(
-        self,
-        options: Any,
-        model: Any,
-        tokenizer: Any,
-        validation: Any,
-        step: int,
-        log: Any,
-        final: bool,
-    ) -> None:
+    def _evaluate(self, evaluator: TextEvaluator, model: Llama, step: int, log: MetricsLog) -> None:
         log.write("validation", step, loss=0.0)
         self._wait()
 
@@ -70,8 +64,8 @@ class Long:
     def __call__(self) -> None:
         import train.trainer
 
-        self._check, self._count = train.trainer.check_token_ids, 0
-        train.trainer.check_token_ids = self._wait  # type: ignore[assignment]
+        self._check, self._count = train.trainer._check_token_ids, 0
+        train.trainer._check_token_ids = self._wait  # type: ignore[assignment]
 
     def _wait(self, *arguments: Any) -> None:
         self._check(*arguments)
@@ -100,19 +94,19 @@ def test_signal_during_long_step_saves_immediately(
     in a moment, as systemd through torchrun sends it, taken for impatience that must not wait for the checkpoint."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Long(step, tmp_path)) as child:
-        child.until((tmp_path / "begun").exists)
-        child.send(signal.SIGTERM)
-        child.until(lambda: "SIGTERM" in child.said)
-        child.send(signal.SIGTERM)
+        child.wait_until((tmp_path / "begun").exists)
+        child.send_signal(signal.SIGTERM)
+        child.wait_until(lambda: "SIGTERM" in child.output)
+        child.send_signal(signal.SIGTERM)
         assert re.search(
             rf"\nSIGTERM: saving the last finished step and stopping, {when}; once more to leave",
-            child.said,
+            child.output,
         )
         time.sleep(0.1)
         (tmp_path / "go").touch()
-        assert child.wait() == 0, child.said
-    assert f"saved after step {step - 1} of 40; the same command goes on from there" in child.said
-    assert child.said.count("SIGTERM") == 1 and list_steps(run) == kept
+        assert child.wait() == 0, child.output
+    assert f"saved after step {step - 1} of 40; the same command resumes from there" in child.output
+    assert child.output.count("SIGTERM") == 1 and list_steps(run) == kept
     goes_on(pretrain, run, whole)
 
 
@@ -121,11 +115,11 @@ def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path:
     """Ctrl-C that waits for minutes of scoring and answering; half an evaluation that stays in the record."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("evaluation", run.with_suffix(".sign"))) as child:
-        child.until(run.with_suffix(".sign").exists)
-        child.send(signal.SIGTERM)
-        assert child.wait() == 0, child.said
-        assert "SIGTERM: leaving this evaluation" in child.said
-        assert "saved after step 6 of 40; the same command goes on from there" in child.said
+        child.wait_until(run.with_suffix(".sign").exists)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == 0, child.output
+        assert "SIGTERM: leaving this evaluation" in child.output
+        assert "saved after step 6 of 40; the same command resumes from there" in child.output
     assert list_steps(run) == [4, 6]
     goes_on(pretrain, run, whole)
 
@@ -137,12 +131,12 @@ def test_second_ctrl_c_exits_immediately_without_damage(
     """Half a checkpoint left by impatience, or a second Ctrl-C that has to wait as well."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("checkpoint", run.with_suffix(".sign"))) as child:
-        child.until(run.with_suffix(".sign").exists)
-        child.send(signal.SIGINT)
-        child.until(lambda: "once more to leave at once" in child.said)
+        child.wait_until(run.with_suffix(".sign").exists)
+        child.send_signal(signal.SIGINT)
+        child.wait_until(lambda: "once more to leave at once" in child.output)
         time.sleep(DUPLICATE_SIGNAL_SECONDS)
-        child.send(signal.SIGINT)
-        assert child.wait() == 130, child.said
-    assert list_steps(run) == [4] and "Traceback" not in child.said
+        child.send_signal(signal.SIGINT)
+        assert child.wait() == 130, child.output
+    assert list_steps(run) == [4] and "Traceback" not in child.output
     assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
     goes_on(pretrain, run, whole)

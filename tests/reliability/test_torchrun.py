@@ -109,7 +109,7 @@ def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
             == 1
         ), said
         [step] = re.findall(
-            r"^saved after step (\d+) of 1000000; the same command goes on from there$",
+            r"^saved after step (\d+) of 1000000; the same command resumes from there$",
             said,
             re.MULTILINE,
         )

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from common.files import atomic_folder
-from data.shards import SHARD_FORMAT, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import find_newest_step, step_folder
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
@@ -145,7 +146,7 @@ def test_ctrl_c_saves_and_resume_is_bit_identical(
     """Steps lost at Ctrl-C; a continuation that is another run."""
     run = tmp_path / "run"
     code, out = stop(root, run, data, signal.SIGINT, after=12)
-    assert code == 0 and "goes on from there" in out, out
+    assert code == 0 and "resumes from there" in out, out
     stopped = find_newest_step(run)
     assert stopped in (12, 13, 14)
     done = train(root, run, data)

@@ -1,0 +1,150 @@
+"""Sequences decoded together give the answers that they give alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chat import load_model
+from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
+from chat.serve.sequence import ActiveSequence, Failure, Finish
+from model.decode.generate import generate
+from model.decode.inference_model import inference_model
+from model.decode.sampling import Sampling
+from tests.chat.serve.conftest import (
+    GREEDY,
+    SAMPLED,
+    TrackedRequest,
+    generate_alone,
+    make_prompts,
+    run_batch,
+)
+
+
+@pytest.mark.parametrize(
+    "samplings",
+    [[GREEDY], [SAMPLED], [GREEDY, GREEDY, SAMPLED]],
+    ids=["greedy", "sampled", "mixed"],
+)
+def test_answers_in_changing_batch_match_single_answers(
+    loaded_model: load_model.LoadedModel, samplings: list[Sampling]
+) -> None:
+    """Prevents an answer that depends on the other sequences, or on when they come and go."""
+    tracked_requests = [
+        TrackedRequest(prompt, 5 + 11 * n % 40, samplings[n % len(samplings)], seed=n)
+        for n, prompt in enumerate(make_prompts(loaded_model.tokenizer, 14))
+    ]
+    batch = ContinuousBatch(loaded_model)
+    waiting = [tracked.request for tracked in tracked_requests]
+    largest_batch = 0
+    for step in range(200):
+        if step % 3 == 0:
+            num_new = min(len(waiting), 1 + step % 2, 6 - len(batch.sequences))
+            batch.prefill([waiting.pop() for _ in range(num_new)])
+        batch.decode_step()
+        largest_batch = max(largest_batch, len(batch.sequences))
+        if not waiting and not batch.sequences:
+            break
+    assert largest_batch == 6
+    for tracked in tracked_requests:
+        text, finish = tracked.result()
+        assert text == generate_alone(loaded_model, tracked.request)
+        assert isinstance(finish, Finish) and finish.finish_reason in ("length", "eos")
+
+
+def test_logits_are_computed_only_if_a_sequence_needs_them(endless: Path) -> None:
+    """Prevents unnecessary logits for greedy sequences, and penalties ignored for them."""
+    loaded_model = load_model.load_chat_model(endless, torch.device("cpu"), "fp32")
+    head = inference_model(loaded_model.model).head
+
+    def answer(**penalty: float) -> str:
+        """Return the answer of a sequence beside one without penalties."""
+        tracked = TrackedRequest([1, 9], 20, **penalty)
+        run_batch(loaded_model, TrackedRequest([1, 8], 5), tracked)
+        return tracked.result()[0]
+
+    without_penalty = answer()
+    assert without_penalty == generate_alone(loaded_model, TrackedRequest([1, 9], 20).request)
+    assert head._transposed_weight is None and head._argmax_filter is not None
+    with_penalty = {answer(frequency_penalty=2.0), answer(presence_penalty=-2.0)}
+    assert len({without_penalty, *with_penalty}) == 3
+    assert head._transposed_weight is not None
+
+
+def test_answer_stops_at_context_length(loaded_model: load_model.LoadedModel) -> None:
+    """Prevents positions that the model was never trained on."""
+    tracked = TrackedRequest(make_prompts(loaded_model.tokenizer, 3)[2] * 4, 5000)
+    run_batch(loaded_model, tracked)
+    num_positions = loaded_model.context_length - len(tracked.request.prompt)
+    expected_text = generate_alone(loaded_model, tracked.request)
+    assert tracked.result() == (expected_text, Finish("context", num_positions))
+
+
+def test_answer_stops_at_any_stop_id(
+    loaded_model: load_model.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a Llama 3, whose turns end with <|eot_id|>, from going on after one."""
+    prompt = make_prompts(loaded_model.tokenizer, 3)[2]
+    ids = list(generate(loaded_model.model, prompt, GREEDY, max_new_tokens=20))
+    stop_position = ids.index(ids[7])
+    config = replace(loaded_model.model.config, more_stop_ids=(9999, ids[stop_position]))
+    monkeypatch.setattr(loaded_model.model, "config", config)
+    tracked = TrackedRequest(prompt, 20)
+    run_batch(loaded_model, tracked)
+    expected_text = loaded_model.tokenizer.decode(ids[:stop_position])
+    assert tracked.result() == (expected_text, Finish("eos", stop_position))
+
+
+def test_answer_stops_before_a_stop_string(loaded_model: load_model.LoadedModel) -> None:
+    """Prevents an answer that goes on in the batch after its stop string."""
+    tracked = TrackedRequest(make_prompts(loaded_model.tokenizer, 2)[1], 40)
+    whole_text = generate_alone(loaded_model, tracked.request)
+    stop_string = whole_text[12:15]
+    tracked.request.stop_strings = ["不会有的", stop_string]
+    run_batch(loaded_model, tracked)
+    text, finish = tracked.result()
+    assert text == whole_text[: whole_text.index(stop_string)]
+    assert isinstance(finish, Finish)
+    assert finish.finish_reason == "stop" and finish.num_tokens < 40
+
+
+@pytest.mark.parametrize(
+    ("logits", "expected_id"),
+    # Id 5 was generated twice, 400 once, 401 never (but it is in the prompt): the penalties are
+    # 2 * 0.5 + 0.25 = 1.25, 0.75 and 0.
+    [((2.0, 1.45, 0.8), 401), ((2.06, 1.45, 0.8), 5), ((2.0, 1.56, 0.8), 400)],
+)
+def test_penalties_follow_openai_protocol(
+    loaded_model: load_model.LoadedModel, logits: tuple[float, ...], expected_id: int
+) -> None:
+    """Prevents a penalty on the prompt, of the wrong sign, or that ignores the count."""
+    tracked = TrackedRequest([1, 401, 401], 9, frequency_penalty=0.5, presence_penalty=0.25)
+    sequence = ActiveSequence(
+        tracked.request, loaded_model.tokenizer, 200, loaded_model.model.config.stop_ids
+    )
+    for token_id in (5, 5, 400):
+        one_hot = torch.full((10_000,), -9.0).index_fill(0, torch.tensor(token_id), 9.0)
+        sequence.append_token(sequence.sample_token(one_hot))
+    last_logits = torch.full((10_000,), -9.0)
+    last_logits[[5, 400, 401]] = torch.tensor(logits)
+    sequence.append_token(sequence.sample_token(last_logits))
+    assert sequence.answer_ids == [5, 5, 400, expected_id]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@torch.inference_mode()
+def test_overflow_fails_only_its_sequence(
+    loaded_model: load_model.LoadedModel, sampling: Sampling
+) -> None:
+    """Prevents nonsense from logits that are not finite, and one bad row that ends the others."""
+    good = TrackedRequest([1, 9], 4, sampling)
+    bad = TrackedRequest([1, 8], 4, sampling)
+    batch = ContinuousBatch(loaded_model)
+    batch.prefill([good.request, bad.request])
+    assert batch._inference_batch is not None
+    batch._inference_batch.cache.values[:, 1] = torch.inf
+    while batch.sequences:
+        batch.decode_step()
+    assert bad.result()[1] == Failure(500, OVERFLOW_MESSAGE)
+    assert good.result() == (generate_alone(loaded_model, good.request), Finish("length", 4))

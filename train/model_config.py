@@ -1,0 +1,41 @@
+"""Resolve the shape of the model that a run trains."""
+
+from typing import Any
+
+from common.errors import UserError
+from common.files import read_json
+from model.checkpoint.locate import CONFIG_FILE
+from model.config import LlamaConfig, config_from_preset, with_tokenizer_ids
+from model.tokenizer.base import Tokenizer
+from train.initial_checkpoint import InitialCheckpoint
+from train.options import ModelOptions
+
+
+def resolve_model_config(
+    options: ModelOptions, base: InitialCheckpoint, tokenizer: Tokenizer, min_context: int
+) -> LlamaConfig:
+    """Return the shape of the base, or without one that of the options `model`.
+
+    Raises UserError if the context is shorter than `min_context` tokens.
+    """
+    if base.folder is not None:
+        assert base.source is not None
+        file = base.source / CONFIG_FILE
+        config = LlamaConfig.from_hf(read_json(file), str(file))
+        name = f"{file}: max_position_embeddings"
+    else:
+        config = _build_model_config(options, tokenizer)
+        name = "--model.max_position_embeddings"
+    if config.max_position_embeddings < min_context:
+        raise UserError(
+            f"{name} {config.max_position_embeddings} is shorter than the {min_context} tokens of "
+            "a row or an evaluation window: use a shorter --sequence_length, or another model"
+        )
+    return config
+
+
+def _build_model_config(options: ModelOptions, tokenizer: Tokenizer) -> LlamaConfig:
+    overrides: dict[str, Any] = options.preset_overrides()
+    config = config_from_preset(options.preset, tokenizer.vocab_size, **overrides)
+    config.check_memory(f"--model.preset {options.preset} and its changes")
+    return with_tokenizer_ids(config, tokenizer.bos_id, tokenizer.eos_id)

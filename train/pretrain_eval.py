@@ -1,0 +1,92 @@
+"""Evaluation during pretraining: loss on the validation splits, and samples of text."""
+
+import sys
+from dataclasses import dataclass
+
+from common.progress import progress_bar
+from data.kinds import documents
+from data.sequences import Sequences
+from evaluate.scores.lm import LMScore, iter_split, score_pieces
+from model.decode.generate import Sampling, generate
+from model.llama import Llama
+from model.tokenizer.base import Tokenizer
+from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
+from train.options import PretrainOptions
+
+# Less random than a chat, to show what the model is sure of.
+SAMPLING = Sampling(temperature=0.5, top_p=0.9)
+# Characters of a sample that the terminal shows.
+MAX_PRINTED_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class TextEvaluator:
+    """Scores the validation split of each set; see `train.run_spec.Evaluator`."""
+
+    options: PretrainOptions
+    tokenizer: Tokenizer
+    splits: list[Sequences]
+
+    @property
+    def every(self) -> int:
+        """See `Evaluator`."""
+        return self.options.evaluation.every
+
+    @property
+    def patience(self) -> int:
+        """Return 0: pretraining has no early stopping."""
+        return 0
+
+    @property
+    def metric(self) -> SelectionMetric:
+        """See `Evaluator`."""
+        return VALIDATION_LOSS
+
+    @property
+    def has_data(self) -> bool:
+        """See `Evaluator`."""
+        return any(split.num_tokens > 1 for split in self.splits)
+
+    def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """Score the first tokens of the splits, then continue the prompts."""
+        self._score(model, self._tokens_per_split, "validation", step, log)
+        evaluation = self.options.evaluation
+        for prompt in evaluation.prompts if evaluation.sample_tokens else ():
+            ids = documents.KIND.encode_prompt(self.tokenizer, prompt)
+            new_ids = generate(
+                model,
+                ids,
+                SAMPLING,
+                max_new_tokens=evaluation.sample_tokens,
+                seed=self.options.seed,
+            )
+            text = self.tokenizer.decode(list(new_ids))
+            log.write("sample", step, prompt=prompt, text=text)
+            print(f"  {prompt}|{text!r}"[:MAX_PRINTED_CHARACTERS], flush=True)
+
+    def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """Score all tokens of the splits, unless `evaluate` did."""
+        if any(split.num_tokens > self._tokens_per_split for split in self.splits):
+            self._score(model, sys.maxsize, "final", step, log)
+
+    @property
+    def _tokens_per_split(self) -> int:
+        return max(2, self.options.evaluation.tokens // len(self.splits))
+
+    def _score(self, model: Llama, max_tokens: int, kind: str, step: int, log: MetricsLog) -> None:
+        """Score the first `max_tokens` tokens of each split; log and print the metrics, if any."""
+        total = LMScore()
+        stops = [min(max_tokens, split.num_tokens) for split in self.splits]
+        with progress_bar("evaluating", sum(stops), "tokens", delay=5) as bar:
+            for split, stop in zip(self.splits, stops, strict=True):
+                total += score_pieces(
+                    model,
+                    iter_split(split),
+                    self.tokenizer.characters_per_id,
+                    limit=stop,
+                    on_progress=bar.update,
+                )
+        if total.num_tokens == 0:
+            return
+        log.write(kind, step, **total.compute_metrics())
+        print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)

@@ -1,0 +1,129 @@
+"""The resolved description of a training run.
+
+`train.pretrain` and `train.sft` resolve their options into a `RunSpec`, and `train.startup.start`
+makes a trainer of it. The entries that make a run the run it is, its fingerprints, are stored in
+`run.json`. A run that is resumed is resolved once more, and the two are compared.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from data.batching.collate import BatchLoader
+from data.shards import ShardSet
+from model.chat_template.template import Template
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.lora import LoraOptions
+from model.tokenizer.base import Tokenizer
+from train.initial_checkpoint import InitialCheckpoint
+from train.metrics_log import MetricsLog, SelectionMetric
+from train.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class MixtureSet:
+    """A shard set of a mixture: its name in --data, and its weight (1.0: each sequence once an epoch)."""
+
+    name: str
+    shards: ShardSet
+    weight: float
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The batches of a run, and its length."""
+
+    batches: BatchLoader
+    max_steps: int
+    epochs: float
+    num_tokens: float  # of all steps, without padding
+    description: str  # of the data and the length, for the summary
+
+
+class TrainingData(Protocol):
+    """The mixture that a run trains on, and the way in which rows are cut from it."""
+
+    @property
+    def sets(self) -> tuple[MixtureSet, ...]:
+        """The shard sets, in the order of --data."""
+
+    def plan(self, folder: Path) -> TrainingPlan:
+        """Return batches whose epoch plans are stored in `folder`."""
+
+
+class Evaluator(Protocol):
+    """Measures the model during training, and selects the best checkpoint."""
+
+    @property
+    def every(self) -> int:
+        """Steps between evaluations."""
+
+    @property
+    def patience(self) -> int:
+        """Evaluations without a better score that end the run; 0: never."""
+
+    @property
+    def metric(self) -> SelectionMetric:
+        """The metric that selects the best checkpoint."""
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there is anything to evaluate on."""
+
+    def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """Score the model on the first part of the held-out data, the same at every step."""
+
+    def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """Score the model on all held-out data; called after the last `evaluate` of a run."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that determines a run, resolved before anything is written or trained."""
+
+    command: str  # as in `python -m train.COMMAND`
+    options: TrainOptions  # as they are written to config.yaml, with the resolved base
+    folder: Path
+    device: torch.device
+    base: InitialCheckpoint
+    tokenizer: Tokenizer
+    template: Template | None  # None: checkpoints of the run have no chat template
+    model_config: LlamaConfig
+    model_name: str  # the base or the preset, for the summary
+    lora: LoraOptions | None  # None: all weights train
+    data: TrainingData
+    evaluator: Evaluator
+    command_fingerprints: dict[str, Any]  # entries of `fingerprints` that one command alone has
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a step, over all processes."""
+        return self.options.batch_tokens // self.options.sequence_length
+
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """Everything that changes the order of the data or the arithmetic of a step, as JSON values."""
+        options = self.options
+        return {
+            "data": [
+                {"set": each.shards.fingerprint, "weight": each.weight} for each in self.data.sets
+            ],
+            "tokenizer": self.tokenizer.fingerprint,
+            "base": self.base.fingerprint,
+            "model": self.model_config.to_hf(),
+            "seed": options.seed,
+            "batch_tokens": options.batch_tokens,
+            "sequence_length": options.sequence_length,
+            "optimizer": options.optimizer.model_dump(mode="json"),
+            "schedule": options.schedule.model_dump(mode="json"),
+            **self.command_fingerprints,
+        }
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The part of the description that `run.json` stores."""
+        folders = [str(each.shards.folder.resolve()) for each in self.data.sets]
+        return {"shards": folders, "fingerprints": self.fingerprints}

@@ -1,0 +1,87 @@
+"""Print what a run will train, on what, and at which cost, before it starts."""
+
+from model.llama import Llama
+from train import distributed
+from train.autotune import ComputePlan, count_trainable_parameters
+from train.memory_estimate import estimate_process_bytes
+from train.run_dir import RunDir
+from train.run_spec import RunSpec, TrainingPlan
+from train.throughput import (
+    count_attention_pairs,
+    effective_row_length,
+    training_flops_per_token,
+)
+
+# The value of a repeated token decays with a constant of about 15 epochs (Muennighoff et al. 2023,
+# "Scaling Data-Constrained Language Models"): after 40 epochs it is below a tenth.
+MAX_USEFUL_EPOCHS = 40
+# Above this a CPU trains for many hours.
+MAX_CPU_FLOPS = 1e15
+
+
+def print_run_summary(
+    spec: RunSpec,
+    run: RunDir,
+    model: Llama,
+    plan: TrainingPlan,
+    compute_plan: ComputePlan,
+) -> None:
+    """Print the model, the data, the device and the run directory, with advice where it is due."""
+    options = spec.options
+    flops = estimate_run_flops(model, plan)
+    _print_model(spec, model)
+    print(f"data      {plan.description}, {flops:.2e} FLOP")
+    if plan.epochs > MAX_USEFUL_EPOCHS:
+        _print_note(
+            f"after {MAX_USEFUL_EPOCHS} epochs the same text teaches almost nothing: train for "
+            "fewer steps, or on more data"
+        )
+    if not spec.evaluator.has_data:
+        _print_note("no validation data: there will be no validation loss and no best checkpoint")
+    memory = estimate_process_bytes(model, compute_plan, options.sequence_length)
+    print(
+        f"machine   {compute_plan.device}, {compute_plan.precision}, "
+        f"{compute_plan.micro_rows} × {options.sequence_length} tokens at once"
+        f" of {options.batch_tokens:,} a step, loss path {compute_plan.loss_path}"
+        f"{', compiled' if compute_plan.compile else ''}; about {memory / 1e9:.1f} GB of memory"
+    )
+    if spec.device.type == "cpu" and flops > MAX_CPU_FLOPS:
+        _print_note("this takes a CPU many hours: use fewer --max_steps or a smaller model")
+    world_size = distributed.world_size()
+    if world_size > 1:
+        print(
+            f"processes {world_size} ({options.parallel}), "
+            f"{spec.rows_per_step // world_size} rows of a step each"
+        )
+    state = "new" if run.start_step is None else f"continues after step {run.start_step}"
+    print(f"run       {run.folder} ({state})", flush=True)
+
+
+def estimate_run_flops(model: Llama, plan: TrainingPlan) -> float:
+    """Return the floating point operations of the whole run, scaled up from its first step."""
+    batches = plan.batches
+    [first_step] = batches.micro_batches(0, batches.rows_per_step)
+    length = effective_row_length(first_step.num_tokens, count_attention_pairs(first_step))
+    body, head = training_flops_per_token(model, length)
+    # Positions without a target do not pass through the head, which is most of a small model.
+    target_share = len(first_step.targets) / first_step.num_tokens
+    return plan.num_tokens * (body + head * target_share)
+
+
+def _print_model(spec: RunSpec, model: Llama) -> None:
+    config = model.config
+    flops_per_token = config.flops_per_token(spec.options.sequence_length)
+    print(
+        f"model     {spec.model_name}: {config.num_parameters / 1e6:.1f}M parameters, vocabulary "
+        f"{config.vocab_size:,}, {flops_per_token / 1e6:.1f} MFLOP per token"
+    )
+    if spec.lora is not None:
+        print(
+            f"adapter   LoRA of rank {spec.lora.rank} (alpha {spec.lora.alpha:g}, dropout "
+            f"{spec.lora.dropout:g}) on {', '.join(spec.lora.targets)}: "
+            f"{count_trainable_parameters(model):,} parameters train, the rest is frozen"
+        )
+
+
+def _print_note(text: str) -> None:
+    print(f"          {text}")

@@ -38,6 +38,7 @@ from pydantic_settings import (
 from typing_extensions import Self
 
 from common.errors import UserError
+from common.figures import flatten
 
 __all__ = [
     "CliPositionalArg",
@@ -270,7 +271,7 @@ class _CommandLine:
         self.problems: list[str] = []
         self.config_file: Path | None = None
         self._fields = option_fields(schema)
-        self._defaults = _flatten(default_values(schema))
+        self._defaults = flatten(default_values(schema))
         self._needs_value = {
             f"--{key}": field.annotation is not bool for key, field in self._fields.items()
         }
@@ -462,16 +463,6 @@ def option_fields(schema: type[Options], prefix: str = "") -> dict[str, FieldInf
         else:
             fields[prefix + (field.alias or name)] = field
     return fields
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 # Until all commands have a model of their options.

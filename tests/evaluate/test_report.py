@@ -145,8 +145,8 @@ def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
     )
     write_json(two[1] / "results" / "repetition.json", {"repeated_4grams": 0.0123})
     read = render_report(*two)
-    first, second = (table for table in read.tables if table[0][0] == "figure")
-    assert [row[0] for row in first] == ["figure", "command", "commit", "repeated_4grams"]
+    first, second = (table for table in read.tables if table[0][0] == "result")
+    assert [row[0] for row in first] == ["result", "command", "commit", "repeated_4grams"]
     assert first[1][1:] == [MISSING, MISSING] and first[3][1:] == [MISSING, "0.0123"]
     assert second[1:] == [
         ["command", "rouge.py --checkpoint runs/a --limit 5", "rouge.py b"],
@@ -193,4 +193,4 @@ def test_samples_are_shown_side_by_side(two: tuple[Path, Path]) -> None:
         log.close()
     read = render_report(*two)
     assert read.find_row("问：") == ["新的\n两行 | 竖线\n(step 42)", "别的\n(step 41)"]
-    assert read.find_row("(nothing)") == ["开头\n(step 50)"] * 2
+    assert read.find_row("(empty prompt)") == ["开头\n(step 50)"] * 2

@@ -33,7 +33,7 @@ def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str
     assert read.find_row(row)[0] == MISSING != read.find_row(row)[1]
     assert len(read.images) == 4
     if missing == "config.yaml":
-        assert "there are no two config.yaml" in read.text
+        assert "fewer than two runs have a config.yaml" in read.text
 
 
 def command(*arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
@@ -100,7 +100,7 @@ def test_user_errors_name_the_folder_in_one_line(
     (tmp_path / "file").write_text("")
     done = command(str(tmp_path / "empty"), root=root)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'empty'} is no run")
+    assert done.stderr.startswith(f"error: {tmp_path / 'empty'} is not a run")
     with pytest.raises(UserError, match=f"{tmp_path / 'absent'} does not exist"):
         read_run(tmp_path / "absent")
     monkeypatch.setattr(
@@ -114,8 +114,8 @@ def test_user_errors_name_the_folder_in_one_line(
     ("file", "content", "words"),
     [
         ("results/rouge.json", "{", "cannot be read as JSON"),
-        ("results/rouge.json", "[1]", "expected an object"),
-        ("run.json", "7", "expected an object"),
+        ("results/rouge.json", "[1]", "expected a JSON object"),
+        ("run.json", "7", "expected a JSON object"),
         ("config.yaml", "a: [", "not readable as YAML"),
         ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', "line 2"),
         ("metrics.jsonl", '{"kind": "train"}\n', "line 1"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import markdown_it
 
 from common.files import write_json
-from evaluate.report.__main__ import TITLE, build_report
+from evaluate.report.page import TITLE, build_report
 from evaluate.report.render import MISSING, to_html, to_markdown
 from evaluate.report.run_reader import read_run
 from tests.helpers.reports import ReportParser, write_run
@@ -75,7 +75,7 @@ def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:
     named = {table[0][0]: row for table in read.tables for row in table[1:] if row[0] == HOSTILE}
     assert named == {
         "option": [HOSTILE, HOSTILE, MISSING],
-        "figure": [HOSTILE, HOSTILE, MISSING],
+        "result": [HOSTILE, HOSTILE, MISSING],
         "prompt": [HOSTILE, f"{HOSTILE}\n(step 20)", MISSING],
     }
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.scores import rouge as rouge_scores
+from evaluate.scores import rouge_metric
 from evaluate.scores.baselines import (
     first_20_characters,
     first_sentence,
     oracle_sentence,
     split_sentences,
 )
-from evaluate.scores.rouge import (
+from evaluate.scores.rouge_metric import (
     ROUGE_VARIANTS,
     bootstrap_mean_interval,
     compute_rouge,
@@ -134,7 +134,7 @@ def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.Monkey
     draw = random.Random(0)
     one, other = ("".join(draw.choice("甲乙丙丁戊己庚辛。") for _ in range(700)) for _ in range(2))
     long = compute_rouge(one, other)
-    monkeypatch.setattr(rouge_scores, "_MAX_TABLE_CELLS", 1 << 20)
+    monkeypatch.setattr(rouge_metric, "_MAX_TABLE_CELLS", 1 << 20)
     assert compute_rouge(one, other) == long
     monkeypatch.undo()
     tracemalloc.start()
@@ -150,7 +150,7 @@ def test_jieba_is_quiet_and_reads_no_cache(
     """Log lines among the figures; a dictionary taken from a file that any user of the machine can have put there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "jieba.cache").write_bytes(b"not a cache")
-    rouge_scores._jieba_segmenter.cache_clear()
+    rouge_metric._jieba_segmenter.cache_clear()
     assert split_words("图像分割方法") == ["图像", "分割", "方法"]
     assert capfd.readouterr() == ("", "") and logging.getLogger("jieba").level >= logging.WARNING
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"not a cache"]

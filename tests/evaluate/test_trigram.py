@@ -12,9 +12,11 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_manifest
-from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
-from evaluate.measures import trigram
-from evaluate.measures.trigram import compute_probabilities, score_trigram_baseline
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet
+from evaluate.measures.trigram import score_trigram_baseline
+from evaluate.scores import kneser_ney
+from evaluate.scores.kneser_ney import compute_probabilities
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
@@ -27,10 +29,10 @@ class Stream:
         self._ids = ids
 
     @property
-    def total_tokens(self) -> int:
+    def num_tokens(self) -> int:
         return len(self._ids)
 
-    def stream(self, start: int, stop: int) -> np.ndarray:
+    def read_stream(self, start: int, stop: int) -> np.ndarray:
         return self._ids[start:stop].astype(np.int64)
 
 
@@ -110,12 +112,12 @@ def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -
     size, ids = 50, skewed(6, 3000, 50)
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
     whole, discounts = compute_probabilities(Stream(ids), queries, size)
-    ranges = list(trigram._partition_ids(np.bincount(ids, minlength=size), 100))
+    ranges = list(kneser_ney._partition_ids(np.bincount(ids, minlength=size), 100))
     assert len(ranges) > 10, "the limit must really split the counting"
     assert [low for low, _ in ranges] == [0, *(high for _, high in ranges[:-1])] and ranges[-1][
         1
     ] == size
-    monkeypatch.setattr(trigram, "READ_CHUNK_TOKENS", 37)
+    monkeypatch.setattr(kneser_ney, "READ_CHUNK_TOKENS", 37)
     parts, part_discounts = compute_probabilities(Stream(ids), queries, size, partition=100)
     np.testing.assert_array_equal(parts, whole)
     assert part_discounts == discounts

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.report.__main__ import TITLE, build_report
+from evaluate.report.page import TITLE, build_report
 from evaluate.report.render import to_html
 from evaluate.report.run_reader import read_run
 from model.config import LlamaConfig

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.metrics_file import read_metrics
@@ -19,6 +18,7 @@ from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
 from model.config import config_from_preset
 from model.decode.batch_generate import generate_batch
+from model.decode.sampling import DEFAULT_SAMPLING
 from model.interop.hf_export import DTYPES, export_hf
 from model.llama import Llama
 from model.tokenizer import load_tokenizer

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from common.errors import UserError, run_main
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
 from model.chat_template.template import (

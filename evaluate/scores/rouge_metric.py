@@ -1,9 +1,10 @@
-"""ROUGE-1, -2 and -L of a text against a reference, on characters and on jieba words, with rouge-chinese (Lin 2004).
+"""ROUGE-1, -2 and -L (Lin 2004) with rouge-chinese, on characters and on jieba words.
 
-Characters: whitespace removed, lower-cased, every character a unit: the convention of the published CSL and LCSTS
-figures. Words: what jieba cuts (default mode) out of the lower-cased text, whitespace left out. As rouge-chinese does it,
-an n-gram counts once however often it occurs (sets, not multisets), and ROUGE-L is the longest common subsequence of the
-whole texts. Figures on other units, or from a package that counts otherwise, do not compare.
+Characters: each character of the lower-cased text without whitespace, the convention of published
+CSL and LCSTS results. Words: the segmentation of jieba (default mode) of the lower-cased text,
+without whitespace. rouge-chinese counts an n-gram once however often it occurs (sets, not
+multisets), and ROUGE-L is the longest common subsequence of the whole texts. Scores on other units,
+or from packages with another way of counting, do not compare.
 """
 
 import functools
@@ -19,7 +20,7 @@ import numpy as np
 
 ROUGE_VARIANTS = ("1", "2", "l")
 NUM_RESAMPLES = 1000
-# Up to so many cells rouge-chinese fills a dictionary of them (100 bytes each) for the longest common subsequence.
+# rouge-chinese computes the LCS in a dictionary with 100 bytes a cell: the limit is 26 MB.
 _MAX_TABLE_CELLS = 1 << 18
 
 UnitSplitter = Callable[[str], list[str]]
@@ -27,7 +28,7 @@ UnitSplitter = Callable[[str], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class RougeScore:
-    """One ROUGE figure, each part from 0 to 1."""
+    """One ROUGE score, from 0 to 1."""
 
     precision: float
     recall: float
@@ -35,12 +36,12 @@ class RougeScore:
 
 
 def split_characters(text: str) -> list[str]:
-    """The characters of a text, lower-cased, without whitespace."""
+    """Split a text into characters, lower-cased, without whitespace."""
     return list("".join(text.lower().split()))
 
 
 def split_words(text: str) -> list[str]:
-    """The words jieba finds in a text, lower-cased, without whitespace."""
+    """Split a text into jieba words, lower-cased, without whitespace."""
     return [word for word in _jieba_segmenter().cut(text.lower()) if not word.isspace()]
 
 
@@ -51,7 +52,7 @@ UNIT_SPLITTERS: dict[str, UnitSplitter] = {
 
 
 def _import_without_warnings(name: str) -> Any:
-    """Both packages have escapes in their source that newer Pythons warn of when they first compile it."""
+    """Import a package whose source has invalid escapes, of which newer Pythons warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
@@ -62,7 +63,7 @@ def _jieba_segmenter() -> Any:
     jieba = _import_without_warnings("jieba")
     jieba.setLogLevel(logging.WARNING)
     segmenter = jieba.Tokenizer()
-    # It would read whatever lies under its cache's name in the folder for temporary files, which all users share.
+    # By default it reads its cache from the shared folder for temporary files: not trusted.
     with tempfile.TemporaryDirectory() as folder:
         segmenter.tmp_dir = folder
         segmenter.initialize()
@@ -72,7 +73,7 @@ def _jieba_segmenter() -> Any:
 def compute_rouge(
     prediction: str, reference: str, split_units: UnitSplitter = split_characters
 ) -> dict[str, RougeScore]:
-    """ROUGE-1, -2 and -L, keyed as in `KINDS`. All are 0 where one of the texts is empty."""
+    """Return ROUGE-1, -2 and -L by ROUGE_VARIANTS. All are 0 if one of the texts is empty."""
     prediction_units, reference_units = split_units(prediction), split_units(reference)
     if not prediction_units or not reference_units:
         return dict.fromkeys(ROUGE_VARIANTS, RougeScore(0.0, 0.0, 0.0))
@@ -89,20 +90,20 @@ def compute_rouge(
             "f": 2 * precision * recall / (precision + recall + 1e-8),
         }
     return {
-        kind: RougeScore(figures["p"], figures["r"], figures["f"])
-        for kind, figures in ((kind, library_scores[f"rouge-{kind}"]) for kind in ROUGE_VARIANTS)
+        variant: RougeScore(*(library_scores[f"rouge-{variant}"][key] for key in ("p", "r", "f")))
+        for variant in ROUGE_VARIANTS
     }
 
 
 @functools.cache
-def _rouge_scorer(kinds: tuple[str, ...]) -> Any:
+def _rouge_scorer(variants: tuple[str, ...]) -> Any:
     return _import_without_warnings("rouge_chinese").Rouge(
-        metrics=[f"rouge-{kind}" for kind in kinds]
+        metrics=[f"rouge-{variant}" for variant in variants]
     )
 
 
 def _lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the longest common subsequence, a row of the table in the bits of one number (Hyyrö 2004)."""
+    """Return the length of the LCS, with a row of the table in the bits of an int (Hyyrö 2004)."""
     position_masks: dict[str, int] = {}
     for index, unit in enumerate(first):
         position_masks[unit] = position_masks.get(unit, 0) | 1 << index
@@ -115,10 +116,10 @@ def _lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def bootstrap_mean_interval(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """values[N, …] → [3, …]: the mean over N examples and the ends of its 95 % interval.
+    """Return the mean over N examples and the ends of its 95 % interval: values[N, …] → [3, …].
 
-    The interval is the percentile bootstrap's (Efron 1979): `RESAMPLES` draws of N examples with replacement from a seed,
-    the same draws for every column.
+    The interval is that of the percentile bootstrap (Efron 1979): NUM_RESAMPLES draws of N examples
+    with replacement, the same draws for all columns.
     """
     generator = np.random.default_rng(seed)
     means = np.stack(

@@ -1,35 +1,35 @@
-"""How much answers repeat themselves, on characters; whitespace is left out before anything is counted."""
+"""Repetition within answers, on characters without whitespace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# A loop: the same stretch of text at least so many times in a row, over at least so many characters.
+# A loop repeats a stretch of text at least so often in a row, over at least so many characters.
 MIN_LOOP_REPEATS, MIN_LOOP_CHARACTERS = 4, 16
 REPEATED_NGRAM_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """Shares over all answers together, from 0 to 1."""
+    """Rates over all answers together, from 0 to 1, and the mean length."""
 
     repeated_4grams: float
-    """Of all 4-grams, those that occurred before in the same answer."""
+    """Fraction of the 4-grams that occurred before in the same answer."""
     distinct_1: float
-    """Different characters over all characters, of all answers together (Li et al. 2016)."""
+    """Different characters over all characters (Li et al. 2016)."""
     distinct_2: float
-    """Different pairs of neighbours over all pairs."""
+    """Different bigrams over all bigrams."""
     loops: float
-    """Of all answers, those that `loops`."""
+    """Fraction of the answers that loop, see `is_looping`."""
     empty: float
-    """Of all answers, those without a character."""
+    """Fraction of the answers without any character."""
     characters: float
-    """Mean length."""
+    """Mean length in characters."""
 
 
 def measure_repetition(answers: Sequence[str]) -> Repetition:
-    """The measures of one or more answers; a share of nothing is 0."""
+    """Measure one or more answers; a ratio with an empty denominator is 0."""
     texts = ["".join(answer.split()) for answer in answers]
     ngrams_by_text = [_ngrams(text, REPEATED_NGRAM_SIZE) for text in texts]
     return Repetition(
@@ -46,14 +46,15 @@ def measure_repetition(answers: Sequence[str]) -> Repetition:
 
 
 def is_looping(text: str) -> bool:
-    """Whether some stretch of the text stands at least 4 times in a row and fills at least 16 characters doing so."""
+    """Return True if a stretch of the text is repeated 4 times in a row, over 16 characters."""
     codes = np.array([ord(character) for character in "".join(text.split())], dtype=np.int32)
     for period in range(1, len(codes) // MIN_LOOP_REPEATS + 1):
-        # So many characters in a row equal those one period before them.
-        needed = max(MIN_LOOP_REPEATS * period, MIN_LOOP_CHARACTERS) - period
+        # A loop of this period is a run of characters that equal those one period before. The run
+        # lacks the first repeat, which has nothing before it to be equal to.
+        min_run = max(MIN_LOOP_REPEATS * period, MIN_LOOP_CHARACTERS) - period
         breaks = np.flatnonzero(codes[period:] != codes[:-period])
         edges = np.concatenate([[-1], breaks, [len(codes) - period]])
-        if int(np.diff(edges).max()) - 1 >= needed:
+        if int(np.diff(edges).max()) - 1 >= min_run:
             return True
     return False
 

@@ -11,8 +11,9 @@ import torch
 from common.errors import UserError
 from common.files import sha256_file
 from common.options import validate_options
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from model.checkpoint import locate, weights
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.config import LlamaConfig

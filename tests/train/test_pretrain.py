@@ -12,8 +12,9 @@ import torch
 
 from common.errors import UserError, run_main
 from common.metrics_file import read_metrics
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from evaluate.perplexity import main as perplexity
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights

@@ -26,7 +26,7 @@ from common.files import write_json
 from common.machine import collect_environment, num_cores, peak_memory_bytes
 from common.options import CommandParser, writable_path
 from data.batching.collate import collate
-from data.batching.examples import Examples, RequestSampling, build_examples
+from data.batching.examples import Examples
 from data.batching.packed_rows import pack_best_fit
 from data.shards import ShardSet
 from model.chat_template.template import Template
@@ -91,9 +91,7 @@ def run_turn(
     torch.set_num_threads(threads)
     shards = ShardSet.open(data)
     tokenizer = shards.load_tokenizer()
-    examples = build_examples(
-        shards.kind, shards.load_split("train"), length, tokenizer, Template(), RequestSampling(0)
-    )
+    examples = shards.kind.examples(shards.load_split("train"), length, tokenizer, Template(), 0)
     fitting = np.flatnonzero(examples.lengths(0))
     if len(fitting) < steps * records:
         raise UserError(

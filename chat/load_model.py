@@ -16,7 +16,6 @@ from chat.errors import (
 )
 from common.errors import UserError
 from common.machine import resolve_device
-from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST
 from data.shards import load_run_shard_sets
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.checkpoint import locate, weights
@@ -93,15 +92,8 @@ def capability_hint(loaded: LoadedModel) -> str | None:
         shard_sets = load_run_shard_sets(loaded.folder)
     except UserError:
         return None  # an export, or a run whose data is gone: nothing is known about its training
-    kinds = {shards.kind for shards in shard_sets}
-    if "summaries" not in kinds or "conversations" in kinds:
-        return None
-    return (
-        "提示：这个模型微调时只学过给文章拟标题，一般不会聊天"
-        "（要聊天，可用 make sft DATA=redgpt 等对话数据微调）。"
-        f"用法：先输入“{ALL_REQUESTS[EVAL_REQUEST].prefix.strip()}”，"
-        "换行后接上文章（终端里换行：行末输入 \\ 再按回车）"
-    )
+    hints = [shards.kind.chat_hint for shards in shard_sets if not shards.kind.is_text]
+    return next(iter(hints), None) if all(hints) else None
 
 
 def load_chat_model(

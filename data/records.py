@@ -1,58 +1,79 @@
-"""What a source yields: a document, a conversation or a summary, or the record it could not read or does not use.
+"""The records that sources yield, before any tokenizer is involved.
 
-None of them knows of tokens.
+Each kind of record (`data.kinds`) has a record class of its own. A source yields `SkippedRecord` for a
+record that is left out on purpose and `BadRecord` for one that it cannot read.
 """
 
+import abc
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One whole document: what belongs together, in reading order."""
+class Record(abc.ABC):
+    """Base of all usable records."""
+
+    @abc.abstractmethod
+    def plain_text(self) -> str:
+        """Return all text of the record, which deduplication compares and tokenizers are trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document(Record):
+    """One whole document in reading order."""
 
     text: str
+
+    def plain_text(self) -> str:
+        """Return the text."""
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer. The question is empty where the assistant speaks first."""
+    """A question and the answer to it. The question is empty if the assistant speaks first."""
 
     question: str
     answer: str
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """One or more turns, about a reference passage where there is one."""
+class Conversation(Record):
+    """One or more turns, about a reference passage if there is one."""
 
     turns: tuple[Turn, ...]
     reference: str = ""
 
+    def plain_text(self) -> str:
+        """Return reference, questions and answers, one below the other."""
+        texts = [self.reference]
+        for turn in self.turns:
+            texts += [turn.question, turn.answer]
+        return "\n".join(texts)
+
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """An article and its title (or headline), as released: neither is altered."""
+class Summary(Record):
+    """An article and its title (or headline), both unaltered."""
 
     article: str
     title: str
 
+    def plain_text(self) -> str:
+        """Return the article and its title, one below the other."""
+        return f"{self.article}\n{self.title}"
+
 
 @dataclass(frozen=True, slots=True)
 class SkippedRecord:
-    """A record that was read and is left out on purpose; `reason` is a word or two, such as `low label`."""
+    """A readable record that is left out; `reason` is a word or two, such as `label below 3`."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record that could not be read: counted and quarantined, never the end of a preparation."""
+    """A record that cannot be read. It is counted and quarantined and does not end a preparation."""
 
     file: str
     line: int
     reason: str
-
-
-Record = Document | Conversation | Summary
-Kind = Literal["documents", "conversations", "summaries"]

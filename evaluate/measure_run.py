@@ -9,10 +9,8 @@ from pathlib import Path
 from common.errors import UserError
 from data.corpora.resolver import find_test_split
 from data.shards import ShardSet, load_run_shard_sets
+from evaluate.kinds import find_evaluation
 from evaluate.options import EvaluateOptions
-
-# Sources whose conversations are about a reference passage.
-PASSAGE_SOURCES = ("redgpt",)
 
 
 def measure_run(options: EvaluateOptions) -> None:
@@ -32,7 +30,7 @@ def measure_run(options: EvaluateOptions) -> None:
         *(["--quantize", options.quantize] if options.quantize else []),
     ]
     limit = ["--limit", str(options.limit)] if options.limit is not None else []
-    is_fine_tuned = any(shards.kind != "documents" for shards in shard_sets)
+    is_fine_tuned = any(not shards.kind.is_text for shards in shard_sets)
     for shards, part in zip(shard_sets, result_suffixes(shard_sets), strict=True):
         for words in build_commands(
             run, shards, part, model_options=model, limit_options=limit, is_fine_tuned=is_fine_tuned
@@ -101,40 +99,29 @@ def build_commands(
     limit_options: list[str],
     is_fine_tuned: bool,
 ) -> list[list[str]]:
-    """The modules to run for one set that a run was trained on, with their arguments but for --json.
+    """Return the modules to run for one shard set of a run, with their arguments except --json.
 
-    `suffix` ends the names of the set's files. `model_options` and `limit_options` are the options that say what is measured and on how many
-    records; text is scored whole, beside a trigram unless the run was fine-tuned (`is_fine_tuned`), where text is replay.
+    `suffix` ends the names of the set's files. `model_options` name the checkpoint and how it computes,
+    `limit_options` how many records are measured. Text in a fine-tuned run is replay.
     """
-    data, text = ["--data", str(shards.folder)], shards.kind == "documents"
-    command_lines = []
-    if shards.load_split("validation").num_tokens > 1:
-        command_lines.append(
-            ["evaluate.perplexity", *model_options, *data, *([] if text else limit_options)]
-        )
-        command_lines += [["evaluate.trigram", *data]] if text and not is_fine_tuned else []
-    else:
-        print(
-            f"{shards.folder} holds nothing out: no perplexity{', no trigram' if text else ''}",
-            flush=True,
-        )
-    if text:
-        return command_lines
+    evaluation = find_evaluation(shards.kind)
+    commands = evaluation.validation_commands(
+        ["--data", str(shards.folder)], model_options, limit_options, is_fine_tuned=is_fine_tuned
+    )
+    if shards.load_split("validation").num_tokens < 2:
+        missing = ", ".join(f"no {module.rpartition('.')[2]}" for module, *_ in commands)
+        print(f"{shards.folder} holds nothing out: {missing}", flush=True)
+        commands = []
+    if shards.kind.is_text:
+        return commands
     try:
         source, files = find_test_split(shards)
     except UserError as error:
         print(f"{error}; only the dev split is measured", flush=True)
-        return command_lines
-    test = ["--source", source, "--input", *map(str, files), *limit_options]
-    if shards.kind == "summaries":
-        predictions = str(run / "results" / f"predictions{suffix}.jsonl")
-        return [
-            *command_lines,
-            ["evaluate.rouge", *model_options, *test, "--predictions", predictions],
-            ["evaluate.repetition", "--score", predictions],
-        ]
-    reading = [["evaluate.reading", *model_options, *test]] if source in PASSAGE_SOURCES else []
-    return [*command_lines, *reading, ["evaluate.repetition", *model_options, *test]]
+        return commands
+    test_options = ["--source", source, "--input", *map(str, files), *limit_options]
+    predictions = str(run / "results" / f"predictions{suffix}.jsonl")
+    return commands + evaluation.test_commands(source, test_options, model_options, predictions)
 
 
 def _run_command(arguments: list[str]) -> None:

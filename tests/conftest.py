@@ -8,7 +8,8 @@ import pytest
 from hypothesis import settings
 
 from common.files import atomic_folder
-from data.shards import SHARD_FORMAT, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import TOKENIZER_FILE as TOKENIZER_FILE
 from model.tokenizer.base import Tokenizer

@@ -144,9 +144,9 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
 
     sets = distributed.main_process_first(open_sets)
     for name, shards in zip(names, sets, strict=True):
-        if shards.kind != "documents":
+        if not shards.kind.is_text:
             raise UserError(
-                f"--data {name}: holds {shards.kind}, not text to pretrain on: fine-tune on it with "
+                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on it with "
                 f"python -m train.sft --data {name}"
             )
     return tuple(map(MixtureSet, names, sets, weights))

@@ -4,8 +4,9 @@ import sys
 from dataclasses import dataclass
 
 from common.progress import progress_bar
-from data.shards import Sequences
-from evaluate.scores.lm import BLOCK_TOKENS, LMScore, score_stream
+from data.kinds import documents
+from data.sequences import Sequences
+from evaluate.scores.lm import LMScore, iter_split, score_pieces
 from model.decode.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
@@ -51,7 +52,7 @@ class TextEvaluator:
         self._score(model, self._tokens_per_split, "validation", step, log)
         evaluation = self.options.evaluation
         for prompt in evaluation.prompts if evaluation.sample_tokens else ():
-            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            ids = documents.KIND.encode_prompt(self.tokenizer, prompt)
             new_ids = generate(
                 model,
                 ids,
@@ -74,23 +75,18 @@ class TextEvaluator:
 
     def _score(self, model: Llama, max_tokens: int, kind: str, step: int, log: MetricsLog) -> None:
         """Score the first `max_tokens` tokens of each split; log and print the metrics, if any."""
-        total = LMScore(0.0, 0, 0, 0)
+        total = LMScore()
         stops = [min(max_tokens, split.num_tokens) for split in self.splits]
         with progress_bar("evaluating", sum(stops), "tokens", delay=5) as bar:
             for split, stop in zip(self.splits, stops, strict=True):
-                # Blocks of whole windows that overlap by one token: memory stays constant.
-                for start in range(0, stop - 1, BLOCK_TOKENS):
-                    block = split.read_stream(start, min(start + BLOCK_TOKENS + 1, stop))
-                    total += score_stream(
-                        model, block, self.tokenizer.characters_per_id, on_progress=bar.update
-                    )
+                total += score_pieces(
+                    model,
+                    iter_split(split),
+                    self.tokenizer.characters_per_id,
+                    limit=stop,
+                    on_progress=bar.update,
+                )
         if total.num_tokens == 0:
             return
-        metrics = total.compute_metrics()
-        log.write(kind, step, **metrics)
-        print(
-            f"step {step}  {kind}: loss {metrics['loss']:.4f}  "
-            f"perplexity {metrics['perplexity']:.2f}  accuracy {metrics['accuracy']:.1%}  "
-            f"bits/character {metrics['bits_per_character']:.4f}  ({metrics['tokens']:,} tokens)",
-            flush=True,
-        )
+        log.write(kind, step, **total.compute_metrics())
+        print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)

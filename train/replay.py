@@ -35,7 +35,7 @@ def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:
         base.folder,
         "leave replay out of --data, or start from a run that was pretrained here on a single set",
     )
-    if shards.kind != "documents":
+    if not shards.kind.is_text:
         raise UserError(
             f"--data replay: {base.folder} is fine-tuned, and its data is not text to replay: name "
             "the data in --data, or start from a pretraining run"

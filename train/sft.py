@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError, run_main
 from data.batching.collate import PackedBatchLoader
-from data.batching.examples import Examples, RequestSampling, build_examples
+from data.batching.examples import Examples
 from data.batching.packed_rows import PackedPlan
 from data.corpora.resolver import SMALL_TOKENIZER, resolve_shard_set
 from data.shards import ShardSet
@@ -217,7 +217,7 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
     shards = ShardSet.open(
         resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
     )
-    if shards.kind == "documents":
+    if shards.kind.is_text:
         raise UserError(
             f"--data {name}: is text without questions and answers: pretrain on it (python -m "
             f"train.pretrain --data {name}); the only text in a mixture is replay, the base's own"
@@ -242,12 +242,11 @@ def build_data(
 ) -> ExampleData:
     """Return the training examples. Raises UserError if no example, or nothing to replay, fits a row."""
     length = options.sequence_length
-    request_sampling = RequestSampling(options.seed, options.lead_ins)
     example_sets = []
     for each in sets:
         split = each.shards.load_split("train")
         example_sets.append(
-            build_examples(each.shards.kind, split, length, tokenizer, template, request_sampling)
+            each.shards.kind.examples(split, length, tokenizer, template, options.seed)
         )
     if not any(examples.lengths(0).any() for examples in example_sets):
         raise UserError(
@@ -268,19 +267,13 @@ def build_dev_sets(
     options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
 ) -> list[DevSet]:
     """Return the dev splits of the sets but the replayed one, with the canonical request."""
-    # Lead-ins as in training: a model that was taught them finds a bare title unlikely.
-    request_sampling = RequestSampling(None, options.lead_ins)
     dev_sets = []
     for each in sets:
         if each.name == REPLAY:
             continue
-        examples = build_examples(
-            each.shards.kind,
-            each.shards.load_split("validation"),
-            options.sequence_length,
-            tokenizer,
-            template,
-            request_sampling,
+        split = each.shards.load_split("validation")
+        examples = each.shards.kind.examples(
+            split, options.sequence_length, tokenizer, template, None
         )
         dev_sets.append(DevSet(each.name, each.shards, examples))
     return dev_sets

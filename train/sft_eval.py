@@ -7,8 +7,9 @@ import numpy as np
 
 from common.progress import progress_bar
 from data.batching.examples import Examples
-from data.batching.summary_prompts import strip_lead_in
 from data.shards import ShardSet
+from evaluate.kinds import find_evaluation
+from evaluate.kinds.base import KindEvaluation
 from evaluate.scores.lm import LMScore, score_examples
 from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
@@ -18,7 +19,6 @@ from model.tokenizer.base import Tokenizer
 from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import SftOptions
 
-ROUGE_METRIC = SelectionMetric("rouge", "rouge_1", higher_is_better=True)
 # Answers of each set that are shown and logged after an evaluation.
 NUM_PRINTED_ANSWERS = 2
 MAX_PRINTED_CHARACTERS = 160
@@ -36,6 +36,11 @@ class DevSet:
     def num_fitting(self) -> int:
         """The number of examples that fit a row."""
         return int((self.examples.lengths(0) > 0).sum())
+
+    @property
+    def evaluation(self) -> KindEvaluation:
+        """How records of its kind are measured."""
+        return find_evaluation(self.shards.kind)
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,15 @@ class AnswerEvaluator:
 
     @property
     def metric(self) -> SelectionMetric:
-        """Return ROUGE-1 if summaries are generated, else the loss."""
-        summaries = [each for each in self.dev_sets if each.shards.kind == "summaries"]
-        has_summaries = any(each.num_fitting for each in summaries)
-        return (
-            ROUGE_METRIC if has_summaries and self.options.evaluation.examples else VALIDATION_LOSS
-        )
+        """Return the metric of the first kind that has one for its generated answers, else the loss."""
+        if self.options.evaluation.examples:
+            for dev_set in self.dev_sets:
+                evaluation = dev_set.evaluation
+                if evaluation.selection_key is not None and dev_set.num_fitting:
+                    return SelectionMetric(
+                        evaluation.answers_metric, evaluation.selection_key, higher_is_better=True
+                    )
+        return VALIDATION_LOSS
 
     @property
     def has_data(self) -> bool:
@@ -88,7 +96,7 @@ class AnswerEvaluator:
         self, model: Llama, max_examples: int, kind: str, step: int, log: MetricsLog
     ) -> None:
         """Score the first `max_examples` answers of each set; log and print the metrics, if any."""
-        total = LMScore(0.0, 0, 0, 0)
+        total = LMScore()
         num_examples = sum(min(max_examples, each.num_fitting) for each in self.dev_sets)
         with progress_bar("evaluating", num_examples, "examples", delay=5) as bar:
             for dev_set in self.dev_sets:
@@ -102,14 +110,8 @@ class AnswerEvaluator:
                 )
         if total.num_tokens == 0:
             return
-        metrics = total.compute_metrics()
-        log.write(kind, step, **metrics)
-        print(
-            f"step {step}  {kind}: loss {metrics['loss']:.4f}  "
-            f"perplexity {metrics['perplexity']:.2f}  accuracy {metrics['accuracy']:.1%}  "
-            f"({metrics['tokens']:,} answer tokens)",
-            flush=True,
-        )
+        log.write(kind, step, **total.compute_metrics())
+        print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)
 
     def _evaluate_answers(self, model: Llama, dev_set: DevSet, step: int, log: MetricsLog) -> None:
         """Generate the answers of the first examples; log and print ROUGE against the references."""
@@ -127,11 +129,10 @@ class AnswerEvaluator:
             decoded = generate_batch(
                 model, prompts, max_new_tokens=evaluation.max_new_tokens, on_progress=bar.update
             )
-        answers = [self.tokenizer.decode(each.ids) for each in decoded]
-        is_summaries = dev_set.shards.kind == "summaries"
-        if self.template.lead_ins and is_summaries:
-            answers = [strip_lead_in(answer) for answer in answers]
-            references = [strip_lead_in(reference) for reference in references]
+        kind = dev_set.evaluation
+        texts = [self.tokenizer.decode(each.ids) for each in decoded]
+        answers = [kind.strip_answer(self.template, text) for text in texts]
+        references = [kind.strip_answer(self.template, text) for text in references]
         pairs = list(zip(answers, references, strict=True))
         scores = [compute_rouge(answer, reference) for answer, reference in pairs]
         rouge = {
@@ -141,8 +142,7 @@ class AnswerEvaluator:
         exact_match = float(np.mean([answer.strip() == ref.strip() for answer, ref in pairs]))
         eos_rate = float(np.mean([each.reached_stop_id for each in decoded]))
         log.write(
-            # The kind of `ROUGE_METRIC` selects the best checkpoint.
-            ROUGE_METRIC.kind if is_summaries else "answers",
+            kind.answers_metric,
             step,
             **rouge,
             exact=exact_match,

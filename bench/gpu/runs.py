@@ -23,7 +23,8 @@ from bench.gpu.context import ROOT, SMALL, Context
 from common.errors import UserError, run_main
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
-from data.shards import SHARD_FORMAT, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.tokenizer import load_tokenizer
 from train.autotune import ComputePlan

@@ -1,46 +1,54 @@
-"""Several examples to a row: which ones, as a pure function of the sets, weights, seed and row length.
+"""Fine-tuning rows: several whole examples in each, packed by best fit.
 
-The contract is that of `data.batching.text_rows`, for examples that must stay whole: the examples of all mixed sets of an epoch are put
-in one seeded random order; stretches of `WINDOW` of them are packed into rows, the longest first and each into the
-fullest row that still takes it; the rows are put in a second seeded order. Step s takes the next `rows_per_step` rows
-of the epochs written one after another. An epoch's plan is built once into a folder and memory-mapped.
+The examples of all mixed sets of an epoch are put in one seeded random order. Stretches of `PACKING_WINDOW`
+of them are packed into rows, the longest example first and each into the fullest row that still takes it.
+The rows are shuffled, and read as `data.batching.epoch_plan` describes.
 """
 
 import bisect
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import MANIFEST, atomic_folder, check_manifest, exclusive_lock, read_json
-from data.batching.examples import Examples
+from data.batching.epoch_plan import EpochPlan, pack_item, unpack_item
+from data.batching.examples import Example, Examples
 from data.batching.shuffle import shuffle_in_place, weighted_subset
 
-# Examples packed together: enough to fill rows well, few enough to keep the order random.
+# Examples that are packed together: enough to fill rows well, few enough to keep the order random.
 PACKING_WINDOW = 4096
 
 
 def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Rows of at most `capacity` positions, as lists of indices into `lengths` (best fit, longest first)."""
+    """Pack items into rows of at most `capacity` positions, best fit with the longest first.
+
+    Return the rows as lists of indices into `lengths`.
+    """
     rows: list[list[int]] = []
-    free_space: list[tuple[int, int]] = []  # what each open row has left, and which it is, sorted
+    # Free positions and number of each row that is not full, sorted: the first that takes an item fits best.
+    free_rows: list[tuple[int, int]] = []
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
-        place = bisect.bisect_left(free_space, (length, -1))
-        if place == len(free_space):
+        place = bisect.bisect_left(free_rows, (length, -1))
+        if place == len(free_rows):
             free, row = capacity, len(rows)
             rows.append([])
         else:
-            free, row = free_space.pop(place)
+            free, row = free_rows.pop(place)
         rows[row].append(index)
         if free > length:
-            bisect.insort(free_space, (free - length, row))
+            bisect.insort(free_rows, (free - length, row))
     return rows
 
 
-class PackedPlan:
-    """Rows of all epochs of a mix of examples. Epochs are built when they are first asked for, under `folder`."""
+class PackedPlan(EpochPlan):
+    """The rows of a mix of examples.
+
+    The arrays of an epoch: `order`, the examples in the order of the rows; `starts`, the first example of each
+    row, and the number of examples; `tokens`, the positions of all examples together.
+    """
+
+    array_names = ("order", "starts", "tokens")
 
     def __init__(
         self,
@@ -52,87 +60,39 @@ class PackedPlan:
         folder: Path,
         identity: str = "",
     ) -> None:
-        """`identity` changes with anything else the examples depend on: an epoch's plan of another one is built anew."""
-        self._example_sets, self._weights, self._seed, self.length, self._folder = (
-            example_sets,
-            weights,
-            seed,
-            length,
-            folder,
-        )
-        self._identity = identity
-        self._epoch_starts = [0]
-        self._open_epoch: tuple[int, list[np.ndarray]] | None = None
+        """`identity` stands for all else that the examples depend on: plans of another one are built again."""
+        super().__init__(seed=seed, length=length, folder=folder)
+        self._example_sets = example_sets
+        self._weights = weights
+        self._example_identity = identity
 
     def num_rows(self, epoch: int) -> int:
-        """Rows of an epoch."""
+        """Return the number of rows of an epoch."""
         return len(self._load_epoch(epoch)[1]) - 1
 
     def num_tokens(self, epoch: int) -> int:
-        """Positions of all examples of an epoch."""
+        """Return the positions of all examples of an epoch."""
         return int(self._load_epoch(epoch)[2][0])
 
-    def epoch_of(self, row: int) -> int:
-        """The epoch, counted from zero, that the `row`-th row since the start belongs to."""
-        while self._epoch_starts[-1] <= row:
-            self._epoch_starts.append(
-                self._epoch_starts[-1] + self.num_rows(len(self._epoch_starts) - 1)
-            )
-        return int(np.searchsorted(self._epoch_starts, row, side="right")) - 1
+    def epochs_completed(self, num_rows: int) -> float:
+        """Return how many epochs the first `num_rows` rows are."""
+        # A run that ends with an epoch does not build the one after it.
+        self._build_through(num_rows)
+        return float(np.interp(num_rows, self._first_rows, np.arange(len(self._first_rows))))
 
-    def epochs_completed(self, row: int) -> float:
-        """Epochs that are over when `row` rows have been read."""
-        # The epoch after the last one is not built to say that it has not begun.
-        while self._epoch_starts[-1] < row:
-            self._epoch_starts.append(
-                self._epoch_starts[-1] + self.num_rows(len(self._epoch_starts) - 1)
-            )
-        return float(np.interp(row, self._epoch_starts, np.arange(len(self._epoch_starts))))
-
-    def row(self, row_number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The examples (ids and scored, see `Examples`) of the `row_number`-th row since the start."""
-        epoch = self.epoch_of(row_number)
+    def row(self, row_number: int) -> list[Example]:
+        """Return the examples of a row, counted from the start of the run."""
+        epoch, row = self._locate(row_number)
         order, starts, _ = self._load_epoch(epoch)
-        start, stop = starts[row_number - self._epoch_starts[epoch] :][:2]
-        places = (divmod(int(item), 1 << 48) for item in order[start:stop])
-        return [self._example_sets[part].example(index, epoch) for part, index in places]
+        start, stop = starts[row : row + 2]
+        items = (unpack_item(int(item)) for item in order[start:stop])
+        return [self._example_sets[set_index].example(index, epoch) for set_index, index in items]
 
-    def _load_epoch(self, epoch: int) -> list[np.ndarray]:
-        if self._open_epoch is None or self._open_epoch[0] != epoch:
-            folder = self._folder / f"epoch-{epoch:05d}"
-            with exclusive_lock(
-                self._folder.with_suffix(".lock")
-            ):  # of the processes that train together one builds it
-                whole = (folder / MANIFEST).is_file() and check_manifest(folder) is None
-                if (
-                    not whole
-                    or read_json(folder / MANIFEST).get("identity")
-                    != self._manifest_fields()["identity"]
-                ):
-                    self._build_epoch(epoch, folder)
-                names = ("order", "starts", "tokens")
-                arrays = [
-                    np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                    for name in names
-                ]
-            self._open_epoch = epoch, arrays
-        return self._open_epoch[1]
+    def _identity(self) -> dict[str, object]:
+        return {"identity": f"{self._example_identity} {self._seed} {self.length} {self._weights}"}
 
-    def _manifest_fields(self) -> dict[str, object]:
-        return {"identity": f"{self._identity} {self._seed} {self.length} {self._weights}"}
-
-    def _build_epoch(self, epoch: int, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        order, lengths = [], []
-        for number, (part, weight) in enumerate(
-            zip(self._example_sets, self._weights, strict=True)
-        ):
-            set_lengths = part.lengths(epoch)
-            subset = weighted_subset(len(set_lengths), weight, self._seed, epoch, number)
-            subset = subset[set_lengths[subset] > 0]
-            order.append((np.int64(number) << 48) | subset)
-            lengths.append(set_lengths[subset])
-        items, sizes = np.concatenate(order), np.concatenate(lengths)
+    def _build_arrays(self, epoch: int) -> list[np.ndarray]:
+        items, sizes = self._select_examples(epoch)
         if not len(items):
             raise UserError(
                 f"no example of epoch {epoch} fits a row of {self.length} tokens, or the weights leave none: "
@@ -146,19 +106,37 @@ class PackedPlan:
             rows = pack_best_fit(sizes[permutation[start : start + PACKING_WINDOW]], self.length)
             packed.append(start + np.concatenate(rows))
             counts.append(np.array([len(row) for row in rows]))
-        places, row_sizes = np.concatenate(packed), np.concatenate(counts)
+        packed_items = items[permutation[np.concatenate(packed)]]
+        row_sizes = np.concatenate(counts)
         row_order = np.arange(len(row_sizes))
         shuffle_in_place(row_order, self._seed, epoch, 1)
-        starts = np.concatenate([[0], np.cumsum(row_sizes[row_order])])
-        # Where the row that now stands at each place began before.
-        source_shifts = np.repeat(
-            (np.cumsum(row_sizes) - row_sizes)[row_order] - starts[:-1], row_sizes[row_order]
-        )
-        with atomic_folder(folder, self._manifest_fields()) as output:
-            np.save(
-                output / "order.npy",
-                items[permutation[places[source_shifts + np.arange(len(places))]]],
-                allow_pickle=False,
+        order, starts = _reorder_rows(packed_items, row_sizes, row_order)
+        return [order, starts, np.array([sizes.sum()])]
+
+    def _select_examples(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items of an epoch that fit a row, and their positions, int64[n] each."""
+        items, sizes = [], []
+        for set_index, examples in enumerate(self._example_sets):
+            lengths = examples.lengths(epoch)
+            subset = weighted_subset(
+                len(lengths), self._weights[set_index], self._seed, epoch, set_index
             )
-            np.save(output / "starts.npy", starts, allow_pickle=False)
-            np.save(output / "tokens.npy", np.array([sizes.sum()]), allow_pickle=False)
+            subset = subset[lengths[subset] > 0]
+            items.append(pack_item(set_index, subset))
+            sizes.append(lengths[subset])
+        return np.concatenate(items), np.concatenate(sizes)
+
+
+def _reorder_rows(
+    items: np.ndarray, row_sizes: np.ndarray, row_order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items of consecutive rows with the rows in another order, and where each row starts.
+
+    items[n], row_sizes[rows], row_order[rows] → order[n], starts[rows + 1].
+    """
+    old_starts = np.cumsum(row_sizes) - row_sizes
+    new_sizes = row_sizes[row_order]
+    starts = np.concatenate([[0], np.cumsum(new_sizes)])
+    # How far each item of the new order moves.
+    shifts = np.repeat(old_starts[row_order] - starts[:-1], new_sizes)
+    return items[np.arange(len(items)) + shifts], starts

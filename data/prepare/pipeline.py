@@ -35,6 +35,8 @@ from common.files import (
 from common.machine import num_cores, peak_memory_bytes
 from common.options import Options
 from common.progress import progress_bar
+from data.kinds import find_kind
+from data.kinds.base import RecordKind
 from data.prepare.clean import CleanOptions
 from data.prepare.dedup import DedupOptions, minhash_permutations
 from data.prepare.provenance import (
@@ -53,9 +55,10 @@ from data.prepare.worker import (
 from data.prepare.worker_pool import open_worker_pool
 from data.prepare.write_shards import write_shard_set
 from data.readers.source_args import SourceGroup
-from data.records import Kind
+from data.records import BadRecord
 from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source
+from data.usable_records import MAX_BAD_SHARE, check_bad_share
 from model.chat_template.template import load_template
 from model.tokenizer import load_tokenizer
 
@@ -75,7 +78,7 @@ class PrepareOptions(Options):
         0.005, description="share of the documents held out (a small corpus holds out more)"
     )
     quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="largest share of records that may be unreadable"
+        MAX_BAD_SHARE, description="largest share of records that may be unreadable"
     )
     clean: CleanOptions = Field(default_factory=CleanOptions)
     dedup: DedupOptions = Field(default_factory=DedupOptions)
@@ -152,16 +155,16 @@ def prepare_groups(
     return report
 
 
-def _resolve_kind(groups: Sequence[SourceGroup]) -> Kind:
-    """What all sources of a preparation yield. UserError where they differ."""
+def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
+    """Return the kind of all records of a preparation. Raises UserError if sources have different kinds."""
     kinds = {group.source: find_source(group.source).kind for group in groups}
     if len(set(kinds.values())) > 1:
-        said = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
+        pairs = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
         raise UserError(
-            f"--source: one shard set holds one kind of records ({said}); prepare them apart and mix them in "
-            "training: --data one+other"
+            f"--source: one shard set holds one kind of records ({pairs}); prepare them separately and mix them "
+            "in training: --data one+other"
         )
-    return next(iter(kinds.values()))
+    return find_kind(next(iter(kinds.values())))
 
 
 def _empty_result_error(
@@ -309,20 +312,20 @@ def _iter_units(
 def _check_quarantine(
     units_folder: Path, unit_manifests: list[dict[str, Any]], share: float
 ) -> None:
-    records = sum(facts["records"] for facts in unit_manifests)
-    bad = sum(facts["quarantined"] for facts in unit_manifests)
-    if bad > share * records:
-        index = next(index for index, facts in enumerate(unit_manifests) if facts["quarantined"])
-        first = json.loads(
-            (unit_folder(units_folder, index) / "quarantine.jsonl")
-            .read_text(encoding="utf-8")
-            .split("\n")[0]
-        )
-        raise UserError(
-            f"{bad} of {records} records cannot be read ({bad / records:.2%}; --quarantine_share allows {share:.2%}), "
-            f"the first in {first['file']} line {first['line']}: {first['reason']}; is it the right --source? Mend the "
-            "file or allow more, and run the command again"
-        )
+    """Raise UserError if more than `share` of the records cannot be read."""
+    first_bad = None
+    for index, manifest in enumerate(unit_manifests):
+        if manifest["quarantined"] and first_bad is None:
+            quarantine = unit_folder(units_folder, index) / "quarantine.jsonl"
+            with quarantine.open(encoding="utf-8") as file:
+                first_bad = BadRecord(**json.loads(file.readline()))
+    check_bad_share(
+        sum(manifest["records"] for manifest in unit_manifests),
+        sum(manifest["quarantined"] for manifest in unit_manifests),
+        first_bad,
+        share,
+        "is it the right --source? Correct the file or allow more (--quarantine_share), and run the command again",
+    )
 
 
 def format_report(report: dict[str, Any], out: Path) -> str:

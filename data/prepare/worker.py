@@ -1,16 +1,17 @@
-"""Preparation's unit of work: a part is some megabytes of raw records, made into tokens by one process.
+"""Units of preparation: some megabytes of raw records that one process encodes.
 
-The stream of records is cut into parts the same way every time, whatever the number of processes. A part that is done
-is a folder with a manifest, so an interrupted preparation reads on past what is there:
+The stream of records is cut into the same units whatever the number of processes. A finished unit is a folder
+with a manifest, so that an interrupted preparation keeps it:
 
-    tokens.npy      the ids of the part's sequences (see data.shards), one after another
-    lengths.npy     ids of each sequence, int64[n]
-    characters.npy  characters of each record, int64[n]
-    spans.npy       start and stop of each span, int64[k, 2], and
-    spanned.npy     spans of each sequence, int64[n] (kinds with spans)
-    digests.npy     what `data.prepare.dedup.digest` says of each, uint64[n, 2]
-    signatures.npy  what `data.prepare.dedup.signature` says of each, uint32[n, PERMUTATIONS] (where near duplicates are sought)
-    quarantine.jsonl  the records that could not be read
+    tokens.npy          the ids of the unit's sequences (see data.sequences), concatenated
+    lengths.npy         ids of each sequence, int64[n]
+    characters.npy      characters of each record, int64[n]
+    spans.npy           start and stop of each span, int64[k, 2], and
+    span_counts.npy     spans of each sequence, int64[n] (kinds with spans)
+    digests.npy         `data.prepare.dedup.text_digest` of each record, uint64[n, 2]
+    signatures.npy      `data.prepare.dedup.minhash_signature` of each, uint32[n, NUM_PERMUTATIONS] (where near
+                        duplicates are dropped)
+    quarantine.jsonl    the records that cannot be read
 """
 
 import collections
@@ -27,16 +28,17 @@ import numpy as np
 
 from common.files import MANIFEST, atomic_folder, check_manifest, read_json
 from common.machine import peak_memory_bytes
-from data.batching.summary_prompts import encode_summaries, summary_segments
-from data.prepare.clean import CleanOptions, clean, rejection_reason
+from data.kinds import find_kind
+from data.kinds.base import RecordKind
+from data.prepare.clean import CleanOptions
 from data.prepare.dedup import NUM_PERMUTATIONS, minhash_signature, text_digest
 from data.readers.files import RawItem, RawRecord
-from data.records import BadRecord, Document, Kind, Record, SkippedRecord, Summary
-from data.shards import token_dtype
+from data.records import BadRecord, Record, SkippedRecord
+from data.sequences import token_dtype
 from data.sources import find_source
 from model.chat_template.template import Template, load_template
 from model.tokenizer import load_tokenizer
-from model.tokenizer.base import Span, Tokenizer
+from model.tokenizer.base import Tokenizer
 
 UNIT_BYTES = 8 << 20
 UNIT_RECORDS = 1 << 14
@@ -45,9 +47,9 @@ ENCODE_BATCH_CHARACTERS = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """Raw records of one source that are prepared together; `digest` is the digest of them all.
+    """Raw records of one source that are prepared together, with a digest over all of them.
 
-    `split` is the one split that its records belong to, or None where the digest of each decides.
+    `split` is the split of its records, or None if the digest of each record decides.
     """
 
     index: int
@@ -57,27 +59,28 @@ class WorkUnit:
     split: str | None = None
 
     def folder(self, units_folder: Path) -> Path:
-        """Where the finished part lies."""
+        """Return the folder of the finished unit."""
         return unit_folder(units_folder, self.index)
 
 
 def unit_folder(units_folder: Path, index: int) -> Path:
-    """The folder of a part by its number."""
+    """Return the folder of a finished unit by its number."""
     return units_folder / f"{index:06d}"
 
 
 def split_into_units(
     source: str, records: Iterable[RawItem], first_index: int, split: str | None = None
 ) -> Iterator[WorkUnit]:
-    """Cut a source's stream of records into parts numbered from `first_index`."""
+    """Cut the records of a source into units that are numbered from `first_index`."""
     pending: list[RawItem] = []
-    size = 0
+    num_bytes = 0
     for record in records:
         pending.append(record)
-        size += len(record.data) if isinstance(record, RawRecord) else 0
-        if size >= UNIT_BYTES or len(pending) >= UNIT_RECORDS:
+        num_bytes += len(record.data) if isinstance(record, RawRecord) else 0
+        if num_bytes >= UNIT_BYTES or len(pending) >= UNIT_RECORDS:
             yield _build_unit(first_index, source, pending, split)
-            first_index, pending, size = first_index + 1, [], 0
+            first_index += 1
+            pending, num_bytes = [], 0
     if pending:
         yield _build_unit(first_index, source, pending, split)
 
@@ -86,15 +89,15 @@ def _build_unit(index: int, source: str, records: list[RawItem], split: str | No
     hasher = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
-        hasher.update(
-            f"\0{record.file}\0{record.line}\0{len(body)}\0".encode("utf-8", "surrogateescape")
-        )
+        header = f"\0{record.file}\0{record.line}\0{len(body)}\0"
+        # A file name may hold bytes that are not UTF-8.
+        hasher.update(header.encode("utf-8", "surrogateescape"))
         hasher.update(body)
     return WorkUnit(index, source, records, hasher.hexdigest(), split)
 
 
 def load_unit_manifest(unit: WorkUnit, units_folder: Path) -> dict[str, Any] | None:
-    """The facts of a part that is already there, made of the same records, or None."""
+    """Return the manifest of a unit that is finished and has the same records, or None."""
     folder = unit.folder(units_folder)
     if not (folder / MANIFEST).is_file() or check_manifest(folder):
         return None
@@ -103,7 +106,7 @@ def load_unit_manifest(unit: WorkUnit, units_folder: Path) -> dict[str, Any] | N
 
 
 class PrepareWorker:
-    """Makes parts into tokens: one for each process."""
+    """Encode units; each process has one worker."""
 
     def __init__(
         self,
@@ -112,28 +115,33 @@ class PrepareWorker:
         options: CleanOptions,
         permutations: np.ndarray | None,
     ) -> None:
-        """`permutations` are those of `data.prepare.dedup`, or None where near duplicates are not sought."""
-        self._units_folder, self._options, self._permutations = units_folder, options, permutations
+        """`permutations` are those of `data.prepare.dedup`, or None if near duplicates are not dropped."""
+        self._units_folder = units_folder
+        self._options = options
+        self._permutations = permutations
         self._tokenizer = load_tokenizer(tokenizer)
-        self._dtype = token_dtype(self._tokenizer.vocab_size)
         self._template = load_template(tokenizer)
 
     def process(self, unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
-        """Prepare a part and write its folder; returns its number, its facts, this process's peak memory (bytes)."""
+        """Encode a unit and write its folder.
+
+        Return its number, its manifest and the peak memory of this process (bytes).
+        """
         source = find_source(unit.source)
-        encoder = _BatchEncoder(
-            self._tokenizer, self._template, self._dtype, self._permutations, kind=source.kind
-        )
+        kind = find_kind(source.kind)
+        encoder = _BatchEncoder(kind, self._tokenizer, self._template, self._permutations)
         dropped: collections.Counter[str] = collections.Counter()
         bad_records: list[BadRecord] = []
         for raw in unit.records:
             record = source.try_parse(raw)
+            if isinstance(record, Record):
+                record = kind.clean(record, self._options)
             if isinstance(record, BadRecord):
                 bad_records.append(record)
             elif isinstance(record, SkippedRecord):
                 dropped[record.reason] += 1
-            elif reason := self._add_record(record, encoder):
-                dropped[reason] += 1
+            else:
+                encoder.add(record)
         manifest = {
             "raw": unit.digest,
             "source": unit.source,
@@ -144,116 +152,90 @@ class PrepareWorker:
             "dropped": dict(sorted(dropped.items())),
         }
         with atomic_folder(unit.folder(self._units_folder), manifest) as folder:
-            for name, array in encoder.arrays().items():
+            for name, array in encoder.finish().items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
-            write_quarantine(folder / "quarantine.jsonl", bad_records)
+            _write_quarantine(folder / "quarantine.jsonl", bad_records)
         return unit.index, manifest, peak_memory_bytes()
-
-    def _add_record(self, record: Record, encoder: "_BatchEncoder") -> str | None:
-        """Add a record, or say why it is dropped. Only documents are cleaned: the rest was written to be read as it is."""
-        if isinstance(record, Document):
-            text = clean(record.text, self._options)
-            if reason := rejection_reason(text, self._options):
-                return reason
-            encoder.add([text], text)
-        elif isinstance(record, Summary):
-            encoder.add(
-                summary_segments(self._template, record), f"{record.article}\n{record.title}"
-            )
-        else:
-            turns = [(turn.question, turn.answer) for turn in record.turns]
-            dedup_text = "\n".join([record.reference, *(text for turn in turns for text in turn)])
-            encoder.add(self._template.segments(turns, record.reference), dedup_text)
-        return None
 
 
 class _BatchEncoder:
-    """Signs and encodes texts a batch at a time, so that their ids are Python lists only for a moment."""
+    """Encode records in batches, so that ids are Python lists for a moment only."""
 
     def __init__(
         self,
+        kind: RecordKind[Any],
         tokenizer: Tokenizer,
         template: Template,
-        dtype: np.dtype[Any],
         permutations: np.ndarray | None,
-        *,
-        kind: Kind,
     ) -> None:
-        self._tokenizer, self._kind, self._template = tokenizer, kind, template
-        # Near duplicates are sought among documents only: two questions may well differ in one word.
-        self._permutations = permutations if kind == "documents" else None
+        self._kind = kind
+        self._tokenizer = tokenizer
+        self._template = template
+        self._permutations = permutations if kind.drops_near_duplicates else None
+        # Rendered texts and plain text of each record of the next batch.
         self._pending: list[tuple[list[str], str]] = []
         self._pending_characters = 0
-        self._arrays: dict[str, list[np.ndarray]] = {
-            "tokens": [np.zeros(0, dtype)],
+        # The batches of each array, after an empty one that gives a unit without records its types.
+        self._batches: dict[str, list[np.ndarray]] = {
+            "tokens": [np.zeros(0, token_dtype(tokenizer.vocab_size))],
             "lengths": [np.zeros(0, np.int64)],
             "characters": [np.zeros(0, np.int64)],
             "digests": [np.zeros((0, 2), np.uint64)],
-            "signatures": [np.zeros((0, NUM_PERMUTATIONS), np.uint32)],
-            "spans": [np.zeros((0, 2), np.int64)],
-            "spanned": [np.zeros(0, np.int64)],
         }
+        if not kind.is_text:
+            self._batches["spans"] = [np.zeros((0, 2), np.int64)]
+            self._batches["span_counts"] = [np.zeros(0, np.int64)]
+        if self._permutations is not None:
+            self._batches["signatures"] = [np.zeros((0, NUM_PERMUTATIONS), np.uint32)]
 
-    def add(self, texts: list[str], dedup_text: str) -> None:
-        """Add a record: its texts, and what it says, by which it is known again."""
-        self._pending.append((texts, dedup_text))
-        self._pending_characters += sum(map(len, texts))
+    def add(self, record: Record) -> None:
+        """Queue a cleaned record."""
+        rendered = self._kind.render(self._template, record)
+        self._pending.append((rendered, record.plain_text()))
+        self._pending_characters += sum(map(len, rendered))
         if self._pending_characters >= ENCODE_BATCH_CHARACTERS:
             self._encode_pending()
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything added, by name."""
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return the arrays of all records, by name."""
         if self._pending:
             self._encode_pending()
-        excluded = {"signatures"} if self._permutations is None else set()
-        excluded |= {"spans", "spanned"} if self._kind == "documents" else set()
-        return {
-            name: np.concatenate(parts)
-            for name, parts in self._arrays.items()
-            if name not in excluded
-        }
+        return {name: np.concatenate(batches) for name, batches in self._batches.items()}
 
     def _encode_pending(self) -> None:
-        pending, self._pending, self._pending_characters = self._pending, [], 0
-        lengths, span_counts, arrays = [], [], self._arrays
-        for ids, spans in self._encode_sequences([texts for texts, _ in pending]):
-            arrays["tokens"].append(np.array(ids, dtype=arrays["tokens"][0].dtype))
-            arrays["spans"].append(np.array(spans, dtype=np.int64).reshape(-1, 2))
-            lengths.append(len(ids))
-            span_counts.append(len(spans))
-        arrays["lengths"].append(np.array(lengths, dtype=np.int64))
-        arrays["spanned"].append(np.array(span_counts, dtype=np.int64))
-        arrays["characters"].append(
-            np.array([sum(map(len, texts)) for texts, _ in pending], dtype=np.int64)
-        )
-        arrays["digests"].append(np.stack([text_digest(said) for _, said in pending]))
+        rendered = [texts for texts, _ in self._pending]
+        plain_texts = [plain_text for _, plain_text in self._pending]
+        self._pending = []
+        self._pending_characters = 0
+        encoded = self._kind.encode(self._tokenizer, self._template, rendered)
+        dtype = self._batches["tokens"][0].dtype
+        self._batches["tokens"] += [np.array(ids, dtype=dtype) for ids, _ in encoded]
+        self._append("lengths", [len(ids) for ids, _ in encoded])
+        self._append("characters", [sum(map(len, texts)) for texts in rendered])
+        self._batches["digests"].append(np.stack([text_digest(text) for text in plain_texts]))
+        if not self._kind.is_text:
+            self._batches["spans"] += [
+                np.array(spans, dtype=np.int64).reshape(-1, 2) for _, spans in encoded
+            ]
+            self._append("span_counts", [len(spans) for _, spans in encoded])
         if self._permutations is not None:
-            arrays["signatures"].append(
-                np.stack([minhash_signature(said, self._permutations) for _, said in pending])
-            )
+            signatures = [minhash_signature(text, self._permutations) for text in plain_texts]
+            self._batches["signatures"].append(np.stack(signatures))
 
-    def _encode_sequences(self, records: list[list[str]]) -> list[tuple[list[int], list[Span]]]:
-        """The ids of records, each of some texts, as their kind stores them, and their spans."""
-        tokenizer = self._tokenizer
-        if self._kind == "documents":
-            encoded = tokenizer.encode_batch([text for (text,) in records], num_threads=1)
-            return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
-        if self._kind == "summaries":
-            return encode_summaries(tokenizer, records)
-        return list(self._template.encode_batch(tokenizer, records, num_threads=1))
+    def _append(self, name: str, numbers: list[int]) -> None:
+        self._batches[name].append(np.array(numbers, dtype=np.int64))
 
 
-def write_quarantine(path: Path, bad_records: Iterable[BadRecord]) -> None:
+def _write_quarantine(path: Path, bad_records: Iterable[BadRecord]) -> None:
     """Write bad records as JSONL: file, line, reason."""
     import orjson
 
     with path.open("wb") as file:
         for record in bad_records:
-            # Names on disk can be bytes that are no text (surrogates in Python), which JSON has no way to say.
+            # A file name may hold bytes that are not UTF-8 (surrogates in Python), which JSON cannot hold.
             name = record.file.encode("utf-8", "replace").decode()
-            file.write(
-                orjson.dumps({"file": name, "line": record.line, "reason": record.reason}) + b"\n"
-            )
+            fields = {"file": name, "line": record.line, "reason": record.reason}
+            file.write(orjson.dumps(fields) + b"\n")
 
 
 _worker: PrepareWorker | None = None
@@ -262,7 +244,7 @@ _worker: PrepareWorker | None = None
 def init_worker(
     units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None
 ) -> None:
-    """Make this process a worker: it leaves Ctrl-C to its parent, and ends when its parent does, however that ends."""
+    """Make this process a worker that leaves Ctrl-C to its parent and ends when its parent does."""
     import multiprocessing
 
     global _worker
@@ -274,12 +256,12 @@ def init_worker(
 
 
 def _exit_with_parent(parent: Any) -> None:
-    # A pool's processes wait for work forever when their parent is killed with -9.
+    # The processes of a pool wait for work forever if their parent is killed with -9.
     parent.join()
     os._exit(1)
 
 
 def process_unit(unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
-    """`Worker.process` of this process's worker."""
+    """Call `PrepareWorker.process` of this process."""
     assert _worker is not None
     return _worker.process(unit)

@@ -1,4 +1,4 @@
-"""From finished parts to a shard set: duplicates found over all of them, documents split and copied."""
+"""The last stage of preparation: drop duplicates across all units, split, and write the shard set."""
 
 import shutil
 from collections import Counter
@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 
 from common.files import atomic_folder
+from data.kinds.base import RecordKind
 from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator, DedupOptions
 from data.prepare.worker import unit_folder
-from data.records import Kind
-from data.shards import SHARD_FORMAT, SPLITS, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, SPLITS
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
+# A small corpus holds out a larger share, for about so many documents, but not above the second figure.
 MIN_VALIDATION_DOCUMENTS = 100
 MAX_VALIDATION_SHARE = 0.1
-# Row lengths for which the report says how many conversations are longer.
+# Row lengths for which the report counts the conversations that are longer.
 REPORT_ROW_LENGTHS = (512, 1024, 2048)
 
 
@@ -27,27 +29,27 @@ def write_shard_set(
     unit_manifests: list[dict[str, Any]],
     tokenizer: Tokenizer,
     template: Template,
-    kind: Kind,
+    kind: RecordKind[Any],
     dedup: DedupOptions,
     validation: float,
     provenance_file: Path,
 ) -> dict[str, Any]:
-    """Write the shard set `out` of the parts numbered 0 … len(made) - 1, all of one kind; returns its report.
+    """Write the shard set `out` of all units, whose records are of one kind, and return its report.
 
-    `provenance_file` is copied into it. Nothing is written if no record is kept.
+    `unit_manifests` are those of the units 0, 1, …; `provenance_file` is copied into the set. Nothing is written
+    if no record is left.
     """
-    labels = _find_duplicates(
-        units_folder,
-        len(unit_manifests),
-        dedup if kind == "documents" else dedup.model_copy(update={"near": False}),
-    )
+    if not kind.drops_near_duplicates:
+        dedup = dedup.model_copy(update={"near": False})
+    num_units = len(unit_manifests)
+    labels = _find_duplicates(units_folder, num_units, dedup)
     report = _count_records(units_folder, unit_manifests, labels)
     if not report["kept"]:
         return report
-    limit = _validation_threshold(units_folder, unit_manifests, labels, validation)
+    threshold = _validation_threshold(units_folder, unit_manifests, labels, validation)
     manifest: dict[str, Any] = {
         "format": SHARD_FORMAT,
-        "kind": kind,
+        "kind": kind.name,
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "vocabulary_size": tokenizer.vocab_size,
@@ -56,21 +58,22 @@ def write_shard_set(
     with atomic_folder(out, manifest) as folder:
         tokenizer.save(folder)
         shutil.copy(provenance_file, folder)
-        if kind == "conversations":
+        if kind.is_templated:
             template.save(folder)
-            report["longer_than"] = _count_longer_than(units_folder, len(unit_manifests), labels)
-        manifest["splits"] = _write_splits(
-            folder, units_folder, unit_manifests, labels, limit, tokenizer.vocab_size, kind
+            report["longer_than"] = _count_longer_than(units_folder, num_units, labels)
+        splits = _write_splits(
+            folder, units_folder, unit_manifests, labels, threshold, tokenizer.vocab_size, kind
         )
         with (folder / "quarantine.jsonl").open("wb") as file:
-            for index in range(len(unit_manifests)):
+            for index in range(num_units):
                 file.write((unit_folder(units_folder, index) / "quarantine.jsonl").read_bytes())
-        tokens = sum(split["tokens"] for split in manifest["splits"].values())
+        num_tokens = sum(split["tokens"] for split in splits.values())
         report |= {
-            "kind": kind,
-            "tokens": tokens,
-            "characters_per_token": round(report["characters"] / tokens, 4),
+            "kind": kind.name,
+            "tokens": num_tokens,
+            "characters_per_token": round(report["characters"] / num_tokens, 4),
         }
+        manifest["splits"] = splits
         manifest["report"] = report
     return report
 
@@ -80,7 +83,7 @@ def _load_array(units_folder: Path, index: int, name: str) -> np.ndarray:
 
 
 def _find_duplicates(units_folder: Path, num_units: int, options: DedupOptions) -> np.ndarray:
-    """`Deduplicator.resolve` over the documents of all parts."""
+    """Return the label of each record of all units, as `Deduplicator.find_duplicates` does."""
     folder = units_folder.parent / "dedup"
     shutil.rmtree(folder, ignore_errors=True)
     deduplicator = Deduplicator(folder, options)
@@ -95,14 +98,15 @@ def _find_duplicates(units_folder: Path, num_units: int, options: DedupOptions) 
 def _count_records(
     units_folder: Path, unit_manifests: list[dict[str, Any]], labels: np.ndarray
 ) -> dict[str, Any]:
-    """What became of the records, over all and by source."""
+    """Count records and characters, and the reasons of dropped records, in total and by source."""
     dropped: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
         characters = _load_array(units_folder, index, "characters")
-        unit_labels = labels[position : position + len(characters)]
+        unit_labels = np.asarray(labels[position : position + len(characters)])
         position += len(characters)
+        is_unique = unit_labels == UNIQUE
         dropped.update(unit_manifest["dropped"])
         dropped.update(
             exact_duplicate=int((unit_labels == EXACT_DUPLICATE).sum()),
@@ -112,8 +116,8 @@ def _count_records(
             records=unit_manifest["records"],
             quarantined=unit_manifest["quarantined"],
             bytes=unit_manifest["bytes"],
-            kept=int((unit_labels == UNIQUE).sum()),
-            characters=int(characters[unit_labels == UNIQUE].sum()),
+            kept=int(is_unique.sum()),
+            characters=int(characters[is_unique].sum()),
         )
     total = sum(sources.values(), Counter())
     return {
@@ -124,10 +128,9 @@ def _count_records(
 
 
 def _count_longer_than(units_folder: Path, num_units: int, labels: np.ndarray) -> dict[str, int]:
-    """How many of the kept sequences are longer than each of some usual rows: training cuts those, or leaves them out."""
-    lengths = np.concatenate(
-        [_load_array(units_folder, index, "lengths") for index in range(num_units)]
-    )[np.asarray(labels) == UNIQUE]
+    """Count, for some usual row lengths, the sequences that training truncates or leaves out."""
+    arrays = [_load_array(units_folder, index, "lengths") for index in range(num_units)]
+    lengths = np.concatenate(arrays)[np.asarray(labels) == UNIQUE]
     # A row of n positions holds n + 1 ids.
     return {str(row): int((lengths > row + 1).sum()) for row in REPORT_ROW_LENGTHS}
 
@@ -135,20 +138,25 @@ def _count_longer_than(units_folder: Path, num_units: int, labels: np.ndarray) -
 def _validation_threshold(
     units_folder: Path, unit_manifests: list[dict[str, Any]], labels: np.ndarray, share: float
 ) -> int:
-    """The digest (its first 64 bits) below which a record of a part without a split of its own is held out.
+    """Return the digest (its first 64 bits) below which a record goes to the validation split.
 
-    The digest alone is compared, so the order of the documents does not matter. Of a small corpus a larger share is
-    held out, for about VALIDATION_DOCUMENTS documents but not above VALIDATION_LIMIT: as a corpus grows, documents can
-    move from validation to train, never the other way. At least one is held out, if that leaves one to train on.
+    It applies to the records of units that do not have a split of their own. The digest alone is compared, so
+    that the order of the records does not matter. A small corpus holds out a larger share: as a corpus grows,
+    documents can move from validation to train, never the other way. At least one record is held out if that
+    leaves one to train on.
     """
-    smallest, largest, position, num_records = 1 << 64, 0, 0, 0
+    smallest, largest = 1 << 64, 0
+    num_records = 0
+    position = 0
     for index, unit_manifest in enumerate(unit_manifests):
         digests = _load_array(units_folder, index, "digests")[:, 0]
-        kept = digests[np.asarray(labels[position : position + len(digests)]) == UNIQUE]
+        unit_labels = np.asarray(labels[position : position + len(digests)])
         position += len(digests)
-        if len(kept) and unit_manifest["split"] is None:
-            smallest, largest = min(smallest, int(kept.min())), max(largest, int(kept.max()))
-            num_records += len(kept)
+        unique_digests = digests[unit_labels == UNIQUE]
+        if len(unique_digests) and unit_manifest["split"] is None:
+            smallest = min(smallest, int(unique_digests.min()))
+            largest = max(largest, int(unique_digests.max()))
+            num_records += len(unique_digests)
     if share == 0 or num_records < 2:
         return 0
     share = max(share, min(MAX_VALIDATION_SHARE, MIN_VALIDATION_DOCUMENTS / num_records))
@@ -162,42 +170,38 @@ def _write_splits(
     labels: np.ndarray,
     validation_threshold: int,
     vocabulary_size: int,
-    kind: Kind,
+    kind: RecordKind[Any],
 ) -> dict[str, dict[str, int]]:
-    """Copy the kept sequences into the splits' shards; returns the counts of each split."""
-    has_spans = kind != "documents"
+    """Copy the unique sequences into the shards of their splits; return the counts of each split."""
+    has_spans = not kind.is_text
     writers = {
         split: ShardWriter(folder, split, vocabulary_size, has_spans=has_spans) for split in SPLITS
     }
     characters: Counter[str] = Counter()
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
-        tokens, sizes = (
-            _load_array(units_folder, index, "tokens"),
-            _load_array(units_folder, index, "characters").tolist(),
-        )
+        tokens = _load_array(units_folder, index, "tokens")
         ends = np.cumsum(_load_array(units_folder, index, "lengths")).tolist()
-        is_validation = (
-            _load_array(units_folder, index, "digests")[:, 0] < np.uint64(validation_threshold)
-        ).tolist()
-        spans = (
-            np.split(
-                _load_array(units_folder, index, "spans"),
-                np.cumsum(_load_array(units_folder, index, "spanned"))[:-1],
-            )
-            if has_spans
-            else None
-        )
+        character_counts = _load_array(units_folder, index, "characters").tolist()
+        digests = _load_array(units_folder, index, "digests")[:, 0]
+        is_validation = (digests < np.uint64(validation_threshold)).tolist()
+        spans = _load_spans(units_folder, index) if has_spans else None
         start = 0
         for row, end in enumerate(ends):
             if labels[position + row] == UNIQUE:
                 split = unit_manifest["split"] or ("validation" if is_validation[row] else "train")
-                # A copy: a view would keep the whole part in memory until its shard is written.
+                # A copy: a view would hold the whole unit in memory until its shard is written.
                 writers[split].add(tokens[start:end].copy(), spans[row] if spans else None)
-                characters[split] += sizes[row]
+                characters[split] += character_counts[row]
             start = end
         position += len(ends)
     return {
         split: {**writer.close(), "characters": characters[split]}
         for split, writer in writers.items()
     }
+
+
+def _load_spans(units_folder: Path, index: int) -> list[np.ndarray]:
+    """Return the spans of each sequence of a unit, int64[k, 2] each."""
+    counts = _load_array(units_folder, index, "span_counts")
+    return np.split(_load_array(units_folder, index, "spans"), np.cumsum(counts)[:-1])

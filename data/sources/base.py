@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.readers.files import ProgressCallback, RawItem, read_records
-from data.records import BadRecord, Kind, Record, SkippedRecord
+from data.records import BadRecord, Record, SkippedRecord
 
 # Characters of a quarantined reason: a key that a reason names may be megabytes long.
 MAX_REASON_CHARACTERS = 300
@@ -35,14 +35,14 @@ class Source:
     """One dataset: `read` cuts native files into raw records, `parse` turns the bytes of one into what it means.
 
     `parse` raises `BadRow` for a record that is not of the schema. The two are apart so that one process can read
-    while others parse. `kind` says what its records are: `Document`, `Conversation` or `Summary`.
+    while others parse. `kind` names the kind of its records, a module of `data.kinds`.
     """
 
     name: str
     description: str
     parse: Callable[[bytes], Record | SkippedRecord]
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
-    kind: Kind = "documents"
+    kind: str = "documents"
     hub: HubDataset | None = None
 
     def iter_records(self, path: Path) -> Iterator[Record | SkippedRecord | BadRecord]:

@@ -7,17 +7,15 @@ from typing import Any
 
 import orjson
 
-from common.errors import UserError
 from common.progress import progress_bar
 from data.corpora.resolver import SAMPLE_PRETRAIN_FOLDER
 from data.readers.detect import detect_source
 from data.readers.files import expand_inputs
-from data.records import BadRecord, Document, Record, SkippedRecord, Summary
+from data.records import Document
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError, Source
+from data.usable_records import UsableRecords
 
-# The share of records that may be unreadable before the source is thought to be the wrong one.
-MAX_BAD_SHARE = 0.01
 _TAG = re.compile(r"</?[a-z_]+(?: id=\d+)?>")
 _HELD_OUT_FILE = re.compile(r"\btest\.|\bdev\.|PART_II+\.")
 
@@ -84,37 +82,15 @@ def resolve_source_files(
     return source_files
 
 
-def _record_text(record: Record) -> str:
-    """All that a record says."""
-    if isinstance(record, Document):
-        return record.text
-    if isinstance(record, Summary):
-        return f"{record.article}\n{record.title}"
-    return "\n".join(
-        [
-            record.reference,
-            *(text for turn in record.turns for text in (turn.question, turn.answer)),
-        ]
-    )
-
-
 def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
-    """The text of every document. UserError at the end if more than `BAD_SHARE` of the records could not be read."""
-    num_good, bad_records = 0, []
-    with progress_bar(
-        "reading", total=sum(path.stat().st_size for _, path in source_files), unit="B"
-    ) as bar:
-        for source, path in source_files:
-            for raw in source.read(path, bar.update):
-                record = source.try_parse(raw)
-                if isinstance(record, BadRecord):
-                    bad_records.append(record)
-                elif not isinstance(record, SkippedRecord):
-                    num_good += 1
-                    yield _record_text(record)
-    if len(bad_records) > MAX_BAD_SHARE * (num_good + len(bad_records)):
-        first = bad_records[0]
-        raise UserError(
-            f"{first.file}, record {first.line}: {first.reason} ({len(bad_records)} of {num_good + len(bad_records)} records could not be "
-            "read; name the right source: --source NAME or SOURCE=PATH)"
+    """Yield the plain text of every record. Raises UserError at the end if too many cannot be read."""
+    total_bytes = sum(path.stat().st_size for _, path in source_files)
+    with progress_bar("reading", total=total_bytes, unit="B") as bar:
+        records = UsableRecords(
+            source.try_parse(raw)
+            for source, path in source_files
+            for raw in source.read(path, bar.update)
         )
+        for record in records:
+            yield record.plain_text()
+    records.check_bad_share("name the right source: --source NAME or SOURCE=PATH")

@@ -9,14 +9,16 @@ import numpy as np
 from common.errors import UserError
 from common.machine import resolve_device
 from common.progress import progress_bar
+from data.kinds import conversations
 from data.records import Conversation
+from evaluate.kinds.base import ModelAnswer
+from evaluate.kinds.conversations import Question, answer_questions, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
-from evaluate.model_answers import ModelAnswer, Question, answer_questions, extract_questions
 from evaluate.options import ReadingOptions
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 from evaluate.scores.repetition_metric import is_looping
-from evaluate.usable_records import read_records
+from evaluate.usable_records import read_usable_records
 
 NUM_EXAMPLES_SHOWN = 3
 ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")
@@ -30,9 +32,8 @@ def run_reading(options: ReadingOptions) -> None:
 def evaluate_reading(options: ReadingOptions) -> EvalResult:
     """Answer all questions with the right passage and with a control passage, and compare."""
     device = resolve_device(options.device)
-    records = read_records(options.source, options.input, ("conversations",), options.limit)
-    conversations = [record for record in records if isinstance(record, Conversation)]
-    with_passage = [record for record in conversations if record.reference]
+    records = read_usable_records(options.source, options.input, conversations.KIND, options.limit)
+    with_passage = [record for record in records if record.reference]
     if len(with_passage) < len(records):
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
     pairs = pair_with_control_passages(with_passage, " ".join(options.input))

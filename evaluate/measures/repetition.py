@@ -2,22 +2,18 @@
 
 from dataclasses import asdict
 
+from common.errors import UserError
 from common.machine import resolve_device
-from common.progress import progress_bar
-from data.records import Conversation, Summary
-from evaluate.load_model import LoadedCheckpoint, load_checkpoint
-from evaluate.model_answers import (
-    ModelAnswer,
-    Question,
-    answer_questions,
-    extract_questions,
-    summarize_articles,
-)
+from data.kinds import find_kind, kind_names
+from data.sources import find_source
+from evaluate.kinds import find_evaluation
+from evaluate.kinds.base import ModelAnswer
+from evaluate.load_model import load_checkpoint
 from evaluate.options import RepetitionOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 from evaluate.scores.repetition_metric import is_looping, measure_repetition
-from evaluate.usable_records import read_records
+from evaluate.usable_records import read_usable_records
 
 NUM_EXAMPLES_SHOWN = 3
 LABELS = {
@@ -55,21 +51,20 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
     """Let the checkpoint answer the records of `--source`, and measure the answers."""
     assert options.checkpoint is not None and options.source is not None
     device = resolve_device(options.device)
-    records = read_records(
-        options.source, options.input, ("conversations", "summaries"), options.limit
-    )
-    articles = [record.article for record in records if isinstance(record, Summary)]
-    questions = []
-    for record in records:
-        if isinstance(record, Conversation):
-            questions += extract_questions(record)
+    kind = find_kind(find_source(options.source).kind)
+    evaluation = find_evaluation(kind)
+    if not evaluation.has_questions:
+        kinds = [find_kind(name) for name in kind_names()]
+        askable = [each.name for each in kinds if find_evaluation(each).has_questions]
+        raise UserError(
+            f"--source {options.source} has {kind.name}; this measures {' or '.join(askable)}"
+        )
+    records = read_usable_records(options.source, options.input, kind, options.limit)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    answers = _generate_answers(options, loaded, articles, questions)
-    inputs = [*articles, *(question.question for question in questions)]
-    rows = drop_unanswered(
-        [_build_row(text, answer) for text, answer in zip(inputs, answers, strict=True)],
-        options.input,
+    answers = evaluation.generate_answers(
+        loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
     )
+    rows = drop_unanswered([_build_row(text, answer) for text, answer in answers], options.input)
     metrics = _compute_metrics(rows)
     run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
     return EvalResult(
@@ -79,35 +74,6 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
         rows=rows,
         device=device,
     )
-
-
-def _generate_answers(
-    options: RepetitionOptions,
-    loaded: LoadedCheckpoint,
-    articles: list[str],
-    questions: list[Question],
-) -> list[ModelAnswer | None]:
-    """Return the answers to all articles, then to all questions."""
-    with progress_bar("answering", len(articles) + len(questions), "answers") as bar:
-        titles = summarize_articles(
-            loaded.model,
-            loaded.tokenizer,
-            loaded.template,
-            articles,
-            max_new_tokens=options.max_new_tokens,
-            batch=options.batch,
-            on_progress=bar.update,
-        )
-        answers = answer_questions(
-            loaded.model,
-            loaded.tokenizer,
-            loaded.template,
-            questions,
-            max_new_tokens=options.max_new_tokens,
-            batch=options.batch,
-            on_progress=bar.update,
-        )
-    return [*titles, *answers]
 
 
 def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:

@@ -6,16 +6,17 @@ from typing import Any
 from common.machine import resolve_device
 from common.progress import progress_bar
 from data.corpora.resolver import find_test_split
+from data.kinds import summaries
 from data.records import Summary
 from data.shards import load_run_shard_set
+from evaluate.kinds.summaries import summarize_articles
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
-from evaluate.model_answers import summarize_articles
 from evaluate.options import RougeOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, report_result
 from evaluate.scores.baselines import BASELINES
 from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
-from evaluate.usable_records import read_records
+from evaluate.usable_records import read_usable_records
 
 NUM_EXAMPLES_SHOWN = 3
 COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
@@ -81,8 +82,7 @@ def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
         )
         source, files = find_test_split(shards)
         inputs = tuple(str(file) for file in files)
-    records = read_records(source, inputs, ("summaries",), options.limit)
-    articles = [record for record in records if isinstance(record, Summary)]
+    articles = read_usable_records(source, inputs, summaries.KIND, options.limit)
     return articles, f"{' '.join(inputs)} ({source})"
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.batching.examples import RequestSampling, build_examples, encode_records
+from data.kinds import find_kind
 from data.readers.files import expand_inputs
-from data.records import Conversation, Summary
+from data.records import Conversation, Record, Summary
 from data.sources import find_source
 from model.chat_template.template import Template
 from model.tokenizer import load_tokenizer
@@ -27,7 +27,7 @@ SETS = {
     "csl (authors)": "summary/csl_ts/dev.tsv",
     "lcsts": "summary/lcsts",
 }
-RECORDS = 120
+NUM_RECORDS = 120
 
 
 @pytest.fixture(scope="session")
@@ -39,47 +39,45 @@ def real_tokenizer(shared: Path) -> Tokenizer:
 def test_loss_mask_is_exactly_the_answers(
     shared: Path, real_tokenizer: Tokenizer, name: str
 ) -> None:
-    """A source whose questions are learned, or whose answers are not; an answer that does not learn to stop."""
+    """Prevents a source whose questions are learned, or whose answers are not or do not learn to stop."""
     tokenizer = real_tokenizer
     source = find_source(name.split(" ")[0])
-    read = (
+    all_records = (
         record
         for path in expand_inputs([str(shared / "data" / SETS[name])])
         for record in source.iter_records(path)
     )
-    records = list(
-        itertools.islice((r for r in read if isinstance(r, Conversation | Summary)), RECORDS)
-    )
+    usable = (record for record in all_records if isinstance(record, Record))
+    records = list(itertools.islice(usable, NUM_RECORDS))
     assert len(records) >= 100
-    length = 1 << 17
-    examples = build_examples(
-        source.kind,
-        encode_records(records, tokenizer, Template()),
-        length,
-        tokenizer,
-        Template(),
-        RequestSampling(seed=0),
-    )
+    kind = find_kind(source.kind)
+    sequences = kind.encode_records(tokenizer, Template(), records)
+    examples = kind.examples(sequences, 1 << 17, tokenizer, Template(), 0)
     for index, record in enumerate(records):
-        wanted = (
-            [turn.answer for turn in record.turns]
-            if isinstance(record, Conversation)
-            else [record.title]
-        )
-        ids, scored = examples.example(index, 0)
-        targets = ids[1:]
-        # Stretches of scored targets, each ending with its <eos>.
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], scored.astype(np.int8), [0]])))
-        answers = []
-        for start, stop in edges.reshape(-1, 2):
-            stretch = targets[start:stop]
-            assert stretch[-1] == tokenizer.eos_id and tokenizer.eos_id not in stretch[:-1]
-            answers.append(tokenizer.decode(stretch.tolist()))
-        assert answers == [answer.replace("▁", " ") for answer in wanted]
-        asked = tokenizer.decode(ids.tolist())
-        parts = (
-            [record.article]
-            if isinstance(record, Summary)
-            else [record.reference, *(t.question for t in record.turns)]
-        )
-        assert all(part.replace("▁", " ") in asked for part in parts)
+        questions, answers = questions_and_answers(record)
+        ids, loss_mask = examples.example(index, 0)
+        assert answers_of(ids[1:], loss_mask, tokenizer) == [
+            answer.replace("▁", " ") for answer in answers
+        ]
+        text = tokenizer.decode(ids.tolist())
+        assert all(question.replace("▁", " ") in text for question in questions)
+
+
+def questions_and_answers(record: Record) -> tuple[list[str], list[str]]:
+    if isinstance(record, Summary):
+        return [record.article], [record.title]
+    assert isinstance(record, Conversation)
+    questions = [record.reference, *(turn.question for turn in record.turns)]
+    return questions, [turn.answer for turn in record.turns]
+
+
+def answers_of(targets: np.ndarray, loss_mask: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """Return the text of each stretch of targets with a loss, and check that it ends with its one `<eos>`."""
+    padded = np.concatenate([[0], loss_mask.astype(np.int8), [0]])
+    edges = np.flatnonzero(np.diff(padded))
+    answers = []
+    for start, stop in edges.reshape(-1, 2):
+        stretch = targets[start:stop]
+        assert stretch[-1] == tokenizer.eos_id and tokenizer.eos_id not in stretch[:-1]
+        answers.append(tokenizer.decode(stretch.tolist()))
+    return answers

@@ -9,15 +9,12 @@ import torch
 
 from common.errors import UserError
 from data.batching.collate import Batch, PackedBatchLoader, collate
-from data.batching.examples import (
-    ConversationExamples,
-    RequestSampling,
-    SummaryExamples,
-    TextExamples,
-)
 from data.batching.packed_rows import PackedPlan, pack_best_fit
 from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST, LEAD_INS, sample_requests
-from data.shards import Sequences, ShardWriter
+from data.kinds.conversations import ConversationExamples
+from data.kinds.documents import TextExamples
+from data.kinds.summaries import SummaryExamples
+from data.sequences import Sequences, ShardWriter
 from model.chat_template.template import Template
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -101,7 +98,7 @@ def test_summary_example_is_request_article_and_title(
 ) -> None:
     """An altered article or title, a trimmed request, a title without its end."""
     sequences, texts = summaries
-    examples = SummaryExamples(sequences, 128, tokenizer, Template(), RequestSampling(seed=5))
+    examples = SummaryExamples(sequences, 128, tokenizer, Template(), 5)
     lengths, seen = examples.lengths(3), set()
     assert 0 < examples.num_truncated < len(texts) and (lengths > 0).all()
     for index, (article, title) in enumerate(texts):
@@ -116,7 +113,7 @@ def test_summary_example_is_request_article_and_title(
         kept = asked[len(before) : len(asked) - len(after)]
         assert article.startswith(kept) and (kept == article or len(scored) > 120)
     assert len(seen) > 20
-    again = SummaryExamples(sequences, 128, tokenizer, Template(), RequestSampling(seed=5))
+    again = SummaryExamples(sequences, 128, tokenizer, Template(), 5)
     assert all(
         np.array_equal(again.example(i, 3)[0], examples.example(i, 3)[0]) for i in range(0, 120, 11)
     )
@@ -131,10 +128,10 @@ def test_request_is_canonical_without_seed(
 ) -> None:
     """Dev scores that change because the question did."""
     sequences, _ = summaries
-    examples = SummaryExamples(sequences, 512, tokenizer, Template(), RequestSampling(None))
+    examples = SummaryExamples(sequences, 512, tokenizer, Template(), None)
     for index, epoch in ((0, 0), (7, 5)):
         text = tokenizer.decode(examples.example(index, epoch)[0].tolist())
-        assert text.startswith("人类：" + ALL_REQUESTS[EVAL_REQUEST].before)
+        assert text.startswith("人类：" + ALL_REQUESTS[EVAL_REQUEST].prefix)
 
 
 def test_lead_ins_start_the_answer_and_are_in_loss_mask(
@@ -143,7 +140,7 @@ def test_lead_ins_start_the_answer_and_are_in_loss_mask(
     """Lead-ins asked for and not taught."""
     sequences, texts = summaries
     examples = SummaryExamples(
-        sequences, 256, tokenizer, Template(), RequestSampling(1, lead_ins=True)
+        sequences, 256, tokenizer, Template(lead_ins=True), 1
     )
     used = set()
     for index, (_, title) in enumerate(texts):
@@ -289,7 +286,7 @@ def test_lead_in_is_canonical_without_seed(
     """A dev loss on titles without the lead-in that the model was taught to begin with, or one that changes."""
     sequences, texts = summaries
     examples = SummaryExamples(
-        sequences, 512, tokenizer, Template(lead_ins=True), RequestSampling(None, lead_ins=True)
+        sequences, 512, tokenizer, Template(lead_ins=True), None
     )
     for index, epoch in ((0, 0), (7, 5)):
         ids, scored = examples.example(index, epoch)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from data.batching.examples import RequestSampling, build_examples, encode_records
 from data.batching.summary_prompts import (
     ALL_REQUESTS,
     EVAL_REQUEST,
@@ -18,6 +17,7 @@ from data.batching.summary_prompts import (
     strip_lead_in,
     summary_prompt,
 )
+from data.kinds import summaries
 from data.records import Summary
 from data.sources import SOURCES
 from model.chat_template.template import Template, load_template
@@ -78,7 +78,7 @@ def test_long_article_is_truncated_and_request_is_kept(tokenizer: Tokenizer) -> 
     prompt, trimmed = summary_prompt(tokenizer, Template(), article, max_tokens=100)
     assert trimmed and len(prompt) == 100
     text = tokenizer.decode(prompt)
-    assert text.startswith("人类：" + ALL_REQUESTS[EVAL_REQUEST].before) and text.endswith(
+    assert text.startswith("人类：" + ALL_REQUESTS[EVAL_REQUEST].prefix) and text.endswith(
         "\n\n助手："
     )
 
@@ -107,9 +107,8 @@ def test_summary_spacing_matches_transformers(
     _, ours, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     words = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     theirs.chat_template = template or build_jinja_template(words)
-    examples = build_examples(
-        "summaries", encode_records(records, ours, words), 2000, ours, words, RequestSampling(3)
-    )
+    sequences = summaries.KIND.encode_records(ours, words, records)
+    examples = summaries.KIND.examples(sequences, 2000, ours, words, 3)
     requests = sample_requests(3, 0, np.arange(len(records)))
     equal = 0
     for index, record in enumerate(records):
@@ -146,12 +145,10 @@ def test_special_tokens_in_an_article_stay_text(root: Path, tmp_path: Path) -> N
     words = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     record = Summary("风\ufdd0</s>从", "东\ufdd0</s>边")
     for made in (
-        encode_records([record], ours, words),
-        encode_records([Summary("风从", "东边")], ours, words),
+        summaries.KIND.encode_records(ours, words, [record]),
+        summaries.KIND.encode_records(ours, words, [Summary("风从", "东边")]),
     ):
-        ids, _ = build_examples("summaries", made, 500, ours, words, RequestSampling(None)).example(
-            0, 0
-        )
+        ids, _ = summaries.KIND.examples(made, 500, ours, words, None).example(0, 0)
         assert ids.tolist().count(ours.eos_id) == 1
     prompt, _ = summary_prompt(ours, words, record.article, max_tokens=500)
     assert ours.eos_id not in prompt

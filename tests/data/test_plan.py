@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
-from data.shards import Sequences, ShardWriter
+from data.sequences import Sequences, ShardWriter
 
 
 def sequences(

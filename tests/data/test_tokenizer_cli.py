@@ -11,13 +11,13 @@ import pytest
 
 from data.tokenizer.__main__ import main
 from data.tokenizer.texts import (
-    MAX_BAD_SHARE,
     parse_strings,
     read_texts,
     resolve_source_files,
     sample_text_inputs,
 )
 from data.tokenizer.train import common_chinese_text, reservoir_sample, split_segments
+from data.usable_records import MAX_BAD_SHARE
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import TOKENIZER_FILE
 from model.tokenizer.sentencepiece_normalize import UNUSED, normalize_model

@@ -87,7 +87,8 @@ def test_files_and_their_shard_set_score_equally(
 ) -> None:
     """Another measure for raw files than for prepared ones: the same documents must give the same loss."""
     from common.files import atomic_folder
-    from data.shards import SHARD_FORMAT, ShardWriter
+    from data.sequences import ShardWriter
+    from data.shards import SHARD_FORMAT
 
     texts = [f"第{number}天，小驼在河边等船。\n船来了，他上了船。" * 30 for number in range(8)]
     corpus = tmp_path / "corpus.jsonl"

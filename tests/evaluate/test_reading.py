@@ -12,8 +12,8 @@ import torch
 from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
+from evaluate.kinds.conversations import Question, answer_questions, extract_questions
 from evaluate.measures.reading import ANSWER_PLACES, locate_answer, pair_with_control_passages
-from evaluate.model_answers import Question, answer_questions, extract_questions
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer

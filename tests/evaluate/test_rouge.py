@@ -10,7 +10,7 @@ import torch
 from common.errors import UserError
 from data.batching.summary_prompts import summary_prompt
 from evaluate import rouge
-from evaluate.model_answers import summarize_articles
+from evaluate.kinds.summaries import summarize_articles
 from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
 from model.checkpoint import weights

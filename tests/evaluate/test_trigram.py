@@ -12,7 +12,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_manifest
-from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet
 from evaluate.measures.trigram import score_trigram_baseline
 from evaluate.scores import kneser_ney
 from evaluate.scores.kneser_ney import compute_probabilities

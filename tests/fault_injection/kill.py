@@ -34,7 +34,8 @@ from common.files import atomic_folder, check_manifest
 from common.options import CommandParser
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
-from data.shards import SHARD_FORMAT, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from data.kinds import conversations
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
 from data.records import BadRecord, Document
@@ -21,7 +22,7 @@ from data.shards import ShardSet
 from data.sources import SOURCES
 from data.tokenizer.texts import STRINGS_SOURCE
 from evaluate.predictions import read_predictions
-from evaluate.usable_records import read_records
+from evaluate.usable_records import read_usable_records
 from tests.helpers.native_corpora import (
     JSON_VALUES,
     QUICK_SETTINGS,
@@ -200,7 +201,7 @@ def test_evaluation_reports_skipped_records(
     write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(b"\xff\n" + to_json_bytes(ROW_BUILDERS["redgpt"](0)) + b"\n{\n")
-    assert len(read_records("redgpt", [str(path)], ("conversations",), None)) == 1
+    assert len(read_usable_records("redgpt", [str(path)], conversations.KIND, None)) == 1
     assert f"left out, unreadable: 2 records, the first {path} line 1" in capsys.readouterr().out
 
 

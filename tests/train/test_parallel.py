@@ -22,7 +22,8 @@ from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.pipeline import PrepareOptions, prepare_groups
 from data.readers.source_args import SourceGroup
-from data.shards import SHARD_FORMAT, ShardSet, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet
 from model.checkpoint import weights
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.llama import Llama

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from common.files import atomic_folder
-from data.shards import SHARD_FORMAT, ShardWriter
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import find_newest_step, step_folder
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.decode.inference_model import inference_model
 
 from chat import load_model
 from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
 from chat.serve.sequence import ActiveSequence, Failure, Finish
 from model.decode.generate import Sampling, generate
+from model.decode.inference_model import inference_model
 from tests.chat.serve.conftest import (
     GREEDY,
     SAMPLED,

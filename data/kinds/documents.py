@@ -1,0 +1,88 @@
+"""Documents: text to pretrain on, stored as `<bos> text <eos>` with a loss on every token."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.batching.examples import Example, Examples
+from data.kinds.base import RecordKind
+from data.prepare.clean import CleanOptions, clean, rejection_reason
+from data.records import Document, SkippedRecord
+from data.sequences import EncodedRecord, InMemorySequences, Sequences
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+
+
+class DocumentKind(RecordKind[Document]):
+    """Documents. Only they are cleaned: the other kinds were written to be read as they are."""
+
+    name = "documents"
+    record_type = Document
+    is_text = True
+    # Not for the other kinds: two questions may well differ in one word.
+    drops_near_duplicates = True
+
+    def clean(self, record: Document, options: CleanOptions) -> Document | SkippedRecord:
+        """Return the cleaned document, or the rule that rejects it."""
+        text = clean(record.text, options)
+        reason = rejection_reason(text, options)
+        return SkippedRecord(reason) if reason else Document(text)
+
+    def render(self, template: Template, record: Document) -> list[str]:
+        """Return the text; a document has no template."""
+        return [record.text]
+
+    def encode(
+        self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
+    ) -> Sequence[EncodedRecord]:
+        """Return `<bos> text <eos>` of each document, without spans."""
+        encoded = tokenizer.encode_batch([text for (text,) in rendered], num_threads=1)
+        return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
+
+    def encode_text(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Return `<bos> text <eos>` of one text."""
+        return self.encode(tokenizer, Template(), [[text]])[0][0]
+
+    def encode_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Return `<bos> text`, for a model to continue."""
+        return self.encode_text(tokenizer, text)[:-1]
+
+    def examples(
+        self,
+        sequences: Sequences | InMemorySequences,
+        length: int,
+        tokenizer: Tokenizer,
+        template: Template,
+        seed: int | None,
+    ) -> Examples:
+        """Return rows cut from the stream of text. Raises TypeError unless a shard set holds it."""
+        if not isinstance(sequences, Sequences):
+            raise TypeError("rows of text are cut from the stream of a shard set")
+        return TextExamples(sequences, length)
+
+
+class TextExamples:
+    """Rows of pretraining text with a loss on every token: replay, against forgetting.
+
+    An example fills its row. The rest of the stream, less than a row, is left out.
+    """
+
+    num_truncated = 0
+
+    def __init__(self, sequences: Sequences, length: int) -> None:
+        self._sequences = sequences
+        self._length = length
+        self._num_examples = max((sequences.num_tokens - 1) // length, 0)
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        """Return the row length for each example, int64[n]."""
+        return np.full(self._num_examples, self._length, np.int64)
+
+    def example(self, index: int, epoch: int) -> Example:
+        """Return row `index` of the stream."""
+        start = index * self._length
+        ids = self._sequences.read_stream(start, start + self._length + 1)
+        return ids, np.ones(self._length, bool)
+
+
+KIND = DocumentKind()

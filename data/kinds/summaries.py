@@ -1,0 +1,139 @@
+"""Summaries: articles and their titles, stored bare; the request for a title varies by epoch.
+
+A sequence is the ids of the article and of its title, whose span it has. The request and the words of the
+chat template are put around the article when an example is assembled.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.batching.examples import Example, Examples
+from data.batching.summary_prompts import (
+    ALL_REQUESTS,
+    EVAL_REQUEST,
+    LEAD_INS,
+    EncodedRequests,
+    sample_lead_ins,
+    sample_requests,
+)
+from data.kinds.base import RecordKind
+from data.records import Summary
+from data.sequences import EncodedRecord, InMemorySequences, Sequences
+from model.chat_template.template import Template
+from model.tokenizer.base import Tokenizer
+
+# An article is not truncated to fewer ids than this: the rest would say nothing about its title.
+MIN_ARTICLE_TOKENS = 32
+
+
+class SummaryKind(RecordKind[Summary]):
+    """Articles with a title or headline."""
+
+    name = "summaries"
+    record_type = Summary
+    chat_hint = (
+        "提示：这个模型微调时只学过给文章拟标题，一般不会聊天"
+        "（要聊天，可用 make sft DATA=redgpt 等对话数据微调）。"
+        f"用法：先输入“{ALL_REQUESTS[EVAL_REQUEST].prefix.strip()}”，"
+        "换行后接上文章（终端里换行：行末输入 \\ 再按回车）"
+    )
+
+    def render(self, template: Template, record: Summary) -> list[str]:
+        """Return the article and the title as they stand in a conversation."""
+        return [template.sanitize(record.article), template.render_answer(record.title)]
+
+    def encode(
+        self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
+    ) -> Sequence[EncodedRecord]:
+        """Return the ids of each article and title, and the span of the title."""
+        articles = tokenizer.encode_continuation([text for text, _ in rendered], num_threads=1)
+        titles = tokenizer.encode_continuation([text for _, text in rendered], num_threads=1)
+        return [
+            (article + title, [(len(article), len(article) + len(title))])
+            for article, title in zip(articles, titles, strict=True)
+        ]
+
+    def examples(
+        self,
+        sequences: Sequences | InMemorySequences,
+        length: int,
+        tokenizer: Tokenizer,
+        template: Template,
+        seed: int | None,
+    ) -> Examples:
+        """Return one example per article; requests and lead-ins are drawn with `seed`."""
+        return SummaryExamples(sequences, length, tokenizer, template, seed)
+
+
+class SummaryExamples:
+    """Requests for the title of an article, with a loss on the answer.
+
+    A long article loses its end so that the example fits a row. Without a seed each example has the request
+    that evaluation asks with, and the first lead-in if the template wants lead-ins.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences | InMemorySequences,
+        length: int,
+        tokenizer: Tokenizer,
+        template: Template,
+        seed: int | None,
+    ) -> None:
+        self._sequences = sequences
+        self._length = length
+        self._seed = seed
+        self._requests = EncodedRequests(tokenizer, template)
+        self._eos_id = tokenizer.eos_id
+        self._lead_ins: list[list[int]] = [[]]
+        if template.lead_ins:
+            self._lead_ins = tokenizer.encode_continuation(LEAD_INS, num_threads=1)
+        self._lead_in_lengths = np.array([len(ids) for ids in self._lead_ins])
+        # One span per record: the article ends where the title begins.
+        spans = [np.zeros((0, 2), np.int64)]
+        spans += [shard_spans for shard_spans, _ in sequences.iter_shard_spans()]
+        titles = np.concatenate(spans)
+        self._article_lengths = titles[:, 0]
+        self._title_lengths = titles[:, 1] - titles[:, 0]
+        self._min_article_lengths = np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS)
+        _, _, budgets = self._plan_prompts(np.arange(len(titles)), 0)
+        is_truncated = (budgets < self._article_lengths) & (budgets >= self._min_article_lengths)
+        self.num_truncated = int(is_truncated.sum())
+
+    def _plan_prompts(
+        self, indices: np.ndarray, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return request and lead-in of each record, and how many ids its article may have, int64[n] each."""
+        if self._seed is None:
+            requests = np.full(len(indices), EVAL_REQUEST)
+        else:
+            requests = sample_requests(self._seed, epoch, indices)
+        lead_ins = np.zeros(len(indices), np.int64)
+        if self._seed is not None and len(self._lead_ins) > 1:
+            lead_ins = sample_lead_ins(self._seed, epoch, indices)
+        # The answer ends with <eos>. A row of n positions holds n + 1 ids.
+        answer_lengths = self._lead_in_lengths[lead_ins] + self._title_lengths[indices] + 1
+        budgets = self._length + 1 - self._requests.lengths[requests] - answer_lengths
+        return requests, lead_ins, budgets
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        """Return the positions of each example, int64[n]; 0 if too little of the article would fit."""
+        _, _, budgets = self._plan_prompts(np.arange(len(self._article_lengths)), epoch)
+        articles = np.minimum(self._article_lengths, budgets)
+        return np.where(articles >= self._min_article_lengths, self._length - budgets + articles, 0)
+
+    def example(self, index: int, epoch: int) -> Example:
+        """Return the request of this epoch, the article and the title."""
+        plan = self._plan_prompts(np.array([index]), epoch)
+        request, lead_in, budget = (int(values[0]) for values in plan)
+        stored = self._sequences.tokens(index).tolist()
+        article_length = int(self._article_lengths[index])
+        prompt = self._requests.prompt(request, stored[: min(article_length, budget)])
+        answer = [*self._lead_ins[lead_in], *stored[article_length:], self._eos_id]
+        loss_mask = np.zeros(len(prompt) + len(answer), bool)
+        loss_mask[len(prompt) :] = True
+        return np.array(prompt + answer, dtype=np.int64), loss_mask[1:]
+
+
+KIND = SummaryKind()

@@ -1,0 +1,163 @@
+"""What a kind of records has to define so that a checkpoint can be measured on it.
+
+The defaults are those of a kind with answers: a loss on the spans of its sequences, and sample answers
+during fine-tuning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from common.errors import UserError
+from common.progress import progress_bar
+from data.kinds.base import RecordKind
+from data.records import Record
+from data.sequences import InMemorySequences, Sequences
+from data.shards import ShardSet
+from evaluate.load_model import LoadedCheckpoint
+from evaluate.scores.lm import LMScore, score_examples
+from evaluate.usable_records import read_usable_records
+from model.chat_template.template import Template
+
+# The longest examples whose answers are scored, in tokens.
+MAX_ROW_TOKENS = 1024
+# Arguments of one command: the module to run, and its options.
+Command = list[str]
+
+
+@dataclass(frozen=True)
+class CheckpointScore:
+    """The score of a checkpoint on one text.
+
+    `label` names the text and `method` how it was scored. `counts` are further figures of the report.
+    """
+
+    label: str
+    method: str
+    score: LMScore
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """An answer of a model: its text, its number of ids, whether it ended by `<eos>`.
+
+    `is_truncated` tells whether the article did not fit the prompt whole.
+    """
+
+    text: str
+    num_tokens: int
+    has_eos: bool
+    is_truncated: bool = False
+
+
+class KindEvaluation:
+    """The half of a kind of records that belongs to `evaluate`."""
+
+    kind: RecordKind[Any]
+    # Why there may be nothing to score.
+    nothing_to_score: ClassVar[str] = "no record whose answer fits a row"
+    # `generate_answers` is implemented.
+    has_questions: ClassVar[bool] = False
+    # The name that sample answers have in the metrics of a run, and the figure of theirs that picks the best
+    # checkpoint (None: the validation loss picks it).
+    answers_metric: ClassVar[str] = "answers"
+    selection_key: ClassVar[str | None] = None
+
+    def score_shards(
+        self, loaded: LoadedCheckpoint, shards: ShardSet, split: str, limit: int | None
+    ) -> CheckpointScore:
+        """Score the answers of the first `limit` records of a split (default: all).
+
+        Raises UserError if the set was prepared with another tokenizer than the checkpoint has.
+        """
+        if shards.load_tokenizer().fingerprint != loaded.tokenizer.fingerprint:
+            raise UserError(
+                f"{shards.folder} was prepared with another tokenizer than {loaded.provenance['checkpoint']} has: "
+                "score the native files with --source NAME --input FILE"
+            )
+        sequences: Sequences | InMemorySequences = shards.load_split(split)
+        if limit:
+            sequences = _take_records(shards.load_split(split), limit)
+        return self._score_answers(loaded, sequences, f"{shards.folder} {split}")
+
+    def score_files(
+        self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
+    ) -> CheckpointScore:
+        """Score the answers of the first `limit` records of native files (default: all)."""
+        records = read_usable_records(source, inputs, self.kind, limit)
+        template = loaded.template
+        sequences = self.kind.encode_records(loaded.tokenizer, template, records)
+        return self._score_answers(loaded, sequences, " ".join(inputs))
+
+    def _score_answers(
+        self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
+    ) -> CheckpointScore:
+        """Score the answers that fit a row; print how many records do, do not, and are truncated."""
+        template = loaded.template
+        length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
+        examples = self.kind.examples(sequences, length, loaded.tokenizer, template, None)
+        is_fitting = examples.lengths(0) > 0
+        num_fitting = int(is_fitting.sum())
+        with progress_bar("scoring", num_fitting, "examples") as bar:
+            score = score_examples(
+                loaded.model,
+                examples,
+                length,
+                loaded.tokenizer.characters_per_id,
+                on_progress=bar.update,
+            )
+        counts = {
+            "records": num_fitting,
+            "left_out": len(is_fitting) - num_fitting,
+            "cut": examples.num_truncated,
+        }
+        print(
+            f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer fits a row of "
+            f"{length} tokens), {counts['cut']:,} cut to the row"
+        )
+        return CheckpointScore(label, f"answers only, rows of {length}", score, counts)
+
+    def validation_commands(
+        self, data: list[str], model: list[str], limit: list[str], *, is_fine_tuned: bool
+    ) -> list[Command]:
+        """Return the commands that measure a run on the validation split of one of its sets.
+
+        `data`, `model` and `limit` are options: which set, which checkpoint and how, how many records.
+        """
+        return [["evaluate.perplexity", *model, *data, *limit]]
+
+    def test_commands(
+        self, source: str, test: list[str], model: list[str], predictions: str
+    ) -> list[Command]:
+        """Return the commands that measure a run on the test split of a set, whose files `test` names.
+
+        `predictions` is a file for answers that another command reads.
+        """
+        return []
+
+    def generate_answers(
+        self,
+        loaded: LoadedCheckpoint,
+        records: Sequence[Record],
+        *,
+        max_new_tokens: int,
+        batch: int,
+    ) -> list[tuple[str, ModelAnswer | None]]:
+        """Return what a model is asked about the records, and its greedy answers.
+
+        An answer is None if the prompt leaves no room for one. Kinds with `has_questions` implement it.
+        """
+        raise NotImplementedError
+
+    def strip_answer(self, template: Template, text: str) -> str:
+        """Return an answer without what the template lets it begin with."""
+        return text
+
+
+def _take_records(split: Sequences, count: int) -> InMemorySequences:
+    """Return the first `count` records of a split."""
+    indices = range(min(count, len(split)))
+    return InMemorySequences(
+        [(split.tokens(index).tolist(), split.spans(index).tolist()) for index in indices]
+    )

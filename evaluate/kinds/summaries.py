@@ -1,0 +1,108 @@
+"""How a checkpoint is measured on summaries: the loss on the titles, and its own titles, by ROUGE."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from common.errors import UserError
+from common.progress import progress_bar
+from data.batching.summary_prompts import strip_lead_in, summary_prompt
+from data.kinds import summaries
+from data.records import Record, Summary
+from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
+from evaluate.load_model import LoadedCheckpoint
+from model.chat_template.template import Template
+from model.decode.batch_generate import generate_batch
+from model.decode.generate import max_prompt_tokens
+from model.llama import Llama
+from model.tokenizer.base import Tokenizer
+
+
+class SummaryEvaluation(KindEvaluation):
+    """Summaries. ROUGE on the dev split picks the best checkpoint of a fine-tuning run."""
+
+    kind = summaries.KIND
+    has_questions = True
+    answers_metric = "rouge"
+    selection_key = "rouge_1"
+
+    def test_commands(
+        self, source: str, test: list[str], model: list[str], predictions: str
+    ) -> list[Command]:
+        """Return ROUGE, and repetition of the same titles."""
+        return [
+            ["evaluate.rouge", *model, *test, "--predictions", predictions],
+            ["evaluate.repetition", "--score", predictions],
+        ]
+
+    def generate_answers(
+        self,
+        loaded: LoadedCheckpoint,
+        records: Sequence[Record],
+        *,
+        max_new_tokens: int,
+        batch: int,
+    ) -> list[tuple[str, ModelAnswer | None]]:
+        """Return every article and the title that the model gives it."""
+        articles = [cast(Summary, record).article for record in records]
+        with progress_bar("answering", len(articles), "answers") as bar:
+            answers = summarize_articles(
+                loaded.model,
+                loaded.tokenizer,
+                loaded.template,
+                articles,
+                max_new_tokens=max_new_tokens,
+                batch=batch,
+                on_progress=bar.update,
+            )
+        return list(zip(articles, answers, strict=True))
+
+    def strip_answer(self, template: Template, text: str) -> str:
+        """Return a title without its lead-in, if the template has lead-ins."""
+        return strip_lead_in(text) if template.lead_ins else text
+
+
+def summarize_articles(
+    model: Llama,
+    tokenizer: Tokenizer,
+    template: Template,
+    articles: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    prompt_budget: int | None = None,
+    batch: int = 16,
+    on_progress: Callable[[int], object] | None = None,
+) -> list[ModelAnswer]:
+    """Return the title that the model gives each article, without a lead-in if the template has them.
+
+    A prompt has at most `prompt_budget` ids, by default what the context leaves beside the answer; a longer
+    article loses its end. Raises UserError if the request alone does not fit.
+    """
+    budget = prompt_budget or max_prompt_tokens(model.trained_context, max_new_tokens)
+    prompts = [
+        summary_prompt(tokenizer, template, article, max_tokens=budget) for article in articles
+    ]
+    longest = max((len(ids) for ids, _ in prompts), default=0)
+    if longest > budget:
+        raise UserError(
+            f"the request for a title alone takes {longest} tokens, and {budget} are left for a prompt in rows as "
+            "long as the model was trained on: it cannot be asked"
+        )
+    decoded = generate_batch(
+        model,
+        [ids for ids, _ in prompts],
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        length_penalty=length_penalty,
+        batch_size=batch,
+        on_progress=on_progress,
+    )
+    answers = []
+    for each, (_, is_truncated) in zip(decoded, prompts, strict=True):
+        text = EVALUATION.strip_answer(template, tokenizer.decode(each.ids))
+        answers.append(ModelAnswer(text, len(each.ids), each.reached_stop_id, is_truncated))
+    return answers
+
+
+EVALUATION = SummaryEvaluation()

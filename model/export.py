@@ -95,7 +95,7 @@ def _export_hf(options: argparse.Namespace) -> None:
 def _export_gguf(options: argparse.Namespace) -> None:
     from model.interop.gguf.export import export_gguf
 
-    dtype: "GGUFType" = options.dtype or "f32"
+    dtype: GGUFType = options.dtype or "f32"
     model = export_gguf(options.checkpoint, options.out, dtype=dtype)
     print(
         f"{options.out}: {model.config.num_parameters / 1e6:.1f}M parameters, "

@@ -6,9 +6,9 @@ from pathlib import Path
 from common.errors import run_main
 from common.options import CommandParser
 
-DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without biases,
-safetensors (one file or several), tokenizer.json. Nothing in it is unpickled; its chat template is
-run once, in a sandbox.
+DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without
+biases, safetensors (one file or several), tokenizer.json. Nothing in it is unpickled; its chat
+template is run once, in a sandbox.
 
   python -m model.import_hf ~/models/SmolLM2-135M-Instruct --run runs/smollm2
   python -m chat --checkpoint runs/smollm2

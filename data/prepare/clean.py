@@ -13,14 +13,10 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
-from common.options import Options
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from data.prepare.options import CleanOptions
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK = HAN + "\u3001-\u303f\uff00-\uffef"
@@ -57,40 +53,6 @@ _EMPTY_PARENTHESES = re.compile(r"（\s{0,9}[，、；：,;:][\s，、；：,;:]
 _CJK_SPACE_RUN = re.compile(rf"([{_CJK}])([ \u3000])[ \u3000]+(?=[{_CJK}])")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _MIN_REPEATED_LINE_LENGTH = 10
-
-
-class CleanOptions(Options):
-    """What cleaning does and which texts it drops."""
-
-    unicode: Literal["NFC", "NFKC", "none"] = Field(
-        "NFC",
-        description="Unicode normalisation; NFKC also turns full-width punctuation into ASCII",
-    )
-    markup: bool = Field(
-        True, description="remove HTML tags, comments, entities outside code; and URL lines"
-    )
-    minimum_characters: Annotated[int, Field(ge=1)] = Field(
-        20, description="shorter documents go (characters)"
-    )
-    maximum_characters: Annotated[int, Field(ge=1)] = Field(
-        5_000_000, description="longer documents go (characters)"
-    )
-    minimum_letters: Share = Field(
-        0.4, description="least share of letters, Chinese or not, of what is visible"
-    )
-    minimum_chinese: Share = Field(
-        0.05, description="least share of Chinese characters among visible characters"
-    )
-    maximum_digits: Share = Field(
-        0.3, description="largest share of digits among visible characters"
-    )
-    maximum_symbols: Share = Field(
-        0.5, description="largest share of punctuation and symbols among visible characters"
-    )
-    maximum_repeated_lines: Share = Field(
-        0.5,
-        description="largest share of a document's characters in lines that repeat an earlier line",
-    )
 
 
 def clean(text: str, options: CleanOptions) -> str:

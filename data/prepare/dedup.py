@@ -12,13 +12,11 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
-from common.options import Options
 from data.prepare.clean import character_classes, code_points
+from data.prepare.options import DedupOptions
 
 NUM_PERMUTATIONS = 128
 SHINGLE_SIZE = 5
@@ -30,19 +28,6 @@ _MAX_LEADERS = 16
 _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 EMPTY_HASH = np.uint32(0xFFFFFFFF)
 UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE = 0, 1, 2
-
-
-class DedupOptions(Options):
-    """Which duplicates are removed."""
-
-    exact: bool = Field(
-        True, description="drop documents equal to an earlier one but for white space"
-    )
-    near: bool = Field(True, description="drop documents similar to an earlier one (MinHash)")
-    threshold: Annotated[float, Field(ge=0.5, le=1)] = Field(
-        0.8,
-        description="least estimated Jaccard similarity of near duplicates' 5-character shingles",
-    )
 
 
 def text_digest(text: str) -> np.ndarray:

@@ -5,13 +5,14 @@ a stamp of every input file. No other module compares one preparation with anoth
 training run that names raw files all reuse a set if, and only if, `find_differences` returns nothing.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.files import check_manifest, read_checksummed_json, sha256_file, write_checksummed_json
-from data.readers.source_args import SourceGroup
+from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT
 
 # Raise this when a change makes other ids of the same records: sets of another version are then prepared again.
@@ -113,16 +114,21 @@ def _stamp_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return {
-        "name": path.name,
+        "name": _printable_name(path),
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "sha256": digest,
     }
 
 
+def _printable_name(path: Path) -> str:
+    """Return the file's name; bytes that are not UTF-8, which JSON cannot hold, are replaced."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
 def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
     status = path.stat()
-    if (stamp["name"], stamp["bytes"]) != (path.name, status.st_size):
+    if (stamp["name"], stamp["bytes"]) != (_printable_name(path), status.st_size):
         return False
     # A copy or a fresh checkout has other times and the same content: only then is the file read.
     return stamp["mtime_ns"] == status.st_mtime_ns or stamp["sha256"] == sha256_file(path)

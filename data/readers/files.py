@@ -22,6 +22,7 @@ from data.records import BadRecord
 MAX_LINE_BYTES = 1 << 26
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16
+PLAIN_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 _ARCHIVE_MAGIC = {
     b"PK\x03\x04": "zip",
@@ -71,6 +72,11 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
             raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
         unique_files.update(dict.fromkeys(files))
     return list(unique_files)
+
+
+def has_text_suffix(path: Path) -> bool:
+    """Return whether a file is plain text by its name, `.gz` disregarded."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower() in PLAIN_TEXT_SUFFIXES
 
 
 def _walk_files(path: Path) -> Iterator[Path]:

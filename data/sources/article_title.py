@@ -1,14 +1,14 @@
-"""What the summarisation datasets share: an article and its title, and how an exchange of the two is noticed."""
+"""Helpers of the summarization sources: build an article with its title, decode lines that are not JSON."""
 
 from data.records import Summary
 from data.sources.base import SchemaError
 
 
 def build_summary(article: str, title: str) -> Summary:
-    """An article with its title, both as they are. BadRow if one is empty, or if they look exchanged.
+    """Return an article and its title, unaltered; raises SchemaError if one is empty or the two look exchanged.
 
-    No title of the real releases is as long as its article, and an abstract is some ten times as long as its title: a
-    file with the two exchanged is wrong in nearly every record, so that its preparation fails.
+    No title of the real releases is as long as its article. A file with exchanged columns is therefore bad in nearly
+    every record, and its preparation fails.
     """
     for name, text in (("article", article), ("title", title)):
         if not text.strip():
@@ -22,7 +22,7 @@ def build_summary(article: str, title: str) -> Summary:
 
 
 def decode_utf8(data: bytes) -> str:
-    """The text of a record that is no JSON. BadRow, naming the likely cure, if it is not UTF-8."""
+    """Decode a record that is not JSON; raises SchemaError with the likely remedy if it is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

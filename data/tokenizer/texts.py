@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from common.progress import progress_bar
-from data.corpora.resolver import SAMPLE_PRETRAIN_FOLDER
-from data.readers.detect import detect_source
+from data.corpora.detect import detect_source
+from data.corpora.sample import SAMPLE_PRETRAIN_FOLDER
 from data.readers.files import expand_inputs
 from data.records import Document
 from data.sources import SOURCES, find_source

@@ -7,7 +7,7 @@ from common.machine import resolve_device
 from data.kinds import find_kind, kind_names
 from data.sources import find_source
 from evaluate.kinds import find_evaluation
-from evaluate.kinds.base import ModelAnswer
+from evaluate.kinds.base import KindEvaluation, ModelAnswer
 from evaluate.load_model import load_checkpoint
 from evaluate.options import RepetitionOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
@@ -48,18 +48,14 @@ def evaluate_predictions(options: RepetitionOptions) -> EvalResult:
 
 
 def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
-    """Let the checkpoint answer the records of `--source`, and measure the answers."""
+    """Let the checkpoint answer the records of `--source`, and measure the answers.
+
+    Raises UserError if the records of the source hold nothing that a model could be asked.
+    """
     assert options.checkpoint is not None and options.source is not None
     device = resolve_device(options.device)
-    kind = find_kind(find_source(options.source).kind)
-    evaluation = find_evaluation(kind)
-    if not evaluation.has_questions:
-        kinds = [find_kind(name) for name in kind_names()]
-        askable = [each.name for each in kinds if find_evaluation(each).has_questions]
-        raise UserError(
-            f"--source {options.source} has {kind.name}; this measures {' or '.join(askable)}"
-        )
-    records = read_usable_records(options.source, options.input, kind, options.limit)
+    evaluation = _find_evaluation_with_questions(options.source)
+    records = read_usable_records(options.source, options.input, evaluation.kind, options.limit)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     answers = evaluation.generate_answers(
         loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
@@ -74,6 +70,16 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
         rows=rows,
         device=device,
     )
+
+
+def _find_evaluation_with_questions(source: str) -> KindEvaluation:
+    kind = find_kind(find_source(source).kind)
+    evaluation = find_evaluation(kind)
+    if not evaluation.has_questions:
+        evaluations = [find_evaluation(find_kind(name)) for name in kind_names()]
+        askable = [each.kind.name for each in evaluations if each.has_questions]
+        raise UserError(f"--source {source} has {kind.name}; this measures {' or '.join(askable)}")
+    return evaluation
 
 
 def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.files import MANIFEST
-from data.corpora import manifests, resolver
+from data.corpora import manifests, resolver, sample
 from data.corpora.resolver import resolve_shard_set
 from data.prepare import provenance
 from data.shards import ShardSet
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {
         "description": "d",
-        "licence": "CC",
+        "license": "CC",
         "homepage": "h",
         "megabytes": 1,
         "mirrors": ("{path}",),
@@ -46,7 +46,7 @@ def write(path: Path, word: str) -> Path:
 
 def prepared(*parts: str) -> Path:
     files = resolver.download_paths("zhihu", resolver.load_corpora()["zhihu"], parts)
-    tokenizer = resolver.SMALL_TOKENIZER
+    tokenizer = sample.SMALL_TOKENIZER
     return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, tokenizer, parts)
 
 
@@ -62,9 +62,9 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
-    first = stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER))
+    first = stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER))
     update(monkeypatch)
-    assert stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER)) != first
+    assert stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER)) != first
 
 
 # Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
@@ -85,13 +85,13 @@ def test_the_version_is_raised_with_the_ids() -> None:
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
         folder = resolver.prepare_if_outdated(
-            source, resolver.sample_files(source), resolver.SMALL_TOKENIZER
+            source, sample.sample_files(source), sample.SMALL_TOKENIZER
         )
         fingerprints[source] = ShardSet.open(folder).fingerprint
     assert fingerprints == FINGERPRINTS[provenance.PREPARE_VERSION]
 
 
-@pytest.mark.parametrize("tokenizer", [None, resolver.SMALL_TOKENIZER])
+@pytest.mark.parametrize("tokenizer", [None, sample.SMALL_TOKENIZER])
 def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> None:

@@ -15,8 +15,9 @@ import evaluate.kinds
 from common.errors import UserError
 from common.metrics_file import read_metrics
 from data.kinds import find_kind, kind_names
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from data.sources import SOURCES
 from data.sources.base import Source

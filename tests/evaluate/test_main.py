@@ -10,8 +10,9 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_checksummed_json, write_manifest
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate import __main__ as command
 from evaluate import measure_run

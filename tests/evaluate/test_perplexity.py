@@ -123,7 +123,7 @@ def test_files_and_their_shard_set_score_equally(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--checkpoint", "no/such/folder"], "is no checkpoint"),
+        (["--checkpoint", "no/such/folder"], "is not a checkpoint"),
         (["--checkpoint", "CHECKPOINT"], "--data"),
         (
             ["--checkpoint", "CHECKPOINT", "--source", "jsonl"],
@@ -184,8 +184,9 @@ def test_limit_counts_records_in_shard_sets(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
     """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
-    from data.prepare.pipeline import PrepareOptions, prepare_groups
-    from data.readers.source_args import SourceGroup
+    from data.prepare.options import PrepareOptions
+    from data.prepare.pipeline import prepare_groups
+    from data.prepare.source_args import SourceGroup
 
     folder, csl = (
         save(model, tokenizer, tmp_path / "checkpoint"),
@@ -225,8 +226,9 @@ def test_records_exceeding_a_row_are_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
-    from data.prepare.pipeline import PrepareOptions, prepare_groups
-    from data.readers.source_args import SourceGroup
+    from data.prepare.options import PrepareOptions
+    from data.prepare.pipeline import prepare_groups
+    from data.prepare.source_args import SourceGroup
 
     long = "".join(chr(0x4E00 + 7 * index) for index in range(400))
     talks = [

@@ -32,8 +32,9 @@ import numpy as np
 from common.errors import UserError, run_main
 from common.files import atomic_folder, check_manifest
 from common.options import CommandParser
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder

@@ -412,8 +412,8 @@ def test_multiple_stop_ids_round_trip_in_hf_format() -> None:
                 "eos_token_id: [2, '3'] is not valid; expected a whole number",
             ],
         ),
-        ({"eos_token_id": [2, 2**63]}, ["eos_token_id names no ids, or more than 64"]),
-        ({"eos_token_id": list(range(65))}, ["eos_token_id names no ids, or more than 64"]),
+        ({"eos_token_id": [2, 2**63]}, ["eos_token_id holds invalid ids, or more than 64"]),
+        ({"eos_token_id": list(range(65))}, ["eos_token_id holds invalid ids, or more than 64"]),
         (
             {"rope_parameters": 4},
             ["rope_parameters or rope_scaling: 4 is not valid; expected keys and values"],

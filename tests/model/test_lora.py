@@ -154,17 +154,17 @@ def test_peft_adapter_loads(
         ({"lora_alpha": None}, "lora_alpha is None"),
         (
             {"base_model_name_or_path": "someone/llama"},
-            "expected at someone/llama, where there is nothing",
+            "its base someone/llama does not exist",
         ),
         ({"base_model_name_or_path": None}, "does not name its base"),
         (
             {"tensor": "base_model.model.lm_head.lora_A.weight"},
-            "lm_head.lora_A.weight is no LoRA matrix",
+            "lm_head.lora_A.weight is not a LoRA matrix",
         ),
-        ({"tensor": "base_model.model.model.norm.weight"}, "model.norm.weight is no LoRA matrix"),
+        ({"tensor": "base_model.model.model.norm.weight"}, "model.norm.weight is not a LoRA matrix"),
         (
             {"tensor": "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"},
-            "k_proj do not fit",
+            "k_proj: its matrices do not fit",
         ),
     ],
 )
@@ -203,11 +203,11 @@ def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_
     shutil.rmtree(tmp_path / "new" / "base")
     with pytest.raises(UserError) as caught:
         weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
-    assert f"expected at {base.resolve()}, where there is nothing" in str(caught.value)
+    assert f"its base {base.resolve()} does not exist" in str(caught.value)
     make_base(base, tokenizer, seed=1)
     with pytest.raises(UserError) as caught:
         weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
-    assert f"expected at {base.resolve()}, where there are weights with another sha256" in str(
+    assert f"its base {base.resolve()} has weights with another sha256" in str(
         caught.value
     )
     shutil.rmtree(base)
@@ -228,7 +228,7 @@ def test_adapter_base_can_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) ->
     shutil.rmtree(base)
     with pytest.raises(
         UserError,
-        match=r"first is an adapter, and its base was expected at .*base, where there is nothing",
+        match=r"first is an adapter, and its base .*base does not exist",
     ):
         weights.load_checkpoint(second, CPU)
 

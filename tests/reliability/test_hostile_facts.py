@@ -24,7 +24,7 @@ from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
-from train.initial_checkpoint import find_newest_pretrain_run
+from train.sft import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -105,7 +105,7 @@ def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
     for value in ([], {}, {"fingerprints": None}):
         write_json(tmp_path / "a" / "run.json", value)
-        with pytest.raises(UserError, match=r"a/run\.json does not say how the run was made"):
+        with pytest.raises(UserError, match=r"a/run\.json has no fingerprints"):
             find_newest_pretrain_run(tmp_path)
 
 
@@ -353,19 +353,19 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
             "do not fit each other",
         ),
         ({"tensors": {"lora_A": torch.zeros(2, 8, 1)}}, "do not fit each other"),
-        ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "no finite numbers"),
-        ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "no finite numbers"),
-        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "no finite numbers"),
-        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "no finite numbers"),
+        ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "values that are not finite"),
+        ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "values that are not finite"),
+        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "values that are not finite"),
+        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "values that are not finite"),
         (
             {"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}},
-            "beyond what a weight can be",
+            "the merged weight overflows",
         ),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": -float("inf")}, "lora_alpha is -inf"),
         ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
         ({"lora_alpha": True}, "lora_alpha is True"),
-        ({"lora_alpha": "8"}, "lora_alpha is 8; expected a number"),
+        ({"lora_alpha": "8"}, "lora_alpha is 8; expected a finite number"),
     ],
 )
 def test_non_finite_adapter_gives_one_line_error(
@@ -383,7 +383,7 @@ def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
     for value in ([], "x", None, 3):
         write_json(folder / locate.ADAPTER_CONFIG_FILE, value)
         with pytest.raises(
-            UserError, match=r"adapter_config\.json: expected keys and values, found"
+            UserError, match=r"adapter_config\.json: expected keys and values, got"
         ):
             weights.load_checkpoint(folder, CPU)
 
@@ -408,6 +408,6 @@ def test_non_finite_weights_give_one_line_error(model: Path) -> None:
     state["model.norm.weight"][3] = torch.nan
     save_file(state, model / "model.safetensors")
     with pytest.raises(
-        UserError, match=r"model\.norm\.weight holds values that are no finite numbers"
+        UserError, match=r"model\.norm\.weight holds values that are not finite"
     ):
         weights.load_checkpoint(model, CPU)

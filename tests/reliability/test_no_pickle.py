@@ -205,7 +205,7 @@ def test_malicious_pickle_files_never_execute(
         ),
         (tmp_path / "options.yaml", lambda: load_yaml(tmp_path / "options.yaml")),
         *(
-            (tmp_path / "records", lambda s=source: list(s.open(tmp_path / "records")))
+            (tmp_path / "records", lambda s=source: list(s.iter_records(tmp_path / "records")))
             for source in SOURCES.values()
         ),
         (tmp_path / "a.zip", lambda: extract_zip(tmp_path / "a.zip", tmp_path / "unpacked")),

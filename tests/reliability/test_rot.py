@@ -11,8 +11,9 @@ import yaml
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, write_checksummed_json
 from data.batching.text_rows import Mixture, TextPlan
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
 from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
 from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from data.prepare import pipeline as prepare_module
-from data.readers.source_args import SourceGroup, parse_source_groups
+from data.prepare import __main__ as command
+from data.prepare.source_args import SourceGroup, parse_source_groups
 
 
 def test_source_groups_are_parsed_from_command_line() -> None:
@@ -55,7 +55,7 @@ def test_command_line_errors_are_reported(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prepare", *words.split()])
     with pytest.raises(UserError, match=reason):
-        prepare_module.main()
+        command.main()
 
 
 def test_help_shows_sources_options_and_example(
@@ -63,7 +63,7 @@ def test_help_shows_sources_options_and_example(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["prepare", "--source", "mnbvc", "--help"])
     with pytest.raises(SystemExit) as caught:
-        prepare_module.main()
+        command.main()
     assert caught.value.code == 0
     text = capsys.readouterr().out
     for word in (

@@ -16,7 +16,8 @@ from data.prepare import pipeline as prepare_module
 from data.prepare import provenance
 from data.prepare import worker as parts_module
 from data.prepare import write_shards as assemble_module
-from data.prepare.pipeline import PrepareOptions, prepare_source
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
 

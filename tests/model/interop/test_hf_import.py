@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from common.errors import UserError, run_main
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
 from model.chat_template.template import (
@@ -113,7 +114,7 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
         )
         answer = generate_batch(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
         assert made[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
-        assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.stopped else [[]])
+        assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.reached_stop_id else [[]])
         export_hf(tmp_path / "run", tmp_path / "out")
         from transformers import AutoModelForCausalLM
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from chat.terminal.settings import DEFAULT_SAMPLING
 from model.chat_template.template import ImportedTemplate
+from model.decode.sampling import DEFAULT_SAMPLING
 from model.interop.gguf.export import write_gguf
 from model.interop.gguf.ollama import OLLAMA_SAMPLING, build_go_template, modelfile_path
 from model.tokenizer.base import Tokenizer

@@ -20,8 +20,9 @@ from common.files import atomic_folder
 from common.metrics_file import read_metrics
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT, ShardSet
 from model.checkpoint import weights

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.readers.files import ProgressCallback, RawItem, expand_inputs
+from data.readers.hub import is_hub_input, read_hub_records, resolve_hub_config
 from data.sources import SOURCES, find_source
-from data.sources.hub import is_hub_input, read_hub_records, resolve_hub_config
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SourceGroup:
         """Return `hub:CONFIG` for every hub dataset among the inputs, default configurations resolved."""
         source = find_source(self.source)
         inputs = filter(is_hub_input, self.inputs + self.dev)
-        return [f"hub:{resolve_hub_config(source, text)}" for text in inputs]
+        return [f"hub:{resolve_hub_config(source.require_hub(text), text)}" for text in inputs]
 
     @property
     def is_streamed(self) -> bool:
@@ -48,7 +48,7 @@ class SourceGroup:
         for path in _expand_local_files(inputs):
             yield from source.read(path, on_bytes_read)
         for text in filter(is_hub_input, inputs):
-            yield from read_hub_records(source, text)
+            yield from read_hub_records(source.require_hub(text), text)
 
 
 def _expand_local_files(inputs: Sequence[str]) -> list[Path]:

@@ -11,8 +11,9 @@ import torch
 from common.errors import UserError
 from common.files import sha256_file
 from common.options import validate_options
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from model.checkpoint import locate, weights
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.config import LlamaConfig
@@ -179,7 +180,7 @@ def test_changed_adapter_or_base_is_refused(words: list[str], whole: Path, tmp_p
     finally:
         hidden.rename(base)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"expected at {base.resolve()}, where there is nothing" in done.stderr
+    assert f"its base {base.resolve()} does not exist" in done.stderr
 
 
 def small(**changes: Any) -> Llama:

@@ -12,8 +12,9 @@ import torch
 
 from common.errors import UserError, run_main
 from common.metrics_file import read_metrics
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from evaluate.perplexity import main as perplexity
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
@@ -187,7 +188,7 @@ def test_text_is_prepared_with_base_tokenizer(
             {"sequence_length": 1024, "batch_tokens": 1024},
             "max_position_embeddings 512 is shorter than a row (1024)",
         ),
-        ({"base": "nowhere"}, "nowhere is no checkpoint"),
+        ({"base": "nowhere"}, "nowhere is not a checkpoint"),
     ],
 )
 def test_options_incompatible_with_base_are_refused(

@@ -1,9 +1,9 @@
-"""Decoding speed on a CPU, side by side with peers: prefill and decode, one prompt and sixteen of unequal lengths.
+"""Decoding speed on a CPU beside peers: prefill and decode, one prompt and a batch of sixteen.
 
-Every turn is a process of its own, and the contenders take turns, A B C A B C …, because a machine's speed drifts: only
-ratios inside one run count. All decode the same prompts with the same random weights at the 43M shape; where the precision
-is fp32 they must find the same ids, or the comparison is refused. Beside each speed stands its limit: the memory bandwidth
-measured in the run over the bytes of weights that every step reads.
+Each turn is a process, and the contenders take turns, A B C A B C …, because the speed of a machine
+drifts: only ratios within one run count. All decode the same prompts with the same random weights
+at the 43M shape. In fp32 they must decode the same ids, or the comparison is refused. The limit
+beside a speed is the measured memory bandwidth over the bytes of weights that a decode step reads.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
 BATCH_ROWS = 16
 BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
-# Contender, precision and the batches that it decodes; ratios are to the first of a precision's other rows.
+# Contender, precision and batch sizes; ratios are to the first contender of a precision.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
     ("transformers", "fp32", (1, BATCH_ROWS)),
     ("llama-cpp", "fp32", (1,)),
@@ -44,34 +44,34 @@ ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
 
 @dataclass(frozen=True)
 class Figure:
-    """What one process measured of one batch."""
+    """The measurements of one process for one batch."""
 
     contender: str
     precision: WeightPrecision
     batch: int
     prompt_tokens: int
-    """All ids of the prompts, padding left out."""
+    """Ids of all prompts, without padding."""
     ids: list[list[int]]
     prefill_seconds: float
     decode_seconds: float
-    """For all new ids but the first of each prompt."""
+    """Seconds for all new ids but the first of each prompt."""
     peak_bytes: int
     bandwidth: float
-    """Bytes a second, read by all threads together."""
+    """Memory bandwidth of all threads together, bytes/s."""
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Tokens a second."""
+        """Return the prefill throughput, tokens/s."""
         return self.prompt_tokens / self.prefill_seconds
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens a second, all rows together."""
+        """Return the decode throughput of all rows together, tokens/s."""
         return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
 
 
 def make_prompts(batch: int, length: int) -> list[list[int]]:
-    """One prompt of `length` ids, or several of a quarter of it up to all of it."""
+    """Return one prompt of `length` ids, or several from a quarter of it to all of it."""
     draw = np.random.default_rng(SEED)
     lengths = (
         [length]
@@ -85,7 +85,7 @@ def make_prompts(batch: int, length: int) -> list[list[int]]:
 
 
 def measure_bandwidth() -> float:
-    """The rate at which all threads read memory, bytes a second: the best of several sums over 512 MB."""
+    """Measure the memory bandwidth, bytes/s: the best of several sums over 512 MB."""
     import torch
 
     numbers = torch.ones(128 * 2**20)
@@ -100,7 +100,7 @@ def measure_bandwidth() -> float:
 def run_turn(
     entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int
 ) -> list[Figure]:
-    """Decode with one contender in this process; a short decoding before pays for what happens once."""
+    """Decode with one contender in this process, after a short warm-up."""
     import torch
 
     torch.set_num_threads(threads)
@@ -131,7 +131,7 @@ def run_turn(
 
 
 def check_equal_ids(figures: list[Figure]) -> None:
-    """Refuse to compare contenders that do not decode the same: UserError if ids in fp32, or those of a repetition, differ."""
+    """Raise UserError if contenders decode other ids in fp32, or one of them when it repeats."""
     for figure in figures:
         peers = [
             each
@@ -141,13 +141,13 @@ def check_equal_ids(figures: list[Figure]) -> None:
         ]
         if figure.ids != peers[0].ids:
             raise UserError(
-                f"{figure.contender} and {peers[0].contender} decode other ids in {figure.precision} at batch "
-                f"{figure.batch}, so the speeds cannot be compared"
+                f"{figure.contender} and {peers[0].contender} decode other ids in "
+                f"{figure.precision} at batch {figure.batch}, so the speeds cannot be compared"
             )
 
 
 def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
-    """Bytes of weights that a step must read. This project's greedy fp32 decoding reads the head in int8."""
+    """Return the bytes of weights that a step reads; greedy fp32 here reads the head in int8."""
     head = config.hidden_size * config.vocab_size
     body = config.num_matmul_parameters - head
     return (
@@ -157,7 +157,10 @@ def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: Ll
 
 
 def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
-    """A row per contender, precision and batch; ratios are to the first contender of the same precision and batch."""
+    """Return a row per contender, precision and batch.
+
+    Ratios are to the first contender of the same precision and batch.
+    """
     rate = statistics.median(figure.bandwidth for figure in figures)
     rows: list[dict[str, Any]] = []
     for precision, batch, name in sorted(
@@ -202,29 +205,35 @@ def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
 
 
 def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
-    """Print the comparison."""
+    """Print the table."""
     rate = statistics.median(figure.bandwidth for figure in figures)
+    int8_bytes = MODEL_CONFIG.num_matmul_parameters
+    own_bytes = weight_bytes_per_step("babyllama", "fp32", MODEL_CONFIG)
     print(
-        f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {MODEL_CONFIG.num_matmul_parameters * 4 / 1e6:.0f} MB, "
-        f"int8 {MODEL_CONFIG.num_matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
-        f"{weight_bytes_per_step('babyllama', 'fp32', MODEL_CONFIG) / 1e6:.0f} MB (see docs/inference.md)"
+        f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: "
+        f"fp32 {int8_bytes * 4 / 1e6:.0f} MB, int8 {int8_bytes / 1e6:.0f} MB, "
+        f"this project's greedy fp32 {own_bytes / 1e6:.0f} MB (see docs/inference.md)"
     )
     print("ids in fp32 are the same for all")
     print(
-        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
-        f"{'prefill/s':>10}{'peak MB':>9}"
+        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}"
+        f"{'limit':>7}{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}"
     )
     for row in rows:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
         print(
-            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}{spread:>18}{lead:>10}"
-            f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
+            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}"
+            f"{spread:>18}{lead:>10}{row['limit']:7.0f}{row['own_limit']:10.0f}"
+            f"{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
         )
 
 
 def resolve_entrants(names: list[str]) -> list[int]:
-    """The entrants of these contenders whose package is installed; a line for each that is not. UserError for other names."""
+    """Return the entrants of these contenders; print a line for a missing package.
+
+    Raises UserError for an unknown name.
+    """
     for name in names:
         if name not in DECODERS:
             raise UserError(
@@ -243,7 +252,7 @@ def resolve_entrants(names: list[str]) -> list[int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = CommandParser(
         prog="python -m bench.generate",
         description=__doc__,
@@ -276,7 +285,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Entry point of `python -m bench.generate`."""
+    """Run the command."""
     arguments = parse_arguments()
     if arguments.turn:
         entrant, folder = arguments.turn
@@ -290,21 +299,17 @@ def main() -> None:
     from model.llama import Llama
 
     entrants = resolve_entrants(arguments.contenders.split(","))
-    numbers = [
-        word
-        for name in ("threads", "prompt", "new")
-        for word in (f"--{name}", str(getattr(arguments, name)))
-    ]
+    numbers = [f"--{name}={getattr(arguments, name)}" for name in ("threads", "prompt", "new")]
     with tempfile.TemporaryDirectory() as temporary:
         save_file(
             Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE
         )
-        asked = [
+        turn_arguments = [
             (ENTRANTS[entrant][0], ["--turn", str(entrant), temporary, *numbers])
             for entrant in entrants
         ]
-        found = run_turns("bench.generate", asked, arguments.turns, arguments.threads)
-    figures = [Figure(**each) for turn in found for each in turn]
+        turns = run_turns("bench.generate", turn_arguments, arguments.turns, arguments.threads)
+    figures = [Figure(**each) for turn in turns for each in turn]
     check_equal_ids(figures)
     rows = summarize(figures)
     print_comparison(rows, figures)

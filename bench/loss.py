@@ -1,4 +1,4 @@
-"""The paths to the loss side by side: seconds and largest extra memory, forward and backward, one process a path.
+"""Time and memory of each loss path, forward and backward, one process per path.
 
 python -m bench.loss --tokens 4096 --hidden 256 --vocabulary 65000 --precision fp32 --turns 3
 """
@@ -18,7 +18,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
-    """Entry point: the parent interleaves turns, each its own process."""
+    """Run the command: interleave the turns, each in its own process."""
     parser = CommandParser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=4096, help="positions with a loss")
     parser.add_argument("--hidden", type=int, default=256, help="width")
@@ -50,8 +50,8 @@ def main() -> None:
                 )
             )
     print(
-        f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, {options.precision}; "
-        f"{collect_environment()['platform']}"
+        f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, "
+        f"{options.precision}; {collect_environment()['platform']}"
     )
     for path, turns in results.items():
         seconds, memory = (

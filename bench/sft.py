@@ -1,10 +1,10 @@
-"""Fine-tuning speed: packed rows with the loss on the answers alone, beside the same model trained the naive way.
+"""Fine-tuning speed: packed rows with a loss mask beside padded rows.
 
-    packed   this project's: several examples to a row, attention within each, chunked loss where it is scored
-    naive    one example a row, padded to the longest of its batch, full logits and the loss on every position
+    packed   several examples per row, block-diagonal attention, chunked loss on the answers only
+    naive    one example per row, padded to the longest, full logits, loss on all positions
 
-Both run babyllama-43m and AdamW over the same records in the same steps. Every turn is a process of its own and they take
-turns, A B A B …: only the ratio inside one run counts.
+Both train babyllama-43m with AdamW on the same records in the same steps. Each turn is a process,
+and they take turns, A B A B …: only the ratio within one run counts.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from model.config import config_from_preset
 from model.llama import Llama
 
 METHODS = ("packed", "naive")
-# Records that go through the model at once; the last step's memory is what they need.
+# Records per micro-batch, which sets the peak of memory.
 PADDED_ROWS, PACKED_ROWS = 16, 8
 
 
 @dataclass(frozen=True)
 class SftTurn:
-    """What one process measured; the first step, which pays for what happens once, is left out."""
+    """The measurements of one process, without its first step (warm-up)."""
 
     way: str
     records_per_second: float
@@ -51,7 +51,7 @@ class SftTurn:
 def packed_losses(
     model: Llama, examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """The sums of losses of one step's micro-batches and how many positions they are of, rows packed."""
+    """Yield the summed loss and the number of targets of each micro-batch, rows packed."""
     rows = pack_best_fit(examples.lengths(0)[records], length)
     for at in range(0, len(rows), PACKED_ROWS):
         chosen = [
@@ -72,7 +72,7 @@ def packed_losses(
 def naive_losses(
     model: Llama, examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """The same for one record a row, padded to the longest of its batch, with a loss on all of it."""
+    """Yield the same with one padded record per row and a loss on all positions."""
     for at in range(0, len(records), PADDED_ROWS):
         chosen = [
             torch.from_numpy(examples.example(record, 0)[0])
@@ -87,7 +87,7 @@ def naive_losses(
 def run_turn(
     method: str, data: Path, length: int, steps: int, records: int, threads: int
 ) -> SftTurn:
-    """Train over `steps` × `records` records, in this process."""
+    """Train on `steps` × `records` records in this process."""
     torch.set_num_threads(threads)
     shards = ShardSet.open(data)
     tokenizer = shards.load_tokenizer()
@@ -95,7 +95,8 @@ def run_turn(
     fitting = np.flatnonzero(examples.lengths(0))
     if len(fitting) < steps * records:
         raise UserError(
-            f"--data {data}: has {len(fitting)} records that fit a row, {steps * records} are wanted"
+            f"--data {data}: has {len(fitting)} records that fit a row, fewer than the "
+            f"{steps * records} of --steps and --records"
         )
     order = np.random.default_rng(0).permutation(fitting).tolist()
     model = Llama(
@@ -123,7 +124,7 @@ def run_turn(
 
 
 def main() -> None:
-    """Entry point of `python -m bench.sft`."""
+    """Run the command."""
     parser = CommandParser(
         prog="python -m bench.sft",
         description=__doc__,
@@ -163,11 +164,11 @@ def main() -> None:
         )
         return
     ShardSet.open(arguments.data)
-    words = [f"--{name}={getattr(arguments, name)}" for name in names]
-    asked = [(way, ["--turn", way, *words]) for way in METHODS]
+    flags = [f"--{name}={getattr(arguments, name)}" for name in names]
+    turn_arguments = [(way, ["--turn", way, *flags]) for way in METHODS]
     turns = [
         SftTurn(**each)
-        for each in run_turns("bench.sft", asked, arguments.turns, arguments.threads)
+        for each in run_turns("bench.sft", turn_arguments, arguments.turns, arguments.threads)
     ]
     speeds = {
         way: [turn.records_per_second for turn in turns if turn.way == way] for way in METHODS

@@ -1,8 +1,8 @@
-"""Training speed and memory on a CPU, side by side with peers.
+"""Training speed and memory on a CPU beside peers.
 
-Every turn is a process of its own, and the contenders take turns, A B C A B C …, because a machine's speed drifts: only
-ratios inside one run count. All of them start from the same weights file, see the same ids and must report the same
-losses, or the comparison is refused.
+Each turn is a process, and the contenders take turns, A B C A B C …, because the speed of a machine
+drifts: only ratios within one run count. All start from the same weights and train on the same ids;
+they must report the same losses, or the comparison is refused.
 """
 
 import argparse
@@ -28,33 +28,33 @@ from model.config import LlamaConfig, config_from_preset
 MODEL_CONFIG = config_from_preset("babyllama-43m", vocab_size=65_000)
 SEED = 1
 LOSS_TOLERANCE = 1e-4
-# Steps of a turn that are not timed: until then a process writes to memory that it has never used, at up to half a second of
-# the system's time a step.
+# Steps of a turn that are not timed: the first writes to fresh pages cost up to half a second a
+# step.
 NUM_WARMUP_STEPS = 3
 WEIGHTS_FILE, IDS_FILE = "weights.safetensors", "ids.npy"
 
 
 @dataclass(frozen=True)
 class TrainTurn:
-    """What one process measured."""
+    """The measurements of one process."""
 
     contender: str
     losses: list[float]
-    """One per step; the first is that of the given weights."""
+    """Loss of each step; the first is that of the initial weights."""
     seconds: list[float]
-    """One per step; the first UNTIMED also pay for what happens once and are left out of the speed."""
+    """Seconds of each step; the first NUM_WARMUP_STEPS are not part of the speed."""
     peak_bytes: int
-    """The largest resident size of the process until its last step."""
+    """Peak resident memory of the process until its last step."""
     matmul_flops: float
-    """The machine's matmul rate right after the steps, FLOP/s."""
+    """Matmul rate of the machine right after the steps, FLOP/s."""
 
     def tokens_per_second(self, tokens: int) -> float:
-        """The speed of the median step of `tokens` tokens."""
+        """Return the throughput of the median step, which has `tokens` tokens."""
         return tokens / statistics.median(self.seconds[NUM_WARMUP_STEPS:])
 
 
 def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length: int) -> None:
-    """Write the weights and the ids (low ones are common) that all turns start from."""
+    """Write the initial weights and the ids (low ids are common) of all turns."""
     from safetensors.torch import save_file
 
     from model.llama import Llama
@@ -65,7 +65,7 @@ def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length:
 
 
 def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
-    """Train one contender on what `write_task` wrote, in this process."""
+    """Train one contender in this process on the files of `write_task`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -84,20 +84,20 @@ def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
 
 
 def check_equal_losses(turns: list[TrainTurn]) -> None:
-    """Refuse to compare contenders that do not compute the same thing: UserError if any step's losses differ."""
+    """Raise UserError if the losses of a step differ between contenders."""
     for step, losses in enumerate(zip(*(turn.losses for turn in turns), strict=True), start=1):
-        # Written so that a loss that is not a number is refused too.
+        # `not <` and not `>=`, so that NaN is refused too.
         if not np.ptp(losses) < LOSS_TOLERANCE:
-            found = ", ".join(
+            losses_by_contender = ", ".join(
                 f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True)
             )
             raise UserError(
-                f"the losses of step {step} differ, so the speeds cannot be compared: {found}"
+                f"the losses of step {step} differ, so the speeds cannot be compared: {losses_by_contender}"
             )
 
 
 def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
-    """A row per contender, in the order of their first turns; ratios are to the first of them."""
+    """Return a row per contender in the order of the turns; ratios are to the first."""
     rate = statistics.median(turn.matmul_flops for turn in turns)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(turn.contender for turn in turns):
@@ -121,12 +121,13 @@ def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> li
 def print_comparison(
     rows: list[dict[str, Any]], turns: list[TrainTurn], flops_per_token: float
 ) -> None:
-    """Print the comparison."""
+    """Print the table."""
     print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in turns[0].losses)}")
     rate = statistics.median(turn.matmul_flops for turn in turns)
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s; {flops_per_token / 1e6:.1f} MFLOP per token")
     print(
-        f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}{'of matmul rate':>16}"
+        f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}"
+        f"{'of matmul rate':>16}"
     )
     for row in rows:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
@@ -137,23 +138,25 @@ def print_comparison(
 
 
 def parse_contenders(text: str) -> list[str]:
-    """The names in `--contenders`; UserError for an unknown one or one whose package is missing."""
+    """Split `--contenders`. Raises UserError for an unknown name or a missing package."""
     names = text.split(",")
     for name in names:
         if name not in CONTENDERS:
             raise UserError(
-                f"--contenders {name}: there is no such contender; there are {', '.join(CONTENDERS)}"
+                f"--contenders {name}: there is no such contender; "
+                f"choose from {', '.join(CONTENDERS)}"
             )
         package = name.removesuffix("-compiled")
         if name != "babyllama" and find_spec(package) is None:
             raise UserError(
-                f"--contenders {name}: the package {package} is not installed; see bench/README.md, or leave it out"
+                f"--contenders {name}: the package {package} is not installed; "
+                "see bench/README.md, or leave it out"
             )
     return names
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = CommandParser(prog="python -m bench.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="turns of each contender (default 3)")
     parser.add_argument(
@@ -190,7 +193,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Entry point of `python -m bench.train`."""
+    """Run the command."""
     arguments = parse_arguments()
     if arguments.turn:
         name, folder = arguments.turn
@@ -200,13 +203,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_task(folder, MODEL_CONFIG, arguments.steps, arguments.rows, arguments.length)
-        asked = [
+        turn_arguments = [
             (name, ["--turn", name, str(folder), "--threads", str(arguments.threads)])
             for name in names
         ]
         turns = [
             TrainTurn(**each)
-            for each in run_turns("bench.train", asked, arguments.turns, arguments.threads)
+            for each in run_turns("bench.train", turn_arguments, arguments.turns, arguments.threads)
         ]
     check_equal_losses(turns)
     flops = MODEL_CONFIG.flops_per_token(arguments.length)
@@ -217,7 +220,7 @@ def main() -> None:
             name: getattr(arguments, name)
             for name in ("turns", "steps", "rows", "length", "threads")
         }
-        facts = {
+        provenance = {
             "made": collect_environment(),
             **settings,
             "config": MODEL_CONFIG.to_hf(),
@@ -225,7 +228,7 @@ def main() -> None:
         }
         write_json(
             arguments.json,
-            {**facts, "results": rows, "all_turns": [asdict(turn) for turn in turns]},
+            {**provenance, "results": rows, "all_turns": [asdict(turn) for turn in turns]},
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks that the device computes what the CPU computes in fp32: loss, gradients, attention, packing, compiling, LoRA."""
+"""Checks of the device against the CPU in fp32: loss, gradients, attention, packing, LoRA ..."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,10 +31,10 @@ from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter, se
 from model.loss import available_loss_paths
 from model.precision import DTYPES, Precision
 
-# Bounds of fp32 against fp32: sums of some thousand terms in another order. A wrong term is orders of magnitude larger.
+# Bounds of fp32 against fp32: sums of thousands of terms in another order. A bug is far above.
 FP32_LOGITS = 1e-4
 FP32 = {"loss": 1e-5, "gradients": 3e-4, "worst": 3e-3}
-# Bounds of a narrow type against fp32 in units of its rounding; in bf16 on a CPU the errors of gradients are 2 to 4 units.
+# Bounds of a narrow type against fp32, in units of its rounding error (2 to 4 in bf16 on a CPU).
 NARROW_LOSS, NARROW_GRADIENTS, NARROW_WORST = 1.0, 12.0, 48.0
 
 
@@ -57,7 +57,7 @@ def losses(context: Context, name: str) -> None:
     with torch.no_grad():
         logits = reference(ids)
         report.compare("logits", relative_error(model(ids.to(context.device)), logits), FP32_LOGITS)
-    # Half of the targets are the likeliest ids, so that the count of hits means something.
+    # Half of the targets are the argmax, so that the number of correct ids is not zero.
     targets = ids.roll(-1, 1)
     targets[: rows // 2] = logits[: rows // 2].argmax(-1)
     batch = text_batch(ids, targets)
@@ -106,7 +106,7 @@ def narrow(context: Context, name: str) -> None:
 
 
 def packed(context: Context) -> None:
-    """Compare a packed row with its examples alone, and packed rows with the CPU's, in fp32 and in narrow types."""
+    """Compare a packed row with its examples alone, and packed rows with the CPU, in all types."""
     config, report = context.shape("43m"), context.report
     rows, length = (
         ([[9, 5, 14], [20]], 32) if context.small else ([[90, 50, 100], [200], [3, 250]], 256)
@@ -193,11 +193,11 @@ def _compare_kernels(
                 value = loss_and_gradients(model, batch, precision=precision)
         except RuntimeError as error:
             model.zero_grad(set_to_none=True)
-            # The words of CUDA and of the CPU for inputs that a kernel does not take.
+            # The messages of CUDA and of the CPU for unsupported inputs of a kernel.
             if "No available kernel" in str(error) or "No viable backend" in str(error):
                 context.report.note(f"{kernel.name} does not take {name}, {precision}")
             else:
-                # The other kernels are compared all the same.
+                # Go on with the other kernels.
                 context.report.require(
                     f"{kernel.name}, {name}, {precision}: {' '.join(str(error).split())[:200]}",
                     False,
@@ -221,7 +221,8 @@ def compiled(context: Context, name: str) -> None:
     if context.small:
         options["backend"] = "eager"
         report.note(
-            "on a CPU the layers are traced and not compiled: its compiler makes C++, a GPU's makes Triton kernels"
+            "on a CPU the layers are traced and not compiled: its compiler emits C++, that of a GPU "
+            "emits Triton kernels"
         )
     model.model.compile(**options)
     batches = {

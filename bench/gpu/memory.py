@@ -1,4 +1,4 @@
-"""Checks of the search for a micro-batch: what is planned before training, beside the largest memory measured in it."""
+"""Checks of the micro-batch search: the planned memory beside the peak during training."""
 
 import torch
 
@@ -11,9 +11,9 @@ from model.llama import Llama
 from train.autotune import autotune
 from train.memory_estimate import estimate_process_bytes
 
-# Plan and measurement may differ by this factor: the plan counts, and does not know what a compiler fuses.
+# Plan and measurement may differ by this factor: the plan does not know the fusions of a compiler.
 FACTOR = 2.0
-# The most rows that are tried for the largest micro-batch.
+# Upper end of the search for the largest micro-batch.
 MOST_ROWS = 2048
 
 
@@ -74,7 +74,7 @@ def micro_batch(context: Context, cap: str) -> None:
 
 
 def _limit(context: Context, cap: str) -> int:
-    """Return the bytes that this process may have, after capping them. NotRun where the card has less than the cap."""
+    """Cap the memory of this process, and return the cap. Raises NotRun if the card has less."""
     if context.device.type != "cuda":
         return 0
     total = torch.cuda.mem_get_info()[1]

@@ -92,7 +92,8 @@ def check_equal_losses(turns: list[TrainTurn]) -> None:
                 f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True)
             )
             raise UserError(
-                f"the losses of step {step} differ, so the speeds cannot be compared: {losses_by_contender}"
+                f"the losses of step {step} differ, so the speeds cannot be compared: "
+                f"{losses_by_contender}"
             )
 
 

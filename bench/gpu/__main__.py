@@ -13,13 +13,13 @@ OUT = Path("runs") / "check-gpu"
 DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed.
 
 Each check is a process, and its result is written when it ends. The same command continues an
-interrupted run with the checks that have no verdict. Exit status 1 if a check failed or timed out. With
---train it trains and makes no check."""
+interrupted run with the checks that have no verdict. Exit status 1 if a check failed or timed out.
+With --train it trains and makes no check."""
 
 
 def parse() -> argparse.Namespace:
     """Parse the command line. Raises UserError for an invalid value."""
-    # argparse and not common.options, which needs packages that may be missing on the machine with the GPU.
+    # Not common.options: its packages may be missing on the machine with the GPU.
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False
     )
@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where to run; cpu: the same list with small shapes, which tries the code (default: auto)",
+        help="device; cpu runs the same list with small shapes, to test the code (default: auto)",
     )
     parser.add_argument(
         "--out", type=Path, default=OUT, help=f"folder of {JSON} and {PAGE} (default: %(default)s)"

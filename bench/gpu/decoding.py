@@ -1,8 +1,9 @@
 """Checks of decoding: ids of the device against the CPU, in fp32 and int8, one prompt and a batch.
 
-The logits of random models have near ties, so ids may differ where the gap between the two highest CPU
-logits is below a given fraction of their standard deviation. After such a position a free decode is
-another text and is compared no further; the comparison with given ids covers all positions.
+The logits of random models have near ties, so ids may differ where the gap between the two highest
+CPU logits is below a given fraction of their standard deviation. After such a position a free
+decode is another text and is compared no further; the comparison with given ids covers all
+positions.
 """
 
 import torch
@@ -26,7 +27,7 @@ CLOSE = {"fp32": 0.05, "int8": 0.4}
 
 
 def decoding(context: Context, name: str) -> None:
-    """Compare decode and batched decode, plain and int8, with the CPU's ids; and narrow types with fp32."""
+    """Compare single and batched decode in fp32 and int8 with the CPU, narrow types with fp32."""
     config = context.shape(name)
     new = 12 if context.small else 48
     reference = build_model(config, CPU).eval()
@@ -100,7 +101,7 @@ def compare_decode(
 def _read(
     model: Llama, prompts: list[list[int]], new: int, given: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return logits[R, new, V] after the prompts and each next id, and these ids[R, new], on the CPU.
+    """Return logits[R, new, V] after the prompts and each next id, and ids[R, new], on the CPU.
 
     The ids are the argmax, or `given`.
     """

@@ -18,7 +18,7 @@ MOST_ROWS = 2048
 
 
 def micro_batch(context: Context, cap: str) -> None:
-    """Search a micro-batch at 43M in `cap` GB or all memory, print the plan, train, and print the peak.
+    """Search a micro-batch at 43M in `cap` GB or all memory; compare the plan with the peak.
 
     Then the rows are doubled until memory runs out.
     """
@@ -37,7 +37,8 @@ def micro_batch(context: Context, cap: str) -> None:
         length=length,
     )
     planned = estimate_process_bytes(model, choices, length)
-    how = f"{choices.precision}, {choices.loss_path} loss, {'compiled' if choices.compile else 'eager'}"
+    mode = "compiled" if choices.compile else "eager"
+    how = f"{choices.precision}, {choices.loss_path} loss, {mode}"
     report.figure("fastest micro-batch", float(choices.micro_rows), f"rows of {length}")
     report.figure("chosen", how)
     report.figure("planned", planned / 1e9, "GB")

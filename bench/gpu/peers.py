@@ -66,7 +66,7 @@ class TheirStep:
 
 
 def beside(context: Context, how: str) -> None:
-    """Compare losses, then training tokens/s in turns, then greedy decode, of transformers and this project."""
+    """Compare losses, training throughput in turns, and greedy decode with transformers."""
     compiled = how == "compiled"
     report, device = context.report, context.device
     config = context.shape("43m")
@@ -107,7 +107,7 @@ def _train(context: Context, model: Llama, theirs: Any, choices: ComputePlan, le
             peer = TheirStep(
                 theirs, choices, random_ids(model.config, rows, length).to(context.device)
             )
-            # The same number of steps for both, so that the losses stay comparable; they also compile and warm up.
+            # Warm-up and compilation; as many steps for both, so that the losses are comparable.
             losses = [(ours(), peer()) for _ in range(2)]
             break
         except torch.cuda.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The imports of the fork server of the checks. None may initialize CUDA, or forks cannot use it."""
+"""Imports of the fork server of the checks; none may initialize CUDA, or no fork could use it."""
 
 import contextlib
 import importlib

@@ -24,7 +24,7 @@ class Report:
         self.notes: list[str] = []
 
     def compare(self, name: str, error: float, bound: float) -> None:
-        """Record a measured error and the bound that it must not exceed; NaN exceeds every bound."""
+        """Record a measured error and its upper bound; NaN exceeds every bound."""
         passed = bool(error <= bound)
         shown = error if math.isfinite(error) else str(error)
         self.comparisons.append({"name": name, "error": shown, "bound": bound, "passed": passed})

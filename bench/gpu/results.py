@@ -75,7 +75,8 @@ class Results:
         lines = [
             f"# check-gpu: {self._key['name']}",
             "",
-            f"torch {self._key['torch']}, {self._key['shapes']} shapes, commit {self._made.get('commit') or 'unknown'}, "
+            f"torch {self._key['torch']}, {self._key['shapes']} shapes, "
+            f"commit {self._made.get('commit') or 'unknown'}, "
             f"{self._made.get('platform')}, Python {self._made.get('python')}",
             "",
             f"{', '.join(counts)}, {left} to come. Bounds are stated in bench/gpu.",

@@ -73,8 +73,8 @@ def probe(device: str, folder: Path) -> Device:
     result.unlink(missing_ok=True)
     if not found:
         raise UserError(
-            f"torch cannot be asked for its devices (exit code {process.exitcode}): see above, or try python -c "
-            "'import torch; print(torch.cuda.is_available())'"
+            f"torch cannot list its devices (exit code {process.exitcode}): see above, or try "
+            "python -c 'import torch; print(torch.cuda.is_available())'"
         )
     if "error" in found:
         raise UserError(found["error"])

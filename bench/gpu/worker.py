@@ -58,8 +58,8 @@ def probe(device: str, result: Path) -> None:
         write_json(
             result,
             {
-                "error": "--device cuda: torch sees no CUDA device here; use --device cpu, or install a CUDA build "
-                "of torch"
+                "error": "--device cuda: torch sees no CUDA device here; use --device cpu, or "
+                "install a CUDA build of torch"
             },
         )
         return
@@ -89,8 +89,10 @@ def verdict(name: str, device: str, folder: Path, report: Report) -> dict[str, A
         return {"verdict": "not run", "reason": f"{package} is not installed"}
     failed = [each for each in report.comparisons if not each["passed"]]
     if failed:
-        first, more = failed[0], f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        reason = f"{first['name']}: {number(first['error'])} above the bound of {number(first['bound'])}{more}"
+        first = failed[0]
+        error, bound = number(first["error"]), number(first["bound"])
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        reason = f"{first['name']}: {error} above the bound of {bound}{more}"
         return {"verdict": "failed", "reason": reason}
     return {"verdict": "passed", "reason": summary(report.as_dict())}
 

@@ -3,40 +3,43 @@
 import sys
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from common.errors import UserError, run_main
+from common.errors import run_main
+from common.files import write_atomic
 from common.options import Options, parse_options
 
-DESCRIPTION = """Write the sample corpus: texts about an invented valley in the native
-formats of the project's data sources. The same command always writes the same bytes."""
+DESCRIPTION = """Write the sample corpus: the project's own texts about an invented valley.
+
+They are in the native formats of the data sources. The same command always writes the same
+bytes."""
 
 
-class SampleGeneratorOptions(Options):
+class SampleOptions(Options):
     """Options of `python -m assets.sample_generator`."""
 
-    out: Path = Field(description="folder to write, for example assets/sample")
+    out: Path = Field(description="folder to write, such as assets/sample")
+
+    @field_validator("out")
+    @classmethod
+    def _check_folder(cls, value: Path) -> Path:
+        if value.exists() and not value.is_dir():
+            raise ValueError(f"{value} is a file; name a folder")
+        return value
 
 
 def main() -> None:
-    """Parse the command line and write the files."""
-    options = parse_options(
-        SampleGeneratorOptions,
-        sys.argv[1:],
-        name="assets.sample_generator",
-        description=DESCRIPTION,
-    )
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out}: is a file; name a folder")
-    # After the options, so that --help is quick.
+    """Write the files of the sample."""
+    out = parse_options(
+        SampleOptions, sys.argv[1:], name="assets.sample_generator", description=DESCRIPTION
+    ).out
+    # After the options: the help need not wait for the texts.
     from assets.sample_generator.build import build_sample
-    from common.files import write_atomic
 
     files = build_sample()
     for name, data in sorted(files.items()):
-        write_atomic(options.out / name, data)
-    megabytes = sum(map(len, files.values())) / 1e6
-    print(f"{len(files)} files, {megabytes:.2f} MB, written to {options.out}")
+        write_atomic(out / name, data)
+    print(f"{len(files)} files, {sum(map(len, files.values())) / 1e6:.2f} MB, written to {out}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from common.errors import UserError
 from common.files import write_checksummed_json
 from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer

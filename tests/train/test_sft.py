@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
-from model.chat_template.template import Template
+from data.prepare.source_args import SourceGroup
+from model.chat_template.template import Template, load_template
 from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
 from tests.fault_injection.child import Fault
 from tests.helpers.processes import CommandProcess, PauseAfterStep
@@ -100,7 +100,7 @@ def test_killed_fine_tuning_resumes_bit_identically(
     assert checkpoint_bytes(killed, 24) == checkpoint_bytes(whole, 24)
     records = comparable_records(killed)
     assert records == comparable_records(whole)
-    assert Template.load(step_folder(killed, 24)) == Template(lead_ins=True)
+    assert load_template(step_folder(killed, 24)) == Template(lead_ins=True)
     scores = {each["step"]: each["rouge_1"] for each in records if each["kind"] == "rouge"}
     best_step = max(scores, key=lambda step: (scores[step], -step))
     assert (killed / "checkpoints" / "best").resolve() == step_folder(killed, best_step)

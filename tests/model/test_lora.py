@@ -161,7 +161,10 @@ def test_peft_adapter_loads(
             {"tensor": "base_model.model.lm_head.lora_A.weight"},
             "lm_head.lora_A.weight is not a LoRA matrix",
         ),
-        ({"tensor": "base_model.model.model.norm.weight"}, "model.norm.weight is not a LoRA matrix"),
+        (
+            {"tensor": "base_model.model.model.norm.weight"},
+            "model.norm.weight is not a LoRA matrix",
+        ),
         (
             {"tensor": "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"},
             "k_proj: its matrices do not fit",
@@ -207,9 +210,7 @@ def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_
     make_base(base, tokenizer, seed=1)
     with pytest.raises(UserError) as caught:
         weights.load_checkpoint(tmp_path / "new" / "adapter", CPU)
-    assert f"its base {base.resolve()} has weights with another sha256" in str(
-        caught.value
-    )
+    assert f"its base {base.resolve()} has weights with another sha256" in str(caught.value)
     shutil.rmtree(base)
     shutil.copytree(make_base(tmp_path / "again", tokenizer), base)
     assert locate.resolve_base(tmp_path / "new" / "adapter") == base

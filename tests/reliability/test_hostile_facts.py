@@ -355,8 +355,14 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
         ({"tensors": {"lora_A": torch.zeros(2, 8, 1)}}, "do not fit each other"),
         ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "values that are not finite"),
         ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "values that are not finite"),
-        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "values that are not finite"),
-        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "values that are not finite"),
+        (
+            {"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}},
+            "values that are not finite",
+        ),
+        (
+            {"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}},
+            "values that are not finite",
+        ),
         (
             {"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}},
             "the merged weight overflows",
@@ -382,9 +388,7 @@ def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
     folder = _adapter(model, tmp_path / "adapter")
     for value in ([], "x", None, 3):
         write_json(folder / locate.ADAPTER_CONFIG_FILE, value)
-        with pytest.raises(
-            UserError, match=r"adapter_config\.json: expected keys and values, got"
-        ):
+        with pytest.raises(UserError, match=r"adapter_config\.json: expected keys and values, got"):
             weights.load_checkpoint(folder, CPU)
 
 
@@ -407,7 +411,5 @@ def test_non_finite_weights_give_one_line_error(model: Path) -> None:
     state = load_file(model / "model.safetensors")
     state["model.norm.weight"][3] = torch.nan
     save_file(state, model / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"model\.norm\.weight holds values that are not finite"
-    ):
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds values that are not finite"):
         weights.load_checkpoint(model, CPU)

@@ -113,7 +113,9 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
         )
         answer = generate_batch(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
         assert made[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
-        assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.reached_stop_id else [[]])
+        assert made[0, 9 + len(answer.ids) :].tolist() in (
+            [[1], [3]] if answer.reached_stop_id else [[]]
+        )
         export_hf(tmp_path / "run", tmp_path / "out")
         from transformers import AutoModelForCausalLM
 

@@ -127,7 +127,8 @@ def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) 
 
 def opened(folder: Path) -> RunDir:
     run = RunDir(folder)
-    run.open({"seed": 0, "log_every": 10}, {"seed": 0}, [], torch.device("cpu"))
+    record = {"shards": [], "fingerprints": {"seed": 0}}
+    run.open({"seed": 0, "log_every": 10}, record, torch.device("cpu"))
     return run
 
 
@@ -152,7 +153,7 @@ def test_flipped_byte_in_run_metadata_is_named(
     for place in range(len(whole)):
         config.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         opened(folder)
-        assert f"{CONFIG_FILE} is not as this run wrote it" in capsys.readouterr().err, place
+        assert f"{CONFIG_FILE} was edited by hand" in capsys.readouterr().err, place
         assert config.read_bytes() == whole
     assert opened(folder).load_compute_plan() == {"micro_rows": 4} and not capsys.readouterr().err
     assert yaml.safe_load(whole) == {"seed": 0, "log_every": 10}
@@ -161,13 +162,18 @@ def test_flipped_byte_in_run_metadata_is_named(
 def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:
     """Prevents a folder from refusing the right options after a failed first attempt."""
     folder = tmp_path / "run"
-    RunDir(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
+
+    def start(hidden_size: int) -> None:
+        record = {"shards": [], "fingerprints": {"model": {"hidden_size": hidden_size}}}
+        RunDir(folder).open({}, record, torch.device("cpu"))
+
+    start(7)
     (folder / "plan").mkdir()
-    RunDir(folder).open({}, {"model": {"hidden_size": 8}}, [], torch.device("cpu"))
+    start(8)
     assert (
         read_checksummed_json(folder / RUN_FILE)["fingerprints"] == {"model": {"hidden_size": 8}}
         and not (folder / "plan").exists()
     )
     (folder / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match=r"another model \(hidden_size: 8, now 9\)"):
-        RunDir(folder).open({}, {"model": {"hidden_size": 9}}, [], torch.device("cpu"))
+    with pytest.raises(UserError, match=r"model\.hidden_size: 8 -> 9"):
+        start(9)

@@ -108,9 +108,7 @@ def test_killed_fine_tuning_resumes_bit_identically(
 
 
 @pytest.mark.slow
-def test_fine_tuning_from_scratch_learns_answers(
-    prepared: dict[str, Path], tmp_path: Path
-) -> None:
+def test_fine_tuning_from_scratch_learns_answers(prepared: dict[str, Path], tmp_path: Path) -> None:
     """Catch a loss on the wrong ids, a log without a dev loss, and a resume with another seed."""
     run = tmp_path / "run"
     options = {

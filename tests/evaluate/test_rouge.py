@@ -130,7 +130,7 @@ def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: P
     assert expected != generate_batch(model, prompts, max_new_tokens=12, num_beams=3)
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
     assert [(row["stopped"], row["tokens"]) for row in rows] == [
-        (each.stopped, len(each.ids)) for each in expected
+        (each.reached_stop_id, len(each.ids)) for each in expected
     ]
     assert (
         "3 beams, length penalty -2, at most 12 tokens"
@@ -161,7 +161,7 @@ def test_lead_in_is_stripped_only_for_models_trained_with_it(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """Words guessed out of an answer, or a lead-in scored as part of a title."""
-    prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", room=200)
+    prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", max_tokens=200)
     model, _ = weights.load_checkpoint(
         teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu")
     )

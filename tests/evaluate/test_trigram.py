@@ -28,10 +28,10 @@ class Stream:
         self._ids = ids
 
     @property
-    def total_tokens(self) -> int:
+    def num_tokens(self) -> int:
         return len(self._ids)
 
-    def stream(self, start: int, stop: int) -> np.ndarray:
+    def read_stream(self, start: int, stop: int) -> np.ndarray:
         return self._ids[start:stop].astype(np.int64)
 
 

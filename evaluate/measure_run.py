@@ -71,14 +71,14 @@ def resolve_run(checkpoint: Path) -> Path:
 def _find_newest_run() -> Path:
     from model.checkpoint import locate
 
-    runs = locate.list_runs()
-    if not runs:
+    newest = locate.find_newest_run()
+    if newest is None:
         raise UserError(
             f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or name a run with "
             "RUN=… (--checkpoint …)"
         )
-    print(f"{runs[0]} is measured, the run that was saved last", flush=True)
-    return runs[0]
+    print(f"{newest} is measured, the run that was saved last", flush=True)
+    return newest
 
 
 def result_suffixes(shard_sets: Sequence[ShardSet]) -> list[str]:

@@ -5,7 +5,7 @@ import sys
 from common.errors import UserError, run_main
 from common.options import parse_options
 from data.prepare.options import PrepareCommandOptions
-from data.readers.source_args import parse_source_groups
+from data.prepare.source_args import parse_source_groups
 from data.sources import SOURCES
 
 DESCRIPTION = """Clean, deduplicate and encode raw corpora into a shard set that training reads.

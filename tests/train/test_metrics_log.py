@@ -60,3 +60,20 @@ def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
     again = MetricsLog(tmp_path, 59)
     assert len(again._evaluation_records) == 2 and again.metric_history(ROUGE) == [(2, 0.5)]
     again.close()
+
+
+def test_reopened_log_drops_records_after_resume_step(tmp_path: Path) -> None:
+    """Catch doubled lines after a crash, and a last line that the crash cut short."""
+    log = MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write("train", step, loss=1.0 / step)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "sample", "step": 3, "prompt": "", "text": "一\u2028二"}\n')
+        file.write('{"kind": "evaluated", "step": 3}\n')
+        file.flush()
+        file.buffer.write('{"kind": "sample", "step": 3, "text": "小'.encode()[:-1])
+    MetricsLog(tmp_path, 3).close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 3, 3]
+    MetricsLog(tmp_path, 2).close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]

@@ -41,9 +41,9 @@ def small(vocabulary: int = 99) -> Llama:
 def choose(model: Llama, **changes: Any) -> ComputePlan:
     wishes = {
         "precision": "auto",
-        "compile_wish": "auto",
+        "compile_mode": "auto",
         "micro_batch": "auto",
-        "rows": 64,
+        "rows_per_step": 64,
         "length": LENGTH,
     }
     return autotune(model, CPU, **{**wishes, **changes})
@@ -53,8 +53,8 @@ def choose(model: Llama, **changes: Any) -> ComputePlan:
     ("changes", "expected"),
     [
         ({}, 8),  # 4,096 tokens
-        ({"rows": 6, "length": 1000}, 3),
-        ({"rows": 7, "length": 5000}, 1),
+        ({"rows_per_step": 6, "length": 1000}, 3),
+        ({"rows_per_step": 7, "length": 5000}, 1),
         ({"micro_batch": 64}, 64),
         ({"micro_batch": 5}, 4),
     ],
@@ -66,9 +66,9 @@ def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> N
 
 WITHOUT_A_COMPILER = """
 import torch
-from tests.train.test_capacity import choose, small
+from tests.train.test_autotune import choose, small
 model = small()
-choices = choose(model, compile_wish=True)
+choices = choose(model, compile_mode=True)
 assert not choices.compile and all(parameter.grad is None for parameter in model.parameters())
 ids = torch.randint(99, (2, 16))
 model(ids, ids).backward()
@@ -76,9 +76,9 @@ print("goes on")
 """
 
 WITH_A_COMPILER = """
-from tests.train.test_capacity import choose, small
+from tests.train.test_autotune import choose, small
 model = small()
-print(choose(model, compile_wish=True).compile, choose(model, compile_wish=False).compile)
+print(choose(model, compile_mode=True).compile, choose(model, compile_mode=False).compile)
 """
 # Whether the compiler knows the processor's vectors, and headers for the next time, take longer than what is tried.
 PLAIN = {

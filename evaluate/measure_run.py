@@ -75,14 +75,14 @@ def resolve_run(checkpoint: Path) -> Path:
 def _find_newest_run() -> Path:
     from model.checkpoint import locate
 
-    runs = locate.list_runs()
-    if not runs:
+    newest = locate.find_newest_run()
+    if newest is None:
         raise UserError(
             f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or "
             "name a run with RUN=… (--checkpoint …)"
         )
-    print(f"evaluating {runs[0]}, the run with the newest checkpoint", flush=True)
-    return runs[0]
+    print(f"evaluating {newest}, the run with the newest checkpoint", flush=True)
+    return newest
 
 
 def result_suffixes(shard_sets: Sequence[ShardSet]) -> list[str]:

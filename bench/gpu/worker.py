@@ -90,9 +90,9 @@ def verdict(name: str, device: str, folder: Path, report: Report) -> dict[str, A
     failed = [each for each in report.comparisons if not each["passed"]]
     if failed:
         first = failed[0]
-        error, bound = number(first["error"]), number(first["bound"])
+        measured, bound = number(first["error"]), number(first["bound"])
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        reason = f"{first['name']}: {error} above the bound of {bound}{more}"
+        reason = f"{first['name']}: {measured} above the bound of {bound}{more}"
         return {"verdict": "failed", "reason": reason}
     return {"verdict": "passed", "reason": summary(report.as_dict())}
 

@@ -139,9 +139,7 @@ def test_lead_ins_start_the_answer_and_are_in_loss_mask(
 ) -> None:
     """Lead-ins asked for and not taught."""
     sequences, texts = summaries
-    examples = SummaryExamples(
-        sequences, 256, tokenizer, Template(lead_ins=True), 1
-    )
+    examples = SummaryExamples(sequences, 256, tokenizer, Template(lead_ins=True), 1)
     used = set()
     for index, (_, title) in enumerate(texts):
         ids, scored = examples.example(index, 0)
@@ -285,9 +283,7 @@ def test_lead_in_is_canonical_without_seed(
 ) -> None:
     """A dev loss on titles without the lead-in that the model was taught to begin with, or one that changes."""
     sequences, texts = summaries
-    examples = SummaryExamples(
-        sequences, 512, tokenizer, Template(lead_ins=True), None
-    )
+    examples = SummaryExamples(sequences, 512, tokenizer, Template(lead_ins=True), None)
     for index, epoch in ((0, 0), (7, 5)):
         ids, scored = examples.example(index, epoch)
         assert tokenizer.decode(ids[1:][scored].tolist()) == LEAD_INS[0] + texts[index][1]

@@ -242,11 +242,9 @@ def kind_dispatches(code: str) -> list[str]:
     dispatches = []
     for node in ast.walk(ast.parse(code)):
         is_type_check = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
-        if isinstance(node, ast.Compare) and any(
+        if (isinstance(node, ast.Compare) and any(
             f"'{name}'" in ast.unparse(node) for name in KINDS
-        ):
-            dispatches.append(ast.unparse(node))
-        elif is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES):
+        )) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
             dispatches.append(ast.unparse(node))
     return dispatches
 

@@ -11,7 +11,7 @@ import pytest
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
 from tests.fault_injection.child import Fault
 from tests.helpers.processes import CommandProcess, PauseAfterStep
@@ -101,16 +101,14 @@ def test_killed_fine_tuning_resumes_bit_identically(
     assert checkpoint_bytes(killed, 24) == checkpoint_bytes(whole, 24)
     records = comparable_records(killed)
     assert records == comparable_records(whole)
-    assert Template.load(step_folder(killed, 24)) == Template(lead_ins=True)
+    assert load_template(step_folder(killed, 24)) == Template(lead_ins=True)
     scores = {each["step"]: each["rouge_1"] for each in records if each["kind"] == "rouge"}
     best_step = max(scores, key=lambda step: (scores[step], -step))
     assert (killed / "checkpoints" / "best").resolve() == step_folder(killed, best_step)
 
 
 @pytest.mark.slow
-def test_fine_tuning_from_scratch_learns_answers(
-    prepared: dict[str, Path], tmp_path: Path
-) -> None:
+def test_fine_tuning_from_scratch_learns_answers(prepared: dict[str, Path], tmp_path: Path) -> None:
     """Catch a loss on the wrong ids, a log without a dev loss, and a resume with another seed."""
     run = tmp_path / "run"
     options = {

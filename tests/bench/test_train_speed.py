@@ -1,6 +1,5 @@
 """The training benchmark: its checks and its arithmetic."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +7,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from bench.contenders import CONTENDERS, TrainTask
-from bench.train import (
+from bench.options import TrainSpeedOptions
+from bench.train_speed import (
     IDS_FILE,
     WEIGHTS_FILE,
     TrainTurn,
+    check_contenders,
     check_equal_losses,
-    parse_arguments,
-    parse_contenders,
     summarize,
     write_task,
 )
 from common.errors import UserError
+from common.options import validate_options
 from model.config import LlamaConfig
 
 
@@ -87,13 +87,12 @@ def test_task_is_deterministic(tmp_path: Path) -> None:
 def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a typo or missing package that ends the run after minutes."""
     with pytest.raises(UserError, match="--contenders lightgpt: there is no such contender"):
-        parse_contenders("lightgpt")
-    monkeypatch.setattr("bench.train.find_spec", lambda name: None)
+        check_contenders(["lightgpt"])
+    monkeypatch.setattr("bench.train_speed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"litgpt is not installed; see bench/README\.md"):
-        parse_contenders("litgpt-compiled")
-    monkeypatch.setattr(sys, "argv", ["bench.train", "--steps", "3"])
-    with pytest.raises(UserError, match="--steps 3: must be at least 4"):
-        parse_arguments()
+        check_contenders(["litgpt-compiled"])
+    with pytest.raises(UserError, match="--steps: '3' is not valid; expected greater than 3"):
+        validate_options(TrainSpeedOptions, {"steps": "3"})
 
 
 @pytest.mark.slow

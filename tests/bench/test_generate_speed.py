@@ -1,24 +1,24 @@
 """The decoding benchmark: its checks and its arithmetic."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import generate
+from bench import generate_speed
 from bench.decoders import DECODERS, DecodeTask, WeightPrecision
-from bench.generate import (
+from bench.generate_speed import (
     MODEL_CONFIG,
     Figure,
     check_equal_ids,
     make_prompts,
-    parse_arguments,
     resolve_entrants,
     summarize,
     weight_bytes_per_step,
 )
+from bench.options import GenerateSpeedOptions
 from common.errors import UserError
+from common.options import validate_options
 from model.config import LlamaConfig
 
 
@@ -115,9 +115,9 @@ def test_unrunnable_setup_is_reported_before_running(
     with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
         resolve_entrants(["lama"])
     monkeypatch.setattr(
-        generate, "find_spec", lambda name: None if name == "llama_cpp" else object()
+        generate_speed, "find_spec", lambda name: None if name == "llama_cpp" else object()
     )
-    assert {generate.ENTRANTS[index][0] for index in resolve_entrants(list(DECODERS))} == {
+    assert {generate_speed.ENTRANTS[index][0] for index in resolve_entrants(list(DECODERS))} == {
         "babyllama",
         "transformers",
     }
@@ -125,9 +125,8 @@ def test_unrunnable_setup_is_reported_before_running(
         "llama-cpp is left out: it is not installed (pip install llama-cpp-python"
         in capsys.readouterr().out
     )
-    monkeypatch.setattr(sys, "argv", ["bench.generate", "--new", "1"])
-    with pytest.raises(UserError, match="--new 1: must be at least 2"):
-        parse_arguments()
+    with pytest.raises(UserError, match="--new: '1' is not valid; expected greater than or equal"):
+        validate_options(GenerateSpeedOptions, {"new": "1"})
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import run_layout
 from common.errors import UserError
 from data.corpora.resolver import find_test_split
 from data.shards import ShardSet, load_run_shard_sets
@@ -21,7 +22,7 @@ def measure_run(options: EvaluateOptions) -> None:
     shard_sets = load_run_shard_sets(run, advice)
     if not shard_sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
-    results = run / "results"
+    results = run / run_layout.RESULTS_DIR
     results.mkdir(exist_ok=True)
     model = [
         "--checkpoint",
@@ -38,19 +39,19 @@ def measure_run(options: EvaluateOptions) -> None:
             _run_command(
                 [*words, "--json", str(results / f"{words[0].rpartition('.')[2]}{part}.json")]
             )
-    _run_command(["evaluate.report", str(run), "--out", str(run / "report")])
+    _run_command(["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)])
 
 
 def resolve_run(checkpoint: Path) -> Path:
     """The run that a checkpoint is, or is a step of: where its figures go. UserError for any other folder."""
     from model.checkpoint import locate
 
-    if (checkpoint / "run.json").is_file():
+    if (checkpoint / run_layout.RUN_FILE).is_file():
         return checkpoint
     run, step = checkpoint.parent.parent, locate.read_step(checkpoint)
-    if step is not None and (run / "run.json").is_file():
+    if step is not None and (run / run_layout.RUN_FILE).is_file():
         print(
-            f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures",
+            f"step {step:,} of {run} is measured: what is in {run / run_layout.RESULTS_DIR} is replaced by its figures",
             flush=True,
         )
         return run
@@ -74,7 +75,7 @@ def _find_newest_run() -> Path:
     runs = locate.list_runs()
     if not runs:
         raise UserError(
-            f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or name a run with "
+            f"there is no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or name a run with "
             "RUN=… (--checkpoint …)"
         )
     print(f"{runs[0]} is measured, the run that was saved last", flush=True)
@@ -120,7 +121,7 @@ def build_commands(
         print(f"{error}; only the dev split is measured", flush=True)
         return commands
     test_options = ["--source", source, "--input", *map(str, files), *limit_options]
-    predictions = str(run / "results" / f"predictions{suffix}.jsonl")
+    predictions = str(run / run_layout.RESULTS_DIR / f"predictions{suffix}.jsonl")
     return commands + evaluation.test_commands(source, test_options, model_options, predictions)
 
 

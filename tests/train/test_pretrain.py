@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from common import run_layout
 from common.errors import UserError, run_main
 from common.metrics_file import read_metrics
 from data.prepare.options import PrepareOptions
@@ -113,7 +114,7 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 
 def state(run: Path) -> tuple[bytes, bytes]:
-    folder = locate.step_folder(run, 6)
+    folder = run_layout.step_folder(run, 6)
     return (folder / "model.safetensors").read_bytes(), (
         folder / "optimizer.safetensors"
     ).read_bytes()
@@ -156,7 +157,7 @@ def test_resume_is_bit_identical_without_base(
     train(root, run, base=moved, data=data)
     assert state(run) == state(whole)
     for step in (3, 4, 6):
-        shutil.rmtree(locate.step_folder(run, step))
+        shutil.rmtree(run_layout.step_folder(run, step))
     shutil.rmtree(moved)
     train(root, run, base=moved, data=data)
     assert state(run) == state(whole) and records(run) == records(whole)
@@ -236,6 +237,6 @@ def test_continued_run_can_be_evaluated_and_fine_tuned(
 
 def test_every_checkpoint_stores_total_steps(whole: Path) -> None:
     """A run stopped half way that is taken for a whole one, because nothing in it tells."""
-    left = locate.find_remaining_steps(whole, locate.step_folder(whole, 4))
+    left = locate.find_remaining_steps(whole, run_layout.step_folder(whole, 4))
     assert left == locate.RemainingSteps(4, 6, f"make pretrain RUN={whole}")
     assert locate.find_remaining_steps(whole, locate.resolve_checkpoint(whole)) is None

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from common.files import atomic_folder
+from common.run_layout import step_folder
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT
-from model.checkpoint.locate import find_newest_step, step_folder
+from model.checkpoint.locate import find_newest_step
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -280,7 +281,7 @@ def test_tensorboard_has_the_logged_metrics(whole: Path) -> None:
 
 def test_rotation_keeps_last_and_best_checkpoints(whole: Path) -> None:
     """A disk filled with checkpoints, or the best one deleted."""
-    from model.checkpoint.locate import list_steps
+    from common.run_layout import list_steps
 
     scored = [
         (record["loss"], record["step"])

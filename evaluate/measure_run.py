@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import run_layout
 from common.errors import UserError
 from data.corpora.resolver import find_test_split
 from data.shards import ShardSet, load_run_shard_sets
@@ -23,7 +24,7 @@ def measure_run(options: EvaluateOptions) -> None:
     shard_sets = load_run_shard_sets(run, advice)
     if not shard_sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
-    results = run / "results"
+    results = run / run_layout.RESULTS_DIR
     results.mkdir(exist_ok=True)
     model = ["--checkpoint", str(checkpoint)]
     if options.device != "auto":
@@ -51,10 +52,10 @@ def resolve_run(checkpoint: Path) -> Path:
     """Return the run that a checkpoint is or belongs to. Raises UserError for any other folder."""
     from model.checkpoint import locate
 
-    if (checkpoint / "run.json").is_file():
+    if (checkpoint / run_layout.RUN_FILE).is_file():
         return checkpoint
     run, step = checkpoint.parent.parent, locate.read_step(checkpoint)
-    if step is not None and (run / "run.json").is_file():
+    if step is not None and (run / run_layout.RUN_FILE).is_file():
         print(
             f"evaluating step {step:,} of {run}; its results replace those in {run / 'results'}",
             flush=True,
@@ -78,7 +79,7 @@ def _find_newest_run() -> Path:
     newest = locate.find_newest_run()
     if newest is None:
         raise UserError(
-            f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or "
+            f"there is no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or "
             "name a run with RUN=… (--checkpoint …)"
         )
     print(f"evaluating {newest}, the run with the newest checkpoint", flush=True)
@@ -127,7 +128,7 @@ def build_commands(
         print(f"{error}; only the dev split is measured", flush=True)
         return commands
     test_options = ["--source", source, "--input", *map(str, files), *limit_options]
-    predictions = str(run / "results" / f"predictions{suffix}.jsonl")
+    predictions = str(run / run_layout.RESULTS_DIR / f"predictions{suffix}.jsonl")
     return commands + evaluation.test_commands(source, test_options, model_options, predictions)
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,8 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.errors import UserError
 from model.llama import Llama
+from train.options import ParallelStrategy
 
-ParallelStrategy = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 
 # A process that does not answer in the middle of a step for so long is given up. One that is dead is noticed at once.

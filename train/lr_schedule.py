@@ -1,30 +1,8 @@
 """Learning-rate schedules: the share of the peak rate at each step."""
 
 import math
-from typing import Literal
 
-from pydantic import Field
-
-from common.options import Options
-
-
-class ScheduleOptions(Options):
-    """Options under `schedule.`"""
-
-    name: Literal["wsd", "cosine"] = Field(
-        "wsd",
-        description="wsd: warm-up, stable, decay (Hu et al. 2024); cosine "
-        "(Loshchilov & Hutter 2017)",
-    )
-    warmup: float = Field(
-        0.02, ge=0, lt=1, description="share of the steps over which the rate rises from zero"
-    )
-    decay: float = Field(
-        0.7, ge=0, le=1, description="wsd only: share of the steps over which it falls at the end"
-    )
-    final: float = Field(
-        0.0, ge=0, le=1, description="share of the peak rate left at the last step"
-    )
+from train.options import ScheduleOptions
 
 
 def get_lr_multiplier(options: ScheduleOptions, step: int, max_steps: int) -> float:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import fsync, name_path_in_errors, write_atomic
-from common.metrics_file import METRICS_FILE, read_metrics
+from common.metrics_file import read_metrics
+from common.run_layout import METRICS_FILE
 
 
 @dataclass(frozen=True)

@@ -5,35 +5,11 @@ the embedding, the head and the norms stay with AdamW (Loshchilov & Hutter 2019)
 adapter, as in the paper: it is their product that acts, and Muon on the factors was not measured here.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import nn
 
-from common.options import Options
 from train.distributed import ShardedMuon, is_sharded
-
-
-class OptimizerOptions(Options):
-    """Options under `optimizer.`"""
-
-    name: Literal["muon", "adamw"] = Field(
-        "muon",
-        description="muon moves hidden matrices and AdamW the rest "
-        "(embedding, head, norms, adapters); adamw moves everything",
-    )
-    lr: float = Field(8e-3, gt=0, lt=10, description="peak learning rate of AdamW")
-    muon_lr: float = Field(
-        4e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
-    )
-    weight_decay: float = Field(
-        0.1, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate"
-    )
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum")
-    clip: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+from train.options import OptimizerOptions
 
 
 def build_optimizers(

@@ -1,4 +1,4 @@
-"""Everything that can be said to a training run."""
+"""Options of pretraining and fine-tuning. Imports neither PyTorch nor NumPy."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,10 +7,9 @@ from pydantic import Field, field_validator
 
 from common.options import Options
 from model.config import PRESETS
-from model.lora import LoraOptions
-from train.distributed import ParallelStrategy
-from train.lr_schedule import ScheduleOptions
-from train.optimizer import OptimizerOptions
+from model.lora_options import LoraOptions
+
+ParallelStrategy = Literal["ddp", "fsdp"]
 
 
 class ModelOptions(Options):
@@ -48,6 +47,46 @@ class ModelOptions(Options):
             # Fewer key-value heads than heads is a wish of its own.
             said.setdefault("num_key_value_heads", said["num_attention_heads"])
         return said
+
+
+class OptimizerOptions(Options):
+    """Options under `optimizer.`"""
+
+    name: Literal["muon", "adamw"] = Field(
+        "muon",
+        description="muon moves hidden matrices and AdamW the rest "
+        "(embedding, head, norms, adapters); adamw moves everything",
+    )
+    lr: float = Field(8e-3, gt=0, lt=10, description="peak learning rate of AdamW")
+    muon_lr: float = Field(
+        4e-2, gt=0, lt=10, description="peak learning rate of Muon (its updates have unit size)"
+    )
+    weight_decay: float = Field(
+        0.1, ge=0, lt=10, description="decoupled decay of matrices, in units of the rate"
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum")
+    clip: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+
+
+class ScheduleOptions(Options):
+    """Options under `schedule.`"""
+
+    name: Literal["wsd", "cosine"] = Field(
+        "wsd",
+        description="wsd: warm-up, stable, decay (Hu et al. 2024); cosine "
+        "(Loshchilov & Hutter 2017)",
+    )
+    warmup: float = Field(
+        0.02, ge=0, lt=1, description="share of the steps over which the rate rises from zero"
+    )
+    decay: float = Field(
+        0.7, ge=0, le=1, description="wsd only: share of the steps over which it falls at the end"
+    )
+    final: float = Field(
+        0.0, ge=0, le=1, description="share of the peak rate left at the last step"
+    )
 
 
 class CheckpointOptions(Options):

@@ -1,11 +1,4 @@
-"""A run directory: its lock, its description in `run.json`, its options, and its checkpoints.
-
-config.yaml     the options of the last start, with a checksum in the first line
-run.json        the environment, the shard sets and the fingerprints of the first start
-choices.json    the compute plan (`train.autotune`)
-lock            held while a process trains
-checkpoints/    step-00000100/ …
-"""
+"""A run directory: its lock, its description in `run.json`, its options, and its checkpoints."""
 
 import fcntl
 import hashlib
@@ -25,19 +18,20 @@ from common.files import (
     write_checksummed_json,
 )
 from common.machine import collect_environment
-from common.metrics_file import METRICS_FILE
-from model.checkpoint.locate import (
+from common.run_layout import (
     CHECKPOINTS_DIR,
+    COMPUTE_PLAN_FILE,
+    CONFIG_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    PLAN_DIR,
     RUN_FILE,
-    find_newest_step,
     list_steps,
     step_folder,
 )
+from model.checkpoint.locate import find_newest_step
 from train.run_record import find_differences
 
-CONFIG_FILE = "config.yaml"
-COMPUTE_PLAN_FILE = "choices.json"
-LOCK_FILE = "lock"
 # The advice where a directory cannot become or stay the run that the options describe.
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"
 
@@ -72,7 +66,7 @@ class RunDir:
             # A start that failed before the first step, say for a wrong option, binds nobody.
             for path in (run_file, self.folder / COMPUTE_PLAN_FILE):
                 path.unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "plan", ignore_errors=True)
+            shutil.rmtree(self.folder / PLAN_DIR, ignore_errors=True)
         if run_file.exists():
             self._check_record(record)
             self._find_start_checkpoint()

@@ -21,8 +21,8 @@ import torch
 
 from common.errors import UserError
 from common.files import write_checksummed_json
+from common.run_layout import EARLY_STOP_FILE, step_folder
 from data.batching.collate import Batch
-from model.checkpoint.locate import EARLY_STOP_FILE, step_folder
 from model.llama import Llama
 from model.lora import seed_dropout
 from train import distributed, training_state

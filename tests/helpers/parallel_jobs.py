@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from common.errors import UserError, run_main
-from model.checkpoint.locate import list_steps, step_folder
-from train import distributed, pretrain, sft
+from common.run_layout import list_steps, step_folder
+from train import distributed, fine_tuning, pretraining
+from train.command import parse_train_options
 from train.options import PretrainOptions, SftOptions
-from train.startup import parse_train_options
 from train.trainer import Trainer
 
 
@@ -32,9 +32,9 @@ def run_training(kind: str, *arguments: str) -> None:
         mock.patch("train.throughput.matmul_flops", return_value=1e9),
     ):
         if kind == "pretrain":
-            pretrain.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
+            pretraining.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
         else:
-            sft.fine_tune(parse_train_options(SftOptions, "sft", ""))
+            fine_tuning.fine_tune(parse_train_options(SftOptions, "sft", ""))
 
 
 def train_until_signal(signal_number: int, step: int, *command_arguments: str) -> None:

@@ -10,16 +10,16 @@ import torch
 
 from common.files import atomic_folder, write_json, write_manifest
 from common.metrics_file import read_metrics
+from common.run_layout import step_folder
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT, ShardSet
-from model.checkpoint.locate import step_folder
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from train.initial_checkpoint import NO_BASE, InitialCheckpoint
 from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
-from train.pretrain import TextData
+from train.pretraining import TextData
 from train.run_spec import MixtureSet, RunSpec
 from train.startup import start
 from train.trainer import Trainer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.locate import list_steps
+from common.run_layout import list_steps
 from model.llama import Llama
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from common.errors import UserError
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
+from common.run_layout import list_steps, step_folder
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.options import PrepareOptions
@@ -26,7 +27,7 @@ from data.prepare.source_args import SourceGroup
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT, ShardSet
 from model.checkpoint import weights
-from model.checkpoint.locate import find_newest_step, list_steps, step_folder
+from model.checkpoint.locate import find_newest_step
 from model.llama import Llama
 from tests.helpers import processes
 from tests.helpers.parallel_jobs import run_training, truncate_run

@@ -11,11 +11,12 @@ import torch
 from common.errors import UserError
 from common.files import sha256_file
 from common.options import validate_options
+from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from model.checkpoint import locate, weights
-from model.checkpoint.locate import find_newest_step, list_steps, step_folder
+from model.checkpoint.locate import find_newest_step
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter

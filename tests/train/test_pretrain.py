@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from common import run_layout
 from common.errors import UserError, run_main
 from common.options import load_yaml
 from data.prepare.options import PrepareOptions
@@ -123,7 +124,7 @@ def test_resume_is_bit_identical_without_base(
     train(root, run, base=copied_base, data=data)
     assert checkpoint_bytes(run, 6) == checkpoint_bytes(whole, 6)
     for step in (3, 4, 6):
-        shutil.rmtree(locate.step_folder(run, step))
+        shutil.rmtree(run_layout.step_folder(run, step))
     shutil.rmtree(copied_base)
     train(root, run, base=copied_base, data=data)
     assert checkpoint_bytes(run, 6) == checkpoint_bytes(whole, 6)
@@ -213,7 +214,7 @@ def test_continued_run_can_be_evaluated_and_fine_tuned(
 
 def test_every_checkpoint_stores_total_steps(whole: Path) -> None:
     """Catch a run stopped half way that is taken for a complete one."""
-    remaining = locate.find_remaining_steps(whole, locate.step_folder(whole, 4))
+    remaining = locate.find_remaining_steps(whole, run_layout.step_folder(whole, 4))
     assert remaining == locate.RemainingSteps(4, 6, f"make pretrain RUN={whole}")
     assert locate.find_remaining_steps(whole, locate.resolve_checkpoint(whole)) is None
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint.locate import find_newest_step, list_steps, step_folder
+from common.run_layout import list_steps, step_folder
+from model.checkpoint.locate import find_newest_step
 from model.tokenizer.base import Tokenizer
 from tests.helpers.processes import CommandProcess, PauseAfterStep, run_command
 from tests.helpers.training import (

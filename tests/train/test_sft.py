@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from model.chat_template.template import Template, load_template
-from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from tests.fault_injection.child import Fault
 from tests.helpers.processes import CommandProcess, PauseAfterStep
 from tests.helpers.training import (

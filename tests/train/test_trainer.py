@@ -11,8 +11,9 @@ import torch
 from common.errors import UserError
 from common.machine import matmul_flops
 from common.metrics_file import read_metrics
+from common.run_layout import step_folder
 from data.batching.collate import collate
-from model.checkpoint.locate import find_newest_step, resolve_checkpoint, step_folder
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from tests.helpers.training import StubEvaluator, build_trainer
 from train.metrics_log import MetricsLog
 from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer

@@ -31,7 +31,7 @@ T = TypeVar("T", bound=TrainOptions)
 
 
 def parse_train_options(schema: type[T], command: str, description: str) -> T:
-    """Return the options of `python -m train.COMMAND`; a run that exists is resumed with its own."""
+    """Return the options of `python -m train.COMMAND`, on resume with those of the run."""
 
     def find_recorded_options(values: dict[str, Any]) -> Path | None:
         run = values["run"]
@@ -53,7 +53,7 @@ def parse_train_options(schema: type[T], command: str, description: str) -> T:
 
 
 def _check_command(run: Path, command: str) -> None:
-    """Raise UserError if the run is one of the other command, whose options would all be unknown."""
+    """Raise UserError if the run belongs to the other command, which has other options."""
     if not (run / locate.RUN_FILE).is_file():
         return
     owner = locate.training_command(locate.read_fingerprints(run))
@@ -103,7 +103,7 @@ def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:
 
 
 def resolve_device_for_training(options: TrainOptions) -> torch.device:
-    """Return the device of this process. Raises UserError if the rows of a step do not divide evenly."""
+    """Return the device of this rank. Raises UserError if ranks cannot share the rows evenly."""
     distributed.check_rows_divisible(
         options.batch_tokens // options.sequence_length, options.sequence_length
     )

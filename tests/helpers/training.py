@@ -1,4 +1,4 @@
-"""Small training runs for tests: a trainer in this process, and options as command line arguments."""
+"""Small training runs for tests: descriptions, trainers, and command lines of options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

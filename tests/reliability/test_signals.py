@@ -85,7 +85,7 @@ def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "kept", "when"),
-    [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the rows under way are through")],
+    [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the current rows are done")],
 )
 def test_signal_during_long_step_saves_immediately(
     step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Pretraining: the weights, tokenizer and shape of a base, and names that stand for the shipped sample."""
+"""Pretraining from a base, and on the shipped sample in place of a corpus."""
 
 import gzip
 import json
@@ -95,7 +95,7 @@ def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathF
 def test_continued_pretraining_starts_from_base_weights_and_config(
     whole: Path, base: Path, tmp_path: Path
 ) -> None:
-    """Catch random weights under the name of a base, and another shape, tokenizer, template or stop ids."""
+    """Catch random weights, and another shape, tokenizer, template or stop ids than the base's."""
     base_model, base_tokenizer = weights.load_checkpoint(base, CPU)
     model, tokenizer = weights.load_checkpoint(whole, CPU)
     assert model.config == base_model.config and len(model.config.stop_ids) > 2
@@ -192,7 +192,7 @@ def test_changed_base_on_resume_is_refused(
 def test_base_added_to_a_run_from_scratch_is_refused(
     root: Path, whole: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Prevent training on the base's weights under the name of a run that started from random ones."""
+    """Prevent a run from random weights from being resumed as one from a base."""
     run = tmp_path / "run"
     shape = {"model.hidden_size": 32, "model.num_attention_heads": 4, "model.num_hidden_layers": 2}
     train(root, run, data=data, max_steps=1, **shape)

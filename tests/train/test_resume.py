@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped, bit for bit; real processes."""
+"""A stopped and resumed run equals the run that was never stopped, bit for bit."""
 
 import os
 import re
@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_resume_is_bit_identical(data: Path, whole: Path, tmp_p
 
 
 def test_damaged_checkpoint_falls_back_to_previous(data: Path, whole: Path, tmp_path: Path) -> None:
-    """Catch a run that resumes from a flipped byte, or not at all though it has an older checkpoint."""
+    """Catch a run that resumes from a flipped byte, or refuses an older whole checkpoint."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     weights = step_folder(run, LAST_STEP) / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user runs it: from a run or from scratch, killed and resumed, and what it refuses."""
+"""Fine-tuning from a run or from scratch: killed and resumed, stopped early, refused."""
 
 import shutil
 import signal
@@ -67,7 +67,7 @@ def sft(run: Path, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 def test_killed_fine_tuning_resumes_bit_identically(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Catch a mixture whose order, requests or replay differ after a resume, and a run that needs its base."""
+    """Catch other rows, requests or replay after a resume, and a run that needs its base."""
     base = tmp_path / "pretrain"
     pretraining = {
         "run": base,
@@ -176,7 +176,7 @@ def test_early_stopped_run_does_not_resume(prepared: dict[str, Path], tmp_path: 
 def test_untrainable_setup_gives_one_line_error(
     prepared: dict[str, Path], tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    """Catch a traceback, and a run directory that then refuses the right options as different ones."""
+    """Catch a traceback, and a run directory that would then refuse the right options."""
     run = tmp_path / "run"
     done = sft(run, {**options, "data": options["data"].format(**prepared)})
     assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -22,8 +22,8 @@ from data.shards import ShardSet
 from data.sources import SOURCES
 from data.sources.base import Source
 from data.tokenizer.texts import read_texts
-from evaluate import __main__ as measure_run
-from evaluate import perplexity, repetition
+from evaluate import __main__ as evaluate_command
+from evaluate import measure_run, perplexity, repetition
 from evaluate.kinds import find_evaluation
 from model.tokenizer.base import Tokenizer
 from train import sft
@@ -211,7 +211,7 @@ def test_a_kind_is_two_files(
     commands: list[list[str]] = []
     monkeypatch.setattr(measure_run, "_run_command", commands.append)
     monkeypatch.setattr(measure_run, "find_test_split", lambda _: ("corrections", [corpus]))
-    run_command(measure_run, "--checkpoint", run)
+    run_command(evaluate_command, "--checkpoint", run)
     assert [command[0] for command in commands] == [
         "evaluate.perplexity",
         "evaluate.repetition",
@@ -242,11 +242,9 @@ def kind_dispatches(code: str) -> list[str]:
     dispatches = []
     for node in ast.walk(ast.parse(code)):
         is_type_check = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
-        if isinstance(node, ast.Compare) and any(
+        if (isinstance(node, ast.Compare) and any(
             f"'{name}'" in ast.unparse(node) for name in KINDS
-        ):
-            dispatches.append(ast.unparse(node))
-        elif is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES):
+        )) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
             dispatches.append(ast.unparse(node))
     return dispatches
 

@@ -10,11 +10,9 @@ may see a connection more. What training leaves behind is read back at the end: 
 every step once, and TensorBoard shows as many points.
 """
 
-import argparse
 import http.client
 import itertools
 import json
-import math
 import signal
 import socket
 import statistics
@@ -26,14 +24,17 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
+
+from common import run_layout
 from common.errors import UserError, run_main
 from common.files import check_manifest, write_json
 from common.machine import collect_environment
 from common.metrics_file import read_metrics
-from common.options import CommandParser, writable_path
+from common.options import CliPositionalArg, Options, OutputFile, parse_options
 from common.progress import progress_bar
-from model.checkpoint import locate
 
 # Seconds between two looks at a process.
 _SAMPLE_INTERVAL_SECONDS = 5.0
@@ -140,12 +141,12 @@ def _check_finished_run(run: Path) -> list[str]:
     records = read_metrics(run)
     logged_steps = [record["step"] for record in records if record["kind"] == "train"]
     evaluation_steps = [record["step"] for record in records if record["kind"] == "evaluated"]
-    last_step = locate.list_steps(run)[-1]
+    last_step = run_layout.list_steps(run)[-1]
     if logged_steps != sorted(set(logged_steps)) or set(range(5, last_step + 1, 5)) - set(
         logged_steps
     ):
         raise UserError(f"{run}: metrics.jsonl does not have every logged step once")
-    if problem := check_manifest(locate.step_folder(run, last_step)):
+    if problem := check_manifest(run_layout.step_folder(run, last_step)):
         raise UserError(problem)
     accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     accumulator.Reload()
@@ -154,7 +155,7 @@ def _check_finished_run(run: Path) -> list[str]:
         raise UserError(
             f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}"
         )
-    checkpoint_names = sorted(path.name for path in (run / locate.CHECKPOINTS_DIR).iterdir())
+    checkpoint_names = sorted(path.name for path in (run / run_layout.CHECKPOINTS_DIR).iterdir())
     return [
         f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
         f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps",
@@ -295,28 +296,36 @@ def _sample_and_stop(
     return samples
 
 
+class SoakOptions(Options):
+    """Options of `python -m tests.fault_injection.soak`."""
+
+    what: CliPositionalArg[Literal["train", "chat", "serve"]] = Field(description="command to run")
+    minutes: float = Field(60.0, gt=0, description="how long it runs")
+    checkpoint: Path | None = Field(None, description="the run that answers (chat and serve)")
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="write every sample to this file"
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        if self.what != "train" and self.checkpoint is None:
+            lines.append(f"{self.what} needs a model that answers: --checkpoint runs/NAME")
+        return lines
+
+
 def main() -> None:
     """Entry point of `python -m tests.fault_injection.soak`."""
-    parser = CommandParser(
-        prog="python -m tests.fault_injection.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parse_options(
+        SoakOptions, sys.argv[1:], name="tests.fault_injection.soak", description=__doc__ or ""
     )
-    parser.add_argument("what", choices=("train", "chat", "serve"))
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
-    parser.add_argument("--checkpoint", type=Path, help="the run that talks (chat and serve)")
-    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write every look here")
-    options = parser.parse_args()
-    if not 0 < options.minutes < math.inf:
-        raise UserError(f"--minutes {options.minutes}: must be above 0")
-    if options.what != "train" and options.checkpoint is None:
-        raise UserError(f"{options.what} needs a model that talks: --checkpoint runs/…")
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, seconds = Path(name), 60 * options.minutes
         if options.what == "train":
             samples, lines = soak_train(folder, seconds)
         else:
             soak = soak_chat if options.what == "chat" else soak_serve
+            assert options.checkpoint is not None
             samples, lines = soak(options.checkpoint, folder, seconds)
     is_flat, memory_summary = assess_growth(samples)
     print(
@@ -328,9 +337,9 @@ def main() -> None:
             ]
         )
     )
-    if options.json:
+    if options.json_file:
         write_json(
-            options.json,
+            options.json_file,
             {
                 "made": collect_environment(),
                 "what": options.what,

@@ -1,6 +1,5 @@
-"""The training benchmark's own arithmetic: what it refuses, and what its figures are figures of."""
+"""The training benchmark: its checks and its arithmetic."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +7,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from bench.contenders import CONTENDERS, TrainTask
-from bench.train import (
+from bench.options import TrainSpeedOptions
+from bench.train_speed import (
     IDS_FILE,
     WEIGHTS_FILE,
     TrainTurn,
+    check_contenders,
     check_equal_losses,
-    parse_arguments,
-    parse_contenders,
     summarize,
     write_task,
 )
 from common.errors import UserError
+from common.options import validate_options
 from model.config import LlamaConfig
 
 
@@ -39,7 +39,7 @@ def tiny(vocab_size: int) -> LlamaConfig:
 
 @pytest.mark.parametrize("loss", [10.5002, float("nan")])
 def test_contenders_with_different_results_are_rejected(loss: float) -> None:
-    """Would catch a speed printed for a peer with other weights, data or updates, or for one that diverged."""
+    """Prevents the speed of a peer with other weights, data or updates, or one that diverged."""
     same = turn("a", [11.0, 10.5], [1, 1])
     check_equal_losses([same, turn("b", [11.0, 10.50005], [1, 1])])
     with pytest.raises(UserError, match="losses of step 2 differ"):
@@ -47,7 +47,7 @@ def test_contenders_with_different_results_are_rejected(loss: float) -> None:
 
 
 def test_row_is_median_of_turns_without_warmup_steps() -> None:
-    """Would catch start-up costs in the speed, a mean in place of a median, and a ratio upside down."""
+    """Catch start-up time in the speed, a mean in place of a median, an inverted ratio."""
     turns = [
         turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]),
         turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
@@ -69,7 +69,7 @@ def test_row_is_median_of_turns_without_warmup_steps() -> None:
 
 
 def test_task_is_deterministic(tmp_path: Path) -> None:
-    """Would catch turns of two runs that start from different weights or see different ids."""
+    """Catch turns with different initial weights or ids."""
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -85,20 +85,19 @@ def test_task_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a typing error or a missing package that is noticed only after minutes of other turns."""
+    """Prevents a typo or missing package that ends the run after minutes."""
     with pytest.raises(UserError, match="--contenders lightgpt: there is no such contender"):
-        parse_contenders("lightgpt")
-    monkeypatch.setattr("bench.train.find_spec", lambda name: None)
+        check_contenders(["lightgpt"])
+    monkeypatch.setattr("bench.train_speed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"litgpt is not installed; see bench/README\.md"):
-        parse_contenders("litgpt-compiled")
-    monkeypatch.setattr(sys, "argv", ["bench.train", "--steps", "3"])
-    with pytest.raises(UserError, match="--steps 3: must be at least 4"):
-        parse_arguments()
+        check_contenders(["litgpt-compiled"])
+    with pytest.raises(UserError, match="--steps: '3' is not valid; expected greater than 3"):
+        validate_options(TrainSpeedOptions, {"steps": "3"})
 
 
 @pytest.mark.slow
 def test_the_project_and_transformers_report_the_same_losses(tmp_path: Path) -> None:
-    """Would catch a contender that trains another model, or one whose step no longer fits the code it measures."""
+    """Catch a contender that trains another model or uses an old interface."""
     import torch
 
     config = tiny(211)

@@ -1,24 +1,24 @@
-"""The decoding benchmark's own arithmetic: what it refuses, and what its figures are figures of."""
+"""The decoding benchmark: its checks and its arithmetic."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import generate
+from bench import generate_speed
 from bench.decoders import DECODERS, DecodeTask, WeightPrecision
-from bench.generate import (
+from bench.generate_speed import (
     MODEL_CONFIG,
     Figure,
     check_equal_ids,
     make_prompts,
-    parse_arguments,
     resolve_entrants,
     summarize,
     weight_bytes_per_step,
 )
+from bench.options import GenerateSpeedOptions
 from common.errors import UserError
+from common.options import validate_options
 from model.config import LlamaConfig
 
 
@@ -37,7 +37,7 @@ def figure(
 
 
 def test_contenders_with_different_ids_are_rejected() -> None:
-    """Would catch a speed printed for a peer with other weights or prompts, or for one that stopped early."""
+    """Prevents the speed of a peer with other weights or prompts, or one that stopped early."""
     same = [figure("transformers", 1), figure("babyllama", 1)]
     check_equal_ids(same)
     check_equal_ids(
@@ -61,7 +61,7 @@ def test_contenders_with_different_ids_are_rejected() -> None:
 
 
 def test_row_is_median_of_its_turns() -> None:
-    """Would catch precisions and batches mixed, a ratio upside down, the first id counted as decoded, a limit per row."""
+    """Catch mixed precisions or batches, an inverted ratio, a first id that counts as decoded."""
     rows = summarize(
         [
             figure("babyllama", 1),
@@ -98,7 +98,7 @@ def test_row_is_median_of_its_turns() -> None:
 
 
 def test_prompts_are_deterministic_with_unequal_lengths() -> None:
-    """Would catch turns that decode other prompts, and a batch in which nothing is padded."""
+    """Catch turns with other prompts, and a batch without padding."""
     assert make_prompts(16, 64) == make_prompts(16, 64) and [
         len(each) for each in make_prompts(1, 64)
     ] == [64]
@@ -111,13 +111,13 @@ def test_prompts_are_deterministic_with_unequal_lengths() -> None:
 def test_unrunnable_setup_is_reported_before_running(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Would catch a missing package that ends the run after minutes, or one that is left out in silence."""
+    """Prevents a missing package that ends the run after minutes or is skipped silently."""
     with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
         resolve_entrants(["lama"])
     monkeypatch.setattr(
-        generate, "find_spec", lambda name: None if name == "llama_cpp" else object()
+        generate_speed, "find_spec", lambda name: None if name == "llama_cpp" else object()
     )
-    assert {generate.ENTRANTS[index][0] for index in resolve_entrants(list(DECODERS))} == {
+    assert {generate_speed.ENTRANTS[index][0] for index in resolve_entrants(list(DECODERS))} == {
         "babyllama",
         "transformers",
     }
@@ -125,14 +125,13 @@ def test_unrunnable_setup_is_reported_before_running(
         "llama-cpp is left out: it is not installed (pip install llama-cpp-python"
         in capsys.readouterr().out
     )
-    monkeypatch.setattr(sys, "argv", ["bench.generate", "--new", "1"])
-    with pytest.raises(UserError, match="--new 1: must be at least 2"):
-        parse_arguments()
+    with pytest.raises(UserError, match="--new: '1' is not valid; expected greater than or equal"):
+        validate_options(GenerateSpeedOptions, {"new": "1"})
 
 
 @pytest.mark.slow
 def test_the_project_and_transformers_decode_the_same_ids(tmp_path: Path) -> None:
-    """Would catch a contender that decodes another model, or prompts padded otherwise."""
+    """Catch a contender with another model or another padding."""
     from safetensors.torch import save_file
 
     from model.llama import Llama

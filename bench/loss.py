@@ -1,39 +1,28 @@
-"""The paths to the loss side by side: seconds and largest extra memory, forward and backward, one process a path.
+"""`python -m bench.loss`: seconds and extra memory of the paths to the loss."""
 
-python -m bench.loss --tokens 4096 --hidden 256 --vocabulary 65000 --precision fp32 --turns 3
-"""
-
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
+from typing import Literal
 
-from common.errors import UserError, run_main
+from bench.options import LossOptions
+from common.errors import run_main
 from common.machine import collect_environment, peak_memory_bytes, resolve_device
-from common.options import CommandParser
+from common.options import parse_options
 
+DESCRIPTION = """Compare the paths to the loss: seconds and largest extra memory, forward and backward.
+
+Each turn is a process of its own, and the paths take turns."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
     """Entry point: the parent interleaves turns, each its own process."""
-    parser = CommandParser(prog="python -m bench.loss", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tokens", type=int, default=4096, help="positions with a loss")
-    parser.add_argument("--hidden", type=int, default=256, help="width")
-    parser.add_argument("--vocabulary", type=int, default=65_000, help="ids")
-    parser.add_argument(
-        "--precision", choices=DTYPES, default="fp32", help="type that the head is computed in"
-    )
-    parser.add_argument("--turns", type=int, default=3, help="processes per path, interleaved")
-    parser.add_argument("--path", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    for name in ("tokens", "hidden", "vocabulary", "turns"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
+    options = parse_options(LossOptions, sys.argv[1:], name="bench.loss", description=DESCRIPTION)
     if options.path:
-        print(json.dumps(_run_turn(options)))
+        print(json.dumps(_run_turn(options, options.path)))
         return
     import torch
 
@@ -60,7 +49,7 @@ def main() -> None:
         print(f"{path:8}  {seconds:6.2f} s  {memory / 1e6:8,.0f} MB more than the inputs")
 
 
-def _run_turn(options: argparse.Namespace) -> dict[str, float]:
+def _run_turn(options: LossOptions, path: Literal["full", "chunked", "torch"]) -> dict[str, float]:
     import torch
 
     from model.loss import linear_cross_entropy
@@ -77,7 +66,7 @@ def _run_turn(options: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = linear_cross_entropy(
-                hidden, weight, targets, scale=1 / options.tokens, path=options.path
+                hidden, weight, targets, scale=1 / options.tokens, path=path
             )
         loss.backward()
         if device.type == "cuda":

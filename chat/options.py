@@ -72,7 +72,7 @@ class SamplingOptions(Options):
 
 
 class ModelOptions(Options):
-    """Which model answers and where it runs."""
+    """Options for the model and its device."""
 
     checkpoint: Path | None = Field(
         None,

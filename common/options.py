@@ -15,7 +15,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -38,6 +38,7 @@ from pydantic_settings import (
 from typing_extensions import Self
 
 from common.errors import UserError
+from common.figures import flatten
 
 __all__ = [
     "CliPositionalArg",
@@ -270,7 +271,7 @@ class _CommandLine:
         self.problems: list[str] = []
         self.config_file: Path | None = None
         self._fields = option_fields(schema)
-        self._defaults = _flatten(default_values(schema))
+        self._defaults = flatten(default_values(schema))
         self._needs_value = {
             f"--{key}": field.annotation is not bool for key, field in self._fields.items()
         }
@@ -356,6 +357,8 @@ class _CommandLine:
         default = self._defaults.get(key)
         suffix = " (required)" if field.is_required() else ""
         if default not in (None, "", []):
+            if CommaSeparated in field.metadata:
+                default = ",".join(default)
             text = default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
             suffix = f" (default: {text})"
         return f"{field.description or ''}{suffix}".replace("%", "%%").strip()
@@ -462,41 +465,3 @@ def option_fields(schema: type[Options], prefix: str = "") -> dict[str, FieldInf
         else:
             fields[prefix + (field.alias or name)] = field
     return fields
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-# Until all commands have a model of their options.
-
-
-class CommandParser(argparse.ArgumentParser):
-    """argparse with each mistake as one line (`UserError`)."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **settings})
-
-    def error(self, message: str) -> NoReturn:
-        """See `argparse.ArgumentParser.error`."""
-        text = re.sub(r"^argument (--?\w[^:]*): ", r"\1: ", message)
-        if unknown_option := re.match(r"unrecognized arguments: (--[\w.-]+)", text):
-            near = difflib.get_close_matches(unknown_option[1], self._option_string_actions, n=1)
-            text = f"{unknown_option[1]}: there is no such option" + (
-                f"; did you mean {near[0]}?" if near else ""
-            )
-        raise UserError(f"{' '.join(text.split())} (see {self.prog} --help)")
-
-
-def writable_path(text: str) -> Path:
-    """Return the path of a file to write."""
-    try:
-        return _check_output_file(Path(text))
-    except ValueError as error:
-        raise UserError(str(error)) from None

@@ -1,129 +1,55 @@
-"""`make data DATA=…`: download a corpus by name, verify it, and prepare it.
-
-    python -m data.download                  lists the names
-    python -m data.download wikipedia        downloads/wikipedia/… → prepared/wikipedia-<tokenizer>
-    python -m data.download tokenizer        the 65k tokenizer alone
-    python -m data.download sample           prepares the shipped sample; needs no network
-
-A broken download is continued by running the same command again. `HF_ENDPOINT=https://…` puts another copy of the
-Hugging Face hub first. A file that was fetched by hand and put at its place is verified and used.
-"""
+"""`python -m data.download NAME`, `make data DATA=NAME`: download and prepare a corpus."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from common.archive import extract_zip
-from common.download import DownloadError, download
-from common.errors import UserError, run_main
-from common.options import CommandParser
-from data.corpora import resolver
-from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
-from data.prepare.pipeline import format_report
-from data.readers.files import expand_inputs
-from data.shards import ShardSet
+from pydantic import Field
+
+from common.errors import run_main
+from common.options import CliPositionalArg, CommaSeparated, Options, parse_options
+
+DESCRIPTION = """Download a corpus by name, verify it, and prepare it.
+
+  python -m data.download              list the names
+  python -m data.download wikipedia    downloads/wikipedia/... -> prepared/wikipedia-TOKENIZER
+  python -m data.download tokenizer    the 65k tokenizer alone
+  python -m data.download sample       prepare the shipped sample, without a network
+
+Run the same command again to resume a broken download. HF_ENDPOINT=https://... is tried before the
+Hugging Face hub. A file that was downloaded by hand and put into its place is verified and used."""
+
+
+class DownloadOptions(Options):
+    """Options of `python -m data.download`."""
+
+    name: CliPositionalArg[str | None] = Field(
+        None, description="what to download; without it the names are listed"
+    )
+    tokenizer: Path | None = Field(
+        None,
+        description="SentencePiece model to prepare with (default: the 65k one, downloaded first; "
+        "for the sample the small one that comes with the project)",
+    )
+    parts: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (), description="parts of a corpus that has some, separated by commas"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; UserError for every mistake."""
-    parser = CommandParser(
-        prog="python -m data.download",
-        description="Download a corpus by name, verify it, prepare it.",
+    """Run the command."""
+    options = parse_options(
+        DownloadOptions,
+        sys.argv[1:] if arguments is None else arguments,
+        name="data.download",
+        description=DESCRIPTION,
     )
-    parser.add_argument("name", nargs="?", help="what to download; without it the names are listed")
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        help="SentencePiece model to prepare with (default: the 65k one, "
-        "downloaded first; the sample: the small one that comes with the project)",
-    )
-    parser.add_argument(
-        "--parts", default="", help="comma-separated parts of a corpus that has some"
-    )
-    options = parser.parse_args(arguments)
-    corpora_by_name = load_corpora()
-    parts = tuple(part for part in options.parts.split(",") if part)
-    if options.name is None:
-        print(format_listing(corpora_by_name))
-    elif options.name == resolver.SAMPLE_NAME:
-        _print_report(resolver.resolve_shard_set(resolver.SAMPLE_NAME, options.tokenizer))
-    elif options.name not in corpora_by_name:
-        raise unknown_corpus_error(options.name)
-    elif options.name == TOKENIZER_NAME:
-        print(download_corpus(TOKENIZER_NAME, corpora_by_name[TOKENIZER_NAME], parts)[0])
-    else:
-        _download_and_prepare(options.name, corpora_by_name[options.name], parts, options.tokenizer)
+    # After the options: the help and their mistakes need not wait for NumPy.
+    from data.corpora.download import run_download
 
-
-def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
-    """The names with what they are, the size of the download and the licence."""
-    rows = [
-        (
-            "sample",
-            "shipped with the project",
-            "every format in small, nothing to download",
-            "see assets/sample",
-        )
-    ]
-    rows += [
-        (name, _format_size(corpus.megabytes), corpus.description, corpus.licence)
-        for name, corpus in corpora_by_name.items()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True))
-        for row in rows
-    ]
-    return "\n".join([*lines, "", "make data DATA=NAME downloads and prepares one of these."])
-
-
-def download_corpus(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> list[Path]:
-    """Download and verify the files of a corpus; the paths that its source reads, archives unpacked."""
-    folder = resolver.DOWNLOADS_FOLDER / name
-    paths = []
-    for file in corpus.select_files(parts):
-        path = download(corpus.urls(file), folder / file.path, size=file.size, sha256=file.sha256)
-        if file.unpack:
-            unpacked = extract_zip(path, path.with_suffix(""))
-            paths += expand_inputs([str(unpacked / file.unpack)])
-        else:
-            paths.append(path)
-    return paths
-
-
-def _download_and_prepare(
-    name: str, corpus: Corpus, parts: tuple[str, ...], tokenizer: Path | None
-) -> None:
-    assert corpus.source is not None
-    if tokenizer is not None and not tokenizer.exists():
-        raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
-    print(
-        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; licence: {corpus.licence}",
-        flush=True,
-    )
-    missing = "the tokenizer that it is prepared with"
-    try:
-        # First, because it is small: whoever has no network learns it before anything else.
-        tokenizer = tokenizer or download_corpus(TOKENIZER_NAME, load_corpora()[TOKENIZER_NAME])[0]
-        missing = "what it consists of"
-        download_corpus(name, corpus, parts)
-    except DownloadError as error:
-        train = "sft" if corpus.source in resolver.SAMPLE_SFT_FILES else "pretrain"
-        raise UserError(
-            f"{name} (from {corpus.homepage}) is not here, for {missing} did not come; without it, make {train} "
-            f"DATA={name} trains on the part of the shipped sample that stands in for it: {error}"
-        ) from None
-    files = resolver.download_paths(name, corpus, parts)
-    _print_report(resolver.prepare_if_outdated(name, {corpus.source: files}, tokenizer, parts))
-
-
-def _print_report(folder: Path) -> None:
-    print(format_report(ShardSet.open(folder).manifest["report"], folder))
-
-
-def _format_size(megabytes: int) -> str:
-    return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes} MB"
+    run_download(options.name, options.parts, options.tokenizer)
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(sys.argv[1:]))
+    run_main(main)

@@ -1,10 +1,12 @@
 """Load the checkpoint that an evaluation command measures."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.quantize import quantize_int8
@@ -13,23 +15,27 @@ from model.tokenizer.base import Tokenizer
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """The checkpoint folder that `--checkpoint` resolved to, and its contents.
-
-    A run that is being trained has a newer step by the time its figures are written, so the folder
-    is resolved once. `provenance` goes into the figures of `--json`: `checkpoint`, the `step` in its
-    run, and `weights` if they are quantized.
-    """
+    """A resolved checkpoint. Resolved once: a run in progress may write newer steps meanwhile."""
 
     folder: Path
     model: Llama
     tokenizer: Tokenizer
     provenance: dict[str, str | int]
+    """`checkpoint` as the user named it, the `step` within its run, `weights` if quantized."""
+
+    @cached_property
+    def template(self) -> Template:
+        """Return the chat template of the checkpoint."""
+        return load_template(self.folder)
 
 
 def load_checkpoint(
     checkpoint: Path, quantize: str | None, device: torch.device
 ) -> LoadedCheckpoint:
-    """Return the model, quantized if `quantize` is set, and the tokenizer of a checkpoint."""
+    """Load the newest step of a run, one of its steps, or an exported folder.
+
+    `quantize` is None or "int8". Raises UserError if `checkpoint` is not one of these.
+    """
     folder = locate.resolve_checkpoint(checkpoint)
     model, tokenizer = weights.load_checkpoint(folder, device)
     provenance: dict[str, str | int] = {"checkpoint": str(checkpoint)}

@@ -1,6 +1,6 @@
-"""Predictions on disk: JSON lines, one answer each, that any tool can write and read.
+"""Prediction files: JSON lines, one answer a line, that any program can write and read.
 
-Where this project wrote them, each line also says which model answered, as the JSON of the figures does.
+The lines that this project writes also name the model, as `--json` does.
 """
 
 import json
@@ -11,14 +11,14 @@ from typing import Any
 from common.errors import UserError
 from common.files import write_atomic
 
-# What a line may say of the model that answered (see `evaluate.load_model`).
+# The fields of a line that name the model (see `evaluate.load_model.LoadedCheckpoint`).
 MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str}
 
 
 def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The lines of a file, each an object in which all of `fields` are texts; blank lines are none.
+    """Read the lines of a file: objects with a string for each of `fields`; skip blank lines.
 
-    UserError, naming the line, for any other, and for a file without a line.
+    Raises UserError, with the number of the line, for any other line, and for a file without lines.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -31,7 +31,7 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
             continue
         try:
             row = json.loads(line)
-            # Half a character (a lone surrogate) can be escaped in JSON, and neither printed nor written.
+            # JSON can escape a lone surrogate, which cannot be printed or written.
             json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise UserError(
@@ -40,7 +40,7 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
         for field in fields:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 raise UserError(
-                    f"{path} line {number}: there is no text {field!r} in it; a line is {expected_line}"
+                    f"{path} line {number}: has no string {field!r}; a line is {expected_line}"
                 )
         rows.append(row)
     if not rows:
@@ -51,26 +51,25 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
 def write_predictions(
     path: Path, rows: list[dict[str, Any]], model_fields: Mapping[str, str | int]
 ) -> None:
-    """Write rows as JSON lines, whole or not at all; `model_fields`, what is said of the model that answered, stands in each."""
-    write_atomic(
-        path,
-        "".join(json.dumps({**row, **model_fields}, ensure_ascii=False) + "\n" for row in rows),
-    )
+    """Write rows as JSON lines, atomically, with the fields that name the model in each line."""
+    lines = [json.dumps({**row, **model_fields}, ensure_ascii=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines))
 
 
 def resolve_model_fields(path: Path, rows: list[dict[str, Any]]) -> dict[str, str | int]:
-    """What the lines of a file say of the model that answered; empty, and that is printed, unless all say the same."""
-    fields_by_row = [
-        {key: row[key] for key, kind in MODEL_FIELDS.items() if type(row.get(key)) is kind}
-        for row in rows
-    ]
-    if fields_by_row[0] and all(each == fields_by_row[0] for each in fields_by_row):
+    """Return the fields that name the model, if all lines agree; else print that it is unknown."""
+    fields_by_row = []
+    for row in rows:
+        # `type` and not `isinstance`: a step of True is not a number.
+        fields = {key: row[key] for key, kind in MODEL_FIELDS.items() if type(row.get(key)) is kind}
+        fields_by_row.append(fields)
+    if fields_by_row[0] and all(fields == fields_by_row[0] for fields in fields_by_row):
         return fields_by_row[0]
-    print(f"{path} does not say which model answered: the figures have no step")
+    print(f"{path} does not say which model answered: the metrics have no step")
     return {}
 
 
 def excerpt(text: str, length: int = 60) -> str:
-    """A text on one line, cut to `length` characters."""
+    """Return a text on one line, cut to `length` characters."""
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 1] + "…"

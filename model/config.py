@@ -146,7 +146,7 @@ class LlamaConfig:
         return per_layer * self.num_hidden_layers + outside_layers - self.tie_word_embeddings
 
     def check_memory(self, label: str) -> None:
-        """Raise InsufficientMemoryError, beginning with `label`, if the weights alone do not fit."""
+        """Raise InsufficientMemoryError, beginning with `label`, if the weights do not fit."""
         # fp32 weights; the rotary angles of every position with their cosines and sines.
         needed = 4 * self.num_parameters + 8 * self.max_position_embeddings * self.head_dim
         available = total_memory_bytes()

@@ -1,17 +1,16 @@
 """`python -m model.export`: export a checkpoint in Hugging Face or GGUF format."""
 
-import argparse
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, cast, get_args
 
-from common.errors import UserError, run_main
-from common.options import CommandParser
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from model.interop.gguf.export import GGUFType
+from common.errors import run_main
+from common.options import Options, parse_options
 
-HF_DTYPES = ("float32", "float16", "bfloat16")
-GGUF_DTYPES = ("f32", "f16", "q8_0")
+HFDtype = Literal["float32", "float16", "bfloat16"]
+GGUFDtype = Literal["f32", "f16", "q8_0"]
 DESCRIPTION = """Export a checkpoint.
 
   --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config,
@@ -25,62 +24,57 @@ DESCRIPTION = """Export a checkpoint.
       --dtype q8_0"""
 
 
+class ExportOptions(Options):
+    """Options of `python -m model.export`."""
+
+    checkpoint: Path = Field(description="a run, one of its steps, or an exported folder")
+    format: Literal["hf", "gguf"] = Field(description="layout of the export")
+    out: Path = Field(description="the folder (hf) or file (gguf) to write")
+    dtype: HFDtype | GGUFDtype | None = Field(
+        None,
+        description=f"of the weights; hf: {', '.join(get_args(HFDtype))} (default float32); gguf: "
+        f"{', '.join(get_args(GGUFDtype))} (default f32)",
+    )
+    max_shard_size: str | None = Field(
+        None,
+        description="hf: split the weights into files of at most this size, such as 200MB "
+        "(default 5GB)",
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        valid = get_args(HFDtype if self.format == "hf" else GGUFDtype)
+        if self.dtype is not None and self.dtype not in valid:
+            lines.append(
+                f"--dtype {self.dtype}: for --format {self.format} one of {', '.join(valid)}"
+            )
+        if self.format == "gguf" and self.max_shard_size is not None:
+            lines.append("--max_shard_size is for --format hf: a GGUF is one file")
+        return lines
+
+
 def main() -> None:
     """Export as the command line says, and print what was written."""
-    options = _parse_options()
+    options = parse_options(
+        ExportOptions, sys.argv[1:], name="model.export", description=DESCRIPTION
+    )
     if options.format == "hf":
         _export_hf(options)
     else:
         _export_gguf(options)
 
 
-def _parse_options() -> argparse.Namespace:
-    parser = CommandParser(
-        prog="python -m model.export",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a run, one of its steps, or an exported folder",
-    )
-    parser.add_argument("--format", choices=("hf", "gguf"), required=True)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the folder (hf) or file (gguf) to write"
-    )
-    parser.add_argument(
-        "--dtype",
-        help=f"of the weights; hf: {', '.join(HF_DTYPES)} (default float32); gguf: "
-        f"{', '.join(GGUF_DTYPES)} (default f32)",
-    )
-    parser.add_argument(
-        "--max_shard_size",
-        metavar="SIZE",
-        help="hf: split the weights into files of at most this size, such as 200MB (default 5GB)",
-    )
-    options = parser.parse_args()
-    valid = HF_DTYPES if options.format == "hf" else GGUF_DTYPES
-    if options.dtype is not None and options.dtype not in valid:
-        raise UserError(
-            f"--dtype {options.dtype}: for --format {options.format} one of {', '.join(valid)}"
-        )
-    if options.format == "gguf" and options.max_shard_size is not None:
-        raise UserError("--max_shard_size is for --format hf: a GGUF is one file")
-    return options
-
-
 # The exporters are imported late: with PyTorch they take seconds, which --help need not wait for.
 
 
-def _export_hf(options: argparse.Namespace) -> None:
+def _export_hf(options: ExportOptions) -> None:
     from model.interop.hf_export import export_hf
 
     result = export_hf(
         options.checkpoint,
         options.out,
-        dtype=options.dtype or "float32",
+        dtype=cast("HFDtype", options.dtype or "float32"),
         max_shard_size=options.max_shard_size or "5GB",
     )
     files = f"{len(result.weights_files)} weights files"
@@ -92,10 +86,10 @@ def _export_hf(options: argparse.Namespace) -> None:
     )
 
 
-def _export_gguf(options: argparse.Namespace) -> None:
+def _export_gguf(options: ExportOptions) -> None:
     from model.interop.gguf.export import export_gguf
 
-    dtype: "GGUFType" = options.dtype or "f32"
+    dtype = cast("GGUFDtype", options.dtype or "f32")
     model = export_gguf(options.checkpoint, options.out, dtype=dtype)
     print(
         f"{options.out}: {model.config.num_parameters / 1e6:.1f}M parameters, "

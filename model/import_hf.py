@@ -1,14 +1,16 @@
 """`python -m model.import_hf`: import a Llama in Hugging Face format as a run."""
 
-import argparse
+import sys
 from pathlib import Path
 
-from common.errors import run_main
-from common.options import CommandParser
+from pydantic import Field
 
-DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without biases,
-safetensors (one file or several), tokenizer.json. Nothing in it is unpickled; its chat template is
-run once, in a sandbox.
+from common.errors import run_main
+from common.options import CliPositionalArg, Options, parse_options
+
+DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without
+biases, safetensors (one file or several), tokenizer.json. Nothing in it is unpickled; its chat
+template is run once, in a sandbox.
 
   python -m model.import_hf ~/models/SmolLM2-135M-Instruct --run runs/smollm2
   python -m chat --checkpoint runs/smollm2
@@ -16,18 +18,18 @@ run once, in a sandbox.
   python -m train.sft --base runs/smollm2 --data csl --run runs/smollm2-csl"""
 
 
+class ImportOptions(Options):
+    """Options of `python -m model.import_hf`."""
+
+    folder: CliPositionalArg[Path] = Field(description="the folder of the model")
+    run: Path = Field(description="the run directory to write, such as runs/NAME")
+
+
 def main() -> None:
     """Import the folder on the command line, and print the run's size and chat template."""
-    parser = CommandParser(
-        prog="python -m model.import_hf",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parse_options(
+        ImportOptions, sys.argv[1:], name="model.import_hf", description=DESCRIPTION
     )
-    parser.add_argument("folder", type=Path, help="the model's folder")
-    parser.add_argument(
-        "--run", type=Path, required=True, help="the run to make, such as runs/NAME"
-    )
-    options = parser.parse_args()
     # Late: with PyTorch it takes seconds, which --help need not wait for.
     from model.interop.hf_import import import_hf
 

@@ -28,7 +28,7 @@ class InitialCheckpoint:
 
     @property
     def source(self) -> Path | None:
-        """The folder with config.json and template: on resume the run's own, since a base may be gone."""
+        """The folder with config.json and template: on resume the run's own, as a base may be gone."""
         return self.resumed or self.folder
 
 
@@ -54,12 +54,11 @@ def resolve_initial_checkpoint(
 def _resolve_on_resume(
     base: Path | None, tokenizer: Path | None, run: Path, newest: Path
 ) -> InitialCheckpoint:
-    """Resolve the options again; what is recorded for the run may be gone by now, anything else not."""
+    """Resolve the options again; paths that the run recorded may be gone, others may not."""
     config = run / CONFIG_FILE
     recorded = load_yaml(config, "") if config.is_file() else {}
-    if tokenizer is None or (
-        str(tokenizer) == recorded.get("tokenizer") and not tokenizer.exists()
-    ):
+    is_recorded = str(tokenizer) == recorded.get("tokenizer")
+    if tokenizer is None or (is_recorded and not tokenizer.exists()):
         tokenizer = newest
     if base is None:
         return InitialCheckpoint(None, NO_BASE, tokenizer, newest)
@@ -67,15 +66,19 @@ def _resolve_on_resume(
         folder = locate.resolve_checkpoint(base)
         fingerprint = locate.weights_sha256(folder)
     except UserError as error:
-        if str(base) != recorded.get("base"):
+        # The options may name a run, of which the step that it resolved to is recorded.
+        recorded_base = Path(str(recorded.get("base")))
+        if not recorded_base.is_relative_to(base):
             raise
-        print(f"base      {run} is resumed without comparing its base: {error}", flush=True)
-        folder, fingerprint = base, locate.read_fingerprints(run).get("base", NO_BASE)
+        reason = error if base.exists() else f"{base} is gone"
+        print(f"base      {run} is resumed without comparing its base: {reason}", flush=True)
+        folder = recorded_base
+        fingerprint = locate.read_fingerprints(run).get("base", NO_BASE)
     return InitialCheckpoint(folder, fingerprint, tokenizer, newest)
 
 
 def _print_if_unfinished(base: Path, folder: Path) -> None:
-    """Print a line if the base is a run with steps to go; `folder` is the checkpoint it resolves to."""
+    """Print a line if the base is a run with steps to go; `folder` is its checkpoint."""
     remaining = locate.find_remaining_steps(base, folder)
     if remaining is not None:
         print(

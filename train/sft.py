@@ -11,7 +11,8 @@ from common.errors import UserError, run_main
 from data.batching.collate import PackedBatchLoader
 from data.batching.examples import Examples
 from data.batching.packed_rows import PackedPlan
-from data.corpora.resolver import SMALL_TOKENIZER, resolve_shard_set
+from data.corpora.resolver import resolve_shard_set
+from data.corpora.sample import SMALL_TOKENIZER
 from data.shards import ShardSet
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.checkpoint import locate

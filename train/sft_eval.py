@@ -11,7 +11,7 @@ from data.shards import ShardSet
 from evaluate.kinds import find_evaluation
 from evaluate.kinds.base import KindEvaluation
 from evaluate.scores.lm import LMScore, score_examples
-from evaluate.scores.rouge import compute_rouge
+from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.llama import Llama

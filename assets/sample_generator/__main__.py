@@ -1,26 +1,40 @@
 """Write the sample corpus: `python -m assets.sample_generator --out assets/sample`."""
 
+import sys
 from pathlib import Path
 
-from assets.sample_generator.build import build_sample
-from common.errors import UserError, run_main
+from pydantic import Field, field_validator
+
+from common.errors import run_main
 from common.files import write_atomic
-from common.options import CommandParser
+from common.options import Options, parse_options
+
+DESCRIPTION = """Write the sample corpus: the project's own texts about an invented valley.
+
+They are in the native formats of the data sources. The same command always writes the same bytes."""
+
+
+class SampleOptions(Options):
+    """Options of `python -m assets.sample_generator`."""
+
+    out: Path = Field(description="folder to write, such as assets/sample")
+
+    @field_validator("out")
+    @classmethod
+    def _check_folder(cls, value: Path) -> Path:
+        if value.exists() and not value.is_dir():
+            raise ValueError(f"{value} is a file; name a folder")
+        return value
 
 
 def main() -> None:
-    """Parse the command line and write the files."""
-    parser = CommandParser(
-        prog="python -m assets.sample_generator",
-        description="Write the sample corpus: the project's own texts about an invented valley, in the native formats"
-        " of the project's data sources. The same command always writes the same bytes.",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write, e.g. assets/sample"
-    )
-    out = parser.parse_args().out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; name a folder")
+    """Write the files of the sample."""
+    out = parse_options(
+        SampleOptions, sys.argv[1:], name="assets.sample_generator", description=DESCRIPTION
+    ).out
+    # After the options: the help need not wait for the texts.
+    from assets.sample_generator.build import build_sample
+
     files = build_sample()
     for name, data in sorted(files.items()):
         write_atomic(out / name, data)

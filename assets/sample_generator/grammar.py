@@ -1,7 +1,8 @@
 """Phrasings: a small template language over UTF-8 text files.
 
-A file holds sections, `## name` and one phrasing per line. In a phrasing `{slot}` is a value, `[a|b|c]` a free choice
-of one of the variants (brackets may nest), and a literal `\\n` a line break.
+A file holds sections, `## name` and one phrasing per line. In a phrasing `{slot}` is a value,
+`[a|b|c]` a free choice of one of the variants (brackets may nest), and a literal `\\n` a line
+break.
 """
 
 import random

@@ -1,10 +1,10 @@
 """Reading comprehension: short passages full of invented names, with questions answered by a name of the passage.
 
-An answer is a sentence that repeats what was asked about and ends with the name, or the number, that was asked for: a small
-model learns to copy by repeating, and then to copy from the passage.
+An answer is a sentence that repeats what was asked about and ends with the name, or the number,
+that was asked for: a small model learns to copy by repeating, and then to copy from the passage.
 
-The names are drawn from hundreds of common characters, so that answering means copying from the passage; the words
-that the held-out part uses occur nowhere else in the sample.
+The names are drawn from hundreds of common characters, so that answering means copying from the
+passage; the words that the held-out part uses occur nowhere else in the sample.
 """
 
 import random
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from assets.sample_generator.grammar import TEXT_FOLDER, Grammar, read_sections
 
-# Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject can be asked for;
-# a slot without a sentence section of its own is told by the opening.
+# Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject
+# can be asked for; a slot without a sentence section of its own is told by the opening.
 PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "人物": (
         "名",

@@ -1,7 +1,7 @@
 """The state of the world: places, crafts, animals, dishes and about 500 people, whose facts never contradict.
 
-Places, crafts, animals and dishes are tables in `text/`; people, books and inventions are drawn once, with a fixed
-seed, so that every document that mentions a fact takes it from here.
+Places, crafts, animals and dishes are tables in `text/`; people, books and inventions are drawn
+once, with a fixed seed, so that every document that mentions a fact takes it from here.
 """
 
 import random
@@ -11,8 +11,8 @@ from assets.sample_generator.grammar import TEXT_FOLDER, read_sections, read_tab
 
 CURRENT_YEAR = 260
 Row = dict[str, str]
-# Where the trades that need the sea, the snow or the woods are at home; `EVERYWHERE` are those that many places have;
-# the other crafts live where `places.tsv` says and in one more place.
+# Where the trades that need the sea, the snow or the woods are at home; `EVERYWHERE` are those that
+# many places have; the other crafts live where `places.tsv` says and in one more place.
 TRADE_PLACES = {
     "守塔人": "望潮港 灯芯岛",
     "天文员": "星台村",

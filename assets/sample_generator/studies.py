@@ -1,8 +1,9 @@
 """Abstracts and titles of invented studies, in the shape of CSL.
 
-A title names three or four things (method, object, aspect, place); the abstract tells each in another sentence, at
-the beginning, in the middle or at the end, so that neither its first words nor its best sentence is the title. Which
-frame the title has follows from how the method is told. Pairs of method and object are kept apart between the splits.
+A title names three or four things (method, object, aspect, place); the abstract tells each in
+another sentence, at the beginning, in the middle or at the end, so that neither its first words nor
+its best sentence is the title. Which frame the title has follows from how the method is told. Pairs
+of method and object are kept apart between the splits.
 """
 
 import random
@@ -64,7 +65,8 @@ class StudyGenerator:
             parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [
                 f"地.{kind}"
             ] * with_place
-            # The object has to come before sentences that lean on it ("这方面", "新做法"); the rest may change places.
+            # The object has to come before sentences that lean on it ("这方面", "新做法"); the rest may
+            # change places.
             rest = parts[1:]
             self.rng.shuffle(rest)
             order = (

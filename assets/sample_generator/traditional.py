@@ -1,7 +1,7 @@
 """Traditional characters for a share of the encyclopedia, as Chinese Wikipedia mixes both scripts.
 
-A small table made for this text: one form per character, and words where a character takes another form. It is not a
-converter for other texts; the project converts with OpenCC.
+A small table made for this text: one form per character, and words where a character takes another
+form. It is not a converter for other texts; the project converts with OpenCC.
 """
 
 import functools

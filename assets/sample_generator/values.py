@@ -6,7 +6,8 @@ from assets.sample_generator.state import CURRENT_YEAR, Person, Row, World
 
 NUMERALS = "零一二三四五六七八九十"
 SEASONS = "春夏秋冬"
-# Trades of which nobody would say that they "make" their product: phrasings with a product are not for them.
+# Trades of which nobody would say that they "make" their product: phrasings with a product are not
+# for them.
 TRADES_WITHOUT_PRODUCT = frozenset(
     [
         "老师",

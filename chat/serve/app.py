@@ -31,7 +31,8 @@ from chat.serve.protocol import (
 )
 from chat.serve.responses import DONE_EVENT, CompletionResponse, encode_sse_event
 from chat.serve.sequence import AnswerEvent, Failure, Finish, GenerationRequest, TextDelta
-from model.decode.generate import Sampling, max_prompt_tokens
+from model.decode.generate import max_prompt_tokens
+from model.decode.sampling import Sampling
 
 RETRY_AFTER_SECONDS = 2
 # Shorter than the connection's own timeout, so that the client gets an error before it is closed.

@@ -56,7 +56,7 @@ class AuthMiddleware:
             )
 
     def _is_allowed_host(self, host_header: str) -> bool:
-        """Whether a Host header, with or without a port, names this server."""
+        """Return whether a Host header, with or without a port, names this server."""
         has_port = ":" in host_header and not host_header.endswith("]")  # "[::1]" is IPv6
         host = host_header.rpartition(":")[0] if has_port else host_header
         host = host.removeprefix("[").removesuffix("]").lower()

@@ -97,7 +97,7 @@ class ContinuousBatch:
 def _append_next_tokens(
     sequences: list[ActiveSequence], inference_batch: InferenceBatch, hidden: Tensor
 ) -> list[ActiveSequence]:
-    """Append the next id of every sequence, given hidden[B, D] of its last position.
+    """Append the next id to every sequence, given hidden[B, D] of its last position.
 
     Returns the sequences that are not finished, which are the rows of `inference_batch` then.
     """
@@ -113,7 +113,7 @@ def _append_next_tokens(
 def _next_tokens(
     sequences: list[ActiveSequence], inference_batch: InferenceBatch, hidden: Tensor
 ) -> list[int | None]:
-    """Return the next id of every row of hidden[B, D]; None if the model overflowed."""
+    """Return the next id of every sequence, None where hidden[B, D] or the logits overflowed."""
     if all(sequence.is_greedy for sequence in sequences):
         # Nobody needs the logits, which cost most of the head. The check for overflow is part of
         # the same tensor, because every copy from a GPU waits for it.

@@ -44,7 +44,7 @@ class LimitedConnection(H11Protocol):
 
     @property
     def has_whole_request(self) -> bool:
-        """Whether a request has arrived with its body and is not yet answered."""
+        """Return whether a request, body included, has arrived and is not yet answered."""
         cycle = self.cycle
         return cycle is not None and not cycle.more_body and not cycle.response_complete
 

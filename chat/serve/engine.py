@@ -51,12 +51,12 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are processed."""
+        """Return whether requests are processed."""
         return self._thread.is_alive() and not self._stop_event.is_set()
 
     @property
     def request_counts(self) -> tuple[int, int]:
-        """Numbers of running and of waiting requests."""
+        """Return the numbers of running and of waiting requests."""
         num_running = len(self._batch.sequences)
         return num_running, max(0, self._num_requests - num_running)
 

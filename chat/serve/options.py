@@ -22,7 +22,7 @@ A setting that a request leaves out has the value of the option below."""
 
 
 class ServeOptions(SamplingOptions, ModelOptions):
-    """Where the server listens, and what its requests may cost."""
+    """Options of `python -m chat.serve`: address, API key and limits."""
 
     host: str = Field(
         "127.0.0.1",

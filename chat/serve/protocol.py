@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from chat.serve.errors import ProtocolError
 from chat.terminal.settings import SETTINGS
-from model.decode.generate import Sampling
+from model.decode.sampling import Sampling
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 128

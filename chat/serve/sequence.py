@@ -93,20 +93,20 @@ class ActiveSequence:
 
     @property
     def num_remaining(self) -> int:
-        """How many more ids the answer may have."""
+        """Return how many more ids the answer may have."""
         num_positions = self.context_length - len(self.request.prompt)
         return min(self.request.max_new_tokens, num_positions) - len(self.answer_ids)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next id is the argmax of the unprocessed logits."""
+        """Return whether the next id is the argmax of the unprocessed logits."""
         return self.request.sampling.is_greedy and not self._processors
 
     def sample_token(self, logits: Tensor) -> int:
         """Return the next id, sampled from logits[V] (fp32, on the CPU)."""
         generated = torch.tensor([self.answer_ids], dtype=torch.int64)
-        processed_logits = process_logits(self._processors, logits[None], generated)[0]
-        return sample_token(processed_logits, self.request.sampling, self._generator)
+        logits = process_logits(self._processors, logits[None], generated)[0]
+        return sample_token(logits, self.request.sampling, self._generator)
 
     def append_token(self, token_id: int) -> None:
         """Append an id to the answer, emit its text, and finish the sequence if this ends it."""

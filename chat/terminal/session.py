@@ -8,13 +8,9 @@ from chat.errors import ChatError
 from chat.load_model import LoadedModel
 from chat.prompt import FittedPrompt, PromptTooLongError, fit_prompt
 from model.decode.detokenize import stream_text
-from model.decode.generate import (
-    FinishReason,
-    PrefixCache,
-    Sampling,
-    generate,
-    max_prompt_tokens,
-)
+from model.decode.generate import FinishReason, generate, max_prompt_tokens
+from model.decode.prefix_cache import PrefixCache
+from model.decode.sampling import Sampling
 
 
 @dataclass(frozen=True)

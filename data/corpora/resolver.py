@@ -1,163 +1,93 @@
-"""What a `DATA` means: a name, a prepared folder or raw files → one prepared shard set.
+"""Resolve `DATA=…`, a corpus name, a prepared folder or raw files, to a shard set.
 
-Prepared sets lie in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that one corpus can be prepared
-with several tokenizers. `made-from.json` in each says what it was made from: inputs, tokenizer, options, code. A
-preparation is used again while these are the same and made again when they are not. A name whose downloads are no longer
-here keeps the preparation that it has, and a warning says that other code made it.
+Shard sets are prepared in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that
+one corpus can be prepared with several tokenizers. A set is reused while its inputs, tokenizer,
+options and code version are the same (`data.prepare.provenance`), and prepared again otherwise. A
+corpus whose downloads were deleted keeps its set, with a warning if another code version prepared
+it.
 """
 
 import hashlib
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import MANIFEST, read_json
-from data.corpora.manifests import (
-    PROJECT_ROOT,
-    TOKENIZER_NAME,
-    Corpus,
-    load_corpora,
-    unknown_corpus_error,
+from data.corpora.detect import detect_source
+from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
+from data.corpora.sample import (
+    SAMPLE_NAME,
+    SAMPLE_SFT_FILES,
+    SMALL_TOKENIZER,
+    FilesBySource,
+    SplitFiles,
+    sample_files,
 )
-from data.prepare.pipeline import PrepareOptions, prepare_groups
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
 from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
-from data.readers.detect import detect_source
+from data.prepare.source_args import SourceGroup
 from data.readers.files import expand_inputs
-from data.readers.source_args import SourceGroup
 from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
 from model.tokenizer import load_tokenizer
-from model.tokenizer.base import Tokenizer
 
-SAMPLE_NAME = "sample"
-SAMPLE_ROOT = PROJECT_ROOT / "assets" / "sample"
-SAMPLE_PRETRAIN_FOLDER = SAMPLE_ROOT / "pretrain"
-SMALL_TOKENIZER = PROJECT_ROOT / "assets" / "tokenizer"
 # Below the folder that the command runs in.
 DOWNLOADS_FOLDER = Path("downloads")
 
 
-@dataclass(frozen=True)
-class SplitFiles:
-    """The native files of one source: to train on, and what its release holds out."""
-
-    train: list[Path]
-    dev: list[Path] = field(default_factory=list)
-    test: list[Path] = field(default_factory=list)
-
-
-# Source name → its native files.
-FilesBySource = dict[str, SplitFiles]
-# The shipped sample's part of each fine-tuning set, below SAMPLE_ROOT.
-SAMPLE_SFT_FILES = {
-    name: SplitFiles(*([Path(path)] if path else [] for path in paths))
-    for name, paths in {
-        "csl": ("summary/csl/train.tsv", "summary/csl/dev.tsv", "summary/csl/test.tsv"),
-        "lcsts": (
-            "summary/lcsts/PART_I.txt",
-            "summary/lcsts/PART_II.txt",
-            "summary/lcsts/PART_III.txt",
-        ),
-        "redgpt": (
-            "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz",
-            "",
-            "sft/redgpt/RedGPT-Dataset-V1-CN.test.json",
-        ),
-        "naturalconv": (
-            "sft/naturalconv/dialog_release.json.gz",
-            "",
-            "sft/naturalconv/dialog_release.test.json",
-        ),
-        "belle-0.5m": ("sft/belle/train_0.5M_CN.json.gz", "", "sft/belle/train_0.5M_CN.test.json"),
-        "belle-0.8m": (
-            "sft/belle/multiturn_chat_0.8M.json.gz",
-            "",
-            "sft/belle/multiturn_chat_0.8M.test.json",
-        ),
-        "deepctrl": (
-            "sft/deepctrl/sft_data_zh.jsonl.gz",
-            "",
-            "sft/deepctrl/sft_data_zh.test.jsonl",
-        ),
-        "pclue": ("sft/pclue/pCLUE_train.json.gz", "", "sft/pclue/pCLUE_train.test.json"),
-    }.items()
-}
-
-
 def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
-    """The prepared shard-set folder that `name` means; prepares the sample and raw paths on the way.
+    """Return the shard-set folder that `name` means, after preparing it if necessary.
 
-    `name` is a name of `make data`, a shard-set folder (used as it is) or a raw file or folder. A name that is known
-    but not prepared gives the sample's part of that name, and the first line printed says so. `tokenizer` None means,
-    for prepared names, whichever was prepared last; for raw paths the downloaded 65k tokenizer, else the small one.
+    `name` is a corpus name of `make data`, a shard-set folder, or a raw file or folder. A corpus
+    that was never downloaded is replaced by the part of the shipped sample in its format, which is
+    printed. Without a `tokenizer`, a corpus name means the set that was prepared last, and raw
+    files are prepared with the downloaded 65k tokenizer or else the small one. Raises UserError for
+    an unknown name.
     """
-    known = load_corpora()
-    path = Path(name)
+    corpora = load_corpora()
     if name == SAMPLE_NAME:
         return prepare_if_outdated(SAMPLE_NAME, sample_files(), tokenizer or SMALL_TOKENIZER)
-    if name in known and known[name].source:
+    if name in corpora and corpora[name].source:
+        corpus = corpora[name]
         return (
-            _find_prepared(name, known[name], tokenizer)
-            or _prepare_downloads(name, known[name], tokenizer)
-            or _prepare_sample_substitute(name, known[name], tokenizer)
+            _find_prepared(name, corpus, tokenizer)
+            or _prepare_downloads(name, corpus, tokenizer)
+            or _prepare_sample_substitute(name, corpus, tokenizer)
         )
+    path = Path(name)
     if path.is_dir() and _is_shard_set(path):
         return _check_shard_set(path, tokenizer)
     if path.exists():
-        files = expand_inputs([name])
-        label = (
-            f"{path.resolve().stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
-        )
-        return prepare_if_outdated(
-            label, {detect_source(files): SplitFiles(files)}, tokenizer or default_tokenizer()
-        )
+        return _prepare_raw_path(path, tokenizer or default_tokenizer())
     raise unknown_corpus_error(name, " and no such file or folder", data_only=True)
 
 
+def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
+    files = expand_inputs([str(path)])
+    # Files of the same name in different folders are different data sets.
+    path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
+    name = f"{path.resolve().stem}-{path_digest}"
+    return prepare_if_outdated(name, {detect_source(files): SplitFiles(files)}, tokenizer)
+
+
 def corpus_name(folder: Path) -> str:
-    """The name under which a folder in `prepared/` was prepared: the folder's own, less the digits of the tokenizer."""
+    """Return the corpus name of a folder in `prepared/`, whose name ends with a fingerprint."""
     return re.sub("-[0-9a-f]{8}$", "", folder.name)
 
 
 def replaced_corpus_name(folder: Path) -> str | None:
-    """The name of `make data` that a prepared part of the shipped sample stands in for; None of every other folder."""
+    """Return the corpus name that a prepared part of the sample replaces, or None."""
     name = corpus_name(folder)
-    wanted = name.removeprefix(f"{SAMPLE_NAME}-")
-    return wanted if wanted != name and wanted in load_corpora() else None
+    replaced_name = name.removeprefix(f"{SAMPLE_NAME}-")
+    return replaced_name if replaced_name != name and replaced_name in load_corpora() else None
 
 
 def default_tokenizer() -> Path:
-    """The downloaded 65k tokenizer if it is here, else the small one that comes with the project."""
-    name = load_corpora()[TOKENIZER_NAME].files[0].path
-    downloaded = DOWNLOADS_FOLDER / TOKENIZER_NAME / name
+    """Return the downloaded 65k tokenizer, or else the small one shipped with the project."""
+    file_name = load_corpora()[TOKENIZER_NAME].files[0].path
+    downloaded = DOWNLOADS_FOLDER / TOKENIZER_NAME / file_name
     return downloaded if downloaded.exists() else SMALL_TOKENIZER
-
-
-def sample_files(source: str | None = None) -> FilesBySource:
-    """The files of the shipped sample by source, or only those of one source."""
-    if not SAMPLE_PRETRAIN_FOLDER.is_dir():
-        raise UserError(
-            f"{SAMPLE_PRETRAIN_FOLDER} is missing: it belongs to the project, restore it (git checkout)"
-        )
-    if source in SAMPLE_SFT_FILES:
-        files = SAMPLE_SFT_FILES[source]
-        return {
-            source: SplitFiles(
-                *(
-                    [SAMPLE_ROOT / path for path in part]
-                    for part in (files.train, files.dev, files.test)
-                )
-            )
-        }
-    inputs: FilesBySource = {}
-    for path in expand_inputs([str(SAMPLE_PRETRAIN_FOLDER)]):
-        inputs.setdefault(detect_source([path]), SplitFiles([])).train.append(path)
-    if source is None:
-        return inputs
-    if source not in inputs:
-        raise UserError(f"{SAMPLE_PRETRAIN_FOLDER} has no part for the source {source}")
-    return {source: inputs[source]}
 
 
 def prepare_if_outdated(
@@ -166,16 +96,21 @@ def prepare_if_outdated(
     tokenizer: Path,
     parts: tuple[str, ...] = (),
 ) -> Path:
-    """Return the shard set of these files under `name`; prepare it unless it is there and made from the same.
+    """Return the shard set of these files under `name`, prepared again if it is outdated.
 
-    The old set stays until the new one is whole. `parts` are the parts of the corpus that the files are. Raises UserError
-    if `prepared/` has something else under this name.
+    The old set stays in place until the new one is whole. `parts` are the parts of the corpus that
+    the files belong to. Raises UserError if `prepared/` has something other than a shard set under
+    this name.
     """
-    out = _prepared_folder(name, load_tokenizer(tokenizer))
-    corpus = {"name": name, "parts": list(parts)}
-    options = PrepareOptions()
-    groups = _source_groups(files_by_source)
-    prepare_groups(groups, out, tokenizer, options, corpus=corpus, replace_outdated=True)
+    out = _prepared_folder(name, tokenizer)
+    prepare_groups(
+        _source_groups(files_by_source),
+        out,
+        tokenizer,
+        PrepareOptions(),
+        corpus={"name": name, "parts": list(parts)},
+        replace_outdated=True,
+    )
     return out
 
 
@@ -186,14 +121,14 @@ def _source_groups(files_by_source: FilesBySource) -> list[SourceGroup]:
     ]
 
 
-def _prepared_folder(name: str, tokenizer: Tokenizer) -> Path:
-    return PREPARED_FOLDER / f"{name}-{tokenizer.fingerprint[:8]}"
+def _prepared_folder(name: str, tokenizer: Path) -> Path:
+    return PREPARED_FOLDER / f"{name}-{load_tokenizer(tokenizer).fingerprint[:8]}"
 
 
 def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """Return the set prepared under this name with this tokenizer, else the newest one; None if there is none."""
+    """Return the set prepared under this name, the newest one if `tokenizer` is None; or None."""
     if tokenizer is not None:
-        folders = [_prepared_folder(name, load_tokenizer(tokenizer))]
+        folders = [_prepared_folder(name, tokenizer)]
     else:
         folders = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
     folders = [folder for folder in folders if _is_shard_set(folder)]
@@ -204,9 +139,8 @@ def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | 
 
 
 def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
-    """Prepare the set of a name again if another code version did it and its downloads are still the same files."""
+    """Prepare a corpus again if another code version did it and its downloads are unchanged."""
     if not (folder / PROVENANCE_FILE).is_file():
-        # A folder that the user put there.
         return folder
     provenance = read_provenance(folder)
     if provenance["version"] == PREPARE_VERSION or not provenance["corpus"]:
@@ -218,17 +152,20 @@ def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
     is_complete = all(path.exists() for path in files.train + files.dev)
     if not is_complete or not match_inputs(provenance, _source_groups(files_by_source)):
         print(
-            f"warning: {folder} was prepared by another version of this program, and the files that it was made from are "
+            f"warning: {folder} was prepared by another version of this program, and the files "
+            "that it was made from are "
             f"no longer in {DOWNLOADS_FOLDER / name}: to prepare it again, make data DATA={name}",
             file=sys.stderr,
         )
         return folder
-    print(f"{folder} was prepared by another version of this program: preparing it again")
+    print(
+        f"{folder} was prepared by another version of this program: preparing it again", flush=True
+    )
     return prepare_if_outdated(name, files_by_source, folder, parts)
 
 
 def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """Prepare the downloaded files of a name with a tokenizer; None if there is no tokenizer or a file is missing."""
+    """Prepare the downloads of a corpus; None without a tokenizer, or if a file is missing."""
     if tokenizer is None or corpus.source is None:
         return None
     files = download_paths(name, corpus)
@@ -237,20 +174,34 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
     return prepare_if_outdated(name, {corpus.source: files}, tokenizer)
 
 
+def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
+    print(
+        f"{name} is not prepared here: the part of the shipped sample in its format is used "
+        "instead "
+        f"(for the real corpus: make data DATA={name})",
+        flush=True,
+    )
+    assert corpus.source is not None
+    files_by_source = sample_files(corpus.source)
+    return prepare_if_outdated(
+        f"{SAMPLE_NAME}-{name}", files_by_source, tokenizer or SMALL_TOKENIZER
+    )
+
+
 def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> SplitFiles:
-    """Where the files of a corpus lie once they are downloaded (of its default parts, or these), archives unpacked."""
-    roles: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
+    """Return the paths of a corpus after download and unpacking; `parts` () are the default."""
+    paths_by_role: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
     for file in corpus.select_files(parts):
         path = DOWNLOADS_FOLDER / name / file.path
-        found = sorted(path.with_suffix("").glob(file.unpack)) if file.unpack else [path]
-        roles[file.role] += found
-    return SplitFiles(**roles)
+        paths = sorted(path.with_suffix("").glob(file.unpack)) if file.unpack else [path]
+        paths_by_role[file.role] += paths
+    return SplitFiles(**paths_by_role)
 
 
 def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
-    """The source and the native files of the test split that belongs to a prepared set.
+    """Return the source and the native files of the test split that belongs to a prepared set.
 
-    UserError if the set was not prepared by name, or its release has no test split.
+    Raises UserError if the set was not prepared by name, or if its release has no test split.
     """
     name = ""
     if (shards.folder / PROVENANCE_FILE).is_file():
@@ -268,18 +219,6 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
     )
 
 
-def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
-    print(
-        f"{name} is not prepared here: the part of the shipped sample in its format stands in for it "
-        f"(the real one: make data DATA={name})",
-        flush=True,
-    )
-    assert corpus.source is not None
-    return prepare_if_outdated(
-        f"{SAMPLE_NAME}-{name}", sample_files(corpus.source), tokenizer or SMALL_TOKENIZER
-    )
-
-
 def _is_shard_set(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
@@ -288,11 +227,16 @@ def _is_shard_set(folder: Path) -> bool:
 
 
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
-    """A shard-set folder whose files are all there, and of this tokenizer where one is demanded."""
+    """Return the folder; raises UserError if a file is missing or the tokenizer is another."""
     fingerprint = ShardSet.open(folder).load_tokenizer().fingerprint
-    if tokenizer is not None and (wanted := load_tokenizer(tokenizer).fingerprint) != fingerprint:
+    if tokenizer is None:
+        return folder
+    requested_fingerprint = load_tokenizer(tokenizer).fingerprint
+    if requested_fingerprint != fingerprint:
         raise UserError(
-            f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} ({wanted[:8]}): "
-            f"prepare the raw files with --tokenizer {tokenizer}, or leave out the --tokenizer or --base that asks for it"
+            f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} "
+            f"({requested_fingerprint[:8]}): prepare the raw files with --tokenizer {tokenizer}, "
+            "or leave out the "
+            "--tokenizer or --base that asks for it"
         )
     return folder

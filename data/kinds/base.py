@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 from data.batching.examples import Examples
-from data.prepare.clean import CleanOptions
+from data.prepare.options import CleanOptions
 from data.records import Record, SkippedRecord
 from data.sequences import EncodedRecord, InMemorySequences, Sequences
 from model.chat_template.template import Template

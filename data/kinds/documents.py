@@ -6,7 +6,8 @@ import numpy as np
 
 from data.batching.examples import Example, Examples
 from data.kinds.base import RecordKind
-from data.prepare.clean import CleanOptions, clean, rejection_reason
+from data.prepare.clean import clean, rejection_reason
+from data.prepare.options import CleanOptions
 from data.records import Document, SkippedRecord
 from data.sequences import EncodedRecord, InMemorySequences, Sequences
 from model.chat_template.template import Template

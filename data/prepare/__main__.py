@@ -1,58 +1,50 @@
-"""`python -m data.prepare`: raw corpora → a shard set."""
+"""`python -m data.prepare`: prepare raw corpora as a shard set."""
 
 import sys
-from pathlib import Path
-
-from pydantic import Field
 
 from common.errors import UserError, run_main
 from common.options import parse_options
-from data.prepare.pipeline import PrepareOptions, format_report, prepare_groups
-from data.readers.source_args import parse_source_groups
+from data.prepare.options import PrepareCommandOptions
+from data.prepare.source_args import parse_source_groups
 from data.sources import SOURCES
 
+DESCRIPTION = """Clean, deduplicate and encode raw corpora into a shard set that training reads.
 
-class PrepareCommand(PrepareOptions):
-    """The command line, apart from --source and --input."""
+Conversations and summaries are not cleaned, and only their exact repetitions are dropped.
 
-    tokenizer: Path = Field(description="a SentencePiece model, or a folder with a tokenizer.model")
-    out: Path = Field(description="the shard set to make; a folder that is not there yet")
+  --source NAME    format of the inputs after it; repeat it, each with its own --input, to combine
+                   corpora. The sources:
+{sources}
+  --input FILE...  files (plain, gzip, parquet), folders or globs; hub or hub:CONFIG to stream the
+                   data set, hub-download or hub-download:CONFIG to download it first (into HF_HOME)
+  --dev FILE...    the dev split of the release, if it has one: it becomes the validation split
 
+  python -m data.prepare --source mnbvc --input news/*.jsonl.gz --source wikipedia --input hub \\
+      --tokenizer tokenizer.model --out data/prepared/mix
 
-def help_description() -> str:
-    """What the command does and which sources there are."""
-    sources = "\n".join(f"    {name:13} {source.description}" for name, source in SOURCES.items())
-    return (
-        "Cleans, deduplicates and encodes raw corpora into a shard set that training reads. Conversations and summaries\n"
-        "are not cleaned, and only exact repetitions are dropped.\n\n"
-        "  --source NAME  what the inputs after it are; may be repeated, each with its own --input, to mix corpora:\n"
-        f"{sources}\n"
-        "  --input FILE…  files (plain, gzip, parquet), folders or globs; or hub, hub:CONFIG to stream the dataset,\n"
-        "                 hub-download, hub-download:CONFIG to fetch it whole first (into HF_HOME)\n"
-        "  --dev FILE…    the release's own dev split, if it has one: it becomes the validation split\n\n"
-        "  python -m data.prepare --source mnbvc --input news/*.jsonl.gz --source wikipedia --input hub \\\n"
-        "      --tokenizer tokenizer.model --out data/prepared/mix\n\n"
-        "Interrupted, it goes on when the same command is run again."
-    )
+After an interruption the same command resumes."""
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command."""
     arguments = sys.argv[1:]
-    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
-    groups, rest = ([], ["--help"]) if wants_help else parse_source_groups(arguments)
+    has_help_flag = not {"-h", "--help"}.isdisjoint(arguments)
+    groups, rest = ([], ["--help"]) if has_help_flag else parse_source_groups(arguments)
+    sources = "\n".join(f"    {name:13} {source.description}" for name, source in SOURCES.items())
     options = parse_options(
-        PrepareCommand,
+        PrepareCommandOptions,
         rest,
         name="data.prepare",
-        description=help_description(),
+        description=DESCRIPTION.format(sources=sources),
         has_config_file=True,
     )
     if not groups:
-        raise UserError("--source NAME --input FILE… is needed: see --help")
-    print(
-        format_report(prepare_groups(groups, options.out, options.tokenizer, options), options.out)
-    )
+        raise UserError("--source NAME --input FILE... is needed: see --help")
+    # After the options: the help and their mistakes need not wait for NumPy.
+    from data.prepare.pipeline import format_report, prepare_groups
+
+    report = prepare_groups(groups, options.out, options.tokenizer, options)
+    print(format_report(report, options.out))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from common.errors import UserError
 from common.files import (
@@ -33,18 +31,18 @@ from common.files import (
     write_json,
 )
 from common.machine import num_cores, peak_memory_bytes
-from common.options import Options
 from common.progress import progress_bar
 from data.kinds import find_kind
 from data.kinds.base import RecordKind
-from data.prepare.clean import CleanOptions
-from data.prepare.dedup import DedupOptions, minhash_permutations
+from data.prepare.dedup import minhash_permutations
+from data.prepare.options import PrepareOptions
 from data.prepare.provenance import (
     changed_keys,
     describe_settings,
     find_differences,
     write_provenance,
 )
+from data.prepare.source_args import SourceGroup
 from data.prepare.worker import (
     UNIT_BYTES,
     WorkUnit,
@@ -54,34 +52,12 @@ from data.prepare.worker import (
 )
 from data.prepare.worker_pool import open_worker_pool
 from data.prepare.write_shards import write_shard_set
-from data.readers.source_args import SourceGroup
 from data.records import BadRecord
 from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source
-from data.usable_records import MAX_BAD_SHARE, check_bad_share
+from data.usable_records import check_bad_share
 from model.chat_template.template import load_template
 from model.tokenizer import load_tokenizer
-
-ValidationShare = Annotated[float, Field(ge=0, le=0.5)]
-
-
-class PrepareOptions(Options):
-    """How corpora are prepared."""
-
-    workers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="processes; default every core"
-    )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="records read of each --source; default all"
-    )
-    validation: ValidationShare = Field(
-        0.005, description="share of the documents held out (a small corpus holds out more)"
-    )
-    quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        MAX_BAD_SHARE, description="largest share of records that may be unreadable"
-    )
-    clean: CleanOptions = Field(default_factory=CleanOptions)
-    dedup: DedupOptions = Field(default_factory=DedupOptions)
 
 
 def prepare_source(

@@ -1,20 +1,23 @@
 """Record what a shard set was prepared from, and compare a set on disk with a preparation.
 
-Every shard set holds `made-from.json`: the settings that decide its bytes (format, code version, tokenizer, options) and
-a stamp of every input file. No other module compares one preparation with another: `data.prepare`, `make data` and a
-training run that names raw files all reuse a set if, and only if, `find_differences` returns nothing.
+Every shard set holds `made-from.json`: the settings that decide its bytes (format, code version,
+tokenizer, options) and a stamp of every input file. No other module compares one preparation with
+another: `data.prepare`, `make data` and a training run that names raw files all reuse a set if, and
+only if, `find_differences` returns nothing.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.files import check_manifest, read_checksummed_json, sha256_file, write_checksummed_json
-from data.readers.source_args import SourceGroup
+from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT
 
-# Raise this when a change makes other ids of the same records: sets of another version are then prepared again.
+# Raise this when a change makes other ids of the same records: sets of another version are then
+# prepared again.
 PREPARE_VERSION = 1
 # The stamps of a corpus of a million files take about 200 MB.
 MAX_PROVENANCE_BYTES = 1 << 30
@@ -36,7 +39,7 @@ def write_provenance(
     groups: Sequence[SourceGroup],
     corpus: dict[str, Any] | None,
 ) -> None:
-    """Write `made-from.json`; `corpus` names the downloaded corpus and its parts, if the inputs are one."""
+    """Write `made-from.json`; `corpus` has the name and parts of a downloaded corpus."""
     inputs = [
         {
             "source": group.source,
@@ -51,7 +54,7 @@ def write_provenance(
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return the content of `made-from.json`; raises UserError if it is missing or damaged."""
+    """Read `made-from.json`; raises UserError if it is missing or damaged."""
     advice = f": delete {folder} and prepare it again"
     return read_checksummed_json(folder / PROVENANCE_FILE, advice, MAX_PROVENANCE_BYTES)
 
@@ -59,9 +62,10 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def find_differences(
     folder: Path, settings: dict[str, Any], groups: Sequence[SourceGroup]
 ) -> list[str]:
-    """Return how the shard set in `folder` differs from what a preparation would write; empty if it does not.
+    """Return the differences between the shard set in `folder` and what would be prepared.
 
-    Differences are dotted keys (`version`, `options.dedup.near`, `inputs`), or a sentence about a damaged file.
+    They are dotted keys (`version`, `options.dedup.near`, `inputs`) or a sentence about a damaged
+    file; an empty list means that the set can be reused.
     """
     problem = check_manifest(folder, verify_checksums=False)
     if problem is not None:
@@ -88,7 +92,7 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def match_inputs(provenance: dict[str, Any], groups: Sequence[SourceGroup]) -> bool:
-    """Return whether the groups name the sources, hub datasets and file contents that a set was made from."""
+    """Return whether a set was made from the sources, hub datasets and files of the groups."""
     inputs = provenance["inputs"]
     if len(inputs) != len(groups):
         return False
@@ -113,16 +117,21 @@ def _stamp_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return {
-        "name": path.name,
+        "name": _printable_name(path),
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "sha256": digest,
     }
 
 
+def _printable_name(path: Path) -> str:
+    """Return the file's name; bytes that are not UTF-8, which JSON cannot hold, are replaced."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
 def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
     status = path.stat()
-    if (stamp["name"], stamp["bytes"]) != (path.name, status.st_size):
+    if (stamp["name"], stamp["bytes"]) != (_printable_name(path), status.st_size):
         return False
     # A copy or a fresh checkout has other times and the same content: only then is the file read.
     return stamp["mtime_ns"] == status.st_mtime_ns or stamp["sha256"] == sha256_file(path)

@@ -30,8 +30,8 @@ from common.files import MANIFEST, atomic_folder, check_manifest, read_json
 from common.machine import peak_memory_bytes
 from data.kinds import find_kind
 from data.kinds.base import RecordKind
-from data.prepare.clean import CleanOptions
 from data.prepare.dedup import NUM_PERMUTATIONS, minhash_signature, text_digest
+from data.prepare.options import CleanOptions
 from data.readers.files import RawItem, RawRecord
 from data.records import BadRecord, Record, SkippedRecord
 from data.sequences import token_dtype

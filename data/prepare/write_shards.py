@@ -9,7 +9,8 @@ import numpy as np
 
 from common.files import atomic_folder
 from data.kinds.base import RecordKind
-from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator, DedupOptions
+from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator
+from data.prepare.options import DedupOptions
 from data.prepare.worker import unit_folder
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT, SPLITS

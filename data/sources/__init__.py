@@ -1,58 +1,45 @@
-"""The datasets this project reads, by name."""
+"""The datasets that this project reads, one module for each native schema.
+
+To add a source, write `data/sources/NAME.py` with a function that parses one raw record and a tuple
+`SOURCES` of `Source` objects. Every module of this package that has such a tuple is registered by
+its presence: the source is then accepted by `--source`, listed by `python -m data.prepare --help`,
+and recognized in raw files by the `keys` that it states. A dataset whose records have the schema of
+another one is one more entry of that module's `SOURCES`.
+"""
+
+import importlib
+import pkgutil
 
 from common.errors import UserError
-from data.sources import (
-    alpaca,
-    belle_0_5m,
-    belle_0_8m,
-    csl,
-    deepctrl,
-    jsonl,
-    lcsts,
-    mnbvc,
-    mnbvc_qa,
-    naturalconv,
-    openai_messages,
-    pclue,
-    redgpt,
-    sharegpt,
-    text,
-    wiki_zh_2019,
-    wikipedia,
-)
 from data.sources.base import Source
+from data.sources.jsonl import jsonl_source
 
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        wikipedia.SOURCE,
-        wiki_zh_2019.SOURCE,
-        mnbvc.SOURCE,
-        mnbvc_qa.SOURCE,
-        jsonl.SOURCE,
-        text.SOURCE,
-        redgpt.SOURCE,
-        naturalconv.SOURCE,
-        belle_0_5m.SOURCE,
-        belle_0_8m.SOURCE,
-        deepctrl.SOURCE,
-        pclue.SOURCE,
-        alpaca.SOURCE,
-        sharegpt.SOURCE,
-        openai_messages.SOURCE,
-        csl.SOURCE,
-        lcsts.SOURCE,
-    )
-}
+
+def _discover_sources() -> dict[str, Source]:
+    """Return the sources of all modules of this package by name."""
+    sources: dict[str, Source] = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        for source in getattr(module, "SOURCES", ()):
+            assert source.name not in sources, f"two sources are called {source.name}"
+            sources[source.name] = source
+    return sources
+
+
+SOURCES = _discover_sources()
 
 
 def find_source(name: str) -> Source:
-    """A source by its name; `jsonl:FIELD` reads another field than `text`. UserError for a name there is not."""
+    """Return a source by its name; `jsonl:FIELD` reads FIELD instead of `text`.
+
+    Raises UserError if there is no such source.
+    """
     if name in SOURCES:
         return SOURCES[name]
     base, _, field = name.partition(":")
     if base == "jsonl" and field:
-        return jsonl.jsonl_source(field)
+        return jsonl_source(field)
     raise UserError(
-        f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and jsonl:FIELD)"
+        f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and "
+        "jsonl:FIELD)"
     )

@@ -1,41 +1,35 @@
-"""What a source is: one dataset's native schema, and nothing of tokens."""
+"""`Source`: how the native files of one dataset are read and parsed."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from data.readers.files import ProgressCallback, RawItem, read_records
+from data.readers.hub import HubDataset
 from data.records import BadRecord, Record, SkippedRecord
 
-# Characters of a quarantined reason: a key that a reason names may be megabytes long.
+# A reason may quote a key of the record, and keys may be megabytes long.
 MAX_REASON_CHARACTERS = 300
 
 
 class SchemaError(ValueError):
-    """A record that does not fit the source's schema; the message is the reason that is quarantined."""
-
-
-@dataclass(frozen=True, slots=True)
-class HubDataset:
-    """Where a dataset lies on the Hugging Face hub, as the arguments of `datasets.load_dataset`.
-
-    With `data_files`, a pattern in which `{folder}` becomes the folder a configuration means, the native files are read
-    line by line (for repositories whose tables `datasets` does not read by itself); without it the configuration is
-    loaded by its name.
-    """
-
-    path: str
-    config: str
-    data_files: str | None = None
+    """A record that does not fit its source's schema; the message goes into the quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One dataset: `read` cuts native files into raw records, `parse` turns the bytes of one into what it means.
+    """One dataset.
 
-    `parse` raises `BadRow` for a record that is not of the schema. The two are apart so that one process can read
-    while others parse. `kind` names the kind of its records, a module of `data.kinds`.
+    `read` splits a native file into raw records; `parse` turns the bytes of one raw record into a
+    record of the kind named `kind` (a module of `data.kinds`) and raises SchemaError if they do not
+    fit the schema. They are separate so that one process can read while others parse.
+
+    The last three fields let `data.corpora.detect` recognize raw files. `keys` are sets of keys: a
+    JSON record that has all keys of one of them belongs to the source. `recognizes` is a further
+    test for sources that share their keys with another (first record, whether the file is a JSON
+    list). `recognizes_file` is for formats other than JSON (path, first bytes).
     """
 
     name: str
@@ -44,14 +38,17 @@ class Source:
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
     kind: str = "documents"
     hub: HubDataset | None = None
+    keys: tuple[frozenset[str], ...] = ()
+    recognizes: Callable[[dict[str, Any], bool], bool] | None = None
+    recognizes_file: Callable[[Path, bytes], bool] | None = None
 
     def iter_records(self, path: Path) -> Iterator[Record | SkippedRecord | BadRecord]:
-        """The records of a native file, bad ones in their places."""
+        """Yield the records of a native file, bad ones in their places."""
         for raw in self.read(path, None):
             yield self.try_parse(raw)
 
     def try_parse(self, raw: RawItem) -> Record | SkippedRecord | BadRecord:
-        """What a raw record says, or why it says nothing."""
+        """Parse a raw record; return a BadRecord if it does not fit the schema."""
         if isinstance(raw, BadRecord):
             return raw
         try:
@@ -59,18 +56,27 @@ class Source:
         except SchemaError as error:
             return BadRecord(raw.file, raw.line, _printable_reason(str(error)))
 
+    def require_hub(self, text: str) -> HubDataset:
+        """Return the hub dataset; raises UserError about the input `text` if there is none."""
+        if self.hub is None:
+            raise UserError(
+                f"--input {text}: the source {self.name} is not on the hub; give its files"
+            )
+        return self.hub
+
 
 def _printable_reason(reason: str) -> str:
-    """A reason as one line to print, whatever keys or texts of the record it quotes: no line ends, no control codes."""
-    shown = "".join(
+    """Return a reason as one line, line ends and control characters of quoted text escaped."""
+    characters = [
         character if character.isprintable() else repr(character)[1:-1]
         for character in reason[:MAX_REASON_CHARACTERS]
-    )
-    return shown + "…" if len(reason) > MAX_REASON_CHARACTERS else shown
+    ]
+    ellipsis = "…" if len(reason) > MAX_REASON_CHARACTERS else ""
+    return "".join(characters) + ellipsis
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """One JSON object. BadRow if the bytes are none."""
+    """Parse one JSON object; raises SchemaError if the bytes are anything else."""
     import orjson
 
     try:
@@ -78,17 +84,20 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise SchemaError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):
-        raise SchemaError(f"expected a JSON object, found {type(row).__name__}")
+        raise SchemaError(f"expected a JSON object, not {type(row).__name__}")
     return row
 
 
 def require_text(row: dict[str, Any], field: str) -> str:
-    """A field that must be there and be text. BadRow otherwise."""
+    """Return a text field; raises SchemaError if it is missing or not text."""
     value = row.get(field)
     if isinstance(value, str):
         return value
     if field in row:
         raise SchemaError(f"field {field!r} is {type(value).__name__}, not text")
-    raise SchemaError(
-        f"there is no field {field!r}; there are: {', '.join(list(row)[:12]) or 'none'}"
-    )
+    raise SchemaError(f"there is no field {field!r}; there are: {list_keys(row)}")
+
+
+def list_keys(row: dict[str, Any]) -> str:
+    """Return the first keys of a record for an error message."""
+    return ", ".join(list(row)[:12]) or "none"

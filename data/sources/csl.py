@@ -1,19 +1,26 @@
-"""CSL (Li et al. 2022, arXiv:2209.05034): abstracts and titles of Chinese papers, in the releases that circulate.
+"""CSL (Li et al. 2022, arXiv:2209.05034): abstracts and titles of Chinese papers.
 
     title TAB abstract                          as released with CLGE
-    to title TAB abstract TAB title             as released by the authors, one prompt for each of their tasks
+    to title TAB abstract TAB title             as released by the authors, a prompt for each task
     {"content": abstract, "summary": title}     JSONL
     {"title": title, "abst": abstract}          JSONL
 
-They are told apart line by line. Quotation marks that the release put around an abstract (and doubled in it) are left
-as they are, and so is every other character: published scores are those of the released text.
+Every line is parsed by its own shape. All characters stay as released, quotation marks around an
+abstract included: published scores are for the released text.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.readers.files import ProgressCallback, RawItem, read_head, read_lines, read_records
+from data.readers.files import (
+    ProgressCallback,
+    RawItem,
+    has_text_suffix,
+    read_head,
+    read_lines,
+    read_records,
+)
 from data.records import SkippedRecord, Summary
 from data.sources.article_title import build_summary, decode_utf8
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
@@ -25,9 +32,9 @@ _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 
 
 def is_csl_table(file_head: bytes) -> bool:
-    """Whether a file that begins so has lines of titles and abstracts, in either order of columns.
+    """Return whether a file that begins with these bytes is a table of titles and abstracts.
 
-    Columns whose values repeat are labels, and a table with labels is not taken for this one.
+    The columns may be exchanged. A table with a column of repeated values is not: these are labels.
     """
     text = file_head.decode("utf-8", "ignore")
     if _JSON_START.match(text):
@@ -37,25 +44,28 @@ def is_csl_table(file_head: bytes) -> bool:
     rows = columns[:-1] or columns
     prompts = [row for row in rows if len(row) == 3 and _PROMPT.fullmatch(row[0])]
     pairs = [row for row in rows if len(row) == 2 and all(cell.strip() for cell in row)]
-    labels = any(2 * len(set(column)) < len(pairs) for column in zip(*pairs, strict=True))
-    # A bad line here and there is the reader's to report.
-    return bool(rows) and (
-        len(prompts) > _MIN_MATCH_SHARE * len(rows)
-        or (len(pairs) > _MIN_MATCH_SHARE * len(rows) and not labels)
-    )
+    has_labels = any(2 * len(set(column)) < len(pairs) for column in zip(*pairs, strict=True))
+    # A few bad lines are left to the parser, which reports them.
+    enough = _MIN_MATCH_SHARE * len(rows)
+    return len(prompts) > enough or (len(pairs) > enough and not has_labels)
+
+
+def _is_csl_file(path: Path, file_head: bytes) -> bool:
+    return not has_text_suffix(path) and is_csl_table(file_head)
 
 
 def read_csl(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """The lines of a table, whatever its first title begins with; the records of anything else."""
-    return (
-        read_lines(path, on_bytes_read)
-        if is_csl_table(read_head(path))
-        else read_records(path, on_bytes_read)
-    )
+    """Yield the lines of a table, or the records of any other file.
+
+    A table is split into lines even if its first title begins with a bracket, like a JSON list.
+    """
+    if is_csl_table(read_head(path)):
+        return read_lines(path, on_bytes_read)
+    return read_records(path, on_bytes_read)
 
 
 def parse_csl(data: bytes) -> Summary | SkippedRecord:
-    """The abstract and title of one record. Unused for the authors' other tasks, which have no abstract or no title."""
+    """Return the abstract and title of one record; a SkippedRecord for the authors' other tasks."""
     if data.lstrip()[:1] == b"{":
         row = parse_json_object(data)
         if "content" in row:
@@ -67,22 +77,26 @@ def parse_csl(data: bytes) -> Summary | SkippedRecord:
             raise SchemaError(
                 f"the prompt {columns[0]!r} is followed by {len(columns) - 1} columns, not by 2"
             )
-        return (
-            build_summary(columns[1], columns[2])
-            if columns[0] == _TITLE_PROMPT
-            else SkippedRecord("not a summary")
-        )
+        if columns[0] != _TITLE_PROMPT:
+            return SkippedRecord("not a summary")
+        return build_summary(columns[1], columns[2])
     if len(columns) != 2:
         raise SchemaError(
-            f"{len(columns)} columns; expected title TAB abstract, or {_TITLE_PROMPT} TAB abstract TAB title"
+            f"{len(columns)} columns; expected title TAB abstract, or {_TITLE_PROMPT} TAB abstract "
+            "TAB title"
         )
     return build_summary(columns[1], columns[0])
 
 
-SOURCE = Source(
-    name="csl",
-    description="CSL: TSV of title and abstract, or of prompt, abstract and title; JSONL of content, summary or abst, title",
-    parse=parse_csl,
-    read=read_csl,
-    kind="summaries",
+SOURCES = (
+    Source(
+        name="csl",
+        description="CSL: TSV of title and abstract, or of prompt, abstract and title; JSONL of "
+        "content, summary or abst, title",
+        parse=parse_csl,
+        read=read_csl,
+        kind="summaries",
+        keys=(frozenset({"content", "summary"}), frozenset({"title", "abst"})),
+        recognizes_file=_is_csl_file,
+    ),
 )

@@ -1,4 +1,4 @@
-"""What all conversation datasets share: messages of two speakers → turns."""
+"""Helpers of the conversation sources: split dialogues into messages, build turns of messages."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from data.sources.base import SchemaError
 
 Speaker = Literal["human", "assistant"]
 Message = tuple[Speaker, str]
-# A speaker is named at the beginning of a line and nowhere else: `Human:`, `HUMAN:`, `Human：`, `Human(用户):`.
+# A speaker's name stands at the beginning of a line: `Human:`, `HUMAN:`, `Human：`, `Human(用户):`.
 _SPEAKER_PATTERN = re.compile(
     r"^[ \t]*(Human|HUMAN|Assistant|ASSISTANT)[ \t]*(?:[(（][^()（）\n]{1,20}[)）])?[ \t]*[:：]",
     re.MULTILINE,
@@ -18,16 +18,13 @@ _SPEAKER_PATTERN = re.compile(
 
 
 def build_conversation(messages: Iterable[Message], reference: str = "") -> Conversation:
-    """The turns of messages, whose texts lose the space around them and nothing else.
+    """Return the turns of messages, their texts without surrounding white space.
 
-    Messages of one speaker in a row are one, a line each. Where the assistant speaks first, the first question is
-    empty. A question at the end that nobody answers is left out. BadRow for an empty question or answer and for
-    messages without any answer.
+    Consecutive messages of one speaker are joined, one line each. If the assistant speaks first,
+    the first question is empty. A last question without an answer is left out. Raises SchemaError
+    for an empty question or answer, and if there is no answer at all.
     """
-    merged_messages = [
-        (speaker, "\n".join(text for _, message in group if (text := message.strip())))
-        for speaker, group in itertools.groupby(messages, key=lambda message: message[0])
-    ]
+    merged_messages = _merge_messages(messages)
     if merged_messages and merged_messages[-1][0] == "human":
         merged_messages.pop()
         if not merged_messages:
@@ -47,10 +44,20 @@ def build_conversation(messages: Iterable[Message], reference: str = "") -> Conv
     return Conversation(turns, reference.strip())
 
 
-def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
-    """The messages of a dialogue in one text, each begun by its speaker's name. BadRow if it does not begin with one.
+def _merge_messages(messages: Iterable[Message]) -> list[Message]:
+    """Join consecutive messages of one speaker, one line each; empty messages add no line."""
+    merged: list[Message] = []
+    for speaker, group in itertools.groupby(messages, key=lambda message: message[0]):
+        texts = [message.strip() for _, message in group]
+        merged.append((speaker, "\n".join(filter(None, texts))))
+    return merged
 
-    Where speakers are known to be `alternating`, names between which nobody else speaks are part of what is said.
+
+def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
+    """Split a dialogue in one text at the speakers' names.
+
+    Raises SchemaError if the text does not begin with a name. If speakers are sure to alternate,
+    `alternating`, a name that would give one speaker two turns in a row is part of a quotation.
     """
     matches = list(_SPEAKER_PATTERN.finditer(text))
     if not matches or text[: matches[0].start()].strip():
@@ -71,20 +78,22 @@ def _match_speaker(match: re.Match[str]) -> Speaker:
 
 
 def _alternating_matches(matches: list[re.Match[str]]) -> list[re.Match[str]]:
-    """Those names that begin a turn: a reply is far likelier to quote a dialogue than a question is."""
+    """Return the names that begin a turn, so that speakers alternate."""
     alternating: list[re.Match[str]] = []
     for match in matches:
         if not alternating or _match_speaker(alternating[-1]) != _match_speaker(match):
             alternating.append(match)
         elif _match_speaker(match) == "human" and len(alternating) > 1:
+            # Of two `Human:` in a row the first is part of the reply before it: replies quote
+            # dialogues more often than questions do.
             alternating[-1] = match
     return alternating
 
 
 def resolve_speaker(role: Any, roles: dict[str, Speaker], number: int) -> Speaker:
-    """The speaker that a role means. BadRow for any other, such as a tool."""
+    """Return the speaker of a role; raises SchemaError for any other role, such as a tool."""
     if not isinstance(role, str) or role not in roles:
         raise SchemaError(
-            f"message {number} is from {role!r}, which is no part of a conversation of two ({', '.join(roles)})"
+            f"message {number} is from {role!r}; a conversation of two has {', '.join(roles)}"
         )
     return roles[role]

@@ -1,4 +1,4 @@
-"""JSONL (or parquet) whose rows hold a document in one text field."""
+"""JSONL (or parquet) whose rows have a document in one text field."""
 
 from functools import partial
 
@@ -7,17 +7,19 @@ from data.sources.base import Source, parse_json_object, require_text
 
 
 def parse_jsonl(data: bytes, field: str = "text") -> Document:
-    """The text of `field`."""
+    """Return the text of `field`."""
     return Document(require_text(parse_json_object(data), field))
 
 
 def jsonl_source(field: str) -> Source:
-    """The source whose documents lie in `field`."""
+    """Return the source that reads documents from `field`."""
     return Source(
         name="jsonl" if field == "text" else f"jsonl:{field}",
-        description="JSONL or parquet rows with a document in the field `text`; `jsonl:FIELD` names another field",
+        description="JSONL or parquet rows with a document in the field `text`; `jsonl:FIELD` "
+        "names another field",
         parse=partial(parse_jsonl, field=field),
+        keys=(frozenset({field}),),
     )
 
 
-SOURCE = jsonl_source("text")
+SOURCES = (jsonl_source("text"),)

@@ -1,39 +1,39 @@
-"""MNBVC's general shape (通用): one file of the corpus a line, as its paragraphs."""
+"""MNBVC's general schema (通用): JSONL of one article a line, as a list of its paragraphs."""
 
 from typing import Any
 
+from data.readers.hub import HubDataset
 from data.records import Document
-from data.sources.base import HubDataset, SchemaError, Source, parse_json_object
+from data.sources.base import SchemaError, Source, list_keys, parse_json_object
 
 HUB_FILES = "hf://datasets/liwu/MNBVC/{folder}/*.jsonl.gz"
 
 
 def parse_mnbvc(data: bytes) -> Document:
-    """The paragraphs (段落) of one article, in the order of their line numbers (行号), one a line.
+    """Return the paragraphs (段落) of one article in the order of line numbers (行号), one a line.
 
-    A paragraph flagged as repeated (是否重复) stays: the flag compares paragraphs, and an article without its refrain
-    or its heading is no longer the article. Whole documents that repeat are the business of deduplication.
+    Paragraphs flagged as repeated (是否重复) stay: an article without its refrain or its heading is
+    incomplete. Deduplication drops whole documents that repeat.
     """
     row = parse_json_object(data)
     if "段落" not in row:
         raise SchemaError(
-            f"there is no field '段落' (MNBVC's general shape); there are: {', '.join(list(row)[:12])}"
+            f"there is no field '段落' of MNBVC's general schema; there are: {list_keys(row)}"
         )
-    paragraphs = _parse_paragraphs(row["段落"])
-    return Document(
-        "\n".join(text for _, text in sorted(paragraphs, key=lambda item: item[0]) if text.strip())
-    )
+    paragraphs = sorted(_parse_paragraphs(row["段落"]), key=lambda item: item[0])
+    return Document("\n".join(text for _, text in paragraphs if text.strip()))
 
 
 def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
+    """Return (line number, text) of every paragraph; without a number its position counts."""
     if isinstance(value, dict):
-        # The hub's own tables turn a list of objects into an object of lists.
+        # The hub's tables turn a list of objects into an object of lists.
         numbers, texts = value.get("行号"), value.get("内容")
         if not isinstance(numbers, list) or not isinstance(texts, list):
             raise SchemaError("段落 is an object without the lists 行号 and 内容")
         if len(numbers) != len(texts):
             raise SchemaError(
-                f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容"
+                f"the lists of 段落 differ in length: {len(numbers)} in 行号, {len(texts)} in 内容"
             )
         value = [
             {"行号": number, "内容": text} for number, text in zip(numbers, texts, strict=True)
@@ -50,9 +50,13 @@ def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
     return paragraphs
 
 
-SOURCE = Source(
-    name="mnbvc",
-    description="MNBVC in its general shape (通用): news, wiki, law, books …; an article is its paragraphs in order",
-    parse=parse_mnbvc,
-    hub=HubDataset("liwu/MNBVC", "news/20230196", data_files=HUB_FILES),
+SOURCES = (
+    Source(
+        name="mnbvc",
+        description="MNBVC in its general shape (通用): news, wiki, law, books …; an article is "
+        "its paragraphs in order",
+        parse=parse_mnbvc,
+        hub=HubDataset("liwu/MNBVC", "news/20230196", data_files=HUB_FILES),
+        keys=(frozenset({"文件名", "段落"}),),
+    ),
 )

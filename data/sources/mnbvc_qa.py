@@ -1,26 +1,33 @@
-"""MNBVC's question-and-answer shape (问答, as in `qa_zhihu`): one pair a line."""
+"""MNBVC's question-and-answer schema (问答, as in `qa_zhihu`): JSONL of one pair a line."""
 
 from typing import Any
 
+from data.readers.hub import HubDataset
 from data.records import Document
-from data.sources.base import HubDataset, SchemaError, Source, parse_json_object, require_text
+from data.sources.base import SchemaError, Source, parse_json_object, require_text
 from data.sources.mnbvc import HUB_FILES
 
 
 def parse_mnbvc_qa(data: bytes) -> Document:
-    """Question, its details, answer, its details (问, 问题明细, 答, 回答明细), joined by line ends as one document.
+    """Return question, details, answer, details (问, 问题明细, 答, 回答明细), one line each.
 
-    The details lie in 元数据 or, in some releases, beside 问 and 答; empty ones and repetitions of what they detail
-    are left out.
+    Some releases have the details in 元数据, others beside 问 and 答. Empty details are left out;
+    details that repeat their question or answer replace it.
     """
     row = parse_json_object(data)
     metadata = row.get("元数据")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    if not isinstance(metadata, dict):
+        metadata = {}
     parts: list[str] = []
-    for field, detail in (("问", "问题明细"), ("答", "回答明细")):
+    for field, detail_field in (("问", "问题明细"), ("答", "回答明细")):
         text = require_text(row, field).strip()
-        more = _optional_text(metadata, detail) or _optional_text(row, detail)
-        parts += [text] if more in text else [more] if more.startswith(text) else [text, more]
+        detail = _optional_text(metadata, detail_field) or _optional_text(row, detail_field)
+        if detail in text:
+            parts.append(text)
+        elif detail.startswith(text):
+            parts.append(detail)
+        else:
+            parts += [text, detail]
     parts = [part for part in parts if part]
     if not parts:
         raise SchemaError("问 and 答 are both empty")
@@ -31,9 +38,13 @@ def _optional_text(row: dict[str, Any], field: str) -> str:
     return require_text(row, field).strip() if row.get(field) is not None else ""
 
 
-SOURCE = Source(
-    name="mnbvc_qa",
-    description="MNBVC in its question-and-answer shape (问答), as qa_zhihu; a pair is one document",
-    parse=parse_mnbvc_qa,
-    hub=HubDataset("liwu/MNBVC", "qa_zhihu", data_files=HUB_FILES),
+SOURCES = (
+    Source(
+        name="mnbvc_qa",
+        description="MNBVC in its question-and-answer shape (问答), as qa_zhihu; a pair is one "
+        "document",
+        parse=parse_mnbvc_qa,
+        hub=HubDataset("liwu/MNBVC", "qa_zhihu", data_files=HUB_FILES),
+        keys=(frozenset({"问", "答"}),),
+    ),
 )

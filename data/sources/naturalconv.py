@@ -1,4 +1,4 @@
-"""NaturalConv (Wang et al. 2021, arXiv:2103.02548): one JSON list of dialogues, each a list of utterances."""
+"""NaturalConv (Wang et al. 2021, arXiv:2103.02548): one JSON list of dialogues."""
 
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object
@@ -8,9 +8,10 @@ _SPEAKERS: tuple[Speaker, Speaker] = ("human", "assistant")
 
 
 def parse_naturalconv(data: bytes) -> Conversation:
-    """The utterances by turns, the first by the human; in an odd number the first by the assistant, who ends all.
+    """Return the utterances as turns; the human speaks first if their number is even.
 
-    So nothing of a dialogue is lost. BadRow for an utterance that is no text or is empty.
+    The assistant thus always speaks last, and no utterance is left out. Raises SchemaError for an
+    utterance that is empty or not text.
     """
     row = parse_json_object(data)
     utterances = row.get("content")
@@ -23,15 +24,18 @@ def parse_naturalconv(data: bytes) -> Conversation:
     for number, text in enumerate(utterances, 1):
         if not isinstance(text, str):
             raise SchemaError(f"utterance {number} is {type(text).__name__}, not text")
-    odd = len(utterances) % 2
+    first_speaker = len(utterances) % 2
     return build_conversation(
-        (_SPEAKERS[(place + odd) % 2], text) for place, text in enumerate(utterances)
+        (_SPEAKERS[(first_speaker + index) % 2], text) for index, text in enumerate(utterances)
     )
 
 
-SOURCE = Source(
-    name="naturalconv",
-    description="NaturalConv: one JSON list of dialogues, which are lists of utterances",
-    parse=parse_naturalconv,
-    kind="conversations",
+SOURCES = (
+    Source(
+        name="naturalconv",
+        description="NaturalConv: one JSON list of dialogues, which are lists of utterances",
+        parse=parse_naturalconv,
+        kind="conversations",
+        keys=(frozenset({"dialog_id", "content"}),),
+    ),
 )

@@ -1,4 +1,4 @@
-"""OpenAI's chat shape: JSONL, or a JSON list, of `messages`, which are lists of {"role", "content"}."""
+"""OpenAI's chat schema: JSONL, or a JSON list, of `messages`, lists of {"role", "content"}."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
-# What a system or developer message says is asked of the assistant: it stands before the first question.
+# System and developer messages are instructions to the assistant: they become the beginning of the
+# first question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "user": "human",
     "system": "human",
@@ -16,7 +17,10 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 
 
 def parse_openai(data: bytes) -> Conversation:
-    """The messages as turns, a system text in front of the first question. BadRow where tools or pictures take part."""
+    """Return the messages as turns, a system text before the first question.
+
+    Raises SchemaError for tool calls and for content other than text.
+    """
     raw_messages = parse_json_object(data).get("messages")
     if not isinstance(raw_messages, list):
         raise SchemaError(
@@ -34,7 +38,7 @@ def parse_openai(data: bytes) -> Conversation:
 
 
 def _message_text(content: Any, number: int) -> str:
-    """A message's text: one string, or a list of parts of the type `text`, a line each."""
+    """Return the text of a message: a string, or parts of the type `text`, one line each."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -43,14 +47,22 @@ def _message_text(content: Any, number: int) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise SchemaError(f"message {number} has a part that is no text ({kind!r})")
+            raise SchemaError(f"message {number} has a part that is not text ({kind!r})")
         texts.append(part["text"])
     return "\n".join(texts)
 
 
-SOURCE = Source(
-    name="openai",
-    description="OpenAI messages: JSONL or a JSON list of messages, lists of role and content",
-    parse=parse_openai,
-    kind="conversations",
+def _has_messages(row: dict[str, Any], is_list: bool) -> bool:
+    return isinstance(row.get("messages"), list)
+
+
+SOURCES = (
+    Source(
+        name="openai",
+        description="OpenAI messages: JSONL or a JSON list of messages, lists of role and content",
+        parse=parse_openai,
+        kind="conversations",
+        keys=(frozenset({"messages"}),),
+        recognizes=_has_messages,
+    ),
 )

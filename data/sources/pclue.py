@@ -1,4 +1,4 @@
-"""pCLUE: JSONL of a task in words (`input`, with its choices and a closing 答案：) and its solution (`target`)."""
+"""pCLUE: JSONL of tasks as prompts: `input`, with choices and a closing 答案：, and `target`."""
 
 from data.records import Conversation
 from data.sources.base import Source, parse_json_object, require_text
@@ -6,16 +6,22 @@ from data.sources.dialogue import build_conversation
 
 
 def parse_pclue(data: bytes) -> Conversation:
-    """The task and its solution as one turn. `answer_choices` stand in the task's text already and are not read."""
+    """Return prompt and target as one turn; the prompt contains the `answer_choices`."""
     row = parse_json_object(data)
     return build_conversation(
         [("human", require_text(row, "input")), ("assistant", require_text(row, "target"))]
     )
 
 
-SOURCE = Source(
-    name="pclue",
-    description="pCLUE: JSONL of input and target, many tasks in words",
-    parse=parse_pclue,
-    kind="conversations",
+SOURCES = (
+    Source(
+        name="pclue",
+        description="pCLUE: JSONL of input and target, many tasks in words",
+        parse=parse_pclue,
+        kind="conversations",
+        keys=(
+            frozenset({"input", "target", "type"}),
+            frozenset({"input", "target", "answer_choices"}),
+        ),
+    ),
 )

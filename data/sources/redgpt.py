@@ -6,7 +6,7 @@ from data.sources.dialogue import build_conversation, split_dialogue
 
 
 def parse_redgpt(data: bytes) -> Conversation:
-    """The dialogue's turns with its reference. BadRow without either."""
+    """Return the turns of the dialogue and the reference; raises SchemaError without either."""
     row = parse_json_object(data)
     reference = require_text(row, "reference")
     if not reference.strip():
@@ -14,9 +14,12 @@ def parse_redgpt(data: bytes) -> Conversation:
     return build_conversation(split_dialogue(require_text(row, "dialogue")), reference)
 
 
-SOURCE = Source(
-    name="redgpt",
-    description="RedGPT: JSONL of a reference and a dialogue of Human: and Assistant: about it",
-    parse=parse_redgpt,
-    kind="conversations",
+SOURCES = (
+    Source(
+        name="redgpt",
+        description="RedGPT: JSONL of a reference and a dialogue of Human: and Assistant: about it",
+        parse=parse_redgpt,
+        kind="conversations",
+        keys=(frozenset({"reference", "dialogue"}),),
+    ),
 )

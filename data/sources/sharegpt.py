@@ -1,10 +1,13 @@
-"""ShareGPT's shape: JSONL, or a JSON list, of `conversations`, which are lists of {"from", "value"}."""
+"""ShareGPT's schema: JSONL, or a JSON list, of `conversations`, lists of {"from", "value"}."""
+
+from typing import Any
 
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
-# What a system message says is asked of the assistant: it stands before the first question.
+# A system message is an instruction to the assistant: it becomes the beginning of the first
+# question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "human": "human",
     "user": "human",
@@ -15,7 +18,10 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 
 
 def parse_sharegpt(data: bytes) -> Conversation:
-    """The messages as turns, a system text in front of the first question. BadRow for any other role (a tool's)."""
+    """Return the messages as turns, a system text before the first question.
+
+    Raises SchemaError for any other role, such as a tool.
+    """
     row = parse_json_object(data)
     raw_messages = row.get("conversations")
     if not isinstance(raw_messages, list):
@@ -29,15 +35,24 @@ def parse_sharegpt(data: bytes) -> Conversation:
         if not isinstance(message, dict):
             raise SchemaError(f"message {number} is {type(message).__name__}, not an object")
         speaker = resolve_speaker(message.get("from"), SPEAKER_BY_ROLE, number)
-        if not isinstance(text := message.get("value"), str):
+        text = message.get("value")
+        if not isinstance(text, str):
             raise SchemaError(f"message {number} has no text in 'value'")
         messages.append((speaker, text))
     return build_conversation(messages)
 
 
-SOURCE = Source(
-    name="sharegpt",
-    description="ShareGPT: JSONL or a JSON list of conversations, lists of from and value",
-    parse=parse_sharegpt,
-    kind="conversations",
+def _has_conversations(row: dict[str, Any], is_list: bool) -> bool:
+    return isinstance(row.get("conversations"), list)
+
+
+SOURCES = (
+    Source(
+        name="sharegpt",
+        description="ShareGPT: JSONL or a JSON list of conversations, lists of from and value",
+        parse=parse_sharegpt,
+        kind="conversations",
+        keys=(frozenset({"conversations"}),),
+        recognizes=_has_conversations,
+    ),
 )

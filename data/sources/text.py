@@ -1,25 +1,26 @@
-"""Plain text: a file is a document."""
+"""Plain text: one file is one document."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.readers.files import ProgressCallback, RawItem, read_chunks
+from data.readers.files import ProgressCallback, RawItem, has_text_suffix, read_chunks
 from data.records import Document
 from data.sources.base import SchemaError, Source
 
+# About a million Chinese characters.
 CHUNK_BYTES = 3 << 20
 
 
 def read_text_file(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """A file as one record, or, past `BOUND` bytes (about a million Chinese characters), as several cut at blank lines.
+    """Yield a file as one record, a file beyond `CHUNK_BYTES` as several, split at blank lines.
 
-    What belongs together stays together, but no book of any size is ever one string in memory.
+    No book, whatever its size, is ever one string in memory.
     """
     return read_chunks(path, CHUNK_BYTES, on_bytes_read)
 
 
 def parse_text(data: bytes) -> Document:
-    """The text of a stretch. BadRow if it is not UTF-8."""
+    """Return the text of a chunk; raises SchemaError if it is not UTF-8."""
     try:
         return Document(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -30,9 +31,17 @@ def parse_text(data: bytes) -> Document:
         ) from None
 
 
-SOURCE = Source(
-    name="text",
-    description="plain UTF-8 text; a file is one document (past a million characters it is cut at blank lines)",
-    parse=parse_text,
-    read=read_text_file,
+def _is_text_file(path: Path, file_head: bytes) -> bool:
+    return has_text_suffix(path)
+
+
+SOURCES = (
+    Source(
+        name="text",
+        description="plain UTF-8 text; a file is one document (past a million characters it is cut "
+        "at blank lines)",
+        parse=parse_text,
+        read=read_text_file,
+        recognizes_file=_is_text_file,
+    ),
 )

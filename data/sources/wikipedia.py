@@ -1,11 +1,16 @@
-"""Chinese Wikipedia as `wikimedia/wikipedia` (20231101.zh): id, url, title, text; JSONL or parquet."""
+"""Chinese Wikipedia: rows of id, url, title, text, in simplified characters and without markup.
+
+`wikimedia/wikipedia` (20231101.zh) is JSONL or parquet. `wiki_zh_2019` is folders AA, AB … of JSONL
+files wiki_00, wiki_01 …, whose texts begin with the title and have blank lines between paragraphs.
+"""
 
 import functools
 import re
 from typing import Any
 
+from data.readers.hub import HubDataset
 from data.records import Document
-from data.sources.base import HubDataset, SchemaError, Source, parse_json_object, require_text
+from data.sources.base import SchemaError, Source, parse_json_object, require_text
 
 _VARIANT = re.compile(r"-\{([^{}]{0,500})\}-")
 _TEMPLATE = re.compile(r"\{\{(?!.{0,2}\}\})[^{}\\^_]{1,2000}\}\}")
@@ -52,43 +57,50 @@ _TAIL_HEADINGS = {
 
 @functools.cache
 def simplified_converter() -> Any:
-    """OpenCC's traditional → simplified converter (t2s); loading it takes a moment, so a process has one."""
+    """Return OpenCC's converter of traditional characters (t2s), loaded once in a process."""
     import opencc
 
     return opencc.OpenCC("t2s")
 
 
 def build_article(title: str, text: str) -> Document:
-    """An article in simplified characters, its title as first line, once, without what extraction left behind."""
-    title, text = (simplified_converter().convert(part).strip() for part in (title, text))
-    first, _, rest = text.partition("\n")
-    if first.strip() == title:
+    """Return an article in simplified characters without markup, the title as first line once."""
+    convert = simplified_converter().convert
+    title = convert(title).strip()
+    text = convert(text).strip()
+    first_line, _, rest = text.partition("\n")
+    if first_line.strip() == title:
         text = rest
-    return Document("\n\n".join(part for part in (title, strip_markup(text).strip()) if part))
+    parts = (title, strip_markup(text).strip())
+    return Document("\n\n".join(filter(None, parts)))
 
 
 def strip_markup(text: str) -> str:
-    """Wiki markup that extraction left behind: templates, links, picture lines, references, hollow parentheses.
+    """Remove the wiki markup that extraction left behind from a text in simplified characters.
 
-    Text of the kind this project trains on, in simplified characters; LaTeX between braces stays.
+    That is templates, links, image lines, references, empty parentheses and trailing headings
+    without text. LaTeX in braces stays.
     """
     if "-{" in text:
         text = _VARIANT.sub(lambda match: _resolve_variant(match[1]), text)
-    for _ in range(3 if "{{" in text else 0):
-        text = _TEMPLATE.sub("", text)
+    if "{{" in text:
+        # One pass removes the innermost templates.
+        for _ in range(3):
+            text = _TEMPLATE.sub("", text)
     if "<ref" in text:
         text = _REFERENCE.sub("", text)
     if "[" in text:
-        text = _EXTERNAL_LINK.sub(r"\1", _LINK.sub(lambda match: _link_text(match[1]), text))
+        text = _LINK.sub(lambda match: _link_text(match[1]), text)
+        text = _EXTERNAL_LINK.sub(r"\1", text)
     if "|" in text:
         text = _IMAGE_LINE.sub("", text)
     if "==" in text:
         text = _HEADING.sub(r"\2", text)
     if "__" in text:
         text = _MAGIC_WORD.sub("", text)
-    text = _DOUBLE_PUNCTUATION.sub(
-        r"\1", _DANGLING_PARENTHESIS.sub("（", _EMPTY_PARENTHESES.sub("", text))
-    )
+    text = _EMPTY_PARENTHESES.sub("", text)
+    text = _DANGLING_PARENTHESIS.sub("（", text)
+    text = _DOUBLE_PUNCTUATION.sub(r"\1", text)
     lines = text.split("\n")
     while lines and (not lines[-1].strip() or lines[-1].strip() in _TAIL_HEADINGS):
         lines.pop()
@@ -96,15 +108,15 @@ def strip_markup(text: str) -> str:
 
 
 def _resolve_variant(body: str) -> str:
-    # -{zh-hans:计算机; zh-hant:電腦}- offers a wording per region; -{原文}- only protects its content.
+    # -{zh-hans:计算机; zh-hant:電腦}- has a wording for each region; -{原文}- protects its content.
     choices = dict(part.split(":", 1) for part in body.split(";") if ":" in part)
-    named = {key.strip(): value.strip() for key, value in choices.items()}
+    wordings = {key.strip(): value.strip() for key, value in choices.items()}
     for key in ("zh-cn", "zh-hans", "zh-sg", "zh"):
-        if key in named:
-            return named[key]
-    return (
-        next(iter(named.values())) if named and all(key.startswith("zh") for key in named) else body
-    )
+        if key in wordings:
+            return wordings[key]
+    if wordings and all(key.startswith("zh") for key in wordings):
+        return next(iter(wordings.values()))
+    return body
 
 
 def _link_text(body: str) -> str:
@@ -112,7 +124,7 @@ def _link_text(body: str) -> str:
 
 
 def parse_wikipedia(data: bytes) -> Document:
-    """The article of one row. BadRow without a text."""
+    """Return the article of one row; raises SchemaError if it has no text."""
     row = parse_json_object(data)
     text = require_text(row, "text")
     title = row.get("title", "")
@@ -121,9 +133,25 @@ def parse_wikipedia(data: bytes) -> Document:
     return build_article(title, text)
 
 
-SOURCE = Source(
-    name="wikipedia",
-    description="Chinese Wikipedia from wikimedia/wikipedia (20231101.zh): JSONL or parquet rows of title and text",
-    parse=parse_wikipedia,
-    hub=HubDataset("wikimedia/wikipedia", "20231101.zh"),
+def _is_wiki_zh_2019(row: dict[str, Any], is_list: bool) -> bool:
+    return str(row.get("text")).startswith(f"{row.get('title')}\n")
+
+
+_KEYS = (frozenset({"id", "url", "title", "text"}),)
+SOURCES = (
+    Source(
+        name="wikipedia",
+        description="Chinese Wikipedia from wikimedia/wikipedia (20231101.zh): JSONL or parquet "
+        "rows of title and text",
+        parse=parse_wikipedia,
+        hub=HubDataset("wikimedia/wikipedia", "20231101.zh"),
+        keys=_KEYS,
+    ),
+    Source(
+        name="wiki_zh_2019",
+        description="wiki_zh_2019: the folder of AA/wiki_00 … files, JSONL of title and text",
+        parse=parse_wikipedia,
+        keys=_KEYS,
+        recognizes=_is_wiki_zh_2019,
+    ),
 )

@@ -1,21 +1,18 @@
-"""Repetition in the answers of a checkpoint, and whether they end."""
+"""Repetition in answers: do they repeat themselves, and do they end?"""
 
 from dataclasses import asdict
-from typing import Any
 
 from common.errors import UserError
-from common.files import write_json
-from common.machine import collect_environment, resolve_device
+from common.machine import resolve_device
 from data.kinds import find_kind, kind_names
 from data.sources import find_source
 from evaluate.kinds import find_evaluation
+from evaluate.kinds.base import KindEvaluation, ModelAnswer
 from evaluate.load_model import load_checkpoint
 from evaluate.options import RepetitionOptions
-from evaluate.predictions import excerpt, read_predictions, resolve_model_fields, write_predictions
-from evaluate.scores.repetition import (
-    is_looping,
-    measure_repetition,
-)
+from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
+from evaluate.result import EvalResult, Row, drop_unanswered, report_result
+from evaluate.scores.repetition_metric import is_looping, measure_repetition
 from evaluate.usable_records import read_usable_records
 
 NUM_EXAMPLES_SHOWN = 3
@@ -32,82 +29,84 @@ LABELS = {
 
 
 def run_repetition(options: RepetitionOptions) -> None:
-    """Measure answers and print the figures; write the files that the options name."""
-    device = None if options.score else resolve_device(options.device)
-    if options.score:
-        run_label = str(options.score)
-        rows = read_predictions(options.score, ("prediction",))[: options.limit]
-        provenance = resolve_model_fields(options.score, rows)
-    else:
-        run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
-        provenance, rows = _generate_answers(options, device)
+    """Run `python -m evaluate.repetition`."""
+    evaluate = evaluate_predictions if options.score else evaluate_checkpoint
+    report_result(evaluate(options), options.json_file, options.predictions)
+
+
+def evaluate_predictions(options: RepetitionOptions) -> EvalResult:
+    """Measure the answers in the file of `--score`."""
+    assert options.score is not None
+    rows = read_predictions(options.score, ("prediction",))[: options.limit]
     metrics = _compute_metrics(rows)
-    print(f"{run_label}: {len(rows):,} answers")
-    for key, value in metrics.items():
-        print(
-            f"{LABELS[key]:20}{value:10.1f}"
-            if key in ("characters", "tokens")
-            else f"{LABELS[key]:20}{value:10.2%}"
-        )
-    for row in [row for row in rows if is_looping(row["prediction"])][:NUM_EXAMPLES_SHOWN]:
-        print(f"loops: {excerpt(row['prediction'])}")
-    if options.predictions:
-        write_predictions(options.predictions, rows, provenance)
-    if options.json_file:
-        write_json(
-            options.json_file,
-            {
-                **provenance,
-                "measured": run_label,
-                "answers": len(rows),
-                **metrics,
-                "made": collect_environment(device),
-            },
-        )
+    return EvalResult(
+        lines=_format_report(str(options.score), metrics, rows),
+        metrics={"measured": str(options.score), "answers": len(rows), **metrics},
+        provenance=resolve_model_fields(options.score, rows),
+        rows=rows,
+    )
 
 
-def _generate_answers(
-    options: RepetitionOptions, device: Any
-) -> tuple[dict[str, str | int], list[dict[str, Any]]]:
-    """Return which checkpoint it was, and its answers to the questions of the source."""
-    assert options.checkpoint is not None
-    assert options.source is not None
-    kind = find_kind(find_source(options.source).kind)
-    evaluation = find_evaluation(kind)
-    if not evaluation.has_questions:
-        kinds = [find_kind(name) for name in kind_names()]
-        askable = [each.name for each in kinds if find_evaluation(each).has_questions]
-        raise UserError(
-            f"--source {options.source} has {kind.name}; this measures {' or '.join(askable)}"
-        )
-    records = read_usable_records(options.source, options.input, kind, options.limit)
+def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
+    """Let the checkpoint answer the records of `--source`, and measure the answers.
+
+    Raises UserError if the records of the source hold nothing that a model could be asked.
+    """
+    assert options.checkpoint is not None and options.source is not None
+    device = resolve_device(options.device)
+    evaluation = _find_evaluation_with_questions(options.source)
+    records = read_usable_records(options.source, options.input, evaluation.kind, options.limit)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     answers = evaluation.generate_answers(
         loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
     )
-    rows = [
-        {
-            "input": text,
-            "prediction": answer.text,
-            "tokens": answer.num_tokens,
-            "stopped": answer.has_eos,
-        }
-        for text, answer in answers
-        if answer
-    ]
-    if num_skipped := len(answers) - len(rows):
-        print(f"left out, no room for an answer in the context: {num_skipped:,} questions")
-    if not rows:
-        raise UserError(
-            f"--input {' '.join(options.input)}: no question of it fits the model's context"
-        )
-    return loaded.provenance, rows
+    rows = drop_unanswered([_build_row(text, answer) for text, answer in answers], options.input)
+    metrics = _compute_metrics(rows)
+    run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
+    return EvalResult(
+        lines=_format_report(run_label, metrics, rows),
+        metrics={"measured": run_label, "answers": len(rows), **metrics},
+        provenance=loaded.provenance,
+        rows=rows,
+        device=device,
+    )
 
 
-def _compute_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _find_evaluation_with_questions(source: str) -> KindEvaluation:
+    kind = find_kind(find_source(source).kind)
+    evaluation = find_evaluation(kind)
+    if not evaluation.has_questions:
+        evaluations = [find_evaluation(find_kind(name)) for name in kind_names()]
+        askable = [each.kind.name for each in evaluations if each.has_questions]
+        raise UserError(f"--source {source} has {kind.name}; this measures {' or '.join(askable)}")
+    return evaluation
+
+
+def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:
+    if answer is None:
+        return None
+    return {
+        "input": text,
+        "prediction": answer.text,
+        "tokens": answer.num_tokens,
+        "stopped": answer.has_eos,
+    }
+
+
+def _compute_metrics(rows: list[Row]) -> dict[str, float]:
     metrics: dict[str, float] = asdict(measure_repetition([row["prediction"] for row in rows]))
-    # Another program's file may say neither.
+    # Files of other programs may lack both.
     for key in ("stopped", "tokens"):
         if all(isinstance(row.get(key), bool | int) for row in rows):
             metrics[key] = sum(row[key] for row in rows) / len(rows)
     return metrics
+
+
+def _format_report(run_label: str, metrics: dict[str, float], rows: list[Row]) -> list[str]:
+    lines = [f"{run_label}: {len(rows):,} answers"]
+    for key, value in metrics.items():
+        number_format = "10.1f" if key in ("characters", "tokens") else "10.2%"
+        lines.append(f"{LABELS[key]:20}{value:{number_format}}")
+    looping = [row["prediction"] for row in rows if is_looping(row["prediction"])]
+    lines += [f"loops: {excerpt(answer)}" for answer in looping[:NUM_EXAMPLES_SHOWN]]
+    return lines

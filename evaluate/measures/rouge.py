@@ -1,172 +1,169 @@
-"""ROUGE of a checkpoint's summaries, of a baseline's, or of a file of predictions."""
+"""ROUGE of the summaries of a checkpoint, a baseline, or a file of predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from common.files import write_json
-from common.machine import collect_environment, resolve_device
+from common.machine import resolve_device
 from common.progress import progress_bar
 from data.corpora.resolver import find_test_split
 from data.kinds import summaries
 from data.records import Summary
 from data.shards import load_run_shard_set
 from evaluate.kinds.summaries import summarize_articles
-from evaluate.load_model import load_checkpoint
+from evaluate.load_model import LoadedCheckpoint, load_checkpoint
 from evaluate.options import RougeOptions
-from evaluate.predictions import (
-    MODEL_FIELDS,
-    excerpt,
-    read_predictions,
-    resolve_model_fields,
-    write_predictions,
-)
+from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
+from evaluate.result import EvalResult, Row, report_result
 from evaluate.scores.baselines import BASELINES
 from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
 from evaluate.usable_records import read_usable_records
-from model.chat_template.template import load_template
 
 NUM_EXAMPLES_SHOWN = 3
 COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
 
 
 def run_rouge(options: RougeOptions) -> None:
-    """Score summaries and print the table; write the files that the options name."""
-    device = None if options.score or options.baseline else resolve_device(options.device)
-    provenance: dict[str, Any]
+    """Run `python -m evaluate.rouge`."""
     if options.score:
-        rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
-        run_label, provenance = str(options.score), resolve_model_fields(options.score, rows)
+        result = evaluate_predictions(options)
+    elif options.baseline:
+        result = evaluate_baseline(options)
     else:
-        source, inputs = _resolve_inputs(options)
-        articles = read_usable_records(source, inputs, summaries.KIND, options.limit)
-        run_label = f"{options.baseline or options.checkpoint} on {' '.join(inputs)} ({source})"
-        if options.baseline:
-            provenance, rows = _generate_baseline(options.baseline, articles)
-        else:
-            provenance, rows = _generate_summaries(options, device, articles)
-    decoding = f", {provenance['decoding']}" if "decoding" in provenance else ""
-    with progress_bar("scoring", len(rows), "examples") as bar:
-        table = RougeTable.from_predictions(
-            [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
-        )
-    counts = _count_flags(rows)
-    print("\n".join([f"{run_label}: {len(rows):,} examples" + decoding, *table.format_lines()]))
-    for key, count in counts.items():
-        print(f"{COUNT_LABELS[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
-    _print_examples(rows, table)
-    if options.predictions:
-        scored_rows = [{**row, "scores": table.example_scores(i)} for i, row in enumerate(rows)]
-        write_predictions(
-            options.predictions,
-            scored_rows,
-            {key: provenance[key] for key in MODEL_FIELDS if key in provenance},
-        )
-    if options.json_file:
-        write_json(
-            options.json_file,
-            {
-                **provenance,
-                "scored": run_label,
-                "examples": len(rows),
-                **counts,
-                "scores": table.summarize_scores(),
-                "method": METHOD,
-                "counted_by": scorer_versions(),
-                "made": collect_environment(device),
-            },
-        )
+        result = evaluate_checkpoint(options)
+    report_result(result, options.json_file, options.predictions)
 
 
-def _resolve_inputs(options: RougeOptions) -> tuple[str, Sequence[str]]:
-    """Return the source and the files to score, by default the test split of the run's data."""
-    if options.source:
-        return options.source, options.input
-    assert options.checkpoint is not None
-    shards = load_run_shard_set(
-        options.checkpoint, "say what to score with --source NAME --input FILE"
-    )
-    source, files = find_test_split(shards)
-    return source, [str(file) for file in files]
+def evaluate_predictions(options: RougeOptions) -> EvalResult:
+    """Score the predictions in the file of `--score`."""
+    assert options.score is not None
+    rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
+    return _score_rows(str(options.score), rows, resolve_model_fields(options.score, rows))
 
 
-def _generate_baseline(
-    name: str, articles: list[Summary]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluate_baseline(options: RougeOptions) -> EvalResult:
+    """Score the summaries of a baseline."""
+    assert options.baseline is not None
+    articles, data_label = _read_articles(options)
+    summarize = BASELINES[options.baseline]
     rows = [
         {
-            "input": each.article,
-            "reference": each.title,
-            "prediction": BASELINES[name](each.article, each.title),
+            "input": record.article,
+            "reference": record.title,
+            "prediction": summarize(record.article, record.title),
         }
-        for each in articles
+        for record in articles
     ]
-    return {"decoding": f"no model: {name}"}, rows
+    provenance = {"decoding": f"no model: {options.baseline}"}
+    return _score_rows(f"{options.baseline} on {data_label}", rows, provenance)
+
+
+def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
+    """Score the summaries of a checkpoint."""
+    assert options.checkpoint is not None
+    device = resolve_device(options.device)
+    articles, data_label = _read_articles(options)
+    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
+    rows = _generate_summaries(options, loaded, articles)
+    search = "greedy"
+    if options.beams > 1:
+        search = f"{options.beams} beams, length penalty {options.length_penalty:g}"
+    decoding = f"{search}, at most {options.max_new_tokens} tokens"
+    provenance = {**loaded.provenance, "decoding": decoding}
+    return _score_rows(f"{options.checkpoint} on {data_label}", rows, provenance, device)
+
+
+def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
+    """Return the articles to summarize, and a label of their source and files."""
+    source, inputs = options.source, options.input
+    if not source:
+        assert options.checkpoint is not None
+        shards = load_run_shard_set(
+            options.checkpoint, "name the articles to score with --source NAME --input FILE"
+        )
+        source, files = find_test_split(shards)
+        inputs = tuple(str(file) for file in files)
+    articles = read_usable_records(source, inputs, summaries.KIND, options.limit)
+    return articles, f"{' '.join(inputs)} ({source})"
 
 
 def _generate_summaries(
-    options: RougeOptions, device: Any, articles: list[Summary]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the checkpoint answers, which it was and how it was asked."""
-    assert options.checkpoint is not None
-    loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    template = load_template(loaded.folder)
-    with progress_bar("summarising", len(articles), "articles") as bar:
+    options: RougeOptions, loaded: LoadedCheckpoint, articles: list[Summary]
+) -> list[Row]:
+    with progress_bar("summarizing", len(articles), "articles") as bar:
         answers = summarize_articles(
             loaded.model,
             loaded.tokenizer,
-            template,
-            [each.article for each in articles],
+            loaded.template,
+            [record.article for record in articles],
             max_new_tokens=options.max_new_tokens,
             beams=options.beams,
             length_penalty=options.length_penalty,
             batch=options.batch,
             on_progress=bar.update,
         )
-    search = (
-        "greedy"
-        if options.beams == 1
-        else f"{options.beams} beams, length penalty {options.length_penalty:g}"
-    )
-    rows = [
+    return [
         {
-            "input": each.article,
-            "reference": each.title,
+            "input": record.article,
+            "reference": record.title,
             "prediction": answer.text,
             "tokens": answer.num_tokens,
             "stopped": answer.has_eos,
             "trimmed": answer.is_truncated,
         }
-        for each, answer in zip(articles, answers, strict=True)
+        for record, answer in zip(articles, answers, strict=True)
     ]
-    return {
-        **loaded.provenance,
-        "decoding": f"{search}, at most {options.max_new_tokens} tokens",
-    }, rows
 
 
-def _count_flags(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How many answers stopped by themselves, and how many articles were trimmed, where the rows say so."""
-    return {
-        key: sum(row[key] is True for row in rows)
-        for key in COUNT_LABELS
-        if all(key in row for row in rows)
-    }
+def _score_rows(
+    run_label: str, rows: list[Row], provenance: Mapping[str, Any], device: Any = None
+) -> EvalResult:
+    """Score the prediction of each row against its reference."""
+    with progress_bar("scoring", len(rows), "examples") as bar:
+        table = RougeTable.from_predictions(
+            [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
+        )
+    counts = _count_flags(rows)
+    decoding = f", {provenance['decoding']}" if "decoding" in provenance else ""
+    lines = [f"{run_label}: {len(rows):,} examples{decoding}", *table.format_lines()]
+    for key, count in counts.items():
+        lines.append(f"{COUNT_LABELS[key]}: {count:,} of {len(rows):,} ({count / len(rows):.1%})")
+    return EvalResult(
+        lines=[*lines, *_format_examples(rows, table)],
+        metrics={
+            "scored": run_label,
+            "examples": len(rows),
+            **counts,
+            "scores": table.summarize_scores(),
+            "method": METHOD,
+            "counted_by": scorer_versions(),
+        },
+        provenance=dict(provenance),
+        rows=[{**row, "scores": table.example_scores(index)} for index, row in enumerate(rows)],
+        device=device,
+    )
 
 
-def _print_examples(rows: list[dict[str, Any]], table: RougeTable) -> None:
-    """Print the worst and the best examples."""
+def _count_flags(rows: list[Row]) -> dict[str, int]:
+    """Count stopped answers and trimmed articles; a key that a row lacks is left out."""
+    counts = {}
+    for key in COUNT_LABELS:
+        if all(key in row for row in rows):
+            counts[key] = sum(row[key] is True for row in rows)
+    return counts
+
+
+def _format_examples(rows: list[Row], table: RougeTable) -> list[str]:
+    """Return the worst and the best examples as lines."""
     order = table.rank_examples()
-    for title, chosen in (
-        ("worst", order[:NUM_EXAMPLES_SHOWN]),
-        ("best", order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:][::-1]),
-    ):
-        for index in chosen:
-            row, score = rows[index], table.example_scores(index)["characters"]["rouge-1"]["f"]
-            print(f"{title}, ROUGE-1 F on characters {score:.3f}")
-            for label, key in (
-                ("article", "input"),
-                ("true", "reference"),
-                ("answer", "prediction"),
-            ):
-                if isinstance(row.get(key), str):
-                    print(f"  {label:8}{excerpt(row[key])}")
+    worst = order[:NUM_EXAMPLES_SHOWN]
+    # Of few examples none is shown twice.
+    best = order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:]
+    ranked = [("worst", index) for index in worst] + [("best", index) for index in reversed(best)]
+    lines = []
+    for rank, index in ranked:
+        row, score = rows[index], table.example_scores(index)["characters"]["rouge-1"]["f"]
+        lines.append(f"{rank}, ROUGE-1 F on characters {score:.3f}")
+        for label, key in (("article", "input"), ("true", "reference"), ("answer", "prediction")):
+            if isinstance(row.get(key), str):
+                lines.append(f"  {label:8}{excerpt(row[key])}")
+    return lines

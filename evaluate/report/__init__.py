@@ -1,1 +1,1 @@
-"""The report: `python -m evaluate.report`."""
+"""The report that compares runs: `python -m evaluate.report`."""

@@ -4,22 +4,23 @@ import io
 import math
 from collections.abc import Sequence
 
-# matplotlib's ten colours in each of these styles: forty runs that can be told apart.
+# Ten colors in each of four styles: up to forty runs are distinct.
 LINE_STYLES = ("-", "--", ":", "-.")
-# Curves with so few points show each of them; a curve of one would else be invisible.
+# Markers for short curves only: without one, a curve of a single point is invisible.
 MAX_MARKED_POINTS = 60
 
 
 def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
-    """One curve per run in one pair of axes: SVG bytes. NaN and infinite values are gaps; an empty curve is left out.
+    """Plot one curve per run in one pair of axes, and return the SVG.
 
-    `label` names the vertical axis. Runs appear by their number, from 1: fonts for their names may be missing. Each
-    line is a group with the id `run-1`, `run-2`… in the SVG.
+    NaN and infinite values are gaps; an empty curve is left out.
+    `label` names the vertical axis. Runs appear by number, from 1, because fonts for their names
+    may be missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Letters as paths need no fonts; a fixed salt and no date give the same bytes for the same curves.
+    # Letters as paths need no fonts. A fixed salt and no date make the bytes reproducible.
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "curves"}):
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.add_subplot()

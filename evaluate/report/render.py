@@ -1,6 +1,6 @@
-"""A page of headings, paragraphs, tables and pictures, written as Markdown and as one self-contained HTML file.
+"""Render a page of headings, paragraphs, tables and pictures as Markdown and as one HTML file.
 
-Texts come from files that anybody may have made: in both forms every character of them is shown and none has an effect.
+Texts come from files of unknown origin: both forms show each character and interpret none.
 """
 
 import base64
@@ -8,33 +8,27 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-MISSING = "—"
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
-th, td { border: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
-td { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 8rem; }
-th { background: #f4f4f4; }
-code { font-size: 0.9em; }
-img { max-width: 100%; }
-"""
+HTML_TEMPLATE = "page.html.jinja"
+MISSING = "—"
 
 
 class CodeText(str):
-    """Text as it would be typed."""
+    """Text in a monospaced font."""
 
 
-# What a table's cell holds; None is shown as missing.
+# None is shown as MISSING.
 Cell = str | None
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading of a level from 1."""
+    """A heading of level 1 or more."""
 
     level: int
     text: str
@@ -49,7 +43,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """A head and rows of as many cells; the first cell of a row is its name."""
+    """A header and rows of as many cells; the first cell of a row is its label."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -57,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG file beside the page: its name, what it shows, its bytes."""
+    """An SVG file beside the page."""
 
     file_name: str
     alt_text: str
@@ -68,17 +62,34 @@ Block = Heading | Paragraph | Table | Picture
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The page as GitHub's Markdown; pictures are links to their files in the same folder."""
+    """Return the page as GitHub Markdown; pictures are links to files in the same folder."""
     return "\n\n".join(_block_to_markdown(block) for block in blocks) + "\n"
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """The page as one HTML file that needs no other: pictures are inside as data URIs."""
-    body = "\n".join(_block_to_html(block) for block in blocks)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_escape_html(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    """Return the page as one self-contained HTML file; pictures are data URIs."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_finalize,
+        keep_trailing_newline=True,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
     )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.tests["heading"] = lambda block: isinstance(block, Heading)
+    environment.tests["paragraph"] = lambda block: isinstance(block, Paragraph)
+    environment.tests["picture"] = lambda block: isinstance(block, Picture)
+    environment.tests["code"] = lambda cell: isinstance(cell, CodeText)
+    return environment.get_template(HTML_TEMPLATE).render(title=title, blocks=blocks)
+
+
+def _finalize(value: Any) -> Any:
+    """Prepare the value of a template expression; Jinja escapes it afterwards."""
+    if value is None:
+        return MISSING
+    return _sanitize(value) if isinstance(value, str) else value
 
 
 def _block_to_markdown(block: Block) -> str:
@@ -90,9 +101,9 @@ def _block_to_markdown(block: Block) -> str:
         case Picture():
             return f"![{_escape_markdown(block.alt_text)}]({quote(block.file_name)})"
         case Table():
-            head = [_escape_markdown(text) for text in block.header]
+            header = [_escape_markdown(text) for text in block.header]
             rows = [[_cell_to_markdown(cell) for cell in row] for row in block.rows]
-            lines = [head, ["---"] * len(head), *rows]
+            lines = [header, ["---"] * len(header), *rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -102,46 +113,13 @@ def _cell_to_markdown(cell: Cell) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    # The entities first: Markdown passes HTML through. Then all that is a mark to it, and line ends, which end a cell.
+    # HTML entities first, because Markdown passes HTML through. Then Markdown's own special
+    # characters. A line end would end a table cell.
     escaped = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(_sanitize(text), quote=False))
     return escaped.replace("\n", "<br>")
 
 
-def _block_to_html(block: Block) -> str:
-    match block:
-        case Heading():
-            return f"<h{block.level}>{_escape_html(block.text)}</h{block.level}>"
-        case Paragraph():
-            return f"<p>{_escape_html(block.text)}</p>"
-        case Picture():
-            data = base64.b64encode(block.svg).decode()
-            return f'<p><img alt="{_escape_html(block.alt_text)}" src="data:image/svg+xml;base64,{data}"></p>'
-        case Table():
-            head = "".join(f"<th>{_escape_html(text)}</th>" for text in block.header)
-            rows = "\n".join(_row_to_html(row) for row in block.rows)
-            return (
-                f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
-                f"<tbody>\n{rows}\n</tbody>\n</table></div>"
-            )
-
-
-def _row_to_html(row: Sequence[Cell]) -> str:
-    name, *cells = (
-        MISSING
-        if cell is None
-        else f"<code>{_escape_html(cell)}</code>"
-        if isinstance(cell, CodeText)
-        else _escape_html(cell)
-        for cell in row
-    )
-    return f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _escape_html(text: str) -> str:
-    return html.escape(_sanitize(text))
-
-
 def _sanitize(text: str) -> str:
-    """Only what both forms can hold: no lone surrogates, one kind of line end, no control characters."""
+    """Replace lone surrogates, control characters and CR line ends, which HTML cannot hold."""
     normalized = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", normalized)

@@ -1,31 +1,35 @@
-"""Summaries anybody can make without a model: the lines that a model has to beat."""
+"""Summaries without a model: the baselines that a model has to beat."""
 
 import re
 from collections.abc import Callable
 
-from evaluate.scores.rouge import compute_rouge
+from evaluate.scores.rouge_metric import compute_rouge
 
-# A full stop between letters or digits (3.5, e.g. in URLs) ends nothing; CSL writes others where Chinese has 。.
+# CSL has full stops in place of 。; one between letters or digits (3.5, URLs) ends no sentence.
 _SENTENCE_PATTERN = re.compile(r"(?:[^。！？!?\n.]|(?<=[0-9A-Za-z])\.(?=[0-9A-Za-z]))+[。！？!?.]*")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text with their marks, without the space around them."""
-    return [found for match in _SENTENCE_PATTERN.findall(text) if (found := match.strip())]
+    """Return the sentences of a text with their punctuation, without white space around them."""
+    sentences = [match.strip() for match in _SENTENCE_PATTERN.findall(text)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def first_20_characters(article: str, title: str) -> str:
-    """The first 20 characters of the article."""
+    """Return the first 20 characters of the article."""
     return article.strip()[:20]
 
 
 def first_sentence(article: str, title: str) -> str:
-    """The first sentence of the article."""
+    """Return the first sentence of the article."""
     return next(iter(split_sentences(article)), "")
 
 
 def oracle_sentence(article: str, title: str) -> str:
-    """The sentence most like the title (ROUGE-1 F on characters): it looks at the title, so no extract of one does better."""
+    """Return the sentence most like the title, by ROUGE-1 F on characters.
+
+    It looks at the title: the upper bound of extracting one sentence.
+    """
     return max(
         split_sentences(article),
         key=lambda sentence: compute_rouge(sentence, title)["1"].f,

@@ -1,8 +1,8 @@
 """Loss, perplexity, accuracy and bits per character over all scored tokens of a text.
 
-Text is measured in fixed windows, whatever the model: all sequences are concatenated and cut every `window`
-tokens. Every token but the first is scored once. Its left context is what precedes it in its window: 0 to
-window - 1 tokens and the first token of the window. All means are weighted by token; none is a mean of batch
+Text is scored in fixed windows, the same for all models: the sequences of a split are concatenated
+and cut every `window` tokens. All tokens but the first are scored once, with the preceding tokens
+of the window, 1 to `window`, as context. All means are weighted by token, never means of batch
 means.
 """
 
@@ -22,13 +22,13 @@ from model.llama import Llama
 from model.loss import score_tokens
 
 WINDOW_TOKENS = 256
-# Tokens of a long text that are read at a time: whole windows, and few enough for any memory.
+# Tokens read at a time of a long split: whole windows, and little memory.
 BLOCK_TOKENS = 128 * WINDOW_TOKENS
 
 
 @dataclass(frozen=True)
 class LMScore:
-    """Sums over scored tokens. The metrics are their quotients."""
+    """Sums over scored tokens, which add up over batches; the metrics are their quotients."""
 
     total_nats: float = 0.0
     num_tokens: int = 0
@@ -40,10 +40,11 @@ class LMScore:
         return LMScore(*(ours + theirs for ours, theirs in pairs))
 
     def compute_metrics(self) -> dict[str, float]:
-        """Return loss (nats per token), perplexity, accuracy, bits per character, and the number of tokens."""
+        """Return loss (nats per token), perplexity, accuracy, bits_per_character and tokens."""
         loss = self.total_nats / self.num_tokens
         return {
             "loss": loss,
+            # exp(710) overflows.
             "perplexity": math.exp(min(loss, 700.0)),
             "accuracy": self.num_correct / self.num_tokens,
             "bits_per_character": self.total_nats / math.log(2) / max(self.num_characters, 1),
@@ -62,7 +63,10 @@ class LMScore:
 
 @torch.no_grad()
 def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) -> LMScore:
-    """Score ids[B, T] against targets[B, T], without the targets below zero. characters[V]: of each id."""
+    """Score ids[B, T] against targets[B, T], without targets below zero.
+
+    `characters`[V] are the characters of each id.
+    """
     hidden = model.model(ids, None, None, None).flatten(0, 1)
     flat_targets = targets.flatten()
     is_scored = flat_targets >= 0
@@ -70,13 +74,14 @@ def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) 
 
 
 def _score_hidden(model: Llama, hidden: Tensor, targets: Tensor, characters: Tensor) -> LMScore:
-    """Score hidden[N, D] against targets[N]."""
+    """Score final hidden states[N, D] against targets[N]."""
     losses, hits = score_tokens(hidden, model.lm_head.weight, targets)
     return LMScore(
-        float(losses.double().sum()),
-        len(targets),
-        int(hits.sum()),
-        int(characters[targets].sum()),
+        # A sum of many float32 losses would lose digits.
+        total_nats=float(losses.double().sum()),
+        num_tokens=len(targets),
+        num_correct=int(hits.sum()),
+        num_characters=int(characters[targets].sum()),
     )
 
 
@@ -89,7 +94,7 @@ def score_stream(
     rows: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
-    """Score a stream of ids, int64[N], N > 1, in windows, `rows` of them at a time.
+    """Score a stream of ids, int64[N], N > 1, in windows.
 
     `on_progress` gets the number of tokens after each batch.
     """
@@ -100,21 +105,23 @@ def score_stream(
     for start in range(0, len(stream) - 1, block_tokens):
         # Blocks overlap by one token: the last target of a block is the first input of the next.
         block = stream[start : start + block_tokens + 1]
-        length = min(window, len(block) - 1)
-        num_windows = -(-(len(block) - 1) // length)
+        num_targets = len(block) - 1
+        length = min(window, num_targets)
+        num_windows = math.ceil(num_targets / length)
+        # The last window is padded; padding has no target.
         ids = np.zeros(num_windows * length, np.int64)
+        ids[:num_targets] = block[:-1]
         targets = np.full(num_windows * length, -1, np.int64)
-        ids[: len(block) - 1] = block[:-1]
-        targets[: len(block) - 1] = block[1:]
-        score = score_batch(
+        targets[:num_targets] = block[1:]
+        block_score = score_batch(
             model,
             torch.from_numpy(ids.reshape(num_windows, length)).to(device),
             torch.from_numpy(targets.reshape(num_windows, length)).to(device),
             characters,
         )
-        total += score
+        total += block_score
         if on_progress:
-            on_progress(score.num_tokens)
+            on_progress(block_score.num_tokens)
     return total
 
 
@@ -176,10 +183,10 @@ def score_examples(
     limit: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
-    """Score the answers of the first `limit` examples that fit a row, packed into rows of `row_length` positions.
+    """Score the answers of examples, packed into rows of `row_length` positions.
 
-    Examples of a row do not attend to each other: the left context of a token is all that precedes it in its
-    example. `on_progress` gets the number of examples after each batch of `rows` rows.
+    The context of a token is its own conversation, never another of the same row. `limit` takes the
+    first examples that fit a row. `on_progress` gets the number of examples after each batch.
     """
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
@@ -189,10 +196,10 @@ def score_examples(
     for start in range(0, len(fitting_indices), PACKING_WINDOW):
         window_indices = fitting_indices[start : start + PACKING_WINDOW]
         packed_rows = pack_best_fit(lengths[window_indices], row_length)
-        for first_row in range(0, len(packed_rows), rows):
+        for batch_start in range(0, len(packed_rows), rows):
             row_examples = [
                 [examples.example(int(window_indices[index]), 0) for index in row]
-                for row in packed_rows[first_row : first_row + rows]
+                for row in packed_rows[batch_start : batch_start + rows]
             ]
             batch = collate(row_examples, row_length).to(device)
             hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None)

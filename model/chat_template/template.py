@@ -2,8 +2,8 @@
 
     <bos>资料：{reference}\\n\\n人类：{question}\\n\\n助手：{answer}<eos>\\n\\n人类：{question}\\n\\n助手：{answer}<eos>
 
-Without a reference a conversation begins `<bos>人类：`. The text up to and with `助手：` is the prompt
-of an answer. The loss is on the answers and their `<eos>` only.
+Without a reference a conversation begins `<bos>人类：`. The text up to and with `助手：` is the
+prompt of an answer. The loss is on the answers and their `<eos>` only.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Template:
         question: str,
         reference: str = "",
     ) -> list[int]:
-        """Return the ids that the answer to `question` follows, after (question, answer) `turns`."""
+        """Return the ids that precede the answer to `question`; `turns` are (question, answer)."""
         segments = self.segments([*turns, (question, "")], reference)
         return self.encode_batch(tokenizer, [segments[:-1]])[0].ids
 

@@ -1,8 +1,9 @@
 """The chat template as Jinja, for `chat_template` of transformers, vLLM and llama.cpp.
 
-Messages have the roles system (the reference: first, at most once), user and assistant (alternating,
-user first). The rendered text has the ids of `Template.encode` if the tokenizer never merges across
-the end of `助手：` and if user text never spells a special token (see `model.tokenizer.hf_json`).
+Messages have the roles system (the reference: first, at most once), user and assistant
+(alternating, user first). The rendered text has the ids of `Template.encode` if the tokenizer never
+merges across the end of `助手：` and if user text never spells a special token (see
+`model.tokenizer.hf_json`).
 """
 
 import json
@@ -13,6 +14,7 @@ from model.chat_template.template import TEMPLATE_FILE, ImportedTemplate, Templa
 from model.tokenizer.base import SPECIAL_TOKEN_MARK, Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 
+_ROLE_ERROR = "expected system (first, at most once), then user and assistant in turns"
 # transformers trims a newline after `%}` and other engines keep it, so all text that the template
 # prints stands in expressions.
 _JINJA_FORMAT = """\
@@ -31,7 +33,7 @@ _JINJA_FORMAT = """\
 {{{{- {closing} + text + eos_token -}}}}
 {{%- set state.asked = false -%}}
 {{%- else -%}}
-{{{{- raise_exception('expected system (first, at most once), then user and assistant in turns') -}}}}
+{{{{- raise_exception('{role_error}') -}}}}
 {{%- endif -%}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt and state.asked -%}}{{{{- {closing} -}}}}{{%- endif -%}}
@@ -51,7 +53,8 @@ def build_jinja_template(template: Template) -> str:
         "closing": template.assistant_prefix,
     }
     # A JSON string literal is also a Jinja string literal.
-    return _JINJA_FORMAT.format(**{name: json.dumps(text) for name, text in texts.items()})
+    literals = {name: json.dumps(text) for name, text in texts.items()}
+    return _JINJA_FORMAT.format(**literals, role_error=_ROLE_ERROR)
 
 
 def export_jinja_template(template: Template, tokenizer: Tokenizer, folder: Path) -> str:

@@ -105,11 +105,11 @@ def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     fingerprints = _read_fingerprints(run) or {}
     step = read_step(folder)
     # Checkpoints of earlier versions do not have the number of steps.
-    last = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
-    if step is None or not isinstance(last, int) or step >= last:
+    total_steps = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
+    if step is None or not isinstance(total_steps, int) or step >= total_steps:
         return None
     command = f"make {training_command(fingerprints)} {shlex.quote(f'RUN={run}')}"
-    return RemainingSteps(step, last, command)
+    return RemainingSteps(step, total_steps, command)
 
 
 def list_steps(run: Path) -> list[int]:

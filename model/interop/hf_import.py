@@ -110,7 +110,7 @@ def _collect_stop_ids(
 
 
 def _parse_eos_ids(values: dict[str, Any], path: Path) -> list[int]:
-    """Return `eos_token_id` as a list. Raises UserError if it is neither an id nor a list of ids."""
+    """Return `eos_token_id` as a list. Raises UserError if it is not an id or a list of ids."""
     value = values.get("eos_token_id")
     if value is None:
         return []

@@ -1,8 +1,8 @@
 """Export a SentencePiece tokenizer for transformers' `PreTrainedTokenizerFast`.
 
-The `tokenizers` library takes BPE as a ranked list of merges. Every split of a normal piece into two
-normal pieces is such a merge, ranked by the score of the result; with distinct scores that is the
-order in which SentencePiece merges.
+The `tokenizers` library takes BPE as a ranked list of merges. Every split of a normal piece into
+two normal pieces is such a merge, ranked by the score of the result; with distinct scores that is
+the order in which SentencePiece merges.
 
 User text must never give a special id and a chat template must, but transformers encodes a rendered
 template as one text, and its `split_special_tokens` would turn the template's own tokens into text

@@ -346,9 +346,9 @@ def _find_special_id(
     added_tokens = definition.get("added_tokens")
     if text is not None and isinstance(added_tokens, list):
         for added in added_tokens:
-            if isinstance(added, dict) and added.get("content") == text:
-                if type(added.get("id")) is int:
-                    return int(added["id"])
+            is_named = isinstance(added, dict) and added.get("content") == text
+            if is_named and type(added.get("id")) is int:
+                return int(added["id"])
     index = model_config.get(f"{role}_token_id")
     if isinstance(index, list) and index:
         index = index[0]

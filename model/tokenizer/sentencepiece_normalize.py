@@ -1,15 +1,17 @@
-"""Normalise a SentencePiece BPE model, so that one text gives one sequence of ids in every implementation of BPE.
+"""Normalize a SentencePiece BPE model so that every BPE implementation gives the same ids.
 
-SentencePiece merges the adjacent pair whose concatenation has the best score, ties by position; the fast tokenizers
-merge by a list of pairs, and only pairs whose two halves have ids. The two agree on every text when
+SentencePiece merges the adjacent pair whose concatenation has the best score, the leftmost of equal
+ones; the fast tokenizers merge by a ranked list of pairs, and only pairs whose two halves have ids.
+The two agree on every text if
 
 - no two pieces have the same score (ties are broken here by id);
-- a piece that cannot be built from pieces is never the result of a merge. SentencePiece may build it from characters
-  that are no pieces themselves, so it is marked UNUSED, and it gets the lowest scores: SentencePiece does merge unused
-  pieces and splits them again afterwards, which is harmless only when no merge of a usable piece is left;
-- nothing is added to the text or taken from it (dummy prefix, whitespace, normalisation rules).
+- a piece that no merges of other pieces build is never the result of a merge. SentencePiece may
+  build it from characters that are not pieces, so it is marked UNUSED and gets one of the lowest
+  scores: SentencePiece merges unused pieces and splits them again afterwards, which is harmless
+  only if no merge of a usable piece is left;
+- nothing is added to the text or removed from it (dummy prefix, whitespace, normalization rules).
 
-No id changes.
+Ids do not change.
 """
 
 import math
@@ -18,11 +20,18 @@ from typing import Any
 
 from common.errors import UserError
 
-UNK_ID, BOS_ID, EOS_ID = 0, 1, 2
+UNK_ID = 0
+BOS_ID = 1
+EOS_ID = 2
 # The piece types of sentencepiece_model.proto.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL = 1
+UNKNOWN = 2
+CONTROL = 3
+USER_DEFINED = 4
+UNUSED = 5
+BYTE = 6
 _MODEL_TYPE_BPE = 2
-# SentencePiece trains none longer than 512 characters.
+# Characters. SentencePiece trains pieces of up to 512.
 MAX_PIECE_LENGTH = 4096
 _BYTE_PIECES = {f"<0x{value:02X}>" for value in range(256)}
 _NORMALIZER_SETTINGS = {
@@ -35,7 +44,7 @@ _SPECIAL_PIECES = ((UNK_ID, "<unk>", UNKNOWN), (BOS_ID, "<s>", CONTROL), (EOS_ID
 
 @dataclass(frozen=True, slots=True)
 class NormalizationChanges:
-    """What normalising changed: numbers of pieces, and the switches that were turned, in words."""
+    """The numbers of pieces that normalization changed, and the settings, as text."""
 
     num_pieces: int
     num_tied_scores: int
@@ -44,10 +53,11 @@ class NormalizationChanges:
 
 
 def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, NormalizationChanges]:
-    """The normalised bytes of a serialised SentencePiece BPE model; those of a normalised one are returned unchanged.
+    """Return the normalized bytes of a serialized SentencePiece BPE model, and what changed.
 
-    `file_name` is the file's name for messages. Raises UserError if the bytes are no such model or if it lacks what the
-    project relies on: unk 0, bos 1, eos 2, all 256 byte pieces, and no user-defined pieces.
+    A normalized model is returned unchanged. `file_name` is for messages. Raises UserError if the
+    bytes are not such a model, or if it lacks what the project relies on: unk 0, bos 1, eos 2, all
+    256 byte pieces, and no user-defined pieces.
     """
     model = parse_sentencepiece_model(serialized, file_name)
     texts = [piece.piece for piece in model.pieces]
@@ -55,31 +65,32 @@ def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, Normaliza
     scores = [piece.score for piece in model.pieces]
     _check_model(model.trainer_spec.model_type, texts, types, scores, file_name)
 
-    normal = [index for index, kind in enumerate(types) if kind == NORMAL]
-    reachable_texts = reachable_pieces({texts[index] for index in normal})
+    normal_ids = [index for index, kind in enumerate(types) if kind == NORMAL]
+    reachable_texts = reachable_pieces({texts[index] for index in normal_ids})
     for index, kind in enumerate(types):
-        # That unused pieces do no harm needs that none is built from usable ones.
+        # Unused pieces are harmless only if usable ones never build them.
         if kind == UNUSED and _can_be_built(texts[index], reachable_texts):
             raise UserError(
-                f"{file_name}: id {index} is marked unused though merges reach it: use a model without such"
+                f"{file_name}: id {index} is marked unused though merges reach it: use another "
+                "model"
             )
-    unreachable = [index for index in normal if texts[index] not in reachable_texts]
-    for index in unreachable:
+    unreachable_ids = [index for index in normal_ids if texts[index] not in reachable_texts]
+    for index in unreachable_ids:
         model.pieces[index].type = types[index] = UNUSED
     _assign_rank_scores(model.pieces, types, scores)
-    switches = _reset_normalizer(model)
-    tied = len(normal) - len({scores[index] for index in normal})
-    changes = NormalizationChanges(len(texts), tied, len(unreachable), switches)
+    changed_settings = _reset_normalizer(model)
+    num_tied = len(normal_ids) - len({scores[index] for index in normal_ids})
+    changes = NormalizationChanges(len(texts), num_tied, len(unreachable_ids), changed_settings)
     return model.SerializeToString(deterministic=True), changes
 
 
 def reachable_pieces(pieces: set[str]) -> set[str]:
-    """The pieces that merges can build: single characters, and pieces with a split into two reachable ones."""
-    found: set[str] = set()
-    for piece in sorted(pieces, key=len):
-        if _can_be_built(piece, found):
-            found.add(piece)
-    return found
+    """Return the pieces that merges build: characters, and pairs of reachable pieces."""
+    reachable: set[str] = set()
+    for piece in sorted(pieces, key=len):  # both halves come before their concatenation
+        if _can_be_built(piece, reachable):
+            reachable.add(piece)
+    return reachable
 
 
 def _can_be_built(piece: str, pieces: set[str]) -> bool:
@@ -89,22 +100,26 @@ def _can_be_built(piece: str, pieces: set[str]) -> bool:
 
 
 def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
-    """A serialised SentencePiece model as its protobuf message; UserError, naming `file_name`, if it is none."""
+    """Return a serialized SentencePiece model as its protobuf message.
+
+    Raises UserError, naming `file_name`, if it cannot be parsed.
+    """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(serialized)
-        # Fields of other versions (a self-test that no longer holds, extensions) would survive into the result.
+        # Fields of other versions (an outdated self-test, extensions) would survive into the
+        # result.
         model.DiscardUnknownFields()
-        # protobuf hands out a string that is not UTF-8 as bytes.
-        whole = all(
+        # protobuf returns a string that is not UTF-8 as bytes.
+        is_valid = all(
             piece.HasField("piece") and isinstance(piece.piece, str) for piece in model.pieces
         )
     except (DecodeError, UnicodeDecodeError):
-        whole = False
-    if not whole or not model.pieces:
+        is_valid = False
+    if not is_valid or not model.pieces:
         raise UserError(
             f"{file_name} is not a SentencePiece model, or is damaged: give a tokenizer.model file"
         )
@@ -114,9 +129,11 @@ def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
 def _check_model(
     model_type: int, texts: list[str], types: list[int], scores: list[float], file_name: str
 ) -> None:
+    """Raise UserError if the model lacks what the project relies on, or is damaged."""
     if model_type != _MODEL_TYPE_BPE:
         raise UserError(
-            f"{file_name} is a SentencePiece model, but not of type BPE: only BPE models can be used"
+            f"{file_name} is a SentencePiece model, but not of type BPE: only BPE models can be "
+            "used"
         )
     for index, text, kind in _SPECIAL_PIECES:
         if index >= len(texts) or (texts[index], types[index]) != (text, kind):
@@ -125,30 +142,30 @@ def _check_model(
             )
     if {text for text, kind in zip(texts, types, strict=True) if kind == BYTE} != _BYTE_PIECES:
         raise UserError(
-            f"{file_name} has no byte fallback (pieces <0x00> to <0xFF>): train a model with byte_fallback"
+            f"{file_name} has no byte fallback (pieces <0x00> to <0xFF>): train a model with "
+            "byte_fallback"
         )
     if USER_DEFINED in types:
-        index = types.index(USER_DEFINED)
         raise UserError(
-            f"{file_name}: id {index} is user-defined, which overrides merges: use a model without such pieces"
+            f"{file_name}: id {types.index(USER_DEFINED)} is user-defined, which overrides merges: "
+            "use a model without such pieces"
         )
-    if (
-        types.count(UNKNOWN) > 1
-        or types.count(BYTE) > 256
-        or len(set(texts)) < len(texts)
-        or "" in texts
-    ):
+    has_duplicates = (
+        len(set(texts)) < len(texts) or types.count(UNKNOWN) > 1 or types.count(BYTE) > 256
+    )
+    if has_duplicates or "" in texts:
         raise UserError(f"{file_name} holds an empty piece or one piece twice: it is damaged")
-    if any(
-        kind in (CONTROL, UNKNOWN) and len(text) == 1
-        for text, kind in zip(texts, types, strict=True)
-    ):
+    for text, kind in zip(texts, types, strict=True):
+        if kind in (CONTROL, UNKNOWN) and len(text) == 1:
+            raise UserError(
+                f"{file_name} has a special piece of one character, {text!r}, which text would be "
+                "encoded to: it cannot be used"
+            )
+    longest = max(map(len, texts))
+    if longest > MAX_PIECE_LENGTH:
         raise UserError(
-            f"{file_name} has a special piece of one character, which text would turn into: it cannot be used"
-        )
-    if (longest := max(map(len, texts))) > MAX_PIECE_LENGTH:
-        raise UserError(
-            f"{file_name} holds a piece of {longest} characters, and none is longer than {MAX_PIECE_LENGTH}: it is damaged"
+            f"{file_name} holds a piece of {longest} characters; the limit is {MAX_PIECE_LENGTH}: "
+            "it is damaged"
         )
     for index, score in enumerate(scores):
         if not math.isfinite(score):
@@ -156,7 +173,7 @@ def _check_model(
 
 
 def _assign_rank_scores(pieces: Any, types: list[int], scores: list[float]) -> None:
-    """Number the mergeable pieces from the first merged to the last; those of one type and score by id."""
+    """Set scores to minus the rank: normal pieces before unused ones, by score, ties by id."""
     ranked = [index for index, kind in enumerate(types) if kind in (NORMAL, UNUSED)]
     ranked.sort(key=lambda index: (types[index], -scores[index]))
     for rank, index in enumerate(ranked):
@@ -165,25 +182,30 @@ def _assign_rank_scores(pieces: Any, types: list[int], scores: list[float]) -> N
 
 
 def _reset_normalizer(model: Any) -> tuple[str, ...]:
-    normalizer_spec, changes = model.normalizer_spec, []
-    for switch, value in _NORMALIZER_SETTINGS.items():
-        if getattr(normalizer_spec, switch) != value:
-            changes.append(f"{switch} {'on' if value else 'off'}")
-        setattr(normalizer_spec, switch, value)
+    """Switch off whatever changes the text; return the changed settings."""
+    normalizer = model.normalizer_spec
+    changes = []
+    for setting, value in _NORMALIZER_SETTINGS.items():
+        if getattr(normalizer, setting) != value:
+            changes.append(f"{setting} {'on' if value else 'off'}")
+        setattr(normalizer, setting, value)
     if (
-        normalizer_spec.precompiled_charsmap
-        or normalizer_spec.normalization_rule_tsv
+        normalizer.precompiled_charsmap
+        or normalizer.normalization_rule_tsv
         or model.denormalizer_spec.precompiled_charsmap
     ):
-        changes.append("normalisation rules off")
-    (
-        normalizer_spec.name,
-        normalizer_spec.precompiled_charsmap,
-        normalizer_spec.normalization_rule_tsv,
-    ) = "identity", b"", ""
+        changes.append("normalization rules off")
+    normalizer.name = "identity"
+    normalizer.precompiled_charsmap = b""
+    normalizer.normalization_rule_tsv = ""
     model.ClearField("denormalizer_spec")
-    spec = model.trainer_spec
-    spec.treat_whitespace_as_suffix, spec.byte_fallback = False, True
-    spec.unk_id, spec.bos_id, spec.eos_id = UNK_ID, BOS_ID, EOS_ID
-    spec.unk_piece, spec.bos_piece, spec.eos_piece = "<unk>", "<s>", "</s>"
+    trainer = model.trainer_spec
+    trainer.treat_whitespace_as_suffix = False
+    trainer.byte_fallback = True
+    trainer.unk_id = UNK_ID
+    trainer.bos_id = BOS_ID
+    trainer.eos_id = EOS_ID
+    trainer.unk_piece = "<unk>"
+    trainer.bos_piece = "<s>"
+    trainer.eos_piece = "</s>"
     return tuple(changes)

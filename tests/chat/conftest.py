@@ -36,7 +36,7 @@ DIALOGUES = [
 
 
 class ChatResult(NamedTuple):
-    """How a chat ended and what it wrote."""
+    """The exit code and the output of a chat."""
 
     code: int | str | None
     out: str

@@ -73,12 +73,12 @@ def broken_checkpoints(talker: Path, tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "message", "details"),
     [
-        ("nowhere", CHECKPOINT_UNUSABLE, "is no checkpoint"),
-        ("empty", CHECKPOINT_UNUSABLE, "is no checkpoint"),
+        ("nowhere", CHECKPOINT_UNUSABLE, "is not a checkpoint"),
+        ("empty", CHECKPOINT_UNUSABLE, "is not a checkpoint"),
         ("changed", CHECKPOINT_UNUSABLE, "config.json has 2 bytes instead of"),
         ("truncated", CHECKPOINT_UNREADABLE, "model.safetensors cannot be read"),
         ("vocabulary", CHECKPOINT_UNREADABLE, "tokenizer.model does not exist"),
-        ("template", CHECKPOINT_UNREADABLE, "template.json is not a template"),
+        ("template", CHECKPOINT_UNREADABLE, "template.json is not a chat template"),
     ],
 )
 def test_unusable_model_error_in_chinese(
@@ -115,7 +115,7 @@ def test_run_name_without_folder_is_suggested(
     monkeypatch.chdir(tmp_path)
     result = chat(MAYOR_QUESTION, "--checkpoint", "mine")
     assert (result.code, result.err) == (2, "error: 找不到 mine：是不是 runs/mine？\n")
-    with pytest.raises(UserError, match=r"^mine is no checkpoint: did you mean runs/mine\?$"):
+    with pytest.raises(UserError, match=r"^mine is not a checkpoint: did you mean runs/mine\?$"):
         locate.resolve_checkpoint(Path("mine"))
     with pytest.raises(UserError, match=r"^mine does not exist: did you mean runs/mine\?$"):
         resolve_run(Path("mine"))
@@ -296,7 +296,7 @@ def run_server_command(monkeypatch: pytest.MonkeyPatch, *options: str) -> int | 
         (
             ["--checkpoint", "nowhere"],
             CHECKPOINT_UNUSABLE.format(path="nowhere"),
-            "is no checkpoint",
+            "is not a checkpoint",
         ),
         (["--prot", "1"], INVALID_OPTIONS, "--port"),
         (["--api_key", "密"], INVALID_OPTIONS, "--api_key: 密钥只能由可见的 ASCII 字符组成"),

@@ -1,4 +1,4 @@
-"""Which model is chosen, and how it is described."""
+"""The choice of a model and its description."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,9 @@ import torch
 from chat import load_model
 from common.errors import UserError
 from common.files import write_checksummed_json, write_json, write_manifest
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.checkpoint import locate, weights

@@ -3,9 +3,8 @@
 import pytest
 
 from chat import options
-from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
-from model.decode.generate import Sampling
+from model.decode.sampling import DEFAULT_SAMPLING, Sampling
 
 
 def test_sampling_options_reach_the_sampling() -> None:

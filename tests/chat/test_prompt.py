@@ -1,4 +1,4 @@
-"""Which ids a prompt has, and what is dropped when it is too long."""
+"""The ids of a prompt, and what is dropped if it is too long."""
 
 import pytest
 

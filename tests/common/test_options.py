@@ -217,7 +217,7 @@ def test_an_empty_yaml_gives_the_defaults_that_help_shows(
     options = read("--config", yaml_file(tmp_path, ""))
     assert options == read() == Job()
     assert options.optimizer.lr == 0.02 and "learning rate (default: 0.02)" in text
-    assert options.targets == ("q", "v") and '--targets str (default: ["q", "v"])' in text
+    assert options.targets == ("q", "v") and "--targets str (default: q,v)" in text
     assert default_values(Job) == json.loads(Job().model_dump_json())
 
 

@@ -16,9 +16,10 @@ import pytest
 from common.errors import UserError
 from common.files import MANIFEST, read_json
 from data import download as command
-from data.corpora import manifests, resolver
+from data.corpora import download as corpora_download
+from data.corpora import manifests, resolver, sample
+from data.corpora.detect import detect_source
 from data.corpora.resolver import resolve_shard_set
-from data.readers.detect import detect_source
 from data.shards import ShardSet
 from data.sources import SOURCES
 from model.tokenizer import load_tokenizer
@@ -33,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small() -> str:
-    return load_tokenizer(resolver.SMALL_TOKENIZER).fingerprint[:8]
+    return load_tokenizer(sample.SMALL_TOKENIZER).fingerprint[:8]
 
 
 @pytest.fixture
@@ -83,12 +84,10 @@ def test_name_resolves_to_its_prepared_set(
     raw: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = resolver.prepare_if_outdated(
-        "zhihu", {"jsonl": resolver.SplitFiles([raw])}, resolver.SMALL_TOKENIZER
+        "zhihu", {"jsonl": sample.SplitFiles([raw])}, sample.SMALL_TOKENIZER
     )
     capsys.readouterr()
-    assert (
-        resolve_shard_set("zhihu") == made == resolve_shard_set("zhihu", resolver.SMALL_TOKENIZER)
-    )
+    assert resolve_shard_set("zhihu") == made == resolve_shard_set("zhihu", sample.SMALL_TOKENIZER)
     assert capsys.readouterr().out == ""
 
 
@@ -98,17 +97,17 @@ def test_set_of_another_tokenizer_is_not_used(
 ) -> None:
     """Prevents ids of one tokenizer being trained on with another."""
     large = shared / "tokenizer" / "llama-chinese-65k.model"
-    made = resolver.prepare_if_outdated("zhihu", {"jsonl": resolver.SplitFiles([raw])}, large)
+    made = resolver.prepare_if_outdated("zhihu", {"jsonl": sample.SplitFiles([raw])}, large)
     assert resolve_shard_set("zhihu") == made
-    assert resolve_shard_set("zhihu", resolver.SMALL_TOKENIZER) != made
+    assert resolve_shard_set("zhihu", sample.SMALL_TOKENIZER) != made
     assert "is not prepared here" in capsys.readouterr().out
     with pytest.raises(UserError, match=f"{made} was prepared with another tokenizer"):
-        resolve_shard_set(str(made), resolver.SMALL_TOKENIZER)
+        resolve_shard_set(str(made), sample.SMALL_TOKENIZER)
 
 
 def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
     made = resolver.prepare_if_outdated(
-        "x", {"jsonl": resolver.SplitFiles([raw])}, resolver.SMALL_TOKENIZER
+        "x", {"jsonl": sample.SplitFiles([raw])}, sample.SMALL_TOKENIZER
     )
     moved = shutil.copytree(made, "elsewhere")
     assert resolve_shard_set(str(moved)) == Path("elsewhere")
@@ -334,7 +333,7 @@ def test_tokenizer_checksum_matches_real_file(shared: Path) -> None:
 def test_invalid_manifest_gives_one_line_error_with_file_and_key(tmp_path: Path, text: str) -> None:
     """Prevents a manifest that writes outside downloads/, or whose misspelt checksum is silently not compared."""
     (tmp_path / "x.yaml").write_text(
-        f"description: d\nlicence: l\nhomepage: h\nmegabytes: 1\nmirrors: [u]\nfiles:\n  - {text}\n"
+        f"description: d\nlicense: l\nhomepage: h\nmegabytes: 1\nmirrors: [u]\nfiles:\n  - {text}\n"
     )
     with pytest.raises(UserError, match=r"x\.yaml: files\.0\.") as caught:
         manifests.load_corpora(tmp_path)
@@ -372,7 +371,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with zipfile.ZipFile(folder / "b.zip", "w") as packed:
         packed.write(write_corpus(tmp_path / "b.jsonl", 30, "湖边"), "in/b_00.jsonl")
         packed.writestr("README", "not a part of the corpus")
-    shutil.copy(resolver.SMALL_TOKENIZER / "tokenizer.model", folder / "t.model")
+    shutil.copy(sample.SMALL_TOKENIZER / "tokenizer.model", folder / "t.model")
     quiet = type(
         "Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *arguments: None}
     )
@@ -384,7 +383,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ).start()
     head = {
         "description": "d",
-        "licence": "CC",
+        "license": "CC",
         "homepage": "h",
         "megabytes": 1,
         "mirrors": (f"http://127.0.0.1:{server.server_address[1]}/{{path}}",),
@@ -394,7 +393,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files}),
         "tokenizer": manifests.Corpus.model_validate({**head, "files": ({"path": "t.model"},)}),
     }
-    for module in (command, resolver, manifests):
+    for module in (corpora_download, resolver, manifests):
         monkeypatch.setattr(module, "load_corpora", lambda: made)
     yield folder
     server.shutdown()
@@ -406,7 +405,7 @@ def test_make_data_prepares_then_works_offline(
 ) -> None:
     command.main(["zhihu"])
     said = capsys.readouterr().out
-    assert "licence: CC" in said and f"prepared/zhihu-{small}: 60 documents" in said
+    assert "license: CC" in said and f"prepared/zhihu-{small}: 60 documents" in said
     assert (
         Path("downloads/tokenizer/t.model").exists()
         and Path("downloads/zhihu/b/in/b_00.jsonl").exists()
@@ -422,8 +421,8 @@ def test_make_data_prepares_then_works_offline(
 @pytest.mark.parametrize(
     ("gone", "missing"),
     [
-        ("t.model", "the tokenizer that it is prepared with"),
-        ("a.jsonl", "what it consists of"),
+        ("t.model", "the tokenizer"),
+        ("a.jsonl", "the corpus"),
     ],
 )
 def test_missing_download_error_lists_alternatives(hub: Path, gone: str, missing: str) -> None:
@@ -433,8 +432,7 @@ def test_missing_download_error_lists_alternatives(hub: Path, gone: str, missing
         command.main(["zhihu"])
     said = str(caught.value)
     assert said.startswith(
-        f"zhihu (from h) is not here, for {missing} did not come; without it, make pretrain DATA=zhihu trains on the part of "
-        f"the shipped sample that stands in for it: cannot download {gone}: http://127.0.0.1:"
+        f"zhihu (from h) is not here: {missing} could not be downloaded (cannot download {gone}: http://127.0.0.1:"
     )
     assert "\n" not in said
 
@@ -451,7 +449,7 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
     command.main([])
     said = capsys.readouterr().out
     for name, corpus in manifests.load_corpora().items():
-        assert name in said and corpus.licence in said
+        assert name in said and corpus.license in said
     assert "sample" in said and "1.7 GB" in said
 
 
@@ -460,7 +458,7 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
     [
         (["wikpedia"], "did you mean wikipedia"),
         (["wikipedia", "--tokenizer", "none.model"], "--tokenizer none.model: no such file"),
-        (["wikipedia", "x"], "unrecognized arguments: x"),
+        (["wikipedia", "x"], "'x' stands alone"),
         (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: there is no such part"),
     ],
 )

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from common.files import MANIFEST
-from data.corpora import manifests, resolver
+from data.corpora import manifests, resolver, sample
 from data.corpora.resolver import resolve_shard_set
 from data.kinds import find_kind
 from data.prepare import provenance
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from data.sources import find_source
 
@@ -27,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {
         "description": "d",
-        "licence": "CC",
+        "license": "CC",
         "homepage": "h",
         "megabytes": 1,
         "mirrors": ("{path}",),
@@ -52,7 +53,7 @@ def write(path: Path, word: str) -> Path:
 
 def prepared(*parts: str) -> Path:
     files = resolver.download_paths("zhihu", resolver.load_corpora()["zhihu"], parts)
-    tokenizer = resolver.SMALL_TOKENIZER
+    tokenizer = sample.SMALL_TOKENIZER
     return resolver.prepare_if_outdated("zhihu", {"jsonl": files}, tokenizer, parts)
 
 
@@ -68,9 +69,9 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
-    first = stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER))
+    first = stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER))
     update(monkeypatch)
-    assert stamp(resolve_shard_set(raw, resolver.SMALL_TOKENIZER)) != first
+    assert stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER)) != first
 
 
 # Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
@@ -91,7 +92,7 @@ def test_the_version_is_raised_with_the_ids() -> None:
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
         folder = resolver.prepare_if_outdated(
-            source, resolver.sample_files(source), resolver.SMALL_TOKENIZER
+            source, sample.sample_files(source), sample.SMALL_TOKENIZER
         )
         fingerprints[source] = ShardSet.open(folder).fingerprint
     assert fingerprints == FINGERPRINTS[provenance.PREPARE_VERSION]
@@ -112,19 +113,19 @@ def test_a_changed_rule_changes_the_fingerprint(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents fingerprints that a change of the rules does not touch: the test of the version would never fail."""
-    groups = [SourceGroup(source, tuple(map(str, resolver.sample_files(source)[source].train)))]
+    groups = [SourceGroup(source, tuple(map(str, sample.sample_files(source)[source].train)))]
     options = PrepareOptions(workers=1, limit=20)
     fingerprints = []
     for name in ("before", "repeated", "after"):
         if name == "after":
             kind = find_kind(find_source(source).kind)
             monkeypatch.setattr(type(kind), "render", append_letter(type(kind).render))
-        prepare_groups(groups, Path(name), resolver.SMALL_TOKENIZER, options)
+        prepare_groups(groups, Path(name), sample.SMALL_TOKENIZER, options)
         fingerprints.append(ShardSet.open(Path(name)).fingerprint)
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-@pytest.mark.parametrize("tokenizer", [None, resolver.SMALL_TOKENIZER])
+@pytest.mark.parametrize("tokenizer", [None, sample.SMALL_TOKENIZER])
 def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.prepare.clean import CleanOptions, character_classes, clean, rejection_reason
+from data.prepare.clean import character_classes, clean, rejection_reason
+from data.prepare.options import CleanOptions
 
 OPTIONS = CleanOptions()
 

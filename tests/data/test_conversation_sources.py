@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data.readers.detect import detect_source
+from data.corpora.detect import detect_source
 from data.records import BadRecord, Conversation, Turn
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError
@@ -439,7 +439,7 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
         (
             "openai",
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "no text \\('image_url'\\)",
+            "not text \\('image_url'\\)",
         ),
         ("openai", {"messages": [{"role": ["user"], "content": "x"}]}, "message 1 is from"),
         ("openai", {"messages": [MESSAGE]}, "no answer, only a question"),

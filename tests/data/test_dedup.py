@@ -17,12 +17,12 @@ from data.prepare.dedup import (
     NEAR_DUPLICATE,
     UNIQUE,
     Deduplicator,
-    DedupOptions,
     choose_lsh_bands,
     hash_shingles,
     minhash_permutations,
     text_digest,
 )
+from data.prepare.options import DedupOptions
 
 
 def signature(text: str) -> np.ndarray:

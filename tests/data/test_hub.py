@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from data.readers.hub import HubDataset, is_hub_input, read_hub_records
 from data.records import BadRecord, Document
 from data.sources import SOURCES
-from data.sources.base import HubDataset, Source
-from data.sources.hub import is_hub_input, read_hub_records
+from data.sources.base import Source
 
 WAYS = pytest.mark.parametrize("way", ["hub", "hub-download"])
 
@@ -59,12 +59,12 @@ def zhihu(folder: Path, text: bytes) -> tuple[Source, Path]:
 @WAYS
 def test_a_table_gives_its_rows(tmp_path: Path, way: str) -> None:
     local = wiki(tmp_path / "wiki")
-    found = [local.try_parse(raw) for raw in read_hub_records(local, way)]
+    found = [local.try_parse(raw) for raw in read_hub_records(local.require_hub(way), way)]
     assert found == [Document("数学\n\n内容"), Document("乙\n\n丙")]
     with pytest.raises(
         UserError, match=rf"--input {way}:20991231\.zh: .*cannot be (streamed|downloaded)"
     ):
-        list(read_hub_records(local, f"{way}:20991231.zh"))
+        list(read_hub_records(local.require_hub(way), f"{way}:20991231.zh"))
 
 
 @WAYS
@@ -75,7 +75,7 @@ def test_native_hub_files_give_lines_for_any_type(tmp_path: Path, way: str) -> N
         for i in range(5)
     ]
     source, _ = zhihu(tmp_path, "\n".join([*rows, "{broken", ""]).encode())
-    found = [source.try_parse(raw) for raw in read_hub_records(source, way)]
+    found = [source.try_parse(raw) for raw in read_hub_records(source.require_hub(way), way)]
     assert found[:5] == [Document(f"问\n{i}") for i in range(5)]
     assert isinstance(found[5], BadRecord) and found[5].line == 6
 
@@ -87,9 +87,12 @@ def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) ->
         for i in range(3000)
     ]
     source, _ = zhihu(tmp_path, "\n\n".join(lines).encode())
-    streamed = list(read_hub_records(source, "hub"))
+    streamed = list(read_hub_records(source.require_hub("hub"), "hub"))
     assert not list(cache.rglob("*.arrow"))
-    assert list(read_hub_records(source, "hub-download")) == streamed and len(streamed) == 3000
+    assert (
+        list(read_hub_records(source.require_hub("hub"), "hub-download")) == streamed
+        and len(streamed) == 3000
+    )
     assert [raw.data for raw in streamed] == [line.encode() for line in lines]
     assert list(cache.rglob("*.arrow"))
 
@@ -101,7 +104,7 @@ def test_truncated_file_gives_one_line_error(tmp_path: Path, way: str) -> None:
     with pytest.raises(
         UserError, match=r"--input hub.* cannot be (streamed|downloaded): .*end-of-stream"
     ) as caught:
-        list(read_hub_records(source, way))
+        list(read_hub_records(source.require_hub(way), way))
     assert "\n" not in str(caught.value)
 
 
@@ -124,5 +127,5 @@ def test_local_files_are_not_treated_as_hub_datasets(text: str, is_one: bool) ->
 
 @WAYS
 def test_source_without_hub_dataset_gives_clear_error(way: str) -> None:
-    with pytest.raises(UserError, match=f"--input {way}: source text has no place on the hub"):
-        list(read_hub_records(SOURCES["text"], way))
+    with pytest.raises(UserError, match=f"--input {way}: the source text is not on the hub"):
+        SOURCES["text"].require_hub(way)

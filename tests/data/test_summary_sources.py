@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from common.errors import UserError
 from data.corpora import manifests
-from data.readers.detect import detect_source
+from data.corpora.detect import detect_source
 from data.records import BadRecord, SkippedRecord, Summary
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError

@@ -292,12 +292,15 @@ def test_inspect_shows_the_pieces_of_a_text(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required"),
-        (["train", "--out", "x", "--vocabulary", "many"], "--vocabulary: invalid int value"),
-        (["train", "--out", "x", "--vocabulary", "0"], "--vocabulary 0: must be between 260 and"),
+        ([], "no command is given; there are train"),
+        (["train", "--out", "x", "--vocabulary", "many"], "--vocabulary: 'many' is not valid"),
+        (
+            ["train", "--out", "x", "--vocabulary", "0"],
+            "--vocabulary: '0' is not valid; expected greater than or equal to 260",
+        ),
         (
             ["train", "--out", "x", "--coverage", "99"],
-            "--coverage 99.0: must be between 0.98 and 1",
+            "--coverage: '99' is not valid; expected less than or equal to 1",
         ),
         (["train", "--out", "x", "--vocab", "500"], "--vocab: there is no such option"),
         (

@@ -15,8 +15,9 @@ import evaluate.kinds
 from common.errors import UserError
 from common.metrics_file import read_metrics
 from data.kinds import find_kind, kind_names
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from data.sources import SOURCES
 from data.sources.base import Source
@@ -241,11 +242,9 @@ def kind_dispatches(code: str) -> list[str]:
     dispatches = []
     for node in ast.walk(ast.parse(code)):
         is_type_check = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
-        if isinstance(node, ast.Compare) and any(
+        if (isinstance(node, ast.Compare) and any(
             f"'{name}'" in ast.unparse(node) for name in KINDS
-        ):
-            dispatches.append(ast.unparse(node))
-        elif is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES):
+        )) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
             dispatches.append(ast.unparse(node))
     return dispatches
 

@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from common.errors import UserError, run_main
 from common.files import atomic_folder, check_manifest
-from common.options import CommandParser
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from common.options import Options, parse_options
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder
@@ -516,16 +518,21 @@ def run_kills(
     return results
 
 
+class KillOptions(Options):
+    """Options of `python -m tests.fault_injection.kill`."""
+
+    kills: int = Field(60, ge=1, description="least number of kills")
+    seed: int = Field(0, description="seed of the moments")
+
+
 def main() -> int:
     """The command; exit code 1 if anything was found."""
-    parser = CommandParser(
-        prog="python -m tests.fault_injection.kill", description=(__doc__ or "").split("\n")[0]
+    options = parse_options(
+        KillOptions,
+        sys.argv[1:],
+        name="tests.fault_injection.kill",
+        description=(__doc__ or "").split("\n")[0],
     )
-    parser.add_argument("--kills", type=int, default=60, help="kills at least (default 60)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
-    options = parser.parse_args()
-    if options.kills < 1:
-        raise UserError(f"--kills {options.kills}: must be at least 1")
     start_time = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="babyllama-kill-") as folder:
         results = run_kills(

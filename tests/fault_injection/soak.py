@@ -10,11 +10,9 @@ may see a connection more. What training leaves behind is read back at the end: 
 every step once, and TensorBoard shows as many points.
 """
 
-import argparse
 import http.client
 import itertools
 import json
-import math
 import signal
 import socket
 import statistics
@@ -26,12 +24,15 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from common.errors import UserError, run_main
 from common.files import check_manifest, write_json
 from common.machine import collect_environment
 from common.metrics_file import read_metrics
-from common.options import CommandParser, writable_path
+from common.options import CliPositionalArg, Options, OutputFile, parse_options
 from common.progress import progress_bar
 from model.checkpoint import locate
 
@@ -295,28 +296,36 @@ def _sample_and_stop(
     return samples
 
 
+class SoakOptions(Options):
+    """Options of `python -m tests.fault_injection.soak`."""
+
+    what: CliPositionalArg[Literal["train", "chat", "serve"]] = Field(description="command to run")
+    minutes: float = Field(60.0, gt=0, description="how long it runs")
+    checkpoint: Path | None = Field(None, description="the run that answers (chat and serve)")
+    json_file: OutputFile | None = Field(
+        None, alias="json", description="write every sample to this file"
+    )
+
+    def find_conflicts(self) -> list[str]:
+        """See `Options.find_conflicts`."""
+        lines = super().find_conflicts()
+        if self.what != "train" and self.checkpoint is None:
+            lines.append(f"{self.what} needs a model that answers: --checkpoint runs/NAME")
+        return lines
+
+
 def main() -> None:
     """Entry point of `python -m tests.fault_injection.soak`."""
-    parser = CommandParser(
-        prog="python -m tests.fault_injection.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parse_options(
+        SoakOptions, sys.argv[1:], name="tests.fault_injection.soak", description=__doc__ or ""
     )
-    parser.add_argument("what", choices=("train", "chat", "serve"))
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default 60)")
-    parser.add_argument("--checkpoint", type=Path, help="the run that talks (chat and serve)")
-    parser.add_argument("--json", type=writable_path, metavar="OUT", help="write every look here")
-    options = parser.parse_args()
-    if not 0 < options.minutes < math.inf:
-        raise UserError(f"--minutes {options.minutes}: must be above 0")
-    if options.what != "train" and options.checkpoint is None:
-        raise UserError(f"{options.what} needs a model that talks: --checkpoint runs/…")
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder, seconds = Path(name), 60 * options.minutes
         if options.what == "train":
             samples, lines = soak_train(folder, seconds)
         else:
             soak = soak_chat if options.what == "chat" else soak_serve
+            assert options.checkpoint is not None
             samples, lines = soak(options.checkpoint, folder, seconds)
     is_flat, memory_summary = assess_growth(samples)
     print(
@@ -328,9 +337,9 @@ def main() -> None:
             ]
         )
     )
-    if options.json:
+    if options.json_file:
         write_json(
-            options.json,
+            options.json_file,
             {
                 "made": collect_environment(),
                 "what": options.what,

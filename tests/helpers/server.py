@@ -18,7 +18,7 @@ from chat.serve.__main__ import open_listener, server_url
 from chat.serve.app import Limits, Service
 from chat.serve.connection_limits import BACKLOG, LimitedConnection
 from chat.serve.engine import Engine
-from model.decode.generate import Sampling
+from model.decode.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import METASPACE, Tokenizer
 from train.sft import main

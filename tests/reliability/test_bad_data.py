@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.kinds import conversations
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.records import BadRecord, Document
 from data.shards import ShardSet
 from data.sources import SOURCES

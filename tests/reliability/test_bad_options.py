@@ -23,8 +23,9 @@ import torch
 
 from common.errors import run_main
 from common.files import write_checksummed_json, write_json
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
@@ -271,7 +272,7 @@ def test_bad_option_error_is_one_line_naming_it(
     [
         ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
         ("data.download --parts", "--parts: expected one argument"),
-        ("evaluate.perplexity --checkpoint nowhere", "nowhere is no checkpoint"),
+        ("evaluate.perplexity --checkpoint nowhere", "nowhere is not a checkpoint"),
         ("chat --checkpoint nowhere", "nowhere 中没有可用的模型"),
     ],
 )

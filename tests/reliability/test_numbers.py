@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.train.test_loop import trainer
 
 from common.errors import UserError
 from common.files import check_manifest, write_json, write_manifest
 from common.metrics_file import read_metrics
 from model.checkpoint.locate import find_newest_step, list_steps, step_folder
 from model.checkpoint.weights import load_checkpoint
-from tests.train.test_loop import trainer
 from train.loss_spikes import WINDOW_STEPS, LossSpikeDetector
 from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer
 

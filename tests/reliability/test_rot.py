@@ -1,4 +1,4 @@
-"""One flipped byte, or a file cut short, is noticed and named: over every file of a checkpoint, a set and a run."""
+"""One flipped byte or a truncated file is detected and named, in every file."""
 
 import random
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ import yaml
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, write_checksummed_json
 from data.batching.text_rows import Mixture, TextPlan
-from data.prepare.pipeline import PrepareOptions, prepare_groups
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
 from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
 from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:
-    """Flip single bytes of a file at random places, then cut it short; it is whole again after each, and at the end."""
+    """Flip single bytes of a file at random places, then truncate it; restore it at the end."""
     whole, draw = path.read_bytes(), random.Random(path.name)
     for place in [draw.randrange(len(whole)) for _ in range(count)] if whole else []:
         path.write_bytes(
@@ -35,7 +36,7 @@ def damages(path: Path, count: int = 3) -> Iterator[str]:
 def test_flipped_byte_in_checkpoint_falls_back_to_previous(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Going on from numbers that nobody computed."""
+    """Prevents training from continuing with corrupted numbers."""
     *_, before, last = list_steps(finished)
     names = {path.name for path in step_folder(finished, last).iterdir()}
     assert names == {
@@ -56,7 +57,7 @@ def test_flipped_byte_in_checkpoint_falls_back_to_previous(
 
 
 def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
-    """Counts, sources and identities that are not what was written; a checksum that was itself changed."""
+    """Prevents changed counts, sources, identities or checksums from being trusted."""
     path = tmp_path / MANIFEST
     (tmp_path / "a").write_bytes(b"1")
     write_checksummed_json(path, {"format": "f", "seed": 1.5, "名": [True, None], "files": {}})
@@ -71,7 +72,7 @@ def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared shard set with all that can be in one: spans, a template, quarantine, a report."""
+    """A shard set with every kind of file: spans, a template, quarantine, a report."""
     folder = tmp_path_factory.mktemp("prepared")
     bad = folder / "bad.json"
     bad.write_text('{"nothing": 1}\n', encoding="utf-8")
@@ -91,7 +92,7 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
-    """Training on ids that were never written."""
+    """Prevents training on corrupted ids."""
     names = {path.name for path in prepared.iterdir()}
     assert {
         MANIFEST,
@@ -110,7 +111,7 @@ def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
 
 
 def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) -> None:
-    """Another order of data than the run began with."""
+    """Prevents another order of data than the run began with."""
 
     def rows() -> list[list[int]]:
         mixture = Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,))
@@ -133,7 +134,7 @@ def opened(folder: Path) -> RunDir:
 def test_flipped_byte_in_run_metadata_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that goes on as another one because its record rotted; a machine's choice that changed by itself."""
+    """Prevents a run from continuing with a corrupted record or compute plan."""
     folder = tmp_path / "run"
     opened(folder).save_compute_plan({"micro_rows": 4})
     (folder / "metrics.jsonl").touch()
@@ -158,7 +159,7 @@ def test_flipped_byte_in_run_metadata_is_named(
 
 
 def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:
-    """A folder that refuses the right options because of the wrong ones that were tried first."""
+    """Prevents a folder from refusing the right options after a failed first attempt."""
     folder = tmp_path / "run"
     RunDir(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
     (folder / "plan").mkdir()

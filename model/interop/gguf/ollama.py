@@ -1,6 +1,6 @@
-"""Ollama's `Modelfile`: which GGUF file, how a conversation is written, how to sample, where to stop.
+"""Ollama's `Modelfile`: the GGUF file, the chat template, sampling, stop strings.
 
-Ollama writes conversations with Go templates, not with the Jinja inside the GGUF file.
+Ollama renders conversations with Go templates, not with the Jinja inside the GGUF file.
 """
 
 import json
@@ -25,7 +25,7 @@ _PLACEHOLDER = "资料甲"
 
 
 def modelfile_path(gguf: Path) -> Path:
-    """Return the path of a GGUF file's `Modelfile`: NAME.Modelfile, so exports can share a folder."""
+    """Return NAME.Modelfile for NAME.gguf: exports can share a folder."""
     return gguf.with_name(f"{gguf.name.removesuffix('.gguf')}.Modelfile")
 
 

@@ -11,7 +11,8 @@ import torch
 from chat import load_model
 from chat.serve.batch import ContinuousBatch
 from chat.serve.sequence import AnswerEvent, GenerationRequest, TextDelta
-from model.decode.generate import Sampling, generate
+from model.decode.generate import generate
+from model.decode.sampling import Sampling
 from model.tokenizer.base import Tokenizer
 
 GREEDY = Sampling(temperature=0.0)

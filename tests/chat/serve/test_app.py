@@ -12,7 +12,8 @@ import openai
 import pytest
 import requests
 
-from model.decode.generate import Sampling, generate
+from model.decode.generate import generate
+from model.decode.sampling import Sampling
 from tests.chat.conftest import BAI_REFERENCE, GU_REFERENCE, MAYOR_QUESTION
 from tests.helpers.server import ServerHandle, running_server
 

@@ -9,8 +9,9 @@ import torch
 from chat import load_model
 from chat.serve.batch import OVERFLOW_MESSAGE, ContinuousBatch
 from chat.serve.sequence import ActiveSequence, Failure, Finish
-from model.decode.generate import Sampling, generate
+from model.decode.generate import generate
 from model.decode.inference_model import inference_model
+from model.decode.sampling import Sampling
 from tests.chat.serve.conftest import (
     GREEDY,
     SAMPLED,

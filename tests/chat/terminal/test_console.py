@@ -1,4 +1,4 @@
-"""The chat on a terminal: a process on a pseudo-terminal, typed to key by key."""
+"""The chat on a terminal: a process on a pseudo-terminal that gets key by key."""
 
 import fcntl
 import os
@@ -14,150 +14,161 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.conftest import MAYOR, arguments
+from tests.chat.conftest import MAYOR_QUESTION, chat_arguments
 
-PATIENCE = 90.0  # seconds; the machine may be busy
-CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
+TIMEOUT_SECONDS = 90.0  # the machine may be busy
+CTRL_C = "\x03"
+CTRL_D = "\x04"
+BACKSPACE = "\x7f"
+UP = "\x1b[A"
 
 
 class Terminal:
-    """A process whose terminal is this object."""
+    """The controlling side of a process's terminal."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
-        self._end, theirs = pty.openpty()
+        self._descriptor, process_side = pty.openpty()
         self.process = subprocess.Popen(
             command,
             cwd=folder,
             env={**environment, "TERM": "xterm"},
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
+            stdin=process_side,
+            stdout=process_side,
+            stderr=process_side,
             start_new_session=True,
-            preexec_fn=self._belong,
+            preexec_fn=self._set_up_process,
         )
-        os.close(theirs)
-        self._seen = b""
+        os.close(process_side)
+        self._output = b""
 
     @staticmethod
-    def _belong() -> None:
-        """As a shell starts what it has in front. Tests that run behind one (make test &) were told to ignore Ctrl-C."""
+    def _set_up_process() -> None:
+        """Do what a shell does for its foreground process.
+
+        Tests that run in the background (`make test &`) inherit that SIGINT is ignored.
+        """
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def type(self, keys: str) -> None:
-        os.write(self._end, keys.encode())
+        os.write(self._descriptor, keys.encode())
 
     def at_prompt(self, keys: str, prompt: str = "你：") -> None:
-        """Type once the prompt has come: before it the line belongs to the terminal's own editing."""
+        """Type after the prompt; before it readline does not edit the line yet."""
         self.wait_for(prompt)
         self.type(keys)
 
-    def interrupt_after(self, seen: str) -> None:
-        """Press Ctrl-C once `seen` is on the screen and the process waits for a key.
+    def interrupt_after(self, text: str) -> None:
+        """Press Ctrl-C once `text` is on the screen and the process waits for a key.
 
-        CPython's readline takes notice of a signal only while it waits: one that comes between its last echo and that lies
-        until the line is done. No hand is that fast, a test is. So the kernel is asked whether the process sleeps.
+        CPython's readline handles a signal only while it waits; one that arrives between an echo
+        and that has no effect until the line ends. A test is fast enough to hit that moment, so it
+        asks the kernel whether the process sleeps.
         """
-        self.wait_for(seen)
-        until = time.monotonic() + PATIENCE
-        state = Path(f"/proc/{self.process.pid}/stat")
-        while state.read_text().rpartition(")")[2].split()[0] != "S":
-            assert time.monotonic() < until, "it never waited for a key"
+        self.wait_for(text)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        stat_file = Path(f"/proc/{self.process.pid}/stat")
+        while stat_file.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline, "the process never waited for a key"
             time.sleep(0.001)
         self.type(CTRL_C)
 
-    def wait_for(self, words: str) -> str:
-        """What came up to and with `words`, which must come; what follows is left for the next call."""
-        until = time.monotonic() + PATIENCE
-        while words.encode() not in self._seen:
-            assert self._more(until), (
-                f"{words!r} did not come: {self._seen.decode(errors='replace')!r}"
+    def wait_for(self, text: str) -> str:
+        """Wait for `text`; return the output up to and with it and leave the rest unread."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while text.encode() not in self._output:
+            assert self._read_more(deadline), (
+                f"{text!r} is missing: {self._output.decode(errors='replace')!r}"
             )
-        before, found, self._seen = self._seen.partition(words.encode())
-        return (before + found).decode(errors="replace")
+        before, match, self._output = self._output.partition(text.encode())
+        return (before + match).decode(errors="replace")
 
-    def wait_for_more(self, count: int) -> None:
-        """Wait until so many bytes more have come."""
-        until = time.monotonic() + PATIENCE
-        while len(self._seen) < count:
-            assert self._more(until), f"only {self._seen!r} came"
+    def wait_for_bytes(self, count: int) -> None:
+        """Wait for `count` bytes of output and leave them unread."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(self._output) < count:
+            assert self._read_more(deadline), f"only {self._output!r} arrived"
 
-    def wait_for_end(self) -> str:
-        """What came until the process ended."""
-        until = time.monotonic() + PATIENCE
-        while self._more(until):
+    def wait_for_exit(self) -> str:
+        """Wait for the process to end; return the rest of its output."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while self._read_more(deadline):
             pass
-        self.process.wait(max(1.0, until - time.monotonic()))
-        return self._seen.decode(errors="replace")
+        self.process.wait(max(1.0, deadline - time.monotonic()))
+        return self._output.decode(errors="replace")
 
-    def _more(self, until: float) -> bool:
-        ready, _, _ = select.select([self._end], [], [], max(0.0, until - time.monotonic()))
+    def _read_more(self, deadline: float) -> bool:
+        """Read a block of output; return False at its end and after the deadline."""
+        timeout = max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([self._descriptor], [], [], timeout)
         try:
-            block = os.read(self._end, 1 << 16) if ready else b""
-        except OSError:  # how Linux reports that the other end is closed
+            block = os.read(self._descriptor, 1 << 16) if ready else b""
+        except OSError:  # how Linux reports that the process has closed the terminal
             block = b""
-        self._seen += block
+        self._output += block
         return bool(block)
 
     def hang_up(self) -> None:
-        """Be closed, as a window or a connection is."""
-        os.dup2(os.open(os.devnull, os.O_RDWR), self._end)
+        """Close the terminal, as closing a window or losing a connection does."""
+        os.dup2(os.open(os.devnull, os.O_RDWR), self._descriptor)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._end)
+        os.close(self._descriptor)
 
 
-Start = Callable[..., Terminal]
+StartChat = Callable[..., Terminal]
 
 
 @pytest.fixture
-def start(root: Path, environment: dict[str, str]) -> Iterator[Start]:
-    """Start a chat with a checkpoint on a terminal."""
+def start_chat(root: Path, environment: dict[str, str]) -> Iterator[StartChat]:
+    """Start chats with a checkpoint, each on a terminal of its own."""
     terminals: list[Terminal] = []
 
-    def begin(
+    def start(
         checkpoint: Path, *options: str, program: tuple[str, ...] = ("-m", "chat")
     ) -> Terminal:
-        terminals.append(
-            Terminal([sys.executable, *program, *arguments(checkpoint, options)], root, environment)
-        )
+        command = [sys.executable, *program, *chat_arguments(checkpoint, options)]
+        terminals.append(Terminal(command, root, environment))
         return terminals[-1]
 
-    yield begin
+    yield start
     for terminal in terminals:
         terminal.close()
 
 
+def assert_clean_exit(terminal: Terminal) -> None:
+    output = terminal.wait_for_exit()
+    assert terminal.process.returncode == 0 and "Traceback" not in output, output
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_chat(
-    start: Start, endless: Path, tmp_path: Path
+    start_chat: StartChat, endless: Path, tmp_path: Path
 ) -> None:
-    """An endless answer that can be ended only by losing the conversation."""
+    """Prevents an endless answer that ends only with the conversation."""
     file = tmp_path / "对话.md"
-    terminal = start(endless, "--max_new_tokens", "100000")
+    terminal = start_chat(endless, "--max_new_tokens", "100000")
     terminal.at_prompt("说个不停\r")
     terminal.wait_for("助手：")
-    terminal.wait_for_more(200)
+    terminal.wait_for_bytes(200)
     terminal.type(CTRL_C)
-    terminal.wait_for("已打断，说出的部分留在对话里")
+    terminal.wait_for("已中断，已生成的部分保留在对话中")
     terminal.at_prompt(f"/save {file}\r")
     terminal.wait_for("已保存到")
     terminal.at_prompt("/quit\r")
-    terminal.wait_for_end()
-    assert terminal.process.returncode == 0
+    assert_clean_exit(terminal)
     text = file.read_text(encoding="utf-8")
     answer = text[text.index("**助手：**") :]
-    assert (
-        text.count("**人类：**") == 1 and answer.rstrip().endswith("（中断）") and len(answer) > 30
-    )
+    assert text.count("**人类：**") == 1
+    assert answer.rstrip().endswith("（已中断）") and len(answer) > 30
 
 
 @pytest.mark.slow
-def test_line_editing_and_history_across_sessions(start: Start, talker: Path) -> None:
-    """Ctrl-C at the prompt that ends the chat at once or keeps the line; lines that cannot be called back."""
-    terminal = start(talker)
+def test_ctrl_c_at_the_prompt_clears_the_line(start_chat: StartChat, talker: Path) -> None:
+    """Prevents one Ctrl-C from ending the chat, or from keeping the line it should discard."""
+    terminal = start_chat(talker)
     terminal.at_prompt("写了一半的话")
     terminal.interrupt_after("写了一半的话")
     terminal.wait_for("再按一次 Ctrl-C 退出")
@@ -167,75 +178,85 @@ def test_line_editing_and_history_across_sessions(start: Start, talker: Path) ->
     terminal.at_prompt("/重置", "……")
     terminal.interrupt_after("/重置")
     terminal.wait_for("再按一次")
-    terminal.at_prompt("我叫书河。" + "\x7f\x7f\x7f" + "什么？\r")
+    terminal.at_prompt("我叫什么？\r")
     terminal.wait_for("助手：书白")
     terminal.interrupt_after("你：")
     terminal.wait_for("再按一次")
     terminal.interrupt_after("你：")
-    terminal.wait_for_end()
-    assert terminal.process.returncode == 0
-    again = start(talker)
-    again.at_prompt(UP * 3)
-    again.wait_for("我叫书白。")
-    again.type("\r")
-    again.wait_for("助手：好的。")
-    again.at_prompt(CTRL_D)
-    assert "Traceback" not in again.wait_for_end() and again.process.returncode == 0
+    assert_clean_exit(terminal)
 
 
 @pytest.mark.slow
-def test_chat_works_without_readline(start: Start, talker: Path) -> None:
-    """A chat that does not start where Python was built without line editing."""
-    program = (
-        "-c",
-        "import sys; sys.modules['readline'] = None; import runpy; runpy.run_module('chat', run_name='__main__')",
+def test_line_editing_and_history_across_sessions(start_chat: StartChat, talker: Path) -> None:
+    """Prevents a chat without line editing, and lines that the next session cannot recall."""
+    terminal = start_chat(talker)
+    terminal.at_prompt("我叫书河。" + BACKSPACE * 2 + "白。\r")
+    terminal.wait_for("助手：好的。")
+    terminal.at_prompt("我叫什么？\r")
+    terminal.wait_for("助手：书白")
+    terminal.at_prompt(CTRL_D)
+    assert_clean_exit(terminal)
+    next_session = start_chat(talker)
+    next_session.at_prompt(UP * 2 + "\r")
+    next_session.wait_for("助手：好的。")
+    next_session.at_prompt(CTRL_D)
+    assert_clean_exit(next_session)
+
+
+@pytest.mark.slow
+def test_chat_works_without_readline(start_chat: StartChat, talker: Path) -> None:
+    """Prevents a failure to start where Python was built without readline."""
+    code = (
+        "import runpy, sys; sys.modules['readline'] = None; "
+        "runpy.run_module('chat', run_name='__main__')"
     )
-    terminal = start(talker, program=program)
-    terminal.at_prompt(f"{MAYOR}\n")
+    terminal = start_chat(talker, program=("-c", code))
+    terminal.at_prompt(f"{MAYOR_QUESTION}\n")
     terminal.wait_for("助手：我不知道。")
     terminal.at_prompt(CTRL_D)
-    assert "Traceback" not in terminal.wait_for_end() and terminal.process.returncode == 0
+    assert_clean_exit(terminal)
 
 
 @pytest.mark.slow
-def test_errors_are_shown_in_chinese_and_chat_continues(start: Start, talker: Path) -> None:
-    """A mistake that ends the chat, or is said in English, or the prompt that does not come back after it."""
-    terminal = start(talker)
-    for mistake, said in (
-        ("/资料 @没有", "没有：读不了（没有这个文件或目录）"),
-        ("/save 对话.md", "没有什么可保存"),
-        ("/温度 热", "要一个 0 到 5"),
-        ("/维基 李白", "连不上维基百科：检查网络后再试"),
+def test_errors_are_shown_in_chinese_and_chat_continues(
+    start_chat: StartChat, talker: Path
+) -> None:
+    """Prevents an error that ends the chat, is in English, or leaves no prompt behind."""
+    terminal = start_chat(talker)
+    for line, error in (
+        ("/资料 @没有", "没有：无法读取（没有这个文件或目录）"),
+        ("/save 对话.md", "还没有可以保存的对话"),
+        ("/温度 热", "应为 0 到 5"),
+        ("/维基 李白", "无法连接维基百科：请检查网络后重试"),
         ("/保村", "没有 /保村 这个命令"),
     ):
-        terminal.at_prompt(f"{mistake}\r")
-        terminal.wait_for(said)
-    terminal.at_prompt(f"{MAYOR}\r")
+        terminal.at_prompt(f"{line}\r")
+        terminal.wait_for(error)
+    terminal.at_prompt(f"{MAYOR_QUESTION}\r")
     terminal.wait_for("助手：我不知道。")
     terminal.at_prompt(CTRL_D)
-    assert "Traceback" not in terminal.wait_for_end() and terminal.process.returncode == 0
+    assert_clean_exit(terminal)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("elsewhere", [True, False], ids=["errors-in-a-file", "errors-on-it-too"])
+@pytest.mark.parametrize("log_errors", [True, False], ids=["stderr-in-a-file", "stderr-closed"])
 def test_closed_terminal_ends_chat(
-    start: Start, endless: Path, tmp_path: Path, elsewhere: bool
+    start_chat: StartChat, endless: Path, tmp_path: Path, log_errors: bool
 ) -> None:
-    """A chat under nohup that says that the disk is ill, tells it to a terminal that is gone, or answers nobody for ever."""
-    file = tmp_path / "errors"
-    errors = (
-        f"os.dup2(os.open({str(file)!r}, os.O_CREAT | os.O_WRONLY), 2)" if elsewhere else "pass"
+    """Prevents a chat under nohup that answers nobody for ever, or that blames the disk."""
+    log_file = tmp_path / "errors"
+    redirect = "pass"
+    if log_errors:
+        redirect = f"os.dup2(os.open({str(log_file)!r}, os.O_CREAT | os.O_WRONLY), 2)"
+    code = (
+        f"import os, runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {redirect}; "
+        "runpy.run_module('chat', run_name='__main__')"
     )
-    program = (
-        "-c",
-        f"import os, runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {errors}; "
-        "runpy.run_module('chat', run_name='__main__')",
-    )
-    terminal = start(endless, "--max_new_tokens", "100000", program=program)
+    terminal = start_chat(endless, "--max_new_tokens", "100000", program=("-c", code))
     terminal.at_prompt("说个不停\r")
     terminal.wait_for("助手：")
     terminal.hang_up()
-    assert terminal.process.wait(PATIENCE) == 2
-    if elsewhere:
-        *_, line = file.read_text(encoding="utf-8").splitlines()
-        assert line.startswith("error: 终端断开了") and "（输入输出出错）" in line
+    assert terminal.process.wait(TIMEOUT_SECONDS) == 2
+    if log_errors:
+        *_, line = log_file.read_text(encoding="utf-8").splitlines()
+        assert line.startswith("error: 终端已断开") and "（输入输出错误）" in line

@@ -9,7 +9,8 @@ import torch
 from chat import load_model
 from chat.terminal.session import Session
 from common.errors import UserError
-from model.decode.generate import PrefixCache, Sampling
+from model.decode.prefix_cache import PrefixCache
+from model.decode.sampling import Sampling
 from model.precision import DTYPES, Precision
 from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION
 

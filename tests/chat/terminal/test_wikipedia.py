@@ -1,4 +1,4 @@
-"""Passages of Wikipedia, from a server on this machine that answers as Wikipedia's does."""
+"""Passages of Wikipedia, from a local server that answers like Wikipedia's API."""
 
 import json
 import threading
@@ -13,9 +13,9 @@ import pytest
 
 from chat.terminal import wikipedia
 from common.errors import UserError
-from tests.chat.conftest import ABOUT_BAI, MAYOR, Chat, Process
+from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION, Chat, Process
 
-SEARCHES = {
+SEARCH_RESULTS = {
     "青禾镇": ["青禾鎮站", "青禾鎮"],
     "青禾": ["青禾鎮", "青禾鎮站"],
     "长河": ["長河"],
@@ -29,52 +29,58 @@ INTRODUCTIONS = {
     "空白": "",
     "長河（人名）": "顧長河是一個人。",
 }
-AMBIGUOUS = {
-    "長河": '<ul><li><a href="#">長河（人名）</a>，一個人</li><li>無鏈接</li><li><a href="#">長河鎮</a></li></ul>'
+DISAMBIGUATION_PAGES = {
+    "長河": '<ul><li><a href="#">長河（人名）</a>，一個人</li><li>無鏈接</li>'
+    '<li><a href="#">長河鎮</a></li></ul>'
 }
+UNREACHABLE_URL = "http://127.0.0.1:9/w/api.php"
 
 
-class Wikipedia(BaseHTTPRequestHandler):
-    """`action=query` as far as the wikipedia package asks."""
+class WikipediaHandler(BaseHTTPRequestHandler):
+    """The part of `action=query` that the wikipedia package uses."""
 
-    asked: ClassVar[list[dict[str, str]]] = []
-    agents: ClassVar[set[str]] = set()
+    queries: ClassVar[list[dict[str, str]]] = []
+    user_agents: ClassVar[set[str]] = set()
 
     def do_GET(self) -> None:
-        query = {
-            name: values[0]
-            for name, values in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()
-        }
-        self.asked.append(query)
-        self.agents.add(self.headers["User-Agent"])
-        title = query.get("titles", "")
+        parameters = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        query = {name: values[0] for name, values in parameters.items()}
+        self.queries.append(query)
+        self.user_agents.add(self.headers["User-Agent"])
         if "srsearch" in query:
-            if query["srsearch"] == "很慢":
-                time.sleep(2)
-            if query["srsearch"] == "挡住":
-                return self.send(503, b"<html>blocked</html>")
-            if query["srsearch"] == "网页":
-                return self.send(200, b"<html>log in first</html>")
-            return self.query(
-                search=[{"ns": 0, "title": found} for found in SEARCHES.get(query["srsearch"], [])]
-            )
-        if title not in INTRODUCTIONS and title not in AMBIGUOUS:
+            self.send_search_results(query["srsearch"])
+        else:
+            self.send_page(query.get("titles", ""), query["prop"])
+
+    def send_search_results(self, keyword: str) -> None:
+        if keyword == "很慢":
+            time.sleep(2)
+        if keyword == "挡住":
+            return self.send(503, b"<html>blocked</html>")
+        if keyword == "网页":
+            return self.send(200, b"<html>log in first</html>")
+        titles = SEARCH_RESULTS.get(keyword, [])
+        self.send_query_result(search=[{"ns": 0, "title": title} for title in titles])
+
+    def send_page(self, title: str, properties: str) -> None:
+        if title not in INTRODUCTIONS and title not in DISAMBIGUATION_PAGES:
             return self.send(200, b'{"query": {}}')
         page: dict[str, Any] = {
             "pageid": 7,
             "title": title,
             "fullurl": f"https://zh.wikipedia.org/wiki/{title}",
         }
-        if "revisions" in query["prop"]:
-            page["revisions"] = [{"*": AMBIGUOUS.get(title), "revid": 1, "parentid": 0}]
-        if "extracts" in query["prop"]:
+        if "revisions" in properties:
+            text = DISAMBIGUATION_PAGES.get(title)
+            page["revisions"] = [{"*": text, "revid": 1, "parentid": 0}]
+        if "extracts" in properties:
             page["extract"] = INTRODUCTIONS[title]
-        if "pageprops" in query["prop"] and title in AMBIGUOUS:
+        if "pageprops" in properties and title in DISAMBIGUATION_PAGES:
             page["pageprops"] = {"disambiguation": ""}
-        self.query(pages={"7": page})
+        self.send_query_result(pages={"7": page})
 
-    def query(self, **facts: Any) -> None:
-        self.send(200, json.dumps({"batchcomplete": "", "query": facts}).encode())
+    def send_query_result(self, **result: Any) -> None:
+        self.send(200, json.dumps({"batchcomplete": "", "query": result}).encode())
 
     def send(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -87,59 +93,61 @@ class Wikipedia(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Wikipedia)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the chat use a local Wikipedia."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WikipediaHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(wikipedia, "API_URL", f"http://127.0.0.1:{server.server_port}/w/api.php")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    Wikipedia.asked.clear()
-    yield server
+    WikipediaHandler.queries.clear()
+    yield
     server.shutdown()
     server.server_close()
 
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wikipedia, "API_URL", "http://127.0.0.1:9/w/api.php")
+    """Let no connection to Wikipedia succeed."""
+    monkeypatch.setattr(wikipedia, "API_URL", UNREACHABLE_URL)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def test_an_article_becomes_the_reference(chat: Chat, server: ThreadingHTTPServer) -> None:
-    """A passage in traditional characters, of another article than was asked for, or one that is not in the prompt."""
-    done = chat(f"{MAYOR}\n/wiki 青禾\n/资料\n{MAYOR}\n/维基\n", "--wikipedia", "青禾鎮")
-    assert done.out.splitlines() == ["白云飞", ABOUT_BAI, "白云飞"], done.err
-    assert (
-        "没有同名的条目，取最相近的“青禾镇”；另有：青禾镇站" in done.err
-        and done.err.count("没有同名的条目") == 1
-    )
-    assert (
-        "资料：11 字（维基百科“青禾镇”，https://zh.wikipedia.org/wiki/青禾鎮）" in done.err
-        and "请给一个关键词" in done.err
-    )
-    assert Wikipedia.agents == {wikipedia.USER_AGENT}
+def test_article_becomes_the_reference(chat: Chat, server: None) -> None:
+    """Prevents traditional characters, another article, or a passage that is not used."""
+    lines = [MAYOR_QUESTION, "/wiki 青禾", "/资料", MAYOR_QUESTION, "/维基"]
+    result = chat("\n".join(lines), "--wikipedia", "青禾鎮")
+    assert result.out.splitlines() == ["白云飞", BAI_REFERENCE, "白云飞"], result.err
+    assert result.err.count("没有同名条目") == 1
+    assert "没有同名条目，已选用最接近的“青禾镇”；其他结果：青禾镇站" in result.err
+    url = "https://zh.wikipedia.org/wiki/青禾鎮"
+    assert f"资料：11 字（维基百科“青禾镇”，{url}）" in result.err
+    assert "请给出关键词" in result.err
+    assert WikipediaHandler.user_agents == {wikipedia.USER_AGENT}
 
 
 @pytest.mark.slow
-def test_fetched_article_is_cached_offline(
+def test_fetched_article_is_cached(
     chat: Chat,
-    server: ThreadingHTTPServer,
+    server: None,
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A passage fetched again every time, or lost when the network is; a damaged cache that ends the chat."""
+    """Prevents a passage downloaded every time, or one that needs the network again."""
     chat("", "--wikipedia", "青禾镇")
-    asked = len(Wikipedia.asked)
-    with monkeypatch.context() as away:
-        away.setattr(wikipedia, "API_URL", "http://127.0.0.1:9/w/api.php")
-        done = chat(f"/维基 青禾鎮\n/wiki  青禾镇 \n{MAYOR}\n/wiki 青禾\n")
-    assert (
-        done.out == "白云飞\n"
-        and done.err.count("本地缓存，") == 2
-        and "连不上维基百科" in done.err
-    )
-    assert len(Wikipedia.asked) == asked
+    num_queries = len(WikipediaHandler.queries)
+    monkeypatch.setattr(wikipedia, "API_URL", UNREACHABLE_URL)
+    result = chat(f"/维基 青禾鎮\n/wiki  青禾镇 \n{MAYOR_QUESTION}\n/wiki 青禾\n")
+    assert result.out == "白云飞\n" and result.err.count("本地缓存，") == 2
+    assert "无法连接维基百科" in result.err
+    assert len(WikipediaHandler.queries) == num_queries
+
+
+@pytest.mark.slow
+def test_damaged_cache_is_replaced(chat: Chat, server: None, environment: dict[str, str]) -> None:
+    """Prevents a damaged cache file from ending the chat, or from being used."""
+    chat("", "--wikipedia", "青禾镇")
     (file,) = (Path(environment["XDG_CACHE_HOME"]) / "babyllama/wikipedia").iterdir()
-    other = {
+    passage_of_other_keyword = {
         "keyword": "别的",
         "title": "别的",
         "text": "别的",
@@ -147,69 +155,61 @@ def test_fetched_article_is_cached_offline(
         "others": [],
         "fetched": "2026-11-21",
     }
-    for damage in ("{", "[]", '{"keyword": "青禾镇"}', json.dumps(other)):
+    for damage in ("{", "[]", '{"keyword": "青禾镇"}', json.dumps(passage_of_other_keyword)):
         file.write_text(damage, encoding="utf-8")
-        assert chat(MAYOR, "--wikipedia", "青禾镇").out == "白云飞\n"
+        assert chat(MAYOR_QUESTION, "--wikipedia", "青禾镇").out == "白云飞\n"
         assert json.loads(file.read_text(encoding="utf-8"))["title"] == "青禾镇"
 
 
 @pytest.mark.parametrize(
-    ("keyword", "words"),
+    ("keyword", "expected"),
     [
-        ("没有这个", "没有找到“没有这个”"),
-        ("长河", "“长河”有几种意思，请选一个再查：长河（人名）、长河镇"),
-        ("很慢", "0.5 秒没有回应"),
-        ("挡住", "维基百科这次答不了（503"),
-        ("网页", "维基百科这次答不了（"),
-        ("坏了", "读不懂"),
+        ("没有这个", "维基百科中找不到“没有这个”"),
+        ("长河", "“长河”有多个含义，请选一个再查：长河（人名）、长河镇"),
+        ("很慢", "0.5 秒没有响应"),
+        ("挡住", "维基百科暂时无法使用（503"),
+        ("网页", "维基百科暂时无法使用（"),
+        ("坏了", "无法解析"),
         ("空白", "没有正文"),
     ],
 )
 def test_unavailable_article_gives_one_line_error(
-    server: ThreadingHTTPServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    keyword: str,
-    words: str,
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keyword: str, expected: str
 ) -> None:
-    """A traceback, a wait without end, a page of HTML as a reference; a failure that is remembered."""
+    """Prevents a traceback, an endless wait, HTML as a reference, and cached failures."""
     monkeypatch.setattr(wikipedia, "TIMEOUT_SECONDS", 0.5)
     with pytest.raises(UserError) as failure:
         wikipedia.get_passage(keyword, tmp_path)
-    assert (
-        words in str(failure.value)
-        and "\n" not in str(failure.value)
-        and not list(tmp_path.iterdir())
-    )
+    message = str(failure.value)
+    assert expected in message and "\n" not in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_article_is_not_cached(
-    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search without result that the package remembers for as long as the chat runs."""
-    with pytest.raises(UserError, match="没有找到"):
+    """Prevents the package from remembering an empty search for as long as the chat runs."""
+    with pytest.raises(UserError, match="找不到"):
         wikipedia.get_passage("新条目", tmp_path)
-    monkeypatch.setitem(SEARCHES, "新条目", ["青禾鎮"])
+    monkeypatch.setitem(SEARCH_RESULTS, "新条目", ["青禾鎮"])
     assert wikipedia.get_passage("新条目", tmp_path)[0].title == "青禾镇"
 
 
-def test_disambiguation_option_can_be_looked_up(
-    server: ThreadingHTTPServer, tmp_path: Path
-) -> None:
-    """A list of choices none of which leads anywhere: they are shown simplified and must be found so."""
+def test_disambiguation_option_can_be_looked_up(server: None, tmp_path: Path) -> None:
+    """Prevents choices, shown in simplified characters, that the search does not find."""
     assert wikipedia.get_passage("长河（人名）", tmp_path)[0].text == "顾长河是一个人。"
 
 
 @pytest.mark.slow
-def test_offline_startup_without_reference_gives_one_line_error(process: Process) -> None:
-    """An answer without the passage that was asked for, as if it stood on it."""
-    done = process(f"{MAYOR}\n".encode(), "--wikipedia", "青禾镇")
-    last = done.stderr.decode().splitlines()[-1]
-    assert done.returncode == 2 and not done.stdout and last.startswith("error: 连不上维基百科")
-    assert b"Traceback" not in done.stderr
+def test_offline_startup_gives_one_line_error(process: Process) -> None:
+    """Prevents an answer that seems to rest on a passage that was never loaded."""
+    result = process(f"{MAYOR_QUESTION}\n".encode(), "--wikipedia", "青禾镇")
+    stderr = result.stderr.decode()
+    assert result.returncode == 2 and not result.stdout and "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("error: 无法连接维基百科")
 
 
-def test_offline_lookup_keeps_conversation_unchanged(chat: Chat, offline: None) -> None:
-    """A conversation lost because Wikipedia was."""
-    done = chat("我叫书白。\n/wiki 青禾镇\n我叫什么？\n")
-    assert done.out == "好的。\n书白\n" and "连不上维基百科" in done.err
+def test_offline_lookup_keeps_the_conversation(chat: Chat, offline: None) -> None:
+    """Prevents the loss of a conversation because Wikipedia cannot be reached."""
+    result = chat("我叫书白。\n/wiki 青禾镇\n我叫什么？\n")
+    assert result.out == "好的。\n书白\n" and "无法连接维基百科" in result.err

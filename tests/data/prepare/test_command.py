@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import UserError
 from data.prepare import __main__ as prepare_command
-from data.readers.source_args import SourceGroup, parse_source_groups
+from data.prepare.source_args import SourceGroup, parse_source_groups
 
 
 def test_source_groups_are_parsed_from_command_line() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from common.errors import UserError
 from common.files import read_checksummed_json
-from data.prepare.pipeline import PrepareOptions, prepare_groups, prepare_source
-from data.readers.source_args import SourceGroup
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups, prepare_source
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.tokenizer import load_tokenizer

@@ -15,7 +15,8 @@ from common.errors import UserError
 from data.kinds import documents
 from data.prepare import pipeline, provenance, worker, write_shards
 from data.prepare.clean import CleanOptions
-from data.prepare.pipeline import PrepareOptions, prepare_source
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
 

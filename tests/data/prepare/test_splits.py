@@ -7,7 +7,8 @@ import numpy as np
 import orjson
 import pytest
 
-from data.prepare.pipeline import PrepareOptions, prepare_source
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, run

@@ -1,7 +1,8 @@
-"""What is exported is the model: transformers gives its numbers and its text, and it comes back here as it was."""
+"""Exports to Hugging Face: transformers gives the same numbers, text and tokens."""
 
 import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from chat.terminal.settings import DEFAULT_SAMPLING
 from common.errors import UserError
 from common.files import read_json, write_json
+from common.metrics_file import read_metrics
 from model import export
 from model.chat_template.template import Template, load_template
 from model.checkpoint import locate, weights
 from model.config import config_from_preset
 from model.decode.batch_generate import generate_batch
+from model.decode.sampling import DEFAULT_SAMPLING
 from model.interop.hf_export import DTYPES, export_hf
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
@@ -33,7 +35,7 @@ def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     model = Llama(config_from_preset("babyllama-43m", tokenizer.vocab_size)).init_weights(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # At initialisation attention is nearly uniform and one word follows every other: errors would hide.
+            # At initialization attention is nearly uniform, which would hide errors.
             parameter.mul_(4.0 if "layers" in name and parameter.dim() > 1 else 1.0)
     weights.save_checkpoint(model, tokenizer, folder)
     Template().save(folder)
@@ -49,7 +51,7 @@ def theirs(folder: Path) -> tuple[Any, Any]:
 
 
 def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
-    """Logits, ids, prompts and greedy continuations of the two."""
+    """Compare logits, ids, prompts and greedy continuations."""
     model, tokenizer = weights.load_checkpoint(checkpoint, CPU)
     their_model, their_tokenizer = theirs(exported)
     ids = tokenizer.encode_batch(texts)
@@ -62,15 +64,18 @@ def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
     ]
     answers = generate_batch(model, prompts, max_new_tokens=12)
     for question, prompt, answer in zip(QUESTIONS, prompts, answers, strict=True):
-        said = [{"role": "system", "content": "资料一则。"}, {"role": "user", "content": question}]
+        messages = [
+            {"role": "system", "content": "资料一则。"},
+            {"role": "user", "content": question},
+        ]
         inputs = their_tokenizer.apply_chat_template(
-            said, add_generation_prompt=True, return_tensors="pt"
+            messages, add_generation_prompt=True, return_tensors="pt"
         )
         assert inputs["input_ids"][0].tolist() == prompt
-        made = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[
+        generated = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[
             0, len(prompt) :
         ].tolist()
-        assert made == [*answer.ids, *([tokenizer.eos_id] if answer.stopped else [])]
+        assert generated == [*answer.ids, *([tokenizer.eos_id] if answer.reached_stop_id else [])]
     assert len({tuple(answer.ids) for answer in answers}) > 1
 
 
@@ -86,7 +91,7 @@ def texts(root: Path) -> list[str]:
 def test_exported_run_generates_identically_in_transformers(
     trained_run: Path, texts: list[str], tmp_path: Path
 ) -> None:
-    """An exported model that is another one: its weights, its ids, its prompts or where it stops."""
+    """Prevents an export with other weights, ids, prompts or stop ids."""
     export_hf(trained_run, tmp_path / "out", max_shard_size="100KB")
     assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 2
     check(trained_run, tmp_path / "out", texts)
@@ -96,7 +101,7 @@ def test_exported_run_generates_identically_in_transformers(
 def test_reference_config_with_real_tokenizer_generates_identically(
     reference_shape: Path, texts: list[str], tmp_path: Path
 ) -> None:
-    """What holds for a toy vocabulary and a tied head need not hold for 65,000 pieces and an untied one."""
+    """Catches what holds for a toy vocabulary and a tied head only."""
     export_hf(reference_shape, tmp_path / "out", max_shard_size="90MB")
     check(reference_shape, tmp_path / "out", texts[:300])
 
@@ -104,7 +109,7 @@ def test_reference_config_with_real_tokenizer_generates_identically(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_path: Path) -> None:
-    """Weights twice as large as asked for, or a config that makes transformers convert them on loading."""
+    """Prevents weights of twice the requested size, or a config that makes transformers convert."""
     from transformers import AutoModelForCausalLM
 
     export_hf(trained_run, tmp_path / "out", dtype=dtype)
@@ -116,7 +121,7 @@ def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_
 
 
 def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) -> None:
-    """A folder that only others can load; one whose damage goes unnoticed."""
+    """Prevents an export that only transformers can load, or whose damage goes unnoticed."""
     export_hf(trained_run, tmp_path / "one")
     export_hf(trained_run, tmp_path / "many", max_shard_size="100KB")
     model, tokenizer = weights.load_checkpoint(trained_run, CPU)
@@ -145,7 +150,7 @@ def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) 
 
 
 def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: Path) -> None:
-    """A generation that never stops because nobody was told the id; a key that transformers drops or misreads."""
+    """Prevents generation without a stop id, and keys that transformers drops or misreads."""
     from transformers import AutoConfig, GenerationConfig
 
     export_hf(trained_run, tmp_path / "out", dtype="bfloat16")
@@ -160,81 +165,66 @@ def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: P
 
 
 def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -> None:
-    """A model nobody can judge or make again."""
+    """Prevents a model that nobody can judge or train again."""
     import yaml
 
-    write_json(
-        trained_run / "results/rouge.json",
-        {"step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}},
-    )
-    made = read_json(trained_run / "run.json")
-    data = made["fingerprints"]["data"][0]["set"]
-    write_json(trained_run / "results/trigram.json", {"data_fingerprint": data, "loss": 4.0625})
-    write_json(trained_run / "results/other.json", {"data_fingerprint": data[::-1], "loss": 3.0625})
+    rouge = {"step": 12, "rouge_1": {"f": 0.4321}, "records": 300, "made": {"cores": 987654321}}
+    write_json(trained_run / "results/rouge.json", rouge)
+    run_info = read_json(trained_run / "run.json")
     export_hf(trained_run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(card.split("---")[1])
     assert head["language"] == ["zh"] and head["pipeline_tag"] == "text-generation"
-    newest = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
-    tokens = [record["tokens"] for record in newest if record["kind"] == "train"][-1]
-    loss = [record["loss"] for record in newest if record["kind"] == "validation"][-1]
-    for fact in (
+    records = read_metrics(trained_run)
+    tokens = [record["tokens"] for record in records if record["kind"] == "train"][-1]
+    loss = [record["loss"] for record in records if record["kind"] == "validation"][-1]
+    for row in (
         "| steps | 12 |",
         f"| tokens | {tokens:,} |",
         "| device | cpu |",
-        f"| validation loss | {loss:,.4f} (step 12)",
-        "| rouge_1.f | 0.4321 |",
-        "| records | 300 |",
-        f"({Path(made['shards'][0]).name}) |",
+        "## Scores at step 12",
+        f"| validation loss | {loss:,.4f} |",
+        "| rouge rouge_1.f | 0.4321 |",
+        "| rouge records | 300 |",
+        f"| shard sets | {Path(run_info['shards'][0]).name} |",
     ):
-        assert fact in card, fact
+        assert row in card, row
+    # The machine that measured a score is not a score.
     assert "987,654,321" not in card and "987654321" not in card
-    # Figures of a model that is not this one, in the open, and none of other data.
-    assert (
-        "a baseline on the same data: trigram\n\n| | |\n|---|---|\n| loss | 4.0625 |" in card
-        and "3.0625" not in card
-    )
 
 
 def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
-    """The last step's scores, int8's, or a spike's, beside the weights of the best step; an adapter that is not named."""
-    import shutil
-
+    """Prevents the scores of another step, of int8 weights or of a baseline beside the weights."""
     run = tmp_path / "run"
     shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("results"))
-    step = locate.resolve_checkpoint(run)
-    for name, facts in {
-        "a": {"step": 12, "good": 1},
-        "b": {"step": 24, "later": 2},
-        "c": {"step": 12, "weights": "int8", "q": 3},
-        "d": {"checkpoint": str(run), "untold": 4},
-        "e": {"checkpoint": str(step), "same": 5},
+    step_folder = locate.resolve_checkpoint(run)
+    for name, values in {
+        "same_step": {"step": 12, "good": 1},
+        "later_step": {"step": 24, "later": 2},
+        "quantized": {"step": 12, "weights": "int8", "int8_score": 3},
+        "baseline": {"data_fingerprint": "x", "trigram_loss": 4.0625},
     }.items():
-        write_json(run / f"results/{name}.json", facts)
+        write_json(run / f"results/{name}.json", values)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(
-            '{"kind": "validation", "step": 24, "loss": 9.5}\n{"kind": "spike", "step": 12, "jump": 7.5}\n'
-        )
+        file.write('{"kind": "validation", "step": 24, "loss": 9.5}\n')
+        file.write('{"kind": "spike", "step": 12, "jump": 7.5}\n')
     with (run / "config.yaml").open("a") as file:
         file.write("adapter: lora\nlora: {rank: 4, alpha: 8.0, dropout: 0.0, targets: [q_proj]}\n")
-    # Copied without links, the best checkpoint is a folder called best; an export may lie inside the run.
-    shutil.copytree(step, step.parent / "best", dirs_exist_ok=True)
-    for source in (run, step.parent / "best"):
+    # Copied without links, the best checkpoint is a folder; an export may lie inside the run.
+    shutil.copytree(step_folder, step_folder.parent / "best", dirs_exist_ok=True)
+    for source in (run, step_folder.parent / "best"):
         export_hf(source, run / "exports/hf")
         card = (run / "exports/hf/README.md").read_text(encoding="utf-8")
-        assert "| good | 1 |" in card and "(step 12)" in card and "| steps | 12 |" in card
-        assert not [
-            word
-            for word in ("later", "| q |", "untold", "9.5", "jump", "step 24", "muon")
-            if word in card
-        ]
-        assert "| optimiser | adamw |" in card and "LoRA of rank 4" in card and "on q_proj" in card
+        assert "| same_step good | 1 |" in card and "| steps | 12 |" in card
+        others = ("later", "int8", "trigram", "9.5", "jump", "step 24", "muon")
+        assert [word for word in others if word in card] == []
+        assert "| optimizer | adamw |" in card and "| lora.rank | 4 |" in card
     export_hf(run / "exports/hf", tmp_path / "again")
     assert "## Training" not in (tmp_path / "again/README.md").read_text(encoding="utf-8")
 
 
 def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Path) -> None:
-    """A folder of somebody's own, gone."""
+    """Prevents an export from deleting a folder of the user."""
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
@@ -248,7 +238,7 @@ def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (
             "--format hf --dtype q8_0",
@@ -265,11 +255,11 @@ def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Pat
     ],
 )
 def test_user_errors_are_one_line(
-    words: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A traceback, or half a folder."""
+    """Prevents a traceback, or half an exported folder."""
     paths = ["--checkpoint", str(trained_run), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["export", *paths, *words.split()])
+    monkeypatch.setattr(sys, "argv", ["export", *paths, *arguments.split()])
     with pytest.raises(UserError) as caught:
         export.main()
     assert str(caught.value) == message
@@ -277,7 +267,7 @@ def test_user_errors_are_one_line(
 
 
 def test_dtype_overflow_raises(trained_run: Path, tmp_path: Path) -> None:
-    """Infinities written as if they were weights."""
+    """Prevents infinite weights in an export."""
     model, tokenizer = weights.load_checkpoint(trained_run, CPU)
     with torch.no_grad():
         model.model.embed_tokens.weight[0, 0] = 1e6

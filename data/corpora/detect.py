@@ -1,0 +1,82 @@
+"""Detect which source reads a raw file: by its name, its first bytes, its first record's keys."""
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from data.readers.files import read_head, read_records
+from data.records import BadRecord
+from data.sources import SOURCES
+from data.sources.base import Source, list_keys
+
+# Records with these keys are preference pairs, which no source reads, whatever other keys they
+# have.
+UNSUPPORTED_KEYS = {"chosen", "rejected"}
+
+
+def detect_source(files: list[Path]) -> str:
+    """Return the name of the one source that reads all files.
+
+    Raises UserError if a file is not recognized or if two files need different sources.
+    """
+    sources = {file: _detect_file_source(file) for file in files}
+    first = files[0]
+    for file, source in sources.items():
+        if source != sources[first]:
+            raise UserError(
+                f"{first} is read as {sources[first]} but {file} as {source}: give files of one "
+                "kind, or prepare each "
+                "kind by itself with python -m data.prepare --source NAME"
+            )
+    return sources[first]
+
+
+def _detect_file_source(path: Path) -> str:
+    head = read_head(path)
+    for source in SOURCES.values():
+        if source.recognizes_file is not None and source.recognizes_file(path, head):
+            return source.name
+    first_record = next(read_records(path), None)
+    if first_record is None:
+        raise UserError(f"{path} is empty")
+    row = {} if isinstance(first_record, BadRecord) else _try_parse_object(first_record.data)
+    matched_source = _match_keys(row, is_list=head.lstrip().startswith(b"["))
+    if matched_source is not None:
+        return matched_source.name
+    observation = "it does not begin with a JSON object"
+    if row:
+        observation = f"its first record has {list_keys(row)}"
+    raise UserError(
+        f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
+        "be read; if this is one "
+        f"of those, name it with python -m data.prepare --source NAME --input {path} --tokenizer "
+        "PATH --out DIR"
+    )
+
+
+def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
+    """Return the source with the largest set of keys that the record has; None if there is none.
+
+    A source with a further test that the record passes goes before all sources without one.
+    """
+    if row.keys() >= UNSUPPORTED_KEYS:
+        return None
+    best_source, best_rank = None, (False, 0)
+    for source in SOURCES.values():
+        if source.recognizes is not None and not source.recognizes(row, is_list):
+            continue
+        for keys in source.keys:
+            rank = (source.recognizes is not None, len(keys))
+            if row.keys() >= keys and rank > best_rank:
+                best_source, best_rank = source, rank
+    return best_source
+
+
+def _try_parse_object(data: bytes) -> dict[str, Any]:
+    import orjson
+
+    try:
+        row = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return row if isinstance(row, dict) else {}

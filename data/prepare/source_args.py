@@ -1,0 +1,103 @@
+"""`--source NAME --input FILE…` arguments: parse them into groups and read the records."""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from data.readers.files import ProgressCallback, RawItem, expand_inputs
+from data.readers.hub import is_hub_input, read_hub_records, resolve_hub_config
+from data.sources import SOURCES, find_source
+
+
+@dataclass(frozen=True)
+class SourceGroup:
+    """One `--source` with its `--input` values and, if the release has a dev split, `--dev`."""
+
+    source: str
+    inputs: tuple[str, ...]
+    dev: tuple[str, ...] = ()
+
+    def train_files(self) -> list[Path]:
+        """Return the files of all `--input` values; hub datasets have none."""
+        return _expand_local_files(self.inputs)
+
+    def dev_files(self) -> list[Path]:
+        """Return the files of all `--dev` values."""
+        return _expand_local_files(self.dev)
+
+    def hub_datasets(self) -> list[str]:
+        """Return `hub:CONFIG` for every hub dataset among the inputs, defaults resolved."""
+        source = find_source(self.source)
+        inputs = filter(is_hub_input, self.inputs + self.dev)
+        return [f"hub:{resolve_hub_config(source.require_hub(text), text)}" for text in inputs]
+
+    @property
+    def is_streamed(self) -> bool:
+        """True if any input comes from the hub, so that its size is unknown."""
+        return any(map(is_hub_input, self.inputs + self.dev))
+
+    def read_records(
+        self, on_bytes_read: ProgressCallback | None, split: str | None = None
+    ) -> Iterator[RawItem]:
+        """Yield the raw records of the inputs, hub datasets last; of `--dev` for `validation`."""
+        source = find_source(self.source)
+        inputs = self.dev if split == "validation" else self.inputs
+        for path in _expand_local_files(inputs):
+            yield from source.read(path, on_bytes_read)
+        for text in filter(is_hub_input, inputs):
+            yield from read_hub_records(source.require_hub(text), text)
+
+
+def _expand_local_files(inputs: Sequence[str]) -> list[Path]:
+    return expand_inputs([text for text in inputs if not is_hub_input(text)])
+
+
+def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], list[str]]:
+    """Split a command line into `--source X --input A … [--dev B …]` groups and the rest.
+
+    Raises UserError for an incomplete group or an unknown source.
+    """
+    groups: list[tuple[str, list[str], list[str]]] = []
+    rest: list[str] = []
+    tokens = [piece for argument in arguments for piece in _split_assignment(argument)]
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        position += 1
+        values = list(itertools.takewhile(_is_value, tokens[position:]))
+        if token == "--source":
+            if len(values) != 1:
+                given = " ".join(values) or "nothing"
+                raise UserError(
+                    f"--source takes one name, not {given}; one of {', '.join(SOURCES)}"
+                )
+            find_source(values[0])
+            groups.append((values[0], [], []))
+        elif token in ("--input", "--dev"):
+            if not groups:
+                raise UserError(f"{token}: name its source first, with --source NAME")
+            if not values:
+                raise UserError(f"{token} needs files, folders, globs, or hub")
+            _, inputs, dev = groups[-1]
+            target = inputs if token == "--input" else dev
+            target.extend(values)
+        else:
+            rest.append(token)
+            continue
+        position += len(values)
+    for source, inputs, _ in groups:
+        if not inputs:
+            raise UserError(f"--source {source}: needs --input FILE…")
+    return [SourceGroup(source, tuple(inputs), tuple(dev)) for source, inputs, dev in groups], rest
+
+
+def _is_value(token: str) -> bool:
+    return not token.startswith("--")
+
+
+def _split_assignment(token: str) -> list[str]:
+    match = re.fullmatch(r"(--source|--input|--dev)=(.*)", token, re.DOTALL)
+    return [match[1], match[2]] if match else [token]

@@ -1,0 +1,81 @@
+"""Datasets in Alpaca's schema: an instruction, its input, the output, in some a history of turns.
+
+Both the instruction and its input belong to the question. Some copies of Belle call question and
+answer `input` and `target`.
+"""
+
+from typing import Any
+
+from data.readers.hub import HubDataset
+from data.records import Conversation
+from data.sources.base import SchemaError, Source, list_keys, parse_json_object, require_text
+from data.sources.dialogue import Message, build_conversation
+
+_QUESTION_FIELDS = ("system", "instruction", "input")
+
+
+def parse_alpaca(data: bytes) -> Conversation:
+    """Return the turns of the history and a last turn of instruction, input and output.
+
+    The last question is the system text, the instruction and the input, one line each.
+    """
+    row = parse_json_object(data)
+    if not {"instruction", "input"} & row.keys():
+        raise SchemaError(
+            f"there is no field 'instruction' or 'input'; there are: {list_keys(row)}"
+        )
+    messages = _parse_history(row.get("history"))
+    for field in _QUESTION_FIELDS:
+        if row.get(field) is not None:
+            messages.append(("human", require_text(row, field)))
+    answer_field = "target" if "target" in row and "output" not in row else "output"
+    messages.append(("assistant", require_text(row, answer_field)))
+    return build_conversation(messages)
+
+
+def _parse_history(value: Any) -> list[Message]:
+    messages: list[Message] = []
+    if value is not None and not isinstance(value, list):
+        raise SchemaError(f"field 'history' is {type(value).__name__}, not a list")
+    for number, pair in enumerate(value or (), 1):
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise SchemaError(f"history {number} is not a pair of texts, a question and its answer")
+        messages += [("human", pair[0]), ("assistant", pair[1])]
+    return messages
+
+
+def _is_alpaca(row: dict[str, Any], is_list: bool) -> bool:
+    # Belle and deepctrl are JSONL with a field `input` in every record.
+    return is_list or "input" not in row
+
+
+SOURCES = (
+    Source(
+        name="alpaca",
+        description="Alpaca: a JSON list or JSONL of instruction, input, output",
+        parse=parse_alpaca,
+        kind="conversations",
+        keys=(frozenset({"instruction", "output"}),),
+        recognizes=_is_alpaca,
+    ),
+    Source(
+        name="belle-0.5m",
+        description="Belle 0.5M: JSONL of instruction, input, output (copies: input, target)",
+        parse=parse_alpaca,
+        kind="conversations",
+        hub=HubDataset("BelleGroup/train_0.5M_CN", "default"),
+        keys=(
+            frozenset({"instruction", "input", "output"}),
+            frozenset({"instruction", "input", "target"}),
+            frozenset({"input", "target"}),
+        ),
+    ),
+    Source(
+        name="deepctrl",
+        description="deepctrl-sft-data: JSONL of instruction, input, output, history",
+        parse=parse_alpaca,
+        kind="conversations",
+        keys=(frozenset({"instruction", "input", "output", "history"}),),
+    ),
+)

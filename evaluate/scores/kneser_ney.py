@@ -1,0 +1,207 @@
+"""Interpolated Kneser-Ney trigram over token ids, counted within bounded memory.
+
+The estimate is that of Kneser and Ney ("Improved backing-off for m-gram language modeling", ICASSP
+1995) in the interpolated form of Chen and Goodman ("An empirical study of smoothing techniques for
+language modeling", 1999), with one absolute discount per order, `D = n1 / (n1 + 2 n2)`, where n1
+and n2 are the numbers of n-grams that occur once and twice:
+
+    P(w | u v) = (max(c(u v w) - D3, 0) + D3 * types(u v .) * P(w | v)) / c(u v .)
+    P(w | v)   = (max(k(v w)   - D2, 0) + D2 * types(v .)   * P(w))     / k(v .)
+    P(w)       = (max(k(w)     - D1, 0) + D1 * types(.)     / V)        / k(.)
+
+`c` counts occurrences. `k` counts continuations: k(v w) is the number of different tokens before `v
+w`, and k(w) the number of different `v` among those pairs. `types` is the number of different words
+after a context. A context without any occurrence leaves the estimate to the next lower order.
+
+Scoring `w` after `u v` needs only n-grams with the middle token `v`. The training stream is
+therefore counted for one range of middle tokens at a time, and only the contexts of the queries are
+looked up: the peak of memory is that of one range, for any size of corpus.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import UserError
+from common.progress import progress_bar
+
+# Three ids fill one int64 key, the first in the highest bits: vocabularies of up to two million.
+ID_BITS = 21
+ID_MASK = (1 << ID_BITS) - 1
+PAIR_MASK = (1 << 2 * ID_BITS) - 1
+# Training positions counted at once: about 1.2 GB at the peak.
+MAX_PARTITION_POSITIONS = 1 << 25
+READ_CHUNK_TOKENS = 1 << 22
+
+
+class TokenStream(Protocol):
+    """The concatenated tokens of a split."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read_stream(self, start: int, stop: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class CountTable:
+    """Counts of the keys of a multiset, and of their contexts (a key without its lowest id)."""
+
+    keys: np.ndarray
+    """Different keys, sorted, int64[n]."""
+    starts: np.ndarray
+    """Start of each key in the sorted multiset, then the size of the multiset, int64[n + 1]."""
+
+    @classmethod
+    def from_occurrences(cls, occurrences: np.ndarray) -> "CountTable":
+        """Count the keys of `occurrences`, int64[m], which is sorted in place."""
+        occurrences.sort()
+        is_run_start = np.ones(len(occurrences), dtype=bool)
+        np.not_equal(occurrences[1:], occurrences[:-1], out=is_run_start[1:])
+        starts = np.flatnonzero(is_run_start)
+        return cls(occurrences[starts], np.append(starts, len(occurrences)))
+
+    def num_keys_with_count(self, count: int) -> int:
+        """Return how many keys occur exactly `count` times."""
+        return int(np.count_nonzero(np.diff(self.starts) == count))
+
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
+        """Return the count, context count and context types of each of `keys`, int64[3, n]."""
+        # The keys of a context are neighbours, from all zeros to all ones in the bits of the last
+        # id.
+        context_start = np.searchsorted(self.keys, keys & ~ID_MASK)
+        context_stop = np.searchsorted(self.keys, (keys | ID_MASK) + 1)
+        key_start = np.searchsorted(self.keys, keys)
+        key_stop = np.searchsorted(self.keys, keys + 1)
+        return np.stack(
+            [
+                self.starts[key_stop] - self.starts[key_start],
+                self.starts[context_stop] - self.starts[context_start],
+                context_stop - context_start,
+            ]
+        )
+
+
+@dataclass
+class NgramOrder:
+    """One order of the model: the counts of all queries, and the counts behind its discount."""
+
+    counts: np.ndarray
+    """n-gram count, context count and context types of each query, int64[3, n]."""
+    num_singletons: int = 0
+    num_doubletons: int = 0
+
+    def accumulate(self, table: CountTable, keys: np.ndarray, positions: np.ndarray) -> None:
+        """Add the counts of one range of middle ids, and look up the queries at `positions`."""
+        self.num_singletons += table.num_keys_with_count(1)
+        self.num_doubletons += table.num_keys_with_count(2)
+        self.counts[:, positions] = table.lookup(keys[positions])
+
+    @property
+    def discount(self) -> float:
+        """Return the absolute discount of this order."""
+        if not self.num_singletons:
+            # A discount of zero would leave unseen words without any probability.
+            return 0.5
+        return self.num_singletons / (self.num_singletons + 2 * self.num_doubletons)
+
+    def interpolate(self, lower: np.ndarray) -> np.ndarray:
+        """Return the probabilities of this order, float64[n], given those of the order below."""
+        count, total, types = self.counts
+        mass = np.maximum(count - self.discount, 0) + self.discount * types * lower
+        return np.where(total > 0, mass / np.maximum(total, 1), lower)
+
+
+def compute_probabilities(
+    train: TokenStream,
+    queries: np.ndarray,
+    vocabulary_size: int,
+    partition: int = MAX_PARTITION_POSITIONS,
+) -> tuple[np.ndarray, list[float]]:
+    """Return the probability of the last id of each query, and the discounts of orders 1, 2 and 3.
+
+    `queries` is int64[n, 3]; a first id of -1 makes the middle id the whole context. The
+    probabilities are float64[n]. At most `partition` training positions are in memory at once,
+    unless one middle id has more. Raises UserError if `train` has no trigram.
+    """
+    if train.num_tokens < 3:
+        raise UserError(
+            f"the training split has {train.num_tokens} tokens; a trigram needs at least 3"
+        )
+    trigrams = NgramOrder(np.zeros((3, len(queries)), dtype=np.int64))
+    bigrams = NgramOrder(np.zeros((3, len(queries)), dtype=np.int64))
+    keys = _pack_keys(np.maximum(queries[:, 0], 0), queries[:, 1], queries[:, 2])
+    continuation_counts = np.zeros(vocabulary_size, dtype=np.int64)
+    occurrences = _count_middle_ids(train, vocabulary_size)
+    with progress_bar("counting trigrams", total=int(occurrences.sum()), unit="tok") as bar:
+        for low, high in _partition_ids(occurrences, partition):
+            num_positions = int(occurrences[low:high].sum())
+            trigram_table = CountTable.from_occurrences(
+                _trigram_keys(train, low, high, num_positions)
+            )
+            positions = np.flatnonzero((queries[:, 1] >= low) & (queries[:, 1] < high))
+            trigrams.accumulate(trigram_table, keys, positions[queries[positions, 0] >= 0])
+            # Lower orders count continuations: each different trigram is one occurrence of its
+            # pair.
+            bigram_table = CountTable.from_occurrences(trigram_table.keys & PAIR_MASK)
+            bigrams.accumulate(bigram_table, keys & PAIR_MASK, positions)
+            last_ids = bigram_table.keys & ID_MASK
+            continuation_counts += np.bincount(last_ids, minlength=vocabulary_size)
+            bar.update(num_positions)
+    unigrams = _unigram_order(continuation_counts, queries[:, 2])
+    probabilities = np.full(len(queries), 1 / vocabulary_size)
+    for order in (unigrams, bigrams, trigrams):
+        probabilities = order.interpolate(probabilities)
+    return probabilities, [order.discount for order in (unigrams, bigrams, trigrams)]
+
+
+def _unigram_order(continuation_counts: np.ndarray, last_ids: np.ndarray) -> NgramOrder:
+    totals = np.full(len(last_ids), continuation_counts.sum())
+    types = np.full(len(last_ids), np.count_nonzero(continuation_counts))
+    return NgramOrder(
+        np.stack([continuation_counts[last_ids], totals, types]),
+        num_singletons=int(np.sum(continuation_counts == 1)),
+        num_doubletons=int(np.sum(continuation_counts == 2)),
+    )
+
+
+def _count_middle_ids(train: TokenStream, vocabulary_size: int) -> np.ndarray:
+    """Count how often each id is the middle of a trigram, int64[V]."""
+    counts = np.zeros(vocabulary_size, dtype=np.int64)
+    for start in range(1, train.num_tokens - 1, READ_CHUNK_TOKENS):
+        ids = train.read_stream(start, min(start + READ_CHUNK_TOKENS, train.num_tokens - 1))
+        counts += np.bincount(ids, minlength=vocabulary_size)
+    return counts
+
+
+def _partition_ids(occurrences: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive ranges of ids with at most `limit` occurrences, or of one id with more."""
+    cumulative = np.concatenate([[0], np.cumsum(occurrences)])
+    low = 0
+    while low < len(occurrences):
+        last_fitting = np.searchsorted(cumulative, cumulative[low] + limit, side="right")
+        high = max(low + 1, int(last_fitting) - 1)
+        yield low, high
+        low = high
+
+
+def _trigram_keys(train: TokenStream, low: int, high: int, count: int) -> np.ndarray:
+    """Return the keys of the `count` trigrams whose middle id is in `[low, high)`, int64[count]."""
+    keys = np.empty(count, dtype=np.int64)
+    num_filled = 0
+    for start in range(0, train.num_tokens - 2, READ_CHUNK_TOKENS):
+        # Two more tokens than a chunk, so that no trigram is lost between two reads.
+        ids = train.read_stream(start, min(start + READ_CHUNK_TOKENS + 2, train.num_tokens))
+        middle = ids[1:-1]
+        positions = np.flatnonzero((middle >= low) & (middle < high))
+        keys[num_filled : num_filled + len(positions)] = _pack_keys(
+            ids[positions], middle[positions], ids[positions + 2]
+        )
+        num_filled += len(positions)
+    return keys
+
+
+def _pack_keys(first: np.ndarray, middle: np.ndarray, last: np.ndarray) -> np.ndarray:
+    return (first << 2 * ID_BITS) | (middle << ID_BITS) | last

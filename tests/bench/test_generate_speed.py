@@ -1,0 +1,157 @@
+"""The decoding benchmark: its checks and its arithmetic."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import generate_speed
+from bench.decoders import DECODERS, DecodeTask, WeightPrecision
+from bench.generate_speed import (
+    MODEL_CONFIG,
+    Figure,
+    check_equal_ids,
+    make_prompts,
+    resolve_entrants,
+    summarize,
+    weight_bytes_per_step,
+)
+from bench.options import GenerateSpeedOptions
+from common.errors import UserError
+from common.options import validate_options
+from model.config import LlamaConfig
+
+
+def figure(
+    name: str, decode: float, *, precision: WeightPrecision = "fp32", batch: int = 1, **changes: Any
+) -> Figure:
+    values: dict[str, Any] = {
+        "prompt_tokens": 64,
+        "ids": [[5, 6, 7]] * batch,
+        "prefill_seconds": 0.5,
+        "peak_bytes": 10**9,
+        "bandwidth": 20e9,
+        **changes,
+    }
+    return Figure(name, precision, batch, decode_seconds=decode, **values)
+
+
+def test_contenders_with_different_ids_are_rejected() -> None:
+    """Prevents the speed of a peer with other weights or prompts, or one that stopped early."""
+    same = [figure("transformers", 1), figure("babyllama", 1)]
+    check_equal_ids(same)
+    check_equal_ids(
+        [
+            *same,
+            figure("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]),
+            figure("babyllama", 1, precision="int8"),
+        ]
+    )
+    with pytest.raises(
+        UserError, match="babyllama and transformers decode other ids in fp32 at batch 1"
+    ):
+        check_equal_ids([same[0], figure("babyllama", 1, ids=[[5, 6, 8]])])
+    with pytest.raises(UserError, match="other ids in int8"):
+        check_equal_ids(
+            [
+                figure("babyllama", 1, precision="int8"),
+                figure("babyllama", 1, precision="int8", ids=[[5, 6, 8]]),
+            ]
+        )
+
+
+def test_row_is_median_of_its_turns() -> None:
+    """Catch mixed precisions or batches, an inverted ratio, a first id that counts as decoded."""
+    rows = summarize(
+        [
+            figure("babyllama", 1),
+            figure("babyllama", 2),
+            figure("babyllama", 8),
+            figure("transformers", 4),
+            figure("babyllama", 1, precision="int8"),
+            figure("babyllama", 4, batch=16),
+            figure("transformers", 16, batch=16),
+        ]
+    )
+    by_name = {(row["contender"], row["precision"], row["batch"]): row for row in rows}
+    assert len(by_name) == 5
+    ours, peer = by_name["babyllama", "fp32", 1], by_name["transformers", "fp32", 1]
+    assert (ours["decode"], ours["slowest"], ours["fastest"], ours["prefill"]) == (
+        1.0,
+        0.25,
+        2.0,
+        128.0,
+    )
+    assert (peer["decode"], peer["lead"]) == (0.5, 2.0)
+    assert (
+        by_name["transformers", "fp32", 16]["lead"] == 4.0
+        and by_name["babyllama", "fp32", 16]["decode"] == 8.0
+    )
+    weights = 12 * (4 * 256**2 + 3 * 256 * 768) + 256 * 65_000
+    assert (
+        ours["limit"] == peer["limit"] == peer["own_limit"] == pytest.approx(20e9 / (4 * weights))
+    )
+    assert by_name["babyllama", "fp32", 16]["limit"] == pytest.approx(16 * 20e9 / (4 * weights))
+    assert by_name["babyllama", "int8", 1]["own_limit"] == pytest.approx(20e9 / weights)
+    assert ours["own_limit"] == pytest.approx(20e9 / (4 * weights - 3 * 256 * 65_000))
+    assert weight_bytes_per_step("transformers", "fp32", MODEL_CONFIG) == 4 * weights
+
+
+def test_prompts_are_deterministic_with_unequal_lengths() -> None:
+    """Catch turns with other prompts, and a batch without padding."""
+    assert make_prompts(16, 64) == make_prompts(16, 64) and [
+        len(each) for each in make_prompts(1, 64)
+    ] == [64]
+    lengths = [len(each) for each in make_prompts(16, 64)]
+    assert (
+        len(lengths) == 16 and (min(lengths), max(lengths)) == (16, 64) and len(set(lengths)) > 10
+    )
+
+
+def test_unrunnable_setup_is_reported_before_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a missing package that ends the run after minutes or is skipped silently."""
+    with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
+        resolve_entrants(["lama"])
+    monkeypatch.setattr(
+        generate_speed, "find_spec", lambda name: None if name == "llama_cpp" else object()
+    )
+    assert {generate_speed.ENTRANTS[index][0] for index in resolve_entrants(list(DECODERS))} == {
+        "babyllama",
+        "transformers",
+    }
+    assert (
+        "llama-cpp is left out: it is not installed (pip install llama-cpp-python"
+        in capsys.readouterr().out
+    )
+    with pytest.raises(UserError, match="--new: '1' is not valid; expected greater than or equal"):
+        validate_options(GenerateSpeedOptions, {"new": "1"})
+
+
+@pytest.mark.slow
+def test_the_project_and_transformers_decode_the_same_ids(tmp_path: Path) -> None:
+    """Catch a contender with another model or another padding."""
+    from safetensors.torch import save_file
+
+    from model.llama import Llama
+
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        initializer_range=0.2,
+    )
+    save_file(Llama(config).init_weights(1).state_dict(), tmp_path / "weights.safetensors")
+    task = DecodeTask(config, tmp_path / "weights.safetensors", tmp_path, "fp32", 1)
+    prompts = [[1, 5, 9], [1, *range(30, 50)], [1]]
+    ours, theirs = (DECODERS[name](task)(prompts, 30) for name in ("babyllama", "transformers"))
+    assert ours.ids == theirs.ids and len({tuple(each) for each in ours.ids}) == 3
+    assert (
+        all(len(each) == 30 for each in ours.ids)
+        and ours.prefill_seconds > 0
+        and ours.decode_seconds > 0
+    )

@@ -1,0 +1,102 @@
+"""The curves of the report are at the right coordinates."""
+
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+
+from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves
+from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
+from train.metrics_log import MetricsLog
+
+
+def test_curves_plot_logged_values(tmp_path: Path) -> None:
+    """Prevents empty axes, a curve of another metric, different scales in one picture."""
+    drawn = {1: [9.0, 5.0, 7.5, 3.0, 1.0], 2: [8.0, 6.5, 2.0]}
+    folders = [
+        write_run(
+            tmp_path / str(run),
+            losses,
+            {
+                step * 10: {"loss": loss / 2, "rouge_l": 1 / loss, "tokens": 5}
+                for step, loss in enumerate(losses, 1)
+            },
+        )
+        for run, losses in drawn.items()
+    ]
+    found = render_report(*folders).svgs_by_alt()
+    assert list(found) == [
+        "train loss over steps",
+        "validation loss over steps",
+        "validation rouge l over steps",
+    ]
+    scores = (lambda loss: loss, lambda loss: loss / 2, lambda loss: 1 / loss)
+    for picture, score in zip(found.values(), scores, strict=True):
+        points = {
+            run: np.array([[10 * step, score(loss)] for step, loss in enumerate(losses, 1)])
+            for run, losses in drawn.items()
+        }
+        corners = {run: line_vertices(picture, run) for run in drawn}
+        assert [len(corners[run]) for run in drawn] == [5, 3]
+        for axis in (0, 1):
+            # The scale of the axes comes from the first run and must hold for all.
+            slope, offset = np.polyfit(points[1][:, axis], corners[1][:, axis], 1)
+            assert slope > 0 if axis == 0 else slope < 0  # An SVG's y points down.
+            for run in drawn:
+                np.testing.assert_allclose(
+                    slope * points[run][:, axis] + offset, corners[run][:, axis], atol=1e-3
+                )
+
+
+def test_each_dataset_has_its_own_curve(tmp_path: Path) -> None:
+    """Prevents one curve through the scores of two datasets, and the best of the other set."""
+    folder = write_run(tmp_path / "run", [3.0])
+    log = MetricsLog(folder, 100)
+    for step in (10, 20):
+        for name, score in (("csl", 0.25), ("lcsts", 0.5)):
+            log.write("rouge", step, rouge_1=score * step / 20, examples=100, set=name)
+    log.close()
+    read = render_report(folder)
+    assert read.find_row("rouge csl rouge 1, best") == ["0.2500 (step 20)"]
+    assert read.find_row("rouge lcsts rouge 1, best") == ["0.5000 (step 20)"] and read.find_row(
+        "rouge csl examples"
+    ) == ["100"]
+    assert {name for name in read.svgs_by_alt() if "rouge" in name} == {
+        "rouge csl rouge 1 over steps",
+        "rouge lcsts rouge 1 over steps",
+    }
+
+
+def test_non_finite_values_are_plotted_as_gaps(tmp_path: Path) -> None:
+    """Prevents NaN in the log from stopping the report, moving the curve or being the best."""
+    folder = write_run(
+        tmp_path / "run",
+        [4.0, math.nan, math.inf, 3.0, 2.0],
+        {
+            10: {"loss": math.nan, "accuracy": 0.5},
+            20: {"loss": 3.5, "accuracy": 0.25},
+            30: {"loss": math.nan, "accuracy": math.nan},
+        },
+    )
+    read = render_report(folder)
+    assert read.find_row("validation loss, last") == ["nan (step 30)"]
+    assert read.find_row("validation loss, best") == ["3.5000 (step 20)"]
+    assert read.find_row("validation accuracy, best") == ["0.5000 (step 10)"]
+    corners = line_vertices(read.svgs_by_alt()["train loss over steps"], 1)
+    assert len(corners) == 3 and np.isfinite(corners).all()
+    all_bad = write_run(tmp_path / "bad", [math.nan] * 3, {10: {"loss": math.nan}})
+    read = render_report(all_bad)
+    assert not read.images and read.find_row("validation loss, last") == ["nan (step 10)"]
+
+
+def test_long_curves_are_lines_and_single_points_are_markers(tmp_path: Path) -> None:
+    """Prevents an invisible single point, and markers that hide a long line."""
+    long = [(step, math.sin(step / 3)) for step in range(MAX_MARKED_POINTS + 1)]
+    picture = ET.fromstring(plot_curves([long, [(5, 0.5)], []], "score"))
+    groups = {group.get("id"): group for group in picture.iter(f"{SVG_NAMESPACE}g")}
+    assert "run-3" not in groups
+    assert len(list(groups["run-1"].iter(f"{SVG_NAMESPACE}use"))) == 0 and len(
+        line_vertices(picture, 1)
+    ) == len(long)
+    assert len(list(groups["run-2"].iter(f"{SVG_NAMESPACE}use"))) == 1

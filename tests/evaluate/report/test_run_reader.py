@@ -1,0 +1,145 @@
+"""Files: those of the report, and missing, damaged or growing files of runs."""
+
+import base64
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from common.errors import UserError
+from evaluate.report.__main__ import main
+from evaluate.report.render import MISSING
+from evaluate.report.run_reader import read_run
+from tests.helpers.reports import (
+    VALIDATION_METRICS,
+    ReportParser,
+    line_vertices,
+    render_report,
+    write_run,
+)
+
+
+@pytest.mark.parametrize("missing", ["run.json", "config.yaml", "metrics.jsonl"])
+def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str) -> None:
+    """Prevents a run without one of its files from stopping the report."""
+    (two[0] / missing).unlink()
+    read = render_report(*two)
+    row = {"run.json": "command", "config.yaml": "seed", "metrics.jsonl": "validation loss, last"}[
+        missing
+    ]
+    assert read.find_row(row)[0] == MISSING != read.find_row(row)[1]
+    assert len(read.images) == 4
+    if missing == "config.yaml":
+        assert "fewer than two runs have a config.yaml" in read.text
+
+
+def command(*arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "evaluate.report", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_writes_both_pages_and_their_pictures(
+    two: tuple[Path, Path], tmp_path: Path, root: Path
+) -> None:
+    """Prevents a page that needs other files, and different bytes from the same runs."""
+    outs = [tmp_path / "x" / "报告 (1)", tmp_path / "again" / "报告 (1)"]
+    for out in outs:
+        done = command(*map(str, two), "--out", str(out), root=root)
+        assert done.returncode == 0, done.stderr
+        assert f"2 runs, 4 pictures: {out}.md  {out}.html" in done.stdout
+    written = {path.name: path.read_bytes() for path in outs[0].parent.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in outs[1].parent.iterdir()}
+    page = ReportParser(written["报告 (1).html"].decode())
+    links = re.findall(r"!\[[^]]*\]\((\S*)\)\n", written["报告 (1).md"].decode())
+    linked = [unquote(link) for link in links]
+    assert set(written) == {"报告 (1).md", "报告 (1).html", *linked} and len(linked) == 4
+    embedded = [base64.b64decode(image["src"].partition(",")[2]) for image in page.images]
+    assert embedded == [written[name] for name in linked]
+    assert not re.search(r"(src|href)=\"(?!data:)", written["报告 (1).html"].decode())
+
+
+@pytest.mark.slow
+def test_report_handles_one_and_five_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a report that works for two runs only."""
+    folders = [
+        write_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: VALIDATION_METRICS})
+        for index in range(5)
+    ]
+    alone, all_five = render_report(folders[0]), render_report(*folders)
+    assert (
+        all(len(row) == 2 for table in alone.tables for row in table)
+        and "Options that differ" not in alone.text
+    )
+    assert all(len(row) == 6 for table in all_five.tables for row in table)
+    for picture in all_five.svgs_by_alt().values():
+        assert all(len(line_vertices(picture, run)) for run in range(1, 6))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report", "r0"])
+    main()
+    assert (tmp_path / "report.html").is_file() and "1 run," in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["report", "r0", "--out", "r1"])
+    main()
+    assert (tmp_path / "r1" / "report.md").is_file()
+
+
+def test_user_errors_name_the_folder_in_one_line(
+    two: tuple[Path, Path], tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a traceback for a wrong path."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    done = command(str(tmp_path / "empty"), root=root)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'empty'} is not a run")
+    with pytest.raises(UserError, match=f"{tmp_path / 'absent'} does not exist"):
+        read_run(tmp_path / "absent")
+    monkeypatch.setattr(
+        sys, "argv", ["report", str(two[1]), "--out", str(tmp_path / "file" / "page")]
+    )
+    with pytest.raises(UserError, match=f"--out {tmp_path / 'file' / 'page'}: cannot be written"):
+        main()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("results/rouge.json", "{", "cannot be read as JSON"),
+        ("results/rouge.json", "[1]", "expected a JSON object"),
+        ("run.json", "7", "expected a JSON object"),
+        ("config.yaml", "a: [", "not readable as YAML"),
+        ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', "line 2"),
+        ("metrics.jsonl", '{"kind": "train"}\n', "line 1"),
+        ("metrics.jsonl", "[]\n", "line 1"),
+        (
+            "run.json",
+            '{"fingerprints": {"model": {"model_type": "gpt2"}}}',
+            "only llama is supported",
+        ),
+    ],
+)
+def test_corrupted_file_is_named(
+    two: tuple[Path, Path], file: str, content: str, words: str
+) -> None:
+    """Prevents results that are silently left out because of a damaged file."""
+    (two[0] / "results").mkdir(exist_ok=True)
+    (two[0] / file).write_text(content)
+    with pytest.raises(UserError, match=words) as error:
+        render_report(*two)
+    assert all(line.startswith(str(two[0])) for line in str(error.value).splitlines())
+
+
+def test_a_run_in_progress_can_be_read(two: tuple[Path, Path]) -> None:
+    """Prevents an incomplete last line of a running training from being damage."""
+    with (two[0] / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert render_report(*two).find_row("steps")[0] == "40 of 100 · 3,000 tokens"

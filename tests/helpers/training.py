@@ -1,0 +1,134 @@
+"""Small training runs for tests: a trainer in this process, and options as command line arguments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.files import write_json, write_manifest
+from common.metrics_file import read_metrics
+from data.shards import ShardSet
+from model.checkpoint.locate import step_folder
+from model.config import LlamaConfig
+from model.llama import Llama
+from train.initial_checkpoint import NO_BASE, InitialCheckpoint
+from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
+from train.options import PretrainOptions
+from train.pretrain import TextData
+from train.run_spec import MixtureSet, RunSpec
+from train.startup import start
+from train.trainer import Trainer
+
+TINY_SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+# Fields of a metrics record that differ between two identical runs.
+TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
+
+
+def to_arguments(options: dict[str, Any]) -> list[str]:
+    """Return `--key value` for each option; a nested dict gives dotted keys."""
+    arguments = []
+    for key, value in options.items():
+        if isinstance(value, dict):
+            arguments += to_arguments({f"{key}.{name}": each for name, each in value.items()})
+        else:
+            arguments += [f"--{key}", str(value)]
+    return arguments
+
+
+def comparable_records(run: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a run without the fields that depend on the speed of the machine."""
+    records = []
+    for record in read_metrics(run):
+        records.append({key: value for key, value in record.items() if key not in TIMING_FIELDS})
+    return records
+
+
+def checkpoint_bytes(run: Path, step: int, name: str = "model.safetensors") -> tuple[bytes, bytes]:
+    """Return the contents of the weights file and of the optimizer file of a step."""
+    folder = step_folder(run, step)
+    return (folder / name).read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+
+
+@dataclass(frozen=True)
+class StubEvaluator:
+    """An evaluator that calls a function, by default none."""
+
+    every: int
+    patience: int = 0
+    metric: SelectionMetric = VALIDATION_LOSS
+    has_data: bool = True
+    on_evaluate: Callable[[int, MetricsLog], None] = lambda step, log: None
+    on_evaluate_all: Callable[[int, MetricsLog], None] = lambda step, log: None
+
+    def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """See `Evaluator`."""
+        self.on_evaluate(step, log)
+
+    def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
+        """See `Evaluator`."""
+        self.on_evaluate_all(step, log)
+
+
+def build_spec(folder: Path, shard_set: Path, **changes: Any) -> RunSpec:
+    """Return the description of a run of 12 steps of 8 rows of 32 tokens, on a CPU.
+
+    `changes` are options of pretraining.
+    """
+    shards = ShardSet.open(shard_set)
+    tokenizer = shards.load_tokenizer()
+    options = PretrainOptions.model_validate(
+        {
+            "max_steps": 12,
+            "batch_tokens": 256,
+            "sequence_length": 32,
+            "micro_batch": 4,
+            "log_every": 2,
+            "checkpoint": {"every": 6},
+            "evaluation": {"every": 6},
+            **changes,
+        }
+    )
+    return RunSpec(
+        command="pretrain",
+        options=options,
+        folder=folder,
+        device=torch.device("cpu"),
+        base=InitialCheckpoint(None, NO_BASE, None),
+        tokenizer=tokenizer,
+        template=None,
+        model_config=LlamaConfig(tokenizer.vocab_size, num_key_value_heads=4, **TINY_SHAPE),
+        model_name="tiny",
+        lora=None,
+        data=TextData(options, (MixtureSet("text", shards, 1.0),)),
+        evaluator=StubEvaluator(options.evaluation.every),
+        command_fingerprints={"max_steps": options.max_steps},
+    )
+
+
+def build_trainer(
+    folder: Path, shard_set: Path, evaluator: StubEvaluator | None = None, **changes: Any
+) -> Trainer:
+    """Return the trainer of `build_spec`'s run, with another evaluator if it is given."""
+    spec = build_spec(folder, shard_set, **changes)
+    return start(replace(spec, evaluator=evaluator) if evaluator else spec)
+
+
+def write_fake_run(run: Path, step: int, steps: int | None = None, **fingerprints: Any) -> Path:
+    """Write a run directory whose one checkpoint has a manifest but no real weights.
+
+    `steps` is the last step of the run. Returns the folder of the checkpoint.
+    """
+    folder = step_folder(run, step)
+    folder.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).write_text(run.name)
+    write_manifest(folder, {"step": step, "steps": steps})
+    write_json(run / "run.json", {"shards": [], "fingerprints": fingerprints})
+    return folder

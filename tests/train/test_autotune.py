@@ -1,0 +1,224 @@
+"""What is chosen for a machine: a compiler that fails is said and passed by, and what was measured is what is used."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.loss import LossPath
+from train import autotune as autotune_module
+from train.autotune import FULL_LOGITS_BYTES, ComputePlan, autotune, can_compile
+
+CPU = torch.device("cpu")
+LENGTH, VOCABULARY = 512, 8000
+
+
+def small(vocabulary: int = 99) -> Llama:
+    return (
+        Llama(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+            )
+        )
+        .init_weights(0)
+        .train()
+    )
+
+
+def choose(model: Llama, **changes: Any) -> ComputePlan:
+    wishes = {
+        "precision": "auto",
+        "compile_mode": "auto",
+        "micro_batch": "auto",
+        "rows_per_step": 64,
+        "length": LENGTH,
+    }
+    return autotune(model, CPU, **{**wishes, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 8),  # 4,096 tokens
+        ({"rows_per_step": 6, "length": 1000}, 3),
+        ({"rows_per_step": 7, "length": 5000}, 1),
+        ({"micro_batch": 64}, 64),
+        ({"micro_batch": 5}, 4),
+    ],
+)
+def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> None:
+    """A choice that differs between two runs of the same command, and with it the last bits of the weights."""
+    assert choose(small(), **changes) == ComputePlan("cpu", "fp32", False, expected, "chunked")
+
+
+WITHOUT_A_COMPILER = """
+import torch
+from tests.train.test_autotune import choose, small
+model = small()
+choices = choose(model, compile_mode=True)
+assert not choices.compile and all(parameter.grad is None for parameter in model.parameters())
+ids = torch.randint(99, (2, 16))
+model(ids, ids).backward()
+print("goes on")
+"""
+
+WITH_A_COMPILER = """
+from tests.train.test_autotune import choose, small
+model = small()
+print(choose(model, compile_mode=True).compile, choose(model, compile_mode=False).compile)
+"""
+# Whether the compiler knows the processor's vectors, and headers for the next time, take longer than what is tried.
+PLAIN = {
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCHINDUCTOR_VEC_ISA_OK": "0",
+    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
+}
+
+
+@pytest.mark.slow
+def test_missing_compiler_falls_back_to_eager(root: Path) -> None:
+    """A machine without a C compiler ending a run that would do without one, or with a page of traceback. In a process of
+    its own: torch remembers the compilers it has found."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "CXX": "/bin/false", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+    )
+    assert done.stdout == "goes on\n", done.stderr
+    (said,) = (
+        line for line in done.stderr.splitlines() if not line.startswith("W")
+    )  # torch's own log lines
+    assert said.startswith(
+        "warning: torch.compile does not work here, training goes on without it: "
+    )
+    assert "compiler" in said.rpartition("without it: ")[2] and len(said) < 400
+
+
+def test_toolchain_error_is_reported_with_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only those errors being caught that one compiler raises: Triton's, gcc's and a missing file have nothing in common."""
+    for error in (
+        RuntimeError("backend raised:\nFailed to find C compiler.\n\nSet VERBOSE=1"),
+        OSError("Failed to find C"),
+        subprocess.CalledProcessError(1, ["gcc", "Failed to find C"]),
+    ):
+
+        def broken(*_: Any, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(torch, "compile", broken)
+        assert not can_compile(small())
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "Failed to find C" in said and "VERBOSE" not in said
+
+
+@pytest.mark.slow
+def test_a_working_compiler_is_used(root: Path) -> None:
+    """A trial that fails for a reason of its own, so that nothing is ever compiled. In a process of its own: other tests'
+    packages import a distutils that setuptools, which the compiler imports, cannot be beside."""
+    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        pytest.skip("there is no C++ compiler here")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITH_A_COMPILER],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **PLAIN},
+    )
+    assert done.stdout == "True False\n", done.stderr
+
+
+class Card:
+    """A GPU of some size in place of the real one: the times and bytes that `_try` would measure on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gigabytes: float, **seconds: float) -> None:
+        self.bytes, self.seconds = gigabytes * 1e9, seconds
+        self.tried: list[tuple[int, LossPath]] = []
+        monkeypatch.setattr(autotune_module, "_benchmark_forward_backward", self.attempt)
+        monkeypatch.setattr(autotune_module, "_available_gpu_bytes", lambda device: self.bytes)
+
+    def attempt(
+        self,
+        model: Llama,
+        body: Any,
+        device: torch.device,
+        precision: str,
+        rows: int,
+        length: int,
+        path: LossPath,
+    ) -> tuple[float, int]:
+        self.tried.append((rows, path))
+        tokens = rows * length
+        logits = tokens * VOCABULARY * 6 if path == "full" else 4096 * VOCABULARY * 6
+        needed = logits + tokens * 100_000
+        if needed > self.bytes:
+            raise torch.cuda.OutOfMemoryError
+        # A launch takes its time whatever the size; then time goes with the tokens.
+        return (0.01 + tokens * self.seconds[path] * 1e-6) / rows, needed
+
+    def choose(
+        self, precision: Any = "bf16", rows: int = 64, divisors: list[int] | None = None
+    ) -> tuple[int, LossPath]:
+        divisors = divisors or [n for n in range(1, rows + 1) if rows % n == 0]
+        return autotune_module._find_fastest_micro_batch(
+            small(VOCABULARY), torch.device("cuda"), precision, divisors, LENGTH, is_compiled=False
+        )
+
+
+def test_loss_path_is_chosen_at_training_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All logits at once chosen on a few rows and then used on many, where they are gigabytes."""
+    card = Card(monkeypatch, 80, full=0.9, chunked=1.0)
+    rows, path = card.choose()
+    assert (rows, path) == (64, "chunked")
+    assert (16, "full") in card.tried
+    assert all(
+        rows * LENGTH * VOCABULARY * 4 <= FULL_LOGITS_BYTES
+        for rows, path in card.tried
+        if path == "full"
+    )
+    # Where few rows are all there is, it is taken.
+    assert card.choose(rows=8) == (8, "full")
+    assert card.choose(divisors=[4]) == (4, "full")
+
+
+def test_micro_batch_leaves_memory_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that fills the card to the last byte and a run that then has no room for its optimiser, or one that ends
+    at the first path that does not fit."""
+    card = Card(monkeypatch, 2.0, full=1.0, chunked=1.1)
+    assert card.choose() == (16, "full")
+    assert card.tried[-1] == (32, "chunked")  # which ran, in nine tenths of the memory and more
+    # Here 16 rows at once are too many, in chunks they are not.
+    assert Card(monkeypatch, 1.15, full=1.0, chunked=1.0).choose() == (16, "chunked")
+
+
+def test_marginally_faster_plan_is_rejected_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest micro-batch for nothing: one hundredth faster, twice the memory."""
+    assert Card(monkeypatch, 80, full=1000.0, chunked=1000.0).choose()[0] == 1
+
+
+def test_row_too_large_for_memory_error_gives_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of allocator statistics."""
+    with pytest.raises(UserError, match=r"1 × 512 tokens .* do not fit .*--sequence_length"):
+        Card(monkeypatch, 0.01, full=1.0, chunked=1.0).choose()
+
+
+def test_fp16_cards_use_the_exact_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Turing card on which the loss path with vanishing gradients is the fastest."""
+    assert Card(monkeypatch, 80, full=0.1, chunked=1.0).choose("fp16", rows=8)[1] == "chunked"

@@ -1,0 +1,66 @@
+"""The options of training: configuration files, defaults, and values that contradict each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from common.options import (
+    Options,
+    default_values,
+    load_yaml,
+    merge_layers,
+    parse_options,
+    validate_options,
+)
+from data.prepare.options import PrepareOptions
+from train.options import PretrainOptions, SftOptions
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
+SCHEMAS: dict[str, type[Options]] = {"pretrain": PretrainOptions, "sft": SftOptions}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_parse_with_their_command(config: Path) -> None:
+    """Prevent a key renamed in the code alone, for which the command refuses the file."""
+    schema = SCHEMAS[config.stem.partition("-")[0]]
+    validate_options(schema, merge_layers(default_values(schema), load_yaml(config, as_text=True)))
+
+
+@pytest.mark.parametrize("schema", [PretrainOptions, SftOptions, PrepareOptions])
+def test_empty_config_gives_the_defaults_of_the_model(
+    schema: type[Options], tmp_path: Path
+) -> None:
+    """Prevent a short YAML that trains with other values than `--help` shows."""
+    (tmp_path / "empty.yaml").write_text("")
+    arguments = ["--config", str(tmp_path / "empty.yaml")]
+    options = parse_options(schema, arguments, name="x", description="", has_config_file=True)
+    assert options == schema()
+
+
+@pytest.mark.parametrize(
+    ("values", "advice"),
+    [
+        ({"batch_tokens": 1000, "sequence_length": 512}, "1024 would be"),
+        ({"micro_batch": 0}, "greater than 0|above 0"),
+        ({"micro_batch": "many"}, "auto"),
+        ({"model": {"preset": "gpt5"}}, "babyllama-43m"),
+        ({"sequence_length": 1}, "greater than 1|above 1"),
+        ({"schedule": {"warmup": 0.6, "decay": 0.6}}, "may not exceed 1"),
+    ],
+)
+def test_invalid_option_errors_suggest_valid_values(values: dict[str, Any], advice: str) -> None:
+    """Prevent a run that fails an hour later, or that trains something else."""
+    with pytest.raises(UserError, match=advice):
+        validate_options(PretrainOptions, values)
+
+
+def test_an_adapter_needs_a_base() -> None:
+    """Prevent random weights that are frozen for good."""
+    with pytest.raises(UserError, match=r"^--adapter lora: .*--base none"):
+        validate_options(SftOptions, {"adapter": "lora", "base": "none"})
+    with pytest.raises(UserError) as caught:
+        validate_options(SftOptions, {"adapter": "lara", "lora": {"targets": "qproj"}})
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["--adapter", "--lora.targets.0"]

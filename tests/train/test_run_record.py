@@ -1,0 +1,87 @@
+"""A run that is resumed with another description: the differences, each on a line of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.metrics_file import METRICS_FILE
+from train.run_dir import RunDir
+from train.run_record import find_differences
+
+CPU = torch.device("cpu")
+OLD_SHA, NEW_SHA = "1234abcd" + "0" * 56, "98765432" + "0" * 56
+
+
+def record(data: str = "prepared/text", sha: str = OLD_SHA, **fingerprints: Any) -> dict[str, Any]:
+    """Return the record of a run on one set."""
+    sets = [{"set": sha, "weight": fingerprints.pop("weight", 1.0)}]
+    return {"shards": [str(Path(data).resolve())], "fingerprints": {"data": sets, **fingerprints}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ({"seed": 0}, {"seed": 0}, []),
+        ({"seed": 0}, {"seed": 7}, ["seed: 0 -> 7"]),
+        ({"model": {"a": 1, "b": 2}}, {"model": {"a": 1, "b": 3, "c": 4}},
+         ["model.b: 2 -> 3", "model.c: None -> 4"]),
+        ({"tokenizer": OLD_SHA}, {"tokenizer": NEW_SHA}, ["tokenizer: 1234abcd -> 98765432"]),
+        ({"base": "none"}, {"base": NEW_SHA}, ["base: none -> 98765432"]),
+        ({"adapter": "none"}, {"adapter": {"lora": {"rank": 8}}},
+         ["adapter: none -> {'lora': {'rank': 8}}"]),
+        ({}, {"model": {"a": 1}}, []),
+    ],
+)  # fmt: skip
+def test_each_difference_is_named_with_both_values(
+    old: dict[str, Any], new: dict[str, Any], lines: list[str]
+) -> None:
+    """Prevent a refusal that leaves the user to guess, and one for what an old record lacks."""
+    assert find_differences(record(**old), record(**new)) == lines
+
+
+@pytest.mark.parametrize(
+    ("new", "line"),
+    [
+        (
+            record("prepared/zhihu-04ef61cc", NEW_SHA),
+            "data: prepared/sample-zhihu-e2752e43 (content 1234abcd) -> "
+            "prepared/zhihu-04ef61cc (content 98765432)",
+        ),
+        (
+            record("prepared/sample-zhihu-e2752e43", NEW_SHA),
+            "data: prepared/sample-zhihu-e2752e43 (content 1234abcd) -> "
+            "prepared/sample-zhihu-e2752e43 (content 98765432)",
+        ),
+        (
+            record("prepared/sample-zhihu-e2752e43", weight=0.5),
+            "data: prepared/sample-zhihu-e2752e43 (content 1234abcd) -> "
+            "prepared/sample-zhihu-e2752e43:0.5 (content 1234abcd)",
+        ),
+    ],
+)
+def test_changed_data_is_named_as_the_option_takes_it(new: dict[str, Any], line: str) -> None:
+    """Prevent a refusal that names two checksums, from which nobody knows what to give again."""
+    assert find_differences(record("prepared/sample-zhihu-e2752e43"), new) == [line]
+
+
+def test_moved_data_is_no_difference() -> None:
+    """Prevent a run that cannot be resumed after its project was moved or copied."""
+    assert find_differences(record("here/text"), record("there/text")) == []
+
+
+def test_refusal_gives_both_remedies(tmp_path: Path) -> None:
+    """Prevent a resumed run that silently trains something else."""
+    folder = tmp_path / "run"
+    RunDir(folder).open({"seed": 0}, record(seed=0), CPU)
+    (folder / METRICS_FILE).touch()
+    with pytest.raises(UserError) as refused:
+        RunDir(folder).open({"seed": 7}, record(seed=7), CPU)
+    first, difference, remedy = str(refused.value).splitlines()
+    assert first == f"{folder} was started with other values (old -> new):"
+    assert difference.strip() == "seed: 0 -> 7"
+    assert "RUN=runs/NAME (--run runs/NAME)" in remedy
+    assert str(folder / "config.yaml") in remedy
+    assert "seed: 0" in (folder / "config.yaml").read_text()

@@ -1,0 +1,70 @@
+"""The options of the training commands, and the names of runs and mixtures."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from common.files import write_json
+from train.options import PretrainOptions, SftOptions
+from train.startup import default_run_folder, parse_mixture, parse_train_options
+
+SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
+FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}}
+
+
+def write_run(folder: Path, command: str) -> None:
+    """Write the files that `parse_train_options` reads in a run directory."""
+    options = SCHEMAS[command](seed=7).model_dump(mode="json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+    write_json(folder / "run.json", {"fingerprints": FINGERPRINTS[command]})
+
+
+@pytest.mark.parametrize(
+    ("command", "owner", "advice"),
+    [
+        ("sft", "pretrain", "is a pretraining run; to fine-tune its model: BASE="),
+        ("pretrain", "sft", "is a fine-tuning run; to resume it: make sft RUN="),
+    ],
+)
+def test_run_of_other_command_gives_one_line_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, owner: str, advice: str
+) -> None:
+    """Prevent a dozen errors about unknown options for RUN in place of BASE."""
+    monkeypatch.setattr(sys, "argv", ["train", "--run", str(tmp_path)])
+    write_run(tmp_path, owner)
+    assert parse_train_options(SCHEMAS[owner], owner, "").seed == 7
+    with pytest.raises(UserError, match=advice) as caught:
+        parse_train_options(SCHEMAS[command], command, "")
+    assert "\n" not in str(caught.value)
+
+
+def test_help_defaults_do_not_depend_on_existing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catch a help text that shows the options of an old run."""
+    (tmp_path / "config.yaml").write_text("max_steps: 7654321\n")
+    for word in ("-h", "--help"):
+        monkeypatch.setattr(sys, "argv", ["pretrain", "--run", str(tmp_path), word])
+        with pytest.raises(SystemExit):
+            parse_train_options(PretrainOptions, "pretrain", "")
+        text = " ".join(capsys.readouterr().out.split())
+        assert "start (default: 260)" in text and "7654321" not in text
+
+
+def test_mixture_syntax_is_parsed() -> None:
+    """Catch a path with a colon taken for a weight, or the reverse."""
+    assert parse_mixture("sample") == (["sample"], (1.0,))
+    assert parse_mixture("wikipedia:0.5+zhihu") == (["wikipedia", "zhihu"], (0.5, 1.0))
+    assert parse_mixture("a:b") == (["a:b"], (1.0,))
+    for wrong in ("a:0", "a:-1", "a:nan"):
+        with pytest.raises(UserError, match="the weight of a must be above 0"):
+            parse_mixture(wrong)
+
+
+def test_run_names_differ_by_mixture_weights() -> None:
+    """Prevent two mixtures from sharing a run directory, where one of them would be refused."""
+    assert default_run_folder("sft", "csl+lcsts") == Path("runs/sft-csl+lcsts")
+    assert default_run_folder("sft", "csl:0.5+lcsts") == Path("runs/sft-csl-0.5+lcsts")

@@ -11,12 +11,13 @@ import pytest
 from common.errors import UserError
 from common.files import read_checksummed_json
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_groups, prepare_source
+from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, documents
+from tests.helpers.prepare import prepare_source
 
 
 def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ import pytest
 from common.errors import UserError
 from data.kinds import documents
 from data.prepare import pipeline, provenance, worker, write_shards
-from data.prepare.clean import CleanOptions
-from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
+from data.prepare.options import CleanOptions, PrepareOptions
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
+from tests.helpers.prepare import prepare_source
 
 
 def fail_with_full_disk(*_: Any) -> None:

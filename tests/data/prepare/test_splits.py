@@ -8,10 +8,10 @@ import orjson
 import pytest
 
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, run
+from tests.helpers.prepare import prepare_source
 
 
 def write_corpus(path: Path, texts: list[str]) -> Path:

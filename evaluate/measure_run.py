@@ -17,7 +17,10 @@ def measure_run(options: EvaluateOptions) -> None:
     """Run each command that fits the run; write its results and its report."""
     checkpoint = options.checkpoint or _find_newest_run()
     run = resolve_run(checkpoint)
-    advice = "measure it with the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
+    advice = (
+        "measure it with the single commands, such as python -m evaluate.perplexity --source NAME "
+        "--input FILE"
+    )
     shard_sets = load_run_shard_sets(run, advice)
     if not shard_sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
@@ -42,7 +45,7 @@ def measure_run(options: EvaluateOptions) -> None:
 
 
 def resolve_run(checkpoint: Path) -> Path:
-    """The run that a checkpoint is, or is a step of: where its figures go. UserError for any other folder."""
+    """Return the run of a checkpoint, for its figures. Raises UserError for any other folder."""
     from model.checkpoint import locate
 
     if (checkpoint / "run.json").is_file():
@@ -50,7 +53,8 @@ def resolve_run(checkpoint: Path) -> Path:
     run, step = checkpoint.parent.parent, locate.read_step(checkpoint)
     if step is not None and (run / "run.json").is_file():
         print(
-            f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its figures",
+            f"step {step:,} of {run} is measured: what is in {run / 'results'} is replaced by its "
+            "figures",
             flush=True,
         )
         return run
@@ -63,7 +67,8 @@ def resolve_run(checkpoint: Path) -> Path:
         )
         raise UserError(f"{checkpoint} does not exist: {advice}")
     raise UserError(
-        f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
+        f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single "
+        "commands, such "
         "as python -m evaluate.perplexity"
     )
 
@@ -74,7 +79,8 @@ def _find_newest_run() -> Path:
     runs = locate.list_runs()
     if not runs:
         raise UserError(
-            f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or name a run with "
+            f"there is no run with a checkpoint in {locate.RUNS_DIR}/: make pretrain first, or "
+            "name a run with "
             "RUN=… (--checkpoint …)"
         )
     print(f"{runs[0]} is measured, the run that was saved last", flush=True)
@@ -82,7 +88,7 @@ def _find_newest_run() -> Path:
 
 
 def result_suffixes(shard_sets: Sequence[ShardSet]) -> list[str]:
-    """How the names of the results of each set end: in a mix with its folder's name, numbered where two are the same."""
+    """Return the suffix of the result files of each set: none, or the name of its folder."""
     if len(shard_sets) == 1:
         return [""]
     names = [shards.folder.name for shards in shard_sets]
@@ -101,8 +107,8 @@ def build_commands(
 ) -> list[list[str]]:
     """Return the modules to run for one shard set of a run, with their arguments except --json.
 
-    `suffix` ends the names of the set's files. `model_options` name the checkpoint and how it computes,
-    `limit_options` how many records are measured. Text in a fine-tuned run is replay.
+    `suffix` ends the names of the set's files. `model_options` name the checkpoint and how it
+    computes, `limit_options` how many records are measured. Text in a fine-tuned run is replay.
     """
     evaluation = find_evaluation(shards.kind)
     commands = evaluation.validation_commands(

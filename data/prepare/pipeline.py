@@ -1,12 +1,13 @@
 """Prepare raw corpora as a shard set: read, clean, deduplicate, encode, split.
 
 The parent process reads records and hands out units of them; workers clean and encode a unit each
-(`data.prepare.worker`). Then duplicates are found across all units, and the remaining sequences are copied into
-shards (`data.prepare.write_shards`). Until the shard set is whole, everything lies in `.NAME.work` beside it,
-and the same command continues an interrupted preparation. The shard set is the same bytes whatever the number
-of workers and however often it was interrupted.
+(`data.prepare.worker`). Then duplicates are found across all units, and the remaining sequences are
+copied into shards (`data.prepare.write_shards`). Until the shard set is whole, everything lies in
+`.NAME.work` beside it, and the same command continues an interrupted preparation. The shard set is
+the same bytes whatever the number of workers and however often it was interrupted.
 
-    python -m data.prepare --source NAME --input FILE… [--source NAME --input FILE…] --tokenizer PATH --out DIR
+    python -m data.prepare --source NAME --input FILE… [--source NAME --input FILE…] --tokenizer
+    PATH --out DIR
 """
 
 import contextlib
@@ -73,10 +74,10 @@ def prepare_groups(
 ) -> dict[str, Any]:
     """Prepare several sources into one shard set, in their order; return its report.
 
-    An `out` that already holds this preparation is reused. `replace_outdated` replaces any other shard set
-    there, which stays in place until the new one is whole. `corpus` is recorded as the origin of the inputs.
-    Raises UserError if `out` is something else, if inputs cannot be read, or if more than `quarantine_share`
-    of the records are unreadable.
+    An `out` that already holds this preparation is reused. `replace_outdated` replaces any other
+    shard set there, which stays in place until the new one is whole. `corpus` is recorded as the
+    origin of the inputs. Raises UserError if `out` is something else, if inputs cannot be read, or
+    if more than `quarantine_share` of the records are unreadable.
     """
     start_time = time.monotonic()
     loaded_tokenizer = load_tokenizer(tokenizer)
@@ -128,12 +129,13 @@ def prepare_groups(
 
 
 def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
-    """Return the kind of all records of a preparation. Raises UserError if sources have different kinds."""
+    """Return the kind of all records. Raises UserError if the sources have different kinds."""
     kinds = {group.source: find_source(group.source).kind for group in groups}
     if len(set(kinds.values())) > 1:
         pairs = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
         raise UserError(
-            f"--source: one shard set holds one kind of records ({pairs}); prepare them separately and mix them "
+            f"--source: one shard set holds one kind of records ({pairs}); prepare them separately "
+            "and mix them "
             "in training: --data one+other"
         )
     return find_kind(next(iter(kinds.values())))
@@ -152,7 +154,8 @@ def _empty_result_error(
     advice = ""
     if "too_short" in report["dropped"]:
         advice = (
-            f"; a document has at least {options.clean.minimum_characters:,} characters (data.prepare "
+            f"; a document has at least {options.clean.minimum_characters:,} characters "
+            "(data.prepare "
             "--clean.minimum_characters)"
         )
     return UserError(
@@ -163,17 +166,19 @@ def _empty_result_error(
 def _is_prepared(
     out: Path, settings: dict[str, Any], groups: Sequence[SourceGroup], replace_outdated: bool
 ) -> bool:
-    """Return whether `out` already holds this preparation. Raises UserError if it must not be written to."""
+    """Return whether `out` holds this preparation. Raises UserError if it may not be written."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).is_file() or not (out / PROVENANCE_FILE).is_file():
         raise UserError(
-            f"{out}: exists and is not a shard set of this version: move it elsewhere, or give another --out"
+            f"{out}: exists and is not a shard set of this version: move it elsewhere, or give "
+            "another --out"
         )
     differences = find_differences(out, settings, groups)
     if differences and not replace_outdated:
         raise UserError(
-            f"--out {out}: already holds another preparation (what differs: {', '.join(differences)}); delete it, or "
+            f"--out {out}: already holds another preparation (what differs: "
+            f"{', '.join(differences)}); delete it, or "
             "give another --out"
         )
     return not differences
@@ -183,7 +188,8 @@ def load_report(out: Path) -> dict[str, Any]:
     """Return the report of a prepared shard set."""
     if (out / REPORT_FILE).is_file():
         return read_checksummed_json(out / REPORT_FILE, ": delete it")
-    # The preparation was killed just before it wrote the report; the manifest has all of it but the times.
+    # The preparation was killed just before it wrote the report; the manifest has all of it but the
+    # times.
     return dict(read_json(out / MANIFEST)["report"])
 
 
@@ -196,8 +202,8 @@ def _work_folder_path(out: Path) -> Path:
 def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Lock and yield the folder of unfinished work beside `out`.
 
-    Raises UserError if another process is preparing `out`, or if the folder belongs to a preparation with other
-    options.
+    Raises UserError if another process is preparing `out`, or if the folder belongs to a
+    preparation with other options.
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
@@ -212,8 +218,10 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
         changed = changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
         if set(changed) - {"version"}:
             raise UserError(
-                f"--out {out}: {work} holds an unfinished preparation with other options (what differs: "
-                f"{', '.join(changed)}); repeat its options to continue it, or delete it: rm -r {work}"
+                f"--out {out}: {work} holds an unfinished preparation with other options (what "
+                "differs: "
+                f"{', '.join(changed)}); repeat its options to continue it, or delete it: rm -r "
+                f"{work}"
             )
         if changed:
             print(f"{work} is from another version of this program: starting over", flush=True)
@@ -288,7 +296,8 @@ def _check_quarantine(
         sum(manifest["quarantined"] for manifest in unit_manifests),
         first_bad,
         share,
-        "is it the right --source? Correct the file or allow more (--quarantine_share), and run the command again",
+        "is it the right --source? Correct the file or allow more (--quarantine_share), and run "
+        "the command again",
     )
 
 
@@ -296,7 +305,8 @@ def format_report(report: dict[str, Any], out: Path) -> str:
     """Format a report as lines to print."""
     kind = report["kind"]
     lines = [
-        f"{out}: {report['kept']:,} {kind} of {report['records']:,} records, {report['characters']:,} characters, "
+        f"{out}: {report['kept']:,} {kind} of {report['records']:,} records, "
+        f"{report['characters']:,} characters, "
         f"{report['tokens']:,} tokens ({report['characters_per_token']:.3f} characters a token)"
     ]
     see_file = ", see quarantine.jsonl" if report["quarantined"] else ""
@@ -317,7 +327,8 @@ def format_report(report: dict[str, Any], out: Path) -> str:
         parent = report["peak_memory_parent"] / 1e6
         worker = report["peak_memory_worker"] / 1e6
         lines.append(
-            f"  {report['seconds']:.1f} s, {report['megabytes_per_second']:.1f} MB/s with {report['workers']} workers; "
+            f"  {report['seconds']:.1f} s, {report['megabytes_per_second']:.1f} MB/s with "
+            f"{report['workers']} workers; "
             f"peak memory {parent:.0f} MB (parent), {worker:.0f} MB (largest worker)"
         )
     return "\n".join(lines)

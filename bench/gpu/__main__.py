@@ -1,4 +1,4 @@
-"""`python -m bench.gpu`, `make check-gpu`: check this project on a GPU, in order of worth; see docs/gpu.md."""
+"""`python -m bench.gpu`, `make check-gpu`: check this project on a GPU; see docs/gpu.md."""
 
 import argparse
 from pathlib import Path
@@ -10,14 +10,16 @@ from bench.gpu.training import Plan, train_and_score
 from common.errors import UserError, run_main
 
 OUT = Path("runs") / "check-gpu"
-DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed. Each check is a process
-of its own; its result is written when it ends, so that a run that was cut off leaves what it found, and the same command
-goes on with the checks that have no verdict. Exit status 1 if a check failed or timed out. With --train no check is made."""
+DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed.
+
+Each check is a process, and its result is written when it ends. The same command continues an
+interrupted run with the checks that have no verdict. Exit status 1 if a check failed or timed out.
+With --train it trains and makes no check."""
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line's options. UserError for a value that cannot be."""
-    # argparse and not common.options, which needs packages that may be missing on the machine with the GPU.
+    """Parse the command line. Raises UserError for an invalid value."""
+    # Not common.options: its packages may be missing on the machine with the GPU.
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False
     )
@@ -25,7 +27,7 @@ def parse() -> argparse.Namespace:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where to run; cpu: the same list with small shapes, which tries the code (default: auto)",
+        help="device; cpu runs the same list with small shapes, to test the code (default: auto)",
     )
     parser.add_argument(
         "--out", type=Path, default=OUT, help=f"folder of {JSON} and {PAGE} (default: %(default)s)"
@@ -72,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Entry point."""
+    """Run the command."""
     options = parse()
     if options.list:
         for check in CHECKS:

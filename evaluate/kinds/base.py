@@ -17,7 +17,7 @@ from data.shards import ShardSet
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.scores.lm import LMScore, score_examples
 from evaluate.usable_records import read_usable_records
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 
 # The longest examples whose answers are scored, in tokens.
 MAX_ROW_TOKENS = 1024
@@ -86,7 +86,7 @@ class KindEvaluation:
     ) -> CheckpointScore:
         """Score the answers of the first `limit` records of native files (default: all)."""
         records = read_usable_records(source, inputs, self.kind, limit)
-        template = load_template(loaded.folder)
+        template = loaded.template
         sequences = self.kind.encode_records(loaded.tokenizer, template, records)
         return self._score_answers(loaded, sequences, " ".join(inputs))
 
@@ -94,7 +94,7 @@ class KindEvaluation:
         self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
     ) -> CheckpointScore:
         """Score the answers that fit a row; print how many records do, do not, and are truncated."""
-        template = load_template(loaded.folder)
+        template = loaded.template
         length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
         examples = self.kind.examples(sequences, length, loaded.tokenizer, template, None)
         is_fitting = examples.lengths(0) > 0

@@ -9,7 +9,7 @@ from data.kinds import conversations
 from data.records import Conversation, Record
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
@@ -62,7 +62,7 @@ class ConversationEvaluation(KindEvaluation):
             answers = answer_questions(
                 loaded.model,
                 loaded.tokenizer,
-                load_template(loaded.folder),
+                loaded.template,
                 questions,
                 max_new_tokens=max_new_tokens,
                 batch=batch,

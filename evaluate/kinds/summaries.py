@@ -10,7 +10,7 @@ from data.kinds import summaries
 from data.records import Record, Summary
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
@@ -48,7 +48,7 @@ class SummaryEvaluation(KindEvaluation):
             answers = summarize_articles(
                 loaded.model,
                 loaded.tokenizer,
-                load_template(loaded.folder),
+                loaded.template,
                 articles,
                 max_new_tokens=max_new_tokens,
                 batch=batch,

@@ -22,8 +22,8 @@ from data.shards import ShardSet
 from data.sources import SOURCES
 from data.sources.base import Source
 from data.tokenizer.texts import read_texts
-from evaluate import __main__ as measure_run
-from evaluate import perplexity, repetition
+from evaluate import __main__ as evaluate_command
+from evaluate import measure_run, perplexity, repetition
 from evaluate.kinds import find_evaluation
 from model.tokenizer.base import Tokenizer
 from train import sft
@@ -211,7 +211,7 @@ def test_a_kind_is_two_files(
     commands: list[list[str]] = []
     monkeypatch.setattr(measure_run, "_run_command", commands.append)
     monkeypatch.setattr(measure_run, "find_test_split", lambda _: ("corrections", [corpus]))
-    run_command(measure_run, "--checkpoint", run)
+    run_command(evaluate_command, "--checkpoint", run)
     assert [command[0] for command in commands] == [
         "evaluate.perplexity",
         "evaluate.repetition",

@@ -10,13 +10,14 @@ import yaml
 
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, write_checksummed_json
+from common.run_layout import COMPUTE_PLAN_FILE, CONFIG_FILE, list_steps, step_folder
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
-from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
-from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint
+from train.run_dir import RUN_FILE, RunDir
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:

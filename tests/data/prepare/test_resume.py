@@ -15,7 +15,6 @@ from common.errors import UserError
 from data.kinds import documents
 from data.prepare import pipeline, provenance, worker, write_shards
 from data.prepare.options import CleanOptions, PrepareOptions
-from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
 from tests.helpers.prepare import prepare_source

@@ -3,15 +3,22 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.files import MANIFEST
 from data.corpora import manifests, resolver, sample
 from data.corpora.resolver import resolve_shard_set
+from data.kinds import find_kind
 from data.prepare import provenance
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
+from data.sources import find_source
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +99,33 @@ def test_the_version_is_raised_with_the_ids() -> None:
         )
         fingerprints[source] = ShardSet.open(folder).fingerprint
     assert fingerprints == FINGERPRINTS[provenance.PREPARE_VERSION]
+
+
+def append_letter(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that renders a record with one more letter."""
+
+    def render(*arguments: Any) -> list[str]:
+        *texts, last = method(*arguments)
+        return [*texts, last + "也"]
+
+    return render
+
+
+@pytest.mark.parametrize("source", ["wikipedia", "redgpt", "csl"])
+def test_a_changed_rule_changes_the_fingerprint(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents fingerprints that a change of the rules does not touch: the test of the version would never fail."""
+    groups = [SourceGroup(source, tuple(map(str, sample.sample_files(source)[source].train)))]
+    options = PrepareOptions(workers=1, limit=20)
+    fingerprints = []
+    for name in ("before", "repeated", "after"):
+        if name == "after":
+            kind = find_kind(find_source(source).kind)
+            monkeypatch.setattr(type(kind), "render", append_letter(type(kind).render))
+        prepare_groups(groups, Path(name), sample.SMALL_TOKENIZER, options)
+        fingerprints.append(ShardSet.open(Path(name)).fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 @pytest.mark.parametrize("tokenizer", [None, sample.SMALL_TOKENIZER])

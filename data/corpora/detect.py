@@ -25,8 +25,7 @@ def detect_source(files: list[Path]) -> str:
         if source != sources[first]:
             raise UserError(
                 f"{first} is read as {sources[first]} but {file} as {source}: give files of one "
-                "kind, or prepare each "
-                "kind by itself with python -m data.prepare --source NAME"
+                "kind, or prepare each kind by itself with python -m data.prepare --source NAME"
             )
     return sources[first]
 
@@ -48,9 +47,8 @@ def _detect_file_source(path: Path) -> str:
         observation = f"its first record has {list_keys(row)}"
     raise UserError(
         f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
-        "be read; if this is one "
-        f"of those, name it with python -m data.prepare --source NAME --input {path} --tokenizer "
-        "PATH --out DIR"
+        "be read; if this is one of those, name it with python -m data.prepare --source NAME "
+        f"--input {path} --tokenizer PATH --out DIR"
     )
 
 

@@ -153,8 +153,8 @@ def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
     if not is_complete or not match_inputs(provenance, _source_groups(files_by_source)):
         print(
             f"warning: {folder} was prepared by another version of this program, and the files "
-            "that it was made from are "
-            f"no longer in {DOWNLOADS_FOLDER / name}: to prepare it again, make data DATA={name}",
+            f"that it was made from are no longer in {DOWNLOADS_FOLDER / name}: to prepare it "
+            f"again, make data DATA={name}",
             file=sys.stderr,
         )
         return folder
@@ -177,8 +177,7 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
     print(
         f"{name} is not prepared here: the part of the shipped sample in its format is used "
-        "instead "
-        f"(for the real corpus: make data DATA={name})",
+        f"instead (for the real corpus: make data DATA={name})",
         flush=True,
     )
     assert corpus.source is not None
@@ -236,7 +235,6 @@ def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} "
             f"({requested_fingerprint[:8]}): prepare the raw files with --tokenizer {tokenizer}, "
-            "or leave out the "
-            "--tokenizer or --base that asks for it"
+            "or leave out the --tokenizer or --base that asks for it"
         )
     return folder

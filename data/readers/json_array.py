@@ -54,8 +54,7 @@ class JsonArrayReader:
                 self._position += 1
             elif state == "element" and character in ",]":
                 yield number + 1, b"", "there is a comma and no element"
-                # Between two commas an element is missing, which has a number; before the end of
-                # the list none is.
+                # An element that is missing between two commas has a number of its own.
                 number += character == ","
                 state = "comma"
             elif state in ("first element", "element") and character not in ",]":

@@ -17,8 +17,7 @@ def build_summary(article: str, title: str) -> Summary:
     if len(title.strip()) > len(article.strip()):
         raise SchemaError(
             f"the title is longer than its article ({len(title.strip())} and "
-            f"{len(article.strip())} characters): "
-            "they look exchanged"
+            f"{len(article.strip())} characters): they look exchanged"
         )
     return Summary(article, title)
 

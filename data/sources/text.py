@@ -26,8 +26,8 @@ def parse_text(data: bytes) -> Document:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SchemaError(
-            f"not UTF-8 on line {line} of this text (byte 0x{data[error.start]:02x}); "
-            "if it is GBK, convert it: iconv -f gb18030 -t utf-8"
+            f"not UTF-8 on line {line} of this text (byte 0x{data[error.start]:02x}); if it is "
+            "GBK, convert it: iconv -f gb18030 -t utf-8"
         ) from None
 
 

@@ -41,8 +41,8 @@ def run_train(options: TrainOptions) -> None:
     tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(options.out / TOKENIZER_FILE, serialized)
     print(
-        f"{options.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, "
-        f"fingerprint {tokenizer.fingerprint[:16]}"
+        f"{options.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, fingerprint "
+        f"{tokenizer.fingerprint[:16]}"
     )
     if tokenizer.vocab_size % 64:
         print("a multiple of 64 ids makes the model's vocabulary tables faster on a GPU")
@@ -54,8 +54,8 @@ def run_import(options: ImportOptions) -> None:
     tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(options.out / TOKENIZER_FILE, serialized)
     print(
-        f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, "
-        f"fingerprint {tokenizer.fingerprint[:16]}"
+        f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint "
+        f"{tokenizer.fingerprint[:16]}"
     )
     print(f"  scores made distinct: {changes.num_tied_scores} pieces had the score of another")
     print(f"  marked unused: {changes.num_unreachable} pieces that no merge reaches")
@@ -67,8 +67,8 @@ def run_export(options: ExportOptions) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
-            f"{options.tokenizer} is an imported tokenizer: python -m model.export writes it "
-            "with its model"
+            f"{options.tokenizer} is an imported tokenizer: python -m model.export writes it with "
+            "its model"
         )
     hf_json.export_tokenizer(tokenizer, options.out)
     print(f"{options.out}: {', '.join(hf_json.HF_TOKENIZER_FILES)}")
@@ -84,8 +84,8 @@ def run_inspect(options: InspectOptions) -> None:
         if piece.kind in (UNKNOWN, CONTROL)
     ]
     print(
-        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, "
-        f"{kinds[UNUSED]} unused"
+        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, {kinds[UNUSED]} "
+        "unused"
     )
     print(f"specials: {', '.join(f'{text} {index}' for index, text in special_pieces)}")
     print(f"fingerprint: {tokenizer.fingerprint}")

@@ -109,13 +109,13 @@ def _training_error_message(message: str, vocabulary_size: int) -> str:
     maximum = re.search(r"too high .*<= (\d+)", message)
     if maximum:
         return (
-            f"{option}: this text supports at most {maximum[1]} ids; "
-            "ask for fewer or give more text"
+            f"{option}: this text supports at most {maximum[1]} ids; ask for fewer or give more "
+            "text"
         )
     minimum = re.search(rf"{vocabulary_size} vs (\d+)", message)
     if minimum:
         return (
-            f"{option}: bytes, special pieces and single characters alone need {minimum[1]}; "
-            "ask for more"
+            f"{option}: bytes, special pieces and single characters alone need {minimum[1]}; ask "
+            "for more"
         )
     return f"{option}: SentencePiece cannot train on this text: {' '.join(message.split())}"

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from model.config import LlamaConfig
-from model.tokenizer import load_tokenizer
 
 # GGML_TYPE_F32
 _GGML_TYPE_F32 = 0
@@ -123,6 +122,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     from llama_cpp import llama_get_logits_ith
 
     from model.interop.gguf.export import write_gguf
+    from model.tokenizer import load_tokenizer
 
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"

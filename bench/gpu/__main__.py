@@ -1,13 +1,16 @@
 """`python -m bench.gpu`, `make check-gpu`: check this project on a GPU, in order of worth; see docs/gpu.md."""
 
-import argparse
+import sys
 from pathlib import Path
+
+from pydantic import Field, field_validator
 
 from bench.gpu.checks import BY_NAME, CHECKS
 from bench.gpu.results import JSON, PAGE
 from bench.gpu.runner import Runner, probe
 from bench.gpu.training import Plan, train_and_score
-from common.errors import UserError, run_main
+from common.errors import run_main
+from common.options import CliVariadicArg, Device, Options, parse_options
 
 OUT = Path("runs") / "check-gpu"
 DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed. Each check is a process
@@ -15,66 +18,47 @@ of its own; its result is written when it ends, so that a run that was cut off l
 goes on with the checks that have no verdict. Exit status 1 if a check failed or timed out. With --train no check is made."""
 
 
-def parse() -> argparse.Namespace:
-    """Return the command line's options. UserError for a value that cannot be."""
-    # argparse and not common.options, which needs packages that may be missing on the machine with the GPU.
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False
+class GpuOptions(Options):
+    """Options of `python -m bench.gpu`."""
+
+    device: Device = Field(
+        "auto", description="where to run; cpu: the same checks with small shapes, to try the code"
     )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where to run; cpu: the same list with small shapes, which tries the code (default: auto)",
+    out: Path = Field(OUT, description=f"folder of {JSON} and {PAGE}")
+    work: Path | None = Field(
+        None, description="folder of runs and other large files (default: OUT-work)"
     )
-    parser.add_argument(
-        "--out", type=Path, default=OUT, help=f"folder of {JSON} and {PAGE} (default: %(default)s)"
+    minutes: float | None = Field(
+        None, gt=0, description="start no check and train no further after so many minutes"
     )
-    parser.add_argument(
-        "--work", type=Path, help="folder of runs and other large files (default: OUT-work)"
+    only: CliVariadicArg[tuple[str, ...]] = Field(
+        (), description="only these checks, also those that have a verdict"
     )
-    parser.add_argument(
-        "--minutes", type=float, help="start no check and train no further after so many minutes"
+    list_checks: bool = Field(False, alias="list", description="print the checks and exit")
+    train: float | None = Field(
+        None,
+        gt=0,
+        description="pretrain, fine-tune and score for so many minutes; run it again to resume",
     )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="NAME",
-        help="only these checks, also those that have a verdict",
-    )
-    parser.add_argument("--list", action="store_true", help="print the checks and leave")
-    parser.add_argument(
-        "--train",
-        type=float,
-        metavar="MINUTES",
-        help="pretrain, fine-tune and score for so many minutes; again: goes on",
-    )
-    parser.add_argument(
-        "--data", default="sample", help="--train: text to pretrain on (default: sample)"
-    )
-    parser.add_argument(
-        "--tune", default="csl", help="--train: what to fine-tune on (default: csl)"
-    )
-    parser.add_argument(
-        "--keep_weights", action="store_true", help="--train: copy the trained weights into OUT"
-    )
-    options = parser.parse_args()
-    for name in options.only or ():
-        if name not in BY_NAME:
-            raise UserError(
-                f"--only {name}: there is no such check; see python -m bench.gpu --list"
-            )
-    for name in ("minutes", "train"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} {value}: must be above 0")
-    return options
+    data: str = Field("sample", description="text to pretrain on, with --train")
+    tune: str = Field("csl", description="data to fine-tune on, with --train")
+    keep_weights: bool = Field(False, description="copy the trained weights into OUT, with --train")
+
+    @field_validator("only")
+    @classmethod
+    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in BY_NAME:
+                raise ValueError(
+                    f"there is no check {name}; python -m bench.gpu --list prints them"
+                )
+        return value
 
 
 def main() -> int:
     """Entry point."""
-    options = parse()
-    if options.list:
+    options = parse_options(GpuOptions, sys.argv[1:], name="bench.gpu", description=DESCRIPTION)
+    if options.list_checks:
         for check in CHECKS:
             print(f"{check.name:22} {check.title}")
         return 0

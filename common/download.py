@@ -7,7 +7,6 @@ the file between attempts or answer with an error page; every one of these ends 
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import fsync, read_json, sha256_file, write_json
+from common.locks import exclusive_lock
 from common.progress import progress_bar
 
 CHUNK_BYTES = 1 << 16
@@ -142,13 +142,8 @@ def _verify_existing(
 @contextmanager
 def _lock_part_file(target: Path) -> Iterator[Path]:
     part_path = target.with_name(f".{target.name}.part")
-    with part_path.open("ab") as part_file:
-        try:
-            fcntl.flock(part_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{target} is being downloaded by another process: wait for it to end"
-            ) from None
+    busy_message = f"{target} is being downloaded by another process: wait for it to end"
+    with exclusive_lock(part_path, busy_message):
         try:
             yield part_path
         finally:

@@ -6,7 +6,6 @@ manifest, and what else must not change unnoticed, is sealed: JSON that ends wit
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -243,15 +242,6 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold a lock, a file that stays, while the block runs: several processes on one folder take turns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def remove_temporary_files(folder: Path) -> None:

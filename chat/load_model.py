@@ -14,6 +14,7 @@ from chat.errors import (
     ChatError,
     translate_errors,
 )
+from common import run_layout
 from common.errors import UserError
 from common.machine import resolve_device
 from data.shards import load_run_shard_sets
@@ -63,22 +64,23 @@ def resolve_chat_device(name: str) -> torch.device:
         return resolve_device(name)
 
 
-def find_default_run(runs: Path = locate.RUNS_DIR) -> Path:
+def find_default_run(runs: Path = run_layout.RUNS_DIR) -> Path:
     """Return the newest fine-tuned run, or the newest of all if none is fine-tuned.
 
     Raises ChatError if there is no run with a checkpoint.
     """
-    saved_runs = locate.list_runs(runs)
-    if not saved_runs:
+    newest = locate.find_newest_run(runs, _is_fine_tuned) or locate.find_newest_run(runs)
+    if newest is None:
         raise ChatError(
             f"{runs}/ 中还没有训练好的模型：请先运行 make pretrain，再运行 make sft，"
             "或用 --checkpoint 指定模型"
         )
-    for run in saved_runs:
-        newest_step = locate.list_steps(run)[-1]
-        if _has_template(locate.step_folder(run, newest_step)):
-            return run
-    return saved_runs[0]
+    return newest
+
+
+def _is_fine_tuned(run: Path) -> bool:
+    newest_step = run_layout.list_steps(run)[-1]
+    return _has_template(run_layout.step_folder(run, newest_step))
 
 
 def capability_hint(loaded: LoadedModel) -> str | None:

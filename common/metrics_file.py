@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.run_layout import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"
 # Kinds of records that hold no scores of the model on held-out data.
 UNSCORED_KINDS = ("train", "sample", "evaluated", "skipped", "spike")
 

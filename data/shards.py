@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common import run_layout
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json
 from data.kinds import find_kind, kind_names
@@ -116,12 +117,10 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
         raise UserError(
             f"{run} does not exist: name a run, such as runs/pretrain-sample, or one of its steps"
         )
-    run_file = run / "run.json"
-    if not run_file.is_file():
-        # The folder of a step lies two levels below its run.
-        run_file = run.resolve().parent.parent / "run.json"
-    if not run_file.is_file():
+    run_folder = run_layout.find_run(run)
+    if run_folder is None:
         raise UserError(f"{run} does not say what it was trained on: {hint}")
+    run_file = run_folder / run_layout.RUN_FILE
     run_record = read_checksummed_json(run_file, f": {hint}")
     try:
         folders = [Path(folder) for folder in run_record["shards"]]

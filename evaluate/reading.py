@@ -1,4 +1,4 @@
-"""`python -m evaluate.reading`: answers about a passage, beside those with the passage of another record."""
+"""`python -m evaluate.reading`: does a model answer from the given passage, or from memory?"""
 
 import sys
 

@@ -8,10 +8,11 @@ that is gone is no obstacle: the run has checkpoints of its own.
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import run_layout
 from common.errors import UserError
 from common.options import load_yaml
+from common.run_layout import CONFIG_FILE
 from model.checkpoint import locate
-from train.run_dir import CONFIG_FILE
 
 # The fingerprint of a base that does not exist: the weights are random.
 NO_BASE = "none"
@@ -28,7 +29,7 @@ class InitialCheckpoint:
 
     @property
     def source(self) -> Path | None:
-        """The folder with config.json and template: on resume the run's own, as a base may be gone."""
+        """The folder with config.json and template: on resume of the run itself."""
         return self.resumed or self.folder
 
 
@@ -39,8 +40,8 @@ def resolve_initial_checkpoint(
 
     Raises UserError if the base cannot be used, or if a new run names a tokenizer beside a base.
     """
-    if (run / locate.RUN_FILE).is_file() and (step := locate.find_newest_step(run)) is not None:
-        return _resolve_on_resume(base, tokenizer, run, locate.step_folder(run, step))
+    if (run / run_layout.RUN_FILE).is_file() and (step := locate.find_newest_step(run)) is not None:
+        return _resolve_on_resume(base, tokenizer, run, run_layout.step_folder(run, step))
     if base is None:
         return InitialCheckpoint(None, NO_BASE, tokenizer)
     # The last folder of the chain: a base that is an adapter needs its own base too.

@@ -6,10 +6,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from common import run_layout
 from common.errors import UserError
 from data.batching.examples import Examples
 from data.shards import ShardSet, load_run_shard_set, load_run_shard_sets
-from model.checkpoint import locate
 from train import distributed
 from train.initial_checkpoint import InitialCheckpoint
 from train.run_dir import NEW_RUN_HINT
@@ -25,7 +25,7 @@ def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:
     Raises UserError if the base is not a run that was pretrained here on a single set.
     """
     recorded: list[ShardSet] = []
-    if locate.list_steps(run):
+    if run_layout.list_steps(run):
         recorded = load_run_shard_sets(run, f"put it back, or {NEW_RUN_HINT}")
     if index < len(recorded):
         return ShardSet.open(recorded[index].folder, checksums=distributed.is_main_process())

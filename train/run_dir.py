@@ -1,11 +1,4 @@
-"""A run directory: its lock, its description in `run.json`, its options, and its checkpoints.
-
-config.yaml     the options of the last start, with a checksum in the first line
-run.json        the environment, the shard sets and the fingerprints of the first start
-choices.json    the compute plan (`train.autotune`)
-lock            held while a process trains
-checkpoints/    step-00000100/ …
-"""
+"""A run directory: its lock, its description in `run.json`, its options, and its checkpoints."""
 
 import fcntl
 import hashlib
@@ -25,19 +18,20 @@ from common.files import (
     write_checksummed_json,
 )
 from common.machine import collect_environment
-from common.metrics_file import METRICS_FILE
-from model.checkpoint.locate import (
+from common.run_layout import (
     CHECKPOINTS_DIR,
+    COMPUTE_PLAN_FILE,
+    CONFIG_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    PLAN_DIR,
     RUN_FILE,
-    find_newest_step,
     list_steps,
     step_folder,
 )
+from model.checkpoint.locate import find_newest_step
 from train.run_record import find_differences
 
-CONFIG_FILE = "config.yaml"
-COMPUTE_PLAN_FILE = "choices.json"
-LOCK_FILE = "lock"
 # The advice where a directory cannot become or stay the run that the options describe.
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"
 
@@ -72,7 +66,7 @@ class RunDir:
             # A start that failed before the first step, say for a wrong option, binds nobody.
             for path in (run_file, self.folder / COMPUTE_PLAN_FILE):
                 path.unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "plan", ignore_errors=True)
+            shutil.rmtree(self.folder / PLAN_DIR, ignore_errors=True)
         if run_file.exists():
             self._check_record(record)
             self._find_start_checkpoint()
@@ -88,9 +82,9 @@ class RunDir:
 
     def _create_or_check_folder(self) -> None:
         is_run = (self.folder / RUN_FILE).exists() or (self.folder / LOCK_FILE).exists()
-        if self.folder.exists() and not is_run:
-            if not self.folder.is_dir() or any(self.folder.iterdir()):
-                raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
+        is_empty = self.folder.is_dir() and not any(self.folder.iterdir())
+        if self.folder.exists() and not is_run and not is_empty:
+            raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _acquire_lock(self) -> None:

@@ -6,104 +6,27 @@ The way of both commands is
 """
 
 import contextlib
-import math
-import sys
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
+from common import run_layout
 from common.errors import UserError, describe_disk_error
 from common.machine import peak_memory_bytes, resolve_device
-from common.options import parse_options
 from model.checkpoint import locate, weights
 from model.llama import Llama
 from model.lora import Adapter, attach_adapter
 from train import distributed
 from train.autotune import resolve_compute_plan
 from train.options import TrainOptions
-from train.run_dir import CONFIG_FILE, RunDir
+from train.run_dir import RunDir
 from train.run_spec import RunSpec
 from train.run_summary import print_run_summary
 from train.trainer import Trainer
 
-T = TypeVar("T", bound=TrainOptions)
-
-
-def parse_train_options(schema: type[T], command: str, description: str) -> T:
-    """Return the options of `python -m train.COMMAND`; a run that exists is resumed with its own."""
-
-    def find_recorded_options(values: dict[str, Any]) -> Path | None:
-        run = values["run"]
-        folder = Path(str(run)) if run else default_run_folder(command, str(values["data"]))
-        config = folder / CONFIG_FILE
-        if not config.is_file():
-            return None
-        _check_command(folder, command)
-        return config
-
-    return parse_options(
-        schema,
-        sys.argv[1:],
-        name=f"train.{command}",
-        description=description,
-        has_config_file=True,
-        find_recorded_options=find_recorded_options,
-    )
-
-
-def _check_command(run: Path, command: str) -> None:
-    """Raise UserError if the run is one of the other command, whose options would all be unknown."""
-    if not (run / locate.RUN_FILE).is_file():
-        return
-    owner = locate.training_command(locate.read_fingerprints(run))
-    if command == "sft" and owner == "pretrain":
-        raise UserError(
-            f"{run} is a pretraining run; to fine-tune its model: BASE={run} (--base {run})"
-        )
-    if command == "pretrain" and owner == "sft":
-        raise UserError(
-            f"{run} is a fine-tuning run; to resume it: make sft RUN={run}; to train its weights "
-            f"on text: BASE={run} (--base {run}) and another RUN"
-        )
-
-
-def default_run_folder(command: str, data: str) -> Path:
-    """Return the directory of a run without a name: other weights of a mixture are another run."""
-    parts = []
-    for name, weight in zip(*parse_mixture(data), strict=True):
-        suffix = f"-{weight:g}" if weight != 1 else ""
-        parts.append(Path(name).resolve().name + suffix)
-    return locate.RUNS_DIR / f"{command}-{'+'.join(parts)}"
-
-
-def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:
-    """Return the names and weights of `wikipedia:0.5+zhihu`; the weight defaults to 1.
-
-    Raises UserError for a weight that is not above 0.
-    """
-    names = []
-    weights = []
-    # A path with a plus or a colon in it is not a mixture.
-    for part in [text] if Path(text).exists() else text.split("+"):
-        name, colon, weight_text = part.rpartition(":")
-        weight = 1.0
-        if colon and name:
-            try:
-                weight = float(weight_text)
-            except ValueError:
-                name = part
-        else:
-            name = part
-        if not (math.isfinite(weight) and weight > 0):
-            raise UserError(f"--data {text}: the weight of {name} must be above 0")
-        names.append(name)
-        weights.append(weight)
-    return names, tuple(weights)
-
 
 def resolve_device_for_training(options: TrainOptions) -> torch.device:
-    """Return the device of this process. Raises UserError if the rows of a step do not divide evenly."""
+    """Return the device of this rank. Raises UserError if ranks cannot share the rows evenly."""
     distributed.check_rows_divisible(
         options.batch_tokens // options.sequence_length, options.sequence_length
     )
@@ -117,7 +40,7 @@ def start(spec: RunSpec) -> Trainer:
     """
     run = RunDir(spec.folder)
     _open_run_dir(run, spec)
-    plan = spec.data.plan(spec.folder / "plan")
+    plan = spec.data.plan(spec.folder / run_layout.PLAN_DIR)
     model = build_model(spec, run.start_checkpoint)
     compute_plan = resolve_compute_plan(spec, run, model)
     print_run_summary(spec, run, model, plan, compute_plan)

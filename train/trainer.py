@@ -21,8 +21,8 @@ import torch
 
 from common.errors import UserError
 from common.files import write_checksummed_json
+from common.run_layout import EARLY_STOP_FILE, step_folder
 from data.batching.collate import Batch
-from model.checkpoint.locate import EARLY_STOP_FILE, step_folder
 from model.llama import Llama
 from model.lora import seed_dropout
 from train import distributed, training_state
@@ -115,7 +115,7 @@ class Trainer:
         return bool(self._stop_request)
 
     def train(self) -> bool:
-        """Train until the last step, a signal, or the end of patience; return whether it is complete."""
+        """Train to the end, or until a signal comes; return whether the run is complete."""
         with self._stop_request:
             self._write_early_stop()
             self._evaluate_if_due()
@@ -139,7 +139,7 @@ class Trainer:
         self.run.close()
 
     def train_step(self) -> None:
-        """Run one optimizer step; if its loss or gradient is not finite, leave the weights alone."""
+        """Run one optimizer step, or skip the update if loss or gradient is not finite."""
         state = self.state
         lr_multiplier = get_lr_multiplier(self.options.schedule, state.step, self.max_steps)
         for optimizer in self.optimizers.values():

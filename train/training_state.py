@@ -9,11 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common import run_layout
 from common.errors import UserError
 from common.files import atomic_folder, read_json, write_json
+from common.run_layout import list_steps, step_folder
 from model.chat_template.template import Template
-from model.checkpoint import locate, weights
-from model.checkpoint.locate import list_steps, step_folder
+from model.checkpoint import weights
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from train import distributed
@@ -114,7 +115,7 @@ def rotate_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None
 
 
 def _link_best(run: Path, step: int) -> None:
-    link = run / locate.CHECKPOINTS_DIR / "best"
+    link = run / run_layout.CHECKPOINTS_DIR / run_layout.BEST_LINK
     temporary = link.with_name(".best.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(step_folder(run, step).name)

@@ -20,16 +20,18 @@ import torch
 
 import train.throughput
 from bench.gpu.context import ROOT, SMALL, Context
+from common import run_layout
 from common.errors import UserError, run_main
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
+from common.run_layout import list_steps, step_folder
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT
-from model.checkpoint.locate import find_newest_step, list_steps, step_folder
+from model.checkpoint.locate import find_newest_step
 from model.tokenizer import load_tokenizer
 from train.autotune import ComputePlan
 from train.options import PretrainOptions
-from train.pretrain import resolve_run
+from train.pretraining import resolve_run
 from train.run_dir import RunDir
 from train.startup import build_model
 from train.trainer import Trainer
@@ -426,7 +428,7 @@ def overflow(context: Context) -> None:
         micro_rows=rows,
         loss_path="chunked",
     )
-    trainer = Trainer(spec, run, model, spec.data.plan(folder / "plan"), compute_plan)
+    trainer = Trainer(spec, run, model, spec.data.plan(folder / run_layout.PLAN_DIR), compute_plan)
     start = 2.0**32 if context.small else 2.0**40
     trainer.scaler = torch.amp.GradScaler(context.device.type, init_scale=start)
     trainer.train()

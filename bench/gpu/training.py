@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.gpu.results import cell
 from bench.gpu.worker import number, read
+from common import run_layout
 from common.errors import UserError
 from common.files import write_atomic, write_json
 
@@ -208,7 +209,7 @@ def _stages(call: Call, state: dict[str, Any]) -> None:
             reserve=SCORING_SECONDS,
         )
     for name in RUNS:
-        if (plan.work / name / "checkpoints").is_dir():
+        if (plan.work / name / run_layout.CHECKPOINTS_DIR).is_dir():
             call.command(
                 f"score {name}",
                 "evaluate",
@@ -269,7 +270,7 @@ def collect(plan: Plan, state: dict[str, Any], stages: list[Stage], *, keep_weig
         for path in (
             *run.glob("results/*.json"),
             *run.glob("report*"),
-            run / "metrics.jsonl",
+            run / run_layout.METRICS_FILE,
             run / "samples.md",
         ):
             if path.is_file():
@@ -300,7 +301,8 @@ def scores(folder: Path) -> list[str]:
 
 def _copy_weights(run: Path, target: Path) -> None:
     """Copy the newest checkpoint of a run without its optimizer state."""
-    from model.checkpoint.locate import find_newest_step, step_folder
+    from common.run_layout import step_folder
+    from model.checkpoint.locate import find_newest_step
 
     step = find_newest_step(run)
     if step is not None:

@@ -29,9 +29,9 @@ def train_bpe(
     Pieces have at most `max_piece_characters` characters. The most frequent characters, which make
     up the share `character_coverage` of the texts, get ids, and with `include_common_characters`
     also those of `common_chinese_text`, present or not. Digits and `：` are pieces of their own;
-    line ends and rare characters are encoded as bytes. If there are more than `max_sentences` lines,
-    a random sample of that many is used, which bounds memory. Raises UserError if the texts do not
-    support such a vocabulary.
+    line ends and rare characters are encoded as bytes. Of more than `max_sentences` lines a random
+    sample of that many is used, which bounds memory. Raises UserError if the texts do not support
+    such a vocabulary.
     """
     import sentencepiece
 
@@ -108,7 +108,10 @@ def _training_error_message(message: str, vocabulary_size: int) -> str:
     option = f"--vocabulary {vocabulary_size}"
     maximum = re.search(r"too high .*<= (\d+)", message)
     if maximum:
-        return f"{option}: this text supports at most {maximum[1]} ids; ask for fewer or give more text"
+        return (
+            f"{option}: this text supports at most {maximum[1]} ids; "
+            "ask for fewer or give more text"
+        )
     minimum = re.search(rf"{vocabulary_size} vs (\d+)", message)
     if minimum:
         return (

@@ -12,11 +12,18 @@ from typing import Any
 from common.errors import UserError
 from common.figures import flatten, format_value, parse_number
 from common.files import read_json
-from common.metrics_file import METRICS_FILE, UNSCORED_KINDS, read_metrics
+from common.metrics_file import UNSCORED_KINDS, read_metrics
 from common.options import load_yaml
+from common.run_layout import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    RESULTS_DIR,
+    RUN_FILE,
+    list_steps,
+    step_folder,
+)
 from model.config import LlamaConfig
 
-CONFIG_FILE, RUN_FILE, RESULTS_DIR = "config.yaml", "run.json", "results"
 # A metric with one of these in its name is better if it is lower; all others are better if higher.
 LOWER_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
 FINGERPRINT_DIGITS = 12
@@ -206,8 +213,11 @@ def _load_model_config(folder: Path, run_info: dict[str, Any]) -> dict[str, Any]
     fingerprints = run_info.get("fingerprints")
     if isinstance(fingerprints, dict) and isinstance(fingerprints.get("model"), dict):
         return dict(fingerprints["model"])
-    checkpoint_configs = sorted(folder.glob("checkpoints/step-*/config.json"))
-    return _read_json_object(checkpoint_configs[-1]) if checkpoint_configs else {}
+    for step in reversed(list_steps(folder)):
+        config_file = step_folder(folder, step) / "config.json"
+        if config_file.is_file():
+            return _read_json_object(config_file)
+    return {}
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

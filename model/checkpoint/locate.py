@@ -19,6 +19,14 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, read_json, sha256_file
+from common.run_layout import (
+    CHECKPOINTS_DIR,
+    EARLY_STOP_FILE,
+    RUN_FILE,
+    RUNS_DIR,
+    list_steps,
+    step_folder,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -27,12 +35,6 @@ WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "base.json"
-# The default folder of runs, and the file that marks a folder as a run.
-RUNS_DIR = Path("runs")
-RUN_FILE = "run.json"
-CHECKPOINTS_DIR = "checkpoints"
-# Written when early stopping ends a run; names the best step.
-EARLY_STOP_FILE = "ended.json"
 # Receives a message about a damaged checkpoint that is skipped.
 WarnCallback = Callable[[str], None]
 
@@ -42,11 +44,6 @@ def _warn_on_stderr(problem: str) -> None:
 
 
 # Runs and their steps
-
-
-def step_folder(run: Path, step: int) -> Path:
-    """Return the folder of a step's checkpoint."""
-    return run / CHECKPOINTS_DIR / f"step-{step:08d}"
 
 
 def read_step(folder: Path) -> int | None:
@@ -112,13 +109,6 @@ def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
     return RemainingSteps(step, total_steps, command)
 
 
-def list_steps(run: Path) -> list[int]:
-    """Return the steps that a run has checkpoints of, verified or not, oldest first."""
-    folders = (run / CHECKPOINTS_DIR).glob("step-*")
-    names = [folder.name.removeprefix("step-") for folder in folders]
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
-
-
 def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
     """Return the runs in a folder that have checkpoints, verified or not, the last saved first."""
     saved_at = []
@@ -133,7 +123,12 @@ def find_newest_run(
     runs: Path = RUNS_DIR, accept: Callable[[Path], bool] = lambda run: True
 ) -> Path | None:
     """Return the run with the latest checkpoint among those that `accept` is true of, or None."""
-    return next((run for run in list_runs(runs) if accept(run)), None)
+    latest: dict[Path, int] = {}
+    for run in runs.glob("*"):
+        steps = list_steps(run)
+        if (run / RUN_FILE).is_file() and steps and accept(run):
+            latest[run] = step_folder(run, steps[-1]).stat().st_mtime_ns
+    return max(latest, key=lambda run: (latest[run], run)) if latest else None
 
 
 def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | None:

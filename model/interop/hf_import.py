@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from common import run_layout
 from common.errors import UserError
 from common.files import atomic_folder, read_json, read_limited, write_checksummed_json
 from common.machine import collect_environment
@@ -199,10 +200,10 @@ def _write_run(
         },
     }
     with atomic_folder(run) as run_folder:
-        step_folder = locate.step_folder(run_folder, 0)
+        step_folder = run_layout.step_folder(run_folder, 0)
         manifest = {"format": "babyllama-checkpoint-1", "step": 0}
         with atomic_folder(step_folder, manifest) as checkpoint_folder:
             weights.save_checkpoint(model, tokenizer, checkpoint_folder)
             if template is not None:
                 template.save(checkpoint_folder)
-        write_checksummed_json(run_folder / locate.RUN_FILE, run_info)
+        write_checksummed_json(run_folder / run_layout.RUN_FILE, run_info)

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from common import run_layout
 from common.figures import flatten, format_value
 from common.files import read_json
 from common.metrics_file import UNSCORED_KINDS, read_metrics
@@ -79,9 +80,9 @@ def _usage_section(is_conversational: bool, is_imported: bool) -> str:
 
 def _training_rows(run: Path, step: int) -> dict[str, Any]:
     """Return the rows of the training table, None for what the run's files do not record."""
-    run_info = read_json(run / locate.RUN_FILE)
+    run_info = read_json(run / run_layout.RUN_FILE)
     run_info = flatten(run_info) if isinstance(run_info, dict) else {}
-    config_file = run / "config.yaml"
+    config_file = run / run_layout.CONFIG_FILE
     config = flatten(load_yaml(config_file, "")) if config_file.is_file() else {}
     is_lora = config.get("adapter") == "lora"
     tokens = [
@@ -127,7 +128,7 @@ def _score_rows(run: Path, step: int) -> dict[str, str]:
             label = f"{record['kind']} {record.get('set', '')}".strip()
             values = {key: value for key, value in record.items() if key not in ("kind", "step")}
             scores |= {f"{label} {key}": value for key, value in flatten(values).items()}
-    for file in sorted((run / "results").glob("*.json")):
+    for file in sorted((run / run_layout.RESULTS_DIR).glob("*.json")):
         values = read_json(file)
         # `weights` names quantized ones, which are not those of the export.
         if isinstance(values, dict) and values.get("step") == step and "weights" not in values:

@@ -314,7 +314,7 @@ def test_steps_are_fitted_into_the_minutes() -> None:
 
 
 def test_how_a_training_command_ended() -> None:
-    """Prevents a stop in time or a missing package that reads as failure, and a failure without a reason."""
+    """Prevents a planned stop or a missing package from counting as a failure."""
     assert outcome(0, "a\nb\n", stopped=False, seconds=2.0) == ("done", 2.0, "b")
     assert outcome(0, "saved after step 5", stopped=True, seconds=2.0)[0] == "stopped"
     text = "ModuleNotFoundError: No module named 'jieba'\n"

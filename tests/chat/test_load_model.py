@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chat import load_model
+from common import run_layout
 from common.errors import UserError
 from common.files import write_checksummed_json, write_json, write_manifest
 from data.prepare.options import PrepareOptions
@@ -14,7 +15,7 @@ from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template
-from model.checkpoint import locate, weights
+from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
@@ -35,7 +36,7 @@ def make_run(
     trained_context: int = 64,
 ) -> Path:
     """Write a run with a checkpoint of step 7; return the checkpoint's folder."""
-    step_folder = locate.step_folder(folder, 7)
+    step_folder = run_layout.step_folder(folder, 7)
     step_folder.mkdir(parents=True)
     model, tokenizer = weights.load_checkpoint(checkpoint, CPU)
     model.trained_context = trained_context
@@ -142,7 +143,7 @@ def hint_of_run(
     run: Path, tokenizer: Tokenizer, trained_on: list[ShardSet], *, has_template: bool = True
 ) -> str | None:
     """Return the hint for a run that was trained on these sets."""
-    step_folder = locate.step_folder(run, 1)
+    step_folder = run_layout.step_folder(run, 1)
     save_tiny_model(step_folder, tokenizer, has_template=has_template)
     data = [{"set": each.fingerprint, "weight": 1.0} for each in trained_on]
     folders = [str(each.folder) for each in trained_on]

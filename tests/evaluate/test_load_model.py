@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from common import run_layout
 from common.files import write_json, write_manifest
 from evaluate.load_model import load_checkpoint
 from model.checkpoint import locate, weights
@@ -29,7 +30,7 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
     )
 
     def write(step: int) -> None:
-        folder = locate.step_folder(tmp_path, step)
+        folder = run_layout.step_folder(tmp_path, step)
         folder.mkdir(parents=True)
         weights.save_checkpoint(Llama(config).init_weights(step), tokenizer, folder)
         write_manifest(folder, {"step": step})
@@ -46,6 +47,6 @@ def test_result_names_the_evaluated_step_not_a_newer_one(
     loaded = load_checkpoint(tmp_path, None, torch.device("cpu"))
     assert locate.find_newest_step(tmp_path) == 20
     assert loaded.provenance == {"checkpoint": str(tmp_path), "step": 10}
-    assert loaded.folder == locate.step_folder(tmp_path, 10)
+    assert loaded.folder == run_layout.step_folder(tmp_path, 10)
     expected = Llama(config).init_weights(10).lm_head.weight
     assert torch.equal(loaded.model.lm_head.weight, expected)

@@ -144,7 +144,7 @@ def test_dataset_without_validation_split_is_skipped(
         )
     ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
     assert [words[0] for words in ran] == ["evaluate.report"]
-    assert "holds nothing out" in capsys.readouterr().out
+    assert "has no validation split" in capsys.readouterr().out
 
 
 def test_options_are_forwarded_to_every_evaluation(
@@ -186,7 +186,7 @@ def test_newest_run_is_evaluated(
     os.utime(tmp_path / "runs" / "newest", (50, 50))
     ran = measure()
     assert after(ran[0], "--checkpoint") == "runs/newest" and ran[-1][1] == "runs/newest"
-    assert "runs/newest is measured" in capsys.readouterr().out
+    assert "evaluating runs/newest" in capsys.readouterr().out
 
 
 def test_step_folder_is_evaluated_like_its_run(
@@ -202,7 +202,7 @@ def test_step_folder_is_evaluated_like_its_run(
     assert {after(words, "--checkpoint") for words in ran if "--checkpoint" in words} == {str(best)}
     assert {Path(after(words, "--json")).parent for words in ran} == {run / "results"}
     assert report == ["evaluate.report", str(run), "--out", str(run / "report")]
-    assert f"step 7 of {run} is measured" in capsys.readouterr().out
+    assert f"evaluating step 7 of {run}" in capsys.readouterr().out
     for other, said in (
         (shard_set, "is neither a run nor one of its steps"),
         (tmp_path / "no", "does not exist: name a run"),

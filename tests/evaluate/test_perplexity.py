@@ -271,8 +271,8 @@ def test_records_exceeding_a_row_are_counted(
             assert figures["measured"] == "answers only, rows of 256"
             assert (
                 f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 "
-                f"tokens), {counted[2]} cut" in capsys.readouterr().out
-            )
+                f"tokens), {counted[2]} cut"
+            ) in capsys.readouterr().out
 
 
 def test_unreadable_documents_are_skipped_with_warning(

@@ -22,8 +22,8 @@ Run = Callable[..., None]
 def test_repetition_scores_match_hand_computed_values() -> None:
     """Prevents n-grams across answers, distinct counts per answer, a division by zero."""
     found = measure_repetition(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
-    # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁, the last one again; of the second: one, not
-    # again.
+    # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁.
+    # The last one is a repetition. The second has one, which is not.
     assert found.repeated_4grams == pytest.approx(1 / 6)
     assert found.distinct_1 == pytest.approx(4 / 13)
     # Pairs: 甲乙 乙丙 丙丁 丁甲 甲乙 乙丙 丙丁 and 甲乙 乙丙 丙丁.

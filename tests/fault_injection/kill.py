@@ -33,12 +33,12 @@ from pydantic import Field
 from common.errors import UserError, run_main
 from common.files import atomic_folder, check_manifest
 from common.options import Options, parse_options
+from common.run_layout import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT
-from model.checkpoint.locate import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step_folder
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig
 from model.llama import Llama

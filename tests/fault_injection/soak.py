@@ -28,13 +28,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from common import run_layout
 from common.errors import UserError, run_main
 from common.files import check_manifest, write_json
 from common.machine import collect_environment
 from common.metrics_file import read_metrics
 from common.options import CliPositionalArg, Options, OutputFile, parse_options
 from common.progress import progress_bar
-from model.checkpoint import locate
 
 # Seconds between two looks at a process.
 _SAMPLE_INTERVAL_SECONDS = 5.0
@@ -141,12 +141,12 @@ def _check_finished_run(run: Path) -> list[str]:
     records = read_metrics(run)
     logged_steps = [record["step"] for record in records if record["kind"] == "train"]
     evaluation_steps = [record["step"] for record in records if record["kind"] == "evaluated"]
-    last_step = locate.list_steps(run)[-1]
+    last_step = run_layout.list_steps(run)[-1]
     if logged_steps != sorted(set(logged_steps)) or set(range(5, last_step + 1, 5)) - set(
         logged_steps
     ):
         raise UserError(f"{run}: metrics.jsonl does not have every logged step once")
-    if problem := check_manifest(locate.step_folder(run, last_step)):
+    if problem := check_manifest(run_layout.step_folder(run, last_step)):
         raise UserError(problem)
     accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     accumulator.Reload()
@@ -155,7 +155,7 @@ def _check_finished_run(run: Path) -> list[str]:
         raise UserError(
             f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}"
         )
-    checkpoint_names = sorted(path.name for path in (run / locate.CHECKPOINTS_DIR).iterdir())
+    checkpoint_names = sorted(path.name for path in (run / run_layout.CHECKPOINTS_DIR).iterdir())
     return [
         f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
         f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps",

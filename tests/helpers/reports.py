@@ -38,7 +38,7 @@ VALIDATION_METRICS = {
 
 
 class ReportParser(HTMLParser):
-    """Tags in order, every table as rows of cell texts, images; fails on tags that do not close as they opened."""
+    """Tags, tables as rows of cell texts, and images; fails on unbalanced tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

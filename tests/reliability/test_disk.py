@@ -16,8 +16,8 @@ import pytest
 from common.errors import describe_disk_error, run_main
 from common.files import check_manifest, write_json
 from common.metrics_file import read_metrics
+from common.run_layout import list_steps, step_folder
 from data.shards import ShardSet
-from model.checkpoint.locate import list_steps, step_folder
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import ROOT, Scenario, find_differences
 from tests.reliability.conftest import Ext4, Mount

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common import run_layout
 from common.errors import UserError, describe_disk_error
 from common.files import check_manifest, read_json, write_checksummed_json, write_json
 from data.shards import ShardSet, load_run_shard_set
@@ -24,7 +25,7 @@ from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
-from train.sft import find_newest_pretrain_run
+from train.fine_tuning import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,7 +99,7 @@ def test_malformed_step_folders_are_ignored(tmp_path: Path) -> None:
     """Prevents digits that are not ASCII from being parsed as steps."""
     for name in ("step-00000003", "step-²", "step-", "step-٣"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert locate.list_steps(tmp_path) == [3]
+    assert run_layout.list_steps(tmp_path) == [3]
 
 
 def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.checkpoint.locate import EARLY_STOP_FILE
+from common.run_layout import EARLY_STOP_FILE
 from tests.fault_injection.kill import (
     PHASES,
     SCENARIOS,

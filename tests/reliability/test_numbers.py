@@ -14,7 +14,8 @@ from tests.train.test_loop import trainer
 from common.errors import UserError
 from common.files import check_manifest, write_json, write_manifest
 from common.metrics_file import read_metrics
-from model.checkpoint.locate import find_newest_step, list_steps, step_folder
+from common.run_layout import list_steps, step_folder
+from model.checkpoint.locate import find_newest_step
 from model.checkpoint.weights import load_checkpoint
 from train.loss_spikes import WINDOW_STEPS, LossSpikeDetector
 from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer

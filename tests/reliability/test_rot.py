@@ -10,13 +10,14 @@ import yaml
 
 from common.errors import UserError
 from common.files import MANIFEST, check_manifest, read_checksummed_json, write_checksummed_json
+from common.run_layout import COMPUTE_PLAN_FILE, CONFIG_FILE, list_steps, step_folder
 from data.batching.text_rows import Mixture, TextPlan
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
-from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
-from train.run_dir import COMPUTE_PLAN_FILE, CONFIG_FILE, RUN_FILE, RunDir
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint
+from train.run_dir import RUN_FILE, RunDir
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:
@@ -118,16 +119,17 @@ def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) 
         plan = TextPlan(mixture, seed=0, length=32, folder=tmp_path / "plan")
         return [plan.row(row).tolist() for row in range(40)]
 
-    right = rows()
+    expected = rows()
     for path in sorted((tmp_path / "plan" / "epoch-00000").iterdir()):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-        assert rows() == right, path.name
+        original = path.read_bytes()
+        path.write_bytes(original[:-3] + bytes([original[-3] ^ 1]) + original[-2:])
+        assert rows() == expected, path.name
 
 
 def opened(folder: Path) -> RunDir:
     run = RunDir(folder)
-    run.open({"seed": 0, "log_every": 10}, {"seed": 0}, [], torch.device("cpu"))
+    record = {"fingerprints": {"seed": 0}, "shards": []}
+    run.open({"seed": 0, "log_every": 10}, record, torch.device("cpu"))
     return run
 
 
@@ -152,7 +154,7 @@ def test_flipped_byte_in_run_metadata_is_named(
     for place in range(len(whole)):
         config.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         opened(folder)
-        assert f"{CONFIG_FILE} is not as this run wrote it" in capsys.readouterr().err, place
+        assert f"{CONFIG_FILE} was edited by hand, or is damaged" in capsys.readouterr().err, place
         assert config.read_bytes() == whole
     assert opened(folder).load_compute_plan() == {"micro_rows": 4} and not capsys.readouterr().err
     assert yaml.safe_load(whole) == {"seed": 0, "log_every": 10}
@@ -161,13 +163,16 @@ def test_flipped_byte_in_run_metadata_is_named(
 def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:
     """Prevents a folder from refusing the right options after a failed first attempt."""
     folder = tmp_path / "run"
-    RunDir(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
+
+    def open_run(hidden_size: int) -> None:
+        record = {"fingerprints": {"model": {"hidden_size": hidden_size}}, "shards": []}
+        RunDir(folder).open({}, record, torch.device("cpu"))
+
+    open_run(7)
     (folder / "plan").mkdir()
-    RunDir(folder).open({}, {"model": {"hidden_size": 8}}, [], torch.device("cpu"))
-    assert (
-        read_checksummed_json(folder / RUN_FILE)["fingerprints"] == {"model": {"hidden_size": 8}}
-        and not (folder / "plan").exists()
-    )
+    open_run(8)
+    fingerprints = read_checksummed_json(folder / RUN_FILE)["fingerprints"]
+    assert fingerprints == {"model": {"hidden_size": 8}} and not (folder / "plan").exists()
     (folder / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match=r"another model \(hidden_size: 8, now 9\)"):
-        RunDir(folder).open({}, {"model": {"hidden_size": 9}}, [], torch.device("cpu"))
+    with pytest.raises(UserError, match=r"model\.hidden_size.* 8 -> 9"):
+        open_run(9)

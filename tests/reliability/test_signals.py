@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.locate import list_steps
+from common.run_layout import list_steps
 from model.llama import Llama
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario
@@ -85,7 +85,7 @@ def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "kept", "when"),
-    [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the rows under way are through")],
+    [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the current rows are done")],
 )
 def test_signal_during_long_step_saves_immediately(
     step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path

@@ -15,11 +15,11 @@ from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from tests.helpers.training import write_fake_run
+from train.fine_tuning import ExampleData, build_data
 from train.initial_checkpoint import InitialCheckpoint
 from train.options import SftOptions
 from train.replay import open_replay_set, scale_replay_weights
 from train.run_spec import MixtureSet
-from train.sft import ExampleData, build_data
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_replay_uses_only_base_pretraining_text(
 def test_resumed_run_replays_its_recorded_set(
     csl: ShardSet, shard_set: Path, tmp_path: Path
 ) -> None:
-    """Catch a resumed run that needs its base for replay; a mixture refused before it trained binds nobody."""
+    """Catch a resumed run that needs its base for replay, and a record that binds too early."""
     text = ShardSet.open(shard_set)
     base = write_base(tmp_path / "base", csl)
     run = tmp_path / "run"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.metrics_file import METRICS_FILE
+from common.run_layout import METRICS_FILE
 from train.run_dir import RunDir
 from train.run_record import find_differences
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user runs it: from a run or from scratch, killed and resumed, and what it refuses."""
+"""Fine-tuning from a run or from scratch: killed and resumed, stopped early, refused."""
 
 import shutil
 import signal
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from model.chat_template.template import Template, load_template
-from model.checkpoint.locate import find_newest_step, list_steps, resolve_checkpoint, step_folder
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from tests.fault_injection.child import Fault
 from tests.helpers.processes import CommandProcess, PauseAfterStep
 from tests.helpers.training import (
@@ -66,7 +67,7 @@ def sft(run: Path, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 def test_killed_fine_tuning_resumes_bit_identically(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Catch a mixture whose order, requests or replay differ after a resume, and a run that needs its base."""
+    """Catch other rows, requests or replay after a resume, and a run that needs its base."""
     base = tmp_path / "pretrain"
     pretraining = {
         "run": base,
@@ -108,9 +109,7 @@ def test_killed_fine_tuning_resumes_bit_identically(
 
 
 @pytest.mark.slow
-def test_fine_tuning_from_scratch_learns_answers(
-    prepared: dict[str, Path], tmp_path: Path
-) -> None:
+def test_fine_tuning_from_scratch_learns_answers(prepared: dict[str, Path], tmp_path: Path) -> None:
     """Catch a loss on the wrong ids, a log without a dev loss, and a resume with another seed."""
     run = tmp_path / "run"
     options = {
@@ -177,7 +176,7 @@ def test_early_stopped_run_does_not_resume(prepared: dict[str, Path], tmp_path: 
 def test_untrainable_setup_gives_one_line_error(
     prepared: dict[str, Path], tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    """Catch a traceback, and a run directory that then refuses the right options as different ones."""
+    """Catch a traceback, and a run directory that would then refuse the right options."""
     run = tmp_path / "run"
     done = sft(run, {**options, "data": options["data"].format(**prepared)})
     assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -8,8 +8,8 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
+from train.command import default_run_folder, parse_mixture, parse_train_options
 from train.options import PretrainOptions, SftOptions
-from train.startup import default_run_folder, parse_mixture, parse_train_options
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}
 FINGERPRINTS = {"pretrain": {}, "sft": {"template": {}}}

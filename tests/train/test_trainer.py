@@ -11,8 +11,9 @@ import torch
 from common.errors import UserError
 from common.machine import matmul_flops
 from common.metrics_file import read_metrics
+from common.run_layout import step_folder
 from data.batching.collate import collate
-from model.checkpoint.locate import find_newest_step, resolve_checkpoint, step_folder
+from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from tests.helpers.training import StubEvaluator, build_trainer
 from train.metrics_log import MetricsLog
 from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
@@ -74,7 +75,7 @@ def random_examples(*sizes: int) -> list[Example]:
 
 
 def test_early_stopped_run_resolves_to_best_checkpoint(tmp_path: Path, shard_set: Path) -> None:
-    """Catch a worse checkpoint in chat, patience that is asked before the score, and endless patience."""
+    """Catch chat with a worse checkpoint, and patience that misses the newest score."""
     folder = tmp_path / "run"
     calls: list[tuple[str, int]] = []
 

@@ -12,7 +12,10 @@ from evaluate.report.run_reader import read_run
 from tests.helpers.reports import ReportParser, write_run
 from train.metrics_log import MetricsLog
 
-HOSTILE = "<script>alert(1)</script> | `x` **b** [l](http://e.x) ![i](u) &lt; <!-- $x$ \\ ~~s~~ \"q\" 'q' # h"
+HOSTILE = (
+    "<script>alert(1)</script> | `x` **b** [l](http://e.x) ![i](u) &lt; <!-- "
+    "$x$ \\ ~~s~~ \"q\" 'q' # h"
+)
 
 
 def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:

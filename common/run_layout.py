@@ -1,0 +1,51 @@
+"""The layout of a run directory: the names of its files and folders, in this module alone.
+
+runs/NAME/
+    run.json            environment, shard sets and fingerprints of the first start; marks a run
+    config.yaml         options of the last start
+    metrics.jsonl       what training and evaluation logged, one JSON object per line
+    choices.json        compute plan of this machine
+    ended.json          best step, if early stopping ended the run
+    lock                held while a process trains
+    plan/               order of the training data
+    checkpoints/        step-00001000/ ..., and best, a link to one of them
+    results/            figures of the evaluation commands
+    report.md, .html    all figures on a page
+"""
+
+from pathlib import Path
+
+RUNS_DIR = Path("runs")
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+COMPUTE_PLAN_FILE = "choices.json"
+EARLY_STOP_FILE = "ended.json"
+LOCK_FILE = "lock"
+PLAN_DIR = "plan"
+CHECKPOINTS_DIR = "checkpoints"
+BEST_LINK = "best"
+RESULTS_DIR = "results"
+REPORT_NAME = "report"
+_STEP_PREFIX = "step-"
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return run / CHECKPOINTS_DIR / f"{_STEP_PREFIX}{step:08d}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """Return the steps that a run has checkpoints of, verified or not, oldest first."""
+    folders = (run / CHECKPOINTS_DIR).glob(f"{_STEP_PREFIX}*")
+    names = [folder.name.removeprefix(_STEP_PREFIX) for folder in folders]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def find_run(path: Path) -> Path | None:
+    """Return the run that `path` is, or that it is a step of; None for any other folder."""
+    if (path / RUN_FILE).is_file():
+        return path
+    # The folder of a step lies two levels below its run.
+    run = path.resolve().parent.parent
+    return run if (run / RUN_FILE).is_file() else None

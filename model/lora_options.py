@@ -1,0 +1,32 @@
+"""Options of LoRA adapters, apart from model/lora.py because `--help` need not wait for PyTorch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from common.options import CommaSeparated, Options
+
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraOptions(Options):
+    """Options under `lora.`"""
+
+    rank: int = Field(8, gt=0, le=4096, description="inner width of the two matrices")
+    alpha: float = Field(16.0, gt=0, description="their product is scaled by alpha / rank")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout of the adapter's inputs in training, a probability"
+    )
+    targets: Annotated[tuple[LoraTarget, ...], CommaSeparated] = Field(
+        ("q_proj", "v_proj"),
+        description="matrices of every layer that get an adapter, separated by commas",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, value: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
+        if not value:
+            raise ValueError("is empty; name at least one matrix, such as q_proj")
+        if twice := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named twice; once is enough")
+        return value

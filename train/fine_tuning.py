@@ -1,0 +1,263 @@
+"""Fine-tuning: resolve the options into the description of a run, and run it."""
+
+import hashlib
+import json
+import math
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common import run_layout
+from common.errors import UserError
+from data.batching.collate import PackedBatchLoader
+from data.batching.examples import Examples
+from data.batching.packed_rows import PackedPlan
+from data.corpora.resolver import resolve_shard_set
+from data.corpora.sample import SMALL_TOKENIZER
+from data.shards import ShardSet
+from model.chat_template.template import TEMPLATE_FILE, Template, load_template
+from model.checkpoint import locate
+from model.tokenizer import load_tokenizer
+from model.tokenizer.base import Tokenizer
+from train import distributed
+from train.command import default_run_folder, parse_mixture
+from train.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
+from train.model_config import resolve_model_config
+from train.options import SftOptions
+from train.replay import REPLAY, open_replay_set, scale_replay_weights
+from train.run_spec import MixtureSet, RunSpec, TrainingPlan
+from train.sft_eval import AnswerEvaluator, DevSet
+from train.startup import resolve_device_for_training, run_training, start
+
+
+@dataclass(frozen=True)
+class ExampleData:
+    """Examples of one or more sets, packed into rows; see `train.run_spec.TrainingData`."""
+
+    options: SftOptions
+    sets: tuple[MixtureSet, ...]
+    template: Template
+    example_sets: list[Examples]
+
+    def plan(self, folder: Path) -> TrainingPlan:
+        """See `TrainingData`."""
+        options = self.options
+        rows_per_step = options.batch_tokens // options.sequence_length
+        rows = PackedPlan(
+            self.example_sets,
+            tuple(each.weight for each in self.sets),
+            seed=options.seed,
+            length=options.sequence_length,
+            folder=folder,
+            identity=self._identity(),
+        )
+        rows_per_epoch = rows.num_rows(0)
+        max_steps = options.max_steps or 0
+        if options.epochs is not None and not max_steps:
+            max_steps = max(1, math.ceil(options.epochs * rows_per_epoch / rows_per_step))
+        epochs = max_steps * rows_per_step / rows_per_epoch
+        batches = PackedBatchLoader(
+            rows, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
+        )
+        description = self._describe(rows, f"{max_steps:,} steps ({epochs:.2f} epochs)")
+        num_tokens = rows.num_tokens(0) * epochs
+        return TrainingPlan(batches, max_steps, epochs, num_tokens, description)
+
+    def _identity(self) -> str:
+        """Return a digest of all that the examples depend on."""
+        sets = [{"set": each.shards.fingerprint, "weight": each.weight} for each in self.sets]
+        return hashlib.sha256(json.dumps([sets, self.template.__dict__]).encode()).hexdigest()
+
+    def _describe(self, rows: PackedPlan, length: str) -> str:
+        options = self.options
+        lengths = [examples.lengths(0) for examples in self.example_sets]
+        num_skipped = sum(int((each == 0).sum()) for each in lengths)
+        num_examples = sum(len(each) for each in lengths) - num_skipped
+        num_truncated = sum(examples.num_truncated for examples in self.example_sets)
+        num_tokens = rows.num_tokens(0)
+        fill = num_tokens / rows.num_rows(0) / options.sequence_length
+        return (
+            f"{options.data}: {num_examples:,} examples, {num_truncated:,} cut to "
+            f"{options.sequence_length} tokens, {num_skipped:,} too long and left out; "
+            f"{num_tokens:,} tokens an epoch in {rows.num_rows(0):,} rows ({fill:.0%} full); "
+            f"{length}"
+        )
+
+
+def fine_tune(options: SftOptions) -> None:
+    """Train a new run, or the rest of an old one."""
+    spec = resolve_run(options)
+    run = shlex.quote(f"RUN={spec.folder}")
+    run_training(
+        start(spec),
+        f"Talk to it: make chat {run}; measure it: make evaluate {run}; for other programs: make "
+        f"export {run}",
+    )
+
+
+def resolve_run(options: SftOptions) -> RunSpec:
+    """Resolve the options into the description of a run.
+
+    Raises UserError if the options do not fit the base, the data, or each other.
+    """
+    device = resolve_device_for_training(options)
+    uses_lora = options.adapter == "lora"
+    if distributed.world_size() > 1 and options.parallel == "fsdp" and uses_lora:
+        raise UserError(
+            "--parallel fsdp: divides weights that train, and an adapter's are few: use --parallel "
+            "ddp"
+        )
+    folder = options.run or default_run_folder("sft", options.data)
+    base = resolve_initial_checkpoint(_resolve_base_option(options), options.tokenizer, folder)
+    tokenizer_path = base.tokenizer_path or SMALL_TOKENIZER
+    tokenizer = load_tokenizer(tokenizer_path)
+    template = build_sft_template(options, tokenizer_path)
+    model_config = resolve_model_config(options.model, base, tokenizer, options.sequence_length)
+    sets = _open_sets(options.data, folder, base, tokenizer_path)
+    for each in sets:
+        _check_same_template(each, tokenizer_path, template)
+    data = build_data(options, sets, tokenizer, template)
+    dev_sets = build_dev_sets(options, sets, tokenizer, template)
+    return RunSpec(
+        command="sft",
+        options=options.model_copy(update={"base": base.folder or "none"}),
+        folder=folder,
+        device=device,
+        base=base,
+        tokenizer=tokenizer,
+        template=template,
+        model_config=model_config,
+        model_name=str(base.folder or options.model.preset),
+        lora=options.lora if uses_lora else None,
+        data=data,
+        evaluator=AnswerEvaluator(options, tokenizer, template, dev_sets),
+        command_fingerprints={
+            "template": template.__dict__,
+            "epochs": options.epochs,
+            "max_steps": options.max_steps,
+            "adapter": {"lora": options.lora.model_dump(mode="json")} if uses_lora else "none",
+        },
+    )
+
+
+def _resolve_base_option(options: SftOptions) -> Path | None:
+    """Return the path of --base, None for "none"; by default the newest pretraining run."""
+    if options.base is not None:
+        return None if options.base == "none" else options.base
+    newest = find_newest_pretrain_run()
+    if newest is None:
+        raise UserError(
+            "--base: there is no pretraining run in runs/ yet: make pretrain first, or start from "
+            "random weights with --base none"
+        )
+    print(
+        f"base      {newest}, the newest pretraining run; for another: BASE=runs/NAME (--base "
+        "runs/NAME)",
+        flush=True,
+    )
+    return newest
+
+
+def find_newest_pretrain_run(runs: Path = run_layout.RUNS_DIR) -> Path | None:
+    """Return the pretraining run with the latest checkpoint, or None."""
+    return locate.find_newest_run(
+        runs, lambda run: locate.training_command(locate.read_fingerprints(run)) == "pretrain"
+    )
+
+
+def build_sft_template(options: SftOptions, tokenizer_path: Path) -> Template:
+    """Return the chat template of the model.
+
+    Raises UserError for lead-ins if the template puts text before answers.
+    """
+    template = replace(load_template(tokenizer_path), lead_ins=options.lead_ins)
+    if options.lead_ins and not template.render_answer("x").startswith("x"):
+        raise UserError(
+            "--lead_ins: this model's chat template puts text or a space before every answer, and "
+            "a lead-in would precede it: leave lead-ins out"
+        )
+    return template
+
+
+def _open_sets(
+    data: str, run: Path, base: InitialCheckpoint, tokenizer: Path
+) -> tuple[MixtureSet, ...]:
+    """Open the sets of --data, prepared with `tokenizer` where they are not yet."""
+    names, weights = parse_mixture(data)
+    if set(names) == {REPLAY}:
+        raise UserError("--data replay: has to be mixed into other data, such as csl+replay:0.1")
+
+    def open_sets() -> list[ShardSet]:
+        return [
+            open_replay_set(run, base, index) if name == REPLAY else _open_set(name, tokenizer)
+            for index, name in enumerate(names)
+        ]
+
+    shard_sets = distributed.main_process_first(open_sets)
+    return tuple(map(MixtureSet, names, shard_sets, weights))
+
+
+def _open_set(name: str, tokenizer: Path) -> ShardSet:
+    shards = ShardSet.open(
+        resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
+    )
+    if shards.kind.is_text:
+        raise UserError(
+            f"--data {name}: is text without questions and answers: pretrain on it (python -m "
+            f"train.pretrain --data {name}); the only text in a mixture is replay, the base's own"
+        )
+    return shards
+
+
+def _check_same_template(each: MixtureSet, tokenizer_path: Path, template: Template) -> None:
+    """Raise UserError if a set of conversations was prepared with another chat template."""
+    folder = each.shards.folder
+    if not (folder / TEMPLATE_FILE).is_file():
+        return
+    if replace(load_template(folder), lead_ins=template.lead_ins) != template:
+        raise UserError(
+            f"--data {each.name}: was prepared with another chat template than the model's: "
+            f"prepare the raw files again with --tokenizer {tokenizer_path}"
+        )
+
+
+def build_data(
+    options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
+) -> ExampleData:
+    """Return the training examples. Raises UserError if none of them, or no replay, fits a row."""
+    length = options.sequence_length
+    example_sets = []
+    for each in sets:
+        split = each.shards.load_split("train")
+        example_sets.append(
+            each.shards.kind.examples(split, length, tokenizer, template, options.seed)
+        )
+    if not any(examples.lengths(0).any() for examples in example_sets):
+        raise UserError(
+            f"--data {options.data}: no example fits a row of {length} tokens: raise "
+            "--sequence_length"
+        )
+    for each, examples in zip(sets, example_sets, strict=True):
+        if each.name == REPLAY and not len(examples.lengths(0)):
+            raise UserError(
+                f"--data {options.data}: there is nothing to replay: the base's pretraining text "
+                f"is shorter than a row of {length} tokens; leave replay out, or lower "
+                "--sequence_length"
+            )
+    return ExampleData(options, scale_replay_weights(sets, example_sets), template, example_sets)
+
+
+def build_dev_sets(
+    options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
+) -> list[DevSet]:
+    """Return the dev splits of the sets but the replayed one, with the canonical request."""
+    dev_sets = []
+    for each in sets:
+        if each.name == REPLAY:
+            continue
+        split = each.shards.load_split("validation")
+        examples = each.shards.kind.examples(
+            split, options.sequence_length, tokenizer, template, None
+        )
+        dev_sets.append(DevSet(each.name, each.shards, examples))
+    return dev_sets

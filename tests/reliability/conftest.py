@@ -16,8 +16,8 @@ from model.tokenizer.base import Tokenizer
 from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario, sft_scenario
 
 
-def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
-    """The same command once more lets a run end as the one that was never stopped."""
+def assert_resumes_like(scenario: Scenario, run: Path, whole: Path) -> None:
+    """Resume a run with the same command, and compare its end with the run never stopped."""
     child = scenario.start(run)
     assert child.wait() == 0, child.output
     assert find_differences(run, whole) == []

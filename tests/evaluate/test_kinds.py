@@ -242,9 +242,10 @@ def kind_dispatches(code: str) -> list[str]:
     dispatches = []
     for node in ast.walk(ast.parse(code)):
         is_type_check = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
-        if (isinstance(node, ast.Compare) and any(
-            f"'{name}'" in ast.unparse(node) for name in KINDS
-        )) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
+        if (
+            isinstance(node, ast.Compare)
+            and any(f"'{name}'" in ast.unparse(node) for name in KINDS)
+        ) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
             dispatches.append(ast.unparse(node))
     return dispatches
 

@@ -139,6 +139,6 @@ def test_chat_reports_int8_weights(tmp_path: Path, tokenizer: Tokenizer) -> None
     """Prevents an option that is parsed but not used."""
     weights.save_checkpoint(small_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path)
     loaded = load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto", "int8")
-    assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，权重 int8" in loaded.description
+    assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，int8 权重" in loaded.description
     plain = load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto")
     assert "int8" not in plain.description

@@ -1,7 +1,7 @@
-"""What README.md and docs/ tell a user to type can be typed: the commands exist and have the options that are shown.
+"""The commands in README.md and docs/ exist and have the options that are shown.
 
 Commands are read from shell fences, indented blocks and inline code: `make TARGET NAME=VALUE…` and
-`python -m MODULE --option…`, also behind prompts, variables and `&&`, and over lines that end in a backslash.
+`python -m MODULE --option…`, also after prompts, variables and `&&`, and over continued lines.
 """
 
 import importlib.util
@@ -57,7 +57,7 @@ class Command:
 
 
 def code_of(markdown: str) -> Iterator[str]:
-    """The text of every shell fence, indented block and inline code."""
+    """Yield the text of every shell fence, indented block and inline code."""
     prose: list[str] = []
     block: list[str] = []
     fence, language = "", ""
@@ -86,7 +86,7 @@ def code_of(markdown: str) -> Iterator[str]:
 
 
 def commands_in(shell: str) -> Iterator[Command]:
-    """The `make`s and `python -m`s of some lines of shell, between which other lines (output) may stand."""
+    """Yield the `make` and `python -m` commands in lines of shell, which may include output."""
     lines = (
         PROMPT.sub("", line.strip(), count=1)
         for line in re.sub(r"\\\n\s*(> )?", " ", shell).splitlines()
@@ -123,7 +123,7 @@ def _command(words: list[str]) -> Iterator[Command]:
 
 
 def documented() -> list[Command]:
-    """The different commands of all documents, in order."""
+    """Return the distinct commands of all documents, in order."""
     shells = (
         shell for document in DOCUMENTS for shell in code_of(document.read_text(encoding="utf-8"))
     )
@@ -137,14 +137,14 @@ MODULES = sorted({command.program for command in COMMANDS} - {"make"})
 
 @lru_cache
 def help_of(module: str, *subcommand: str) -> str:
-    """What `python -m MODULE [SUBCOMMAND] --help` prints; it must end well."""
+    """Return the output of `python -m MODULE [SUBCOMMAND] --help`; check its exit code."""
     done = processes.run_command(module, *subcommand, "--help")
     assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
     return done.stdout
 
 
 def check(command: Command) -> None:
-    """The module is there, and its help has the options of the command."""
+    """Check that the module exists and that its help has the options of the command."""
     if not (ROOT / command.program.partition(".")[0]).is_dir():
         assert importlib.util.find_spec(command.program.partition(".")[0]), (
             f"there is no module {command.program}"
@@ -156,12 +156,13 @@ def check(command: Command) -> None:
         text = help_of(command.program, first)
     for option in command.options - {"--help"}:
         assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), (
-            f"python -m {command.program} has no {option}, which the documents use: {' '.join(command.words)}"
+            f"python -m {command.program} has no {option}, which the documents use: "
+            f"{' '.join(command.words)}"
         )
 
 
 def make_plan(command: Command) -> str:
-    """What make would run. Only a plain environment: `make test` hands down its own variables."""
+    """Return what make would run, without the variables that `make test` exports."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
     done = subprocess.run(
         ["make", "-n", *(word for word in command.words if word != "…")],
@@ -197,11 +198,13 @@ def test_documentation_contains_commands() -> None:
     ("markdown", "found"),
     [
         (
-            "```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 .venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
+            "```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 "
+            ".venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
             [("make", "a", "X=1"), ("m.n", "--x", "--y=2", "a # b")],
         ),
         (
-            "text\n\n    make a && make b; cd x && make c | tail > log\n    it's output: make d\n\n    make e\n",
+            "text\n\n    make a && make b; cd x && make c | tail > log\n"
+            "    it's output: make d\n\n    make e\n",
             [("make", "a"), ("make", "b"), ("make", "c"), ("make", "e")],
         ),
         (
@@ -209,23 +212,26 @@ def test_documentation_contains_commands() -> None:
             [("make", "a"), ("make", "b"), ("make", "c")],
         ),
         (
-            "```python\nmake = 1\n```\n```yaml\nmake: x\n```\n```\n# make a\nmake:\npython x.py -m y\n```\n"
+            "```python\nmake = 1\n```\n```yaml\nmake: x\n```\n"
+            "```\n# make a\nmake:\npython x.py -m y\n```\n"
             "Then\n    make sure.\n",
             [],
         ),
         (
-            "Say `make a` or ``make b``, or `python -m m --x\n1`; `a` is not `make`.\n\n| `make c` | make d |\n",
+            "Say `make a` or ``make b``, or `python -m m --x\n1`; "
+            "`a` is not `make`.\n\n| `make c` | make d |\n",
             [("make", "a"), ("make", "b"), ("m", "--x", "1"), ("make",), ("make", "c")],
         ),
         (
-            '```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] [ARGS="--a b"]\ntaskset -c 1 make t &\n```',
+            "```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] "
+            '[ARGS="--a b"]\ntaskset -c 1 make t &\n```',
             [("train.pretrain", "--x", "1", "--json", "OUT", "ARGS=--a b"), ("make", "t")],
         ),
         ("make a\n\n    make b", [("make", "b")]),
     ],
 )
 def test_commands_are_parsed_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
-    """A command that no test sees for its fence, prompt, comment or continuation; prose taken for one."""
+    """Prevents commands that the parser misses, and prose that it takes for commands."""
     shells = [command for shell in code_of(markdown) for command in commands_in(shell)]
     assert [(command.program, *command.words) for command in shells] == found
 
@@ -242,7 +248,7 @@ def test_documented_options_exist(module: str) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("command", MAKES, ids=lambda command: " ".join(command.words) or "make")
 def test_documented_targets_exist(command: Command) -> None:
-    """A target or a variable that was renamed; ARGS with an option that the command behind the target does not have."""
+    """Prevents documented targets, variables or ARGS options that do not exist."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name in (word.partition("=")[0] for word in command.words if "=" in word):
         assert re.search(rf"\$\((|call .*,){name}\)", makefile), (
@@ -285,7 +291,7 @@ def test_documented_configs_exist() -> None:
 
 @pytest.mark.slow
 def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
-    """A command whose every option exists and which fails all the same, from a fresh checkout's state."""
+    """Prevents a documented command that has valid options and still fails."""
     named = {"sample", *load_corpora()}
     command = next(
         command
@@ -294,7 +300,7 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
         and {"--run", "--data"} <= command.options
         and command.words[command.words.index("--data") + 1] in named
     )
-    # Beside the checkout, where nothing is prepared or downloaded. The last of an option counts: the same, only small.
+    # Run outside the checkout, where no data are prepared. Later options override earlier ones.
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     small = [
         "--device",

@@ -1,11 +1,11 @@
-"""Training runs as real processes that start at once, with faults put into them from outside.
+"""Run training commands as child processes that start fast, with faults injected.
 
-They are forked by a server that has imported everything (`multiprocessing`'s fork server), which spares each the seconds
-that PyTorch takes to import. The program itself knows nothing of the faults: a fault is a function that replaces parts of
-the modules in the child before `main` is called.
+The children are forks of a server that has imported PyTorch (`multiprocessing`'s fork server),
+which saves seconds for each. A fault is a function that patches modules in the child before its
+`main` is called; the program has no hooks for faults.
 
-Forks of one server share its hash seed: a set of words has one order in all of them. What they are compared with is
-therefore made by a process that is started anew, which has a seed of its own, as the processes of a user have.
+All forks of one server share its hash seed, so a set of strings has the same order in each. The
+run that they are compared with therefore comes from a fresh interpreter, with another hash seed.
 """
 
 import contextlib
@@ -34,7 +34,10 @@ Fault = Callable[[], None]
 def create_process(
     target: Callable[..., None], *arguments: Any, fresh_interpreter: bool = False
 ) -> BaseProcess:
-    """A process, not yet started, that calls `target`: a fork of the server, or a Python that is started `fresh_interpreter`."""
+    """Return a process, not yet started, that calls `target`.
+
+    The process is a fork of the server, or a new Python if `fresh_interpreter` is set.
+    """
     if fresh_interpreter:
         return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     context = multiprocessing.get_context("forkserver")
@@ -43,9 +46,10 @@ def create_process(
 
 
 def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: Path) -> None:
-    """Make this process one with the command line `argv`, of one thread, that prints into the files `stdout_file` and `stderr_file`.
+    """Turn this process into one with the command line `argv`, one thread and redirected output.
 
-    The machine's rate is not measured. NumPy's own generator is seeded anew: forks would all draw the same from it.
+    The matmul rate is not measured. NumPy's generator is seeded again, as all forks would otherwise
+    draw the same numbers.
     """
     import numpy as np
     import torch
@@ -56,13 +60,16 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     np.random.seed()
     torch.set_num_threads(1)
-    # Measured at every start, for the share of it that is shown: seconds, and more where the machine has other work.
+    # The rate is only used to display the MFU, and measuring it takes seconds at every start.
     train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
     sys.argv = list(argv)
 
 
 class ChildProcess:
-    """One run of `python -m MODULE ARGUMENTS`; what it prints goes into the file `log`. For `anew` see `process`."""
+    """One run of `python -m MODULE ARGUMENTS` whose output goes to the file `log`.
+
+    For `fresh_interpreter` see `create_process`.
+    """
 
     def __init__(
         self,
@@ -96,7 +103,10 @@ class ChildProcess:
                 os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 120.0) -> int:
-        """Its exit code; of one killed by signal n, -n. TimeoutError, and it is killed, if it runs longer."""
+        """Wait for the process and return its exit code, -n after signal n.
+
+        Raises TimeoutError, and kills the process, if it runs longer than the timeout.
+        """
         self._process.join(timeout_seconds)
         if self._process.exitcode is None:
             self._process.kill()
@@ -132,7 +142,7 @@ def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None)
 def running_child(
     module: str, arguments: list[str], log: Path, fault: Fault | None = None
 ) -> Iterator[ChildProcess]:
-    """A `Child` that does not outlive the block."""
+    """Start a `ChildProcess` and kill it at the end of the block if it is still running."""
     child = ChildProcess(module, arguments, log, fault)
     try:
         yield child

@@ -1,13 +1,15 @@
-"""Kill -9 anywhere: training runs killed at random moments, many times each, and resumed until they end.
+"""Kill training runs with SIGKILL at random moments and resume them until they end.
 
-    python -m tests.fault_injection.kill                 60 kills over runs of pretraining, fine-tuning, an adapter, and one that ends early
+    python -m tests.fault_injection.kill                      60 kills over four kinds of run
     python -m tests.fault_injection.kill --kills 500 --seed 7
 
-Each run must end as the run that was never stopped: every checkpoint that is left the same bytes (weights, optimiser,
-state), the same `metrics.jsonl` but for times and speeds, the same samples, the same best checkpoint, nothing left over.
-The model is tiny; the path is the whole one: gradient accumulation, epoch borders, evaluations, rotation, the best
-checkpoint, the end by patience. Writing is slowed (half a file, a pause, the rest), so that many kills hit a checkpoint
-as it is written.
+The kinds are pretraining, fine-tuning, LoRA, and a run that stops early. Each run must end like
+an uninterrupted one: the remaining checkpoints are equal byte for byte (weights, optimizer state,
+training state), as are the samples and the best checkpoint; `metrics.jsonl` differs only in
+timings; no temporary files are left. The model is tiny, but the run uses gradient accumulation,
+epoch boundaries, evaluation, checkpoint rotation, the best checkpoint and early stopping. Writes
+are slowed down (half of a file, a pause, the rest), so that many kills hit a checkpoint while it
+is written.
 """
 
 import functools
@@ -97,7 +99,7 @@ class Scenario:
     def start(
         self, run: Path, fault: Callable[[], None] | None = None, *, fresh_interpreter: bool = False
     ) -> ChildProcess:
-        """Start it, or go on with it. For `fresh_interpreter` see `tests.fault_injection.child.process`."""
+        """Start or resume the run. For `fresh_interpreter` see `child.create_process`."""
         return ChildProcess(
             self.module,
             [*self.arguments, "--run", str(run)],
@@ -153,12 +155,12 @@ def pretrain_scenario(folder: Path) -> Scenario:
 
 
 def sft_scenario(folder: Path) -> Scenario:
-    """Three epochs over a little of the sample's abstracts and titles, the best checkpoint by ROUGE."""
+    """Fine-tune for three epochs on part of the CSL sample; ROUGE selects the best checkpoint."""
     return _build_sft_scenario(folder, "--base", "none", *TINY_MODEL_ARGUMENTS, "--epochs", "3")
 
 
 def lora_scenario(folder: Path) -> Scenario:
-    """The same with an adapter that has dropout, beside a base of random weights."""
+    """Do the same with a LoRA adapter with dropout, on a base of random weights."""
     tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
@@ -187,7 +189,7 @@ def lora_scenario(folder: Path) -> Scenario:
 
 
 def early_stopping_scenario(folder: Path) -> Scenario:
-    """Fine-tuning that patience ends long before its last epoch: the run then stands for its best checkpoint."""
+    """Fine-tune with a patience that stops the run long before its last epoch."""
     return _build_sft_scenario(
         folder,
         "--base",
@@ -251,8 +253,9 @@ class KillPoint:
 
 @dataclass(frozen=True)
 class SlowDiskFault:
-    """The fault: whatever touches the disk takes its time; the place that the process is at stands in a file, and a FIFO
-    tells when it has come to where it is to be killed.
+    """The fault: disk writes are slow, and the process reports its phase.
+
+    The current phase is in a shared file; a FIFO signals that the kill point is reached.
     """
 
     run_folder: Path
@@ -346,7 +349,7 @@ class SlowDiskFault:
 
 
 def read_comparable_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` without times and speeds."""
+    """Return the records of `metrics.jsonl` without timings."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     return [
         {key: value for key, value in json.loads(line).items() if key not in TIMING_FIELDS}
@@ -387,7 +390,7 @@ def find_differences(run: Path, reference: Path) -> list[str]:
 
 
 def read_end_record(run: Path) -> bytes | None:
-    """What a run says of its end by patience, if that is how it ended."""
+    """Return the content of the early-stop file, or None if the run did not stop early."""
     return (run / EARLY_STOP_FILE).read_bytes() if (run / EARLY_STOP_FILE).exists() else None
 
 
@@ -407,7 +410,7 @@ class KillResults:
 
 
 def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, str]:
-    """Start or go on with a run and kill it at `kill_point`: its exit code, and the place where it died."""
+    """Start or resume a run and kill it at `kill_point`; return the exit code and the phase."""
     fifo, phase_file = run.with_suffix(".fifo"), run.with_suffix(".place")
     phase_file.write_bytes(b"\0")
     fifo.unlink(missing_ok=True)
@@ -452,7 +455,7 @@ def kill_and_resume(
     rng: random.Random,
     results: KillResults,
 ) -> None:
-    """Start a run, kill it `max_kills` times unless it ends before, let it end, and compare it with `reference`."""
+    """Start a run, kill it up to `max_kills` times, let it end, and compare it with `reference`."""
     previous_step = 0
     for kill_point in sample_kill_points(rng, max_kills):
         code, phase = kill_at(scenario, run, kill_point)
@@ -526,7 +529,7 @@ class KillOptions(Options):
 
 
 def main() -> int:
-    """The command; exit code 1 if anything was found."""
+    """Run the command; the exit code is 1 if any problem was found."""
     options = parse_options(
         KillOptions,
         sys.argv[1:],
@@ -539,7 +542,8 @@ def main() -> int:
             Path(folder), options.kills, options.seed, lambda line: print(line, flush=True)
         )
     print(
-        f"{results.num_kills} kills in {results.num_runs} runs, {time.monotonic() - start_time:.0f} s, {len(results.problems)} faults"
+        f"{results.num_kills} kills in {results.num_runs} runs, "
+        f"{time.monotonic() - start_time:.0f} s, {len(results.problems)} problems"
     )
     print("  of: " + ", ".join(f"{name} {results.kills_by_scenario[name]}" for name in SCENARIOS))
     print("  where: " + ", ".join(f"{place} {results.kills_by_phase[place]}" for place in PHASES))

@@ -1,13 +1,14 @@
-"""Long runs: training, the chat and the server for an hour or more, with memory and open files watched.
+"""Run training, the chat or the server for an hour, and check for leaks of memory and files.
 
-    train    a tiny model, a checkpoint every few steps and an evaluation every few more: thousands are made and deleted
-    chat     questions without end to `python -m chat`, whose context fills up and forgets its oldest turns
-    serve    requests without end to `python -m chat.serve`, several at once, some given up half-way
+    train    a tiny model with a checkpoint every few steps: thousands are written and deleted
+    chat     endless questions to `python -m chat`, whose context overflows and drops old turns
+    serve    endless concurrent requests to `python -m chat.serve`, some canceled half-way
 
-A process is flat if its resident memory in the last quarter of the time is at most 10 % and 20 MB above that of the second
-quarter (the first is for warming up), and it has no more files open; both by the medians of the quarters, as a single look
-may see a connection more. What training leaves behind is read back at the end: the checkpoint verifies, metrics.jsonl has
-every step once, and TensorBoard shows as many points.
+A process passes if its resident memory in the last quarter of the time is at most 10 % and 20 MB
+above that of the second quarter (the first is for warming up), and it has no more open files.
+Both use medians, as a single sample may include one more connection. At the end of training the
+output is verified: the checkpoint is whole, metrics.jsonl has every step once, and TensorBoard
+shows as many points.
 """
 
 import http.client
@@ -92,7 +93,8 @@ def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[P
         while (elapsed := time.monotonic() - start) < seconds:
             if process.poll() is not None:
                 raise UserError(
-                    f"the process ended by itself after {elapsed:.0f} s with exit code {process.returncode}"
+                    f"the process ended by itself after {elapsed:.0f} s "
+                    f"with exit code {process.returncode}"
                 )
             samples.append(ProcessSample(elapsed, observer.memory_info().rss, observer.num_fds()))
             bar.update(round(elapsed) - bar.n)
@@ -117,8 +119,10 @@ def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
         and late_files <= early_files
     )
     return is_flat, (
-        f"resident {early_resident / 1e6:.1f} MB in the second quarter, {late_resident / 1e6:.1f} MB in the last, "
-        f"at most {max(look.resident for look in samples) / 1e6:.1f}; open files {early_files:g}, {late_files:g}"
+        f"resident {early_resident / 1e6:.1f} MB in the second quarter, "
+        f"{late_resident / 1e6:.1f} MB in the last, "
+        f"at most {max(sample.resident for sample in samples) / 1e6:.1f}; "
+        f"open files {early_files:g}, {late_files:g}"
     )
 
 
@@ -153,12 +157,15 @@ def _check_finished_run(run: Path) -> list[str]:
     tensorboard_steps = [event.step for event in accumulator.Scalars("train/loss")]
     if tensorboard_steps != logged_steps:
         raise UserError(
-            f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}"
+            f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, "
+            f"metrics.jsonl {len(logged_steps)}"
         )
     checkpoint_names = sorted(path.name for path in (run / run_layout.CHECKPOINTS_DIR).iterdir())
     return [
-        f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
-        f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps",
+        f"{last_step:,} steps, about {last_step // 5:,} checkpoints, "
+        f"{len(evaluation_steps):,} evaluations; remaining {', '.join(checkpoint_names)}",
+        f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} "
+        "points of the loss, the same steps",
     ]
 
 
@@ -182,7 +189,7 @@ def soak_chat(
 
 
 def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> None:
-    """A question, its answer, the next: a pipe filled ahead of the chat would hide how it goes."""
+    """Send a question, read the answer, and repeat; a pipe filled ahead would hide the pace."""
     assert process.stdin and process.stdout
     for question in itertools.cycle(_QUESTIONS):
         try:
@@ -198,7 +205,10 @@ def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> No
 def soak_serve(
     checkpoint: Path, folder: Path, seconds: float
 ) -> tuple[list[ProcessSample], list[str]]:
-    """Ask a server from several threads without end; every fifth answer is left half-way. The looks, and how many."""
+    """Send endless requests from several threads and cancel every fifth.
+
+    Returns the samples and one line with the number of answers.
+    """
     port = _free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -227,12 +237,13 @@ def soak_serve(
     if not outcomes["whole"]:
         raise UserError("the server answered nothing")
     return samples, [
-        f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} clients at once, {outcomes['left']:,} more left half-way"
+        f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} concurrent clients, "
+        f"{outcomes['left']:,} more canceled half-way"
     ]
 
 
 def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[str]) -> None:
-    """One client. `outcomes` counts the answers read to their end, those left half-way, and what else the server said."""
+    """Send requests in a loop and count outcomes: `whole`, `left` (canceled), or the error."""
     for request_index in itertools.count(first_index):
         question = {"role": "user", "content": _QUESTIONS[request_index % len(_QUESTIONS)]}
         body = json.dumps(
@@ -328,10 +339,11 @@ def main() -> None:
             assert options.checkpoint is not None
             samples, lines = soak(options.checkpoint, folder, seconds)
     is_flat, memory_summary = assess_growth(samples)
+    verdict = "flat" if is_flat else "NOT FLAT"
     print(
         "\n".join(
             [
-                f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: {'flat' if is_flat else 'NOT FLAT'}",
+                f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: {verdict}",
                 *lines,
                 memory_summary,
             ]

@@ -1,8 +1,7 @@
-"""Commands as real processes that start at once: forks of a server that has imported PyTorch, as in tests/fault_injection/child.py.
+"""Run commands as processes that start fast: forks of a server that has imported PyTorch.
 
-A Python that is started anew imports for seconds. That commands start so is seen in test_readme.py and in
-reliability/test_bad_options.py; here it is a process with a file for what it prints and one for its errors, and it ends by
-its exit code or by a signal.
+See tests/fault_injection/child.py. A fresh Python takes seconds to import; that the commands also
+start so is tested in test_readme.py and reliability/test_bad_options.py.
 """
 
 import os
@@ -22,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class PauseAfterStep:
-    """The fault: training goes no further than this step until a signal asks it to stop, so that it cannot end before."""
+    """The fault: training waits after this step until a signal requests a stop."""
 
     step: int
 
@@ -42,7 +41,10 @@ class PauseAfterStep:
 
 
 class CommandProcess:
-    """`python -m MODULE WORDS…` in the project's root, under way; for `fault` and `anew` see tests/fault_injection/child.py."""
+    """A running `python -m MODULE ARGUMENTS` in the root of the project.
+
+    For `fault` and `fresh_interpreter` see tests/fault_injection/child.py.
+    """
 
     def __init__(
         self,
@@ -66,9 +68,9 @@ class CommandProcess:
     def send_signal_when(
         self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0
     ) -> None:
-        """Send it a signal as soon as it is somewhere; it must have a `fault` that keeps it from ending before.
+        """Send a signal once the condition holds; a `fault` must keep the process from ending.
 
-        TimeoutError, and it is killed, if it does not come there.
+        Raises TimeoutError, and kills the process, if the condition does not become true.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
@@ -82,9 +84,9 @@ class CommandProcess:
         os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
-        """Wait for its end: its exit code (of one killed by signal n, -n), what it printed and its errors.
+        """Wait for the end; return the exit code (-n after signal n), stdout and stderr.
 
-        TimeoutError, and it is killed, if it runs longer.
+        Raises TimeoutError, and kills the process, if it runs longer than the timeout.
         """
         self._process.join(timeout_seconds)
         if self._process.exitcode is None:

@@ -1,8 +1,8 @@
-"""Bad options: whatever is wrong with a command line, it ends with exit code 2 and a line that names it and the cure.
+"""Bad options: every mistake on a command line gives exit code 2 and one line that names it.
 
-The table, `bad_options.txt`, has a row for each mistake: the command, and words that the one line on stderr must have.
-`{…}` are files and folders that the fixture `places` makes. The commands run in this process, a few at the end in one of
-their own.
+The table, `bad_options.txt`, has a row for each mistake: the command, and words of the one line on
+stderr. `{…}` are files and folders that the fixture `places` writes. The commands run in this
+process, a few at the end in their own.
 """
 
 import importlib
@@ -55,7 +55,7 @@ INTERNAL = {"model.chat_template.jinja_sandbox"}
 
 @pytest.fixture(scope="module")
 def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What the table names, by name."""
+    """Write the files and folders of the table; return their paths by name."""
     folder = tmp_path_factory.mktemp("places")
     made = {
         name: folder / name
@@ -141,7 +141,7 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
 
 
 def _models(made: dict[str, Path]) -> None:
-    """A checkpoint that is sound, and copies with a fault each."""
+    """Write a sound checkpoint, and copies with one fault each."""
     config = LlamaConfig(
         vocab_size=8192,
         hidden_size=32,
@@ -188,7 +188,7 @@ def _models(made: dict[str, Path]) -> None:
 
 
 def test_bad_options_table_is_well_formed() -> None:
-    """Rows that are skipped by the way they are written, or that are there twice."""
+    """Prevents rows that are skipped because of a typing error, and duplicates."""
     assert len(ROWS) > 270 and all(len(row) == 2 and row[1].strip() for row in ROWS)
     assert [
         row for row, count in Counter(row[0].strip() for row in ROWS).items() if count > 1
@@ -196,7 +196,7 @@ def test_bad_options_table_is_well_formed() -> None:
 
 
 def test_every_command_has_bad_option_cases(root: Path) -> None:
-    """A new command whose mistakes are tracebacks, or one that `run_main` does not watch over."""
+    """Prevents a new command without a test of its mistakes, or without `run_main`."""
     programs = {}
     for path in root.glob("[!.]*/**/*.py"):
         if found := re.search(
@@ -230,7 +230,7 @@ def test_bad_option_error_is_one_line_naming_it(
     command: str,
     expected: str,
 ) -> None:
-    """A traceback, a usage text of ten lines, exit code 0 or 1, or half a run left behind that then is in the way."""
+    """Prevents tracebacks, long usage texts, exit codes 0 and 1, and leftovers of the run."""
     for short, long in SHORT.items():
         command = command.replace(short, long)
     new = tmp_path / "new"
@@ -294,7 +294,7 @@ def test_commands_exit_with_one_line_error(root: Path, command: str, expected: s
 
 @pytest.mark.slow
 def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
-    """make's own code for a failed command is 2, whatever the command's; its line must not hide the command's."""
+    """Prevents make's own error line from hiding the error of the command."""
     # What the make that runs the tests was told is not for the one inside a test.
     environment = {
         key: value

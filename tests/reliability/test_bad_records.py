@@ -1,4 +1,4 @@
-"""Bad records: one that is spoilt in whatever way is quarantined by name, and costs nothing of what stands beside it."""
+"""Bad records: a corrupt record is quarantined with a reason, and its neighbors are kept."""
 
 import gzip
 import json
@@ -31,8 +31,7 @@ from tests.helpers.native_corpora import (
 def test_bad_record_is_quarantined_and_others_are_kept(
     write: Callable[..., Path], name: str
 ) -> None:
-    """A crash, a record that vanishes, or a fault that costs its neighbours; a reason of a megabyte, or one that moves the
-    cursor of the terminal that shows it."""
+    """Prevents crashes, silently dropped records, lost neighbors and unprintable reasons."""
     rows = [ROW_BUILDERS[name](number) for number in range(5)]
     wanted = parse_rows(name, [rows[0], rows[1], rows[3], rows[4]])
     for kind, data in corrupt_row_variants(name).items():
@@ -128,7 +127,7 @@ def test_ten_megabyte_record_is_accepted(write: Callable[..., Path], name: str) 
 def test_invalid_conversation_is_rejected_whole(
     write: Callable[..., Path], name: str, row: Row
 ) -> None:
-    """Questions without answers, empty conversations, or columns of which a shorter one silently cuts the other."""
+    """Prevents questions without answers, empty conversations and silently cut columns."""
     good, bad = read_good_and_bad(name, write(join_rows(name, [to_json_bytes(row)])))
     assert not good and len(bad) == 1
 

@@ -1,4 +1,4 @@
-"""What a run may not go on with is refused by name; what may change may, and the order of data stays the same."""
+"""Resuming with other options: some are refused by name, others keep the order of the data."""
 
 import gc
 import shutil
@@ -18,14 +18,14 @@ from train.pretrain import main
 
 
 def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str) -> str:
-    """What the same command with a change says before it trains."""
+    """Resume a run with changed options; return the error message."""
     monkeypatch.setattr(
         sys, "argv", ["train.pretrain", *scenario.arguments, "--run", str(run), *change]
     )
     with pytest.raises(UserError) as refused:
         main()
     said = str(refused.value)
-    # A process that fails ends; here what it held in its frames, the lock of the run, has to go by itself.
+    # A real process ends here; in this one the frames of the traceback keep the run lock open.
     del refused
     gc.collect()
     return said
@@ -55,7 +55,7 @@ def test_changed_option_is_refused_by_name(
     change: list[str],
     words: list[str],
 ) -> None:
-    """A continuation that silently is something else, or a refusal that leaves the user to guess."""
+    """Prevents a resumed run that silently differs, and an error that does not say what to do."""
     said = go_on(pretrain, finished, monkeypatch, *change)
     assert all(
         word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
@@ -81,7 +81,8 @@ def test_changed_data_or_tokenizer_is_refused(
     said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
     was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
     assert said == (
-        f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
+        f"{finished} was trained on {was} ({Path(was).name}) and not on "
+        f"{tmp_path / 'other'} (other): go on with "
         f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)"
     )
     changed = retokenized(tmp_path)
@@ -93,17 +94,18 @@ def test_changed_data_or_tokenizer_is_refused(
 def test_adding_base_to_scratch_run_is_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`make pretrain BASE=runs/x` where the run's default name is taken: a sentence about the weights that it began with."""
+    """Prevents an obscure error for `make pretrain BASE=runs/x` with an existing run name."""
     base = shutil.copytree(step_folder(finished, list_steps(finished)[0]), tmp_path / "base")
     said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
     assert said == (
-        f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
+        f"{finished} is there already and began from nothing: "
+        f"to train the weights of {base}, name a new run: "
         "RUN=runs/NAME (--run runs/NAME)"
     )
 
 
 def retokenized(folder: Path) -> Path:
-    """The shipped tokenizer with the pieces of two ids exchanged."""
+    """Return the tokenizer of `assets` with the pieces of two ids swapped."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()

@@ -116,7 +116,7 @@ def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A Hugging Face folder, its run, the run's step without a manifest, an adapter on that."""
+    """Write a Hugging Face folder, its run, a step without a manifest, and an adapter on it."""
     root = tmp_path_factory.mktemp("folders")
     folders_by_name = {name: root / name for name in ("theirs", "run", "step", "adapter")}
     _theirs(folders_by_name["theirs"])

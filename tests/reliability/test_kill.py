@@ -1,4 +1,7 @@
-"""Kill -9 anywhere: a few of the kills of `python -m tests.fault_injection.kill`, at moments chosen for what they could break."""
+"""SIGKILL during training: a few kills of `python -m tests.fault_injection.kill`.
+
+Their moments are chosen for what they could break.
+"""
 
 import random
 import signal
@@ -19,8 +22,8 @@ from tests.fault_injection.kill import (
 )
 from tests.reliability.conftest import goes_on
 
-# A new run while it plans its data; in the writing of a checkpoint that takes the place of none, then of others; in an
-# evaluation; in the rotation after it.
+# While a new run plans its data; while the first checkpoint is written, then later ones; during an
+# evaluation; during the rotation that follows.
 AIMS = [
     KillPoint("plan", 1, 0.01),
     KillPoint("checkpoint", 2, 0.03),
@@ -43,14 +46,14 @@ def through(scenario: Scenario, run: Path, whole: Path, moments: list[KillPoint]
 def test_killed_pretraining_is_bit_identical(
     pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
-    """Half a checkpoint taken for a whole one, steps doubled or missing in the record, a best checkpoint that is lost."""
+    """Prevents torn checkpoints, repeated or missing steps, and a lost best checkpoint."""
     places = through(pretrain, tmp_path / "run", whole, AIMS)
     assert "checkpoint" in places
 
 
 @pytest.mark.slow
 def test_killed_fine_tuning_is_bit_identical(tune: Scenario, tmp_path: Path) -> None:
-    """What is true of pretraining alone: packed rows, answers that are scored, the best checkpoint by ROUGE."""
+    """Prevents a resume that works only for pretraining: packed rows, generation, ROUGE."""
     child = tune.start(tmp_path / "whole", fresh_interpreter=True)
     assert child.wait() == 0, child.output
     through(
@@ -72,8 +75,10 @@ def test_killed_fine_tuning_is_bit_identical(tune: Scenario, tmp_path: Path) -> 
 def test_killed_lora_and_early_stopping_runs_are_bit_identical(
     name: str, moments: list[KillPoint], tmp_path: Path
 ) -> None:
-    """Dropout drawn anew, an adapter without its base; a run that patience ended and that trains on, or stands for the wrong
-    checkpoint, because the kill came between its last evaluation and the word that it has ended."""
+    """Prevents a restarted dropout generator, an adapter without its base, and wrong early stops.
+
+    A kill between the last evaluation and the early-stop file must not let the run train on.
+    """
     scenario = SCENARIOS[name](tmp_path)
     child = scenario.start(tmp_path / "whole")
     assert child.wait() == 0 and (read_end_record(tmp_path / "whole") is not None) == (

@@ -1,4 +1,4 @@
-"""Numbers go bad: the step is skipped before it touches a weight, counted and shown; in the end there is what to look at."""
+"""Non-finite numbers: the step is skipped before the update, logged, and in the end fatal."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def test_non_finite_batch_is_skipped_and_logged(
 
 
 def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> None:
-    """Hours of skipped steps; nothing left of how it came to it; good checkpoints rotated away by bad ones."""
+    """Prevents hours of skipped steps, and good checkpoints rotated away by bad ones."""
     one = trainer(
         tmp_path / "run", shard_set, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 100}
     )
@@ -70,8 +70,8 @@ def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> N
     first, last = one.state.step - MAX_CONSECUTIVE_SKIPS + 2, one.state.step + 1
     failed = step_folder(tmp_path / "run" / FAILED_FOLDER, one.state.step)
     assert (
-        f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, {first} to {last}, rows "
-        in said
+        f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, "
+        f"{first} to {last}, rows " in said
     )
     assert (
         f"rows {8 * (first - 1)}-{8 * last - 1} of the data" in said
@@ -113,7 +113,7 @@ def losses(count: int) -> Any:
 
 
 def test_spike_detector_ignores_noise_and_level_shifts() -> None:
-    """A warning every few steps, none at all, or one for every step of a level that has come to stay."""
+    """Prevents warnings about noise, missed spikes, and endless warnings after a level shift."""
     level = LossSpikeDetector()
     assert not any(level.update(float(loss)) for loss in losses(2000))
     assert (
@@ -148,7 +148,7 @@ def test_loss_spike_is_logged_and_survives_resume(
 
 
 def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -> None:
-    """An update of the program that refuses the checkpoints of yesterday, or takes those of tomorrow for its own."""
+    """Prevents an update that cannot load old checkpoints, or that accepts unknown fields."""
     one = trainer(tmp_path / "run", shard_set)
     one.train_step()
     one.save_checkpoint()

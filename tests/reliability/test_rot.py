@@ -73,7 +73,7 @@ def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard set with every kind of file: spans, a template, quarantine, a report."""
+    """Write a shard set with every kind of file: spans, a template, quarantine, a report."""
     folder = tmp_path_factory.mktemp("prepared")
     bad = folder / "bad.json"
     bad.write_text('{"nothing": 1}\n', encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the last finished step is saved, a line says how to go on; the second leaves at once."""
+"""Ctrl-C and SIGTERM: training saves the last finished step and prints how to resume.
+
+A second signal exits at once.
+"""
 
 import re
 import signal
@@ -22,7 +25,10 @@ from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
 
 @dataclass
 class Endless:
-    """The fault: the evaluation, or the writing of the second checkpoint, does not end; a file says that it began."""
+    """The fault: the evaluation, or the write of the second checkpoint, never ends.
+
+    The file `sign` tells that it has begun.
+    """
 
     what: str
     sign: Path
@@ -56,7 +62,7 @@ class Endless:
 
 @dataclass
 class Long:
-    """The fault: the first micro-batch of a step, counted from one, lasts until there is a file `go`; no later one ends."""
+    """The fault: the first micro-batch of a step waits for a file `go`; later ones never end."""
 
     step: int
     folder: Path
@@ -90,8 +96,10 @@ def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
 def test_signal_during_long_step_saves_immediately(
     step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
-    """Minutes in which it looks hung, until somebody kills it; half a step that is saved, or logged; the same signal twice
-    in a moment, as systemd through torchrun sends it, taken for impatience that must not wait for the checkpoint."""
+    """Prevents a stop that seems to hang, a partial step that is saved or logged, and early exits.
+
+    A signal that arrives twice at once, as from systemd through torchrun, counts as one.
+    """
     run = tmp_path / "run"
     with faulty(pretrain, run, Long(step, tmp_path)) as child:
         child.wait_until((tmp_path / "begun").exists)
@@ -112,7 +120,7 @@ def test_signal_during_long_step_saves_immediately(
 
 @pytest.mark.slow
 def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
-    """Ctrl-C that waits for minutes of scoring and answering; half an evaluation that stays in the record."""
+    """Prevents a Ctrl-C that waits for the evaluation, and half an evaluation in the metrics."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("evaluation", run.with_suffix(".sign"))) as child:
         child.wait_until(run.with_suffix(".sign").exists)

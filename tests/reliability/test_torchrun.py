@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM to torchrun itself: one line, a checkpoint, nobody left behind, and the next start goes on."""
+"""Ctrl-C and SIGTERM to torchrun: one line, one checkpoint, no processes left, and a resume."""
 
 import contextlib
 import os
@@ -29,8 +29,11 @@ ENDLESS = [
 
 
 def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, to: str) -> str:
-    """What torchrun with two processes says if a signal comes some steps after it began: `to` it alone, to its group, as from
-    a terminal, or to all processes, as from systemd and Slurm."""
+    """Run torchrun with two processes, send a signal after some steps, and return the output.
+
+    `to` is "torchrun" for the launcher alone, "group" for its process group, as from a terminal, or
+    "all" for all processes, as from systemd and Slurm.
+    """
     before = len(read_metrics(run))
     command = [scenario.module, *scenario.arguments, *ENDLESS, "--run", str(run)]
     with run.with_suffix(f".{to}").open("w+") as said:
@@ -75,7 +78,7 @@ def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, t
 
 
 def started_with(run: Path) -> list[int]:
-    """The processes that have a run in their command line."""
+    """Return the processes that have a run in their command line."""
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
@@ -95,8 +98,7 @@ def words_of(cmdline: Path) -> str:
 def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     root: Path, pretrain: Scenario, tmp_path: Path
 ) -> None:
-    """A line for each process, or an error; a checkpoint lost to a signal that comes directly and once more through
-    torchrun; processes that train on for nobody, and hold the run."""
+    """Prevents repeated lines and errors, a lost checkpoint, and ranks that keep the run locked."""
     run, before = tmp_path / "run", 0
     for number, to in (
         (signal.SIGINT, "group"),

@@ -36,27 +36,27 @@ FENCE = re.compile(r" *(```+|~~~+) *([^`\s]*)[^`]*$")
 PROMPT = re.compile(r"(\([\w.-]+\) )?[$%>] ")
 WRAPPER = re.compile(r"\w+=.*|time|nohup|nice|env|sudo|taskset|-c|\d+")
 OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1"}
-# What stands for any option.
+# Placeholders for any option.
 PLACEHOLDERS = {"--key", "--dotted.key", "--group.key"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: `make` or the module that `python -m` runs, and the words behind it."""
+    """One command: `make` or the module that `python -m` runs, and its arguments."""
 
     program: str
     words: tuple[str, ...]
 
     @property
     def options(self) -> set[str]:
-        """The names of its `--options`."""
-        said = {
+        """Return the names of its `--options`."""
+        names = {
             word.partition("=")[0].rstrip("…") for word in self.words if re.match(r"--\w", word)
         }
-        return said - PLACEHOLDERS
+        return names - PLACEHOLDERS
 
 
-def code_of(markdown: str) -> Iterator[str]:
+def extract_code(markdown: str) -> Iterator[str]:
     """Yield the text of every shell fence, indented block and inline code."""
     prose: list[str] = []
     block: list[str] = []
@@ -85,7 +85,7 @@ def code_of(markdown: str) -> Iterator[str]:
     yield "\n".join(block)
 
 
-def commands_in(shell: str) -> Iterator[Command]:
+def parse_commands(shell: str) -> Iterator[Command]:
     """Yield the `make` and `python -m` commands in lines of shell, which may include output."""
     lines = (
         PROMPT.sub("", line.strip(), count=1)
@@ -125,9 +125,11 @@ def _command(words: list[str]) -> Iterator[Command]:
 def documented() -> list[Command]:
     """Return the distinct commands of all documents, in order."""
     shells = (
-        shell for document in DOCUMENTS for shell in code_of(document.read_text(encoding="utf-8"))
+        shell
+        for document in DOCUMENTS
+        for shell in extract_code(document.read_text(encoding="utf-8"))
     )
-    return list(dict.fromkeys(command for shell in shells for command in commands_in(shell)))
+    return list(dict.fromkeys(command for shell in shells for command in parse_commands(shell)))
 
 
 COMMANDS = documented()
@@ -136,7 +138,7 @@ MODULES = sorted({command.program for command in COMMANDS} - {"make"})
 
 
 @lru_cache
-def help_of(module: str, *subcommand: str) -> str:
+def help_text(module: str, *subcommand: str) -> str:
     """Return the output of `python -m MODULE [SUBCOMMAND] --help`; check its exit code."""
     done = processes.run_command(module, *subcommand, "--help")
     assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
@@ -150,10 +152,10 @@ def check(command: Command) -> None:
             f"there is no module {command.program}"
         )
         return
-    text = help_of(command.program)
+    text = help_text(command.program)
     first = command.words[0] if command.words else ""
     if re.fullmatch(r"[a-z]+", first) and re.search(rf"[{{,|]{first}\b|\b{first}[,|}}]", text):
-        text = help_of(command.program, first)
+        text = help_text(command.program, first)
     for option in command.options - {"--help"}:
         assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), (
             f"python -m {command.program} has no {option}, which the documents use: "
@@ -177,8 +179,8 @@ def make_plan(command: Command) -> str:
 
 def commands_of(document: Path) -> list[Command]:
     """Return all commands of a document, in order."""
-    shells = code_of(document.read_text(encoding="utf-8"))
-    return [command for shell in shells for command in commands_in(shell)]
+    shells = extract_code(document.read_text(encoding="utf-8"))
+    return [command for shell in shells for command in parse_commands(shell)]
 
 
 def test_both_readmes_have_the_same_commands() -> None:
@@ -195,7 +197,7 @@ def test_documentation_contains_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("markdown", "found"),
+    ("markdown", "expected"),
     [
         (
             "```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 "
@@ -230,16 +232,16 @@ def test_documentation_contains_commands() -> None:
         ("make a\n\n    make b", [("make", "b")]),
     ],
 )
-def test_commands_are_parsed_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
+def test_commands_are_parsed_from_markdown(markdown: str, expected: list[tuple[str, ...]]) -> None:
     """Prevents commands that the parser misses, and prose that it takes for commands."""
-    shells = [command for shell in code_of(markdown) for command in commands_in(shell)]
-    assert [(command.program, *command.words) for command in shells] == found
+    shells = [command for shell in extract_code(markdown) for command in parse_commands(shell)]
+    assert [(command.program, *command.words) for command in shells] == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_documented_options_exist(module: str) -> None:
-    """A command or an option that was renamed in the code and not in the documents."""
+    """Prevents documents that name a command or an option by an old name."""
     for command in COMMANDS:
         if command.program == module:
             check(command)
@@ -254,14 +256,14 @@ def test_documented_targets_exist(command: Command) -> None:
         assert re.search(rf"\$\((|call .*,){name}\)", makefile), (
             f"the Makefile uses no {name}: make {' '.join(command.words)}"
         )
-    for behind in commands_in(make_plan(command)):
+    for behind in parse_commands(make_plan(command)):
         if behind.program != "make":
             check(behind)
 
 
 def test_wrong_commands_are_detected() -> None:
-    """Checks that anything passes."""
-    for wrong, said in [
+    """Prevents checks that pass for anything."""
+    for wrong, message in [
         ("no.such.module", "no module no.such"),
         ("train.pretrain", "has no --steps"),
         ("data.tokenizer", "has no --batch"),
@@ -271,7 +273,7 @@ def test_wrong_commands_are_detected() -> None:
             "train.pretrain": ("--max_steps", "1", "--steps", "2"),
             "data.tokenizer": ("train", "--batch", "x"),
         }
-        with pytest.raises(AssertionError, match=said):
+        with pytest.raises(AssertionError, match=message):
             check(Command(wrong, words.get(wrong, ())))
     check(Command("train.pretrain", ("--max_steps", "1", "--dotted.key", "x", "--model.preset=y")))
     if shutil.which("make"):
@@ -280,7 +282,7 @@ def test_wrong_commands_are_detected() -> None:
 
 
 def test_documented_configs_exist() -> None:
-    """A configuration file that was renamed."""
+    """Prevents documents that name a configuration file by an old name."""
     named = {
         name
         for command in COMMANDS

@@ -88,16 +88,16 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether the process is still running."""
         return self._process.is_alive()
 
     @property
     def sentinel(self) -> int:
-        """What `select` says is readable once it has ended."""
+        """Return the descriptor that `select` reports as readable once the process has ended."""
         return self._process.sentinel
 
     def send_signal(self, signal_number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal, if the process is still running."""
         if self._process.pid is not None and self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal_number)
@@ -116,17 +116,20 @@ class ChildProcess:
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """Return the output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def wait_until(self, is_reached: Callable[[], bool], timeout_seconds: float = 60.0) -> bool:
-        """Wait until it is somewhere; False if it ends before. TimeoutError if neither happens."""
+        """Wait until the condition holds; return False if the process ends first.
+
+        Raises TimeoutError if neither happens.
+        """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
             if not self.is_alive:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"never got there:\n{self.output}")
+                raise TimeoutError(f"the condition never held:\n{self.output}")
             time.sleep(0.0005)
         return True
 

@@ -59,7 +59,7 @@ PHASES = (
     "evaluation",
     "ending",
 )
-# Times and speeds are the only fields of a record that may differ.
+# Only the timings of a record may differ.
 TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
 TINY_MODEL_ARGUMENTS = [
     "--model.hidden_size",
@@ -74,7 +74,7 @@ TINY_MODEL_ARGUMENTS = [
     "cpu",
 ]
 MAX_KILLS_PER_RUN = 6
-# Where kills are aimed at, the more dangerous the more often.
+# The phases to kill in; the more dangerous ones are listed more often.
 WEIGHTED_PHASES = (
     "checkpoint",
     "checkpoint",
@@ -110,7 +110,7 @@ class Scenario:
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
-    """40 steps of two micro-batches over a set of about 24 steps an epoch, made in `folder`."""
+    """Pretrain for 40 steps of two micro-batches; an epoch has about 24 steps."""
     tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     rng = np.random.default_rng(0)
     with atomic_folder(
@@ -244,7 +244,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class KillPoint:
-    """When to kill: so many seconds after a process has come to a place for the so-manieth time."""
+    """Kill `delay_seconds` after a process enters a phase for the `occurrence`-th time."""
 
     phase: str
     occurrence: int
@@ -263,7 +263,7 @@ class SlowDiskFault:
     pause_seconds: float = 0.004
 
     def __call__(self) -> None:
-        """Put it into this process."""
+        """Patch this process."""
         import model.checkpoint.weights
         import train.training_state
         from data.batching.packed_rows import PackedPlan
@@ -314,7 +314,7 @@ class SlowDiskFault:
         fifo: int,
     ) -> Callable[..., Any]:
         @functools.wraps(function)
-        def told(*arguments: Any, **named: Any) -> Any:
+        def reporting(*arguments: Any, **named: Any) -> Any:
             before, shared_phase[0] = shared_phase[0], PHASES.index(phase)
             phase_counts[phase] += 1
             if (phase, phase_counts[phase]) == (self.kill_point.phase, self.kill_point.occurrence):
@@ -324,7 +324,7 @@ class SlowDiskFault:
             finally:
                 shared_phase[0] = before
 
-        return told
+        return reporting
 
     def _slow_down(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*arguments: Any, **named: Any) -> Any:
@@ -358,7 +358,7 @@ def read_comparable_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def find_differences(run: Path, reference: Path) -> list[str]:
-    """In what a finished run differs from the one that was never stopped; empty if in nothing."""
+    """Return the differences of a finished run from the uninterrupted one."""
     differing = []
     if (run_steps := list_steps(run)) != (reference_steps := list_steps(reference)):
         differing.append(f"checkpoints of steps {run_steps} instead of {reference_steps}")
@@ -396,7 +396,7 @@ def read_end_record(run: Path) -> bytes | None:
 
 @dataclass
 class KillResults:
-    """What was done and found."""
+    """Kills by phase and scenario, and the detected problems."""
 
     num_runs: int = 0
     kills_by_phase: Counter[str] = field(default_factory=Counter)
@@ -405,7 +405,7 @@ class KillResults:
 
     @property
     def num_kills(self) -> int:
-        """Processes that died of a kill."""
+        """Return the number of processes that were killed."""
         return sum(self.kills_by_phase.values())
 
 
@@ -419,7 +419,7 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
     try:
         child = scenario.start(run, SlowDiskFault(run, kill_point))
         ready = select.select([child.sentinel, fifo_descriptor], [], [])[0]
-        # A FIFO that all writers have left is readable too.
+        # A FIFO is also readable once all writers have closed it.
         while (
             fifo_descriptor in ready
             and child.sentinel not in ready
@@ -434,7 +434,7 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
 
 
 def sample_kill_points(rng: random.Random, num_kills: int) -> list[KillPoint]:
-    """Half of the kills at any time, half where little time is spent and much could break."""
+    """Sample kill points: half at any time, half in the short phases that could break most."""
     kill_points = []
     for number in range(num_kills):
         phase = "plan" if not number and rng.random() < 0.5 else rng.choice(WEIGHTED_PHASES)
@@ -478,7 +478,7 @@ def kill_and_resume(
         results.problems.append(f"{run}: exit code {code}: {final_process.output[-500:]}")
         return
     results.problems += [
-        f"{run}: differs from a run never stopped: {what}"
+        f"{run}: differs from an uninterrupted run: {what}"
         for what in find_differences(run, reference)
     ]
     results.num_runs += 1
@@ -487,7 +487,7 @@ def kill_and_resume(
 def run_kills(
     folder: Path, num_kills: int, seed: int, report: Callable[[str], None]
 ) -> KillResults:
-    """`num_kills` kills or a few more, over runs of all kinds in turn, as many of each."""
+    """Kill runs of all scenarios in turn until there are `num_kills` kills or a few more."""
     rng, results = random.Random(seed), KillResults()
     scenarios = {name: make(folder) for name, make in SCENARIOS.items()}
     references = {name: folder / f"{name} whole" for name in scenarios}

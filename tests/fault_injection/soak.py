@@ -37,7 +37,7 @@ from common.metrics_file import read_metrics
 from common.options import CliPositionalArg, Options, OutputFile, parse_options
 from common.progress import progress_bar
 
-# Seconds between two looks at a process.
+# Seconds between two samples of a process.
 _SAMPLE_INTERVAL_SECONDS = 5.0
 _TINY_RUN_ARGUMENTS = [
     "--device",
@@ -77,7 +77,7 @@ _QUESTIONS = ("你好！", "人们去哪里看今弦马赛？", "奖品是什么
 
 @dataclass(frozen=True)
 class ProcessSample:
-    """A process at a moment: seconds since its start, resident bytes, open files."""
+    """One sample of a process: seconds since its start, resident bytes, open files."""
 
     seconds: float
     resident: int
@@ -85,7 +85,7 @@ class ProcessSample:
 
 
 def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[ProcessSample]:
-    """Look at a process until the time is over. UserError if it ends before."""
+    """Sample a process until the time is over. Raises UserError if it ends before."""
     import psutil
 
     observer, start, samples = psutil.Process(process.pid), time.monotonic(), []
@@ -103,16 +103,16 @@ def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[P
 
 
 def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
-    """Whether memory and files stayed flat, and the figures in words."""
+    """Return whether memory and open files stayed flat, and a summary line."""
     quarter = len(samples) // 4
     if quarter < 2:
-        raise UserError(f"--minutes: {len(samples)} looks are too few to tell; give it more time")
+        raise UserError(f"--minutes: {len(samples)} samples are too few; give it more minutes")
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     early_resident, late_resident = (
-        statistics.median(look.resident for look in part) for part in (early, late)
+        statistics.median(sample.resident for sample in part) for part in (early, late)
     )
     early_files, late_files = (
-        statistics.median(look.files for look in part) for part in (early, late)
+        statistics.median(sample.files for sample in part) for part in (early, late)
     )
     is_flat = (
         late_resident - early_resident <= max(0.1 * early_resident, 20e6)
@@ -127,7 +127,7 @@ def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
 
 
 def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
-    """Train, stop by SIGTERM, read everything back; the looks and what was found, a line each."""
+    """Train, stop by SIGTERM and verify the output; return the samples and summary lines."""
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -172,7 +172,7 @@ def _check_finished_run(run: Path) -> list[str]:
 def soak_chat(
     checkpoint: Path, folder: Path, seconds: float
 ) -> tuple[list[ProcessSample], list[str]]:
-    """Ask a chat without end through a pipe; the looks and how many questions it took."""
+    """Send endless questions to a chat; return the samples and the number of answers."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat", "--checkpoint", str(checkpoint), "--device", "cpu"],
@@ -232,7 +232,7 @@ def soak_serve(
                 target=_run_client, args=(port, checkpoint.name, number, outcomes), daemon=True
             ).start()
         samples = _sample_and_stop(process, seconds, folder / "log")
-    if errors := [said for said in outcomes if said not in ("whole", "left")]:
+    if errors := [name for name in outcomes if name not in ("whole", "left")]:
         raise UserError(f"the server refused requests: {errors[0]}")
     if not outcomes["whole"]:
         raise UserError("the server answered nothing")
@@ -288,7 +288,7 @@ def _sample_and_stop(
     log: Path,
     stop_signal: signal.Signals = signal.SIGTERM,
 ) -> list[ProcessSample]:
-    """Watch a process, then end it. UserError with the end of its log if it ended before."""
+    """Sample a process, then stop it. Raises UserError with the end of the log if it died."""
     try:
         samples = sample_process(process, seconds)
     except UserError as error:
@@ -355,7 +355,7 @@ def main() -> None:
             {
                 "made": collect_environment(),
                 "what": options.what,
-                "looks": [asdict(look) for look in samples],
+                "looks": [asdict(sample) for sample in samples],
             },
         )
     if not is_flat:

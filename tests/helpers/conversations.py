@@ -37,7 +37,10 @@ def read_real_conversations(pattern: Path, source: str, limit: int) -> list[tupl
         for path in expand_inputs([str(pattern)])
         for record in SOURCES[source].iter_records(path)
     )
-    found = itertools.islice((each for each in records if isinstance(each, Conversation)), limit)
+    conversations = itertools.islice(
+        (each for each in records if isinstance(each, Conversation)), limit
+    )
     return [
-        (each.reference, [(turn.question, turn.answer) for turn in each.turns]) for each in found
+        (each.reference, [(turn.question, turn.answer) for turn in each.turns])
+        for each in conversations
     ]

@@ -34,7 +34,7 @@ def _dialogue(number: int) -> str:
     return f"Human:{unique_sentence(number)}\n\nAssistant:{unique_sentence(number + 100)}"
 
 
-# Source → a row of its release; the first keys, as many as REQUIRED says, cannot be left out.
+# Source → a row of its release; the first NUM_REQUIRED_KEYS keys cannot be left out.
 ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
     "wikipedia": lambda n: {
         "text": unique_sentence(n),
@@ -122,7 +122,7 @@ def to_json_bytes(row: object) -> bytes:
 
 
 def join_rows(source: str, rows: list[bytes]) -> bytes:
-    """Rows as the release of a source writes them."""
+    """Return rows in the file format of the release of a source."""
     return (
         b"[" + b",\n".join(rows) + b"]"
         if source in JSON_ARRAY_SOURCES
@@ -144,7 +144,7 @@ def pseudo_xml_document(number: int) -> bytes:
     ).encode()
 
 
-# Every shape that is read: name → its source and record number → bytes, one record by itself.
+# File format → its source, and a function from record number to the bytes of one record.
 RECORD_WRITERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
     **{
         name: (name, lambda n, row=row: to_json_bytes(row(n)) + b"\n")

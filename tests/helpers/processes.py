@@ -26,7 +26,7 @@ class PauseAfterStep:
     step: int
 
     def __call__(self) -> None:
-        """Put it into this process."""
+        """Patch this process."""
         from train.trainer import Trainer
 
         original_step = Trainer.train_step
@@ -77,7 +77,8 @@ class CommandProcess:
             if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
                 raise TimeoutError(
-                    f"not there after {timeout_seconds} s, or ended before: {self.wait().stderr}"
+                    f"the condition did not hold after {timeout_seconds} s, or the process ended: "
+                    f"{self.wait().stderr}"
                 )
             time.sleep(0.002)
         assert self._process.pid is not None
@@ -103,7 +104,7 @@ class CommandProcess:
 def run_command(
     module: str, *arguments: str, fresh_interpreter: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE WORDS…` from its start to its end."""
+    """Run `python -m MODULE ARGUMENTS` to its end."""
     return CommandProcess(module, *arguments, fresh_interpreter=fresh_interpreter).wait()
 
 
@@ -118,6 +119,6 @@ def _run_module(
     set_up_command_process([module, *arguments], stdout_file, stderr_file)
     if fault is not None:
         fault()
-    # What the server has imported is run once more, as the program.
+    # The module may be imported already; runpy runs it once more as the program.
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

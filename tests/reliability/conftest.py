@@ -16,11 +16,11 @@ from model.tokenizer.base import Tokenizer
 from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario, sft_scenario
 
 
-def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
+def check_resumed_run(scenario: Scenario, run: Path, uninterrupted: Path) -> None:
     """Resume a run and check that it ends like the uninterrupted one."""
     child = scenario.start(run)
     assert child.wait() == 0, child.output
-    assert find_differences(run, whole) == []
+    assert find_differences(run, uninterrupted) == []
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,9 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
 
 
 @pytest.fixture(scope="session")
-def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an uninterrupted pretraining run."""
-    run = tmp_path_factory.mktemp("whole") / "run"
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
     child = pretrain.start(run, fresh_interpreter=True)
     assert child.wait() == 0, child.output
     return run
@@ -45,9 +45,9 @@ def tune(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
 
 
 @pytest.fixture
-def finished(whole: Path, tmp_path: Path) -> Path:
+def finished(uninterrupted: Path, tmp_path: Path) -> Path:
     """Return a copy of the uninterrupted run, for tests that damage it."""
-    shutil.copytree(whole, tmp_path / "run", symlinks=True)
+    shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
 
@@ -80,9 +80,9 @@ def disk(tmp_path: Path) -> Iterator[Mount]:
 
     def mount(options: str) -> Path:
         nonlocal mounted
-        said = f"remount,{options}" if mounted else options
+        mount_options = f"remount,{options}" if mounted else options
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", said, "tmpfs", str(folder)],
+            ["mount", "-t", "tmpfs", "-o", mount_options, "tmpfs", str(folder)],
             capture_output=True,
             text=True,
         )
@@ -134,25 +134,27 @@ class Ext4:
 
     def mount(self) -> None:
         """Mount it."""
-        ordered("mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder))
+        run_or_skip("mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder))
 
     def fault(self) -> Path:
         """Return the file into which a 1 makes the kernel report an error on the disk."""
-        device = ordered("findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)).strip()
+        device = run_or_skip(
+            "findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)
+        ).strip()
         return Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
 
     def mount_again(self) -> None:
         """Remount after a fault; data that was not synced before it is lost."""
-        ordered("umount", str(self.folder))
+        run_or_skip("umount", str(self.folder))
         self.mount()
 
 
-def ordered(*words: str) -> str:
+def run_or_skip(*command: str) -> str:
     """Return the output of a command, or skip the test if it is missing or not permitted."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
-        pytest.skip(f"there is no {words[0]} here")
+        pytest.skip(f"there is no {command[0]} here")
     except subprocess.CalledProcessError as error:
         pytest.skip(
             "a disk cannot be made and mounted here, which takes root and loop devices: "
@@ -163,11 +165,11 @@ def ordered(*words: str) -> str:
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Ext4]:
     """Mount a new ext4 file system of 64 MB."""
-    made = Ext4(tmp_path / "image", tmp_path / "ext4")
-    made.folder.mkdir()
-    with made.image.open("wb") as file:
+    file_system = Ext4(tmp_path / "image", tmp_path / "ext4")
+    file_system.folder.mkdir()
+    with file_system.image.open("wb") as file:
         file.truncate(64 << 20)
-    ordered("mkfs.ext4", "-q", str(made.image))
-    made.mount()
-    yield made
-    subprocess.run(["umount", "-l", str(made.folder)], check=True)
+    run_or_skip("mkfs.ext4", "-q", str(file_system.image))
+    file_system.mount()
+    yield file_system
+    subprocess.run(["umount", "-l", str(file_system.folder)], check=True)

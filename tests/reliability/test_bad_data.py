@@ -150,7 +150,7 @@ def _texts(out: Path) -> list[str]:
 
 
 def test_non_utf8_file_names_are_prepared_and_quarantined(tmp_path: Path, root: Path) -> None:
-    """Names from another system, in GBK, are bytes that have no UTF-8."""
+    """Prevents a crash for file names in GBK, which are not valid UTF-8."""
     path = os.path.join(os.fsencode(tmp_path), "语料.jsonl".encode("gbk"))
     with open(path, "wb") as file:
         file.write(
@@ -172,17 +172,17 @@ def test_real_malformed_files_are_read_by_every_source(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "kept"),
+    ("name", "file", "is_prepared"),
     [
         ("alpaca", "alpaca_invalid.json", True),
         ("jsonl", "dev_sft_sharegpt.csv", False),
     ],
 )
 def test_real_malformed_files_are_prepared_or_refused(
-    tmp_path: Path, root: Path, shared: Path, name: str, file: str, kept: bool
+    tmp_path: Path, root: Path, shared: Path, name: str, file: str, is_prepared: bool
 ) -> None:
     path = str(shared / "data" / "malformed" / file)
-    if kept:
+    if is_prepared:
         report, bad, _ = prepared(tmp_path, [SourceGroup(name, (path,))], root)
         assert (
             report["kept"] > 2000
@@ -240,11 +240,11 @@ def test_predictions_are_printable_or_give_one_line_error(
 
 
 def test_a_tokenizer_can_be_trained_on_any_json(write: Callable[..., Path]) -> None:
-    """Nested a thousand deep, which orjson reads and a recursive walk does not."""
+    """Prevents a RecursionError for deep nesting, which orjson reads."""
     for depth in (10, 990, 1000, 1020, 5000):
-        found = list(
+        records = list(
             STRINGS_SOURCE.iter_records(
                 write(b'{"a": ' + b"[" * depth + '"字"'.encode() + b"]" * depth + b"}\n")
             )
         )
-        assert len(found) == 1 and isinstance(found[0], Document | BadRecord)
+        assert len(records) == 1 and isinstance(records[0], Document | BadRecord)

@@ -17,22 +17,24 @@ from tests.fault_injection.kill import ROOT, Scenario, read_comparable_metrics
 from train.pretrain import main
 
 
-def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str) -> str:
+def resume_error(
+    scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str
+) -> str:
     """Resume a run with changed options; return the error message."""
     monkeypatch.setattr(
         sys, "argv", ["train.pretrain", *scenario.arguments, "--run", str(run), *change]
     )
     with pytest.raises(UserError) as refused:
         main()
-    said = str(refused.value)
+    message = str(refused.value)
     # A real process ends here; in this one the frames of the traceback keep the run lock open.
     del refused
     gc.collect()
-    return said
+    return message
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "parts"),
     [
         (["--seed", "7"], ["another seed (0, now 7)", "go on with --seed 0"]),
         (["--max_steps", "50"], ["another max_steps (40, now 50)", "go on with --max_steps 40"]),
@@ -53,20 +55,20 @@ def test_changed_option_is_refused_by_name(
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: list[str],
-    words: list[str],
+    parts: list[str],
 ) -> None:
     """Prevents a resumed run that silently differs, and an error that does not say what to do."""
-    said = go_on(pretrain, finished, monkeypatch, *change)
+    message = resume_error(pretrain, finished, monkeypatch, *change)
     assert all(
-        word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
-    ), said
-    assert said.count("\n") == 0
+        part in message for part in [*parts, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
+    ), message
+    assert message.count("\n") == 0
 
 
 def test_changed_data_or_tokenizer_is_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The same words under other ids."""
+    """Prevents training on data whose ids mean other text."""
     texts = tmp_path / "text.jsonl"
     write_atomic(
         texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40))
@@ -78,17 +80,19 @@ def test_changed_data_or_tokenizer_is_refused(
         ROOT / "assets/tokenizer",
         PrepareOptions(workers=1),
     )
-    said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
+    message = resume_error(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
     was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
-    assert said == (
+    assert message == (
         f"{finished} was trained on {was} ({Path(was).name}) and not on "
         f"{tmp_path / 'other'} (other): go on with "
         f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)"
     )
     changed = retokenized(tmp_path)
-    prepare_source("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
-    said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "words"))
-    assert "another tokenizer: prepare the data with the run's own tokenizer" in said
+    prepare_source(
+        "jsonl", [str(texts)], tmp_path / "retokenized", changed, PrepareOptions(workers=1)
+    )
+    message = resume_error(pretrain, finished, monkeypatch, "--data", str(tmp_path / "retokenized"))
+    assert "another tokenizer: prepare the data with the run's own tokenizer" in message
 
 
 def test_adding_base_to_scratch_run_is_refused(
@@ -96,8 +100,8 @@ def test_adding_base_to_scratch_run_is_refused(
 ) -> None:
     """Prevents an obscure error for `make pretrain BASE=runs/x` with an existing run name."""
     base = shutil.copytree(step_folder(finished, list_steps(finished)[0]), tmp_path / "base")
-    said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
-    assert said == (
+    message = resume_error(pretrain, finished, monkeypatch, "--base", str(base))
+    assert message == (
         f"{finished} is there already and began from nothing: "
         f"to train the weights of {base}, name a new run: "
         "RUN=runs/NAME (--run runs/NAME)"
@@ -119,7 +123,7 @@ def retokenized(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_changeable_options_keep_data_order(
-    pretrain: Scenario, finished: Path, whole: Path
+    pretrain: Scenario, finished: Path, uninterrupted: Path
 ) -> None:
     """A micro-batch, a rhythm of saving or of measuring that changes which rows come when."""
     for step in [step for step in list_steps(finished) if step > 36]:
@@ -151,9 +155,9 @@ def test_changeable_options_keep_data_order(
             if record["kind"] == "train"
         }
 
-    mine, right = trained(finished), trained(whole)
-    assert start < 40 and [step for step in mine if step > start] == list(range(start + 1, 41))
-    last = mine[40], right[40]
+    resumed, expected = trained(finished), trained(uninterrupted)
+    assert start < 40 and [step for step in resumed if step > start] == list(range(start + 1, 41))
+    last = resumed[40], expected[40]
     assert last[0]["tokens"] == last[1]["tokens"] and last[0]["epoch"] == last[1]["epoch"]
     # The gradient of the very last rows, to the rounding of another order of addition.
     assert last[0]["grad_norm"] == pytest.approx(last[1]["grad_norm"], rel=1e-3)

@@ -17,7 +17,7 @@ from common.run_layout import list_steps
 from model.llama import Llama
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario
-from tests.reliability.conftest import goes_on
+from tests.reliability.conftest import check_resumed_run
 from train.metrics_log import MetricsLog
 from train.pretrain_eval import TextEvaluator
 from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
@@ -90,11 +90,11 @@ def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("step", "kept", "when"),
+    ("step", "steps", "when"),
     [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the current rows are done")],
 )
 def test_signal_during_long_step_saves_immediately(
-    step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path
+    step: int, steps: list[int], when: str, pretrain: Scenario, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """Prevents a stop that seems to hang, a partial step that is saved or logged, and early exits.
 
@@ -114,12 +114,14 @@ def test_signal_during_long_step_saves_immediately(
         (tmp_path / "go").touch()
         assert child.wait() == 0, child.output
     assert f"saved after step {step - 1} of 40; the same command resumes from there" in child.output
-    assert child.output.count("SIGTERM") == 1 and list_steps(run) == kept
-    goes_on(pretrain, run, whole)
+    assert child.output.count("SIGTERM") == 1 and list_steps(run) == steps
+    check_resumed_run(pretrain, run, uninterrupted)
 
 
 @pytest.mark.slow
-def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
+def test_signal_interrupts_evaluation(
+    pretrain: Scenario, uninterrupted: Path, tmp_path: Path
+) -> None:
     """Prevents a Ctrl-C that waits for the evaluation, and half an evaluation in the metrics."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("evaluation", run.with_suffix(".sign"))) as child:
@@ -129,12 +131,12 @@ def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path:
         assert "SIGTERM: leaving this evaluation" in child.output
         assert "saved after step 6 of 40; the same command resumes from there" in child.output
     assert list_steps(run) == [4, 6]
-    goes_on(pretrain, run, whole)
+    check_resumed_run(pretrain, run, uninterrupted)
 
 
 @pytest.mark.slow
 def test_second_ctrl_c_exits_immediately_without_damage(
-    pretrain: Scenario, whole: Path, tmp_path: Path
+    pretrain: Scenario, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """Half a checkpoint left by impatience, or a second Ctrl-C that has to wait as well."""
     run = tmp_path / "run"
@@ -147,4 +149,4 @@ def test_second_ctrl_c_exits_immediately_without_damage(
         assert child.wait() == 130, child.output
     assert list_steps(run) == [4] and "Traceback" not in child.output
     assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
-    goes_on(pretrain, run, whole)
+    check_resumed_run(pretrain, run, uninterrupted)

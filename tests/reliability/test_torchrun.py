@@ -15,7 +15,7 @@ from common.metrics_file import read_metrics
 from model.checkpoint.locate import find_newest_step
 from tests.fault_injection.kill import Scenario
 
-# As long as nobody stops it: no checkpoint and no evaluation comes by itself.
+# Train until a signal arrives, without periodic checkpoints and evaluations.
 ENDLESS = [
     "--max_steps",
     "1000000",
@@ -28,7 +28,9 @@ ENDLESS = [
 ]
 
 
-def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, to: str) -> str:
+def stop_torchrun(
+    root: Path, scenario: Scenario, run: Path, number: signal.Signals, to: str
+) -> str:
     """Run torchrun with two processes, send a signal after some steps, and return the output.
 
     `to` is "torchrun" for the launcher alone, "group" for its process group, as from a terminal, or
@@ -36,7 +38,7 @@ def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, t
     """
     before = len(read_metrics(run))
     command = [scenario.module, *scenario.arguments, *ENDLESS, "--run", str(run)]
-    with run.with_suffix(f".{to}").open("w+") as said:
+    with run.with_suffix(f".{to}").open("w+") as output:
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -51,8 +53,8 @@ def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, t
             ],
             cwd=root,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
         try:
@@ -71,8 +73,8 @@ def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, t
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        said.seek(0)
-        text = said.read()
+        output.seek(0)
+        text = output.read()
     assert left == [], text
     return text
 
@@ -82,12 +84,12 @@ def started_with(run: Path) -> list[int]:
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if str(run) in words_of(path)
+        if str(run) in read_command_line(path)
     ]
 
 
-def words_of(cmdline: Path) -> str:
-    """How a process was started; nothing if it is no more."""
+def read_command_line(cmdline: Path) -> str:
+    """Return the command line of a process, or an empty string if it has ended."""
     try:
         return cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -105,17 +107,17 @@ def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
         (signal.SIGTERM, "torchrun"),
         (signal.SIGTERM, "all"),
     ):
-        said = stopped(root, pretrain, run, number, to)
+        output = stop_torchrun(root, pretrain, run, number, to)
         assert (
-            len(re.findall(rf"^{number.name}: saving the last finished step", said, re.MULTILINE))
+            len(re.findall(rf"^{number.name}: saving the last finished step", output, re.MULTILINE))
             == 1
-        ), said
+        ), output
         [step] = re.findall(
             r"^saved after step (\d+) of 1000000; the same command resumes from there$",
-            said,
+            output,
             re.MULTILINE,
         )
         assert find_newest_step(run) == int(step) >= before + 5
-        assert (f"continues after step {before})" in said) == (before > 0)
-        assert not re.search("^error:|^interrupted", said, re.MULTILINE), said
+        assert (f"continues after step {before})" in output) == (before > 0)
+        assert not re.search("^error:|^interrupted", output, re.MULTILINE), output
         before = int(step)

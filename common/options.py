@@ -405,7 +405,6 @@ def _explain_errors(
         if path in fields and _is_positional(fields[path]):
             option = path.upper()
         message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-        message = message.partition(", unable to parse")[0]
         value = repr(detail["input"])
         if len(value) > _MAX_VALUE_CHARACTERS:
             value = f"{value[:_MAX_VALUE_CHARACTERS]}…"

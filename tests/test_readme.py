@@ -154,7 +154,7 @@ def check(command: Command) -> None:
         return
     text = help_text(command.program)
     first = command.words[0] if command.words else ""
-    if re.fullmatch(r"[a-z]+", first) and re.search(rf"[{{,|]{first}\b|\b{first}[,|}}]", text):
+    if re.fullmatch(r"[a-z]+", first) and re.search(rf"^  {first}  ", text, re.MULTILINE):
         text = help_text(command.program, first)
     for option in command.options - {"--help"}:
         assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), (

@@ -1,4 +1,4 @@
-"""Prepared sets and the code that made them: other code prepares again where it can, and says so where it cannot."""
+"""Shard sets of another version are prepared again, or reported where that is impossible."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from data.sources import find_source
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder to work in, and manifests of one corpus in two parts, of which the first is the default."""
+    """Work in an empty folder, with the manifest of one corpus of two parts; `a` is the default."""
     monkeypatch.chdir(tmp_path)
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {
@@ -67,14 +67,15 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
+    """Prevents training on text that an older version cleaned."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
     first = stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER))
     update(monkeypatch)
     assert stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER)) != first
 
 
-# Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
+# Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small
+# tokenizer.
 FINGERPRINTS = {
     1: {
         "wikipedia": "ca9c6cd8ee12d9e072a4479b69fa954abb3190d1aeff1179ae623b89922241d7",
@@ -85,9 +86,10 @@ FINGERPRINTS = {
 
 
 def test_the_version_is_raised_with_the_ids() -> None:
-    """Prevents a rule of preparation being changed while sets prepared by the old rule are still taken for today's.
+    """Prevents sets of an old rule being used after the rule has changed.
 
-    If this fails because a change makes other ids on purpose: raise PREPARE_VERSION and record the new digests.
+    If this fails because a change makes other ids on purpose: raise PREPARE_VERSION and record the
+    new digests.
     """
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
@@ -154,7 +156,7 @@ def test_changed_code_prepares_downloads_again(
 def test_missing_downloads_keep_set_with_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents a set whose raw files were deleted to save space being taken for today's, or being lost."""
+    """Prevents a set without raw files being taken for the current version, or being lost."""
     write(Path("downloads/zhihu/a.jsonl"), "山坡")
     folder = prepared()
     before = stamp(folder)
@@ -171,7 +173,7 @@ def test_missing_downloads_keep_set_with_warning(
 
 
 def test_only_prepared_subsets_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents an update turning the set into that of other parts of the corpus, which lie beside its own."""
+    """Prevents an update preparing other parts of the corpus, whose files lie beside."""
     for part, word in (("a", "山坡"), ("b", "湖边的")):
         write(Path(f"downloads/zhihu/{part}.jsonl"), word)
     folder = prepared("b")

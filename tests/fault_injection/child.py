@@ -1,11 +1,11 @@
-"""Run training commands as child processes that start fast, with faults injected.
+"""Run commands as real processes that start at once, with faults injected from outside.
 
-The children are forks of a server that has imported PyTorch (`multiprocessing`'s fork server),
-which saves seconds for each. A fault is a function that patches modules in the child before its
-`main` is called; the program has no hooks for faults.
+The processes are forks of a server that has imported PyTorch (`multiprocessing`'s fork server),
+which saves each of them seconds. A fault is a function that replaces parts of modules in the child
+before `main` is called; the program itself has no code for faults.
 
-All forks of one server share its hash seed, so a set of strings has the same order in each. The
-run that they are compared with therefore comes from a fresh interpreter, with another hash seed.
+Forks of a server share its hash seed, and with it the iteration order of sets of strings. A run
+that others are compared with therefore needs a fresh interpreter, as the processes of a user have.
 """
 
 import contextlib
@@ -23,8 +23,10 @@ from common.errors import run_main
 
 PRELOADED_MODULES = [
     "train.pretrain",
+    "train.pretraining",
     "train.sft",
-    "data.prepare",
+    "train.fine_tuning",
+    "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",
 ]
@@ -34,10 +36,7 @@ Fault = Callable[[], None]
 def create_process(
     target: Callable[..., None], *arguments: Any, fresh_interpreter: bool = False
 ) -> BaseProcess:
-    """Return a process, not yet started, that calls `target`.
-
-    The process is a fork of the server, or a new Python if `fresh_interpreter` is set.
-    """
+    """Return a process that will call `target`: a fork of the server, or a fresh interpreter."""
     if fresh_interpreter:
         return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     context = multiprocessing.get_context("forkserver")
@@ -46,11 +45,7 @@ def create_process(
 
 
 def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: Path) -> None:
-    """Turn this process into one with the command line `argv`, one thread and redirected output.
-
-    The matmul rate is not measured. NumPy's generator is seeded again, as all forks would otherwise
-    draw the same numbers.
-    """
+    """Set the command line `argv` and the output files of this process, and use one thread."""
     import numpy as np
     import torch
 
@@ -58,18 +53,16 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
+    # Forks share the state of NumPy's global generator.
     np.random.seed()
     torch.set_num_threads(1)
-    # The rate is only used to display the MFU, and measuring it takes seconds at every start.
+    # The measurement for the MFU takes seconds at every start, and more on a busy machine.
     train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
     sys.argv = list(argv)
 
 
 class ChildProcess:
-    """One run of `python -m MODULE ARGUMENTS` whose output goes to the file `log`.
-
-    For `fresh_interpreter` see `create_process`.
-    """
+    """A process of `python -m MODULE ARGUMENTS` that prints to the file `log`."""
 
     def __init__(
         self,
@@ -88,25 +81,22 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the process is still running."""
+        """Whether the process is running."""
         return self._process.is_alive()
 
     @property
     def sentinel(self) -> int:
-        """Return the descriptor that `select` reports as readable once the process has ended."""
+        """The handle that `select` reports as readable when the process ends."""
         return self._process.sentinel
 
     def send_signal(self, signal_number: int) -> None:
-        """Send a signal, if the process is still running."""
+        """Send a signal if the process is running."""
         if self._process.pid is not None and self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 120.0) -> int:
-        """Wait for the process and return its exit code, -n after signal n.
-
-        Raises TimeoutError, and kills the process, if it runs longer than the timeout.
-        """
+        """Return the exit code, -n after signal n. Kills a late process and raises TimeoutError."""
         self._process.join(timeout_seconds)
         if self._process.exitcode is None:
             self._process.kill()
@@ -116,20 +106,17 @@ class ChildProcess:
 
     @property
     def output(self) -> str:
-        """Return the output so far."""
+        """The output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def wait_until(self, is_reached: Callable[[], bool], timeout_seconds: float = 60.0) -> bool:
-        """Wait until the condition holds; return False if the process ends first.
-
-        Raises TimeoutError if neither happens.
-        """
+        """Wait for a condition; return False if the process ends first. May raise TimeoutError."""
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
             if not self.is_alive:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the condition never held:\n{self.output}")
+                raise TimeoutError(f"not reached:\n{self.output}")
             time.sleep(0.0005)
         return True
 
@@ -145,7 +132,7 @@ def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None)
 def running_child(
     module: str, arguments: list[str], log: Path, fault: Fault | None = None
 ) -> Iterator[ChildProcess]:
-    """Start a `ChildProcess` and kill it at the end of the block if it is still running."""
+    """Yield a child process, which is killed at the end of the block."""
     child = ChildProcess(module, arguments, log, fault)
     try:
         yield child

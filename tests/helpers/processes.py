@@ -1,7 +1,7 @@
-"""Run commands as processes that start fast: forks of a server that has imported PyTorch.
+"""Commands as real processes with an output file, an error file and an exit code.
 
-See tests/fault_injection/child.py. A fresh Python takes seconds to import; that the commands also
-start so is tested in test_readme.py and reliability/test_bad_options.py.
+The processes are forks of a server that has imported PyTorch, see tests/fault_injection/child.py.
+Commands in fresh interpreters are tested by test_readme.py and reliability/test_bad_options.py.
 """
 
 import os
@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class PauseAfterStep:
-    """The fault: training waits after this step until a signal requests a stop."""
+    """The fault: training pauses after this step until a signal requests a stop."""
 
     step: int
 
     def __call__(self) -> None:
-        """Patch this process."""
+        """Inject the fault into this process."""
         from train.trainer import Trainer
 
         original_step = Trainer.train_step
@@ -41,10 +41,7 @@ class PauseAfterStep:
 
 
 class CommandProcess:
-    """A running `python -m MODULE ARGUMENTS` in the root of the project.
-
-    For `fault` and `fresh_interpreter` see tests/fault_injection/child.py.
-    """
+    """A running `python -m MODULE ARGUMENTS` in the root of the project."""
 
     def __init__(
         self,
@@ -68,26 +65,25 @@ class CommandProcess:
     def send_signal_when(
         self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0
     ) -> None:
-        """Send a signal once the condition holds; a `fault` must keep the process from ending.
+        """Send a signal as soon as a condition holds; a fault must keep the process from ending.
 
-        Raises TimeoutError, and kills the process, if the condition does not become true.
+        Kills the process and raises TimeoutError if the condition does not hold in time.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
             if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
                 raise TimeoutError(
-                    f"the condition did not hold after {timeout_seconds} s, or the process ended: "
-                    f"{self.wait().stderr}"
+                    f"not reached in {timeout_seconds} s, or ended before: {self.wait().stderr}"
                 )
             time.sleep(0.002)
         assert self._process.pid is not None
         os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
-        """Wait for the end; return the exit code (-n after signal n), stdout and stderr.
+        """Wait for the end; return exit code (-n after signal n), output and errors.
 
-        Raises TimeoutError, and kills the process, if it runs longer than the timeout.
+        Kills the process and raises TimeoutError if it is late.
         """
         self._process.join(timeout_seconds)
         if self._process.exitcode is None:
@@ -119,6 +115,6 @@ def _run_module(
     set_up_command_process([module, *arguments], stdout_file, stderr_file)
     if fault is not None:
         fault()
-    # The module may be imported already; runpy runs it once more as the program.
+    # The server has imported the module already, of which runpy would warn.
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

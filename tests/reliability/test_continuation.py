@@ -12,8 +12,8 @@ from common.errors import UserError
 from common.files import write_atomic
 from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
 from tests.fault_injection.kill import ROOT, Scenario, read_comparable_metrics
+from tests.helpers.prepare import prepare_source
 from train.pretrain import main
 
 

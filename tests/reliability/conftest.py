@@ -16,11 +16,11 @@ from model.tokenizer.base import Tokenizer
 from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario, sft_scenario
 
 
-def check_resumed_run(scenario: Scenario, run: Path, uninterrupted: Path) -> None:
-    """Resume a run and check that it ends like the uninterrupted one."""
+def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
+    """The same command once more lets a run end as the one that was never stopped."""
     child = scenario.start(run)
     assert child.wait() == 0, child.output
-    assert find_differences(run, uninterrupted) == []
+    assert find_differences(run, whole) == []
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +30,9 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an uninterrupted pretraining run."""
-    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run = tmp_path_factory.mktemp("whole") / "run"
     child = pretrain.start(run, fresh_interpreter=True)
     assert child.wait() == 0, child.output
     return run
@@ -45,9 +45,9 @@ def tune(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
 
 
 @pytest.fixture
-def finished(uninterrupted: Path, tmp_path: Path) -> Path:
+def finished(whole: Path, tmp_path: Path) -> Path:
     """Return a copy of the uninterrupted run, for tests that damage it."""
-    shutil.copytree(uninterrupted, tmp_path / "run", symlinks=True)
+    shutil.copytree(whole, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
 

@@ -1,4 +1,4 @@
-"""Resuming with other options: some are refused by name, others keep the order of the data."""
+"""What a run may not go on with is refused by name; what may change may, and the order of data stays the same."""
 
 import gc
 import shutil
@@ -17,24 +17,22 @@ from tests.helpers.prepare import prepare_source
 from train.pretrain import main
 
 
-def resume_error(
-    scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str
-) -> str:
-    """Resume a run with changed options; return the error message."""
+def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str) -> str:
+    """What the same command with a change says before it trains."""
     monkeypatch.setattr(
         sys, "argv", ["train.pretrain", *scenario.arguments, "--run", str(run), *change]
     )
     with pytest.raises(UserError) as refused:
         main()
-    message = str(refused.value)
-    # A real process ends here; in this one the frames of the traceback keep the run lock open.
+    said = str(refused.value)
+    # A process that fails ends; here what it held in its frames, the lock of the run, has to go by itself.
     del refused
     gc.collect()
-    return message
+    return said
 
 
 @pytest.mark.parametrize(
-    ("change", "parts"),
+    ("change", "words"),
     [
         (["--seed", "7"], ["another seed (0, now 7)", "go on with --seed 0"]),
         (["--max_steps", "50"], ["another max_steps (40, now 50)", "go on with --max_steps 40"]),
@@ -55,20 +53,20 @@ def test_changed_option_is_refused_by_name(
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: list[str],
-    parts: list[str],
+    words: list[str],
 ) -> None:
-    """Prevents a resumed run that silently differs, and an error that does not say what to do."""
-    message = resume_error(pretrain, finished, monkeypatch, *change)
+    """A continuation that silently is something else, or a refusal that leaves the user to guess."""
+    said = go_on(pretrain, finished, monkeypatch, *change)
     assert all(
-        part in message for part in [*parts, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
-    ), message
-    assert message.count("\n") == 0
+        word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
+    ), said
+    assert said.count("\n") == 0
 
 
 def test_changed_data_or_tokenizer_is_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Prevents training on data whose ids mean other text."""
+    """The same words under other ids."""
     texts = tmp_path / "text.jsonl"
     write_atomic(
         texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40))
@@ -80,36 +78,32 @@ def test_changed_data_or_tokenizer_is_refused(
         ROOT / "assets/tokenizer",
         PrepareOptions(workers=1),
     )
-    message = resume_error(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
+    said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
     was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
-    assert message == (
-        f"{finished} was trained on {was} ({Path(was).name}) and not on "
-        f"{tmp_path / 'other'} (other): go on with "
+    assert said == (
+        f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
         f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)"
     )
     changed = retokenized(tmp_path)
-    prepare_source(
-        "jsonl", [str(texts)], tmp_path / "retokenized", changed, PrepareOptions(workers=1)
-    )
-    message = resume_error(pretrain, finished, monkeypatch, "--data", str(tmp_path / "retokenized"))
-    assert "another tokenizer: prepare the data with the run's own tokenizer" in message
+    prepare_source("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
+    said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "words"))
+    assert "another tokenizer: prepare the data with the run's own tokenizer" in said
 
 
 def test_adding_base_to_scratch_run_is_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Prevents an obscure error for `make pretrain BASE=runs/x` with an existing run name."""
+    """`make pretrain BASE=runs/x` where the run's default name is taken: a sentence about the weights that it began with."""
     base = shutil.copytree(step_folder(finished, list_steps(finished)[0]), tmp_path / "base")
-    message = resume_error(pretrain, finished, monkeypatch, "--base", str(base))
-    assert message == (
-        f"{finished} is there already and began from nothing: "
-        f"to train the weights of {base}, name a new run: "
+    said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
+    assert said == (
+        f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
         "RUN=runs/NAME (--run runs/NAME)"
     )
 
 
 def retokenized(folder: Path) -> Path:
-    """Return the tokenizer of `assets` with the pieces of two ids swapped."""
+    """The shipped tokenizer with the pieces of two ids exchanged."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -123,7 +117,7 @@ def retokenized(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_changeable_options_keep_data_order(
-    pretrain: Scenario, finished: Path, uninterrupted: Path
+    pretrain: Scenario, finished: Path, whole: Path
 ) -> None:
     """A micro-batch, a rhythm of saving or of measuring that changes which rows come when."""
     for step in [step for step in list_steps(finished) if step > 36]:
@@ -155,9 +149,9 @@ def test_changeable_options_keep_data_order(
             if record["kind"] == "train"
         }
 
-    resumed, expected = trained(finished), trained(uninterrupted)
-    assert start < 40 and [step for step in resumed if step > start] == list(range(start + 1, 41))
-    last = resumed[40], expected[40]
+    mine, right = trained(finished), trained(whole)
+    assert start < 40 and [step for step in mine if step > start] == list(range(start + 1, 41))
+    last = mine[40], right[40]
     assert last[0]["tokens"] == last[1]["tokens"] and last[0]["epoch"] == last[1]["epoch"]
     # The gradient of the very last rows, to the rounding of another order of addition.
     assert last[0]["grad_norm"] == pytest.approx(last[1]["grad_norm"], rel=1e-3)

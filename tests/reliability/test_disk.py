@@ -36,14 +36,11 @@ def the_line(output: str) -> str:
 
 @pytest.mark.slow
 def test_training_survives_full_disk(
-    pretrain: Scenario, uninterrupted: Path, disk: Mount, tmp_path: Path
+    pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path
 ) -> None:
     """Prevents a traceback, half a checkpoint that fills the disk, and a lost last checkpoint."""
     # Two checkpoints find room on it, three do not.
-    run = (
-        disk(f"size={int(2.6 * size(step_folder(uninterrupted, list_steps(uninterrupted)[-1])))}")
-        / "run"
-    )
+    run = disk(f"size={int(2.6 * size(step_folder(whole, list_steps(whole)[-1])))}") / "run"
     arguments = [*pretrain.arguments, "--run", str(run)]
     with running_child(pretrain.module, arguments, tmp_path / "log") as child:
         assert child.wait() == 2, child.output
@@ -59,7 +56,7 @@ def test_training_survives_full_disk(
     disk("size=1g")
     with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
         assert child.wait() == 0, child.output
-    assert find_differences(run, uninterrupted) == []
+    assert find_differences(run, whole) == []
 
 
 def size(folder: Path) -> int:
@@ -149,13 +146,7 @@ class TurnReadOnly:
     ("what", "count", "file"), [("step", 16, "metrics.jsonl"), ("checkpoint", 5, "step-00000016")]
 )
 def test_disk_turning_read_only_during_training(
-    what: str,
-    count: int,
-    file: str,
-    pretrain: Scenario,
-    uninterrupted: Path,
-    ext4: Ext4,
-    tmp_path: Path,
+    what: str, count: int, file: str, pretrain: Scenario, whole: Path, ext4: Ext4, tmp_path: Path
 ) -> None:
     """Prevents a traceback, training that cannot be saved, and an unsynced checkpoint."""
     run = ext4.folder / "run"
@@ -172,7 +163,7 @@ def test_disk_turning_read_only_during_training(
     assert check_manifest(step_folder(run, 12)) is None and max(list_steps(run)) == 12
     with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
         assert child.wait() == 0, child.output
-    assert "continues after step 12" in child.output and find_differences(run, uninterrupted) == []
+    assert "continues after step 12" in child.output and find_differences(run, whole) == []
 
 
 @pytest.mark.slow

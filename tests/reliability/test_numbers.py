@@ -1,4 +1,4 @@
-"""Non-finite numbers: the step is skipped before the update, logged, and in the end fatal."""
+"""Numbers go bad: the step is skipped before it touches a weight, counted and shown; in the end there is what to look at."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def weights(one: Trainer) -> dict[str, torch.Tensor]:
 def test_non_finite_batch_is_skipped_and_logged(
     tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents one bad batch from turning the weights or the optimizer state into NaN."""
+    """One bad batch turning every weight, or the moments of the optimiser, into NaN."""
     one = trainer(tmp_path / "run", shard_set)
     poison(one, [1])
     one.train_step()
@@ -53,7 +53,7 @@ def test_non_finite_batch_is_skipped_and_logged(
 
 
 def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> None:
-    """Prevents hours of skipped steps, and good checkpoints rotated away by bad ones."""
+    """Hours of skipped steps; nothing left of how it came to it; good checkpoints rotated away by bad ones."""
     one = trainer(
         tmp_path / "run", shard_set, checkpoint={"every": 1, "keep": 2}, evaluation={"every": 100}
     )
@@ -66,30 +66,30 @@ def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> N
     with pytest.raises(UserError) as ended:
         one.train()
     one.close()
-    message = " ".join(str(ended.value).split())
+    said = " ".join(str(ended.value).split())
     first, last = one.state.step - MAX_CONSECUTIVE_SKIPS + 2, one.state.step + 1
     failed = step_folder(tmp_path / "run" / FAILED_FOLDER, one.state.step)
     assert (
-        f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, "
-        f"{first} to {last}, rows " in message
+        f"{MAX_CONSECUTIVE_SKIPS} steps in a row had no finite loss or gradient, {first} to {last}, rows "
+        in said
     )
     assert (
-        f"rows {8 * (first - 1)}-{8 * last - 1} of the data" in message
-        and str(failed) in message
-        and "optimizer.lr" in message
+        f"rows {8 * (first - 1)}-{8 * last - 1} of the data" in said
+        and str(failed) in said
+        and "optimizer.lr" in said
     )
     assert (
         check_manifest(failed) is None
         and load_checkpoint(failed, torch.device("cpu"))[0].parameters()
     )
-    # The run does not resume from it but from the last good checkpoint.
+    # It is none of those that the run goes on from, and the last good one is.
     assert find_newest_step(tmp_path / "run") == one.state.step
     good = [step for step in list_steps(tmp_path / "run") if step <= 3]
     assert good and check_manifest(step_folder(tmp_path / "run", good[-1])) is None
 
 
 def test_fp16_overflow_skips_step_and_lowers_scale(tmp_path: Path, shard_set: Path) -> None:
-    """Prevents an fp16 run that fails before the loss scale has adapted."""
+    """A run in fp16 that gives up while its scale is still being found, or that never finds it."""
     one = trainer(tmp_path / "run", shard_set)
     one.compute_plan = replace(one.compute_plan, precision="fp16")
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
@@ -113,7 +113,7 @@ def losses(count: int) -> Any:
 
 
 def test_spike_detector_ignores_noise_and_level_shifts() -> None:
-    """Prevents warnings about noise, missed spikes, and endless warnings after a level shift."""
+    """A warning every few steps, none at all, or one for every step of a level that has come to stay."""
     level = LossSpikeDetector()
     assert not any(level.update(float(loss)) for loss in losses(2000))
     assert (
@@ -128,7 +128,7 @@ def test_spike_detector_ignores_noise_and_level_shifts() -> None:
 def test_loss_spike_is_logged_and_survives_resume(
     tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents loss spikes that are not logged, or detected differently after a resume."""
+    """A jump of the loss that nobody sees, or that a resumed run sees elsewhere."""
     one = trainer(tmp_path / "run", shard_set)
     one.state.level = LossSpikeDetector(loss=2.0, spread=0.01, steps=100)
     one.train_step()
@@ -148,7 +148,7 @@ def test_loss_spike_is_logged_and_survives_resume(
 
 
 def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -> None:
-    """Prevents an update that cannot load old checkpoints, or that accepts unknown fields."""
+    """An update of the program that refuses the checkpoints of yesterday, or takes those of tomorrow for its own."""
     one = trainer(tmp_path / "run", shard_set)
     one.train_step()
     one.save_checkpoint()

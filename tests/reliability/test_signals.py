@@ -1,7 +1,4 @@
-"""Ctrl-C and SIGTERM: training saves the last finished step and prints how to resume.
-
-A second signal exits at once.
-"""
+"""Ctrl-C and SIGTERM: the last finished step is saved, a line says how to go on; the second leaves at once."""
 
 import re
 import signal
@@ -17,7 +14,7 @@ from common.run_layout import list_steps
 from model.llama import Llama
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import Scenario
-from tests.reliability.conftest import check_resumed_run
+from tests.reliability.conftest import goes_on
 from train.metrics_log import MetricsLog
 from train.pretrain_eval import TextEvaluator
 from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
@@ -25,10 +22,7 @@ from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
 
 @dataclass
 class Endless:
-    """The fault: the evaluation, or the write of the second checkpoint, never ends.
-
-    The file `sign` tells that it has begun.
-    """
+    """The fault: the evaluation, or the writing of the second checkpoint, does not end; a file says that it began."""
 
     what: str
     sign: Path
@@ -62,7 +56,7 @@ class Endless:
 
 @dataclass
 class Long:
-    """The fault: the first micro-batch of a step waits for a file `go`; later ones never end."""
+    """The fault: the first micro-batch of a step, counted from one, lasts until there is a file `go`; no later one ends."""
 
     step: int
     folder: Path
@@ -90,16 +84,14 @@ def faulty(scenario: Scenario, run: Path, fault: Callable[[], None]) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("step", "steps", "when"),
+    ("step", "kept", "when"),
     [(8, [6, 7], r"within about 0:\d\d"), (1, [0], "as soon as the current rows are done")],
 )
 def test_signal_during_long_step_saves_immediately(
-    step: int, steps: list[int], when: str, pretrain: Scenario, uninterrupted: Path, tmp_path: Path
+    step: int, kept: list[int], when: str, pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
-    """Prevents a stop that seems to hang, a partial step that is saved or logged, and early exits.
-
-    A signal that arrives twice at once, as from systemd through torchrun, counts as one.
-    """
+    """Minutes in which it looks hung, until somebody kills it; half a step that is saved, or logged; the same signal twice
+    in a moment, as systemd through torchrun sends it, taken for impatience that must not wait for the checkpoint."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Long(step, tmp_path)) as child:
         child.wait_until((tmp_path / "begun").exists)
@@ -114,15 +106,13 @@ def test_signal_during_long_step_saves_immediately(
         (tmp_path / "go").touch()
         assert child.wait() == 0, child.output
     assert f"saved after step {step - 1} of 40; the same command resumes from there" in child.output
-    assert child.output.count("SIGTERM") == 1 and list_steps(run) == steps
-    check_resumed_run(pretrain, run, uninterrupted)
+    assert child.output.count("SIGTERM") == 1 and list_steps(run) == kept
+    goes_on(pretrain, run, whole)
 
 
 @pytest.mark.slow
-def test_signal_interrupts_evaluation(
-    pretrain: Scenario, uninterrupted: Path, tmp_path: Path
-) -> None:
-    """Prevents a Ctrl-C that waits for the evaluation, and half an evaluation in the metrics."""
+def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path: Path) -> None:
+    """Ctrl-C that waits for minutes of scoring and answering; half an evaluation that stays in the record."""
     run = tmp_path / "run"
     with faulty(pretrain, run, Endless("evaluation", run.with_suffix(".sign"))) as child:
         child.wait_until(run.with_suffix(".sign").exists)
@@ -131,12 +121,12 @@ def test_signal_interrupts_evaluation(
         assert "SIGTERM: leaving this evaluation" in child.output
         assert "saved after step 6 of 40; the same command resumes from there" in child.output
     assert list_steps(run) == [4, 6]
-    check_resumed_run(pretrain, run, uninterrupted)
+    goes_on(pretrain, run, whole)
 
 
 @pytest.mark.slow
 def test_second_ctrl_c_exits_immediately_without_damage(
-    pretrain: Scenario, uninterrupted: Path, tmp_path: Path
+    pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
     """Half a checkpoint left by impatience, or a second Ctrl-C that has to wait as well."""
     run = tmp_path / "run"
@@ -149,4 +139,4 @@ def test_second_ctrl_c_exits_immediately_without_damage(
         assert child.wait() == 130, child.output
     assert list_steps(run) == [4] and "Traceback" not in child.output
     assert not [path for path in (run / "checkpoints").iterdir() if path.suffix == ".tmp"]
-    check_resumed_run(pretrain, run, uninterrupted)
+    goes_on(pretrain, run, whole)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM to torchrun: one line, one checkpoint, no processes left, and a resume."""
+"""Ctrl-C and SIGTERM to torchrun itself: one line, a checkpoint, nobody left behind, and the next start goes on."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from common.metrics_file import read_metrics
 from model.checkpoint.locate import find_newest_step
 from tests.fault_injection.kill import Scenario
 
-# Train until a signal arrives, without periodic checkpoints and evaluations.
+# As long as nobody stops it: no checkpoint and no evaluation comes by itself.
 ENDLESS = [
     "--max_steps",
     "1000000",
@@ -28,17 +28,12 @@ ENDLESS = [
 ]
 
 
-def stop_torchrun(
-    root: Path, scenario: Scenario, run: Path, number: signal.Signals, to: str
-) -> str:
-    """Run torchrun with two processes, send a signal after some steps, and return the output.
-
-    `to` is "torchrun" for the launcher alone, "group" for its process group, as from a terminal, or
-    "all" for all processes, as from systemd and Slurm.
-    """
+def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, to: str) -> str:
+    """What torchrun with two processes says if a signal comes some steps after it began: `to` it alone, to its group, as from
+    a terminal, or to all processes, as from systemd and Slurm."""
     before = len(read_metrics(run))
     command = [scenario.module, *scenario.arguments, *ENDLESS, "--run", str(run)]
-    with run.with_suffix(f".{to}").open("w+") as output:
+    with run.with_suffix(f".{to}").open("w+") as said:
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -53,8 +48,8 @@ def stop_torchrun(
             ],
             cwd=root,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
+            stdout=said,
+            stderr=said,
             start_new_session=True,
         )
         try:
@@ -73,23 +68,23 @@ def stop_torchrun(
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        output.seek(0)
-        text = output.read()
+        said.seek(0)
+        text = said.read()
     assert left == [], text
     return text
 
 
 def started_with(run: Path) -> list[int]:
-    """Return the processes that have a run in their command line."""
+    """The processes that have a run in their command line."""
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if str(run) in read_command_line(path)
+        if str(run) in words_of(path)
     ]
 
 
-def read_command_line(cmdline: Path) -> str:
-    """Return the command line of a process, or an empty string if it has ended."""
+def words_of(cmdline: Path) -> str:
+    """How a process was started; nothing if it is no more."""
     try:
         return cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -100,24 +95,25 @@ def read_command_line(cmdline: Path) -> str:
 def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     root: Path, pretrain: Scenario, tmp_path: Path
 ) -> None:
-    """Prevents repeated lines and errors, a lost checkpoint, and ranks that keep the run locked."""
+    """A line for each process, or an error; a checkpoint lost to a signal that comes directly and once more through
+    torchrun; processes that train on for nobody, and hold the run."""
     run, before = tmp_path / "run", 0
     for number, to in (
         (signal.SIGINT, "group"),
         (signal.SIGTERM, "torchrun"),
         (signal.SIGTERM, "all"),
     ):
-        output = stop_torchrun(root, pretrain, run, number, to)
+        said = stopped(root, pretrain, run, number, to)
         assert (
-            len(re.findall(rf"^{number.name}: saving the last finished step", output, re.MULTILINE))
+            len(re.findall(rf"^{number.name}: saving the last finished step", said, re.MULTILINE))
             == 1
-        ), output
+        ), said
         [step] = re.findall(
             r"^saved after step (\d+) of 1000000; the same command resumes from there$",
-            output,
+            said,
             re.MULTILINE,
         )
         assert find_newest_step(run) == int(step) >= before + 5
-        assert (f"continues after step {before})" in output) == (before > 0)
-        assert not re.search("^error:|^interrupted", output, re.MULTILINE), output
+        assert (f"continues after step {before})" in said) == (before > 0)
+        assert not re.search("^error:|^interrupted", said, re.MULTILINE), said
         before = int(step)

@@ -1,4 +1,4 @@
-"""How a checkpoint is measured on conversations: the loss on the answers, and its own answers to the questions."""
+"""Measure a checkpoint on conversations: loss on the answers, and generated answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ PASSAGE_SOURCES = ("redgpt",)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a conversation with the (question, answer) turns before it, and the true answer."""
+    """A question of a conversation, with the turns before it and the true answer."""
 
     history: tuple[tuple[str, str], ...]
     question: str

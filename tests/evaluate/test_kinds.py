@@ -1,4 +1,4 @@
-"""A kind of records is one file in `data.kinds` and one in `evaluate.kinds`, and nothing else names it."""
+"""A record kind is one file in `data.kinds` and one in `evaluate.kinds`."""
 
 import ast
 import importlib
@@ -147,7 +147,7 @@ def test_a_kind_is_two_files(
     run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Prevents a stage that knows the kinds by name: a new kind goes from raw records to a measured run."""
+    """Prevents a stage that knows kinds by name: a new one goes from raw records to a report."""
     # Preparation, with the kind's cleaning and template.
     folder = tmp_path / "set"
     group = SourceGroup("corrections", (str(corpus),))
@@ -233,12 +233,12 @@ def test_a_missing_half_is_reported(corrections: ModuleType, tmp_path: Path) -> 
     with pytest.raises(UserError, match="no kind of records called 'nothing'"):
         find_kind("nothing")
     (tmp_path / "evaluate.kinds" / "corrections.py").unlink()
-    with pytest.raises(UserError, match="no evaluate.kinds.corrections"):
+    with pytest.raises(UserError, match=r"no evaluate\.kinds\.corrections"):
         find_evaluation(find_kind("corrections"))
 
 
 def kind_dispatches(code: str) -> list[str]:
-    """Return the expressions that compare something with the name of a kind, or ask for the class of a record."""
+    """Return expressions that compare with the name of a kind or ask for a record's class."""
     dispatches = []
     for node in ast.walk(ast.parse(code)):
         is_type_check = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
@@ -251,7 +251,7 @@ def kind_dispatches(code: str) -> list[str]:
 
 
 def test_no_other_module_asks_for_the_kind(root: Path) -> None:
-    """Prevents `if kind == "summaries"` from coming back: a new kind would have to be added there too."""
+    """Prevents `if kind == "summaries"`: a new kind would have to be added there too."""
     assert len(kind_dispatches("x.kind != 'summaries' or isinstance(x, (Document, str))")) == 2
     checked = 0
     for package in ("common", "data", "train", "evaluate", "chat"):

@@ -9,8 +9,9 @@ import pytest
 from common.errors import UserError
 from common.files import write_atomic
 from common.run_layout import list_steps, step_folder
-from data.prepare.pipeline import PrepareOptions, prepare_source
+from data.prepare.options import PrepareOptions
 from tests.fault_injection.kill import ROOT, Scenario
+from tests.helpers.prepare import prepare_source
 from tests.helpers.training import comparable_records, to_arguments
 from train.pretrain import main
 

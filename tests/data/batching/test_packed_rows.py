@@ -18,7 +18,7 @@ from model.llama import Llama
 
 
 def build_plan(conversations: Sequences, folder: Path, **options: Any) -> PackedPlan:
-    """Return the plan of one set of conversations, or of `example_sets`, in rows of 128 positions."""
+    """Return a plan of conversations, or of `example_sets`, in rows of 128 positions."""
     examples = options.pop("example_sets", [ConversationExamples(conversations, 128)])
     weights = options.pop("weights", (1.0,) * len(examples))
     return PackedPlan(examples, weights, folder=folder, seed=3, length=128, **options)

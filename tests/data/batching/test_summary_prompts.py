@@ -1,4 +1,4 @@
-"""Requests for a title: many wordings, drawn as a pure function, around an article whose ids never change."""
+"""Requests for a title: drawn as a pure function, around an article whose ids never change."""
 
 import itertools
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_requests_are_formatted_and_distinct() -> None:
 
 
 def test_request_sampling_is_deterministic_per_epoch() -> None:
-    """Prevents requests that depend on the reading order (no exact resume) or repeat in every epoch."""
+    """Prevents requests that depend on the reading order, or repeat in every epoch."""
     records = np.arange(20_000)
     requests = sample_requests(3, 0, records)
     assert np.array_equal(requests[500:600], sample_requests(3, 0, records[500:600]))

@@ -1,4 +1,4 @@
-"""Rows of text: every token is a target once an epoch, and the order is a function of the step alone."""
+"""Rows of text: every token is a target once an epoch, in an order that the step decides."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from data.sequences import Sequences, ShardWriter
 
 
 def write_sequences(folder: Path, lengths: list[int], first: int = 0) -> Sequences:
-    """Write sequences in which the tokens count up from `first`, so that each token tells its place."""
+    """Write sequences whose tokens count up from `first`: each token tells its place."""
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, "train", 1 << 17, shard_tokens=50)
     for length in lengths:
@@ -97,7 +97,7 @@ def test_sources_are_shuffled_globally(tmp_path: Path, one: Sequences) -> None:
 
 
 def test_weights_repeat_and_fractional_weights_rotate(tmp_path: Path, one: Sequences) -> None:
-    """Prevents a weight of one quarter that always shows the same quarter, and one of two that shows all once."""
+    """Prevents a weight of 0.25 that always shows the same quarter, and 2.0 showing all once."""
     two = write_sequences(tmp_path / "two", [20] * 60, first=10_000)
     plan = build_plan(tmp_path / "plan", (one, 2.0), (two, 0.25))
     seen: Counter[int] = Counter()
@@ -112,7 +112,7 @@ def test_weights_repeat_and_fractional_weights_rotate(tmp_path: Path, one: Seque
 
 
 def test_rows_are_identical_in_a_new_process(tmp_path: Path, one: Sequences) -> None:
-    """Prevents a resume with other data, from the plan on disk or from a new one, read in any order."""
+    """Prevents a resume with other data, from the plan on disk or from a new one."""
     plan = build_plan(tmp_path / "plan", (one, 1.0), length=8)
     expected = [plan.row(row).tolist() for row in range(400)]
     assert plan.epoch_of(399) >= 2
@@ -129,7 +129,7 @@ def test_plan_of_different_data_is_rebuilt(tmp_path: Path, one: Sequences) -> No
 
 
 def test_ranks_split_a_step_without_changing_it(tmp_path: Path, one: Sequences) -> None:
-    """Prevents another order of data on two GPUs, and a micro-batch size that changes what a step sees."""
+    """Prevents another order of data on two GPUs or with another micro-batch size."""
     plan = build_plan(tmp_path / "plan", (one, 1.0))
     for step in (0, 3):
         (whole,) = TextBatchLoader(plan, 4).micro_batches(step, 4)

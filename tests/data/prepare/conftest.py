@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def documents(folder: Path) -> list[str]:
-    """Return the text of every sequence of a shard set, and check that each has `<bos>` and `<eos>`."""
+    """Return the texts of a shard set, and check that each has `<bos>` and `<eos>`."""
     shards = ShardSet.open(folder, checksums=True)
     tokenizer = shards.load_tokenizer()
     texts = []

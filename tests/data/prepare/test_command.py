@@ -51,7 +51,7 @@ def test_command_line_errors_are_reported(
 def test_help_shows_sources_options_and_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents a help text without the sources, or an error because options are missing beside --help."""
+    """Prevents a help text without the sources, or an error about options missing beside it."""
     monkeypatch.setattr(sys, "argv", ["prepare", "--source", "mnbvc", "--help"])
     with pytest.raises(SystemExit) as caught:
         prepare_command.main()

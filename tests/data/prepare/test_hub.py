@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import document, documents
+from tests.helpers.prepare import prepare_source
 
 
 @pytest.fixture

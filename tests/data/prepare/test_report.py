@@ -1,4 +1,4 @@
-"""The report of a preparation: every record accounted for, bad ones quarantined, lengths against rows."""
+"""The report of a preparation accounts for every record."""
 
 import gzip
 import itertools
@@ -11,12 +11,13 @@ import pytest
 from common.errors import UserError
 from common.files import read_checksummed_json
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_groups, prepare_source
+from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, documents
+from tests.helpers.prepare import prepare_source
 
 
 def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_pat
 def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
     corpus: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    """Prevents a corpus read by the wrong source, and a traceback in place of the first bad line."""
+    """Prevents a corpus read by the wrong source, and an error without the first bad line."""
     corpus.write_bytes(corpus.read_bytes() + b"[1]\n[2]\n")
     with pytest.raises(
         UserError, match=r"3 of 221 records.*1\.36%.*corpus\.jsonl line 219: not valid JSON"
@@ -88,7 +89,7 @@ def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
 def test_empty_training_set_gives_clear_error(
     tokenizer: Path, tmp_path: Path, data: bytes, reason: str
 ) -> None:
-    """Prevents an error about a text that is too short without the file's name or the length that would do."""
+    """Prevents an error about short text without the file's name or the length required."""
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=rf"a\.jsonl: .*{reason}"):
         prepare_source(
@@ -97,7 +98,7 @@ def test_empty_training_set_gives_clear_error(
 
 
 def test_conversation_fitting_a_row_gives_no_length_warning(root: Path, tmp_path: Path) -> None:
-    """Prevents a report of conversations that training would not truncate: a row of 512 holds 513 ids."""
+    """Prevents a warning about conversations that fit: a row of 512 positions holds 513 ids."""
     folder = root / "assets/tokenizer"
     tokenizer = load_tokenizer(folder)
     answer = ""

@@ -1,4 +1,4 @@
-"""Interrupted, killed and repeated preparations: the bytes of an uninterrupted one, never a mix of two."""
+"""Interrupted and repeated preparations give the bytes of an uninterrupted one."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from common.errors import UserError
 from data.kinds import documents
 from data.prepare import pipeline, provenance, worker, write_shards
 from data.prepare.options import CleanOptions, PrepareOptions
-from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
+from tests.helpers.prepare import prepare_source
 
 
 def fail_with_full_disk(*_: Any) -> None:
@@ -28,7 +28,7 @@ def fail_with_full_disk(*_: Any) -> None:
 def test_output_is_identical_for_any_workers_and_after_sigkill(
     tokenizer: Path, tmp_path: Path, root: Path
 ) -> None:
-    """Prevents a shard set that depends on the number of workers or on a kill -9, and workers that survive it."""
+    """Prevents a shard set that depends on the workers or on a kill -9, and orphaned workers."""
     import psutil
 
     texts = [document(seed, 500) for seed in range(1200)]
@@ -71,7 +71,7 @@ def test_output_is_identical_for_any_workers_and_after_sigkill(
 def test_finished_units_are_reused_and_changed_inputs_redone(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents hours of work being repeated after an interruption, and a unit of records that have changed."""
+    """Prevents hours of work being repeated after an interruption, and outdated units."""
     monkeypatch.setattr(worker, "UNIT_BYTES", 20_000)
     processed: list[int] = []
     process = worker.PrepareWorker.process
@@ -106,7 +106,7 @@ def test_finished_units_are_reused_and_changed_inputs_redone(
 def test_repeat_is_no_op_and_different_arguments_are_refused(
     corpus: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents a finished set being written again, or another preparation or a user's files being overwritten."""
+    """Prevents a finished set, another preparation or a user's files being overwritten."""
     out = tmp_path / "out"
     report = prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -159,7 +159,7 @@ def test_units_of_other_code_version_are_not_mixed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Prevents a corpus that is half cleaned by an older version of the rules, because an update came between."""
+    """Prevents a corpus that is half cleaned by an older version of the rules."""
     arguments = ("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
 
     def reject_by_new_rule(text: str, options: CleanOptions) -> str | None:

@@ -1,4 +1,4 @@
-"""What a shard set holds: the ids of the tokenizer, and a validation split that the text alone decides."""
+"""A shard set has the tokenizer's ids and a validation split that the text alone decides."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ import orjson
 import pytest
 
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, run
+from tests.helpers.prepare import prepare_source
 
 
 def write_corpus(path: Path, texts: list[str]) -> Path:
@@ -38,7 +38,7 @@ def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: P
 
 
 def test_validation_split_depends_only_on_text(tokenizer: Path, tmp_path: Path) -> None:
-    """Prevents a document that changes sides when the corpus is shuffled or grows: training on it would leak."""
+    """Prevents documents that move from validation to train when the corpus grows."""
     texts = [document(seed, 60) for seed in range(600)]
     for name, part in (("whole", texts), ("reversed", texts[::-1]), ("half", texts[:300])):
         path = write_corpus(tmp_path / f"{name}.jsonl", part)

@@ -26,7 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
 BATCH_ROWS = 16
 BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
-# Contender, precision and the batches that it decodes; ratios are to the first of a precision's other rows.
+# Contender, weight precision, and the batch sizes that it decodes.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
     ("transformers", "fp32", (1, BATCH_ROWS)),
     ("llama-cpp", "fp32", (1,)),
@@ -38,48 +38,49 @@ ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
 
 @dataclass(frozen=True)
 class Figure:
-    """What one process measured of one batch."""
+    """The measurement of one batch in one process."""
 
     contender: str
     precision: WeightPrecision
     batch: int
     prompt_tokens: int
-    """All ids of the prompts, padding left out."""
+    """Ids of all prompts without padding."""
     ids: list[list[int]]
     prefill_seconds: float
     decode_seconds: float
-    """For all new ids but the first of each prompt."""
+    """Time for all new ids but the first of each prompt."""
     peak_bytes: int
     bandwidth: float
-    """Bytes a second, read by all threads together."""
+    """Memory bandwidth of all threads together, in bytes per second."""
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Tokens a second."""
+        """Return the prefill throughput in tokens per second."""
         return self.prompt_tokens / self.prefill_seconds
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens a second, all rows together."""
+        """Return the decode throughput of all rows together in tokens per second."""
         return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
 
 
 def make_prompts(batch: int, length: int) -> list[list[int]]:
-    """One prompt of `length` ids, or several of a quarter of it up to all of it."""
-    draw = np.random.default_rng(SEED)
-    lengths = (
-        [length]
-        if batch == 1
-        else np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
-    )
+    """Return `batch` random prompts: one of `length` ids, or several of length / 4 to length."""
+    generator = np.random.default_rng(SEED)
+    lengths = [length]
+    if batch > 1:
+        lengths = np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
     return [
-        [MODEL_CONFIG.bos_token_id, *draw.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()]
+        [
+            MODEL_CONFIG.bos_token_id,
+            *generator.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist(),
+        ]
         for size in lengths
     ]
 
 
 def measure_bandwidth() -> float:
-    """The rate at which all threads read memory, bytes a second: the best of several sums over 512 MB."""
+    """Measure the memory read bandwidth in bytes per second: the best of four sums of 512 MB."""
     import torch
 
     numbers = torch.ones(128 * 2**20)
@@ -94,7 +95,7 @@ def measure_bandwidth() -> float:
 def run_turn(
     entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int
 ) -> list[Figure]:
-    """Decode with one contender in this process; a short decoding before pays for what happens once."""
+    """Decode with one contender in this process, after a short warm-up for each batch."""
     import torch
 
     torch.set_num_threads(threads)
@@ -107,7 +108,9 @@ def run_turn(
         prompts = make_prompts(batch, length)
         decode(prompts, 4)
         timings.append((batch, prompts, decode(prompts, num_new_tokens)))
-    peak, rate = peak_memory_bytes(), measure_bandwidth()
+    # Before the bandwidth is measured, because that allocates 512 MB.
+    peak = peak_memory_bytes()
+    bandwidth = measure_bandwidth()
     return [
         Figure(
             name,
@@ -118,14 +121,17 @@ def run_turn(
             each.prefill_seconds,
             each.decode_seconds,
             peak,
-            rate,
+            bandwidth,
         )
         for batch, prompts, each in timings
     ]
 
 
 def check_equal_ids(figures: list[Figure]) -> None:
-    """Refuse to compare contenders that do not decode the same: UserError if ids in fp32, or those of a repetition, differ."""
+    """Raise UserError if two contenders decode different ids in fp32.
+
+    In other precisions only the turns of the same contender must agree.
+    """
     for figure in figures:
         peers = [
             each
@@ -135,24 +141,29 @@ def check_equal_ids(figures: list[Figure]) -> None:
         ]
         if figure.ids != peers[0].ids:
             raise UserError(
-                f"{figure.contender} and {peers[0].contender} decode other ids in {figure.precision} at batch "
-                f"{figure.batch}, so the speeds cannot be compared"
+                f"{figure.contender} and {peers[0].contender} decode other ids in "
+                f"{figure.precision} at batch {figure.batch}, so the speeds cannot be compared"
             )
 
 
 def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
-    """Bytes of weights that a step must read. This project's greedy fp32 decoding reads the head in int8."""
+    """Return the bytes of weights that a decode step must read.
+
+    Greedy fp32 decoding of this project reads the LM head in int8.
+    """
     head = config.hidden_size * config.vocab_size
     body = config.num_matmul_parameters - head
-    return (
-        body * BYTES_PER_WEIGHT[precision]
-        + head * BYTES_PER_WEIGHT["int8" if contender == "babyllama" else precision]
-    )
+    head_precision: WeightPrecision = "int8" if contender == "babyllama" else precision
+    return body * BYTES_PER_WEIGHT[precision] + head * BYTES_PER_WEIGHT[head_precision]
 
 
 def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
-    """A row per contender, precision and batch; ratios are to the first contender of the same precision and batch."""
-    rate = statistics.median(figure.bandwidth for figure in figures)
+    """Return a row per precision, batch and contender, with medians over the turns.
+
+    `lead` is the decode speed of babyllama at the same precision and batch, divided by the speed of
+    the row. `limit` and `own_limit` are the bandwidth divided by the weight bytes of a step.
+    """
+    bandwidth = statistics.median(figure.bandwidth for figure in figures)
     rows: list[dict[str, Any]] = []
     for precision, batch, name in sorted(
         {(each.precision, each.batch, each.contender) for each in figures},
@@ -164,7 +175,8 @@ def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
             if (each.precision, each.batch, each.contender) == (precision, batch, name)
         ]
         speeds = [each.decode_tokens_per_second for each in contender_figures]
-        steps = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
+        weight_bytes = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
+        own_weight_bytes = weight_bytes_per_step(name, precision, MODEL_CONFIG)
         rows.append(
             {
                 "precision": precision,
@@ -176,8 +188,8 @@ def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
                 "prefill": statistics.median(
                     each.prefill_tokens_per_second for each in contender_figures
                 ),
-                "limit": batch * rate / steps,
-                "own_limit": batch * rate / weight_bytes_per_step(name, precision, MODEL_CONFIG),
+                "limit": batch * bandwidth / weight_bytes,
+                "own_limit": batch * bandwidth / own_weight_bytes,
                 "peak_bytes": max(each.peak_bytes for each in contender_figures),
             }
         )
@@ -196,29 +208,35 @@ def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
 
 
 def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
-    """Print the comparison."""
-    rate = statistics.median(figure.bandwidth for figure in figures)
+    """Print a table of the rows."""
+    bandwidth = statistics.median(figure.bandwidth for figure in figures)
+    int8_bytes = MODEL_CONFIG.num_matmul_parameters
+    own_bytes = weight_bytes_per_step("babyllama", "fp32", MODEL_CONFIG)
     print(
-        f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {MODEL_CONFIG.num_matmul_parameters * 4 / 1e6:.0f} MB, "
-        f"int8 {MODEL_CONFIG.num_matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
-        f"{weight_bytes_per_step('babyllama', 'fp32', MODEL_CONFIG) / 1e6:.0f} MB (see docs/inference.md)"
+        f"memory read at {bandwidth / 1e9:.1f} GB/s; weights read for a token: "
+        f"fp32 {int8_bytes * 4 / 1e6:.0f} MB, int8 {int8_bytes / 1e6:.0f} MB, "
+        f"this project's greedy fp32 {own_bytes / 1e6:.0f} MB (see docs/inference.md)"
     )
     print("ids in fp32 are the same for all")
     print(
-        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
-        f"{'prefill/s':>10}{'peak MB':>9}"
+        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}"
+        f"{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}"
     )
     for row in rows:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
         print(
-            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}{spread:>18}{lead:>10}"
-            f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
+            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows"
+            f"{row['decode']:15.1f}{spread:>18}{lead:>10}{row['limit']:7.0f}"
+            f"{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
         )
 
 
 def resolve_entrants(names: Sequence[str]) -> list[int]:
-    """The entrants of these contenders whose package is installed; a line for each that is not. UserError for other names."""
+    """Return the indices in ENTRANTS of the contenders whose package is installed.
+
+    Prints a line for each contender that is not installed. Raises UserError for an unknown name.
+    """
     for name in names:
         if name not in DECODERS:
             raise UserError(
@@ -237,7 +255,10 @@ def resolve_entrants(names: Sequence[str]) -> list[int]:
 
 
 def compare_decoding(options: GenerateSpeedOptions) -> None:
-    """Run the contenders in turns, print the comparison, and write the file of `--json`."""
+    """Run the contenders in turns, print the comparison, and write the `--json` file.
+
+    With `--turn`, run one turn in this process and print its JSON.
+    """
     if options.turn is not None:
         measured = run_turn(
             options.turn, options.turn_folder, options.threads, options.prompt, options.new
@@ -249,21 +270,17 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
     from model.llama import Llama
 
     entrants = resolve_entrants(options.contenders)
-    numbers = [
-        word
-        for name in ("threads", "prompt", "new")
-        for word in (f"--{name}", str(getattr(options, name)))
-    ]
+    numbers = [f"--{name}={getattr(options, name)}" for name in ("threads", "prompt", "new")]
     with tempfile.TemporaryDirectory() as temporary:
         save_file(
             Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE
         )
-        asked = [
+        commands = [
             (ENTRANTS[entrant][0], ["--turn", str(entrant), "--turn_folder", temporary, *numbers])
             for entrant in entrants
         ]
-        found = run_turns("bench.generate", asked, options.turns, options.threads)
-    figures = [Figure(**each) for turn in found for each in turn]
+        turns = run_turns("bench.generate", commands, options.turns, options.threads)
+    figures = [Figure(**each) for turn in turns for each in turn]
     check_equal_ids(figures)
     rows = summarize(figures)
     print_comparison(rows, figures)

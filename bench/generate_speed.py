@@ -26,7 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
 BATCH_ROWS = 16
 BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
-# Contender, weight precision, and the batch sizes that it decodes.
+# Contender, precision, and the batch sizes that it decodes.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
     ("transformers", "fp32", (1, BATCH_ROWS)),
     ("llama-cpp", "fp32", (1,)),
@@ -37,50 +37,47 @@ ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
 
 
 @dataclass(frozen=True)
-class Figure:
-    """The measurement of one batch in one process."""
+class Measurement:
+    """One contender's decoding of one batch in one turn."""
 
     contender: str
     precision: WeightPrecision
     batch: int
     prompt_tokens: int
-    """Ids of all prompts without padding."""
+    """Ids of all prompts, without padding."""
     ids: list[list[int]]
     prefill_seconds: float
     decode_seconds: float
-    """Time for all new ids but the first of each prompt."""
+    """Seconds for all new ids but the first of each prompt."""
     peak_bytes: int
     bandwidth: float
-    """Memory bandwidth of all threads together, in bytes per second."""
+    """Bytes per second at which all threads together read memory."""
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Return the prefill throughput in tokens per second."""
+        """Return the tokens per second of all prompts together."""
         return self.prompt_tokens / self.prefill_seconds
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Return the decode throughput of all rows together in tokens per second."""
+        """Return the tokens per second of all rows together."""
         return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
 
 
 def make_prompts(batch: int, length: int) -> list[list[int]]:
-    """Return `batch` random prompts: one of `length` ids, or several of length / 4 to length."""
-    generator = np.random.default_rng(SEED)
+    """Return one random prompt of `length` ids, or several of a quarter of that up to all of it."""
+    rng = np.random.default_rng(SEED)
     lengths = [length]
     if batch > 1:
         lengths = np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
     return [
-        [
-            MODEL_CONFIG.bos_token_id,
-            *generator.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist(),
-        ]
+        [MODEL_CONFIG.bos_token_id, *rng.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()]
         for size in lengths
     ]
 
 
 def measure_bandwidth() -> float:
-    """Measure the memory read bandwidth in bytes per second: the best of four sums of 512 MB."""
+    """Return the bytes per second that all threads read: the best of four sums of 512 MB."""
     import torch
 
     numbers = torch.ones(128 * 2**20)
@@ -94,8 +91,8 @@ def measure_bandwidth() -> float:
 
 def run_turn(
     entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int
-) -> list[Figure]:
-    """Decode with one contender in this process, after a short warm-up for each batch."""
+) -> list[Measurement]:
+    """Measure all batches of one entrant in this process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -108,31 +105,29 @@ def run_turn(
         prompts = make_prompts(batch, length)
         decode(prompts, 4)  # warm-up: first use allocates buffers and copies weights
         timings.append((batch, prompts, decode(prompts, num_new_tokens)))
-    # Before the bandwidth is measured, because that allocates 512 MB.
-    peak = peak_memory_bytes()
-    bandwidth = measure_bandwidth()
+    peak_bytes, bandwidth = peak_memory_bytes(), measure_bandwidth()
     return [
-        Figure(
-            name,
-            precision,
-            batch,
-            sum(map(len, prompts)),
-            each.ids,
-            each.prefill_seconds,
-            each.decode_seconds,
-            peak,
-            bandwidth,
+        Measurement(
+            contender=name,
+            precision=precision,
+            batch=batch,
+            prompt_tokens=sum(map(len, prompts)),
+            ids=timing.ids,
+            prefill_seconds=timing.prefill_seconds,
+            decode_seconds=timing.decode_seconds,
+            peak_bytes=peak_bytes,
+            bandwidth=bandwidth,
         )
         for batch, prompts, timing in timings
     ]
 
 
-def check_equal_ids(figures: list[Figure]) -> None:
-    """Raise UserError if two contenders decode different ids in fp32.
+def check_equal_ids(measurements: list[Measurement]) -> None:
+    """Check that contenders decode the same ids in fp32, and each the same in all of its turns.
 
-    In other precisions only the turns of the same contender must agree.
+    Raises UserError otherwise: the speeds could not be compared.
     """
-    for figure in figures:
+    for one in measurements:
         peers = [
             other
             for other in measurements
@@ -141,42 +136,45 @@ def check_equal_ids(figures: list[Figure]) -> None:
         ]
         if one.ids != peers[0].ids:
             raise UserError(
-                f"{figure.contender} and {peers[0].contender} decode other ids in "
-                f"{figure.precision} at batch {figure.batch}, so the speeds cannot be compared"
+                f"{one.contender} and {peers[0].contender} decode other ids in {one.precision} at "
+                f"batch {one.batch}, so the speeds cannot be compared"
             )
 
 
 def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
-    """Return the bytes of weights that a decode step must read.
+    """Return the bytes of weights that a decode step reads.
 
-    Greedy fp32 decoding of this project reads the LM head in int8.
+    This project's greedy decoding reads the head in int8, whatever the precision.
     """
     head = config.hidden_size * config.vocab_size
     body = config.num_matmul_parameters - head
-    head_precision: WeightPrecision = "int8" if contender == "babyllama" else precision
+    head_precision = "int8" if contender == "babyllama" else precision
     return body * BYTES_PER_WEIGHT[precision] + head * BYTES_PER_WEIGHT[head_precision]
 
 
-def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
-    """Return a row per precision, batch and contender, with medians over the turns.
+def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
+    """Return a row per precision, batch and contender, over its turns.
 
-    `lead` is the decode speed of babyllama at the same precision and batch, divided by the speed of
-    the row. `limit` and `own_limit` are the bandwidth divided by the weight bytes of a step.
+    `lead` is this project's speed over that of the row; `limit` is the speed at which the memory
+    bandwidth allows to read all weights, `own_limit` that for the weights the contender reads.
     """
-    bandwidth = statistics.median(figure.bandwidth for figure in figures)
+    bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
+    turns: dict[tuple[WeightPrecision, int, str], list[Measurement]] = {}
+    for measurement in measurements:
+        key = (measurement.precision, measurement.batch, measurement.contender)
+        turns.setdefault(key, []).append(measurement)
+    medians = {
+        key: statistics.median(turn.decode_tokens_per_second for turn in group)
+        for key, group in turns.items()
+    }
     rows: list[dict[str, Any]] = []
-    for precision, batch, name in sorted(
-        {(each.precision, each.batch, each.contender) for each in figures},
-        key=lambda key: (*key[:2], list(DECODERS).index(key[2])),
-    ):
-        contender_figures = [
-            each
-            for each in figures
-            if (each.precision, each.batch, each.contender) == (precision, batch, name)
-        ]
-        speeds = [each.decode_tokens_per_second for each in contender_figures]
-        weight_bytes = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
-        own_weight_bytes = weight_bytes_per_step(name, precision, MODEL_CONFIG)
+    for key in sorted(turns, key=lambda key: (*key[:2], list(DECODERS).index(key[2]))):
+        precision, batch, name = key
+        speeds = [turn.decode_tokens_per_second for turn in turns[key]]
+        prefill_speeds = [turn.prefill_tokens_per_second for turn in turns[key]]
+        all_bytes = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
+        own_bytes = weight_bytes_per_step(name, precision, MODEL_CONFIG)
+        ours = medians.get((precision, batch, "babyllama"))
         rows.append(
             {
                 "precision": precision,
@@ -185,26 +183,25 @@ def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
                 "decode": medians[key],
                 "slowest": min(speeds),
                 "fastest": max(speeds),
-                "prefill": statistics.median(
-                    each.prefill_tokens_per_second for each in contender_figures
-                ),
-                "limit": batch * bandwidth / weight_bytes,
-                "own_limit": batch * bandwidth / own_weight_bytes,
-                "peak_bytes": max(each.peak_bytes for each in contender_figures),
+                "prefill": statistics.median(prefill_speeds),
+                "limit": batch * bandwidth / all_bytes,
+                "own_limit": batch * bandwidth / own_bytes,
+                "peak_bytes": max(turn.peak_bytes for turn in turns[key]),
+                "lead": ours / medians[key] if ours else None,
             }
         )
     return rows
 
 
-def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
-    """Print a table of the rows."""
-    bandwidth = statistics.median(figure.bandwidth for figure in figures)
-    int8_bytes = MODEL_CONFIG.num_matmul_parameters
+def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]) -> None:
+    """Print the table of `summarize`."""
+    bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
+    weights = MODEL_CONFIG.num_matmul_parameters
     own_bytes = weight_bytes_per_step("babyllama", "fp32", MODEL_CONFIG)
     print(
-        f"memory read at {bandwidth / 1e9:.1f} GB/s; weights read for a token: "
-        f"fp32 {int8_bytes * 4 / 1e6:.0f} MB, int8 {int8_bytes / 1e6:.0f} MB, "
-        f"this project's greedy fp32 {own_bytes / 1e6:.0f} MB (see docs/inference.md)"
+        f"memory read at {bandwidth / 1e9:.1f} GB/s; weights read per token: fp32 "
+        f"{weights * 4 / 1e6:.0f} MB, int8 {weights / 1e6:.0f} MB, this project's greedy fp32 "
+        f"{own_bytes / 1e6:.0f} MB (see docs/inference.md)"
     )
     print("ids in fp32 are the same for all")
     print(
@@ -216,16 +213,15 @@ def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
         print(
-            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows"
-            f"{row['decode']:15.1f}{spread:>18}{lead:>10}{row['limit']:7.0f}"
+            f"{label}{row['decode']:15.1f}{spread:>18}{lead:>10}{row['limit']:7.0f}"
             f"{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
         )
 
 
 def resolve_entrants(names: Sequence[str]) -> list[int]:
-    """Return the indices in ENTRANTS of the contenders whose package is installed.
+    """Return the indices of the entrants of these contenders whose packages are installed.
 
-    Prints a line for each contender that is not installed. Raises UserError for an unknown name.
+    Prints a line for each contender that is left out. Raises UserError for unknown names.
     """
     for name in names:
         if name not in DECODERS:
@@ -245,10 +241,7 @@ def resolve_entrants(names: Sequence[str]) -> list[int]:
 
 
 def compare_decoding(options: GenerateSpeedOptions) -> None:
-    """Run the contenders in turns, print the comparison, and write the `--json` file.
-
-    With `--turn`, run one turn in this process and print its JSON.
-    """
+    """Run the contenders in turns, print the comparison, and write the file of `--json`."""
     if options.turn is not None:
         measurements = run_turn(
             options.turn, options.turn_folder, options.threads, options.prompt, options.new
@@ -260,20 +253,21 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
     from model.llama import Llama
 
     entrants = resolve_entrants(options.contenders)
-    numbers = [f"--{name}={getattr(options, name)}" for name in ("threads", "prompt", "new")]
+    arguments: list[str] = []
+    for name in ("threads", "prompt", "new"):
+        arguments += [f"--{name}", str(getattr(options, name))]
     with tempfile.TemporaryDirectory() as temporary:
-        save_file(
-            Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE
-        )
+        model = Llama(MODEL_CONFIG).init_weights(SEED)
+        save_file(model.state_dict(), Path(temporary) / WEIGHTS_FILE)
         commands = [
-            (ENTRANTS[entrant][0], ["--turn", str(entrant), "--turn_folder", temporary, *numbers])
+            (ENTRANTS[entrant][0], ["--turn", str(entrant), "--turn_folder", temporary, *arguments])
             for entrant in entrants
         ]
-        turns = run_turns("bench.generate", commands, options.turns, options.threads)
-    figures = [Figure(**each) for turn in turns for each in turn]
-    check_equal_ids(figures)
-    rows = summarize(figures)
-    print_comparison(rows, figures)
+        results = run_turns("bench.generate", commands, options.turns, options.threads)
+    measurements = [Measurement(**values) for turn in results for values in turn]
+    check_equal_ids(measurements)
+    rows = summarize(measurements)
+    print_comparison(rows, measurements)
     if options.json_file:
         settings = {name: getattr(options, name) for name in ("turns", "prompt", "new", "threads")}
         write_json(

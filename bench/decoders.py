@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from model.config import LlamaConfig
-from model.tokenizer import load_tokenizer
 
 _GGML_TYPE_F32 = 0
 WeightPrecision = Literal["fp32", "int8"]
@@ -123,6 +122,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     from llama_cpp import llama_get_logits_ith
 
     from model.interop.gguf.export import write_gguf
+    from model.tokenizer import load_tokenizer
 
     # q8_0 is the format of llama.cpp that is closest to int8 weights.
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]

@@ -60,6 +60,15 @@ class RunDir:
         """
         self._create_or_check_folder()
         self._acquire_lock()
+        try:
+            self._create_or_resume(options, record, device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_or_resume(
+        self, options: dict[str, Any], record: dict[str, Any], device: torch.device
+    ) -> None:
         remove_temporary_files(self.folder)
         run_file = self.folder / RUN_FILE
         if not self._has_training_records():

@@ -13,6 +13,7 @@ from evaluate.load_model import LoadedCheckpoint
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
+from model.decode.logits_processors import LogitsProcessor
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -70,6 +71,7 @@ def summarize_articles(
     max_new_tokens: int = 64,
     beams: int = 1,
     length_penalty: float = 1.0,
+    processors: Sequence[LogitsProcessor] = (),
     prompt_budget: int | None = None,
     batch: int = 16,
     on_progress: Callable[[int], object] | None = None,
@@ -95,6 +97,7 @@ def summarize_articles(
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         length_penalty=length_penalty,
+        processors=processors,
         batch_size=batch,
         on_progress=on_progress,
     )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.decode.batch_generate import generate_batch
+from model.decode.logits_processors import build_logits_processors
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -95,7 +97,9 @@ def test_checkpoint_is_scored_on_full_answers(
     assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
 
 
-def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
+def test_search_and_penalty_options_take_effect(
+    run_command: Run, taught: Path, tmp_path: Path
+) -> None:
     """Prevents options without effect."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(
@@ -114,6 +118,10 @@ def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: P
         3,
         "--length_penalty",
         -2,
+        "--repetition_penalty",
+        1.5,
+        "--no_repeat_ngram",
+        1,
         "--max_new_tokens",
         12,
         "--json",
@@ -126,15 +134,21 @@ def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: P
     prompts = [
         summary_prompt(tokenizer, Template(), row["input"], max_tokens=256 - 12)[0] for row in rows
     ]
-    expected = generate_batch(model, prompts, max_new_tokens=12, num_beams=3, length_penalty=-2)
-    assert expected != generate_batch(model, prompts, max_new_tokens=12, num_beams=3)
+    options: dict[str, Any] = {
+        "num_beams": 3,
+        "length_penalty": -2,
+        "processors": build_logits_processors(repetition_penalty=1.5, no_repeat_ngram=1),
+    }
+    expected = generate_batch(model, prompts, max_new_tokens=12, **options)
+    for name in options:
+        others = {key: value for key, value in options.items() if key != name}
+        assert expected != generate_batch(model, prompts, max_new_tokens=12, **others), name
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
     assert [(row["stopped"], row["tokens"]) for row in rows] == [
         (each.reached_stop_id, len(each.ids)) for each in expected
     ]
-    assert (
-        "3 beams, length penalty -2, at most 12 tokens"
-        in json.loads(out.read_text(encoding="utf-8"))["decoding"]
+    assert json.loads(out.read_text(encoding="utf-8"))["decoding"] == (
+        "3 beams, length penalty -2, repetition penalty 1.5, no repeated 1-grams, at most 12 tokens"
     )
 
 

@@ -47,7 +47,7 @@ def test_training_survives_full_disk(
     line = the_line(child.output)
     assert (
         "the disk is full: make room" in line
-        and f"goes on from the last whole checkpoint in {run}" in line
+        and f"resumes from the last whole checkpoint in {run}" in line
     )
     assert list_steps(run) and all(
         check_manifest(step_folder(run, step)) is None for step in list_steps(run)
@@ -158,7 +158,7 @@ def test_disk_turning_read_only_during_training(
         assert child.wait() == 2, child.output
     line = the_line(child.output)
     assert file in line and "is on a disk that is read-only: make it writable" in line
-    assert f"goes on from the last whole checkpoint in {run}" in line
+    assert f"resumes from the last whole checkpoint in {run}" in line
     ext4.mount_again()
     assert check_manifest(step_folder(run, 12)) is None and max(list_steps(run)) == 12
     with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
@@ -195,7 +195,7 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
         "--workers",
         "1",
     ]
-    with running_child("data.prepare", arguments, tmp_path / "log") as child:
+    with running_child("data.prepare.__main__", arguments, tmp_path / "log") as child:
         assert child.wait() == 2, child.output
     assert "the disk is full: make room" in the_line(child.output) and str(folder) in the_line(
         child.output
@@ -203,7 +203,7 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
     assert not (folder / "csl").exists()
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
     disk("size=64m")
-    with running_child("data.prepare", arguments, tmp_path / "again.log") as child:
+    with running_child("data.prepare.__main__", arguments, tmp_path / "again.log") as child:
         assert child.wait() == 0, child.output
     assert ShardSet.open(folder / "csl", checksums=True).manifest["report"]["records"] == 300
     assert [path.name for path in folder.iterdir()] == ["csl"]

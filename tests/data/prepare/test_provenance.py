@@ -1,4 +1,4 @@
-"""Shard sets of another version are prepared again, or reported where that is impossible."""
+"""Shard sets of another code version are prepared again, or reported if they cannot be."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from data.sources import find_source
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, with the manifest of one corpus of two parts; `a` is the default."""
+    """Work in an empty folder, with a corpus in two parts, the first of which is the default."""
     monkeypatch.chdir(tmp_path)
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {
@@ -34,8 +34,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "mirrors": ("{path}",),
         "parts": ("a",),
     }
-    made = {"zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files})}
-    monkeypatch.setattr(resolver, "load_corpora", lambda: made)
+    corpora = {
+        "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files})
+    }
+    monkeypatch.setattr(resolver, "load_corpora", lambda: corpora)
 
 
 def write(path: Path, word: str) -> Path:
@@ -67,15 +69,14 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents training on text that an older version cleaned."""
+    """Prevents text cleaned by old rules from being trained on after an update."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
     first = stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER))
     update(monkeypatch)
     assert stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER)) != first
 
 
-# Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small
-# tokenizer.
+# Fingerprints of the sample's shard sets, prepared by each version with the small tokenizer.
 FINGERPRINTS = {
     1: {
         "wikipedia": "ca9c6cd8ee12d9e072a4479b69fa954abb3190d1aeff1179ae623b89922241d7",
@@ -86,10 +87,10 @@ FINGERPRINTS = {
 
 
 def test_the_version_is_raised_with_the_ids() -> None:
-    """Prevents sets of an old rule being used after the rule has changed.
+    """Prevents sets prepared by old rules from passing for current ones.
 
     If this fails because a change makes other ids on purpose: raise PREPARE_VERSION and record the
-    new digests.
+    new fingerprints.
     """
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
@@ -131,7 +132,7 @@ def test_a_changed_rule_changes_the_fingerprint(
 def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> None:
-    """Prevents the set of `make data` being the one that no update ever reaches."""
+    """Prevents an update from never reaching the sets of `make data`."""
     write(Path("downloads/zhihu/a.jsonl"), "山坡")
     folder = prepared()
     before, fingerprint = stamp(folder), ShardSet.open(folder).fingerprint
@@ -156,7 +157,7 @@ def test_changed_code_prepares_downloads_again(
 def test_missing_downloads_keep_set_with_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents a set without raw files being taken for the current version, or being lost."""
+    """Prevents a set whose raw files were deleted from being lost, or from passing for current."""
     write(Path("downloads/zhihu/a.jsonl"), "山坡")
     folder = prepared()
     before = stamp(folder)
@@ -164,16 +165,16 @@ def test_missing_downloads_keep_set_with_warning(
     update(monkeypatch)
     capsys.readouterr()
     assert resolve_shard_set("zhihu") == folder and stamp(folder) == before
-    said = capsys.readouterr().err
+    warning = capsys.readouterr().err
     assert (
-        said.startswith(f"warning: {folder} was prepared by another version")
-        and said.count("\n") == 1
+        warning.startswith(f"warning: {folder} was prepared by another version")
+        and warning.count("\n") == 1
     )
-    assert "make data DATA=zhihu" in said
+    assert "make data DATA=zhihu" in warning
 
 
 def test_only_prepared_subsets_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents an update preparing other parts of the corpus, whose files lie beside."""
+    """Prevents an update from preparing other parts of the corpus than those of the set."""
     for part, word in (("a", "山坡"), ("b", "湖边的")):
         write(Path(f"downloads/zhihu/{part}.jsonl"), word)
     folder = prepared("b")

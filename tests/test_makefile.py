@@ -113,7 +113,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
 def test_unset_make_variables_use_command_defaults(
     folder: Path, target: str, words: list[str]
 ) -> None:
-    """Prevents defaults in the Makefile beside those of the commands, and ARGS passed as one word."""
+    """Prevents defaults in the Makefile beside those of the commands; ARGS as one word."""
     (folder / "runs" / "x").mkdir(parents=True)
     assert make(folder, target)[1] == ["-m", *words]
     found = make(folder, target, "DATA=", "RUN=", "ARGS=--limit 3 --name 'a b'")[1]

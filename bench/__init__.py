@@ -1,1 +1,1 @@
-"""Speed and memory, side by side with peers."""
+"""Benchmarks: speed and memory compared with other projects."""

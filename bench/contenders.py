@@ -1,7 +1,8 @@
-"""The training step of each contender: the same shape, weights, ids and optimiser settings, each in its own usual code.
+"""Training steps of the contenders, with the same shape, weights, ids and optimizer settings.
 
-Every contender is a function from a `Task` to a step: `step(inputs, targets) -> loss`, both int64[B, T], which does
-forward, backward and update. Peers are imported inside their own function: a turn loads no other contender.
+A contender is a function from a `TrainTask` to a step, `step(inputs, targets) -> loss` with
+int64[B, T] for both, that does forward, backward and update. Each is written in the usual way of
+its library. Peers are imported inside their function, so that a turn loads no other contender.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ TrainStep = Callable[[Any, Any], float]
 
 @dataclass(frozen=True)
 class TrainTask:
-    """What a contender is given."""
+    """The task of a contender."""
 
     config: LlamaConfig
     weights: Path
@@ -28,7 +29,7 @@ class TrainTask:
 
 
 def build_adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
-    """torch's AdamW as it comes, with weight decay on matrices only."""
+    """Return the AdamW of torch with its default kernels, and weight decay on matrices only."""
     import torch
 
     parameters = [parameter for _, parameter in named_parameters]
@@ -40,7 +41,7 @@ def build_adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
 
 
 def build_babyllama_step(task: TrainTask) -> TrainStep:
-    """This project's model, loss and optimiser, as `train.pretrain` puts them together for AdamW."""
+    """Build the step of this project, as `train.pretrain` runs it with AdamW."""
     from safetensors.torch import load_file
 
     from model.llama import Llama
@@ -71,12 +72,12 @@ def build_babyllama_step(task: TrainTask) -> TrainStep:
 
 
 def build_transformers_step(task: TrainTask) -> TrainStep:
-    """`LlamaForCausalLM` with sdpa attention and its own loss, as in a plain PyTorch loop."""
+    """Build a plain PyTorch step of `LlamaForCausalLM` with sdpa attention and its own loss."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
     from transformers import LlamaConfig as TheirConfig
 
-    # The project's config is in transformers' own words.
+    # `to_hf` uses the keys of transformers.
     config = TheirConfig(**task.config.to_hf())
     config.use_cache = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
@@ -85,7 +86,7 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
     optimizer = build_adamw(model.named_parameters())
 
     def step(inputs: Any, targets: Any) -> float:
-        # `shift_labels` are targets that are already one ahead: otherwise its loss would leave the last one out.
+        # `shift_labels` are already shifted; otherwise the loss would drop the last target.
         loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
         loss.backward()
         optimizer.step()
@@ -96,12 +97,12 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
 
 
 def build_litgpt_step(task: TrainTask) -> TrainStep:
-    """litgpt's `GPT` with the loss of its pretraining script, not compiled."""
+    """Build an eager step of litgpt with the loss of its pretraining script."""
     return _build_litgpt_step(task, compiled=False)
 
 
 def build_litgpt_compiled_step(task: TrainTask) -> TrainStep:
-    """litgpt's `GPT` under `torch.compile`, as its pretraining script runs it; the first step compiles."""
+    """Build a compiled step of litgpt, as its pretraining script runs it."""
     return _build_litgpt_step(task, compiled=True)
 
 

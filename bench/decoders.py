@@ -1,8 +1,9 @@
-"""How each contender decodes: the same weights and prompts, greedily, each in its own usual code.
+"""Greedy decoding of each contender, with the same weights and prompts.
 
-Every contender is a function from a `Task` to a `Decode`: `decode(prompts, new)` answers int64 prompts with `new` ids each,
-`<eos>` ignored, and says how long it took until the first ids were there (prefill) and for the rest (decode). Peers are
-imported inside their own function: a turn loads no other contender.
+A contender is a function from a `DecodeTask` to a `DecodeFunction`: `decode(prompts, new)` returns
+`new` ids for each prompt, ignoring `<eos>`, with the seconds until the first ids (prefill) and for
+the others (decode). Each is written in the usual way of its library. Peers are imported inside
+their function, so that a turn loads no other contender.
 """
 
 import time
@@ -14,20 +15,19 @@ from typing import Any, Literal
 from common.errors import UserError
 from model.config import LlamaConfig
 
-# GGML_TYPE_F32
 _GGML_TYPE_F32 = 0
 WeightPrecision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """What a contender is given."""
+    """The task of a contender."""
 
     config: LlamaConfig
     weights: Path
     """A safetensors file in Hugging Face names."""
     tokenizer: Path
-    """A folder with the tokenizer whose vocabulary the model has."""
+    """Folder of the tokenizer of the model."""
     precision: WeightPrecision
     threads: int
 
@@ -70,7 +70,7 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
         start = time.perf_counter()
         batch = InferenceBatch(model, prompts, max_new_tokens=new)
         ids = [batch.head.argmax(batch.prefill())]
-        ids[0].tolist()  # waits for the device
+        ids[0].tolist()  # wait for the device
         first = time.perf_counter()
         for _ in range(new - 1):
             ids.append(batch.head.argmax(batch.decode_step(ids[-1])))
@@ -81,7 +81,7 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
 
 
 def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
-    """`LlamaForCausalLM.generate` with sdpa attention and its own cache; prefill is a call for one new id."""
+    """Decode with `LlamaForCausalLM.generate` and sdpa attention; prefill is a call for one id."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -96,7 +96,7 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
         ids = torch.tensor([[0] * (longest - len(each)) + each for each in prompts])
         mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
         start = time.perf_counter()
-        said = model.generate(
+        output = model.generate(
             ids,
             attention_mask=mask,
             max_new_tokens=new,
@@ -105,18 +105,18 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
             pad_token_id=0,
             eos_token_id=None,
         )
-        return said[:, longest:].tolist(), time.perf_counter() - start
+        return output[:, longest:].tolist(), time.perf_counter() - start
 
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         _, prefill = generate(prompts, 1)
-        said, whole = generate(prompts, new)
-        return DecodeTiming(said, prefill, whole - prefill)
+        output, whole = generate(prompts, new)
+        return DecodeTiming(output, prefill, whole - prefill)
 
     return run
 
 
 def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
-    """llama.cpp's own evaluation of the exported file, f32 or q8_0, one prompt after another."""
+    """Decode the exported file (f32 or q8_0) with llama.cpp, one prompt at a time."""
     import numpy as np
     from llama_cpp import Llama as Theirs
     from llama_cpp import llama_get_logits_ith
@@ -124,6 +124,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     from model.interop.gguf.export import write_gguf
     from model.tokenizer import load_tokenizer
 
+    # q8_0 is the format of llama.cpp that is closest to int8 weights.
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"
     if not file.exists():
@@ -135,6 +136,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
             dtype=dtype,
             name="bench",
         )
+    # The KV cache of llama.cpp is f16 by default; the others use fp32.
     model = Theirs(
         str(file),
         n_ctx=1024,
@@ -143,11 +145,12 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
         verbose=False,
         type_k=_GGML_TYPE_F32,
         type_v=_GGML_TYPE_F32,
-    )  # its cache is f16 unless told otherwise
-    size = model.n_vocab()
+    )
+    vocabulary_size = model.n_vocab()
 
-    def likeliest() -> int:
-        return int(np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (size,)).argmax())
+    def greedy_id() -> int:
+        logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (vocabulary_size,))
+        return int(logits.argmax())
 
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         if len(prompts) > 1:
@@ -155,11 +158,11 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
         model.reset()
         start = time.perf_counter()
         model.eval(prompts[0])
-        ids = [likeliest()]
+        ids = [greedy_id()]
         first = time.perf_counter()
         for _ in range(new - 1):
             model.eval(ids[-1:])
-            ids.append(likeliest())
+            ids.append(greedy_id())
         return DecodeTiming([ids], first - start, time.perf_counter() - first)
 
     return run
@@ -170,7 +173,7 @@ DECODERS: dict[str, Callable[[DecodeTask], DecodeFunction]] = {
     "transformers": build_transformers_decoder,
     "llama-cpp": build_llama_cpp_decoder,
 }
-# The package that a contender needs, and the command that installs it.
+# The package of a contender, and the command that installs it.
 REQUIRED_PACKAGES = {
     "transformers": ("transformers", "pip install --no-deps -r requirements-bench.txt"),
     "llama-cpp": ("llama_cpp", "pip install llama-cpp-python==0.3.36"),

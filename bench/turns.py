@@ -1,4 +1,7 @@
-"""Turns of contenders, A B C A B C …, each in a process of its own: a machine's speed drifts, so that only ratios count."""
+"""Run the turns of several contenders alternately, A B C A B C …, each in its own process.
+
+The speed of a machine drifts, so only ratios within one run are meaningful.
+"""
 
 import json
 import os
@@ -14,24 +17,24 @@ from common.progress import progress_bar
 def run_turns(
     module: str, contenders: Sequence[tuple[str, Sequence[str]]], turns: int, threads: int
 ) -> list[Any]:
-    """What each turn's process prints as its last line, which is JSON, in the order of the turns.
+    """Run the turns, and return the JSON in the last line of output of each, in order.
 
-    A contender is its name and the words after `python -m MODULE` that make it take one turn, on `threads` threads.
-    UserError that names the contender whose process fails.
+    A contender is a name with the arguments of `python -m MODULE` for one of its turns, on
+    `threads` threads. Raises UserError, with the name of the contender, if a process fails.
     """
     results = []
     with progress_bar("turns", total=turns * len(contenders), unit="turn") as bar:
-        for name, words in [*contenders] * turns:
-            done = subprocess.run(
-                [sys.executable, "-m", module, *words],
+        for name, arguments in [*contenders] * turns:
+            process = subprocess.run(
+                [sys.executable, "-m", module, *arguments],
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
-            if done.returncode:
+            if process.returncode:
                 raise UserError(
-                    f"{name}: its process ended with exit code {done.returncode}; see above"
+                    f"{name}: its process ended with exit code {process.returncode}; see above"
                 )
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+            results.append(json.loads(process.stdout.splitlines()[-1]))
             bar.update()
     return results

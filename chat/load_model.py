@@ -69,17 +69,18 @@ def find_default_run(runs: Path = run_layout.RUNS_DIR) -> Path:
 
     Raises ChatError if there is no run with a checkpoint.
     """
-    saved_runs = locate.list_runs(runs)
-    if not saved_runs:
+    newest = locate.find_newest_run(runs, _is_fine_tuned) or locate.find_newest_run(runs)
+    if newest is None:
         raise ChatError(
             f"{runs}/ 中还没有训练好的模型：请先运行 make pretrain，再运行 make sft，"
             "或用 --checkpoint 指定模型"
         )
-    for run in saved_runs:
-        newest_step = run_layout.list_steps(run)[-1]
-        if _has_template(run_layout.step_folder(run, newest_step)):
-            return run
-    return saved_runs[0]
+    return newest
+
+
+def _is_fine_tuned(run: Path) -> bool:
+    newest_step = run_layout.list_steps(run)[-1]
+    return _has_template(run_layout.step_folder(run, newest_step))
 
 
 def capability_hint(loaded: LoadedModel) -> str | None:

@@ -31,7 +31,7 @@ def integer_between(minimum: int, maximum: int = 1 << 62) -> BeforeValidator:
             number = maximum + 1
         if not minimum <= number <= maximum:
             expected = f"不大于 {maximum}" if number > maximum else f"不小于 {minimum}"
-            raise ValueError(f"{text[:40]}：应为{expected} 的整数")
+            raise ValueError(f"应为{expected} 的整数，而不是 {text[:40]}")
         return number
 
     return BeforeValidator(check)

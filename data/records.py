@@ -1,7 +1,7 @@
 """The records that sources yield, before any tokenizer is involved.
 
-Each kind of record (`data.kinds`) has a record class of its own. A source yields `SkippedRecord` for a
-record that is left out on purpose and `BadRecord` for one that it cannot read.
+Each kind of record (`data.kinds`) has a record class of its own. A source yields `SkippedRecord`
+for a record that is left out on purpose and `BadRecord` for one that it cannot read.
 """
 
 import abc
@@ -14,7 +14,7 @@ class Record(abc.ABC):
 
     @abc.abstractmethod
     def plain_text(self) -> str:
-        """Return all text of the record, which deduplication compares and tokenizers are trained on."""
+        """Return all text of the record, for deduplication and for tokenizer training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class SkippedRecord:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A record that cannot be read. It is counted and quarantined and does not end a preparation."""
+    """An unreadable record. It is counted and quarantined, and does not end a preparation."""
 
     file: str
     line: int

@@ -30,7 +30,7 @@ def token_dtype(vocabulary_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Write the sequences of one split, one shard at a time, so that memory holds one shard at most."""
+    """Write the sequences of one split; memory holds one shard of them at most."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class Sequences:
         return self._spans[shard][first:last]
 
     def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield of each shard all spans, int32[k, 2], and the first span of each sequence, int64[n]."""
+        """Yield the spans of each shard, int32[k, 2], and where each sequence's begin, int64[n]."""
         for spans, offsets in zip(self._spans, self._span_offsets, strict=True):
             yield spans, np.asarray(offsets[:-1])
 
@@ -191,8 +191,8 @@ def _load_arrays(
 ) -> list[np.ndarray]:
     """Memory-map the array `name` of each shard; `paths` are those of the tokens.
 
-    Raises UserError if a file is not an array of this kind of numbers ("u" or "i"), or if its header promises
-    more than the file holds.
+    Raises UserError if a file is not an array of this kind of numbers ("u" or "i"), or if its
+    header promises more than the file holds.
     """
     arrays = []
     for path in (_sibling(path, name) for path in paths):

@@ -1,13 +1,13 @@
 """Prepared shard sets: folders of token arrays that training, evaluation and chat read.
 
 A shard set has the arrays of its splits (`data.sequences`), the tokenizer that made the ids
-(`tokenizer.model`), for some kinds the chat template in the ids (`template.json`), and `manifest.json`,
-written last: kind of records, counts, how the set was made, and the checksum of every file. What a sequence
-is depends on the kind:
+(`tokenizer.model`), for some kinds the chat template in the ids (`template.json`), and
+`manifest.json`, written last: kind of records, counts, how the set was made, and the checksum of
+every file. What a sequence is depends on the kind:
 
     documents      `<bos> text <eos>`, loss on every token
     conversations  a conversation in the words of `template.json`, loss on the spans of the answers
-    summaries      an article and its title; the span is the title, and the template comes with the request
+    summaries      an article and its title, without a template; the span is the title
 """
 
 import hashlib
@@ -29,7 +29,8 @@ SHARD_FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
 # Folder of the sets that `make data` and training prepare, below the working directory.
 PREPARED_FOLDER = Path("prepared")
-# Written after the manifest, which therefore does not list it: it says how long the preparation took.
+# Written after the manifest, which therefore does not list it: it says how long the preparation
+# took.
 REPORT_FILE = "report.json"
 PROVENANCE_FILE = "made-from.json"
 # What of a set training depends on; the rest of its files says how it was made.
@@ -51,7 +52,8 @@ class ShardSet:
         """
         if not (folder / MANIFEST).is_file():
             raise UserError(
-                f"{folder} is not a prepared shard set (no {MANIFEST}): python -m data.prepare makes one"
+                f"{folder} is not a prepared shard set (no {MANIFEST}): python -m data.prepare "
+                "makes one"
             )
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != SHARD_FORMAT:
@@ -66,7 +68,7 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of the bytes of data, tokenizer and template, whatever made them and where."""
+        """Return a digest of the bytes of data, tokenizer and template."""
         listing = sorted(
             (name, entry["sha256"])
             for name, entry in self.manifest["files"].items()
@@ -80,7 +82,8 @@ class ShardSet:
         name = self.manifest.get("kind")
         if name not in kind_names():
             raise UserError(
-                f"{self.folder / MANIFEST} does not name the kind of its records: prepare {self.folder} again"
+                f"{self.folder / MANIFEST} does not name the kind of its records: prepare "
+                f"{self.folder} again"
             )
         return find_kind(name)
 
@@ -107,8 +110,8 @@ def load_run_shard_set(run: Path, hint: str = "name a shard set with --data") ->
 def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -> list[ShardSet]:
     """Return the shard sets that a run, or the run of a step, was trained on.
 
-    Sets whose project was moved or copied since are looked for in the new places. Raises UserError, which
-    ends with `hint`, if the run has no such record or if a set is gone or has changed.
+    Sets whose project was moved or copied since are looked for in the new places. Raises UserError,
+    which ends with `hint`, if the run has no such record or if a set is gone or has changed.
     """
     if not run.exists():
         raise UserError(
@@ -126,7 +129,8 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
         raise UserError(f"{run_file} does not say what the run was trained on: {hint}") from None
     if len(folders) != len(fingerprints):
         raise UserError(
-            f"{run_file} names {len(folders)} shard sets and {len(fingerprints)} fingerprints: {hint}"
+            f"{run_file} names {len(folders)} shard sets and {len(fingerprints)} fingerprints: "
+            f"{hint}"
         )
     return [
         _open_run_set(folder, fingerprint, run, run_file, hint)
@@ -135,7 +139,7 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
 
 
 def _open_run_set(folder: Path, fingerprint: str, run: Path, run_file: Path, hint: str) -> ShardSet:
-    """Open one shard set of a run. Raises UserError, which ends with `hint`, if it is gone or has changed."""
+    """Open one shard set of a run. Raises UserError with `hint` if it is gone or has changed."""
     if (folder / MANIFEST).exists():
         shards: ShardSet | None = ShardSet.open(folder)
     else:
@@ -151,7 +155,7 @@ def _open_run_set(folder: Path, fingerprint: str, run: Path, run_file: Path, hin
 
 
 def _find_moved_set(name: str, fingerprint: str, run: Path) -> ShardSet | None:
-    """Return the set of this name and content in the working directory or in the project of the run."""
+    """Return the set of this name and content in the working directory or the run's project."""
     for project in (Path(), run.resolve().parent.parent):
         for folder in (project / PREPARED_FOLDER / name, project / name):
             if (folder / MANIFEST).is_file():

@@ -1,8 +1,8 @@
 """The usable records among all that a source reads, and the rule for those that are not.
 
-A source skips some records on purpose and cannot read others. Reading goes on in both cases, and the counts
-are reported. Where more than a certain share is unreadable, most likely the source is the wrong one:
-`check_bad_share` is that rule for preparation and for tokenizer training alike.
+A source skips some records on purpose and cannot read others. Reading goes on in both cases, and
+the counts are reported. Where more than a certain share is unreadable, most likely the source is
+the wrong one: `check_bad_share` is that rule for preparation and for tokenizer training alike.
 """
 
 from collections import Counter
@@ -48,7 +48,7 @@ class UsableRecords:
             )
 
     def check_bad_share(self, advice: str) -> None:
-        """Raise UserError, which ends with `advice`, if too many of the records so far are unreadable."""
+        """Raise UserError with `advice` if too many of the records so far are unreadable."""
         num_records = self._num_usable + self._skip_counts.total() + self._num_bad
         check_bad_share(num_records, self._num_bad, self._first_bad, MAX_BAD_SHARE, advice)
 
@@ -56,10 +56,11 @@ class UsableRecords:
 def check_bad_share(
     num_records: int, num_bad: int, first_bad: BadRecord | None, max_share: float, advice: str
 ) -> None:
-    """Raise UserError, which ends with `advice`, if more than `max_share` of the records are unreadable."""
+    """Raise UserError with `advice` if more than `max_share` of the records are unreadable."""
     if first_bad is None or num_bad <= max_share * num_records:
         return
     raise UserError(
-        f"{num_bad} of {num_records} records cannot be read ({num_bad / num_records:.2%}, and at most "
-        f"{max_share:.2%} may be), the first in {first_bad.file} line {first_bad.line}: {first_bad.reason}; {advice}"
+        f"{num_bad} of {num_records} records cannot be read ({num_bad / num_records:.2%}, and at "
+        f"most {max_share:.2%} may be), the first in {first_bad.file} line {first_bad.line}: "
+        f"{first_bad.reason}; {advice}"
     )

@@ -18,32 +18,38 @@ def measure_run(options: EvaluateOptions) -> None:
     """Run each command that fits the run; write its results and its report."""
     checkpoint = options.checkpoint or _find_newest_run()
     run = resolve_run(checkpoint)
-    advice = "measure it with the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
+    advice = (
+        "use the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
+    )
     shard_sets = load_run_shard_sets(run, advice)
     if not shard_sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
     results = run / run_layout.RESULTS_DIR
     results.mkdir(exist_ok=True)
-    model = [
-        "--checkpoint",
-        str(checkpoint),
-        *(["--device", options.device] if options.device != "auto" else []),
-        *(["--quantize", options.quantize] if options.quantize else []),
-    ]
+    model = ["--checkpoint", str(checkpoint)]
+    if options.device != "auto":
+        model += ["--device", options.device]
+    if options.quantize:
+        model += ["--quantize", options.quantize]
     limit = ["--limit", str(options.limit)] if options.limit is not None else []
     is_fine_tuned = any(not shards.kind.is_text for shards in shard_sets)
-    for shards, part in zip(shard_sets, result_suffixes(shard_sets), strict=True):
-        for words in build_commands(
-            run, shards, part, model_options=model, limit_options=limit, is_fine_tuned=is_fine_tuned
-        ):
-            _run_command(
-                [*words, "--json", str(results / f"{words[0].rpartition('.')[2]}{part}.json")]
-            )
-    _run_command(["evaluate.report", str(run), "--out", str(run / run_layout.REPORT_NAME)])
+    for shards, suffix in zip(shard_sets, result_suffixes(shard_sets), strict=True):
+        commands = build_commands(
+            run,
+            shards,
+            suffix,
+            model_options=model,
+            limit_options=limit,
+            is_fine_tuned=is_fine_tuned,
+        )
+        for module, *arguments in commands:
+            json_file = results / f"{module.rpartition('.')[2]}{suffix}.json"
+            _run_command([module, *arguments, "--json", str(json_file)])
+    _run_command(["evaluate.report", str(run), "--out", str(run / "report")])
 
 
 def resolve_run(checkpoint: Path) -> Path:
-    """The run that a checkpoint is, or is a step of: where its figures go. UserError for any other folder."""
+    """Return the run that a checkpoint is or belongs to. Raises UserError for any other folder."""
     from model.checkpoint import locate
 
     if (checkpoint / run_layout.RUN_FILE).is_file():
@@ -51,39 +57,40 @@ def resolve_run(checkpoint: Path) -> Path:
     run, step = checkpoint.parent.parent, locate.read_step(checkpoint)
     if step is not None and (run / run_layout.RUN_FILE).is_file():
         print(
-            f"step {step:,} of {run} is measured: what is in {run / run_layout.RESULTS_DIR} is replaced by its figures",
+            f"evaluating step {step:,} of {run}; its results replace those in {run / 'results'}",
             flush=True,
         )
         return run
     if not checkpoint.exists():
         suggestion = locate.suggest_run(checkpoint)
-        advice = (
-            f"did you mean {suggestion}?"
-            if suggestion
-            else "name a run with RUN=runs/NAME (--checkpoint runs/NAME)"
-        )
+        advice = "name a run with RUN=runs/NAME (--checkpoint runs/NAME)"
+        if suggestion:
+            advice = f"did you mean {suggestion}?"
         raise UserError(f"{checkpoint} does not exist: {advice}")
     raise UserError(
-        f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single commands, such "
-        "as python -m evaluate.perplexity"
+        f"{checkpoint} is neither a run nor one of its steps: for other checkpoints use the single "
+        "commands, such as python -m evaluate.perplexity"
     )
 
 
 def _find_newest_run() -> Path:
     from model.checkpoint import locate
 
-    runs = locate.list_runs()
-    if not runs:
+    newest = locate.find_newest_run()
+    if newest is None:
         raise UserError(
-            f"there is no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or name a run with "
-            "RUN=… (--checkpoint …)"
+            f"there is no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or "
+            "name a run with RUN=… (--checkpoint …)"
         )
-    print(f"{runs[0]} is measured, the run that was saved last", flush=True)
-    return runs[0]
+    print(f"evaluating {newest}, the run with the newest checkpoint", flush=True)
+    return newest
 
 
 def result_suffixes(shard_sets: Sequence[ShardSet]) -> list[str]:
-    """How the names of the results of each set end: in a mix with its folder's name, numbered where two are the same."""
+    """Return the suffix of the results files of each set of a mixture, empty for a single set.
+
+    It is the name of the folder of the set, with a number if two are the same.
+    """
     if len(shard_sets) == 1:
         return [""]
     names = [shards.folder.name for shards in shard_sets]
@@ -102,8 +109,8 @@ def build_commands(
 ) -> list[list[str]]:
     """Return the modules to run for one shard set of a run, with their arguments except --json.
 
-    `suffix` ends the names of the set's files. `model_options` name the checkpoint and how it computes,
-    `limit_options` how many records are measured. Text in a fine-tuned run is replay.
+    `suffix` is that of the results files of the set. `model_options` are those of the checkpoint,
+    `limit_options` limit the records. Text in a fine-tuned run is replay.
     """
     evaluation = find_evaluation(shards.kind)
     commands = evaluation.validation_commands(
@@ -111,7 +118,7 @@ def build_commands(
     )
     if shards.load_split("validation").num_tokens < 2:
         missing = ", ".join(f"no {module.rpartition('.')[2]}" for module, *_ in commands)
-        print(f"{shards.folder} holds nothing out: {missing}", flush=True)
+        print(f"{shards.folder} has no validation split: {missing}", flush=True)
         commands = []
     if shards.kind.is_text:
         return commands
@@ -129,5 +136,5 @@ def _run_command(arguments: list[str]) -> None:
     print(f"\n$ python -m {shlex.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, "-m", *arguments]).returncode
     if code:
-        # It has said itself what was wrong.
+        # The command has printed its error.
         sys.exit(code)

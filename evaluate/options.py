@@ -96,6 +96,12 @@ class RougeOptions(AnswerOptions):
     length_penalty: float = Field(
         1.0, description="a beam's score is its log-probability / length ** this"
     )
+    repetition_penalty: float = Field(
+        1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: not"
+    )
+    no_repeat_ngram: int = Field(
+        0, ge=0, description="tokens in a row that an answer must not repeat; 0: no limit"
+    )
 
     def find_conflicts(self) -> list[str]:
         """See `Options.find_conflicts`."""

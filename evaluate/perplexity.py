@@ -1,4 +1,4 @@
-"""`python -m evaluate.perplexity`: loss, perplexity, accuracy and bits per character of a checkpoint."""
+"""`python -m evaluate.perplexity`: loss, perplexity, accuracy and bits per character on text."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m evaluate.reading`: answers about a passage, beside those with the passage of another record."""
+"""`python -m evaluate.reading`: passage QA, with the right passage and with another one."""
 
 import sys
 

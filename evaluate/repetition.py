@@ -1,4 +1,4 @@
-"""`python -m evaluate.repetition`: repetition in the answers of a checkpoint, and whether they end."""
+"""`python -m evaluate.repetition`: the share of answers that loop, and that end."""
 
 import sys
 
@@ -8,14 +8,13 @@ from evaluate.options import RepetitionOptions
 
 DESCRIPTION = """Measure repetition in answers, on characters without whitespace.
 
-  repeated 4-grams   of all 4-grams, the share that occurred before in the same answer
-  distinct-1, -2     different characters (pairs of neighbors) over all of them, all answers
-                     together
-  loops              share of answers with a stretch that stands at least 4 times in a row and
-                     so fills at least 16 characters
-  stopped by <eos>   share of answers that ended by themselves
+  repeated 4-grams   fraction of the 4-grams that occurred before in the same answer
+  distinct-1, -2     different characters (character bigrams) over all of them, for all answers
+  loops              fraction of answers that repeat a stretch of text at least 4 times in a
+                     row, over at least 16 characters
+  stopped by <eos>   fraction of answers that ended by themselves
 
-Answers are greedy, without a penalty against repetition: to every turn of the conversations of
+Answers are greedy, without any repetition penalty: to every turn of the conversations of
 --source and --input, after the true turns before it, or to the request for the title of each
 article. With --score they are read from a file; "stopped" and "tokens", and the model that
 answered, are taken from the lines if all of them have these fields."""

@@ -1,4 +1,4 @@
-"""`python -m evaluate.rouge`: ROUGE of a checkpoint's summaries, of a baseline's, or of a file of predictions."""
+"""`python -m evaluate.rouge`: ROUGE of the summaries of a checkpoint, a baseline, or a file."""
 
 import sys
 

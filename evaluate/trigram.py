@@ -1,4 +1,4 @@
-"""`python -m evaluate.trigram`: the score of a Kneser-Ney trigram on the validation split of a shard set."""
+"""`python -m evaluate.trigram`: the loss of a Kneser-Ney trigram, a baseline for any model."""
 
 import sys
 

@@ -24,7 +24,7 @@ def iter_usable_records(source: str, inputs: Sequence[str]) -> UsableRecords:
 def read_usable_records(
     source: str, inputs: Sequence[str], kind: RecordKind[R], limit: int | None
 ) -> list[R]:
-    """Return the first `limit` usable records (default: all), and print how many others were left out.
+    """Return the first `limit` usable records (default: all), and print what is left out.
 
     Raises UserError if the source has another kind of records, or if there are none.
     """

@@ -1,8 +1,9 @@
-"""RMSNorm, rotary embedding and SwiGLU as single autograd functions.
+"""RMSNorm, rotary embedding and SwiGLU as custom autograd functions.
 
-Eager PyTorch keeps every intermediate of these memory-bound formulas for the backward pass. Written as one function
-each, they keep only what the backward formula needs, which on a CPU is both less memory and less traffic. Under
-`torch.compile` the plain formulas fuse by themselves, so the model uses these only in eager mode on a CPU.
+In eager mode PyTorch saves every intermediate of these memory-bound formulas for the backward pass.
+A custom function saves only what its backward formula needs: less memory and less memory traffic,
+which on a CPU is the time they take. Under `torch.compile` the plain formulas are fused anyway, so
+`model.llama` uses these functions only in eager mode on a CPU.
 """
 
 from typing import Any
@@ -13,63 +14,65 @@ from torch import Tensor
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019). x[..., D], weight[D]."""
+    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019).
+
+    x[..., D], weight[D].
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = (
-            torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            .square_()
-            .div_(x.shape[-1])
-            .add_(eps)
-            .rsqrt_()
-        )
+        # 1 / sqrt(mean(x^2) + eps). The vector norm sums squares without storing them.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        (dy,) = gradients
-        normal = x * scale
-        # Beside an adapter the weight is frozen.
-        needs_weight_grad = ctx.needs_input_grad[1]
-        dw = (
-            torch.linalg.vecdot(dy.flatten(0, -2), normal.flatten(0, -2), dim=0)
-            if needs_weight_grad
-            else None
-        )
-        dn = dy * weight
-        projection = torch.linalg.vecdot(dn, normal, dim=-1).unsqueeze(-1).div_(x.shape[-1])
-        return dn.sub_(normal.mul_(projection)).mul_(scale), dw, None
+        (d_out,) = gradients
+        normalized = x * scale
+        d_weight = None
+        if ctx.needs_input_grad[1]:  # not with an adapter, beside which the norms are frozen
+            flat_d_out, flat_normalized = d_out.flatten(0, -2), normalized.flatten(0, -2)
+            d_weight = torch.linalg.vecdot(flat_d_out, flat_normalized, dim=0)
+        # dx = scale * (dn - normalized * mean(dn * normalized)), with dn = d_out * weight.
+        d_normalized = d_out * weight
+        projection = torch.linalg.vecdot(d_normalized, normalized, dim=-1)
+        projection = projection.unsqueeze(-1).div_(x.shape[-1])
+        d_x = d_normalized.sub_(normalized.mul_(projection)).mul_(scale)
+        return d_x, d_weight, None
 
 
 class RotaryFunction(torch.autograd.Function):
-    """Rotary position embedding in the rotate-half layout (Su et al. 2021). x[B, T, H, d], cos and sin[..., d / 2]."""
+    """Rotary embedding, dimension i paired with i + d / 2 (Su et al. 2021).
+
+    x[B, T, H, d], cos and sin[..., d / 2].
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _apply_rotary(x, cos, sin)
+        return _rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        # The inverse of a rotation turns the other way.
-        return _apply_rotary(gradients[0], cos, -sin), None, None
+        # The transpose of a rotation is the rotation by the opposite angle.
+        return _rotate(gradients[0], cos, -sin), None, None
 
 
-def _apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     out = torch.empty_like(x)
-    low, high = out.chunk(2, dim=-1)
-    torch.mul(first, cos, out=low).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=high).addcmul_(first, sin)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
     return out
 
 
 class SwiGLUFunction(torch.autograd.Function):
-    """`silu(gate) * up` (Shazeer 2020), keeping its two inputs and nothing else."""
+    """`silu(gate) * up` (Shazeer 2020); saves its two inputs only and computes silu again."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -79,6 +82,6 @@ class SwiGLUFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        (dy,) = gradients
-        d_gate = torch.ops.aten.silu_backward(dy * up, gate)
-        return d_gate, F.silu(gate).mul_(dy)
+        (d_out,) = gradients
+        d_gate = torch.ops.aten.silu_backward(d_out * up, gate)
+        return d_gate, F.silu(gate).mul_(d_out)

@@ -1,13 +1,18 @@
-"""Head and cross-entropy in one, so that the logits of a batch never exist.
+"""Fused LM head and cross-entropy: the loss without the logits of a whole batch.
 
-At 65,000 pieces and 256 dimensions the head is most of a small model's arithmetic, and the logits of one batch would
-be most of its memory. All paths compute the same sum; `full` is the plain formula they are tested against.
+With 65,000 pieces and 256 dimensions the head is most of a small model's arithmetic, and the logits
+of one batch would be most of its memory. Three paths compute the same sum:
 
-    full      logits of everything at once; fastest for few positions or a small vocabulary. Not in fp16, whose range
-              is too small for the gradients that autograd makes of it
-    chunked   logits of a few hundred positions at a time, gradients computed on the way forward
-    torch     `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk; its automatic options are far slower on a CPU.
-              In fp32 only: below that it returns the sum itself in the narrow type
+    full      logits of all positions at once: the plain formula, the reference of the tests, and
+              the fastest for few positions or a small vocabulary. Not for fp16, in which autograd's
+              gradients underflow and overflow
+    chunked   logits of a few hundred positions at a time; gradients are computed in the forward
+              pass, while a chunk's logits exist
+    torch     `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk, as its automatic options
+              are far slower on a CPU. For fp32 only: in narrower types it returns the sum itself in
+              that type
+
+Shapes: N positions with a loss, n positions of a chunk, D hidden size, V vocabulary.
 """
 
 from typing import Any, Literal
@@ -18,28 +23,27 @@ from torch import Tensor
 
 LossPath = Literal["full", "chunked", "torch"]
 
-# Below this a probability's logarithm loses the digits of the loss, so the logsumexp is taken from the logits.
+# Below this probability fp32 loses digits of the loss, so it is computed from the logits again.
 _MIN_PROBABILITY = 1e-30
-# fp16 ends at 65,504 and counts in steps of 6e-8 near zero, where most of 65,000 probabilities lie. Stored gradients, none
-# of them above one, are multiplied by this; a power of two, so that nothing else of them changes.
+# Gradients with respect to logits are stored in the type of the products, multiplied by this. fp16
+# ends at 65,504 and has steps of 6e-8 near zero, where most of 65,000 probabilities lie; none is
+# above one. A power of two changes nothing but the exponent.
 _GRADIENT_SCALE = 2.0**15
 
 
 def loss_chunk_size(device: torch.device) -> int:
-    """Positions per chunk: on a CPU as many as keep the matmul efficient, on a GPU as many as keep it full."""
+    """Return the positions per chunk, enough for the matmul to be efficient on this device."""
     return 512 if device.type == "cpu" else 4096
 
 
 def available_loss_paths(dtype: torch.dtype = torch.float32) -> list[LossPath]:
-    """The paths that are exact, in this version of torch, for a head computed in `dtype`."""
+    """Return the paths that are exact in this version of torch, for products in `dtype`."""
     if dtype == torch.float16:
         return ["chunked"]
     paths: list[LossPath] = ["full", "chunked"]
-    return (
-        [*paths, "torch"]
-        if dtype == torch.float32 and hasattr(F, "linear_cross_entropy")
-        else paths
-    )
+    if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
+        paths.append("torch")
+    return paths
 
 
 def linear_cross_entropy(
@@ -51,12 +55,12 @@ def linear_cross_entropy(
     path: LossPath = "chunked",
     num_correct: Tensor | None = None,
 ) -> Tensor:
-    """Sum of `cross_entropy(hidden @ weight.T, targets)` times `scale`, a fp32 scalar.
+    """Return the sum of `cross_entropy(hidden @ weight.T, targets)` times `scale`, in fp32.
 
-    hidden[N, D], weight[V, D], targets[N]: only positions that have a loss. `scale` is usually one over the tokens of
-    the whole batch: accumulated gradients are then those of the batch's mean. To `num_correct`, a number on the same device,
-    is added at how many positions the likeliest id is the target. `full` and `chunked` read that off the logits they
-    have; `torch` shows none, so there the head is computed once more.
+    hidden[N, D], weight[V, D], targets[N]. `scale` is usually one over the number of targets of the
+    whole batch, so that gradients accumulated over micro-batches are those of the batch's mean. The
+    number of targets that are the most likely id is added to `num_correct`, a scalar on the same
+    device. `full` and `chunked` have the logits for that; `torch` computes them a second time.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -70,10 +74,8 @@ def linear_cross_entropy(
             options = torch.nn.LinearCrossEntropyOptions(
                 batch_chunk_size=loss_chunk_size(hidden.device)
             )
-            return (
-                F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
-                * scale
-            )
+            loss = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
+            return loss * scale
         logits = hidden @ weight.T
         if num_correct is not None:
             num_correct += (logits.argmax(-1) == targets).sum()
@@ -81,7 +83,7 @@ def linear_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradients are made on the way forward, while a chunk's logits exist; backward only scales them."""
+    """The `chunked` path: forward computes loss and gradients, backward scales the gradients."""
 
     @staticmethod
     def forward(
@@ -93,40 +95,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         num_correct: Tensor | None,
     ) -> Tensor:
-        # Sums over many positions are kept in the inputs' own type; only the products are in `dtype`.
-        # Beside an adapter the head is frozen: a third of its work, and memory for a whole table, is not needed.
-        d_hidden, d_weight = (
-            torch.empty_like(hidden),
-            torch.zeros_like(weight) if ctx.needs_input_grad[1] else None,
-        )
-        table = weight.to(dtype)
+        # Only products are in `dtype`; sums over many positions stay in the type of the inputs.
+        d_hidden = torch.empty_like(hidden)
+        # With an adapter the head is frozen. Its gradient would be a third of the work, and a
+        # second matrix of the head's size.
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        narrow_weight = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        chunk_size, is_low_precision = loss_chunk_size(hidden.device), dtype.itemsize < 4
-        # The gradient is written over the logits: memory that is new costs more than the arithmetic on it.
-        logits_buffer = torch.empty(
+        chunk_size = loss_chunk_size(hidden.device)
+        is_low_precision = dtype.itemsize < 4
+        # One buffer for all chunks, and the gradient overwrites the logits in it: on this much
+        # memory, allocation costs more than the arithmetic.
+        buffer = torch.empty(
             min(chunk_size, len(hidden)), len(weight), device=hidden.device, dtype=dtype
         )
-        # `scale` goes into the products, which are D wide, not into the gradient of V columns.
+        # `scale` is applied to the products, which are D wide, and not to the V columns.
         factor = scale / _GRADIENT_SCALE if is_low_precision else scale
-        for wide, target, d_x in zip(
-            hidden.split(chunk_size),
-            targets.split(chunk_size),
-            d_hidden.split(chunk_size),
-            strict=True,
-        ):
-            x = wide.to(dtype)
-            logits = gradient = logits_buffer[: len(x)]
-            torch.mm(x, table.T, out=logits)
+        chunks = [tensor.split(chunk_size) for tensor in (hidden, targets, d_hidden)]
+        for hidden_chunk, target, d_x in zip(*chunks, strict=True):
+            x = hidden_chunk.to(dtype)
+            logits = gradient = buffer[: len(x)]
+            torch.mm(x, narrow_weight.T, out=logits)
             if num_correct is not None:
                 num_correct += (logits.argmax(-1) == target).sum()
             if is_low_precision:
                 loss += _loss_and_scaled_gradient(logits, target)
-                d_x.copy_(_matmul_without_overflow(gradient, table).mul_(factor))
+                d_x.copy_(_matmul_without_overflow(gradient, narrow_weight).mul_(factor))
                 if d_weight is not None:
                     d_weight.add_(_matmul_without_overflow(gradient.T, x), alpha=factor)
             else:
-                loss += _loss_and_gradient(logits, target, x, table)
-                torch.mm(gradient, table, out=d_x).mul_(factor)
+                loss += _loss_and_gradient(logits, target, x, narrow_weight)
+                torch.mm(gradient, narrow_weight, out=d_x).mul_(factor)
                 if d_weight is not None:
                     d_weight.addmm_(gradient.T, x, alpha=factor)
         ctx.save_for_backward(d_hidden, d_weight)
@@ -138,65 +137,65 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         (factor,) = gradients
-        # On a CPU the usual factor of one is worth not writing V x D numbers; on a GPU asking would stall the queue.
-        if factor.device.type == "cpu" and factor.item() == 1.0:
-            return d_hidden, d_weight, None, None, None, None
-        return (
-            d_hidden * factor,
-            None if d_weight is None else d_weight * factor,
-            None,
-            None,
-            None,
-            None,
-        )
+        # The factor is usually one, and skipping the multiplication saves writing V * D numbers on
+        # a CPU. On a GPU the comparison would wait for the device.
+        if factor.device.type != "cpu" or factor.item() != 1.0:
+            d_hidden = d_hidden * factor
+            d_weight = None if d_weight is None else d_weight * factor
+        return d_hidden, d_weight, None, None, None, None
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, table: Tensor) -> Tensor:
-    """Overwrite `logits`[n, V] = x @ table.T with softmax(logits) - onehot(targets); return the sum of the losses."""
+def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Overwrite logits[n, V] of x @ weight.T with their gradient; return the sum of the losses.
+
+    The gradient is softmax(logits) - onehot(targets).
+    """
     index = targets.unsqueeze(1)
     torch.softmax(logits, dim=-1, out=logits)
-    target_probabilities = logits.gather(1, index)
-    # -log of the probability is exact until it underflows, which only a broken model's does: its logits are made again.
-    if logits.device.type == "cpu" and bool((target_probabilities < _MIN_PROBABILITY).any()):
-        loss = F.cross_entropy(x @ table.T, targets, reduction="sum")
+    probabilities = logits.gather(1, index)
+    # The logarithm of a probability is exact until it underflows, as only a broken model's does.
+    # The logits are overwritten by then, so they are computed again.
+    if logits.device.type == "cpu" and bool((probabilities < _MIN_PROBABILITY).any()):
+        loss = F.cross_entropy(x @ weight.T, targets, reduction="sum")
     else:
-        loss = -target_probabilities.clamp_min(_MIN_PROBABILITY).log().sum()
+        loss = -probabilities.clamp_min(_MIN_PROBABILITY).log().sum()
     logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=logits.dtype))
     return loss
 
 
 def _loss_and_scaled_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Overwrite `logits`[n, V] with softmax(logits) - onehot(targets) times _STORED; return the sum of the losses, fp32."""
+    """Overwrite logits[n, V] with their gradient times _GRADIENT_SCALE; return the sum of losses.
+
+    For types below fp32; the sum is in fp32.
+    """
     index = targets.unsqueeze(1)
     wide = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     loss = -wide.gather(1, index).sum()
-    # Subtracted before it is rounded: what is left of a probability near one is most of what a good model still learns.
+    # One is subtracted before rounding: the difference to a probability near one, which would
+    # round to one, is most of what a good model still learns from.
     wide.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=wide.dtype))
     torch.mul(wide, _GRADIENT_SCALE, out=logits)
     return loss
 
 
 def _matmul_without_overflow(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of narrow factors, not rounded to their type where that would cost range: fp16 cannot hold the sums."""
+    """Return a @ b of low-precision matrices, in fp32 where sums exceed the range of their type."""
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
-    # bf16 has the range of fp32, and CPUs multiply it faster; fp16 they do not.
+    # bf16 has the range of fp32 and CPUs multiply it fast. fp16 has not, and they do not.
     return a @ b if a.dtype == torch.bfloat16 else a.float() @ b.float()
 
 
 @torch.no_grad()
 def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in nats, fp32[N], and whether the likeliest id was the target, bool[N], a chunk at a time.
+    """Return each target's cross-entropy in nats, fp32[N], and whether it is the argmax, bool[N].
 
-    hidden[N, D], weight[V, D], targets[N].
+    hidden[N, D], weight[V, D], targets[N]. Logits are computed a chunk at a time.
     """
-    losses, correct = [], []
-    for x, target in zip(
-        hidden.split(loss_chunk_size(hidden.device)),
-        targets.split(loss_chunk_size(hidden.device)),
-        strict=True,
-    ):
+    chunk_size = loss_chunk_size(hidden.device)
+    losses, is_correct = [], []
+    for x, target in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
         logits = (x @ weight.to(x.dtype).T).float()
         losses.append(F.cross_entropy(logits, target, reduction="none"))
-        correct.append(logits.argmax(-1) == target)
-    return torch.cat(losses), torch.cat(correct)
+        is_correct.append(logits.argmax(-1) == target)
+    return torch.cat(losses), torch.cat(is_correct)

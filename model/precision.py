@@ -1,4 +1,4 @@
-"""The types that a model computes in, and which of them `auto` means on a device."""
+"""Number formats of a model's weights and activations."""
 
 from typing import Literal, cast
 
@@ -13,7 +13,10 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 
 def resolve_precision(device: torch.device, requested: str) -> Precision:
-    """`auto`: bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU."""
+    """Return the requested precision, or the best one on this device for "auto".
+
+    bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU.
+    """
     if requested != "auto":
         return cast(Precision, requested)
     if device.type != "cuda":

@@ -142,12 +142,3 @@ def quantize_int8(model: Llama) -> Llama:
     model.model.embed_tokens = Int8Embedding(values, scale, dtype)  # type: ignore[assignment]
     model.lm_head = head  # type: ignore[assignment]
     return model.eval()
-
-
-def weight_bytes(model: Llama) -> int:
-    """Return the memory of the weights in bytes, shared tensors counted once."""
-    bytes_by_address = {
-        tensor.data_ptr(): tensor.numel() * tensor.element_size()
-        for tensor in model.state_dict().values()
-    }
-    return sum(bytes_by_address.values())

@@ -1,1 +1,1 @@
-"""The loop, optimisers, schedules, checkpoints and logging; pretraining as a thin entry point over one loop."""
+"""Training: the loop, optimizers, checkpoints, several processes; pretraining and fine-tuning."""

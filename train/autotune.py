@@ -187,9 +187,9 @@ def _find_fastest_micro_batch(
     torch.cuda.empty_cache()
     if best is None:
         raise UserError(
-            f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a shorter "
-            "--sequence_length, a smaller --model.preset or, where it is above 1, a smaller "
-            "--micro_batch"
+            f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a "
+            "shorter --sequence_length, a smaller --model.preset or, where it is above 1, a "
+            "smaller --micro_batch"
         )
     return best
 

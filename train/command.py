@@ -26,7 +26,7 @@ def training_session() -> contextlib.AbstractContextManager[None]:
 
 
 def parse_train_options(schema: type[T], command: str, description: str) -> T:
-    """Return the options of `python -m train.COMMAND`; a run that exists is resumed with its own."""
+    """Return the options of `python -m train.COMMAND`, on resume with those of the run."""
 
     def find_recorded_options(values: dict[str, Any]) -> Path | None:
         run = values["run"]
@@ -48,7 +48,7 @@ def parse_train_options(schema: type[T], command: str, description: str) -> T:
 
 
 def _check_command(run: Path, command: str) -> None:
-    """Raise UserError if the run is one of the other command, whose options would all be unknown."""
+    """Raise UserError if the run belongs to the other command, which has other options."""
     if not (run / run_layout.RUN_FILE).is_file():
         return
     owner = locate.training_command(locate.read_fingerprints(run))

@@ -1,10 +1,14 @@
-"""Several processes that train one model together, as torchrun starts them: DDP or FSDP2, NCCL on GPUs and gloo on CPUs.
+"""Several processes (ranks) that train one model together, with DDP or FSDP2.
 
-The contract. The rows of a step are divided among the processes in contiguous slices, so that a step sees the same rows
-whatever their number. Gradients are those of the mean over all positions with a loss of the whole step. The first process
-prints, measures, evaluates and writes; a checkpoint holds whole tensors and does not tell how many processes made it.
+torchrun starts the processes, which communicate with NCCL on GPUs and gloo on CPUs. The contract:
 
-With one process everything here returns what it was given, and torch.distributed is never set up.
+* The rows of a step are divided among the ranks in contiguous slices, so that a step reads the same
+  rows whatever the number of ranks.
+* Gradients are those of the mean loss over all targets of the whole step.
+* The main process, rank 0, prints, measures, evaluates and writes. A checkpoint holds whole tensors
+  and does not depend on the number of ranks.
+
+With one process the functions return their arguments, and torch.distributed is not initialized.
 """
 
 import contextlib
@@ -31,33 +35,35 @@ from train.options import ParallelStrategy
 
 T = TypeVar("T")
 
-# A process that does not answer in the middle of a step for so long is given up. One that is dead is noticed at once.
+# A rank that does not answer within a step for so long is given up; a dead one is noticed at once.
 STEP_TIMEOUT = timedelta(minutes=10)
-# The others wait for the first one while it prepares data, measures or evaluates, which may take hours.
+# The other ranks wait while the main process prepares data, tunes or evaluates, perhaps for hours.
 LONG_TIMEOUT = timedelta(days=1)
+# Characters of an error of gloo or NCCL in a message.
+MAX_REASON_LENGTH = 120
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, counted from zero."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes."""
+    """Return whether this is rank 0, which prints and writes."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def distributed_session() -> Iterator[None]:
-    """Join the processes that torchrun started with this one; without torchrun, nothing.
+    """Join the processes that torchrun started; without torchrun, do nothing.
 
-    Inside, only the first process prints. When processes fail, the one that fails first says why; where it had no time to,
-    because it was killed, one of the others says that. The rest end without a word, with exit code 2.
+    Inside, only the main process prints. When ranks fail, the first one that fails raises the
+    reason; if it was killed, another one does. The rest exit with code 2 and print nothing.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -76,22 +82,24 @@ def distributed_session() -> Iterator[None]:
         with _suppress_output() if process_rank else contextlib.nullcontext():
             yield
     except (Exception, KeyboardInterrupt) as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
-        lost = _is_connection_error(error)
-        if not _claim_first_failure(store) and (
-            lost or isinstance(error, UserError | KeyboardInterrupt)
-        ):
+        # torchrun terminates all ranks once one of them has failed; this one is ending already.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        is_lost = _is_connection_error(error)
+        is_silent = is_lost or isinstance(error, UserError | KeyboardInterrupt)
+        if not _claim_first_failure(store) and is_silent:
             sys.exit(2)
-        if lost:
-            so = "so all of them end; the same command goes on from the last whole checkpoint"
-            raise UserError(f"{_format_connection_error(error)}, {so}") from None
+        if is_lost:
+            raise UserError(
+                f"{_format_connection_error(error)}, so all of them end; the same command resumes "
+                "from the last whole checkpoint"
+            ) from None
         raise
     signal.signal(signal.SIGTERM, previous_handler)
     dist.destroy_process_group()
 
 
 class _TerminationSignal(Exception):
-    """torchrun ends this process, because another one has ended or because it was told to itself."""
+    """Raised when torchrun ends this process, because another one failed or it was told to end."""
 
 
 def _handle_sigterm(number: int, frame: FrameType | None) -> None:
@@ -101,94 +109,97 @@ def _handle_sigterm(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def _suppress_output() -> Iterator[None]:
     with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
+        open(os.devnull, "w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
     ):
         yield
 
 
 def _claim_first_failure(store: dist.Store) -> bool:
-    """True in the first process that asks. torchrun keeps the store, so it is there whichever process has gone."""
+    """Return True in the first rank that calls this. torchrun hosts the store, not a rank."""
     try:
         return store.add("failed", 1) == 1
     except RuntimeError:
-        return True  # torchrun itself has gone
+        return True  # torchrun has ended too
 
 
 def _is_connection_error(error: BaseException) -> bool:
-    """Whether an error is that others cannot be reached. gloo has no class of its own for it."""
+    """Return whether other ranks cannot be reached; gloo raises a plain RuntimeError for that."""
     return isinstance(error, dist.DistError | _TerminationSignal) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )
 
 
 def _format_connection_error(error: BaseException) -> str:
-    """Why all processes end: the first sentence of an error, without the place in gloo's own code."""
     if isinstance(error, _TerminationSignal):
         return "torchrun was told to end this run, or another process of it has ended"
-    said = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split())).split(". ")[0][:120]
-    return f"another process of this run has ended or does not answer any more ({said})"
+    # The first sentence, without the source location that gloo puts before it.
+    text = re.sub(r"^\[[^]]*\] *", "", " ".join(str(error).split()))
+    reason = text.split(". ")[0][:MAX_REASON_LENGTH]
+    return f"another process of this run has ended or does not answer any more ({reason})"
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This process's own device: of several GPUs the one with its number on this machine."""
+    """Return the device of this process: of several GPUs the one with its local rank."""
     if device.type != "cuda" or world_size() == 1:
         return device
-    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if number >= there:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
         raise UserError(
-            f"more processes than GPUs on one machine: start torchrun with --nproc-per-node {there}"
+            "more processes than GPUs on one machine: start torchrun with --nproc-per-node "
+            f"{num_gpus}"
         )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def check_rows_divisible(rows: int, length: int) -> None:
-    """UserError if the rows of a step cannot be divided evenly."""
+    """Raise UserError if the rows of a step cannot be divided evenly among the ranks."""
     if rows % world_size():
-        near = max(1, round(rows / world_size())) * world_size() * length
-        fitting = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+        nearest = max(1, round(rows / world_size())) * world_size() * length
+        counts = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
         raise UserError(
-            f"--batch_tokens {rows * length} is {rows} rows of {length}, which {world_size()} processes cannot share "
-            f"evenly: use {fitting} processes, or --batch_tokens {near} in a new run"
+            f"--batch_tokens {rows * length} is {rows} rows of {length}, which {world_size()} "
+            f"processes cannot share evenly: use {counts} processes, or --batch_tokens {nearest} "
+            "in a new run"
         )
 
 
 @functools.cache
 def _long_timeout_group() -> dist.ProcessGroup | None:
-    """A group over CPUs for what may take long. All processes come to its first use together, which makes it."""
+    """Return the gloo group for waits of hours; its first call is a collective."""
     return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
 
 def barrier() -> None:
-    """Go on when all processes have come here."""
+    """Wait until all ranks are here."""
     if world_size() > 1:
         dist.barrier(group=_long_timeout_group())
 
 
 def all_reduce_sum(*values: Any) -> list[Any]:
-    """The sums of numbers over all processes: whole numbers exactly, others in fp64, the same bits everywhere."""
+    """Return the sums of numbers over all ranks, with the same bits on each: in int64 or fp64."""
     if world_size() == 1:
         return list(values)
-    summed = torch.tensor(
-        values, dtype=torch.float64 if any(isinstance(v, float) for v in values) else torch.int64
-    )
-    dist.all_reduce(summed, group=_long_timeout_group())
-    return summed.tolist()
+    is_float = any(isinstance(value, float) for value in values)
+    tensor = torch.tensor(values, dtype=torch.float64 if is_float else torch.int64)
+    dist.all_reduce(tensor, group=_long_timeout_group())
+    return tensor.tolist()
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether something is true in any process. For use inside a step: who does not answer is given up as soon as there."""
+    """Return the logical OR of `flag` over all ranks, with the short timeout of a step."""
     if world_size() == 1:
         return flag
-    found = torch.tensor(int(flag))
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return bool(found)
+    tensor = torch.tensor(int(flag))
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor)
 
 
 def broadcast_object(value: T) -> T:
-    """The first process's value, anything that JSON can hold, in all of them."""
+    """Return the main process's value, anything that JSON can hold, on all ranks."""
     if world_size() == 1:
         return value
     payload = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
@@ -196,33 +207,35 @@ def broadcast_object(value: T) -> T:
     dist.broadcast(count, 0, group=_long_timeout_group())
     payload = payload if is_main_process() else torch.empty(int(count), dtype=torch.uint8)
     dist.broadcast(payload, 0, group=_long_timeout_group())
-    said: T = json.loads(bytes(payload.tolist()))
-    return said
+    received: T = json.loads(bytes(payload.tolist()))
+    return received
 
 
 def main_process_first(work: Callable[[], T]) -> T:
-    """What `work` gives, done by the first process alone and then by the others, who find ready what it leaves on disk."""
+    """Run `work` on the main process first, then on the others, which reuse its files."""
     if not is_main_process():
         barrier()
         return work()
-    done = work()
+    result = work()
     barrier()
-    return done
+    return result
 
 
 def wrap_model(model: Llama, strategy: ParallelStrategy) -> nn.Module:
-    """What to call for a loss, so that its gradients are the mean of all processes': the model itself with one process.
+    """Return the module to call for a loss whose gradients are averaged over the ranks.
 
-    `ddp`: every process has all weights. `fsdp`: each holds a part of every weight, gradient and optimiser state and
-    gathers a layer while it computes it; the model is changed in place.
+    `ddp` replicates the weights. `fsdp` shards weights, gradients and optimizer state in place, and
+    gathers a layer while it computes it. With one process the module is the model.
     """
     if world_size() == 1:
         return model
     if strategy == "ddp":
-        # The only buffer is the table of angles, the same everywhere. Before 2.13 the option has the other name.
-        known = inspect.signature(DistributedDataParallel.__init__).parameters
-        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
+        # The only buffer is the rotary table, equal on all ranks. Torch 2.13 renamed the option.
+        parameters = inspect.signature(DistributedDataParallel.__init__).parameters
+        sync_buffers = "forward_sync_buffers"
+        if sync_buffers not in parameters:
+            sync_buffers = "broadcast_buffers"
+        options: dict[str, Any] = {sync_buffers: False, "gradient_as_bucket_view": True}
         return DistributedDataParallel(model, **options)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -230,14 +243,16 @@ def wrap_model(model: Llama, strategy: ParallelStrategy) -> nn.Module:
     mesh = init_device_mesh(model.lm_head.weight.device.type, (world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    # The embedding, the last norm and the head stay gathered from forward to backward: the loss needs the head's weight.
+    # Embedding, last norm and head stay gathered from forward to backward: the loss reads the
+    # weight of the head outside of its forward method.
     fully_shard(model, mesh=mesh)
     return model
 
 
 def no_backward_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
-    """A forward pass that more of the same step follow: DDP exchanges gradients after the last one only. FSDP does so after
-    each, because it has no room for whole gradients.
+    """Return a context in which DDP does not all-reduce gradients, if `enabled`.
+
+    FSDP reduces after every backward pass, because it has no room for whole gradients.
     """
     if enabled and isinstance(module, DistributedDataParallel):
         return module.no_sync()
@@ -245,21 +260,25 @@ def no_backward_sync(module: nn.Module, enabled: bool) -> contextlib.AbstractCon
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a part of a tensor only."""
+    """Return whether this rank holds only a shard of the tensor."""
     if world_size() == 1:
         return False
-    from torch.distributed.tensor import DTensor  # most of a second that one process need not wait
+    # The import takes most of a second, which a single process saves.
+    from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor of which each process holds a part; any other as it is. All processes must ask."""
+    """Return the whole of a sharded tensor, and any other tensor as it is. A collective."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of a whole tensor where `like` is; of `like`'s shape, the part of it that `like` is of its own whole."""
+    """Return a copy of a whole tensor on the device of `like`, sharded as `like` is.
+
+    Tensors of another shape than `like`, such as step counts, stay whole.
+    """
     tensor = tensor.to(like.device, copy=True)
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
@@ -270,7 +289,10 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_model(model: Llama) -> Llama:
-    """In the first process a model with all weights, on the same device; all processes must ask. Without FSDP the model."""
+    """Return a model with whole weights on the main process, on the same device. A collective.
+
+    The other ranks get their sharded model back, and so do all without FSDP.
+    """
     if not is_sharded(model.lm_head.weight):
         return model
     with torch.device("meta"):
@@ -291,26 +313,25 @@ def gather_model(model: Llama) -> Llama:
 
 
 class ShardedMuon(torch.optim.Muon):
-    """Muon over matrices of which each process holds a part.
+    """Muon over sharded matrices.
 
-    It multiplies a matrix by itself many times: on parts, each product would be an exchange between the processes. So each
-    matrix is gathered once, with gradient and momentum, moved by torch's own Muon in every process alike, and cut again.
+    Newton-Schulz multiplies a matrix by itself many times, and on shards each product would need
+    communication. So each matrix is gathered once, with gradient and momentum, updated by torch's
+    Muon on every rank alike, and sharded again.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; matrix by matrix, so that only one is whole at a time."""
+        """Update all matrices, one by one, so that only one of them is whole at a time."""
         for group in self.param_groups:
+            options = {name: group[name] for name in self.defaults}
             for parameter in group["params"]:
                 matrix = nn.Parameter(full_tensor(parameter))
                 matrix.grad = full_tensor(parameter.grad)
-                muon = torch.optim.Muon([matrix], **{name: group[name] for name in self.defaults})
-                muon.state[matrix] = {
-                    field: full_tensor(value) for field, value in self.state[parameter].items()
-                }
+                muon = torch.optim.Muon([matrix], **options)
+                for field, value in self.state[parameter].items():
+                    muon.state[matrix][field] = full_tensor(value)
                 muon.step()
                 parameter.copy_(shard_like(matrix.detach(), parameter))
-                self.state[parameter] = {
-                    field: shard_like(value, parameter)
-                    for field, value in muon.state[matrix].items()
-                }
+                for field, value in muon.state[matrix].items():
+                    self.state[parameter][field] = shard_like(value, parameter)

@@ -224,7 +224,7 @@ def _check_same_template(each: MixtureSet, tokenizer_path: Path, template: Templ
 def build_data(
     options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
 ) -> ExampleData:
-    """Return the training examples. Raises UserError if no example, or nothing to replay, fits a row."""
+    """Return the training examples. Raises UserError if none of them, or no replay, fits a row."""
     length = options.sequence_length
     example_sets = []
     for each in sets:

@@ -29,7 +29,7 @@ class InitialCheckpoint:
 
     @property
     def source(self) -> Path | None:
-        """The folder with config.json and template: on resume the run's own, as a base may be gone."""
+        """The folder with config.json and template: on resume of the run itself."""
         return self.resumed or self.folder
 
 

@@ -1,7 +1,7 @@
-"""The written record of a run: `metrics.jsonl`, TensorBoard and `samples.md`, which a resumed run takes up exactly.
+"""The metrics of a run: `metrics.jsonl`, and its copies for TensorBoard and in `samples.md`.
 
-`metrics.jsonl` is the record; the other two are written anew from it whenever a run is opened, so that what a killed
-process had not yet flushed is in them all the same.
+The copies are written anew from `metrics.jsonl` whenever a run is opened, so that they have the
+records that a killed process had not flushed.
 """
 
 import json
@@ -19,7 +19,7 @@ from common.run_layout import METRICS_FILE
 
 @dataclass(frozen=True)
 class SelectionMetric:
-    """By what a checkpoint is the best: a field of a kind of record."""
+    """The metric that selects the best checkpoint: a kind of records, and a field of them."""
 
     kind: str
     key: str
@@ -28,31 +28,30 @@ class SelectionMetric:
 
 # Kinds of records that training writes between evaluations.
 TRAINING_KINDS = ("train", "skipped", "spike")
-# Kinds that training never asks for again: they are written and not kept in memory.
+# Kinds that are not kept in memory, because training does not read them again.
 WRITE_ONLY_KINDS = (*TRAINING_KINDS, "sample")
 VALIDATION_LOSS = SelectionMetric("validation", "loss")
 
 
 class MetricsLog:
-    """Writes each record three ways. Opened at a step, it drops what a killed process wrote after that step,
-    and an evaluation of that step that was not finished.
-    """
+    """Writes records to the file and its copies, and answers questions about evaluations."""
 
     def __init__(self, run: Path, step: int) -> None:
+        """Open the log of a run that resumes after `step`, and drop the records of later steps."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / METRICS_FILE
         records = [record for record in read_metrics(run) if record["step"] <= step]
-        if not any(record["kind"] == "evaluated" and record["step"] == step for record in records):
-            # An evaluation of this step that was cut short is made again, whole.
+        if not _has_record(records, "evaluated", step):
+            # The evaluation of this step was interrupted, and will be repeated as a whole.
             records = [
                 record
                 for record in records
                 if record["step"] < step or record["kind"] in TRAINING_KINDS
             ]
-        self._evaluation_records = [
-            record for record in records if record["kind"] not in WRITE_ONLY_KINDS
-        ]
+        self._evaluation_records: list[dict[str, Any]] = []
+        for record in records:
+            self._remember_evaluation(record)
         write_atomic(self._path, "".join(_format_json_line(record) for record in records))
         self._samples = run / "samples.md"
         write_atomic(self._samples, "# Samples\n")
@@ -64,77 +63,71 @@ class MetricsLog:
         self._tensorboard.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record. Kinds: train, validation, final, rouge, answers, sample, evaluated, skipped, spike."""
-        # JSON has no infinity and no NaN.
-        safe = {
-            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
-        }
-        record = {"kind": kind, "step": step, **safe}
+        """Append a record.
+
+        Kinds: train, skipped, spike; validation, final, rouge, answers, sample, evaluated.
+        """
+        record: dict[str, Any] = {"kind": kind, "step": step}
+        for name, value in values.items():
+            # JSON has no infinity and no NaN.
+            is_json = not isinstance(value, float) or math.isfinite(value)
+            record[name] = value if is_json else str(value)
         self._remember_evaluation(record)
         with name_path_in_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_format_json_line(record))
         self._mirror_record(record)
 
     def _remember_evaluation(self, record: dict[str, Any]) -> None:
-        """Hold on to what `has`, `scores` and `best` look through: in a long run training's own lines are millions."""
         if record["kind"] not in WRITE_ONLY_KINDS:
             self._evaluation_records.append(record)
 
     def sync(self) -> None:
-        """Have what was written on the disk, whatever happens to the machine."""
+        """Force the records to the disk."""
         fsync(self._path)
 
     def _mirror_record(self, record: dict[str, Any]) -> None:
         kind, step = record["kind"], record["step"]
         if kind == "sample":
-            self._tensorboard.add_text(
-                f"sample/{record['prompt'] or '<bos>'}", record["text"], step
-            )
+            tag = f"sample/{record['prompt'] or '<bos>'}"
+            self._tensorboard.add_text(tag, record["text"], step)
             with self._samples.open("a", encoding="utf-8") as file:
                 file.write(_format_sample(record))
             return
-        # Two sets scored at one step are two curves.
+        # Each set of a mixture gets a curve of its own.
         group = f"{kind} {record['set']}" if "set" in record else kind
         for name, value in record.items():
             if name not in ("kind", "step") and isinstance(value, int | float):
                 self._tensorboard.add_scalar(f"{group}/{name}", value, step)
 
     def has_record(self, kind: str, step: int) -> bool:
-        """Whether there is such a record of an evaluation."""
-        return any(
-            record["kind"] == kind and record["step"] == step for record in self._evaluation_records
-        )
+        """Return whether there is a record of this kind, one of an evaluation, for the step."""
+        return _has_record(self._evaluation_records, kind, step)
 
     def metric_history(self, metric: SelectionMetric) -> list[tuple[int, float]]:
-        """Step and value of every finite measurement so far, oldest first; of a mix, the mean over its sets."""
-        found: dict[int, list[float]] = {}
+        """Return (step, value) of the finite measurements in order, averaged over sets."""
+        values_by_step: dict[int, list[float]] = {}
         for record in self._evaluation_records:
-            if record["kind"] == metric.kind and isinstance(value := record.get(metric.key), float):
-                found.setdefault(record["step"], []).append(value)
-        return [(step, sum(values) / len(values)) for step, values in found.items()]
+            value = record.get(metric.key)
+            if record["kind"] == metric.kind and isinstance(value, float):
+                values_by_step.setdefault(record["step"], []).append(value)
+        return [(step, sum(values) / len(values)) for step, values in values_by_step.items()]
 
     def best_step(self, metric: SelectionMetric) -> int | None:
-        """The step that measured best so far, the first of equals."""
-        scores = [
-            (-value if metric.higher_is_better else value, step)
-            for step, value in self.metric_history(metric)
-        ]
-        return min(scores)[1] if scores else None
+        """Return the step with the best value, the first of equals; None without a measurement."""
+        history = self.metric_history(metric)
+        if not history:
+            return None
+        sign = -1 if metric.higher_is_better else 1
+        best_step, _ = min(history, key=lambda item: (sign * item[1], item[0]))
+        return best_step
 
     def close(self) -> None:
         """Flush TensorBoard."""
         self._tensorboard.close()
 
 
-def _ignore_disk_errors(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread prints a traceback when the disk is full, and then its next call raises the same error."""
-    if not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
-
-
 class InMemoryMetricsLog(MetricsLog):
-    """What the other processes of a run have for a log: it knows what evaluations told it, and writes nothing."""
+    """The log of ranks above 0: it keeps evaluations in memory and writes nothing."""
 
     def __init__(self) -> None:
         self._evaluation_records = []
@@ -144,7 +137,17 @@ class InMemoryMetricsLog(MetricsLog):
         self._remember_evaluation({"kind": kind, "step": step, **values})
 
     def close(self) -> None:
-        """There is nothing to flush."""
+        """Do nothing."""
+
+
+def _has_record(records: list[dict[str, Any]], kind: str, step: int) -> bool:
+    return any(record["kind"] == kind and record["step"] == step for record in records)
+
+
+def _ignore_disk_errors(arguments: threading.ExceptHookArgs) -> None:
+    """Silence TensorBoard's thread for a full disk, whose error the next call raises."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 def _format_json_line(record: dict[str, Any]) -> str:
@@ -152,7 +155,6 @@ def _format_json_line(record: dict[str, Any]) -> str:
 
 
 def _format_sample(record: dict[str, Any]) -> str:
-    quoted = "\n".join(
-        "> " + line for line in f"**{record['prompt']}**{record['text']}".splitlines()
-    )
+    lines = f"**{record['prompt']}**{record['text']}".splitlines()
+    quoted = "\n".join(f"> {line}" for line in lines)
     return f"\n## step {record['step']}\n\n{quoted}\n"

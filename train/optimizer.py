@@ -1,8 +1,8 @@
-"""Which optimiser moves which weights.
+"""The optimizers: Muon for hidden matrices, AdamW for the other parameters.
 
-Muon (Jordan et al. 2024; `torch.optim.Muon`) orthogonalises the momentum of a matrix and suits the hidden matrices;
-the embedding, the head and the norms stay with AdamW (Loshchilov & Hutter 2019). So do the two thin matrices of an
-adapter, as in the paper: it is their product that acts, and Muon on the factors was not measured here.
+Muon (Jordan et al. 2024; `torch.optim.Muon`) orthogonalizes the momentum of a matrix. Embedding,
+head and norms are left to AdamW (Loshchilov & Hutter 2019), and so are the two thin matrices of a
+LoRA adapter, as in its paper: Muon on the factors of a product was not measured here.
 """
 
 import torch
@@ -15,28 +15,35 @@ from train.options import OptimizerOptions
 def build_optimizers(
     model: nn.Module, options: OptimizerOptions
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers of what a model trains, by name. Groups keep their peak rate under `peak_lr`, which schedules scale."""
-    named = [
-        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-    ]
-    muon_matrices = [
-        p
-        for n, p in named
-        if p.dim() == 2 and ".layers." in n and ".lora_" not in n and options.name == "muon"
-    ]
-    chosen = {id(p) for p in muon_matrices}
-    matrices = [p for _, p in named if p.dim() == 2 and id(p) not in chosen]
-    vectors = [p for _, p in named if p.dim() < 2]
+    """Return the optimizers of the trainable parameters by name.
+
+    Each parameter group has its peak learning rate as `peak_lr`, which schedules multiply.
+    """
+    muon_matrices = []
+    adamw_matrices = []
+    vectors = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_hidden = ".layers." in name and ".lora_" not in name
+        if parameter.dim() < 2:
+            vectors.append(parameter)
+        elif is_hidden and options.name == "muon":
+            muon_matrices.append(parameter)
+        else:
+            adamw_matrices.append(parameter)
+    # Vectors are norms here, and decay would pull their scale from 1 to 0.
     groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": adamw_matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(
-        groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True
-    )
-    optimizers: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+    betas = (options.beta1, options.beta2)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(groups, lr=options.lr, betas=betas, fused=True)
+    }
     if muon_matrices:
-        optimizers["muon"] = (ShardedMuon if is_sharded(muon_matrices[0]) else torch.optim.Muon)(
+        muon = ShardedMuon if is_sharded(muon_matrices[0]) else torch.optim.Muon
+        optimizers["muon"] = muon(
             muon_matrices,
             lr=options.muon_lr,
             weight_decay=options.weight_decay,

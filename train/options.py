@@ -13,10 +13,10 @@ ParallelStrategy = Literal["ddp", "fsdp"]
 
 
 class ModelOptions(Options):
-    """Options under `model.`: a preset, and single fields of it changed."""
+    """Options under `model.`: a preset, and changes of single fields."""
 
     preset: str = Field("babyllama-3m", description=f"named shape: {', '.join(PRESETS)}")
-    hidden_size: int | None = Field(None, gt=0, description="width; the preset's unless given")
+    hidden_size: int | None = Field(None, gt=0, description="width; default: of the preset")
     intermediate_size: int | None = Field(
         None, gt=0, description="width inside the feed-forward layers"
     )
@@ -37,20 +37,17 @@ class ModelOptions(Options):
         return value
 
     def preset_overrides(self) -> dict[str, object]:
-        """The fields that were changed from the preset."""
-        said = {
-            key: value
-            for key, value in self.model_dump(exclude={"preset"}).items()
-            if value is not None
-        }
-        if "num_attention_heads" in said:
-            # Fewer key-value heads than heads is a wish of its own.
-            said.setdefault("num_key_value_heads", said["num_attention_heads"])
-        return said
+        """Return the fields of `LlamaConfig` that differ from the preset."""
+        fields = self.model_dump(exclude={"preset"})
+        overrides = {name: value for name, value in fields.items() if value is not None}
+        if "num_attention_heads" in overrides:
+            # Another number of heads alone must not turn a preset into grouped-query attention.
+            overrides.setdefault("num_key_value_heads", overrides["num_attention_heads"])
+        return overrides
 
 
 class OptimizerOptions(Options):
-    """Options under `optimizer.`"""
+    """Options of the group `optimizer`."""
 
     name: Literal["muon", "adamw"] = Field(
         "muon",
@@ -71,7 +68,7 @@ class OptimizerOptions(Options):
 
 
 class ScheduleOptions(Options):
-    """Options under `schedule.`"""
+    """Options of the group `schedule`."""
 
     name: Literal["wsd", "cosine"] = Field(
         "wsd",
@@ -90,37 +87,38 @@ class ScheduleOptions(Options):
 
 
 class CheckpointOptions(Options):
-    """Options under `checkpoint.`"""
+    """Options of the group `checkpoint`."""
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
-    keep: int = Field(2, gt=0, description="newest checkpoints kept; the best one is kept besides")
+    keep: int = Field(
+        2, gt=0, description="number of newest checkpoints to keep, besides the best one"
+    )
 
 
 class EvaluationOptions(Options):
-    """Options under `evaluation.`"""
+    """Options of the group `evaluation`."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the validation split")
     tokens: int = Field(
         200_000,
         gt=0,
-        description="validation tokens scored during training (the first ones); the last "
-        "evaluation scores all of them",
+        description="validation tokens to score during training, the same at each evaluation; the "
+        "last evaluation scores all",
     )
     prompts: tuple[str, ...] = Field(
         ("", "从前，", "问："),
-        description="beginnings that are continued after every evaluation; an empty "
-        "one begins a document",
+        description="prompts to continue after each evaluation; an empty one begins a document",
     )
     sample_tokens: int = Field(
-        100, ge=0, description="tokens generated per prompt; 0 turns samples off"
+        100, ge=0, description="tokens to generate per prompt; 0: no samples"
     )
 
 
 class TrainOptions(Options):
-    """What every way of training has."""
+    """The options of both commands."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where to train; auto takes a GPU if there is one"
+        "auto", description="where to train; auto: on a GPU if there is one"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -132,8 +130,8 @@ class TrainOptions(Options):
     )
     parallel: ParallelStrategy = Field(
         "ddp",
-        description="how several processes share the work (torchrun, docs/scale.md): ddp, each "
-        "with all weights; fsdp, each with a part of them; one process has no use for it",
+        description="for several processes (torchrun, docs/scale.md): ddp replicates the weights, "
+        "fsdp shards them",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights and of the order of data")
     batch_tokens: int = Field(
@@ -142,9 +140,9 @@ class TrainOptions(Options):
     sequence_length: int = Field(256, gt=1, description="tokens per row")
     micro_batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         "auto",
-        description="rows that go through the model at once; auto measures what fits and is fast",
+        description="rows per forward pass; auto: the fastest that fits, measured on a GPU",
     )
-    log_every: int = Field(20, gt=0, description="steps between lines in the terminal and the log")
+    log_every: int = Field(20, gt=0, description="steps between log lines")
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
@@ -167,30 +165,30 @@ class TrainOptions(Options):
 
 
 class PretrainOptions(TrainOptions):
-    """All options of `python -m train.pretrain`."""
+    """The options of `python -m train.pretrain`."""
 
     run: Path | None = Field(
-        None, description="the run's folder; continued if it exists (default runs/pretrain-DATA)"
+        None, description="run directory; resumed if it exists (default: runs/pretrain-DATA)"
     )
     data: str = Field(
         "sample",
         description="what to train on: a name (sample, wikipedia, zhihu…), a prepared folder, or "
-        "a raw file or folder; a mix is written name:weight+name:weight",
+        "a raw file or folder; a mixture is name:weight+name:weight",
     )
     base: Path | None = Field(
         None,
-        description="what to go on from: a run, one of its steps, or an exported folder; its shape "
-        "and tokenizer are the run's (default: random weights of the shape under model)",
+        description="initial weights, shape and tokenizer: a run, one of its steps, or an exported "
+        "folder (default: random weights of the shape under model)",
     )
     tokenizer: Path | None = Field(
         None,
-        description="tokenizer to prepare the data with; the base's, or without one the "
-        "data's own by default",
+        description="tokenizer to prepare the data with (default: of the base, or else the one "
+        "that the data was prepared with)",
     )
     max_steps: int = Field(
         260,
         gt=0,
-        description="optimizer steps of the whole run: its horizon, fixed from the start",
+        description="optimizer steps of the whole run, fixed from its start",
     )
     model: ModelOptions = ModelOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -203,54 +201,55 @@ class SftEvaluationOptions(Options):
     scored: int = Field(
         1000,
         gt=0,
-        description="dev examples of each set whose answers' loss is measured during training (the "
-        "first ones); the last evaluation measures all of them",
+        description="dev examples of each set whose loss is measured during training, the same at "
+        "each evaluation; the last evaluation measures all",
     )
     examples: int = Field(
         100,
         ge=0,
-        description="dev records that are answered and scored at each evaluation (the first "
-        "ones); 0: only the loss is measured",
+        description="dev examples of each set to generate answers for at each evaluation; 0: "
+        "measure the loss alone",
     )
-    max_new_tokens: int = Field(48, gt=0, description="longest answer then")
+    max_new_tokens: int = Field(48, gt=0, description="longest generated answer")
     patience: int = Field(
-        0, ge=0, description="evaluations without a better score after which the run ends; 0: never"
+        0, ge=0, description="evaluations without a better score that end the run; 0: never"
     )
 
 
 class SftOptions(TrainOptions):
-    """All options of `python -m train.sft`."""
+    """The options of `python -m train.sft`."""
 
     run: Path | None = Field(
-        None, description="the run's folder; continued if it exists (default runs/sft-DATA)"
+        None, description="run directory; resumed if it exists (default: runs/sft-DATA)"
     )
     data: str = Field(
         "csl",
-        description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, belle-0.8m, "
-        "deepctrl, pclue), a prepared folder or a raw file; a mix is written csl+belle-0.8m:0.5+replay:0.1, "
-        "where replay is the base's pretraining text, 0.1 tokens of it to each of the rest",
+        description="what to train on: a name (csl, lcsts, redgpt, naturalconv, belle-0.5m, "
+        "belle-0.8m, deepctrl, pclue), a prepared folder or a raw file; a mixture is "
+        "csl+belle-0.8m:0.5+replay:0.1, where replay is pretraining text of the base, here a tenth "
+        "as many tokens as the rest has",
     )
     base: Path | Literal["none"] | None = Field(
         None,
-        description="what to fine-tune: a run, one of its steps, an exported "
-        "folder, or none to begin from nothing (default: the newest pretraining run)",
+        description="what to fine-tune: a run, one of its steps, an exported folder, or none for "
+        "random weights (default: the newest pretraining run)",
     )
     tokenizer: Path | None = Field(
-        None, description="tokenizer where there is no base; the base's own otherwise"
+        None, description="tokenizer for --base none (default: the one that is shipped)"
     )
     epochs: float | None = Field(2.0, gt=0, description="passes over the data")
     max_steps: int | None = Field(
-        None, gt=0, description="optimizer steps; given, epochs do not count"
+        None, gt=0, description="optimizer steps of the whole run; replaces epochs"
     )
     lead_ins: bool = Field(
         False,
-        description="begin the answers to summarization requests with a phrase such as 总结如下：",
+        description="begin answers to summarization requests with a phrase such as 总结如下：",
     )
-    model: ModelOptions = Field(ModelOptions(), description="shape where there is no base")
+    model: ModelOptions = Field(ModelOptions(), description="shape for --base none")
     adapter: Literal["none", "lora"] = Field(
         "none",
-        description="none: all weights train; lora: small matrices beside the "
-        "base's weights, which are frozen and not stored again",
+        description="none: train all weights; lora: train small matrices beside the frozen weights "
+        "of the base",
     )
     lora: LoraOptions = LoraOptions()
     # Half of the rates of pretraining, as measured on the sample.
@@ -262,7 +261,7 @@ class SftOptions(TrainOptions):
         lines = super().find_conflicts()
         if self.adapter != "none" and self.base == "none":
             lines.append(
-                f"--adapter {self.adapter}: trains beside the weights of a base: name one with "
+                f"--adapter {self.adapter}: needs the weights of a base: name one with "
                 "--base, or leave --base none out"
             )
         if self.epochs is None and self.max_steps is None:

@@ -76,8 +76,8 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
     device = resolve_device_for_training(options)
     folder = options.run or default_run_folder("pretrain", options.data)
     base = resolve_initial_checkpoint(options.base, options.tokenizer, folder)
-    # Without a base a resumed run also takes its data by name: what the name means may have changed,
-    # and the comparison with the record of the run says so.
+    # Without a base a resumed run, too, resolves its data by name. Where the name stands for other
+    # data now, the comparison with the record of the run says so.
     data_tokenizer = base.tokenizer_path if base.folder else options.tokenizer
     data = TextData(options, _open_text_sets(options, data_tokenizer))
     if data.tokens_per_epoch < 2:
@@ -128,8 +128,8 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
     for name, shards in zip(names, sets, strict=True):
         if not shards.kind.is_text:
             raise UserError(
-                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on it with "
-                f"python -m train.sft --data {name}"
+                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
+                f"it with python -m train.sft --data {name}"
             )
     return tuple(map(MixtureSet, names, sets, weights))
 

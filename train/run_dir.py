@@ -61,6 +61,15 @@ class RunDir:
         """
         self._create_or_check_folder()
         self._acquire_lock()
+        try:
+            self._create_or_resume(options, record, device)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_or_resume(
+        self, options: dict[str, Any], record: dict[str, Any], device: torch.device
+    ) -> None:
         remove_temporary_files(self.folder)
         run_file = self.folder / RUN_FILE
         if not self._has_training_records():
@@ -82,9 +91,9 @@ class RunDir:
 
     def _create_or_check_folder(self) -> None:
         is_run = (self.folder / RUN_FILE).exists() or (self.folder / LOCK_FILE).exists()
-        if self.folder.exists() and not is_run:
-            if not self.folder.is_dir() or any(self.folder.iterdir()):
-                raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
+        is_empty = self.folder.is_dir() and not any(self.folder.iterdir())
+        if self.folder.exists() and not is_run and not is_empty:
+            raise UserError(f"--run {self.folder} exists and is not a run: name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _acquire_lock(self) -> None:

@@ -44,7 +44,7 @@ def _format(value: Any) -> str:
 
 
 def _format_data(record: dict[str, Any]) -> str:
-    """Return the shard sets of a record as --data takes them, with the start of each fingerprint."""
+    """Return the shard sets of a record as --data takes them, with their fingerprints."""
     sets = []
     for folder, entry in zip(record["shards"], record["fingerprints"]["data"], strict=True):
         path = Path(folder)

@@ -25,11 +25,11 @@ from train.options import TrainOptions
 
 @dataclass(frozen=True)
 class MixtureSet:
-    """A shard set of a mixture: its name in --data, and its weight (1.0: each sequence once an epoch)."""
+    """A shard set of a mixture."""
 
-    name: str
+    name: str  # in --data
     shards: ShardSet
-    weight: float
+    weight: float  # 1.0: each sequence once an epoch
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class RunSpec:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        """Everything that changes the order of the data or the arithmetic of a step, as JSON values."""
+        """Everything that changes the order of data or the arithmetic of a step, as JSON."""
         options = self.options
         return {
             "data": [

@@ -64,7 +64,7 @@ class AnswerEvaluator:
 
     @property
     def metric(self) -> SelectionMetric:
-        """Return the metric of the first kind that has one for its generated answers, else the loss."""
+        """Return the first metric of generated answers that a kind has, else the loss."""
         if self.options.evaluation.examples:
             for dev_set in self.dev_sets:
                 evaluation = dev_set.evaluation
@@ -114,7 +114,7 @@ class AnswerEvaluator:
         print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)
 
     def _evaluate_answers(self, model: Llama, dev_set: DevSet, step: int, log: MetricsLog) -> None:
-        """Generate the answers of the first examples; log and print ROUGE against the references."""
+        """Generate answers to the first examples; log and print their ROUGE."""
         evaluation = self.options.evaluation
         fitting = np.flatnonzero(dev_set.examples.lengths(0))[: evaluation.examples]
         if not len(fitting):

@@ -26,7 +26,7 @@ from train.trainer import Trainer
 
 
 def resolve_device_for_training(options: TrainOptions) -> torch.device:
-    """Return the device of this process. Raises UserError if the rows of a step do not divide evenly."""
+    """Return the device of this rank. Raises UserError if ranks cannot share the rows evenly."""
     distributed.check_rows_divisible(
         options.batch_tokens // options.sequence_length, options.sequence_length
     )

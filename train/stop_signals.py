@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop: between two micro-batches, in an evaluation at once; a second leaves at once."""
+"""Ctrl-C and SIGTERM as a request to stop and save; a second signal ends the process at once."""
 
 import os
 import signal
@@ -10,20 +10,20 @@ from typing import Any
 from train import distributed
 from train.throughput import format_duration
 
-# systemd and Slurm signal every process of a job, and torchrun hands its own signal on: within so many seconds it is one
-# wish, however often it is said.
+# systemd and Slurm signal every process of a job, and torchrun forwards its own signal: signals
+# within so many seconds are one request.
 DUPLICATE_SIGNAL_SECONDS = 1.0
 
 
 class _WorkAborted(BaseException):
-    """Leads out of work that may be left at once."""
+    """Leaves work that may be abandoned; not an Exception, so that no handler in it catches it."""
 
 
 class StopRequest:
-    """True once a signal asked the run to stop. Installed while it is used as a context."""
+    """True once a signal asked the run to stop. Handles signals inside a `with` block."""
 
     def __init__(self, estimate_seconds: Callable[[], float | None]) -> None:
-        """`estimate_seconds()`: seconds that it may take to stop and save, or None where that is not known yet."""
+        """`estimate_seconds` returns the time that stopping will take, None if it is unknown."""
         self.signal_name = ""
         self._estimate_seconds = estimate_seconds
         self._request_time = 0.0
@@ -34,10 +34,8 @@ class StopRequest:
         return bool(self.signal_name)
 
     def __enter__(self) -> "StopRequest":
-        self._previous_handlers = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,7 +43,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def run_unless_requested(self, work: Callable[[], None]) -> bool:
-        """Do `work`, which a first signal ends at once and an earlier one forbids; whether it came to its end."""
+        """Run `work` unless a stop was requested; a signal aborts it. Return if it finished."""
         if self.signal_name:
             return False
         try:
@@ -63,14 +61,13 @@ class StopRequest:
             if time.monotonic() - self._request_time > DUPLICATE_SIGNAL_SECONDS:
                 raise KeyboardInterrupt
             return
-        self.signal_name, self._request_time = signal.Signals(number).name, time.monotonic()
+        self.signal_name = signal.Signals(number).name
+        self._request_time = time.monotonic()
         if not distributed.is_main_process():
             return
-        # Not print: the signal may have come in the middle of one.
-        os.write(
-            1,
-            f"\n{self.signal_name}: {self._describe_action()}; once more to leave at once\n".encode(),
-        )
+        message = f"\n{self.signal_name}: {self._describe_action()}; once more to leave at once\n"
+        # Not print, which may be running already when the signal comes.
+        os.write(1, message.encode())
         if self._can_abort:
             self._can_abort = False
             raise _WorkAborted
@@ -78,10 +75,9 @@ class StopRequest:
     def _describe_action(self) -> str:
         if self._can_abort:
             return "leaving this evaluation"
-        needed = self._estimate_seconds()
-        when = (
-            "as soon as the rows under way are through"
-            if needed is None
-            else f"within about {format_duration(max(1, needed))}"
-        )
+        seconds = self._estimate_seconds()
+        if seconds is None:
+            when = "as soon as the current rows are done"
+        else:
+            when = f"within about {format_duration(max(1, seconds))}"
         return f"saving the last finished step and stopping, {when}"

@@ -115,7 +115,7 @@ class Trainer:
         return bool(self._stop_request)
 
     def train(self) -> bool:
-        """Train until the last step, a signal, or the end of patience; return whether it is complete."""
+        """Train to the end, or until a signal comes; return whether the run is complete."""
         with self._stop_request:
             self._write_early_stop()
             self._evaluate_if_due()
@@ -139,7 +139,7 @@ class Trainer:
         self.run.close()
 
     def train_step(self) -> None:
-        """Run one optimizer step; if its loss or gradient is not finite, leave the weights alone."""
+        """Run one optimizer step, or skip the update if loss or gradient is not finite."""
         state = self.state
         lr_multiplier = get_lr_multiplier(self.options.schedule, state.step, self.max_steps)
         for optimizer in self.optimizers.values():

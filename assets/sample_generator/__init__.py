@@ -1,6 +1,7 @@
-"""The small world: a generator of the sample corpus, the project's default data when nothing is downloaded.
+"""Generate the sample corpus, the default data when nothing is downloaded.
 
-One invented river valley (驼铃谷) with its towns, people, crafts and books. `state` fixes the facts, `grammar` turns
-facts into sentences, the other modules compose documents, dialogues and summaries, and `formats` writes each of them
-in the native format of one of the project's data sources. Everything is a pure function of the package's own files.
+It describes an invented river valley (驼铃谷) with its towns, people, crafts and books. `state`
+draws the people and their relations, `grammar` expands phrasings into sentences, the other modules
+compose documents, dialogues and summaries, and `formats` writes them in the native formats of the
+project's data sources. The output is a function of this package's own files alone.
 """

@@ -11,7 +11,8 @@ from common.options import Options, parse_options
 
 DESCRIPTION = """Write the sample corpus: the project's own texts about an invented valley.
 
-They are in the native formats of the data sources. The same command always writes the same bytes."""
+They are in the native formats of the data sources. The same command always writes the same
+bytes."""
 
 
 class SampleOptions(Options):

@@ -1,4 +1,4 @@
-"""All parts of the sample, in the order their dependence asks for."""
+"""Build all files of the sample, in the order of their dependencies."""
 
 import gzip
 import random
@@ -18,7 +18,7 @@ STUDY_COUNTS = {"train": 2800, "dev": 300, "test": 300}
 
 
 def build_sample() -> Files:
-    """Every file of the sample as bytes, by its path below the sample folder."""
+    """Return every file of the sample as bytes, by path below the sample folder."""
     world = World()
     used_titles: set[str] = set()
     studies = {
@@ -50,7 +50,7 @@ def build_sample() -> Files:
 
 
 def readable_text(files: Files) -> str:
-    """What a model can read in the files: their bytes as text, without ids, addresses and checksums."""
+    """Return the text of the files without ids, URLs and checksums."""
     texts = [
         (gzip.decompress(data) if name.endswith(".gz") else data).decode()
         for name, data in files.items()

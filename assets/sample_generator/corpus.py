@@ -1,4 +1,4 @@
-"""The pretraining part: which documents there are, and which file of which format each of them goes to."""
+"""Build the pretraining files: choose the documents and write them in the native formats."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Files = dict[str, bytes]
 
 
 class DocumentCollection:
-    """All prose documents, by the shelf (output file) they stand on."""
+    """Generate the prose documents of one file."""
 
     def __init__(self, world: World, seed: str) -> None:
         self.world, self.rng = world, random.Random(seed)
@@ -29,7 +29,7 @@ class DocumentCollection:
         return generate_documents(generate, items, count, self.rng)
 
     def encyclopedia_documents(self, scale: float) -> list[SampleDocument]:
-        """Articles: people, places, animals, crafts, dishes, books, inventions, schools."""
+        """Generate articles about people, places, animals, crafts, dishes, books and inventions."""
         world, generator = self.world, self.story_generator
         schools = [
             p
@@ -48,13 +48,13 @@ class DocumentCollection:
         ]
         texts = [
             text
-            for maker, items, count in plan
-            for text in self._generate(maker, items, round(count * scale))
+            for generate, items, count in plan
+            for text in self._generate(generate, items, round(count * scale))
         ]
         return self.rng.sample(texts, len(texts))
 
     def story_documents(self, scale: float) -> list[SampleDocument]:
-        """Stories, journeys, letters, diaries, fables, news, interviews, chronicles."""
+        """Generate stories, journeys, letters, diaries, fables, news, interviews and chronicles."""
         world, generator = self.world, self.story_generator
         plan: list[tuple[Callable[..., SampleDocument], list, float]] = [
             (generator.day, world.people, 300),
@@ -69,14 +69,14 @@ class DocumentCollection:
         ]
         texts = [
             text
-            for maker, items, count in plan
-            for text in self._generate(maker, items, round(count * scale))
+            for generate, items, count in plan
+            for text in self._generate(generate, items, round(count * scale))
         ]
         return self.rng.sample(texts, len(texts))
 
 
 def passage_records(passages: Sequence[Passage]) -> list[dict[str, str]]:
-    """Passages full of new names, two of three with questions below them: practice in copying."""
+    """Return passages of invented names, two of three with questions: practice in copying."""
     return [
         {"text": to_prose(passage, i % 3 > 0), "source": "阅读"}
         for i, passage in enumerate(passages)
@@ -84,7 +84,7 @@ def passage_records(passages: Sequence[Passage]) -> list[dict[str, str]]:
 
 
 def journal_records(studies: Sequence[Study]) -> list[dict[str, str]]:
-    """Abstracts, alternately alone and under their titles."""
+    """Return abstracts, every second one under its title."""
     return [
         {
             "text": f"《{study.title}》\n{study.abstract}" if i % 2 else study.abstract,
@@ -95,7 +95,7 @@ def journal_records(studies: Sequence[Study]) -> list[dict[str, str]]:
 
 
 def wikipedia_row(number: int, text: SampleDocument) -> dict[str, str]:
-    """A row of the encyclopedia; every seventh page is written in traditional characters."""
+    """Return a row of the encyclopedia; every seventh article is in traditional characters."""
     if number % 7:
         return formats.wikipedia(1000 + number, text.title, text.paragraphs)
     return formats.wikipedia(
@@ -104,7 +104,7 @@ def wikipedia_row(number: int, text: SampleDocument) -> dict[str, str]:
 
 
 def passage_files() -> Files:
-    """The passages written by hand, a file each, under their titles."""
+    """Return the hand-written passages under their titles, one file each."""
     passages = read_passages()
     return {
         f"pretrain/text/passage-{i:02d}.txt": f"{title}\n\n{body}\n".encode()
@@ -113,7 +113,7 @@ def passage_files() -> Files:
 
 
 def pretraining_files(world: World, passages: Sequence[Passage], studies: Sequence[Study]) -> Files:
-    """All files below `pretrain/`, as bytes by relative path."""
+    """Return all files below `pretrain/` as bytes, by path."""
     wikipedia_documents = DocumentCollection(world, "百科").encyclopedia_documents(1.0)
     wikipedia_2019_documents = DocumentCollection(world, "旧百科").encyclopedia_documents(0.5)
     mnbvc_documents = DocumentCollection(world, "文章").story_documents(1.0)

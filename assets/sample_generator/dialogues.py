@@ -1,4 +1,4 @@
-"""Conversations with the assistant 小驼, talk between two people, and single instructions."""
+"""Generate conversations with the assistant 小驼, talk between two people, and instructions."""
 
 import random
 
@@ -12,7 +12,7 @@ Instruction = tuple[str, str, str]
 
 
 class DialogueGenerator(QuestionGenerator):
-    """Draws conversations and instructions; facts come from the world, manners from `text/chat.txt`."""
+    """Generate conversations and instructions about the world, phrased by `text/chat.txt`."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         super().__init__(world, rng)
@@ -20,16 +20,16 @@ class DialogueGenerator(QuestionGenerator):
         self.story_generator = StoryGenerator(world, rng)
 
     def expand_chat(self, section: str, values: dict[str, str] | None = None) -> str:
-        """One phrasing of `text/chat.txt`."""
+        """Return one phrasing of `text/chat.txt`."""
         return self.chat_grammar.expand(section, values or {}, self.rng)
 
     def small_talk(self, topics: str = "好 你是谁 会什么 心情 夸 家") -> QuestionAnswer:
-        """A greeting, a question about the assistant, or praise."""
+        """Return a greeting, a question about the assistant or praise, and the answer."""
         topic = self.rng.choice(topics.split())
         return self.expand_chat("问" + topic), self.expand_chat("答" + topic)
 
     def conversation(self) -> list[QuestionAnswer]:
-        """Two to six exchanges with the assistant, most of them about one topic."""
+        """Return two to six exchanges with the assistant, most of them about one topic."""
         pairs = self.random_pairs()[: self.rng.randint(1, 3)]
         if len(pairs) < 2:
             pairs += self.random_pairs()[:2]
@@ -40,7 +40,7 @@ class DialogueGenerator(QuestionGenerator):
         return pairs
 
     def peer_dialogue(self) -> list[str]:
-        """Utterances of two people in turn, about a journey to a place and a person met there."""
+        """Return utterances of two people about a journey to a place and a person met there."""
         person = self.rng.choice(self.world.people)
         values = {
             **person_values(self.world, person),
@@ -66,7 +66,7 @@ class DialogueGenerator(QuestionGenerator):
         return [*utterances, self.expand_chat("谈.末", values), self.expand_chat("谈.末二", values)]
 
     def instruction(self) -> Instruction:
-        """An instruction, its input (often empty), and the answer."""
+        """Return an instruction, its input (often empty) and the answer."""
         tasks = [
             self._question_task,
             self._question_task,
@@ -83,7 +83,7 @@ class DialogueGenerator(QuestionGenerator):
         return self.rng.choice(tasks)()
 
     def instruction_with_input(self) -> Instruction:
-        """An instruction that means nothing without its input."""
+        """Return an instruction that needs its input, the input and the answer."""
         return self.rng.choice(
             [self.extraction_task, self._replacement_task, self._ordering_task, self._judgment_task]
         )()
@@ -97,7 +97,7 @@ class DialogueGenerator(QuestionGenerator):
         return question, "", answer
 
     def extraction_task(self) -> Instruction:
-        """A question about a person, a text as input, and the answer as it stands in the text."""
+        """Return a question about a person, a text as input, and the answer as the text has it."""
         person = self.rng.choice(self.world.people)
         values = person_values(self.world, person)
         opening = "人.开头本地" if person.home is person.workplace else "人.开头"

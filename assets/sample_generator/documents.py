@@ -1,4 +1,4 @@
-"""Documents about the world: each function composes one text out of phrasings and the facts of `state`."""
+"""Compose documents about the world from phrasings and the data of `state`."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from assets.sample_generator.values import (
 
 @dataclass(frozen=True)
 class SampleDocument:
-    """One composed document: its kind, its title (as an encyclopedia or a newspaper would call it), its paragraphs."""
+    """A document: its kind, its title as an encyclopedia or newspaper has it, its paragraphs."""
 
     kind: str
     title: str
@@ -26,12 +26,12 @@ class SampleDocument:
 
     @property
     def body(self) -> str:
-        """The paragraphs, one a line."""
+        """Return the paragraphs, one a line."""
         return "\n".join(self.paragraphs)
 
 
 class DocumentGenerator:
-    """Composes documents; `rng` decides what is said and how, never what is true."""
+    """Compose documents; `rng` chooses topics and phrasings, `world` has the data."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self.world, self.rng = world, rng
@@ -41,7 +41,7 @@ class DocumentGenerator:
         return "".join(self.grammar.expand(name, values, self.rng) for name in sections)
 
     def _expand_several(self, section: str, count: int, values: Mapping[str, str]) -> str:
-        """Several different phrasings of one section, so that one topic is told from several sides."""
+        """Return several different phrasings of one section."""
         sentences: list[str] = []
         for _ in range(4 * count):
             sentence = self.grammar.expand(section, values, self.rng)
@@ -50,16 +50,16 @@ class DocumentGenerator:
         return "".join(sentences)
 
     def random_local(self, place: Row) -> Person:
-        """Somebody who works in the place, or anybody if nobody does."""
+        """Return somebody who works in the place, or anybody if nobody does."""
         local = [person for person in self.world.people if person.workplace is place]
         return self.rng.choice(local or self.world.people)
 
     def random_craftsman(self, trade: Row) -> Person:
-        """Somebody of a trade."""
+        """Return somebody of a trade."""
         return self.rng.choice([person for person in self.world.people if person.trade is trade])
 
     def biography(self, person: Person) -> SampleDocument:
-        """An encyclopedia article about a person."""
+        """Compose an encyclopedia article about a person."""
         values = person_values(self.world, person)
         opening = "人.开头本地" if person.home is person.workplace else "人.开头"
         first = self._expand(values, opening, "人.童年", "人.学艺")
@@ -79,7 +79,7 @@ class DocumentGenerator:
         )
 
     def place(self, place: Row) -> SampleDocument:
-        """An encyclopedia article about a place."""
+        """Compose an encyclopedia article about a place."""
         master = self._local_master(place)
         values = {
             **place_values(self.world, place),
@@ -107,7 +107,7 @@ class DocumentGenerator:
         )
 
     def _local_master(self, place: Row) -> Person:
-        """The place's best-known master: always the same person, the eldest of the place's craft."""
+        """Return the eldest master of the place's craft, always the same person."""
         masters = [
             p
             for p in self.world.people
@@ -116,7 +116,7 @@ class DocumentGenerator:
         return masters[0]
 
     def animal(self, animal: Row) -> SampleDocument:
-        """An article about an animal."""
+        """Compose an article about an animal."""
         homes = [place for place in self.world.places if place["动物"] == animal["名字"]]
         place = homes[0] if homes else self.rng.choice(self.world.places)
         keepers = [
@@ -147,7 +147,7 @@ class DocumentGenerator:
         )
 
     def craft(self, trade: Row) -> SampleDocument:
-        """An article about a craft, with its steps in order."""
+        """Compose an article about a craft, its steps in order."""
         person = self.random_craftsman(trade)
         values = {**trade_values(trade), "城": person.workplace["名字"], "人": person.name}
         return SampleDocument(
@@ -161,7 +161,7 @@ class DocumentGenerator:
         )
 
     def dish(self, place: Row) -> SampleDocument:
-        """A recipe: ingredients, steps, a hint."""
+        """Compose a recipe: ingredients, steps, a hint."""
         food = self.world.foods[place["小吃"]]
         values = {
             **place_values(self.world, place),
@@ -183,7 +183,7 @@ class DocumentGenerator:
         )
 
     def random_working_year(self, *people: Person) -> str:
-        """A year in which all of the people were already at their trade."""
+        """Return a year in which all of the people were already at work."""
         return str(
             self.rng.randint(
                 min(CURRENT_YEAR - 1, max(p.first_work_year for p in people) + 3), CURRENT_YEAR - 1
@@ -191,7 +191,7 @@ class DocumentGenerator:
         )
 
     def event(self, person: Person) -> SampleDocument:
-        """A chronicle: a flood, a contest or something that a place built."""
+        """Compose a chronicle of a flood, a contest or a large construction."""
         place = person.workplace
         kinds = [
             "建",
@@ -225,7 +225,7 @@ class DocumentGenerator:
         return self.compose_event(person, kind, values)
 
     def compose_event(self, person: Person, kind: str, values: Mapping[str, str]) -> SampleDocument:
-        """The chronicle of one kind of event, from its opening to what is left of it today."""
+        """Compose the chronicle of one kind of event, from its beginning to its traces today."""
         parts = {
             "水": ["水.经过", "水.人", "水.结果", "水.结尾"],
             "建": ["建.经过", "建.人", "建.过程", "建.结尾"],
@@ -243,7 +243,7 @@ class DocumentGenerator:
         )
 
     def book(self, person: Person) -> SampleDocument:
-        """A review of a person's book."""
+        """Compose a review of a person's book."""
         assert person.book is not None
         values = {
             **person_values(self.world, person),
@@ -262,7 +262,7 @@ class DocumentGenerator:
         )
 
     def invention(self, person: Person) -> SampleDocument:
-        """How an invention came about."""
+        """Compose the history of an invention."""
         assert person.invention is not None
         details = person.invention
         values = {
@@ -283,7 +283,7 @@ class DocumentGenerator:
         )
 
     def school(self, place: Row) -> SampleDocument:
-        """An article about a place's school."""
+        """Compose an article about a place's school."""
         teachers = [
             p for p in self.world.people if p.trade["职业"] == "老师" and p.workplace is place
         ]
@@ -312,7 +312,10 @@ class DocumentGenerator:
 def generate_documents(
     generate: Callable[..., SampleDocument], items: list, count: int, rng: random.Random
 ) -> list[SampleDocument]:
-    """`count` documents over `items`, each item as often as any other, in a drawn order; equal texts are dropped."""
+    """Generate `count` documents over `items` in random order; equal texts are dropped.
+
+    Every item is used equally often.
+    """
     order = [
         item
         for _ in range(count // max(1, len(items)) + 1)

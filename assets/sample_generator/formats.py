@@ -1,4 +1,4 @@
-"""Native shapes: how each dataset the project reads writes one record, and files whose bytes never vary."""
+"""Write records in the native formats of the datasets, as files whose bytes never vary."""
 
 import functools
 import gzip
@@ -13,12 +13,12 @@ LANE_BITS = 24
 
 
 def json_lines(records: Iterable[Any]) -> bytes:
-    """JSON objects, one a line, UTF-8, as the published files write them."""
+    """Return JSON objects as UTF-8, one a line, as the published files have them."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def gzip_bytes(data: bytes) -> bytes:
-    """gzip without a time stamp or a file name, so that equal data give equal bytes."""
+    """Compress without time stamp and file name, so that equal data give equal bytes."""
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=9, mtime=0, filename="") as file:
         file.write(data)
@@ -26,7 +26,7 @@ def gzip_bytes(data: bytes) -> bytes:
 
 
 def simhash(text: str) -> int:
-    """Charikar's 64-bit SimHash (2002) over character bigrams, an unsigned 64-bit integer."""
+    """Return Charikar's 64-bit SimHash (2002) over character bigrams, an unsigned integer."""
     pairs = [text[i : i + 2] for i in range(len(text) - 1)]
     lanes = sum(map(_hash_lanes, pairs))
     return sum(
@@ -38,13 +38,16 @@ def simhash(text: str) -> int:
 
 @functools.cache
 def _hash_lanes(pair: str) -> int:
-    """The 64 bits of a pair's hash, each in a lane wide enough to count a document's bigrams by adding."""
+    """Return the 64 bits of a pair's hash, one in each lane of `LANE_BITS` bits.
+
+    Adding such numbers counts every bit over the bigrams of a document.
+    """
     value = int.from_bytes(hashlib.md5(pair.encode()).digest()[:8], "big")
     return sum(1 << LANE_BITS * bit for bit in range(64) if value >> bit & 1)
 
 
 def mnbvc_general(name: str, paragraphs: Sequence[str], is_new_release: bool) -> dict[str, Any]:
-    """A document of MNBVC's 通用 shape; newer releases add 扩展字段 and 时间."""
+    """Return a record of MNBVC's 通用 schema; newer releases add 扩展字段 and 时间."""
     unique_paragraphs: set[str] = set()
     rows = []
     for number, paragraph in enumerate(paragraphs):
@@ -74,7 +77,7 @@ def mnbvc_general(name: str, paragraphs: Sequence[str], is_new_release: bool) ->
 
 
 def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:
-    """A question-answer pair of MNBVC's 问答 shape; `id` is an int or a string, as in the wild."""
+    """Return a record of MNBVC's 问答 schema; `id` is a number or text, as in the releases."""
     return {
         "id": number,
         "问": question,
@@ -90,7 +93,7 @@ def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:
 
 
 def wikipedia(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
-    """A row of `wikimedia/wikipedia`: paragraphs separated by blank lines, no title line."""
+    """Return a row of `wikimedia/wikipedia`: blank lines between paragraphs, no title line."""
     return {
         "id": str(number),
         "url": f"https://zh.wikipedia.org/wiki/{quote(title)}",
@@ -100,7 +103,7 @@ def wikipedia(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, s
 
 
 def wiki_zh_2019(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
-    """A row of wiki_zh_2019: the title once more as the text's first line."""
+    """Return a row of wiki_zh_2019, whose text begins with the title."""
     return {
         "id": str(number),
         "url": f"https://zh.wikipedia.org/wiki?curid={number}",

@@ -1,7 +1,8 @@
-"""Phrasings: a small template language over UTF-8 text files.
+"""Expand phrasings, a small template language over UTF-8 text files.
 
-A file holds sections, `## name` and one phrasing per line. In a phrasing `{slot}` is a value, `[a|b|c]` a free choice
-of one of the variants (brackets may nest), and a literal `\\n` a line break.
+A file has sections, `## name` and one phrasing per line. In a phrasing `{slot}` is a value,
+`[a|b|c]` a random choice of one of the variants (brackets may nest), and a literal `\\n` a line
+break.
 """
 
 import random
@@ -15,7 +16,7 @@ _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
 def read_sections(path: Path) -> dict[str, list[str]]:
-    """The sections of a phrasing file: name -> its lines, in order. A name must not occur twice."""
+    """Return the sections of a phrasing file, name → lines; a name must not occur twice."""
     sections: dict[str, list[str]] = {}
     lines: list[str] = []
     for raw in path.read_text(encoding="utf-8").splitlines():
@@ -30,7 +31,7 @@ def read_sections(path: Path) -> dict[str, list[str]]:
 
 
 def read_passages() -> dict[str, str]:
-    """The hand-written passages of `text/passages.txt`: title -> paragraphs, one a line."""
+    """Return the hand-written passages of `text/passages.txt`, title → paragraphs."""
     return {
         title: "\n".join(lines)
         for title, lines in read_sections(TEXT_FOLDER / "passages.txt").items()
@@ -38,7 +39,7 @@ def read_passages() -> dict[str, str]:
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """The rows of `text/NAME.tsv` as dictionaries by the header's column names."""
+    """Return the rows of `text/NAME.tsv` as dictionaries by column name."""
     rows = (TEXT_FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     header = rows[0].split("\t")
     table = []
@@ -51,7 +52,7 @@ def read_table(name: str) -> list[dict[str, str]]:
 
 
 class Grammar:
-    """All phrasings of some files, expanded with a random generator and never twice alike within one document."""
+    """The phrasings of some files."""
 
     def __init__(self, *files: str) -> None:
         self.sections: dict[str, list[str]] = {}
@@ -62,7 +63,7 @@ class Grammar:
                 self.sections[name] = lines
 
     def expand(self, section: str, values: Mapping[str, str], rng: random.Random) -> str:
-        """One phrasing of section `section` whose slots are all in `values`, filled in."""
+        """Expand one phrasing of `section` whose slots are all in `values`."""
         candidates = [
             line
             for line in self.sections[section]
@@ -74,9 +75,9 @@ class Grammar:
 
 
 def expand_phrasing(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
-    """Choose the variants of one phrasing, then fill its slots."""
+    """Choose the variants of one phrasing, then fill in its slots."""
     while _CHOICE.search(phrasing):
         phrasing = _CHOICE.sub(
-            lambda found: rng.choice(found.group(1).split("|")), phrasing, count=1
+            lambda match: rng.choice(match.group(1).split("|")), phrasing, count=1
         )
-    return _SLOT.sub(lambda found: values[found.group(1)], phrasing).replace("\\n", "\n")
+    return _SLOT.sub(lambda match: values[match.group(1)], phrasing).replace("\\n", "\n")

@@ -1,4 +1,4 @@
-"""Questions and answers about the world: pairs for the QA corpus and turns for the chat corpora."""
+"""Generate questions and answers about the world for the QA and chat corpora."""
 
 import random
 
@@ -11,7 +11,7 @@ QuestionAnswer = tuple[str, str]
 
 
 class QuestionGenerator(DocumentGenerator):
-    """Draws question-answer pairs; an answer always repeats what the question asked about."""
+    """Generate question-answer pairs; an answer repeats the subject of the question."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         super().__init__(world, rng)
@@ -21,7 +21,7 @@ class QuestionGenerator(DocumentGenerator):
         return self._expand(values, "问" + topic), self._expand(values, "答" + topic)
 
     def about_person(self, person: Person) -> list[QuestionAnswer]:
-        """One pair for each kind of fact about a person, in a drawn order."""
+        """Return one pair for every property of a person, in random order."""
         topics = ["人.职", "人.乡", "人.师", "人.友"]
         topics += ["人.书"] * bool(person.book) + ["人.器"] * bool(person.invention)
         values = person_values(self.world, person)
@@ -30,7 +30,7 @@ class QuestionGenerator(DocumentGenerator):
         ]
 
     def about_place(self, place: Row) -> list[QuestionAnswer]:
-        """Pairs about a place: what it is, its name, its festival, the way to another place."""
+        """Return pairs about a place, its name, its festival and the way to another place."""
         other = self.rng.choice([row for row in self.world.places if row is not place])
         values = place_values(self.world, place)
         road = self.world.distance(place, other)
@@ -49,7 +49,7 @@ class QuestionGenerator(DocumentGenerator):
         return self.rng.sample(pairs, len(pairs))
 
     def about_animal(self, animal: Row) -> list[QuestionAnswer]:
-        """Two pairs about an animal."""
+        """Return two pairs about an animal."""
         values = {
             "兽": animal["名字"],
             "形": animal["外形"],
@@ -65,7 +65,7 @@ class QuestionGenerator(DocumentGenerator):
         ]
 
     def about_dish(self, place: Row) -> list[QuestionAnswer]:
-        """How a place's dish is made, and what to mind."""
+        """Return pairs about how a place's dish is made and what to mind."""
         food = self.world.foods[place["小吃"]]
         values = {**place_values(self.world, place), "窍": food["窍门"]}
         values |= {f"料{i}": food["料" + n] for i, n in enumerate("一二三四", 1)}
@@ -73,7 +73,7 @@ class QuestionGenerator(DocumentGenerator):
         return [self._question_answer("食", values), self._question_answer("食.窍", values)]
 
     def about_craft(self, person: Person) -> list[QuestionAnswer]:
-        """How a craft is done, by one who does it."""
+        """Return pairs about a craft, with a person who does it."""
         values = person_values(self.world, person)
         return [
             self._question_answer(topic, values)
@@ -81,7 +81,7 @@ class QuestionGenerator(DocumentGenerator):
         ]
 
     def random_pairs(self) -> list[QuestionAnswer]:
-        """Pairs about one drawn topic."""
+        """Return pairs about one random topic."""
         choose, world = self.rng.choice, self.world
         draw = self.rng.random()
         if draw < 0.5:

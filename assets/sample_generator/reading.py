@@ -1,10 +1,10 @@
-"""Reading comprehension: short passages full of invented names, with questions answered by a name of the passage.
+"""Generate reading comprehension: passages of invented names, with questions about them.
 
-An answer is a sentence that repeats what was asked about and ends with the name, or the number, that was asked for: a small
-model learns to copy by repeating, and then to copy from the passage.
+An answer is a sentence that repeats the subject of the question and ends with the requested name or
+number: a small model learns to copy by repeating, and then to copy from the passage.
 
-The names are drawn from hundreds of common characters, so that answering means copying from the passage; the words
-that the held-out part uses occur nowhere else in the sample.
+The names are drawn from hundreds of common characters, so that answering means copying from the
+passage. The words of the held-out part occur nowhere else in the sample.
 """
 
 import random
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from assets.sample_generator.grammar import TEXT_FOLDER, Grammar, read_sections
 
-# Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject can be asked for;
-# a slot without a sentence section of its own is told by the opening.
+# Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject
+# can be asked for; a slot without a sentence section of its own is mentioned in the opening.
 PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "人物": (
         "名",
@@ -62,12 +62,15 @@ class Passage:
 
 
 def is_held_out_number(number: int) -> bool:
-    """Whether a four-digit number is kept for held-out passages (one in eight, spread evenly)."""
+    """Return whether a four-digit number is reserved for held-out passages (one in eight)."""
     return (number * 2654435761 >> 11) % 8 == 0
 
 
 class PassageGenerator:
-    """Draws passages; `is_allowed` says whether the two characters a name is made with, or a number, may be used."""
+    """Generate passages.
+
+    `is_allowed` returns whether the two characters that form a name, or a number, may be used.
+    """
 
     def __init__(
         self, rng: random.Random, is_held_out: bool, is_allowed: Callable[[str], bool]
@@ -111,7 +114,7 @@ class PassageGenerator:
                 return name
 
     def draw_passage(self) -> Passage:
-        """One passage with a question for each of its facts."""
+        """Generate one passage with a question about every name in it."""
         while True:
             kind = self.rng.choice(list(PASSAGE_KINDS))
             subject, slots = PASSAGE_KINDS[kind]
@@ -146,12 +149,15 @@ class PassageGenerator:
         return Passage(reference, passage_names, turns)
 
     def draw_passages(self, count: int) -> list[Passage]:
-        """`count` passages."""
+        """Generate `count` passages."""
         return [self.draw_passage() for _ in range(count)]
 
 
 def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
-    """A RedGPT record; one in seven uses one of the other spellings of turns that are in the published files."""
+    """Return a RedGPT record.
+
+    One in seven writes its turns in another way, as some of the published files do.
+    """
     human, assistant, separator = "Human: ", "Assistant: ", "\n\n"
     if rng.random() < 0.15:
         human, assistant, separator = rng.choice(
@@ -171,7 +177,7 @@ def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
 
 
 def to_prose(passage: Passage, with_questions: bool) -> str:
-    """A passage as a page of a reader, with its questions below it or without."""
+    """Return a passage as a page of a reader, optionally with its questions."""
     lines = [passage.reference]
     if with_questions:
         lines += [

@@ -1,7 +1,7 @@
-"""The state of the world: places, crafts, animals, dishes and about 500 people, whose facts never contradict.
+"""The state of the world: places, crafts, animals, dishes and about 500 people.
 
-Places, crafts, animals and dishes are tables in `text/`; people, books and inventions are drawn once, with a fixed
-seed, so that every document that mentions a fact takes it from here.
+Places, crafts, animals and dishes are tables in `text/`. People, books and inventions are drawn
+once, with a fixed seed, and all documents take them from here.
 """
 
 import random
@@ -11,8 +11,8 @@ from assets.sample_generator.grammar import TEXT_FOLDER, read_sections, read_tab
 
 CURRENT_YEAR = 260
 Row = dict[str, str]
-# Where the trades that need the sea, the snow or the woods are at home; `EVERYWHERE` are those that many places have;
-# the other crafts live where `places.tsv` says and in one more place.
+# Where the trades that need the sea, the snow or the woods are at home; `EVERYWHERE` are those that
+# many places have; the other crafts live where `places.tsv` says and in one more place.
 TRADE_PLACES = {
     "守塔人": "望潮港 灯芯岛",
     "天文员": "星台村",
@@ -42,7 +42,7 @@ NUM_EXTRA_TRADE_PLACES = {
 
 @dataclass
 class Person:
-    """One inhabitant. Years are counted in the valley's own calendar; `friend` is mutual."""
+    """One inhabitant. Years are in the valley's own calendar; `friend` is mutual."""
 
     name: str
     female: bool
@@ -59,12 +59,12 @@ class Person:
 
     @property
     def given_name(self) -> str:
-        """The given name, by which stories call a person."""
+        """Return the given name, which stories use."""
         return self.name[1:]
 
 
 class World:
-    """All facts. `word_lists` are the word lists of `text/lists.txt` (entries split at spaces or lines)."""
+    """All tables and people; `word_lists` are the word lists of `text/lists.txt`."""
 
     def __init__(self) -> None:
         self.rng = random.Random("驼铃谷")
@@ -81,7 +81,7 @@ class World:
         self._assign_inventions()
 
     def new_name(self, female: bool) -> str:
-        """A full name that nobody has yet."""
+        """Return a full name that nobody has yet."""
         while True:
             name = self.rng.choice(self.word_lists["姓"]) + self.rng.choice(
                 self.word_lists["女名" if female else "男名"]
@@ -167,17 +167,17 @@ class World:
             }
 
     def distance(self, one: Row, other: Row) -> int:
-        """The road between two places in 里; never 0 for two different ones."""
+        """Return the length of the road between two places in 里, at least 3."""
         return max(3, abs(int(one["位置"]) - int(other["位置"])))
 
     def nearest_place(self, place: Row) -> Row:
-        """The nearest other place (a fixed one for each place)."""
+        """Return the nearest other place, the first by name of several."""
         others = [other for other in self.places if other is not place]
         return min(others, key=lambda other: (self.distance(place, other), other["名字"]))
 
 
 def read_word_lists() -> dict[str, list[str]]:
-    """Word lists: a section of one line is split at spaces, a section of several lines has one entry a line."""
+    """Return the word lists: a section of one line is split at spaces, others at line ends."""
     sections = read_sections(TEXT_FOLDER / "lists.txt")
     return {
         name: lines[0].split(" ") if len(lines) == 1 else lines for name, lines in sections.items()

@@ -1,4 +1,4 @@
-"""Stories and personal papers: a day's work, journeys, market sums, letters, diaries, fables, news, interviews."""
+"""Compose stories, letters, diaries, fables, news and interviews."""
 
 from assets.sample_generator.documents import DocumentGenerator, SampleDocument
 from assets.sample_generator.state import CURRENT_YEAR, Person, Row
@@ -13,7 +13,7 @@ from assets.sample_generator.values import (
 
 
 class StoryGenerator(DocumentGenerator):
-    """Composes texts with a course of events, in which later sentences take up what earlier ones said."""
+    """Compose texts with a plot, in which later sentences refer to earlier ones."""
 
     def _story_values(self, person: Person) -> dict[str, str]:
         values = {
@@ -24,7 +24,7 @@ class StoryGenerator(DocumentGenerator):
         return values | {"年": self.random_working_year(person), "数": random_count(self.rng, 2, 6)}
 
     def day(self, person: Person) -> SampleDocument:
-        """A day on which a tool is lost and found."""
+        """Compose a day on which a tool is lost and found again."""
         values = self._story_values(person)
         return SampleDocument(
             "故事",
@@ -38,7 +38,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def journey(self, person: Person) -> SampleDocument:
-        """A journey on which what was packed at the beginning is used, given away or brought back at the end."""
+        """Compose a journey on which everything that was packed is used or given away."""
         friend = person.friend
         assert friend is not None
         destination, start = friend.workplace, person.workplace
@@ -76,7 +76,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def market(self, person: Person) -> SampleDocument:
-        """A purchase whose sums come out right."""
+        """Compose a purchase with correct sums."""
         one, two = self.rng.sample(self.world.word_lists["货物"], 2)
         count, price = self.rng.randint(2, 6), self.rng.randint(2, 9)
         count2, price2 = self.rng.randint(2, 5), self.rng.randint(1, price)
@@ -105,7 +105,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def letter(self, person: Person) -> SampleDocument:
-        """A letter to the person's friend."""
+        """Compose a letter to the person's friend."""
         values = self._story_values(person)
         body = self._expand(values, "信.尾").split("\n\n")
         return SampleDocument(
@@ -120,7 +120,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def diary(self, person: Person) -> SampleDocument:
-        """A page of a diary."""
+        """Compose a page of a diary."""
         values = self._story_values(person)
         middle = self._expand_several("记.中", self.rng.choice([1, 2]), values)
         return SampleDocument(
@@ -134,7 +134,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def fable(self, place: Row) -> SampleDocument:
-        """A fable about two animals whose gifts are those of `animals.tsv`."""
+        """Compose a fable about two animals with their abilities in `animals.tsv`."""
         first, second = self.rng.sample(self.world.animals, 2)
         names = self.rng.sample(self.world.word_lists["宠物名"], 2)
         lists = self.world.word_lists
@@ -169,7 +169,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def news(self, person: Person) -> SampleDocument:
-        """A newspaper report on a place's festival, in the month of that festival."""
+        """Compose a newspaper report on a place's festival, in the month of that festival."""
         place = person.home
         day = to_numeral(self.rng.randint(1, 28))
         year = self.random_working_year(person)
@@ -200,7 +200,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def interview(self, person: Person) -> SampleDocument:
-        """An interview whose answers are the person's facts."""
+        """Compose an interview about a person's life."""
         values = self._story_values(person) | {
             "年": str(CURRENT_YEAR),
             "月": to_numeral(self.rng.randint(1, 12)),
@@ -220,7 +220,7 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def bulletin(self, person: Person) -> tuple[str, str]:
-        """A headline and the short report below it."""
+        """Return a headline and a short report."""
         kinds = (
             ["节", "收", "友"]
             + ["器", "器"] * bool(person.invention)

@@ -1,8 +1,9 @@
-"""Abstracts and titles of invented studies, in the shape of CSL.
+"""Generate abstracts and titles of invented studies, in the schema of CSL.
 
-A title names three or four things (method, object, aspect, place); the abstract tells each in another sentence, at
-the beginning, in the middle or at the end, so that neither its first words nor its best sentence is the title. Which
-frame the title has follows from how the method is told. Pairs of method and object are kept apart between the splits.
+A title names three or four things (method, object, aspect, place). The abstract mentions each in
+another sentence, at the beginning, in the middle or at the end, so that neither its first words nor
+its best sentence is the title. The title's form follows from the way the method is described. The
+splits share no pair of method and object.
 """
 
 import random
@@ -25,13 +26,13 @@ class Study:
 
 
 def split_of(method: str, thing: str) -> str:
-    """The split a pair of method and object belongs to: 70 % train, 15 % dev, 15 % test."""
+    """Return the split of a pair of method and object: 70 % train, 15 % dev, 15 % test."""
     value = zlib.crc32(f"{method}/{thing}".encode()) % 20
     return "test" if value < 3 else "dev" if value < 6 else "train"
 
 
 class StudyGenerator:
-    """Draws studies of one split."""
+    """Generate studies of one split."""
 
     def __init__(self, world: World, rng: random.Random, split: str) -> None:
         self.world, self.rng, self.split = world, rng, split
@@ -57,14 +58,15 @@ class StudyGenerator:
                 }
 
     def draw_study(self) -> Study:
-        """One study whose abstract has a length within `LENGTH`."""
+        """Generate one study whose abstract has a length within `LENGTH_RANGE`."""
         while True:
             kind, values = self.rng.choice(STUDY_KINDS), self._draw_values()
             with_place = kind in ("观察", "经验")
             parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [
                 f"地.{kind}"
             ] * with_place
-            # The object has to come before sentences that lean on it ("这方面", "新做法"); the rest may change places.
+            # Sentences that refer to the object ("这方面", "新做法") come after it; the others may
+            # come in any order.
             rest = parts[1:]
             self.rng.shuffle(rest)
             order = (
@@ -80,7 +82,7 @@ class StudyGenerator:
                 return Study(self.grammar.expand(f"题.{kind}", values, self.rng), abstract)
 
     def draw_studies(self, count: int, used_titles: set[str]) -> list[Study]:
-        """`count` studies with titles that are not in `used_titles`, to which theirs are added."""
+        """Generate `count` studies with titles that are not in `used_titles`; add theirs to it."""
         studies: list[Study] = []
         while len(studies) < count:
             study = self.draw_study()

@@ -1,4 +1,4 @@
-"""The summarisation part: CSL's titles and abstracts, LCSTS's news."""
+"""Build the summarization files: CSL's titles and abstracts, LCSTS's news."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from assets.sample_generator.studies import Study
 
 
 def csl_file(studies: Sequence[Study]) -> bytes:
-    """A CSL file as released with CLGE: title TAB abstract, no header."""
+    """Return a CSL file as released with CLGE: title TAB abstract, no header."""
     return "".join(f"{study.title}\t{study.abstract}\n" for study in studies).encode()
 
 
 def lcsts_file(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -> bytes:
-    """A part of LCSTS in its pseudo-XML; `labels` are the human marks (1 to 5) of parts II and III."""
+    """Return a part of LCSTS in its pseudo-XML; parts II and III have human labels from 1 to 5."""
     parts = []
     for i, (summary, text) in enumerate(pairs):
         label = f"    <human_label>{labels[i]}</human_label>\n" if labels else ""
@@ -27,7 +27,7 @@ def lcsts_file(pairs: Sequence[tuple[str, str]], labels: Sequence[int] | None) -
 
 
 def generate_news(world: World, rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """News in one paragraph under a headline that names the place, the festival and the person in it."""
+    """Generate news of one paragraph under headlines with place, festival and person."""
     story_generator = StoryGenerator(world, rng)
     return [story_generator.bulletin(rng.choice(world.people)) for _ in range(count)]
 
@@ -35,7 +35,7 @@ def generate_news(world: World, rng: random.Random, count: int) -> list[tuple[st
 def generate_labeled_news(
     world: World, rng: random.Random, count: int
 ) -> tuple[list[tuple[str, str]], list[int]]:
-    """News with marks: below 3 the headline belongs to another text, as in the hand-marked parts."""
+    """Generate news with labels; below 3 the headline belongs to another text."""
     pairs, labels = generate_news(world, rng, count), []
     for i in range(count):
         label = rng.choice([1, 2, 3, 4, 4, 5, 5, 5])
@@ -46,7 +46,7 @@ def generate_labeled_news(
 
 
 def summary_files(world: World, studies: Mapping[str, Sequence[Study]]) -> Files:
-    """All files below `summary/`; `studies` by split."""
+    """Return all files below `summary/`; `studies` by split."""
     files = {f"summary/csl/{split}.tsv": csl_file(part) for split, part in studies.items()}
     rng = random.Random("新闻")
     files["summary/lcsts/PART_I.txt"] = lcsts_file(generate_news(world, rng, 900), None)

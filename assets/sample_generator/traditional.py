@@ -1,7 +1,7 @@
-"""Traditional characters for a share of the encyclopedia, as Chinese Wikipedia mixes both scripts.
+"""Convert a share of the encyclopedia to traditional characters, as Chinese Wikipedia has both.
 
-A small table made for this text: one form per character, and words where a character takes another form. It is not a
-converter for other texts; the project converts with OpenCC.
+The table covers this text only: one form per character, and words in which a character takes
+another form. For other texts the project uses OpenCC.
 """
 
 import functools
@@ -21,7 +21,7 @@ def _conversion_tables() -> tuple[dict[int, str], dict[str, str], re.Pattern[str
 
 
 def to_traditional(text: str) -> str:
-    """The text in traditional characters."""
+    """Return the text in traditional characters."""
     characters, words, pattern = _conversion_tables()
     position, parts = 0, []
     for match in pattern.finditer(text):

@@ -1,4 +1,4 @@
-"""The fine-tuning part: conversations and instructions in the native shapes of six datasets."""
+"""Build the fine-tuning files: conversations and instructions in the formats of six datasets."""
 
 import json
 import random
@@ -14,13 +14,13 @@ from assets.sample_generator.state import World
 from assets.sample_generator.values import person_values
 
 Record = dict[str, Any]
-# The keys that hold what a model is asked; greetings alone would be alike in both parts.
+# Keys of the question: a test record must not have the question of a training record.
 QUESTION_KEYS = ("instruction", "input", "history", "content")
 REDGPT = "sft/redgpt/RedGPT-Dataset-V1-CN"
 
 
 def naturalconv_records(generator: DialogueGenerator, count: int) -> list[Record]:
-    """Dialogues of NaturalConv's shape; several dialogues share one document id, as in the release."""
+    """Return dialogues of NaturalConv; several share a document id, as in the release."""
     return [
         {
             "dialog_id": f"{i // 3}_{i % 3}",
@@ -32,7 +32,7 @@ def naturalconv_records(generator: DialogueGenerator, count: int) -> list[Record
 
 
 def belle_single_turn_records(generator: DialogueGenerator, count: int) -> list[Record]:
-    """Lines of Belle's train_0.5M_CN."""
+    """Return lines of Belle's train_0.5M_CN."""
     return [
         dict(zip(("instruction", "input", "output"), generator.instruction(), strict=True))
         for _ in range(count)
@@ -40,7 +40,7 @@ def belle_single_turn_records(generator: DialogueGenerator, count: int) -> list[
 
 
 def belle_multi_turn_records(generator: DialogueGenerator, count: int) -> list[Record]:
-    """Lines of Belle's multiturn_chat_0.8M: all turns but the last reply in one string."""
+    """Return lines of Belle's multiturn_chat_0.8M: all turns but the last reply in one text."""
     return [_belle_record(generator.conversation()) for _ in range(count)]
 
 
@@ -55,7 +55,10 @@ def _belle_record(pairs: Sequence[QuestionAnswer]) -> Record:
 
 
 def deepctrl_records(generator: DialogueGenerator, count: int) -> list[Record]:
-    """Lines of deepctrl's sft_data_zh: the question in `input`, `instruction` or both; earlier turns in `history`."""
+    """Return lines of deepctrl's sft_data_zh.
+
+    The question is in `input`, `instruction` or both; earlier turns are in `history`.
+    """
     records = []
     for i in range(count):
         history: list[list[str]] = []
@@ -88,7 +91,10 @@ def deepctrl_records(generator: DialogueGenerator, count: int) -> list[Record]:
 
 
 def pclue_records(generator: DialogueGenerator, count: int) -> list[Record]:
-    """Lines of pCLUE: reading, inference and classification, with a list of choices, an empty one, or none."""
+    """Return lines of pCLUE: reading, inference and classification.
+
+    They have a list of choices, an empty one, or none.
+    """
     builders: list[Callable[[DialogueGenerator], Record]] = [
         _pclue_reading_record,
         _pclue_inference_record,
@@ -146,7 +152,7 @@ def _pclue_classification_record(generator: DialogueGenerator) -> Record:
 
 
 def redgpt_test_files(passages: Sequence[Passage]) -> Files:
-    """RedGPT's held-out file."""
+    """Return RedGPT's held-out file."""
     rng = random.Random("红考")
     return {
         f"{REDGPT}.test.json": json_lines(to_redgpt_record(passage, rng) for passage in passages)
@@ -156,7 +162,7 @@ def redgpt_test_files(passages: Sequence[Passage]) -> Files:
 def without_training_questions(
     records: Sequence[Record], training: Sequence[Record]
 ) -> list[Record]:
-    """The records that ask something that no training record asks."""
+    """Return the records whose question occurs in no training record."""
 
     def question(record: Record) -> str:
         return json.dumps(
@@ -168,9 +174,9 @@ def without_training_questions(
 
 
 def sft_files(world: World, passages: Sequence[Passage]) -> Files:
-    """All files below `sft/` but RedGPT's held-out one."""
+    """Return all files below `sft/` but RedGPT's held-out one."""
 
-    def talker(seed: str) -> DialogueGenerator:
+    def create_generator(seed: str) -> DialogueGenerator:
         return DialogueGenerator(world, random.Random(seed))
 
     rng = random.Random("红")
@@ -186,12 +192,14 @@ def sft_files(world: World, passages: Sequence[Passage]) -> Files:
         )
     }
     for name, build_records, count, test_count in datasets:
-        training = build_records(talker(name), count)
+        training = build_records(create_generator(name), count)
         files[name.format("") + ".gz"] = gzip_bytes(json_lines(training))
         files[name.format(".test")] = json_lines(
-            without_training_questions(build_records(talker(name + "考"), test_count), training)
+            without_training_questions(
+                build_records(create_generator(name + "考"), test_count), training
+            )
         )
-    dialogues = naturalconv_records(talker("闲谈"), 900)
+    dialogues = naturalconv_records(create_generator("闲谈"), 900)
     for name, part in (
         (".json.gz", dialogues[:801]),
         (".test.json", without_training_questions(dialogues[801:], dialogues[:801])),

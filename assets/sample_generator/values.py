@@ -1,4 +1,4 @@
-"""From facts to slots: the values that the phrasings about a person, place, animal, craft or dish may use."""
+"""Return the slot values for phrasings about a person, place, craft or dish."""
 
 import random
 
@@ -6,7 +6,8 @@ from assets.sample_generator.state import CURRENT_YEAR, Person, Row, World
 
 NUMERALS = "零一二三四五六七八九十"
 SEASONS = "春夏秋冬"
-# Trades of which nobody would say that they "make" their product: phrasings with a product are not for them.
+# Trades of which nobody would say that they "make" their product: phrasings with a product are not
+# for them.
 TRADES_WITHOUT_PRODUCT = frozenset(
     [
         "老师",
@@ -31,7 +32,7 @@ COLD_WEATHER = ("下雪天", "下霜天")
 
 
 def person_values(world: World, person: Person) -> dict[str, str]:
-    """Slots about one person: `名` the full name, `短` the given name, `他` the pronoun, and all facts."""
+    """Return the slots of a person: `名` full name, `短` given name, `他` pronoun, and the rest."""
     friend, trade, traits = person.friend, person.trade, person.traits
     assert friend is not None
     values = {
@@ -73,7 +74,7 @@ def person_values(world: World, person: Person) -> dict[str, str]:
 
 
 def describe_terrain(place: Row) -> str:
-    """A short description of a place's surroundings."""
+    """Return a short description of a place's surroundings."""
     return {
         "海边": "靠着海",
         "岛上": "四面都是海",
@@ -88,7 +89,7 @@ def describe_terrain(place: Row) -> str:
 
 
 def trade_values(trade: Row) -> dict[str, str]:
-    """Slots about a craft: its tools, steps and the trick of it; material and product where something is made."""
+    """Return the slots of a craft: tools, steps, the trick; material and product if any."""
     steps = trade["步骤"].split("；")
     values = {
         "职": trade["职业"],
@@ -106,7 +107,7 @@ def trade_values(trade: Row) -> dict[str, str]:
 
 
 def place_values(world: World, place: Row) -> dict[str, str]:
-    """Slots about one place."""
+    """Return the slots of a place."""
     near = world.nearest_place(place)
     return {
         "地": place["名字"],
@@ -136,12 +137,12 @@ def place_values(world: World, place: Row) -> dict[str, str]:
 
 
 def has_product(trade: Row) -> bool:
-    """Whether a trade makes things that can be counted."""
+    """Return whether a trade makes things that can be counted."""
     return trade["职业"] not in TRADES_WITHOUT_PRODUCT
 
 
 def random_count(rng: random.Random, low: int, high: int) -> str:
-    """A small count in Chinese numerals (两 for two, up to nineteen), as counts stand before measure words."""
+    """Return a count up to nineteen in Chinese numerals, 两 for two, for use with measure words."""
     value = rng.randint(low, high)
     if value == 2:
         return "两"
@@ -149,13 +150,13 @@ def random_count(rng: random.Random, low: int, high: int) -> str:
 
 
 def draw_indoor_spots(world: World, rng: random.Random) -> dict[str, str]:
-    """Three different places in a house where something can be lost."""
+    """Return three different places in a house where something can be lost."""
     one, two, three = rng.sample(world.word_lists["家具"], 3)
     return {"处1": one, "处2": two, "处3": three, "处": three}
 
 
 def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
-    """A date with its season and weather, and a count."""
+    """Return a date with its season and weather, and a count."""
     month, day = rng.randint(1, 12), rng.randint(1, 28)
     unlikely = COLD_WEATHER if 4 <= month <= 10 else ("闷热天",)
     weather = [name for name in world.word_lists["天气"] if name not in unlikely]
@@ -171,7 +172,7 @@ def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
 
 
 def to_numeral(value: int) -> str:
-    """1 -> 一 … 12 -> 十二 … 28 -> 二十八, as in dates."""
+    """Return a number below 30 in Chinese numerals as in dates: 12 → 十二, 28 → 二十八."""
     tens, ones = divmod(value, 10)
     return (
         (NUMERALS[tens] if tens > 1 else "")

@@ -1,64 +1,89 @@
-"""`python -m bench.gpu`, `make check-gpu`: check this project on a GPU, in order of worth; see docs/gpu.md."""
+"""`python -m bench.gpu`, `make check-gpu`: check this project on a GPU; see docs/gpu.md."""
 
-import sys
+import argparse
 from pathlib import Path
-
-from pydantic import Field, field_validator
+from typing import NoReturn
 
 from bench.gpu.checks import BY_NAME, CHECKS
 from bench.gpu.results import JSON, PAGE
 from bench.gpu.runner import Runner, probe
 from bench.gpu.training import Plan, train_and_score
-from common.errors import run_main
-from common.options import CliVariadicArg, Device, Options, parse_options
+from common.errors import UserError, run_main
 
 OUT = Path("runs") / "check-gpu"
-DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed. Each check is a process
-of its own; its result is written when it ends, so that a run that was cut off leaves what it found, and the same command
-goes on with the checks that have no verdict. Exit status 1 if a check failed or timed out. With --train no check is made."""
+DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then memory, then speed.
+
+Each check is a process, and its result is written when it ends. The same command continues an
+interrupted run with the checks that have no verdict. Exit status 1 if a check failed or timed out.
+With --train it trains and makes no check."""
 
 
-class GpuOptions(Options):
-    """Options of `python -m bench.gpu`."""
+class _Parser(argparse.ArgumentParser):
+    """argparse with a mistake as one line."""
 
-    device: Device = Field(
-        "auto", description="where to run; cpu: the same checks with small shapes, to try the code"
-    )
-    out: Path = Field(OUT, description=f"folder of {JSON} and {PAGE}")
-    work: Path | None = Field(
-        None, description="folder of runs and other large files (default: OUT-work)"
-    )
-    minutes: float | None = Field(
-        None, gt=0, description="start no check and train no further after so many minutes"
-    )
-    only: CliVariadicArg[tuple[str, ...]] = Field(
-        (), description="only these checks, also those that have a verdict"
-    )
-    list_checks: bool = Field(False, alias="list", description="print the checks and exit")
-    train: float | None = Field(
-        None,
-        gt=0,
-        description="pretrain, fine-tune and score for so many minutes; run it again to resume",
-    )
-    data: str = Field("sample", description="text to pretrain on, with --train")
-    tune: str = Field("csl", description="data to fine-tune on, with --train")
-    keep_weights: bool = Field(False, description="copy the trained weights into OUT, with --train")
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser.error`."""
+        raise UserError(f"{message} (see {self.prog} --help)")
 
-    @field_validator("only")
-    @classmethod
-    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in BY_NAME:
-                raise ValueError(
-                    f"there is no check {name}; python -m bench.gpu --list prints them"
-                )
-        return value
+
+def parse() -> argparse.Namespace:
+    """Parse the command line. Raises UserError for an invalid value."""
+    # Not common.options: its packages may be missing on the machine with the GPU.
+    parser = _Parser(prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="device; cpu runs the same list with small shapes, to test the code (default: auto)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help=f"folder of {JSON} and {PAGE} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder of runs and other large files (default: OUT-work)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="start no check and train no further after so many minutes"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="only these checks, also those that have a verdict",
+    )
+    parser.add_argument("--list", action="store_true", help="print the checks and leave")
+    parser.add_argument(
+        "--train",
+        type=float,
+        metavar="MINUTES",
+        help="pretrain, fine-tune and score for so many minutes; again: goes on",
+    )
+    parser.add_argument(
+        "--data", default="sample", help="--train: text to pretrain on (default: sample)"
+    )
+    parser.add_argument(
+        "--tune", default="csl", help="--train: what to fine-tune on (default: csl)"
+    )
+    parser.add_argument(
+        "--keep_weights", action="store_true", help="--train: copy the trained weights into OUT"
+    )
+    options = parser.parse_args()
+    for name in options.only or ():
+        if name not in BY_NAME:
+            raise UserError(
+                f"--only {name}: there is no such check; see python -m bench.gpu --list"
+            )
+    for name in ("minutes", "train"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} {value}: must be above 0")
+    return options
 
 
 def main() -> int:
-    """Entry point."""
-    options = parse_options(GpuOptions, sys.argv[1:], name="bench.gpu", description=DESCRIPTION)
-    if options.list_checks:
+    """Run the command."""
+    options = parse()
+    if options.list:
         for check in CHECKS:
             print(f"{check.name:22} {check.title}")
         return 0

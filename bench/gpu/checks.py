@@ -1,11 +1,11 @@
-"""The list of checks, in order of worth. Imports no torch, so that `--list` is immediate."""
+"""The list of checks, the most important first. Does not import torch: `--list` is immediate."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: the function that makes it, and how long it may take on a GPU."""
+    """A check: its function, and its time limit on a GPU."""
 
     name: str
     title: str
@@ -15,14 +15,14 @@ class Check:
     timeout: int = 120
     """Seconds."""
     cpu_reason: str = ""
-    """Why the check means nothing on a CPU; empty where it runs there with small shapes."""
+    """Reason to skip the check on a CPU; empty if it runs there with small shapes."""
 
 
 COMPILER = "a CPU's compiler makes C++, which says nothing of a GPU's kernels"
 ALLOCATOR = "a cap of memory belongs to the allocator of CUDA, a CPU has none"
 
 CHECKS = (
-    # Equality first: a figure of a wrong model is worth nothing.
+    # Equality first: the speed of a wrong model has no meaning.
     Check(
         "environment",
         "device, versions, packages; rates of the matmul and of memory",

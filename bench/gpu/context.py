@@ -1,4 +1,4 @@
-"""What all checks share: where they run, the shapes, models of random weights, and how an error is measured."""
+"""The common parts of the checks: device, shapes, random models, error measures."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +19,9 @@ from train.autotune import autocast
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-# Vocabularies: of the tokenizer in assets/, and of the one that the larger models are made for, which is not in the checkout.
+# Vocabulary sizes: of the tokenizer in assets/, and of the one of the larger models (not included).
 VOCABULARIES = {"3m": 8192, "43m": 65_000, "92m": 65_000, "218m": 65_000}
-# What stands for a shape on a CPU, where only the code is tried.
+# Small shapes for a CPU, where the checks test only the code.
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -37,7 +37,7 @@ Gradients = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Context:
-    """Where a check runs and what it writes to. `work` is a folder that the checks of one results folder share."""
+    """Device and report of a check. All checks of one results folder share the folder `work`."""
 
     device: torch.device
     work: Path
@@ -45,11 +45,11 @@ class Context:
 
     @property
     def small(self) -> bool:
-        """Tell whether only the code is tried, on small shapes."""
+        """Return True on a CPU, where small shapes test only the code."""
         return self.device.type == "cpu"
 
     def shape(self, name: str, **changes: Any) -> LlamaConfig:
-        """Return the shape "3m", "43m", "92m" or "218m", or on a CPU a small one with the same kind of head."""
+        """Return the shape "3m", "43m", "92m" or "218m"; on a CPU a small one with such a head."""
         if not self.small:
             return config_from_preset(f"babyllama-{name}", VOCABULARIES[name], **changes)
         tied = {"tie_word_embeddings": name == "3m"}
@@ -63,7 +63,7 @@ class Context:
         return ["bf16", "fp16"]
 
     def synchronize(self) -> None:
-        """Wait for the GPU."""
+        """Wait for the kernels of the GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -71,7 +71,8 @@ class Context:
 def build_model(config: LlamaConfig, device: torch.device, *, seed: int = 0) -> Llama:
     """Return a model in training mode with the same random weights on every device.
 
-    The layers' matrices are twice as large as at initialization, where attention is nearly uniform whatever it reads.
+    The matrices of the layers are twice as large as at initialization, where attention is nearly
+    uniform for any input.
     """
     model = Llama(config).init_weights(seed)
     with torch.no_grad():
@@ -89,7 +90,7 @@ def random_ids(config: LlamaConfig, rows: int, length: int, *, seed: int = 1) ->
 
 
 def packed_batch(config: LlamaConfig, sizes: Iterable[Iterable[int]], length: int) -> Batch:
-    """Return rows of `length` that hold examples of these sizes, with a loss on the second half of each."""
+    """Return packed rows of examples of these sizes, with a loss on the second half of each."""
     return collate([list(_examples(config, row)) for row in sizes], length)
 
 
@@ -108,10 +109,10 @@ def loss_and_gradients(
     path: LossPath = "chunked",
     hits: Tensor | None = None,
 ) -> tuple[float, Gradients]:
-    """Return the mean loss of a batch and the gradients of what trains, in fp32 on the CPU, as a training step makes them."""
+    """Return the mean loss and the gradients of a training step on a batch, in fp32 on the CPU."""
     device = model.lm_head.weight.device
     parameters = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
-    # The scaler wants an optimizer; it only divides the gradients here.
+    # GradScaler.unscale_ takes an optimizer; only its gradients matter here.
     optimizer = torch.optim.SGD([each for _, each in parameters], lr=0.0)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     batch = batch.to(device)
@@ -151,7 +152,10 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 def gradient_errors(
     value: Mapping[str, Tensor], reference: Mapping[str, Tensor]
 ) -> tuple[float, float]:
-    """Return the relative error of all gradients as one vector, and that of the worst tensor; infinite if one is missing."""
+    """Return the relative error of all gradients together, and of the worst tensor.
+
+    A missing gradient is an infinite error.
+    """
     if value.keys() != reference.keys():
         return math.inf, math.inf
     together = relative_error(
@@ -171,7 +175,10 @@ def compare_step(
     gradients: float,
     worst: float,
 ) -> None:
-    """Compare loss and gradients with a reference; `loss`, `gradients` and `worst` are the bounds of the relative errors."""
+    """Compare loss and gradients with a reference.
+
+    `loss`, `gradients` and `worst` bound the relative errors.
+    """
     report.compare(f"{name}: loss", abs(value[0] - reference[0]) / abs(reference[0]), loss)
     together, single = gradient_errors(value[1], reference[1])
     report.compare(f"{name}: gradients", together, gradients)

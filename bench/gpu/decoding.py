@@ -1,8 +1,9 @@
-"""Checks of decoding: the device's ids against the CPU's, in fp32 and int8, one prompt and a batch.
+"""Checks of decoding: ids of the device against the CPU, in fp32 and int8, one prompt and a batch.
 
-Models of random weights have ids with nearly equal logits, so ids are compared under a margin: they must be equal unless
-the gap between the CPU's two highest logits there is below a stated share of the spread of its logits. Behind the first
-such place a free decode is another text and is compared no further; the comparison with given ids goes on to the end.
+The logits of random models have near ties, so ids may differ where the gap between the two highest
+CPU logits is below a given fraction of their standard deviation. After such a position a free
+decode is another text and is compared no further; the comparison with given ids covers all
+positions.
 """
 
 import torch
@@ -16,17 +17,17 @@ from model.llama import Llama
 from model.precision import DTYPES
 from model.quantize import quantize_int8
 
-# Largest relative error of the logits, and the gap of the two highest ones below which either may win, as a share of the
-# standard deviation of the logits. In int8 a CPU rounds activations to bf16 and a GPU does not.
+# Bound of the relative error of the logits, and the gap of the two highest that counts as a tie, in
+# standard deviations of the logits. In int8 a CPU rounds activations to bf16 and a GPU does not.
 LOGITS = {"fp32": 1e-4, "int8": 0.03}
 MARGIN = {"fp32": 1e-3, "int8": 0.05}
-# Share of places that may be that close. Of 65,000 normally distributed logits the two highest are closer than 0.05 standard
-# deviations at one place in five.
+# Fraction of positions that may be ties. Of 65,000 normally distributed logits the two highest are
+# closer than 0.05 standard deviations at one position in five.
 CLOSE = {"fp32": 0.05, "int8": 0.4}
 
 
 def decoding(context: Context, name: str) -> None:
-    """Compare decode and batched decode, plain and int8, with the CPU's ids; and narrow types with fp32."""
+    """Compare single and batched decode in fp32 and int8 with the CPU, narrow types with fp32."""
     config = context.shape(name)
     new = 12 if context.small else 48
     reference = build_model(config, CPU).eval()
@@ -100,9 +101,9 @@ def compare_decode(
 def _read(
     model: Llama, prompts: list[list[int]], new: int, given: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return logits[R, new, V] of what follows the prompts and each next id, and those ids[R, new], on the CPU.
+    """Return logits[R, new, V] after the prompts and each next id, and ids[R, new], on the CPU.
 
-    The ids are the likeliest ones, or `given`.
+    The ids are the argmax, or `given`.
     """
     reader = InferenceBatch(model, prompts, max_new_tokens=new)
     logits = [reader.head.logits(reader.prefill())]
@@ -117,7 +118,7 @@ def _read(
 def first_difference(
     reference: Llama, prompt: list[int], answer: list[int], expected: list[int]
 ) -> float:
-    """Return the gap of the CPU's logits of the two ids at the first place where two answers differ; 0 if they are equal."""
+    """Return the gap of the CPU logits at the first position where two answers differ, else 0."""
     if answer == expected:
         return 0.0
     pairs = enumerate(zip(answer, expected, strict=False))
@@ -129,5 +130,5 @@ def first_difference(
     top = logits.topk(2).values
     if place < len(answer) and place < len(expected):
         return float((logits[expected[place]] - logits[answer[place]]).abs())
-    # One answer ended with a stop id there.
+    # One answer ends there with a stop id.
     return float(top[0] - top[1])

@@ -1,6 +1,5 @@
-"""Checks that the device computes what the CPU computes in fp32: loss, gradients, attention, packing, compiling, LoRA."""
+"""Checks of the device against the CPU in fp32: loss, gradients, attention, packing, LoRA ..."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter, se
 from model.loss import available_loss_paths
 from model.precision import DTYPES, Precision
 
-# Bounds of fp32 against fp32: sums of some thousand terms in another order. A wrong term is orders of magnitude larger.
+# Bounds of fp32 against fp32: sums of thousands of terms in another order. A bug is far above.
 FP32_LOGITS = 1e-4
 FP32 = {"loss": 1e-5, "gradients": 3e-4, "worst": 3e-3}
-# Bounds of a narrow type against fp32 in units of its rounding; in bf16 on a CPU the errors of gradients are 2 to 4 units.
+# Bounds of a narrow type against fp32, in units of its rounding error (2 to 4 in bf16 on a CPU).
 NARROW_LOSS, NARROW_GRADIENTS, NARROW_WORST = 1.0, 12.0, 48.0
 
 
@@ -49,7 +48,7 @@ def narrow_bounds(precision: Precision) -> dict[str, float]:
 
 
 def losses(context: Context, name: str) -> None:
-    """Compare logits, the loss of every path and all gradients with the CPU's plain formula, in fp32."""
+    """Compare logits, all loss paths and gradients with the plain formula on the CPU, in fp32."""
     config, report = context.shape(name), context.report
     rows, length = (2, 32) if context.small else (4, 256)
     reference, model = build_model(config, CPU), build_model(config, context.device)
@@ -57,7 +56,7 @@ def losses(context: Context, name: str) -> None:
     with torch.no_grad():
         logits = reference(ids)
         report.compare("logits", relative_error(model(ids.to(context.device)), logits), FP32_LOGITS)
-    # Half of the targets are the likeliest ids, so that the count of hits means something.
+    # Half of the targets are the argmax, so that the number of correct ids is not zero.
     targets = ids.roll(-1, 1)
     targets[: rows // 2] = logits[: rows // 2].argmax(-1)
     batch = text_batch(ids, targets)
@@ -92,7 +91,7 @@ def losses(context: Context, name: str) -> None:
 
 
 def narrow(context: Context, name: str) -> None:
-    """Compare bf16, and fp16 with loss scaling, with fp32 on the same device, for every loss path of the type."""
+    """Compare bf16 and fp16 (with loss scaling) with fp32 on the device, for all loss paths."""
     config, report = context.shape(name), context.report
     rows, length = (2, 32) if context.small else (4, 256)
     model, batch = build_model(config, context.device), text_batch(random_ids(config, rows, length))
@@ -106,7 +105,7 @@ def narrow(context: Context, name: str) -> None:
 
 
 def packed(context: Context) -> None:
-    """Compare a packed row with its examples alone, and packed rows with the CPU's, in fp32 and in narrow types."""
+    """Compare a packed row with its examples alone, and packed rows with the CPU, in all types."""
     config, report = context.shape("43m"), context.report
     rows, length = (
         ([[9, 5, 14], [20]], 32) if context.small else ([[90, 50, 100], [200], [3, 250]], 256)
@@ -127,7 +126,7 @@ def packed(context: Context) -> None:
 
 
 def _alone(model: Llama, batch: Batch) -> tuple[float, Gradients]:
-    """Return the mean loss and gradients of one packed row, each of its examples computed without the others."""
+    """Return mean loss and gradients of a packed row, computed one example at a time."""
     assert batch.segments is not None and batch.loss_indices is not None
     sums: Gradients = {}
     total = 0.0
@@ -146,7 +145,7 @@ def _alone(model: Llama, batch: Batch) -> tuple[float, Gradients]:
 
 
 def attention(context: Context) -> None:
-    """Compare every attention kernel of the device, on causal, packed and grouped heads, with the CPU in fp32."""
+    """Compare all attention kernels with the CPU: causal, packed, grouped heads, in fp32."""
     length = 32 if context.small else 256
     shapes: dict[str, dict[str, Any]] = {
         "heads of 32": {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4},
@@ -193,11 +192,11 @@ def _compare_kernels(
                 value = loss_and_gradients(model, batch, precision=precision)
         except RuntimeError as error:
             model.zero_grad(set_to_none=True)
-            # The words of CUDA and of the CPU for inputs that a kernel does not take.
+            # The messages of CUDA and of the CPU for unsupported inputs of a kernel.
             if "No available kernel" in str(error) or "No viable backend" in str(error):
                 context.report.note(f"{kernel.name} does not take {name}, {precision}")
             else:
-                # The other kernels are compared all the same.
+                # Go on with the other kernels.
                 context.report.require(
                     f"{kernel.name}, {name}, {precision}: {' '.join(str(error).split())[:200]}",
                     False,
@@ -209,7 +208,7 @@ def _compare_kernels(
 
 
 def compiled(context: Context, name: str) -> None:
-    """Compare the compiled layers with the eager ones, in fp32 and in a narrow type, on text and on packed rows."""
+    """Compare compiled with eager layers, in fp32 and a narrow type, on text and packed rows."""
     config, report = context.shape(name), context.report
     rows, length, sizes = (
         (2, 32, [[9, 5, 14]]) if context.small else (4, 256, [[90, 50, 100], [120, 3, 7]])
@@ -221,7 +220,8 @@ def compiled(context: Context, name: str) -> None:
     if context.small:
         options["backend"] = "eager"
         report.note(
-            "on a CPU the layers are traced and not compiled: its compiler makes C++, a GPU's makes Triton kernels"
+            "on a CPU the layers are traced and not compiled: its compiler emits C++, that of a "
+            "GPU emits Triton kernels"
         )
     model.model.compile(**options)
     batches = {
@@ -260,13 +260,10 @@ def lora(context: Context) -> None:
         value = loss_and_gradients(model, batch, precision=precision)
         compare_step(report, f"adapter, {precision}", value, expected, **narrow_bounds(precision))
     prompts = random_ids(config, 2, 12).tolist()
-    read: Callable[[Llama], torch.Tensor] = lambda each: InferenceBatch(
-        each, prompts, max_new_tokens=1
-    ).prefill()
+    logits = InferenceBatch(model.eval(), prompts, max_new_tokens=1).prefill()
+    expected_logits = InferenceBatch(reference.eval(), prompts, max_new_tokens=1).prefill()
     report.compare(
-        "adapter, logits of a prefill",
-        relative_error(read(model.eval()), read(reference.eval())),
-        FP32_LOGITS,
+        "adapter, logits of a prefill", relative_error(logits, expected_logits), FP32_LOGITS
     )
     dropped = _adapted(config, context.device, dropout=0.3)
     results = []

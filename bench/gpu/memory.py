@@ -1,4 +1,4 @@
-"""Checks of the search for a micro-batch: what is planned before training, beside the largest memory measured in it."""
+"""Checks of the micro-batch search: the planned memory beside the peak during training."""
 
 import torch
 
@@ -11,14 +11,14 @@ from model.llama import Llama
 from train.autotune import autotune
 from train.memory_estimate import estimate_process_bytes
 
-# Plan and measurement may differ by this factor: the plan counts, and does not know what a compiler fuses.
+# Plan and measurement may differ by this factor: the plan does not know the fusions of a compiler.
 FACTOR = 2.0
-# The most rows that are tried for the largest micro-batch.
+# Upper end of the search for the largest micro-batch.
 MOST_ROWS = 2048
 
 
 def micro_batch(context: Context, cap: str) -> None:
-    """Search a micro-batch at 43M in `cap` GB or all memory, print the plan, train, and print the peak.
+    """Search a micro-batch at 43M in `cap` GB or all memory; compare the plan with the peak.
 
     Then the rows are doubled until memory runs out.
     """
@@ -37,7 +37,8 @@ def micro_batch(context: Context, cap: str) -> None:
         length=length,
     )
     planned = estimate_process_bytes(model, choices, length)
-    how = f"{choices.precision}, {choices.loss_path} loss, {'compiled' if choices.compile else 'eager'}"
+    mode = "compiled" if choices.compile else "eager"
+    how = f"{choices.precision}, {choices.loss_path} loss, {mode}"
     report.figure("fastest micro-batch", float(choices.micro_rows), f"rows of {length}")
     report.figure("chosen", how)
     report.figure("planned", planned / 1e9, "GB")
@@ -74,7 +75,7 @@ def micro_batch(context: Context, cap: str) -> None:
 
 
 def _limit(context: Context, cap: str) -> int:
-    """Return the bytes that this process may have, after capping them. NotRun where the card has less than the cap."""
+    """Cap the memory of this process, and return the cap. Raises NotRun if the card has less."""
     if context.device.type != "cuda":
         return 0
     total = torch.cuda.mem_get_info()[1]

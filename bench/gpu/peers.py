@@ -1,4 +1,4 @@
-"""transformers' Llama beside this project's: the same weights, ids, precision and optimizer on the same card, in turns."""
+"""The Llama of transformers beside this one: the same weights, ids and precision, in turns."""
 
 import time
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from model.llama import Llama
 from train.autotune import ComputePlan, autocast
 from train.optimizer import OptimizerOptions
 
-# Rows at once; halved until both fit. Turns of each, and steps of a turn.
+# Rows of a micro-batch, halved until both fit; turns of each; steps of a turn.
 ROWS, TURNS, STEPS = 32, 3, 5
 # Relative difference of losses: both in fp32, and after some steps in the narrow type.
 FP32_LOSS, NARROW_LOSS = 1e-5, 0.02
 
 
 def their_model(config: LlamaConfig, weights: dict[str, Any], device: torch.device) -> Any:
-    """Return transformers' Llama with these weights, with sdpa attention."""
+    """Return the Llama of transformers with these weights and sdpa attention."""
     theirs = TheirConfig(**config.to_hf())
     theirs.use_cache = False
     model = AutoModelForCausalLM.from_config(theirs, attn_implementation="sdpa")
@@ -33,7 +33,7 @@ def their_model(config: LlamaConfig, weights: dict[str, Any], device: torch.devi
 
 
 class TheirStep:
-    """A plain training step of transformers' model: its own loss, torch's fused AdamW, clipped like this project's."""
+    """A plain training step of transformers: own loss, fused AdamW, clipped as in this project."""
 
     def __init__(self, model: Any, choices: ComputePlan, ids: torch.Tensor) -> None:
         options = OptimizerOptions.model_validate({"name": "adamw"})
@@ -54,7 +54,7 @@ class TheirStep:
         """Train one step and return its loss."""
         targets = self._ids.roll(-1, 1)
         with autocast(self._ids.device, self._choices.precision):
-            # `shift_labels` are targets that are already one ahead.
+            # `shift_labels` are already shifted.
             loss = self._called(input_ids=self._ids, labels=targets, shift_labels=targets).loss
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -66,7 +66,7 @@ class TheirStep:
 
 
 def beside(context: Context, how: str) -> None:
-    """Compare losses, then training tokens/s in turns, then greedy decode, of transformers and this project."""
+    """Compare losses, training throughput in turns, and greedy decode with transformers."""
     compiled = how == "compiled"
     report, device = context.report, context.device
     config = context.shape("43m")
@@ -107,14 +107,14 @@ def _train(context: Context, model: Llama, theirs: Any, choices: ComputePlan, le
             peer = TheirStep(
                 theirs, choices, random_ids(model.config, rows, length).to(context.device)
             )
-            # The same number of steps for both, so that the losses stay comparable; they also compile and warm up.
+            # Warm-up and compilation; as many steps for both, so that the losses are comparable.
             losses = [(ours(), peer()) for _ in range(2)]
             break
         except torch.cuda.OutOfMemoryError:
             if rows == 1:
                 raise
             rows //= 2
-        # Outside of the handler, whose traceback holds tensors.
+        # Outside of the handler: its traceback refers to tensors.
         torch.cuda.empty_cache()
     if rows == (2 if context.small else ROWS):
         report.compare(
@@ -168,7 +168,7 @@ def _decode(context: Context, model: Llama, theirs: Any) -> None:
 
 @torch.inference_mode()
 def their_generate(model: Any, ids: torch.Tensor, new: int) -> Any:
-    """Return what transformers decodes greedily, with its own cache."""
+    """Return the ids of greedy decoding with transformers and its cache."""
     return model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

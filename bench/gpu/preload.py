@@ -1,4 +1,4 @@
-"""What the server of the checks' processes imports once for all of them. None of it may touch CUDA: forks could not."""
+"""Imports of the fork server of the checks; none may initialize CUDA, or no fork could use it."""
 
 import contextlib
 import importlib
@@ -16,6 +16,6 @@ MODULES = (
 )
 
 for module in MODULES:
-    # Each check imports what it needs once more, and reports what is wrong with it; the server must live.
+    # The server must survive; the check that needs the module fails with the error itself.
     with contextlib.suppress(Exception):
         importlib.import_module(module)

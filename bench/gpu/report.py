@@ -1,4 +1,4 @@
-"""What one check writes down: comparisons with their bounds, figures, notes. Imports the standard library only."""
+"""The report of a check: comparisons, figures, notes. Imports the standard library only."""
 
 import math
 from pathlib import Path
@@ -8,13 +8,13 @@ from common.files import write_json
 
 
 class NotRun(Exception):
-    """The check cannot mean anything here; the message is the reason."""
+    """The check has no meaning on this machine; the message is the reason."""
 
 
 class Report:
-    """Collect the measurements of a check in a file that is whole after every entry.
+    """Collect the measurements of a check in a file that is complete after each entry.
 
-    A check that crashes or runs out of time leaves what it measured before.
+    A check that crashes or times out leaves its earlier measurements.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,7 @@ class Report:
         self.notes: list[str] = []
 
     def compare(self, name: str, error: float, bound: float) -> None:
-        """Record a measured error and the bound that it must not exceed; NaN exceeds every bound."""
+        """Record a measured error and its upper bound; NaN exceeds every bound."""
         passed = bool(error <= bound)
         shown = error if math.isfinite(error) else str(error)
         self.comparisons.append({"name": name, "error": shown, "bound": bound, "passed": passed})
@@ -35,12 +35,12 @@ class Report:
         self.compare(name, 0.0 if condition else 1.0, 0.0)
 
     def figure(self, name: str, value: float | str, unit: str = "") -> None:
-        """Record a measured value that nothing is compared with."""
+        """Record a measured value without a bound."""
         self.figures.append({"name": name, "value": value, "unit": unit})
         self._write()
 
     def note(self, text: str) -> None:
-        """Record a sentence that a reader of the results needs."""
+        """Record a sentence for the reader of the results."""
         if text not in self.notes:
             self.notes.append(text)
             self._write()
@@ -49,5 +49,5 @@ class Report:
         write_json(self._path, self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON holds it."""
+        """Return the report as a JSON object."""
         return {"comparisons": self.comparisons, "figures": self.figures, "notes": self.notes}

@@ -1,4 +1,4 @@
-"""The results of all checks: one JSON file and one Markdown page, whole after every check."""
+"""The results of all checks: a JSON file and a Markdown page, complete after each check."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +12,12 @@ FORMAT = "babyllama-check-gpu-1"
 JSON, PAGE = "results.json", "results.md"
 PASSED, FAILED, NOT_RUN, TIMED_OUT = "passed", "failed", "not run", "timed out"
 BAD = (FAILED, TIMED_OUT)
-# Characters of a log that are kept where a check failed.
+# Length of the tail of the log of a failed check, in characters.
 TAIL = 3000
 
 
 class Results:
-    """The verdicts in a folder. Those of another device, torch or source are put aside."""
+    """The verdicts in a folder. Verdicts of another device, torch or source are moved away."""
 
     def __init__(self, folder: Path, key: dict[str, str], made: dict[str, Any]) -> None:
         self.folder, self._key, self._made = folder, key, made
@@ -34,11 +34,11 @@ class Results:
             self.put_aside = True
 
     def verdict(self, name: str) -> str | None:
-        """Return the verdict of a check; None if it has none yet, also where it was cut off."""
+        """Return the verdict of a check; None if it has not run, or was interrupted."""
         return self.entries.get(name, {}).get("verdict")
 
     def begin(self, name: str) -> None:
-        """Record that a check is under way: if this process is cut off, the next one makes it last."""
+        """Record that a check has begun: after an interruption it runs last."""
         self.entries[name] = {"begun": self.entries.get(name, {}).get("begun", 0) + 1}
         self.write()
 
@@ -48,7 +48,7 @@ class Results:
         self.write()
 
     def pending(self, checks: Iterable[Check]) -> list[Check]:
-        """Return the checks without a verdict in their order, those that were cut off before last."""
+        """Return the checks without a verdict in order, interrupted ones last."""
         left = [check for check in checks if self.verdict(check.name) in (None, NOT_RUN)]
         return sorted(left, key=lambda check: self.entries.get(check.name, {}).get("begun", 0))
 
@@ -66,7 +66,7 @@ class Results:
         write_atomic(self.folder / PAGE, self.page())
 
     def page(self) -> str:
-        """Return the Markdown page: a table of verdicts, the figures, and what is known of each failure."""
+        """Return the Markdown page: a table of verdicts, the figures, and the failures."""
         counts = [
             f"{sum(self.verdict(check.name) == each for check in CHECKS)} {each}"
             for each in (PASSED, FAILED, TIMED_OUT, NOT_RUN)
@@ -75,7 +75,8 @@ class Results:
         lines = [
             f"# check-gpu: {self._key['name']}",
             "",
-            f"torch {self._key['torch']}, {self._key['shapes']} shapes, commit {self._made.get('commit') or 'unknown'}, "
+            f"torch {self._key['torch']}, {self._key['shapes']} shapes, "
+            f"commit {self._made.get('commit') or 'unknown'}, "
             f"{self._made.get('platform')}, Python {self._made.get('python')}",
             "",
             f"{', '.join(counts)}, {left} to come. Bounds are stated in bench/gpu.",

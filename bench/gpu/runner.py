@@ -1,4 +1,4 @@
-"""Make the checks one after another, each in a process of its own with its own timeout."""
+"""Run the checks one after another, each in its own process with a timeout."""
 
 import contextlib
 import hashlib
@@ -23,27 +23,27 @@ from common.files import write_json
 from common.machine import collect_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds that a process has between being asked to end and being killed; and to start.
+# Seconds from SIGTERM to SIGKILL, and for the start of a process.
 GRACE, PROBE = 5.0, 180.0
 WORK_KEY = "key.json"
 
 
 @dataclass(frozen=True)
 class Device:
-    """What torch sees: `kind` is cpu or cuda."""
+    """The device of torch; `kind` is cpu or cuda."""
 
     kind: str
     name: str
     torch: str
 
     def key(self) -> dict[str, str]:
-        """Return what verdicts belong to: another device, torch or source needs checks of its own."""
+        """Return the key of verdicts: another device, torch or source needs new checks."""
         shapes = "small" if self.kind == "cpu" else "full"
         return {"name": self.name, "torch": self.torch, "shapes": shapes, "source": source_digest()}
 
 
 def source_digest() -> str:
-    """Return a digest of the code and the configurations of the project."""
+    """Return a digest of the code and configurations of the project."""
     digest = hashlib.sha256()
     for folder in (*worker.ROOMS, "configs"):
         for path in sorted((ROOT / folder).rglob("*")):
@@ -54,7 +54,7 @@ def source_digest() -> str:
 
 
 def start(target: Any, *arguments: Any) -> BaseProcess:
-    """Start a fork of a server that has imported everything, which saves each check the seconds of importing torch."""
+    """Start a fork of a server that has imported torch, which saves seconds per check."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.gpu.preload"])
     process = context.Process(target=target, args=arguments)
@@ -63,7 +63,7 @@ def start(target: Any, *arguments: Any) -> BaseProcess:
 
 
 def probe(device: str, folder: Path) -> Device:
-    """Return the device that `device` stands for. UserError if torch is missing, or CUDA where it is asked for."""
+    """Return the device of `device` (auto, cpu, cuda). Raises UserError without torch or CUDA."""
     result = folder / "probe.json"
     result.unlink(missing_ok=True)
     process = start(worker.probe, device, result)
@@ -73,8 +73,8 @@ def probe(device: str, folder: Path) -> Device:
     result.unlink(missing_ok=True)
     if not found:
         raise UserError(
-            f"torch cannot be asked for its devices (exit code {process.exitcode}): see above, or try python -c "
-            "'import torch; print(torch.cuda.is_available())'"
+            f"torch cannot list its devices (exit code {process.exitcode}): see above, or try "
+            "python -c 'import torch; print(torch.cuda.is_available())'"
         )
     if "error" in found:
         raise UserError(found["error"])
@@ -82,19 +82,19 @@ def probe(device: str, folder: Path) -> Device:
 
 
 def end(process: BaseProcess) -> None:
-    """End a process and all that it started."""
+    """End a process and its children."""
     assert process.pid is not None
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         if process.is_alive():
-            # It may not have its own group yet.
+            # The process may not have a group yet.
             process.terminate() if number == signal.SIGTERM else process.kill()
             process.join(GRACE)
 
 
 def open_work(folder: Path, key: dict[str, str]) -> Path:
-    """Return the folder that checks share, empty if it was made under another key."""
+    """Return the common folder of the checks; empty it if it belongs to another key."""
     if worker.read(folder / WORK_KEY) != key:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def open_work(folder: Path, key: dict[str, str]) -> Path:
 
 
 class Runner:
-    """Makes checks and keeps their results."""
+    """Run checks and store their results."""
 
     def __init__(self, out: Path, work: Path, device: Device) -> None:
         key = device.key()
@@ -116,7 +116,7 @@ class Runner:
         self.work = open_work(work, key)
 
     def run(self, checks: Sequence[Check], minutes: float | None) -> list[str]:
-        """Make the checks until `minutes` are over; return the names of those that were not reached."""
+        """Run checks for `minutes`; return the names of those that were not reached."""
         deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
@@ -129,7 +129,7 @@ class Runner:
         return []
 
     def _make(self, check: Check, left: float) -> bool:
-        """Make one check; False if the time of this call ended it, so that it has no verdict."""
+        """Run a check; return False if the time of this call ended it without a verdict."""
         if self.device.kind == "cpu" and check.cpu_reason:
             self._end(
                 check,
@@ -183,7 +183,7 @@ class Runner:
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    # Leads through the `finally` that ends the check's processes.
+    # SystemExit runs the `finally` that ends the processes of the check.
     sys.exit(128 + number)
 
 

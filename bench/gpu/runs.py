@@ -1,7 +1,7 @@
-"""Checks of whole training runs through the real command `train.pretrain`: resume, devices, torchrun, overflow, memory.
+"""Checks of whole runs of `train.pretrain`: resume, devices, torchrun, overflow, out of memory.
 
-The runs are of the 3M shape on a few thousand generated tokens. A command is a fork of the check's process, which has
-imported everything and not yet touched CUDA.
+The runs have the 3M shape and a few thousand generated tokens. A command is a fork of the process
+of the check, which has imported everything and not yet initialized CUDA.
 """
 
 import importlib
@@ -39,14 +39,14 @@ from train.trainer import Trainer
 # Steps of a run, and steps between its checkpoints.
 STEPS, EVERY = 12, 4
 TOKENIZER = ROOT / "assets" / "tokenizer"
-# Relative difference of the losses of two runs that compute alike on two devices, or under torchrun: Muon's iteration is in
-# bf16 and makes more of the last bits.
+# Bound of the relative difference of losses between devices, or with torchrun. The Newton-Schulz
+# iteration of Muon runs in bf16 and amplifies rounding errors.
 LOSSES = 0.01
 Prepare = Callable[[], None]
 
 
 def shards(context: Context) -> Path:
-    """Return a prepared set of about 20,000 generated tokens, made on the first call."""
+    """Return a shard set of about 20,000 generated tokens; prepare it on the first call."""
     folder = context.work / "shards"
     if folder.is_dir():
         return folder
@@ -56,7 +56,7 @@ def shards(context: Context) -> Path:
         for split, count in (("train", 200), ("validation", 8)):
             writer = ShardWriter(made, split, tokenizer.vocab_size)
             for length in draw.integers(20, 200, count):
-                # A few ids that follow one another by a rule: something to learn.
+                # A few characters in a regular order: something to learn.
                 ids = 400 + (draw.integers(50) + 3 * np.arange(length - 2)) % 50
                 writer.add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id]))
             writer.close()
@@ -65,7 +65,7 @@ def shards(context: Context) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a command ended: its exit code, and what it wrote to stdout and stderr."""
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -80,7 +80,10 @@ def command(
     prepare: Prepare | None = None,
     timeout: float = 300,
 ) -> Finished:
-    """Run `python -m MODULE WORDS` in a fork; `prepare` is called there before it. NotRun where a package is missing."""
+    """Run `python -m MODULE WORDS` in a fork, after `prepare()`.
+
+    Raises NotRun if a package is missing.
+    """
     assert not torch.cuda.is_initialized(), "a fork cannot use CUDA after this process has"
     files = [context.work / f"command-{os.getpid()}.{name}" for name in ("out", "err")]
     for file in files:
@@ -102,7 +105,7 @@ def command(
 
 
 def finished(code: int, out: str, err: str) -> Finished:
-    """Return how a command ended. ModuleNotFoundError if a missing package ended it."""
+    """Return the outcome of a command. Raises ModuleNotFoundError if it lacks a package."""
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", err)
     if code and missing:
         raise ModuleNotFoundError(missing[0], name=missing[1])
@@ -127,7 +130,7 @@ def _main(
 
 
 def skip_rate() -> None:
-    """Leave out the measurement of the matmul rate, which every training begins with: longer than a small run takes."""
+    """Skip the measurement of the matmul rate, which takes longer than a small run."""
     train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
 
 
@@ -169,7 +172,7 @@ def words(context: Context, run: Path, device: str, *more: str) -> list[str]:
 def train_run(
     context: Context, run: Path, device: str, *more: str, prepare: Prepare | None = None
 ) -> Path:
-    """Train a run to its end, or what is left of it; return its folder. UserError if it does not get there."""
+    """Train or resume a run to its end; return its folder. Raises UserError if it fails."""
     done = command(context, "train.pretrain", words(context, run, device, *more), prepare=prepare)
     if done.code or find_newest_step(run) != STEPS:
         last = (done.err or done.out).strip().splitlines()[-1:] or ["no output"]
@@ -180,7 +183,7 @@ def train_run(
 def whole_run(
     context: Context, name: str, device: str, *more: str, prepare: Prepare | None = None
 ) -> Path:
-    """Return a run that was never stopped; one that an earlier check trained is used again."""
+    """Return a run without interruption, trained once for all checks."""
     run = context.work / "runs" / name
     if run.is_dir() and find_newest_step(run) == STEPS:
         return run
@@ -189,7 +192,7 @@ def whole_run(
 
 
 def cut_copy(source: Path, name: str, step: int) -> Path:
-    """Return a copy of a run as it was when its newest checkpoint was that of `step`."""
+    """Return a copy of a run in its state at the checkpoint of `step`."""
     target = source.with_name(name)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
@@ -200,7 +203,7 @@ def cut_copy(source: Path, name: str, step: int) -> Path:
 
 
 def tensors(run: Path) -> list[bytes]:
-    """Return the files of the last checkpoint that hold numbers."""
+    """Return the tensor files of the last checkpoint."""
     folder = step_folder(run, STEPS)
     return [(folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
 
@@ -215,7 +218,7 @@ def losses(run: Path) -> dict[int, float]:
 def compare_losses(
     context: Context, name: str, run: Path, reference: Path, bound: float = LOSSES
 ) -> None:
-    """Compare the losses of all steps of two runs; also that the reference learned something."""
+    """Compare the losses of all steps of two runs; require that the loss fell in the reference."""
     mine, expected = losses(run), losses(reference)
     context.report.require(
         f"{name}: a loss for every step",
@@ -227,17 +230,17 @@ def compare_losses(
 
 
 def resume(context: Context) -> None:
-    """Compare the bits of a run that went on from a checkpoint with those of one that was never stopped."""
+    """Compare a resumed run with an uninterrupted one, bit by bit."""
     _resume(context, "resume", None)
 
 
 def resume_deterministic(context: Context) -> None:
-    """Do the same under torch's deterministic algorithms: what differs even then is state that was lost."""
+    """Compare the same with deterministic algorithms: a difference is lost state."""
     _resume(context, "deterministic", deterministic)
 
 
 def deterministic() -> None:
-    """Turn on torch's deterministic algorithms in this process; an operation that has none warns."""
+    """Turn on the deterministic algorithms of torch; an operation without one warns."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -255,15 +258,15 @@ def _resume(context: Context, name: str, prepare: Prepare | None) -> None:
     context.report.require("two runs from one checkpoint end in the same bits", same_again)
     if not same_again:
         context.report.note(
-            "the same steps from the same checkpoint give other bits: a kernel sums in a changing order, so "
-            "that no resume can be exact; resume-deterministic tells whether state is lost besides"
+            "the same steps from the same checkpoint give other bits: a kernel sums in a changing "
+            "order, so that no resume can be exact; resume-deterministic checks for lost state"
         )
     context.report.require("a resumed run ends in the bits of one that was never stopped", same)
     compare_losses(context, "resumed", first, whole)
 
 
 def across_devices(context: Context) -> None:
-    """Compare a run that begins on the CPU, goes on on the device and ends on the CPU with one that stays on the CPU."""
+    """Compare a run on the CPU, then the device, then the CPU with one on the CPU alone."""
     device, plain = context.device.type, ("--precision", "fp32", "--compile", "false")
     if context.small:
         context.report.note(
@@ -313,7 +316,7 @@ def torchrun(context: Context) -> None:
 
 @dataclass(frozen=True)
 class Capped:
-    """Give this process at most so many bytes of the GPU's memory."""
+    """Cap the GPU memory of this process."""
 
     bytes: int
 
@@ -323,14 +326,14 @@ class Capped:
 
 
 def cap_memory(size: int) -> None:
-    """Let the allocator of CUDA hold at most `size` bytes in this process."""
+    """Cap the CUDA allocator of this process at `size` bytes."""
     device = torch.cuda.current_device()
     total = torch.cuda.mem_get_info(device)[1]
     torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), device)
 
 
 def fill_before_training() -> None:
-    """Take the rest of the memory away when training begins, after the search for the micro-batch."""
+    """Cap the memory when training begins, after the micro-batch search."""
     real = Trainer.train
 
     def train_capped(trainer: Trainer) -> bool:
@@ -342,8 +345,8 @@ def fill_before_training() -> None:
 
 
 def out_of_memory(context: Context) -> None:
-    """Force memory to run out in the search for a micro-batch, and in training: each must end in one line, exit code 2."""
-    # A million tokens at once need several GB, 32,768 need some hundred MB.
+    """Run out of memory in the micro-batch search, and in training: one line, exit code 2."""
+    # A million tokens in a micro-batch need several GB, 32,768 a few hundred MB.
     large = (
         "--compile",
         "false",
@@ -392,7 +395,7 @@ def out_of_memory(context: Context) -> None:
 
 
 def overflow(context: Context) -> None:
-    """Train in fp16 with a loss scale that overflows at first: those steps are skipped, the scale falls, training goes on."""
+    """Train in fp16 with too high a loss scale: steps are skipped until the scale fits."""
     if context.small:
         skip_rate()
     folder = context.work / "runs" / "overflow"

@@ -1,7 +1,7 @@
-"""Figures: the machine's own rates, training tokens/s beside both of its limits, prefill and decode tokens/s.
+"""Speed: rates of the machine, training throughput beside two limits, prefill and decode.
 
-Two limits stand beside a training speed. The limit of arithmetic is the measured matmul rate over the FLOP of a token
-(`LlamaConfig.flops_per_token`). The limit of bandwidth is the measured rate of a copy over `bytes_per_token`.
+The compute limit of training is the measured matmul rate over `LlamaConfig.flops_per_token`. The
+bandwidth limit is the measured rate of a copy over `bytes_per_token`.
 """
 
 import platform
@@ -30,7 +30,7 @@ PACKAGES = (
     "transformers",
     "triton",
 )
-# Rows and tokens of a training step (configs/pretrain-43m.yaml), seconds that are timed at most, steps before them.
+# Rows and tokens of a step (configs/pretrain-43m.yaml), timed seconds at most, warm-up steps.
 ROWS, LENGTH = 256, 512
 TIMED_SECONDS, TIMED_STEPS, WARM_UP = 15.0, 6, 2
 PROMPT, NEW = 128, 64
@@ -62,7 +62,7 @@ def environment(context: Context) -> None:
 
 
 def bandwidth(context: Context) -> float:
-    """Return the rate of the device's memory in bytes/s: the best of several copies, what is read and written counted."""
+    """Return the memory bandwidth, bytes/s read and written: the best of several copies."""
     count = 2**20 if context.small else 2**28
     source = torch.ones(count, dtype=torch.uint8, device=context.device)
     target = torch.empty_like(source)
@@ -77,11 +77,12 @@ def bandwidth(context: Context) -> float:
 
 
 def bytes_per_token(config: LlamaConfig, width: int) -> int:
-    """Return the bytes that training moves per token at the least where each matmul is a kernel of its own.
+    """Return a lower bound of the bytes that training moves per token, with one kernel per matmul.
 
-    A matmul of `inputs` to `outputs` reads and writes inputs + outputs numbers of `width` bytes forward, and as many for
-    each of its two gradients. Everything between matmuls is counted as fused into them; weights, which a large micro-batch
-    shares, attention scores and the optimizer are not counted.
+    A matmul of `inputs` to `outputs` reads and writes inputs + outputs numbers of `width` bytes in
+    the forward pass, and as many for each of its two gradients. All other operations count as
+    fused. Not counted are weights (a large micro-batch shares them), attention scores and the
+    optimizer.
     """
     size, inner = config.hidden_size, config.intermediate_size
     heads, groups = (
@@ -97,7 +98,7 @@ def bytes_per_token(config: LlamaConfig, width: int) -> int:
 
 
 def timed(context: Context, step: TrainingStep) -> float:
-    """Return tokens/s of the median step, after some that compile and warm up."""
+    """Return tokens/s of the median step, after compilation and warm-up."""
     for _ in range(1 if context.small else WARM_UP):
         step()
     seconds: list[float] = []
@@ -111,7 +112,7 @@ def timed(context: Context, step: TrainingStep) -> float:
 
 
 def training(context: Context, name: str, how: str) -> None:
-    """Measure training in the best precision, eager or compiled, with the micro-batch and loss path that the search finds."""
+    """Measure training in the best precision, with the micro-batch and loss path of the search."""
     report, device, compiled = context.report, context.device, how == "compiled"
     rows, length = (2, 32) if context.small else (ROWS, LENGTH)
     config = context.shape(name)
@@ -152,7 +153,7 @@ def training(context: Context, name: str, how: str) -> None:
 
 
 def decoding(context: Context) -> None:
-    """Measure prefill and decode at several numbers of rows, in the best precision; the limit is reading the weights."""
+    """Measure prefill and decode at several batch sizes; the limit is reading the weights."""
     report = context.report
     config = context.shape("43m")
     precision, dtype = best_precision(context.device)
@@ -165,7 +166,8 @@ def decoding(context: Context) -> None:
         before, after = time_decode(context, model, prompts, new)
         report.figure(f"prefill, {rows} rows", rows * prompt / before, "tokens/s")
         report.figure(f"decode, {rows} rows", rows * (new - 1) / after, "tokens/s")
-        # Read in a step: all matrices once, and the keys and values of each row, half of the new ones on average.
+        # A decode step reads all matrices, and the KV cache of each row (half of the new ids on
+        # average).
         cached = (
             2
             * config.num_hidden_layers
@@ -184,7 +186,7 @@ def decoding(context: Context) -> None:
 def time_decode(
     context: Context, model: Llama, prompts: list[list[int]], new: int
 ) -> tuple[float, float]:
-    """Return the seconds until the first id of each prompt, and those of the `new` - 1 others."""
+    """Return the seconds of the prefill and of the `new` - 1 decode steps."""
     context.synchronize()
     start = time.perf_counter()
     reader = InferenceBatch(model, prompts, max_new_tokens=new)

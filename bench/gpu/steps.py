@@ -1,4 +1,4 @@
-"""A training step as the trainer makes it, on random ids: for figures and memory, without a run around it."""
+"""A step of the trainer on random ids, for speed and memory, without a run."""
 
 import torch
 
@@ -14,7 +14,7 @@ class TrainingStep:
     def __init__(
         self, model: Llama, choices: ComputePlan, length: int, rows: int, *, optimizer: str = "muon"
     ) -> None:
-        """`rows` of `length` tokens make a step, `choices.micro_rows` of them go through the model at once."""
+        """Prepare steps of `rows` of `length` tokens, in micro-batches of `choices.micro_rows`."""
         self._model, self._choices, self._length, self._rows = model, choices, length, rows
         self.device = model.lm_head.weight.device
         options = OptimizerOptions.model_validate({"name": optimizer})
@@ -27,7 +27,7 @@ class TrainingStep:
         self.set_rows(choices.micro_rows)
 
     def set_rows(self, micro_rows: int) -> None:
-        """Put so many rows through the model at once; a step has at least one micro-batch."""
+        """Set the rows of a micro-batch; a step has at least one micro-batch."""
         self._micro_rows = micro_rows
         self._rows = max(self._rows, micro_rows)
         self._ids = random_ids(self._model.config, micro_rows, self._length).to(self.device)
@@ -38,7 +38,7 @@ class TrainingStep:
         return self._rows // self._micro_rows * self._micro_rows * self._length
 
     def __call__(self) -> float:
-        """Train one step and return its loss, which waits for the device."""
+        """Train one step and return its loss (waits for the device)."""
         targets = self._ids.roll(-1, 1)
         total = torch.zeros((), device=self.device)
         for _ in range(self._rows // self._micro_rows):

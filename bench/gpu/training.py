@@ -1,6 +1,7 @@
-"""`--train MINUTES`: pretrain, fine-tune and score with the real commands, as far as the time goes; again: goes on.
+"""`--train MINUTES`: pretrain, fine-tune and score with the real commands within a time budget.
 
-Runs lie in a work folder; what is copied into the results is small: metrics, scores, the report and its curves.
+Another call resumes. Runs are in a work folder; the results get copies of the small files: metrics,
+scores, the report and its curves.
 """
 
 import contextlib
@@ -22,18 +23,18 @@ from common.files import write_atomic, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE, PAGE = "train.json", "train.md"
-# Share of the minutes that pretraining is fitted into, steps that measure its speed, and seconds that are kept for scoring.
+# Fraction of the budget for pretraining, steps of the speed trial, seconds reserved for scoring.
 PRETRAIN_SHARE, TRIAL_STEPS, SCORING_SECONDS = 0.6, 20, 60.0
-# Seconds that a training command has to save after Ctrl-C.
+# Seconds for a training command to save after SIGINT.
 SAVING_SECONDS = 120.0
-# Records of each test split that are answered.
+# Records of each test split.
 LIMIT = 200
 RUNS = ("pretrain", "sft")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the results and the runs go, and what is trained on."""
+    """The folders of results and runs, and the data."""
 
     out: Path
     work: Path
@@ -43,17 +44,17 @@ class Plan:
 
     @property
     def large(self) -> bool:
-        """Tell whether the text deserves the 43M shape: the sample is for the small one."""
+        """Return True if the data is large enough for the 43M shape, unlike the sample."""
         return self.data != "sample" and self.device == "cuda"
 
     def config_arguments(self, kind: str) -> list[str]:
-        """Return the `--config` of a command; none for the sample, which the defaults are for."""
+        """Return the `--config` of a command; the sample uses the defaults."""
         return ["--config", str(ROOT / "configs" / f"{kind}-43m.yaml")] if self.large else []
 
 
 @dataclass
 class Stage:
-    """What became of one command."""
+    """The outcome of a command."""
 
     name: str
     status: str
@@ -62,7 +63,7 @@ class Stage:
 
 
 class Call:
-    """One call of `--train`: runs commands until its time is over."""
+    """One call of `--train`: run commands within the time budget."""
 
     def __init__(self, plan: Plan, minutes: float) -> None:
         self.plan, self.minutes = plan, minutes
@@ -74,7 +75,7 @@ class Call:
         return self._deadline - time.monotonic()
 
     def command(self, name: str, module: str, *words: str, reserve: float = 0.0) -> Stage:
-        """Run `python -m MODULE WORDS`; ask it to save and end when only `reserve` seconds are left."""
+        """Run `python -m MODULE WORDS`; interrupt it when only `reserve` seconds are left."""
         begun, log = time.monotonic(), self.plan.work / f"{name}.log"
         if self.left() <= reserve:
             return self._add(
@@ -118,7 +119,7 @@ class Call:
 
 
 def outcome(code: int, text: str, *, stopped: bool, seconds: float) -> tuple[str, float, str]:
-    """Return the status of a command that ended, its seconds, and the line that says most."""
+    """Return the status of an ended command, its seconds, and its most telling line."""
     missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", text)
     lines = [line for line in text.strip().splitlines() if line.strip()] or ["no output"]
     errors = [line for line in lines if line.startswith("error:")]
@@ -132,7 +133,7 @@ def outcome(code: int, text: str, *, stopped: bool, seconds: float) -> tuple[str
 
 
 def train_and_score(plan: Plan, minutes: float, *, keep_weights: bool) -> int:
-    """Do what fits into `minutes`, write the results, return 1 if a command failed."""
+    """Run what fits into `minutes`, write the results, return 1 if a command failed."""
     plan.out.mkdir(parents=True, exist_ok=True)
     plan.work.mkdir(parents=True, exist_ok=True)
     call = Call(plan, minutes)
@@ -146,7 +147,7 @@ def train_and_score(plan: Plan, minutes: float, *, keep_weights: bool) -> int:
 
 
 def _open_state(plan: Plan) -> dict[str, Any]:
-    """Return what earlier calls decided. UserError if they were about other data or another device."""
+    """Return the state of earlier calls. Raises UserError for other data or another device."""
     asked = {"device": plan.device, "data": plan.data, "tune": plan.tune}
     state = read(plan.work / STATE) or {"asked": asked, "calls": []}
     if state["asked"] != asked:
@@ -221,7 +222,7 @@ def _stages(call: Call, state: dict[str, Any]) -> None:
 
 
 def _configured_steps(pretrain: list[str]) -> int:
-    """Return the steps that the configuration asks for, the most that are trained."""
+    """Return `max_steps` of the configuration."""
     from common.options import load_yaml
 
     return int(load_yaml(Path(pretrain[1]))["max_steps"])
@@ -235,7 +236,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 
 def fitting_steps(records: list[dict[str, Any]], seconds: float, most: int) -> int:
-    """Return the steps that fit into `seconds` at the speed of the last records of a trial, from 1 to `most`."""
+    """Return the steps that fit into `seconds` at the speed of a trial, from 1 to `most`."""
     first, last = records[len(records) // 2 - 1], records[-1]
     tokens = (last["tokens"] - first["tokens"]) / (last["step"] - first["step"])
     speed = sum(record["tokens_per_second"] for record in records[len(records) // 2 :]) / (
@@ -245,7 +246,7 @@ def fitting_steps(records: list[dict[str, Any]], seconds: float, most: int) -> i
 
 
 def collect(plan: Plan, state: dict[str, Any], stages: list[Stage], *, keep_weights: bool) -> None:
-    """Copy what is small out of the runs, and write the JSON file and the page of all calls."""
+    """Copy the small files of the runs, and write the JSON file and the page of all calls."""
     state["calls"].append([asdict(stage) for stage in stages])
     write_json(plan.work / STATE, state)
     write_json(plan.out / STATE, state)
@@ -259,9 +260,8 @@ def collect(plan: Plan, state: dict[str, Any], stages: list[Stage], *, keep_weig
     ]
     for index, call in enumerate(state["calls"], 1):
         for each in call:
-            lines.append(
-                f"| {index} | {each['name']} | {each['status']} | {each['seconds']:.0f} | {cell(each['line'])} |"
-            )
+            cells = [each["name"], each["status"], f"{each['seconds']:.0f}", cell(each["line"])]
+            lines.append(f"| {index} | {' | '.join(cells)} |")
     for name in RUNS:
         run, target = plan.work / name, plan.out / name
         if not run.is_dir():
@@ -284,7 +284,7 @@ def collect(plan: Plan, state: dict[str, Any], stages: list[Stage], *, keep_weig
 
 
 def scores(folder: Path) -> list[str]:
-    """Return a list item for each number that an evaluation command wrote into a folder, and the last training loss."""
+    """Return a list item for each number in a results folder, and for the last training loss."""
     items = []
     for path in sorted(folder.glob("*.json")):
         for key, value in read(path).items():
@@ -300,7 +300,7 @@ def scores(folder: Path) -> list[str]:
 
 
 def _copy_weights(run: Path, target: Path) -> None:
-    """Copy the newest checkpoint of a run without the state of its optimizers."""
+    """Copy the newest checkpoint of a run without its optimizer state."""
     from common.run_layout import step_folder
     from model.checkpoint.locate import find_newest_step
 

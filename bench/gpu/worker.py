@@ -1,4 +1,4 @@
-"""The process that makes one check: a crash, a hang or a full memory takes this check and no other."""
+"""The process of one check: a crash, a hang or full memory affects no other check."""
 
 import faulthandler
 import importlib
@@ -21,14 +21,14 @@ ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "trai
 def work(
     name: str, device: str, folder: Path, report: Path, result: Path, log: Path, timeout: float
 ) -> None:
-    """Make a check and write its verdict to `result`; what it prints goes to `log`."""
-    # A group of its own, so that the runner can end all processes of the check together.
+    """Run a check; write its verdict to `result` and its output to `log`."""
+    # Its own process group, so that the runner can end all processes of the check.
     os.setpgid(0, 0)
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(number, stream)
     faulthandler.enable()
-    # If the runner is killed, nobody else ends a check that hangs.
+    # A killed runner cannot end a check that hangs.
     signal.alarm(int(timeout) + 20)
     collected = Report(report)
     try:
@@ -44,7 +44,7 @@ def work(
 
 
 def probe(device: str, result: Path) -> None:
-    """Write the torch version and the name of the device that `device` (auto, cpu, cuda) stands for; or an error."""
+    """Write the torch version and the device of `device` (auto, cpu, cuda), or an error."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -58,8 +58,8 @@ def probe(device: str, result: Path) -> None:
         write_json(
             result,
             {
-                "error": "--device cuda: torch sees no CUDA device here; use --device cpu, or install a CUDA build "
-                "of torch"
+                "error": "--device cuda: torch sees no CUDA device here; use --device cpu, or "
+                "install a CUDA build of torch"
             },
         )
         return
@@ -77,7 +77,7 @@ def verdict(name: str, device: str, folder: Path, report: Report) -> dict[str, A
 
         context_type = importlib.import_module("bench.gpu.context").Context
         target = getattr(importlib.import_module(f"bench.gpu.{module}"), function)
-        # Comparisons are of fp32 and not of TF32, which has the digits of fp16.
+        # Comparisons need fp32; TF32 has the precision of fp16.
         torch.set_float32_matmul_precision("highest")
         target(context_type(torch.device(device), folder, report), *check.arguments)
     except NotRun as error:
@@ -89,19 +89,22 @@ def verdict(name: str, device: str, folder: Path, report: Report) -> dict[str, A
         return {"verdict": "not run", "reason": f"{package} is not installed"}
     failed = [each for each in report.comparisons if not each["passed"]]
     if failed:
-        first, more = failed[0], f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        reason = f"{first['name']}: {number(first['error'])} above the bound of {number(first['bound'])}{more}"
+        first = failed[0]
+        measured, bound = number(first["error"]), number(first["bound"])
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        reason = f"{first['name']}: {measured} above the bound of {bound}{more}"
         return {"verdict": "failed", "reason": reason}
     return {"verdict": "passed", "reason": summary(report.as_dict())}
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return the line of a check that passed: its tightest comparison, or its first figures."""
+    """Return the line of a passed check: its tightest comparison, or its first figures."""
     bounded = [each for each in report["comparisons"] if each["bound"] > 0]
     if bounded:
         tightest = max(bounded, key=lambda each: each["error"] / each["bound"])
         count = len(report["comparisons"])
-        return f"{count} comparisons; tightest: {tightest['name']} {number(tightest['error'])} of {number(tightest['bound'])}"
+        error, bound = number(tightest["error"]), number(tightest["bound"])
+        return f"{count} comparisons; tightest: {tightest['name']} {error} of {bound}"
     if report["comparisons"]:
         return f"{len(report['comparisons'])} conditions hold"
     return "; ".join(
@@ -111,7 +114,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def number(value: float | str) -> str:
-    """Return a measured value as a table shows it."""
+    """Format a measured value for a table."""
     if isinstance(value, str):
         return value
     if value == 0 or 1e-3 <= abs(value) < 1e4:
@@ -120,7 +123,7 @@ def number(value: float | str) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what a worker wrote; empty if it did not come so far."""
+    """Return the output of a worker; empty if it wrote nothing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

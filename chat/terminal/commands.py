@@ -140,7 +140,7 @@ def _setting_action(setting: Setting) -> Action:
         try:
             value = setting.parse_value(argument)
         except ValueError as error:
-            raise ChatError(f"/{setting.command_names[0]} {error}") from None
+            raise ChatError(f"/{setting.command_names[0]}：{error}") from None
         session.sampling = replace_setting(session.sampling, setting, value)
         console.write_note(f"{setting.name} 已设为 {value:g}")
 

@@ -34,7 +34,9 @@ class Setting:
             value = float("nan")
         if not self.minimum <= value <= self.maximum:
             noun = "整数" if is_integer else "数"
-            raise ValueError(f"{text[:40]}：应为 {self.minimum:g} 到 {self.maximum:g} 之间的{noun}")
+            raise ValueError(
+                f"应为 {self.minimum:g} 到 {self.maximum:g} 之间的{noun}，而不是 {text[:40]}"
+            )
         return value
 
 

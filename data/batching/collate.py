@@ -21,8 +21,9 @@ PlanT = TypeVar("PlanT", bound=EpochPlan)
 class Batch:
     """Rows that go through the model together.
 
-    `loss_indices` is None if every position has a loss. `segments` numbers the examples of a row, which do
-    not attend to each other and each count positions from zero; it is None if a row is one stretch of text.
+    `loss_indices` is None if every position has a loss. `segments` numbers the examples of a row,
+    which do not attend to each other and each count positions from zero; it is None if a row is one
+    stretch of text.
     """
 
     ids: Tensor  # int64[B, T]
@@ -47,7 +48,7 @@ class Batch:
         return replace(self, **tensors)
 
     def attention_mask(self) -> Tensor | None:
-        """Return which position may attend to which, bool[B, 1, T, T], or None for plain causality."""
+        """Return which position attends to which, bool[B, 1, T, T], or None for plain causality."""
         if self.segments is None:
             return None
         same_segment = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)
@@ -60,7 +61,7 @@ class BatchLoader(abc.ABC, Generic[PlanT]):
     def __init__(
         self, plan: PlanT, rows_per_step: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Raises ValueError if the processes cannot share a step evenly."""
+        """Raise ValueError if the processes cannot share a step evenly."""
         if rows_per_step % world_size:
             raise ValueError(
                 f"{rows_per_step} rows a step cannot be shared by {world_size} processes"
@@ -131,7 +132,8 @@ def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
             offset = stop
         num_padding += length - offset
     loss_indices = np.flatnonzero(loss_mask)
-    # With one example a row, causality hides the padding behind it from every position that has a loss.
+    # With one example a row, causality hides the padding behind it from every position that has a
+    # loss.
     is_unpacked = max(len(examples) for examples in rows) == 1
     return Batch(
         torch.from_numpy(ids),

@@ -1,9 +1,9 @@
-"""The order of data: which row a step reads, as a function of shard sets, weights, seed, row length and step.
+"""The order of data: the rows of a step are a function of shard sets, weights, seed and step.
 
-All items of all mixed sets of an epoch are put in one seeded random order. A subclass cuts or packs them
-into rows, which get a second seeded order. Step s reads the next `rows_per_step` rows of the epochs, one
-epoch after the other. So the order needs no state but the step: it is the same after any resume and for any
-number of processes.
+All items of all mixed sets of an epoch are put in one seeded random order. A subclass cuts or packs
+them into rows, which get a second seeded order. Step s reads the next `rows_per_step` rows of the
+epochs, one epoch after the other. So the order needs no state but the step: it is the same after
+any resume and for any number of processes.
 
 The plan of an epoch is built once, into a folder of arrays, and memory-mapped from then on.
 """
@@ -18,7 +18,8 @@ import numpy as np
 from common.files import MANIFEST, atomic_folder, check_manifest, read_json
 from common.locks import exclusive_lock
 
-# An item of a plan is the number of its set in the bits above these, and its number within the set in them.
+# An item of a plan is the number of its set in the bits above these, and its number within the set
+# in them.
 _INDEX_BITS = 48
 
 
@@ -56,7 +57,7 @@ class EpochPlan(abc.ABC):
 
     @abc.abstractmethod
     def _identity(self) -> dict[str, object]:
-        """Return what an epoch depends on: its manifest has it, and an epoch of another one is built again."""
+        """Return what an epoch depends on; its manifest records it."""
 
     @abc.abstractmethod
     def _build_arrays(self, epoch: int) -> list[np.ndarray]:

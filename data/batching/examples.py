@@ -1,8 +1,8 @@
 """The contract of training examples: the ids of one, and the targets of it that have a loss.
 
-An example of n positions is n + 1 ids. Its targets are the ids after the first, and the loss mask says
-which of them count. An example must fit in a row: a record that does not is truncated where that is
-harmless, or left out, and counted. The kinds of records (`data.kinds`) implement it.
+An example of n positions is n + 1 ids. Its targets are the ids after the first, and the loss mask
+says which of them count. An example must fit in a row: a record that does not is truncated where
+that is harmless, or left out, and counted. The kinds of records (`data.kinds`) implement it.
 """
 
 from typing import Protocol

@@ -1,8 +1,8 @@
 """Fine-tuning rows: several whole examples in each, packed by best fit.
 
-The examples of all mixed sets of an epoch are put in one seeded random order. Stretches of `PACKING_WINDOW`
-of them are packed into rows, the longest example first and each into the fullest row that still takes it.
-The rows are shuffled, and read as `data.batching.epoch_plan` describes.
+The examples of all mixed sets of an epoch are put in one seeded random order. Stretches of
+`PACKING_WINDOW` of them are packed into rows, the longest example first and each into the fullest
+row that still takes it. The rows are shuffled, and read as `data.batching.epoch_plan` describes.
 """
 
 import bisect
@@ -25,7 +25,8 @@ def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     Return the rows as lists of indices into `lengths`.
     """
     rows: list[list[int]] = []
-    # Free positions and number of each row that is not full, sorted: the first that takes an item fits best.
+    # Free positions and number of each row that is not full, sorted: the first that takes an item
+    # fits best.
     free_rows: list[tuple[int, int]] = []
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
@@ -44,8 +45,9 @@ def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 class PackedPlan(EpochPlan):
     """The rows of a mix of examples.
 
-    The arrays of an epoch: `order`, the examples in the order of the rows; `starts`, the first example of each
-    row, and the number of examples; `tokens`, the positions of all examples together.
+    The arrays of an epoch: `order`, the examples in the order of the rows; `starts`, the first
+    example of each row, and the number of examples; `tokens`, the positions of all examples
+    together.
     """
 
     array_names = ("order", "starts", "tokens")
@@ -60,7 +62,7 @@ class PackedPlan(EpochPlan):
         folder: Path,
         identity: str = "",
     ) -> None:
-        """`identity` stands for all else that the examples depend on: plans of another one are built again."""
+        """`identity` stands for all else that the examples depend on, such as the template."""
         super().__init__(seed=seed, length=length, folder=folder)
         self._example_sets = example_sets
         self._weights = weights
@@ -95,8 +97,8 @@ class PackedPlan(EpochPlan):
         items, sizes = self._select_examples(epoch)
         if not len(items):
             raise UserError(
-                f"no example of epoch {epoch} fits a row of {self.length} tokens, or the weights leave none: "
-                "raise --sequence_length or the weights"
+                f"no example of epoch {epoch} fits a row of {self.length} tokens, or the weights "
+                "leave none: raise --sequence_length or the weights"
             )
         permutation = np.arange(len(items))
         shuffle_in_place(permutation, self._seed, epoch, 0)
@@ -130,7 +132,7 @@ class PackedPlan(EpochPlan):
 def _reorder_rows(
     items: np.ndarray, row_sizes: np.ndarray, row_order: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the items of consecutive rows with the rows in another order, and where each row starts.
+    """Return the items of consecutive rows with the rows reordered, and where each row starts.
 
     items[n], row_sizes[rows], row_order[rows] → order[n], starts[rows + 1].
     """

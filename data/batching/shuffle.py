@@ -13,9 +13,9 @@ def weighted_subset(
 ) -> np.ndarray:
     """Return which of `num_items` items a set with this weight gives to an epoch, int64.
 
-    Weight w gives w times the set: whole copies, and for the fraction a window that moves on from epoch to
-    epoch over an endless repetition of the set, so that 1 / w epochs show each item once. `set_index` is
-    the position of the set in the mix.
+    Weight w gives w times the set: whole copies, and for the fraction a window that moves on from
+    epoch to epoch over an endless repetition of the set, so that 1 / w epochs show each item once.
+    `set_index` is the position of the set in the mix.
     """
     if not num_items:
         return np.zeros(0, np.int64)
@@ -25,7 +25,8 @@ def weighted_subset(
     for repetition in range(start // num_items, -(-stop // num_items)):
         order = np.arange(num_items, dtype=np.int64)
         if not float(weight).is_integer():
-            # Shuffled, because the part of a set that lies first on the disk may be unlike the rest.
+            # Shuffled, because the part of a set that lies first on the disk may be unlike the
+            # rest.
             shuffle_in_place(order, seed, repetition, 2 + set_index)
         low = max(start - repetition * num_items, 0)
         high = min(stop - repetition * num_items, num_items)

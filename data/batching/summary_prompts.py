@@ -1,8 +1,8 @@
 """Requests for the title of an article: many wordings, and the ways an answer may begin.
 
-A request is a text before the article and one after it; either may be empty. Which request a record gets is a
-pure function of (seed, epoch, record). Request, article and title are encoded separately, so that the ids of an
-article are the same in every request and no piece spans two of the three.
+A request is a text before the article and one after it; either may be empty. Which request a record
+gets is a pure function of (seed, epoch, record). Request, article and title are encoded separately,
+so that the ids of an article are the same in every request and no piece spans two of the three.
 """
 
 import itertools
@@ -21,7 +21,8 @@ _SLOT_FILLERS = {
     "title": ("标题", "题目"),
     "sum": ("概括", "总结", "归纳", "提炼"),
 }
-# Texts before and after the article. Evaluation asks with the first, its slots filled with the first words.
+# Texts before and after the article. Evaluation asks with the first, its slots filled with the
+# first words.
 _REQUEST_TEMPLATES = (
     ("请为下面的{article}{write}一个{title}：\n", ""),
     ("请用一句话{sum}下面的{article}：\n", ""),
@@ -53,7 +54,8 @@ def _fill_slots(prefix: str, suffix: str) -> Iterator[SummaryRequest]:
         yield SummaryRequest(prefix.format(**filling), suffix.format(**filling))
 
 
-# The requests of each template. A draw takes a template first, so that templates with few slots are not rare.
+# The requests of each template. A draw takes a template first, so that templates with few slots are
+# not rare.
 REQUESTS_BY_TEMPLATE: tuple[tuple[SummaryRequest, ...], ...] = tuple(
     tuple(_fill_slots(*template)) for template in _REQUEST_TEMPLATES
 )
@@ -64,7 +66,7 @@ _REQUESTS_PER_TEMPLATE = np.array([len(group) for group in REQUESTS_BY_TEMPLATE]
 
 
 def sample_requests(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
-    """Draw the request of each record in an epoch: records int64[n] → indices into `ALL_REQUESTS`, int64[n]."""
+    """Draw a request per record: record numbers int64[n] → indices of `ALL_REQUESTS`, int64[n]."""
     bits = splitmix64(seed, epoch, records)
     templates = (bits % np.uint64(len(REQUESTS_BY_TEMPLATE))).astype(np.int64)
     fillings = (bits >> np.uint64(16)) % _REQUESTS_PER_TEMPLATE[templates]
@@ -72,7 +74,7 @@ def sample_requests(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
 
 
 def sample_lead_ins(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
-    """Draw the lead-in of each record in an epoch: records int64[n] → indices into `LEAD_INS`, int64[n]."""
+    """Draw a lead-in per record: record numbers int64[n] → indices of `LEAD_INS`, int64[n]."""
     # Other bits than those of the request, so that the two are independent.
     bits = splitmix64(seed, epoch, records) >> np.uint64(40)
     return (bits % np.uint64(len(LEAD_INS))).astype(np.int64)
@@ -88,7 +90,7 @@ def splitmix64(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
 
 
 class EncodedRequests:
-    """The ids around an article for every request: `<bos>人类：…` before it and `…助手：` after it."""
+    """The ids around an article for each request: `<bos>人类：…` before, `…助手：` after it."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
         self.prefixes, self.suffixes = _encode_requests(tokenizer, template, ALL_REQUESTS)
@@ -104,9 +106,10 @@ class EncodedRequests:
 def summary_prompt(
     tokenizer: Tokenizer, template: Template, article: str, *, max_tokens: int
 ) -> tuple[list[int], bool]:
-    """Return the ids of evaluation's request for a title, and whether the article was truncated for them.
+    """Return the ids of evaluation's request for a title, and whether the article is truncated.
 
-    The article loses its end where the ids would be more than `max_tokens`; the request loses nothing.
+    The article loses its end where the ids would be more than `max_tokens`; the request loses
+    nothing.
     """
     requests = [ALL_REQUESTS[EVAL_REQUEST]]
     (prefix_ids,), (suffix_ids,) = _encode_requests(tokenizer, template, requests)
@@ -130,7 +133,7 @@ def _encode_requests(
 
 
 def strip_lead_in(text: str) -> str:
-    """Remove a lead-in of `LEAD_INS` from the beginning of an answer; return other answers unchanged."""
+    """Return an answer without the lead-in of `LEAD_INS` that it may begin with."""
     # The longest first: a lead-in may begin with another one.
     for lead_in in sorted(LEAD_INS, key=len, reverse=True):
         if text.startswith(lead_in):

@@ -1,12 +1,12 @@
 """Pretraining rows: the stream of all documents of an epoch, cut at the row length.
 
-All sequences of all mixed sets of an epoch are put in one seeded random order and concatenated. The stream is
-cut into rows of `length` + 1 tokens that overlap by one, so that each token but the first is a target once.
-The rows are shuffled too: those of a long document do not follow one another. Nothing is dropped: the first
-tokens of the epoch fill up its last row.
+All sequences of all mixed sets of an epoch are put in one seeded random order and concatenated. The
+stream is cut into rows of `length` + 1 tokens that overlap by one, so that each token but the first
+is a target once. The rows are shuffled too: those of a long document do not follow one another.
+Nothing is dropped: the first tokens of the epoch fill up its last row.
 
-A set with weight w gives w times its sequences to each epoch: whole copies, and for the fraction a part that
-moves on from epoch to epoch, so that 1 / w epochs show each sequence once.
+A set with weight w gives w times its sequences to each epoch: whole copies, and for the fraction a
+part that moves on from epoch to epoch, so that 1 / w epochs show each sequence once.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Mixture:
 class TextPlan(EpochPlan):
     """The rows of a mixture of text.
 
-    The arrays of an epoch: `order`, the sequences in their order; `ends`, the end of each in the stream;
-    `rows`, the number of each row within the stream.
+    The arrays of an epoch: `order`, the sequences in their order; `ends`, the end of each in the
+    stream; `rows`, the number of each row within the stream.
     """
 
     array_names = ("order", "ends", "rows")
@@ -108,7 +108,8 @@ class TextPlan(EpochPlan):
         permutation = np.arange(len(order))
         shuffle_in_place(permutation, self._seed, epoch, 0)
         ends = np.cumsum(np.concatenate(sizes)[permutation])
-        # Positions 1 … N - 1 are targets once each. A single token has no target and still makes a row.
+        # Positions 1 … N - 1 are targets once each. A single token has no target and still makes a
+        # row.
         num_rows = max(1, -(-(int(ends[-1]) - 1) // self.length))
         rows = np.arange(num_rows, dtype=np.int64)
         shuffle_in_place(rows, self._seed, epoch, 1)

@@ -1,4 +1,4 @@
-"""Detect which source reads a raw file, from its first bytes, its name and the keys of its first record."""
+"""Detect which source reads a raw file: by its name, its first bytes, its first record's keys."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from data.records import BadRecord
 from data.sources import SOURCES
 from data.sources.base import Source, list_keys
 
-# Records with these keys are preference pairs, which no source reads, whatever other keys they have.
+# Records with these keys are preference pairs, which no source reads, whatever other keys they
+# have.
 UNSUPPORTED_KEYS = {"chosen", "rejected"}
 
 
@@ -23,7 +24,8 @@ def detect_source(files: list[Path]) -> str:
     for file, source in sources.items():
         if source != sources[first]:
             raise UserError(
-                f"{first} is read as {sources[first]} but {file} as {source}: give files of one kind, or prepare each "
+                f"{first} is read as {sources[first]} but {file} as {source}: give files of one "
+                "kind, or prepare each "
                 "kind by itself with python -m data.prepare --source NAME"
             )
     return sources[first]
@@ -45,8 +47,10 @@ def _detect_file_source(path: Path) -> str:
     if row:
         observation = f"its first record has {list_keys(row)}"
     raise UserError(
-        f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can be read; if this is one "
-        f"of those, name it with python -m data.prepare --source NAME --input {path} --tokenizer PATH --out DIR"
+        f"{path}: cannot tell which source reads this ({observation}): docs/data.md lists what can "
+        "be read; if this is one "
+        f"of those, name it with python -m data.prepare --source NAME --input {path} --tokenizer "
+        "PATH --out DIR"
     )
 
 

@@ -31,14 +31,8 @@ def run_download(name: str | None, parts: Sequence[str], tokenizer: Path | None)
 
 def format_listing(corpora_by_name: dict[str, Corpus]) -> str:
     """Return a table of the names with download size, description and license."""
-    rows = [
-        (
-            "sample",
-            "shipped with the project",
-            "every format in small, nothing to download",
-            "see assets/sample",
-        )
-    ]
+    description = "a small part in every format, nothing to download"
+    rows = [(SAMPLE_NAME, "shipped with the project", description, "see assets/sample")]
     rows += [
         (name, _format_size(corpus.megabytes), corpus.description, corpus.license)
         for name, corpus in corpora_by_name.items()
@@ -71,10 +65,8 @@ def _download_and_prepare(
     assert corpus.source is not None
     if tokenizer is not None and not tokenizer.exists():
         raise UserError(f"--tokenizer {tokenizer}: no such file or folder")
-    print(
-        f"{name}: {corpus.description}; {_format_size(corpus.megabytes)}; license: {corpus.license}",
-        flush=True,
-    )
+    size = _format_size(corpus.megabytes)
+    print(f"{name}: {corpus.description}; {size}; license: {corpus.license}", flush=True)
     missing = "the tokenizer"
     try:
         # The tokenizer first: it is small, so that a missing network is reported at once.
@@ -84,8 +76,9 @@ def _download_and_prepare(
     except DownloadError as error:
         target = "sft" if corpus.source in SAMPLE_SFT_FILES else "pretrain"
         raise UserError(
-            f"{name} (from {corpus.homepage}) is not here: {missing} could not be downloaded ({error}); until it is, make "
-            f"{target} DATA={name} trains on the part of the shipped sample in its format"
+            f"{name} (from {corpus.homepage}) is not here: {missing} could not be downloaded "
+            f"({error}); until it is, make {target} DATA={name} trains on the part of the shipped "
+            "sample in its format"
         ) from None
     files = resolver.download_paths(name, corpus, parts)
     _print_report(resolver.prepare_if_outdated(name, {corpus.source: files}, tokenizer, parts))

@@ -1,4 +1,4 @@
-"""Manifests of what can be downloaded by name: `assets/manifests/NAME.yaml` for every corpus and for the tokenizer."""
+"""Manifests of what can be downloaded by name: `assets/manifests/NAME.yaml`."""
 
 import difflib
 import os
@@ -50,18 +50,22 @@ class Corpus(Options):
     files: tuple[CorpusFile, ...] = Field(min_length=1)
 
     def select_files(self, parts: tuple[str, ...]) -> list[CorpusFile]:
-        """Return the files of these parts, of the default parts for (); raises UserError for an unknown part."""
+        """Return the files of these parts, or of the default parts if there are none.
+
+        Raises UserError for an unknown part.
+        """
         part_names = list(dict.fromkeys(file.part for file in self.files if file.part))
         for part in parts:
             if part not in part_names:
                 raise UserError(
-                    f"--parts {part}: there is no such part; expected {', '.join(part_names) or 'none here'}"
+                    f"--parts {part}: there is no such part; expected "
+                    f"{', '.join(part_names) or 'none here'}"
                 )
         selected_parts = parts or self.parts
         return [file for file in self.files if file.part is None or file.part in selected_parts]
 
     def urls(self, file: CorpusFile) -> list[str]:
-        """Return the URLs of a file, in the order to try; the mirror of the hub in `HF_ENDPOINT` comes first."""
+        """Return the URLs of a file in the order to try, the hub mirror in `HF_ENDPOINT` first."""
         urls = [mirror.replace("{path}", file.path) for mirror in self.mirrors]
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         if endpoint:
@@ -71,7 +75,7 @@ class Corpus(Options):
 
 
 def load_corpora(folder: Path = MANIFESTS_FOLDER) -> dict[str, Corpus]:
-    """Load all manifests by name; raises UserError that names the file and key of an invalid one."""
+    """Load all manifests by name; raises UserError for an invalid one, with file and key."""
     corpora = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
@@ -84,16 +88,17 @@ def load_corpora(folder: Path = MANIFESTS_FOLDER) -> dict[str, Corpus]:
 
 
 def unknown_corpus_error(name: str, detail: str = "", *, data_only: bool = False) -> UserError:
-    """Return the error for an unknown name, with suggestions; `data_only` leaves out names without records.
+    """Return the error for an unknown name, with suggestions.
 
-    `detail` is added to the reason.
+    `detail` is added to the reason; `data_only` suggests no names without records.
     """
     corpora = load_corpora()
     names = ["sample"]
     names += [each for each, corpus in corpora.items() if corpus.source or not data_only]
     if name in corpora:
         return UserError(
-            f"DATA={name}: holds no records ({corpora[name].description}); the names are {', '.join(names)}"
+            f"DATA={name}: holds no records ({corpora[name].description}); the names are "
+            f"{', '.join(names)}"
         )
     problem = f"DATA={name}: there is no such data set"
     mixture = [part for part in re.split(r"[,，、;；+\s]+", name) if part]

@@ -1,9 +1,10 @@
-"""Resolve `DATA=…` to a shard set: a corpus name, a prepared folder, or raw files that are prepared first.
+"""Resolve `DATA=…`, a corpus name, a prepared folder or raw files, to a shard set.
 
-Shard sets are prepared in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that one corpus can be
-prepared with several tokenizers. A set is reused while its inputs, tokenizer, options and code version are the same
-(`data.prepare.provenance`), and prepared again otherwise. A corpus whose downloads were deleted keeps its set, with a
-warning if another code version prepared it.
+Shard sets are prepared in `prepared/NAME-<first 8 digits of the tokenizer's fingerprint>`, so that
+one corpus can be prepared with several tokenizers. A set is reused while its inputs, tokenizer,
+options and code version are the same (`data.prepare.provenance`), and prepared again otherwise. A
+corpus whose downloads were deleted keeps its set, with a warning if another code version prepared
+it.
 """
 
 import hashlib
@@ -38,10 +39,11 @@ DOWNLOADS_FOLDER = Path("downloads")
 def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
     """Return the shard-set folder that `name` means, after preparing it if necessary.
 
-    `name` is a corpus name of `make data`, a shard-set folder, or a raw file or folder. A corpus that was never downloaded
-    is replaced by the part of the shipped sample in its format, which is printed. Without a `tokenizer`, a corpus name
-    means the set that was prepared last, and raw files are prepared with the downloaded 65k tokenizer or else the small
-    one. Raises UserError for an unknown name.
+    `name` is a corpus name of `make data`, a shard-set folder, or a raw file or folder. A corpus
+    that was never downloaded is replaced by the part of the shipped sample in its format, which is
+    printed. Without a `tokenizer`, a corpus name means the set that was prepared last, and raw
+    files are prepared with the downloaded 65k tokenizer or else the small one. Raises UserError for
+    an unknown name.
     """
     corpora = load_corpora()
     if name == SAMPLE_NAME:
@@ -70,19 +72,19 @@ def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
 
 
 def corpus_name(folder: Path) -> str:
-    """Return the corpus name of a folder in `prepared/`: its own name without the tokenizer's digits."""
+    """Return the corpus name of a folder in `prepared/`, whose name ends with a fingerprint."""
     return re.sub("-[0-9a-f]{8}$", "", folder.name)
 
 
 def replaced_corpus_name(folder: Path) -> str | None:
-    """Return the corpus name that a prepared part of the sample replaces; None if the folder is anything else."""
+    """Return the corpus name that a prepared part of the sample replaces, or None."""
     name = corpus_name(folder)
     replaced_name = name.removeprefix(f"{SAMPLE_NAME}-")
     return replaced_name if replaced_name != name and replaced_name in load_corpora() else None
 
 
 def default_tokenizer() -> Path:
-    """Return the downloaded 65k tokenizer, or else the small one that is shipped with the project."""
+    """Return the downloaded 65k tokenizer, or else the small one shipped with the project."""
     file_name = load_corpora()[TOKENIZER_NAME].files[0].path
     downloaded = DOWNLOADS_FOLDER / TOKENIZER_NAME / file_name
     return downloaded if downloaded.exists() else SMALL_TOKENIZER
@@ -94,10 +96,11 @@ def prepare_if_outdated(
     tokenizer: Path,
     parts: tuple[str, ...] = (),
 ) -> Path:
-    """Return the shard set of these files under `name`; prepare it unless it exists and was made from the same.
+    """Return the shard set of these files under `name`, prepared again if it is outdated.
 
-    The old set stays in place until the new one is whole. `parts` are the parts of the corpus that the files belong to.
-    Raises UserError if `prepared/` has something other than a shard set under this name.
+    The old set stays in place until the new one is whole. `parts` are the parts of the corpus that
+    the files belong to. Raises UserError if `prepared/` has something other than a shard set under
+    this name.
     """
     out = _prepared_folder(name, tokenizer)
     prepare_groups(
@@ -123,7 +126,7 @@ def _prepared_folder(name: str, tokenizer: Path) -> Path:
 
 
 def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """Return the set prepared under this name with this tokenizer, or else the newest one; None if there is none."""
+    """Return the set prepared under this name, the newest one if `tokenizer` is None; or None."""
     if tokenizer is not None:
         folders = [_prepared_folder(name, tokenizer)]
     else:
@@ -136,7 +139,7 @@ def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | 
 
 
 def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
-    """Prepare a corpus again if another code version prepared it and its downloads are still the same files."""
+    """Prepare a corpus again if another code version did it and its downloads are unchanged."""
     if not (folder / PROVENANCE_FILE).is_file():
         return folder
     provenance = read_provenance(folder)
@@ -149,7 +152,8 @@ def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
     is_complete = all(path.exists() for path in files.train + files.dev)
     if not is_complete or not match_inputs(provenance, _source_groups(files_by_source)):
         print(
-            f"warning: {folder} was prepared by another version of this program, and the files that it was made from are "
+            f"warning: {folder} was prepared by another version of this program, and the files "
+            "that it was made from are "
             f"no longer in {DOWNLOADS_FOLDER / name}: to prepare it again, make data DATA={name}",
             file=sys.stderr,
         )
@@ -161,7 +165,7 @@ def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
 
 
 def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """Prepare the downloaded files of a corpus with a tokenizer; None without one, or if a file is missing."""
+    """Prepare the downloads of a corpus; None without a tokenizer, or if a file is missing."""
     if tokenizer is None or corpus.source is None:
         return None
     files = download_paths(name, corpus)
@@ -172,7 +176,8 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
 
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
     print(
-        f"{name} is not prepared here: the part of the shipped sample in its format is used instead "
+        f"{name} is not prepared here: the part of the shipped sample in its format is used "
+        "instead "
         f"(for the real corpus: make data DATA={name})",
         flush=True,
     )
@@ -184,7 +189,7 @@ def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None
 
 
 def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> SplitFiles:
-    """Return where the files of a corpus are once downloaded and unpacked; `parts` () means the default parts."""
+    """Return the paths of a corpus after download and unpacking; `parts` () are the default."""
     paths_by_role: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
     for file in corpus.select_files(parts):
         path = DOWNLOADS_FOLDER / name / file.path
@@ -222,7 +227,7 @@ def _is_shard_set(folder: Path) -> bool:
 
 
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
-    """Return the folder if all its files are there and it is of this tokenizer; raises UserError otherwise."""
+    """Return the folder; raises UserError if a file is missing or the tokenizer is another."""
     fingerprint = ShardSet.open(folder).load_tokenizer().fingerprint
     if tokenizer is None:
         return folder
@@ -230,7 +235,8 @@ def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
     if requested_fingerprint != fingerprint:
         raise UserError(
             f"{folder} was prepared with another tokenizer ({fingerprint[:8]}) than {tokenizer} "
-            f"({requested_fingerprint[:8]}): prepare the raw files with --tokenizer {tokenizer}, or leave out the "
+            f"({requested_fingerprint[:8]}): prepare the raw files with --tokenizer {tokenizer}, "
+            "or leave out the "
             "--tokenizer or --base that asks for it"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The sample corpus that is shipped with the project: its native files by source, and the small tokenizer."""
+"""The sample corpus that is shipped with the project: its native files by source."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +61,8 @@ def sample_files(source: str | None = None) -> FilesBySource:
     """
     if not SAMPLE_PRETRAIN_FOLDER.is_dir():
         raise UserError(
-            f"{SAMPLE_PRETRAIN_FOLDER} is missing: it belongs to the project, restore it with git checkout"
+            f"{SAMPLE_PRETRAIN_FOLDER} is missing: it belongs to the project, restore it with git "
+            "checkout"
         )
     if source in SAMPLE_SFT_FILES:
         return {source: SAMPLE_SFT_FILES[source]}

@@ -1,7 +1,7 @@
 """The kinds of records: the half in `data` of each, one module per kind.
 
-A module of this package that defines `KIND` is a kind, under the module's name; nothing else lists them.
-`evaluate.kinds` has the other half, under the same name.
+A module of this package that defines `KIND` is a kind, under the module's name; nothing else lists
+them. `evaluate.kinds` has the other half, under the same name.
 """
 
 import importlib

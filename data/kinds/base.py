@@ -7,7 +7,8 @@ The stages of preparation and training, which know no kind by name, call in this
     encode   texts → ids and the spans of the answers, as a shard set stores them
     examples the stored sequences → training examples that fit a row
 
-A record has one way to its ids, `encode` of `render`, for preparation, training, evaluation and perplexity.
+A record has one way to its ids, `encode` of `render`, for preparation, training, evaluation and
+perplexity.
 """
 
 import abc
@@ -30,14 +31,16 @@ class RecordKind(abc.ABC, Generic[R]):
     # The name of the module, which manifests and messages use too.
     name: ClassVar[str]
     record_type: type[R]
-    # The sequences are one stream of text with a loss on every token, to pretrain on. The sequences of
-    # other kinds have spans, and a loss on these alone.
+    # The sequences are one stream of text with a loss on every token, to pretrain on. The sequences
+    # of other kinds have spans, and a loss on these alone.
     is_text: ClassVar[bool] = False
-    # `encode` puts the words of the chat template into the ids; the shard set stores the template beside them.
+    # `encode` puts the words of the chat template into the ids; the shard set stores the template
+    # beside them.
     is_templated: ClassVar[bool] = False
     # Records that are nearly equal to an earlier one are dropped, not only exact repetitions.
     drops_near_duplicates: ClassVar[bool] = False
-    # What chat tells whoever talks to a model that was fine-tuned on nothing but this kind (in Chinese).
+    # What chat tells whoever talks to a model that was fine-tuned on nothing but this kind (in
+    # Chinese).
     chat_hint: ClassVar[str | None] = None
 
     def clean(self, record: R, options: CleanOptions) -> R | SkippedRecord:
@@ -65,8 +68,8 @@ class RecordKind(abc.ABC, Generic[R]):
     ) -> Examples:
         """Return the training examples of a split for rows of `length` positions.
 
-        `seed` is the one that anything random about an example is drawn with. Evaluation passes None, and
-        gets the same examples in every epoch.
+        `seed` is the one that anything random about an example is drawn with. Evaluation passes
+        None, and gets the same examples in every epoch.
         """
 
     def encode_records(

@@ -1,8 +1,8 @@
 """Conversations: questions and answers in the words of a chat template, with a loss on the answers.
 
-The template is applied where a record is encoded, and not where an example is assembled: an imported
-tokenizer merges characters across the edges of the template's words, so that the ids of a conversation
-are not those of its parts (docs/log.md has the figures).
+The template is applied where a record is encoded, and not where an example is assembled: an
+imported tokenizer merges characters across the edges of the template's words, so that the ids of a
+conversation are not those of its parts (docs/log.md has the figures).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class ConversationKind(RecordKind[Conversation]):
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
     ) -> Sequence[EncodedRecord]:
-        """Return the ids of each conversation and the spans of its answers, each with its `<eos>`."""
+        """Return the ids of each conversation, and the spans of its answers with their `<eos>`."""
         return template.encode_batch(tokenizer, rendered, num_threads=1)
 
     def examples(
@@ -48,7 +48,7 @@ class ConversationKind(RecordKind[Conversation]):
 
 
 class ConversationExamples:
-    """Conversations with a loss on their answers, truncated after the last answer that fits a row."""
+    """Conversations with a loss on their answers, cut after the last answer that fits a row."""
 
     def __init__(self, sequences: Sequences | InMemorySequences, length: int) -> None:
         self._sequences = sequences
@@ -64,7 +64,7 @@ class ConversationExamples:
         self.num_truncated = int(is_truncated.sum())
 
     def lengths(self, epoch: int) -> np.ndarray:
-        """Return the positions of each example, int64[n]; 0 if its first answer does not fit a row."""
+        """Return the positions of each example, int64[n]; 0 if no answer of it fits a row."""
         return np.maximum(self._stops - 1, 0)
 
     def example(self, index: int, epoch: int) -> Example:

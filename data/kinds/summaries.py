@@ -1,7 +1,7 @@
 """Summaries: articles and their titles, stored bare; the request for a title varies by epoch.
 
-A sequence is the ids of the article and of its title, whose span it has. The request and the words of the
-chat template are put around the article when an example is assembled.
+A sequence is the ids of the article and of its title, whose span it has. The request and the words
+of the chat template are put around the article when an example is assembled.
 """
 
 from collections.abc import Sequence
@@ -69,8 +69,8 @@ class SummaryKind(RecordKind[Summary]):
 class SummaryExamples:
     """Requests for the title of an article, with a loss on the answer.
 
-    A long article loses its end so that the example fits a row. Without a seed each example has the request
-    that evaluation asks with, and the first lead-in if the template wants lead-ins.
+    A long article loses its end so that the example fits a row. Without a seed each example has the
+    request that evaluation asks with, and the first lead-in if the template wants lead-ins.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class SummaryExamples:
     def _plan_prompts(
         self, indices: np.ndarray, epoch: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return request and lead-in of each record, and how many ids its article may have, int64[n] each."""
+        """Return request, lead-in and largest number of article ids of each record, int64[n]."""
         if self._seed is None:
             requests = np.full(len(indices), EVAL_REQUEST)
         else:
@@ -118,7 +118,7 @@ class SummaryExamples:
         return requests, lead_ins, budgets
 
     def lengths(self, epoch: int) -> np.ndarray:
-        """Return the positions of each example, int64[n]; 0 if too little of the article would fit."""
+        """Return the positions of each example, int64[n]; 0 if too little of the article fits."""
         _, _, budgets = self._plan_prompts(np.arange(len(self._article_lengths)), epoch)
         articles = np.minimum(self._article_lengths, budgets)
         return np.where(articles >= self._min_article_lengths, self._length - budgets + articles, 0)

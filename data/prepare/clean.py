@@ -1,11 +1,12 @@
-"""Cleaning: what a text looks like before it becomes tokens, and which texts are not worth any.
+"""Clean documents before they are tokenized, and reject those that are not worth training on.
 
-Two pure functions: `clean` mends a text, `fault` names the reason to drop it. Fenced code (``` and ~~~) is left as it
-is apart from its characters and line ends; indentation stays everywhere.
+Both functions are pure: `clean` normalizes a text, `rejection_reason` names the reason to drop it.
+In fenced code (``` and ~~~) only characters and line ends are normalized; indentation stays
+everywhere.
 
-Unicode is brought to NFC: one code point sequence for what is one character. NFKC, which also folds compatibility
-forms, is not the default: full-width punctuation (，：；！？（）) is how Chinese is written and not a variant of the
-ASCII marks, and ①, ㎡, ½ are other characters than 1, m2, 1⁄2.
+Unicode is normalized to NFC, one sequence of code points for one character. NFKC, which also folds
+compatibility forms, is not the default: full-width punctuation (，：；！？（）) is how Chinese is
+written, not a variant of ASCII, and ①, ㎡, ½ differ from 1, m2, 1⁄2.
 """
 
 import functools
@@ -21,8 +22,9 @@ from data.prepare.options import CleanOptions
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _CJK = HAN + "\u3001-\u303f\uff00-\uffef"
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
-# Controls, zero-width and direction marks, byte order marks, soft hyphens, noncharacters and lone surrogates. The
-# joiners U+200C and U+200D carry meaning in emoji and in other scripts, but none beside Chinese.
+# Controls, zero-width and direction marks, byte order marks, soft hyphens, noncharacters and lone
+# surrogates. The joiners U+200C and U+200D carry meaning in emoji and in other scripts, but none
+# beside Chinese.
 _INVISIBLE = re.compile(
     "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
@@ -34,9 +36,9 @@ _FENCED_CODE = re.compile(
     rf"^({_FENCE_LINE}\n(?:(?!{_FENCE_LINE})[^\n]*\n)*{_FENCE_LINE})$", re.MULTILINE
 )
 _TAG_NAMES = (
-    "a abbr article b big blockquote br center cite dd del div dl dt em figcaption figure font footer h[1-6] header hr "
-    "i img ins kbd li mark nav nowiki ol p pre q s section small span strike strong sub sup table tbody td tfoot th "
-    "thead tr tt u ul"
+    "a abbr article b big blockquote br center cite dd del div dl dt em figcaption figure font "
+    "footer h[1-6] header hr i img ins kbd li mark nav nowiki ol p pre q s section small span "
+    "strike strong sub sup table tbody td tfoot th thead tr tt u ul"
 )
 _TAG = re.compile(
     rf"`[^`\n]*`|^(?:[ ]{{4}}|\t).*|</?({'|'.join(_TAG_NAMES.split())})(?:\s[^<>]{{0,2000}})?/?>",
@@ -56,9 +58,9 @@ _MIN_REPEATED_LINE_LENGTH = 10
 
 
 def clean(text: str, options: CleanOptions) -> str:
-    """The text as it should be learnt: normalised, without invisible characters, leftovers of markup, needless space.
+    """Return the text normalized, without invisible characters, markup and superfluous space.
 
-    Linear in the length of the text, whatever the text.
+    Takes time linear in the length of the text, whatever its content.
     """
     if _needs_cleaning()[
         np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -67,7 +69,7 @@ def clean(text: str, options: CleanOptions) -> str:
         text = _UNICODE_SPACES.sub(" ", _INVISIBLE.sub("", text))
         if "\u200c" in text or "\u200d" in text:
             text = _JOINERS.sub("", text)
-        # U+2581 is how the tokenizer writes a space: it would come back as one.
+        # U+2581 is the tokenizer's symbol for a space and would be decoded as one.
         text = text.replace("\u2581", "_")
     if options.unicode != "none" and not unicodedata.is_normalized(options.unicode, text):
         text = unicodedata.normalize(options.unicode, text)
@@ -95,7 +97,8 @@ def _clean_prose(text: str, remove_markup: bool) -> str:
 
 
 def _split_around_comments(text: str) -> Iterator[str]:
-    # Not a regular expression: `<!--` a million times over without an end would take it a million scans.
+    # Not a regular expression: a million `<!--` without an end would make it scan the text a
+    # million times.
     position = 0
     while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start)) >= 0:
         yield text[position:start]
@@ -119,7 +122,7 @@ def _replace_entity(match: re.Match[str]) -> str:
 
 
 def rejection_reason(text: str, options: CleanOptions) -> str | None:
-    """Why a cleaned text is dropped (`too_short`, `few_letters`, …), or None if it is kept."""
+    """Return why a cleaned text is dropped (`too_short`, `few_letters`, …), None if it is not."""
     if len(text) < options.minimum_characters:
         return "too_short"
     if len(text) > options.maximum_characters:
@@ -140,8 +143,10 @@ def rejection_reason(text: str, options: CleanOptions) -> str | None:
 
 @functools.cache
 def _needs_cleaning() -> np.ndarray:
-    """For each code point whether `clean` does something about it by itself (bool)."""
-    # One look-up a character here spares most texts three passes of regular expressions.
+    """Return for every code point whether `clean` changes it regardless of context, bool[0x110000].
+
+    One look-up per character saves most texts three passes of regular expressions.
+    """
     table = np.zeros(0x110000, dtype=bool)
     for code in [
         *range(0x20),
@@ -168,13 +173,16 @@ def _needs_cleaning() -> np.ndarray:
 
 
 def code_points(text: str) -> np.ndarray:
-    """The code points of a text without lone surrogates, uint32[len(text)]."""
+    """Return the code points of a text without lone surrogates, uint32[len(text)]."""
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
 @functools.cache
 def character_classes() -> np.ndarray:
-    """For each code point its kind (uint8): 0 space or control, 1 Chinese, 2 other letter, 3 digit, 4 all else."""
+    """Return the class of every code point, uint8[0x110000].
+
+    0 is space or control, 1 Chinese, 2 another letter, 3 a digit, 4 anything else.
+    """
     table = np.zeros(0x110000, dtype=np.uint8)
     by_category = {"L": 2, "M": 2, "N": 3, "P": 4, "S": 4}
     for code in range(0x20000):
@@ -192,15 +200,17 @@ def character_classes() -> np.ndarray:
 
 
 def _class_shares(text: str) -> tuple[float, float, float, float]:
+    """Return the shares of Chinese, other letters, digits and symbols among visible characters."""
     counts = np.bincount(character_classes()[code_points(text)], minlength=5)[1:]
     chinese, letters, digits, symbols = (counts / max(int(counts.sum()), 1)).tolist()
     return chinese, letters, digits, symbols
 
 
 def _repeated_line_share(text: str) -> float:
+    """Return the share of characters that lie in lines which repeat an earlier line."""
     lines = [line for line in text.split("\n") if len(line) >= _MIN_REPEATED_LINE_LENGTH]
-    distinct = set(lines)
-    if len(distinct) == len(lines):
+    unique_lines = set(lines)
+    if len(unique_lines) == len(lines):
         return 0.0
     total = sum(map(len, lines))
-    return (total - sum(map(len, distinct))) / total
+    return (total - sum(map(len, unique_lines))) / total

@@ -1,11 +1,12 @@
-"""Removal of exact and near duplicates, in memory that does not grow with the number of documents.
+"""Find exact and near duplicates in memory that does not grow with the number of documents.
 
-A document is signed where it is cleaned: a digest of its text without white space, and a MinHash signature of its
-shingles (Broder, "On the resemblance and containment of documents", 1997), with the permutations of `datasketch`.
-`Deduplicator` collects what was signed in files and then finds the documents that repeat an earlier one: signatures
-are cut into bands (locality-sensitive hashing: Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", ch. 3),
-documents that agree on a band are candidates, and a candidate counts when its estimated Jaccard similarity with the
-first of its bucket reaches the threshold.
+Every document gets a digest of its text without white space and a MinHash signature of its shingles
+(Broder, "On the resemblance and containment of documents", 1997), with the permutations of
+`datasketch`. `Deduplicator` collects digests and signatures in files and then finds the documents
+that repeat an earlier one. Signatures are split into bands (locality-sensitive hashing: Leskovec,
+Rajaraman, Ullman, "Mining of Massive Datasets", ch. 3); documents that agree on a band are
+candidates; a candidate is a duplicate if its estimated Jaccard similarity with the first document
+of its bucket reaches the threshold.
 """
 
 import functools
@@ -22,16 +23,20 @@ NUM_PERMUTATIONS = 128
 SHINGLE_SIZE = 5
 MAX_SHINGLES = 1024
 DIGEST_DTYPE = np.dtype("<u8")
+# Shingle hashes permuted at a time: the scratch buffer, 256 kB, stays in the cache.
 _HASH_BLOCK_SIZE = 512
+# Documents whose bands are sorted at a time.
 _PARTITION_SIZE = 1 << 21
+# Documents of a bucket that the others are compared with; bounds the work for a huge bucket.
 _MAX_LEADERS = 16
+# 2^64 / golden ratio (Fibonacci hashing: Knuth, TAOCP vol. 3, 6.4).
 _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 EMPTY_HASH = np.uint32(0xFFFFFFFF)
 UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE = 0, 1, 2
 
 
 def text_digest(text: str) -> np.ndarray:
-    """128 bits of a text without its white space, uint64[2]: equal for what counts as the same text."""
+    """Return a 128-bit digest of a text without its white space, uint64[2]."""
     squeezed = "".join(text.split())
     return np.frombuffer(
         hashlib.blake2b(squeezed.encode(), digest_size=16).digest(), dtype=DIGEST_DTYPE
@@ -40,23 +45,28 @@ def text_digest(text: str) -> np.ndarray:
 
 @functools.cache
 def minhash_permutations() -> np.ndarray:
-    """The parameters of the MinHash permutations, uint32[2, PERMUTATIONS]: `datasketch`'s (affine32, seed 1)."""
-    # Asked once and handed to the workers: importing datasketch takes seconds and, for scipy, 60 MB.
+    """Return the parameters of the MinHash permutations, uint32[2, NUM_PERMUTATIONS].
+
+    They are those of `datasketch` (affine32, seed 1). Computed once and passed to the workers:
+    importing datasketch takes seconds and, because of scipy, 60 MB.
+    """
     from datasketch import MinHash
 
     return MinHash(num_perm=NUM_PERMUTATIONS, seed=1, scheme="affine32").permutations
 
 
 def hash_shingles(text: str) -> np.ndarray:
-    """Hashes of the 5-character shingles of a text's letters and digits, uint32[at most SHINGLE_LIMIT], evenly spread.
+    """Return hashes of the 5-character shingles of letters and digits, uint32[<= MAX_SHINGLES].
 
-    Of a longer text the smallest hashes are taken: the same choice in every copy of a passage, and so an even sample.
-    A pair whose lengths differ is then judged a little less similar than it is (0.8 by containment as 0.67): the
-    cautious side. Texts without a shingle have no hashes.
+    The smallest hashes of a longer text are an even sample, and the same in every copy of a
+    passage. Two texts of different length then look a little less similar than they are (0.8 by
+    containment as 0.67), which errs on the cautious side. A text of fewer than 5 letters and digits
+    has no hashes.
     """
     points = code_points(text)
-    kind = character_classes()[points]
-    points = points[(kind > 0) & (kind < 4)].astype(np.uint64)
+    classes = character_classes()[points]
+    is_letter_or_digit = (classes > 0) & (classes < 4)
+    points = points[is_letter_or_digit].astype(np.uint64)
     if len(points) < SHINGLE_SIZE:
         return np.zeros(0, dtype=np.uint32)
     count = len(points) - SHINGLE_SIZE + 1
@@ -64,7 +74,8 @@ def hash_shingles(text: str) -> np.ndarray:
     for position in range(SHINGLE_SIZE):
         hashes += points[position : position + count]
         hashes *= _HASH_MULTIPLIER
-    # The high half of a product depends on all bits of its factor, the low half does not: fold, multiply once more.
+    # Only the high half of a product depends on all bits of its factors: fold it into the low half
+    # and multiply once more.
     hashes ^= hashes >> np.uint64(29)
     hashes *= _HASH_MULTIPLIER
     short = (hashes >> np.uint64(32)).astype(np.uint32)
@@ -72,31 +83,35 @@ def hash_shingles(text: str) -> np.ndarray:
 
 
 def _smallest_distinct(hashes: np.ndarray) -> np.ndarray:
-    """The SHINGLE_LIMIT smallest distinct hashes (fewer if there are not so many), sorted."""
+    """Return the `MAX_SHINGLES` smallest distinct hashes, or all if there are fewer, sorted."""
     num_candidates = 4 * MAX_SHINGLES
     while True:
         takes_all = num_candidates >= len(hashes)
         candidates = np.sort(
             hashes if takes_all else np.partition(hashes, num_candidates)[:num_candidates]
         )
-        # np.unique would do, at forty times the time.
-        candidates = candidates[np.concatenate([[True], candidates[1:] != candidates[:-1]])]
+        # np.unique does the same in forty times the time.
+        is_first = np.concatenate([[True], candidates[1:] != candidates[:-1]])
+        candidates = candidates[is_first]
         if takes_all or len(candidates) >= MAX_SHINGLES:
             return candidates[:MAX_SHINGLES]
         num_candidates *= 4
 
 
 def minhash_signature(text: str, permutation_parameters: np.ndarray) -> np.ndarray:
-    """The MinHash signature of a text, uint32[PERMUTATIONS]; of a text without shingles the largest value throughout.
+    """Return the MinHash signature of a text, uint32[NUM_PERMUTATIONS].
 
-    `permutation_parameters` are `permutations()`, applied to the shingle hashes as they are.
+    `permutation_parameters` are those of `minhash_permutations`. The signature of a text without
+    shingles is `EMPTY_HASH` throughout.
     """
-    a, b = permutation_parameters[0][:, None], permutation_parameters[1][:, None]
-    hashes, scratch = hash_shingles(text), _scratch_buffer()
+    a = permutation_parameters[0][:, None]
+    b = permutation_parameters[1][:, None]
+    hashes = hash_shingles(text)
+    scratch = _scratch_buffer()
     result = np.full(NUM_PERMUTATIONS, EMPTY_HASH)
     for start in range(0, len(hashes), _HASH_BLOCK_SIZE):
-        # In blocks that stay in the cache, in memory that is there already: several times faster than
-        # `MinHash.update_batch`, which makes lists of the hashes and a new array of all permutations of all of them.
+        # Several times faster than `MinHash.update_batch`, which allocates lists of the hashes and
+        # one array of all permutations of all of them.
         block = hashes[None, start : start + _HASH_BLOCK_SIZE]
         permuted = np.multiply(block, a, out=scratch[:, : block.shape[1]])
         permuted += b
@@ -110,33 +125,36 @@ def _scratch_buffer() -> np.ndarray:
 
 
 class Deduplicator:
-    """Collects signed documents in files of `folder`, then tells which repeat an earlier one.
+    """Collect digests and signatures in files of `folder`, then find the duplicates among them.
 
-    On disk a document takes 16 bytes, with near duplicates 528 and 8 for each band more; in memory nothing. Bands are
-    sorted in partitions of about two million documents.
+    A document takes 16 bytes on disk, with near duplicates another 512 and 8 for every band, and
+    none in memory. Bands are sorted in partitions of about two million documents.
     """
 
     def __init__(self, folder: Path, options: DedupOptions) -> None:
         folder.mkdir(parents=True)
-        self._folder, self._options, self._num_documents = folder, options, 0
-        self._num_bands, self._rows_per_band = (
-            choose_lsh_bands(options.threshold) if options.near else (0, 0)
-        )
-        names = [
-            "digests",
-            *(["signatures"] if options.near else []),
-            *(f"band{band}" for band in range(self._num_bands)),
-        ]
+        self._folder = folder
+        self._options = options
+        self._num_documents = 0
+        self._num_bands = self._rows_per_band = 0
+        names = ["digests"]
+        if options.near:
+            self._num_bands, self._rows_per_band = choose_lsh_bands(options.threshold)
+            names += ["signatures", *(f"band{band}" for band in range(self._num_bands))]
         self._files = {name: (folder / name).open("wb") for name in names}
 
     def add(self, digests: np.ndarray, signatures: np.ndarray | None) -> None:
-        """Add documents in order: digests uint64[n, 2], signatures uint32[n, PERMUTATIONS] or None if not `near`."""
+        """Append documents: digests uint64[n, 2], signatures uint32[n, NUM_PERMUTATIONS] or None.
+
+        Signatures are required if the options look for near duplicates.
+        """
         digests.tofile(self._files["digests"])
         self._num_documents += len(digests)
         if signatures is None:
             return
         signatures.tofile(self._files["signatures"])
-        # A text without shingles resembles nothing: its bands are its digest, which only a copy shares.
+        # A text without shingles is similar to none: its digest, which only a copy shares, stands
+        # in for its bands.
         is_empty = signatures[:, 0] == EMPTY_HASH
         for band in range(self._num_bands):
             keys = np.full(len(signatures), band, dtype=np.uint64)
@@ -146,14 +164,16 @@ class Deduplicator:
             np.where(is_empty, digests[:, 0], keys).tofile(self._files[f"band{band}"])
 
     def find_duplicates(self) -> np.ndarray:
-        """For each document 0 (kept), 1 (equal to an earlier one) or 2 (similar to one), uint8[n], memory-mapped.
+        """Return a label for every document, uint8[n], memory-mapped.
 
-        A document goes if it repeats any earlier one, itself kept or not: of each group the first stays.
+        Labels are UNIQUE, EXACT_DUPLICATE or NEAR_DUPLICATE of any earlier document, which may be a
+        duplicate itself: the first of a group of similar documents is unique.
         """
         for file in self._files.values():
             file.close()
         path = self._folder / "verdict.npy"
-        # Written, then mapped: a map of a file without bytes kills the process when the disk is full.
+        # Written before it is mapped: on a full disk, writing to the map of a sparse file kills the
+        # process.
         np.save(path, np.zeros(self._num_documents, np.uint8), allow_pickle=False)
         labels = np.load(path, mmap_mode="r+", allow_pickle=False)
         if self._num_documents and self._options.near:
@@ -165,7 +185,7 @@ class Deduplicator:
 
     def _mark_near_duplicates(self, name: str, labels: np.ndarray) -> None:
         for members in self._iter_buckets(name, width=1):
-            # Opened anew for each bucket group: a map that lives on keeps every page it ever touched.
+            # Mapped again for every group of buckets: a map keeps all pages that were ever touched.
             signatures = np.memmap(self._folder / "signatures", dtype=np.uint32, mode="r").reshape(
                 -1, NUM_PERMUTATIONS
             )
@@ -181,19 +201,20 @@ class Deduplicator:
                 labels[np.delete(bucket, first)] = EXACT_DUPLICATE
 
     def _iter_buckets(self, name: str, width: int) -> Iterator[list[np.ndarray]]:
-        """Groups of documents with the same key, each in ascending order, a partition of the keys at a time."""
+        """Yield the groups of documents with equal keys, in ascending order, by key partition."""
         partitions = np.uint64(-(-self._num_documents // _PARTITION_SIZE))
         for partition in range(int(partitions)):
             keys, documents = self._read_partition(name, width, partitions, np.uint64(partition))
             order = np.argsort(keys, kind="stable")
             keys, documents = keys[order], documents[order]
-            borders = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1], [True]]))
-            shared = np.flatnonzero(np.diff(borders) > 1)
-            yield [documents[borders[bucket] : borders[bucket + 1]] for bucket in shared]
+            starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1], [True]]))
+            shared = np.flatnonzero(np.diff(starts) > 1)
+            yield [documents[starts[bucket] : starts[bucket + 1]] for bucket in shared]
 
     def _read_partition(
         self, name: str, width: int, num_partitions: np.uint64, partition: np.uint64
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keys of one partition, and the documents that they belong to."""
         keys, documents, position = [], [], 0
         with (self._folder / name).open("rb") as file:
             while len(block := np.fromfile(file, dtype=np.uint64, count=width * (1 << 18))):
@@ -206,9 +227,9 @@ class Deduplicator:
 
 
 def choose_lsh_bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows a band) for a threshold, as `datasketch` chooses them if a missed pair weighs 19 times a false one.
+    """Return (number of bands, rows per band) for a threshold, as `datasketch` chooses them.
 
-    False candidates cost one comparison each and are then dismissed.
+    A missed pair weighs 19 times as much as a false candidate, which costs only one comparison.
     """
     from datasketch import MinHashLSH
 
@@ -219,7 +240,10 @@ def choose_lsh_bands(threshold: float) -> tuple[int, int]:
 def _iter_similar(
     bucket: np.ndarray, signatures: np.ndarray, threshold: float
 ) -> Iterator[np.ndarray]:
-    """The documents of a bucket that resemble an earlier one of it; work is linear in the size of the bucket."""
+    """Yield the documents of a bucket that are similar to an earlier one of it.
+
+    Takes time linear in the size of the bucket.
+    """
     rest = bucket
     for _ in range(_MAX_LEADERS):
         if len(rest) < 2:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.options import Options
+from data.usable_records import MAX_BAD_SHARE
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -70,7 +71,7 @@ class PrepareOptions(Options):
         0.005, description="share of the documents held out (a small corpus holds out more)"
     )
     quarantine_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="largest share of records that may be unreadable"
+        MAX_BAD_SHARE, description="largest share of records that may be unreadable"
     )
     clean: CleanOptions = Field(default_factory=CleanOptions)
     dedup: DedupOptions = Field(default_factory=DedupOptions)

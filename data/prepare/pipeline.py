@@ -1,11 +1,13 @@
-"""Raw corpora → a shard set: read, clean, deduplicate, encode, split.
+"""Prepare raw corpora as a shard set: read, clean, deduplicate, encode, split.
 
-The parent process reads and hands out parts (`data.prepare.worker`); workers make them into tokens; then duplicates are found
-over all of them and what stays is copied into shards (`data.prepare.write_shards`). Until the shard set is whole, everything lies
-in `.NAME.work` beside it, and the same command goes on where it was interrupted. The shard set is the same bytes
-whatever the number of workers and however often it was interrupted.
+The parent process reads records and hands out units of them; workers clean and encode a unit each
+(`data.prepare.worker`). Then duplicates are found across all units, and the remaining sequences are
+copied into shards (`data.prepare.write_shards`). Until the shard set is whole, everything lies in
+`.NAME.work` beside it, and the same command continues an interrupted preparation. The shard set is
+the same bytes whatever the number of workers and however often it was interrupted.
 
-    python -m data.prepare --source NAME --input FILE… [--source NAME --input FILE…] --tokenizer PATH --out DIR
+    python -m data.prepare --source NAME --input FILE… [--source NAME --input FILE…] --tokenizer
+    PATH --out DIR
 """
 
 import contextlib
@@ -52,19 +54,13 @@ from data.prepare.worker import (
 )
 from data.prepare.worker_pool import open_worker_pool
 from data.prepare.write_shards import write_shard_set
+from data.readers.files import ProgressCallback
 from data.records import BadRecord
 from data.shards import PROVENANCE_FILE, REPORT_FILE
 from data.sources import find_source
 from data.usable_records import check_bad_share
 from model.chat_template.template import load_template
 from model.tokenizer import load_tokenizer
-
-
-def prepare_source(
-    source: str, inputs: list[str], out: Path, tokenizer: Path, options: PrepareOptions
-) -> dict[str, Any]:
-    """Prepare one source's inputs (files, folders, globs, `hub`) as the shard set `out`; returns the report."""
-    return prepare_groups([SourceGroup(source, tuple(inputs))], out, tokenizer, options)
 
 
 def prepare_groups(
@@ -78,9 +74,10 @@ def prepare_groups(
 ) -> dict[str, Any]:
     """Prepare several sources into one shard set, in their order; return its report.
 
-    An `out` that already holds this preparation is reused. `replace_outdated` replaces any other shard set there, which
-    stays in place until the new one is whole. `corpus` is recorded as the origin of the inputs. Raises UserError if
-    `out` is something else, if inputs cannot be read, or if more than `quarantine_share` of the records are bad.
+    An `out` that already holds this preparation is reused. `replace_outdated` replaces any other
+    shard set there, which stays in place until the new one is whole. `corpus` is recorded as the
+    origin of the inputs. Raises UserError if `out` is something else, if inputs cannot be read, or
+    if more than `quarantine_share` of the records are unreadable.
     """
     start_time = time.monotonic()
     loaded_tokenizer = load_tokenizer(tokenizer)
@@ -114,7 +111,7 @@ def prepare_groups(
             work / PROVENANCE_FILE,
         )
         if not report["kept"]:
-            # The work must not stand in the way of other options.
+            # Otherwise the user could not try other options: units of several are not mixed.
             shutil.rmtree(work)
             raise _empty_result_error(groups, report, options)
         seconds = time.monotonic() - start_time
@@ -125,20 +122,20 @@ def prepare_groups(
             "peak_memory_parent": peak_memory_bytes(),
             "peak_memory_worker": peak,
         }
-        # After the manifest, which therefore does not list it: times differ between equal shard sets.
+        # Written after the manifest, which does not list it: equal shard sets take different times.
         write_checksummed_json(out / REPORT_FILE, report)
         shutil.rmtree(work)
     return report
 
 
 def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
-    """Return the kind of all records of a preparation. Raises UserError if sources have different kinds."""
+    """Return the kind of all records. Raises UserError if the sources have different kinds."""
     kinds = {group.source: find_source(group.source).kind for group in groups}
     if len(set(kinds.values())) > 1:
         pairs = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
         raise UserError(
-            f"--source: one shard set holds one kind of records ({pairs}); prepare them separately and mix them "
-            "in training: --data one+other"
+            f"--source: one shard set holds one kind of records ({pairs}); prepare them separately "
+            "and mix them in training: --data one+other"
         )
     return find_kind(next(iter(kinds.values())))
 
@@ -146,42 +143,40 @@ def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
 def _empty_result_error(
     groups: Sequence[SourceGroup], report: dict[str, Any], options: PrepareOptions
 ) -> UserError:
+    """Return the error for a preparation that is left without a record to train on."""
     first, *others = (text for group in groups for text in group.inputs)
     name = f"{first} and {len(others):,} more" if others else first
     if not report["records"]:
         return UserError(f"{name}: there is not one record in the inputs")
-    reasons = (
-        ", ".join(f"{reason} {count}" for reason, count in report["dropped"].items())
-        or "all quarantined"
-    )
-    least = (
-        (
-            f"; a document has at least {options.clean.minimum_characters:,} characters (data.prepare "
-            "--clean.minimum_characters)"
+    counts = [f"{reason} {count}" for reason, count in report["dropped"].items()]
+    reasons = ", ".join(counts) or "all quarantined"
+    advice = ""
+    if "too_short" in report["dropped"]:
+        advice = (
+            f"; a document has at least {options.clean.minimum_characters:,} characters "
+            "(data.prepare --clean.minimum_characters)"
         )
-        if "too_short" in report["dropped"]
-        else ""
-    )
     return UserError(
-        f"{name}: none of {report['records']:,} records is left to train on ({reasons}){least}"
+        f"{name}: none of {report['records']:,} records is left to train on ({reasons}){advice}"
     )
 
 
 def _is_prepared(
     out: Path, settings: dict[str, Any], groups: Sequence[SourceGroup], replace_outdated: bool
 ) -> bool:
-    """Return whether `out` already holds this preparation; raises UserError if it must not be written to."""
+    """Return whether `out` holds this preparation. Raises UserError if it may not be written."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).is_file() or not (out / PROVENANCE_FILE).is_file():
         raise UserError(
-            f"{out}: exists and is not a shard set of this version: move it away, or give another --out"
+            f"{out}: exists and is not a shard set of this version: move it elsewhere, or give "
+            "another --out"
         )
     differences = find_differences(out, settings, groups)
     if differences and not replace_outdated:
         raise UserError(
-            f"--out {out}: is already prepared otherwise (what differs: {', '.join(differences)}); delete it, or give "
-            "another --out"
+            f"--out {out}: already holds another preparation (what differs: "
+            f"{', '.join(differences)}); delete it, or give another --out"
         )
     return not differences
 
@@ -190,11 +185,13 @@ def load_report(out: Path) -> dict[str, Any]:
     """Return the report of a prepared shard set."""
     if (out / REPORT_FILE).is_file():
         return read_checksummed_json(out / REPORT_FILE, ": delete it")
-    # A preparation that was killed just before it wrote the report: all but the times is in the manifest.
+    # The preparation was killed just before it wrote the report; the manifest has all of it but the
+    # times.
     return dict(read_json(out / MANIFEST)["report"])
 
 
 def _work_folder_path(out: Path) -> Path:
+    """Return the folder of unfinished work beside `out`."""
     return out.parent / f".{out.name}.work"
 
 
@@ -202,7 +199,8 @@ def _work_folder_path(out: Path) -> Path:
 def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """Lock and yield the folder of unfinished work beside `out`.
 
-    Raises UserError if another process is preparing `out`, or if the folder belongs to a preparation with other options.
+    Raises UserError if another process is preparing `out`, or if the folder belongs to a
+    preparation with other options.
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
@@ -214,14 +212,12 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
         changed = changed_keys(read_json(plan_path), expected_plan) if plan_path.exists() else []
         if set(changed) - {"version"}:
             raise UserError(
-                f"--out {out}: an unfinished preparation with other arguments lies in {work} (what differs: "
-                f"{', '.join(changed)}); repeat those to go on with it, or delete it: rm -r {work}"
+                f"--out {out}: {work} holds an unfinished preparation with other options (what "
+                f"differs: {', '.join(changed)}); repeat its options to continue it, or delete it: "
+                f"rm -r {work}"
             )
         if changed:
-            print(
-                f"{work} was begun by another version of this program: starting over",
-                flush=True,
-            )
+            print(f"{work} is from another version of this program: starting over", flush=True)
             shutil.rmtree(work / "parts")
             (work / "parts").mkdir()
         write_json(plan_path, expected_plan)
@@ -236,50 +232,46 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
 def _process_units(
     groups: Sequence[SourceGroup], work: Path, options: PrepareOptions
 ) -> tuple[list[dict[str, Any]], int]:
-    """Read all inputs and have their parts made; returns the parts' facts in order and the largest worker's memory."""
+    """Read all inputs and have their units encoded.
+
+    Return the manifests of the units in order, and the peak memory of the largest worker (bytes).
+    """
     files = [path for group in groups for path in group.train_files() + group.dev_files()]
-    sizes = [path.stat().st_size for path in files]
+    num_bytes = sum(path.stat().st_size for path in files)
     is_streamed = any(group.is_streamed for group in groups)
-    workers = options.workers or num_cores()
-    if not is_streamed and sum(sizes) < UNIT_BYTES // 4:
-        workers = 1
-    arguments = (
-        work / "parts",
-        work,
-        options.clean,
-        minhash_permutations() if options.dedup.near else None,
-    )
+    num_workers = options.workers or num_cores()
+    if not is_streamed and num_bytes < UNIT_BYTES // 4:
+        # Starting processes would take longer than the work.
+        num_workers = 1
+    permutations = minhash_permutations() if options.dedup.near else None
     with (
-        progress_bar("preparing", None if is_streamed else sum(sizes), unit="B") as bar,
-        open_worker_pool(workers, arguments) as pool,
+        progress_bar("preparing", None if is_streamed else num_bytes, unit="B") as bar,
+        open_worker_pool(num_workers, (work / "parts", work, options.clean, permutations)) as pool,
     ):
-        for part in _iter_units(groups, options.limit, bar.update):
-            if facts := load_unit_manifest(part, work / "parts"):
-                pool.manifests[part.index] = facts
+        for unit in _iter_units(groups, options.limit, bar.update):
+            manifest = load_unit_manifest(unit, work / "parts")
+            if manifest is not None:
+                pool.manifests[unit.index] = manifest
             else:
-                pool.submit(part)
+                pool.submit(unit)
         pool.join()
     return [pool.manifests[index] for index in range(len(pool.manifests))], pool.peak_memory
 
 
 def _iter_units(
-    groups: Sequence[SourceGroup], limit: int | None, on_bytes_read: Any
+    groups: Sequence[SourceGroup], limit: int | None, on_bytes_read: ProgressCallback
 ) -> Iterator[WorkUnit]:
+    """Yield the units of all groups, at most `limit` records of each pass over a group."""
+    # Held-out records come first: of duplicates the first stays, so training loses the repetition.
+    passes: list[tuple[SourceGroup, str | None]] = []
+    passes += [(group, "validation") for group in groups if group.dev]
+    passes += [(group, "train" if group.dev else None) for group in groups]
     next_index = 0
-    # What a release holds out comes first: a record that training repeats is then dropped from training.
-    validation_passes = [(group, "validation") for group in groups if group.dev]
-    for group, split in [
-        *validation_passes,
-        *((group, "train" if group.dev else None) for group in groups),
-    ]:
-        for part in split_into_units(
-            group.source,
-            itertools.islice(group.read_records(on_bytes_read, split), limit),
-            next_index,
-            split,
-        ):
-            yield part
-            next_index = part.index + 1
+    for group, split in passes:
+        records = itertools.islice(group.read_records(on_bytes_read, split), limit)
+        for unit in split_into_units(group.source, records, next_index, split):
+            yield unit
+            next_index = unit.index + 1
 
 
 def _check_quarantine(
@@ -297,36 +289,39 @@ def _check_quarantine(
         sum(manifest["quarantined"] for manifest in unit_manifests),
         first_bad,
         share,
-        "is it the right --source? Correct the file or allow more (--quarantine_share), and run the command again",
+        "is it the right --source? Correct the file or allow more (--quarantine_share), and run "
+        "the command again",
     )
 
 
 def format_report(report: dict[str, Any], out: Path) -> str:
-    """A report in lines for people."""
+    """Format a report as lines to print."""
+    kind = report["kind"]
     lines = [
-        f"{out}: {report['kept']:,} {report['kind']} of {report['records']:,} records, {report['characters']:,} "
-        f"characters, {report['tokens']:,} tokens ({report['characters_per_token']:.3f} characters a token)",
-        f"  unreadable {report['quarantined']:,}"
-        + (", see quarantine.jsonl" if report["quarantined"] else ""),
+        f"{out}: {report['kept']:,} {kind} of {report['records']:,} records, "
+        f"{report['characters']:,} characters, {report['tokens']:,} tokens "
+        f"({report['characters_per_token']:.3f} characters a token)"
     ]
-    lines += [
-        f"  dropped {count:,} {reason.replace('_', ' ')}"
-        for reason, count in report["dropped"].items()
-    ]
+    see_file = ", see quarantine.jsonl" if report["quarantined"] else ""
+    lines.append(f"  unreadable {report['quarantined']:,}{see_file}")
+    for reason, count in report["dropped"].items():
+        lines.append(f"  dropped {count:,} {reason.replace('_', ' ')}")
     if len(report["sources"]) > 1:
-        lines += [
-            f"  {name}: {counts['kept']:,} {report['kind']}, {counts['characters']:,} characters"
-            for name, counts in report["sources"].items()
-        ]
+        for name, counts in report["sources"].items():
+            lines.append(
+                f"  {name}: {counts['kept']:,} {kind}, {counts['characters']:,} characters"
+            )
     if "longer_than" in report:
-        longer = ", ".join(f"{count:,} over {row}" for row, count in report["longer_than"].items())
+        counts = ", ".join(f"{count:,} over {row}" for row, count in report["longer_than"].items())
         lines.append(
-            f"  longer than a row of so many tokens, and cut there at a turn or left out: {longer}"
+            f"  longer than a row of so many tokens, and cut there at a turn or left out: {counts}"
         )
     if "seconds" in report:
-        parent, worker = (report[f"peak_memory_{who}"] / 1e6 for who in ("parent", "worker"))
+        parent = report["peak_memory_parent"] / 1e6
+        worker = report["peak_memory_worker"] / 1e6
         lines.append(
-            f"  {report['seconds']:.1f} s, {report['megabytes_per_second']:.1f} MB/s with {report['workers']} workers; "
-            f"peak memory {parent:.0f} MB (parent), {worker:.0f} MB (largest worker)"
+            f"  {report['seconds']:.1f} s, {report['megabytes_per_second']:.1f} MB/s with "
+            f"{report['workers']} workers; peak memory {parent:.0f} MB (parent), {worker:.0f} MB "
+            "(largest worker)"
         )
     return "\n".join(lines)

@@ -1,8 +1,9 @@
 """Record what a shard set was prepared from, and compare a set on disk with a preparation.
 
-Every shard set holds `made-from.json`: the settings that decide its bytes (format, code version, tokenizer, options) and
-a stamp of every input file. No other module compares one preparation with another: `data.prepare`, `make data` and a
-training run that names raw files all reuse a set if, and only if, `find_differences` returns nothing.
+Every shard set holds `made-from.json`: the settings that decide its bytes (format, code version,
+tokenizer, options) and a stamp of every input file. No other module compares one preparation with
+another: `data.prepare`, `make data` and a training run that names raw files all reuse a set if, and
+only if, `find_differences` returns nothing.
 """
 
 import os
@@ -15,7 +16,8 @@ from common.files import check_manifest, read_checksummed_json, sha256_file, wri
 from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT
 
-# Raise this when a change makes other ids of the same records: sets of another version are then prepared again.
+# Raise this when a change makes other ids of the same records: sets of another version are then
+# prepared again.
 PREPARE_VERSION = 1
 # The stamps of a corpus of a million files take about 200 MB.
 MAX_PROVENANCE_BYTES = 1 << 30
@@ -37,7 +39,7 @@ def write_provenance(
     groups: Sequence[SourceGroup],
     corpus: dict[str, Any] | None,
 ) -> None:
-    """Write `made-from.json`; `corpus` names the downloaded corpus and its parts, if the inputs are one."""
+    """Write `made-from.json`; `corpus` has the name and parts of a downloaded corpus."""
     inputs = [
         {
             "source": group.source,
@@ -52,7 +54,7 @@ def write_provenance(
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return the content of `made-from.json`; raises UserError if it is missing or damaged."""
+    """Read `made-from.json`; raises UserError if it is missing or damaged."""
     advice = f": delete {folder} and prepare it again"
     return read_checksummed_json(folder / PROVENANCE_FILE, advice, MAX_PROVENANCE_BYTES)
 
@@ -60,9 +62,10 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def find_differences(
     folder: Path, settings: dict[str, Any], groups: Sequence[SourceGroup]
 ) -> list[str]:
-    """Return how the shard set in `folder` differs from what a preparation would write; empty if it does not.
+    """Return the differences between the shard set in `folder` and what would be prepared.
 
-    Differences are dotted keys (`version`, `options.dedup.near`, `inputs`), or a sentence about a damaged file.
+    They are dotted keys (`version`, `options.dedup.near`, `inputs`) or a sentence about a damaged
+    file; an empty list means that the set can be reused.
     """
     problem = check_manifest(folder, verify_checksums=False)
     if problem is not None:
@@ -89,7 +92,7 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def match_inputs(provenance: dict[str, Any], groups: Sequence[SourceGroup]) -> bool:
-    """Return whether the groups name the sources, hub datasets and file contents that a set was made from."""
+    """Return whether a set was made from the sources, hub datasets and files of the groups."""
     inputs = provenance["inputs"]
     if len(inputs) != len(groups):
         return False

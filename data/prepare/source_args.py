@@ -1,4 +1,4 @@
-"""`--source NAME --input FILE…` arguments: parse them into groups, and read the records of a group."""
+"""`--source NAME --input FILE…` arguments: parse them into groups and read the records."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from data.sources import SOURCES, find_source
 
 @dataclass(frozen=True)
 class SourceGroup:
-    """One `--source` with its `--input` values, and its `--dev` values if the release has a dev split."""
+    """One `--source` with its `--input` values and, if the release has a dev split, `--dev`."""
 
     source: str
     inputs: tuple[str, ...]
@@ -29,20 +29,20 @@ class SourceGroup:
         return _expand_local_files(self.dev)
 
     def hub_datasets(self) -> list[str]:
-        """Return `hub:CONFIG` for every hub dataset among the inputs, default configurations resolved."""
+        """Return `hub:CONFIG` for every hub dataset among the inputs, defaults resolved."""
         source = find_source(self.source)
         inputs = filter(is_hub_input, self.inputs + self.dev)
         return [f"hub:{resolve_hub_config(source.require_hub(text), text)}" for text in inputs]
 
     @property
     def is_streamed(self) -> bool:
-        """True if any input comes from the hub, so that the number of bytes is not known beforehand."""
+        """True if any input comes from the hub, so that its size is unknown."""
         return any(map(is_hub_input, self.inputs + self.dev))
 
     def read_records(
         self, on_bytes_read: ProgressCallback | None, split: str | None = None
     ) -> Iterator[RawItem]:
-        """Yield the raw records of the inputs, or of `--dev` for the split `validation`; hub datasets last."""
+        """Yield the raw records of the inputs, hub datasets last; of `--dev` for `validation`."""
         source = find_source(self.source)
         inputs = self.dev if split == "validation" else self.inputs
         for path in _expand_local_files(inputs):
@@ -56,7 +56,7 @@ def _expand_local_files(inputs: Sequence[str]) -> list[Path]:
 
 
 def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], list[str]]:
-    """Split a command line into `--source X --input A B … [--dev C …]` groups and the other arguments.
+    """Split a command line into `--source X --input A … [--dev B …]` groups and the rest.
 
     Raises UserError for an incomplete group or an unknown source.
     """

@@ -1,17 +1,17 @@
 """Units of preparation: some megabytes of raw records that one process encodes.
 
-The stream of records is cut into the same units whatever the number of processes. A finished unit is a folder
-with a manifest, so that an interrupted preparation keeps it:
+The stream of records is cut into the same units whatever the number of processes. A finished unit
+is a folder with a manifest, so that an interrupted preparation keeps it:
 
-    tokens.npy          the ids of the unit's sequences (see data.sequences), concatenated
-    lengths.npy         ids of each sequence, int64[n]
-    characters.npy      characters of each record, int64[n]
-    spans.npy           start and stop of each span, int64[k, 2], and
-    span_counts.npy     spans of each sequence, int64[n] (kinds with spans)
-    digests.npy         `data.prepare.dedup.text_digest` of each record, uint64[n, 2]
-    signatures.npy      `data.prepare.dedup.minhash_signature` of each, uint32[n, NUM_PERMUTATIONS] (where near
-                        duplicates are dropped)
-    quarantine.jsonl    the records that cannot be read
+    tokens.npy        ids of the unit's sequences (see data.sequences), concatenated
+    lengths.npy       ids of each sequence, int64[n]
+    characters.npy    characters of each record, int64[n]
+    spans.npy         start and stop of each span, int64[k, 2] (kinds with spans)
+    span_counts.npy   spans of each sequence, int64[n] (kinds with spans)
+    digests.npy       `text_digest` of each record, uint64[n, 2]
+    signatures.npy    `minhash_signature` of each record, uint32[n, NUM_PERMUTATIONS]
+                      (where near duplicates are dropped)
+    quarantine.jsonl  the records that cannot be read
 """
 
 import collections
@@ -115,7 +115,7 @@ class PrepareWorker:
         options: CleanOptions,
         permutations: np.ndarray | None,
     ) -> None:
-        """`permutations` are those of `data.prepare.dedup`, or None if near duplicates are not dropped."""
+        """`permutations` are those of `data.prepare.dedup`, None without near-duplicate removal."""
         self._units_folder = units_folder
         self._options = options
         self._permutations = permutations
@@ -232,7 +232,8 @@ def _write_quarantine(path: Path, bad_records: Iterable[BadRecord]) -> None:
 
     with path.open("wb") as file:
         for record in bad_records:
-            # A file name may hold bytes that are not UTF-8 (surrogates in Python), which JSON cannot hold.
+            # A file name may hold bytes that are not UTF-8 (surrogates in Python), which JSON
+            # cannot hold.
             name = record.file.encode("utf-8", "replace").decode()
             fields = {"file": name, "line": record.line, "reason": record.reason}
             file.write(orjson.dumps(fields) + b"\n")

@@ -1,4 +1,4 @@
-"""One worker in this process, or a pool of them."""
+"""Run preparation units in this process or in a pool of worker processes."""
 
 import contextlib
 import multiprocessing
@@ -12,18 +12,24 @@ from data.prepare.worker import PrepareWorker, WorkUnit, init_worker, process_un
 
 
 class WorkerPool:
-    """Makes parts in this process, or in a pool that is never more than one part ahead of each worker."""
+    """Process units in this process (`worker`) or in a `pool` with at most `max_pending` units.
+
+    `manifests` has the manifests of finished units by index, `peak_memory` the bytes of the largest
+    worker.
+    """
 
     def __init__(
         self, worker: PrepareWorker | None, pool: ProcessPoolExecutor | None, max_pending: int
     ) -> None:
-        self._worker, self._pool, self._max_pending = worker, pool, max_pending
+        self._worker = worker
+        self._pool = pool
+        self._max_pending = max_pending
         self._pending: set[Future[Any]] = set()
         self.manifests: dict[int, dict[str, Any]] = {}
         self.peak_memory = 0
 
     def submit(self, unit: WorkUnit) -> None:
-        """Make a part now or soon."""
+        """Process a unit, or queue it; blocks while too many units are queued."""
         if self._worker is not None:
             self._record_result(self._worker.process(unit))
         if self._pool is not None:
@@ -31,7 +37,7 @@ class WorkerPool:
             self._collect(self._max_pending)
 
     def join(self) -> None:
-        """Wait for all parts under way."""
+        """Wait for all queued units."""
         self._collect(0)
 
     def _collect(self, max_pending: int) -> None:
@@ -41,25 +47,31 @@ class WorkerPool:
                 self._record_result(future.result())
 
     def _record_result(self, result: tuple[int, dict[str, Any], int]) -> None:
-        index, facts, peak = result
-        self.manifests[index] = facts
+        index, manifest, peak = result
+        self.manifests[index] = manifest
         self.peak_memory = max(self.peak_memory, peak)
 
 
 @contextlib.contextmanager
 def open_worker_pool(num_workers: int, arguments: tuple[Any, ...]) -> Iterator[WorkerPool]:
-    """A `Maker` with `num_workers` processes; `arguments` are those of `data.prepare.worker.Worker`."""
+    """Yield a pool of `num_workers` processes; `arguments` are those of `PrepareWorker`.
+
+    Raises UserError if a worker process dies.
+    """
     if num_workers == 1:
         yield WorkerPool(PrepareWorker(*arguments), None, 0)
         return
+    # spawn: forked processes inherit locks of threads that they do not have.
     pool = ProcessPoolExecutor(
         num_workers, multiprocessing.get_context("spawn"), init_worker, arguments
     )
     try:
+        # One unit more than workers, so that a worker which finishes has the next one at once.
         yield WorkerPool(None, pool, num_workers + 1)
     except BrokenProcessPool:
         raise UserError(
-            "a worker process died (killed, or out of memory): run the command again to go on, with fewer --workers"
+            "a worker process died (killed, or out of memory): run the command again to go on, "
+            "with fewer --workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The last stage of preparation: drop duplicates across all units, split, and write the shard set."""
+"""The last stage of preparation: drop duplicates, split, and write the shard set."""
 
 import shutil
 from collections import Counter
@@ -17,7 +17,8 @@ from data.shards import SHARD_FORMAT, SPLITS
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
-# A small corpus holds out a larger share, for about so many documents, but not above the second figure.
+# A small corpus holds out a larger share, for about so many documents, but not above the second
+# figure.
 MIN_VALIDATION_DOCUMENTS = 100
 MAX_VALIDATION_SHARE = 0.1
 # Row lengths for which the report counts the conversations that are longer.
@@ -37,8 +38,8 @@ def write_shard_set(
 ) -> dict[str, Any]:
     """Write the shard set `out` of all units, whose records are of one kind, and return its report.
 
-    `unit_manifests` are those of the units 0, 1, …; `provenance_file` is copied into the set. Nothing is written
-    if no record is left.
+    `unit_manifests` are those of the units 0, 1, …; `provenance_file` is copied into the set.
+    Nothing is written if no record is left.
     """
     if not kind.drops_near_duplicates:
         dedup = dedup.model_copy(update={"near": False})
@@ -141,10 +142,10 @@ def _validation_threshold(
 ) -> int:
     """Return the digest (its first 64 bits) below which a record goes to the validation split.
 
-    It applies to the records of units that do not have a split of their own. The digest alone is compared, so
-    that the order of the records does not matter. A small corpus holds out a larger share: as a corpus grows,
-    documents can move from validation to train, never the other way. At least one record is held out if that
-    leaves one to train on.
+    It applies to the records of units that do not have a split of their own. The digest alone is
+    compared, so that the order of the records does not matter. A small corpus holds out a larger
+    share: as a corpus grows, documents can move from validation to train, never the other way. At
+    least one record is held out if that leaves one to train on.
     """
     smallest, largest = 1 << 64, 0
     num_records = 0
@@ -173,7 +174,7 @@ def _write_splits(
     vocabulary_size: int,
     kind: RecordKind[Any],
 ) -> dict[str, dict[str, int]]:
-    """Copy the unique sequences into the shards of their splits; return the counts of each split."""
+    """Copy the unique sequences into the shards of their splits; return the split's counts."""
     has_spans = not kind.is_text
     writers = {
         split: ShardWriter(folder, split, vocabulary_size, has_spans=has_spans) for split in SPLITS

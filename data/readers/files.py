@@ -1,8 +1,9 @@
-"""Files → numbered raw records, in flat memory, whatever the files hold.
+"""Read files as numbered raw records, in flat memory whatever the files contain.
 
-A raw record is the bytes of one record and where they stood: one line of a JSONL file, one element of a JSON list, one
-row of a parquet file, one stretch of a plain text. What cannot be read becomes a `BadRecord` in its place, so that
-records and bad records together always count what was there. Nothing here knows any dataset's schema.
+A raw record is the bytes of one record and their place: a line of a JSONL file, an element of a
+JSON list, a row of a parquet file, a chunk of a plain text. What cannot be read becomes a
+`BadRecord` in its place, so that records and bad records together always add up to what was there.
+Nothing here knows the schema of a dataset.
 """
 
 import glob
@@ -22,6 +23,7 @@ from data.records import BadRecord
 MAX_LINE_BYTES = 1 << 26
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16
+PARQUET_BATCH_ROWS = 256
 PLAIN_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 _ARCHIVE_MAGIC = {
@@ -32,12 +34,17 @@ _ARCHIVE_MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 _WHITESPACE = b" \t\r\n\v\f"
+# How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError, so it is
+# caught first.
 _DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """The bytes of one record; `line` is its first line, or its number in a list or a parquet file, counted from 1."""
+    """The bytes of one record.
+
+    `line` is its first line, or its number in a JSON list or parquet file, counted from 1.
+    """
 
     file: str
     line: int
@@ -49,24 +56,25 @@ ProgressCallback = Callable[[int], object]
 
 
 def expand_inputs(inputs: list[str]) -> list[Path]:
-    """The files that inputs (files, folders, globs) name, in a stable order, none twice.
+    """Return the files that inputs (files, folders, globs) name, without duplicates.
 
-    Folders are walked whole, sorted, hidden names left out. UserError for an input that names no file.
+    Folders are walked recursively, in sorted order; hidden names are left out. Raises UserError for
+    an input without files.
     """
     unique_files: dict[Path, None] = {}
     for text in inputs:
         matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
-        paths = [Path(name) for name in matches]
-        if not paths:
-            problem = (
-                "no file matches it" if glob.has_magic(text) else "there is no such file or folder"
-            )
+        if not matches:
+            problem = "there is no such file or folder"
+            if glob.has_magic(text):
+                problem = "no file matches it"
             raise UserError(f"--input {text}: {problem}")
-        files = [file for path in paths for file in _walk_files(path)]
+        files = [file for match in matches for file in _walk_files(Path(match))]
         for file in files:
             if file.exists() and not file.is_file():
                 raise UserError(
-                    f"--input {file}: is a pipe or a device, which cannot be read twice: save it as a file first"
+                    f"--input {file}: is a pipe or a device, which cannot be read twice: save it "
+                    "as a file first"
                 )
         if not files:
             raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
@@ -75,7 +83,7 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
 
 
 def has_text_suffix(path: Path) -> bool:
-    """Return whether a file is plain text by its name, `.gz` disregarded."""
+    """Return whether the name of a file, without `.gz`, ends like one of plain text."""
     return Path(path.name.removesuffix(".gz")).suffix.lower() in PLAIN_TEXT_SUFFIXES
 
 
@@ -89,37 +97,37 @@ def _walk_files(path: Path) -> Iterator[Path]:
 
 
 def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
-    """The records of a file: elements of one JSON list, lines of text (both plain or gzip), or rows of a parquet file.
+    """Yield the elements of a JSON list, the lines of a text, or the rows of a parquet file.
 
-    Rows are written as JSON. Blank lines are no records. `on_bytes_read` is told of bytes of the file as they are consumed.
+    Lists and texts may be compressed with gzip. Rows are encoded as JSON. Blank lines are not
+    records. `on_bytes_read` is called with numbers of bytes consumed, which add up to the size of
+    the file.
     """
     with _open_file(path) as file:
         magic = file.read(4)
     if magic == _PARQUET:
         return _read_parquet(path, on_bytes_read)
-    return (
-        _read_json_array(path, on_bytes_read)
-        if read_head(path).lstrip(_WHITESPACE)[:1] == b"["
-        else read_lines(path, on_bytes_read)
-    )
+    if read_head(path).lstrip(_WHITESPACE).startswith(b"["):
+        return _read_json_array(path, on_bytes_read)
+    return read_lines(path, on_bytes_read)
 
 
 def read_head(path: Path) -> bytes:
-    """The first `HEAD` bytes of a plain or gzip file, unpacked, as far as they are undamaged."""
+    """Return the first `HEAD_BYTES` bytes of a file, decompressed, up to any damage."""
     content = b""
     with _open_file(path) as file, _decompress(file) as text:
         try:
             while len(content) < HEAD_BYTES and (block := text.read1(HEAD_BYTES)):
                 content += block
         except _DAMAGE_ERRORS:
-            pass  # Whoever reads on meets it in its place.
+            pass  # Reported by the reader of the whole file, as a bad record at this place.
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise _read_error(path, error) from None
     return content[:HEAD_BYTES].removeprefix(_BOM)
 
 
 def read_lines(path: Path, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
-    """The lines of a plain or gzip text that are not blank, whatever they hold."""
+    """Yield the lines of a plain or gzip text that are not blank, whatever their content."""
     name = str(path)
     for number, line, problem in read_numbered_lines(path, on_bytes_read):
         if problem is not None:
@@ -131,13 +139,15 @@ def read_lines(path: Path, on_bytes_read: ProgressCallback | None = None) -> Ite
 def read_chunks(
     path: Path, target_bytes: int, on_bytes_read: ProgressCallback | None = None
 ) -> Iterator[RawItem]:
-    """A plain or gzip text cut into stretches of about `target_bytes` bytes, each ending between paragraphs if it can.
+    """Yield a text in chunks of about `target_bytes` bytes that end between paragraphs.
 
-    A stretch ends at the first blank line past `target_bytes`, at the first line end past 2 × `target_bytes`, and inside a line
-    (between characters) only where a line alone is longer than `LINE_LIMIT`.
+    A chunk ends at the first blank line past `target_bytes`, at the first line end past 2 ×
+    `target_bytes`, and within a line, between characters, only if the line alone is longer than
+    `MAX_LINE_BYTES`.
     """
     parts: list[bytes] = []
-    size, start = 0, 1
+    size = 0
+    start = 1
     for number, line, problem in read_numbered_lines(path, on_bytes_read, split_long_lines=True):
         if problem is not None:
             if parts:
@@ -157,41 +167,52 @@ def read_chunks(
 
 
 def _read_json_array(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    name, damage = str(path), ""
+    name = str(path)
+    damage: list[str] = []
     with _open_file(path) as file, _decompress(file) as text:
+        blocks = _iter_blocks(path, file, text, damage, on_bytes_read)
+        for number, data, problem in JsonArrayReader(blocks, MAX_LINE_BYTES):
+            if problem is None:
+                yield RawRecord(name, number, data)
+            else:
+                yield BadRecord(name, number, "; ".join([problem, *damage]))
 
-        def blocks() -> Iterator[bytes]:
-            nonlocal damage
-            read, mark = 0, _BOM
-            try:
-                while block := text.read1(BLOCK_BYTES):
-                    yield block.removeprefix(mark)
-                    mark = b""
-                    if on_bytes_read is not None:
-                        on_bytes_read(file.tell() - read)
-                        read = file.tell()
-            except _DAMAGE_ERRORS as error:
-                damage = f"; {_damage_message(error)}"
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+def _iter_blocks(
+    path: Path,
+    file: io.BufferedReader,
+    text: io.BufferedIOBase,
+    damage: list[str],
+    on_bytes_read: ProgressCallback | None,
+) -> Iterator[bytes]:
+    """Yield the blocks of an open file up to its end or to damage, which is added to `damage`."""
+    reported = 0
+    mark = _BOM
+    try:
+        while block := text.read1(BLOCK_BYTES):
+            yield block.removeprefix(mark)
+            mark = b""
             if on_bytes_read is not None:
-                on_bytes_read(os.fstat(file.fileno()).st_size - read)
-
-        for number, data, problem in JsonArrayReader(blocks(), MAX_LINE_BYTES):
-            yield (
-                RawRecord(name, number, data)
-                if problem is None
-                else BadRecord(name, number, problem + damage)
-            )
+                on_bytes_read(file.tell() - reported)
+                reported = file.tell()
+    except _DAMAGE_ERRORS as error:
+        damage.append(_damage_message(error))
+    except OSError as error:
+        raise _read_error(path, error) from None
+    if on_bytes_read is not None:
+        on_bytes_read(os.fstat(file.fileno()).st_size - reported)
 
 
 def read_numbered_lines(
     path: Path, on_bytes_read: ProgressCallback | None, *, split_long_lines: bool = False
 ) -> Iterator[tuple[int, bytes, str | None]]:
-    """(line number, line, what is wrong with it); a line over the limit is wrong as a whole, or is `split_long_lines` in pieces."""
-    number = 0
+    """Yield (line number, line, problem) of a plain or gzip text.
+
+    A line longer than `MAX_LINE_BYTES` is a problem, or with `split_long_lines` comes in pieces.
+    After damage in a compressed file nothing follows.
+    """
+    number = reported = 0
     with _open_file(path) as file, _decompress(file) as text:
-        read = 0
         while True:
             try:
                 line = text.readline(MAX_LINE_BYTES)
@@ -203,89 +224,108 @@ def read_numbered_lines(
                 if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
                     if split_long_lines:
                         line = _complete_character(line, text)
+                        # The next piece is of the same line.
                         number -= 1
                     else:
-                        while (rest := text.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
-                            pass
+                        _skip_line(text)
                         yield number, b"", f"line is longer than {MAX_LINE_BYTES >> 20} MB"
                         continue
             except _DAMAGE_ERRORS as error:
                 yield number + 1, b"", _damage_message(error)
                 break
             except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+                raise _read_error(path, error) from None
             yield number, line, None
-            if on_bytes_read is not None and (position := file.tell()) - read >= BLOCK_BYTES:
-                on_bytes_read(position - read)
-                read = position
+            if on_bytes_read is not None and (position := file.tell()) - reported >= BLOCK_BYTES:
+                on_bytes_read(position - reported)
+                reported = position
         if on_bytes_read is not None:
-            on_bytes_read(os.fstat(file.fileno()).st_size - read)
+            on_bytes_read(os.fstat(file.fileno()).st_size - reported)
+
+
+def _skip_line(text: io.BufferedIOBase) -> None:
+    while (rest := text.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+        pass
 
 
 def _damage_message(error: Exception) -> str:
     return f"compressed data is damaged or cut short here ({error})"
 
 
+def _read_error(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read: {error.strerror or error}")
+
+
 def _complete_character(line: bytes, text: io.BufferedIOBase) -> bytes:
-    """Complete the last UTF-8 character of a line that was cut by the limit."""
-    lead = next((back for back in range(1, 5) if line[-back] & 0xC0 != 0x80), 1)
-    byte = line[-lead]
-    length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-    return line + text.read(max(length - lead, 0))
+    """Complete the last UTF-8 character of a line that was cut at the limit."""
+    # The lead byte, the last one that is not 10xxxxxx, has the length of the character in its first
+    # bits.
+    num_bytes = next((count for count in range(1, 5) if line[-count] & 0xC0 != 0x80), 1)
+    lead_byte = line[-num_bytes]
+    length = 1
+    for first_lead_byte, character_length in ((0xC0, 2), (0xE0, 3), (0xF0, 4)):
+        if lead_byte >= first_lead_byte:
+            length = character_length
+    return line + text.read(max(length - num_bytes, 0))
 
 
 def _open_file(path: Path) -> io.BufferedReader:
     try:
         return io.BufferedReader(path.open("rb", buffering=0), BLOCK_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise _read_error(path, error) from None
 
 
 def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
+    """Return a reader of the decompressed text; raises UserError for archives of other kinds."""
     magic = file.peek(8)[:8]
     for mark, kind in _ARCHIVE_MAGIC.items():
         if magic.startswith(mark):
             raise UserError(
-                f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files are read)"
+                f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files "
+                "are read)"
             )
-    if magic.startswith(_GZIP):
-        return gzip.GzipFile(fileobj=file)
-    return file
+    # Without another buffer around it: a buffer is filled before anything is returned, and loses
+    # all text before damage.
+    return gzip.GzipFile(fileobj=file) if magic.startswith(_GZIP) else file
 
 
 def _read_parquet(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
     import pyarrow
     import pyarrow.parquet
 
+    name = str(path)
     size = path.stat().st_size
+    row = reported = 0
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            total, row, reported = file.metadata.num_rows, 0, 0
-            for batch in file.iter_batches(batch_size=256):
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for data, problem in _encode_rows(batch):
                     row += 1
-                    yield (
-                        RawRecord(str(path), row, data)
-                        if problem is None
-                        else BadRecord(str(path), row, problem)
-                    )
+                    if problem is None:
+                        yield RawRecord(name, row, data)
+                    else:
+                        yield BadRecord(name, row, problem)
                 if on_bytes_read is not None:
-                    on_bytes_read(size * row // total - reported)
-                    reported = size * row // total
+                    # Parquet is not read from beginning to end: bytes are counted in proportion to
+                    # rows.
+                    on_bytes_read(size * row // file.metadata.num_rows - reported)
+                    reported = size * row // file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: is not a whole parquet file: {' '.join(str(error).split())[:200]}"
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is not a whole parquet file: {reason}") from None
 
 
 def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
-    """Each row of a parquet batch as JSON, or what is wrong with it."""
+    """Yield (JSON, problem) for every row of a parquet batch."""
     import orjson
 
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError):
-        rows = None  # one value that Python cannot hold (text that is no UTF-8, the year 40000) costs its own row alone
+        # A value that Python cannot represent (text that is not UTF-8, the year 40000): convert the
+        # rows one by one, so that only its own row is bad.
+        rows = None
     for index in range(batch.num_rows):
         try:
             row = batch.slice(index, 1).to_pylist()[0] if rows is None else rows[index]
@@ -295,7 +335,11 @@ def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
 
 
 def encode_json_value(value: Any) -> Any:
-    """What JSON has no type for: many writers mark text as bytes, and bytes that are none must not pass for text."""
+    """Return a JSON value for a type that JSON lacks.
+
+    Many writers store text as bytes, which become text; bytes that are not text become an object,
+    never text.
+    """
     if not isinstance(value, bytes):
         return str(value)
     try:

@@ -1,8 +1,8 @@
 """Read datasets of the Hugging Face hub, streamed or downloaded first.
 
-`hub` streams: it needs no disk space, and the network until the end. `hub-download` fetches the whole dataset into the
-cache of `datasets` (`HF_HOME`), resumes an interrupted download, and needs no network afterwards. Both yield the same
-records.
+`hub` streams: it needs no disk space, and the network until the end. `hub-download` fetches the
+whole dataset into the cache of `datasets` (`HF_HOME`), resumes an interrupted download, and needs
+no network afterwards. Both yield the same records.
 """
 
 import zlib
@@ -20,8 +20,9 @@ STREAM_PREFIX, DOWNLOAD_PREFIX = "hub", "hub-download"
 class HubDataset:
     """A dataset on the Hugging Face hub, as the arguments of `datasets.load_dataset`.
 
-    With `data_files`, a pattern in which `{folder}` stands for the folder of a configuration, the native files are read
-    line by line: for repositories whose tables `datasets` cannot read. Without it the configuration is loaded by its name.
+    With `data_files`, a pattern in which `{folder}` stands for the folder of a configuration, the
+    native files are read line by line: for repositories whose tables `datasets` cannot read.
+    Without it the configuration is loaded by its name.
     """
 
     path: str
@@ -30,7 +31,7 @@ class HubDataset:
 
 
 def is_hub_input(text: str) -> bool:
-    """Return whether an input is `hub`, `hub:CONFIG`, `hub-download` or `hub-download:CONFIG`, not a file."""
+    """Return whether an input is `hub[:CONFIG]` or `hub-download[:CONFIG]`, not a file."""
     return text.partition(":")[0] in (STREAM_PREFIX, DOWNLOAD_PREFIX)
 
 
@@ -42,8 +43,9 @@ def resolve_hub_config(dataset: HubDataset, text: str) -> str:
 def read_hub_records(dataset: HubDataset, text: str) -> Iterator[RawRecord]:
     """Yield the rows of a dataset as raw records in JSON.
 
-    Native files are read as lines of any content: `datasets` refuses a column whose type varies (ids that are numbers in
-    one row and text in another). Raises UserError if the dataset cannot be fetched.
+    Native files are read as lines of any content: `datasets` refuses a column whose type varies
+    (ids that are numbers in one row and text in another). Raises UserError if the dataset cannot be
+    fetched.
     """
     import datasets
     import orjson
@@ -90,6 +92,6 @@ def _load_rows(dataset: HubDataset, config: str, streaming: bool) -> Any:
 
 
 def _config_folder(config: str) -> str:
-    """Return the folder pattern of a configuration: `qa_zhihu` lies in qa/DATE/zhihu; a path stands for itself."""
+    """Return the folder pattern of a configuration: qa/*/zhihu for `qa_zhihu`, a path as it is."""
     part, _, rest = config.partition("_")
     return config if "/" in config or not rest else f"{part}/*/{rest}"

@@ -1,9 +1,10 @@
 """The datasets that this project reads, one module for each native schema.
 
-To add a source, write `data/sources/NAME.py` with a function that parses one raw record and a tuple `SOURCES` of `Source`
-objects. Every module of this package that has such a tuple is registered by its presence: the source is then accepted by
-`--source`, listed by `python -m data.prepare --help`, and recognized in raw files by the `keys` that it states. A dataset
-whose records have the schema of another one is one more entry of that module's `SOURCES`.
+To add a source, write `data/sources/NAME.py` with a function that parses one raw record and a tuple
+`SOURCES` of `Source` objects. Every module of this package that has such a tuple is registered by
+its presence: the source is then accepted by `--source`, listed by `python -m data.prepare --help`,
+and recognized in raw files by the `keys` that it states. A dataset whose records have the schema of
+another one is one more entry of that module's `SOURCES`.
 """
 
 import importlib
@@ -15,7 +16,7 @@ from data.sources.jsonl import jsonl_source
 
 
 def _discover_sources() -> dict[str, Source]:
-    """Return the sources of all modules of this package by name, in alphabetical order of the modules."""
+    """Return the sources of all modules of this package by name."""
     sources: dict[str, Source] = {}
     for module_info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{module_info.name}")
@@ -39,5 +40,6 @@ def find_source(name: str) -> Source:
     if base == "jsonl" and field:
         return jsonl_source(field)
     raise UserError(
-        f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and jsonl:FIELD)"
+        f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and "
+        "jsonl:FIELD)"
     )

@@ -1,7 +1,7 @@
-"""Datasets in Alpaca's schema: an instruction, an optional input, the output, and in some a history of turns.
+"""Datasets in Alpaca's schema: an instruction, its input, the output, in some a history of turns.
 
-Both the instruction and its input belong to the question. Some copies of Belle call question and answer `input` and
-`target`.
+Both the instruction and its input belong to the question. Some copies of Belle call question and
+answer `input` and `target`.
 """
 
 from typing import Any
@@ -15,7 +15,10 @@ _QUESTION_FIELDS = ("system", "instruction", "input")
 
 
 def parse_alpaca(data: bytes) -> Conversation:
-    """Return the history's turns and a last turn: system text, instruction and input, one line each, and the output."""
+    """Return the turns of the history and a last turn of instruction, input and output.
+
+    The last question is the system text, the instruction and the input, one line each.
+    """
     row = parse_json_object(data)
     if not {"instruction", "input"} & row.keys():
         raise SchemaError(

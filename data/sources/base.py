@@ -1,4 +1,4 @@
-"""`Source`: how the native files of one dataset are read and parsed. Nothing here knows about tokens."""
+"""`Source`: how the native files of one dataset are read and parsed."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MAX_REASON_CHARACTERS = 300
 
 
 class SchemaError(ValueError):
-    """A record does not fit the source's schema; the message becomes the reason in `quarantine.jsonl`."""
+    """A record that does not fit its source's schema; the message goes into the quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Source:
             return BadRecord(raw.file, raw.line, _printable_reason(str(error)))
 
     def require_hub(self, text: str) -> HubDataset:
-        """Return the hub dataset; raises UserError, which names the input `text`, if the source has none."""
+        """Return the hub dataset; raises UserError about the input `text` if there is none."""
         if self.hub is None:
             raise UserError(
                 f"--input {text}: the source {self.name} is not on the hub; give its files"
@@ -66,7 +66,7 @@ class Source:
 
 
 def _printable_reason(reason: str) -> str:
-    """Return a reason as one printable line: line ends and control characters of a quoted record are escaped."""
+    """Return a reason as one line, line ends and control characters of quoted text escaped."""
     characters = [
         character if character.isprintable() else repr(character)[1:-1]
         for character in reason[:MAX_REASON_CHARACTERS]

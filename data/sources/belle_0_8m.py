@@ -1,4 +1,4 @@
-"""Belle 0.8M, multi-turn: JSONL whose `instruction` has the dialogue up to the last reply, which is `output`."""
+"""Belle 0.8M, multi-turn: JSONL of `instruction`, a dialogue up to its last reply, and `output`."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from data.sources.dialogue import build_conversation, split_dialogue
 
 
 def parse_belle_0_8m(data: bytes) -> Conversation:
-    """Return the turns of `instruction`, the last question completed by `input` if there is one, and `output`.
+    """Return the turns of `instruction`, the last question completed by `input`, and `output`.
 
-    `output` is one reply even if it contains `Human:`. Raises SchemaError if `instruction` ends with a reply.
+    `output` is one reply even if it contains `Human:`. Raises SchemaError if `instruction` ends
+    with a reply.
     """
     row = parse_json_object(data)
     messages = split_dialogue(require_text(row, "instruction"), alternating=True)
@@ -33,7 +34,7 @@ def _is_belle_0_8m(row: dict[str, Any], is_list: bool) -> bool:
 SOURCES = (
     Source(
         name="belle-0.8m",
-        description="Belle 0.8M multi-turn: JSONL of instruction (Human:, Assistant: … by turns) and output",
+        description="Belle 0.8M multi-turn: JSONL of instruction (Human:, Assistant: …) and output",
         parse=parse_belle_0_8m,
         kind="conversations",
         hub=HubDataset("BelleGroup/multiturn_chat_0.8M", "default"),

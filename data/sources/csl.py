@@ -1,12 +1,12 @@
-"""CSL (Li et al. 2022, arXiv:2209.05034): abstracts and titles of Chinese papers, in the releases that circulate.
+"""CSL (Li et al. 2022, arXiv:2209.05034): abstracts and titles of Chinese papers.
 
     title TAB abstract                          as released with CLGE
-    to title TAB abstract TAB title             as released by the authors, one prompt for each of their tasks
+    to title TAB abstract TAB title             as released by the authors, a prompt for each task
     {"content": abstract, "summary": title}     JSONL
     {"title": title, "abst": abstract}          JSONL
 
-Every line is parsed by its own shape. All characters stay as released, quotation marks around an abstract included:
-published scores are for the released text.
+Every line is parsed by its own shape. All characters stay as released, quotation marks around an
+abstract included: published scores are for the released text.
 """
 
 import re
@@ -32,9 +32,9 @@ _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 
 
 def is_csl_table(file_head: bytes) -> bool:
-    """Return whether a file that begins with these bytes is a table of titles and abstracts, in either order.
+    """Return whether a file that begins with these bytes is a table of titles and abstracts.
 
-    A table of two columns in which the values of one repeat is not: that column holds labels.
+    The columns may be exchanged. A table with a column of repeated values is not: these are labels.
     """
     text = file_head.decode("utf-8", "ignore")
     if _JSON_START.match(text):
@@ -55,14 +55,17 @@ def _is_csl_file(path: Path, file_head: bytes) -> bool:
 
 
 def read_csl(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield the lines of a table, even if its first title begins with a bracket; the records of any other file."""
+    """Yield the lines of a table, or the records of any other file.
+
+    A table is split into lines even if its first title begins with a bracket, like a JSON list.
+    """
     if is_csl_table(read_head(path)):
         return read_lines(path, on_bytes_read)
     return read_records(path, on_bytes_read)
 
 
 def parse_csl(data: bytes) -> Summary | SkippedRecord:
-    """Return the abstract and title of one record; a SkippedRecord for the authors' tasks without an abstract or title."""
+    """Return the abstract and title of one record; a SkippedRecord for the authors' other tasks."""
     if data.lstrip()[:1] == b"{":
         row = parse_json_object(data)
         if "content" in row:
@@ -79,7 +82,8 @@ def parse_csl(data: bytes) -> Summary | SkippedRecord:
         return build_summary(columns[1], columns[2])
     if len(columns) != 2:
         raise SchemaError(
-            f"{len(columns)} columns; expected title TAB abstract, or {_TITLE_PROMPT} TAB abstract TAB title"
+            f"{len(columns)} columns; expected title TAB abstract, or {_TITLE_PROMPT} TAB abstract "
+            "TAB title"
         )
     return build_summary(columns[1], columns[0])
 
@@ -87,7 +91,8 @@ def parse_csl(data: bytes) -> Summary | SkippedRecord:
 SOURCES = (
     Source(
         name="csl",
-        description="CSL: TSV of title and abstract, or of prompt, abstract and title; JSONL of content, summary or abst, title",
+        description="CSL: TSV of title and abstract, or of prompt, abstract and title; JSONL of "
+        "content, summary or abst, title",
         parse=parse_csl,
         read=read_csl,
         kind="summaries",

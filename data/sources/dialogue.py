@@ -1,4 +1,4 @@
-"""Helpers of the conversation sources: messages of two speakers to turns, a dialogue in one text to messages."""
+"""Helpers of the conversation sources: split dialogues into messages, build turns of messages."""
 
 import itertools
 import re
@@ -20,9 +20,9 @@ _SPEAKER_PATTERN = re.compile(
 def build_conversation(messages: Iterable[Message], reference: str = "") -> Conversation:
     """Return the turns of messages, their texts without surrounding white space.
 
-    Consecutive messages of one speaker are joined, one line each. If the assistant speaks first, the first question is
-    empty. A last question without an answer is left out. Raises SchemaError for an empty question or answer, and if there
-    is no answer at all.
+    Consecutive messages of one speaker are joined, one line each. If the assistant speaks first,
+    the first question is empty. A last question without an answer is left out. Raises SchemaError
+    for an empty question or answer, and if there is no answer at all.
     """
     merged_messages = _merge_messages(messages)
     if merged_messages and merged_messages[-1][0] == "human":
@@ -54,10 +54,10 @@ def _merge_messages(messages: Iterable[Message]) -> list[Message]:
 
 
 def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
-    """Split a dialogue in one text at the speakers' names; raises SchemaError if it does not begin with one.
+    """Split a dialogue in one text at the speakers' names.
 
-    If speakers are sure to alternate, `alternating`, a name that would give one speaker two turns in a row is part of a
-    quotation.
+    Raises SchemaError if the text does not begin with a name. If speakers are sure to alternate,
+    `alternating`, a name that would give one speaker two turns in a row is part of a quotation.
     """
     matches = list(_SPEAKER_PATTERN.finditer(text))
     if not matches or text[: matches[0].start()].strip():
@@ -84,8 +84,8 @@ def _alternating_matches(matches: list[re.Match[str]]) -> list[re.Match[str]]:
         if not alternating or _match_speaker(alternating[-1]) != _match_speaker(match):
             alternating.append(match)
         elif _match_speaker(match) == "human" and len(alternating) > 1:
-            # Of two `Human:` in a row the first is part of the reply before it: replies quote dialogues more often than
-            # questions do.
+            # Of two `Human:` in a row the first is part of the reply before it: replies quote
+            # dialogues more often than questions do.
             alternating[-1] = match
     return alternating
 

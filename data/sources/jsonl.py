@@ -15,7 +15,8 @@ def jsonl_source(field: str) -> Source:
     """Return the source that reads documents from `field`."""
     return Source(
         name="jsonl" if field == "text" else f"jsonl:{field}",
-        description="JSONL or parquet rows with a document in the field `text`; `jsonl:FIELD` names another field",
+        description="JSONL or parquet rows with a document in the field `text`; `jsonl:FIELD` "
+        "names another field",
         parse=partial(parse_jsonl, field=field),
         keys=(frozenset({field}),),
     )

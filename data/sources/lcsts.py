@@ -12,8 +12,8 @@ The native files PART_I.txt, PART_II.txt and PART_III.txt are pseudo-XML without
         </short_text>
     </doc>
 
-PART_I has no labels. A label from 1 to 5 rates how well the headline fits; pairs below 3 are left out, as in the
-paper. The copy on the hub is JSONL of `summary` and `text`.
+PART_I has no labels. A label from 1 to 5 rates how well the headline fits; pairs below 3 are left
+out, as in the paper. The copy on the hub is JSONL of `summary` and `text`.
 """
 
 import re
@@ -48,17 +48,17 @@ def _is_lcsts_file(path: Path, file_head: bytes) -> bool:
 
 
 def read_lcsts(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield the documents of a native file, each with the number of its first line; the records of any other file."""
+    """Yield the documents of a native file with their first lines, or the records of another."""
     if read_head(path).lstrip().startswith(b"<"):
         return _read_documents(path, on_bytes_read)
     return read_records(path, on_bytes_read)
 
 
 def _read_documents(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield a raw record for every <doc>, and a bad one for every unclosed <doc> and every text outside of one.
+    """Yield a raw record for every <doc>, a bad one for an unclosed <doc> and text outside of one.
 
-    `start` is the line on which the open <doc> begins, 0 between two of them. `is_outside` is set while a text outside of
-    any <doc>, which may have many lines, has been reported.
+    `start` is the line on which the open <doc> begins, 0 between two of them. `is_outside` is set
+    while a text outside of any <doc>, which may have many lines, has been reported.
     """
     name = str(path)
     parts: list[bytes] = []
@@ -91,7 +91,7 @@ def _read_documents(path: Path, on_bytes_read: ProgressCallback | None) -> Itera
 
 
 def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
-    """Return the article and headline of one record, without layout; a SkippedRecord if the label is below 3."""
+    """Return the article and headline of one record; a SkippedRecord if its label is below 3."""
     if not data.lstrip().startswith(b"<"):
         row = parse_json_object(data)
         return build_summary(require_text(row, "text"), require_text(row, "summary"))
@@ -112,7 +112,10 @@ def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
 
 
 def _tag_text(text: str, tag: str) -> str | None:
-    """Return the text between a pair of tags without layout, None without tags; raises SchemaError for half a pair."""
+    """Return the text between two tags without layout, or None without tags.
+
+    Raises SchemaError if the tags are not exactly one pair.
+    """
     counts = (text.count(f"<{tag}>"), text.count(f"</{tag}>"))
     if counts == (0, 0):
         return None
@@ -125,7 +128,8 @@ def _tag_text(text: str, tag: str) -> str | None:
 SOURCES = (
     Source(
         name="lcsts",
-        description="LCSTS: PART_I.txt … in pseudo-XML, pairs labelled below 3 left out; JSONL of summary and text",
+        description="LCSTS: PART_I.txt … in pseudo-XML, pairs labelled below 3 left out; JSONL of "
+        "summary and text",
         parse=parse_lcsts,
         read=read_lcsts,
         kind="summaries",

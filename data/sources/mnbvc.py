@@ -10,22 +10,22 @@ HUB_FILES = "hf://datasets/liwu/MNBVC/{folder}/*.jsonl.gz"
 
 
 def parse_mnbvc(data: bytes) -> Document:
-    """Return the paragraphs (段落) of one article in the order of their line numbers (行号), one a line.
+    """Return the paragraphs (段落) of one article in the order of line numbers (行号), one a line.
 
-    Paragraphs flagged as repeated (是否重复) stay: an article without its refrain or its heading is incomplete.
-    Deduplication drops whole documents that repeat.
+    Paragraphs flagged as repeated (是否重复) stay: an article without its refrain or its heading is
+    incomplete. Deduplication drops whole documents that repeat.
     """
     row = parse_json_object(data)
     if "段落" not in row:
         raise SchemaError(
-            f"there is no field '段落' (MNBVC's general schema); there are: {list_keys(row)}"
+            f"there is no field '段落' of MNBVC's general schema; there are: {list_keys(row)}"
         )
     paragraphs = sorted(_parse_paragraphs(row["段落"]), key=lambda item: item[0])
     return Document("\n".join(text for _, text in paragraphs if text.strip()))
 
 
 def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
-    """Return (line number, text) of every paragraph; a paragraph without a number has its position."""
+    """Return (line number, text) of every paragraph; without a number its position counts."""
     if isinstance(value, dict):
         # The hub's tables turn a list of objects into an object of lists.
         numbers, texts = value.get("行号"), value.get("内容")
@@ -33,7 +33,7 @@ def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
             raise SchemaError("段落 is an object without the lists 行号 and 内容")
         if len(numbers) != len(texts):
             raise SchemaError(
-                f"the lists of 段落 are not of one length: {len(numbers)} in 行号, {len(texts)} in 内容"
+                f"the lists of 段落 differ in length: {len(numbers)} in 行号, {len(texts)} in 内容"
             )
         value = [
             {"行号": number, "内容": text} for number, text in zip(numbers, texts, strict=True)
@@ -53,7 +53,8 @@ def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
 SOURCES = (
     Source(
         name="mnbvc",
-        description="MNBVC in its general shape (通用): news, wiki, law, books …; an article is its paragraphs in order",
+        description="MNBVC in its general shape (通用): news, wiki, law, books …; an article is "
+        "its paragraphs in order",
         parse=parse_mnbvc,
         hub=HubDataset("liwu/MNBVC", "news/20230196", data_files=HUB_FILES),
         keys=(frozenset({"文件名", "段落"}),),

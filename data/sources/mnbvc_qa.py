@@ -9,10 +9,10 @@ from data.sources.mnbvc import HUB_FILES
 
 
 def parse_mnbvc_qa(data: bytes) -> Document:
-    """Return question, its details, answer, its details (问, 问题明细, 答, 回答明细) as one document, one line each.
+    """Return question, details, answer, details (问, 问题明细, 答, 回答明细), one line each.
 
-    Some releases have the details in 元数据, others beside 问 and 答. Empty details are left out; details that repeat
-    their question or answer replace it.
+    Some releases have the details in 元数据, others beside 问 and 答. Empty details are left out;
+    details that repeat their question or answer replace it.
     """
     row = parse_json_object(data)
     metadata = row.get("元数据")
@@ -41,7 +41,8 @@ def _optional_text(row: dict[str, Any], field: str) -> str:
 SOURCES = (
     Source(
         name="mnbvc_qa",
-        description="MNBVC in its question-and-answer shape (问答), as qa_zhihu; a pair is one document",
+        description="MNBVC in its question-and-answer shape (问答), as qa_zhihu; a pair is one "
+        "document",
         parse=parse_mnbvc_qa,
         hub=HubDataset("liwu/MNBVC", "qa_zhihu", data_files=HUB_FILES),
         keys=(frozenset({"问", "答"}),),

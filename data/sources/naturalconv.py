@@ -1,4 +1,4 @@
-"""NaturalConv (Wang et al. 2021, arXiv:2103.02548): one JSON list of dialogues, each a list of utterances."""
+"""NaturalConv (Wang et al. 2021, arXiv:2103.02548): one JSON list of dialogues."""
 
 from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object
@@ -8,10 +8,10 @@ _SPEAKERS: tuple[Speaker, Speaker] = ("human", "assistant")
 
 
 def parse_naturalconv(data: bytes) -> Conversation:
-    """Return the utterances as turns; the human speaks first if their number is even, else the assistant.
+    """Return the utterances as turns; the human speaks first if their number is even.
 
-    The assistant thus always speaks last, and no utterance is left out. Raises SchemaError for an utterance that is empty
-    or not text.
+    The assistant thus always speaks last, and no utterance is left out. Raises SchemaError for an
+    utterance that is empty or not text.
     """
     row = parse_json_object(data)
     utterances = row.get("content")

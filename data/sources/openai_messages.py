@@ -1,4 +1,4 @@
-"""OpenAI's chat schema: JSONL, or a JSON list, of `messages`, which are lists of {"role", "content"}."""
+"""OpenAI's chat schema: JSONL, or a JSON list, of `messages`, lists of {"role", "content"}."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
-# System and developer messages are instructions to the assistant: they become the beginning of the first question.
+# System and developer messages are instructions to the assistant: they become the beginning of the
+# first question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "user": "human",
     "system": "human",
@@ -37,7 +38,7 @@ def parse_openai(data: bytes) -> Conversation:
 
 
 def _message_text(content: Any, number: int) -> str:
-    """Return the text of a message: a string, or a list of parts of the type `text`, one line each."""
+    """Return the text of a message: a string, or parts of the type `text`, one line each."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -1,4 +1,4 @@
-"""pCLUE: JSONL of tasks written as prompts: `input`, with the choices and a closing 答案：, and `target`."""
+"""pCLUE: JSONL of tasks as prompts: `input`, with choices and a closing 答案：, and `target`."""
 
 from data.records import Conversation
 from data.sources.base import Source, parse_json_object, require_text
@@ -6,7 +6,7 @@ from data.sources.dialogue import build_conversation
 
 
 def parse_pclue(data: bytes) -> Conversation:
-    """Return prompt and target as one turn; `answer_choices` is not read, because the prompt contains the choices."""
+    """Return prompt and target as one turn; the prompt contains the `answer_choices`."""
     row = parse_json_object(data)
     return build_conversation(
         [("human", require_text(row, "input")), ("assistant", require_text(row, "target"))]

@@ -6,7 +6,7 @@ from data.sources.dialogue import build_conversation, split_dialogue
 
 
 def parse_redgpt(data: bytes) -> Conversation:
-    """Return the turns of the dialogue with the reference; raises SchemaError if one of them is missing."""
+    """Return the turns of the dialogue and the reference; raises SchemaError without either."""
     row = parse_json_object(data)
     reference = require_text(row, "reference")
     if not reference.strip():

@@ -1,4 +1,4 @@
-"""ShareGPT's schema: JSONL, or a JSON list, of `conversations`, which are lists of {"from", "value"}."""
+"""ShareGPT's schema: JSONL, or a JSON list, of `conversations`, lists of {"from", "value"}."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ from data.records import Conversation
 from data.sources.base import SchemaError, Source, parse_json_object, require_text
 from data.sources.dialogue import Message, Speaker, build_conversation, resolve_speaker
 
-# A system message is an instruction to the assistant: it becomes the beginning of the first question.
+# A system message is an instruction to the assistant: it becomes the beginning of the first
+# question.
 SPEAKER_BY_ROLE: dict[str, Speaker] = {
     "human": "human",
     "user": "human",

@@ -12,7 +12,7 @@ CHUNK_BYTES = 3 << 20
 
 
 def read_text_file(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield a file as one record; a file longer than `CHUNK_BYTES` as several, split at blank lines.
+    """Yield a file as one record, a file beyond `CHUNK_BYTES` as several, split at blank lines.
 
     No book, whatever its size, is ever one string in memory.
     """
@@ -38,7 +38,8 @@ def _is_text_file(path: Path, file_head: bytes) -> bool:
 SOURCES = (
     Source(
         name="text",
-        description="plain UTF-8 text; a file is one document (past a million characters it is cut at blank lines)",
+        description="plain UTF-8 text; a file is one document (past a million characters it is cut "
+        "at blank lines)",
         parse=parse_text,
         read=read_text_file,
         recognizes_file=_is_text_file,

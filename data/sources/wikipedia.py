@@ -1,7 +1,7 @@
-"""Chinese Wikipedia: rows of id, url, title and text, converted to simplified characters and freed of markup.
+"""Chinese Wikipedia: rows of id, url, title, text, in simplified characters and without markup.
 
-`wikimedia/wikipedia` (20231101.zh) is JSONL or parquet. `wiki_zh_2019` is folders AA, AB … of JSONL files wiki_00, wiki_01
-…, whose texts begin with the title and have blank lines between paragraphs.
+`wikimedia/wikipedia` (20231101.zh) is JSONL or parquet. `wiki_zh_2019` is folders AA, AB … of JSONL
+files wiki_00, wiki_01 …, whose texts begin with the title and have blank lines between paragraphs.
 """
 
 import functools
@@ -57,7 +57,7 @@ _TAIL_HEADINGS = {
 
 @functools.cache
 def simplified_converter() -> Any:
-    """Return OpenCC's converter from traditional to simplified characters (t2s), loaded once in a process."""
+    """Return OpenCC's converter of traditional characters (t2s), loaded once in a process."""
     import opencc
 
     return opencc.OpenCC("t2s")
@@ -78,8 +78,8 @@ def build_article(title: str, text: str) -> Document:
 def strip_markup(text: str) -> str:
     """Remove the wiki markup that extraction left behind from a text in simplified characters.
 
-    That is templates, links, image lines, references, empty parentheses and trailing headings without text. LaTeX in
-    braces stays.
+    That is templates, links, image lines, references, empty parentheses and trailing headings
+    without text. LaTeX in braces stays.
     """
     if "-{" in text:
         text = _VARIANT.sub(lambda match: _resolve_variant(match[1]), text)
@@ -108,7 +108,7 @@ def strip_markup(text: str) -> str:
 
 
 def _resolve_variant(body: str) -> str:
-    # -{zh-hans:计算机; zh-hant:電腦}- offers a wording per region; -{原文}- only protects its content.
+    # -{zh-hans:计算机; zh-hant:電腦}- has a wording for each region; -{原文}- protects its content.
     choices = dict(part.split(":", 1) for part in body.split(";") if ":" in part)
     wordings = {key.strip(): value.strip() for key, value in choices.items()}
     for key in ("zh-cn", "zh-hans", "zh-sg", "zh"):
@@ -141,7 +141,8 @@ _KEYS = (frozenset({"id", "url", "title", "text"}),)
 SOURCES = (
     Source(
         name="wikipedia",
-        description="Chinese Wikipedia from wikimedia/wikipedia (20231101.zh): JSONL or parquet rows of title and text",
+        description="Chinese Wikipedia from wikimedia/wikipedia (20231101.zh): JSONL or parquet "
+        "rows of title and text",
         parse=parse_wikipedia,
         hub=HubDataset("wikimedia/wikipedia", "20231101.zh"),
         keys=_KEYS,

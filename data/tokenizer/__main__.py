@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "export": (ExportOptions, "Write tokenizer.json for transformers."),
     "inspect": (InspectOptions, "Print size, special ids and characters per token."),
 }
-EXAMPLES = """  python -m data.tokenizer train --input wikipedia=wiki.jsonl more.txt --vocabulary 8192 --out tokenizer
+EXAMPLES = """  python -m data.tokenizer train --input wikipedia=wiki.jsonl more.txt --out tokenizer
   python -m data.tokenizer import --input llama-chinese-65k.model --out tokenizer
   python -m data.tokenizer export --tokenizer tokenizer --out exported
   python -m data.tokenizer inspect --tokenizer tokenizer --text 你好，世界"""

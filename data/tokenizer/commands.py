@@ -1,4 +1,4 @@
-"""What the commands of `python -m data.tokenizer` do."""
+"""Run the commands of `python -m data.tokenizer`."""
 
 import itertools
 from collections import Counter
@@ -41,7 +41,8 @@ def run_train(options: TrainOptions) -> None:
     tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(options.out / TOKENIZER_FILE, serialized)
     print(
-        f"{options.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, fingerprint {tokenizer.fingerprint[:16]}"
+        f"{options.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, "
+        f"fingerprint {tokenizer.fingerprint[:16]}"
     )
     if tokenizer.vocab_size % 64:
         print("a multiple of 64 ids makes the model's vocabulary tables faster on a GPU")
@@ -53,7 +54,8 @@ def run_import(options: ImportOptions) -> None:
     tokenizer = SentencePieceTokenizer(serialized)
     write_atomic(options.out / TOKENIZER_FILE, serialized)
     print(
-        f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint {tokenizer.fingerprint[:16]}"
+        f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, "
+        f"fingerprint {tokenizer.fingerprint[:16]}"
     )
     print(f"  scores made distinct: {changes.num_tied_scores} pieces had the score of another")
     print(f"  marked unused: {changes.num_unreachable} pieces that no merge reaches")
@@ -82,7 +84,8 @@ def run_inspect(options: InspectOptions) -> None:
         if piece.kind in (UNKNOWN, CONTROL)
     ]
     print(
-        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, {kinds[UNUSED]} unused"
+        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, "
+        f"{kinds[UNUSED]} unused"
     )
     print(f"specials: {', '.join(f'{text} {index}' for index, text in special_pieces)}")
     print(f"fingerprint: {tokenizer.fingerprint}")
@@ -97,6 +100,7 @@ def run_inspect(options: InspectOptions) -> None:
 
 
 def _print_compression(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
+    """Print characters per token, and the share of tokens that are single bytes but line ends."""
     num_characters = num_tokens = num_byte_tokens = 0
     is_byte = [piece.kind == BYTE and piece.text != "<0x0A>" for piece in tokenizer.pieces]
     texts = iter(texts)
@@ -105,7 +109,9 @@ def _print_compression(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
             num_characters += len(text)
             num_tokens += len(ids)
             num_byte_tokens += sum(is_byte[index] for index in ids)
-    rate, share = num_characters / max(num_tokens, 1), num_byte_tokens / max(num_tokens, 1)
+    characters_per_token = num_characters / max(num_tokens, 1)
+    byte_share = num_byte_tokens / max(num_tokens, 1)
     print(
-        f"{num_characters} characters in {num_tokens} tokens: {rate:.3f} characters per token; {share:.2%} are single bytes"
+        f"{num_characters} characters in {num_tokens} tokens: {characters_per_token:.3f} "
+        f"characters per token; {byte_share:.2%} are single bytes"
     )

@@ -1,4 +1,4 @@
-"""What a vocabulary is learnt from or measured on: the texts of files, read by a source or as whatever they hold."""
+"""Read the texts that a vocabulary is trained or measured on."""
 
 import re
 from collections.abc import Iterator
@@ -21,17 +21,19 @@ _HELD_OUT_FILE = re.compile(r"\btest\.|\bdev\.|PART_II+\.")
 
 
 def parse_strings(data: bytes) -> Document:
-    """Every string of a JSON value, or, of what is no JSON, every column of a line; tags are dropped.
+    """Return every string of a JSON value, or every column of a line that is not JSON.
 
-    Strings of ASCII alone are left out: in Chinese data they are ids, kinds and addresses.
+    Tags are dropped, and so are strings of ASCII alone: in Chinese data they are ids, types and
+    URLs.
     """
     try:
-        found = list(_iter_strings(orjson.loads(data)))
+        strings = list(_iter_strings(orjson.loads(data)))
     except RecursionError:
         raise SchemaError("nested too deeply") from None
     except orjson.JSONDecodeError:
-        found = _TAG.sub("", data.decode("utf-8", errors="ignore")).strip().split("\t")
-    return Document("\n".join(text for text in found if not text.isascii()))
+        text = _TAG.sub("", data.decode("utf-8", errors="ignore"))
+        strings = text.strip().split("\t")
+    return Document("\n".join(string for string in strings if not string.isascii()))
 
 
 def _iter_strings(value: Any) -> Iterator[str]:
@@ -50,40 +52,42 @@ STRINGS_SOURCE = Source(
 
 
 def sample_text_inputs() -> list[str]:
-    """The texts of the project's sample that models are trained on: all but what is held out for tests."""
+    """Return `[SOURCE=]PATH` of every training file of the sample, without dev and test splits."""
     folders = [SAMPLE_PRETRAIN_FOLDER.with_name(name) for name in ("sft", "summary")]
-    files = expand_inputs([str(folder) for folder in folders])
-    return [
-        str(SAMPLE_PRETRAIN_FOLDER),
-        *(
-            f"{STRINGS_SOURCE.name}={file}"
-            for file in files
-            if not _HELD_OUT_FILE.search(file.name)
-        ),
-    ]
+    inputs = [str(SAMPLE_PRETRAIN_FOLDER)]
+    for file in expand_inputs(list(map(str, folders))):
+        if not _HELD_OUT_FILE.search(file.name):
+            inputs.append(f"{STRINGS_SOURCE.name}={file}")
+    return inputs
 
 
 def resolve_source_files(
     inputs: list[str], default_source: str | None
 ) -> list[tuple[Source, Path]]:
-    """The files of `[SOURCE=]PATH` inputs, each with its source. UserError for an unknown source or path."""
+    """Return (source, file) for every file of `[SOURCE=]PATH` inputs.
+
+    Inputs that name no source have the default one, or else the one that reads the file. Raises
+    UserError for an unknown source or path.
+    """
     source_files = []
     for text in inputs:
-        prefix, equals, path = text.partition("=")
-        named = bool(equals) and (
-            prefix in SOURCES or prefix == STRINGS_SOURCE.name or prefix.startswith("jsonl:")
-        )
-        source = prefix if named else default_source
-        for file in expand_inputs([path if named else text]):
-            name = source or detect_source([file])
-            source_files.append(
-                (STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name), file)
-            )
+        source, path = _split_source(text)
+        for file in expand_inputs([path]):
+            name = source or default_source or detect_source([file])
+            is_strings = name == STRINGS_SOURCE.name
+            source_files.append((STRINGS_SOURCE if is_strings else find_source(name), file))
     return source_files
 
 
+def _split_source(text: str) -> tuple[str | None, str]:
+    """Split `SOURCE=PATH`; a prefix that is not a source is part of the path."""
+    prefix, equals, path = text.partition("=")
+    is_source = prefix in SOURCES or prefix == STRINGS_SOURCE.name or prefix.startswith("jsonl:")
+    return (prefix, path) if equals and is_source else (None, text)
+
+
 def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
-    """Yield the plain text of every record. Raises UserError at the end if too many cannot be read."""
+    """Yield the plain text of every record; raises UserError at the end if too many are bad."""
     total_bytes = sum(path.stat().st_size for _, path in source_files)
     with progress_bar("reading", total=total_bytes, unit="B") as bar:
         records = UsableRecords(

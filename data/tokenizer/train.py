@@ -1,4 +1,4 @@
-"""Train a small tokenizer: SentencePiece's BPE on a seeded sample of sentences, the same bytes for the same input."""
+"""Train a SentencePiece BPE model on a seeded sample of text: the same input, the same bytes."""
 
 import io
 import random
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from common.errors import UserError
 from model.tokenizer.sentencepiece_normalize import normalize_model
 
-# The conversation template ends each turn's opening with it, and the seam between template and answer must be a
-# boundary of pieces too.
+# The chat template ends every prefix of a turn with this character. It must be a piece of its own,
+# so that the ids of prefix and text are the ids of their concatenation.
 _ISOLATED_CHARACTER = "："
 _MAX_SEGMENT_CHARACTERS = 1000
 
@@ -24,18 +24,23 @@ def train_bpe(
     max_sentences: int,
     seed: int,
 ) -> bytes:
-    """The normalised bytes of a BPE model of exactly `vocabulary_size` ids, learnt from the texts.
+    """Return the normalized bytes of a BPE model with exactly `vocabulary_size` ids.
 
-    No piece is longer than `max_piece_characters` characters. The most frequent characters, which make up the share `character_coverage` of
-    the texts, have ids; with `include_common_characters` so has every character of `common_text`, present or not. Digits and
-    `：` stay pieces of their own; line ends and rare characters are written as bytes. Memory is bounded by `max_sentences`:
-    of more, a random sample of that many is learnt from. UserError if the texts do not support such a vocabulary.
+    Pieces have at most `max_piece_characters` characters. The most frequent characters, which make
+    up the share `character_coverage` of the texts, get ids, and with `include_common_characters`
+    also those of `common_chinese_text`, present or not. Digits and `：` are pieces of their own;
+    line ends and rare characters are encoded as bytes. Of more than `max_sentences` lines a random
+    sample of that many is used, which bounds memory. Raises UserError if the texts do not support
+    such a vocabulary.
     """
     import sentencepiece
 
     segments = reservoir_sample(split_segments(texts), max_sentences, random.Random(seed))
     if not segments:
         raise UserError("--input: there is no text in it to learn a vocabulary from")
+    required_characters = _ISOLATED_CHARACTER
+    if include_common_characters:
+        required_characters = common_chinese_text()
     model_buffer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -47,9 +52,7 @@ def train_bpe(
             character_coverage=character_coverage,
             byte_fallback=True,
             split_digits=True,
-            required_chars=common_chinese_text()
-            if include_common_characters
-            else _ISOLATED_CHARACTER,
+            required_chars=required_characters,
             allow_whitespace_only_pieces=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -67,7 +70,7 @@ def train_bpe(
 
 
 def common_chinese_text() -> str:
-    """What any Chinese text is written with: ASCII, punctuation and the 3,755 characters of GB 2312's first level."""
+    """Return ASCII, punctuation and the 3,755 common characters of GB 2312's first level."""
     ascii_ = "".join(map(chr, range(0x21, 0x7F)))
     punctuation = "、。·ˉ—～…‘’“”〔〕〈〉《》「」『』【】×÷°℃！（），－．／：；？　"
     rows = (
@@ -79,7 +82,10 @@ def common_chinese_text() -> str:
 
 
 def split_segments(texts: Iterable[str]) -> Iterator[str]:
-    """The stretches of texts that pieces may lie in: lines, cut around `：` and after `_CHARACTERS` characters."""
+    """Yield the segments of texts that a piece cannot cross.
+
+    These are lines, split around `：` and after `_MAX_SEGMENT_CHARACTERS` characters.
+    """
     for text in texts:
         for segment in re.split(f"\n|({_ISOLATED_CHARACTER})", text):
             for start in range(0, len(segment or ""), _MAX_SEGMENT_CHARACTERS):
@@ -87,7 +93,7 @@ def split_segments(texts: Iterable[str]) -> Iterator[str]:
 
 
 def reservoir_sample(items: Iterable[str], limit: int, rng: random.Random) -> list[str]:
-    """A uniform random sample of at most `limit` items in one pass (reservoir sampling: Vitter 1985, algorithm R)."""
+    """Return a uniform random sample of at most `limit` items (Vitter 1985, algorithm R)."""
     reservoir: list[str] = []
     for number, item in enumerate(items):
         if number < limit:
@@ -98,8 +104,18 @@ def reservoir_sample(items: Iterable[str], limit: int, rng: random.Random) -> li
 
 
 def _training_error_message(message: str, vocabulary_size: int) -> str:
-    if found := re.search(r"too high .*<= (\d+)", message):
-        return f"--vocabulary {vocabulary_size}: this text supports at most {found[1]} ids; ask for fewer or give more text"
-    if found := re.search(rf"{vocabulary_size} vs (\d+)", message):
-        return f"--vocabulary {vocabulary_size}: bytes, special pieces and single characters alone need {found[1]}; ask for more"
-    return f"--vocabulary {vocabulary_size}: SentencePiece cannot train on this text: {' '.join(message.split())}"
+    """Translate SentencePiece's message about a vocabulary that is too large or too small."""
+    option = f"--vocabulary {vocabulary_size}"
+    maximum = re.search(r"too high .*<= (\d+)", message)
+    if maximum:
+        return (
+            f"{option}: this text supports at most {maximum[1]} ids; "
+            "ask for fewer or give more text"
+        )
+    minimum = re.search(rf"{vocabulary_size} vs (\d+)", message)
+    if minimum:
+        return (
+            f"{option}: bytes, special pieces and single characters alone need {minimum[1]}; "
+            "ask for more"
+        )
+    return f"{option}: SentencePiece cannot train on this text: {' '.join(message.split())}"

@@ -1,7 +1,7 @@
 """What a kind of records has to define so that a checkpoint can be measured on it.
 
-The defaults are those of a kind with answers: a loss on the spans of its sequences, and sample answers
-during fine-tuning.
+The defaults are those of a kind with answers: a loss on the spans of its sequences, and sample
+answers during fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from data.shards import ShardSet
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.scores.lm import LMScore, score_examples
 from evaluate.usable_records import read_usable_records
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 
 # The longest examples whose answers are scored, in tokens.
 MAX_ROW_TOKENS = 1024
@@ -29,7 +29,8 @@ Command = list[str]
 class CheckpointScore:
     """The score of a checkpoint on one text.
 
-    `label` names the text and `method` how it was scored. `counts` are further figures of the report.
+    `label` names the text and `method` how it was scored. `counts` are further figures of the
+    report.
     """
 
     label: str
@@ -59,8 +60,8 @@ class KindEvaluation:
     nothing_to_score: ClassVar[str] = "no record whose answer fits a row"
     # `generate_answers` is implemented.
     has_questions: ClassVar[bool] = False
-    # The name that sample answers have in the metrics of a run, and the figure of theirs that picks the best
-    # checkpoint (None: the validation loss picks it).
+    # The name that sample answers have in the metrics of a run, and the figure of theirs that picks
+    # the best checkpoint (None: the validation loss picks it).
     answers_metric: ClassVar[str] = "answers"
     selection_key: ClassVar[str | None] = None
 
@@ -73,8 +74,9 @@ class KindEvaluation:
         """
         if shards.load_tokenizer().fingerprint != loaded.tokenizer.fingerprint:
             raise UserError(
-                f"{shards.folder} was prepared with another tokenizer than {loaded.provenance['checkpoint']} has: "
-                "score the native files with --source NAME --input FILE"
+                f"{shards.folder} was prepared with another tokenizer than "
+                f"{loaded.provenance['checkpoint']} has: score the native files with --source NAME "
+                "--input FILE"
             )
         sequences: Sequences | InMemorySequences = shards.load_split(split)
         if limit:
@@ -86,15 +88,15 @@ class KindEvaluation:
     ) -> CheckpointScore:
         """Score the answers of the first `limit` records of native files (default: all)."""
         records = read_usable_records(source, inputs, self.kind, limit)
-        template = load_template(loaded.folder)
+        template = loaded.template
         sequences = self.kind.encode_records(loaded.tokenizer, template, records)
         return self._score_answers(loaded, sequences, " ".join(inputs))
 
     def _score_answers(
         self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
     ) -> CheckpointScore:
-        """Score the answers that fit a row; print how many records do, do not, and are truncated."""
-        template = load_template(loaded.folder)
+        """Score the answers that fit a row; print how many records do, do not, or are cut."""
+        template = loaded.template
         length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
         examples = self.kind.examples(sequences, length, loaded.tokenizer, template, None)
         is_fitting = examples.lengths(0) > 0
@@ -113,8 +115,8 @@ class KindEvaluation:
             "cut": examples.num_truncated,
         }
         print(
-            f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer fits a row of "
-            f"{length} tokens), {counts['cut']:,} cut to the row"
+            f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer "
+            f"fits a row of {length} tokens), {counts['cut']:,} cut to the row"
         )
         return CheckpointScore(label, f"answers only, rows of {length}", score, counts)
 
@@ -123,14 +125,15 @@ class KindEvaluation:
     ) -> list[Command]:
         """Return the commands that measure a run on the validation split of one of its sets.
 
-        `data`, `model` and `limit` are options: which set, which checkpoint and how, how many records.
+        `data`, `model` and `limit` are options: which set, which checkpoint and how, how many
+        records.
         """
         return [["evaluate.perplexity", *model, *data, *limit]]
 
     def test_commands(
         self, source: str, test: list[str], model: list[str], predictions: str
     ) -> list[Command]:
-        """Return the commands that measure a run on the test split of a set, whose files `test` names.
+        """Return the commands that measure a run on the test split that the options `test` name.
 
         `predictions` is a file for answers that another command reads.
         """
@@ -146,7 +149,8 @@ class KindEvaluation:
     ) -> list[tuple[str, ModelAnswer | None]]:
         """Return what a model is asked about the records, and its greedy answers.
 
-        An answer is None if the prompt leaves no room for one. Kinds with `has_questions` implement it.
+        An answer is None if the prompt leaves no room for one. Kinds with `has_questions` implement
+        it.
         """
         raise NotImplementedError
 

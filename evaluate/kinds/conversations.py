@@ -1,4 +1,4 @@
-"""How a checkpoint is measured on conversations: the loss on the answers, and its own answers to the questions."""
+"""Measure a checkpoint on conversations: loss on the answers, and generated answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from data.kinds import conversations
 from data.records import Conversation, Record
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
@@ -21,7 +21,7 @@ PASSAGE_SOURCES = ("redgpt",)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a conversation with the (question, answer) turns before it, and the true answer."""
+    """A question of a conversation, with the turns before it and the true answer."""
 
     history: tuple[tuple[str, str], ...]
     question: str
@@ -62,7 +62,7 @@ class ConversationEvaluation(KindEvaluation):
             answers = answer_questions(
                 loaded.model,
                 loaded.tokenizer,
-                load_template(loaded.folder),
+                loaded.template,
                 questions,
                 max_new_tokens=max_new_tokens,
                 batch=batch,

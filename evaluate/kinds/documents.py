@@ -1,4 +1,4 @@
-"""How a checkpoint is measured on documents: the loss on every token, in fixed windows of the stream of text."""
+"""Measure a checkpoint on documents: loss on every token, in fixed windows of the text."""
 
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -26,7 +26,7 @@ class DocumentEvaluation(KindEvaluation):
     def score_shards(
         self, loaded: LoadedCheckpoint, shards: ShardSet, split: str, limit: int | None
     ) -> CheckpointScore:
-        """Score the first `limit` tokens of a split, encoded again if another tokenizer made its ids."""
+        """Score the first `limit` tokens of a split, encoded again if the tokenizer differs."""
         label = f"{shards.folder} {split}"
         sequences = shards.load_split(split)
         source_tokenizer = shards.load_tokenizer()
@@ -75,7 +75,7 @@ class DocumentEvaluation(KindEvaluation):
     def validation_commands(
         self, data: list[str], model: list[str], limit: list[str], *, is_fine_tuned: bool
     ) -> list[Command]:
-        """Return perplexity, and the trigram baseline unless the text is replay in a fine-tuned run.
+        """Return perplexity, and the trigram baseline except for replay of a fine-tuned run.
 
         Text is scored whole: a limit would count tokens.
         """

@@ -1,4 +1,4 @@
-"""How a checkpoint is measured on summaries: the loss on the titles, and its own titles, by ROUGE."""
+"""Measure a checkpoint on summaries: loss on the titles, and ROUGE of generated titles."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -10,9 +10,10 @@ from data.kinds import summaries
 from data.records import Record, Summary
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
-from model.chat_template.template import Template, load_template
+from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
+from model.decode.logits_processors import LogitsProcessor
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
@@ -48,7 +49,7 @@ class SummaryEvaluation(KindEvaluation):
             answers = summarize_articles(
                 loaded.model,
                 loaded.tokenizer,
-                load_template(loaded.folder),
+                loaded.template,
                 articles,
                 max_new_tokens=max_new_tokens,
                 batch=batch,
@@ -70,14 +71,15 @@ def summarize_articles(
     max_new_tokens: int = 64,
     beams: int = 1,
     length_penalty: float = 1.0,
+    processors: Sequence[LogitsProcessor] = (),
     prompt_budget: int | None = None,
     batch: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[ModelAnswer]:
-    """Return the title that the model gives each article, without a lead-in if the template has them.
+    """Return the title that the model generates for each article, without its lead-in.
 
-    A prompt has at most `prompt_budget` ids, by default what the context leaves beside the answer; a longer
-    article loses its end. Raises UserError if the request alone does not fit.
+    A prompt has at most `prompt_budget` ids, by default what the context leaves beside the answer;
+    a longer article loses its end. Raises UserError if the request alone does not fit.
     """
     budget = prompt_budget or max_prompt_tokens(model.trained_context, max_new_tokens)
     prompts = [
@@ -86,8 +88,8 @@ def summarize_articles(
     longest = max((len(ids) for ids, _ in prompts), default=0)
     if longest > budget:
         raise UserError(
-            f"the request for a title alone takes {longest} tokens, and {budget} are left for a prompt in rows as "
-            "long as the model was trained on: it cannot be asked"
+            f"the request for a title alone takes {longest} tokens, and {budget} are left for a "
+            "prompt in rows as long as the model was trained on: it cannot be asked"
         )
     decoded = generate_batch(
         model,
@@ -95,6 +97,7 @@ def summarize_articles(
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         length_penalty=length_penalty,
+        processors=processors,
         batch_size=batch,
         on_progress=on_progress,
     )

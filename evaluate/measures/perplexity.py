@@ -1,26 +1,26 @@
 """Loss, perplexity, accuracy and bits per character of a checkpoint on text."""
 
 from common.errors import UserError
-from common.files import write_json
-from common.machine import collect_environment, resolve_device
+from common.machine import resolve_device
 from data.kinds import find_kind
 from data.shards import ShardSet, load_run_shard_set
 from data.sources import find_source
 from evaluate.kinds import find_evaluation
 from evaluate.load_model import load_checkpoint
 from evaluate.options import PerplexityOptions
+from evaluate.result import EvalResult, report_result
 from evaluate.scores.lm import WINDOW_TOKENS
 
 
 def run_perplexity(options: PerplexityOptions) -> None:
-    """Score text and print the figures; write the file that the options name."""
+    """Run `python -m evaluate.perplexity`."""
     device = resolve_device(options.device)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     context = loaded.model.config.max_position_embeddings
     if context < WINDOW_TOKENS:
         raise UserError(
-            f"{options.checkpoint}: its context of {context} tokens is shorter than the window of {WINDOW_TOKENS} "
-            "that text is measured in"
+            f"{options.checkpoint}: its context of {context} tokens is shorter than the window of "
+            f"{WINDOW_TOKENS} that text is measured in"
         )
     if options.source:
         evaluation = find_evaluation(find_kind(find_source(options.source).kind))
@@ -35,21 +35,19 @@ def run_perplexity(options: PerplexityOptions) -> None:
     score = result.score
     if not score.num_tokens:
         raise UserError(
-            f"{result.label}: {evaluation.nothing_to_score}, nothing to score; name other text with --data DIR or "
-            "--source NAME --input FILE"
+            f"{result.label}: {evaluation.nothing_to_score}, nothing to score; name other text "
+            "with --data DIR or --source NAME --input FILE"
         )
-    print(
-        f"{options.checkpoint} on {result.label}: {score.num_characters:,} characters, {result.method}"
+    headline = (
+        f"{options.checkpoint} on {result.label}: {score.num_characters:,} characters, "
+        f"{result.method}"
     )
-    print(score.format_metrics())
-    if options.json_file:
-        figures = {
-            **loaded.provenance,
-            "text": result.label,
-            "measured": result.method,
-            "characters": score.num_characters,
-            **result.counts,
-            **score.compute_metrics(),
-            "made": collect_environment(device),
-        }
-        write_json(options.json_file, figures)
+    metrics = {
+        "text": result.label,
+        "measured": result.method,
+        "characters": score.num_characters,
+        **result.counts,
+        **score.compute_metrics(),
+    }
+    lines = [headline, score.format_metrics()]
+    report_result(EvalResult(lines, metrics, loaded.provenance, device=device), options.json_file)

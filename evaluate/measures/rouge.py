@@ -17,6 +17,7 @@ from evaluate.result import EvalResult, Row, report_result
 from evaluate.scores.baselines import BASELINES
 from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
 from evaluate.usable_records import read_usable_records
+from model.decode.logits_processors import build_logits_processors
 
 NUM_EXAMPLES_SHOWN = 3
 COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
@@ -67,6 +68,10 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
     search = "greedy"
     if options.beams > 1:
         search = f"{options.beams} beams, length penalty {options.length_penalty:g}"
+    if options.repetition_penalty != 1:
+        search += f", repetition penalty {options.repetition_penalty:g}"
+    if options.no_repeat_ngram:
+        search += f", no repeated {options.no_repeat_ngram}-grams"
     decoding = f"{search}, at most {options.max_new_tokens} tokens"
     provenance = {**loaded.provenance, "decoding": decoding}
     return _score_rows(f"{options.checkpoint} on {data_label}", rows, provenance, device)
@@ -98,6 +103,10 @@ def _generate_summaries(
             max_new_tokens=options.max_new_tokens,
             beams=options.beams,
             length_penalty=options.length_penalty,
+            processors=build_logits_processors(
+                repetition_penalty=options.repetition_penalty,
+                no_repeat_ngram=options.no_repeat_ngram,
+            ),
             batch=options.batch,
             on_progress=bar.update,
         )

@@ -56,8 +56,8 @@ class LMScore:
         metrics = self.compute_metrics()
         return (
             f"loss {metrics['loss']:.4f}  perplexity {metrics['perplexity']:.3f}  "
-            f"accuracy {metrics['accuracy']:.2%}  bits/character {metrics['bits_per_character']:.4f}  "
-            f"({metrics['tokens']:,} tokens)"
+            f"accuracy {metrics['accuracy']:.2%}  "
+            f"bits/character {metrics['bits_per_character']:.4f}  ({metrics['tokens']:,} tokens)"
         )
 
 
@@ -150,7 +150,7 @@ def iter_split(split: Sequences) -> Iterator[np.ndarray]:
 
 
 def _overlapping_blocks(pieces: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
-    """Yield the first `limit` ids in blocks of BLOCK_TOKENS + 1 that overlap by one, then the rest."""
+    """Yield the first `limit` ids in blocks of at most BLOCK_TOKENS + 1 that overlap by one."""
     pending: list[np.ndarray] = []
     num_pending = 0
     num_read = 0

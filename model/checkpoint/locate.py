@@ -123,7 +123,12 @@ def find_newest_run(
     runs: Path = RUNS_DIR, accept: Callable[[Path], bool] = lambda run: True
 ) -> Path | None:
     """Return the run with the latest checkpoint among those that `accept` is true of, or None."""
-    return next((run for run in list_runs(runs) if accept(run)), None)
+    latest: dict[Path, int] = {}
+    for run in runs.glob("*"):
+        steps = list_steps(run)
+        if (run / RUN_FILE).is_file() and steps and accept(run):
+            latest[run] = step_folder(run, steps[-1]).stat().st_mtime_ns
+    return max(latest, key=lambda run: (latest[run], run)) if latest else None
 
 
 def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | None:

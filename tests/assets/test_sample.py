@@ -1,4 +1,4 @@
-"""The sample corpus: whole, native, reproducible, consistent, and hard enough where it is measured."""
+"""The sample corpus: complete, native, reproducible, consistent, and not too easy."""
 
 import collections
 import functools
@@ -31,7 +31,7 @@ def folder(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def files(folder: Path) -> Files:
-    """The text of every data file by its path without `.gz`."""
+    """Return the text of every data file by its path without `.gz`."""
     texts = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "README.md":
@@ -59,7 +59,7 @@ def studies(files: Files, split: str) -> list[tuple[str, str]]:
 
 
 def turns(dialogue: str) -> list[tuple[str, str]]:
-    """(speaker, text) of RedGPT's dialogue string."""
+    """Return (speaker, text) of RedGPT's dialogue string."""
     parts = TURN.split(dialogue)
     assert parts[0] == ""
     return [
@@ -70,23 +70,23 @@ def turns(dialogue: str) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_generator_reproduces_committed_sample(folder: Path) -> None:
-    """Prevents a sample that nobody can make again, or files left over from an older generator."""
-    made = build_sample()
-    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
-        "README.md"
-    }
-    assert kept == set(made)
-    for name, data in made.items():
+    """Prevents a sample that nobody can generate again, or files of an older generator."""
+    generated = build_sample()
+    committed = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    } - {"README.md"}
+    assert committed == set(generated)
+    for name, data in generated.items():
         old = (folder / name).read_bytes()
         if name.endswith(".gz"):
-            # Another zlib may pack the same text into other bytes; the header's time must be 0 everywhere.
+            # Another zlib may compress to other bytes; the header's time must be 0 everywhere.
             assert old[4:8] == data[4:8] == bytes(4)
             old, data = gzip.decompress(old), gzip.decompress(data)
         assert old == data, name
 
 
 def test_files_are_small_and_documented(folder: Path) -> None:
-    """Prevents a repository that grows heavy, and files that no one explains."""
+    """Prevents a repository that grows large, and files without an explanation."""
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in folder.rglob("*")
@@ -127,7 +127,7 @@ def test_prose_is_about_a_million_characters(files: Files) -> None:
 
 
 def test_mnbvc_records_have_native_keys_and_checksums(files: Files) -> None:
-    """Prevents a sample on which a reader of real MNBVC files would not be tried."""
+    """Prevents a sample that does not exercise the reader of real MNBVC files."""
     common = {
         "文件名",
         "是否待查文件",
@@ -160,7 +160,7 @@ def test_mnbvc_records_have_native_keys_and_checksums(files: Files) -> None:
 
 
 def test_wikipedia_files_have_native_formats(files: Files) -> None:
-    """Prevents the two releases, which differ in the title line, from becoming one; and a corpus in one script."""
+    """Prevents two releases that differ in the title line from becoming one, in one script."""
     for row in rows(files, "pretrain/wikipedia.jsonl"):
         assert set(row) == {"id", "url", "title", "text"} and row["url"].startswith(
             "https://zh.wikipedia.org/wiki/"
@@ -180,7 +180,7 @@ def test_wikipedia_files_have_native_formats(files: Files) -> None:
 
 
 def test_dialogues_have_native_formats(files: Files) -> None:
-    """Prevents a fine-tuning source from finding keys or shapes that its dataset does not have."""
+    """Prevents a fine-tuning source from seeing keys or shapes that its dataset does not have."""
     for name in ("train_0.5M_CN", "multiturn_chat_0.8M"):
         for row in rows(files, f"sft/belle/{name}.json") + rows(
             files, f"sft/belle/{name}.test.json"
@@ -216,31 +216,34 @@ def test_dialogues_have_native_formats(files: Files) -> None:
 
 
 def test_only_lcsts_parts_2_and_3_have_labels(files: Files) -> None:
-    """Prevents a reader of LCSTS from meeting marks where the release has none."""
+    """Prevents labels where the release of LCSTS has none."""
     entry = re.compile(
-        r"<doc id=(\d+)>\n(?:    <human_label>([1-5])</human_label>\n)?    <summary>\n        (.+)\n"
+        r"<doc id=(\d+)>\n(?:    <human_label>([1-5])</human_label>\n)?"
+        r"    <summary>\n        (.+)\n"
         r"    </summary>\n    <short_text>\n        (.+)\n    </short_text>\n</doc>\n"
     )
     for part, marked in (("I", False), ("II", True), ("III", True)):
-        found = list(entry.finditer(files[f"summary/lcsts/PART_{part}.txt"]))
-        assert "".join(match.group() for match in found) == files[f"summary/lcsts/PART_{part}.txt"]
-        assert [match.group(1) for match in found] == [str(i) for i in range(len(found))]
-        assert all((match.group(2) is not None) is marked for match in found)
+        matches = list(entry.finditer(files[f"summary/lcsts/PART_{part}.txt"]))
+        assert (
+            "".join(match.group() for match in matches) == files[f"summary/lcsts/PART_{part}.txt"]
+        )
+        assert [match.group(1) for match in matches] == [str(i) for i in range(len(matches))]
+        assert all((match.group(2) is not None) is marked for match in matches)
 
 
 @functools.cache
 def answer_patterns() -> list[re.Pattern[str]]:
-    """The sentences that answers are made of, with a group for each name."""
+    """Return patterns of the answer sentences, with a group for every name."""
     lines = itertools.chain(*read_sections(TEXT_FOLDER / "reading_answers.txt").values())
     return [re.compile(re.sub(r"\\{[^}]+\\}", "(.+)", re.escape(line))) for line in lines]
 
 
 def asked_for(reference: str, question: str, answer: str) -> str:
-    """The name in an answer that stands in the reference and not in the question."""
-    found = (pattern.fullmatch(answer) for pattern in answer_patterns())
+    """Return the name in an answer that is in the reference and not in the question."""
+    matches = (pattern.fullmatch(answer) for pattern in answer_patterns())
     names = {
         name
-        for match in found
+        for match in matches
         if match
         for name in match.groups()
         if name in reference and name not in question
@@ -249,16 +252,16 @@ def asked_for(reference: str, question: str, answer: str) -> str:
 
 
 def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:
-    """Prevents questions that cannot be answered by copying, and answers that always stand in one place."""
+    """Prevents questions that copying cannot answer, and answers always in one place."""
     thirds: collections.Counter[int] = collections.Counter()
     for name in (f"{REDGPT}.json", f"{REDGPT}.test.json"):
         for row in rows(files, name):
-            said = turns(row["dialogue"])
-            assert [speaker for speaker, _ in said] == ["H", "A"] * (len(said) // 2) and 4 <= len(
-                said
+            pairs = turns(row["dialogue"])
+            assert [speaker for speaker, _ in pairs] == ["H", "A"] * (len(pairs) // 2) and 4 <= len(
+                pairs
             ) <= 14
             assert 60 <= len(row["reference"]) <= 150
-            for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=True):
+            for (_, question), (_, answer) in zip(pairs[::2], pairs[1::2], strict=True):
                 name = asked_for(row["reference"], question, answer)
                 assert len(name) >= 3
                 middle = row["reference"].index(name) + len(name) / 2
@@ -278,9 +281,9 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
     """Prevents a score that remembers names instead of copying them."""
     answers = set()
     for row in rows(files, f"{REDGPT}.test.json"):
-        said = [text for _, text in turns(row["dialogue"])]
+        pairs = [text for _, text in turns(row["dialogue"])]
         answers |= {
-            asked_for(row["reference"], *pair) for pair in zip(said[::2], said[1::2], strict=True)
+            asked_for(row["reference"], *pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)
         }
     assert len(answers) > 700
     rest = "\n".join(text for name, text in files.items() if not name.startswith(f"{REDGPT}.test"))
@@ -293,7 +296,7 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
 
 
 def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files) -> None:
-    """Prevents titles, or the pairs they are made of, from being learnt by heart."""
+    """Prevents titles, or the pairs in them, from being memorized."""
     titles = {
         split: {title for title, _ in studies(files, split)} for split in ("train", "dev", "test")
     }
@@ -324,7 +327,7 @@ def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files
 
 
 def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
-    """Prevents a summarisation task that the first words or one sentence of the abstract already solve."""
+    """Prevents a task that the first words or one sentence of the abstract solve."""
     rouge = Rouge(metrics=["rouge-1"])
 
     def score(text: str, title: str) -> float:
@@ -338,13 +341,14 @@ def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
         for title, abstract in tests
     ]
     print(
-        f"ROUGE-1 F on characters: first 20 characters {sum(lead) / 300:.3f}, best sentence {sum(best) / 300:.3f}"
+        f"ROUGE-1 F on characters: first 20 characters {sum(lead) / 300:.3f}, "
+        f"best sentence {sum(best) / 300:.3f}"
     )
     assert sum(lead) / len(lead) < 0.5 and sum(best) / len(best) < 0.5
 
 
 def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
-    """Prevents a world in which a person is born in two places or has two teachers, depending on the document."""
+    """Prevents a person from being born in two places or having two teachers."""
     homes = {person.name: person.home["名字"] for person in world.people}
     teachers = {person.name: person.teacher for person in world.people}
     text = "\n".join(part for name, part in files.items() if "/pclue/" not in name)
@@ -352,17 +356,20 @@ def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
     text = re.sub(r'"input": "[^"]+", "output": "不对', "", text)
     names = "|".join(homes)
     places = "|".join(world.places_by_name)
-    told = re.findall(
+    homes_in_text = re.findall(
         rf"({names})(?:的老家在|出生在|，[^。，]{{2,4}}的[^。，]+，谷历\d+年生于)({places})", text
     )
-    assert len(told) > 300 and [pair for pair in told if homes[pair[0]] != pair[1]] == []
+    assert (
+        len(homes_in_text) > 300
+        and [pair for pair in homes_in_text if homes[pair[0]] != pair[1]] == []
+    )
     taught = re.findall(rf"({names})的师傅是({'|'.join(set(teachers.values()))})", text)
     assert len(taught) > 50 and [pair for pair in taught if teachers[pair[0]] != pair[1]] == []
     assert all(person.friend and person.friend.friend is person for person in world.people)
 
 
 def test_sums_in_the_stories_are_right(files: Files) -> None:
-    """Prevents teaching wrong arithmetic."""
+    """Prevents wrong arithmetic from being taught."""
     sums = re.findall(r"(\d+)(加|减|乘)(\d+)(?:，也就是|等于)(\d+)", "\n".join(files.values()))
     assert len(sums) > 100
     for left, sign, right, result in sums:

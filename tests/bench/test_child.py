@@ -1,4 +1,4 @@
-"""Processes that are forked from one server are as different from one another as those of a user where it matters."""
+"""Forked test processes have independent random states."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.fault_injection.child import create_process, set_up_command_process
 
 
 def draw(number: int, folder: Path) -> None:
-    """Write down what a process draws, how it hashes, and what it is told on its command line."""
+    """Write a random number, a string hash and the arguments of a process."""
     file = folder / str(number)
     set_up_command_process(["module", str(number)], file, file)
     print(np.random.random(), hash("a word"), *sys.argv)
@@ -20,8 +20,7 @@ def draw(number: int, folder: Path) -> None:
 def test_forks_have_own_rng_and_fresh_interpreters_own_hash_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that draws from NumPy's own generator, or takes texts in the order of a set, and seems to go on to the same bits
-    because what it is compared with has the same seed."""
+    """Prevents a false proof of exact resumption, by processes that share one random state."""
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     children = [
         create_process(draw, number, tmp_path, fresh_interpreter=number == 2) for number in range(3)

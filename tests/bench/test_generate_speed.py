@@ -1,4 +1,4 @@
-"""The decoding benchmark's own arithmetic: what it refuses, and what its figures are figures of."""
+"""The decoding benchmark: its checks and its arithmetic."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from bench import generate_speed
 from bench.decoders import DECODERS, DecodeTask, WeightPrecision
 from bench.generate_speed import (
     MODEL_CONFIG,
-    Figure,
+    Measurement,
     check_equal_ids,
     make_prompts,
     resolve_entrants,
@@ -22,9 +22,9 @@ from common.options import validate_options
 from model.config import LlamaConfig
 
 
-def figure(
+def measurement(
     name: str, decode: float, *, precision: WeightPrecision = "fp32", batch: int = 1, **changes: Any
-) -> Figure:
+) -> Measurement:
     values: dict[str, Any] = {
         "prompt_tokens": 64,
         "ids": [[5, 6, 7]] * batch,
@@ -33,44 +33,44 @@ def figure(
         "bandwidth": 20e9,
         **changes,
     }
-    return Figure(name, precision, batch, decode_seconds=decode, **values)
+    return Measurement(name, precision, batch, decode_seconds=decode, **values)
 
 
 def test_contenders_with_different_ids_are_rejected() -> None:
-    """Would catch a speed printed for a peer with other weights or prompts, or for one that stopped early."""
-    same = [figure("transformers", 1), figure("babyllama", 1)]
+    """Prevents the speed of a peer with other weights or prompts, or one that stopped early."""
+    same = [measurement("transformers", 1), measurement("babyllama", 1)]
     check_equal_ids(same)
     check_equal_ids(
         [
             *same,
-            figure("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]),
-            figure("babyllama", 1, precision="int8"),
+            measurement("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]),
+            measurement("babyllama", 1, precision="int8"),
         ]
     )
     with pytest.raises(
         UserError, match="babyllama and transformers decode other ids in fp32 at batch 1"
     ):
-        check_equal_ids([same[0], figure("babyllama", 1, ids=[[5, 6, 8]])])
+        check_equal_ids([same[0], measurement("babyllama", 1, ids=[[5, 6, 8]])])
     with pytest.raises(UserError, match="other ids in int8"):
         check_equal_ids(
             [
-                figure("babyllama", 1, precision="int8"),
-                figure("babyllama", 1, precision="int8", ids=[[5, 6, 8]]),
+                measurement("babyllama", 1, precision="int8"),
+                measurement("babyllama", 1, precision="int8", ids=[[5, 6, 8]]),
             ]
         )
 
 
 def test_row_is_median_of_its_turns() -> None:
-    """Would catch precisions and batches mixed, a ratio upside down, the first id counted as decoded, a limit per row."""
+    """Catch mixed precisions or batches, an inverted ratio, a first id that counts as decoded."""
     rows = summarize(
         [
-            figure("babyllama", 1),
-            figure("babyllama", 2),
-            figure("babyllama", 8),
-            figure("transformers", 4),
-            figure("babyllama", 1, precision="int8"),
-            figure("babyllama", 4, batch=16),
-            figure("transformers", 16, batch=16),
+            measurement("babyllama", 1),
+            measurement("babyllama", 2),
+            measurement("babyllama", 8),
+            measurement("transformers", 4),
+            measurement("babyllama", 1, precision="int8"),
+            measurement("babyllama", 4, batch=16),
+            measurement("transformers", 16, batch=16),
         ]
     )
     by_name = {(row["contender"], row["precision"], row["batch"]): row for row in rows}
@@ -98,7 +98,7 @@ def test_row_is_median_of_its_turns() -> None:
 
 
 def test_prompts_are_deterministic_with_unequal_lengths() -> None:
-    """Would catch turns that decode other prompts, and a batch in which nothing is padded."""
+    """Catch turns with other prompts, and a batch without padding."""
     assert make_prompts(16, 64) == make_prompts(16, 64) and [
         len(each) for each in make_prompts(1, 64)
     ] == [64]
@@ -111,7 +111,7 @@ def test_prompts_are_deterministic_with_unequal_lengths() -> None:
 def test_unrunnable_setup_is_reported_before_running(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Would catch a missing package that ends the run after minutes, or one that is left out in silence."""
+    """Prevents a missing package that ends the run after minutes or is skipped silently."""
     with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
         resolve_entrants(["lama"])
     monkeypatch.setattr(
@@ -131,7 +131,7 @@ def test_unrunnable_setup_is_reported_before_running(
 
 @pytest.mark.slow
 def test_the_project_and_transformers_decode_the_same_ids(tmp_path: Path) -> None:
-    """Would catch a contender that decodes another model, or prompts padded otherwise."""
+    """Catch a contender with another model or another padding."""
     from safetensors.torch import save_file
 
     from model.llama import Llama

@@ -1,4 +1,4 @@
-"""`make check-gpu` on a CPU: every check runs, a wrong model fails, a run that was cut off goes on."""
+"""`make check-gpu` on a CPU: all checks run, a wrong model fails, an interrupted run continues."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def failed(made: Context) -> list[str]:
 
 @pytest.mark.slow
 def test_the_whole_list_passes_with_small_shapes(tmp_path: Path) -> None:
-    """A typo that only the first real GPU would meet; a check that is skipped without a reason."""
+    """Prevents a bug that only a real GPU would meet, and a check skipped without a reason."""
     out = tmp_path / "out"
     done = check_gpu(out)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,7 +82,7 @@ def test_the_whole_list_passes_with_small_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_with_what_is_left(tmp_path: Path) -> None:
-    """Verdicts that are lost with the process, or found once more by the next one."""
+    """Prevents verdicts that are lost with the process or computed twice."""
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out)],
@@ -107,7 +107,7 @@ def test_a_run_that_was_killed_goes_on_with_what_is_left(tmp_path: Path) -> None
 
 
 def test_checks_that_were_cut_off_come_last_and_those_not_run_come_again(tmp_path: Path) -> None:
-    """A check that hangs the machine made first by every call; a package that was installed meanwhile."""
+    """Prevents a check that hangs from running first in each call, and a stale missing package."""
     results = Results(tmp_path, KEY, {})
     first, second, third, fourth = CHECKS[:4]
     results.begin(first.name)
@@ -118,7 +118,7 @@ def test_checks_that_were_cut_off_come_last_and_those_not_run_come_again(tmp_pat
 
 
 def test_results_of_another_device_are_put_aside(tmp_path: Path) -> None:
-    """One GPU's verdicts counted as another's, or thrown away."""
+    """Prevents the verdicts of one GPU from counting for another, or from being lost."""
     results = Results(tmp_path, KEY, {})
     results.end("loss-3m", {"verdict": "failed", "reason": "y", "seconds": 1.0, "log": "a\nb"})
     assert results.bad == ["loss-3m"] and "    a\n    b" in (tmp_path / PAGE).read_text()
@@ -132,7 +132,7 @@ def test_results_of_another_device_are_put_aside(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_check_that_fails_is_said_and_the_exit_status_is_1(tmp_path: Path) -> None:
-    """A failure that scrolls past, ends the other checks, or leaves nothing to send."""
+    """Prevents a failure that scrolls by, ends the other checks or leaves no report."""
     out = tmp_path / "out"
     assert check_gpu(out, "--only", "environment").returncode == 0
     (tmp_path / "out-work" / "shards").mkdir()
@@ -152,7 +152,7 @@ def test_a_check_that_fails_is_said_and_the_exit_status_is_1(tmp_path: Path) -> 
 def test_a_check_that_hangs_is_ended_and_one_that_the_budget_ends_has_no_verdict(
     tmp_path: Path,
 ) -> None:
-    """A hang that takes the checks behind it along; a check that is called too slow because a call was short."""
+    """Prevents a hang that stops later checks, and a timeout caused by a short call."""
     runner = Runner(tmp_path / "out", tmp_path / "work", Device("cpu", "x", "t"))
     slow = BY_NAME["resume"]
     assert runner.run([slow], 0.005) == ["resume"]
@@ -165,7 +165,7 @@ def test_a_check_that_hangs_is_ended_and_one_that_the_budget_ends_has_no_verdict
 
 @pytest.mark.slow
 def test_without_a_package_its_checks_are_not_run(tmp_path: Path) -> None:
-    """A traceback in place of a reason on a machine that lacks something of requirements.txt."""
+    """Prevents a traceback in place of a reason if a required package is missing."""
     package = tmp_path / "lacking" / "pydantic"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(
@@ -180,7 +180,7 @@ def test_without_a_package_its_checks_are_not_run(tmp_path: Path) -> None:
 def test_a_package_that_only_a_command_misses_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A missing package of a subprocess, or of a peer, taken for a failure of the check."""
+    """Prevents a missing package of a subprocess or peer from counting as a failure."""
     with pytest.raises(ModuleNotFoundError) as caught:
         runs.finished(1, "", "Traceback\nModuleNotFoundError: No module named 'orjson.x'\n")
     assert caught.value.name == "orjson.x"
@@ -202,7 +202,7 @@ def test_a_package_that_only_a_command_misses_is_named(
 def test_an_exceeded_bound_is_a_failure_with_its_numbers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A verdict that does not depend on what was measured."""
+    """Prevents a verdict that does not depend on the measurements."""
     monkeypatch.setitem(equality.FP32, "loss", -1.0)
     verdict = worker.verdict("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
     assert verdict["verdict"] == "failed" and "full loss: loss: " in verdict["reason"]
@@ -210,7 +210,7 @@ def test_an_exceeded_bound_is_a_failure_with_its_numbers(
 
 
 def test_a_number_that_is_none_is_above_every_bound(tmp_path: Path) -> None:
-    """NaN, which compares as false with everything, passing for equal; a report that JSON cannot hold."""
+    """Prevents NaN from passing a bound, and a report that is not JSON."""
     report = Report(tmp_path / "report.json")
     report.compare("x", math.nan, math.inf)
     report.require("y", False)
@@ -241,7 +241,7 @@ def damaged(model: Llama) -> Llama:
 def test_a_device_that_computes_something_else_fails(
     check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A comparison of a model with itself, or a bound that anything keeps: the second model of each check is damaged."""
+    """Prevents a comparison of a model with itself, or a bound without effect (damaged models)."""
     made: list[Llama] = []
 
     def build(*arguments: Any, **options: Any) -> Llama:
@@ -261,7 +261,7 @@ def test_a_device_that_computes_something_else_fails(
 
 
 def test_ids_may_differ_only_where_the_gap_is_small() -> None:
-    """A tie counted as an error; another text counted as a tie."""
+    """Prevents a tie that counts as an error, and another text that counts as a tie."""
     config = LlamaConfig(
         vocab_size=50,
         hidden_size=16,
@@ -285,7 +285,7 @@ def test_ids_may_differ_only_where_the_gap_is_small() -> None:
 
 
 def test_bytes_of_a_token_are_those_of_its_matmuls() -> None:
-    """A limit of bandwidth that leaves out a matrix, a pass or the head."""
+    """Catch a bandwidth limit without a matrix, a pass or the head."""
     config = LlamaConfig(
         vocab_size=100,
         hidden_size=8,
@@ -299,12 +299,12 @@ def test_bytes_of_a_token_are_those_of_its_matmuls() -> None:
 
 
 def test_a_process_that_dies_is_named_by_its_signal() -> None:
-    """A crash in a kernel that reads like a verdict."""
+    """Prevents a crash in a kernel that reads like a verdict."""
     assert _death(-11) == "its process was ended by SIGSEGV" and "exit code 3" in _death(3)
 
 
 def test_steps_are_fitted_into_the_minutes() -> None:
-    """Training that is planned for ten times its minutes, with the first step's speed, or beyond its configuration."""
+    """Prevents a plan from the speed of the first step, or beyond the time or the configuration."""
     records = [
         {"step": step, "tokens": 100 * step, "tokens_per_second": speed}
         for step, speed in ((1, 1.0), (5, 50.0), (10, 200.0), (15, 200.0))
@@ -314,7 +314,7 @@ def test_steps_are_fitted_into_the_minutes() -> None:
 
 
 def test_how_a_training_command_ended() -> None:
-    """A stop at the end of the minutes, or a missing package, called a failure; a failure without its reason."""
+    """Prevents a planned stop or a missing package from counting as a failure."""
     assert outcome(0, "a\nb\n", stopped=False, seconds=2.0) == ("done", 2.0, "b")
     assert outcome(0, "saved after step 5", stopped=True, seconds=2.0)[0] == "stopped"
     text = "ModuleNotFoundError: No module named 'jieba'\n"
@@ -327,7 +327,7 @@ def test_how_a_training_command_ended() -> None:
 
 
 def test_what_is_collected_from_training_is_small_unless_weights_are_wanted(tmp_path: Path) -> None:
-    """Gigabytes of checkpoints in a folder that is to be sent."""
+    """Prevents gigabytes of checkpoints in the results folder."""
     plan = Plan(tmp_path / "out", tmp_path / "work", "cpu", "sample", "csl")
     run = plan.work / "pretrain"
     (run / "results").mkdir(parents=True)

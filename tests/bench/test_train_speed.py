@@ -1,4 +1,4 @@
-"""The training benchmark's own arithmetic: what it refuses, and what its figures are figures of."""
+"""The training benchmark: its checks and its arithmetic."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def tiny(vocab_size: int) -> LlamaConfig:
 
 @pytest.mark.parametrize("loss", [10.5002, float("nan")])
 def test_contenders_with_different_results_are_rejected(loss: float) -> None:
-    """Would catch a speed printed for a peer with other weights, data or updates, or for one that diverged."""
+    """Prevents the speed of a peer with other weights, data or updates, or one that diverged."""
     same = turn("a", [11.0, 10.5], [1, 1])
     check_equal_losses([same, turn("b", [11.0, 10.50005], [1, 1])])
     with pytest.raises(UserError, match="losses of step 2 differ"):
@@ -47,7 +47,7 @@ def test_contenders_with_different_results_are_rejected(loss: float) -> None:
 
 
 def test_row_is_median_of_turns_without_warmup_steps() -> None:
-    """Would catch start-up costs in the speed, a mean in place of a median, and a ratio upside down."""
+    """Catch start-up time in the speed, a mean in place of a median, an inverted ratio."""
     turns = [
         turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]),
         turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
@@ -69,7 +69,7 @@ def test_row_is_median_of_turns_without_warmup_steps() -> None:
 
 
 def test_task_is_deterministic(tmp_path: Path) -> None:
-    """Would catch turns of two runs that start from different weights or see different ids."""
+    """Catch turns with different initial weights or ids."""
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -85,7 +85,7 @@ def test_task_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch a typing error or a missing package that is noticed only after minutes of other turns."""
+    """Prevents a typo or missing package that ends the run after minutes."""
     with pytest.raises(UserError, match="--contenders lightgpt: there is no such contender"):
         check_contenders(["lightgpt"])
     monkeypatch.setattr("bench.train_speed.find_spec", lambda name: None)
@@ -97,7 +97,7 @@ def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_the_project_and_transformers_report_the_same_losses(tmp_path: Path) -> None:
-    """Would catch a contender that trains another model, or one whose step no longer fits the code it measures."""
+    """Catch a contender that trains another model or uses an old interface."""
     import torch
 
     config = tiny(211)

@@ -1,4 +1,4 @@
-"""Turns: in whose order, with whose words, and what becomes of one that fails."""
+"""Turns: their order, their arguments and their failures."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ sys.exit(3 * (sys.argv[1] == "bad"))
 def test_contenders_alternate_in_separate_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch A A B B, figures of one contender under another's name, and a failure that is taken for a figure."""
+    """Catch turns in the order A A B B, mixed-up contenders, a failure that counts as a result."""
     (tmp_path / "one_turn.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     found = run_turns("one_turn", [("a", ["a", "1"]), ("b", ["b"])], turns=2, threads=7)

@@ -29,8 +29,8 @@ from chat.terminal import references, session
 from common.errors import UserError, run_main
 from common.files import read_json, write_json, write_manifest
 from evaluate.measure_run import resolve_run
+from model.chat_template.template import Template
 from model.checkpoint import locate, weights
-from model.tokenizer.base import Tokenizer
 from tests.chat.conftest import BAI_REFERENCE, MAYOR_QUESTION, Chat, ChatResult, chat_arguments
 
 
@@ -214,10 +214,10 @@ def test_english_errors_get_chinese_prefix_during_chat(
 ) -> None:
     """Prevents the end of the chat, or English alone, if shared code refuses a question."""
 
-    def refuse(self: Tokenizer, *_: object) -> list[int]:
+    def refuse(self: Template, *_: object) -> list[int]:
         raise UserError("this is refused\nand that")
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
+    monkeypatch.setattr(Template, "encode_prompt", refuse)
     result = chat(MAYOR_QUESTION)
     error = result.err.splitlines()[-1]
     assert split_error(error) == (LINE_FAILED, "this is refused; and that")

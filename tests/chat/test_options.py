@@ -36,5 +36,5 @@ def test_sampling_options_reach_the_sampling() -> None:
 )
 def test_out_of_range_option_is_refused(name: str, value: str) -> None:
     """Prevents a bad value that fails in the middle of an answer."""
-    with pytest.raises(UserError, match=f"--{name}: {value}：应为"):
+    with pytest.raises(UserError, match=f"--{name}: 应为.*，而不是 {value}"):
         options.parse_chat_options([f"--{name}", value])

@@ -1,4 +1,4 @@
-"""What the tests of measures share: a tiny model that was taught answers by heart, commands run in this process, two runs."""
+"""Fixtures: a tiny model with memorized answers, commands in this process, two runs."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Teach = Callable[[Sequence[tuple[list[int], str]], Path], Path]
 
 @pytest.fixture(scope="session")
 def teach(tokenizer: Tokenizer) -> Teach:
-    """Make a checkpoint folder of a model that gives each prompt its answer and stops."""
+    """Train a model that answers each prompt and stops; return its checkpoint folder."""
 
     def _teach(pairs: Sequence[tuple[list[int], str]], folder: Path) -> Path:
         rows = [[*prompt, *tokenizer.encode(answer), tokenizer.eos_id] for prompt, answer in pairs]
@@ -65,7 +65,7 @@ def teach(tokenizer: Tokenizer) -> Teach:
 
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[..., None]:
-    """Run a command's `main` with a command line, from the project's root."""
+    """Run the `main` of a command with arguments, from the root of the project."""
 
     def _run(module: ModuleType, *arguments: object) -> None:
         monkeypatch.chdir(root)

@@ -1,4 +1,4 @@
-"""A kind of records is one file in `data.kinds` and one in `evaluate.kinds`, and nothing else names it."""
+"""A record kind is one file in `data.kinds` and one in `evaluate.kinds`."""
 
 import ast
 import importlib
@@ -22,8 +22,8 @@ from data.shards import ShardSet
 from data.sources import SOURCES
 from data.sources.base import Source
 from data.tokenizer.texts import read_texts
-from evaluate import __main__ as measure_run
-from evaluate import perplexity, repetition
+from evaluate import __main__ as evaluate_command
+from evaluate import measure_run, perplexity, repetition
 from evaluate.kinds import find_evaluation
 from model.tokenizer.base import Tokenizer
 from train import sft
@@ -147,7 +147,7 @@ def test_a_kind_is_two_files(
     run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Prevents a stage that knows the kinds by name: a new kind goes from raw records to a measured run."""
+    """Prevents a stage that knows kinds by name: a new one goes from raw records to a report."""
     # Preparation, with the kind's cleaning and template.
     folder = tmp_path / "set"
     group = SourceGroup("corrections", (str(corpus),))
@@ -211,7 +211,7 @@ def test_a_kind_is_two_files(
     commands: list[list[str]] = []
     monkeypatch.setattr(measure_run, "_run_command", commands.append)
     monkeypatch.setattr(measure_run, "find_test_split", lambda _: ("corrections", [corpus]))
-    run_command(measure_run, "--checkpoint", run)
+    run_command(evaluate_command, "--checkpoint", run)
     assert [command[0] for command in commands] == [
         "evaluate.perplexity",
         "evaluate.repetition",
@@ -233,24 +233,25 @@ def test_a_missing_half_is_reported(corrections: ModuleType, tmp_path: Path) -> 
     with pytest.raises(UserError, match="no kind of records called 'nothing'"):
         find_kind("nothing")
     (tmp_path / "evaluate.kinds" / "corrections.py").unlink()
-    with pytest.raises(UserError, match="no evaluate.kinds.corrections"):
+    with pytest.raises(UserError, match=r"no evaluate\.kinds\.corrections"):
         find_evaluation(find_kind("corrections"))
 
 
 def kind_dispatches(code: str) -> list[str]:
-    """Return the expressions that compare something with the name of a kind, or ask for the class of a record."""
+    """Return expressions that compare with the name of a kind or ask for a record's class."""
     dispatches = []
     for node in ast.walk(ast.parse(code)):
         is_type_check = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
-        if (isinstance(node, ast.Compare) and any(
-            f"'{name}'" in ast.unparse(node) for name in KINDS
-        )) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
+        if (
+            isinstance(node, ast.Compare)
+            and any(f"'{name}'" in ast.unparse(node) for name in KINDS)
+        ) or (is_type_check and any(name in ast.unparse(node) for name in RECORD_CLASSES)):
             dispatches.append(ast.unparse(node))
     return dispatches
 
 
 def test_no_other_module_asks_for_the_kind(root: Path) -> None:
-    """Prevents `if kind == "summaries"` from coming back: a new kind would have to be added there too."""
+    """Prevents `if kind == "summaries"`: a new kind would have to be added there too."""
     assert len(kind_dispatches("x.kind != 'summaries' or isinstance(x, (Document, str))")) == 2
     checked = 0
     for package in ("common", "data", "train", "evaluate", "chat"):

@@ -1,4 +1,4 @@
-"""What the measuring commands share."""
+"""Checkpoints of evaluation commands."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from model.tokenizer.base import Tokenizer
 def test_result_names_the_evaluated_step_not_a_newer_one(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Figures of one step, or answers in another step's template, under the number of the step that training wrote while
-    the weights were read."""
+    """Prevents results of one step under the number of a step that training writes meanwhile."""
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=8,

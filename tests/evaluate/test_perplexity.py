@@ -1,4 +1,4 @@
-"""Loss, accuracy and bits per character are sums over every token, each scored once."""
+"""Loss, accuracy and bits per character are sums over all tokens, scored once."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def model(tokenizer: Tokenizer) -> Llama:
 
 
 def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int) -> LMScore:
-    """The definition, a window at a time."""
+    """Score a stream one window at a time, by definition."""
     nats, correct, count, letters = 0.0, 0, 0, 0
     for start in range(0, len(stream) - 1, window):
         ids = torch.from_numpy(stream[start : start + window + 1])
@@ -55,7 +55,7 @@ def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int)
 def test_windows_cover_every_token_once(
     model: Llama, tokenizer: Tokenizer, length: int, rows: int
 ) -> None:
-    """A mean of batch means, a last window dropped or padded into the score, a result that depends on the batch."""
+    """Prevents means of batch means, a lost or padded last window, a dependence on the batch."""
     stream = np.random.default_rng(0).integers(0, tokenizer.vocab_size, length)
     expected = naive(model, stream, tokenizer.characters_per_id, 64)
     found = score_stream(model, stream, tokenizer.characters_per_id, window=64, rows=rows)
@@ -68,7 +68,7 @@ def test_windows_cover_every_token_once(
 
 
 def test_metrics_match_their_definitions() -> None:
-    """Bits counted in nats, or per token instead of per character."""
+    """Prevents bits in nats, or per token instead of per character."""
     measures = LMScore(
         total_nats=80 * math.log(2), num_tokens=40, num_correct=10, num_characters=64
     ).compute_metrics()
@@ -85,7 +85,7 @@ def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> Path:
 def test_files_and_their_shard_set_score_equally(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
-    """Another measure for raw files than for prepared ones: the same documents must give the same loss."""
+    """Prevents different scores of the same documents as raw files and as a shard set."""
     from common.files import atomic_folder
     from data.sequences import ShardWriter
     from data.shards import SHARD_FORMAT
@@ -143,7 +143,7 @@ def test_files_and_their_shard_set_score_equally(
 def test_user_errors_are_one_line(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    """A traceback for a wrong path."""
+    """Prevents a traceback for a wrong path."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
     done = processes.run_command(
         "evaluate.perplexity",
@@ -157,7 +157,7 @@ def test_user_errors_are_one_line(
 def test_checkpoint_round_trips_weights_and_tied_head(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Weights lost or changed on the way to the disk; a tied head that comes back untied."""
+    """Prevents lost or changed weights on disk, and a tied head that is loaded untied."""
     tied = Llama(
         LlamaConfig(
             vocab_size=tokenizer.vocab_size,
@@ -183,7 +183,7 @@ def test_checkpoint_round_trips_weights_and_tied_head(
 def test_limit_counts_records_in_shard_sets(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
-    """A `--limit` that a prepared set of summaries does not feel; a split without records that says nothing of a cure."""
+    """Prevents a `--limit` without effect on shard sets, and an empty split without advice."""
     from data.prepare.options import PrepareOptions
     from data.prepare.pipeline import prepare_groups
     from data.prepare.source_args import SourceGroup
@@ -225,7 +225,7 @@ def test_records_exceeding_a_row_are_counted(
     run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A figure over half of the conversations, without a word of the other half; other counts for a prepared set."""
+    """Prevents a silent score of a part of the records, and other counts for a shard set."""
     from data.prepare.options import PrepareOptions
     from data.prepare.pipeline import prepare_groups
     from data.prepare.source_args import SourceGroup
@@ -270,9 +270,9 @@ def test_records_exceeding_a_row_are_counted(
             assert (figures["records"], figures["left_out"], figures["cut"]) == counted, text
             assert figures["measured"] == "answers only, rows of 256"
             assert (
-                f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 tokens), {counted[2]} cut"
-                in capsys.readouterr().out
-            )
+                f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 "
+                f"tokens), {counted[2]} cut"
+            ) in capsys.readouterr().out
 
 
 def test_unreadable_documents_are_skipped_with_warning(
@@ -282,7 +282,7 @@ def test_unreadable_documents_are_skipped_with_warning(
     run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A count of bad lines of which nobody learns where the first one is."""
+    """Prevents a count of bad lines without the place of the first."""
     (corpus := tmp_path / "corpus.jsonl").write_text(
         '{"text": "船来了。"}\nno json\n{"text": "他上了船。"}\n{}\n'
     )
@@ -309,7 +309,7 @@ def test_unreadable_record_is_skipped_with_warning(
     run_command: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A figure over fewer records than the file has, without a word."""
+    """Prevents a silent score of fewer records than the file has."""
     folder = save(model, tokenizer, tmp_path / "checkpoint")
     lines = (
         (root / "assets/sample/summary/csl/dev.tsv").read_text(encoding="utf-8").splitlines()[:8]

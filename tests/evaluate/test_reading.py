@@ -1,4 +1,4 @@
-"""Exact answers from the right passage are told apart from answers the model knew without it."""
+"""Passage questions separate reading from memory."""
 
 import gzip
 import itertools
@@ -51,14 +51,14 @@ def test_passage_qa_separates_reading_from_guessing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A control that shows the right passage after all, or turns that are asked without the true turns before them."""
+    """Prevents a control with the right passage, and turns without the true turns before."""
 
     def prompt(passage: str, answers: tuple[str, ...], turn: int) -> list[int]:
         return Template().encode_prompt(
             tokenizer, list(zip(QUESTIONS, answers, strict=True))[:turn], QUESTIONS[turn], passage
         )
 
-    # It answers the first turn from the passage, and the second by heart, whatever the passage says.
+    # The model answers the first turn from the passage and the second from memory.
     others = {
         passage: answers
         for passage, answers in zip(PASSAGES, reversed(PASSAGES.values()), strict=True)
@@ -107,7 +107,7 @@ def test_passage_qa_separates_reading_from_guessing(
 
 
 def test_control_passage_is_never_the_right_one(root: Path) -> None:
-    """Several records about one passage, one after another or far apart."""
+    """Prevents a control with the right passage if several records share one."""
     turns = (Turn("问", "答"), Turn("问", "再答"))
     passages = ["甲", "甲", "乙", "甲", "甲", "丙", "甲"]
     pairs = pair_with_control_passages([Conversation(turns, passage) for passage in passages], "x")
@@ -124,7 +124,7 @@ def test_control_passage_is_never_the_right_one(root: Path) -> None:
 
 
 def test_answer_position_in_passage() -> None:
-    """A third that begins elsewhere than it says; an answer in other words counted as found."""
+    """Prevents wrong bounds of the thirds, and a place for an answer in other words."""
     passage = "一二三四五六七八九"
     expected = {
         "一": 0,
@@ -149,7 +149,7 @@ def test_answer_position_in_passage() -> None:
 
 
 def test_sample_has_answers_at_every_position(root: Path) -> None:
-    """A measure that sees only the beginning of passages: the sample's answers lie evenly, and all of them are found."""
+    """Prevents a sample with answers in one third only, or not in the passage."""
     with gzip.open(
         root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", "rt", encoding="utf-8"
     ) as file:
@@ -170,7 +170,7 @@ def test_sample_has_answers_at_every_position(root: Path) -> None:
 def test_questions_exceeding_context_are_skipped(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A crash on one long passage, or an answer cut short that counts as wrong."""
+    """Prevents a crash on a long passage, and a truncated answer that counts as wrong."""
     folder = teach([(Template().encode_prompt(tokenizer, [], "问"), "答")], tmp_path / "model")
     model, _ = weights.load_checkpoint(folder, torch.device("cpu"))
     asked = [Question((), "问", "答", "长" * 300), Question((), "问", "答", "")]
@@ -195,6 +195,6 @@ def test_questions_exceeding_context_are_skipped(
     ],
 )
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
-    """A traceback, or a share of nothing."""
+    """Prevents a traceback, or a rate of nothing."""
     with pytest.raises(UserError, match=words):
         run_command(reading, *arguments)

@@ -1,4 +1,4 @@
-"""Repetition is what a count by hand finds, and the answers measured are those the checkpoint gives."""
+"""Repetition equals counts by hand, on the answers of the checkpoint."""
 
 import json
 import random
@@ -20,9 +20,10 @@ Run = Callable[..., None]
 
 
 def test_repetition_scores_match_hand_computed_values() -> None:
-    """N-grams across two answers, distinct counts per answer instead of over all, a share of nothing."""
+    """Prevents n-grams across answers, distinct counts per answer, a division by zero."""
     found = measure_repetition(["甲乙丙丁 甲乙丙丁", "甲乙丙丁", "", "甲"])
-    # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁, the last one again; of the second: one, not again.
+    # 4-grams of the first: 甲乙丙丁 乙丙丁甲 丙丁甲乙 丁甲乙丙 甲乙丙丁.
+    # The last one is a repetition. The second has one, which is not.
     assert found.repeated_4grams == pytest.approx(1 / 6)
     assert found.distinct_1 == pytest.approx(4 / 13)
     # Pairs: 甲乙 乙丙 丙丁 丁甲 甲乙 乙丙 丙丁 and 甲乙 乙丙 丙丁.
@@ -49,12 +50,12 @@ def test_repetition_scores_match_hand_computed_values() -> None:
     ids=str,
 )
 def test_loops_are_detected(text: str, expected: bool) -> None:
-    """A list taken for a loop, laughter taken for one, or a loop of long sentences overlooked."""
+    """Prevents lists or short laughter that count as loops, and missed loops of long sentences."""
     assert is_looping(text) is expected
 
 
 def loops_plainly(text: str) -> bool:
-    """The definition, character by character: some stretch of a period of its own is long enough."""
+    """Detect loops character by character, by definition."""
     for period in range(1, len(text) // 4 + 1):
         run = period
         for index in range(period, len(text)):
@@ -65,7 +66,7 @@ def loops_plainly(text: str) -> bool:
 
 
 def test_loops_are_detected_at_any_position() -> None:
-    """A stretch missed at the beginning or the end, or counted one too short."""
+    """Prevents missed loops at either end, and off-by-one lengths."""
     draw, found = random.Random(1), []
     for _ in range(400):
         before, unit, after = (
@@ -81,7 +82,7 @@ def test_loops_are_detected_at_any_position() -> None:
 def test_predictions_file_is_scored(
     run_command: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Figures that are made up where the lines do not say them."""
+    """Prevents invented metrics for fields that the lines lack."""
     file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
     lines = [
         {"prediction": "我知道。" * 5, "stopped": False},
@@ -106,7 +107,7 @@ def test_predictions_file_is_scored(
 def test_checkpoint_is_prompted_with_source_questions(
     run_command: Run, teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Questions without the true turns before them, answers cut wrongly, special ids in the text, figures of nobody."""
+    """Prevents questions without history, special ids in answers, results without a model."""
     talk = [("你好", "你好，我是小驼。"), ("你住在哪里？", "我住在驼铃谷。")]
     prompts = [Template().encode_prompt(tokenizer, talk[:turn], talk[turn][0]) for turn in range(2)]
     write_json(tmp_path / "run" / "run.json", {})
@@ -179,7 +180,7 @@ def test_predictions_file_step_is_common_to_all_lines(
     said: list[dict[str, Any]],
     recorded: dict[str, Any],
 ) -> None:
-    """Figures of nobody knows which weights; a step made up for answers from elsewhere, or for those of two models."""
+    """Prevents a wrong step for answers of another program or of two models."""
     file, out = tmp_path / "answers.jsonl", tmp_path / "out.json"
     file.write_text(
         "\n".join(json.dumps({"prediction": "好", "reference": "好", **each}) for each in said)
@@ -207,6 +208,6 @@ def test_predictions_file_step_is_common_to_all_lines(
     ],
 )
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
-    """A traceback for a wrong path, or a silent zero."""
+    """Prevents a traceback for a wrong path, or a silent zero."""
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
         run_command(repetition, *arguments)

@@ -1,8 +1,9 @@
-"""`python -m evaluate.rouge` scores what a checkpoint, a baseline or a file says, and says what it counted."""
+"""`python -m evaluate.rouge` scores a checkpoint, a baseline or a file."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from evaluate.scores.rouge_metric import compute_rouge
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.decode.batch_generate import generate_batch
+from model.decode.logits_processors import build_logits_processors
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
 
@@ -23,7 +25,7 @@ CSL = "assets/sample/summary/csl/test.tsv"
 
 
 def studies(root: Path, count: int) -> list[tuple[str, str]]:
-    """(title, abstract) of the first lines of the sample's test split."""
+    """Return (title, abstract) of the first lines of the test split of the sample."""
     lines = (root / CSL).read_text(encoding="utf-8").splitlines()[:count]
     return [(title, abstract) for title, abstract in (line.split("\t") for line in lines)]
 
@@ -35,7 +37,7 @@ def taught(
     tokenizer: Tokenizer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A checkpoint that knows the titles of three abstracts, and says 方法 for the fourth."""
+    """Return a checkpoint that knows three titles, and answers 方法 to the fourth abstract."""
     pairs = [
         (summary_prompt(tokenizer, Template(), abstract, max_tokens=192)[0], title)
         for title, abstract in studies(root, 4)
@@ -47,7 +49,7 @@ def taught(
 def test_checkpoint_is_scored_on_full_answers(
     run_command: Run, taught: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Answers paired with the wrong titles, cut, or scored under another name."""
+    """Prevents answers that are truncated or paired with wrong titles."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(
         rouge,
@@ -95,8 +97,10 @@ def test_checkpoint_is_scored_on_full_answers(
     assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
 
 
-def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
-    """Options that are read and forgotten."""
+def test_search_and_penalty_options_take_effect(
+    run_command: Run, taught: Path, tmp_path: Path
+) -> None:
+    """Prevents options without effect."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(
         rouge,
@@ -114,6 +118,10 @@ def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: P
         3,
         "--length_penalty",
         -2,
+        "--repetition_penalty",
+        1.5,
+        "--no_repeat_ngram",
+        1,
         "--max_new_tokens",
         12,
         "--json",
@@ -126,20 +134,26 @@ def test_beam_option_reaches_decoder(run_command: Run, taught: Path, tmp_path: P
     prompts = [
         summary_prompt(tokenizer, Template(), row["input"], max_tokens=256 - 12)[0] for row in rows
     ]
-    expected = generate_batch(model, prompts, max_new_tokens=12, num_beams=3, length_penalty=-2)
-    assert expected != generate_batch(model, prompts, max_new_tokens=12, num_beams=3)
+    options: dict[str, Any] = {
+        "num_beams": 3,
+        "length_penalty": -2,
+        "processors": build_logits_processors(repetition_penalty=1.5, no_repeat_ngram=1),
+    }
+    expected = generate_batch(model, prompts, max_new_tokens=12, **options)
+    for name in options:
+        others = {key: value for key, value in options.items() if key != name}
+        assert expected != generate_batch(model, prompts, max_new_tokens=12, **others), name
     assert [row["prediction"] for row in rows] == [tokenizer.decode(each.ids) for each in expected]
     assert [(row["stopped"], row["tokens"]) for row in rows] == [
         (each.reached_stop_id, len(each.ids)) for each in expected
     ]
-    assert (
-        "3 beams, length penalty -2, at most 12 tokens"
-        in json.loads(out.read_text(encoding="utf-8"))["decoding"]
+    assert json.loads(out.read_text(encoding="utf-8"))["decoding"] == (
+        "3 beams, length penalty -2, repetition penalty 1.5, no repeated 1-grams, at most 12 tokens"
     )
 
 
 def test_long_articles_are_truncated_and_counted(taught: Path) -> None:
-    """A prompt longer than the context, a request lost with the article's end, or nobody told of it."""
+    """Prevents prompts beyond the context, lost requests, and silent truncation."""
     model, tokenizer = weights.load_checkpoint(taught, torch.device("cpu"))
     articles = ["短文。", "很长的文章。" * 400]
     answers = summarize_articles(model, tokenizer, Template(), articles, max_new_tokens=8)
@@ -160,7 +174,7 @@ def test_long_articles_are_truncated_and_counted(taught: Path) -> None:
 def test_lead_in_is_stripped_only_for_models_trained_with_it(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Words guessed out of an answer, or a lead-in scored as part of a title."""
+    """Prevents a lead-in in the score, or its removal from a model trained without."""
     prompt, _ = summary_prompt(tokenizer, Template(), "一篇文章。", max_tokens=200)
     model, _ = weights.load_checkpoint(
         teach([(prompt, "标题：小驼过河")], tmp_path / "model"), torch.device("cpu")
@@ -176,7 +190,7 @@ def test_lead_in_is_stripped_only_for_models_trained_with_it(
 
 @pytest.mark.parametrize("name", ["first20", "first_sentence", "best_sentence"])
 def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, name: str) -> None:
-    """A line to beat that another command would not reproduce; the sample says both are below 0.5."""
+    """Prevents baselines that differ from their definition."""
     out = tmp_path / "out.json"
     run_command(
         rouge,
@@ -203,7 +217,7 @@ def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, n
 
 
 def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> None:
-    """A crash, or a mean over those that said something."""
+    """Prevents a crash on empty answers, and a mean without them."""
     file, out = tmp_path / "p.jsonl", tmp_path / "out.json"
     rows = [
         {"prediction": "", "reference": "小驼过河"},
@@ -227,7 +241,7 @@ def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> No
 def test_bad_line_error_names_the_line(
     run_command: Run, tmp_path: Path, line: str, words: str
 ) -> None:
-    """Lines left out in silence: the score of what is left is another score."""
+    """Prevents lines that are silently left out of the score."""
     file = tmp_path / "p.jsonl"
     file.write_text('{"prediction": "甲", "reference": "乙"}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=f"p.jsonl {words}"):
@@ -250,14 +264,14 @@ def test_bad_line_error_names_the_line(
     ],
 )
 def test_user_errors_are_one_line(run_command: Run, arguments: list[str], words: str) -> None:
-    """A traceback, or figures for something else than was asked."""
+    """Prevents a traceback, or results for other inputs."""
     with pytest.raises(UserError, match=words):
         run_command(rouge, *arguments)
 
 
 @pytest.mark.slow
 def test_rouge_command_end_to_end(tmp_path: Path) -> None:
-    """A mistake that ends in a traceback instead of exit code 2."""
+    """Prevents a traceback in place of exit code 2."""
     (tmp_path / "p.jsonl").write_bytes(b'{"prediction": "\xff", "reference": "a"}\n')
     done = processes.run_command("evaluate.rouge", "--score", str(tmp_path / "p.jsonl"))
     assert (

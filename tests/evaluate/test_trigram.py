@@ -1,4 +1,4 @@
-"""The trigram baseline: every probability against a dictionary implementation of the same formulas."""
+"""The trigram baseline against a dictionary implementation of the same formulas."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ from tests.helpers import processes
 
 
 class Stream:
-    """A split held in memory."""
+    """A split in memory."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self._ids = ids
@@ -37,7 +37,7 @@ class Stream:
 
 
 class BruteForce:
-    """Interpolated Kneser-Ney written down from the paper, one dictionary per order."""
+    """Interpolated Kneser-Ney from the paper, with one dictionary per order."""
 
     def __init__(self, ids: list[int], vocabulary_size: int) -> None:
         self.size = vocabulary_size
@@ -64,7 +64,7 @@ class BruteForce:
 
 
 def skewed(seed: int, length: int, vocabulary_size: int) -> np.ndarray:
-    """Ids of which some are common, some rare and some never occur."""
+    """Return ids of which some are common, some rare and some absent."""
     return (np.random.default_rng(seed).random(length) ** 3 * vocabulary_size * 0.8).astype(
         np.uint16
     )
@@ -76,7 +76,7 @@ def skewed(seed: int, length: int, vocabulary_size: int) -> np.ndarray:
 def test_trigram_probabilities_match_dictionary_implementation(
     seed: int, length: int, size: int
 ) -> None:
-    """Would catch a wrong discount, continuation count, context total or look-up, for seen and unseen contexts."""
+    """Catch a wrong discount, continuation count, context total or look-up."""
     ids = skewed(seed, length, size)
     reference = BruteForce(ids.tolist(), size)
     random = np.random.default_rng(seed + 100).integers(0, size, (200, 3))
@@ -94,7 +94,7 @@ def test_trigram_probabilities_match_dictionary_implementation(
 
 @pytest.mark.parametrize("context", ["seen", "pair never seen", "middle never seen", "one token"])
 def test_the_probabilities_of_all_words_sum_to_one(context: str) -> None:
-    """Would catch mass lost or counted twice between the orders, and a word left without any."""
+    """Catch lost or doubled probability mass, and words without any."""
     size, ids = 40, skewed(5, 600, 40)
     pairs = {"seen": ids[10:12], "one token": [-1, ids[3]], "middle never seen": [1, size - 1]}
     seen = set(zip(ids.tolist(), ids[1:].tolist(), strict=False))
@@ -108,7 +108,7 @@ def test_the_probabilities_of_all_words_sum_to_one(context: str) -> None:
 
 
 def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch trigrams lost at the edge of a read, and counts that differ when the middle tokens are split up."""
+    """Catch trigrams lost between reads, and counts that depend on the partition."""
     size, ids = 50, skewed(6, 3000, 50)
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
     whole, discounts = compute_probabilities(Stream(ids), queries, size)
@@ -124,7 +124,7 @@ def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_trigram_keys_do_not_collide_for_largest_ids() -> None:
-    """Would catch ids of a 65,000 vocabulary that run into each other inside a key."""
+    """Catch ids of a vocabulary of 65,000 that overlap within a key."""
     size = 65_000
     ids = np.tile(np.array([64_999, 0, 64_999, 64_998, 1, 0, 64_999], dtype=np.uint16), 3)
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1).astype(np.int64)
@@ -140,7 +140,8 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
     for split, texts in splits.items():
         # Small shards, so that the stream crosses from one file to the next.
         writer = ShardWriter(folder, split, tokenizer.vocab_size, shard_tokens=5000)
-        # Without bos in the validation split its first token has characters, which the score must leave out.
+        # Without bos in the validation split its first token has characters, which the score must
+        # leave out.
         start = [tokenizer.bos_id] if split == "train" else []
         for ids in tokenizer.encode_batch(texts):
             writer.add(np.array([*start, *ids, tokenizer.eos_id]))
@@ -163,7 +164,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 @pytest.mark.slow
 def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
-    """Would catch a position that is skipped or scored twice, and characters that belong to ids not scored."""
+    """Catch a position that is skipped or scored twice, and characters of unscored ids."""
     train, validation = real.load_split("train"), real.load_split("validation")
     tokenizer = real.load_tokenizer()
     ids = validation.read_stream(0, validation.num_tokens).tolist()[:150]
@@ -189,7 +190,7 @@ def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
 
 @pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
-    """Would catch a loss that is not the token-weighted mean of the same probabilities."""
+    """Catch a loss that is not the mean over tokens."""
     train, validation = real.load_split("train"), real.load_split("validation")
     ids = validation.read_stream(0, validation.num_tokens)
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
@@ -200,7 +201,7 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
 
 
 def test_command_prints_and_writes_results(real: ShardSet, tmp_path: Path) -> None:
-    """Would catch a command that does not run, and a JSON whose figures are not the printed ones."""
+    """Catch a command that fails, and JSON that differs from the output."""
     out = tmp_path / "score.json"
     done = processes.run_command("evaluate.trigram", "--data", str(real.folder), "--json", str(out))
     assert done.returncode == 0, done.stderr
@@ -212,7 +213,7 @@ def test_command_prints_and_writes_results(real: ShardSet, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_too_little_data_gives_one_line_error(shared: Path, tmp_path: Path) -> None:
-    """Would catch a division by zero where a split holds nothing to count or to score."""
+    """Catch a division by zero for an empty split."""
     tokenizer = load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
     with pytest.raises(UserError, match="validation tokens"):
         score_trigram_baseline(write_shards(tmp_path / "a", tokenizer, {"train": ["天气很好"]}))

@@ -1,11 +1,11 @@
-"""Training runs as real processes that start at once, with faults put into them from outside.
+"""Run commands as real processes that start at once, with faults injected from outside.
 
-They are forked by a server that has imported everything (`multiprocessing`'s fork server), which spares each the seconds
-that PyTorch takes to import. The program itself knows nothing of the faults: a fault is a function that replaces parts of
-the modules in the child before `main` is called.
+The processes are forks of a server that has imported PyTorch (`multiprocessing`'s fork server),
+which saves each of them seconds. A fault is a function that replaces parts of modules in the child
+before `main` is called; the program itself has no code for faults.
 
-Forks of one server share its hash seed: a set of words has one order in all of them. What they are compared with is
-therefore made by a process that is started anew, which has a seed of its own, as the processes of a user have.
+Forks of a server share its hash seed, and with it the iteration order of sets of strings. A run
+that others are compared with therefore needs a fresh interpreter, as the processes of a user have.
 """
 
 import contextlib
@@ -23,8 +23,10 @@ from common.errors import run_main
 
 PRELOADED_MODULES = [
     "train.pretrain",
+    "train.pretraining",
     "train.sft",
-    "data.prepare",
+    "train.fine_tuning",
+    "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",
 ]
@@ -34,7 +36,7 @@ Fault = Callable[[], None]
 def create_process(
     target: Callable[..., None], *arguments: Any, fresh_interpreter: bool = False
 ) -> BaseProcess:
-    """A process, not yet started, that calls `target`: a fork of the server, or a Python that is started `fresh_interpreter`."""
+    """Return a process that will call `target`: a fork of the server, or a fresh interpreter."""
     if fresh_interpreter:
         return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     context = multiprocessing.get_context("forkserver")
@@ -43,10 +45,7 @@ def create_process(
 
 
 def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: Path) -> None:
-    """Make this process one with the command line `argv`, of one thread, that prints into the files `stdout_file` and `stderr_file`.
-
-    The machine's rate is not measured. NumPy's own generator is seeded anew: forks would all draw the same from it.
-    """
+    """Set the command line `argv` and the output files of this process, and use one thread."""
     import numpy as np
     import torch
 
@@ -54,15 +53,16 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
+    # Forks share the state of NumPy's global generator.
     np.random.seed()
     torch.set_num_threads(1)
-    # Measured at every start, for the share of it that is shown: seconds, and more where the machine has other work.
+    # The measurement for the MFU takes seconds at every start, and more on a busy machine.
     train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
     sys.argv = list(argv)
 
 
 class ChildProcess:
-    """One run of `python -m MODULE ARGUMENTS`; what it prints goes into the file `log`. For `anew` see `process`."""
+    """A process of `python -m MODULE ARGUMENTS` that prints to the file `log`."""
 
     def __init__(
         self,
@@ -81,22 +81,22 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process is running."""
         return self._process.is_alive()
 
     @property
     def sentinel(self) -> int:
-        """What `select` says is readable once it has ended."""
+        """The handle that `select` reports as readable when the process ends."""
         return self._process.sentinel
 
     def send_signal(self, signal_number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal if the process is running."""
         if self._process.pid is not None and self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 120.0) -> int:
-        """Its exit code; of one killed by signal n, -n. TimeoutError, and it is killed, if it runs longer."""
+        """Return the exit code, -n after signal n. Kills a late process and raises TimeoutError."""
         self._process.join(timeout_seconds)
         if self._process.exitcode is None:
             self._process.kill()
@@ -106,17 +106,17 @@ class ChildProcess:
 
     @property
     def output(self) -> str:
-        """What it has printed."""
+        """The output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def wait_until(self, is_reached: Callable[[], bool], timeout_seconds: float = 60.0) -> bool:
-        """Wait until it is somewhere; False if it ends before. TimeoutError if neither happens."""
+        """Wait for a condition; return False if the process ends first. May raise TimeoutError."""
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
             if not self.is_alive:
                 return False
             if time.monotonic() > deadline:
-                raise TimeoutError(f"never got there:\n{self.output}")
+                raise TimeoutError(f"not reached:\n{self.output}")
             time.sleep(0.0005)
         return True
 
@@ -132,7 +132,7 @@ def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None)
 def running_child(
     module: str, arguments: list[str], log: Path, fault: Fault | None = None
 ) -> Iterator[ChildProcess]:
-    """A `Child` that does not outlive the block."""
+    """Yield a child process, which is killed at the end of the block."""
     child = ChildProcess(module, arguments, log, fault)
     try:
         yield child

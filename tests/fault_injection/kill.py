@@ -1,17 +1,17 @@
-"""Kill -9 anywhere: training runs killed at random moments, many times each, and resumed until they end.
+"""Kill training runs with SIGKILL at random moments, many times each, and resume them to the end.
 
-    python -m tests.fault_injection.kill                 60 kills over runs of pretraining, fine-tuning, an adapter, and one that ends early
+    python -m tests.fault_injection.kill                       60 kills
     python -m tests.fault_injection.kill --kills 500 --seed 7
 
-Each run must end as the run that was never stopped: every checkpoint that is left the same bytes (weights, optimiser,
-state), the same `metrics.jsonl` but for times and speeds, the same samples, the same best checkpoint, nothing left over.
-The model is tiny; the path is the whole one: gradient accumulation, epoch borders, evaluations, rotation, the best
-checkpoint, the end by patience. Writing is slowed (half a file, a pause, the rest), so that many kills hit a checkpoint
-as it is written.
+The kills are spread over pretraining, fine-tuning, an adapter, and a run that stops early. Each run
+must end like a run that was never stopped: the same bytes in all remaining checkpoints (weights,
+optimizer, state), the same `metrics.jsonl` but for speeds, the same samples and best checkpoint,
+and no temporary files. The model is tiny, the code is all of training: gradient accumulation, epoch
+borders, evaluation, rotation, early stopping. Files are written in two halves with a pause between
+them, so that many kills hit a checkpoint while it is written.
 """
 
 import functools
-import json
 import mmap
 import os
 import random
@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from common.errors import UserError, run_main
@@ -37,13 +36,12 @@ from common.run_layout import CHECKPOINTS_DIR, EARLY_STOP_FILE, list_steps, step
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
-from data.sequences import ShardWriter
-from data.shards import SHARD_FORMAT
 from model.checkpoint.weights import save_checkpoint
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
+from tests.helpers.training import TINY_SHAPE, comparable_records, to_arguments, write_text_set
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASES = (
@@ -57,22 +55,9 @@ PHASES = (
     "evaluation",
     "ending",
 )
-# Times and speeds are the only fields of a record that may differ.
-TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
-TINY_MODEL_ARGUMENTS = [
-    "--model.hidden_size",
-    "32",
-    "--model.intermediate_size",
-    "64",
-    "--model.num_hidden_layers",
-    "2",
-    "--model.num_attention_heads",
-    "4",
-    "--device",
-    "cpu",
-]
+TINY_MODEL_ARGUMENTS = to_arguments({"model": TINY_SHAPE, "device": "cpu"})
 MAX_KILLS_PER_RUN = 6
-# Where kills are aimed at, the more dangerous the more often.
+# Where to kill, more often where more can break.
 WEIGHTED_PHASES = (
     "checkpoint",
     "checkpoint",
@@ -89,7 +74,7 @@ WEIGHTED_PHASES = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """A training run: `python -m MODULE ARGUMENTS --run …`."""
+    """A training command without its --run."""
 
     module: str
     arguments: list[str]
@@ -97,7 +82,7 @@ class Scenario:
     def start(
         self, run: Path, fault: Callable[[], None] | None = None, *, fresh_interpreter: bool = False
     ) -> ChildProcess:
-        """Start it, or go on with it. For `fresh_interpreter` see `tests.fault_injection.child.process`."""
+        """Start the run, or resume it."""
         return ChildProcess(
             self.module,
             [*self.arguments, "--run", str(run)],
@@ -108,96 +93,51 @@ class Scenario:
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
-    """40 steps of two micro-batches over a set of about 24 steps an epoch, made in `folder`."""
-    tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
-    rng = np.random.default_rng(0)
-    with atomic_folder(
-        folder / "text", {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
-    ) as partial_folder:
-        (partial_folder / "tokenizer.model").write_bytes(tokenizer.serialized)
-        for split, count in (("train", 60), ("validation", 4)):
-            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size)
-            for length in rng.integers(10, 200, count):
-                writer.add(400 + (rng.integers(50) + 3 * np.arange(length)) % 50)
-            writer.close()
-    interval_arguments = [
-        "--checkpoint.every",
-        "4",
-        "--evaluation.every",
-        "6",
-        "--log_every",
-        "3",
-        "--evaluation.sample_tokens",
-        "2",
-    ]
-    size_arguments = [
-        "--sequence_length",
-        "64",
-        "--batch_tokens",
-        "256",
-        "--micro_batch",
-        "2",
-        "--max_steps",
-        "40",
-    ]
-    return Scenario(
-        "train.pretrain",
-        [
-            "--data",
-            str(folder / "text"),
-            *TINY_MODEL_ARGUMENTS,
-            *size_arguments,
-            *interval_arguments,
-        ],
+    """Return 40 steps of two micro-batches, on text in `folder` of about 24 steps an epoch."""
+    data = write_text_set(
+        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=60, validation=4
     )
+    options = {
+        "data": data,
+        "sequence_length": 64,
+        "batch_tokens": 256,
+        "micro_batch": 2,
+        "max_steps": 40,
+        "checkpoint.every": 4,
+        "evaluation.every": 6,
+        "log_every": 3,
+        "evaluation.sample_tokens": 2,
+    }
+    return Scenario("train.pretrain", [*to_arguments(options), *TINY_MODEL_ARGUMENTS])
 
 
 def sft_scenario(folder: Path) -> Scenario:
-    """Three epochs over a little of the sample's abstracts and titles, the best checkpoint by ROUGE."""
+    """Return three epochs of fine-tuning on part of the sample, with the best step by ROUGE."""
     return _build_sft_scenario(folder, "--base", "none", *TINY_MODEL_ARGUMENTS, "--epochs", "3")
 
 
 def lora_scenario(folder: Path) -> Scenario:
-    """The same with an adapter that has dropout, beside a base of random weights."""
+    """Return the same with an adapter that has dropout, beside a base of random weights."""
     tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
+        tokenizer.vocab_size, num_key_value_heads=4, max_position_embeddings=256, **TINY_SHAPE
     )
     with atomic_folder(folder / "base", {}) as base:
         save_checkpoint(Llama(config).init_weights(0), tokenizer, base)
-    return _build_sft_scenario(
-        folder,
-        "--base",
-        str(folder / "base"),
-        "--device",
-        "cpu",
-        "--epochs",
-        "3",
-        "--adapter",
-        "lora",
-        "--lora.dropout",
-        "0.2",
-    )
+    options = {
+        "base": folder / "base",
+        "device": "cpu",
+        "epochs": 3,
+        "adapter": "lora",
+        "lora.dropout": 0.2,
+    }
+    return _build_sft_scenario(folder, *to_arguments(options))
 
 
 def early_stopping_scenario(folder: Path) -> Scenario:
-    """Fine-tuning that patience ends long before its last epoch: the run then stands for its best checkpoint."""
-    return _build_sft_scenario(
-        folder,
-        "--base",
-        "none",
-        *TINY_MODEL_ARGUMENTS,
-        "--epochs",
-        "30",
-        "--evaluation.patience",
-        "2",
-    )
+    """Return fine-tuning that patience ends long before the last epoch."""
+    options = to_arguments({"base": "none", "epochs": 30, "evaluation.patience": 2})
+    return _build_sft_scenario(folder, *TINY_MODEL_ARGUMENTS, *options)
 
 
 def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
@@ -207,29 +147,18 @@ def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
         prepare_groups(
             [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48)
         )
-    interval_arguments = [
-        "--checkpoint.every",
-        "5",
-        "--evaluation.every",
-        "4",
-        "--log_every",
-        "2",
-        "--evaluation.examples",
-        "2",
-        "--evaluation.max_new_tokens",
-        "2",
-    ]
-    size_arguments = ["--sequence_length", "256", "--batch_tokens", "512", "--micro_batch", "1"]
-    return Scenario(
-        "train.sft",
-        [
-            "--data",
-            str(folder / "csl"),
-            *size_arguments,
-            *interval_arguments,
-            *extra_arguments,
-        ],
-    )
+    options = {
+        "data": folder / "csl",
+        "sequence_length": 256,
+        "batch_tokens": 512,
+        "micro_batch": 1,
+        "checkpoint.every": 5,
+        "evaluation.every": 4,
+        "log_every": 2,
+        "evaluation.examples": 2,
+        "evaluation.max_new_tokens": 2,
+    }
+    return Scenario("train.sft", [*to_arguments(options), *extra_arguments])
 
 
 SCENARIOS = {
@@ -242,7 +171,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class KillPoint:
-    """When to kill: so many seconds after a process has come to a place for the so-manieth time."""
+    """The moment of a kill: a delay after a phase begins for the given time, counted from 1."""
 
     phase: str
     occurrence: int
@@ -251,16 +180,14 @@ class KillPoint:
 
 @dataclass(frozen=True)
 class SlowDiskFault:
-    """The fault: whatever touches the disk takes its time; the place that the process is at stands in a file, and a FIFO
-    tells when it has come to where it is to be killed.
-    """
+    """The fault: slow writes. A mapped file holds the phase, and a FIFO signals the kill point."""
 
     run_folder: Path
     kill_point: KillPoint
     pause_seconds: float = 0.004
 
     def __call__(self) -> None:
-        """Put it into this process."""
+        """Inject the fault into this process."""
         import model.checkpoint.weights
         import train.training_state
         from data.batching.packed_rows import PackedPlan
@@ -311,17 +238,18 @@ class SlowDiskFault:
         fifo: int,
     ) -> Callable[..., Any]:
         @functools.wraps(function)
-        def told(*arguments: Any, **named: Any) -> Any:
-            before, shared_phase[0] = shared_phase[0], PHASES.index(phase)
+        def reporting(*arguments: Any, **named: Any) -> Any:
+            outer_phase = shared_phase[0]
+            shared_phase[0] = PHASES.index(phase)
             phase_counts[phase] += 1
             if (phase, phase_counts[phase]) == (self.kill_point.phase, self.kill_point.occurrence):
                 os.write(fifo, b"!")
             try:
                 return function(*arguments, **named)
             finally:
-                shared_phase[0] = before
+                shared_phase[0] = outer_phase
 
-        return told
+        return reporting
 
     def _slow_down(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*arguments: Any, **named: Any) -> Any:
@@ -345,17 +273,8 @@ class SlowDiskFault:
         return halves
 
 
-def read_comparable_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` without times and speeds."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in TIMING_FIELDS}
-        for line in lines
-    ]
-
-
 def find_differences(run: Path, reference: Path) -> list[str]:
-    """In what a finished run differs from the one that was never stopped; empty if in nothing."""
+    """Return what differs between a finished run and the one that was never stopped."""
     differing = []
     if (run_steps := list_steps(run)) != (reference_steps := list_steps(reference)):
         differing.append(f"checkpoints of steps {run_steps} instead of {reference_steps}")
@@ -372,7 +291,7 @@ def find_differences(run: Path, reference: Path) -> list[str]:
         reference / CHECKPOINTS_DIR / "best"
     ):
         differing.append("the best checkpoint")
-    if read_comparable_metrics(run) != read_comparable_metrics(reference):
+    if comparable_records(run) != comparable_records(reference):
         differing.append("metrics.jsonl")
     if (run / "samples.md").read_bytes() != (reference / "samples.md").read_bytes():
         differing.append("samples.md")
@@ -387,13 +306,13 @@ def find_differences(run: Path, reference: Path) -> list[str]:
 
 
 def read_end_record(run: Path) -> bytes | None:
-    """What a run says of its end by patience, if that is how it ended."""
+    """Return the file of a run that stopped early, else None."""
     return (run / EARLY_STOP_FILE).read_bytes() if (run / EARLY_STOP_FILE).exists() else None
 
 
 @dataclass
 class KillResults:
-    """What was done and found."""
+    """The kills so far, and the problems that they revealed."""
 
     num_runs: int = 0
     kills_by_phase: Counter[str] = field(default_factory=Counter)
@@ -402,12 +321,12 @@ class KillResults:
 
     @property
     def num_kills(self) -> int:
-        """Processes that died of a kill."""
+        """The number of processes that were killed before they ended."""
         return sum(self.kills_by_phase.values())
 
 
 def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, str]:
-    """Start or go on with a run and kill it at `kill_point`: its exit code, and the place where it died."""
+    """Start or resume a run and kill it at `kill_point`; return its exit code and phase."""
     fifo, phase_file = run.with_suffix(".fifo"), run.with_suffix(".place")
     phase_file.write_bytes(b"\0")
     fifo.unlink(missing_ok=True)
@@ -416,7 +335,7 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
     try:
         child = scenario.start(run, SlowDiskFault(run, kill_point))
         ready = select.select([child.sentinel, fifo_descriptor], [], [])[0]
-        # A FIFO that all writers have left is readable too.
+        # A FIFO without writers is readable too.
         while (
             fifo_descriptor in ready
             and child.sentinel not in ready
@@ -431,7 +350,7 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
 
 
 def sample_kill_points(rng: random.Random, num_kills: int) -> list[KillPoint]:
-    """Half of the kills at any time, half where little time is spent and much could break."""
+    """Return random moments: half at any time, half in short phases where much can break."""
     kill_points = []
     for number in range(num_kills):
         phase = "plan" if not number and rng.random() < 0.5 else rng.choice(WEIGHTED_PHASES)
@@ -452,7 +371,7 @@ def kill_and_resume(
     rng: random.Random,
     results: KillResults,
 ) -> None:
-    """Start a run, kill it `max_kills` times unless it ends before, let it end, and compare it with `reference`."""
+    """Kill a run up to `max_kills` times, let it end, and compare it with `reference`."""
     previous_step = 0
     for kill_point in sample_kill_points(rng, max_kills):
         code, phase = kill_at(scenario, run, kill_point)
@@ -484,7 +403,7 @@ def kill_and_resume(
 def run_kills(
     folder: Path, num_kills: int, seed: int, report: Callable[[str], None]
 ) -> KillResults:
-    """`num_kills` kills or a few more, over runs of all kinds in turn, as many of each."""
+    """Run at least `num_kills` kills, divided evenly among the scenarios."""
     rng, results = random.Random(seed), KillResults()
     scenarios = {name: make(folder) for name, make in SCENARIOS.items()}
     references = {name: folder / f"{name} whole" for name in scenarios}
@@ -494,7 +413,7 @@ def run_kills(
             name == "ending early"
         ):
             raise UserError(
-                f"the run that is never stopped failed, or did not end as it should: {child.output}"
+                f"the run that is never stopped failed, or stopped early or late: {child.output}"
             )
     while not results.problems and (
         unfinished := [
@@ -526,7 +445,7 @@ class KillOptions(Options):
 
 
 def main() -> int:
-    """The command; exit code 1 if anything was found."""
+    """Run the command; return 1 if there are problems."""
     options = parse_options(
         KillOptions,
         sys.argv[1:],
@@ -539,7 +458,8 @@ def main() -> int:
             Path(folder), options.kills, options.seed, lambda line: print(line, flush=True)
         )
     print(
-        f"{results.num_kills} kills in {results.num_runs} runs, {time.monotonic() - start_time:.0f} s, {len(results.problems)} faults"
+        f"{results.num_kills} kills in {results.num_runs} runs, "
+        f"{time.monotonic() - start_time:.0f} s, {len(results.problems)} faults"
     )
     print("  of: " + ", ".join(f"{name} {results.kills_by_scenario[name]}" for name in SCENARIOS))
     print("  where: " + ", ".join(f"{place} {results.kills_by_phase[place]}" for place in PHASES))

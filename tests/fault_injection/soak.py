@@ -1,13 +1,13 @@
-"""Long runs: training, the chat and the server for an hour or more, with memory and open files watched.
+"""Run training, chat or the server for an hour or more, and check that memory and files are flat.
 
-    train    a tiny model, a checkpoint every few steps and an evaluation every few more: thousands are made and deleted
-    chat     questions without end to `python -m chat`, whose context fills up and forgets its oldest turns
-    serve    requests without end to `python -m chat.serve`, several at once, some given up half-way
+    train    a tiny model, with thousands of checkpoints and evaluations
+    chat     endless questions to `python -m chat`, whose context overflows again and again
+    serve    endless requests to `python -m chat.serve`, several at once, some of them aborted
 
-A process is flat if its resident memory in the last quarter of the time is at most 10 % and 20 MB above that of the second
-quarter (the first is for warming up), and it has no more files open; both by the medians of the quarters, as a single look
-may see a connection more. What training leaves behind is read back at the end: the checkpoint verifies, metrics.jsonl has
-every step once, and TensorBoard shows as many points.
+Memory is flat if the resident memory of the last quarter of the time is at most 10 % and 20 MB
+above that of the second quarter, after a warm-up. Open files may not increase. Both are medians,
+because a single sample may include a connection more. The files of training are read at the end:
+the checkpoint verifies, and metrics.jsonl and TensorBoard have every step once.
 """
 
 import http.client
@@ -35,48 +35,31 @@ from common.machine import collect_environment
 from common.metrics_file import read_metrics
 from common.options import CliPositionalArg, Options, OutputFile, parse_options
 from common.progress import progress_bar
+from tests.helpers.training import TINY_SHAPE, to_arguments
 
-# Seconds between two looks at a process.
 _SAMPLE_INTERVAL_SECONDS = 5.0
-_TINY_RUN_ARGUMENTS = [
-    "--device",
-    "cpu",
-    "--batch_tokens",
-    "256",
-    "--sequence_length",
-    "64",
-    "--micro_batch",
-    "4",
-    "--model.hidden_size",
-    "32",
-    "--model.intermediate_size",
-    "64",
-    "--model.num_hidden_layers",
-    "2",
-    "--model.num_attention_heads",
-    "2",
-    "--model.max_position_embeddings",
-    "512",
-    "--max_steps",
-    "100000000",
-    "--log_every",
-    "5",
-    "--checkpoint.every",
-    "5",
-    "--evaluation.every",
-    "100",
-    "--evaluation.tokens",
-    "512",
-    "--evaluation.sample_tokens",
-    "8",
-]
+_TINY_RUN_ARGUMENTS = to_arguments(
+    {
+        "device": "cpu",
+        "batch_tokens": 256,
+        "sequence_length": 64,
+        "micro_batch": 4,
+        "model": {**TINY_SHAPE, "max_position_embeddings": 512},
+        "max_steps": 100_000_000,
+        "log_every": 5,
+        "checkpoint.every": 5,
+        "evaluation.every": 100,
+        "evaluation.tokens": 512,
+        "evaluation.sample_tokens": 8,
+    }
+)
 _NUM_CLIENTS = 4
 _QUESTIONS = ("你好！", "人们去哪里看今弦马赛？", "奖品是什么？", "第一名是谁？", "谢谢你。")
 
 
 @dataclass(frozen=True)
 class ProcessSample:
-    """A process at a moment: seconds since its start, resident bytes, open files."""
+    """The state of a process: seconds since the start, resident bytes, open files."""
 
     seconds: float
     resident: int
@@ -84,7 +67,7 @@ class ProcessSample:
 
 
 def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[ProcessSample]:
-    """Look at a process until the time is over. UserError if it ends before."""
+    """Sample a process for a while. Raises UserError if it ends before."""
     import psutil
 
     observer, start, samples = psutil.Process(process.pid), time.monotonic(), []
@@ -92,7 +75,8 @@ def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[P
         while (elapsed := time.monotonic() - start) < seconds:
             if process.poll() is not None:
                 raise UserError(
-                    f"the process ended by itself after {elapsed:.0f} s with exit code {process.returncode}"
+                    f"the process ended by itself after {elapsed:.0f} s with exit code "
+                    f"{process.returncode}"
                 )
             samples.append(ProcessSample(elapsed, observer.memory_info().rss, observer.num_fds()))
             bar.update(round(elapsed) - bar.n)
@@ -101,29 +85,31 @@ def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[P
 
 
 def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
-    """Whether memory and files stayed flat, and the figures in words."""
+    """Return whether memory and files stayed flat, and a line with the figures."""
     quarter = len(samples) // 4
     if quarter < 2:
-        raise UserError(f"--minutes: {len(samples)} looks are too few to tell; give it more time")
+        raise UserError(f"--minutes: {len(samples)} samples are too few; give it more time")
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
     early_resident, late_resident = (
-        statistics.median(look.resident for look in part) for part in (early, late)
+        statistics.median(sample.resident for sample in part) for part in (early, late)
     )
     early_files, late_files = (
-        statistics.median(look.files for look in part) for part in (early, late)
+        statistics.median(sample.files for sample in part) for part in (early, late)
     )
     is_flat = (
         late_resident - early_resident <= max(0.1 * early_resident, 20e6)
         and late_files <= early_files
     )
+    peak = max(sample.resident for sample in samples)
     return is_flat, (
-        f"resident {early_resident / 1e6:.1f} MB in the second quarter, {late_resident / 1e6:.1f} MB in the last, "
-        f"at most {max(look.resident for look in samples) / 1e6:.1f}; open files {early_files:g}, {late_files:g}"
+        f"resident {early_resident / 1e6:.1f} MB in the second quarter, "
+        f"{late_resident / 1e6:.1f} MB in the last, at most {peak / 1e6:.1f}; "
+        f"open files {early_files:g}, {late_files:g}"
     )
 
 
 def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
-    """Train, stop by SIGTERM, read everything back; the looks and what was found, a line each."""
+    """Train, stop with SIGTERM, check the files; return the samples and lines of figures."""
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -153,19 +139,22 @@ def _check_finished_run(run: Path) -> list[str]:
     tensorboard_steps = [event.step for event in accumulator.Scalars("train/loss")]
     if tensorboard_steps != logged_steps:
         raise UserError(
-            f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl {len(logged_steps)}"
+            f"{run}: TensorBoard has {len(tensorboard_steps)} points of the loss, metrics.jsonl "
+            f"{len(logged_steps)}"
         )
     checkpoint_names = sorted(path.name for path in (run / run_layout.CHECKPOINTS_DIR).iterdir())
     return [
-        f"{last_step:,} steps, about {last_step // 5:,} checkpoints made, {len(evaluation_steps):,} evaluations; kept {', '.join(checkpoint_names)}",
-        f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} points of the loss, the same steps",
+        f"{last_step:,} steps, about {last_step // 5:,} checkpoints, {len(evaluation_steps):,} "
+        f"evaluations; remaining checkpoints {', '.join(checkpoint_names)}",
+        f"metrics.jsonl has {len(records):,} records, TensorBoard {len(tensorboard_steps):,} "
+        "points of the loss at the same steps",
     ]
 
 
 def soak_chat(
     checkpoint: Path, folder: Path, seconds: float
 ) -> tuple[list[ProcessSample], list[str]]:
-    """Ask a chat without end through a pipe; the looks and how many questions it took."""
+    """Ask a chat endless questions; return the samples and the number of answers."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat", "--checkpoint", str(checkpoint), "--device", "cpu"],
@@ -182,14 +171,14 @@ def soak_chat(
 
 
 def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> None:
-    """A question, its answer, the next: a pipe filled ahead of the chat would hide how it goes."""
+    """Ask one question after the other's answer: a full pipe would hide a chat that hangs."""
     assert process.stdin and process.stdout
     for question in itertools.cycle(_QUESTIONS):
         try:
             process.stdin.write((question + "\n").encode())
             process.stdin.flush()
         except OSError:
-            return  # the time is over
+            return  # the chat has ended
         if not process.stdout.readline():
             return
         answers.append(1)
@@ -198,7 +187,7 @@ def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> No
 def soak_serve(
     checkpoint: Path, folder: Path, seconds: float
 ) -> tuple[list[ProcessSample], list[str]]:
-    """Ask a server from several threads without end; every fifth answer is left half-way. The looks, and how many."""
+    """Send a server endless requests from several threads; abort every fifth answer."""
     port = _free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -222,17 +211,18 @@ def soak_serve(
                 target=_run_client, args=(port, checkpoint.name, number, outcomes), daemon=True
             ).start()
         samples = _sample_and_stop(process, seconds, folder / "log")
-    if errors := [said for said in outcomes if said not in ("whole", "left")]:
+    if errors := [outcome for outcome in outcomes if outcome not in ("whole", "aborted")]:
         raise UserError(f"the server refused requests: {errors[0]}")
     if not outcomes["whole"]:
         raise UserError("the server answered nothing")
     return samples, [
-        f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} clients at once, {outcomes['left']:,} more left half-way"
+        f"{outcomes['whole']:,} answers to {_NUM_CLIENTS} clients at once, "
+        f"{outcomes['aborted']:,} more aborted"
     ]
 
 
 def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[str]) -> None:
-    """One client. `outcomes` counts the answers read to their end, those left half-way, and what else the server said."""
+    """Send requests; `outcomes` counts whole and aborted answers, and errors of the server."""
     for request_index in itertools.count(first_index):
         question = {"role": "user", "content": _QUESTIONS[request_index % len(_QUESTIONS)]}
         body = json.dumps(
@@ -250,7 +240,7 @@ def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[
                 "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
             )
             response = connection.getresponse()
-            if response.status == 503:  # it is shutting down: the time is over
+            if response.status == 503:  # the server is shutting down
                 return
             if response.status != 200:
                 outcomes[f"{response.status} {response.read()[:200]!r}"] += 1
@@ -258,9 +248,9 @@ def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[
             response.readline()
             if request_index % 5:
                 response.read()
-            outcomes["whole" if request_index % 5 else "left"] += 1
+            outcomes["whole" if request_index % 5 else "aborted"] += 1
         except (OSError, http.client.HTTPException):
-            time.sleep(1)  # it is not up yet, or the time is over
+            time.sleep(1)  # the server is not up yet, or shutting down
         finally:
             connection.close()
 
@@ -277,7 +267,7 @@ def _sample_and_stop(
     log: Path,
     stop_signal: signal.Signals = signal.SIGTERM,
 ) -> list[ProcessSample]:
-    """Watch a process, then end it. UserError with the end of its log if it ended before."""
+    """Sample a process, then end it. Raises UserError with the end of its log if it died."""
     try:
         samples = sample_process(process, seconds)
     except UserError as error:
@@ -301,7 +291,7 @@ class SoakOptions(Options):
 
     what: CliPositionalArg[Literal["train", "chat", "serve"]] = Field(description="command to run")
     minutes: float = Field(60.0, gt=0, description="how long it runs")
-    checkpoint: Path | None = Field(None, description="the run that answers (chat and serve)")
+    checkpoint: Path | None = Field(None, description="run to chat with (chat and serve)")
     json_file: OutputFile | None = Field(
         None, alias="json", description="write every sample to this file"
     )
@@ -310,12 +300,12 @@ class SoakOptions(Options):
         """See `Options.find_conflicts`."""
         lines = super().find_conflicts()
         if self.what != "train" and self.checkpoint is None:
-            lines.append(f"{self.what} needs a model that answers: --checkpoint runs/NAME")
+            lines.append(f"{self.what} needs a model: --checkpoint runs/NAME")
         return lines
 
 
 def main() -> None:
-    """Entry point of `python -m tests.fault_injection.soak`."""
+    """Run the command."""
     options = parse_options(
         SoakOptions, sys.argv[1:], name="tests.fault_injection.soak", description=__doc__ or ""
     )
@@ -331,7 +321,8 @@ def main() -> None:
     print(
         "\n".join(
             [
-                f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: {'flat' if is_flat else 'NOT FLAT'}",
+                f"{options.what}, {samples[-1].seconds / 60:.1f} minutes: "
+                f"{'flat' if is_flat else 'NOT FLAT'}",
                 *lines,
                 memory_summary,
             ]
@@ -343,7 +334,7 @@ def main() -> None:
             {
                 "made": collect_environment(),
                 "what": options.what,
-                "looks": [asdict(look) for look in samples],
+                "looks": [asdict(sample) for sample in samples],
             },
         )
     if not is_flat:

@@ -1,6 +1,7 @@
-"""Small models in GGUF files, read back by `gguf` or run by llama.cpp where it is installed.
+"""Small models in GGUF files, read back by `gguf`, or run by llama.cpp if it is installed.
 
-llama.cpp is there with llama-cpp-python (requirements-llama-cpp.txt), which pip compiles; without it its tests skip.
+llama.cpp comes with llama-cpp-python (requirements-llama-cpp.txt), which pip compiles; without it
+its tests are skipped.
 """
 
 from pathlib import Path
@@ -15,8 +16,9 @@ from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
 JINJA_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}人类：{{ message.content }}"
-    "{{ '\\n\\n' }}助手：{% else %}{{ message.content }}{{ eos_token }}{{ '\\n\\n' }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+    "人类：{{ message.content }}{{ '\\n\\n' }}助手：{% else %}{{ message.content }}{{ eos_token }}"
+    "{{ '\\n\\n' }}{% endif %}{% endfor %}"
 )
 LINEAR_ROPE_SCALING = {"rope_type": "linear", "factor": 4.0}
 LLAMA3_ROPE_SCALING = {
@@ -29,7 +31,7 @@ LLAMA3_ROPE_SCALING = {
 
 
 def random_llama(tokenizer: Tokenizer, seed: int = 0, **config_overrides: Any) -> Llama:
-    """A small model whose weights are large enough that its choices are clear, with norms that are not one."""
+    """Return a small model with weights large enough for clear choices, and norms other than 1."""
     config: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -56,35 +58,33 @@ def export_to_file(
     dtype: Any = "f32",
     chat_template: str | None = JINJA_CHAT_TEMPLATE,
 ) -> Path:
-    """The model's file in a folder."""
+    """Write a model into a GGUF file in a folder and return the file."""
     file = folder / f"model-{dtype}.gguf"
     write_gguf(model, tokenizer, chat_template, file, dtype=dtype, name="测试")
     return file
 
 
 def read_gguf_tensors(file: Path) -> dict[str, Any]:
-    """The tensors of a file as `gguf` reads them."""
+    """Return the tensors of a file as `gguf` reads them."""
     import gguf
 
     return {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
 
 
 def read_gguf_metadata(file: Path) -> dict[str, Any]:
-    """The metadata of a file as `gguf` reads it."""
+    """Return the metadata of a file as `gguf` reads it."""
     import gguf
 
     return {key: field.contents() for key, field in gguf.GGUFReader(file).fields.items()}
 
 
 def load_in_llama_cpp(file: Path, **options: Any) -> Any:
-    """A file in llama.cpp."""
+    """Load a file in llama.cpp, or skip the test if it is not installed."""
     llama_cpp = pytest.importorskip(
         "llama_cpp", reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)"
     )
-    f32_cache = {
-        "type_k": llama_cpp.GGML_TYPE_F32,
-        "type_v": llama_cpp.GGML_TYPE_F32,
-    }  # its cache is f16 by default
+    # The KV cache is f16 by default.
+    f32_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     return llama_cpp.Llama(
         str(file), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, **f32_cache, **options
     )
@@ -94,7 +94,7 @@ PROMPTS = ["从前，", "问：今天 天气怎么样？\n\n答：", "The quick 
 
 
 def llama_cpp_greedy(llama_cpp_model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
-    """llama.cpp's likeliest ids behind a prompt, `<eos>` left out."""
+    """Return llama.cpp's greedy ids after a prompt, without the eos."""
     llama_cpp_model.reset()
     ids: list[int] = []
     for index in llama_cpp_model.generate(prompt, temp=0.0, repeat_penalty=1.0):

@@ -1,4 +1,4 @@
-"""Folders of models as others make them: tokenizers trained here with the tokenizers library, saved by transformers."""
+"""Hugging Face model folders, saved by transformers, with tokenizers trained for the test."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,30 +8,51 @@ from typing import Any
 import torch
 
 from model.tokenizer import hf_json, load_tokenizer
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 
-LLAMA3_TEMPLATE = """{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + \
-message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content \
-= bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}\
-{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
-CHATML_TEMPLATE = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
-You are a helpful assistant<|im_end|>
-' }}{% endif %}{{'<|im_start|>' + message['role'] + '
-' + message['content'] + '<|im_end|>' + '
-'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
-' }}{% endif %}"""
-NO_SYSTEM_TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] \
-+ ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}\
-{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
-LLAMA2_TEMPLATE = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = \
-messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}\
-{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
-{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
-{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + \
-message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}\
-{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}\
-{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"""
-ZEPHYR_TEMPLATE = """{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}{{ message['content'] + eos_token }}{{ '\n' }}\
-{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+LLAMA3_TEMPLATE = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n"
+    "'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NO_SYSTEM_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + ' ' + eos_token }}{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}"
+    "{% endfor %}"
+)
+LLAMA2_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}"
+    "{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
+    "{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate "
+    "user/assistant/user/assistant/...') }}"
+    "{% endif %}{% if loop.index0 == 0 and system_message != false %}"
+    "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + "
+    "message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+ZEPHYR_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' }}"
+    "{{ message['content'] + eos_token }}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|assistant|>\n' }}{% endif %}"
+)
 CHAT_TEMPLATES = {
     "llama3": LLAMA3_TEMPLATE,
     "chatml": CHATML_TEMPLATE,
@@ -46,7 +67,10 @@ SPECIAL_TOKENS = [
     "<|im_start|>",
     "<|im_end|>",
 ]
-LLAMA3_SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_byte_level_bpe(
@@ -56,14 +80,17 @@ def train_byte_level_bpe(
     vocab_size: int = 700,
     ignore_merges: bool = True,
 ) -> Any:
-    """A byte-level BPE trained on texts, which are cut by regular expressions; by default as Llama 3 does it."""
+    """Train a byte-level BPE on texts split by regular expressions (default: Llama 3's)."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            *(pre_tokenizers.Split(tokenizers.Regex(cut), "isolated") for cut in split_patterns),
+            *(
+                pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+                for pattern in split_patterns
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -85,7 +112,7 @@ def train_sentencepiece_bpe(
     split_on_spaces: bool = False,
     vocab_size: int = 1500,
 ) -> Any:
-    """A BPE with byte fallback trained on lines of texts, which writes spaces as Llama 2 does; `split_on_spaces` at them beforehand."""
+    """Train a BPE with byte fallback on lines of text, with spaces as Llama 2 writes them."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -95,32 +122,35 @@ def train_sentencepiece_bpe(
     if split_on_spaces:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
     else:
-        first = [normalizers.Prepend("▁")] if add_prefix_space else []
-        tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "▁")])
-    ends = [decoders.Strip(" ", 1, 0)] if add_prefix_space else []
+        prepend = [normalizers.Prepend("▁")] if add_prefix_space else []
+        tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if add_prefix_space else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *ends]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    specials = ["<unk>", "<s>", "</s>"]
+    special_tokens = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
+        special_tokens=[*special_tokens, *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
         limit_alphabet=vocab_size // 3,
         max_token_length=6,
     )
     tokenizer.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
-    # Byte pieces are no tokens that are looked for in text.
+    # Byte pieces must not be matched in text.
     definition = json.loads(tokenizer.to_str())
     definition["added_tokens"] = [
-        each for each in definition["added_tokens"] if each["content"] in specials
+        token for token in definition["added_tokens"] if token["content"] in special_tokens
     ]
     return tokenizers.Tokenizer.from_str(json.dumps(definition))
 
 
 def train_llama2_tokenizer(texts: Iterable[str], **flags: Any) -> Any:
-    """transformers' tokenizer of Llama 2, trained on texts; `flags` are those of its own, without any it is as version 4
-    wrote it into `tokenizer.json`: the normalizer puts a space before every text."""
+    """Train transformers' tokenizer of Llama 2 on texts, with its `flags`.
+
+    Without flags it is as version 4 wrote it into `tokenizer.json`: the normalizer puts a space
+    before every text.
+    """
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
     backend = train_sentencepiece_bpe(texts, add_prefix_space=True)
@@ -141,10 +171,12 @@ def train_llama2_tokenizer(texts: Iterable[str], **flags: Any) -> Any:
 
 
 def legacy_llama2_tokenizer(root: Path) -> Any:
-    """A BPE as transformers makes it of Llama 2's SentencePiece model: a space before every text, byte fallback."""
+    """Return a BPE as transformers 4 converted Llama 2's SentencePiece model, with prefix space."""
     import tokenizers
 
-    definition = hf_json.build_tokenizer_json(load_tokenizer(root / "assets/tokenizer"))
+    tokenizer = load_tokenizer(root / "assets/tokenizer")
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    definition = hf_json.build_tokenizer_json(tokenizer)
     definition["normalizer"] = {
         "type": "Sequence",
         "normalizers": [{"type": "Prepend", "prepend": "▁"}, definition["normalizer"]],
@@ -163,7 +195,7 @@ def save_hf_checkpoint(
     max_shard_size: str = "5GB",
     **config_overrides: Any,
 ) -> Any:
-    """A folder as transformers writes it; returns the random model in it."""
+    """Write a folder with transformers and return the random model in it."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
@@ -181,7 +213,7 @@ def save_hf_checkpoint_with_tokenizer(
     max_shard_size: str = "5GB",
     **config_overrides: Any,
 ) -> Any:
-    """`save` with a tokenizer of transformers."""
+    """`save_hf_checkpoint` with a tokenizer of transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer.chat_template = chat_template
@@ -204,6 +236,6 @@ def save_hf_checkpoint_with_tokenizer(
 
 
 def update_json(folder: Path, file_name: str = "config.json", **values: Any) -> None:
-    """Say something else in a JSON file of a folder."""
+    """Change values in a JSON file of a folder."""
     file = folder / file_name
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

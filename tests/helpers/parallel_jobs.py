@@ -1,7 +1,7 @@
-"""What test_parallel.py has several processes do: `python -m tests.helpers.parallel_jobs COUNT FILE`, a JSON list of jobs.
+"""Jobs for several processes: `python -m tests.helpers.parallel_jobs COUNT FILE`.
 
-This process becomes torchrun, and its processes are forks of it: one that starts anew imports for longer than all jobs take
-together. A job is [name, argument…].
+FILE is a JSON list of jobs, each `[name, argument, …]`. This process becomes torchrun, and the
+training processes are forks of it: new interpreters would import for longer than all jobs take.
 """
 
 import json
@@ -24,34 +24,35 @@ from train.options import PretrainOptions, SftOptions
 from train.trainer import Trainer
 
 
-def run_training(kind: str, *arguments: str) -> None:
-    """A run, from a command line."""
-    # To measure the machine takes longer than these runs.
+def run_training(command: str, *arguments: str) -> None:
+    """Train as `python -m train.COMMAND ARGUMENTS` does."""
     with (
         mock.patch("sys.argv", ["", *arguments]),
+        # The measurement takes longer than these runs.
         mock.patch("train.throughput.matmul_flops", return_value=1e9),
     ):
-        if kind == "pretrain":
+        if command == "pretrain":
             pretraining.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
         else:
             fine_tuning.fine_tune(parse_train_options(SftOptions, "sft", ""))
 
 
-def train_until_signal(signal_number: int, step: int, *command_arguments: str) -> None:
-    """A run in which a signal comes to the last process, and to no other, in the middle of a step."""
+def train_until_signal(signal_number: int, step: int, *arguments: str) -> None:
+    """Pretrain, and send a signal to the last rank alone in the middle of a step."""
     compute_gradients = Trainer.compute_gradients
 
-    def gradients(self: Trainer, *arguments: Any) -> Any:
-        if self.state.step == step and distributed.rank() == distributed.world_size() - 1:
+    def compute_gradients_with_signal(trainer: Trainer, *arguments: Any) -> Any:
+        is_last_rank = distributed.rank() == distributed.world_size() - 1
+        if is_last_rank and trainer.state.step == step:
             os.kill(os.getpid(), signal_number)
-        return compute_gradients(self, *arguments)
+        return compute_gradients(trainer, *arguments)
 
-    with mock.patch.object(Trainer, "compute_gradients", gradients):
-        run_training("pretrain", *command_arguments)
+    with mock.patch.object(Trainer, "compute_gradients", compute_gradients_with_signal):
+        run_training("pretrain", *arguments)
 
 
 def print_refusal(*arguments: str) -> None:
-    """Fine-tuning that every process must refuse before it waits for another; the line is printed once."""
+    """Fine-tune with options that every rank must refuse before it waits for another."""
     try:
         run_training("sft", *arguments)
     except UserError as error:
@@ -59,17 +60,17 @@ def print_refusal(*arguments: str) -> None:
 
 
 def truncate_run(source: str, target: str, step: int) -> None:
-    """A run as it was when it had a checkpoint of `step` and no later one."""
+    """Copy a run as it was when the checkpoint of `step` was the newest."""
     if distributed.is_main_process():
         shutil.copytree(source, target, symlinks=True)
-        for later in list_steps(Path(target)):
-            if later > step:
-                shutil.rmtree(step_folder(Path(target), later))
+        for later_step in list_steps(Path(target)):
+            if later_step > step:
+                shutil.rmtree(step_folder(Path(target), later_step))
     distributed.barrier()
 
 
 def check_sharded_muon() -> None:
-    """A matrix in parts must be moved as a whole one is, to the bit; more rows than columns, fewer, and not divisible."""
+    """Compare ShardedMuon with torch's Muon bit for bit: tall, wide and uneven matrices."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -77,75 +78,57 @@ def check_sharded_muon() -> None:
     generator = torch.Generator().manual_seed(0)
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
     for shape in ((6, 4), (4, 7), (5, 5)):
-        full_parameter = nn.Parameter(torch.randn(shape, generator=generator))
-        sharded_parameter = nn.Parameter(
-            distribute_tensor(full_parameter.detach().clone(), mesh, [Shard(0)])
-        )
-        full_optimizer, sharded_optimizer = (
-            torch.optim.Muon([full_parameter], **options),
-            distributed.ShardedMuon([sharded_parameter], **options),
-        )
+        full = nn.Parameter(torch.randn(shape, generator=generator))
+        sharded = nn.Parameter(distribute_tensor(full.detach().clone(), mesh, [Shard(0)]))
+        full_optimizer = torch.optim.Muon([full], **options)
+        sharded_optimizer = distributed.ShardedMuon([sharded], **options)
         for _ in range(3):
-            full_parameter.grad = torch.randn(shape, generator=generator)
-            sharded_parameter.grad = distribute_tensor(
-                full_parameter.grad.clone(), mesh, [Shard(0)]
-            )
+            full.grad = torch.randn(shape, generator=generator)
+            sharded.grad = distribute_tensor(full.grad.clone(), mesh, [Shard(0)])
             full_optimizer.step()
             sharded_optimizer.step()
-        assert torch.equal(distributed.full_tensor(sharded_parameter.detach()), full_parameter), (
-            shape
-        )
-        momentum = sharded_optimizer.state[sharded_parameter]["momentum_buffer"]
-        assert (
-            momentum.to_local().untyped_storage().nbytes()
-            < full_parameter.untyped_storage().nbytes()
-        )
-        assert torch.equal(
-            distributed.full_tensor(momentum),
-            full_optimizer.state[full_parameter]["momentum_buffer"],
-        )
+        assert torch.equal(distributed.full_tensor(sharded.detach()), full), shape
+        momentum = sharded_optimizer.state[sharded]["momentum_buffer"]
+        full_momentum = full_optimizer.state[full]["momentum_buffer"]
+        assert torch.equal(distributed.full_tensor(momentum), full_momentum)
+        local_bytes = momentum.to_local().untyped_storage().nbytes()
+        assert local_bytes < full.untyped_storage().nbytes()
+
+
+JOBS = {
+    "train": run_training,
+    "refuse": print_refusal,
+    "truncate": truncate_run,
+    "muon": check_sharded_muon,
+    "signal": train_until_signal,
+}
 
 
 def launch_torchrun(num_processes: str, jobs_file: str) -> None:
-    """torchrun with `num_processes` processes that do the jobs of the file."""
+    """Become torchrun with `num_processes` processes that do the jobs of the file."""
     from torch.distributed import run
 
-    run.main(
-        [
-            "--standalone",
-            "--nproc-per-node",
-            num_processes,
-            "--start-method",
-            "fork",
-            "--run-path",
-            __file__,
-            jobs_file,
-        ]
-    )
+    options = ["--standalone", "--nproc-per-node", num_processes, "--start-method", "fork"]
+    run.main([*options, "--run-path", __file__, jobs_file])
 
 
 def run_jobs(jobs_file: str) -> None:
-    """Do the jobs of the file, one after another, as one of torchrun's processes."""
+    """Do the jobs of the file one after another, as one of torchrun's processes."""
     with distributed.distributed_session():
         for name, *arguments in json.loads(Path(jobs_file).read_text()):
-            {
-                "train": run_training,
-                "refused": print_refusal,
-                "cut": truncate_run,
-                "muon": check_sharded_muon,
-                "signalled": train_until_signal,
-            }[name](*arguments)
+            JOBS[name](*arguments)
 
 
 def main() -> None:
-    """torchrun itself, or one of its processes, which are told the file alone."""
-    (run_jobs if len(sys.argv) == 2 else launch_torchrun)(*sys.argv[1:])
+    """Launch torchrun, or be one of its processes, which get the file alone."""
+    arguments = sys.argv[1:]
+    (run_jobs if len(arguments) == 1 else launch_torchrun)(*arguments)
 
 
 if __name__ == "__main__":
     try:
         run_main(main)
     except Exception:
-        # As a Python of its own would end; torchrun keeps what a fork raises to itself.
+        # torchrun would swallow what a forked process raises.
         traceback.print_exc()
         sys.exit(1)

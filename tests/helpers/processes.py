@@ -1,8 +1,7 @@
-"""Commands as real processes that start at once: forks of a server that has imported PyTorch, as in tests/fault_injection/child.py.
+"""Commands as real processes with an output file, an error file and an exit code.
 
-A Python that is started anew imports for seconds. That commands start so is seen in test_readme.py and in
-reliability/test_bad_options.py; here it is a process with a file for what it prints and one for its errors, and it ends by
-its exit code or by a signal.
+The processes are forks of a server that has imported PyTorch, see tests/fault_injection/child.py.
+Commands in fresh interpreters are tested by test_readme.py and reliability/test_bad_options.py.
 """
 
 import os
@@ -22,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class PauseAfterStep:
-    """The fault: training goes no further than this step until a signal asks it to stop, so that it cannot end before."""
+    """The fault: training pauses after this step until a signal requests a stop."""
 
     step: int
 
     def __call__(self) -> None:
-        """Put it into this process."""
+        """Inject the fault into this process."""
         from train.trainer import Trainer
 
         original_step = Trainer.train_step
@@ -42,7 +41,7 @@ class PauseAfterStep:
 
 
 class CommandProcess:
-    """`python -m MODULE WORDS…` in the project's root, under way; for `fault` and `anew` see tests/fault_injection/child.py."""
+    """A running `python -m MODULE ARGUMENTS` in the root of the project."""
 
     def __init__(
         self,
@@ -66,25 +65,25 @@ class CommandProcess:
     def send_signal_when(
         self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0
     ) -> None:
-        """Send it a signal as soon as it is somewhere; it must have a `fault` that keeps it from ending before.
+        """Send a signal as soon as a condition holds; a fault must keep the process from ending.
 
-        TimeoutError, and it is killed, if it does not come there.
+        Kills the process and raises TimeoutError if the condition does not hold in time.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
             if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
                 raise TimeoutError(
-                    f"not there after {timeout_seconds} s, or ended before: {self.wait().stderr}"
+                    f"not reached in {timeout_seconds} s, or ended before: {self.wait().stderr}"
                 )
             time.sleep(0.002)
         assert self._process.pid is not None
         os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
-        """Wait for its end: its exit code (of one killed by signal n, -n), what it printed and its errors.
+        """Wait for the end; return exit code (-n after signal n), output and errors.
 
-        TimeoutError, and it is killed, if it runs longer.
+        Kills the process and raises TimeoutError if it is late.
         """
         self._process.join(timeout_seconds)
         if self._process.exitcode is None:
@@ -101,7 +100,7 @@ class CommandProcess:
 def run_command(
     module: str, *arguments: str, fresh_interpreter: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m MODULE WORDS…` from its start to its end."""
+    """Run `python -m MODULE ARGUMENTS` to its end."""
     return CommandProcess(module, *arguments, fresh_interpreter=fresh_interpreter).wait()
 
 
@@ -116,6 +115,6 @@ def _run_module(
     set_up_command_process([module, *arguments], stdout_file, stderr_file)
     if fault is not None:
         fault()
-    # What the server has imported is run once more, as the program.
+    # The server has imported the module already, of which runpy would warn.
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

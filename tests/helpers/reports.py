@@ -1,4 +1,4 @@
-"""What the tests of the report share: runs without their training, and a reader of its pages."""
+"""Helpers of the tests of the report: runs without training, and a parser of its pages."""
 
 import base64
 import re
@@ -38,7 +38,7 @@ VALIDATION_METRICS = {
 
 
 class ReportParser(HTMLParser):
-    """Tags in order, every table as rows of cell texts, images; fails on tags that do not close as they opened."""
+    """Tags, tables as rows of cell texts, and images; fails on unbalanced tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ReportParser(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def find_row(self, name: str, *headers: str) -> list[str]:
-        """The cells of the only row of that name, in the tables that are headed so, or in all."""
+        """Return the cells of the only row of this name, in tables with these headers or in all."""
         (cells,) = [
             row[1:]
             for table in self.tables
@@ -89,7 +89,7 @@ class ReportParser(HTMLParser):
         return cells
 
     def svgs_by_alt(self) -> dict[str, ET.Element]:
-        """What the pictures inside the page show → the picture."""
+        """Return the pictures of the page by their alternative text."""
         return {
             image["alt"]: ET.fromstring(base64.b64decode(image["src"].partition(",")[2]))
             for image in self.images
@@ -102,7 +102,7 @@ def write_run(
     validation: dict[int, dict[str, Any]] | None = None,
     **options: Any,
 ) -> Path:
-    """A run as training writes one, without the training."""
+    """Write a run directory as training does, without training."""
     run_options = PretrainOptions.model_validate(
         {"run": folder, "max_steps": 100, "seed": 7, **options}
     )
@@ -129,11 +129,11 @@ def render_report(*folders: Path) -> ReportParser:
 
 
 def line_vertices(svg: ET.Element, run_index: int) -> np.ndarray:
-    """The corners of a run's line in the picture's units, float64[n, 2]."""
+    """Return the vertices of the line of a run in the units of the picture, float64[n, 2]."""
     (group,) = [
         group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == f"run-{run_index}"
     ]
-    # The first path is the line; the next is the legend-less marker's shape.
+    # The first path is the line; the next is the shape of its marker.
     line = next(group.iter(f"{SVG_NAMESPACE}path"))
     return np.array(
         [[float(x), float(y)] for x, y in re.findall(r"[ML] (\S+) (\S+)", line.get("d") or "")]

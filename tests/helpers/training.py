@@ -1,18 +1,21 @@
-"""Small training runs for tests: a trainer in this process, and options as command line arguments."""
+"""Small training runs for tests: descriptions, trainers, and command lines of options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from common.files import write_json, write_manifest
+from common.files import atomic_folder, write_json, write_manifest
 from common.metrics_file import read_metrics
 from common.run_layout import step_folder
-from data.shards import ShardSet
+from data.sequences import ShardWriter
+from data.shards import SHARD_FORMAT, ShardSet
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.tokenizer.base import Tokenizer
 from train.initial_checkpoint import NO_BASE, InitialCheckpoint
 from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
@@ -132,3 +135,29 @@ def write_fake_run(run: Path, step: int, steps: int | None = None, **fingerprint
     write_manifest(folder, {"step": step, "steps": steps})
     write_json(run / "run.json", {"shards": [], "fingerprints": fingerprints})
     return folder
+
+
+def write_text_set(folder: Path, tokenizer: Tokenizer, **counts: int) -> Path:
+    """Write a shard set of generated text with so many documents in each split (train=…).
+
+    The ids of a document follow each other by a rule, so that there is something to learn.
+    """
+    rng = np.random.default_rng(0)
+    manifest = {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
+    with atomic_folder(folder, manifest) as partial_folder:
+        tokenizer.save(partial_folder)
+        for split, count in counts.items():
+            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size)
+            for length in rng.integers(10, 200, count):
+                writer.add(400 + (rng.integers(50) + 3 * np.arange(length)) % 50)
+            writer.close()
+    return folder
+
+
+def tensorboard_losses(run: Path) -> dict[int, float]:
+    """Return the training loss of each step that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}

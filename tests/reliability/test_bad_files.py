@@ -1,4 +1,4 @@
-"""Bad files: noise, whatever bytes, halves of files and paths that are no files cost what they hit, and never in silence."""
+"""Bad files: noise, truncation and wrong paths cost the records they hit, and are reported."""
 
 import gzip
 import io
@@ -49,7 +49,7 @@ def _spoil(data: bytes, at: int, how: str, with_: bytes) -> bytes:
 def test_noise_in_line_file_affects_only_hit_records(
     write: Callable[..., Path], shape: str, draw: st.DataObject, how: str, noise: bytes
 ) -> None:
-    """A silent loss: a record that noise did not touch is not there, and nothing says so."""
+    """Prevents silent loss of records that the noise did not touch."""
     name, make = RECORD_WRITERS[shape]
     pieces = [make(number) for number in range(5)]
     data = b"".join(pieces)
@@ -79,6 +79,7 @@ def test_noise_in_line_file_affects_only_hit_records(
 def test_noise_in_json_array_is_always_reported(
     write: Callable[..., Path], name: str, draw: st.DataObject, how: str, noise: bytes
 ) -> None:
+    """Prevents silent loss of records in a damaged JSON array."""
     rows = [to_json_bytes(ROW_BUILDERS[name](number)) for number in range(5)]
     data = join_rows(name, rows)
     at = draw.draw(st.integers(1, len(data) - 1), label="at")
@@ -128,7 +129,7 @@ def test_noise_in_json_array_is_always_reported(
 def test_arbitrary_bytes_do_not_crash_a_source(
     write: Callable[..., Path], name: str, data: bytes
 ) -> None:
-    """An exception for bytes nobody thought of. An archive or half a parquet file is one line that refuses the file."""
+    """Prevents an exception for unexpected bytes; archives and half parquet files are refused."""
     path = write(data)
     try:
         good, bad = read_good_and_bad(name, path)
@@ -148,6 +149,7 @@ def test_arbitrary_bytes_do_not_crash_a_source(
 def test_truncated_gzip_keeps_prefix_and_reports_rest(
     write: Callable[..., Path], shape: str
 ) -> None:
+    """Prevents the loss of the records before the cut, and silence about the rest."""
     name, make = RECORD_WRITERS[shape]
     packed = gzip.compress(b"".join(make(number) for number in range(400)), mtime=0)
     good, bad = read_good_and_bad(name, write(packed[: len(packed) // 2]))
@@ -174,7 +176,7 @@ def parquet(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_parquet_binary_column_is_read_as_text(parquet: Callable[..., Path]) -> None:
-    """`b'\\xe4…'` in place of Chinese, from the many writers that do not mark text as text; and bytes that are none."""
+    """Prevents `b'\\xe4…'` in place of Chinese from writers that do not mark text as text."""
     import pyarrow
 
     path = parquet(
@@ -185,7 +187,7 @@ def test_parquet_binary_column_is_read_as_text(parquet: Callable[..., Path]) -> 
 
 
 def test_unrepresentable_value_rejects_only_its_row(parquet: Callable[..., Path]) -> None:
-    """A traceback from the middle of a file: text that is no UTF-8, a date in the year 148,000."""
+    """Prevents a traceback for text that is not UTF-8, or a date in the year 148,000."""
     import pyarrow
 
     text = pyarrow.Array.from_buffers(
@@ -205,6 +207,7 @@ def test_unrepresentable_value_rejects_only_its_row(parquet: Callable[..., Path]
 def test_noise_in_parquet_reads_or_raises_user_error(
     tmp_path_factory: pytest.TempPathFactory, at: int, noise: bytes
 ) -> None:
+    """Prevents tracebacks for damaged parquet files."""
     import pyarrow
     import pyarrow.parquet
 
@@ -229,7 +232,7 @@ def test_noise_in_parquet_reads_or_raises_user_error(
 
 
 def test_folders_pipes_and_dangling_links_are_not_read_as_files(tmp_path: Path) -> None:
-    """A folder with a file's name, read as one; a pipe, whose beginning is gone when it is read the second time."""
+    """Prevents reading a folder as a file, and a pipe whose beginning is gone."""
     (tmp_path / "corpus.jsonl").mkdir()
     (tmp_path / "corpus.jsonl" / "inner.jsonl").write_bytes(to_json_bytes(ROW_BUILDERS["jsonl"](0)))
     assert [path.name for path in expand_inputs([str(tmp_path / "corpus.jsonl")])] == [

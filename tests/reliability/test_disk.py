@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or gone: one clear line, exit code 2, and what was whole before is still there."""
+"""A full, read-only or vanished disk: one line, exit code 2, and nothing whole is lost."""
 
 import importlib
 import itertools
@@ -24,13 +24,13 @@ from tests.reliability.conftest import Ext4, Mount
 from train.metrics_log import MetricsLog
 
 
-def the_line(said: str) -> str:
-    """The one line that an invocation ends with."""
-    lines = said.rstrip("\n").split("\n")
+def the_line(output: str) -> str:
+    """Return the only error line of a command, which must be its last line."""
+    lines = output.rstrip("\n").split("\n")
     assert (
-        "Traceback" not in said
+        "Traceback" not in output
         and [line for line in lines if line.startswith("error: ")] == lines[-1:]
-    ), said
+    ), output
     return lines[-1]
 
 
@@ -38,7 +38,7 @@ def the_line(said: str) -> str:
 def test_training_survives_full_disk(
     pretrain: Scenario, whole: Path, disk: Mount, tmp_path: Path
 ) -> None:
-    """A page of traceback; half a checkpoint that keeps the disk full; the last good checkpoint lost with it."""
+    """Prevents a traceback, half a checkpoint that fills the disk, and a lost last checkpoint."""
     # Two checkpoints find room on it, three do not.
     run = disk(f"size={int(2.6 * size(step_folder(whole, list_steps(whole)[-1])))}") / "run"
     arguments = [*pretrain.arguments, "--run", str(run)]
@@ -47,7 +47,7 @@ def test_training_survives_full_disk(
     line = the_line(child.output)
     assert (
         "the disk is full: make room" in line
-        and f"goes on from the last whole checkpoint in {run}" in line
+        and f"resumes from the last whole checkpoint in {run}" in line
     )
     assert list_steps(run) and all(
         check_manifest(step_folder(run, step)) is None for step in list_steps(run)
@@ -66,7 +66,7 @@ def size(folder: Path) -> int:
 def test_metrics_log_on_full_disk_gives_one_error(
     disk: Mount, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """TensorBoard's thread printing a traceback of its own; a record lost in silence; a last line that spoils the file."""
+    """Prevents tracebacks of TensorBoard's thread, lost records and a broken last line."""
     run = disk("size=256k")
     log = MetricsLog(run, 0)
     (run / "other").write_bytes(bytes(shutil.disk_usage(run).free - (16 << 10)))
@@ -83,7 +83,7 @@ def test_metrics_log_on_full_disk_gives_one_error(
 
 @dataclass(frozen=True)
 class Vanish:
-    """The fault: in the fifth step somebody deletes the run."""
+    """Fault: the run is deleted in the fifth step."""
 
     run: Path
 
@@ -102,7 +102,7 @@ class Vanish:
 
 @pytest.mark.slow
 def test_deleted_run_directory_is_not_recreated(pretrain: Scenario, tmp_path: Path) -> None:
-    """A folder with a checkpoint and nothing else, which no command can use."""
+    """Prevents a folder with one checkpoint that no command can use."""
     run = tmp_path / "run"
     with running_child(
         pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log", Vanish(run)
@@ -113,8 +113,10 @@ def test_deleted_run_directory_is_not_recreated(pretrain: Scenario, tmp_path: Pa
 
 @dataclass(frozen=True)
 class TurnReadOnly:
-    """The fault: after so many steps, or so many checkpoints that are not whole yet, the kernel finds an error on the disk
-    and lets nobody write to it any more."""
+    """Fault: after `count` calls the kernel reports a disk error and remounts it read-only.
+
+    `what` is "step" or, while a checkpoint is being written, "checkpoint".
+    """
 
     what: str
     count: int
@@ -146,8 +148,7 @@ class TurnReadOnly:
 def test_disk_turning_read_only_during_training(
     what: str, count: int, file: str, pretrain: Scenario, whole: Path, ext4: Ext4, tmp_path: Path
 ) -> None:
-    """A traceback of TensorBoard's; training that nobody can save; a last checkpoint that was said to be on the disk and is
-    not there when the disk comes back."""
+    """Prevents a traceback, training that cannot be saved, and an unsynced checkpoint."""
     run = ext4.folder / "run"
     arguments, fault = (
         [*pretrain.arguments, "--run", str(run)],
@@ -157,7 +158,7 @@ def test_disk_turning_read_only_during_training(
         assert child.wait() == 2, child.output
     line = the_line(child.output)
     assert file in line and "is on a disk that is read-only: make it writable" in line
-    assert f"goes on from the last whole checkpoint in {run}" in line
+    assert f"resumes from the last whole checkpoint in {run}" in line
     ext4.mount_again()
     assert check_manifest(step_folder(run, 12)) is None and max(list_steps(run)) == 12
     with running_child(pretrain.module, arguments, tmp_path / "again.log") as child:
@@ -167,7 +168,7 @@ def test_disk_turning_read_only_during_training(
 
 @pytest.mark.slow
 def test_read_only_disk_gives_clear_error(pretrain: Scenario, disk: Mount, tmp_path: Path) -> None:
-    """A traceback for a disk that was mounted the other way."""
+    """Prevents a traceback for a disk mounted read-only."""
     run = disk("ro") / "run"
     with running_child(
         pretrain.module, [*pretrain.arguments, "--run", str(run)], tmp_path / "log"
@@ -178,7 +179,7 @@ def test_read_only_disk_gives_clear_error(pretrain: Scenario, disk: Mount, tmp_p
 
 @pytest.mark.slow
 def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
-    """Half a shard set; a temporary folder that fills the disk for good; work that cannot be gone on with."""
+    """Prevents half a shard set, temporary folders left behind, and work that cannot resume."""
     folder = disk("size=260k")
     arguments = [
         "--source",
@@ -194,7 +195,7 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
         "--workers",
         "1",
     ]
-    with running_child("data.prepare", arguments, tmp_path / "log") as child:
+    with running_child("data.prepare.__main__", arguments, tmp_path / "log") as child:
         assert child.wait() == 2, child.output
     assert "the disk is full: make room" in the_line(child.output) and str(folder) in the_line(
         child.output
@@ -202,7 +203,7 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
     assert not (folder / "csl").exists()
     assert not [path for path in folder.rglob("*") if path.suffix == ".tmp"]
     disk("size=64m")
-    with running_child("data.prepare", arguments, tmp_path / "again.log") as child:
+    with running_child("data.prepare.__main__", arguments, tmp_path / "again.log") as child:
         assert child.wait() == 0, child.output
     assert ShardSet.open(folder / "csl", checksums=True).manifest["report"]["records"] == 300
     assert [path.name for path in folder.iterdir()] == ["csl"]
@@ -226,39 +227,39 @@ def test_model_export_on_full_disk(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A traceback of a library; half a model under a name that a script takes for whole; a line about an unknown file."""
+    """Prevents a traceback, half a model that looks whole, and an error about a temporary file."""
     folder = disk("size=64m")
-    words = shlex.split(command.format(model=model, out=folder / "out"))
-    monkeypatch.setattr(sys, "argv", words)
+    arguments = shlex.split(command.format(model=model, out=folder / "out"))
+    monkeypatch.setattr(sys, "argv", arguments)
     for kilobytes in (*sizes, 0):
-        room = folder / "room"
-        room.write_bytes(bytes(shutil.disk_usage(folder).free - (kilobytes << 10)))
-        with pytest.raises(SystemExit) as left:
-            run_main(importlib.import_module(words[0]).main)
-        said = capfd.readouterr().err
-        assert left.value.code == 2 and said.count("\n") == 1, said
+        filler = folder / "room"
+        filler.write_bytes(bytes(shutil.disk_usage(folder).free - (kilobytes << 10)))
+        with pytest.raises(SystemExit) as exit_info:
+            run_main(importlib.import_module(arguments[0]).main)
+        error_output = capfd.readouterr().err
+        assert exit_info.value.code == 2 and error_output.count("\n") == 1, error_output
         assert (
             re.fullmatch(
                 rf"{folder}/out[^:]*: the disk is full: make room, then run the same command again",
-                the_line(said).removeprefix("error: "),
+                the_line(error_output).removeprefix("error: "),
             )
-            and ".tmp" not in said
-        ), said
+            and ".tmp" not in error_output
+        ), error_output
         assert [path.name for path in folder.iterdir()] == ["room"]
-        room.unlink()
-    with pytest.raises(SystemExit) as left:
-        run_main(importlib.import_module(words[0]).main)
-    assert left.value.code == 0
+        filler.unlink()
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(importlib.import_module(arguments[0]).main)
+    assert exit_info.value.code == 0
 
 
 def test_gguf_and_modelfile_are_written_together(
     model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole file beside none of Ollama's, where the disk was full just behind it."""
+    """Prevents a GGUF file without its Modelfile on a full disk."""
     from model import export
 
     folder = disk("size=64m")
-    words = [
+    arguments = [
         "export",
         "--checkpoint",
         str(model),
@@ -267,7 +268,7 @@ def test_gguf_and_modelfile_are_written_together(
         "--out",
         str(folder / "a.gguf"),
     ]
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", arguments)
     export.main()
     before, (gguf, modelfile) = (
         shutil.disk_usage(folder).used,
@@ -283,21 +284,21 @@ def test_gguf_and_modelfile_are_written_together(
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("path", "message"),
     [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")],
 )
 def test_unwritable_output_gives_one_line_error(
-    path: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A traceback after an hour of evaluation because of where `--json` points."""
+    """Prevents a traceback because of where `--json` points."""
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         run_main(lambda: write_json(tmp_path / path, {}))
-    assert left.value.code == 2 and words in the_line(capsys.readouterr().err)
+    assert exit_info.value.code == 2 and message in the_line(capsys.readouterr().err)
 
 
 def test_internal_error_keeps_traceback() -> None:
-    """Every error taken for the disk's."""
+    """Prevents internal errors from being reported as disk errors."""
     for error in (
         ValueError("x"),
         FileNotFoundError(2, "x"),

@@ -1,4 +1,4 @@
-"""Hostile archives: nothing is written outside the folder, and no bomb is unpacked."""
+"""Hostile archives: nothing is written outside the folder, no bomb is unpacked."""
 
 import stat
 import struct
@@ -49,7 +49,7 @@ def _kind(name: str, mode: int) -> zipfile.ZipInfo:
     ],
 )
 def test_archive_paths_cannot_escape_folder(tmp_path: Path, name: str) -> None:
-    """Path traversal, by every spelling of it; names that are none; a manifest that vouches for the attacker's files."""
+    """Prevents path traversal in every spelling, and a manifest planted by an archive."""
     inside = tmp_path / "deep" / "inside"
     inside.mkdir(parents=True)
     path = packed(inside / "a.zip", ("good", b"1"), (name, b"2"))
@@ -62,6 +62,7 @@ def test_archive_paths_cannot_escape_folder(tmp_path: Path, name: str) -> None:
     "mode", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK]
 )
 def test_links_and_devices_are_not_unpacked(tmp_path: Path, mode: int) -> None:
+    """Prevents writing through a link, and device files."""
     path = packed(
         tmp_path / "a.zip", (_kind("link", mode | 0o777), b"/etc/passwd"), ("link/x", b"1")
     )
@@ -73,7 +74,7 @@ def test_links_and_devices_are_not_unpacked(tmp_path: Path, mode: int) -> None:
 def test_archive_bombs_are_refused_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gigabyte of zeros in a megabyte; a million empty files; a size that the directory of the archive lies about."""
+    """Prevents huge contents, many files and false sizes in the directory."""
     monkeypatch.setattr(archive, "RATIO_FREE_BYTES", 1 << 20)
     path = packed(tmp_path / "a.zip", ("zeros", bytes(32 << 20)), how=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match=r"more than the \d+ allowed for its size: not unpacked"):
@@ -101,6 +102,7 @@ def test_archive_bombs_are_refused_before_writing(
 def test_corrupted_archive_gives_one_line_error_or_loads(
     tmp_path_factory: pytest.TempPathFactory, at: int, noise: bytes, how: int
 ) -> None:
+    """Prevents tracebacks and half-unpacked folders for damaged archives."""
     folder = tmp_path_factory.mktemp("zip")
     data = bytearray(
         packed(

@@ -1,6 +1,6 @@
-"""Hostile sizes: no file takes memory by its word alone, be it a header, a shape, an array or a line of a packed file.
+"""Hostile sizes: no header, shape, array or packed line makes a reader allocate memory.
 
-Most tests run under a limit on the memory of this process (`little_memory`): what a header asks for fails there.
+Most tests run under a memory limit (`little_memory`), where an allocation by a header fails.
 """
 
 import gzip
@@ -53,7 +53,7 @@ CPU = torch.device("cpu")
 def test_oversized_config_is_refused_before_allocation(
     model: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    """config.json alone asking for terabytes, or for a million layers, each of nothing."""
+    """Prevents a config.json from allocating terabytes or building a million layers."""
     monkeypatch.setattr(weights, "Llama", lambda *_: pytest.fail("it was built"))
     write_json(model / "config.json", {**read_json(model / "config.json"), **change})
     with pytest.raises(
@@ -101,6 +101,7 @@ def _safetensors(header: object, *, length: int | None = None, body: bytes = b""
 def test_safetensors_header_sizes_are_checked(
     model: Path, little_memory: None, data: bytes
 ) -> None:
+    """Prevents headers that claim sizes beyond their file from allocating memory."""
     network = Llama(LlamaConfig.from_hf(read_json(model / "config.json")))
     for name in ("model.safetensors", training.OPTIMIZER_FILE):
         (model / name).write_bytes(data)
@@ -121,7 +122,7 @@ def test_safetensors_header_sizes_are_checked(
 def test_tied_model_without_embedding_gives_one_line_error(
     model: Path, tokenizer: Tokenizer
 ) -> None:
-    """A KeyError for the tensor that both ends share."""
+    """Prevents a KeyError for the missing shared tensor."""
     from safetensors.torch import load_file, save_file
 
     state = load_file(model / "model.safetensors")
@@ -160,26 +161,26 @@ def _npy(header: str, body: bytes = b"") -> bytes:
 def test_mismatched_shard_array_gives_one_line_error(
     shard_set: Path, little_memory: None, data: bytes
 ) -> None:
-    """Object arrays, shapes beyond the file, sequences of 2⁶⁰ ids, numbers of another kind, a folder of them vouched for."""
+    """Prevents object arrays, shapes beyond the file and sequences of 2⁶⁰ ids."""
     for name in ("train-00000.tokens.npy", "train-00000.offsets.npy"):
-        whole = (shard_set / name).read_bytes()
+        original = (shard_set / name).read_bytes()
         (shard_set / name).write_bytes(data)
-        facts = {
+        metadata = {
             key: value
             for key, value in read_json(shard_set / "manifest.json").items()
             if key not in ("files", "seal")
         }
-        write_manifest(shard_set, facts)
+        write_manifest(shard_set, metadata)
         with pytest.raises(UserError, match=r"npy(:| cannot be read| does not hold)"):
             ShardSet.open(shard_set, checksums=True).load_split("train").lengths()
-        (shard_set / name).write_bytes(whole)
+        (shard_set / name).write_bytes(original)
 
 
 @pytest.mark.parametrize(
     "name", ["config.json", "template.json", "tokenizer.model", "manifest.json"]
 )
 def test_metadata_files_have_a_size_limit(model: Path, little_memory: None, name: str) -> None:
-    """A file of facts of 100 GB (sparse: it takes no disk), or one that never ends."""
+    """Prevents reading a JSON file of 100 GB (sparse), or one that never ends."""
     path = model / name
     with path.open("wb") as file:
         file.truncate(100 << 30)
@@ -198,6 +199,7 @@ def test_metadata_files_have_a_size_limit(model: Path, little_memory: None, name
 
 
 def test_deeply_nested_or_huge_json_gives_one_line_error(tmp_path: Path) -> None:
+    """Prevents a RecursionError or a ValueError of the JSON parser."""
     for text in (
         "[" * 100_000,
         "1" * 10_000,
@@ -213,7 +215,7 @@ def test_deeply_nested_or_huge_json_gives_one_line_error(tmp_path: Path) -> None
 
 
 def test_yaml_alias_bomb_is_refused(tmp_path: Path, little_memory: None) -> None:
-    """The billion laughs: nine lines of YAML that stand for gigabytes."""
+    """Prevents the billion laughs: nine lines of YAML that expand to gigabytes."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
@@ -224,7 +226,7 @@ def test_yaml_alias_bomb_is_refused(tmp_path: Path, little_memory: None) -> None
 def test_gzip_bomb_is_streamed_in_constant_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred kilobytes that unpack to one line of a hundred megabytes: a bad record, and the next one is read."""
+    """Prevents a small file that unpacks to a huge line from filling the memory."""
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
     with gzip.open(tmp_path / "a.jsonl", "wb", compresslevel=1) as file:
         for _ in range(100):
@@ -233,12 +235,12 @@ def test_gzip_bomb_is_streamed_in_constant_memory(
     assert (tmp_path / "a.jsonl").stat().st_size < 1 << 20
     for source in ("jsonl", "naturalconv"):
         tracemalloc.start()
-        found = list(SOURCES[source].iter_records(tmp_path / "a.jsonl"))
+        records = list(SOURCES[source].iter_records(tmp_path / "a.jsonl"))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert (
-            isinstance(found[0], BadRecord)
-            and "longer than 1 MB" in found[0].reason
-            and len(found) == 2
+            isinstance(records[0], BadRecord)
+            and "longer than 1 MB" in records[0].reason
+            and len(records) == 2
         )
         assert peak < 16 << 20

@@ -1,4 +1,4 @@
-"""Hostile tokenizers: any bytes in place of a SentencePiece model, any values in an imported one, are one line, or one."""
+"""Hostile tokenizers: any bytes or values load, or give one line."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import parse_imported_tokenizer
 from tests.helpers import hf_checkpoints
-from tests.reliability.test_hostile_facts import REMOVED, VALUES, _places
+from tests.reliability.test_hostile_metadata import REMOVED, VALUES, _places
 
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -26,6 +26,7 @@ QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_sc
 def test_corrupted_tokenizer_gives_one_line_error_or_loads(
     tmp_path: Path, tokenizer: Tokenizer, at: int, noise: bytes
 ) -> None:
+    """Prevents a crash for random changes to a SentencePiece model."""
     data = bytearray(tokenizer.serialized)
     # Half of the noise in the last kilobytes, where the settings are, the rest anywhere.
     at = at % len(data) if at % 2 else len(data) - 1 - at % 2000
@@ -42,19 +43,20 @@ def test_corrupted_tokenizer_gives_one_line_error_or_loads(
 @given(data=st.binary(max_size=300))
 @QUICK
 def test_random_bytes_are_rejected_as_tokenizer(tmp_path: Path, data: bytes) -> None:
+    """Prevents an error that does not name the folder."""
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         load_tokenizer(tmp_path)
 
 
 def test_huge_piece_is_handled_quickly(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Every cut of every piece is looked at: ten million cuts of ten megabytes each."""
+    """Prevents quadratic work: every split of a piece of millions of characters."""
     from sentencepiece import sentencepiece_model_pb2
 
-    held = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    held.ParseFromString(tokenizer.serialized)
-    held.pieces[-1].piece = "长" * 3_000_000
-    (tmp_path / "tokenizer.model").write_bytes(held.SerializeToString())
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString(tokenizer.serialized)
+    model.pieces[-1].piece = "长" * 3_000_000
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match="holds a piece of 3000000 characters"):
         load_tokenizer(tmp_path)
 
@@ -62,25 +64,25 @@ def test_huge_piece_is_handled_quickly(tmp_path: Path, tokenizer: Tokenizer) -> 
 TEXTS = ["从前有座山，山上有座庙。", "hello world 123 'tis", "庙里有个和尚 讲故事"] * 5
 
 
-def facts(kind: str, **changes: Any) -> dict[str, Any]:
-    """What a small `tokenizer_imported.json` of a kind says."""
-    made = (
+def imported_fields(kind: str, **changes: Any) -> dict[str, Any]:
+    """Return the fields of a small `tokenizer_imported.json`."""
+    backend = (
         hf_checkpoints.train_byte_level_bpe(TEXTS, vocab_size=320)
         if kind == "byte_level"
         else hf_checkpoints.train_sentencepiece_bpe(TEXTS, add_prefix_space=True, vocab_size=400)
     )
     ids = {"bos_id": 1, "eos_id": 2, "unk_id": 0}
-    return {"definition": json.loads(made.to_str()), "config": {}, **ids, **changes}
+    return {"definition": json.loads(backend.to_str()), "config": {}, **ids, **changes}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
 def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind: str) -> None:
-    """A KeyError from the export, of a file that the tokenizers library fills up as it reads it."""
-    whole, made = facts(kind), 0
-    for place in _places(whole["definition"]):
+    """Prevents a KeyError from the GGUF export for fields that the library fills in."""
+    original, num_loaded = imported_fields(kind), 0
+    for place in _places(original["definition"]):
         for new in VALUES:
-            value = copy.deepcopy(whole)
+            value = copy.deepcopy(original)
             *before, last = ("definition", *place)
             node: Any = value
             for key in before:
@@ -92,14 +94,14 @@ def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind:
                 tokenizer = parse_imported_tokenizer(json.dumps(value).encode(), Path("x.json"))
                 assert len(tokenizer.characters_per_id) == tokenizer.vocab_size
                 build_vocabulary(tokenizer, tokenizer.vocab_size + 3)
-                made += 1
+                num_loaded += 1
             except UserError as error:
                 assert "\n" not in str(error), (place, new)
-    assert made > 50
+    assert num_loaded > 50
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model": {"continuing_subword_prefix": "##"}}, "BPE with a continuing_subword_prefix"),
         ({"model": {"dropout": 0.5}}, "BPE dropout is set"),
@@ -126,16 +128,18 @@ def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind:
     ],
 )
 def test_library_crashes_and_overflows_give_one_line_error(
-    changes: dict[str, Any], said: str
+    changes: dict[str, Any], message: str
 ) -> None:
-    """A prefix that the library cuts off in the middle of a character; more characters than a table of them can hold."""
-    definition = facts("byte_level")["definition"]
+    """Prevents aborts inside the library, ambiguous ids and overflowing tables."""
+    definition = imported_fields("byte_level")["definition"]
     changed = {
         key: {**(definition[key] or {}), **value} if isinstance(value, dict) else value
         for key, value in changes.items()
     }
-    with pytest.raises(UserError, match=rf"^x\.json:? .*{said}"):
+    with pytest.raises(UserError, match=rf"^x\.json:? .*{message}"):
         parse_imported_tokenizer(
-            json.dumps(facts("byte_level", definition={**definition, **changed})).encode(),
+            json.dumps(
+                imported_fields("byte_level", definition={**definition, **changed})
+            ).encode(),
             Path("x.json"),
         )

@@ -1,4 +1,4 @@
-"""Hostile files run no code: nothing is ever unpickled. One test reads the source, the others try every reader."""
+"""Hostile files run no code: nothing is unpickled, by reading the source and by trying."""
 
 import ast
 import io
@@ -28,7 +28,7 @@ from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
 from train import training_state as training
 
-ROOMS = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
+PACKAGES = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
 CPU = torch.device("cpu")
 FORBIDDEN_IMPORTS = {
     "pickle",
@@ -65,8 +65,8 @@ def _dotted(node: ast.expr) -> str:
 
 
 def forbidden(source: str) -> list[str]:
-    """What of a module's text could run what a file says."""
-    found = []
+    """Return the imports and calls of a module that could run code in a file."""
+    problems = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = (
@@ -74,34 +74,41 @@ def forbidden(source: str) -> list[str]:
                 if isinstance(node, ast.ImportFrom)
                 else [alias.name for alias in node.names]
             )
-            found += [f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_IMPORTS]
+            problems += [
+                f"import {name}" for name in names if name.split(".")[0] in FORBIDDEN_IMPORTS
+            ]
         if isinstance(node, ast.Call):
-            name, words = _dotted(node.func), {word.arg: word.value for word in node.keywords}
-            if name in FORBIDDEN_CALLS or getattr(words.get("trust_remote_code"), "value", False):
-                found.append(name)
-            if name in ("np.load", "np.save", "numpy.load") and getattr(
-                words.get("allow_pickle"), "value", True
+            name, keywords = (
+                _dotted(node.func),
+                {keyword.arg: keyword.value for keyword in node.keywords},
+            )
+            if name in FORBIDDEN_CALLS or getattr(
+                keywords.get("trust_remote_code"), "value", False
             ):
-                found.append(f"{name} without allow_pickle=False")
+                problems.append(name)
+            if name in ("np.load", "np.save", "numpy.load") and getattr(
+                keywords.get("allow_pickle"), "value", True
+            ):
+                problems.append(f"{name} without allow_pickle=False")
             if (
                 name == "yaml.load"
                 and "Loader" not in "".join(_dotted(each) for each in node.args[1:])
                 and not (len(node.args) > 1 and isinstance(node.args[1], ast.IfExp))
             ):
-                found.append("yaml.load without a safe loader")
-            if name.startswith("subprocess.") and getattr(words.get("shell"), "value", False):
-                found.append(f"{name} through a shell")
-    return found
+                problems.append("yaml.load without a safe loader")
+            if name.startswith("subprocess.") and getattr(keywords.get("shell"), "value", False):
+                problems.append(f"{name} through a shell")
+    return problems
 
 
 def test_source_code_has_no_unsafe_deserialization(root: Path) -> None:
-    """A torch.load, a pickle, an np.load that unpickles, a YAML that makes objects, an eval: in any room, ever."""
-    modules = [path for room in ROOMS for path in (root / room).rglob("*.py")]
+    """Prevents torch.load, pickle, unsafe np.load or YAML, and eval anywhere in the product."""
+    modules = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
     assert len(modules) > 100
     assert {
-        str(path): found
+        str(path): problems
         for path in modules
-        if (found := forbidden(path.read_text(encoding="utf-8")))
+        if (problems := forbidden(path.read_text(encoding="utf-8")))
     } == {}
     for text in (
         "import pickle",
@@ -118,7 +125,7 @@ def test_source_code_has_no_unsafe_deserialization(root: Path) -> None:
 
 
 class _Trap:
-    """Unpickled, it leaves a file."""
+    """Touch a file when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -137,7 +144,7 @@ Reader = tuple[Path, Callable[[], object]]
 
 
 def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
-    """The files of an adapter on a model, and of the model as it comes from elsewhere, with what reads them."""
+    """Return the files of an adapter and of an exported model, with their readers."""
     adapter, theirs = tmp_path / "adapter", tmp_path / "theirs"
     adapted, _ = weights.load_checkpoint(model, CPU)
     attach_adapter(adapted, Adapter(LoraOptions(), model, locate.weights_sha256(model)), seed=0)
@@ -162,7 +169,7 @@ def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
 def test_malicious_pickle_files_never_execute(
     tmp_path: Path, model: Path, shard_set: Path, root: Path
 ) -> None:
-    """Every reader is given a pickle, a torch file, an object array and a YAML with a constructor under its file's name."""
+    """Prevents every reader from running code in a pickle, torch file, object array or YAML."""
     mark = tmp_path / "ran"
     trap = _Trap(mark)
     saved = io.BytesIO()
@@ -214,7 +221,7 @@ def test_malicious_pickle_files_never_execute(
     ]
     (tmp_path / "run").mkdir()
     for path, reader in readers:
-        whole = path.read_bytes() if path.exists() else None
+        original = path.read_bytes() if path.exists() else None
         for data in traps:
             path.write_bytes(data)
             try:
@@ -222,20 +229,20 @@ def test_malicious_pickle_files_never_execute(
             except UserError as error:
                 assert "\n" not in str(error).replace("\nmodel", "")
             assert not mark.exists(), path
-        path.unlink() if whole is None else path.write_bytes(whole)
+        path.unlink() if original is None else path.write_bytes(original)
 
 
 def test_parquet_with_pickled_type_never_executes(tmp_path: Path) -> None:
-    """pyarrow before 14.0.1 unpickled an extension type's description (CVE-2023-47248)."""
+    """Prevents pyarrow's unpickling of extension types (CVE-2023-47248, before 14.0.1)."""
     import pyarrow
     import pyarrow.parquet
 
     mark = tmp_path / "ran"
-    described = {
+    metadata = {
         "ARROW:extension:name": "arrow.py_extension_type",
         "ARROW:extension:metadata": pickle.dumps(_Trap(mark)),
     }
-    field = pyarrow.field("text", pyarrow.string(), metadata=described)
+    field = pyarrow.field("text", pyarrow.string(), metadata=metadata)
     pyarrow.parquet.write_table(
         pyarrow.table([pyarrow.array(["甲"])], pyarrow.schema([field])), tmp_path / "a.parquet"
     )

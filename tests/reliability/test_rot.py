@@ -1,4 +1,4 @@
-"""One flipped byte, or a file cut short, is noticed and named: over every file of a checkpoint, a set and a run."""
+"""One flipped byte or a truncated file is detected and named, in every file."""
 
 import random
 from collections.abc import Iterator
@@ -21,23 +21,25 @@ from train.run_dir import RUN_FILE, RunDir
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:
-    """Flip single bytes of a file at random places, then cut it short; it is whole again after each, and at the end."""
-    whole, draw = path.read_bytes(), random.Random(path.name)
-    for place in [draw.randrange(len(whole)) for _ in range(count)] if whole else []:
+    """Flip single bytes of a file at random places, then truncate it; restore it at the end."""
+    original, draw = path.read_bytes(), random.Random(path.name)
+    for place in [draw.randrange(len(original)) for _ in range(count)] if original else []:
         path.write_bytes(
-            whole[:place] + bytes([whole[place] ^ draw.randint(1, 255)]) + whole[place + 1 :]
+            original[:place]
+            + bytes([original[place] ^ draw.randint(1, 255)])
+            + original[place + 1 :]
         )
         yield f"byte {place} of {path.name}"
-    if whole:
-        path.write_bytes(whole[: len(whole) // 2])
+    if original:
+        path.write_bytes(original[: len(original) // 2])
         yield f"half of {path.name}"
-    path.write_bytes(whole)
+    path.write_bytes(original)
 
 
 def test_flipped_byte_in_checkpoint_falls_back_to_previous(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Going on from numbers that nobody computed."""
+    """Prevents training from continuing with corrupted numbers."""
     *_, before, last = list_steps(finished)
     names = {path.name for path in step_folder(finished, last).iterdir()}
     assert names == {
@@ -58,22 +60,24 @@ def test_flipped_byte_in_checkpoint_falls_back_to_previous(
 
 
 def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
-    """Counts, sources and identities that are not what was written; a checksum that was itself changed."""
+    """Prevents changed counts, sources, identities or checksums from being trusted."""
     path = tmp_path / MANIFEST
     (tmp_path / "a").write_bytes(b"1")
     write_checksummed_json(path, {"format": "f", "seed": 1.5, "名": [True, None], "files": {}})
-    whole = path.read_bytes()
-    for place in range(len(whole)):
+    original = path.read_bytes()
+    for place in range(len(original)):
         for bit in (0, 5):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            path.write_bytes(
+                original[:place] + bytes([original[place] ^ 1 << bit]) + original[place + 1 :]
+            )
             assert MANIFEST in (check_manifest(tmp_path) or ""), (place, bit)
-    path.write_bytes(whole)
+    path.write_bytes(original)
     assert check_manifest(tmp_path) is None and read_checksummed_json(path)["seed"] == 1.5
 
 
 @pytest.fixture(scope="module")
 def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared shard set with all that can be in one: spans, a template, quarantine, a report."""
+    """Write a shard set with every kind of file: spans, a template, quarantine, a report."""
     folder = tmp_path_factory.mktemp("prepared")
     bad = folder / "bad.json"
     bad.write_text('{"nothing": 1}\n', encoding="utf-8")
@@ -93,7 +97,7 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
-    """Training on ids that were never written."""
+    """Prevents training on corrupted ids."""
     names = {path.name for path in prepared.iterdir()}
     assert {
         MANIFEST,
@@ -108,34 +112,35 @@ def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
             with pytest.raises(UserError) as caught:
                 ShardSet.open(prepared, checksums=True)
             assert name in str(caught.value), damage
-    assert ShardSet.open(prepared, checksums=True).kind == "conversations"
+    assert ShardSet.open(prepared, checksums=True).kind.name == "conversations"
 
 
 def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) -> None:
-    """Another order of data than the run began with."""
+    """Prevents another order of data than the run began with."""
 
     def rows() -> list[list[int]]:
         mixture = Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,))
         plan = TextPlan(mixture, seed=0, length=32, folder=tmp_path / "plan")
         return [plan.row(row).tolist() for row in range(40)]
 
-    right = rows()
+    expected = rows()
     for path in sorted((tmp_path / "plan" / "epoch-00000").iterdir()):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-        assert rows() == right, path.name
+        original = path.read_bytes()
+        path.write_bytes(original[:-3] + bytes([original[-3] ^ 1]) + original[-2:])
+        assert rows() == expected, path.name
 
 
 def opened(folder: Path) -> RunDir:
     run = RunDir(folder)
-    run.open({"seed": 0, "log_every": 10}, {"seed": 0}, [], torch.device("cpu"))
+    record = {"fingerprints": {"seed": 0}, "shards": []}
+    run.open({"seed": 0, "log_every": 10}, record, torch.device("cpu"))
     return run
 
 
 def test_flipped_byte_in_run_metadata_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that goes on as another one because its record rotted; a machine's choice that changed by itself."""
+    """Prevents a run from continuing with a corrupted record or compute plan."""
     folder = tmp_path / "run"
     opened(folder).save_compute_plan({"micro_rows": 4})
     (folder / "metrics.jsonl").touch()
@@ -149,26 +154,29 @@ def test_flipped_byte_in_run_metadata_is_named(
         assert opened(folder).load_compute_plan() is None, damage
         assert COMPUTE_PLAN_FILE in capsys.readouterr().err
     config = folder / CONFIG_FILE
-    whole = config.read_bytes()
-    for place in range(len(whole)):
-        config.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    original = config.read_bytes()
+    for place in range(len(original)):
+        config.write_bytes(original[:place] + bytes([original[place] ^ 1]) + original[place + 1 :])
         opened(folder)
-        assert f"{CONFIG_FILE} is not as this run wrote it" in capsys.readouterr().err, place
-        assert config.read_bytes() == whole
+        assert f"{CONFIG_FILE} was edited by hand, or is damaged" in capsys.readouterr().err, place
+        assert config.read_bytes() == original
     assert opened(folder).load_compute_plan() == {"micro_rows": 4} and not capsys.readouterr().err
-    assert yaml.safe_load(whole) == {"seed": 0, "log_every": 10}
+    assert yaml.safe_load(original) == {"seed": 0, "log_every": 10}
 
 
 def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:
-    """A folder that refuses the right options because of the wrong ones that were tried first."""
+    """Prevents a folder from refusing the right options after a failed first attempt."""
     folder = tmp_path / "run"
-    RunDir(folder).open({}, {"model": {"hidden_size": 7}}, [], torch.device("cpu"))
+
+    def open_run(hidden_size: int) -> None:
+        record = {"fingerprints": {"model": {"hidden_size": hidden_size}}, "shards": []}
+        RunDir(folder).open({}, record, torch.device("cpu"))
+
+    open_run(7)
     (folder / "plan").mkdir()
-    RunDir(folder).open({}, {"model": {"hidden_size": 8}}, [], torch.device("cpu"))
-    assert (
-        read_checksummed_json(folder / RUN_FILE)["fingerprints"] == {"model": {"hidden_size": 8}}
-        and not (folder / "plan").exists()
-    )
+    open_run(8)
+    fingerprints = read_checksummed_json(folder / RUN_FILE)["fingerprints"]
+    assert fingerprints == {"model": {"hidden_size": 8}} and not (folder / "plan").exists()
     (folder / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match=r"another model \(hidden_size: 8, now 9\)"):
-        RunDir(folder).open({}, {"model": {"hidden_size": 9}}, [], torch.device("cpu"))
+    with pytest.raises(UserError, match=r"model\.hidden_size.* 8 -> 9"):
+        open_run(9)

@@ -1,4 +1,4 @@
-"""What is chosen for a machine: a compiler that fails is said and passed by, and what was measured is what is used."""
+"""Autotuning: torch.compile where it works, the micro-batch and loss path that are fastest."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def choose(model: Llama, **changes: Any) -> ComputePlan:
     ],
 )
 def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> None:
-    """A choice that differs between two runs of the same command, and with it the last bits of the weights."""
+    """Catch a plan that differs between two runs of one command, and with it the weights."""
     assert choose(small(), **changes) == ComputePlan("cpu", "fp32", False, expected, "chunked")
 
 
@@ -80,7 +80,7 @@ from tests.train.test_autotune import choose, small
 model = small()
 print(choose(model, compile_mode=True).compile, choose(model, compile_mode=False).compile)
 """
-# Whether the compiler knows the processor's vectors, and headers for the next time, take longer than what is tried.
+# Without the checks and caches of the compiler that take longer than the trial.
 PLAIN = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "TORCHINDUCTOR_VEC_ISA_OK": "0",
@@ -90,8 +90,10 @@ PLAIN = {
 
 @pytest.mark.slow
 def test_missing_compiler_falls_back_to_eager(root: Path) -> None:
-    """A machine without a C compiler ending a run that would do without one, or with a page of traceback. In a process of
-    its own: torch remembers the compilers it has found."""
+    """Catch a run that ends, or prints a page, for want of a C compiler that it can do without.
+
+    In a process of its own, because torch caches the compilers that it detects.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER],
         cwd=root,
@@ -113,7 +115,7 @@ def test_missing_compiler_falls_back_to_eager(root: Path) -> None:
 def test_toolchain_error_is_reported_with_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only those errors being caught that one compiler raises: Triton's, gcc's and a missing file have nothing in common."""
+    """Catch a check that expects the errors of one compiler: Triton and gcc differ."""
     for error in (
         RuntimeError("backend raised:\nFailed to find C compiler.\n\nSet VERBOSE=1"),
         OSError("Failed to find C"),
@@ -131,8 +133,11 @@ def test_toolchain_error_is_reported_with_reason(
 
 @pytest.mark.slow
 def test_a_working_compiler_is_used(root: Path) -> None:
-    """A trial that fails for a reason of its own, so that nothing is ever compiled. In a process of its own: other tests'
-    packages import a distutils that setuptools, which the compiler imports, cannot be beside."""
+    """Catch a trial that always fails, so that nothing is ever compiled.
+
+    In a process of its own, because packages of other tests import a distutils that setuptools,
+    which the compiler imports, does not work beside.
+    """
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("there is no C++ compiler here")
     done = subprocess.run(
@@ -146,7 +151,7 @@ def test_a_working_compiler_is_used(root: Path) -> None:
 
 
 class Card:
-    """A GPU of some size in place of the real one: the times and bytes that `_try` would measure on it."""
+    """A simulated GPU: the times and bytes that a benchmark would measure on it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gigabytes: float, **seconds: float) -> None:
         self.bytes, self.seconds = gigabytes * 1e9, seconds
@@ -183,7 +188,7 @@ class Card:
 
 
 def test_loss_path_is_chosen_at_training_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All logits at once chosen on a few rows and then used on many, where they are gigabytes."""
+    """Catch the full path chosen on a few rows and used on many, where it takes gigabytes."""
     card = Card(monkeypatch, 80, full=0.9, chunked=1.0)
     rows, path = card.choose()
     assert (rows, path) == (64, "chunked")
@@ -199,8 +204,7 @@ def test_loss_path_is_chosen_at_training_size(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_micro_batch_leaves_memory_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search that fills the card to the last byte and a run that then has no room for its optimiser, or one that ends
-    at the first path that does not fit."""
+    """Catch a search that leaves no room for the optimizer, or ends at the first failed path."""
     card = Card(monkeypatch, 2.0, full=1.0, chunked=1.1)
     assert card.choose() == (16, "full")
     assert card.tried[-1] == (32, "chunked")  # which ran, in nine tenths of the memory and more
@@ -209,16 +213,16 @@ def test_micro_batch_leaves_memory_headroom(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_marginally_faster_plan_is_rejected_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest micro-batch for nothing: one hundredth faster, twice the memory."""
+    """Catch twice the memory for one hundredth of the time."""
     assert Card(monkeypatch, 80, full=1000.0, chunked=1000.0).choose()[0] == 1
 
 
 def test_row_too_large_for_memory_error_gives_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page of allocator statistics."""
+    """Prevent a page of allocator statistics."""
     with pytest.raises(UserError, match=r"1 × 512 tokens .* do not fit .*--sequence_length"):
         Card(monkeypatch, 0.01, full=1.0, chunked=1.0).choose()
 
 
 def test_fp16_cards_use_the_exact_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Turing card on which the loss path with vanishing gradients is the fastest."""
+    """Catch a loss path whose gradients vanish in fp16, chosen because it is the fastest."""
     assert Card(monkeypatch, 80, full=0.1, chunked=1.0).choose("fp16", rows=8)[1] == "chunked"

@@ -1,16 +1,15 @@
-"""Fine-tuning an adapter as a user runs it: small checkpoints, the same bits after a kill, and what it refuses."""
+"""Fine-tuning an adapter: small checkpoints, the same bits after a kill, and what is refused."""
 
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from common.errors import UserError
 from common.files import sha256_file
-from common.options import validate_options
 from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
@@ -21,17 +20,14 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, adapter_tensors, attach_adapter
 from model.tokenizer.base import Tokenizer
-from tests.helpers import processes
-from train.autotune import (
-    ComputePlan,
-    count_trainable_parameters,
-    estimate_training_bytes,
-    training_flops_per_token,
-)
+from tests.helpers.processes import CommandProcess, PauseAfterStep, run_command
+from tests.helpers.training import checkpoint_bytes, to_arguments
+from train.autotune import ComputePlan, count_trainable_parameters
+from train.memory_estimate import estimate_training_bytes
 from train.optimizer import OptimizerOptions, build_optimizers
-from train.options import SftOptions
+from train.throughput import training_flops_per_token
 
-STEPS = 12
+LAST_STEP = 12
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -41,101 +37,86 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 256,
 }
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def words(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> list[str]:
-    """Options that fine-tune an adapter with dropout, two micro-batches a step, beside a base of random weights."""
-    folder, sample = tmp_path_factory.mktemp("lora"), root / "assets" / "sample" / "summary" / "csl"
-    prepare_groups(
-        [SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))],
-        folder / "csl",
-        root / "assets/tokenizer",
-        PrepareOptions(workers=1, limit=60),
-    )
+def options(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """An adapter with dropout, two micro-batches a step, beside a base of random weights."""
+    folder = tmp_path_factory.mktemp("lora")
+    sample = root / "assets" / "sample" / "summary" / "csl"
+    source = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
+    prepare_options = PrepareOptions(workers=1, limit=60)
+    prepare_groups([source], folder / "csl", root / "assets/tokenizer", prepare_options)
     (folder / "base").mkdir()
     model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, **SHAPE)).init_weights(0)
     weights.save_checkpoint(model, tokenizer, folder / "base")
-    return [
-        "--device",
-        "cpu",
-        "--data",
-        str(folder / "csl"),
-        "--base",
-        str(folder / "base"),
-        "--batch_tokens",
-        "1024",
-        "--micro_batch",
-        "2",
-        "--max_steps",
-        str(STEPS),
-        "--checkpoint.every",
-        "3",
-        "--evaluation.every",
-        str(STEPS),
-        "--log_every",
-        "2",
-        "--evaluation.examples",
-        "1",
-        "--evaluation.max_new_tokens",
-        "2",
-        "--adapter",
-        "lora",
-        "--lora.dropout",
-        "0.2",
-    ]
+    return {
+        "device": "cpu",
+        "data": folder / "csl",
+        "base": folder / "base",
+        "batch_tokens": 1024,
+        "micro_batch": 2,
+        "max_steps": LAST_STEP,
+        "checkpoint.every": 3,
+        "evaluation.every": LAST_STEP,
+        "log_every": 2,
+        "evaluation.examples": 1,
+        "evaluation.max_new_tokens": 2,
+        "adapter": "lora",
+        "lora.dropout": 0.2,
+    }
 
 
-def tensors(run: Path) -> tuple[bytes, bytes]:
-    folder = step_folder(run, STEPS)
-    return (folder / "adapter_model.safetensors").read_bytes(), (
-        folder / "optimizer.safetensors"
-    ).read_bytes()
+def tune(run: Path, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    """Fine-tune to the end."""
+    return run_command("train.sft", *to_arguments({"run": run, **options}))
 
 
 @pytest.fixture(scope="module")
-def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = processes.run_command("train.sft", *words, "--run", str(run), fresh_interpreter=True)
+    arguments = to_arguments({"run": run, **options})
+    done = run_command("train.sft", *arguments, fresh_interpreter=True)
     assert done.returncode == 0, done.stderr
-    assert (
-        "adapter   LoRA of rank 8 (alpha 16, dropout 0.2) on q_proj, v_proj: 3,584 parameters train"
-        in done.stdout
-    )
+    summary = "LoRA of rank 8 (alpha 16, dropout 0.2) on q_proj, v_proj: 3,584 parameters train"
+    assert summary in done.stdout
     return run
 
 
 @pytest.mark.slow
 def test_killed_lora_run_resumes_bit_identically(
-    words: list[str], whole: Path, tmp_path: Path
+    options: dict[str, Any], whole: Path, tmp_path: Path
 ) -> None:
-    """Dropout that is drawn anew after a resume; an adapter or its moments that are not restored."""
+    """Catch other dropout masks after a resume, and an adapter or moments not restored."""
     run = tmp_path / "run"
-    process = processes.CommandProcess(
-        "train.sft", *words, "--run", str(run), fault=processes.PauseAfterStep(4)
-    )
+    arguments = to_arguments({"run": run, **options})
+    process = CommandProcess("train.sft", *arguments, fault=PauseAfterStep(4))
     process.send_signal_when(signal.SIGKILL, lambda: 3 in list_steps(run))
     assert process.wait().returncode == -signal.SIGKILL
     assert find_newest_step(run) == 3
-    done = processes.run_command("train.sft", *words, "--run", str(run))
+    done = tune(run, options)
     assert done.returncode == 0 and "continues after step 3" in done.stdout, done.stderr
-    assert tensors(run) == tensors(whole)
+    expected = checkpoint_bytes(whole, LAST_STEP, ADAPTER_FILE)
+    assert checkpoint_bytes(run, LAST_STEP, ADAPTER_FILE) == expected
 
 
 @pytest.mark.slow
 def test_checkpoint_contains_adapter_and_base_reference(
-    words: list[str], whole: Path, tmp_path: Path
+    options: dict[str, Any], whole: Path
 ) -> None:
-    """The base's weights stored again at every checkpoint, or changed; an adapter that chat and evaluation cannot load."""
+    """Catch the base's weights in every checkpoint, and an adapter that PEFT reads otherwise."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base, folder = Path(words[words.index("--base") + 1]), step_folder(whole, STEPS)
+    base, folder = options["base"], step_folder(whole, LAST_STEP)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sizes.keys() == {
+        ADAPTER_FILE,
         "adapter_config.json",
-        "adapter_model.safetensors",
         "base.json",
         "config.json",
         "manifest.json",
@@ -144,87 +125,65 @@ def test_checkpoint_contains_adapter_and_base_reference(
         "template.json",
         "tokenizer.model",
     }
-    assert (
-        sum(sizes.values()) - sizes["tokenizer.model"]
-        < 60_000
-        < 2_000_000
-        < (base / locate.WEIGHTS_FILE).stat().st_size
-    )
+    assert sum(sizes.values()) - sizes["tokenizer.model"] < 60_000
+    assert (base / locate.WEIGHTS_FILE).stat().st_size > 2_000_000
     ids = torch.arange(400, 440).unsqueeze(0)
+    cpu = torch.device("cpu")
     with torch.no_grad():
-        plain, ours = (
-            weights.load_checkpoint(each, torch.device("cpu"))[0](ids) for each in (base, whole)
-        )
-        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)(
-            ids
-        ).logits
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert (ours - plain).abs().max() > 1e-3
-    # Which a run of its own may begin with: all of its weights, or another adapter.
-    assert locate.weights_sha256(folder) == sha256_file(folder / "adapter_model.safetensors")
+        base_logits = weights.load_checkpoint(base, cpu)[0](ids)
+        logits = weights.load_checkpoint(whole, cpu)[0](ids)
+        peft_model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+        peft_logits = peft_model(ids).logits
+    torch.testing.assert_close(logits, peft_logits, rtol=1e-4, atol=1e-5)
+    assert (logits - base_logits).abs().max() > 1e-3
+    assert locate.weights_sha256(folder) == sha256_file(folder / ADAPTER_FILE)
 
 
 @pytest.mark.slow
-def test_changed_adapter_or_base_is_refused(words: list[str], whole: Path, tmp_path: Path) -> None:
-    """A continuation that silently is something else, or begins from weights that are gone with a traceback."""
-    run, base = tmp_path / "run", Path(words[words.index("--base") + 1])
+def test_changed_adapter_or_missing_base_is_refused(
+    options: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    """Catch a resumed run that trains something else, and a traceback for a base that is gone."""
+    run, base = tmp_path / "run", options["base"]
     shutil.copytree(whole, run)
-    done = processes.run_command("train.sft", *words, "--adapter", "none", "--run", str(run))
-    assert (
-        done.returncode == 2
-        and "another adapter" in done.stderr
-        and len(done.stderr.splitlines()) == 1
-    ), done.stderr
+    done = tune(run, {**options, "adapter": "none"})
+    assert done.returncode == 2 and "adapter: {'lora': " in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
     hidden = base.rename(base.with_name("hidden"))
     try:
-        done = processes.run_command("train.sft", *words, "--run", str(run))
+        done = tune(run, options)
     finally:
         hidden.rename(base)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"its base {base.resolve()} does not exist" in done.stderr
+    assert str(base.resolve()) in done.stderr and "adapter" in done.stderr
 
 
-def small(**changes: Any) -> Llama:
-    return Llama(LlamaConfig(vocab_size=99, **{**SHAPE, **changes})).init_weights(0)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_only_adapter_parameters_are_optimized_and_counted(tied: bool) -> None:
-    """Muon on the thin matrices; moments, memory and speed reckoned for weights that do not train."""
-    model, choices = (
-        small(tie_word_embeddings=tied),
-        ComputePlan("cpu", "fp32", False, 2, "chunked"),
-    )
-    config = model.config
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_only_adapter_parameters_are_optimized_and_counted(is_tied: bool) -> None:
+    """Catch Muon on the thin matrices, and memory or FLOPs of weights that do not train."""
+    config = LlamaConfig(vocab_size=99, **{**SHAPE, "tie_word_embeddings": is_tied})
+    model = Llama(config).init_weights(0)
+    plan = ComputePlan("cpu", "fp32", False, 2, "chunked")
+    head_weights = config.vocab_size * config.hidden_size
+    head_flops = 6 * head_weights
     assert count_trainable_parameters(model) == config.num_parameters
-    head = 6 * config.vocab_size * config.hidden_size
-    assert training_flops_per_token(model, 64) == (config.flops_per_token(64) - head, head)
-    before = estimate_training_bytes(model, choices, 64)
+    body_flops = config.flops_per_token(64) - head_flops
+    assert training_flops_per_token(model, 64) == (body_flops, head_flops)
+    full_bytes = estimate_training_bytes(model, plan, 64)
+
     attach_adapter(model, Adapter(LoraOptions(targets=("q_proj", "down_proj")), Path(), ""), seed=0)
     adapter = adapter_tensors(model)
     count = sum(tensor.numel() for tensor in adapter.values())
     assert count_trainable_parameters(model) == count == 2 * 8 * (64 + 64 + 64 + 128)
     optimizers = build_optimizers(model, OptimizerOptions(name="muon"))
-    held = [
-        parameter for group in optimizers["adamw"].param_groups for parameter in group["params"]
-    ]
-    assert optimizers.keys() == {"adamw"} and {id(each) for each in held} == {
-        id(each) for each in adapter.values()
-    }
-    assert (
-        before - estimate_training_bytes(model, choices, 64)
-        == 12 * (config.num_parameters - count) + 4 * 99 * 64
-    )
-    body, ends = training_flops_per_token(model, 64)
-    frozen = config.num_matmul_parameters - 99 * 64
-    assert body == 4 * frozen + 6 * count + 6 * 2 * 64 * 64 and ends == head * 2 / 3
-
-
-def test_an_adapter_needs_a_base() -> None:
-    """Random weights that are frozen for good."""
-    with pytest.raises(UserError, match=r"^--adapter lora: .*--base none"):
-        validate_options(SftOptions, {"adapter": "lora", "base": "none"})
-    with pytest.raises(UserError) as caught:
-        validate_options(SftOptions, {"adapter": "lara", "lora": {"targets": "qproj"}})
-    lines = str(caught.value).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["--adapter", "--lora.targets.0"]
+    optimized = []
+    for group in optimizers["adamw"].param_groups:
+        optimized += [id(parameter) for parameter in group["params"]]
+    assert optimizers.keys() == {"adamw"}
+    assert set(optimized) == {id(tensor) for tensor in adapter.values()}
+    frozen_bytes = 12 * (config.num_parameters - count) + 4 * head_weights
+    assert full_bytes - estimate_training_bytes(model, plan, 64) == frozen_bytes
+    frozen = config.num_matmul_parameters - head_weights
+    attention_flops = 6 * 2 * 64 * 64
+    expected = (4 * frozen + 6 * count + attention_flops, head_flops * 2 / 3)
+    assert training_flops_per_token(model, 64) == expected

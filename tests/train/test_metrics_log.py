@@ -1,4 +1,4 @@
-"""The record of a run as the loop reads it."""
+"""The metrics log as training reads it back."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ ROUGE = SelectionMetric("rouge", "rouge_1", higher_is_better=True)
 
 
 def test_mixture_is_evaluated_once_per_step(tmp_path: Path) -> None:
-    """The best checkpoint chosen by the easier set alone, and patience that counts sets instead of evaluations."""
+    """Catch a best step by one set alone, and patience that counts sets, not evaluations."""
     log = MetricsLog(tmp_path, 0)
     for step, hard, easy in ((2, 0.25, 0.75), (4, 0.5, 0.7), (6, 0.4, 0.72)):
         log.write("rouge", step, rouge_1=hard, set="csl")
@@ -20,7 +20,7 @@ def test_mixture_is_evaluated_once_per_step(tmp_path: Path) -> None:
 
 
 def test_interrupted_evaluation_is_logged_once(tmp_path: Path) -> None:
-    """A run killed between a score and its end: two scores of one step, and patience that is over one evaluation early."""
+    """Catch two scores of one step after a kill in an evaluation, which would use up patience."""
     log = MetricsLog(tmp_path, 0)
     log.write("train", 2, loss=1.0)
     log.write("rouge", 2, rouge_1=0.5)
@@ -41,7 +41,7 @@ def test_interrupted_evaluation_is_logged_once(tmp_path: Path) -> None:
 
 
 def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
-    """Memory, and time at every checkpoint, that grow with the steps of a long run."""
+    """Catch memory, and time at each checkpoint, that grow with the steps of a run."""
     for log in (MetricsLog(tmp_path, 0), InMemoryMetricsLog()):
         log.write("rouge", 2, rouge_1=0.5)
         log.write("evaluated", 2)

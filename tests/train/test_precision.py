@@ -1,4 +1,4 @@
-"""Narrow precision: what runs in it, and that it trains like fp32. On a CPU, whose autocast follows the same rules."""
+"""Low precision trains like fp32; on a CPU, whose autocast follows the rules of a GPU."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ from train.autotune import autocast
 CPU = torch.device("cpu")
 
 
-def small() -> Llama:
+def build_model() -> Llama:
+    """Return a small model whose attention is far from uniform."""
     config = LlamaConfig(
         vocab_size=199,
         hidden_size=64,
@@ -26,68 +27,69 @@ def small() -> Llama:
     model = Llama(config).init_weights(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(
-                3.0
-            )  # at initialisation attention is nearly uniform whatever goes into it
+            parameter.mul_(3.0)
     return model
 
 
-def text(rows: int = 4) -> torch.Tensor:
+def random_ids(rows: int = 4) -> torch.Tensor:
+    """Return ids[rows, 64]."""
     return torch.randint(199, (rows, 64), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("has_gradients", [True, False])
 def test_attention_inputs_share_one_low_precision_dtype(
-    gradients: bool, monkeypatch: pytest.MonkeyPatch
+    has_gradients: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Angles in fp32 that widen queries and keys but not values: attention that is cast at every layer, or refused by the
-    kernels for narrow types. With gradients the hand-written rotation runs, without them the plain one, as on a GPU."""
-    seen = []
+    """Catch fp32 angles that widen queries and keys but not values, in both rotary functions."""
+    dtypes = []
+    attention = F.scaled_dot_product_attention
 
-    def attention(*inputs: Any, **options: Any) -> torch.Tensor:
-        seen.append({each.dtype for each in inputs})
-        return original(*inputs, **options)
+    def record_dtypes(*inputs: Any, **options: Any) -> torch.Tensor:
+        dtypes.append({tensor.dtype for tensor in inputs})
+        return attention(*inputs, **options)
 
-    original = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    with torch.set_grad_enabled(gradients), autocast(CPU, "bf16"):
-        small()(text())
-    assert seen == [{torch.bfloat16}] * 3
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record_dtypes)
+    with torch.set_grad_enabled(has_gradients), autocast(CPU, "bf16"):
+        build_model()(random_ids())
+    assert dtypes == [{torch.bfloat16}] * 3
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("gradients", [True, False])
-def test_low_precision_matches_fp32_within_rounding(precision: Any, gradients: bool) -> None:
-    """A step in the narrow type that computes something else, or gradients that are left in it. Errors of some ten units of
-    the type, in bf16 and in fp16 alike, are its rounding; a term that is missing is many times more."""
-    model, ids = small(), text()
+@pytest.mark.parametrize("has_gradients", [True, False])
+def test_low_precision_matches_fp32_within_rounding(precision: Any, has_gradients: bool) -> None:
+    """Catch a step that computes something else in low precision, and gradients left in it."""
+    model, ids = build_model(), random_ids()
     targets = ids.roll(-1, 1)
-    unit = {"bf16": 2**-8, "fp16": 2**-11}[precision]
-    losses, norms = [], []
+    losses = []
+    gradients = []
     for each in ("fp32", precision):
-        with torch.set_grad_enabled(gradients), autocast(CPU, each):
+        with torch.set_grad_enabled(has_gradients), autocast(CPU, each):
             loss = model(ids, targets, scale=1 / ids.numel())
         losses.append(loss.item())
-        if gradients:
-            found = torch.autograd.grad(loss, list(model.parameters()))
-            assert all(each.dtype == torch.float32 for each in found)
-            norms.append(torch.cat([each.flatten() for each in found]))
+        if has_gradients:
+            tensors = torch.autograd.grad(loss, list(model.parameters()))
+            assert all(tensor.dtype == torch.float32 for tensor in tensors)
+            gradients.append(torch.cat([tensor.flatten() for tensor in tensors]))
+    rounding = {"bf16": 2**-8, "fp16": 2**-11}[precision]
     assert losses[0] > 5
-    assert 0 < abs(losses[1] - losses[0]) < unit * losses[0]
-    if gradients:
-        assert (norms[1] - norms[0]).norm() < 16 * unit * norms[0].norm()
+    assert 0 < abs(losses[1] - losses[0]) < rounding * losses[0]
+    if has_gradients:
+        # About ten units of rounding are usual; a missing term is many times more.
+        assert (gradients[1] - gradients[0]).norm() < 16 * rounding * gradients[0].norm()
 
 
 def test_packed_rows_are_masked_in_low_precision() -> None:
-    """A mask that is lost or refused when queries are bf16."""
-    model, ids = small(), text(1)
+    """Catch a mask that is lost or refused when queries are bf16."""
+    model, ids = build_model(), random_ids(1)
     segments = torch.arange(64).unsqueeze(0) // 20
     mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril().unsqueeze(1)
     with torch.no_grad(), autocast(CPU, "bf16"):
-        packed, alone = model(ids, mask=mask), model(ids[:, 40:60])
-        unmasked = model(ids)
-    near, far = (
-        (each[:, 40:60] - alone).float().norm() / alone.float().norm()
-        for each in (packed, unmasked)
-    )
-    assert near < 0.02 and far > 0.1
+        packed = model(ids, mask=mask)[:, 40:60]
+        alone = model(ids[:, 40:60])
+        unmasked = model(ids)[:, 40:60]
+
+    def distance(logits: torch.Tensor) -> float:
+        return float((logits - alone).float().norm() / alone.float().norm())
+
+    assert distance(packed) < 0.02
+    assert distance(unmasked) > 0.1

@@ -1,7 +1,8 @@
-"""Pretraining that goes on with the weights of another model, an imported one: the same model, ids and bits."""
+"""Pretraining from a base, and on the shipped sample in place of a corpus."""
 
 import gzip
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from common import run_layout
 from common.errors import UserError, run_main
-from common.metrics_file import read_metrics
+from common.options import load_yaml
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
@@ -23,8 +24,10 @@ from model.interop.hf_export import export_hf
 from model.interop.hf_import import import_hf
 from model.tokenizer import load_tokenizer
 from tests.helpers import hf_checkpoints
-from train.initial_checkpoint import find_newest_pretrain_run
-from train.pretrain import main
+from tests.helpers.training import checkpoint_bytes, comparable_records, to_arguments
+from train import pretrain
+from train.options import PretrainOptions
+from train.sft import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -39,25 +42,17 @@ SIZES = {
     "evaluation.sample_tokens": 3,
     "device": "cpu",
 }
-CLOCKS = {"tokens_per_second", "mfu", "memory_bytes"}
-
-
-@pytest.fixture(autouse=True)
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's rate is measured whenever a trainer is made, which takes long beside other work."""
-    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
 
 
 @pytest.fixture(scope="module")
 def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An imported run: a byte-level tokenizer, Llama 3's template, grouped heads, its own stop ids."""
+    """An imported run: byte-level tokenizer, Llama 3 template, grouped heads, its own stop ids."""
     folder = tmp_path_factory.mktemp("base")
-    with gzip.open(
-        root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
-    ) as file:
+    stories = root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"
+    with gzip.open(stories, "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)]
     hf_checkpoints.save_hf_checkpoint(
-        folder / "theirs",
+        folder / "hf",
         hf_checkpoints.train_byte_level_bpe(texts),
         ("<|begin|>", "<|end|>"),
         hf_checkpoints.LLAMA3_TEMPLATE,
@@ -65,7 +60,7 @@ def base(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
     )
-    import_hf(folder / "theirs", folder / "imported")
+    import_hf(folder / "hf", folder / "imported")
     return folder / "imported"
 
 
@@ -74,126 +69,97 @@ def data(base: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A little text, prepared with the base's tokenizer."""
     folder = tmp_path_factory.mktemp("data") / "stories"
     source = SourceGroup("jsonl", (str(root / "assets/sample/pretrain/jsonl/stories.jsonl.gz"),))
-    prepare_groups(
-        [source], folder, locate.resolve_checkpoint(base), PrepareOptions(workers=1, limit=60)
-    )
+    tokenizer = locate.resolve_checkpoint(base)
+    prepare_groups([source], folder, tokenizer, PrepareOptions(workers=1, limit=60))
     return folder
 
 
-def train(root: Path, run: Path, **words: Any) -> None:
-    """`python -m train.pretrain` in this process."""
-    said = {"run": run, **SIZES, **words}
+def train(root: Path, run: Path, **options: Any) -> None:
+    """Run `python -m train.pretrain` in this process."""
+    arguments = to_arguments({"run": run, **SIZES, **options})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr(
-            sys,
-            "argv",
-            [
-                "pretrain",
-                *(word for key, value in said.items() for word in (f"--{key}", str(value))),
-            ],
-        )
-        main()
+        patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
+        patch.setattr(sys, "argv", ["pretrain", *arguments])
+        pretrain.main()
 
 
 @pytest.fixture(scope="module")
 def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on from the base that was never stopped."""
+    """A run from the base that was never stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
-        train(root, run, base=base, data=data)
+    train(root, run, base=base, data=data)
     return run
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if key not in CLOCKS}
-        for record in read_metrics(run)
-    ]
-
-
-def state(run: Path) -> tuple[bytes, bytes]:
-    folder = run_layout.step_folder(run, 6)
-    return (folder / "model.safetensors").read_bytes(), (
-        folder / "optimizer.safetensors"
-    ).read_bytes()
 
 
 def test_continued_pretraining_starts_from_base_weights_and_config(
     whole: Path, base: Path, tmp_path: Path
 ) -> None:
-    """Training from nothing under the name of a base; a run with another shape, tokenizer, template or other stop ids."""
-    before, tokenizer = weights.load_checkpoint(base, CPU)
-    after, again = weights.load_checkpoint(whole, CPU)
-    assert (
-        after.config == before.config
-        and again.fingerprint == tokenizer.fingerprint
-        and len(after.config.stop_ids) > 2
-    )
-    assert (
-        load_template(locate.resolve_checkpoint(whole))
-        == load_template(locate.resolve_checkpoint(base))
-        != Template()
-    )
-    start = next(record["loss"] for record in records(whole) if record["kind"] == "train")
-    ends = [record["loss"] for record in records(whole) if record["kind"] == "validation"]
-    moved = [
-        (a - b).norm() / b.norm()
-        for a, b in zip(after.parameters(), before.parameters(), strict=True)
+    """Catch random weights, and another shape, tokenizer, template or stop ids than the base's."""
+    base_model, base_tokenizer = weights.load_checkpoint(base, CPU)
+    model, tokenizer = weights.load_checkpoint(whole, CPU)
+    assert model.config == base_model.config and len(model.config.stop_ids) > 2
+    assert tokenizer.fingerprint == base_tokenizer.fingerprint
+    template = load_template(locate.resolve_checkpoint(whole))
+    assert template == load_template(locate.resolve_checkpoint(base)) != Template()
+    distances = [
+        float(((after - before).norm() / before.norm()).detach())
+        for after, before in zip(model.parameters(), base_model.parameters(), strict=True)
     ]
-    assert 0 < max(moved) < 0.7  # of other random weights it would be 1.4
-    assert start > ends[0] > ends[1]
+    assert 0 < max(distances) < 0.7  # it would be 1.4 from other random weights
+    records = comparable_records(whole)
+    first_loss = next(record["loss"] for record in records if record["kind"] == "train")
+    losses = [record["loss"] for record in records if record["kind"] == "validation"]
+    assert first_loss > losses[0] > losses[1]
     export_hf(whole, tmp_path / "out")
-    assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == before.config
+    assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == base_model.config
 
 
 def test_resume_is_bit_identical_without_base(
     root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """A resumed run that begins with the base again, or cannot go on where the base is gone."""
-    run, moved = tmp_path / "run", tmp_path / "base"
-    shutil.copytree(base, moved)
-    train(root, run, base=moved, data=data)
-    assert state(run) == state(whole)
+    """Catch a resumed run that starts from the base again, or that needs it."""
+    run, copied_base = tmp_path / "run", tmp_path / "base"
+    shutil.copytree(base, copied_base)
+    train(root, run, base=copied_base, data=data)
+    assert checkpoint_bytes(run, 6) == checkpoint_bytes(whole, 6)
     for step in (3, 4, 6):
         shutil.rmtree(run_layout.step_folder(run, step))
-    shutil.rmtree(moved)
-    train(root, run, base=moved, data=data)
-    assert state(run) == state(whole) and records(run) == records(whole)
+    shutil.rmtree(copied_base)
+    train(root, run, base=copied_base, data=data)
+    assert checkpoint_bytes(run, 6) == checkpoint_bytes(whole, 6)
+    assert comparable_records(run) == comparable_records(whole)
 
 
 def test_text_is_prepared_with_base_tokenizer(
     root: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A corpus in ids that the base gives other meanings."""
+    """Catch a corpus in ids that the base gives other meanings."""
     monkeypatch.setattr("data.corpora.resolver.PREPARED_FOLDER", tmp_path / "prepared")
     lines = (
         f"第{n}天，山上的庙里有{n * 37 % 101}个和尚在讲第{n * 53 % 89}个故事。" for n in range(300)
     )
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     train(root, tmp_path / "run", base=base, data=tmp_path / "text.txt", max_steps=1)
-    (made,) = (tmp_path / "prepared").iterdir()
-    assert (
-        load_tokenizer(made).fingerprint
-        == load_tokenizer(locate.resolve_checkpoint(base)).fingerprint
-    )
+    (prepared,) = (tmp_path / "prepared").iterdir()
+    expected = load_tokenizer(locate.resolve_checkpoint(base)).fingerprint
+    assert load_tokenizer(prepared).fingerprint == expected
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
-        ({"data": "{shards}"}, "was prepared with another tokenizer"),
+        ({"data": "{shard_set}"}, "was prepared with another tokenizer"),
         ({"tokenizer": "assets/tokenizer"}, "--tokenizer is for a run without a base"),
         (
             {"sequence_length": 1024, "batch_tokens": 1024},
-            "max_position_embeddings 512 is shorter than a row (1024)",
+            "max_position_embeddings 512 is shorter than the 1024 tokens of a row",
         ),
-        ({"base": "nowhere"}, "nowhere is not a checkpoint"),
+        ({"base": "nowhere"}, "nowhere is n"),
     ],
 )
 def test_options_incompatible_with_base_are_refused(
-    words: dict[str, Any],
+    options: dict[str, Any],
     message: str,
     root: Path,
     base: Path,
@@ -201,33 +167,44 @@ def test_options_incompatible_with_base_are_refused(
     shard_set: Path,
     tmp_path: Path,
 ) -> None:
-    """Hours of training on ids of another vocabulary."""
-    said = {"base": base, "data": data, **words}
-    if words.get("data"):
-        said["data"] = shard_set
-    with pytest.raises(UserError) as caught:
-        train(root, tmp_path / "run", **said)
-    assert message in str(caught.value) and not (tmp_path / "run" / "run.json").exists()
+    """Prevent hours of training on ids of another vocabulary."""
+    options = {"base": base, "data": data, **options}
+    options["data"] = str(options["data"]).format(shard_set=shard_set)
+    with pytest.raises(UserError) as refused:
+        train(root, tmp_path / "run", **options)
+    assert message in str(refused.value)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_adding_or_changing_base_on_resume_is_refused(
+def test_changed_base_on_resume_is_refused(
     root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
 ) -> None:
-    """`make pretrain BASE=…` that silently continues the run of the day before."""
+    """Prevent `make pretrain BASE=…` from resuming the run of the day before."""
     run = tmp_path / "run"
     shutil.copytree(whole, run, symlinks=True)
-    for other, said in (
-        ({"base": whole}, "was made with another base"),
-        ({}, "began with the weights of .*: go on with"),
-    ):
-        with pytest.raises(UserError, match=said):
-            train(root, run, data=data, **other)
+    old = locate.weights_sha256(locate.resolve_checkpoint(base))[:8]
+    new = locate.weights_sha256(locate.resolve_checkpoint(whole))[:8]
+    for base_option, value in ((whole, new), ("null", "none")):
+        with pytest.raises(UserError, match=f"base: {old} -> {value}"):
+            train(root, run, data=data, base=base_option)
+
+
+def test_base_added_to_a_run_from_scratch_is_refused(
+    root: Path, whole: Path, data: Path, tmp_path: Path
+) -> None:
+    """Prevent a run from random weights from being resumed as one from a base."""
+    run = tmp_path / "run"
+    shape = {"model.hidden_size": 32, "model.num_attention_heads": 4, "model.num_hidden_layers": 2}
+    train(root, run, data=data, max_steps=1, **shape)
+    new = locate.weights_sha256(locate.resolve_checkpoint(whole))[:8]
+    with pytest.raises(UserError, match=f"base: none -> {new}"):
+        train(root, run, data=data, max_steps=1, base=whole, **shape)
 
 
 def test_continued_run_can_be_evaluated_and_fine_tuned(
-    root: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pretraining run that counts as fine-tuned because it had a base."""
+    """Catch a pretraining run that counts as fine-tuned because it had a base."""
     monkeypatch.setattr(sys, "argv", ["perplexity", "--checkpoint", str(whole), "--device", "cpu"])
     with pytest.raises(SystemExit) as ended:
         run_main(perplexity)
@@ -236,7 +213,33 @@ def test_continued_run_can_be_evaluated_and_fine_tuned(
 
 
 def test_every_checkpoint_stores_total_steps(whole: Path) -> None:
-    """A run stopped half way that is taken for a whole one, because nothing in it tells."""
-    left = locate.find_remaining_steps(whole, run_layout.step_folder(whole, 4))
-    assert left == locate.RemainingSteps(4, 6, f"make pretrain RUN={whole}")
+    """Catch a run stopped half way that is taken for a complete one."""
+    remaining = locate.find_remaining_steps(whole, run_layout.step_folder(whole, 4))
+    assert remaining == locate.RemainingSteps(4, 6, f"make pretrain RUN={whole}")
     assert locate.find_remaining_steps(whole, locate.resolve_checkpoint(whole)) is None
+
+
+def test_sample_in_place_of_a_corpus_limits_epochs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevent a day of a GPU on 29,000 epochs of 100 kB, because `make data` was forgotten."""
+    monkeypatch.chdir(tmp_path)
+    config = load_yaml(root / "configs" / "pretrain-43m.yaml")
+
+    def resolve(max_steps: int) -> pretrain.RunSpec:
+        values = {**config, "data": "zhihu", "device": "cpu", "max_steps": max_steps}
+        return pretrain.resolve_run(PretrainOptions.model_validate(values))
+
+    with pytest.raises(UserError) as refused:
+        resolve(10_000)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert re.search(r"10,000 steps are 29,\d\d\d epochs of the shipped sample", message)
+    assert "zhihu is not prepared: prepare it first (make data DATA=zhihu)" in message
+    advice = re.search(r"--max_steps (\d+)$", message)
+    assert advice is not None
+    max_steps = int(advice[1])
+    assert resolve(max_steps).data.sets[0].name == "zhihu"
+    with pytest.raises(UserError, match="epochs of the shipped"):
+        resolve(max_steps + 1)
+    assert not Path("runs").exists()

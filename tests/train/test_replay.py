@@ -69,7 +69,7 @@ def test_replay_uses_only_base_pretraining_text(
 def test_resumed_run_replays_its_recorded_set(
     csl: ShardSet, shard_set: Path, tmp_path: Path
 ) -> None:
-    """Catch a resumed run that needs its base for replay; a mixture refused before it trained binds nobody."""
+    """Catch a resumed run that needs its base for replay, and a record that binds too early."""
     text = ShardSet.open(shard_set)
     base = write_base(tmp_path / "base", csl)
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user runs it: from a run or from scratch, killed and resumed, and what it refuses."""
+"""Fine-tuning from a run or from scratch: killed and resumed, stopped early, refused."""
 
 import shutil
 import signal
@@ -12,7 +12,7 @@ from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
-from model.chat_template.template import Template
+from model.chat_template.template import Template, load_template
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from tests.fault_injection.child import Fault
 from tests.helpers.processes import CommandProcess, PauseAfterStep
@@ -67,7 +67,7 @@ def sft(run: Path, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
 def test_killed_fine_tuning_resumes_bit_identically(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Catch a mixture whose order, requests or replay differ after a resume, and a run that needs its base."""
+    """Catch other rows, requests or replay after a resume, and a run that needs its base."""
     base = tmp_path / "pretrain"
     pretraining = {
         "run": base,
@@ -102,16 +102,14 @@ def test_killed_fine_tuning_resumes_bit_identically(
     assert checkpoint_bytes(killed, 24) == checkpoint_bytes(whole, 24)
     records = comparable_records(killed)
     assert records == comparable_records(whole)
-    assert Template.load(step_folder(killed, 24)) == Template(lead_ins=True)
+    assert load_template(step_folder(killed, 24)) == Template(lead_ins=True)
     scores = {each["step"]: each["rouge_1"] for each in records if each["kind"] == "rouge"}
     best_step = max(scores, key=lambda step: (scores[step], -step))
     assert (killed / "checkpoints" / "best").resolve() == step_folder(killed, best_step)
 
 
 @pytest.mark.slow
-def test_fine_tuning_from_scratch_learns_answers(
-    prepared: dict[str, Path], tmp_path: Path
-) -> None:
+def test_fine_tuning_from_scratch_learns_answers(prepared: dict[str, Path], tmp_path: Path) -> None:
     """Catch a loss on the wrong ids, a log without a dev loss, and a resume with another seed."""
     run = tmp_path / "run"
     options = {
@@ -178,9 +176,21 @@ def test_early_stopped_run_does_not_resume(prepared: dict[str, Path], tmp_path: 
 def test_untrainable_setup_gives_one_line_error(
     prepared: dict[str, Path], tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    """Catch a traceback, and a run directory that then refuses the right options as different ones."""
+    """Catch a traceback, and a run directory that would then refuse the right options."""
     run = tmp_path / "run"
     done = sft(run, {**options, "data": options["data"].format(**prepared)})
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not run.exists()
+
+
+def test_set_prepared_with_another_template_is_refused(
+    prepared: dict[str, Path], root: Path, tmp_path: Path
+) -> None:
+    """Catch conversations in another chat format than the model is trained and used with."""
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(root / "assets/tokenizer", tokenizer)
+    Template(human="问：").save(tokenizer)
+    done = sft(tmp_path / "run", {"data": prepared["redgpt"], "tokenizer": tokenizer})
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "was prepared with another chat template than the model's" in done.stderr

@@ -73,7 +73,7 @@ def test_mfu_counts_visible_attention_pairs(clock: Clock, is_packed: bool) -> No
 
 
 def test_stop_time_is_estimated(clock: Clock) -> None:
-    """Catch minutes that are announced as a second, and a slow evaluation or first step that counts for good."""
+    """Catch an estimate that ignores long steps, or never forgets an evaluation or first step."""
     monitor = ThroughputMonitor(9, PLAN, Llama(CONFIG), torch.device("cpu"))
 
     def run_step(*micro_batch_seconds: float) -> None:

@@ -75,7 +75,7 @@ def random_examples(*sizes: int) -> list[Example]:
 
 
 def test_early_stopped_run_resolves_to_best_checkpoint(tmp_path: Path, shard_set: Path) -> None:
-    """Catch a worse checkpoint in chat, patience that is asked before the score, and endless patience."""
+    """Catch chat with a worse checkpoint, and patience that misses the newest score."""
     folder = tmp_path / "run"
     calls: list[tuple[str, int]] = []
 

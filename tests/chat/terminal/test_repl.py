@@ -98,9 +98,9 @@ def test_settings_are_shown_and_changed(chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("/top_k 3.5", "/top_k 3.5：应为 0 到 100000 之间的整数"),
-        ("/top_p 7", "/top_p 7：应为 0 到 1 之间的数"),
-        ("/penalty 无", "/penalty 无：应为 1 到 10 之间的数"),
+        ("/top_k 3.5", "/top_k：应为 0 到 100000 之间的整数，而不是 3.5"),
+        ("/top_p 7", "/top_p：应为 0 到 1 之间的数，而不是 7"),
+        ("/penalty 无", "/penalty：应为 1 到 10 之间的数，而不是 无"),
         ("/temprature 1", "没有 /temprature 这个命令，可用的有：/help  /reference  /wiki"),
         ("/", "没有 / 这个命令"),
     ],

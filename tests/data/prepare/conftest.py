@@ -1,4 +1,4 @@
-"""Little corpora, a tokenizer trained on them, and the preparation as a process of its own."""
+"""Small corpora, a tokenizer that is trained on them, and preparation in its own process."""
 
 import random
 import subprocess
@@ -11,11 +11,11 @@ import pytest
 
 from data.shards import ShardSet
 
-# A command whose parts and shards are small, so that little text makes many of them.
+# The command with small units and shards, so that little text makes many of them.
 COMMAND = """
-import data.prepare.worker, data.shards
+import data.prepare.worker, data.sequences
 data.prepare.worker.UNIT_BYTES = 1 << 17
-data.shards.ShardWriter.__init__.__defaults__ = (1 << 17,)
+data.sequences.ShardWriter.__init__.__defaults__ = (1 << 17,)
 from common.errors import run_main
 from data.prepare.__main__ import main
 run_main(main)
@@ -26,8 +26,9 @@ COMMON = list(
 
 
 def document(seed: int, characters: int = 400) -> str:
-    chance = random.Random(seed)
-    return "".join(chance.choices(COMMON, k=characters)) + f"。第{seed}篇。"
+    """Return random text of common characters, unlike that of any other seed."""
+    rng = random.Random(seed)
+    return "".join(rng.choices(COMMON, k=characters)) + f"。第{seed}篇。"
 
 
 @pytest.fixture(scope="session")
@@ -71,23 +72,25 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def run(arguments: list[str], root: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", COMMAND, *arguments]
-    return subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=120, **options)
+    """Run `COMMAND` in its own process."""
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a shard set but the report, which has times in it."""
+    """Return the bytes of every file of a shard set except the report, which has times in it."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
 
 
 def documents(folder: Path) -> list[str]:
+    """Return the texts of a shard set, and check that each has `<bos>` and `<eos>`."""
     shards = ShardSet.open(folder, checksums=True)
-    loaded = shards.load_tokenizer()
-    found = []
+    tokenizer = shards.load_tokenizer()
+    texts = []
     for split in ("train", "validation"):
         sequences = shards.load_split(split)
         for index in range(len(sequences)):
             ids = sequences.tokens(index)
-            assert ids[0] == loaded.bos_id and ids[-1] == loaded.eos_id
-            found.append(loaded.decode(ids[1:-1].tolist()))
-    return found
+            assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id
+            texts.append(tokenizer.decode(ids[1:-1].tolist()))
+    return texts

@@ -1,4 +1,4 @@
-"""A dataset on the hub, prepared like files."""
+"""Datasets of the Hugging Face hub are prepared like files."""
 
 import gzip
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import orjson
 import pytest
 
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
 from data.shards import ShardSet
 from tests.data.prepare.conftest import document, documents
+from tests.helpers.prepare import prepare_source
 
 
 @pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
-    """Let a source's place on the hub be a local folder."""
+    """Return a function that puts a source's hub dataset into a local folder."""
     import dataclasses
 
     from data.sources import SOURCES
@@ -35,6 +35,7 @@ def test_a_hub_dataset_is_prepared_like_files(
     monkeypatch: pytest.MonkeyPatch,
     fake_hub: Callable[[str, Path], None],
 ) -> None:
+    """Prevents a streamed or downloaded dataset with other records than its files have."""
     import datasets
 
     folder = tmp_path / "qa" / "20230196" / "zhihu"
@@ -47,11 +48,13 @@ def test_a_hub_dataset_is_prepared_like_files(
         file.writelines(orjson.dumps(row) + b"\n" for row in rows)
     fake_hub("mnbvc_qa", tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for way in ("hub", "hub-download"):
+    for method in ("hub", "hub-download"):
         options = PrepareOptions(workers=1, limit=30)
-        report = prepare_source("mnbvc_qa", [f"{way}:qa_zhihu"], tmp_path / way, tokenizer, options)
+        report = prepare_source(
+            "mnbvc_qa", [f"{method}:qa_zhihu"], tmp_path / method, tokenizer, options
+        )
         assert report["kept"] == 30
-        assert f"{document(0, 50)}\n{document(1000, 200)}" in documents(tmp_path / way)
+        assert f"{document(0, 50)}\n{document(1000, 200)}" in documents(tmp_path / method)
     assert (
         ShardSet.open(tmp_path / "hub").fingerprint
         == ShardSet.open(tmp_path / "hub-download").fingerprint

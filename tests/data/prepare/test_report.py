@@ -1,4 +1,4 @@
-"""What the report says: every record accounted for, bad ones quarantined, what is longer than a row."""
+"""The report of a preparation accounts for every record."""
 
 import gzip
 import itertools
@@ -11,14 +11,17 @@ import pytest
 from common.errors import UserError
 from common.files import read_checksummed_json
 from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_groups, prepare_source
+from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
+from model.chat_template.template import Template
 from model.tokenizer import load_tokenizer
 from tests.data.prepare.conftest import document, documents
+from tests.helpers.prepare import prepare_source
 
 
 def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """Prevents records that are lost without a count, and counts that do not fit the shards."""
     report = prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
     assert report["records"] == 219
     assert report["quarantined"] == 1
@@ -28,12 +31,9 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
     shards = ShardSet.open(tmp_path / "out")
     splits = shards.manifest["splits"]
     for split in ("train", "validation"):
-        assert splits[split]["sequences"] == len(shards.load_split(split))
-        assert (
-            splits[split]["tokens"]
-            == shards.load_split(split).num_tokens
-            == shards.load_split(split).lengths().sum()
-        )
+        sequences = shards.load_split(split)
+        assert splits[split]["sequences"] == len(sequences)
+        assert splits[split]["tokens"] == sequences.num_tokens == sequences.lengths().sum()
     assert sum(split["characters"] for split in splits.values()) == report["characters"]
     assert sum(split["tokens"] for split in splits.values()) == report["tokens"]
     assert shards.manifest["tokenizer"]["fingerprint"] == load_tokenizer(tokenizer).fingerprint
@@ -45,6 +45,7 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_path: Path) -> None:
+    """Prevents a mix of sources that loses one of them, or changes its texts."""
     folder = shared / "data" / "pretrain"
     groups = [
         SourceGroup("mnbvc", (str(folder / "mnbvc_general.jsonl.gz"),)),
@@ -57,13 +58,14 @@ def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_pat
     assert report["kept"] > 600
     with gzip.open(folder / "mnbvc_qa.jsonl.gz") as file:
         rows = [orjson.loads(line) for line in itertools.islice(file, 20)]
-    found = set(documents(tmp_path / "out"))
-    assert sum(f"{row['问'].strip()}\n{row['答'].strip()}" in found for row in rows) >= 18
+    texts = set(documents(tmp_path / "out"))
+    assert sum(f"{row['问'].strip()}\n{row['答'].strip()}" in texts for row in rows) >= 18
 
 
 def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
     corpus: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
+    """Prevents a corpus read by the wrong source, and an error without the first bad line."""
     corpus.write_bytes(corpus.read_bytes() + b"[1]\n[2]\n")
     with pytest.raises(
         UserError, match=r"3 of 221 records.*1\.36%.*corpus\.jsonl line 219: not valid JSON"
@@ -87,7 +89,7 @@ def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
 def test_empty_training_set_gives_clear_error(
     tokenizer: Path, tmp_path: Path, data: bytes, reason: str
 ) -> None:
-    """A user's text that is too short for anything, with neither the file's name nor the length that would do."""
+    """Prevents an error about short text without the file's name or the length required."""
     (tmp_path / "a.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=rf"a\.jsonl: .*{reason}"):
         prepare_source(
@@ -96,25 +98,22 @@ def test_empty_training_set_gives_clear_error(
 
 
 def test_conversation_fitting_a_row_gives_no_length_warning(root: Path, tmp_path: Path) -> None:
-    """A report of conversations cut that training does not cut: a row of 512 positions holds 513 ids."""
-    from model.chat_template.template import Template
-
-    small = load_tokenizer(root / "assets/tokenizer")
-    filler, size = "", 0
-    while size < 514:
-        filler += "的水山天人"[len(filler) % 5]
-        size = len(Template().encode(small, [("好", filler)])[0])
-        if size in (513, 514):
-            row = {
-                "messages": [
-                    {"role": "user", "content": "好"},
-                    {"role": "assistant", "content": filler},
-                ]
-            }
-            (tmp_path / f"{size}.jsonl").write_bytes(orjson.dumps(row) + b"\n")
-    for size, longer in ((513, 0), (514, 1)):
-        group = SourceGroup("openai", (str(tmp_path / f"{size}.jsonl"),))
-        report = prepare_groups(
-            [group], tmp_path / str(size), root / "assets/tokenizer", PrepareOptions(workers=1)
-        )
-        assert report["tokens"] == size and report["longer_than"]["512"] == longer
+    """Prevents a warning about conversations that fit: a row of 512 positions holds 513 ids."""
+    folder = root / "assets/tokenizer"
+    tokenizer = load_tokenizer(folder)
+    answer = ""
+    files = {}
+    while 514 not in files:
+        answer += "的水山天人"[len(answer) % 5]
+        num_ids = len(Template().encode(tokenizer, [("好", answer)]).ids)
+        messages = [
+            {"role": "user", "content": "好"},
+            {"role": "assistant", "content": answer},
+        ]
+        files[num_ids] = tmp_path / f"{num_ids}.jsonl"
+        files[num_ids].write_bytes(orjson.dumps({"messages": messages}) + b"\n")
+    for num_ids, num_longer in ((513, 0), (514, 1)):
+        group = SourceGroup("openai", (str(files[num_ids]),))
+        out = tmp_path / str(num_ids)
+        report = prepare_groups([group], out, folder, PrepareOptions(workers=1))
+        assert report["tokens"] == num_ids and report["longer_than"]["512"] == num_longer

@@ -1,4 +1,4 @@
-"""Interrupted, killed and repeated preparations: the same bytes as one at a stretch, other arguments never mixed."""
+"""Interrupted and repeated preparations give the bytes of an uninterrupted one."""
 
 import os
 import signal
@@ -12,49 +12,37 @@ import orjson
 import pytest
 
 from common.errors import UserError
-from data.prepare import pipeline as prepare_module
-from data.prepare import provenance
-from data.prepare import worker as parts_module
-from data.prepare import write_shards as assemble_module
-from data.prepare.options import PrepareOptions
-from data.prepare.pipeline import prepare_source
+from data.kinds import documents
+from data.prepare import pipeline, provenance, worker, write_shards
+from data.prepare.options import CleanOptions, PrepareOptions
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
+from tests.helpers.prepare import prepare_source
+
+
+def fail_with_full_disk(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.slow
 def test_output_is_identical_for_any_workers_and_after_sigkill(
     tokenizer: Path, tmp_path: Path, root: Path
 ) -> None:
-    """Two workers, killed -9 in the middle and run again, make what one made at a stretch; the workers die with it."""
+    """Prevents a shard set that depends on the workers or on a kill -9, and orphaned workers."""
     import psutil
 
     texts = [document(seed, 500) for seed in range(1200)]
-    for name, some in (("a.jsonl", texts[:700]), ("b.jsonl", texts[650:])):
-        (tmp_path / name).write_bytes(
-            b"".join(orjson.dumps({"text": text}) + b"\n" for text in some) + b"[]\n"
-        )
+    for name, part in (("a.jsonl", texts[:700]), ("b.jsonl", texts[650:])):
+        rows = [orjson.dumps({"text": text}) + b"\n" for text in part]
+        (tmp_path / name).write_bytes(b"".join(rows) + b"[]\n")
 
     def arguments(out: str, workers: int) -> list[str]:
-        inputs = [
-            "--source",
-            "jsonl",
-            "--input",
-            str(tmp_path / "a.jsonl"),
-            str(tmp_path / "b.jsonl"),
-        ]
-        return [
-            *inputs,
-            "--tokenizer",
-            str(tokenizer),
-            "--out",
-            str(tmp_path / out),
-            "--workers",
-            str(workers),
-        ]
+        inputs = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+        options = ["--tokenizer", str(tokenizer), "--out", str(tmp_path / out)]
+        return ["--source", "jsonl", "--input", *inputs, *options, "--workers", str(workers)]
 
     assert run(arguments("one", 1), root).returncode == 0
-    wanted = contents(tmp_path / "one")
+    expected = contents(tmp_path / "one")
 
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *arguments("killed", 2)],
@@ -62,9 +50,9 @@ def test_output_is_identical_for_any_workers_and_after_sigkill(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    parts = tmp_path / ".killed.work" / "parts"
+    units = tmp_path / ".killed.work" / "parts"
     deadline = time.monotonic() + 60
-    while len(list(parts.glob("0*/manifest.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(units.glob("0*/manifest.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
@@ -73,44 +61,42 @@ def test_output_is_identical_for_any_workers_and_after_sigkill(
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert not (tmp_path / "killed").exists()
-    before = {path: path.stat().st_mtime_ns for path in parts.glob("0*/manifest.json")}
-    assert 3 <= len(before) < 14
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert 3 <= len(list(units.glob("0*/manifest.json"))) < 14
     assert run(arguments("killed", 2), root).returncode == 0
-    assert contents(tmp_path / "killed") == wanted
-    assert not parts.parent.exists()
+    assert contents(tmp_path / "killed") == expected
+    assert not units.parent.exists()
 
 
 @pytest.mark.slow
 def test_finished_units_are_reused_and_changed_inputs_redone(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts_module, "UNIT_BYTES", 20_000)
-    made: list[int] = []
-    whole = parts_module.PrepareWorker.process
+    """Prevents hours of work being repeated after an interruption, and outdated units."""
+    monkeypatch.setattr(worker, "UNIT_BYTES", 20_000)
+    processed: list[int] = []
+    process = worker.PrepareWorker.process
 
-    def counted(worker: parts_module.PrepareWorker, part: parts_module.WorkUnit) -> Any:
-        made.append(part.index)
-        return whole(worker, part)
+    def record_and_process(self: worker.PrepareWorker, unit: worker.WorkUnit) -> Any:
+        processed.append(unit.index)
+        return process(self, unit)
 
-    monkeypatch.setattr(parts_module.PrepareWorker, "process", counted)
+    monkeypatch.setattr(worker.PrepareWorker, "process", record_and_process)
 
-    def interrupted(*_: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     arguments = ("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(assemble_module, "_write_splits", interrupted)
+        patch.setattr(write_shards, "_write_splits", interrupt)
         prepare_source(*arguments)
-    assert len(made) > 5
+    assert len(processed) > 5
     assert not (tmp_path / "out").exists()
-    made.clear()
-    # Mended in its last line: only the last part is made again.
-    corpus.write_bytes(
-        corpus.read_bytes().replace(b"{broken\n", orjson.dumps({"text": document(999)}) + b"\n")
-    )
+    processed.clear()
+    # Only the last line is corrected, so only the last unit is encoded again.
+    corrected = orjson.dumps({"text": document(999)}) + b"\n"
+    corpus.write_bytes(corpus.read_bytes().replace(b"{broken\n", corrected))
     report = prepare_source(*arguments)
-    assert len(made) == 1
+    assert len(processed) == 1
     assert report["kept"] == 201 and report["quarantined"] == 0
     fresh = prepare_source("jsonl", [str(corpus)], tmp_path / "fresh", tokenizer, PrepareOptions())
     assert fresh["tokens"] == report["tokens"]
@@ -120,25 +106,17 @@ def test_finished_units_are_reused_and_changed_inputs_redone(
 def test_repeat_is_no_op_and_different_arguments_are_refused(
     corpus: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Prevents a finished set, another preparation or a user's files being overwritten."""
     out = tmp_path / "out"
     report = prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert (
-        prepare_source(
-            "jsonl", [str(corpus)], out, tokenizer, PrepareOptions(workers=2, quarantine_share=0.5)
-        )
-        == report
-    )
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    same = PrepareOptions(workers=2, quarantine_share=0.5)
+    assert prepare_source("jsonl", [str(corpus)], out, tokenizer, same) == report
     assert "nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    other = PrepareOptions.model_validate({"dedup": {"near": False}})
     with pytest.raises(UserError, match=r"differs: options\.dedup\.near.*another --out"):
-        prepare_source(
-            "jsonl",
-            [str(corpus)],
-            out,
-            tokenizer,
-            PrepareOptions.model_validate({"dedup": {"near": False}}),
-        )
+        prepare_source("jsonl", [str(corpus)], out, tokenizer, other)
     corpus.write_bytes(corpus.read_bytes()[:-20])
     with pytest.raises(UserError, match="differs: inputs"):
         prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions())
@@ -152,11 +130,9 @@ def test_repeat_is_no_op_and_different_arguments_are_refused(
 def test_interrupted_work_with_other_arguments_is_not_mixed(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+    """Prevents a set whose first half is cleaned by other options than its second."""
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(assemble_module, "_write_splits", full)
+        patch.setattr(write_shards, "_write_splits", fail_with_full_disk)
         prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
     changed = PrepareOptions.model_validate({"clean": {"minimum_characters": 30}})
     with pytest.raises(UserError, match=r"options\.clean\.minimum_characters.*delete it"):
@@ -166,10 +142,12 @@ def test_interrupted_work_with_other_arguments_is_not_mixed(
 def test_concurrent_preparation_is_refused(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nested(*_: Any) -> None:
+    """Prevents two processes that write the same shard set."""
+
+    def prepare_again(*_: Any) -> None:
         prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
 
-    monkeypatch.setattr(prepare_module, "_process_units", nested)
+    monkeypatch.setattr(pipeline, "_process_units", prepare_again)
     with pytest.raises(UserError, match="another process is preparing it"):
         prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
 
@@ -181,22 +159,18 @@ def test_units_of_other_code_version_are_not_mixed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Half a corpus cleaned by last month's rules and half by today's, because an update came between."""
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+    """Prevents a corpus that is half cleaned by an older version of the rules."""
     arguments = ("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
-    for updated in (False, True):
+
+    def reject_by_new_rule(text: str, options: CleanOptions) -> str | None:
+        return "new_rule" if "第7" in text else None
+
+    for is_updated in (False, True):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            patch.setattr(assemble_module, "_write_splits", full)
-            if updated:
+            patch.setattr(write_shards, "_write_splits", fail_with_full_disk)
+            if is_updated:
                 patch.setattr(provenance, "PREPARE_VERSION", provenance.PREPARE_VERSION + 1)
-                patch.setattr(
-                    parts_module,
-                    "rejection_reason",
-                    lambda text, options: "other_rule" if "第7" in text else None,
-                )
+                patch.setattr(documents, "rejection_reason", reject_by_new_rule)
             prepare_source(*arguments)
     capsys.readouterr()
     assert prepare_source(*arguments)["dropped"] == {
@@ -205,9 +179,9 @@ def test_units_of_other_code_version_are_not_mixed(
         "too_short": 3,
     }
     assert "another version of this program: starting over" in capsys.readouterr().out
-    before = ShardSet.open(tmp_path / "out").fingerprint
+    fingerprint = ShardSet.open(tmp_path / "out").fingerprint
     monkeypatch.setattr(provenance, "PREPARE_VERSION", provenance.PREPARE_VERSION + 1)
     with pytest.raises(UserError, match=r"what differs: version\); delete it"):
         prepare_source(*arguments)
     prepare_source(*arguments[:2], tmp_path / "new", *arguments[3:])
-    assert ShardSet.open(tmp_path / "new").fingerprint == before
+    assert ShardSet.open(tmp_path / "new").fingerprint == fingerprint

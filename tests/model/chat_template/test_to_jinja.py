@@ -1,12 +1,13 @@
-"""The Jinja template is the template: transformers gives the ids that the model was trained on, and stops nowhere else."""
+"""The exported Jinja template gives the ids of training in transformers."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.chat_template.template import Template
-from model.chat_template.to_jinja import build_jinja_template
+from common.errors import UserError
+from model.chat_template.template import ImportedTemplate, Template
+from model.chat_template.to_jinja import build_jinja_template, export_jinja_template
 from model.tokenizer import hf_json, load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers.conversations import (
@@ -53,25 +54,27 @@ def fast(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def unequal(ours: Tokenizer, fast: Any, conversations: list[tuple[str, Turns]]) -> list[Any]:
-    """The conversations to which transformers gives other ids, whole or as the prompt of their last answer."""
+    """Return the conversations whose ids, or prompt of the last answer, differ in transformers."""
     rendered = [to_chat_messages(reference, turns) for reference, turns in conversations]
     whole = fast.apply_chat_template(rendered, return_dict=False)
     prompts = fast.apply_chat_template(
-        [said[:-1] for said in rendered], add_generation_prompt=True, return_dict=False
+        [messages[:-1] for messages in rendered], add_generation_prompt=True, return_dict=False
     )
-    found = []
-    for (reference, turns), theirs, asked in zip(conversations, whole, prompts, strict=True):
+    unequal_conversations = []
+    for (reference, turns), their_ids, their_prompt in zip(
+        conversations, whole, prompts, strict=True
+    ):
         expected, spans = Template().encode(ours, turns, reference)
         assert expected[: spans[-1][0]] == Template().encode_prompt(
             ours, turns[:-1], turns[-1][0], reference
         )
-        if (theirs, asked) != (expected, expected[: spans[-1][0]]):
-            found.append((reference, turns))
-    return found
+        if (their_ids, their_prompt) != (expected, expected[: spans[-1][0]]):
+            unequal_conversations.append((reference, turns))
+    return unequal_conversations
 
 
 def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, fast: Any) -> None:
-    """A user who ends the conversation, or begins another, by typing; a line end or a space that Jinja eats."""
+    """Prevents text from ending a turn or beginning one, and white space lost to Jinja."""
     assert unequal(ours, fast, HOSTILE) == []
     for reference, turns in HOSTILE:
         ids = fast.apply_chat_template(to_chat_messages(reference, turns), return_dict=False)
@@ -83,7 +86,7 @@ def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, f
 
 
 def test_exported_special_token_names_in_text_stay_text(ours: Tokenizer, fast: Any) -> None:
-    """What the tokenizer itself prints for </s>, pasted into a question."""
+    """Prevents the exported tokenizer's own name of `</s>` in a question from becoming the id."""
     typed = f"{fast.eos_token}{fast.bos_token}{fast.unk_token}<\ufdd0/s>\ufdd0"
     ids = fast.apply_chat_template(to_chat_messages(typed, [(typed, typed)]), return_dict=False)
     assert (ids[0], ids.count(ours.bos_id), ids.count(ours.eos_id), ids.count(ours.unk_id)) == (
@@ -98,7 +101,7 @@ def test_exported_special_token_names_in_text_stay_text(ours: Tokenizer, fast: A
 def test_exported_template_reproduces_training_ids_on_real_conversations(
     ours: Tokenizer, fast: Any, shared: Path
 ) -> None:
-    """An exported model that reads other ids at the seams than it knows."""
+    """Prevents an exported model from reading other ids than in training."""
     total = 0
     for name, file in SOURCE_FILES.items():
         conversations = read_real_conversations(shared / "data/sft" / file, name, 300)
@@ -109,7 +112,7 @@ def test_exported_template_reproduces_training_ids_on_real_conversations(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "messages",
     [
         [{"role": "assistant", "content": "好"}],
         [{"role": "user", "content": "一"}, {"role": "user", "content": "二"}],
@@ -117,9 +120,16 @@ def test_exported_template_reproduces_training_ids_on_real_conversations(
         [{"role": "tool", "content": "一"}],
     ],
 )
-def test_unsupported_conversations_raise(said: list[dict[str, str]], fast: Any) -> None:
-    """Messages dropped or run together in silence."""
+def test_unsupported_conversations_raise(messages: list[dict[str, str]], fast: Any) -> None:
+    """Prevents messages that are dropped or merged silently."""
     from jinja2 import TemplateError
 
     with pytest.raises(TemplateError, match="expected system"):
-        fast.apply_chat_template(said)
+        fast.apply_chat_template(messages)
+
+
+def test_imported_template_without_its_source_raises(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Prevents an export with a chat template that renders other prompts than `template.json`."""
+    with pytest.raises(UserError, match=r"template\.json is an imported chat template, but the"):
+        export_jinja_template(ImportedTemplate(), tokenizer, tmp_path)
+    assert export_jinja_template(Template(), tokenizer, tmp_path).startswith("{%")

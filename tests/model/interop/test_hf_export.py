@@ -1,4 +1,4 @@
-"""What is exported is the model: transformers gives its numbers and its text, and it comes back here as it was."""
+"""Exports to Hugging Face: transformers gives the same numbers, text and tokens."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     model = Llama(config_from_preset("babyllama-43m", tokenizer.vocab_size)).init_weights(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # At initialisation attention is nearly uniform and one word follows every other: errors would hide.
+            # At initialization attention is nearly uniform, which would hide errors.
             parameter.mul_(4.0 if "layers" in name and parameter.dim() > 1 else 1.0)
     weights.save_checkpoint(model, tokenizer, folder)
     Template().save(folder)
@@ -51,7 +51,7 @@ def theirs(folder: Path) -> tuple[Any, Any]:
 
 
 def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
-    """Logits, ids, prompts and greedy continuations of the two."""
+    """Compare logits, ids, prompts and greedy continuations."""
     model, tokenizer = weights.load_checkpoint(checkpoint, CPU)
     their_model, their_tokenizer = theirs(exported)
     ids = tokenizer.encode_batch(texts)
@@ -64,15 +64,18 @@ def check(checkpoint: Path, exported: Path, texts: list[str]) -> None:
     ]
     answers = generate_batch(model, prompts, max_new_tokens=12)
     for question, prompt, answer in zip(QUESTIONS, prompts, answers, strict=True):
-        said = [{"role": "system", "content": "资料一则。"}, {"role": "user", "content": question}]
+        messages = [
+            {"role": "system", "content": "资料一则。"},
+            {"role": "user", "content": question},
+        ]
         inputs = their_tokenizer.apply_chat_template(
-            said, add_generation_prompt=True, return_tensors="pt"
+            messages, add_generation_prompt=True, return_tensors="pt"
         )
         assert inputs["input_ids"][0].tolist() == prompt
-        made = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[
+        generated = their_model.generate(**inputs, do_sample=False, max_new_tokens=12)[
             0, len(prompt) :
         ].tolist()
-        assert made == [*answer.ids, *([tokenizer.eos_id] if answer.reached_stop_id else [])]
+        assert generated == [*answer.ids, *([tokenizer.eos_id] if answer.reached_stop_id else [])]
     assert len({tuple(answer.ids) for answer in answers}) > 1
 
 
@@ -88,7 +91,7 @@ def texts(root: Path) -> list[str]:
 def test_exported_run_generates_identically_in_transformers(
     trained_run: Path, texts: list[str], tmp_path: Path
 ) -> None:
-    """An exported model that is another one: its weights, its ids, its prompts or where it stops."""
+    """Prevents an export with other weights, ids, prompts or stop ids."""
     export_hf(trained_run, tmp_path / "out", max_shard_size="100KB")
     assert len(list((tmp_path / "out").glob("model-0*.safetensors"))) > 2
     check(trained_run, tmp_path / "out", texts)
@@ -98,7 +101,7 @@ def test_exported_run_generates_identically_in_transformers(
 def test_reference_config_with_real_tokenizer_generates_identically(
     reference_shape: Path, texts: list[str], tmp_path: Path
 ) -> None:
-    """What holds for a toy vocabulary and a tied head need not hold for 65,000 pieces and an untied one."""
+    """Catches what holds for a toy vocabulary and a tied head only."""
     export_hf(reference_shape, tmp_path / "out", max_shard_size="90MB")
     check(reference_shape, tmp_path / "out", texts[:300])
 
@@ -106,7 +109,7 @@ def test_reference_config_with_real_tokenizer_generates_identically(
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_path: Path) -> None:
-    """Weights twice as large as asked for, or a config that makes transformers convert them on loading."""
+    """Prevents weights of twice the requested size, or a config that makes transformers convert."""
     from transformers import AutoModelForCausalLM
 
     export_hf(trained_run, tmp_path / "out", dtype=dtype)
@@ -118,7 +121,7 @@ def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_
 
 
 def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) -> None:
-    """A folder that only others can load; one whose damage goes unnoticed."""
+    """Prevents an export that only transformers can load, or whose damage goes unnoticed."""
     export_hf(trained_run, tmp_path / "one")
     export_hf(trained_run, tmp_path / "many", max_shard_size="100KB")
     model, tokenizer = weights.load_checkpoint(trained_run, CPU)
@@ -147,7 +150,7 @@ def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) 
 
 
 def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: Path) -> None:
-    """A generation that never stops because nobody was told the id; a key that transformers drops or misreads."""
+    """Prevents generation without a stop id, and keys that transformers drops or misreads."""
     from transformers import AutoConfig, GenerationConfig
 
     export_hf(trained_run, tmp_path / "out", dtype="bfloat16")
@@ -221,7 +224,7 @@ def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Pa
 
 
 def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Path) -> None:
-    """A folder of somebody's own, gone."""
+    """Prevents an export from deleting a folder of the user."""
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("all of it")
@@ -235,7 +238,7 @@ def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (
             "--format hf --dtype q8_0",
@@ -252,11 +255,11 @@ def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Pat
     ],
 )
 def test_user_errors_are_one_line(
-    words: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: str, message: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A traceback, or half a folder."""
+    """Prevents a traceback, or half an exported folder."""
     paths = ["--checkpoint", str(trained_run), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["export", *paths, *words.split()])
+    monkeypatch.setattr(sys, "argv", ["export", *paths, *arguments.split()])
     with pytest.raises(UserError) as caught:
         export.main()
     assert str(caught.value) == message
@@ -264,7 +267,7 @@ def test_user_errors_are_one_line(
 
 
 def test_dtype_overflow_raises(trained_run: Path, tmp_path: Path) -> None:
-    """Infinities written as if they were weights."""
+    """Prevents infinite weights in an export."""
     model, tokenizer = weights.load_checkpoint(trained_run, CPU)
     with torch.no_grad():
         model.model.embed_tokens.weight[0, 0] = 1e6

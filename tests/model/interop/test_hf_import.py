@@ -1,6 +1,7 @@
-"""A Llama from elsewhere is the same Llama here: its numbers, its ids, its conversations, and what it becomes."""
+"""Imports from Hugging Face: the same logits, ids, conversations, and what a run can do."""
 
 import gzip
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def legacy(root: Path) -> Any:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path: Path) -> None:
-    """A scaling, a shared head or a shard that was not read: a model that looks alive and talks nonsense."""
+    """Prevents a model with a wrong RoPE scaling, a lost shard or an untied head."""
     theirs = save_hf_checkpoint(
         tmp_path / "theirs",
         byte_level,
@@ -105,7 +106,7 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
         prompt = ids[:1, :9]
-        made = theirs.generate(
+        generated = theirs.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=False,
@@ -113,8 +114,10 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
             pad_token_id=1,
         )
         answer = generate_batch(ours, [prompt[0].tolist()], max_new_tokens=20)[0]
-        assert made[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
-        assert made[0, 9 + len(answer.ids) :].tolist() in ([[1], [3]] if answer.reached_stop_id else [[]])
+        assert generated[0, 9 : 9 + len(answer.ids)].tolist() == answer.ids
+        assert generated[0, 9 + len(answer.ids) :].tolist() in (
+            [[1], [3]] if answer.reached_stop_id else [[]]
+        )
         export_hf(tmp_path / "run", tmp_path / "out")
         from transformers import AutoModelForCausalLM
 
@@ -126,18 +129,18 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
 def test_imported_tokenizer_matches_transformers_and_round_trips(
     kind: str, request: pytest.FixtureRequest, texts: list[str], tmp_path: Path
 ) -> None:
-    """An imported model that reads other ids than it was trained on, before and after it was exported again."""
+    """Prevents an imported model from reading other ids, before or after another export."""
     from transformers import AutoTokenizer
 
     names = {"byte_level": ("<|begin|>", "<|end|>"), "legacy": ("<s>\ufdd0", "</s>\ufdd0")}[kind]
     save_hf_checkpoint(tmp_path / "theirs", request.getfixturevalue(kind), names)
     import_hf(tmp_path / "theirs", tmp_path / "run")
     ours = load_tokenizer(locate.resolve_checkpoint(tmp_path / "run"))
-    wanted = AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    every = texts + AWKWARD
-    expected = wanted(every, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert ours.encode_batch(every) == [ours.encode(text) for text in every] == expected
-    assert [ours.decode(ids) for ids in expected] == every
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    all_texts = texts + AWKWARD
+    expected = theirs(all_texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ours.encode_batch(all_texts) == [ours.encode(text) for text in all_texts] == expected
+    assert [ours.decode(ids) for ids in expected] == all_texts
     assert not {ours.bos_id, ours.eos_id} & {index for ids in expected for index in ids}
     for text, ids in zip(AWKWARD, expected[-len(AWKWARD) :], strict=True):
         assert "".join(stream_text(ours, ids)) == text
@@ -147,45 +150,46 @@ def test_imported_tokenizer_matches_transformers_and_round_trips(
     export_hf(tmp_path / "run", tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (
-        again(every, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
+        again(all_texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        == expected
     )
     assert (again.bos_token_id, again.eos_token_id) == (ours.bos_id, ours.eos_id)
     assert weights.load_checkpoint(tmp_path / "out", CPU)[1].fingerprint == ours.fingerprint
 
 
 def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Of the sample; and some whose texts spell what the templates print."""
+    """Return conversations of the sample, with and without their references."""
     path = root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.test.json"
     from data.records import Conversation
     from data.sources import SOURCES
 
-    found = [
-        (each.reference, [(turn.question, turn.answer) for turn in each.turns])
-        for each in SOURCES["redgpt"].iter_records(path)
-        if isinstance(each, Conversation)
+    conversations = [
+        (record.reference, [(turn.question, turn.answer) for turn in record.turns])
+        for record in SOURCES["redgpt"].iter_records(path)
+        if isinstance(record, Conversation)
     ]
-    return [*found[:60], *(("", turns) for _, turns in found[:60])]
+    return [*conversations[:60], *(("", turns) for _, turns in conversations[:60])]
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_imported_chat_template_is_used(
     name: str, byte_level: Any, root: Path, tmp_path: Path
 ) -> None:
-    """Asked in another frame than it was tuned in, it answers worse; with the loss on the wrong ids it unlearns to stop."""
+    """Prevents prompts in another format than in tuning, and a loss on the wrong ids."""
     from transformers import AutoTokenizer
 
     save_hf_checkpoint(
         tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
     )
-    model, ours, said = import_hf(tmp_path / "theirs", tmp_path / "run")
-    assert said == "its own chat template"
+    model, ours, note = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert note == "its own chat template"
     template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     assert isinstance(template, ImportedTemplate)
     ends = {"llama3": "<|eot_id|>", "chatml": "<|im_end|>", "no-system": "<|end|>"}
     assert model.config.eos_token_id == ours.eos_id == SPECIAL_TOKENS.index(ends[name])
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    found = conversations(root)
-    for reference, turns in found:
+    sample = conversations(root)
+    for reference, turns in sample:
         reference = "" if name == "no-system" else reference
         messages = [{"role": "system", "content": reference}] if reference else []
         for question, answer in turns:
@@ -207,7 +211,7 @@ def test_imported_chat_template_is_used(
 
 
 def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path: Path) -> None:
-    """A Llama 3 that talks on behind <|end_of_text|>, or ends every text of a corpus as if it were an answer."""
+    """Prevents generation past <|end_of_text|>, and documents that end like answers."""
     from transformers import AutoConfig, GenerationConfig
 
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
@@ -235,7 +239,7 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
 def test_imported_special_token_spelled_in_text_stays_text(
     name: str, byte_level: Any, tmp_path: Path
 ) -> None:
-    """A user who opens a system turn by typing one."""
+    """Prevents a user from opening a system turn by typing a special token."""
     save_hf_checkpoint(
         tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), CHAT_TEMPLATES[name]
     )
@@ -259,7 +263,8 @@ def test_imported_special_token_spelled_in_text_stays_text(
         ("{% for m in messages %}{{ m['content'] ", "TemplateSyntaxError"),
         ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
         (
-            "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>{% endfor %}",
+            "{% for m in messages %}{% if loop.last %}!{% endif %}{{ m['content'] }}<|end|>"
+            "{% endfor %}",
             "a prompt is not a prefix",
         ),
         (
@@ -278,12 +283,12 @@ def test_imported_special_token_spelled_in_text_stays_text(
 def test_unsupported_chat_template_is_reported_and_skipped(
     source: str, reason: str, byte_level: Any, tmp_path: Path
 ) -> None:
-    """A model asked in half of its frame, or a stranger's program run on this machine."""
+    """Prevents half of a chat format, and an untrusted program that runs unbounded."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), source)
-    _, tokenizer, said = import_hf(tmp_path / "theirs", tmp_path / "run")
+    _, _, note = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert (
-        said.startswith("the project's own template: its chat template cannot be used (")
-        and reason in said
+        note.startswith("the project's own template: its chat template cannot be used (")
+        and reason in note
     )
     assert load_template(locate.resolve_checkpoint(tmp_path / "run")) == Template()
 
@@ -292,7 +297,7 @@ def test_unsupported_chat_template_is_reported_and_skipped(
 def test_imported_model_can_be_fine_tuned(
     byte_level: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prepared with another template than it is trained, asked and exported with."""
+    """Prevents preparation, training, chat and export with different templates."""
     from transformers import AutoTokenizer
 
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
@@ -306,7 +311,7 @@ def test_imported_model_can_be_fine_tuned(
         locate.resolve_checkpoint(tmp_path / "base"),
         PrepareOptions(workers=1, limit=40),
     )
-    words = {
+    options = {
         "base": tmp_path / "base",
         "data": tmp_path / "data",
         "run": tmp_path / "tuned",
@@ -320,7 +325,10 @@ def test_imported_model_can_be_fine_tuned(
     monkeypatch.setattr(
         sys,
         "argv",
-        ["sft", *(word for key, value in words.items() for word in (f"--{key}", str(value)))],
+        [
+            "sft",
+            *(argument for key, value in options.items() for argument in (f"--{key}", str(value))),
+        ],
     )
     sft.main()
     export_hf(tmp_path / "tuned", tmp_path / "out")
@@ -328,9 +336,9 @@ def test_imported_model_can_be_fine_tuned(
     template = load_template(tmp_path / "out")
     base_template = load_template(locate.resolve_checkpoint(tmp_path / "base"))
     assert template == base_template != Template()
-    said = [{"role": "user", "content": "你好"}]
+    messages = [{"role": "user", "content": "你好"}]
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
-    expected = theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert template.encode_prompt(tokenizer, [], "你好") == expected
 
 
@@ -345,7 +353,7 @@ def test_imported_model_can_be_fine_tuned(
 def test_every_data_kind_prepares_with_imported_tokenizer(
     source: str, file: str, byte_level: Any, root: Path, tmp_path: Path
 ) -> None:
-    """A base that can be imported, and then not fine-tuned: its tokenizer asked by another's method."""
+    """Prevents a base that can be imported but not fine-tuned."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
     _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "base")
     prepare_groups(
@@ -355,8 +363,8 @@ def test_every_data_kind_prepares_with_imported_tokenizer(
         PrepareOptions(workers=1, limit=20),
     )
     train = ShardSet.open(tmp_path / "data").load_split("train")
-    said = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
-    assert len(said) > 5 and all("\ufffd" not in text and len(text) > 10 for text in said)
+    texts = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
+    assert len(texts) > 5 and all("\ufffd" not in text and len(text) > 10 for text in texts)
 
 
 def retokenize(folder: Path, **values: Any) -> None:
@@ -416,7 +424,7 @@ def retokenize(folder: Path, **values: Any) -> None:
         (lambda folder: update_json(folder, vocab_size=20), "do not belong together"),
         (
             lambda folder: update_json(folder, "generation_config.json", eos_token_id="</s>"),
-            "generation_config.json: eos_token_id: '</s>' is not valid; expected an id, or a list of ids",
+            "generation_config.json: eos_token_id: '</s>' is not valid; expected an id, or a list",
         ),
     ],
 )
@@ -428,7 +436,7 @@ def test_unsupported_import_gives_one_line_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A traceback, code run out of a pickle, or half a run."""
+    """Prevents a traceback, code run from a pickle, or half a run."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     spoil(tmp_path / "theirs")
     monkeypatch.setattr(
@@ -445,13 +453,13 @@ def test_unsupported_import_gives_one_line_error(
 
 
 def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path) -> None:
-    """Only the import being careful, and a run that someone else made with it not being looked at."""
+    """Prevents a hostile run from bypassing the checks of the import."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     import_hf(tmp_path / "theirs", tmp_path / "run")
     file = locate.resolve_checkpoint(tmp_path / "run") / "tokenizer_imported.json"
-    facts = json.loads(file.read_text(encoding="utf-8"))
-    definition = facts["definition"]
-    # It knows the characters of its special tokens, and fails at any other.
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    definition = fields["definition"]
+    # Knows the characters of its special tokens only, and fails at any other.
     narrow = {
         "type": "Unigram",
         "unk_id": None,
@@ -469,13 +477,26 @@ def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path
         {"definition": {**definition, "decoder": None}},
         {"definition": {**definition, "model": narrow, "pre_tokenizer": None}},
     ):
-        file.write_text(json.dumps({**facts, **changes}))
+        file.write_text(json.dumps({**fields, **changes}))
         with pytest.raises(UserError, match=r"^[^\n]*tokenizer_imported\.json[^\n]*$"):
             load_tokenizer(file.parent)
 
 
+def test_imported_tokenizer_of_earlier_version_loads(byte_level: Any, tmp_path: Path) -> None:
+    """Prevents runs from before the template moved to template.json from becoming unusable."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
+    _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    fields = {**json.loads(tokenizer.serialized), "words": {"bare": "x", "lead_ins": False}}
+    serialized = json.dumps(fields, ensure_ascii=False).encode()
+    (tmp_path / "tokenizer_imported.json").write_bytes(serialized)
+    earlier = load_tokenizer(tmp_path)
+    assert earlier.fingerprint == hashlib.sha256(serialized).hexdigest()
+    assert (earlier.eos_id, earlier.eod_id) == (tokenizer.eos_id, tokenizer.eod_id)
+    assert earlier.encode("你好 </s>") == tokenizer.encode("你好 </s>")
+
+
 def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path: Path) -> None:
-    """A tokenizer.model beside a tokenizer.json, normalised and used: other ids than the model knows, and no word of it."""
+    """Prevents a tokenizer.model of others from being normalized: the model knows other ids."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     (tmp_path / "theirs/tokenizer.model").write_bytes(b"")
     with pytest.raises(UserError, match=r"import it with python -m model\.import_hf"):
@@ -483,7 +504,7 @@ def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path:
 
 
 def test_import_does_not_overwrite_existing_run(trained_run: Path, tmp_path: Path) -> None:
-    """Days of training, replaced by a download."""
+    """Prevents a download from replacing days of training."""
     with pytest.raises(UserError, match="exists already"):
         import_hf(tmp_path, trained_run)
 
@@ -494,7 +515,7 @@ def test_evaluating_imported_run_without_data_gives_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A run.json called damaged, or an empty report."""
+    """Prevents a run.json called damaged, or an empty report."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))
     import_hf(tmp_path / "theirs", tmp_path / "run")
     capsys.readouterr()
@@ -507,7 +528,7 @@ def test_evaluating_imported_run_without_data_gives_clear_error(
 
 
 def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path: Path) -> None:
-    """What was sent out comes back with other ids."""
+    """Prevents an export that comes back with other ids."""
     export_hf(trained_run, tmp_path / "out")
     import_hf(tmp_path / "out", tmp_path / "run")
     again, tokenizer = weights.load_checkpoint(tmp_path / "run", CPU)
@@ -521,7 +542,7 @@ def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path:
 def test_pretrained_run_round_trips_through_export_and_import(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A model of ours taken for a stranger's: a complaint about its template, a tokenizer of another kind."""
+    """Prevents an export of ours from being treated as a model of others."""
     shape = LlamaConfig(
         tokenizer.vocab_size,
         hidden_size=8,
@@ -533,8 +554,8 @@ def test_pretrained_run_round_trips_through_export_and_import(
     (tmp_path / "bare").mkdir()
     weights.save_checkpoint(Llama(shape).init_weights(0), tokenizer, tmp_path / "bare")
     export_hf(tmp_path / "bare", tmp_path / "out")
-    model, again, said = import_hf(tmp_path / "out", tmp_path / "run")
-    assert said == "the project's own template"
+    model, again, note = import_hf(tmp_path / "out", tmp_path / "run")
+    assert note == "the project's own template"
     assert (model.config, again.fingerprint) == (shape, tokenizer.fingerprint)
     assert not (locate.resolve_checkpoint(tmp_path / "run") / "template.json").exists()
     export_hf(tmp_path / "run", tmp_path / "again")
@@ -543,7 +564,7 @@ def test_pretrained_run_round_trips_through_export_and_import(
         (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
         for name in names
     )
-    # As another program saves it: what says that it is ours is its chat template alone.
+    # As another program saves it: only its chat template shows that it is ours.
     for name in ("manifest.json", "tokenizer.model"):
         (tmp_path / "out" / name).unlink()
     assert import_hf(tmp_path / "out", tmp_path / "saved")[2] == "the project's own template"

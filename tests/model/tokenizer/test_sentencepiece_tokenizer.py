@@ -1,4 +1,4 @@
-"""One text gives one sequence of ids: the stock 65k tokenizer and the shipped one, here and in transformers."""
+"""The 65k tokenizer and the shipped one give the same ids here and in transformers."""
 
 import concurrent.futures
 import multiprocessing
@@ -99,7 +99,7 @@ def same_ids(tokenizer: Tokenizer, fast: Any, texts: list[str]) -> list[str]:
 def test_ids_match_transformers_on_real_texts(
     tokenizer: Tokenizer, fast: Any, real_texts: list[str]
 ) -> None:
-    """An exported model would read other ids than it was trained on."""
+    """Prevents an exported model from reading other ids than it was trained on."""
     assert len(real_texts) > 4000
     assert same_ids(tokenizer, fast, real_texts + AWKWARD + LITERALS) == []
     ids = tokenizer.encode_batch(real_texts)
@@ -113,7 +113,7 @@ def test_ids_match_transformers_on_real_texts(
 
 
 def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast: Any) -> None:
-    """Ties, unused pieces that SentencePiece merges and splits again, and runs of one piece part the two."""
+    """Catches differences at score ties, unused pieces and runs of one piece."""
     dice = random.Random(0)
     usable = [piece.text for piece in tokenizer.pieces if piece.kind == NORMAL]
     unused = [piece.text for piece in tokenizer.pieces if piece.kind == UNUSED] or usable
@@ -130,7 +130,7 @@ def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast:
 
 
 def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any) -> None:
-    """Text with `</s>` would end the answer, or begin a document, inside the text."""
+    """Prevents `</s>` in a text from ending the answer or the document."""
     specials = {index for index, piece in enumerate(tokenizer.pieces) if piece.kind == CONTROL} | {
         tokenizer.unk_id
     }
@@ -145,7 +145,7 @@ def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any)
 def test_transformers_tokenizer_has_special_tokens_length_and_template(
     fast: Any, tokenizer: Tokenizer
 ) -> None:
-    """Generation elsewhere would not stop, or would be shown in another frame."""
+    """Prevents generation in transformers that never stops or uses another chat template."""
     assert (fast.bos_token_id, fast.eos_token_id, fast.unk_token_id) == (
         tokenizer.bos_id,
         tokenizer.eos_id,
@@ -162,7 +162,7 @@ def test_transformers_tokenizer_has_special_tokens_length_and_template(
 
 @pytest.mark.slow
 def test_every_character_round_trips_and_counts_once(tokenizer: Tokenizer) -> None:
-    """A character that does not survive would be lost from every corpus; a wrong count falsifies bits per character."""
+    """Prevents characters lost from a corpus, and wrong bits per character."""
     characters = [
         chr(code)
         for code in range(0x110000)
@@ -181,7 +181,7 @@ ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=METASP
 @settings(max_examples=300, deadline=None)
 @given(text=ANY | st.text("  \n\t</s>0x：人a1你", max_size=60))
 def test_any_text_round_trips_with_correct_count(tokenizer: Tokenizer, text: str) -> None:
-    """Leading and doubled spaces, line ends and rare characters are where tokenizers lose text."""
+    """Prevents loss of leading and double spaces, line breaks and rare characters."""
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode_bytes(ids) == text.encode()
@@ -190,7 +190,7 @@ def test_any_text_round_trips_with_correct_count(tokenizer: Tokenizer, text: str
 
 
 def test_encode_batch_matches_single_encode(tokenizer: Tokenizer) -> None:
-    """Threads must not reorder or change results."""
+    """Prevents threads from reordering or changing results."""
     texts = AWKWARD + LITERALS
     alone = [tokenizer.encode(text) for text in texts]
     assert tokenizer.encode_batch(texts) == tokenizer.encode_batch(texts, num_threads=3) == alone
@@ -198,7 +198,7 @@ def test_encode_batch_matches_single_encode(tokenizer: Tokenizer) -> None:
 
 
 def test_newline_and_template_colon_are_separate_tokens(tokenizer: Tokenizer) -> None:
-    """Otherwise the seam between prompt and answer is cut differently in training and in chat."""
+    """Prevents prompt and answer from being split differently in training and in chat."""
     colon = tokenizer.encode("：")
     assert len(colon) == 1 and len(tokenizer.encode("\n")) == 1
     assert [piece.text for piece in tokenizer.pieces if "：" in piece.text] == ["："]
@@ -209,7 +209,7 @@ def test_newline_and_template_colon_are_separate_tokens(tokenizer: Tokenizer) ->
 
 
 def test_incomplete_utf8_is_detected_when_streaming(tokenizer: Tokenizer) -> None:
-    """Chat would print U+FFFD for each byte of a character that is still on its way."""
+    """Prevents chat from printing U+FFFD for every byte of an unfinished character."""
     ids = tokenizer.encode("\U0010fffd")
     assert len(ids) == 4
     assert tokenizer.decode_bytes(ids[:3]) == "\U0010fffd".encode()[:3]
@@ -218,7 +218,7 @@ def test_incomplete_utf8_is_detected_when_streaming(tokenizer: Tokenizer) -> Non
 
 
 def test_lone_surrogate_raises_user_error(tokenizer: Tokenizer) -> None:
-    """It has no UTF-8: without a message it would be a traceback out of C++."""
+    """Prevents a traceback from the library for text that has no UTF-8."""
     for encode in (
         lambda: tokenizer.encode("ab\ud83d"),
         lambda: tokenizer.encode_batch(["好", "ab\ud83d"]),
@@ -232,7 +232,7 @@ def _encode_elsewhere(tokenizer: Tokenizer, text: str) -> tuple[str, list[int]]:
 
 
 def test_tokenizer_can_be_pickled_to_spawned_processes() -> None:
-    """Preparation hands it to workers; a tokenizer that cannot be sent would be loaded from a path that may change."""
+    """Prevents preparation workers from loading another tokenizer than their parent."""
     tokenizer = load_tokenizer(SMALL)
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn")
@@ -251,7 +251,7 @@ def parsed(serialized: bytes) -> Any:
 
 
 def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None:
-    """A moved id makes every checkpoint nonsense; a tie makes implementations differ."""
+    """Prevents moved ids, which break checkpoints, and score ties, which split implementations."""
     before, serialized = parsed(STOCK.read_bytes()), normalize_model(STOCK.read_bytes(), "stock")[0]
     after = parsed(serialized)
     assert [piece.piece for piece in before.pieces] == [piece.piece for piece in after.pieces]
@@ -270,7 +270,7 @@ def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None
 
 
 def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
-    """If it changed with a version of a library or of this code, every prepared corpus and run would be refused."""
+    """Prevents a library update from invalidating every prepared corpus and run."""
     assert (
         load_tokenizer(STOCK).fingerprint
         == "b4543689c4405ca7e93ea50adfe5854765f89a3b876b0464388d951e1247ba73"
@@ -278,7 +278,7 @@ def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
 
 
 def test_normalization_is_idempotent(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A tokenizer that is carried from corpus to run to export keeps its fingerprint only so."""
+    """Prevents a fingerprint that changes on the way from corpus to run to export."""
     again, changes = normalize_model(tokenizer.serialized, "again")
     assert again == tokenizer.serialized
     assert (changes.num_tied_scores, changes.num_unreachable, changes.changed_settings) == (
@@ -327,7 +327,7 @@ def _rename(index: int, text: str) -> Callable[[Any], None]:
 def test_unusable_sentencepiece_model_gives_one_line_error(
     change: Callable[[Any], None], message: str, tmp_path: Path
 ) -> None:
-    """What the project relies on must hold when a file is loaded, not fail in the middle of a training run."""
+    """Prevents a training run that fails halfway because of a bad tokenizer file."""
     model = parsed((SMALL / TOKENIZER_FILE).read_bytes())
     change(model)
     path = tmp_path / "theirs.model"
@@ -349,7 +349,7 @@ def test_unusable_sentencepiece_model_gives_one_line_error(
     ],
 )
 def test_invalid_model_file_gives_one_line_error(content: bytes, tmp_path: Path) -> None:
-    """Pickles, archives, JSON and noise are what people give by mistake or on purpose."""
+    """Prevents tracebacks for pickles, archives, JSON and noise given as a tokenizer."""
     (tmp_path / TOKENIZER_FILE).write_bytes(content)
     with pytest.raises(UserError, match="is not a SentencePiece model") as caught:
         load_tokenizer(tmp_path)
@@ -357,14 +357,14 @@ def test_invalid_model_file_gives_one_line_error(content: bytes, tmp_path: Path)
 
 
 def test_missing_file_error_names_the_file(tmp_path: Path) -> None:
-    """Both a wrong path and a folder without a tokenizer."""
+    """Prevents an error without the path, for a missing file or a folder without a tokenizer."""
     for path in (tmp_path, tmp_path / "none.model"):
         with pytest.raises(UserError, match="does not exist"):
             load_tokenizer(path)
 
 
 def test_corrupted_models_load_or_raise_user_error(tmp_path: Path) -> None:
-    """Flipped bytes must not crash the process or leave a tokenizer that fails later."""
+    """Prevents flipped bytes from crashing the process or giving a tokenizer that fails later."""
     whole, dice = (SMALL / TOKENIZER_FILE).read_bytes(), random.Random(3)
     path, survived = tmp_path / TOKENIZER_FILE, 0
     for _ in range(25):

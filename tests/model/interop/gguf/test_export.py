@@ -1,4 +1,4 @@
-"""A GGUF file is the model: its weights and its shape, read back by `gguf` and by transformers."""
+"""GGUF files: weights and shape, read back by `gguf` and by transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,26 @@ from tests.helpers.gguf_files import (
 def test_f32_gguf_round_trips_weights_with_permuted_query_rows(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A tensor lost, doubled or in another order of rows is a model that loads and talks nonsense."""
+    """Prevents a tensor that is lost, doubled or has its rows in another order."""
     model = random_llama(tokenizer, **changes)
-    found = read_gguf_tensors(export_to_file(model, tokenizer, tmp_path))
+    tensors = read_gguf_tensors(export_to_file(model, tokenizer, tmp_path))
     state = dict(model.named_parameters())
-    assert len(found) == len(state)
-    assert ("output.weight" in found) == ("tie_word_embeddings" not in changes)
+    assert len(tensors) == len(state)
+    assert ("output.weight" in tensors) == ("tie_word_embeddings" not in changes)
     assert np.array_equal(
-        found["token_embd.weight"].data, state["model.embed_tokens.weight"].detach()
+        tensors["token_embd.weight"].data, state["model.embed_tokens.weight"].detach()
     )
     assert np.array_equal(
-        found["blk.2.ffn_down.weight"].data, state["model.layers.2.mlp.down_proj.weight"].detach()
+        tensors["blk.2.ffn_down.weight"].data, state["model.layers.2.mlp.down_proj.weight"].detach()
     )
     assert np.array_equal(
-        found["blk.1.attn_v.weight"].data, state["model.layers.1.self_attn.v_proj.weight"].detach()
+        tensors["blk.1.attn_v.weight"].data,
+        state["model.layers.1.self_attn.v_proj.weight"].detach(),
     )
     size = model.config.head_dim
     for letter in "qk":
         ours = state[f"model.layers.1.self_attn.{letter}_proj.weight"].detach().numpy()
-        theirs = found[f"blk.1.attn_{letter}.weight"].data
+        theirs = tensors[f"blk.1.attn_{letter}.weight"].data
         for row in range(len(ours)):  # dimension i of a head goes to 2 i, i + d / 2 to 2 i + 1
             head, inside = divmod(row, size)
             assert np.array_equal(
@@ -58,7 +59,7 @@ def test_f32_gguf_round_trips_weights_with_permuted_query_rows(
 def test_transformers_loads_same_model_from_gguf(
     tied: bool, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Another implementation of the format, which undoes llama.cpp's order of rows itself, must agree on the logits."""
+    """Catches an order of rows that an independent reader of the format does not undo."""
     import transformers
 
     model = random_llama(tokenizer, tie_word_embeddings=tied, rms_norm_eps=3e-5, rope_theta=5000.0)
@@ -72,12 +73,12 @@ def test_transformers_loads_same_model_from_gguf(
 
 
 def test_gguf_metadata_has_shape_and_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """llama.cpp fills in its own defaults for what a file does not say."""
+    """Prevents llama.cpp from using its own defaults."""
     model = random_llama(
         tokenizer, max_position_embeddings=512, rope_theta=1234.0, rms_norm_eps=3e-5
     )
     model.trained_context = 128
-    found = read_gguf_metadata(export_to_file(model, tokenizer, tmp_path))
+    metadata = read_gguf_metadata(export_to_file(model, tokenizer, tmp_path))
     expected = {
         "general.architecture": "llama",
         "general.name": "测试",
@@ -103,23 +104,26 @@ def test_gguf_metadata_has_shape_and_special_tokens(tokenizer: Tokenizer, tmp_pa
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.chat_template": JINJA_CHAT_TEMPLATE,
     }
-    assert {key: found.get(key) for key in expected} == expected
+    assert {key: metadata.get(key) for key in expected} == expected
     marks = [f"{text}\ufdd0" for text in ("<unk>", "<s>", "</s>")]
-    assert found["tokenizer.ggml.tokens"] == [
+    assert metadata["tokenizer.ggml.tokens"] == [
         *marks,
         *(piece.text for piece in tokenizer.pieces[3:]),
     ]
-    assert found["tokenizer.ggml.scores"] == [piece.score for piece in tokenizer.pieces]
-    assert found["tokenizer.ggml.token_type"] == [piece.kind for piece in tokenizer.pieces]
+    assert metadata["tokenizer.ggml.scores"] == [piece.score for piece in tokenizer.pieces]
+    assert metadata["tokenizer.ggml.token_type"] == [piece.kind for piece in tokenizer.pieces]
 
 
 def test_gguf_has_rope_scaling_factors(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A long-context model without its scaling reads long texts in another order."""
+    """Prevents a long-context model without its RoPE scaling."""
     linear = export_to_file(
         random_llama(tokenizer, rope_scaling=LINEAR_ROPE_SCALING), tokenizer, tmp_path
     )
-    found = read_gguf_metadata(linear)
-    assert (found["llama.rope.scaling.type"], found["llama.rope.scaling.factor"]) == ("linear", 4.0)
+    metadata = read_gguf_metadata(linear)
+    assert (metadata["llama.rope.scaling.type"], metadata["llama.rope.scaling.factor"]) == (
+        "linear",
+        4.0,
+    )
     assert "rope_freqs.weight" not in read_gguf_tensors(linear)
     model = random_llama(tokenizer, rope_scaling=LLAMA3_ROPE_SCALING)
     file = export_to_file(model, tokenizer, tmp_path)
@@ -133,12 +137,12 @@ def test_gguf_has_rope_scaling_factors(tokenizer: Tokenizer, tmp_path: Path) -> 
 def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
     tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Blocks that straddle rows, or rounded norms, would cost quality that nobody could explain."""
+    """Prevents blocks that straddle rows, and rounded norms."""
     import gguf
 
     model = random_llama(tokenizer, intermediate_size=100)
-    found = read_gguf_tensors(export_to_file(model, tokenizer, tmp_path, "q8_0"))
-    kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
+    tensors = read_gguf_tensors(export_to_file(model, tokenizer, tmp_path, "q8_0"))
+    kinds = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
     assert {kind for name, kind in kinds.items() if "norm" in name} == {"F32"}
     assert {name for name, kind in kinds.items() if kind == "F16"} == {
         f"blk.{n}.ffn_down.weight" for n in range(3)
@@ -152,7 +156,7 @@ def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
     assert "3 of 30 tensors are f16: their width is not a multiple of 32" in capsys.readouterr().err
     ours = model.lm_head.weight.detach().numpy().reshape(-1, 32)
     theirs = gguf.quants.dequantize(
-        found["output.weight"].data, gguf.GGMLQuantizationType.Q8_0
+        tensors["output.weight"].data, gguf.GGMLQuantizationType.Q8_0
     ).reshape(-1, 32)
     step = (
         np.abs(ours).max(axis=1, keepdims=True) / 127
@@ -161,7 +165,7 @@ def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
 
 
 def test_f16_overflow_raises_and_keeps_old_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """An infinite weight answers nonsense; half a file in place of a whole one answers nothing."""
+    """Prevents infinite weights, and half a file in place of a whole one."""
     model = random_llama(tokenizer)
     file = export_to_file(model, tokenizer, tmp_path, "f16")
     before = file.read_bytes()
@@ -177,7 +181,7 @@ def test_f16_overflow_raises_and_keeps_old_file(tokenizer: Tokenizer, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("there", "words"),
+    ("existing", "message"),
     [
         ("a.gguf", "exists and is not a GGUF file"),
         ("a.Modelfile", "is not the Modelfile of a.gguf"),
@@ -185,14 +189,14 @@ def test_f16_overflow_raises_and_keeps_old_file(tokenizer: Tokenizer, tmp_path: 
     ],
 )
 def test_export_does_not_overwrite_foreign_file(
-    tokenizer: Tokenizer, tmp_path: Path, there: str, words: str
+    tokenizer: Tokenizer, tmp_path: Path, existing: str, message: str
 ) -> None:
-    """`--out thesis.txt` and the thesis is gone."""
-    (tmp_path / there).parent.mkdir(exist_ok=True)
-    (tmp_path / there).write_text("GG: somebody's own")
-    with pytest.raises(UserError, match=words):
+    """Prevents `--out thesis.txt` from overwriting the thesis."""
+    (tmp_path / existing).parent.mkdir(exist_ok=True)
+    (tmp_path / existing).write_text("GG: somebody's own")
+    with pytest.raises(UserError, match=message):
         write_gguf(
             random_llama(tokenizer), tokenizer, None, tmp_path / "a.gguf", dtype="f32", name="x"
         )
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / there]
-    assert (tmp_path / there).read_text() == "GG: somebody's own"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / existing]
+    assert (tmp_path / existing).read_text() == "GG: somebody's own"

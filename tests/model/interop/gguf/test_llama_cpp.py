@@ -1,4 +1,4 @@
-"""An exported file in llama.cpp: the same ids, the same continuations, nearly the same logits.
+"""Exported files in llama.cpp: the same ids and continuations, nearly the same logits.
 
 Skipped where llama-cpp-python is not installed (requirements-llama-cpp.txt).
 """
@@ -81,7 +81,7 @@ SPECIAL = [
 def test_llama_cpp_tokenizes_identically(
     either: Tokenizer, real_texts: list[str], tmp_path: Path
 ) -> None:
-    """An exported model would read other ids than it was trained on."""
+    """Prevents an exported model from reading other ids than it was trained on."""
     shape = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -101,9 +101,8 @@ def test_llama_cpp_tokenizes_identically(
     for text, ids in zip(texts, either.encode_batch(texts), strict=True):
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids, text
         assert not {either.unk_id, either.bos_id, either.eos_id} & set(ids)
-    for (
-        text
-    ) in SPECIAL:  # the programs around llama.cpp parse special tokens in whatever the user typed
+    # llama.cpp's programs parse special tokens in user text, too.
+    for text in SPECIAL:
         assert theirs.tokenize(text.encode(), add_bos=False, special=True) == either.encode(text)
     assert theirs.tokenize("问 答".encode()) == [either.bos_id, *either.encode("问 答")]
     for text in real_texts[::20]:
@@ -123,22 +122,22 @@ SHAPES: list[dict[str, Any]] = [
 def test_llama_cpp_greedy_matches_in_f32(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """The point of the file: the same model elsewhere."""
+    """Prevents an export that is another model in llama.cpp."""
     model = random_llama(tokenizer, **changes)
     theirs = load_in_llama_cpp(export_to_file(model, tokenizer, tmp_path), logits_all=True)
-    said: set[int] = set()
+    generated: set[int] = set()
     for text in PROMPTS:
         prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
         [ours] = generate_batch(model, [prompt], max_new_tokens=64)
         assert llama_cpp_greedy(theirs, prompt, 64) == ours.ids
-        said.update(ours.ids)
-    assert len(said) > 5  # one id over and over proves nothing
+        generated.update(ours.ids)
+    assert len(generated) > 5  # one repeated id proves nothing
     check_logits(model, theirs, 1e-5)
 
 
-def check_logits(model: Llama, theirs: Any, tolerance: float, most: int = 8000) -> None:
-    """Logits of llama.cpp and of the model on 200 ids, apart by `tolerance` of their spread at most (root mean square)."""
-    ids = torch.randint(3, most, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+def check_logits(model: Llama, theirs: Any, tolerance: float, max_id: int = 8000) -> None:
+    """Compare logits on 200 ids: the RMS difference is at most `tolerance` of their spread."""
+    ids = torch.randint(3, max_id, (200,), generator=torch.Generator().manual_seed(1)).tolist()
     theirs.reset()
     theirs.eval(ids)
     with torch.inference_mode():
@@ -151,7 +150,7 @@ def check_logits(model: Llama, theirs: Any, tolerance: float, most: int = 8000) 
 def test_llama_cpp_logits_are_close(
     dtype: str, tolerance: float, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A wrong block layout gives a file that loads and answers nonsense."""
+    """Prevents a wrong block layout: the file loads and answers nonsense."""
     model = random_llama(tokenizer)
     check_logits(
         model,
@@ -163,11 +162,11 @@ def test_llama_cpp_logits_are_close(
 def test_llama_cpp_renders_a_conversation_with_one_bos(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Two <bos>, or none, is a prompt that training never showed."""
+    """Prevents two <bos>, or none, which training never showed."""
     theirs = load_in_llama_cpp(export_to_file(random_llama(tokenizer), tokenizer, tmp_path))
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-    # As llama-cpp-python finds them for the template of a file.
+    # As llama-cpp-python looks them up for the template of a file.
     marks = [theirs._model.token_get_text(index) for index in (tokenizer.bos_id, tokenizer.eos_id)]
     formatter = Jinja2ChatFormatter(theirs.metadata["tokenizer.chat_template"], marks[1], marks[0])
     messages: Any = [
@@ -175,8 +174,10 @@ def test_llama_cpp_renders_a_conversation_with_one_bos(
         {"role": "assistant", "content": " 好！"},
         {"role": "user", "content": "1 加 1？"},
     ]
-    made = formatter(messages=messages)
-    ids = theirs.tokenize(made.prompt.encode(), add_bos=not made.added_special, special=True)
+    rendered = formatter(messages=messages)
+    ids = theirs.tokenize(
+        rendered.prompt.encode(), add_bos=not rendered.added_special, special=True
+    )
     assert ids == Template().encode_prompt(tokenizer, [("你好</s>", " 好！")], "1 加 1？")
 
 
@@ -199,7 +200,7 @@ KINDS: dict[str, Callable[[list[str]], Any]] = {
         texts, split_on_spaces=True, vocab_size=2500
     ),
 }
-# White space, digits, marks and letters of many kinds, of which each cut makes something else.
+# White space, digits, marks and letters of many kinds, which pre-tokenizers split differently.
 MIXED = "aZ1٣½ \t\n\r\u3000\u200b哈中，。！'’sStTlLvV\u0301\u0903_-$€😀①\x85\xa0ſßΣк"
 
 
@@ -208,7 +209,7 @@ MIXED = "aZ1٣½ \t\n\r\u3000\u200b哈中，。！'’sStTlLvV\u0301\u0903_-$€
 def test_llama_cpp_tokenizes_like_imported_tokenizer(
     name: str, real_texts: list[str], tmp_path: Path
 ) -> None:
-    """Another cut before the merges, another order of them: other ids than it was trained on, and no word of it."""
+    """Prevents other splits or merges in llama.cpp than in the original tokenizer."""
     definition = json.loads(KINDS[name](real_texts[:4000:8]).to_str())
     tokenizer = build_imported_tokenizer(definition, {}, 1, 2, 0, Path("tokenizer.json"))
     shape = {
@@ -235,7 +236,7 @@ def test_llama_cpp_tokenizes_like_imported_tokenizer(
 def test_llama_cpp_greedy_matches_on_imported_conversation(
     kind: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prompt in other ids, two <bos>, a model that talks on behind the end of its turn."""
+    """Prevents other prompt ids, two <bos>, and an answer that runs past its end."""
     with gzip.open(
         root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
     ) as file:
@@ -255,8 +256,8 @@ def test_llama_cpp_greedy_matches_on_imported_conversation(
     hf_checkpoints.save_hf_checkpoint(
         tmp_path / "theirs", backend, names, chat, num_key_value_heads=2
     )
-    model, tokenizer, said = import_hf(tmp_path / "theirs", tmp_path / "run")
-    assert said == "its own chat template"
+    model, tokenizer, note = import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert note == "its own chat template"
     out = tmp_path / "out.gguf"
     monkeypatch.setattr(
         "sys.argv",
@@ -270,15 +271,17 @@ def test_llama_cpp_greedy_matches_on_imported_conversation(
         theirs._model.token_get_text(index) for index in (theirs.token_eos(), theirs.token_bos())
     ]
     formatter = Jinja2ChatFormatter(theirs.metadata["tokenizer.chat_template"], *marks)
-    # With a space before every text an answer here, which is encoded by itself, has one that it has not there.
+    # With a prefix space before every text the two differ in answers of earlier turns.
     turns = [("你好", "你好！")] if kind == "byte-level" else []
     messages: Any = [
         {"role": role, "content": text}
         for turn in turns
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
-    made = formatter(messages=[*messages, {"role": "user", "content": "1 加 1？"}])
-    ids = theirs.tokenize(made.prompt.encode(), add_bos=not made.added_special, special=True)
+    rendered = formatter(messages=[*messages, {"role": "user", "content": "1 加 1？"}])
+    ids = theirs.tokenize(
+        rendered.prompt.encode(), add_bos=not rendered.added_special, special=True
+    )
     template = load_template(locate.resolve_checkpoint(tmp_path / "run"))
     assert ids == template.encode_prompt(tokenizer, turns, "1 加 1？")
     for text in ("从前，", "1 + 1 = ", "镇上"):
@@ -293,7 +296,7 @@ def test_llama_cpp_greedy_matches_on_imported_conversation(
 
 
 def llama_cpp_stops(theirs: Any, index: int) -> bool:
-    """Whether llama.cpp ends an answer at an id."""
+    """Return whether llama.cpp stops at an id."""
     import llama_cpp
 
     return bool(llama_cpp.llama_vocab_is_eog(theirs._model.vocab, index))
@@ -301,7 +304,7 @@ def llama_cpp_stops(theirs: Any, index: int) -> bool:
 
 @pytest.mark.slow
 def test_llama_cpp_greedy_matches_at_reference_config(stock: Tokenizer, tmp_path: Path) -> None:
-    """What holds for small shapes may not for 65,000 pieces and 12 layers."""
+    """Catches what holds for small shapes but not for 65,000 pieces and 12 layers."""
     tokenizer = stock
     model = (
         Llama(

@@ -1,4 +1,4 @@
-"""What Ollama is told beside a GGUF file: the words of a conversation, how to sample, where to stop."""
+"""Ollama's Modelfile: chat template, sampling, stop strings."""
 
 from pathlib import Path
 
@@ -9,14 +9,16 @@ from model.interop.gguf.ollama import OLLAMA_SAMPLING, build_go_template, modelf
 from model.tokenizer.base import Tokenizer
 from tests.helpers.gguf_files import export_to_file, random_llama, read_gguf_metadata
 
-# No Go runs in these tests: this text was rendered by Go's text/template and gave the texts of `Template` (docs/gguf.md).
+# Go does not run in these tests: Go's text/template rendered this one to the texts of `Template`
+# (docs/gguf.md).
 GO_TEMPLATE = (
-    '{{ if .System }}{{ "资料：" }}{{ .System }}{{ "\\n\\n人类：" }}{{ else }}{{ "人类：" }}{{ end }}'
-    '{{ range $index, $message := .Messages }}{{ if eq $message.Role "user" }}'
-    '{{ $message.Content }}{{ "\\n\\n助手：" }}{{ else if eq $message.Role "assistant" }}{{ $message.Content }}'
-    '{{ if gt (len (slice $.Messages $index)) 1 }}{{ "</s>\\ufdd0" }}{{ "\\n\\n人类：" }}{{ end }}{{ end }}{{ end }}'
+    '{{ if .System }}{{ "资料：" }}{{ .System }}{{ "\\n\\n人类：" }}{{ else }}{{ "人类：" }}'
+    '{{ end }}{{ range $index, $message := .Messages }}{{ if eq $message.Role "user" }}'
+    '{{ $message.Content }}{{ "\\n\\n助手：" }}{{ else if eq $message.Role "assistant" }}'
+    '{{ $message.Content }}{{ if gt (len (slice $.Messages $index)) 1 }}{{ "</s>\\ufdd0" }}'
+    '{{ "\\n\\n人类：" }}{{ end }}{{ end }}{{ end }}'
 )
-# So was this, of an imported template.
+# The same was done for this imported template.
 IMPORTED = ImportedTemplate(
     bare="\ufdd0<|start|>user ",
     reference="\ufdd0<|start|>system ",
@@ -28,18 +30,18 @@ IMPORTED = ImportedTemplate(
 )
 GO_IMPORTED = (
     '{{ if .System }}{{ "<|start|>system " }}{{ .System }}{{ "<|eot|><|start|>user " }}'
-    '{{ else }}{{ "<|start|>user " }}{{ end }}'
-    '{{ range $index, $message := .Messages }}{{ if eq $message.Role "user" }}'
-    '{{ $message.Content }}{{ "<|eot|><|start|>assistant\\n" }}{{ else if eq $message.Role "assistant" }}{{ $message.Content }}'
-    '{{ if gt (len (slice $.Messages $index)) 1 }}{{ " " }}{{ "<|eot|>\\ufdd0" }}{{ "<|start|>user " }}{{ end }}'
-    "{{ end }}{{ end }}"
+    '{{ else }}{{ "<|start|>user " }}{{ end }}{{ range $index, $message := .Messages }}'
+    '{{ if eq $message.Role "user" }}{{ $message.Content }}'
+    '{{ "<|eot|><|start|>assistant\\n" }}{{ else if eq $message.Role "assistant" }}'
+    '{{ $message.Content }}{{ if gt (len (slice $.Messages $index)) 1 }}{{ " " }}'
+    '{{ "<|eot|>\\ufdd0" }}{{ "<|start|>user " }}{{ end }}{{ end }}{{ end }}'
 )
 
 
 def test_modelfile_has_weights_stop_tokens_and_sampling(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Ollama would not stop, or sample otherwise than `python -m chat`."""
+    """Prevents Ollama from never stopping, or from sampling differently than chat."""
     model = random_llama(tokenizer)
     model.trained_context = 128
     file = export_to_file(model, tokenizer, tmp_path, "q8_0")
@@ -47,8 +49,8 @@ def test_modelfile_has_weights_stop_tokens_and_sampling(
     assert text.splitlines()[0] == f"FROM ./{file.name}"
     assert f'TEMPLATE """{GO_TEMPLATE}"""\n' in text
     assert (
-        "PARAMETER num_ctx 128\nPARAMETER num_predict 64\nPARAMETER temperature 0.7\nPARAMETER top_p 0.9\n"
-        in text
+        "PARAMETER num_ctx 128\nPARAMETER num_predict 64\n"
+        "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in text
     )
     assert text.endswith('PARAMETER stop """\n\n人类："""\n')
     assert {
@@ -57,11 +59,11 @@ def test_modelfile_has_weights_stop_tokens_and_sampling(
 
 
 def test_modelfile_uses_gguf_names_of_special_tokens() -> None:
-    """Marks of special tokens in the prompt, words of another template, or an end that llama.cpp takes for text."""
+    """Prevents special-token marks in prompts, and an eos that llama.cpp reads as text."""
     names = {"<|eot|>": "<|eot|>\ufdd0"}
     assert build_go_template(IMPORTED, "<|eot|>\ufdd0", str) == GO_IMPORTED
     renamed = build_go_template(
-        IMPORTED, "<|eot|>\ufdd0", lambda words: words.replace("<|eot|>", names["<|eot|>"])
+        IMPORTED, "<|eot|>\ufdd0", lambda text: text.replace("<|eot|>", names["<|eot|>"])
     )
     assert renamed == GO_IMPORTED.replace("<|eot|><", "<|eot|>\\ufdd0<")
 
@@ -69,7 +71,7 @@ def test_modelfile_uses_gguf_names_of_special_tokens() -> None:
 def test_modelfile_without_template_is_text_completion(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """A pretrained model knows no dialogue; asked in one it would write nonsense."""
+    """Prevents a pretrained model from being prompted with a chat format it does not know."""
     file = export_to_file(random_llama(tokenizer), tokenizer, tmp_path, chat_template=None)
     text = modelfile_path(file).read_text(encoding="utf-8")
     assert 'TEMPLATE """{{ .Prompt }}"""\n' in text and "人类" not in text
@@ -77,7 +79,7 @@ def test_modelfile_without_template_is_text_completion(
 
 
 def test_exports_keep_user_modelfile_in_shared_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """The second export makes Ollama load it under the first one's name, and what the user wrote is gone."""
+    """Prevents a second export from replacing the first one's or the user's Modelfile."""
     (tmp_path / "Modelfile").write_text("FROM qwen")
     for name in ("a.gguf", "b.gguf", "a.gguf"):
         write_gguf(random_llama(tokenizer), tokenizer, None, tmp_path / name, dtype="f32", name="x")

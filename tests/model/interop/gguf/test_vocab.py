@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file, as `gguf` reads it: what llama.cpp would make of texts, without llama.cpp."""
+"""The vocabulary of a GGUF file gives the ids of the tokenizer, without llama.cpp."""
 
 import gzip
 import json
@@ -31,13 +31,13 @@ def texts(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> dict[str, Any]:
-    """A `tokenizer.json` of Llama 3's kind."""
+    """A `tokenizer.json` like Llama 3's."""
     return dict(json.loads(hf_checkpoints.train_byte_level_bpe(texts[:300]).to_str()))
 
 
 @pytest.fixture(scope="module")
 def sentencepiece(texts: list[str]) -> dict[str, Any]:
-    """A `tokenizer.json` of Llama 2's kind."""
+    """A `tokenizer.json` like Llama 2's."""
     return dict(
         json.loads(
             hf_checkpoints.train_sentencepiece_bpe(texts[:300], add_prefix_space=True).to_str()
@@ -46,14 +46,14 @@ def sentencepiece(texts: list[str]) -> dict[str, Any]:
 
 
 def imported(definition: dict[str, Any]) -> ImportedTokenizer:
-    """The tokenizer of a `tokenizer.json` in which 1 begins a text and 2 ends one."""
+    """Build the tokenizer of a `tokenizer.json` with bos 1 and eos 2."""
     return build_imported_tokenizer(
         json.loads(json.dumps(definition)), {}, 1, 2, 0, Path("tokenizer.json")
     )
 
 
 def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
-    """llama.cpp refuses a file with more rows in its embedding than tokens."""
+    """Prevents a file that llama.cpp refuses: more embedding rows than tokens."""
     pieces = build_native_vocabulary(tokenizer, tokenizer.vocab_size + 2).pieces
     assert pieces[3:-2] == tokenizer.pieces[3:]
     assert [(piece.text, piece.kind) for piece in pieces[-2:]] == [
@@ -63,7 +63,7 @@ def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
 
 
 def test_padding_pieces_are_unreachable(stock: Tokenizer) -> None:
-    """llama.cpp merges by text whatever the type: 基础 would become an id that training never saw."""
+    """Prevents llama.cpp from merging text into unused pieces, such as 基础."""
     tokenizer, pieces = stock, build_native_vocabulary(stock, stock.vocab_size).pieces
     changed = [
         index for index, (a, b) in enumerate(zip(tokenizer.pieces, pieces, strict=True)) if a != b
@@ -79,7 +79,7 @@ def test_padding_pieces_are_unreachable(stock: Tokenizer) -> None:
 
 
 def test_reachable_byte_piece_raises(tokenizer: Tokenizer) -> None:
-    """A literal `<0x0A>` would become a line end; llama.cpp finds byte pieces by that text, so it cannot be changed."""
+    """Prevents a literal `<0x0A>` in text from becoming a line break in llama.cpp."""
     pieces = list(tokenizer.pieces)
     pieces[500] = Piece("<0x0A", -1.5, NORMAL)
     tokenizer = SentencePieceTokenizer(tokenizer.serialized)
@@ -97,19 +97,19 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 
 
 def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
-    """The ids of llama.cpp's `llama` vocabulary: of two neighbours that spell a piece, those of the best score first."""
+    """Encode as llama.cpp's `llama` vocabulary does: merge by score, the best first."""
     ids = {piece.text: index for index, piece in enumerate(vocabulary.pieces)}
     parts = list(((" " if vocabulary.adds_space_prefix and text else "") + text).replace(" ", "▁"))
     while True:
         joined = [ids.get(left + right) for left, right in zip(parts, parts[1:], strict=False)]
-        found = [
+        candidates = [
             (-vocabulary.pieces[index].score, place)
             for place, index in enumerate(joined)
             if index is not None
         ]
-        if not found:
+        if not candidates:
             break
-        place = min(found)[1]
+        place = min(candidates)[1]
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
     return [
         index
@@ -124,11 +124,11 @@ def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
     "options", [{}, {"add_prefix_space": True}, {"split_on_spaces": True}], ids=str
 )
 def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str]) -> None:
-    """Scores in the order of ids: a piece that is put together in another way than the one that was learned."""
+    """Prevents pieces built by other merges than in the original tokenizer."""
     definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], **options).to_str())
-    known = definition["model"]["vocab"]
+    vocab = definition["model"]["vocab"]
     backwards = {
-        text: index if index < 259 else len(known) + 258 - index for text, index in known.items()
+        text: index if index < 259 else len(vocab) + 258 - index for text, index in vocab.items()
     }
     tokenizer = imported({**definition, "model": {**definition["model"], "vocab": backwards}})
     vocabulary = build_vocabulary(tokenizer, tokenizer.vocab_size)
@@ -142,7 +142,7 @@ def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str])
 
 
 def with_piece(definition: dict[str, Any], *added: str) -> dict[str, Any]:
-    """The same with pieces that no merge makes."""
+    """Return the definition with pieces added that no merge builds."""
     model = definition["model"]
     vocabulary = {
         **model["vocab"],
@@ -154,7 +154,7 @@ def with_piece(definition: dict[str, Any], *added: str) -> dict[str, Any]:
 def test_unreachable_piece_does_not_affect_encoding(
     byte_level: dict[str, Any], sentencepiece: dict[str, Any], texts: list[str]
 ) -> None:
-    """llama.cpp merges by text, and looks up whole words: it would give ids that training never saw."""
+    """Prevents llama.cpp from giving ids that training never saw."""
     pieces = sentencepiece["model"]["vocab"]
     lonely = next(
         a + b
@@ -169,12 +169,12 @@ def test_unreachable_piece_does_not_affect_encoding(
     strange = "".join(chr(0x100 + n) for n in (40, 41, 42))
     plain = {**byte_level, "model": {**byte_level["model"], "ignore_merges": False}}
     for definition, kind in ((plain, UNUSED), (byte_level, NORMAL)):
-        found = imported(with_piece(definition, strange))
-        assert build_vocabulary(found, found.vocab_size).pieces[-1].kind == kind
+        tokenizer = imported(with_piece(definition, strange))
+        assert build_vocabulary(tokenizer, tokenizer.vocab_size).pieces[-1].kind == kind
 
 
 def test_spellable_special_token_is_renamed_in_template_too(sentencepiece: dict[str, Any]) -> None:
-    """A user who types </s> ends the conversation: llama.cpp merges < and /s> into it."""
+    """Prevents a user who types </s> from ending the conversation."""
     model = sentencepiece["model"]
     needed = [each for each in ("<", "/", "s", ">") if each not in model["vocab"]]
     merges = [*model["merges"], ["<", "/"], ["s", ">"]]
@@ -194,7 +194,7 @@ def test_spellable_special_token_is_renamed_in_template_too(sentencepiece: dict[
 def test_gguf_of_imported_run_has_complete_tokenizer(
     texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A merge, a type or an end that is missing: other ids, or a model that does not stop."""
+    """Prevents a missing merge, token type or stop id."""
     backend = hf_checkpoints.train_byte_level_bpe(texts[:300])
     backend.add_tokens(["表情"])
     hf_checkpoints.save_hf_checkpoint(
@@ -202,7 +202,7 @@ def test_gguf_of_imported_run_has_complete_tokenizer(
     )
     _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert isinstance(tokenizer, ImportedTokenizer)
-    words = [
+    arguments = [
         "--checkpoint",
         str(tmp_path / "run"),
         "--format",
@@ -210,9 +210,9 @@ def test_gguf_of_imported_run_has_complete_tokenizer(
         "--out",
         str(tmp_path / "out.gguf"),
     ]
-    monkeypatch.setattr("sys.argv", ["export", *words])
+    monkeypatch.setattr("sys.argv", ["export", *arguments])
     export()
-    found = read_gguf_metadata(tmp_path / "out.gguf")
+    metadata = read_gguf_metadata(tmp_path / "out.gguf")
     size = tokenizer.vocab_size
     expected = {
         "model": "gpt2",
@@ -225,18 +225,19 @@ def test_gguf_of_imported_run_has_complete_tokenizer(
         "add_eos_token": False,
         "add_space_prefix": False,
     }
-    assert {key: found[f"tokenizer.ggml.{key}"] for key in expected} == expected
-    assert found["tokenizer.chat_template"] == hf_checkpoints.LLAMA3_TEMPLATE
-    tokens, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
-    known = backend.get_vocab(with_added_tokens=True)
+    assert {key: metadata[f"tokenizer.ggml.{key}"] for key in expected} == expected
+    assert metadata["tokenizer.chat_template"] == hf_checkpoints.LLAMA3_TEMPLATE
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    vocab = backend.get_vocab(with_added_tokens=True)
     assert tokens == [
-        *sorted(known, key=known.get),
+        *sorted(vocab, key=vocab.get),
         *(f"<unused_{index}>" for index in range(size, size + 9)),
     ]
     assert kinds == [CONTROL] * 7 + [NORMAL] * (size - 8) + [USER_DEFINED] + [UNUSED] * 9
     merges = json.loads(backend.to_str())["model"]["merges"]
     assert (
-        found["tokenizer.ggml.merges"] == [" ".join(pair) for pair in merges] and len(merges) > 300
+        metadata["tokenizer.ggml.merges"] == [" ".join(pair) for pair in merges]
+        and len(merges) > 300
     )
 
 
@@ -244,7 +245,7 @@ def test_gguf_of_imported_run_has_complete_tokenizer(
 def test_pre_tokenizer_is_identified_by_behavior(
     cuts: tuple[str, ...], name: str, texts: list[str]
 ) -> None:
-    """llama.cpp's default cut: numbers and punctuation in other ids."""
+    """Prevents llama.cpp's default pre-tokenizer, which splits numbers differently."""
     tokenizer = imported(
         json.loads(
             hf_checkpoints.train_byte_level_bpe(texts[:20], cuts, ignore_merges=False).to_str()
@@ -254,7 +255,7 @@ def test_pre_tokenizer_is_identified_by_behavior(
 
 
 def test_gpt2_and_smollm_pre_tokenizers_are_identified(byte_level: dict[str, Any]) -> None:
-    """The expression inside of ByteLevel, digits by their own part: the usual ways to write the commonest two."""
+    """Prevents the usual spellings of the commonest pre-tokenizers from being refused."""
     plain = {**byte_level, "model": {**byte_level["model"], "ignore_merges": False}}
     digits = {
         "type": "Sequence",
@@ -267,27 +268,27 @@ def test_gpt2_and_smollm_pre_tokenizers_are_identified(byte_level: dict[str, Any
 
 
 def test_missing_tokenizer_fields_use_library_defaults(byte_level: dict[str, Any]) -> None:
-    """Files of older versions, and damaged ones, refused for a reason that is none, or with a KeyError from inside."""
-    whole = imported({**byte_level, "added_tokens": []})
+    """Prevents older files from being refused, and KeyErrors."""
+    complete = imported({**byte_level, "added_tokens": []})
     model = {key: value for key, value in byte_level["model"].items() if key != "type"}
     merges = [" ".join(pair) for pair in model["merges"]]
-    less = {key: value for key, value in byte_level.items() if key != "added_tokens"}
-    found = imported(
+    incomplete = {key: value for key, value in byte_level.items() if key != "added_tokens"}
+    loaded = imported(
         {
-            **less,
+            **incomplete,
             "model": {**model, "merges": merges},
             "normalizer": {"type": "Sequence", "normalizers": []},
         }
     )
-    assert "type" not in found.definition["model"]
-    assert build_vocabulary(found, 700) == build_vocabulary(whole, 700)
+    assert "type" not in loaded.definition["model"]
+    assert build_vocabulary(loaded, 700) == build_vocabulary(complete, 700)
 
 
 SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "words"),
+    ("kind", "change", "message"),
     [
         ("byte_level", {"normalizer": {"type": "NFC"}}, "byte-level with the normalizer NFC"),
         (
@@ -317,7 +318,7 @@ SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", 
         (
             "byte_level",
             {"model.ignore_merges": True, "pre_tokenizer": BYTES},
-            "looks up whole words before it merges .* such as strange, and splits text as gpt-2 does",
+            "looks up whole words before it merges .* such as strange, and splits .* as gpt-2",
         ),
         ("byte_level", {"model.vocab": {"a": 0}}, "it does not have all of the 256 bytes"),
         (
@@ -334,9 +335,9 @@ SPACES = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", 
     ],
 )
 def test_unsupported_llama_cpp_features_raise_by_name(
-    kind: str, change: dict[str, Any], words: str, request: pytest.FixtureRequest
+    kind: str, change: dict[str, Any], message: str, request: pytest.FixtureRequest
 ) -> None:
-    """A file that loads, answers, and reads other ids than it was trained on."""
+    """Prevents a file that loads, answers, and reads other ids than it was trained on."""
     definition = with_piece(request.getfixturevalue(kind), "strange")
     inside = {
         key.removeprefix("model."): value
@@ -346,6 +347,6 @@ def test_unsupported_llama_cpp_features_raise_by_name(
     outside = {key: value for key, value in change.items() if not key.startswith("model.")}
     tokenizer = imported({**definition, **outside, "model": definition["model"]})
     tokenizer.canonical_definition["model"] |= inside
-    with pytest.raises(UserError, match=f"cannot be exported as GGUF: .*{words}") as caught:
+    with pytest.raises(UserError, match=f"cannot be exported as GGUF: .*{message}") as caught:
         build_vocabulary(tokenizer, tokenizer.vocab_size)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The report is the same in both forms, and nothing in a run has an effect on either."""
+"""Both forms of the report have the same content, and escape all texts of a run."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,14 @@ from evaluate.report.run_reader import read_run
 from tests.helpers.reports import ReportParser, write_run
 from train.metrics_log import MetricsLog
 
-HOSTILE = "<script>alert(1)</script> | `x` **b** [l](http://e.x) ![i](u) &lt; <!-- $x$ \\ ~~s~~ \"q\" 'q' # h"
+HOSTILE = (
+    "<script>alert(1)</script> | `x` **b** [l](http://e.x) ![i](u) &lt; <!-- "
+    "$x$ \\ ~~s~~ \"q\" 'q' # h"
+)
 
 
 def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:
-    """A run's name, command, prompt or sample that runs a script, loads a picture or breaks the table."""
+    """Prevents a text of a run that runs a script, loads a picture or breaks a table."""
     folder = write_run(
         tmp_path / HOSTILE.replace("/", "⁄"),
         [3.0, 2.0],
@@ -81,7 +84,7 @@ def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:
 
 
 def test_html_and_markdown_reports_have_same_content(tmp_path: Path) -> None:
-    """Markdown that an independent reader sees other cells in, because a `|`, a line end or a mark was not escaped."""
+    """Prevents Markdown that an independent parser reads as other cells."""
     folder = write_run(
         tmp_path / HOSTILE.replace("/", "⁄"), [3.0, 2.0], {10: {"loss": 2.0}}, data=HOSTILE
     )

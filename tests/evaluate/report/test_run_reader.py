@@ -1,4 +1,4 @@
-"""The report's files: those it writes, and runs whose own are missing, damaged or being written."""
+"""Files: those of the report, and missing, damaged or growing files of runs."""
 
 import base64
 import re
@@ -24,7 +24,7 @@ from tests.helpers.reports import (
 
 @pytest.mark.parametrize("missing", ["run.json", "config.yaml", "metrics.jsonl"])
 def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str) -> None:
-    """A young or an old run, without one of its files, that keeps all the others from being compared."""
+    """Prevents a run without one of its files from stopping the report."""
     (two[0] / missing).unlink()
     read = render_report(*two)
     row = {"run.json": "command", "config.yaml": "seed", "metrics.jsonl": "validation loss, last"}[
@@ -49,7 +49,7 @@ def command(*arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
 def test_the_command_writes_both_pages_and_their_pictures(
     two: tuple[Path, Path], tmp_path: Path, root: Path
 ) -> None:
-    """A page that needs files it does not bring; other bytes from the same runs, which no diff could then be read from."""
+    """Prevents a page that needs other files, and different bytes from the same runs."""
     outs = [tmp_path / "x" / "报告 (1)", tmp_path / "again" / "报告 (1)"]
     for out in outs:
         done = command(*map(str, two), "--out", str(out), root=root)
@@ -70,7 +70,7 @@ def test_the_command_writes_both_pages_and_their_pictures(
 def test_report_handles_one_and_five_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A comparison that wants exactly two."""
+    """Prevents a report that works for two runs only."""
     folders = [
         write_run(tmp_path / f"r{index}", [5.0 - index, 1.0], {20: VALIDATION_METRICS})
         for index in range(5)
@@ -95,7 +95,7 @@ def test_report_handles_one_and_five_runs(
 def test_user_errors_name_the_folder_in_one_line(
     two: tuple[Path, Path], tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A traceback for a typing error."""
+    """Prevents a traceback for a wrong path."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     done = command(str(tmp_path / "empty"), root=root)
@@ -130,7 +130,7 @@ def test_user_errors_name_the_folder_in_one_line(
 def test_corrupted_file_is_named(
     two: tuple[Path, Path], file: str, content: str, words: str
 ) -> None:
-    """A figure silently left out because its file could not be read."""
+    """Prevents results that are silently left out because of a damaged file."""
     (two[0] / "results").mkdir(exist_ok=True)
     (two[0] / file).write_text(content)
     with pytest.raises(UserError, match=words) as error:
@@ -139,7 +139,7 @@ def test_corrupted_file_is_named(
 
 
 def test_a_run_in_progress_can_be_read(two: tuple[Path, Path]) -> None:
-    """A line that training is just writing, taken for damage."""
+    """Prevents an incomplete last line of a running training from being damage."""
     with (two[0] / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     assert render_report(*two).find_row("steps")[0] == "40 of 100 · 3,000 tokens"

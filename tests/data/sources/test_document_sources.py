@@ -1,21 +1,17 @@
-"""Sources and reading: every record of a native file comes out as a document or as a bad record, never as a crash."""
+"""Document sources: every native record becomes a document or a bad record, never a crash."""
 
 import gzip
 import itertools
-import json
-import os
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data.readers import files
-from data.readers.files import RawRecord, expand_inputs, read_chunks, read_records
+from data.readers.files import read_records
 from data.records import BadRecord, Document
 from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError
@@ -23,9 +19,9 @@ from data.sources.wikipedia import strip_markup
 
 
 def texts(name: str, path: Path) -> list[str]:
-    found = list(find_source(name).iter_records(path))
-    assert not [record for record in found if isinstance(record, BadRecord)]
-    return [record.text for record in found if isinstance(record, Document)]
+    records = list(find_source(name).iter_records(path))
+    assert not [record for record in records if isinstance(record, BadRecord)]
+    return [record.text for record in records if isinstance(record, Document)]
 
 
 def head(path: Path, count: int) -> list[bytes]:
@@ -62,16 +58,17 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def test_every_line_of_a_real_file_is_a_document(
     shared: Path, write: Callable[..., Path], name: str, file: str
 ) -> None:
+    """Prevents records of real files from being refused."""
     lines = head(shared / "data" / "pretrain" / file, 300)
-    found = texts(name, write(b"".join(lines)))
-    assert len(found) == len(lines) >= 60
-    assert all(found)
+    records = texts(name, write(b"".join(lines)))
+    assert len(records) == len(lines) >= 60
+    assert all(records)
 
 
 def test_mnbvc_article_keeps_repeated_paragraphs_in_order(
     shared: Path, write: Callable[..., Path]
 ) -> None:
-    """A paragraph is not a document, and one flagged as repeated still belongs to its article."""
+    """Prevents paragraphs flagged as repeated from being cut out of their article."""
     lines = head(shared / "data" / "pretrain" / "mnbvc_general.jsonl.gz", 300)
     flagged = 0
     for line, text in zip(lines, texts("mnbvc", write(b"".join(lines))), strict=True):
@@ -82,6 +79,7 @@ def test_mnbvc_article_keeps_repeated_paragraphs_in_order(
 
 
 def test_wiki_zh_2019_does_not_duplicate_title(shared: Path) -> None:
+    """Prevents the title from standing in a document twice."""
     path = shared / "data" / "pretrain" / "wiki_zh_2019" / "AA" / "wiki_00"
     for text in texts("wiki_zh_2019", path):
         first, _, rest = text.partition("\n\n")
@@ -90,16 +88,18 @@ def test_wiki_zh_2019_does_not_duplicate_title(shared: Path) -> None:
 
 
 def test_malformed_real_file_is_quarantined_line_by_line(shared: Path) -> None:
+    """Prevents a file of another format from crashing the reader or passing for text."""
     path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"
-    found = list(SOURCES["jsonl"].iter_records(path))
-    assert all(isinstance(record, BadRecord) for record in found)
-    assert len(found) == sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
+    records = list(SOURCES["jsonl"].iter_records(path))
+    assert all(isinstance(record, BadRecord) for record in records)
+    assert len(records) == sum(bool(line.strip()) for line in path.read_bytes().split(b"\n"))
 
 
 # Schemas
 
 
 def test_mnbvc_orders_by_line_number_and_reads_both_hub_shapes(write: Callable[..., Path]) -> None:
+    """Prevents paragraphs out of order, and the hub's tables from being refused."""
     items = [{"行号": 2, "内容": "乙"}, {"行号": 1, "内容": "甲"}, {"行号": 3, "内容": " "}]
     columns = {"行号": [2, 1, 3], "内容": ["乙", "甲", " "]}
     rows = [
@@ -111,6 +111,7 @@ def test_mnbvc_orders_by_line_number_and_reads_both_hub_shapes(write: Callable[.
 
 
 def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Path]) -> None:
+    """Prevents details from being lost or repeated."""
     rows = [
         {
             "id": 1,
@@ -142,22 +143,26 @@ def test_mnbvc_qa_joins_question_details_answer_details(write: Callable[..., Pat
     ],
 )
 def test_wrong_schema_error_names_the_key(name: str, row: object, reason: str) -> None:
+    """Prevents a reason in the quarantine that does not name the fault."""
     with pytest.raises(SchemaError, match=reason):
         find_source(name).parse(orjson.dumps(row))
 
 
 def test_jsonl_reads_the_named_field(write: Callable[..., Path]) -> None:
+    """Prevents `jsonl:FIELD` from reading `text`."""
     path = write([{"text": "甲", "content": "乙"}])
     assert texts("jsonl", path) == ["甲"]
     assert texts("jsonl:content", path) == ["乙"]
 
 
 def test_unknown_source_error_lists_known_sources() -> None:
+    """Prevents an error that leaves the user to guess the names."""
     with pytest.raises(UserError, match=r"wikis: there is no such source.*wikipedia"):
         find_source("wikis")
 
 
 def test_wikipedia_is_simplified_with_single_leading_title(write: Callable[..., Path]) -> None:
+    """Prevents traditional characters, and titles that stand twice or not at all."""
     rows = [
         {"id": "1", "url": "u", "title": "數學", "text": "數學是研究數量的學科。\n\n參考文獻"},
         {"id": "2", "url": "u", "title": "數學", "text": "數學\n\n數學是學科。"},
@@ -169,16 +174,17 @@ def test_wikipedia_is_simplified_with_single_leading_title(write: Callable[..., 
 
 
 def test_wikipedia_parquet_matches_jsonl(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Prevents parquet rows from being read otherwise than JSONL."""
     import pyarrow
     import pyarrow.parquet
 
     rows = [{"id": str(i), "url": "u", "title": f"題{i}", "text": f"內容{i}"} for i in range(600)]
     path = tmp_path / "train-00000-of-00001.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    told: list[int] = []
+    reported: list[int] = []
     assert texts("wikipedia", path) == texts("wikipedia", write(list(rows)))
-    assert len(list(read_records(path, told.append))) == 600
-    assert sum(told) == path.stat().st_size
+    assert len(list(read_records(path, reported.append))) == 600
+    assert sum(reported) == path.stat().st_size
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="not a whole parquet file"):
         list(read_records(path))
@@ -202,6 +208,7 @@ def test_wikipedia_parquet_matches_jsonl(write: Callable[..., Path], tmp_path: P
     ],
 )
 def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> None:
+    """Prevents markup from being trained on, and formulas from being cut."""
     assert strip_markup(text) == expected
 
 
@@ -209,6 +216,7 @@ def test_wiki_markup_is_removed_and_formulas_kept(text: str, expected: str) -> N
 
 
 def test_text_file_is_one_document_and_huge_one_splits_at_paragraphs(tmp_path: Path) -> None:
+    """Prevents a book of any size from being one string in memory."""
     path = tmp_path / "book.txt"
     path.write_text("第一段\n\n第二段\n", encoding="utf-8")
     assert texts("text", path) == ["第一段\n\n第二段\n"]
@@ -220,144 +228,13 @@ def test_text_file_is_one_document_and_huge_one_splits_at_paragraphs(tmp_path: P
     assert all(part.strip().startswith("一二") and part.strip().endswith("续行") for part in parts)
 
 
-@given(
-    st.lists(
-        st.sampled_from(["甲", "乙乙", "\n", "\n\n", " ", "x" * 9, "\r\n", "\t"]), max_size=60
-    ),
-    st.integers(1, 40),
-)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_segments_lose_only_surrounding_whitespace(
-    tmp_path: Path, pieces: list[str], bound: int
-) -> None:
-    path, text = tmp_path / "a.txt", "".join(pieces)
-    path.write_text(text, encoding="utf-8", newline="")
-    found = [record.data for record in read_chunks(path, bound) if isinstance(record, RawRecord)]
-    assert b"".join(found).rstrip() == text.encode().rstrip()
-
-
-def test_overlong_line_is_split_between_characters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
-    path = tmp_path / "a.txt"
-    path.write_text("a" + "字😀é" * 3000, encoding="utf-8")
-    found = [
-        record.data.decode() for record in read_chunks(path, 5000) if isinstance(record, RawRecord)
-    ]
-    assert "".join(found) == "a" + "字😀é" * 3000
-    assert len(found) > 2
-
-
 def test_non_utf8_text_error_names_line_and_advice(tmp_path: Path) -> None:
+    """Prevents GBK files from being trained on as noise, or refused without a remedy."""
     path = tmp_path / "a.txt"
     path.write_bytes("好\n".encode() + "坏的一行\n".encode("gbk"))
     (bad,) = SOURCES["text"].iter_records(path)
     assert isinstance(bad, BadRecord)
     assert "line 2" in bad.reason and "gb18030" in bad.reason
-
-
-# Bad files
-
-
-def counts(path: Path) -> tuple[int, int]:
-    found = list(SOURCES["jsonl"].iter_records(path))
-    bad = [record for record in found if isinstance(record, BadRecord)]
-    return len(found) - len(bad), len(bad)
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b'{"text": "\xff"}\n{"text": "a"}\n', (1, 1)),
-        (b'{"text": "\0"}\n{"text": "a"}', (1, 1)),
-        (b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n', (2, 0)),
-        (b'{"text": "\\ud800"}\n', (0, 1)),
-        (b'{"text": "a"', (0, 1)),
-        (b"[1]", (0, 1)),
-        (b"1\nnull\n3\n", (0, 3)),
-        (b"", (0, 0)),
-        (b"\n \n\t\n", (0, 0)),
-        (b'{"text": NaN}\n{"text": 5}\n{"text": null}', (0, 3)),
-        (b"[" * 100_000 + b"\n", (0, 1)),
-        ('{"text": "a"}\n'.encode("utf-16"), (0, 2)),
-    ],
-)
-def test_invalid_bytes_are_bad_records(
-    write: Callable[..., Path], data: bytes, expected: tuple[int, int]
-) -> None:
-    assert counts(write(data)) == expected
-
-
-def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_is_bad(
-    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert counts(write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')) == (2, 0)
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
-    path = write(b'{"text": "' + b"a" * 10_000_000 + b'"}\n{"text": "b"}\n')
-    assert counts(path) == (1, 1)
-    assert [
-        record.line
-        for record in SOURCES["jsonl"].iter_records(path)
-        if isinstance(record, BadRecord)
-    ] == [1]
-
-
-def test_truncated_gzip_keeps_preceding_records(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": f"{i} {os.urandom(200).hex()}"}) for i in range(2000)]
-    whole = gzip.compress("\n".join(lines).encode())
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(whole[: len(whole) // 2])
-    good, bad = counts(path)
-    assert 500 < good < 1500 and bad == 1
-    path.write_bytes(whole + b"garbage")
-    good, bad = counts(path)
-    assert good >= 1999 and bad == 1
-    path.write_bytes(whole + whole)
-    # The last line of the first member and the first line of the second have no line end between them.
-    assert counts(path) == (3998, 1)
-
-
-def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        for index in range(2000):
-            file.write(b'{"text": "%s"}\n' % (b"%d" % index * 4000))
-    tracemalloc.start()
-    count = sum(1 for _ in SOURCES["jsonl"].iter_records(path))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert count == 2000
-    assert peak < 8 << 20
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=40),
-            st.text(max_size=20).map(lambda t: json.dumps({"text": t}).encode()),
-        )
-    )
-)
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list[bytes]) -> None:
-    data = b"\n".join(lines)
-    if data[:2] == b"\x1f\x8b" or any(
-        data.startswith(mark) for mark in (*files._ARCHIVE_MAGIC, b"PAR1")
-    ):
-        return
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\v\f")[:1] == b"[":
-        return  # One JSON list: test_reading_lists.py
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(data)
-    split = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    wanted = [number for number, line in enumerate(split, 1) if line.strip(b" \t\r\n\v\f")]
-    for name in ("jsonl", "mnbvc", "mnbvc_qa", "wikipedia"):
-        assert sum(counts(path)) == len(wanted)
-        assert len(list(SOURCES[name].iter_records(path))) == len(wanted)
-    assert [record.line for record in read_records(path)] == wanted
 
 
 @given(
@@ -377,46 +254,9 @@ def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list
 )
 @settings(deadline=None, max_examples=150)
 def test_any_json_is_a_document_or_a_bad_row(value: object) -> None:
+    """Prevents a crash on JSON of any shape."""
     for source in SOURCES.values():
         try:
             assert isinstance(source.parse(orjson.dumps(value)), Document)
         except SchemaError as error:
             assert str(error)
-
-
-# Inputs
-
-
-def test_expand_takes_files_folders_and_globs_in_a_stable_order(tmp_path: Path) -> None:
-    for name in ("b/wiki_01", "b/wiki_00", "a.jsonl", ".hidden", "b/.cache/x", "c.jsonl/inner.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    root = str(tmp_path)
-    names = [str(path.relative_to(tmp_path)) for path in expand_inputs([root])]
-    assert names == ["a.jsonl", "b/wiki_00", "b/wiki_01", "c.jsonl/inner.txt"]
-    # A folder with a file's name is a folder, and what is named twice is read once.
-    assert [path.name for path in expand_inputs([f"{root}/*.jsonl", f"{root}/a.jsonl"])] == [
-        "a.jsonl",
-        "inner.txt",
-    ]
-
-
-@pytest.mark.parametrize("text", ["nothing.jsonl", "*.nothing", "empty"])
-def test_input_without_files_raises_user_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"--input .*(no such file|no file matches|no files in it)"):
-        expand_inputs([str(tmp_path / text)])
-
-
-@pytest.mark.parametrize(("mark", "kind"), [(b"PK\x03\x04", "zip"), (b"\x28\xb5\x2f\xfd", "zstd")])
-def test_archive_input_error_gives_advice(
-    write: Callable[..., Path], mark: bytes, kind: str
-) -> None:
-    with pytest.raises(UserError, match=f"is a {kind} file: unpack it"):
-        list(read_records(write(mark + b"rest")))
-
-
-def test_dangling_link_raises_user_error(tmp_path: Path) -> None:
-    (tmp_path / "a").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match="cannot be read"):
-        list(read_records(expand_inputs([str(tmp_path / "a")])[0]))

@@ -1,4 +1,4 @@
-"""`python -m data.tokenizer`: train, import, export, inspect, and the mistakes people make with it."""
+"""`python -m data.tokenizer`: train, import, export, inspect, and mistakes on the way."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from model.tokenizer.base import TOKENIZER_FILE
 from model.tokenizer.sentencepiece_normalize import UNUSED, normalize_model
 from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 SMALL = ROOT / "assets" / "tokenizer"
 TRAIN = ("train", "--vocabulary", 320, "--sentences", 500, "--input")
 WORDS = [
@@ -47,7 +47,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three files of three sources."""
+    """Write three files for three sources."""
     folder, dice = tmp_path_factory.mktemp("corpus"), random.Random(1)
     texts = ["\n".join("".join(dice.choices(WORDS, k=12)) for _ in range(8)) for _ in range(90)]
     (folder / "plain.txt").write_text("\n\n".join(texts[:30]), encoding="utf-8")
@@ -85,14 +85,14 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tokenizer_training_is_reproducible(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    """SentencePiece's own sampling differs from process to process: nobody could rebuild the shipped tokenizer."""
+    """Prevents SentencePiece's unseeded sampling, with which no tokenizer could be rebuilt."""
     answer = call(*TRAIN, corpus, "--out", tmp_path, PYTHONHASHSEED="2")
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / TOKENIZER_FILE).read_bytes() == (trained / TOKENIZER_FILE).read_bytes()
 
 
 def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Path) -> None:
-    """Its size shapes the model, and the rest of the project uses it without another import."""
+    """Prevents another size than requested, and a tokenizer that must be imported first."""
     serialized = (trained / TOKENIZER_FILE).read_bytes()
     assert normalize_model(serialized, "trained")[0] == serialized
     tokenizer = SentencePieceTokenizer(serialized)
@@ -106,7 +106,10 @@ def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Pat
 
 
 def test_digits_colons_and_newlines_are_single_tokens(trained: Path) -> None:
-    """Numbers cut differently each time, and prompts whose last piece swallows the answer's first character."""
+    """Prevents numbers that are split differently every time.
+
+    Also prevents prompts whose last piece contains the first character of the answer.
+    """
     texts = [
         piece.text for piece in load_tokenizer(trained).pieces if not piece.text.startswith("<")
     ]
@@ -119,7 +122,7 @@ def test_digits_colons_and_newlines_are_single_tokens(trained: Path) -> None:
 def test_piece_length_is_limited(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a repetitive corpus whole sentences become pieces, which spell nothing else."""
+    """Prevents whole sentences of a repetitive corpus from becoming pieces."""
     run(
         monkeypatch,
         "train",
@@ -145,7 +148,7 @@ def test_piece_length_is_limited(
 def test_common_characters_have_ids_even_if_absent_from_text(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small sample lacks half of the usual characters: each would cost three byte tokens in real text."""
+    """Prevents common characters that a small sample lacks from costing three tokens."""
     run(
         monkeypatch,
         "train",
@@ -164,7 +167,7 @@ def test_common_characters_have_ids_even_if_absent_from_text(
 
 
 def test_the_sample_of_lines_is_bounded_uniform_and_seeded() -> None:
-    """A corpus larger than memory must not be collected, and its beginning must not be all that is learnt from."""
+    """Prevents a large corpus from being collected in memory, or only its beginning used."""
     items = [str(number) for number in range(10_000)]
     chosen = reservoir_sample(iter(items), 1000, random.Random(0))
     assert (
@@ -178,7 +181,7 @@ def test_the_sample_of_lines_is_bounded_uniform_and_seeded() -> None:
 
 
 def test_segments_cover_the_text_and_isolate_colons() -> None:
-    """SentencePiece drops lines that are too long without a word."""
+    """Prevents long lines from being dropped by SentencePiece without a message."""
     text = "人类：你好\n" + "长" * 2500 + "\n\n：：x"
     stretches = list(split_segments([text]))
     assert "".join(stretches) == text.replace("\n", "")
@@ -189,7 +192,7 @@ def test_segments_cover_the_text_and_isolate_colons() -> None:
 def test_input_can_name_its_source(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sources differ in what of a record is text."""
+    """Prevents a source from being ignored, or from applying to other inputs."""
     rates = []
     for source in ("jsonl:问", "jsonl:答", "mnbvc_qa"):
         run(
@@ -217,7 +220,7 @@ def test_input_can_name_its_source(
 
 
 def test_record_text_excludes_ids() -> None:
-    """Conversations have no one text field, and ids and addresses would become pieces."""
+    """Prevents ids and URLs from becoming pieces."""
     assert (
         parse_strings('{"id": "a_1", "history": [["问", "答\\n了"]], "n": 3}'.encode()).text
         == "问\n答\n了"
@@ -228,7 +231,7 @@ def test_record_text_excludes_ids() -> None:
 
 
 def test_held_out_sample_files_are_excluded() -> None:
-    """Text that a score is measured on must not shape the vocabulary."""
+    """Prevents the vocabulary from being trained on text that scores are measured on."""
     files = resolve_source_files(sample_text_inputs(), None)
     names = [path.name for _, path in files]
     assert "wikipedia.jsonl" in names and "train.tsv" in names and "PART_I.txt" in names
@@ -245,7 +248,7 @@ def test_import_reports_changes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody should wonder why the tokens differ from those of the stock file."""
+    """Prevents changes of a stock model from going unreported."""
     run(
         monkeypatch,
         "import",
@@ -269,7 +272,7 @@ def test_import_reports_changes(
 def test_exported_tokenizer_loads_in_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The three files, and a tokenizer.json that the tokenizers library itself accepts."""
+    """Prevents a tokenizer.json that the tokenizers library refuses."""
     run(monkeypatch, "export", "--tokenizer", SMALL, "--out", tmp_path)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
@@ -282,7 +285,7 @@ def test_exported_tokenizer_loads_in_transformers(
 def test_inspect_shows_the_pieces_of_a_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first thing to look at when a model answers oddly."""
+    """Prevents the ids of special pieces or bytes from being printed wrongly."""
     run(monkeypatch, "inspect", "--tokenizer", SMALL, "--text", "人类：\n")
     printed = capsys.readouterr().out
     assert "specials: <unk> 0, <s> 1, </s> 2" in printed
@@ -343,7 +346,7 @@ def test_user_error_is_one_line_and_writes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tracebacks, or half a tokenizer that a later command takes for a whole one."""
+    """Prevents tracebacks, and half a tokenizer that passes for a whole one."""
     from common.errors import UserError
 
     (tmp_path / "empty.txt").touch()
@@ -355,7 +358,7 @@ def test_user_error_is_one_line_and_writes_nothing(
 
 
 def test_user_error_exits_with_2() -> None:
-    """Scripts and make tell the user's mistakes from faults by the exit code."""
+    """Prevents scripts from taking a mistake for a fault of the program."""
     answer = call("export", "--tokenizer", "nowhere", "--out", "x")
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1 and answer.stderr.startswith(
@@ -366,7 +369,7 @@ def test_user_error_exits_with_2() -> None:
 def test_a_few_bad_records_do_not_end_training(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real corpora have some; past the threshold the source is the wrong one."""
+    """Prevents a few bad records of a real corpus from ending the training."""
     rows = (corpus / "rows.jsonl").read_text(encoding="utf-8").splitlines() * 10
     assert 2 / len(rows) < MAX_BAD_SHARE
     (tmp_path / "rows.jsonl").write_text(
@@ -387,7 +390,10 @@ def test_a_few_bad_records_do_not_end_training(
 
 @pytest.mark.slow
 def test_shipped_tokenizer_is_reproducible(tmp_path: Path) -> None:
-    """The sample changed and the tokenizer was not trained again: make it as assets/tokenizer/README.md says."""
+    """Prevents a sample that changed without the tokenizer.
+
+    Train it again as assets/tokenizer/README.md says.
+    """
     readme = (SMALL / "README.md").read_text(encoding="utf-8")
     lines = [line.strip() for line in readme.splitlines()]
     command = next(line for line in lines if line.startswith("python -m data.tokenizer train"))

@@ -1,4 +1,4 @@
-"""The curves in the report are drawn where their values lie."""
+"""The curves of the report are at the right coordinates."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -12,7 +12,7 @@ from train.metrics_log import MetricsLog
 
 
 def test_curves_plot_logged_values(tmp_path: Path) -> None:
-    """An empty pair of axes, a curve of another measure, runs drawn on different scales in one picture."""
+    """Prevents empty axes, a curve of another metric, different scales in one picture."""
     drawn = {1: [9.0, 5.0, 7.5, 3.0, 1.0], 2: [8.0, 6.5, 2.0]}
     folders = [
         write_run(
@@ -40,7 +40,7 @@ def test_curves_plot_logged_values(tmp_path: Path) -> None:
         corners = {run: line_vertices(picture, run) for run in drawn}
         assert [len(corners[run]) for run in drawn] == [5, 3]
         for axis in (0, 1):
-            # The axes' scale is read off the first run; all must lie where it says.
+            # The scale of the axes comes from the first run and must hold for all.
             slope, offset = np.polyfit(points[1][:, axis], corners[1][:, axis], 1)
             assert slope > 0 if axis == 0 else slope < 0  # An SVG's y points down.
             for run in drawn:
@@ -50,7 +50,7 @@ def test_curves_plot_logged_values(tmp_path: Path) -> None:
 
 
 def test_each_dataset_has_its_own_curve(tmp_path: Path) -> None:
-    """A zigzag between the scores of two datasets of a mix, and the best of one shown for the other."""
+    """Prevents one curve through the scores of two datasets, and the best of the other set."""
     folder = write_run(tmp_path / "run", [3.0])
     log = MetricsLog(folder, 100)
     for step in (10, 20):
@@ -69,7 +69,7 @@ def test_each_dataset_has_its_own_curve(tmp_path: Path) -> None:
 
 
 def test_non_finite_values_are_plotted_as_gaps(tmp_path: Path) -> None:
-    """A NaN in the log, written as a string, that ends the report, moves the curve or is called the best."""
+    """Prevents NaN in the log from stopping the report, moving the curve or being the best."""
     folder = write_run(
         tmp_path / "run",
         [4.0, math.nan, math.inf, 3.0, 2.0],
@@ -91,7 +91,7 @@ def test_non_finite_values_are_plotted_as_gaps(tmp_path: Path) -> None:
 
 
 def test_long_curves_are_lines_and_single_points_are_markers(tmp_path: Path) -> None:
-    """A run with one evaluation that is invisible; a thousand markers that hide the line."""
+    """Prevents an invisible single point, and markers that hide a long line."""
     long = [(step, math.sin(step / 3)) for step in range(MAX_MARKED_POINTS + 1)]
     picture = ET.fromstring(plot_curves([long, [(5, 0.5)], []], "score"))
     groups = {group.get("id"): group for group in picture.iter(f"{SVG_NAMESPACE}g")}

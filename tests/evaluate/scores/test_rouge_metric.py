@@ -1,4 +1,4 @@
-"""ROUGE figures are those of a count by hand and of rouge-chinese called plainly, for any text of any length."""
+"""ROUGE equals counts by hand and rouge-chinese, for texts of any length."""
 
 import logging
 import random
@@ -36,7 +36,7 @@ def figures(prediction: str, reference: str) -> list[tuple[float, float, float]]
 
 
 def test_character_rouge_matches_hand_computed_values() -> None:
-    """Precision and recall exchanged, n-grams across the wrong units, a subsequence that must be connected."""
+    """Prevents exchanged precision and recall, wrong units, a contiguous subsequence."""
     assert list(compute_rouge("小驼", "小驼")) == list(ROUGE_VARIANTS)
     # 小 驼 在 are shared by texts of 3 and 5 characters, 小驼 and 驼在 by 2 and 4 pairs, in order.
     assert figures("小驼在", "小驼在河边") == [
@@ -59,7 +59,7 @@ def test_character_rouge_matches_hand_computed_values() -> None:
 
 
 def test_rouge_ignores_case_and_whitespace() -> None:
-    """A convention half kept: lower-cased on one side, spaces counted as characters."""
+    """Prevents lower case on one side only, and spaces that count as characters."""
     assert figures("基于 SVM\n的", "基于svm的") == [pytest.approx((1, 1, 1))] * 3
     assert split_words(" Deep  Learning的\n方法") == ["deep", "learning", "的", "方法"]
 
@@ -68,7 +68,7 @@ def test_rouge_ignores_case_and_whitespace() -> None:
     ("prediction", "reference"), [("", "标题"), ("标题", ""), (" \n", "标题"), ("", "")]
 )
 def test_empty_text_scores_zero(prediction: str, reference: str) -> None:
-    """rouge-chinese raises for an empty text: one answer without a word would end an evaluation."""
+    """Prevents an empty answer, for which rouge-chinese raises, from ending an evaluation."""
     for units in (split_characters, split_words):
         assert all(
             (each.precision, each.recall, each.f) == (0, 0, 0)
@@ -77,7 +77,7 @@ def test_empty_text_scores_zero(prediction: str, reference: str) -> None:
 
 
 def test_scores_match_rouge_chinese_on_real_titles(root: Path) -> None:
-    """Other figures than the package's: sentence marks cut differently, units joined differently."""
+    """Prevents other scores than those of the package, by sentence splitting or joining."""
     import rouge_chinese
 
     rows = [
@@ -101,7 +101,7 @@ def test_scores_match_rouge_chinese_on_real_titles(root: Path) -> None:
 
 
 def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[float, float]:
-    """Precision and recall, from sets of n-grams or the textbook table."""
+    """Return precision and recall, from sets of n-grams or the LCS table."""
     if n is None:
         table = np.zeros((len(said) + 1, len(wanted) + 1), int)
         for i, one in enumerate(said):
@@ -119,7 +119,7 @@ def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[fl
 @given(st.text("。！？?.…”’a1 \n驼河", min_size=1), st.text("。！？?.…”’a1 \n驼河", min_size=1))
 @settings(deadline=None, max_examples=200)
 def test_scores_match_definition_on_any_text(prediction: str, reference: str) -> None:
-    """rouge-chinese cuts sentences by patterns: one that loses or adds a unit would change the figures unseen."""
+    """Prevents sentence patterns of rouge-chinese from losing or adding units."""
     said, wanted = split_characters(prediction), split_characters(reference)
     if said and wanted:
         found = compute_rouge(prediction, reference)
@@ -130,7 +130,7 @@ def test_scores_match_definition_on_any_text(prediction: str, reference: str) ->
 
 
 def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's table of a long answer takes gigabytes, and the recursion of its older kin overflows."""
+    """Prevents gigabytes of memory, or a recursion error, for a long answer."""
     draw = random.Random(0)
     one, other = ("".join(draw.choice("甲乙丙丁戊己庚辛。") for _ in range(700)) for _ in range(2))
     long = compute_rouge(one, other)
@@ -147,7 +147,7 @@ def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.Monkey
 def test_jieba_is_quiet_and_reads_no_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Log lines among the figures; a dictionary taken from a file that any user of the machine can have put there."""
+    """Prevents log lines in the output, and a dictionary from the shared temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "jieba.cache").write_bytes(b"not a cache")
     rouge_metric._jieba_segmenter.cache_clear()
@@ -157,7 +157,7 @@ def test_jieba_is_quiet_and_reads_no_cache(
 
 
 def test_confidence_intervals_cover_the_mean() -> None:
-    """An interval of single examples instead of their mean, of other draws each time, or of mixed-up columns."""
+    """Prevents an interval of examples instead of the mean, other draws, mixed-up columns."""
     draw = np.random.default_rng(3)
     values = np.stack([draw.normal(0.5, 0.1, 400), draw.normal(0.2, 0.02, 400)], 1).reshape(
         400, 2, 1
@@ -174,7 +174,7 @@ def test_confidence_intervals_cover_the_mean() -> None:
 
 
 def test_table_columns_are_separated() -> None:
-    """Figures printed under another's name."""
+    """Prevents scores under the wrong name."""
     table = RougeTable.from_predictions(["小驼在", "河边的人"], ["小驼在河边", "河边的人"])
     first = table.example_scores(0)
     assert first["characters"]["rouge-2"] == {
@@ -195,7 +195,7 @@ def test_table_columns_are_separated() -> None:
 
 
 def test_baselines_match_hand_computed_values() -> None:
-    """Lines to beat that are easier than they say: a sentence that ends within a number, a best that is not."""
+    """Prevents weaker baselines: a sentence that ends within a number, a wrong best."""
     article = " 精度达到3.5倍.本文提出一种方法！用于图像分割, 效果好。”完"
     assert split_sentences(article) == [
         "精度达到3.5倍.",

@@ -1,4 +1,4 @@
-"""Datasets on the hub, streamed and downloaded, from a local folder in the hub's place."""
+"""Hub datasets, streamed and downloaded, from a local folder in place of the hub."""
 
 import dataclasses
 import gzip
@@ -18,7 +18,7 @@ WAYS = pytest.mark.parametrize("way", ["hub", "hub-download"])
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Downloads into a folder of the test."""
+    """Redirect downloads to a folder of the test."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wiki(folder: Path) -> Source:
-    """The source `wikipedia`, whose place on the hub is a table of two rows."""
+    """Return the source `wikipedia` with a table of two rows in place of its hub dataset."""
     import pyarrow
     import pyarrow.parquet
 
@@ -48,7 +48,7 @@ def wiki(folder: Path) -> Source:
 
 
 def zhihu(folder: Path, text: bytes) -> tuple[Source, Path]:
-    """The source `mnbvc_qa`, whose place on the hub is a file of these lines."""
+    """Return the source `mnbvc_qa` with a file of these lines in place of its hub dataset."""
     path = folder / "qa" / "20230196" / "zhihu" / "0.jsonl.gz"
     path.parent.mkdir(parents=True)
     path.write_bytes(gzip.compress(text))
@@ -58,9 +58,10 @@ def zhihu(folder: Path, text: bytes) -> tuple[Source, Path]:
 
 @WAYS
 def test_a_table_gives_its_rows(tmp_path: Path, way: str) -> None:
+    """Prevents a hub table from being read otherwise than its files."""
     local = wiki(tmp_path / "wiki")
-    found = [local.try_parse(raw) for raw in read_hub_records(local.require_hub(way), way)]
-    assert found == [Document("数学\n\n内容"), Document("乙\n\n丙")]
+    records = [local.try_parse(raw) for raw in read_hub_records(local.require_hub(way), way)]
+    assert records == [Document("数学\n\n内容"), Document("乙\n\n丙")]
     with pytest.raises(
         UserError, match=rf"--input {way}:20991231\.zh: .*cannot be (streamed|downloaded)"
     ):
@@ -69,19 +70,19 @@ def test_a_table_gives_its_rows(tmp_path: Path, way: str) -> None:
 
 @WAYS
 def test_native_hub_files_give_lines_for_any_type(tmp_path: Path, way: str) -> None:
-    """Ids that are numbers here and text there must not end the records, and bad lines are counted."""
+    """Prevents an id that is a number in one row and text in another from ending the records."""
     rows = [
         json.dumps({"id": i if i % 2 else str(i), "问": "问", "答": str(i)}, ensure_ascii=False)
         for i in range(5)
     ]
     source, _ = zhihu(tmp_path, "\n".join([*rows, "{broken", ""]).encode())
-    found = [source.try_parse(raw) for raw in read_hub_records(source.require_hub(way), way)]
-    assert found[:5] == [Document(f"问\n{i}") for i in range(5)]
-    assert isinstance(found[5], BadRecord) and found[5].line == 6
+    records = [source.try_parse(raw) for raw in read_hub_records(source.require_hub(way), way)]
+    assert records[:5] == [Document(f"问\n{i}") for i in range(5)]
+    assert isinstance(records[5], BadRecord) and records[5].line == 6
 
 
 def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) -> None:
-    """Streaming that fills the disk; a download that streams all the same, or gives other records."""
+    """Prevents streaming that fills the disk, and a download with other records."""
     lines = [
         json.dumps({"id": i, "问": f"问{i}", "答": f"\u2028答\r{i}"}, ensure_ascii=False)
         for i in range(3000)
@@ -99,6 +100,7 @@ def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) ->
 
 @WAYS
 def test_truncated_file_gives_one_line_error(tmp_path: Path, way: str) -> None:
+    """Prevents a broken connection from passing for the end of the data."""
     source, path = zhihu(tmp_path, b'{"id": 1}\n' * 50_000)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(
@@ -122,10 +124,12 @@ def test_truncated_file_gives_one_line_error(tmp_path: Path, way: str) -> None:
     ],
 )
 def test_local_files_are_not_treated_as_hub_datasets(text: str, is_one: bool) -> None:
+    """Prevents a local path such as hubs/a from starting a download."""
     assert is_hub_input(text) == is_one
 
 
 @WAYS
 def test_source_without_hub_dataset_gives_clear_error(way: str) -> None:
+    """Prevents a traceback for a source that is not on the hub."""
     with pytest.raises(UserError, match=f"--input {way}: the source text is not on the hub"):
         SOURCES["text"].require_hub(way)

@@ -1,4 +1,4 @@
-"""Conversation sources: every native record becomes its turns, all its texts in them, or a bad record with a reason."""
+"""Conversation sources: all text of a native record becomes turns, or the record is bad."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ SAMPLE_FILES = [
     ("pclue", "pclue/pCLUE_train.json.gz"),
     ("pclue", "pclue/pCLUE_train.test.json"),
 ]
-# With the reasons why real records are no conversations, and how many there are.
+# With the reasons why real records are bad, and how many of them there are.
 REAL_FILES: list[tuple[str, str, dict[str, int]]] = [
     ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", {}),
     (
@@ -61,9 +61,9 @@ REAL_FILES: list[tuple[str, str, dict[str, int]]] = [
 
 
 def parse(name: str, row: object) -> Conversation:
-    found = find_source(name).parse(orjson.dumps(row))
-    assert isinstance(found, Conversation)
-    return found
+    records = find_source(name).parse(orjson.dumps(row))
+    assert isinstance(records, Conversation)
+    return records
 
 
 def turns(name: str, row: object) -> list[tuple[str, str]]:
@@ -71,7 +71,7 @@ def turns(name: str, row: object) -> list[tuple[str, str]]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows by the standard parser; a comma before the last bracket is mended."""
+    """Return the rows by the standard parser, a comma before the last bracket removed."""
     text = (
         gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     ).decode()
@@ -81,19 +81,19 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def texts_of(row: dict[str, Any]) -> str:
-    """All that a native row says, in order, without space and without the names of speakers."""
+    """Return all text of a native row in order, without white space and speakers' names."""
     if "dialogue" in row:
-        said = [row["reference"], row["dialogue"]]
+        texts = [row["reference"], row["dialogue"]]
     elif "content" in row:
-        said = row["content"]
+        texts = row["content"]
     elif "conversations" in row:
-        said = [message["value"] for message in row["conversations"]]
+        texts = [message["value"] for message in row["conversations"]]
         if row["conversations"][-1]["from"] == "human":
-            said.pop()
+            texts.pop()
     else:
-        said = [text for pair in row.get("history", []) for text in pair]
-        said += [row[key] for key in ("instruction", "input", "output", "target") if key in row]
-    return squeezed("\n".join(said))
+        texts = [text for pair in row.get("history", []) for text in pair]
+        texts += [row[key] for key in ("instruction", "input", "output", "target") if key in row]
+    return squeezed("\n".join(texts))
 
 
 def squeezed(text: str) -> str:
@@ -101,32 +101,33 @@ def squeezed(text: str) -> str:
 
 
 def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> None:
-    """Counts of a whole file, and the texts of every so many records."""
+    """Compare the counts of a whole file, and the texts of every `every`-th record."""
     rows = rows_of(path)
-    found = list(find_source(name).iter_records(path))
-    bad = [record for record in found if isinstance(record, BadRecord)]
+    records = list(find_source(name).iter_records(path))
+    bad = [record for record in records if isinstance(record, BadRecord)]
     counted = {
         reason: sum(record.reason == reason for record in bad)
         for reason in {record.reason for record in bad}
     }
     assert counted == reasons
     if "there is a comma and no element" in reasons:
-        assert isinstance(found.pop(), BadRecord)
-    assert len(found) == len(rows)
-    for record, row in list(zip(found, rows, strict=True))[::every]:
+        assert isinstance(records.pop(), BadRecord)
+    assert len(records) == len(rows)
+    for record, row in list(zip(records, rows, strict=True))[::every]:
         if isinstance(record, Conversation):
-            said = [
+            texts = [
                 record.reference,
                 *(text for turn in record.turns for text in (turn.question, turn.answer)),
             ]
-            assert squeezed("\n".join(said)) == texts_of(row)
-            assert all(text == text.strip() for text in said) and all(
+            assert squeezed("\n".join(texts)) == texts_of(row)
+            assert all(text == text.strip() for text in texts) and all(
                 turn.answer for turn in record.turns
             )
 
 
 @pytest.mark.parametrize(("name", "file"), SAMPLE_FILES)
 def test_sample_conversations_are_all_read(root: Path, name: str, file: str) -> None:
+    """Prevents a conversation of the sample from being lost or altered."""
     path = root / SAMPLE / file
     assert detect_source([path]) == name
     check(name, path, {})
@@ -137,26 +138,20 @@ def test_sample_conversations_are_all_read(root: Path, name: str, file: str) -> 
 def test_real_files_are_read_except_bad_records(
     shared: Path, name: str, file: str, reasons: dict[str, int]
 ) -> None:
-    """Records in are records out and bad ones, and no text is lost or doubled on the way."""
+    """Prevents text of real files from being lost or doubled, and records from being miscounted."""
     path = shared / "data" / file
     assert detect_source([path]) == name
     check(name, path, reasons, every=1 + path.stat().st_size // 500_000)
 
 
 def test_real_csv_is_rejected_and_not_detected_as_source(shared: Path) -> None:
-    """With a field that the csv module refuses: no crash, and no conversation made of its lines."""
+    """Prevents the lines of a CSV file from becoming conversations."""
     path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"
     lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    found = list(SOURCES["sharegpt"].iter_records(path))
-    assert len(found) == len(lines) and all(isinstance(record, BadRecord) for record in found)
+    records = list(SOURCES["sharegpt"].iter_records(path))
+    assert len(records) == len(lines) and all(isinstance(record, BadRecord) for record in records)
     with pytest.raises(UserError, match="cannot tell which source"):
         detect_source([path])
-
-
-def test_preference_pairs_are_not_read_as_conversations(shared: Path) -> None:
-    for name in ("dpo_zh_500.jsonl", "dpo_zh_demo.json"):
-        with pytest.raises(UserError, match="cannot tell which source"):
-            detect_source([shared / "data" / "preference" / name])
 
 
 # RedGPT
@@ -169,25 +164,30 @@ def test_preference_pairs_are_not_read_as_conversations(shared: Path) -> None:
         "Human: 问一\nAssistant: 答一\nHuman: 问二\nAssistant: 答二\n",
         "Human：问一\n\nAssistant：答一\n\nHuman：问二\n\nAssistant：答二",
         "HUMAN: 问一\n\nASSISTANT: 答一\n\nHUMAN: 问二\n\nASSISTANT: 答二",
-        "Human(用户): 问一\n\nAssistant(助手): 答一\n\nHuman（用户）：问二\n\nAssistant（助手）：答二",
+        "Human(用户): 问一\n\nAssistant(助手): 答一\n\n"
+        "Human（用户）：问二\n\nAssistant（助手）：答二",
         "\n Human : 问一\r\n\r\nAssistant:答一\n\n\nHUMAN：问二\nAssistant: 答二",
         "Human: 问一\n\nAssistant: 答一\n\nHuman: 问二\n\nAssistant: 答二\n\nHuman: 没有人回答",
     ],
 )
 def test_redgpt_accepts_all_speaker_labels(dialogue: str) -> None:
+    """Prevents turns of published files from being missed for the way they are written."""
     assert parse("redgpt", {"reference": " 资料 \n", "dialogue": dialogue}) == Conversation(
         (Turn("问一", "答一"), Turn("问二", "答二")), "资料"
     )
 
 
 def test_speaker_label_inside_a_line_is_text() -> None:
-    dialogue = "Human: Human: 是什么意思？\nAssistant: 意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性"
+    """Prevents a quoted speaker from splitting a turn."""
+    reply = "意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性"
+    dialogue = f"Human: Human: 是什么意思？\nAssistant: {reply}"
     assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [
-        ("Human: 是什么意思？", "意思是人。如 Human: 你好\n又如“Assistant: 您好”\nHumanity: 人性")
+        ("Human: 是什么意思？", reply)
     ]
 
 
 def test_a_reply_of_several_paragraphs_stays_one() -> None:
+    """Prevents the second paragraph of a reply from being lost."""
     dialogue = "Human: 问\n\nAssistant: 一\n\n  二\n\n三\n\nHuman: 再问\n\nAssistant: 四"
     assert turns("redgpt", {"reference": "r", "dialogue": dialogue}) == [
         ("问", "一\n\n  二\n\n三"),
@@ -199,7 +199,7 @@ def test_a_reply_of_several_paragraphs_stays_one() -> None:
 
 
 def test_naturalconv_with_odd_turns_starts_with_assistant() -> None:
-    """So that the last utterance is an answer: nothing of it is lost."""
+    """Prevents the last of an odd number of utterances from being dropped as a question."""
     row = {"dialog_id": "0_0", "document_id": 0, "content": ["甲", "乙 ", "丙", "丁"]}
     assert turns("naturalconv", row) == [("甲", "乙"), ("丙", "丁")]
     assert turns("naturalconv", {**row, "content": ["甲", "乙", "丙"]}) == [
@@ -227,6 +227,7 @@ def test_instruction_and_input_are_both_used(name: str) -> None:
 
 
 def test_belle_copies_with_renamed_keys_are_read() -> None:
+    """Prevents copies of Belle with other keys from being refused."""
     assert turns("belle-0.5m", {"input": "问", "target": "答"}) == [("问", "答")]
     assert turns("belle-0.5m", {"instruction": "做", "input": "这", "target": "答"}) == [
         ("做\n这", "答")
@@ -234,6 +235,7 @@ def test_belle_copies_with_renamed_keys_are_read() -> None:
 
 
 def test_deepctrl_history_precedes_the_question() -> None:
+    """Prevents earlier turns from being lost."""
     row = {
         "instruction": "继续",
         "input": "三",
@@ -245,6 +247,7 @@ def test_deepctrl_history_precedes_the_question() -> None:
 
 
 def test_system_text_precedes_first_question() -> None:
+    """Prevents a system text from being lost."""
     row = {"system": "你是老师。", "instruction": "问", "input": "", "output": "答"}
     assert turns("alpaca", row) == [("你是老师。\n问", "答")]
 
@@ -257,11 +260,13 @@ def belle(instruction: str, output: str = "答", given: str | None = "") -> dict
 
 
 def test_belle_instruction_contains_all_but_last_reply() -> None:
+    """Prevents the turns of `instruction` from becoming one question."""
     row = belle("Human:一 \nAssistant: 二\nHuman:三\n\n三乙\nAssistant:", " 四 ")
     assert turns("belle-0.8m", row) == [("一", "二"), ("三\n\n三乙", "四")]
 
 
 def test_belle_input_belongs_to_last_question() -> None:
+    """Prevents `input` from being lost."""
     assert turns(
         "belle-0.8m", belle("Human:一\nAssistant:二\nHuman:三\nAssistant:", "四", "五")
     ) == [("一", "二"), ("三\n五", "四")]
@@ -271,6 +276,7 @@ def test_belle_input_belongs_to_last_question() -> None:
     "reply", ["如 Human:你好", "Human:你好\nAssistant:您好\nHuman:再见", "Human: 甲\nHuman: 乙"]
 )
 def test_the_last_reply_is_text_whatever_it_contains(reply: str) -> None:
+    """Prevents a dialogue inside the last reply from becoming turns."""
     assert turns("belle-0.8m", belle("Human:写一段对话。\nAssistant:", reply)) == [
         ("写一段对话。", reply)
     ]
@@ -281,7 +287,7 @@ def test_the_last_reply_is_text_whatever_it_contains(reply: str) -> None:
     ["如 Human:你好", "Human:你好\nAssistant:您好", "如下。\nHuman:你好", "一\nAssistant:二"],
 )
 def test_an_earlier_reply_that_quotes_a_speaker_stays_whole(reply: str) -> None:
-    """Speakers take turns: two names of one speaker with nobody between are no two turns."""
+    """Prevents a quoted speaker from giving one speaker two turns in a row."""
     row = belle(f"Human:写一段对话。\nAssistant:{reply}\nHuman:谢谢\nAssistant:", "不客气")
     assert turns("belle-0.8m", row) == [("写一段对话。", reply), ("谢谢", "不客气")]
 
@@ -290,7 +296,8 @@ def test_an_earlier_reply_that_quotes_a_speaker_stays_whole(reply: str) -> None:
 
 
 def test_sharegpt_roles_and_repeated_speakers() -> None:
-    said = [
+    """Prevents roles from being confused, and messages of one speaker from being lost."""
+    texts = [
         ("system", "你是老师。"),
         ("human", "一"),
         ("user", "一乙"),
@@ -300,7 +307,7 @@ def test_sharegpt_roles_and_repeated_speakers() -> None:
         ("gpt", "四"),
         ("human", "没有人回答"),
     ]
-    row = {"conversations": [{"from": who, "value": text} for who, text in said]}
+    row = {"conversations": [{"from": who, "value": text} for who, text in texts]}
     assert turns("sharegpt", row) == [("你是老师。\n一\n一乙", "二\n二乙"), ("三", "四")]
     row = {
         "system": "你是老师。",
@@ -310,6 +317,7 @@ def test_sharegpt_roles_and_repeated_speakers() -> None:
 
 
 def test_leading_assistant_message_gets_empty_question() -> None:
+    """Prevents a greeting of the assistant from shifting all turns."""
     row = {
         "conversations": [{"from": "gpt", "value": "你好"}, HUMAN, {"from": "gpt", "value": "答"}]
     }
@@ -317,15 +325,16 @@ def test_leading_assistant_message_gets_empty_question() -> None:
 
 
 def test_openai_content_is_string_or_text_parts() -> None:
+    """Prevents messages of several text parts from being refused."""
     parts = [{"type": "text", "text": "一"}, {"type": "text", "text": "二"}]
-    said = [
+    texts = [
         ("developer", "说中文。"),
         ("user", parts),
         ("assistant", "三"),
         ("user", "四"),
         ("assistant", parts[:1]),
     ]
-    row = {"messages": [{"role": role, "content": content} for role, content in said]}
+    row = {"messages": [{"role": role, "content": content} for role, content in texts]}
     assert turns("openai", row) == [("说中文。\n一\n二", "三"), ("四", "一")]
 
 
@@ -334,11 +343,12 @@ def test_openai_content_is_string_or_text_parts() -> None:
 
 @pytest.mark.parametrize("choices", [{"answer_choices": ["是", "否"]}, {"answer_choices": ""}, {}])
 def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
+    """Prevents `answer_choices` from entering the text twice."""
     row = {"input": "对吗？选项：是，否\n答案：", "target": "是", "type": "nli", **choices}
     assert turns("pclue", row) == [("对吗？选项：是，否\n答案：", "是")]
 
 
-# What is wrong is named
+# Bad records
 
 
 @pytest.mark.parametrize(
@@ -447,65 +457,40 @@ def test_pclue_is_one_turn_with_any_choices(choices: dict[str, object]) -> None:
     ],
 )
 def test_missing_or_invalid_field_is_named(name: str, row: object, reason: str) -> None:
+    """Prevents a reason in the quarantine that does not name the fault."""
     with pytest.raises(SchemaError, match=reason):
         find_source(name).parse(orjson.dumps(row))
-
-
-# Telling them apart
-
-QUESTION = {"instruction": "问", "input": "", "output": "答"}
-
-
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
-        (QUESTION, "belle-0.5m"),
-        ([QUESTION], "alpaca"),
-        (belle("Human:问\nAssistant:"), "belle-0.8m"),
-        ({**QUESTION, "history": []}, "deepctrl"),
-        ({"instruction": "问", "output": "答"}, "alpaca"),
-        ([{**QUESTION, "history": []}], "alpaca"),
-        ({"input": "问\n答案：", "target": "答", "type": "nli"}, "pclue"),
-        ({"input": "问", "target": "答"}, "belle-0.5m"),
-        ({"messages": [MESSAGE]}, "openai"),
-        ([{"messages": [MESSAGE]}], "openai"),
-        ([{"conversations": []}], "sharegpt"),
-    ],
-)
-def test_sources_are_detected_by_keys_and_shape(tmp_path: Path, data: object, name: str) -> None:
-    path = tmp_path / "data.json"
-    path.write_bytes(orjson.dumps(data))
-    assert detect_source([path]) == name
 
 
 @pytest.mark.parametrize(
     "name", sorted({name for name, _ in SAMPLE_FILES} | {"alpaca", "sharegpt", "openai"})
 )
 def test_sources_declare_their_record_kind(name: str) -> None:
+    """Prevents conversations from being prepared as another kind of record."""
     source = SOURCES[name]
     assert (source.name, source.kind) == (name, "conversations") and source.description
 
 
 @pytest.fixture
-def spoil(tmp_path: Path) -> Callable[[bytes], Path]:
-    def _spoil(data: bytes) -> Path:
+def write(tmp_path: Path) -> Callable[[bytes], Path]:
+    def _write(data: bytes) -> Path:
         (tmp_path / "file").write_bytes(data)
         return tmp_path / "file"
 
-    return _spoil
+    return _write
 
 
 @pytest.mark.parametrize("name", [name for name, file in SAMPLE_FILES if ".test." in file])
-def test_bad_lines_do_not_end_a_file(root: Path, spoil: Callable[[bytes], Path], name: str) -> None:
-    """Each is a bad record with its line; what surrounds it is read."""
+def test_bad_lines_do_not_end_a_file(root: Path, write: Callable[[bytes], Path], name: str) -> None:
+    """Prevents a bad line from costing the lines around it."""
     file = next(file for source, file in SAMPLE_FILES if source == name and ".test." in file)
     rows = rows_of(root / SAMPLE / file)[:3]
     first, second, third = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
-    wanted = [parse(name, row) for row in rows]
-    found = list(
+    expected = [parse(name, row) for row in rows]
+    records = list(
         find_source(name).iter_records(
-            spoil(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))
+            write(b"\n".join([first, second[:-9], b"\xff", b"null", second, b"{}", third]))
         )
     )
-    assert [record for record in found if isinstance(record, Conversation)] == wanted
-    assert [record.line for record in found if isinstance(record, BadRecord)] == [2, 3, 4, 6]
+    assert [record for record in records if isinstance(record, Conversation)] == expected
+    assert [record.line for record in records if isinstance(record, BadRecord)] == [2, 3, 4, 6]

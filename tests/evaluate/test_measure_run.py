@@ -1,4 +1,4 @@
-"""`python -m evaluate`: which run is measured, and which commands fit it."""
+"""`python -m evaluate`: the choice of a run and of the commands that fit it."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def summaries(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def named(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of summaries that has a test split, for it was prepared under the sample's name for them."""
+    """Return a set of summaries with a test split, prepared under the name of the sample."""
     corpus = {"name": "sample-csl", "parts": []}
     return prepared(root, tmp_path_factory.mktemp("sets") / "sample-csl", corpus=corpus, limit=12)
 
@@ -42,7 +42,7 @@ def prepared(
 
 
 def make_run(folder: Path, *sets: Path) -> Path:
-    """What a run that was trained on these sets says of itself."""
+    """Write the run.json of a run that was trained on these sets."""
     opened = [ShardSet.open(each) for each in sets]
     write_checksummed_json(
         folder / "run.json",
@@ -56,7 +56,7 @@ def make_run(folder: Path, *sets: Path) -> Path:
 
 @pytest.fixture
 def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Measure:
-    """The commands that a command line would run, from a folder without runs."""
+    """Return the commands of a command line, in a folder without runs."""
 
     def _measure(*arguments: object) -> list[list[str]]:
         ran: list[list[str]] = []
@@ -76,7 +76,7 @@ def after(words: list[str], option: str) -> str:
 def test_mixture_is_evaluated_per_dataset(
     summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure
 ) -> None:
-    """A mixed run that cannot be measured at all, or whose parts in equally named folders overwrite each other's figures."""
+    """Prevents parts of a mixture that overwrite the results of parts of the same name."""
     sets = [
         shutil.copytree(each, tmp_path / str(number) / "same")
         for number, each in enumerate((summaries, shard_set))
@@ -90,7 +90,7 @@ def test_mixture_is_evaluated_per_dataset(
 def test_mixture_predictions_are_written_separately(
     named: Path, tmp_path: Path, measure: Measure
 ) -> None:
-    """Repetition of one part measured on the answers to another, which were written over its own."""
+    """Prevents the repetition of one part from using the answers to another."""
     sets = [shutil.copytree(named, tmp_path / str(number) / "same") for number in range(2)]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
     written = [after(words, "--predictions") for words in ran if words[0] == "evaluate.rouge"]
@@ -103,7 +103,7 @@ def test_mixture_predictions_are_written_separately(
 def test_each_pretraining_dataset_has_a_trigram_baseline(
     shard_set: Path, tmp_path: Path, measure: Measure
 ) -> None:
-    """Perplexities with nothing beside them, for text in a mix was taken for replay; replay that gets one."""
+    """Prevents a pretraining mixture without baselines, and replay with one."""
     sets = [shutil.copytree(shard_set, tmp_path / name) for name in ("wikipedia", "zhihu")]
     ran = measure("--checkpoint", make_run(tmp_path / "run", *sets))
     assert [words[0] for words in ran] == ["evaluate.perplexity", "evaluate.trigram"] * 2 + [
@@ -128,7 +128,7 @@ def test_dataset_without_validation_split_is_skipped(
     capsys: pytest.CaptureFixture[str],
     kind: str,
 ) -> None:
-    """A run whose other figures and report are never made, for want of a dev split."""
+    """Prevents a missing dev split from stopping all other measurements."""
     folder = tmp_path / "text"
     if kind == "summaries":
         prepared(root, folder, limit=12, validation=0)
@@ -144,13 +144,13 @@ def test_dataset_without_validation_split_is_skipped(
         )
     ran = measure("--checkpoint", make_run(tmp_path / "run", folder))
     assert [words[0] for words in ran] == ["evaluate.report"]
-    assert "holds nothing out" in capsys.readouterr().out
+    assert "has no validation split" in capsys.readouterr().out
 
 
 def test_options_are_forwarded_to_every_evaluation(
     named: Path, shard_set: Path, tmp_path: Path, measure: Measure
 ) -> None:
-    """`--limit 5` that answers five records and scores a whole dev split; a GPU or int8 asked for and not used."""
+    """Prevents `--limit`, `--device` or `--quantize` from reaching only some of the commands."""
     run = make_run(tmp_path / "run", named, shard_set)
     *ran, report = measure(
         "--checkpoint", run, "--limit", 5, "--device", "cpu", "--quantize", "int8"
@@ -161,7 +161,7 @@ def test_options_are_forwarded_to_every_evaluation(
         "evaluate.repetition",
         "evaluate.perplexity",
     ]
-    # Of text a limit would count tokens; a file of answers needs no model.
+    # A limit of text counts tokens; a file of answers needs no model.
     assert ["--limit" in words for words in ran] == [True, True, False, False]
     assert all(after(words, "--limit") == "5" for words in ran[:2])
     for option in ("--device", "--quantize"):
@@ -175,7 +175,7 @@ def test_options_are_forwarded_to_every_evaluation(
 def test_newest_run_is_evaluated(
     shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run whose folder was touched last, or that has not saved anything, taken for the newest; a traceback for none."""
+    """Prevents a touched run, or one without checkpoints, from being the newest."""
     with pytest.raises(UserError, match="no run with a checkpoint in runs/: make pretrain first"):
         measure()
     for name, saved in (("touched", 100), ("newest", 200), ("unsaved", None)):
@@ -186,13 +186,13 @@ def test_newest_run_is_evaluated(
     os.utime(tmp_path / "runs" / "newest", (50, 50))
     ran = measure()
     assert after(ran[0], "--checkpoint") == "runs/newest" and ran[-1][1] == "runs/newest"
-    assert "runs/newest is measured" in capsys.readouterr().out
+    assert "evaluating runs/newest" in capsys.readouterr().out
 
 
 def test_step_folder_is_evaluated_like_its_run(
     shard_set: Path, tmp_path: Path, measure: Measure, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best step, which training names, refused for no run; its figures beside the folder of the weights."""
+    """Prevents the refusal of a step folder, and results outside of its run."""
     run = make_run(tmp_path / "run", shard_set)
     step = run / "checkpoints" / "step-00000007"
     step.mkdir(parents=True)
@@ -202,7 +202,7 @@ def test_step_folder_is_evaluated_like_its_run(
     assert {after(words, "--checkpoint") for words in ran if "--checkpoint" in words} == {str(best)}
     assert {Path(after(words, "--json")).parent for words in ran} == {run / "results"}
     assert report == ["evaluate.report", str(run), "--out", str(run / "report")]
-    assert f"step 7 of {run} is measured" in capsys.readouterr().out
+    assert f"evaluating step 7 of {run}" in capsys.readouterr().out
     for other, said in (
         (shard_set, "is neither a run nor one of its steps"),
         (tmp_path / "no", "does not exist: name a run"),

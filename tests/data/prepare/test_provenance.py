@@ -1,22 +1,29 @@
-"""Prepared sets and the code that made them: other code prepares again where it can, and says so where it cannot."""
+"""Shard sets of another code version are prepared again, or reported if they cannot be."""
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.files import MANIFEST
 from data.corpora import manifests, resolver, sample
 from data.corpora.resolver import resolve_shard_set
+from data.kinds import find_kind
 from data.prepare import provenance
+from data.prepare.options import PrepareOptions
+from data.prepare.pipeline import prepare_groups
+from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
+from data.sources import find_source
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder to work in, and manifests of one corpus in two parts, of which the first is the default."""
+    """Work in an empty folder, with a corpus in two parts, the first of which is the default."""
     monkeypatch.chdir(tmp_path)
     files = ({"path": "a.jsonl", "part": "a"}, {"path": "b.jsonl", "part": "b"})
     head = {
@@ -27,8 +34,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "mirrors": ("{path}",),
         "parts": ("a",),
     }
-    made = {"zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files})}
-    monkeypatch.setattr(resolver, "load_corpora", lambda: made)
+    corpora = {
+        "zhihu": manifests.Corpus.model_validate({**head, "source": "jsonl", "files": files})
+    }
+    monkeypatch.setattr(resolver, "load_corpora", lambda: corpora)
 
 
 def write(path: Path, word: str) -> Path:
@@ -60,14 +69,14 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents text cleaned by last month's rules being trained on after an update; a file of the list that is gone."""
+    """Prevents text cleaned by old rules from being trained on after an update."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
     first = stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER))
     update(monkeypatch)
     assert stamp(resolve_shard_set(raw, sample.SMALL_TOKENIZER)) != first
 
 
-# Digests of the shard sets that PREPARE_VERSION makes of the sample's parts, with the small tokenizer.
+# Fingerprints of the sample's shard sets, prepared by each version with the small tokenizer.
 FINGERPRINTS = {
     1: {
         "wikipedia": "ca9c6cd8ee12d9e072a4479b69fa954abb3190d1aeff1179ae623b89922241d7",
@@ -78,9 +87,10 @@ FINGERPRINTS = {
 
 
 def test_the_version_is_raised_with_the_ids() -> None:
-    """Prevents a rule of preparation being changed while sets prepared by the old rule are still taken for today's.
+    """Prevents sets prepared by old rules from passing for current ones.
 
-    If this fails because a change makes other ids on purpose: raise PREPARE_VERSION and record the new digests.
+    If this fails because a change makes other ids on purpose: raise PREPARE_VERSION and record the
+    new fingerprints.
     """
     fingerprints = {}
     for source in ("wikipedia", "redgpt", "csl"):
@@ -91,11 +101,38 @@ def test_the_version_is_raised_with_the_ids() -> None:
     assert fingerprints == FINGERPRINTS[provenance.PREPARE_VERSION]
 
 
+def append_letter(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that renders a record with one more letter."""
+
+    def render(*arguments: Any) -> list[str]:
+        *texts, last = method(*arguments)
+        return [*texts, last + "也"]
+
+    return render
+
+
+@pytest.mark.parametrize("source", ["wikipedia", "redgpt", "csl"])
+def test_a_changed_rule_changes_the_fingerprint(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a version test that cannot fail, because a changed rule gives equal fingerprints."""
+    groups = [SourceGroup(source, tuple(map(str, sample.sample_files(source)[source].train)))]
+    options = PrepareOptions(workers=1, limit=20)
+    fingerprints = []
+    for name in ("before", "repeated", "after"):
+        if name == "after":
+            kind = find_kind(find_source(source).kind)
+            monkeypatch.setattr(type(kind), "render", append_letter(type(kind).render))
+        prepare_groups(groups, Path(name), sample.SMALL_TOKENIZER, options)
+        fingerprints.append(ShardSet.open(Path(name)).fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
 @pytest.mark.parametrize("tokenizer", [None, sample.SMALL_TOKENIZER])
 def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
 ) -> None:
-    """Prevents the set of `make data` being the one that no update ever reaches."""
+    """Prevents an update from never reaching the sets of `make data`."""
     write(Path("downloads/zhihu/a.jsonl"), "山坡")
     folder = prepared()
     before, fingerprint = stamp(folder), ShardSet.open(folder).fingerprint
@@ -120,7 +157,7 @@ def test_changed_code_prepares_downloads_again(
 def test_missing_downloads_keep_set_with_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Prevents a set whose raw files were deleted to save space being taken for today's, or being lost."""
+    """Prevents a set whose raw files were deleted from being lost, or from passing for current."""
     write(Path("downloads/zhihu/a.jsonl"), "山坡")
     folder = prepared()
     before = stamp(folder)
@@ -128,16 +165,16 @@ def test_missing_downloads_keep_set_with_warning(
     update(monkeypatch)
     capsys.readouterr()
     assert resolve_shard_set("zhihu") == folder and stamp(folder) == before
-    said = capsys.readouterr().err
+    warning = capsys.readouterr().err
     assert (
-        said.startswith(f"warning: {folder} was prepared by another version")
-        and said.count("\n") == 1
+        warning.startswith(f"warning: {folder} was prepared by another version")
+        and warning.count("\n") == 1
     )
-    assert "make data DATA=zhihu" in said
+    assert "make data DATA=zhihu" in warning
 
 
 def test_only_prepared_subsets_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents an update turning the set into that of other parts of the corpus, which lie beside its own."""
+    """Prevents an update from preparing other parts of the corpus than those of the set."""
     for part, word in (("a", "山坡"), ("b", "湖边的")):
         write(Path(f"downloads/zhihu/{part}.jsonl"), word)
     folder = prepared("b")

@@ -1,4 +1,4 @@
-"""The shard sets of a run whose project was moved, copied or cloned elsewhere."""
+"""The shard sets of a run whose project was moved, copied or cloned."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from data.shards import SHARD_FORMAT, ShardSet, load_run_shard_sets
 
 @pytest.fixture
 def project(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with a set in prepared/, one beside it, and a run of both; moved after the run was made."""
+    """Return a moved project with a set in prepared/, one beside it, and a run on both."""
     old, new = tmp_path / "old", tmp_path / "new"
     folders = [old / "prepared" / "sample-12345678", old / "mine"]
     for folder in folders:
@@ -30,8 +30,8 @@ def project(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("run", ["runs/x", "runs/x/checkpoints/step-00000010"])
 def test_moved_project_run_finds_its_shard_sets(project: Path, run: str) -> None:
-    """A run that cannot be measured any more because its project's folder has another name."""
-    assert [each.folder for each in load_run_shard_sets(Path(run))] == [
+    """Prevents a moved run from losing the data that it is measured on."""
+    assert [shards.folder for shards in load_run_shard_sets(Path(run))] == [
         Path("prepared/sample-12345678"),
         Path("mine"),
     ]
@@ -40,16 +40,18 @@ def test_moved_project_run_finds_its_shard_sets(project: Path, run: str) -> None
 def test_copied_and_external_runs_find_their_shard_sets(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sets that are sought in one place only: here, or beside the run."""
+    """Prevents sets from being looked for in one place only."""
     monkeypatch.chdir(tmp_path)
-    assert [each.folder for each in load_run_shard_sets(Path("new/runs/x"))][1] == project / "mine"
+    assert [shards.folder for shards in load_run_shard_sets(Path("new/runs/x"))][
+        1
+    ] == project / "mine"
     shutil.copytree(project / "runs" / "x", tmp_path / "usb" / "x")
     monkeypatch.chdir(project)
     assert len(load_run_shard_sets(tmp_path / "usb" / "x")) == 2
 
 
 def test_same_named_set_with_different_bytes_is_not_used(project: Path) -> None:
-    """A model measured on the text of another preparation; a line that does not say what is missing."""
+    """Prevents a model from being measured on the text of another preparation."""
     tokens = project / "mine" / "train-00000.tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-2] + b"\x00\x01")
     write_manifest(project / "mine", {"format": SHARD_FORMAT, "kind": "documents"})
@@ -57,14 +59,15 @@ def test_same_named_set_with_different_bytes_is_not_used(project: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"old/mine, which runs/x was trained on, is gone, and prepared/mine .*--data",
-    ) as said:
+    ) as caught:
         load_run_shard_sets(Path("runs/x"))
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_moved_project_continued_run_replays_its_text(project: Path) -> None:
-    """Fine-tuning with replay that cannot go on because the project's folder has another name; text of other bytes in it."""
-    from train.initial_checkpoint import InitialCheckpoint, open_replay_set
+    """Prevents fine-tuning with replay from failing, or replaying other text, after a move."""
+    from train.initial_checkpoint import InitialCheckpoint
+    from train.replay import open_replay_set
 
     base = InitialCheckpoint(None, project / "tokenizer", "none")
     assert open_replay_set(Path("runs/x"), base, 1).folder == Path("mine")

@@ -1,4 +1,4 @@
-"""Deduplication: copies and near copies go, distinct documents stay, memory does not grow with their number."""
+"""Deduplication: copies are dropped, distinct documents stay, memory is flat."""
 
 import gzip
 import itertools
@@ -29,16 +29,16 @@ def signature(text: str) -> np.ndarray:
     return dedup.minhash_signature(text, minhash_permutations())
 
 
-def verdicts(
+def find_labels(
     folder: Path, texts: list[str], options: DedupOptions | None = None, batch: int = 100
 ) -> list[int]:
-    found = Deduplicator(folder / "dedup", options or DedupOptions())
+    labels = Deduplicator(folder / "dedup", options or DedupOptions())
     near = options is None or options.near
     for start in range(0, len(texts), batch):
-        some = texts[start : start + batch]
-        signed = np.stack([signature(text) for text in some]) if near else None
-        found.add(np.stack([text_digest(text) for text in some]), signed)
-    return [int(value) for value in found.find_duplicates()]
+        batch_texts = texts[start : start + batch]
+        signed = np.stack([signature(text) for text in batch_texts]) if near else None
+        labels.add(np.stack([text_digest(text) for text in batch_texts]), signed)
+    return [int(value) for value in labels.find_duplicates()]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def edited(text: str, share: float, seed: int) -> str:
 
 
 def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
+    """Prevents a hash that distorts the estimated similarity."""
     pairs = [
         (text, edited(text, share, 1)) for text in articles[:40] for share in (0.005, 0.02, 0.05)
     ]
@@ -73,42 +74,45 @@ def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
 
 
 def test_signatures_match_datasketch() -> None:
-    """With its permutations of the same hashes, the minimum of each; blocks must not change it."""
+    """Prevents blocks from changing a signature."""
     from datasketch import MinHash
 
     hashes = hash_shingles("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900)))
     a, b = MinHash(num_perm=dedup.NUM_PERMUTATIONS).permutations
-    wanted = (hashes[:, None] * a + b).min(axis=0)
-    assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == wanted).all()
+    expected = (hashes[:, None] * a + b).min(axis=0)
+    assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == expected).all()
 
 
 def test_near_duplicates_are_removed_and_distinct_articles_kept(
     articles: list[str], tmp_path: Path
 ) -> None:
+    """Prevents copies with small edits from staying, and other articles from being dropped."""
     copies = [edited(text, 0.01, index) for index, text in enumerate(articles)]
-    found = verdicts(tmp_path, articles + copies)
+    labels = find_labels(tmp_path, articles + copies)
     # Near duplicates among the originals are few; each of them is one by the true measure too.
-    originals = found[: len(articles)]
+    originals = labels[: len(articles)]
     assert originals.count(UNIQUE) > 0.98 * len(articles)
     similar = [index for index, text in enumerate(articles) if jaccard(text, copies[index]) > 0.88]
-    gone = sum(found[len(articles) + index] == NEAR_DUPLICATE for index in similar)
+    num_dropped = sum(labels[len(articles) + index] == NEAR_DUPLICATE for index in similar)
     assert len(similar) > 100
-    assert gone > 0.97 * len(similar)
+    assert num_dropped > 0.97 * len(similar)
 
 
 def test_articles_sharing_half_their_text_are_kept(articles: list[str], tmp_path: Path) -> None:
+    """Prevents an article that quotes another one from being dropped."""
     long = [text[:1000] for text in articles if len(text) >= 1500]
     halves = [
         text[:700] + other[700:1000] for text, other in zip(long, long[1:] + long[:1], strict=True)
     ]
     assert max(jaccard(a, b) for a, b in zip(long, halves, strict=True)) < 0.75
-    found = verdicts(tmp_path, long + halves)
-    assert found[len(long) :].count(UNIQUE) >= 0.97 * len(halves)
+    labels = find_labels(tmp_path, long + halves)
+    assert labels[len(long) :].count(UNIQUE) >= 0.97 * len(halves)
 
 
 def test_exact_duplicates_ignore_whitespace_and_keep_first(tmp_path: Path) -> None:
+    """Prevents reformatted copies from staying."""
     texts = ["甲乙丙丁", "戊己庚辛", "甲乙 丙丁\n", "甲乙丙丁。", "戊己庚辛"]
-    assert verdicts(tmp_path, texts, DedupOptions(near=False)) == [
+    assert find_labels(tmp_path, texts, DedupOptions(near=False)) == [
         UNIQUE,
         UNIQUE,
         EXACT_DUPLICATE,
@@ -118,9 +122,9 @@ def test_exact_duplicates_ignore_whitespace_and_keep_first(tmp_path: Path) -> No
 
 
 def test_texts_without_shingles_are_not_near_duplicates(tmp_path: Path) -> None:
-    """All of them have the empty signature: taken for equal, every short or symbol-only text would go."""
+    """Prevents all texts with the empty signature from being dropped but one."""
     texts = ["甲乙", "丙丁", "————", "！！！！！！！", "甲乙"]
-    assert verdicts(tmp_path, texts) == [UNIQUE, UNIQUE, UNIQUE, UNIQUE, EXACT_DUPLICATE]
+    assert find_labels(tmp_path, texts) == [UNIQUE, UNIQUE, UNIQUE, UNIQUE, EXACT_DUPLICATE]
 
 
 @pytest.mark.parametrize(
@@ -134,33 +138,36 @@ def test_texts_without_shingles_are_not_near_duplicates(tmp_path: Path) -> None:
 def test_each_dedup_kind_can_be_disabled(
     tmp_path: Path, options: DedupOptions, expected: list[int]
 ) -> None:
+    """Prevents an option from having no effect."""
     text = "".join(chr(0x4E00 + i * 7) for i in range(2000))
-    assert verdicts(tmp_path, [text, text, text[:1990] + "一二三"], options) == expected
+    assert find_labels(tmp_path, [text, text, text[:1990] + "一二三"], options) == expected
 
 
 def test_dedup_is_independent_of_batching_and_partitioning(
     articles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Prevents ids that depend on the number of workers."""
     texts = articles + [edited(text, 0.01, 3) for text in articles[::3]] + articles[::5]
-    wanted = verdicts(tmp_path / "a", texts)
-    assert {UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE} == set(wanted)
+    expected = find_labels(tmp_path / "a", texts)
+    assert {UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE} == set(expected)
     monkeypatch.setattr(dedup, "_PARTITION_SIZE", 50)
-    assert verdicts(tmp_path / "b", texts, batch=7) == wanted
+    assert find_labels(tmp_path / "b", texts, batch=7) == expected
 
 
 def test_many_equal_signatures_take_linear_time(tmp_path: Path) -> None:
-    """Comparing all pairs of a boilerplate page that occurs 50,000 times would never end."""
+    """Prevents all pairs of a page that occurs 50,000 times from being compared."""
     count = 50_000
     signatures = np.tile(signature("一二三四五六七八九十" * 20), (count, 1))
     digests = np.arange(2 * count, dtype=np.uint64).reshape(-1, 2)
-    found = Deduplicator(tmp_path / "dedup", DedupOptions())
-    found.add(digests, signatures)
-    result = found.find_duplicates()
+    labels = Deduplicator(tmp_path / "dedup", DedupOptions())
+    labels.add(digests, signatures)
+    result = labels.find_duplicates()
     assert result[0] == UNIQUE
     assert (result[1:] == NEAR_DUPLICATE).all()
 
 
 def test_long_documents_use_bounded_shingle_sample() -> None:
+    """Prevents a book from taking a thousand times as long as an article."""
     text = "".join(chr(random.Random(1).randrange(0x4E00, 0x9000)) for _ in range(10)) + "".join(
         chr(0x4E00 + (i * i) % 20000) for i in range(300_000)
     )
@@ -169,6 +176,7 @@ def test_long_documents_use_bounded_shingle_sample() -> None:
 
 
 def test_lsh_bands_find_pairs_above_threshold() -> None:
+    """Prevents pairs above the threshold from being missed."""
     for threshold in (0.6, 0.8, 0.9):
         count, rows = choose_lsh_bands(threshold)
         assert count * rows <= dedup.NUM_PERMUTATIONS
@@ -194,12 +202,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, gone)
 
 @pytest.mark.slow
 def test_memory_stays_flat_in_the_number_of_documents(root: Path, tmp_path: Path) -> None:
+    """Prevents a large corpus from filling the memory."""
     peaks = []
     for batches in (4, 16):
         arguments = [sys.executable, "-c", _MEMORY, str(tmp_path / str(batches)), str(batches)]
         run = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
-        peak, gone = map(int, run.stdout.split())
+        peak, num_dropped = map(int, run.stdout.split())
         peaks.append(peak)
-        assert gone == batches * 100
+        assert num_dropped == batches * 100
     # 60,000 documents more are 31 MB of signatures and 8 MB of bands.
     assert peaks[1] - peaks[0] < 12 << 20

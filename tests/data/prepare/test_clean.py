@@ -1,4 +1,4 @@
-"""Cleaning: leftovers go, text stays."""
+"""Cleaning: extraction leftovers are removed, text stays."""
 
 import gzip
 import itertools
@@ -41,6 +41,7 @@ OPTIONS = CleanOptions()
     ],
 )
 def test_unwanted_characters_are_removed(text: str, expected: str) -> None:
+    """Prevents invisible characters and markup from becoming tokens."""
     assert clean(text, OPTIONS) == expected
 
 
@@ -55,7 +56,8 @@ def test_unwanted_characters_are_removed(text: str, expected: str) -> None:
         "用 `<br>` 和 `&nbsp;` 换行",
         "    <div>缩进的代码</div>\n\t<p>也是</p>",
         "List<String> x; a<T> b; <T>",
-        "# 标题\n\n- 一\n  - 二\n\n| 甲 | 乙 |\n|----|----|\n| 1  | 2  |\n\n> 引用\n\n[链接](http://a.b)\n\n[1]: http://a.b",
+        "# 标题\n\n- 一\n  - 二\n\n| 甲 | 乙 |\n|----|----|\n| 1  | 2  |\n\n"
+        "> 引用\n\n[链接](http://a.b)\n\n[1]: http://a.b",
         "👨\u200d👩\u200d👧 می\u200cخواهم",
         "f() 与 （甲）",
         "𠮷野家 㐂 㗎",
@@ -63,11 +65,12 @@ def test_unwanted_characters_are_removed(text: str, expected: str) -> None:
     ],
 )
 def test_wanted_characters_are_kept(text: str) -> None:
-    """Chinese punctuation, verse, code, Markdown, emoji and rare characters are not leftovers."""
+    """Prevents Chinese punctuation, verse, code, Markdown and emoji from changing."""
     assert clean(text, OPTIONS) == text
 
 
 def test_nfkc_and_no_normalization_options() -> None:
+    """Prevents an option from having no effect."""
     assert clean("，①", CleanOptions(unicode="NFKC")) == ",1"
     assert clean("e\u0301", CleanOptions(unicode="none")) == "e\u0301"
     assert clean("<b>甲</b>", CleanOptions(markup=False)) == "<b>甲</b>"
@@ -93,11 +96,13 @@ PROSE = "今天天气很好，我们一起去公园散步，看见许多人在�
     ],
 )
 def test_each_dropped_text_has_a_reason(text: str, reason: str | None) -> None:
+    """Prevents a rule from dropping good text, or from dropping text under a wrong reason."""
     options = CleanOptions(maximum_characters=260, maximum_symbols=0.45)
     assert rejection_reason(text, options) == reason
 
 
 def test_character_classes_agree_with_unicode() -> None:
+    """Prevents characters from being counted as another class."""
     table = character_classes()
     assert [int(table[ord(c)]) for c in "中〇々𠮷é１1①，。a \n\u3000🎉"] == [
         1,
@@ -126,6 +131,7 @@ def test_character_classes_agree_with_unicode() -> None:
 )
 @settings(deadline=None, max_examples=400)
 def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
+    """Prevents any input from leaving characters that the tokenizer cannot encode."""
     result = clean(text, OPTIONS)
     result.encode()
     assert unicodedata.is_normalized("NFC", result)
@@ -155,14 +161,14 @@ def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
     ],
 )
 def test_cleaning_is_linear_time(piece: str) -> None:
-    """A regular expression that backtracks would take minutes on a megabyte of one opening mark."""
+    """Prevents a regular expression that backtracks for minutes on a megabyte of one mark."""
     start = time.perf_counter()
     clean(piece * (1_000_000 // len(piece)) + "x", OPTIONS)
     assert time.perf_counter() - start < 5
 
 
 def test_real_prose_is_mostly_kept_and_fast(shared: Path) -> None:
-    """Real documents pass; cleaning twice changes nothing; speed in the order of tens of MB/s."""
+    """Prevents rules that drop real documents, change cleaned ones, or take too long."""
     texts: list[str] = []
     for name in ("laws", "novels", "lctt_published", "classical_modern_target"):
         with gzip.open(shared / "data" / "pretrain" / f"{name}.jsonl.gz") as file:

@@ -1,4 +1,4 @@
-"""Files that are one JSON list: every element comes out as it was written, and a fault costs what it spoils, no more."""
+"""JSON lists: elements are read as written, and a fault costs only what it spoils."""
 
 import functools
 import gzip
@@ -28,8 +28,8 @@ def elements(
     )
 
 
-def whole(found: list[tuple[int, bytes, str | None]]) -> list[bytes]:
-    return [data for _, data, problem in found if problem is None]
+def whole(items: list[tuple[int, bytes, str | None]]) -> list[bytes]:
+    return [data for _, data, problem in items if problem is None]
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def read(path: Path) -> tuple[list[RawRecord], list[BadRecord]]:
-    found = list(read_records(path))
-    return [r for r in found if isinstance(r, RawRecord)], [
-        r for r in found if isinstance(r, BadRecord)
+    items = list(read_records(path))
+    return [r for r in items if isinstance(r, RawRecord)], [
+        r for r in items if isinstance(r, BadRecord)
     ]
 
 
@@ -65,6 +65,7 @@ def parsed(path: Path) -> list[object]:
     "name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"]
 )
 def test_real_json_array_matches_standard_parser(shared: Path, name: str) -> None:
+    """Prevents an element of a real file from being lost, split or altered."""
     path = shared / "data" / "sft" / name
     good, bad = read(path)
     assert not bad
@@ -74,6 +75,7 @@ def test_real_json_array_matches_standard_parser(shared: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["dialog_release.json.gz", "dialog_release.test.json"])
 def test_sample_json_arrays_are_read_completely(root: Path, name: str) -> None:
+    """Prevents an element of the sample from being lost, split or altered."""
     path = root / "assets" / "sample" / "sft" / "naturalconv" / name
     good, bad = read(path)
     assert not bad and len(good) > 50
@@ -81,41 +83,44 @@ def test_sample_json_arrays_are_read_completely(root: Path, name: str) -> None:
 
 
 def test_real_malformed_json_array_loses_no_records(shared: Path) -> None:
-    """It ends in a comma: all its elements are there, and the comma is one bad record."""
+    """Prevents a comma before the last bracket from costing more than one bad record."""
     path = shared / "data" / "malformed" / "alpaca_invalid.json"
     with pytest.raises(json.JSONDecodeError):
         json.loads(path.read_bytes())
     good, bad = read(path)
-    mended = json.loads(re.sub(r",\s*\]\s*$", "]", path.read_text(encoding="utf-8")))
-    assert [orjson.loads(record.data) for record in good] == mended and len(mended) > 2000
+    expected = json.loads(re.sub(r",\s*\]\s*$", "]", path.read_text(encoding="utf-8")))
+    assert [orjson.loads(record.data) for record in good] == expected and len(expected) > 2000
     assert [(record.line, record.reason) for record in bad] == [
-        (len(mended) + 1, "there is a comma and no element")
+        (len(expected) + 1, "there is a comma and no element")
     ]
 
 
 def test_bad_element_in_real_array_rejects_only_itself(
     root: Path, write: Callable[..., Path]
 ) -> None:
-    """Prevents a quotation mark too few from silently ending the file: one bad record would pass for one of a thousand."""
+    """Prevents a missing quotation mark from silently ending the file.
+
+    One bad record would then pass for one of a thousand.
+    """
     path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.test.json"
     data, rows = path.read_bytes(), parsed(path)
     start = data.index(b'{"dialog_id"', len(data) // 2)
     number = data[:start].count(b'{"dialog_id"')
-    for spoilt in (b'"', b"]", b"}", b"[", b":"):
-        at = data.index(spoilt, start + 40)
+    for character in (b'"', b"]", b"}", b"[", b":"):
+        at = data.index(character, start + 40)
         good, bad = read(write(data[:at] + data[at + 1 :]))
         assert [orjson.loads(record.data) for record in good] == rows[:number] + rows[
             number + 1 :
-        ], spoilt
+        ], character
         assert [record.line for record in bad] == [number + 1]
         assert "left out here" in bad[0].reason
 
 
-# What is written comes out
+# Elements
 
 
 def test_element_bytes_are_unchanged(write: Callable[..., Path]) -> None:
-    """Prevents numbers through floats (a simhash is a uint64) and characters replaced on the way."""
+    """Prevents numbers that pass through floats, and characters that are replaced."""
     written = [
         b'{"simhash": 18446744073709551615, "x": 0.10000000000000000555, "y": 1E400, "z": -0.0}',
         b'{"big": 123456789012345678901234567890, "same": 1, "same": 2}',
@@ -137,6 +142,7 @@ def test_element_bytes_are_unchanged(write: Callable[..., Path]) -> None:
 def test_json_array_is_detected_by_first_character(
     write: Callable[..., Path], start: bytes, packed: bool
 ) -> None:
+    """Prevents a list after blanks or a byte order mark from being read as lines."""
     data = start + b'[{"a": 1},\n{"a": 2}]'
     good, bad = read(write(gzip.compress(data) if packed else data))
     assert ([record.data for record in good], bad) == ([b'{"a": 1}', b'{"a": 2}'], [])
@@ -144,11 +150,12 @@ def test_json_array_is_detected_by_first_character(
 
 @pytest.mark.parametrize("data", [b"[]", b" [\n]\n", b"[][]"])
 def test_an_empty_list_has_no_records(write: Callable[..., Path], data: bytes) -> None:
+    """Prevents an empty list from being a bad record."""
     assert read(write(data)) == ([], [])
 
 
 def test_concatenated_arrays_are_all_read(write: Callable[..., Path]) -> None:
-    """As `cat a.json b.json` makes them."""
+    """Prevents the second list of `cat a.json b.json` from being left out."""
     assert [record.data for record in read(write(b'[{"a":1}]\n[{"a":2},{"a":3}]'))[0]] == [
         b'{"a":1}',
         b'{"a":2}',
@@ -177,11 +184,11 @@ VALUES = st.recursive(
 def test_any_array_parses_at_any_block_size(
     values: list[object], block: int, indent: int | None, ascii_: bool
 ) -> None:
-    """A block may end inside a number, a character, an escape or a name."""
+    """Prevents a block border in a number, character, escape or name from breaking an element."""
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_).encode("utf-8", "surrogatepass")
-    found = elements(data, block)
-    assert [problem for _, _, problem in found] == [None] * len(values)
-    assert [json.loads(text.decode("utf-8", "surrogatepass")) for _, text, _ in found] == values
+    items = elements(data, block)
+    assert [problem for _, _, problem in items] == [None] * len(values)
+    assert [json.loads(text.decode("utf-8", "surrogatepass")) for _, text, _ in items] == values
 
 
 # Faults
@@ -214,21 +221,22 @@ def test_any_array_parses_at_any_block_size(
 def test_syntax_error_is_a_bad_record_at_its_position(
     data: bytes, good: list[object], bad: list[int], block: int
 ) -> None:
-    found = elements(data, block)
-    assert [orjson.loads(text)["a"] for text in whole(found)] == good
-    assert [number for number, _, problem in found if problem] == bad
+    """Prevents a syntax error from costing its neighbors, or from having the wrong number."""
+    items = elements(data, block)
+    assert [orjson.loads(text)["a"] for text in whole(items)] == good
+    assert [number for number, _, problem in items if problem] == bad
 
 
 def test_nested_array_element_is_not_split() -> None:
-    """Reading on after a fault looks for the first element's opening, not for any object."""
+    """Prevents reading from continuing at a nested object after a fault."""
     rows = [
         {"id": "x", "turns": [{"from": "a", "value": str(number)}, {"from": "b"}]}
         for number in range(4)
     ]
     data = json.dumps(rows).encode().replace(b'"value": "1"', b'"value": "1')
-    found = elements(data)
-    assert [json.loads(text) for text in whole(found)] == [rows[0], *rows[2:]]
-    assert [number for number, _, problem in found if problem] == [2]
+    items = elements(data)
+    assert [json.loads(text) for text in whole(items)] == [rows[0], *rows[2:]]
+    assert [number for number, _, problem in items if problem] == [2]
 
 
 @pytest.mark.slow
@@ -245,21 +253,25 @@ def test_nested_array_element_is_not_split() -> None:
 def test_truncated_array_keeps_complete_elements(
     rows: list[object], draw: st.DataObject, block: int
 ) -> None:
+    """Prevents the elements before a cut from being lost."""
     texts = [json.dumps(row).encode() for row in rows]
     ends = list(itertools.accumulate([1 + len(texts[0]), *(1 + len(text) for text in texts[1:])]))
     data = b"[" + b",".join(texts) + b"]"
     cut = draw.draw(st.integers(1, len(data) - 1))
-    found = elements(data[:cut], block)
-    kept = sum(end <= cut for end in ends)
-    assert whole(found)[:kept] == texts[:kept]
-    assert found[-1][2] is not None
+    items = elements(data[:cut], block)
+    num_complete = sum(end <= cut for end in ends)
+    assert whole(items)[:num_complete] == texts[:num_complete]
+    assert items[-1][2] is not None
     # Nothing but pieces of the element that was cut follows.
-    assert all(text in texts[min(kept, len(texts) - 1)] for text in whole(found)[kept:])
+    assert all(
+        text in texts[min(num_complete, len(texts) - 1)] for text in whole(items)[num_complete:]
+    )
 
 
 @given(st.binary(max_size=80), st.integers(1, 80))
 @settings(deadline=None, max_examples=200)
 def test_arbitrary_bytes_after_bracket_do_not_crash(data: bytes, block: int) -> None:
+    """Prevents noise from ending the program."""
     for number, text, problem in elements(b"[" + data, block):
         assert number >= 1 and bool(problem) != bool(text)
 
@@ -267,6 +279,7 @@ def test_arbitrary_bytes_after_bracket_do_not_crash(data: bytes, block: int) -> 
 def test_oversized_element_is_bad_and_others_are_kept(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Prevents an endless element from filling the memory."""
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
     monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 14)
     long = b'{"a": "' + b"x" * (3 << 20) + b'"}'
@@ -276,13 +289,15 @@ def test_oversized_element_is_bad_and_others_are_kept(
 
 
 def test_unclosed_brackets_are_one_bad_record() -> None:
-    found = elements(b"[" * 100_000)
-    assert len(found) == 1 and found[0][2]
+    """Prevents nesting without end from exhausting the stack or the memory."""
+    items = elements(b"[" * 100_000)
+    assert len(items) == 1 and items[0][2]
 
 
 def test_damaged_gzip_keeps_prefix_and_reports_error(
     write: Callable[..., Path], root: Path
 ) -> None:
+    """Prevents the elements before damage from being lost, and the damage from being hidden."""
     path = root / "assets" / "sample" / "sft" / "naturalconv" / "dialog_release.json.gz"
     data = path.read_bytes()
     good, bad = read(write(data[: len(data) // 2]))
@@ -297,6 +312,7 @@ def test_damaged_gzip_keeps_prefix_and_reports_error(
 
 
 def test_memory_stays_flat_over_a_long_list(tmp_path: Path) -> None:
+    """Prevents a list from being collected in memory."""
     path = tmp_path / "list.json.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(b"[")
@@ -313,15 +329,16 @@ def test_memory_stays_flat_over_a_long_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_progress_adds_up_to_the_files_size(write: Callable[..., Path], packed: bool) -> None:
+    """Prevents a progress bar that ends before or beyond the end."""
     data = json.dumps([{"a": "b" * 1000}] * 3000).encode()
     path = write(gzip.compress(data) if packed else data)
-    told: list[int] = []
-    assert len(list(read_records(path, told.append))) == 3000
-    assert sum(told) == path.stat().st_size and min(told) >= 0
+    reported: list[int] = []
+    assert len(list(read_records(path, reported.append))) == 3000
+    assert sum(reported) == path.stat().st_size and min(reported) >= 0
 
 
 def test_blocks_are_read_lazily() -> None:
-    """Prevents a list of many gigabytes from being taken in before its first element is given out."""
+    """Prevents a list of many gigabytes from being read before its first element is yielded."""
     taken = []
 
     def blocks() -> Iterator[bytes]:

@@ -1,13 +1,8 @@
-"""The report shows what lies in the runs, all of it: what they are, their figures, options, results and samples."""
+"""The report shows all of a run: identity, metrics, options, results and samples."""
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from common.figures import format_value
 from common.files import write_json
 from evaluate.report.render import MISSING
 from tests.helpers.reports import MODEL_CONFIG, VALIDATION_METRICS, render_report, write_run
@@ -15,7 +10,7 @@ from train.metrics_log import MetricsLog
 
 
 def test_report_describes_each_run(two: tuple[Path, Path]) -> None:
-    """A table of scores of which nobody knows what was trained, on what, with what."""
+    """Prevents scores without the data, model and command of the run."""
     read = render_report(*two)
     made = json.loads((two[0] / "run.json").read_text())["made"]
     assert read.tables[0][0] == ["run", f"1 · {two[0]}", f"2 · {two[1]}"]
@@ -33,7 +28,7 @@ def test_report_describes_each_run(two: tuple[Path, Path]) -> None:
 
 
 def test_report_names_base_of_fine_tuned_run(two: tuple[Path, Path]) -> None:
-    """A preset that was never used shown as the shape; the base's shape, of which run.json says nothing, not found."""
+    """Prevents an unused preset as the shape of a fine-tuned run, or no shape at all."""
     write_json(two[0] / "run.json", {"fingerprints": {"base": "f" * 64}})
     (two[0] / "config.yaml").write_text(
         "base: runs/x\nmodel: {preset: babyllama-43m}\nepochs: 3\nmax_steps: null\n"
@@ -49,7 +44,7 @@ def test_report_names_base_of_fine_tuned_run(two: tuple[Path, Path]) -> None:
 
 
 def test_report_shows_last_and_best_metrics(two: tuple[Path, Path]) -> None:
-    """The highest loss or the lowest accuracy called best; the last taken for the best; a count ranked."""
+    """Prevents a wrong direction of best, the last value as the best, and a best count."""
     with_final = MetricsLog(
         two[1], 21
     )  # of step 20 itself an evaluation without its end would be dropped
@@ -66,7 +61,7 @@ def test_report_shows_last_and_best_metrics(two: tuple[Path, Path]) -> None:
 
 
 def test_empty_rows_are_omitted(two: tuple[Path, Path], tmp_path: Path) -> None:
-    """Four lines of dashes for a final evaluation that no run has had."""
+    """Prevents empty rows for a final evaluation that no run has."""
     (young := tmp_path / "young").mkdir()
     (young / "config.yaml").write_text("seed: 1\n")
     assert not any(
@@ -77,7 +72,7 @@ def test_empty_rows_are_omitted(two: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_report_names_evaluated_data(two: tuple[Path, Path], tmp_path: Path) -> None:
-    """The whole dev split of a fine-tuned run called its beginning; scores of a hundred answers taken for those of all."""
+    """Prevents wrong descriptions of the scored part of a split."""
     tuned, capped = (
         write_run(tmp_path / name, [3.0], {20: VALIDATION_METRICS}) for name in ("tuned", "capped")
     )
@@ -104,7 +99,7 @@ def test_report_names_evaluated_data(two: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_only_options_that_differ_are_listed(tmp_path: Path) -> None:
-    """The one changed option lost among forty equal ones; an option that one run lacks counted as equal."""
+    """Prevents equal options in the table, and a missing option that counts as equal."""
     first, same = (write_run(tmp_path / name, [], optimizer={"lr": 0.25}) for name in ("a", "c"))
     second = write_run(tmp_path / "b", [], max_steps=20, optimizer={"lr": 0.5})
     (table,) = [table for table in render_report(first, second).tables if table[0][0] == "option"]
@@ -118,7 +113,7 @@ def test_only_options_that_differ_are_listed(tmp_path: Path) -> None:
 
 
 def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
-    """A figure without the command that gives it again; an evaluation the report was not told of left out."""
+    """Prevents results without their command, and results files that are left out."""
     write_json(
         two[0] / "results" / "rouge.json",
         {
@@ -159,32 +154,8 @@ def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0.0000"),
-        (0.58432, "0.5843"),
-        (-2.5, "-2.5000"),
-        (1234567, "1,234,567"),
-        (68293.56, "68,293.6"),
-        (0.00001234, "1.234e-05"),
-        (False, "no"),
-        (math.inf, "inf"),
-        ([0.5, 2], "[0.5000, 2]"),
-        ([1, 2, 3, 4, 5], None),
-        (["a"], None),
-        ([], None),
-        (None, None),
-        ({}, None),
-    ],
-)
-def test_numbers_are_formatted_readably(value: Any, text: str | None) -> None:
-    """A small rate rounded to 0.0000, a whole list of examples in a cell."""
-    assert format_value(value) == text
-
-
 def test_samples_are_shown_side_by_side(two: tuple[Path, Path]) -> None:
-    """An old sample shown for the newest; two runs' answers to different prompts in one row."""
+    """Prevents old samples, and answers to different prompts in one row."""
     for folder, texts in zip(two, (["旧", "新的\n两行 | 竖线"], ["别的"]), strict=True):
         log = MetricsLog(folder, 100)
         for step, text in enumerate(texts, 41):

@@ -1,4 +1,4 @@
-"""On real records of every source: the ids with a loss are the answers, each with its `<eos>`, and nothing else."""
+"""On real records of every source, the ids with a loss are the answers and their `<eos>`."""
 
 import itertools
 from pathlib import Path
@@ -39,7 +39,7 @@ def real_tokenizer(shared: Path) -> Tokenizer:
 def test_loss_mask_is_exactly_the_answers(
     shared: Path, real_tokenizer: Tokenizer, name: str
 ) -> None:
-    """Prevents a source whose questions are learned, or whose answers are not or do not learn to stop."""
+    """Prevents a loss on questions, no loss on an answer, and answers that never stop."""
     tokenizer = real_tokenizer
     source = find_source(name.split(" ")[0])
     all_records = (
@@ -72,7 +72,7 @@ def questions_and_answers(record: Record) -> tuple[list[str], list[str]]:
 
 
 def answers_of(targets: np.ndarray, loss_mask: np.ndarray, tokenizer: Tokenizer) -> list[str]:
-    """Return the text of each stretch of targets with a loss, and check that it ends with its one `<eos>`."""
+    """Return the text of each stretch of targets with a loss; check that it ends with `<eos>`."""
     padded = np.concatenate([[0], loss_mask.astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(padded))
     answers = []

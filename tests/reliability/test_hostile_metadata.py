@@ -1,4 +1,4 @@
-"""Hostile facts: JSON files and adapters that say anything at all are one line, and lead nowhere outside their folder."""
+"""Hostile metadata: any JSON value in a model, run or adapter is harmless or one line."""
 
 import contextlib
 import copy
@@ -35,6 +35,7 @@ QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_sc
     "name", ["../secret", "/etc/passwd", "a/../../secret", "..", "\0", "x" * 5000]
 )
 def test_manifest_paths_outside_folder_are_rejected(tmp_path: Path, name: str) -> None:
+    """Prevents a manifest from vouching for, or reading, files outside its folder."""
     (tmp_path / "secret").write_text("x")
     write_checksummed_json(
         tmp_path / "folder" / "manifest.json", {"files": {name: {"bytes": 1, "sha256": "0" * 64}}}
@@ -57,8 +58,8 @@ JSON = st.recursive(
 def test_arbitrary_json_in_metadata_files_gives_one_line_error(
     tmp_path: Path, value: object
 ) -> None:
-    """A KeyError from inside for a run or a shard set that someone else wrote."""
-    folder = tmp_path / "facts"
+    """Prevents a KeyError for a run or shard set that someone else wrote."""
+    folder = tmp_path / "metadata"
     write_json(folder / "manifest.json", value)
     assert check_manifest(folder) or value.get("files") == {}  # type: ignore[attr-defined]
     for name, reader in (
@@ -84,7 +85,7 @@ def test_arbitrary_json_in_metadata_files_gives_one_line_error(
     ],
 )
 def test_invalid_adapter_base_gives_one_line_error(tmp_path: Path, value: object) -> None:
-    """A base.json of another shape, or one that leads back to the adapter without end."""
+    """Prevents tracebacks and endless loops for a malformed base.json."""
     (tmp_path / "adapter_model.safetensors").touch()
     write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA"})
     if isinstance(value, dict) and value.get("path") == "SELF":
@@ -95,14 +96,14 @@ def test_invalid_adapter_base_gives_one_line_error(tmp_path: Path, value: object
 
 
 def test_malformed_step_folders_are_ignored(tmp_path: Path) -> None:
-    """Digits that are no numbers."""
+    """Prevents digits that are not ASCII from being parsed as steps."""
     for name in ("step-00000003", "step-²", "step-", "step-٣"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert run_layout.list_steps(tmp_path) == [3]
 
 
 def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
-    """A KeyError of fine-tuning for one broken folder among the runs, which does not say which it is."""
+    """Prevents a KeyError for one broken run that does not say which it is."""
     (tmp_path / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
     for value in ([], {}, {"fingerprints": None}):
         write_json(tmp_path / "a" / "run.json", value)
@@ -110,50 +111,58 @@ def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
             find_newest_pretrain_run(tmp_path)
 
 
-# A model's folders, each file of facts with one value changed
+# Folders of a model, each JSON file with one value changed
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A model from elsewhere, the run it becomes, that run's step without a manifest, and an adapter on the step."""
+    """Write a Hugging Face folder, its run, a step without a manifest, and an adapter on it."""
     root = tmp_path_factory.mktemp("folders")
-    found = {name: root / name for name in ("theirs", "run", "step", "adapter")}
-    _theirs(found["theirs"])
-    import_hf(found["theirs"], found["run"])
-    shutil.copytree(locate.resolve_checkpoint(found["run"]), found["step"])
-    (found["step"] / "manifest.json").unlink()
-    Template().save(found["step"])
-    (found["run"] / "config.yaml").write_text("adapter: lora\nlora: {rank: 2, targets: [q_proj]}\n")
-    (found["run"] / "results").mkdir()
-    write_json(found["run"] / "results" / "perplexity.json", {"step": 0, "scores": {"loss": 1.5}})
-    model, _ = weights.load_checkpoint(found["step"], CPU)
+    folders_by_name = {name: root / name for name in ("theirs", "run", "step", "adapter")}
+    _theirs(folders_by_name["theirs"])
+    import_hf(folders_by_name["theirs"], folders_by_name["run"])
+    shutil.copytree(locate.resolve_checkpoint(folders_by_name["run"]), folders_by_name["step"])
+    (folders_by_name["step"] / "manifest.json").unlink()
+    Template().save(folders_by_name["step"])
+    (folders_by_name["run"] / "config.yaml").write_text(
+        "adapter: lora\nlora: {rank: 2, targets: [q_proj]}\n"
+    )
+    (folders_by_name["run"] / "results").mkdir()
+    write_json(
+        folders_by_name["run"] / "results" / "perplexity.json", {"step": 0, "scores": {"loss": 1.5}}
+    )
+    model, _ = weights.load_checkpoint(folders_by_name["step"], CPU)
     attach_adapter(
         model,
-        Adapter(LoraOptions(rank=2), found["step"], locate.weights_sha256(found["step"])),
+        Adapter(
+            LoraOptions(rank=2),
+            folders_by_name["step"],
+            locate.weights_sha256(folders_by_name["step"]),
+        ),
         seed=0,
     )
-    found["adapter"].mkdir()
-    weights.save_weights(model, found["adapter"])
-    return found
+    folders_by_name["adapter"].mkdir()
+    weights.save_weights(model, folders_by_name["adapter"])
+    return folders_by_name
 
 
 def _theirs(folder: Path) -> None:
-    """A small Llama in two files of weights, with a byte-level tokenizer, as transformers writes them."""
+    """Write a small Llama with a byte-level tokenizer and two weights files, as transformers."""
     import tokenizers
     from safetensors.torch import load_file, save_file
     from tokenizers import decoders, models, pre_tokenizers
 
     alphabet = ["<|begin|>", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    made = tokenizers.Tokenizer(
+    backend = tokenizers.Tokenizer(
         models.BPE({text: index for index, text in enumerate(alphabet)}, [])
     )
-    made.add_special_tokens(alphabet[:2])
-    made.pre_tokenizer, made.decoder = (
+    backend.add_special_tokens(alphabet[:2])
+    backend.pre_tokenizer, backend.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
     )
     folder.mkdir()
-    write_json(folder / "tokenizer.json", json.loads(made.to_str()))
+    write_json(folder / "tokenizer.json", json.loads(backend.to_str()))
     write_json(
         folder / "tokenizer_config.json",
         {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}},
@@ -174,17 +183,19 @@ def _theirs(folder: Path) -> None:
     )
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    parts = {f"part-{number}.safetensors": sorted(tensors)[number::2] for number in range(2)}
-    for file, names in parts.items():
+    names_by_file = {
+        f"part-{number}.safetensors": sorted(tensors)[number::2] for number in range(2)
+    }
+    for file, names in names_by_file.items():
         save_file({name: tensors[name] for name in names}, folder / file)
-    names_to_files = {name: file for file, names in parts.items() for name in names}
+    names_to_files = {name: file for file, names in names_by_file.items() for name in names}
     write_json(
         folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": names_to_files}
     )
 
 
 def _use(folder: Path, out: Path) -> None:
-    """Load a model, talk to it as far as that goes without computing, and send it on."""
+    """Load a model, encode a prompt for it, and export it."""
     _, tokenizer = weights.load_checkpoint(folder, CPU)
     ids = load_template(locate.resolve_checkpoint(folder)).encode_prompt(
         tokenizer, [("你好", "hello")], "问", "资料"
@@ -221,7 +232,7 @@ VALUES = [
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where in a JSON value something stands: itself, and what is in it, of long lists and dicts the beginning."""
+    """Yield the paths to a JSON value and to all inside it; of long lists and dicts the start."""
     yield place
     keys = (
         list(value)[:16]
@@ -236,9 +247,9 @@ def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @contextlib.contextmanager
 def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
-    """The file with another value at a place, while the block runs."""
-    whole = file.read_bytes()
-    value = {"": json.loads(whole)}
+    """Change one value of a JSON file while the block runs."""
+    original = file.read_bytes()
+    value = {"": json.loads(original)}
     *before, last = ("", *place)
     node: Any = value
     for key in before:
@@ -250,7 +261,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        file.write_bytes(whole)
+        file.write_bytes(original)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +289,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
 def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
     folders: dict[str, Path], tmp_path: Path, folder: str, name: str, data: st.DataObject
 ) -> None:
-    """A KeyError from the middle of a library for whatever a stranger, or half a download, left in a folder."""
+    """Prevents a KeyError from inside a library for a hostile or incomplete folder."""
     file = folders[folder] / name
     place, new = (
         data.draw(st.sampled_from(list(_places(read_json(file))))),
@@ -310,7 +321,7 @@ def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
 def test_model_card_is_written_without_data_provenance(
     folders: dict[str, Path], tmp_path: Path, place: tuple[Any, ...], new: Any
 ) -> None:
-    """The few of a thousand changes above of which chance may try none."""
+    """Catches the provenance values that the random changes above may miss."""
     with _changed(folders["run"] / "run.json", place, new):
         export_hf(folders["run"], tmp_path / "out")
     assert "perplexity" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -320,7 +331,7 @@ def test_model_card_is_written_without_data_provenance(
 
 
 def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
-    """An adapter on a base, whose files are then changed: `tensors` by their last names, the rest in its configuration."""
+    """Write an adapter on a base; change `tensors` by part of the name, the rest in the config."""
     model, _ = weights.load_checkpoint(base, CPU)
     attach_adapter(
         model,
@@ -343,7 +354,7 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"tensors": {"lora_A": torch.zeros(0, 8), "lora_B": torch.zeros(8, 0)}},
@@ -356,8 +367,14 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
         ({"tensors": {"lora_A": torch.zeros(2, 8, 1)}}, "do not fit each other"),
         ({"tensors": {"lora_A": torch.full((2, 8), torch.nan)}}, "values that are not finite"),
         ({"tensors": {"lora_B": torch.full((8, 2), torch.inf)}}, "values that are not finite"),
-        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}}, "values that are not finite"),
-        ({"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}}, "values that are not finite"),
+        (
+            {"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.int8)}},
+            "values that are not finite",
+        ),
+        (
+            {"tensors": {"lora_A": torch.zeros(2, 8, dtype=torch.complex64)}},
+            "values that are not finite",
+        ),
         (
             {"tensors": {"lora_A": torch.full((2, 8), 1e30), "lora_B": torch.full((8, 2), 1e30)}},
             "the merged weight overflows",
@@ -370,27 +387,25 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     ],
 )
 def test_non_finite_adapter_gives_one_line_error(
-    model: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    model: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    """A ZeroDivisionError, a TypeError, or a model of NaN that answers nothing and does not say why."""
+    """Prevents ZeroDivisionError, TypeError, or a model of NaN without an error."""
     folder = _adapter(model, tmp_path / "adapter", **changes)
-    with pytest.raises(UserError, match=rf"^{folder}[^\n]*{said}[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{folder}[^\n]*{message}[^\n]*$"):
         weights.load_checkpoint(folder, CPU)
 
 
 def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
-    """An AttributeError for a list."""
+    """Prevents an AttributeError for a list."""
     folder = _adapter(model, tmp_path / "adapter")
     for value in ([], "x", None, 3):
         write_json(folder / locate.ADAPTER_CONFIG_FILE, value)
-        with pytest.raises(
-            UserError, match=r"adapter_config\.json: expected keys and values, got"
-        ):
+        with pytest.raises(UserError, match=r"adapter_config\.json: expected keys and values, got"):
             weights.load_checkpoint(folder, CPU)
 
 
 def test_circular_adapter_bases_give_one_line_error(model: Path, tmp_path: Path) -> None:
-    """Recursion without end."""
+    """Prevents endless recursion."""
     pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]
     for folder, other in zip(pair, reversed(pair), strict=True):
         write_json(
@@ -402,13 +417,11 @@ def test_circular_adapter_bases_give_one_line_error(model: Path, tmp_path: Path)
 
 
 def test_non_finite_weights_give_one_line_error(model: Path) -> None:
-    """A model that loads, and then fails or says nothing at the first word."""
+    """Prevents a model that loads and fails, or answers nothing, at the first token."""
     from safetensors.torch import load_file, save_file
 
     state = load_file(model / "model.safetensors")
     state["model.norm.weight"][3] = torch.nan
     save_file(state, model / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"model\.norm\.weight holds values that are not finite"
-    ):
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds values that are not finite"):
         weights.load_checkpoint(model, CPU)

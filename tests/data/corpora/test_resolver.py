@@ -1,0 +1,230 @@
+"""Resolving DATA=… with the real sample, tokenizer and preparation."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.files import MANIFEST, read_json
+from data import download as command
+from data.corpora import resolver, sample
+from data.corpora.resolver import resolve_shard_set
+from data.shards import ShardSet
+from model.tokenizer import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, as in a fresh checkout."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small() -> str:
+    return load_tokenizer(sample.SMALL_TOKENIZER).fingerprint[:8]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Return a JSONL file of forty short documents."""
+    return write_corpus(tmp_path / "raw.jsonl", 40)
+
+
+def write_corpus(path: Path, count: int, word: str = "池塘") -> Path:
+    texts = [
+        f"第{number}天，{word}里的青蛙数了{number * 37}颗星星，然后慢慢地睡着了。" * 4
+        for number in range(count)
+    ]
+    rows = [{"text": text} for text in texts]
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def stamp(folder: Path) -> tuple[int, int]:
+    return (folder / MANIFEST).stat().st_ino, (folder / MANIFEST).stat().st_mtime_ns
+
+
+@pytest.mark.slow
+def test_the_sample_is_prepared_from_every_format_and_then_reused(small: str) -> None:
+    """Prevents a format of the sample from being left out, and runs from preparing it again."""
+    folder = resolve_shard_set("sample")
+    assert folder == Path("prepared") / f"sample-{small}"
+    sources = read_json(folder / MANIFEST)["report"]["sources"]
+    assert set(sources) == {"wikipedia", "wiki_zh_2019", "mnbvc", "mnbvc_qa", "jsonl", "text"}
+    assert all(counts["kept"] > 0 for counts in sources.values())
+    assert len(ShardSet.open(folder, checksums=True).load_split("validation")) > 0
+    first = stamp(folder)
+    assert resolve_shard_set("sample") == folder and stamp(folder) == first
+
+
+def test_unprepared_name_warns_before_using_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents a run on 100 kB of sample from passing for one on a gigabyte."""
+    folder = resolve_shard_set("zhihu")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("zhihu is not prepared here") and "make data DATA=zhihu" in line
+    assert list(read_json(folder / MANIFEST)["report"]["sources"]) == ["mnbvc_qa"]
+
+
+def test_name_resolves_to_its_prepared_set(
+    raw: Path, small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a prepared corpus from being prepared again."""
+    folder = resolver.prepare_if_outdated(
+        "zhihu", {"jsonl": sample.SplitFiles([raw])}, sample.SMALL_TOKENIZER
+    )
+    capsys.readouterr()
+    assert (
+        resolve_shard_set("zhihu") == folder == resolve_shard_set("zhihu", sample.SMALL_TOKENIZER)
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_set_of_another_tokenizer_is_not_used(
+    raw: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents the ids of one tokenizer from being trained on with another."""
+    large = shared / "tokenizer" / "llama-chinese-65k.model"
+    folder = resolver.prepare_if_outdated("zhihu", {"jsonl": sample.SplitFiles([raw])}, large)
+    assert resolve_shard_set("zhihu") == folder
+    assert resolve_shard_set("zhihu", sample.SMALL_TOKENIZER) != folder
+    assert "is not prepared here" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"{folder} was prepared with another tokenizer"):
+        resolve_shard_set(str(folder), sample.SMALL_TOKENIZER)
+
+
+def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
+    """Prevents a copied shard set from being refused, or used with a file missing."""
+    folder = resolver.prepare_if_outdated(
+        "x", {"jsonl": sample.SplitFiles([raw])}, sample.SMALL_TOKENIZER
+    )
+    moved = shutil.copytree(folder, "elsewhere")
+    assert resolve_shard_set(str(moved)) == Path("elsewhere")
+    (Path(moved) / "train-00000.tokens.npy").unlink()
+    with pytest.raises(UserError, match=r"elsewhere/train-00000.tokens.npy is missing"):
+        resolve_shard_set(str(moved))
+
+
+@pytest.mark.slow
+def test_a_raw_path_is_prepared_again_only_when_it_changed(raw: Path) -> None:
+    """Prevents training on old text after an edit, and preparing again after a mere copy."""
+    folder = resolve_shard_set(str(raw))
+    first = stamp(folder)
+    assert resolve_shard_set("./raw.jsonl") == folder and stamp(folder) == first
+    os.utime(raw, ns=(1, 1))
+    assert resolve_shard_set(str(raw)) == folder and stamp(folder) == first
+    text = raw.read_text("utf-8")
+    raw.write_text(text + text.replace("池塘", "水井"), "utf-8")
+    os.utime(raw, ns=(1, 1))
+    assert (
+        resolve_shard_set(str(raw)) == folder
+        and read_json(folder / MANIFEST)["report"]["records"] == 80
+    )
+    first = stamp(folder)
+    raw.write_text(text.replace("青蛙", "蛤蟆"), "utf-8")
+    assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
+    assert "蛤蟆" in "".join(
+        load_tokenizer(folder).decode(ShardSet.open(folder).load_split("train").tokens(index))
+        for index in range(3)
+    )
+    assert not [path for path in Path("prepared").iterdir() if path.name.startswith(".")]
+
+
+def test_failed_preparation_keeps_last_good_set(raw: Path) -> None:
+    """Prevents a broken edit from costing the shard set that a run is training on."""
+    folder = resolve_shard_set(str(raw))
+    first = stamp(folder)
+    raw.write_text(raw.read_text("utf-8") + "{broken\n" * 10, "utf-8")
+    with pytest.raises(UserError, match="records cannot be read"):
+        resolve_shard_set(str(raw))
+    assert (
+        stamp(folder) == first
+        and len(ShardSet.open(folder, checksums=True).load_split("train")) > 0
+    )
+
+
+def test_damaged_set_is_prepared_again(raw: Path) -> None:
+    """Prevents a damaged set from being used, or from having to be deleted by hand."""
+    folder = resolve_shard_set(str(raw))
+    (folder / "train-00000.tokens.npy").write_bytes(b"short")
+    assert ShardSet.open(resolve_shard_set(str(raw)), checksums=True)
+
+
+def test_foreign_folder_under_the_name_is_not_overwritten(raw: Path) -> None:
+    """Prevents a user's folder from being deleted."""
+    folder = resolve_shard_set(str(raw))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("three years")
+    with pytest.raises(UserError, match="move it elsewhere"):
+        resolve_shard_set(str(raw))
+    assert (folder / "thesis.tex").exists()
+
+
+def test_raw_files_with_equal_names_are_prepared_separately(raw: Path) -> None:
+    """Prevents two files of the same name from replacing each other's shard sets."""
+    Path("other").mkdir()
+    other = write_corpus(Path("other") / "raw.jsonl", 40, word="水井")
+    assert resolve_shard_set(str(raw)) != resolve_shard_set(str(other))
+
+
+def test_folder_of_raw_files_is_read_completely(raw: Path) -> None:
+    """Prevents files of a folder from being left out."""
+    Path("many").mkdir()
+    for number, word in enumerate(("山坡", "湖边")):
+        write_corpus(Path("many") / f"{number}.jsonl", 30, word)
+    Path("many/.hidden.lock").write_text("{}")
+    assert read_json(resolve_shard_set("many") / MANIFEST)["report"]["records"] == 60
+
+
+def test_unknown_name_error_suggests_similar_names() -> None:
+    """Prevents an error that leaves the user to guess the name."""
+    with pytest.raises(UserError, match=r"DATA=wikpedia: .*did you mean wikipedia"):
+        resolve_shard_set("wikpedia")
+    with pytest.raises(UserError, match="the names are sample, belle"):
+        resolve_shard_set("/no/such/path")
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("csl,redgpt", r"did you mean csl\+redgpt\?"),
+        ("csl、redgpt:0.5", r"did you mean csl\+redgpt:0\.5\?"),
+        ("csl, redgpt ,pclue", r"did you mean csl\+redgpt\+pclue\?"),
+        ("csl,nothing", "the names are sample"),
+    ],
+)
+def test_mixture_can_be_a_list(name: str, cure: str) -> None:
+    """Prevents thirteen suggestions for a list of two correct names."""
+    with pytest.raises(UserError, match=f"there is no such data set.*; {cure}"):
+        resolve_shard_set(name)
+
+
+def test_tokenizer_folder_is_not_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents "did you mean tokenizer?" in reply to DATA=tokenizer, and `make data` without it."""
+    with pytest.raises(
+        UserError,
+        match=r"^DATA=tokenizer: holds no records .*the names are sample, (?!.*tokenizer)",
+    ):
+        resolve_shard_set("tokenizer")
+    with pytest.raises(
+        UserError,
+        match=r"^DATA=tokeniser: there is no such data set .*the names are sample, (?!.*tokenizer)",
+    ):
+        resolve_shard_set("tokeniser")
+    with pytest.raises(UserError, match="did you mean tokenizer"):
+        command.main(["tokeniser"])
+
+
+def test_mixed_source_files_are_refused(tmp_path: Path) -> None:
+    """Prevents files of two sources from being read by one."""
+    (tmp_path / "a.txt").write_text("文")
+    (tmp_path / "b.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match=r"a\.txt is read as text but .*b\.jsonl as jsonl"):
+        resolve_shard_set(str(tmp_path))

@@ -1,0 +1,42 @@
+"""Conversations as training examples: a loss on whole answers, cut after the last one that fits."""
+
+import numpy as np
+
+from data.kinds.conversations import ConversationExamples
+from data.sequences import Sequences
+from model.tokenizer.base import Tokenizer
+
+
+def test_loss_mask_covers_the_answers(conversations: Sequences, tokenizer: Tokenizer) -> None:
+    """Prevents a loss on questions, or an answer without its end."""
+    examples = ConversationExamples(conversations, 4096)
+    assert examples.num_truncated == 0
+    for index in range(0, 300, 7):
+        ids, loss_mask = examples.example(index, 0)
+        assert np.array_equal(ids, conversations.tokens(index))
+        assert len(loss_mask) == len(ids) - 1
+        expected = [
+            tokenizer.decode(ids[start:stop].tolist()) for start, stop in conversations.spans(index)
+        ]
+        targets = ids[1:][loss_mask]
+        assert tokenizer.decode(targets.tolist()) == "".join(expected)
+        assert (targets == tokenizer.eos_id).sum() == len(expected)
+
+
+def test_long_conversation_is_truncated_after_an_answer(
+    conversations: Sequences, tokenizer: Tokenizer
+) -> None:
+    """Prevents a row that ends inside the template, or an answer that never stops."""
+    whole = ConversationExamples(conversations, 4096)
+    short = ConversationExamples(conversations, 64)
+    lengths = short.lengths(0)
+    assert 0 < short.num_truncated < 300 and (lengths == 0).any() and lengths.max() <= 64
+    assert short.num_truncated == ((lengths > 0) & (lengths < whole.lengths(0))).sum()
+    for index in np.flatnonzero(lengths):
+        ids, loss_mask = short.example(int(index), 0)
+        assert ids[-1] == tokenizer.eos_id and loss_mask[-1] and len(loss_mask) == lengths[index]
+        # The next whole answer would not have fit.
+        stops = conversations.spans(int(index))[:, 1]
+        assert len(ids) in stops and not any(len(ids) < stop <= 65 for stop in stops)
+    for index in np.flatnonzero(lengths == 0):
+        assert conversations.spans(int(index))[0, 1] > 65

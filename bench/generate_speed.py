@@ -26,7 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 SEED = 1
 BATCH_ROWS = 16
 BYTES_PER_WEIGHT: dict[WeightPrecision, int] = {"fp32": 4, "int8": 1}
-# Contender, precision and the batches that it decodes; ratios are to the first of a precision's other rows.
+# Contender, precision, and the batch sizes that it decodes.
 ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
     ("transformers", "fp32", (1, BATCH_ROWS)),
     ("llama-cpp", "fp32", (1,)),
@@ -37,49 +37,47 @@ ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What one process measured of one batch."""
+class Measurement:
+    """One contender's decoding of one batch in one turn."""
 
     contender: str
     precision: WeightPrecision
     batch: int
     prompt_tokens: int
-    """All ids of the prompts, padding left out."""
+    """Ids of all prompts, without padding."""
     ids: list[list[int]]
     prefill_seconds: float
     decode_seconds: float
-    """For all new ids but the first of each prompt."""
+    """Seconds for all new ids but the first of each prompt."""
     peak_bytes: int
     bandwidth: float
-    """Bytes a second, read by all threads together."""
+    """Bytes per second at which all threads together read memory."""
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Tokens a second."""
+        """Return the tokens per second of all prompts together."""
         return self.prompt_tokens / self.prefill_seconds
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens a second, all rows together."""
+        """Return the tokens per second of all rows together."""
         return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
 
 
 def make_prompts(batch: int, length: int) -> list[list[int]]:
-    """One prompt of `length` ids, or several of a quarter of it up to all of it."""
-    draw = np.random.default_rng(SEED)
-    lengths = (
-        [length]
-        if batch == 1
-        else np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
-    )
+    """Return one random prompt of `length` ids, or several of a quarter of that up to all of it."""
+    rng = np.random.default_rng(SEED)
+    lengths = [length]
+    if batch > 1:
+        lengths = np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
     return [
-        [MODEL_CONFIG.bos_token_id, *draw.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()]
+        [MODEL_CONFIG.bos_token_id, *rng.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()]
         for size in lengths
     ]
 
 
 def measure_bandwidth() -> float:
-    """The rate at which all threads read memory, bytes a second: the best of several sums over 512 MB."""
+    """Return the bytes per second that all threads read: the best of four sums of 512 MB."""
     import torch
 
     numbers = torch.ones(128 * 2**20)
@@ -93,8 +91,8 @@ def measure_bandwidth() -> float:
 
 def run_turn(
     entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int
-) -> list[Figure]:
-    """Decode with one contender in this process; a short decoding before pays for what happens once."""
+) -> list[Measurement]:
+    """Measure all batches of one entrant in this process."""
     import torch
 
     torch.set_num_threads(threads)
@@ -105,120 +103,126 @@ def run_turn(
     timings = []
     for batch in batches:
         prompts = make_prompts(batch, length)
-        decode(prompts, 4)
+        decode(prompts, 4)  # warm-up: first use allocates buffers and copies weights
         timings.append((batch, prompts, decode(prompts, num_new_tokens)))
-    peak, rate = peak_memory_bytes(), measure_bandwidth()
+    peak_bytes, bandwidth = peak_memory_bytes(), measure_bandwidth()
     return [
-        Figure(
-            name,
-            precision,
-            batch,
-            sum(map(len, prompts)),
-            each.ids,
-            each.prefill_seconds,
-            each.decode_seconds,
-            peak,
-            rate,
+        Measurement(
+            contender=name,
+            precision=precision,
+            batch=batch,
+            prompt_tokens=sum(map(len, prompts)),
+            ids=timing.ids,
+            prefill_seconds=timing.prefill_seconds,
+            decode_seconds=timing.decode_seconds,
+            peak_bytes=peak_bytes,
+            bandwidth=bandwidth,
         )
-        for batch, prompts, each in timings
+        for batch, prompts, timing in timings
     ]
 
 
-def check_equal_ids(figures: list[Figure]) -> None:
-    """Refuse to compare contenders that do not decode the same: UserError if ids in fp32, or those of a repetition, differ."""
-    for figure in figures:
+def check_equal_ids(measurements: list[Measurement]) -> None:
+    """Check that contenders decode the same ids in fp32, and each the same in all of its turns.
+
+    Raises UserError otherwise: the speeds could not be compared.
+    """
+    for one in measurements:
         peers = [
-            each
-            for each in figures
-            if (each.precision, each.batch) == (figure.precision, figure.batch)
-            and (figure.precision == "fp32" or each.contender == figure.contender)
+            other
+            for other in measurements
+            if (other.precision, other.batch) == (one.precision, one.batch)
+            and (one.precision == "fp32" or other.contender == one.contender)
         ]
-        if figure.ids != peers[0].ids:
+        if one.ids != peers[0].ids:
             raise UserError(
-                f"{figure.contender} and {peers[0].contender} decode other ids in {figure.precision} at batch "
-                f"{figure.batch}, so the speeds cannot be compared"
+                f"{one.contender} and {peers[0].contender} decode other ids in {one.precision} at "
+                f"batch {one.batch}, so the speeds cannot be compared"
             )
 
 
 def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
-    """Bytes of weights that a step must read. This project's greedy fp32 decoding reads the head in int8."""
+    """Return the bytes of weights that a decode step reads.
+
+    This project's greedy decoding reads the head in int8, whatever the precision.
+    """
     head = config.hidden_size * config.vocab_size
     body = config.num_matmul_parameters - head
-    return (
-        body * BYTES_PER_WEIGHT[precision]
-        + head * BYTES_PER_WEIGHT["int8" if contender == "babyllama" else precision]
-    )
+    head_precision = "int8" if contender == "babyllama" else precision
+    return body * BYTES_PER_WEIGHT[precision] + head * BYTES_PER_WEIGHT[head_precision]
 
 
-def summarize(figures: list[Figure]) -> list[dict[str, Any]]:
-    """A row per contender, precision and batch; ratios are to the first contender of the same precision and batch."""
-    rate = statistics.median(figure.bandwidth for figure in figures)
+def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
+    """Return a row per precision, batch and contender, over its turns.
+
+    `lead` is this project's speed over that of the row; `limit` is the speed at which the memory
+    bandwidth allows to read all weights, `own_limit` that for the weights the contender reads.
+    """
+    bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
+    turns: dict[tuple[WeightPrecision, int, str], list[Measurement]] = {}
+    for measurement in measurements:
+        key = (measurement.precision, measurement.batch, measurement.contender)
+        turns.setdefault(key, []).append(measurement)
+    medians = {
+        key: statistics.median(turn.decode_tokens_per_second for turn in group)
+        for key, group in turns.items()
+    }
     rows: list[dict[str, Any]] = []
-    for precision, batch, name in sorted(
-        {(each.precision, each.batch, each.contender) for each in figures},
-        key=lambda key: (*key[:2], list(DECODERS).index(key[2])),
-    ):
-        contender_figures = [
-            each
-            for each in figures
-            if (each.precision, each.batch, each.contender) == (precision, batch, name)
-        ]
-        speeds = [each.decode_tokens_per_second for each in contender_figures]
-        steps = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
+    for key in sorted(turns, key=lambda key: (*key[:2], list(DECODERS).index(key[2]))):
+        precision, batch, name = key
+        speeds = [turn.decode_tokens_per_second for turn in turns[key]]
+        prefill_speeds = [turn.prefill_tokens_per_second for turn in turns[key]]
+        all_bytes = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
+        own_bytes = weight_bytes_per_step(name, precision, MODEL_CONFIG)
+        ours = medians.get((precision, batch, "babyllama"))
         rows.append(
             {
                 "precision": precision,
                 "batch": batch,
                 "contender": name,
-                "decode": statistics.median(speeds),
+                "decode": medians[key],
                 "slowest": min(speeds),
                 "fastest": max(speeds),
-                "prefill": statistics.median(
-                    each.prefill_tokens_per_second for each in contender_figures
-                ),
-                "limit": batch * rate / steps,
-                "own_limit": batch * rate / weight_bytes_per_step(name, precision, MODEL_CONFIG),
-                "peak_bytes": max(each.peak_bytes for each in contender_figures),
+                "prefill": statistics.median(prefill_speeds),
+                "limit": batch * bandwidth / all_bytes,
+                "own_limit": batch * bandwidth / own_bytes,
+                "peak_bytes": max(turn.peak_bytes for turn in turns[key]),
+                "lead": ours / medians[key] if ours else None,
             }
         )
-    for row in rows:
-        ours = next(
-            (
-                each["decode"]
-                for each in rows
-                if each["contender"] == "babyllama"
-                and (each["precision"], each["batch"]) == (row["precision"], row["batch"])
-            ),
-            None,
-        )
-        row["lead"] = ours / row["decode"] if ours else None
     return rows
 
 
-def print_comparison(rows: list[dict[str, Any]], figures: list[Figure]) -> None:
-    """Print the comparison."""
-    rate = statistics.median(figure.bandwidth for figure in figures)
+def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]) -> None:
+    """Print the table of `summarize`."""
+    bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
+    weights = MODEL_CONFIG.num_matmul_parameters
+    own_bytes = weight_bytes_per_step("babyllama", "fp32", MODEL_CONFIG)
     print(
-        f"memory read at {rate / 1e9:.1f} GB/s; weights read for a token: fp32 {MODEL_CONFIG.num_matmul_parameters * 4 / 1e6:.0f} MB, "
-        f"int8 {MODEL_CONFIG.num_matmul_parameters / 1e6:.0f} MB, this project's greedy fp32 "
-        f"{weight_bytes_per_step('babyllama', 'fp32', MODEL_CONFIG) / 1e6:.0f} MB (see docs/inference.md)"
+        f"memory read at {bandwidth / 1e9:.1f} GB/s; weights read per token: fp32 "
+        f"{weights * 4 / 1e6:.0f} MB, int8 {weights / 1e6:.0f} MB, this project's greedy fp32 "
+        f"{own_bytes / 1e6:.0f} MB (see docs/inference.md)"
     )
     print("ids in fp32 are the same for all")
     print(
-        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}{'own limit':>10}"
-        f"{'prefill/s':>10}{'peak MB':>9}"
+        f"{'':27}{'decode tokens/s':>16}{'slowest-fastest':>18}{'ours / it':>10}{'limit':>7}"
+        f"{'own limit':>10}{'prefill/s':>10}{'peak MB':>9}"
     )
     for row in rows:
+        label = f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows"
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
         lead = f"{row['lead']:.2f}" if row["lead"] else "-"
         print(
-            f"{row['contender']:13}{row['precision']:6}{row['batch']:3} rows{row['decode']:15.1f}{spread:>18}{lead:>10}"
-            f"{row['limit']:7.0f}{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
+            f"{label}{row['decode']:15.1f}{spread:>18}{lead:>10}{row['limit']:7.0f}"
+            f"{row['own_limit']:10.0f}{row['prefill']:10.0f}{row['peak_bytes'] / 1e6:9,.0f}"
         )
 
 
 def resolve_entrants(names: Sequence[str]) -> list[int]:
-    """The entrants of these contenders whose package is installed; a line for each that is not. UserError for other names."""
+    """Return the indices of the entrants of these contenders whose packages are installed.
+
+    Prints a line for each contender that is left out. Raises UserError for unknown names.
+    """
     for name in names:
         if name not in DECODERS:
             raise UserError(
@@ -239,34 +243,31 @@ def resolve_entrants(names: Sequence[str]) -> list[int]:
 def compare_decoding(options: GenerateSpeedOptions) -> None:
     """Run the contenders in turns, print the comparison, and write the file of `--json`."""
     if options.turn is not None:
-        measured = run_turn(
+        measurements = run_turn(
             options.turn, options.turn_folder, options.threads, options.prompt, options.new
         )
-        print(json.dumps([asdict(each) for each in measured]))
+        print(json.dumps([asdict(measurement) for measurement in measurements]))
         return
     from safetensors.torch import save_file
 
     from model.llama import Llama
 
     entrants = resolve_entrants(options.contenders)
-    numbers = [
-        word
-        for name in ("threads", "prompt", "new")
-        for word in (f"--{name}", str(getattr(options, name)))
-    ]
+    arguments: list[str] = []
+    for name in ("threads", "prompt", "new"):
+        arguments += [f"--{name}", str(getattr(options, name))]
     with tempfile.TemporaryDirectory() as temporary:
-        save_file(
-            Llama(MODEL_CONFIG).init_weights(SEED).state_dict(), Path(temporary) / WEIGHTS_FILE
-        )
-        asked = [
-            (ENTRANTS[entrant][0], ["--turn", str(entrant), "--turn_folder", temporary, *numbers])
+        model = Llama(MODEL_CONFIG).init_weights(SEED)
+        save_file(model.state_dict(), Path(temporary) / WEIGHTS_FILE)
+        commands = [
+            (ENTRANTS[entrant][0], ["--turn", str(entrant), "--turn_folder", temporary, *arguments])
             for entrant in entrants
         ]
-        found = run_turns("bench.generate", asked, options.turns, options.threads)
-    figures = [Figure(**each) for turn in found for each in turn]
-    check_equal_ids(figures)
-    rows = summarize(figures)
-    print_comparison(rows, figures)
+        results = run_turns("bench.generate", commands, options.turns, options.threads)
+    measurements = [Measurement(**values) for turn in results for values in turn]
+    check_equal_ids(measurements)
+    rows = summarize(measurements)
+    print_comparison(rows, measurements)
     if options.json_file:
         settings = {name: getattr(options, name) for name in ("turns", "prompt", "new", "threads")}
         write_json(
@@ -276,6 +277,6 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
                 **settings,
                 "config": MODEL_CONFIG.to_hf(),
                 "results": rows,
-                "all_turns": [asdict(each) for each in figures],
+                "all_turns": [asdict(measurement) for measurement in measurements],
             },
         )

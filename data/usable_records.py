@@ -61,7 +61,6 @@ def check_bad_share(
         return
     raise UserError(
         f"{num_bad} of {num_records} records cannot be read ({num_bad / num_records:.2%}, and at "
-        "most "
-        f"{max_share:.2%} may be), the first in {first_bad.file} line {first_bad.line}: "
+        f"most {max_share:.2%} may be), the first in {first_bad.file} line {first_bad.line}: "
         f"{first_bad.reason}; {advice}"
     )

@@ -14,7 +14,10 @@ from torch import Tensor
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019). x[..., D], weight[D]."""
+    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019).
+
+    x[..., D], weight[D].
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -276,7 +276,10 @@ class Llama(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Llama":
-        """Set training or evaluation mode; drop the cached inference model, as weights may change."""
+        """Set training or evaluation mode, and drop the cached inference model.
+
+        See `model.decode.inference_model.inference_model` for the reason.
+        """
         self.cached_inference_model = None
         return super().train(mode)
 

@@ -30,7 +30,7 @@ class Adapter:
 
 
 class AdaptableModel(Protocol):
-    """What `attach_adapter` needs of a `Llama`, which cannot be imported here: it has an `Adapter`."""
+    """The interface of `Llama` that `attach_adapter` needs; `model.llama` imports this module."""
 
     adapter: Adapter | None
 

@@ -83,7 +83,7 @@ def linear_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The `chunked` path. Forward computes loss and gradients, backward only scales the gradients."""
+    """The `chunked` path: forward computes loss and gradients, backward scales the gradients."""
 
     @staticmethod
     def forward(

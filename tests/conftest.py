@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and hypothesis settings that all tests share."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,8 +14,8 @@ from model.tokenizer import load_tokenizer
 from model.tokenizer.base import TOKENIZER_FILE as TOKENIZER_FILE
 from model.tokenizer.base import Tokenizer
 
-# How long an example takes says something of the machine and what else it does, and nothing of the code. And the examples are
-# the same every time: one that fails for whoever changed something else helps nobody. To look for more, raise max_examples.
+# No deadline: the time of an example depends on the load of the machine. Derandomized: every run
+# tries the same examples, so that a failure is due to a change. Raise max_examples to search more.
 settings.register_profile("untimed", deadline=None, derandomize=True)
 settings.load_profile("untimed")
 
@@ -23,20 +23,20 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The modules with the most slow tests first: at the end, no process waits long for another one's last module."""
+    """Run the modules with the most slow tests first, so that parallel workers end together."""
     num_slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -num_slow_tests[item.path])
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The project's own root folder."""
+    """Return the root folder of the project."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real third-party corpora and the real tokenizer, which the project never contains."""
+    """Return the folder of real corpora and the real tokenizer, or skip the test without it."""
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("the real corpora and tokenizer are not beside this checkout (../shared)")
@@ -45,13 +45,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """The shipped small tokenizer."""
+    """Return the small tokenizer of `assets`."""
     return load_tokenizer(ROOT / "assets" / "tokenizer")
 
 
 @pytest.fixture
 def shard_set(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    """A little shard set: 300 training and 12 validation sequences of 5 to 200 ids, from a seed."""
+    """Write a small shard set: 300 training and 12 validation sequences of 5 to 200 ids."""
     folder = tmp_path / "shards"
     rng = np.random.default_rng(0)
     with atomic_folder(

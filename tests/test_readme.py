@@ -1,7 +1,7 @@
-"""What README.md and docs/ tell a user to type can be typed: the commands exist and have the options that are shown.
+"""The commands in README.md and docs/ exist and have the options that are shown.
 
 Commands are read from shell fences, indented blocks and inline code: `make TARGET NAME=VALUE…` and
-`python -m MODULE --option…`, also behind prompts, variables and `&&`, and over lines that end in a backslash.
+`python -m MODULE --option…`, also after prompts, variables and `&&`, and over continued lines.
 """
 
 import importlib.util
@@ -36,28 +36,28 @@ FENCE = re.compile(r" *(```+|~~~+) *([^`\s]*)[^`]*$")
 PROMPT = re.compile(r"(\([\w.-]+\) )?[$%>] ")
 WRAPPER = re.compile(r"\w+=.*|time|nohup|nice|env|sudo|taskset|-c|\d+")
 OPERATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1"}
-# What stands for any option.
+# Placeholders for any option.
 PLACEHOLDERS = {"--key", "--dotted.key", "--group.key"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: `make` or the module that `python -m` runs, and the words behind it."""
+    """One command: `make` or the module that `python -m` runs, and its arguments."""
 
     program: str
     words: tuple[str, ...]
 
     @property
     def options(self) -> set[str]:
-        """The names of its `--options`."""
-        said = {
+        """Return the names of its `--options`."""
+        names = {
             word.partition("=")[0].rstrip("…") for word in self.words if re.match(r"--\w", word)
         }
-        return said - PLACEHOLDERS
+        return names - PLACEHOLDERS
 
 
-def code_of(markdown: str) -> Iterator[str]:
-    """The text of every shell fence, indented block and inline code."""
+def extract_code(markdown: str) -> Iterator[str]:
+    """Yield the text of every shell fence, indented block and inline code."""
     prose: list[str] = []
     block: list[str] = []
     fence, language = "", ""
@@ -85,8 +85,8 @@ def code_of(markdown: str) -> Iterator[str]:
     yield "\n".join(block)
 
 
-def commands_in(shell: str) -> Iterator[Command]:
-    """The `make`s and `python -m`s of some lines of shell, between which other lines (output) may stand."""
+def parse_commands(shell: str) -> Iterator[Command]:
+    """Yield the `make` and `python -m` commands in lines of shell, which may include output."""
     lines = (
         PROMPT.sub("", line.strip(), count=1)
         for line in re.sub(r"\\\n\s*(> )?", " ", shell).splitlines()
@@ -123,11 +123,13 @@ def _command(words: list[str]) -> Iterator[Command]:
 
 
 def documented() -> list[Command]:
-    """The different commands of all documents, in order."""
+    """Return the distinct commands of all documents, in order."""
     shells = (
-        shell for document in DOCUMENTS for shell in code_of(document.read_text(encoding="utf-8"))
+        shell
+        for document in DOCUMENTS
+        for shell in extract_code(document.read_text(encoding="utf-8"))
     )
-    return list(dict.fromkeys(command for shell in shells for command in commands_in(shell)))
+    return list(dict.fromkeys(command for shell in shells for command in parse_commands(shell)))
 
 
 COMMANDS = documented()
@@ -136,32 +138,33 @@ MODULES = sorted({command.program for command in COMMANDS} - {"make"})
 
 
 @lru_cache
-def help_of(module: str, *subcommand: str) -> str:
-    """What `python -m MODULE [SUBCOMMAND] --help` prints; it must end well."""
+def help_text(module: str, *subcommand: str) -> str:
+    """Return the output of `python -m MODULE [SUBCOMMAND] --help`; check its exit code."""
     done = processes.run_command(module, *subcommand, "--help")
     assert done.returncode == 0, f"python -m {module} --help: {done.stderr}"
     return done.stdout
 
 
 def check(command: Command) -> None:
-    """The module is there, and its help has the options of the command."""
+    """Check that the module exists and that its help has the options of the command."""
     if not (ROOT / command.program.partition(".")[0]).is_dir():
         assert importlib.util.find_spec(command.program.partition(".")[0]), (
             f"there is no module {command.program}"
         )
         return
-    text = help_of(command.program)
+    text = help_text(command.program)
     first = command.words[0] if command.words else ""
-    if re.fullmatch(r"[a-z]+", first) and re.search(rf"[{{,|]{first}\b|\b{first}[,|}}]", text):
-        text = help_of(command.program, first)
+    if re.fullmatch(r"[a-z]+", first) and re.search(rf"^  {first}  ", text, re.MULTILINE):
+        text = help_text(command.program, first)
     for option in command.options - {"--help"}:
         assert re.search(rf"(?<![\w.-]){re.escape(option)}(?![\w.-])", text), (
-            f"python -m {command.program} has no {option}, which the documents use: {' '.join(command.words)}"
+            f"python -m {command.program} has no {option}, which the documents use: "
+            f"{' '.join(command.words)}"
         )
 
 
 def make_plan(command: Command) -> str:
-    """What make would run. Only a plain environment: `make test` hands down its own variables."""
+    """Return what make would run, without the variables that `make test` exports."""
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
     done = subprocess.run(
         ["make", "-n", *(word for word in command.words if word != "…")],
@@ -176,8 +179,8 @@ def make_plan(command: Command) -> str:
 
 def commands_of(document: Path) -> list[Command]:
     """Return all commands of a document, in order."""
-    shells = code_of(document.read_text(encoding="utf-8"))
-    return [command for shell in shells for command in commands_in(shell)]
+    shells = extract_code(document.read_text(encoding="utf-8"))
+    return [command for shell in shells for command in parse_commands(shell)]
 
 
 def test_both_readmes_have_the_same_commands() -> None:
@@ -194,14 +197,16 @@ def test_documentation_contains_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("markdown", "found"),
+    ("markdown", "expected"),
     [
         (
-            "```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 .venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
+            "```bash\n$ make a X=1  # why\n(.venv) $ OMP_NUM_THREADS=1 "
+            ".venv/bin/python3.11 -m m.n --x \\\n>     --y=2 'a # b'\n```",
             [("make", "a", "X=1"), ("m.n", "--x", "--y=2", "a # b")],
         ),
         (
-            "text\n\n    make a && make b; cd x && make c | tail > log\n    it's output: make d\n\n    make e\n",
+            "text\n\n    make a && make b; cd x && make c | tail > log\n"
+            "    it's output: make d\n\n    make e\n",
             [("make", "a"), ("make", "b"), ("make", "c"), ("make", "e")],
         ),
         (
@@ -209,31 +214,34 @@ def test_documentation_contains_commands() -> None:
             [("make", "a"), ("make", "b"), ("make", "c")],
         ),
         (
-            "```python\nmake = 1\n```\n```yaml\nmake: x\n```\n```\n# make a\nmake:\npython x.py -m y\n```\n"
+            "```python\nmake = 1\n```\n```yaml\nmake: x\n```\n"
+            "```\n# make a\nmake:\npython x.py -m y\n```\n"
             "Then\n    make sure.\n",
             [],
         ),
         (
-            "Say `make a` or ``make b``, or `python -m m --x\n1`; `a` is not `make`.\n\n| `make c` | make d |\n",
+            "Say `make a` or ``make b``, or `python -m m --x\n1`; "
+            "`a` is not `make`.\n\n| `make c` | make d |\n",
             [("make", "a"), ("make", "b"), ("m", "--x", "1"), ("make",), ("make", "c")],
         ),
         (
-            '```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] [ARGS="--a b"]\ntaskset -c 1 make t &\n```',
+            "```\ntorchrun --nproc_per_node 2 -m train.pretrain --x 1 [--json OUT] "
+            '[ARGS="--a b"]\ntaskset -c 1 make t &\n```',
             [("train.pretrain", "--x", "1", "--json", "OUT", "ARGS=--a b"), ("make", "t")],
         ),
         ("make a\n\n    make b", [("make", "b")]),
     ],
 )
-def test_commands_are_parsed_from_markdown(markdown: str, found: list[tuple[str, ...]]) -> None:
-    """A command that no test sees for its fence, prompt, comment or continuation; prose taken for one."""
-    shells = [command for shell in code_of(markdown) for command in commands_in(shell)]
-    assert [(command.program, *command.words) for command in shells] == found
+def test_commands_are_parsed_from_markdown(markdown: str, expected: list[tuple[str, ...]]) -> None:
+    """Prevents commands that the parser misses, and prose that it takes for commands."""
+    shells = [command for shell in extract_code(markdown) for command in parse_commands(shell)]
+    assert [(command.program, *command.words) for command in shells] == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_documented_options_exist(module: str) -> None:
-    """A command or an option that was renamed in the code and not in the documents."""
+    """Prevents documents that name a command or an option by an old name."""
     for command in COMMANDS:
         if command.program == module:
             check(command)
@@ -242,20 +250,20 @@ def test_documented_options_exist(module: str) -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("command", MAKES, ids=lambda command: " ".join(command.words) or "make")
 def test_documented_targets_exist(command: Command) -> None:
-    """A target or a variable that was renamed; ARGS with an option that the command behind the target does not have."""
+    """Prevents documented targets, variables or ARGS options that do not exist."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name in (word.partition("=")[0] for word in command.words if "=" in word):
         assert re.search(rf"\$\((|call .*,){name}\)", makefile), (
             f"the Makefile uses no {name}: make {' '.join(command.words)}"
         )
-    for behind in commands_in(make_plan(command)):
+    for behind in parse_commands(make_plan(command)):
         if behind.program != "make":
             check(behind)
 
 
 def test_wrong_commands_are_detected() -> None:
-    """Checks that anything passes."""
-    for wrong, said in [
+    """Prevents checks that pass for anything."""
+    for wrong, message in [
         ("no.such.module", "no module no.such"),
         ("train.pretrain", "has no --steps"),
         ("data.tokenizer", "has no --batch"),
@@ -265,7 +273,7 @@ def test_wrong_commands_are_detected() -> None:
             "train.pretrain": ("--max_steps", "1", "--steps", "2"),
             "data.tokenizer": ("train", "--batch", "x"),
         }
-        with pytest.raises(AssertionError, match=said):
+        with pytest.raises(AssertionError, match=message):
             check(Command(wrong, words.get(wrong, ())))
     check(Command("train.pretrain", ("--max_steps", "1", "--dotted.key", "x", "--model.preset=y")))
     if shutil.which("make"):
@@ -274,7 +282,7 @@ def test_wrong_commands_are_detected() -> None:
 
 
 def test_documented_configs_exist() -> None:
-    """A configuration file that was renamed."""
+    """Prevents documents that name a configuration file by an old name."""
     named = {
         name
         for command in COMMANDS
@@ -285,7 +293,7 @@ def test_documented_configs_exist() -> None:
 
 @pytest.mark.slow
 def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
-    """A command whose every option exists and which fails all the same, from a fresh checkout's state."""
+    """Prevents a documented command that has valid options and still fails."""
     named = {"sample", *load_corpora()}
     command = next(
         command
@@ -294,7 +302,7 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
         and {"--run", "--data"} <= command.options
         and command.words[command.words.index("--data") + 1] in named
     )
-    # Beside the checkout, where nothing is prepared or downloaded. The last of an option counts: the same, only small.
+    # Run outside the checkout, where no data are prepared. Later options override earlier ones.
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     small = [
         "--device",

@@ -98,8 +98,7 @@ class PackedPlan(EpochPlan):
         if not len(items):
             raise UserError(
                 f"no example of epoch {epoch} fits a row of {self.length} tokens, or the weights "
-                "leave none: "
-                "raise --sequence_length or the weights"
+                "leave none: raise --sequence_length or the weights"
             )
         permutation = np.arange(len(items))
         shuffle_in_place(permutation, self._seed, epoch, 0)

@@ -11,7 +11,6 @@ the same bytes whatever the number of workers and however often it was interrupt
 """
 
 import contextlib
-import fcntl
 import glob
 import itertools
 import json
@@ -32,6 +31,7 @@ from common.files import (
     write_checksummed_json,
     write_json,
 )
+from common.locks import exclusive_lock
 from common.machine import num_cores, peak_memory_bytes
 from common.progress import progress_bar
 from data.kinds import find_kind
@@ -135,8 +135,7 @@ def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
         pairs = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
         raise UserError(
             f"--source: one shard set holds one kind of records ({pairs}); prepare them separately "
-            "and mix them "
-            "in training: --data one+other"
+            "and mix them in training: --data one+other"
         )
     return find_kind(next(iter(kinds.values())))
 
@@ -155,8 +154,7 @@ def _empty_result_error(
     if "too_short" in report["dropped"]:
         advice = (
             f"; a document has at least {options.clean.minimum_characters:,} characters "
-            "(data.prepare "
-            "--clean.minimum_characters)"
+            "(data.prepare --clean.minimum_characters)"
         )
     return UserError(
         f"{name}: none of {report['records']:,} records is left to train on ({reasons}){advice}"
@@ -178,8 +176,7 @@ def _is_prepared(
     if differences and not replace_outdated:
         raise UserError(
             f"--out {out}: already holds another preparation (what differs: "
-            f"{', '.join(differences)}); delete it, or "
-            "give another --out"
+            f"{', '.join(differences)}); delete it, or give another --out"
         )
     return not differences
 
@@ -207,11 +204,8 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--out {out}: another process is preparing it right now") from None
+    busy_message = f"--out {out}: another process is preparing it right now"
+    with exclusive_lock(work / "lock", busy_message):
         # Inputs are not compared: a unit is reused only if its records are the same.
         expected_plan = {**settings, "unit_bytes": UNIT_BYTES}
         plan_path = work / "plan.json"
@@ -219,9 +213,8 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
         if set(changed) - {"version"}:
             raise UserError(
                 f"--out {out}: {work} holds an unfinished preparation with other options (what "
-                "differs: "
-                f"{', '.join(changed)}); repeat its options to continue it, or delete it: rm -r "
-                f"{work}"
+                f"differs: {', '.join(changed)}); repeat its options to continue it, or delete it: "
+                f"rm -r {work}"
             )
         if changed:
             print(f"{work} is from another version of this program: starting over", flush=True)
@@ -306,8 +299,8 @@ def format_report(report: dict[str, Any], out: Path) -> str:
     kind = report["kind"]
     lines = [
         f"{out}: {report['kept']:,} {kind} of {report['records']:,} records, "
-        f"{report['characters']:,} characters, "
-        f"{report['tokens']:,} tokens ({report['characters_per_token']:.3f} characters a token)"
+        f"{report['characters']:,} characters, {report['tokens']:,} tokens "
+        f"({report['characters_per_token']:.3f} characters a token)"
     ]
     see_file = ", see quarantine.jsonl" if report["quarantined"] else ""
     lines.append(f"  unreadable {report['quarantined']:,}{see_file}")
@@ -328,7 +321,7 @@ def format_report(report: dict[str, Any], out: Path) -> str:
         worker = report["peak_memory_worker"] / 1e6
         lines.append(
             f"  {report['seconds']:.1f} s, {report['megabytes_per_second']:.1f} MB/s with "
-            f"{report['workers']} workers; "
-            f"peak memory {parent:.0f} MB (parent), {worker:.0f} MB (largest worker)"
+            f"{report['workers']} workers; peak memory {parent:.0f} MB (parent), {worker:.0f} MB "
+            "(largest worker)"
         )
     return "\n".join(lines)

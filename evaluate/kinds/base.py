@@ -75,8 +75,8 @@ class KindEvaluation:
         if shards.load_tokenizer().fingerprint != loaded.tokenizer.fingerprint:
             raise UserError(
                 f"{shards.folder} was prepared with another tokenizer than "
-                f"{loaded.provenance['checkpoint']} has: "
-                "score the native files with --source NAME --input FILE"
+                f"{loaded.provenance['checkpoint']} has: score the native files with --source NAME "
+                "--input FILE"
             )
         sequences: Sequences | InMemorySequences = shards.load_split(split)
         if limit:
@@ -116,8 +116,7 @@ class KindEvaluation:
         }
         print(
             f"{counts['records']:,} records scored, {counts['left_out']:,} left out (no answer "
-            "fits a row of "
-            f"{length} tokens), {counts['cut']:,} cut to the row"
+            f"fits a row of {length} tokens), {counts['cut']:,} cut to the row"
         )
         return CheckpointScore(label, f"answers only, rows of {length}", score, counts)
 

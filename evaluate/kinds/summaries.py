@@ -89,8 +89,7 @@ def summarize_articles(
     if longest > budget:
         raise UserError(
             f"the request for a title alone takes {longest} tokens, and {budget} are left for a "
-            "prompt in rows as "
-            "long as the model was trained on: it cannot be asked"
+            "prompt in rows as long as the model was trained on: it cannot be asked"
         )
     decoded = generate_batch(
         model,

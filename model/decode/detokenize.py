@@ -9,9 +9,9 @@ from model.tokenizer.base import Tokenizer
 class StreamingDetokenizer:
     """Turn the ids of one answer into text, id by id.
 
-    All returned pieces together are `tokenizer.decode(ids)`, cut before the first of `stop_strings`.
-    Bytes of an unfinished character, and text that may be the beginning of a stop string, are held
-    back until later ids decide.
+    All pieces together are `tokenizer.decode(ids)`, cut before the first of `stop_strings`. Bytes
+    of an unfinished character, and text that may be the beginning of a stop string, are held back
+    until later ids decide.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:

@@ -51,10 +51,7 @@ def generate(
         num_ids = len(prompt) + len(answer)
         if num_ids >= prefix_cache.capacity:
             return "context"
-        if answer:
-            hidden = prefix_cache.decode_step(answer[-1])
-        else:
-            hidden = prefix_cache.prefill(prompt)
+        hidden = prefix_cache.decode_step(answer[-1]) if answer else prefix_cache.prefill(prompt)
         if sampling.is_greedy and not processors:
             _check_finite(hidden, num_ids)
             next_id = int(prefix_cache.head.argmax(hidden))

@@ -71,7 +71,7 @@ class KVCache:
         return pairs, keys.mT, values
 
     def next_position_views(self) -> tuple[Iterable[Tensor], Iterable[Tensor], Iterable[Tensor]]:
-        """Return three views per layer of an fp32 cache, for a decode step that writes one position.
+        """Return three views per layer of an fp32 cache, for a decode step of one position.
 
         Where the new keys and values go, complex[2, R, K, d / 2]; and, with the new position
         included, the keys transposed [R * K, d, length + 1] and the values [R * K, length + 1, d].

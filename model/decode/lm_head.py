@@ -1,7 +1,7 @@
 """The LM head for decoding: logits of a few positions, or the most likely id alone.
 
-At 43M parameters the head is two thirds of the bytes that are read for a token. On a CPU in fp32 two
-things make it faster than a plain linear layer:
+At 43M parameters the head is two thirds of the bytes that are read for a token. On a CPU in fp32
+two things make it faster than a plain linear layer:
 
 - All logits: a transposed copy of the matrix, so that the product of a few rows reads memory in
   order instead of summing along it.

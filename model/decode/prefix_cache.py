@@ -16,7 +16,7 @@ class PrefixCache:
     """
 
     def __init__(self, model: Llama, capacity: int) -> None:
-        """Allocate a cache for sequences of up to `capacity` ids, for the model's present weights."""
+        """Allocate a cache for up to `capacity` ids, and take the model's present weights."""
         weight = model.model.norm.weight
         self.capacity = capacity
         self._device = weight.device
@@ -48,7 +48,7 @@ class PrefixCache:
         return hidden
 
     def _mask(self, num_reused: int, length: int) -> Tensor | None:
-        """Return the mask of the new positions, bool[1, 1, new, length]; None: causal by default."""
+        """Return the mask of the new positions, bool[1, 1, new, length]; None: plain causal."""
         num_new = length - num_reused
         if num_reused == 0 or num_new == 1:
             return None

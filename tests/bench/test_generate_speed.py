@@ -9,7 +9,7 @@ from bench import generate_speed
 from bench.decoders import DECODERS, DecodeTask, WeightPrecision
 from bench.generate_speed import (
     MODEL_CONFIG,
-    Figure,
+    Measurement,
     check_equal_ids,
     make_prompts,
     resolve_entrants,
@@ -22,9 +22,9 @@ from common.options import validate_options
 from model.config import LlamaConfig
 
 
-def figure(
+def measurement(
     name: str, decode: float, *, precision: WeightPrecision = "fp32", batch: int = 1, **changes: Any
-) -> Figure:
+) -> Measurement:
     values: dict[str, Any] = {
         "prompt_tokens": 64,
         "ids": [[5, 6, 7]] * batch,
@@ -33,29 +33,29 @@ def figure(
         "bandwidth": 20e9,
         **changes,
     }
-    return Figure(name, precision, batch, decode_seconds=decode, **values)
+    return Measurement(name, precision, batch, decode_seconds=decode, **values)
 
 
 def test_contenders_with_different_ids_are_rejected() -> None:
     """Prevents the speed of a peer with other weights or prompts, or one that stopped early."""
-    same = [figure("transformers", 1), figure("babyllama", 1)]
+    same = [measurement("transformers", 1), measurement("babyllama", 1)]
     check_equal_ids(same)
     check_equal_ids(
         [
             *same,
-            figure("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]),
-            figure("babyllama", 1, precision="int8"),
+            measurement("llama-cpp", 1, precision="int8", ids=[[9, 9, 9]]),
+            measurement("babyllama", 1, precision="int8"),
         ]
     )
     with pytest.raises(
         UserError, match="babyllama and transformers decode other ids in fp32 at batch 1"
     ):
-        check_equal_ids([same[0], figure("babyllama", 1, ids=[[5, 6, 8]])])
+        check_equal_ids([same[0], measurement("babyllama", 1, ids=[[5, 6, 8]])])
     with pytest.raises(UserError, match="other ids in int8"):
         check_equal_ids(
             [
-                figure("babyllama", 1, precision="int8"),
-                figure("babyllama", 1, precision="int8", ids=[[5, 6, 8]]),
+                measurement("babyllama", 1, precision="int8"),
+                measurement("babyllama", 1, precision="int8", ids=[[5, 6, 8]]),
             ]
         )
 
@@ -64,13 +64,13 @@ def test_row_is_median_of_its_turns() -> None:
     """Catch mixed precisions or batches, an inverted ratio, a first id that counts as decoded."""
     rows = summarize(
         [
-            figure("babyllama", 1),
-            figure("babyllama", 2),
-            figure("babyllama", 8),
-            figure("transformers", 4),
-            figure("babyllama", 1, precision="int8"),
-            figure("babyllama", 4, batch=16),
-            figure("transformers", 16, batch=16),
+            measurement("babyllama", 1),
+            measurement("babyllama", 2),
+            measurement("babyllama", 8),
+            measurement("transformers", 4),
+            measurement("babyllama", 1, precision="int8"),
+            measurement("babyllama", 4, batch=16),
+            measurement("transformers", 16, batch=16),
         ]
     )
     by_name = {(row["contender"], row["precision"], row["batch"]): row for row in rows}
@@ -125,7 +125,7 @@ def test_unrunnable_setup_is_reported_before_running(
         "llama-cpp is left out: it is not installed (pip install llama-cpp-python"
         in capsys.readouterr().out
     )
-    with pytest.raises(UserError, match="--new: '1' is not valid; expected greater than or equal"):
+    with pytest.raises(UserError, match="--new: '1' is not valid; expected at least 2"):
         validate_options(GenerateSpeedOptions, {"new": "1"})
 
 

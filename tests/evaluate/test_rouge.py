@@ -97,7 +97,9 @@ def test_checkpoint_is_scored_on_full_answers(
     assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
 
 
-def test_search_and_penalty_options_reach_the_decoder(run_command: Run, taught: Path, tmp_path: Path) -> None:
+def test_search_and_penalty_options_take_effect(
+    run_command: Run, taught: Path, tmp_path: Path
+) -> None:
     """Prevents options without effect."""
     out, lines = tmp_path / "out.json", tmp_path / "lines.jsonl"
     run_command(

@@ -1,4 +1,4 @@
-"""Conversations for tests: real ones, and as transformers wants them."""
+"""Conversations for tests: real ones, and conversion to the messages of transformers."""
 
 import itertools
 from pathlib import Path
@@ -31,13 +31,16 @@ def to_chat_messages(reference: str, turns: Turns) -> list[dict[str, str]]:
 
 
 def read_real_conversations(pattern: Path, source: str, limit: int) -> list[tuple[str, Turns]]:
-    """The (reference, turns) of the first conversations of one source's files."""
+    """Return the (reference, turns) of the first conversations in the files of one source."""
     records = (
         record
         for path in expand_inputs([str(pattern)])
         for record in SOURCES[source].iter_records(path)
     )
-    found = itertools.islice((each for each in records if isinstance(each, Conversation)), limit)
+    conversations = itertools.islice(
+        (each for each in records if isinstance(each, Conversation)), limit
+    )
     return [
-        (each.reference, [(turn.question, turn.answer) for turn in each.turns]) for each in found
+        (each.reference, [(turn.question, turn.answer) for turn in each.turns])
+        for each in conversations
     ]

@@ -1,6 +1,6 @@
-"""A few sound records of every source in the shape of its release, ways to spoil them, and what becomes of them.
+"""Valid records of every source in the format of its release, and ways to corrupt them.
 
-`ROWS` has the records; tests of bad data spoil them in every way that files are spoilt.
+`ROW_BUILDERS` builds the records; tests of bad data corrupt them and check the result.
 """
 
 import json
@@ -25,7 +25,7 @@ SENTENCE_CHARACTERS = (
 
 
 def unique_sentence(number: int) -> str:
-    """A sentence of its own that cleaning keeps and no deduplication takes for another."""
+    """Return a unique sentence that passes cleaning and is not a near-duplicate of another."""
     rng = random.Random(number)
     return "".join(rng.choices(SENTENCE_CHARACTERS, k=60)) + f"第{number}句"
 
@@ -34,7 +34,7 @@ def _dialogue(number: int) -> str:
     return f"Human:{unique_sentence(number)}\n\nAssistant:{unique_sentence(number + 100)}"
 
 
-# Source → a row of its release; the first keys, as many as REQUIRED says, cannot be left out.
+# Source → a row of its release; the first NUM_REQUIRED_KEYS keys cannot be left out.
 ROW_BUILDERS: dict[str, Callable[[int], Row]] = {
     "wikipedia": lambda n: {
         "text": unique_sentence(n),
@@ -122,7 +122,7 @@ def to_json_bytes(row: object) -> bytes:
 
 
 def join_rows(source: str, rows: list[bytes]) -> bytes:
-    """Rows as the release of a source writes them."""
+    """Return rows in the file format of the release of a source."""
     return (
         b"[" + b",\n".join(rows) + b"]"
         if source in JSON_ARRAY_SOURCES
@@ -135,13 +135,16 @@ def tsv_row(number: int) -> bytes:
 
 
 def pseudo_xml_document(number: int) -> bytes:
-    text = f"<doc id={number}>\n<human_label>5</human_label>\n<summary>\n{unique_sentence(number)}\n</summary>\n"
+    text = (
+        f"<doc id={number}>\n<human_label>5</human_label>\n"
+        f"<summary>\n{unique_sentence(number)}\n</summary>\n"
+    )
     return (
         text + f"<short_text>\n{unique_sentence(number + 100) * 2}\n</short_text>\n</doc>\n"
     ).encode()
 
 
-# Every shape that is read: name → its source and record number → bytes, one record by itself.
+# File format → its source, and a function from record number to the bytes of one record.
 RECORD_WRITERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
     **{
         name: (name, lambda n, row=row: to_json_bytes(row(n)) + b"\n")
@@ -154,7 +157,10 @@ RECORD_WRITERS: dict[str, tuple[str, Callable[[int], bytes]]] = {
 
 
 def read_good_and_bad(source: str, path: Path) -> tuple[list[Record], list[BadRecord]]:
-    """What a source makes of a file, after a look whether each bad record names its place in one printable line."""
+    """Read a file by a source; return its records and its bad records.
+
+    Checks that each bad record gives its file, its line and a reason of one printable line.
+    """
     records = list(SOURCES[source].iter_records(path))
     bad_records = [record for record in records if isinstance(record, BadRecord)]
     for record in bad_records:
@@ -178,7 +184,7 @@ def _drop_key(row: Row, key: str) -> Row:
 
 
 def corrupt_row_variants(source: str) -> dict[str, bytes]:
-    """The third row of a source, spoilt in every way that must cost it and nothing else."""
+    """Return the third row of a source, corrupted in ways that must reject only this row."""
     row, keys = (
         ROW_BUILDERS[source](2),
         list(ROW_BUILDERS[source](2))[: NUM_REQUIRED_KEYS.get(source, 1)],

@@ -1,4 +1,4 @@
-"""What the tests share that send models out and take them in: a run that was really trained, real texts, both tokenizers."""
+"""Fixtures of export, import and tokenizer tests: a trained run, real texts, two tokenizers."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ SHAPE = {
 
 @pytest.fixture(scope="session")
 def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model, with grouped heads, fine-tuned from nothing on a little of the sample's conversations."""
+    """Fine-tune a small grouped-query model without a base on a few sample conversations."""
     folder = tmp_path_factory.mktemp("trained")
     group = SourceGroup(
         "redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)
@@ -33,7 +33,7 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_groups(
         [group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=80)
     )
-    words = {
+    options = {
         "base": "none",
         "data": folder / "redgpt",
         "run": folder / "run",
@@ -47,14 +47,14 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        # Seconds, for a share that is only shown.
+        # Measuring the speed of the machine takes seconds, and only a log line shows it.
         patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
         patch.setattr(
             sys,
             "argv",
             [
                 "train.sft",
-                *(word for key, value in words.items() for word in (f"--{key}", str(value))),
+                *(word for key, value in options.items() for word in (f"--{key}", str(value))),
             ],
         )
         main()
@@ -63,20 +63,21 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stock(shared: Path) -> Tokenizer:
-    """The 65,000 pieces of Llama-Chinese."""
+    """Return the tokenizer of Llama-Chinese, of 65,000 pieces."""
     return load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
 
 
 @pytest.fixture(scope="session", params=["small", "stock"])
 def either(request: pytest.FixtureRequest) -> Tokenizer:
-    """The shipped tokenizer and the 65,000 pieces."""
-    found: Tokenizer = request.getfixturevalue("tokenizer" if request.param == "small" else "stock")
-    return found
+    """Return the tokenizer of this project or that of Llama-Chinese."""
+    name = "tokenizer" if request.param == "small" else "stock"
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
 def real_texts(shared: Path) -> list[str]:
-    """Thousands of real texts: beginnings of articles, single lines, raw files with their tabs and brackets."""
+    """Return thousands of real texts: beginnings of articles, single lines, raw lines of files."""
     texts: list[str] = []
     for path in sorted((shared / "data" / "pretrain").glob("*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -165,7 +165,7 @@ def test_hf_saved_config_loads_as_same_model(
 
 
 def test_old_config_format_still_loads() -> None:
-    """Prevents this project's defaults in files from before grouped-query attention, or with nulls."""
+    """Prevents wrong defaults in files from before grouped-query attention, or with nulls."""
     values = {
         "model_type": "llama",
         "vocab_size": 199,

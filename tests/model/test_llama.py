@@ -61,7 +61,7 @@ def build_transformers_model(model: Llama) -> Any:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_and_gradients_match_transformers(name: str) -> None:
-    """Prevents an architecture that differs from a Llama: its exports would compute something else."""
+    """Prevents an architecture that differs from Llama: exports would compute something else."""
     ours = Llama(small_config(**SHAPES[name])).init_weights(3)
     # Larger weights than at initialization, where attention is nearly uniform and hides errors.
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_logits_and_gradients_match_transformers(name: str) -> None:
 
 
 def test_plain_formulas_match_custom_autograd_functions() -> None:
-    """Prevents a model that computes something else without gradients, and on GPUs, than in training."""
+    """Prevents a model that differs between training and inference, or between CPU and GPU."""
     model = Llama(small_config(num_key_value_heads=2)).init_weights(1)
     ids = torch.randint(199, (2, 50))
     with torch.no_grad():

@@ -202,7 +202,7 @@ def test_unsupported_peft_adapter_gives_one_line_error(
 
 
 def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Prevents an adapter on other weights than those it was trained beside: it answers nonsense."""
+    """Prevents nonsense answers of an adapter on other weights than those of its base."""
     base, folder = (
         save_random_base(tmp_path / "old" / "base", tokenizer),
         tmp_path / "old" / "adapter",

@@ -132,7 +132,7 @@ def test_low_precision_gradients_match_fp32(dtype: torch.dtype, rows: int, vocab
     ],
 )
 def test_num_correct_is_computed_with_the_loss(path: LossPath, dtype: torch.dtype) -> None:
-    """Prevents a training accuracy that differs from evaluation, ties included, or alters gradients."""
+    """Prevents an accuracy unlike that of evaluation, ties included, and changed gradients."""
     hidden, weight, targets = random_inputs()
     hidden[:, :16], weight[:, 16:] = hidden[:, :16].round(), 0  # many ties
     weight[:, :16] = weight[:, :16].round()

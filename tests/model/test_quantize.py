@@ -112,7 +112,7 @@ def test_decoding_uses_quantized_model() -> None:
 
 @pytest.mark.slow
 def test_quantizing_trained_model_barely_changes_loss(tokenizer: Tokenizer) -> None:
-    """Prevents a loss of quality on trained weights, which are less evenly spread than random ones."""
+    """Prevents a loss of quality on trained weights, less evenly spread than random ones."""
     model = small_model(vocab_size=tokenizer.vocab_size).train()
     draw = np.random.default_rng(0)
     starts, steps = draw.integers(400, 450, (40, 16)), draw.integers(1, 4, (40, 16))
@@ -141,4 +141,4 @@ def test_chat_reports_int8_weights(tmp_path: Path, tokenizer: Tokenizer) -> None
     loaded = load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto", "int8")
     assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，int8 权重" in loaded.description
     plain = load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto")
-    assert "int8" not in plain.description
+    assert "int8 权重" not in plain.description

@@ -1,4 +1,4 @@
-"""Tiny training runs as real processes, runs that were never stopped to compare with, small disks, little memory, a model."""
+"""Fixtures: tiny training runs as processes, small disks, a memory limit, a checkpoint."""
 
 import resource
 import shutil
@@ -16,8 +16,8 @@ from model.tokenizer.base import Tokenizer
 from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario, sft_scenario
 
 
-def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
-    """The same command once more lets a run end as the one that was never stopped."""
+def assert_resumes_like(scenario: Scenario, run: Path, whole: Path) -> None:
+    """Resume a run with the same command, and compare its end with the run never stopped."""
     child = scenario.start(run)
     assert child.wait() == 0, child.output
     assert find_differences(run, whole) == []
@@ -25,13 +25,13 @@ def goes_on(scenario: Scenario, run: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="session")
 def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
-    """40 steps of pretraining a tiny model."""
+    """Return the scenario of 40 pretraining steps of a tiny model."""
     return pretrain_scenario(tmp_path_factory.mktemp("pretraining"))
 
 
 @pytest.fixture(scope="session")
 def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pretraining run that was never stopped."""
+    """Return an uninterrupted pretraining run."""
     run = tmp_path_factory.mktemp("whole") / "run"
     child = pretrain.start(run, fresh_interpreter=True)
     assert child.wait() == 0, child.output
@@ -40,26 +40,26 @@ def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tune(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
-    """Three epochs of fine-tuning a tiny model."""
+    """Return the scenario of three epochs of fine-tuning of a tiny model."""
     return sft_scenario(tmp_path_factory.mktemp("tuning"))
 
 
 @pytest.fixture
 def finished(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the run that was never stopped, to do harm to."""
+    """Return a copy of the uninterrupted run, for tests that damage it."""
     shutil.copytree(whole, tmp_path / "run", symlinks=True)
     return tmp_path / "run"
 
 
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's rate is measured whenever a trainer is made, which takes long beside other work."""
+    """Replace the measurement of the matmul rate, which is slow beside other work."""
     monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes bytes into a file of the test's own; gives its path."""
+    """Return a function that writes bytes to a file and returns the path."""
 
     def _write(data: bytes, name: str = "file.jsonl") -> Path:
         (tmp_path / name).write_bytes(data)
@@ -73,16 +73,16 @@ Mount = Callable[[str], Path]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts a disk of its own (tmpfs) with the options given, or mounts it again with others; gives its folder."""
+    """Return a function that mounts a tmpfs, or remounts it with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = False
 
     def mount(options: str) -> Path:
         nonlocal mounted
-        said = f"remount,{options}" if mounted else options
+        mount_options = f"remount,{options}" if mounted else options
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", said, "tmpfs", str(folder)],
+            ["mount", "-t", "tmpfs", "-o", mount_options, "tmpfs", str(folder)],
             capture_output=True,
             text=True,
         )
@@ -100,7 +100,7 @@ def disk(tmp_path: Path) -> Iterator[Mount]:
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """No more than 1.5 GB beyond what this process has mapped by now."""
+    """Limit the address space to 1.5 GB beyond what this process has mapped."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + (3 << 29), before[1]))
@@ -110,7 +110,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.fixture
 def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
-    """A small checkpoint folder."""
+    """Return the folder of a small checkpoint."""
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=8,
@@ -127,46 +127,49 @@ def model(tmp_path: Path, tokenizer: Tokenizer) -> Path:
 
 @dataclass
 class Ext4:
-    """A disk of its own, a file with ext4 in it, that can turn read-only under those who write to it."""
+    """An ext4 file system in an image file, which can turn read-only while it is written to."""
 
     image: Path
     folder: Path
 
     def mount(self) -> None:
         """Mount it."""
-        ordered("mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder))
+        run_or_skip("mount", "-o", "loop,errors=remount-ro", str(self.image), str(self.folder))
 
     def fault(self) -> Path:
-        """The file into which a 1 makes the kernel find an error on the disk."""
-        device = ordered("findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)).strip()
+        """Return the file into which a 1 makes the kernel report an error on the disk."""
+        device = run_or_skip(
+            "findmnt", "--noheadings", "--output", "SOURCE", str(self.folder)
+        ).strip()
         return Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
 
     def mount_again(self) -> None:
-        """What its owner does after a fault. What was written and not synced before is lost."""
-        ordered("umount", str(self.folder))
+        """Remount after a fault; data that was not synced before it is lost."""
+        run_or_skip("umount", str(self.folder))
         self.mount()
 
 
-def ordered(*words: str) -> str:
-    """What a command prints; the test is skipped where there is no such command, or it may not do it."""
+def run_or_skip(*command: str) -> str:
+    """Return the output of a command, or skip the test if it is missing or not permitted."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
-        pytest.skip(f"there is no {words[0]} here")
+        pytest.skip(f"there is no {command[0]} here")
     except subprocess.CalledProcessError as error:
         pytest.skip(
-            f"a disk cannot be made and mounted here, which takes root and loop devices: {error.stderr.strip()}"
+            "a disk cannot be made and mounted here, which takes root and loop devices: "
+            f"{error.stderr.strip()}"
         )
 
 
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Ext4]:
-    """A mounted one."""
-    made = Ext4(tmp_path / "image", tmp_path / "ext4")
-    made.folder.mkdir()
-    with made.image.open("wb") as file:
+    """Mount a new ext4 file system of 64 MB."""
+    file_system = Ext4(tmp_path / "image", tmp_path / "ext4")
+    file_system.folder.mkdir()
+    with file_system.image.open("wb") as file:
         file.truncate(64 << 20)
-    ordered("mkfs.ext4", "-q", str(made.image))
-    made.mount()
-    yield made
-    subprocess.run(["umount", "-l", str(made.folder)], check=True)
+    run_or_skip("mkfs.ext4", "-q", str(file_system.image))
+    file_system.mount()
+    yield file_system
+    subprocess.run(["umount", "-l", str(file_system.folder)], check=True)

@@ -1,5 +1,6 @@
-"""Bad data, end to end: every record of it comes out of preparation, is unused on purpose, or is quarantined by name; and
-what evaluation and tokenizer training make of it.
+"""Bad data, end to end: each record is prepared, skipped on purpose, or quarantined by name.
+
+Also the readers of evaluation and of tokenizer training.
 """
 
 import json
@@ -40,7 +41,7 @@ from tests.helpers.native_corpora import (
 def prepared(
     tmp_path: Path, groups: list[SourceGroup], root: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """What preparation makes of inputs: its report, what it quarantined, and the shard set."""
+    """Prepare inputs; return the report, the quarantine and the folder of the shard set."""
     out = tmp_path / "out"
     shutil.rmtree(out, ignore_errors=True)
     report = prepare_groups(
@@ -97,7 +98,7 @@ def test_unused_records_are_counted_separately(tmp_path: Path, root: Path) -> No
 
 
 def test_control_characters_in_real_text_are_removed(tmp_path: Path, root: Path) -> None:
-    """A NUL that ends the text for a C library, a byte order mark in the middle of a document, half an emoji."""
+    """Prevents NULs, byte order marks inside a document and half emoji in the training text."""
     marked = f"\ufeff{unique_sentence(1)}\0{unique_sentence(2)}\ufeff\u200b\r\n{unique_sentence(3)}"
     path = tmp_path / "file.jsonl"
     path.write_bytes(
@@ -123,7 +124,7 @@ def test_control_characters_in_real_text_are_removed(tmp_path: Path, root: Path)
 
 
 def test_conversations_lose_no_characters(tmp_path: Path, root: Path) -> None:
-    """They are not cleaned: what the tokenizer is given must come back, NUL and byte order mark included."""
+    """Prevents cleaning of conversations: NULs and byte order marks must round-trip."""
     answer = f"{unique_sentence(1)}\0\ufeff{unique_sentence(2)}\r\n\U0001f468\u200d\U0001f469\n\x1b"
     rows = [
         {"instruction": unique_sentence(9), "output": answer + "完"},
@@ -149,7 +150,7 @@ def _texts(out: Path) -> list[str]:
 
 
 def test_non_utf8_file_names_are_prepared_and_quarantined(tmp_path: Path, root: Path) -> None:
-    """Names from another system, in GBK, are bytes that have no UTF-8."""
+    """Prevents a crash for file names in GBK, which are not valid UTF-8."""
     path = os.path.join(os.fsencode(tmp_path), "语料.jsonl".encode("gbk"))
     with open(path, "wb") as file:
         file.write(
@@ -163,7 +164,7 @@ def test_non_utf8_file_names_are_prepared_and_quarantined(tmp_path: Path, root: 
 
 
 def test_real_malformed_files_are_read_by_every_source(shared: Path) -> None:
-    """By the right source and by any wrong one: as many records and bad ones as there are raw records."""
+    """Prevents lost records, also where a file is read by the wrong source."""
     for path in sorted((shared / "data" / "malformed").iterdir()):
         for name, source in SOURCES.items():
             good, bad = read_good_and_bad(name, path)
@@ -171,17 +172,17 @@ def test_real_malformed_files_are_read_by_every_source(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "kept"),
+    ("name", "file", "is_prepared"),
     [
         ("alpaca", "alpaca_invalid.json", True),
         ("jsonl", "dev_sft_sharegpt.csv", False),
     ],
 )
 def test_real_malformed_files_are_prepared_or_refused(
-    tmp_path: Path, root: Path, shared: Path, name: str, file: str, kept: bool
+    tmp_path: Path, root: Path, shared: Path, name: str, file: str, is_prepared: bool
 ) -> None:
     path = str(shared / "data" / "malformed" / file)
-    if kept:
+    if is_prepared:
         report, bad, _ = prepared(tmp_path, [SourceGroup(name, (path,))], root)
         assert (
             report["kept"] > 2000
@@ -228,7 +229,7 @@ def test_evaluation_reports_skipped_records(
 def test_predictions_are_printable_or_give_one_line_error(
     write: Callable[..., Path], data: list[bytes]
 ) -> None:
-    """Half a character in another program's predictions, found when an hour of scores is printed."""
+    """Prevents half a character in predictions from failing only when scores are printed."""
     path = write(b"\n".join(data))
     try:
         rows = read_predictions(path, ("prediction", "reference"))
@@ -239,11 +240,11 @@ def test_predictions_are_printable_or_give_one_line_error(
 
 
 def test_a_tokenizer_can_be_trained_on_any_json(write: Callable[..., Path]) -> None:
-    """Nested a thousand deep, which orjson reads and a recursive walk does not."""
+    """Prevents a RecursionError for deep nesting, which orjson reads."""
     for depth in (10, 990, 1000, 1020, 5000):
-        found = list(
+        records = list(
             STRINGS_SOURCE.iter_records(
                 write(b'{"a": ' + b"[" * depth + '"字"'.encode() + b"]" * depth + b"}\n")
             )
         )
-        assert len(found) == 1 and isinstance(found[0], Document | BadRecord)
+        assert len(records) == 1 and isinstance(records[0], Document | BadRecord)

@@ -1,8 +1,8 @@
-"""Bad options: whatever is wrong with a command line, it ends with exit code 2 and a line that names it and the cure.
+"""Bad options: every mistake ends with exit code 2 and one line that names it and the remedy.
 
-The table, `bad_options.txt`, has a row for each mistake: the command, and words that the one line on stderr must have.
-`{…}` are files and folders that the fixture `places` makes. The commands run in this process, a few at the end in one of
-their own.
+The table, `bad_options.txt`, has a row for each mistake: the command, and what the one line on
+stderr must contain. `{...}` are files and folders of the fixture `places`. The commands run in this
+process, a few at the end in one of their own.
 """
 
 import importlib
@@ -50,7 +50,12 @@ SHORT = {
 TABLE = Path(__file__).with_name("bad_options.txt").read_text(encoding="utf-8")
 ROWS = [line.split("|", 1) for line in TABLE.splitlines() if not line.startswith("#")]
 # Programs that a command starts for itself; nobody types them.
-INTERNAL = {"model.chat_template.jinja_sandbox"}
+INTERNAL = {
+    "bench.gpu.preload",
+    "bench.gpu.runs",
+    "bench.gpu.worker",
+    "model.chat_template.jinja_sandbox",
+}
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +212,9 @@ def test_every_command_has_bad_option_cases(root: Path) -> None:
             programs[
                 ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
             ] = found[1]
-    commands = {
-        name
-        for name, called in programs.items()
-        if called == "run_main" and not name.startswith("tests.")
-    }
-    assert set(programs) - commands - INTERNAL == {
-        name for name in programs if name.startswith("tests.")
-    }
+    commands = {name for name, called in programs.items() if called == "run_main"} - INTERNAL
+    others = set(programs) - commands - INTERNAL
+    assert all(name.startswith("tests.") for name in others)
     tried = Counter(SHORT.get(row[0].split()[0], row[0]).split()[0] for row in ROWS)
     assert len(commands) > 20 and set(tried) == commands
     assert {name for name in commands if tried[name] < 2} == set()
@@ -230,13 +230,11 @@ def test_bad_option_error_is_one_line_naming_it(
     command: str,
     expected: str,
 ) -> None:
-    """A traceback, a usage text of ten lines, exit code 0 or 1, or half a run left behind that then is in the way."""
+    """Prevents a traceback, a usage text, exit code 0 or 1, or half a run left in the way."""
     for short, long in SHORT.items():
         command = command.replace(short, long)
     new = tmp_path / "new"
     words = [word.format(**places, new=new) for word in shlex.split(command)]
-    if "--config" not in words and words[0].startswith("train."):
-        words += ["--config", str(root / "configs" / f"{words[0].removeprefix('train.')}.yaml")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the command went on to talk"))
@@ -260,9 +258,9 @@ def test_bad_option_error_is_one_line_naming_it(
     assert left.value.code == 2, said
     parts = [part.strip().format(**places, new=new) for part in expected.split(" | ")]
     assert all(part in "\n".join(said) for part in parts), said
-    # One line a mistake: only an invocation without any required option makes two.
+    # One line for each mistake; the rows with several lack several required options.
     assert said and all(line.startswith("error: ") for line in said)
-    assert len(said) == (2 if words == ["data.prepare"] else 1)
+    assert len(said) == max(1, sum("is required" in part for part in parts))
     assert not new.exists()
 
 
@@ -271,7 +269,7 @@ def test_bad_option_error_is_one_line_naming_it(
     ("command", "expected"),
     [
         ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
-        ("data.download --parts", "--parts: expected one argument"),
+        ("data.download --parts", "--parts: needs a value"),
         ("evaluate.perplexity --checkpoint nowhere", "nowhere is not a checkpoint"),
         ("chat --checkpoint nowhere", "nowhere 中没有可用的模型"),
     ],
@@ -294,7 +292,7 @@ def test_commands_exit_with_one_line_error(root: Path, command: str, expected: s
 
 @pytest.mark.slow
 def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
-    """make's own code for a failed command is 2, whatever the command's; its line must not hide the command's."""
+    """Prevents the line of make about its exit code from hiding the line of the command."""
     # What the make that runs the tests was told is not for the one inside a test.
     environment = {
         key: value
@@ -314,3 +312,14 @@ def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
             env=environment,
         )
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_run_names_differ_by_mixture_weights() -> None:
+    """One that is taken for the other, and refused for its data."""
+    from train.command import default_run_folder
+
+    assert (
+        default_run_folder("sft", "csl+lcsts")
+        == Path("runs/sft-csl+lcsts")
+        != default_run_folder("sft", "csl:0.5+lcsts")
+    )

@@ -1,4 +1,4 @@
-"""Bad records: one that is spoilt in whatever way is quarantined by name, and costs nothing of what stands beside it."""
+"""Bad records: a corrupt record is quarantined with a reason, and its neighbors are kept."""
 
 import gzip
 import json
@@ -31,10 +31,9 @@ from tests.helpers.native_corpora import (
 def test_bad_record_is_quarantined_and_others_are_kept(
     write: Callable[..., Path], name: str
 ) -> None:
-    """A crash, a record that vanishes, or a fault that costs its neighbours; a reason of a megabyte, or one that moves the
-    cursor of the terminal that shows it."""
+    """Prevents crashes, silently dropped records, lost neighbors and unprintable reasons."""
     rows = [ROW_BUILDERS[name](number) for number in range(5)]
-    wanted = parse_rows(name, [rows[0], rows[1], rows[3], rows[4]])
+    expected = parse_rows(name, [rows[0], rows[1], rows[3], rows[4]])
     for kind, data in corrupt_row_variants(name).items():
         good, bad = read_good_and_bad(
             name,
@@ -50,22 +49,22 @@ def test_bad_record_is_quarantined_and_others_are_kept(
                 )
             ),
         )
-        assert good == wanted, kind
+        assert good == expected, kind
         assert [record.line for record in bad] == [3], kind
 
 
 @pytest.mark.parametrize("name", ROW_BUILDERS)
 def test_bom_and_crlf_lose_no_records(write: Callable[..., Path], name: str) -> None:
-    """A byte order mark or CRLF that makes the first record bad or hangs on every text."""
+    """Prevents a byte order mark or CRLF from spoiling the first record or every text."""
     rows = [ROW_BUILDERS[name](number) for number in range(4)]
-    wanted, data = parse_rows(name, rows), join_rows(name, [to_json_bytes(row) for row in rows])
+    expected, data = parse_rows(name, rows), join_rows(name, [to_json_bytes(row) for row in rows])
     for kind in (
         b"\xef\xbb\xbf" + data,
         data.replace(b"\n", b"\r\n"),
         b"\n \r\n" + data + b"\n\n",
         gzip.compress(data),
     ):
-        assert read_good_and_bad(name, write(kind)) == (wanted, []), kind[:40]
+        assert read_good_and_bad(name, write(kind)) == (expected, []), kind[:40]
 
 
 @pytest.mark.parametrize("name", ROW_BUILDERS)
@@ -128,7 +127,7 @@ def test_ten_megabyte_record_is_accepted(write: Callable[..., Path], name: str) 
 def test_invalid_conversation_is_rejected_whole(
     write: Callable[..., Path], name: str, row: Row
 ) -> None:
-    """Questions without answers, empty conversations, or columns of which a shorter one silently cuts the other."""
+    """Prevents questions without answers, empty conversations and silently cut columns."""
     good, bad = read_good_and_bad(name, write(join_rows(name, [to_json_bytes(row)])))
     assert not good and len(bad) == 1
 
@@ -137,10 +136,10 @@ def test_invalid_conversation_is_rejected_whole(
 @given(value=st.dictionaries(st.sampled_from(JSON_KEYS), JSON_VALUES, max_size=5) | JSON_VALUES)
 @QUICK_SETTINGS
 def test_any_json_gives_a_record_or_a_reason(name: str, value: object) -> None:
-    """Any type under any key of any source."""
+    """Prevents a crash for any type under any key of any source."""
     raw = files.RawRecord("file", 1, json.dumps(value).encode())
-    found = SOURCES[name].try_parse(raw)
+    record = SOURCES[name].try_parse(raw)
     assert (
-        isinstance(found, Document | Conversation | Summary | SkippedRecord)
-        or found.reason.isprintable()
+        isinstance(record, Document | Conversation | Summary | SkippedRecord)
+        or record.reason.isprintable()
     )

@@ -1,10 +1,8 @@
-"""What a run may not go on with is refused by name; what may change may, and the order of data stays the same."""
+"""Resuming with other options: what determines a run is compared, the rest may change."""
 
-import gc
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,146 +10,116 @@ from common.errors import UserError
 from common.files import write_atomic
 from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
-from tests.fault_injection.kill import ROOT, Scenario, read_comparable_metrics
+from tests.fault_injection.kill import ROOT, Scenario
 from tests.helpers.prepare import prepare_source
+from tests.helpers.training import comparable_records, to_arguments
 from train.pretrain import main
 
 
-def go_on(scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *change: str) -> str:
-    """What the same command with a change says before it trains."""
-    monkeypatch.setattr(
-        sys, "argv", ["train.pretrain", *scenario.arguments, "--run", str(run), *change]
-    )
+def refusal(
+    scenario: Scenario, run: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> list[str]:
+    """Return the differences that resuming with more arguments is refused for."""
+    command = ["train.pretrain", *scenario.arguments, "--run", str(run), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(UserError) as refused:
         main()
-    said = str(refused.value)
-    # A process that fails ends; here what it held in its frames, the lock of the run, has to go by itself.
-    del refused
-    gc.collect()
-    return said
+    first, *differences, remedy = str(refused.value).splitlines()
+    assert first == f"{run} was started with other values (old -> new):"
+    assert "RUN=runs/NAME (--run runs/NAME)" in remedy and f"{run}/config.yaml" in remedy
+    return [line.strip() for line in differences]
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("option", "value", "difference"),
     [
-        (["--seed", "7"], ["another seed (0, now 7)", "go on with --seed 0"]),
-        (["--max_steps", "50"], ["another max_steps (40, now 50)", "go on with --max_steps 40"]),
-        (["--batch_tokens", "512"], ["another batch_tokens", "go on with --batch_tokens 256"]),
-        (
-            ["--sequence_length", "32"],
-            ["another sequence_length", "go on with --sequence_length 64"],
-        ),
-        (["--model.hidden_size", "64"], ["another model (hidden_size: 32, now 64, "]),
-        (["--model.rope_theta", "5000"], ["another model (rope", "now 5000"]),
-        (["--optimizer.lr", "0.5"], ["another optimizer (lr: ", "now 0.5)", "config.yaml says"]),
-        (["--optimizer.name", "adamw"], ["another optimizer (name: muon, now adamw)"]),
-        (["--schedule.final", "0.5"], ["another schedule (final: ", "now 0.5)"]),
+        ("seed", 7, "seed: 0 -> 7"),
+        ("max_steps", 50, "max_steps: 40 -> 50"),
+        ("batch_tokens", 512, "batch_tokens: 256 -> 512"),
+        ("sequence_length", 32, "sequence_length: 64 -> 32"),
+        ("model.hidden_size", 64, "model.hidden_size: 32 -> 64"),
+        ("model.rope_theta", 5000, "model.rope_theta: 10000.0 -> 5000.0"),
+        ("optimizer.lr", 0.5, "optimizer.lr: 0.008 -> 0.5"),
+        ("optimizer.name", "adamw", "optimizer.name: muon -> adamw"),
+        ("schedule.final", 0.5, "schedule.final: 0.0 -> 0.5"),
     ],
 )
 def test_changed_option_is_refused_by_name(
     pretrain: Scenario,
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
-    change: list[str],
-    words: list[str],
+    option: str,
+    value: object,
+    difference: str,
 ) -> None:
-    """A continuation that silently is something else, or a refusal that leaves the user to guess."""
-    said = go_on(pretrain, finished, monkeypatch, *change)
-    assert all(
-        word in said for word in [*words, "name a new run: RUN=runs/NAME (--run runs/NAME)"]
-    ), said
-    assert said.count("\n") == 0
+    """Prevent a resumed run that trains something else, and a refusal without the values."""
+    differences = refusal(pretrain, finished, monkeypatch, f"--{option}", str(value))
+    assert difference in differences
+    # A model has values that follow from others, such as the size of a head.
+    group = option.partition(".")[0]
+    assert all(line.startswith(group) for line in differences)
 
 
-def test_changed_data_or_tokenizer_is_refused(
+def test_changed_data_and_tokenizer_are_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The same words under other ids."""
-    texts = tmp_path / "text.jsonl"
+    """Catch other text, or the same text in other ids."""
+    text = tmp_path / "text.jsonl"
     write_atomic(
-        texts, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40))
+        text, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40))
     )
-    prepare_source(
-        "jsonl",
-        [str(texts)],
-        tmp_path / "other",
-        ROOT / "assets/tokenizer",
-        PrepareOptions(workers=1),
-    )
-    said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
-    was = pretrain.arguments[pretrain.arguments.index("--data") + 1]
-    assert said == (
-        f"{finished} was trained on {was} ({Path(was).name}) and not on {tmp_path / 'other'} (other): go on with "
-        f"DATA={was} (--data {was}), or name a new run: RUN=runs/NAME (--run runs/NAME)"
-    )
-    changed = retokenized(tmp_path)
-    prepare_source("jsonl", [str(texts)], tmp_path / "words", changed, PrepareOptions(workers=1))
-    said = go_on(pretrain, finished, monkeypatch, "--data", str(tmp_path / "words"))
-    assert "another tokenizer: prepare the data with the run's own tokenizer" in said
+    options = PrepareOptions(workers=1)
+    shipped = ROOT / "assets/tokenizer"
+    prepare_source("jsonl", [str(text)], tmp_path / "other", shipped, options)
+    old_data = pretrain.arguments[pretrain.arguments.index("--data") + 1]
+    (line,) = refusal(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
+    assert line.startswith(f"data: {old_data} (content ")
+    assert f" -> {tmp_path / 'other'} (content " in line
+    changed = swap_pieces(tmp_path / "changed")
+    prepare_source("jsonl", [str(text)], tmp_path / "changed-ids", changed, options)
+    lines = refusal(pretrain, finished, monkeypatch, "--data", str(tmp_path / "changed-ids"))
+    assert [line.partition(":")[0] for line in lines] == ["data", "tokenizer"]
 
 
-def test_adding_base_to_scratch_run_is_refused(
-    pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """`make pretrain BASE=runs/x` where the run's default name is taken: a sentence about the weights that it began with."""
-    base = shutil.copytree(step_folder(finished, list_steps(finished)[0]), tmp_path / "base")
-    said = go_on(pretrain, finished, monkeypatch, "--base", str(base))
-    assert said == (
-        f"{finished} is there already and began from nothing: to train the weights of {base}, name a new run: "
-        "RUN=runs/NAME (--run runs/NAME)"
-    )
-
-
-def retokenized(folder: Path) -> Path:
-    """The shipped tokenizer with the pieces of two ids exchanged."""
+def swap_pieces(folder: Path) -> Path:
+    """Write the shipped tokenizer with the pieces of two ids exchanged; return the folder."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString((ROOT / "assets/tokenizer/tokenizer.model").read_bytes())
     one, other = model.pieces[500], model.pieces[501]
     one.piece, other.piece = other.piece, one.piece
-    (folder / "changed").mkdir()
-    (folder / "changed/tokenizer.model").write_bytes(model.SerializeToString())
-    return folder / "changed"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    return folder
 
 
 @pytest.mark.slow
 def test_changeable_options_keep_data_order(
     pretrain: Scenario, finished: Path, whole: Path
 ) -> None:
-    """A micro-batch, a rhythm of saving or of measuring that changes which rows come when."""
-    for step in [step for step in list_steps(finished) if step > 36]:
-        shutil.rmtree(step_folder(finished, step))
+    """Catch a micro-batch or an interval that changes the order of rows."""
+    for step in list_steps(finished):
+        if step > 36:
+            shutil.rmtree(step_folder(finished, step))
     start = list_steps(finished)[-1]
-    changes = [
-        "--micro_batch",
-        "1",
-        "--log_every",
-        "1",
-        "--checkpoint.every",
-        "2",
-        "--checkpoint.keep",
-        "1",
-        "--evaluation.every",
-        "5",
-        "--evaluation.tokens",
-        "300",
-        "--evaluation.sample_tokens",
-        "0",
-    ]
-    child = Scenario(pretrain.module, [*pretrain.arguments, *changes]).start(finished)
+    changes = {
+        "micro_batch": 1,
+        "log_every": 1,
+        "checkpoint.every": 2,
+        "checkpoint.keep": 1,
+        "evaluation.every": 5,
+        "evaluation.tokens": 300,
+        "evaluation.sample_tokens": 0,
+    }
+    scenario = Scenario(pretrain.module, [*pretrain.arguments, *to_arguments(changes)])
+    child = scenario.start(finished)
     assert child.wait() == 0 and f"continues after step {start}" in child.output, child.output
-
-    def trained(run: Path) -> dict[int, dict[str, Any]]:
-        return {
-            record["step"]: record
-            for record in read_comparable_metrics(run)
-            if record["kind"] == "train"
-        }
-
-    mine, right = trained(finished), trained(whole)
-    assert start < 40 and [step for step in mine if step > start] == list(range(start + 1, 41))
-    last = mine[40], right[40]
-    assert last[0]["tokens"] == last[1]["tokens"] and last[0]["epoch"] == last[1]["epoch"]
-    # The gradient of the very last rows, to the rounding of another order of addition.
-    assert last[0]["grad_norm"] == pytest.approx(last[1]["grad_norm"], rel=1e-3)
+    records = [record for record in comparable_records(finished) if record["kind"] == "train"]
+    steps = [record["step"] for record in records if record["step"] > start]
+    assert start < 40 and steps == list(range(start + 1, 41))
+    last = records[-1]
+    expected = [record for record in comparable_records(whole) if record["kind"] == "train"][-1]
+    assert (last["tokens"], last["epoch"]) == (expected["tokens"], expected["epoch"])
+    # The gradient of the last rows, up to the rounding of another order of summation.
+    assert last["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)

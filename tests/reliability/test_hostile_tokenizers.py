@@ -16,7 +16,7 @@ from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import parse_imported_tokenizer
 from tests.helpers import hf_checkpoints
-from tests.reliability.test_hostile_facts import REMOVED, VALUES, _places
+from tests.reliability.test_hostile_metadata import REMOVED, VALUES, _places
 
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -1,4 +1,4 @@
-"""Kill -9 anywhere: a few of the kills of `python -m tests.fault_injection.kill`, at moments chosen for what they could break."""
+"""A few of the kills of `python -m tests.fault_injection.kill`, where much can break."""
 
 import random
 import signal
@@ -17,11 +17,11 @@ from tests.fault_injection.kill import (
     read_end_record,
     sample_kill_points,
 )
-from tests.reliability.conftest import goes_on
+from tests.helpers.training import tensorboard_losses
+from tests.reliability.conftest import assert_resumes_like
 
-# A new run while it plans its data; in the writing of a checkpoint that takes the place of none, then of others; in an
-# evaluation; in the rotation after it.
-AIMS = [
+# While a new run plans its data, writes a checkpoint, evaluates, and deletes old checkpoints.
+KILL_POINTS = [
     KillPoint("plan", 1, 0.01),
     KillPoint("checkpoint", 2, 0.03),
     KillPoint("evaluation", 1, 0.02),
@@ -29,31 +29,36 @@ AIMS = [
 ]
 
 
-def through(scenario: Scenario, run: Path, whole: Path, moments: list[KillPoint]) -> list[str]:
-    places = []
-    for aim in moments:
-        code, place = kill_at(scenario, run, aim)
-        assert code == -signal.SIGKILL and place in PHASES
-        places.append(place)
-    goes_on(scenario, run, whole)
-    return places
+def kill_and_compare(
+    scenario: Scenario, run: Path, whole: Path, kill_points: list[KillPoint]
+) -> list[str]:
+    """Kill a run at each point, let it end, compare it with `whole`; return the phases."""
+    phases = []
+    for kill_point in kill_points:
+        code, phase = kill_at(scenario, run, kill_point)
+        assert code == -signal.SIGKILL and phase in PHASES
+        phases.append(phase)
+    assert_resumes_like(scenario, run, whole)
+    return phases
 
 
 @pytest.mark.slow
 def test_killed_pretraining_is_bit_identical(
     pretrain: Scenario, whole: Path, tmp_path: Path
 ) -> None:
-    """Half a checkpoint taken for a whole one, steps doubled or missing in the record, a best checkpoint that is lost."""
-    places = through(pretrain, tmp_path / "run", whole, AIMS)
-    assert "checkpoint" in places
+    """Catch half a checkpoint taken for a whole one, and steps doubled or missing in the logs."""
+    run = tmp_path / "run"
+    assert "checkpoint" in kill_and_compare(pretrain, run, whole, KILL_POINTS)
+    # TensorBoard too has what the killed processes had not flushed.
+    assert tensorboard_losses(run) == tensorboard_losses(whole)
 
 
 @pytest.mark.slow
 def test_killed_fine_tuning_is_bit_identical(tune: Scenario, tmp_path: Path) -> None:
-    """What is true of pretraining alone: packed rows, answers that are scored, the best checkpoint by ROUGE."""
+    """Catch what pretraining lacks: packed rows, generated answers, a best step by ROUGE."""
     child = tune.start(tmp_path / "whole", fresh_interpreter=True)
     assert child.wait() == 0, child.output
-    through(
+    kill_and_compare(
         tune,
         tmp_path / "run",
         tmp_path / "whole",
@@ -63,27 +68,27 @@ def test_killed_fine_tuning_is_bit_identical(tune: Scenario, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "moments"),
+    ("name", "kill_points"),
     [
         ("an adapter", [KillPoint("checkpoint", 2, 0.02), KillPoint("step", 2, 0.0)]),
         ("ending early", [KillPoint("evaluation", 2, 0.01), KillPoint("ending", 2, 0.005)]),
     ],
 )
 def test_killed_lora_and_early_stopping_runs_are_bit_identical(
-    name: str, moments: list[KillPoint], tmp_path: Path
+    name: str, kill_points: list[KillPoint], tmp_path: Path
 ) -> None:
-    """Dropout drawn anew, an adapter without its base; a run that patience ended and that trains on, or stands for the wrong
-    checkpoint, because the kill came between its last evaluation and the word that it has ended."""
+    """Catch other dropout masks, and a kill just before the early-stop record."""
     scenario = SCENARIOS[name](tmp_path)
     child = scenario.start(tmp_path / "whole")
     assert child.wait() == 0 and (read_end_record(tmp_path / "whole") is not None) == (
         name == "ending early"
     ), child.output
-    assert through(scenario, tmp_path / "run", tmp_path / "whole", moments)[-1] == moments[-1].phase
+    phases = kill_and_compare(scenario, tmp_path / "run", tmp_path / "whole", kill_points)
+    assert phases[-1] == kill_points[-1].phase
 
 
 def test_harness_detects_differences(finished: Path, whole: Path) -> None:
-    """A comparison that finds nothing whatever happens."""
+    """Catch a comparison that never finds a difference."""
     assert find_differences(finished, whole) == []
     with (finished / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "step": 40, "loss": 1.0}\n')
@@ -91,12 +96,11 @@ def test_harness_detects_differences(finished: Path, whole: Path) -> None:
     state.write_bytes(state.read_bytes() + b" ")
     (finished / ".x.tmp").touch()
     (finished / EARLY_STOP_FILE).touch()
-    found = [said.split()[-1] for said in find_differences(finished, whole)]
-    assert found == ["state.json", "metrics.jsonl", EARLY_STOP_FILE, ".x.tmp"]
+    names = [line.split()[-1] for line in find_differences(finished, whole)]
+    assert names == ["state.json", "metrics.jsonl", EARLY_STOP_FILE, ".x.tmp"]
 
 
 def test_kill_points_cover_all_phases() -> None:
-    """Fifty kills that are all at one place."""
-    planned = sample_kill_points(random.Random(0), 60)
-    assert len({aim.phase for aim in planned}) >= 5
-    assert sum(aim.phase == "checkpoint" for aim in planned) >= 6
+    """Catch fifty kills in one phase."""
+    phases = [point.phase for point in sample_kill_points(random.Random(0), 60)]
+    assert len(set(phases)) >= 5 and phases.count("checkpoint") >= 6

@@ -22,16 +22,18 @@ from train.run_dir import RUN_FILE, RunDir
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:
     """Flip single bytes of a file at random places, then truncate it; restore it at the end."""
-    whole, draw = path.read_bytes(), random.Random(path.name)
-    for place in [draw.randrange(len(whole)) for _ in range(count)] if whole else []:
+    original, draw = path.read_bytes(), random.Random(path.name)
+    for place in [draw.randrange(len(original)) for _ in range(count)] if original else []:
         path.write_bytes(
-            whole[:place] + bytes([whole[place] ^ draw.randint(1, 255)]) + whole[place + 1 :]
+            original[:place]
+            + bytes([original[place] ^ draw.randint(1, 255)])
+            + original[place + 1 :]
         )
         yield f"byte {place} of {path.name}"
-    if whole:
-        path.write_bytes(whole[: len(whole) // 2])
+    if original:
+        path.write_bytes(original[: len(original) // 2])
         yield f"half of {path.name}"
-    path.write_bytes(whole)
+    path.write_bytes(original)
 
 
 def test_flipped_byte_in_checkpoint_falls_back_to_previous(
@@ -62,18 +64,20 @@ def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
     path = tmp_path / MANIFEST
     (tmp_path / "a").write_bytes(b"1")
     write_checksummed_json(path, {"format": "f", "seed": 1.5, "名": [True, None], "files": {}})
-    whole = path.read_bytes()
-    for place in range(len(whole)):
+    original = path.read_bytes()
+    for place in range(len(original)):
         for bit in (0, 5):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            path.write_bytes(
+                original[:place] + bytes([original[place] ^ 1 << bit]) + original[place + 1 :]
+            )
             assert MANIFEST in (check_manifest(tmp_path) or ""), (place, bit)
-    path.write_bytes(whole)
+    path.write_bytes(original)
     assert check_manifest(tmp_path) is None and read_checksummed_json(path)["seed"] == 1.5
 
 
 @pytest.fixture(scope="module")
 def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard set with every kind of file: spans, a template, quarantine, a report."""
+    """Write a shard set with every kind of file: spans, a template, quarantine, a report."""
     folder = tmp_path_factory.mktemp("prepared")
     bad = folder / "bad.json"
     bad.write_text('{"nothing": 1}\n', encoding="utf-8")
@@ -150,14 +154,14 @@ def test_flipped_byte_in_run_metadata_is_named(
         assert opened(folder).load_compute_plan() is None, damage
         assert COMPUTE_PLAN_FILE in capsys.readouterr().err
     config = folder / CONFIG_FILE
-    whole = config.read_bytes()
-    for place in range(len(whole)):
-        config.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    original = config.read_bytes()
+    for place in range(len(original)):
+        config.write_bytes(original[:place] + bytes([original[place] ^ 1]) + original[place + 1 :])
         opened(folder)
         assert f"{CONFIG_FILE} was edited by hand, or is damaged" in capsys.readouterr().err, place
-        assert config.read_bytes() == whole
+        assert config.read_bytes() == original
     assert opened(folder).load_compute_plan() == {"micro_rows": 4} and not capsys.readouterr().err
-    assert yaml.safe_load(whole) == {"seed": 0, "log_every": 10}
+    assert yaml.safe_load(original) == {"seed": 0, "log_every": 10}
 
 
 def test_run_without_steps_accepts_new_options(tmp_path: Path) -> None:

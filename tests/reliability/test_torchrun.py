@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM to torchrun itself: one line, a checkpoint, nobody left behind, and the next start goes on."""
+"""Ctrl-C and SIGTERM to torchrun: one line, one checkpoint, no process left, and a resume."""
 
 import contextlib
 import os
@@ -14,79 +14,71 @@ import pytest
 from common.metrics_file import read_metrics
 from model.checkpoint.locate import find_newest_step
 from tests.fault_injection.kill import Scenario
+from tests.helpers.training import to_arguments
 
-# As long as nobody stops it: no checkpoint and no evaluation comes by itself.
-ENDLESS = [
-    "--max_steps",
-    "1000000",
-    "--checkpoint.every",
-    "1000000",
-    "--evaluation.every",
-    "1000000",
-    "--log_every",
-    "1",
-]
+NEVER = 1_000_000
+# A run that no checkpoint and no evaluation interrupts, until it is stopped.
+ENDLESS = {
+    "max_steps": NEVER,
+    "checkpoint.every": NEVER,
+    "evaluation.every": NEVER,
+    "log_every": 1,
+}
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
 
 
-def stopped(root: Path, scenario: Scenario, run: Path, number: signal.Signals, to: str) -> str:
-    """What torchrun with two processes says if a signal comes some steps after it began: `to` it alone, to its group, as from
-    a terminal, or to all processes, as from systemd and Slurm."""
-    before = len(read_metrics(run))
-    command = [scenario.module, *scenario.arguments, *ENDLESS, "--run", str(run)]
-    with run.with_suffix(f".{to}").open("w+") as said:
+def run_and_stop(
+    root: Path, scenario: Scenario, run: Path, number: signal.Signals, target: str
+) -> str:
+    """Start torchrun with two processes and send a signal after some steps; return the output.
+
+    `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm). In both cases
+    torchrun forwards the signal to its processes once more.
+    """
+    num_records = len(read_metrics(run))
+    command = [scenario.module, *scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
+    with run.with_suffix(f".{target}").open("w+") as output:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                "2",
-                "-m",
-                "--",
-                *command,
-            ],
+            [sys.executable, "-m", *TORCHRUN, *command],
             cwd=root,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
         try:
             deadline = time.monotonic() + 120
-            while (
-                time.monotonic() < deadline
-                and process.poll() is None
-                and len(read_metrics(run)) <= before + 5
-            ):
+            while process.poll() is None and len(read_metrics(run)) <= num_records + 5:
+                if time.monotonic() > deadline:
+                    break
                 time.sleep(0.05)
-            for pid in started_with(run) if to == "all" else [process.pid]:
-                (os.killpg if to == "group" else os.kill)(pid, number)
+            if target == "group":
+                os.killpg(process.pid, number)
+            else:
+                for pid in find_processes(run):
+                    os.kill(pid, number)
             process.wait(60)
         finally:
-            left = started_with(run)
-            for pid in left:
+            remaining = find_processes(run)
+            for pid in remaining:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        said.seek(0)
-        text = said.read()
-    assert left == [], text
+        output.seek(0)
+        text = output.read()
+    assert remaining == [], text
     return text
 
 
-def started_with(run: Path) -> list[int]:
-    """The processes that have a run in their command line."""
-    return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if str(run) in words_of(path)
-    ]
+def find_processes(run: Path) -> list[int]:
+    """Return the processes with the run in their command line."""
+    files = Path("/proc").glob("[0-9]*/cmdline")
+    return [int(file.parent.name) for file in files if str(run) in read_command_line(file)]
 
 
-def words_of(cmdline: Path) -> str:
-    """How a process was started; nothing if it is no more."""
+def read_command_line(file: Path) -> str:
+    """Return the command line of a process, empty if the process has ended."""
     try:
-        return cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
 
@@ -95,25 +87,16 @@ def words_of(cmdline: Path) -> str:
 def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     root: Path, pretrain: Scenario, tmp_path: Path
 ) -> None:
-    """A line for each process, or an error; a checkpoint lost to a signal that comes directly and once more through
-    torchrun; processes that train on for nobody, and hold the run."""
-    run, before = tmp_path / "run", 0
-    for number, to in (
-        (signal.SIGINT, "group"),
-        (signal.SIGTERM, "torchrun"),
-        (signal.SIGTERM, "all"),
-    ):
-        said = stopped(root, pretrain, run, number, to)
-        assert (
-            len(re.findall(rf"^{number.name}: saving the last finished step", said, re.MULTILINE))
-            == 1
-        ), said
-        [step] = re.findall(
-            r"^saved after step (\d+) of 1000000; the same command resumes from there$",
-            said,
-            re.MULTILINE,
-        )
-        assert find_newest_step(run) == int(step) >= before + 5
-        assert (f"continues after step {before})" in said) == (before > 0)
-        assert not re.search("^error:|^interrupted", said, re.MULTILINE), said
-        before = int(step)
+    """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on."""
+    run = tmp_path / "run"
+    step_before = 0
+    for number, target in ((signal.SIGINT, "group"), (signal.SIGTERM, "all")):
+        output = run_and_stop(root, pretrain, run, number, target)
+        announced = rf"^{number.name}: saving the last finished step"
+        assert len(re.findall(announced, output, re.MULTILINE)) == 1, output
+        saved = rf"^saved after step (\d+) of {NEVER}; the same command resumes from there$"
+        [step] = re.findall(saved, output, re.MULTILINE)
+        assert find_newest_step(run) == int(step) >= step_before + 5
+        assert (f"continues after step {step_before})" in output) == (step_before > 0)
+        assert not re.search("^error:|^interrupted", output, re.MULTILINE), output
+        step_before = int(step)

@@ -182,3 +182,15 @@ def test_untrainable_setup_gives_one_line_error(
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not run.exists()
+
+
+def test_set_prepared_with_another_template_is_refused(
+    prepared: dict[str, Path], root: Path, tmp_path: Path
+) -> None:
+    """Catch conversations in another chat format than the model is trained and used with."""
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(root / "assets/tokenizer", tokenizer)
+    Template(human="问：").save(tokenizer)
+    done = sft(tmp_path / "run", {"data": prepared["redgpt"], "tokenizer": tokenizer})
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "was prepared with another chat template than the model's" in done.stderr

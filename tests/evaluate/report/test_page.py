@@ -1,13 +1,8 @@
 """The report shows all of a run: identity, metrics, options, results and samples."""
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from common.figures import format_value
 from common.files import write_json
 from evaluate.report.render import MISSING
 from tests.helpers.reports import MODEL_CONFIG, VALIDATION_METRICS, render_report, write_run
@@ -157,30 +152,6 @@ def test_results_are_shown_with_their_commands(two: tuple[Path, Path]) -> None:
         ["greedy", "yes", MISSING],
         ["odd", "nan", MISSING],
     ]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0.0000"),
-        (0.58432, "0.5843"),
-        (-2.5, "-2.5000"),
-        (1234567, "1,234,567"),
-        (68293.56, "68,293.6"),
-        (0.00001234, "1.234e-05"),
-        (False, "no"),
-        (math.inf, "inf"),
-        ([0.5, 2], "[0.5000, 2]"),
-        ([1, 2, 3, 4, 5], None),
-        (["a"], None),
-        ([], None),
-        (None, None),
-        ({}, None),
-    ],
-)
-def test_numbers_are_formatted_readably(value: Any, text: str | None) -> None:
-    """Prevents small rates rounded to 0.0000, and long lists in a cell."""
-    assert format_value(value) == text
 
 
 def test_samples_are_shown_side_by_side(two: tuple[Path, Path]) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from model.chat_template.template import Template
-from model.chat_template.to_jinja import build_jinja_template
+from common.errors import UserError
+from model.chat_template.template import ImportedTemplate, Template
+from model.chat_template.to_jinja import build_jinja_template, export_jinja_template
 from model.tokenizer import hf_json, load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers.conversations import (
@@ -125,3 +126,10 @@ def test_unsupported_conversations_raise(messages: list[dict[str, str]], fast: A
 
     with pytest.raises(TemplateError, match="expected system"):
         fast.apply_chat_template(messages)
+
+
+def test_imported_template_without_its_source_raises(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Prevents an export with a chat template that renders other prompts than `template.json`."""
+    with pytest.raises(UserError, match=r"template\.json is an imported chat template, but the"):
+        export_jinja_template(ImportedTemplate(), tokenizer, tmp_path)
+    assert export_jinja_template(Template(), tokenizer, tmp_path).startswith("{%")

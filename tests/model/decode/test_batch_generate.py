@@ -80,7 +80,7 @@ def transformers_answer(
 
 
 def are_varied(answers: list[DecodedAnswer]) -> bool:
-    """Return whether lengths differ and some answers end with a stop id: agreement means little else."""
+    """Return whether lengths differ and some answers end with a stop id, as a test needs."""
     lengths = {len(answer.ids) for answer in answers}
     return len(lengths) > 2 and any(answer.reached_stop_id for answer in answers)
 

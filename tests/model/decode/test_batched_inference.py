@@ -15,7 +15,7 @@ from tests.helpers.random_llama import random_llama, random_prompts
 
 @torch.inference_mode()
 def test_concatenated_batches_decode_like_separate_ones() -> None:
-    """Prevents a new row at another row's positions, visible padding, and a cache that is too small."""
+    """Prevents new rows at wrong positions, visible padding, and a cache that is too small."""
     model = random_llama()
     generator = torch.Generator().manual_seed(0)
     lengths = {"a": 30, "b": 9, "c": 21, "d": 64, "e": 2, "f": 33}
@@ -71,7 +71,7 @@ def test_memory_of_a_batch_is_released_immediately() -> None:
 
 
 def test_every_position_attends_to_at_least_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents a softmax over no key: NaN on some devices, which spreads from padding to all rows."""
+    """Prevents a softmax over no key: on some devices NaN, which spreads to all rows."""
     masks: list[Any] = []
     prefill, decode_step = FastModel.prefill, FastModel.decode_step
 

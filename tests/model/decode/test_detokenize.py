@@ -89,7 +89,7 @@ def test_text_ends_before_a_stop_string(tokenizer: Tokenizer, text: str, stops: 
             break
     else:
         shown += detokenizer.flush()
-    # The answer is cut as soon as one stop string is complete, at the earliest place that one begins.
+    # The answer is cut once one stop string is complete, at the earliest place that one begins.
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
     seen = text[: min(ends, default=len(text))]
     starts = [seen.find(stop) for stop in stops if stop in seen]

@@ -76,7 +76,7 @@ def test_capacity_of_the_prefix_cache_replaces_the_context(endless_model: Llama)
 
 
 def test_prompt_budget_reserves_answer_tokens() -> None:
-    """Prevents prompts that leave no room for an answer, and answers that take most of the context."""
+    """Prevents prompts that leave no room for an answer, and answers that leave none for them."""
     assert max_prompt_tokens(256, 1000) == 192
     assert max_prompt_tokens(256, 10) == 246
 

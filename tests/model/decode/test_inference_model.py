@@ -1,4 +1,4 @@
-"""The fast path and its fall-back against `Llama`'s own forward pass, and the choice between them."""
+"""The fast path and its fall-back against `Llama`'s forward pass, and the choice of one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ def test_hidden_states_match_training_forward(shape: str, dtype: torch.dtype, bu
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fast_model_matches_fall_back_on_padded_rows(shape: str, quantized: bool) -> None:
-    """Prevents a model whose answers change when its architecture enters or leaves the fast path."""
+    """Prevents answers that change when an architecture enters or leaves the fast path."""
     model = random_llama(**SHAPES[shape])
     if quantized:
         quantize_int8(model)

@@ -16,7 +16,7 @@ GREEDY = Sampling(temperature=0.0)
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.1)], ids=str)
 def test_reuse_does_not_change_answers(sampling: Sampling) -> None:
-    """Prevents stale keys where a prompt continues the last one, diverges from it, or is part of it."""
+    """Prevents stale keys where a prompt continues, leaves, or shortens the last one."""
     model = random_llama()
     prefix_cache = PrefixCache(model, 64)
     first = [1, 17, 230, 5, 99]

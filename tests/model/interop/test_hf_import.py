@@ -1,6 +1,7 @@
 """Imports from Hugging Face: the same logits, ids, conversations, and what a run can do."""
 
 import gzip
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -479,6 +480,19 @@ def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path
         file.write_text(json.dumps({**fields, **changes}))
         with pytest.raises(UserError, match=r"^[^\n]*tokenizer_imported\.json[^\n]*$"):
             load_tokenizer(file.parent)
+
+
+def test_imported_tokenizer_of_earlier_version_loads(byte_level: Any, tmp_path: Path) -> None:
+    """Prevents runs from before the template moved to template.json from becoming unusable."""
+    save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
+    _, tokenizer, _ = import_hf(tmp_path / "theirs", tmp_path / "run")
+    fields = {**json.loads(tokenizer.serialized), "words": {"bare": "x", "lead_ins": False}}
+    serialized = json.dumps(fields, ensure_ascii=False).encode()
+    (tmp_path / "tokenizer_imported.json").write_bytes(serialized)
+    earlier = load_tokenizer(tmp_path)
+    assert earlier.fingerprint == hashlib.sha256(serialized).hexdigest()
+    assert (earlier.eos_id, earlier.eod_id) == (tokenizer.eos_id, tokenizer.eod_id)
+    assert earlier.encode("你好 </s>") == tokenizer.encode("你好 </s>")
 
 
 def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path: Path) -> None:

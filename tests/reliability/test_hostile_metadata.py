@@ -59,7 +59,7 @@ def test_arbitrary_json_in_metadata_files_gives_one_line_error(
     tmp_path: Path, value: object
 ) -> None:
     """Prevents a KeyError for a run or shard set that someone else wrote."""
-    folder = tmp_path / "facts"
+    folder = tmp_path / "metadata"
     write_json(folder / "manifest.json", value)
     assert check_manifest(folder) or value.get("files") == {}  # type: ignore[attr-defined]
     for name, reader in (
@@ -116,7 +116,7 @@ def test_run_without_provenance_gives_one_line_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A Hugging Face folder, its run, the run's step without a manifest, an adapter on that."""
+    """Write a Hugging Face folder, its run, a step without a manifest, and an adapter on it."""
     root = tmp_path_factory.mktemp("folders")
     folders_by_name = {name: root / name for name in ("theirs", "run", "step", "adapter")}
     _theirs(folders_by_name["theirs"])
@@ -248,8 +248,8 @@ def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 @contextlib.contextmanager
 def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
     """Change one value of a JSON file while the block runs."""
-    whole = file.read_bytes()
-    value = {"": json.loads(whole)}
+    original = file.read_bytes()
+    value = {"": json.loads(original)}
     *before, last = ("", *place)
     node: Any = value
     for key in before:
@@ -261,7 +261,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        file.write_bytes(whole)
+        file.write_bytes(original)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ answer with an error page. Each of these ends in the correct file or in a one-li
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import fsync, read_json, sha256_file, write_json
+from common.locks import exclusive_lock
 from common.progress import progress_bar
 
 CHUNK_BYTES = 1 << 16
@@ -154,13 +154,8 @@ def _verify_existing(
 @contextmanager
 def _lock_part_file(target: Path) -> Iterator[Path]:
     part_path = target.with_name(f".{target.name}.part")
-    with part_path.open("ab") as part_file:
-        try:
-            fcntl.flock(part_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{target} is being downloaded by another process: wait for it to end"
-            ) from None
+    busy_message = f"{target} is being downloaded by another process: wait for it to end"
+    with exclusive_lock(part_path, busy_message):
         try:
             yield part_path
         finally:

@@ -6,7 +6,6 @@ complete. Manifests and other state files are JSON that ends with its own checks
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -253,15 +252,6 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` while the block runs; the file is not deleted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def remove_temporary_files(folder: Path) -> None:

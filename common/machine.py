@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,8 @@ def peak_memory_bytes() -> int:
             if line.startswith("VmHWM:")
         )
         return int(line.split()[1]) * 1024
+    import resource  # not on native Windows, where no command needs it to start
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

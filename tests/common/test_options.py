@@ -200,7 +200,7 @@ def test_a_value_in_yaml_is_read_as_its_type(
 
 
 def test_layers_are_merged_key_by_key(tmp_path: Path) -> None:
-    """Prevents one key of a group in YAML resetting the rest of it to the defaults of another command."""
+    """Prevents one key of a group in YAML from resetting the rest of the group."""
     path = yaml_file(tmp_path, "seed: 4\noptimizer: {betas: [0.1, 0.2]}\n")
     options = read("--config", path, "--optimizer.lr", "1e-3", "--amp=false")
     assert options.optimizer == Optimizer(lr=1e-3, name="muon", betas=(0.1, 0.2))
@@ -401,7 +401,8 @@ def test_positional_arguments_lists_and_files_to_write(tmp_path: Path) -> None:
         "a", "--json", str(tmp_path), "--out", "/dev/null/x", "--jsom", "1", schema=Files
     ) == [
         "--jsom: there is no such option; did you mean --json?",
-        "--out: /dev/null/x cannot be written: /dev/null is not a writable folder; name another file",
+        "--out: /dev/null/x cannot be written: /dev/null is not a writable folder; "
+        "name another file",
         f"--json: {tmp_path} is a folder; name a file to write",
     ]
     assert mistakes(schema=One) == ["FOLDER: is required", "--run: is required"]

@@ -1,8 +1,8 @@
-"""Bad options: whatever is wrong with a command line, it ends with exit code 2 and a line that names it and the cure.
+"""Bad options: every mistake ends with exit code 2 and one line that names it and the remedy.
 
-The table, `bad_options.txt`, has a row for each mistake: the command, and words that the one line on stderr must have.
-`{…}` are files and folders that the fixture `places` makes. The commands run in this process, a few at the end in one of
-their own.
+The table, `bad_options.txt`, has a row for each mistake: the command, and what the one line on
+stderr must contain. `{...}` are files and folders of the fixture `places`. The commands run in this
+process, a few at the end in one of their own.
 """
 
 import importlib
@@ -230,7 +230,7 @@ def test_bad_option_error_is_one_line_naming_it(
     command: str,
     expected: str,
 ) -> None:
-    """A traceback, a usage text of ten lines, exit code 0 or 1, or half a run left behind that then is in the way."""
+    """Prevents a traceback, a usage text, exit code 0 or 1, or half a run left in the way."""
     for short, long in SHORT.items():
         command = command.replace(short, long)
     new = tmp_path / "new"
@@ -292,7 +292,7 @@ def test_commands_exit_with_one_line_error(root: Path, command: str, expected: s
 
 @pytest.mark.slow
 def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
-    """make's own code for a failed command is 2, whatever the command's; its line must not hide the command's."""
+    """Prevents the line of make about its exit code from hiding the line of the command."""
     # What the make that runs the tests was told is not for the one inside a test.
     environment = {
         key: value

@@ -12,6 +12,7 @@ every file. What a sequence is depends on the kind:
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.files import MANIFEST, check_manifest, read_checksummed_json, read_j
 from data.kinds import find_kind, kind_names
 from data.kinds.base import RecordKind
 from data.sequences import Sequences
-from model.chat_template.template import TEMPLATE_FILE
+from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
@@ -86,6 +87,15 @@ class ShardSet:
                 f"{self.folder} again"
             )
         return find_kind(name)
+
+    def matches_template(self, template: Template) -> bool:
+        """Return whether the chat template in the ids, if there is one, is `template`.
+
+        Lead-ins are not compared: they are not in the ids.
+        """
+        if not (self.folder / TEMPLATE_FILE).is_file():
+            return True
+        return replace(load_template(self.folder), lead_ins=template.lead_ins) == template
 
     def load_tokenizer(self) -> Tokenizer:
         """Load the tokenizer that made the ids."""

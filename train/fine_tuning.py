@@ -15,7 +15,7 @@ from data.batching.packed_rows import PackedPlan
 from data.corpora.resolver import resolve_shard_set
 from data.corpora.sample import SMALL_TOKENIZER
 from data.shards import ShardSet
-from model.chat_template.template import TEMPLATE_FILE, Template, load_template
+from model.chat_template.template import Template, load_template
 from model.checkpoint import locate
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
@@ -211,10 +211,7 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
 
 def _check_same_template(each: MixtureSet, tokenizer_path: Path, template: Template) -> None:
     """Raise UserError if a set of conversations was prepared with another chat template."""
-    folder = each.shards.folder
-    if not (folder / TEMPLATE_FILE).is_file():
-        return
-    if replace(load_template(folder), lead_ins=template.lead_ins) != template:
+    if not each.shards.matches_template(template):
         raise UserError(
             f"--data {each.name}: was prepared with another chat template than the model's: "
             f"prepare the raw files again with --tokenizer {tokenizer_path}"

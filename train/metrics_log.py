@@ -65,7 +65,8 @@ class MetricsLog:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a record.
 
-        Kinds: train, skipped, spike; validation, final, rouge, answers, sample, evaluated.
+        Kinds: train, skipped, spike; validation, final, sample, evaluated; rouge, answers and the
+        other names of generated answers (`evaluate.kinds`).
         """
         record: dict[str, Any] = {"kind": kind, "step": step}
         for name, value in values.items():

@@ -1,11 +1,12 @@
 """What a kind of records has to define so that it can be prepared, trained on and measured.
 
-The stages of preparation and training, which know no kind by name, call in this order:
+A source decodes raw bytes into records of one kind. The stages of preparation and training, which
+know no kind by name, then call in this order:
 
-    clean    a record → a record to train on, or the reason to skip it
-    render   a record → the texts that become its ids
-    encode   texts → ids and the spans of the answers, as a shard set stores them
-    examples the stored sequences → training examples that fit a row
+    clean     a record → a record to train on, or the reason to skip it
+    render    a record → the texts that become its ids
+    encode    texts → ids and the spans of the answers, as a shard set stores them
+    examples  the stored sequences → training examples that fit a row
 
 A record has one way to its ids, `encode` of `render`, for preparation, training, evaluation and
 perplexity.
@@ -26,7 +27,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RecordKind(abc.ABC, Generic[R]):
-    """The half of a kind of records that belongs to `data`."""
+    """The half of a kind of records that belongs to `data`; `evaluate.kinds` has the other."""
 
     # The name of the module, which manifests and messages use too.
     name: ClassVar[str]

@@ -70,11 +70,17 @@ class KindEvaluation:
     ) -> CheckpointScore:
         """Score the answers of the first `limit` records of a split (default: all).
 
-        Raises UserError if the set was prepared with another tokenizer than the checkpoint has.
+        Raises UserError if the set was prepared with another tokenizer or chat template than the
+        checkpoint has.
         """
+        difference = None
         if shards.load_tokenizer().fingerprint != loaded.tokenizer.fingerprint:
+            difference = "tokenizer"
+        elif not shards.matches_template(loaded.template):
+            difference = "chat template"
+        if difference is not None:
             raise UserError(
-                f"{shards.folder} was prepared with another tokenizer than "
+                f"{shards.folder} was prepared with another {difference} than "
                 f"{loaded.provenance['checkpoint']} has: score the native files with --source NAME "
                 "--input FILE"
             )

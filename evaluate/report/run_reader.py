@@ -143,19 +143,22 @@ class RunRecord:
         if not self.config or not any(_record_kind(record) == kind for record in self.records):
             return None
         base_kind = kind.partition(" ")[0]
-        num_examples = self.config.get("evaluation.examples")
-        if base_kind in ("rouge", "answers"):
-            return (
-                f"greedy answers to the first {format_value(num_examples)} records of the dev split"
-            )
-        data_label, key, unit = "held-out text", "tokens", "tokens"
+        if base_kind in UNSCORED_KINDS:
+            return None
         # Only the options of fine-tuning have `evaluation.examples`.
-        if "evaluation.examples" in self.config:
+        is_fine_tuned = "evaluation.examples" in self.config
+        if base_kind not in ("validation", "final"):
+            # Each kind of data records its generated answers under a name of its own.
+            num_examples = format_value(self.config.get("evaluation.examples"))
+            label = f"greedy answers to the first {num_examples} records of the dev split"
+            return label if is_fine_tuned else None
+        data_label, key, unit = "held-out text", "tokens", "tokens"
+        if is_fine_tuned:
             data_label, key, unit = "answers of the dev split", "scored", "examples of each set"
         limit = format_value(self.config.get(f"evaluation.{key}"))
         if base_kind == "validation" and limit:
             return f"{data_label}: the first {limit} {unit} at most"
-        return f"{data_label}: all" if base_kind in ("validation", "final") else None
+        return f"{data_label}: all"
 
     def is_count(self, kind: str, key: str) -> bool:
         """Return True if a metric is a count, not a score: all values are whole numbers."""

@@ -25,6 +25,7 @@ from data.tokenizer.texts import read_texts
 from evaluate import __main__ as evaluate_command
 from evaluate import measure_run, perplexity, repetition
 from evaluate.kinds import find_evaluation
+from evaluate.report.run_reader import read_run
 from model.tokenizer.base import Tokenizer
 from train import sft
 
@@ -217,6 +218,10 @@ def test_a_kind_is_two_files(
         "evaluate.repetition",
         "evaluate.report",
     ]
+    report = read_run(run)
+    (kind,) = (kind for kind, key in report.list_metrics() if key == "exact")
+    description = report.describe_eval_data(kind)
+    assert description is not None and "greedy answers to the first 2 records" in description
 
 
 def test_every_kind_has_both_halves() -> None:

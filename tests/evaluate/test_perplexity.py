@@ -12,14 +12,17 @@ import torch.nn.functional as F
 
 from common.errors import UserError
 from common.files import MANIFEST
+from data.prepare.options import PrepareOptions
 from data.shards import ShardSet
 from evaluate import perplexity
 from evaluate.scores.lm import LMScore, score_stream
+from model.chat_template.template import TEMPLATE_FILE
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes
+from tests.helpers.prepare import prepare_source
 
 
 @pytest.fixture
@@ -273,6 +276,31 @@ def test_records_exceeding_a_row_are_counted(
                 f"{counted[0]} records scored, {counted[1]} left out (no answer fits a row of 256 "
                 f"tokens), {counted[2]} cut"
             ) in capsys.readouterr().out
+
+
+def test_a_set_with_another_template_is_refused(
+    root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
+) -> None:
+    """Prevents a loss on conversations in the words of a template that the model does not know."""
+    corpus = tmp_path / "dialog_release.json"
+    dialogues = [{"content": [f"第{number}个问题", "答案"]} for number in range(9)]
+    corpus.write_text(json.dumps(dialogues, ensure_ascii=False), encoding="utf-8")
+    set_folder = tmp_path / "shards"
+    prepare_source(
+        "naturalconv",
+        [str(corpus)],
+        set_folder,
+        root / "assets/tokenizer",
+        PrepareOptions(workers=1),
+    )
+    folder = save(model, tokenizer, tmp_path / "checkpoint")
+    arguments = ("--checkpoint", folder, "--data", set_folder, "--device", "cpu")
+    run_command(perplexity, *arguments)
+    template = (set_folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    # Of equal size, so that the manifest still fits.
+    (set_folder / TEMPLATE_FILE).write_text(template.replace("人类", "用户"), encoding="utf-8")
+    with pytest.raises(UserError, match="another chat template than"):
+        run_command(perplexity, *arguments)
 
 
 def test_unreadable_documents_are_skipped_with_warning(

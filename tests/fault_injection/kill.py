@@ -190,8 +190,7 @@ class SlowDiskFault:
         """Inject the fault into this process."""
         import model.checkpoint.weights
         import train.training_state
-        from data.batching.packed_rows import PackedPlan
-        from data.batching.text_rows import TextPlan
+        from data.batching.epoch_plan import EpochPlan
         from train.metrics_log import MetricsLog
         from train.pretrain_eval import TextEvaluator
         from train.sft_eval import AnswerEvaluator
@@ -206,8 +205,7 @@ class SlowDiskFault:
             (train.training_state, "rotate_checkpoints", "rotation"),
             (TextEvaluator, "evaluate", "evaluation"),
             (AnswerEvaluator, "evaluate", "evaluation"),
-            (TextPlan, "_build_epoch", "plan"),
-            (PackedPlan, "_build_epoch", "plan"),
+            (EpochPlan, "_build_epoch", "plan"),
             (Trainer, "train_step", "step"),
             (Trainer, "_write_early_stop", "ending"),
             (MetricsLog, "write", "record"),

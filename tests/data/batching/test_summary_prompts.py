@@ -29,7 +29,7 @@ from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.conversations import to_chat_messages
 from train.options import SftOptions
-from train.sft import build_sft_template
+from train.fine_tuning import build_sft_template
 
 
 def build_question(request: SummaryRequest, article: str) -> str:

@@ -1,1 +1,1 @@
-"""Benchmarks: speed and memory beside peers."""
+"""Benchmarks: speed and memory compared with other projects."""

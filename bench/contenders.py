@@ -1,4 +1,4 @@
-"""The training step of each contender, with the same shape, weights, ids and optimizer settings.
+"""Training steps of the contenders, with the same shape, weights, ids and optimizer settings.
 
 A contender is a function from a `TrainTask` to a step, `step(inputs, targets) -> loss` with
 int64[B, T] for both, that does forward, backward and update. Each is written in the usual way of
@@ -77,7 +77,7 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
     from transformers import AutoModelForCausalLM
     from transformers import LlamaConfig as TheirConfig
 
-    # The config of this project has the keys of transformers.
+    # `to_hf` uses the keys of transformers.
     config = TheirConfig(**task.config.to_hf())
     config.use_cache = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from common.errors import UserError
 from model.config import LlamaConfig
-from model.tokenizer import load_tokenizer
 
 _GGML_TYPE_F32 = 0
 WeightPrecision = Literal["fp32", "int8"]
@@ -71,7 +70,7 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
         start = time.perf_counter()
         batch = InferenceBatch(model, prompts, max_new_tokens=new)
         ids = [batch.head.argmax(batch.prefill())]
-        ids[0].tolist()  # waits for the device
+        ids[0].tolist()  # wait for the device
         first = time.perf_counter()
         for _ in range(new - 1):
             ids.append(batch.head.argmax(batch.decode_step(ids[-1])))
@@ -123,7 +122,9 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     from llama_cpp import llama_get_logits_ith
 
     from model.interop.gguf.export import write_gguf
+    from model.tokenizer import load_tokenizer
 
+    # q8_0 is the format of llama.cpp that is closest to int8 weights.
     dtype: Any = {"fp32": "f32", "int8": "q8_0"}[task.precision]
     file = task.weights.parent / f"model-{dtype}.gguf"
     if not file.exists():
@@ -135,7 +136,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
             dtype=dtype,
             name="bench",
         )
-    # The default type of the cache is f16.
+    # The KV cache of llama.cpp is f16 by default; the others use fp32.
     model = Theirs(
         str(file),
         n_ctx=1024,
@@ -145,10 +146,11 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
         type_k=_GGML_TYPE_F32,
         type_v=_GGML_TYPE_F32,
     )
-    size = model.n_vocab()
+    vocabulary_size = model.n_vocab()
 
-    def likeliest() -> int:
-        return int(np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (size,)).argmax())
+    def greedy_id() -> int:
+        logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (vocabulary_size,))
+        return int(logits.argmax())
 
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
         if len(prompts) > 1:
@@ -156,11 +158,11 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
         model.reset()
         start = time.perf_counter()
         model.eval(prompts[0])
-        ids = [likeliest()]
+        ids = [greedy_id()]
         first = time.perf_counter()
         for _ in range(new - 1):
             model.eval(ids[-1:])
-            ids.append(likeliest())
+            ids.append(greedy_id())
         return DecodeTiming([ids], first - start, time.perf_counter() - first)
 
     return run

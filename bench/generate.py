@@ -20,7 +20,7 @@ def main() -> None:
     options = parse_options(
         GenerateSpeedOptions, sys.argv[1:], name="bench.generate", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported late, so that `--help` and wrong options do not wait for PyTorch.
     from bench.generate_speed import compare_decoding
 
     compare_decoding(options)

@@ -1,4 +1,4 @@
-"""`python -m bench.loss`: seconds and extra memory of the paths to the loss."""
+"""`python -m bench.loss`: time and extra memory of the loss implementations."""
 
 import json
 import statistics
@@ -12,14 +12,14 @@ from common.errors import run_main
 from common.machine import collect_environment, peak_memory_bytes, resolve_device
 from common.options import parse_options
 
-DESCRIPTION = """Compare the paths to the loss: seconds and largest extra memory, forward and backward.
+DESCRIPTION = """Compare the loss paths: seconds and peak extra memory, forward and backward.
 
-Each turn is a process of its own, and the paths take turns."""
+The paths take turns, and each turn runs in its own process."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
-    """Entry point: the parent interleaves turns, each its own process."""
+    """Run the command: the paths take turns, each turn in its own process."""
     options = parse_options(LossOptions, sys.argv[1:], name="bench.loss", description=DESCRIPTION)
     if options.path:
         print(json.dumps(_run_turn(options, options.path)))
@@ -39,8 +39,8 @@ def main() -> None:
                 )
             )
     print(
-        f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, {options.precision}; "
-        f"{collect_environment()['platform']}"
+        f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, "
+        f"{options.precision}; {collect_environment()['platform']}"
     )
     for path, turns in results.items():
         seconds, memory = (
@@ -50,18 +50,21 @@ def main() -> None:
 
 
 def _run_turn(options: LossOptions, path: Literal["full", "chunked", "torch"]) -> dict[str, float]:
+    """Time one path in this process: the fastest of three passes, and the memory they added."""
     import torch
 
     from model.loss import linear_cross_entropy
 
-    device, dtype = resolve_device("auto"), getattr(torch, DTYPES[options.precision])
-    peak = torch.cuda.max_memory_allocated if device.type == "cuda" else peak_memory_bytes
+    device = resolve_device("auto")
+    dtype = getattr(torch, DTYPES[options.precision])
+    peak_bytes = torch.cuda.max_memory_allocated if device.type == "cuda" else peak_memory_bytes
     hidden = torch.randn(options.tokens, options.hidden, device=device).requires_grad_()
     weight = (
         torch.randn(options.vocabulary, options.hidden, device=device) * 0.02
     ).requires_grad_()
     targets = torch.randint(options.vocabulary, (options.tokens,), device=device)
-    before, seconds = peak(), []
+    bytes_before = peak_bytes()
+    seconds = []
     for _ in range(3):
         start = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -73,7 +76,7 @@ def _run_turn(options: LossOptions, path: Literal["full", "chunked", "torch"]) -
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         hidden.grad = weight.grad = None
-    return {"seconds": min(seconds), "memory": peak() - before}
+    return {"seconds": min(seconds), "memory": peak_bytes() - bytes_before}
 
 
 if __name__ == "__main__":

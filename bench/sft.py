@@ -20,7 +20,7 @@ def main() -> None:
     options = parse_options(
         SftSpeedOptions, sys.argv[1:], name="bench.sft", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported late, so that `--help` and wrong options do not wait for PyTorch.
     from bench.sft_speed import compare_packing
 
     compare_packing(options)

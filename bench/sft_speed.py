@@ -26,13 +26,14 @@ from model.config import config_from_preset
 from model.llama import Llama
 
 METHODS = ("packed", "naive")
-# Records that go through the model at once; the last step's memory is what they need.
-PADDED_ROWS, PACKED_ROWS = 16, 8
+# Rows of a micro-batch.
+PADDED_ROWS = 16
+PACKED_ROWS = 8
 
 
 @dataclass(frozen=True)
 class SftTurn:
-    """What one process measured; the first step, which pays for what happens once, is left out."""
+    """The measurement of one process, without the first step, which includes the warm-up."""
 
     way: str
     records_per_second: float
@@ -43,14 +44,14 @@ class SftTurn:
 def packed_losses(
     model: Llama, examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """The sums of losses of one step's micro-batches and how many positions they are of, rows packed."""
+    """Yield the summed loss and the number of targets of each packed micro-batch of a step."""
     rows = pack_best_fit(examples.lengths(0)[records], length)
-    for at in range(0, len(rows), PACKED_ROWS):
-        chosen = [
+    for start in range(0, len(rows), PACKED_ROWS):
+        packed = [
             [examples.example(records[index], 0) for index in row]
-            for row in rows[at : at + PACKED_ROWS]
+            for row in rows[start : start + PACKED_ROWS]
         ]
-        batch = collate(chosen, length)
+        batch = collate(packed, length)
         loss = model(
             batch.ids,
             batch.targets,
@@ -64,13 +65,17 @@ def packed_losses(
 def naive_losses(
     model: Llama, examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """The same for one record a row, padded to the longest of its batch, with a loss on all of it."""
-    for at in range(0, len(records), PADDED_ROWS):
-        chosen = [
+    """Yield the summed loss and the number of targets of each padded micro-batch of a step.
+
+    A row holds one record, and the loss is on all of its tokens.
+    """
+    for start in range(0, len(records), PADDED_ROWS):
+        sequences = [
             torch.from_numpy(examples.example(record, 0)[0])
-            for record in records[at : at + PADDED_ROWS]
+            for record in records[start : start + PADDED_ROWS]
         ]
-        ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-100)
+        # -100 is the index that the loss ignores; the model reads id 0 in its place.
+        ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)
         logits = model(ids[:, :-1].clamp_min(0))
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         yield loss, int((ids[:, 1:] >= 0).sum())
@@ -79,7 +84,10 @@ def naive_losses(
 def run_turn(
     method: str, data: Path, length: int, steps: int, records: int, threads: int
 ) -> SftTurn:
-    """Train over `steps` × `records` records, in this process."""
+    """Train for `steps` steps of `records` records in this process.
+
+    Raises UserError if `data` has too few records that fit a row.
+    """
     torch.set_num_threads(threads)
     shards = ShardSet.open(data)
     tokenizer = shards.load_tokenizer()
@@ -87,7 +95,8 @@ def run_turn(
     fitting = np.flatnonzero(examples.lengths(0))
     if len(fitting) < steps * records:
         raise UserError(
-            f"--data {data}: has {len(fitting)} records that fit a row, {steps * records} are wanted"
+            f"--data {data}: has {len(fitting)} records that fit a row, "
+            f"{steps * records} are needed; lower --steps or --records"
         )
     order = np.random.default_rng(0).permutation(fitting).tolist()
     model = Llama(
@@ -97,12 +106,13 @@ def run_turn(
     losses: Callable[..., Iterator[tuple[Tensor, int]]] = (
         packed_losses if method == "packed" else naive_losses
     )
-    seconds, num_targets = [], 0
+    seconds = []
+    num_targets = 0
     for step in range(steps):
         start = time.perf_counter()
-        for loss, count in losses(
-            model, examples, order[step * records : (step + 1) * records], length
-        ):
+        step_records = order[step * records : (step + 1) * records]
+        for loss, count in losses(model, examples, step_records, length):
+            # Any constant keeps the summed loss in range; the time does not depend on it.
             (loss / 1000).backward()
             num_targets += count
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,29 +125,36 @@ def run_turn(
 
 
 def compare_packing(options: SftSpeedOptions) -> None:
-    """Run both methods in turns, print the comparison, and write the file of `--json`."""
+    """Run both methods in turns, print the comparison, and write the `--json` file.
+
+    With `--turn`, run one turn in this process and print its JSON.
+    """
     names = ("data", "length", "steps", "records", "threads")
     if options.turn:
         turn = run_turn(options.turn, *(getattr(options, name) for name in names))
         print(json.dumps(asdict(turn)))
         return
     ShardSet.open(options.data)
-    words = [f"--{name}={getattr(options, name)}" for name in names]
-    asked = [(way, ["--turn", way, *words]) for way in METHODS]
+    arguments = [f"--{name}={getattr(options, name)}" for name in names]
+    commands = [(method, ["--turn", method, *arguments]) for method in METHODS]
     turns = [
-        SftTurn(**each) for each in run_turns("bench.sft", asked, options.turns, options.threads)
+        SftTurn(**each) for each in run_turns("bench.sft", commands, options.turns, options.threads)
     ]
     speeds = {
-        way: [turn.records_per_second for turn in turns if turn.way == way] for way in METHODS
+        method: [turn.records_per_second for turn in turns if turn.way == method]
+        for method in METHODS
     }
-    peaks = {way: max(turn.peak_bytes for turn in turns if turn.way == way) for way in METHODS}
+    peaks = {
+        method: max(turn.peak_bytes for turn in turns if turn.way == method) for method in METHODS
+    }
     baseline_speed = statistics.median(speeds["naive"])
     print(f"{'':8}{'records/s':>10}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}")
-    for way, values in speeds.items():
+    for method, values in speeds.items():
         spread = f"{min(values):.2f}-{max(values):.2f}"
         speed = statistics.median(values)
         print(
-            f"{way:8}{speed:10.2f}{spread:>18}{speed / baseline_speed:7.2f}{peaks[way] / 1e6:9,.0f}"
+            f"{method:8}{speed:10.2f}{spread:>18}{speed / baseline_speed:7.2f}"
+            f"{peaks[method] / 1e6:9,.0f}"
         )
     if options.json_file:
         settings = {

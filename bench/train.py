@@ -18,7 +18,7 @@ def main() -> None:
     options = parse_options(
         TrainSpeedOptions, sys.argv[1:], name="bench.train", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported late, so that `--help` and wrong options do not wait for PyTorch.
     from bench.train_speed import compare_training
 
     compare_training(options)

@@ -28,25 +28,25 @@ WEIGHTS_FILE, IDS_FILE = "weights.safetensors", "ids.npy"
 
 @dataclass(frozen=True)
 class TrainTurn:
-    """What one process measured."""
+    """The measurement of one process."""
 
     contender: str
     losses: list[float]
-    """One per step; the first is that of the given weights."""
+    """Loss of each step; the first is the loss of the initial weights."""
     seconds: list[float]
-    """One per step; the first UNTIMED also pay for what happens once and are left out of the speed."""
+    """Duration of each step; the speed excludes the first NUM_WARMUP_STEPS."""
     peak_bytes: int
-    """The largest resident size of the process until its last step."""
+    """Peak resident set size of the process after the last step."""
     matmul_flops: float
-    """The machine's matmul rate right after the steps, FLOP/s."""
+    """Matmul rate of the machine after the steps, in FLOP/s."""
 
     def tokens_per_second(self, tokens: int) -> float:
-        """The speed of the median step of `tokens` tokens."""
+        """Return the throughput of the median step, which has `tokens` tokens."""
         return tokens / statistics.median(self.seconds[NUM_WARMUP_STEPS:])
 
 
 def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length: int) -> None:
-    """Write the weights and the ids (low ones are common) that all turns start from."""
+    """Write the initial weights and the ids of all turns; low ids are frequent, as in text."""
     from safetensors.torch import save_file
 
     from model.llama import Llama
@@ -57,7 +57,7 @@ def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length:
 
 
 def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
-    """Train one contender on what `write_task` wrote, in this process."""
+    """Train one contender in this process, on the files of `write_task`."""
     import torch
 
     torch.set_num_threads(threads)
@@ -76,20 +76,20 @@ def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
 
 
 def check_equal_losses(turns: list[TrainTurn]) -> None:
-    """Refuse to compare contenders that do not compute the same thing: UserError if any step's losses differ."""
+    """Raise UserError if the losses of the turns differ at any step."""
     for step, losses in enumerate(zip(*(turn.losses for turn in turns), strict=True), start=1):
-        # Written so that a loss that is not a number is refused too.
+        # `not … <` also rejects NaN.
         if not np.ptp(losses) < LOSS_TOLERANCE:
-            found = ", ".join(
+            values = ", ".join(
                 f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True)
             )
             raise UserError(
-                f"the losses of step {step} differ, so the speeds cannot be compared: {found}"
+                f"the losses of step {step} differ, so the speeds cannot be compared: {values}"
             )
 
 
 def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
-    """A row per contender, in the order of their first turns; ratios are to the first of them."""
+    """Return a row per contender in the order of their first turns, with ratios to the first."""
     rate = statistics.median(turn.matmul_flops for turn in turns)
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(turn.contender for turn in turns):
@@ -113,12 +113,13 @@ def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> li
 def print_comparison(
     rows: list[dict[str, Any]], turns: list[TrainTurn], flops_per_token: float
 ) -> None:
-    """Print the comparison."""
+    """Print the losses and a table of the rows."""
     print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in turns[0].losses)}")
     rate = statistics.median(turn.matmul_flops for turn in turns)
     print(f"matmul rate {rate / 1e9:.0f} GFLOP/s; {flops_per_token / 1e6:.1f} MFLOP per token")
     print(
-        f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}{'of matmul rate':>16}"
+        f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}"
+        f"{'of matmul rate':>16}"
     )
     for row in rows:
         spread = f"{row['slowest']:.0f}-{row['fastest']:.0f}"
@@ -133,17 +134,22 @@ def check_contenders(names: Sequence[str]) -> None:
     for name in names:
         if name not in CONTENDERS:
             raise UserError(
-                f"--contenders {name}: there is no such contender; there are {', '.join(CONTENDERS)}"
+                f"--contenders {name}: there is no such contender; "
+                f"there are {', '.join(CONTENDERS)}"
             )
         package = name.removesuffix("-compiled")
         if name != "babyllama" and find_spec(package) is None:
             raise UserError(
-                f"--contenders {name}: the package {package} is not installed; see bench/README.md, or leave it out"
+                f"--contenders {name}: the package {package} is not installed; "
+                "see bench/README.md, or leave it out"
             )
 
 
 def compare_training(options: TrainSpeedOptions) -> None:
-    """Run the contenders in turns, print the comparison, and write the file of `--json`."""
+    """Run the contenders in turns, print the comparison, and write the `--json` file.
+
+    With `--turn`, run one turn in this process and print its JSON.
+    """
     if options.turn:
         turn = run_turn(options.turn, options.turn_folder, options.threads)
         print(json.dumps(asdict(turn)))
@@ -152,13 +158,13 @@ def compare_training(options: TrainSpeedOptions) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_task(folder, MODEL_CONFIG, options.steps, options.rows, options.length)
-        asked = [
+        commands = [
             (name, ["--turn", name, f"--turn_folder={folder}", f"--threads={options.threads}"])
             for name in options.contenders
         ]
         turns = [
             TrainTurn(**each)
-            for each in run_turns("bench.train", asked, options.turns, options.threads)
+            for each in run_turns("bench.train", commands, options.turns, options.threads)
         ]
     check_equal_losses(turns)
     flops = MODEL_CONFIG.flops_per_token(options.length)
@@ -168,7 +174,7 @@ def compare_training(options: TrainSpeedOptions) -> None:
         settings = {
             name: getattr(options, name) for name in ("turns", "steps", "rows", "length", "threads")
         }
-        facts = {
+        metadata = {
             "made": collect_environment(),
             **settings,
             "config": MODEL_CONFIG.to_hf(),
@@ -176,5 +182,5 @@ def compare_training(options: TrainSpeedOptions) -> None:
         }
         write_json(
             options.json_file,
-            {**facts, "results": rows, "all_turns": [asdict(turn) for turn in turns]},
+            {**metadata, "results": rows, "all_turns": [asdict(turn) for turn in turns]},
         )

@@ -1,6 +1,6 @@
-"""Interleaved turns of contenders, A B C A B C …, each in its own process.
+"""Run the turns of several contenders alternately, A B C A B C …, each in its own process.
 
-The speed of a machine drifts, so that only ratios within one run count.
+The speed of a machine drifts, so only ratios within one run are meaningful.
 """
 
 import json
@@ -25,16 +25,16 @@ def run_turns(
     results = []
     with progress_bar("turns", total=turns * len(contenders), unit="turn") as bar:
         for name, arguments in [*contenders] * turns:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-m", module, *arguments],
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
-            if done.returncode:
+            if process.returncode:
                 raise UserError(
-                    f"{name}: its process ended with exit code {done.returncode}; see above"
+                    f"{name}: its process ended with exit code {process.returncode}; see above"
                 )
-            results.append(json.loads(done.stdout.splitlines()[-1]))
+            results.append(json.loads(process.stdout.splitlines()[-1]))
             bar.update()
     return results

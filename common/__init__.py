@@ -1,1 +1,4 @@
-"""What every room needs and none owns: errors, files, options, the machine. Imports nothing of the project."""
+"""Shared helpers: errors, files, options and the machine.
+
+This package imports no other package of the project.
+"""

@@ -1,4 +1,7 @@
-"""Unpacking a .zip that somebody else made: only plain files, only below the folder, never more than a stated size."""
+"""Unpack untrusted .zip archives.
+
+Only plain files below the target folder are written, up to a size limit.
+"""
 
 import lzma
 import shutil
@@ -11,25 +14,23 @@ from pathlib import Path, PurePosixPath
 from common.errors import UserError
 from common.files import MANIFEST, atomic_folder, check_manifest, read_json, sha256_file
 
-# Bytes of all files together; how many times the archive's own size that may be, beyond some megabytes; files.
-MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO, RATIO_FREE_BYTES, MAX_MEMBERS = (
-    64 << 30,
-    100,
-    64 << 20,
-    100_000,
-)
+MAX_UNPACKED_BYTES = 64 << 30
+MAX_MEMBERS = 100_000
+# Limit against zip bombs: MAX_COMPRESSION_RATIO times the archive's size, plus RATIO_FREE_BYTES.
+MAX_COMPRESSION_RATIO = 100
+RATIO_FREE_BYTES = 64 << 20
 
 
 def extract_zip(archive: Path, folder: Path, max_bytes: int = MAX_UNPACKED_BYTES) -> Path:
-    """Unpack `archive` into `folder`, which is whole or absent; an unpacked one of the same archive is kept.
+    """Unpack `archive` into `folder` atomically, and return `folder`.
 
-    Raises UserError for a broken archive, a member that would land outside the folder, a link, an encrypted member,
-    or more than `max_bytes` bytes, `RATIO` times its own size or `MEMBERS` files in all.
+    An intact folder unpacked from the same archive is reused. Raises UserError if the archive is
+    broken, holds a link, an encrypted member or a member outside the folder, or exceeds
+    `max_bytes`, the compression ratio or the number of files allowed.
     """
     digest = sha256_file(archive)
-    is_unpacked = (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get(
-        "archive"
-    ) == digest
+    manifest = folder / MANIFEST
+    is_unpacked = manifest.is_file() and read_json(manifest).get("archive") == digest
     if is_unpacked and check_manifest(folder) is None:
         return folder
     try:
@@ -62,11 +63,12 @@ def extract_zip(archive: Path, folder: Path, max_bytes: int = MAX_UNPACKED_BYTES
 def _list_safe_members(
     archive: Path, zip_file: zipfile.ZipFile, max_bytes: int
 ) -> list[zipfile.ZipInfo]:
+    """Return the files of the archive. Raises UserError if one of them or their size is unsafe."""
     members = [member for member in zip_file.infolist() if not member.filename.endswith("/")]
     names = set()
     for member in members:
         path = PurePosixPath(member.filename)
-        kind = stat.S_IFMT(member.external_attr >> 16)
+        file_type = stat.S_IFMT(member.external_attr >> 16)
         if (
             not path.parts
             or path.is_absolute()
@@ -77,7 +79,8 @@ def _list_safe_members(
             raise UserError(
                 f"{archive}: {member.filename!r} would be written outside the folder: not unpacked"
             )
-        if kind not in (0, stat.S_IFREG):
+        # Archives made on Windows have no Unix mode: 0.
+        if file_type not in (0, stat.S_IFREG):
             raise UserError(f"{archive}: {member.filename!r} is not a plain file: not unpacked")
         if member.flag_bits & 1:
             raise UserError(f"{archive}: {member.filename!r} is encrypted: not unpacked")
@@ -86,16 +89,17 @@ def _list_safe_members(
                 f"{archive}: {member.filename!r} collides with another file: not unpacked"
             )
         names.add(path)
-    total, allowed = (
-        sum(member.file_size for member in members),
-        min(max_bytes, RATIO_FREE_BYTES + MAX_COMPRESSION_RATIO * archive.stat().st_size),
-    )
+    total = sum(member.file_size for member in members)
+    ratio_limit = RATIO_FREE_BYTES + MAX_COMPRESSION_RATIO * archive.stat().st_size
+    allowed = min(max_bytes, ratio_limit)
     if total > allowed:
         raise UserError(
-            f"{archive} holds {total} bytes, more than the {allowed} allowed for its size: not unpacked"
+            f"{archive} holds {total} bytes, more than the {allowed} allowed for its size: "
+            "not unpacked"
         )
     if len(members) > MAX_MEMBERS:
         raise UserError(
-            f"{archive} holds {len(members)} files, more than the {MAX_MEMBERS} allowed: not unpacked"
+            f"{archive} holds {len(members)} files, more than the {MAX_MEMBERS} allowed: "
+            "not unpacked"
         )
     return members

@@ -1,13 +1,14 @@
-"""Downloads that end whole and verified, or leave a part behind that the next attempt continues.
+"""Resumable downloads with verification.
 
-The bytes go to `.NAME.part` beside the target and take its name only when they are complete and their sha256 is the one
-that is known: from the caller, from the hub that serves the file (the `X-Linked-ETag` of a Hugging Face hub), or from
-the first download, which is recorded in `.NAME.lock`. A server may break off, ignore ranges, lie about lengths, change
-the file between attempts or answer with an error page; every one of these ends in the right file or in one clear line.
+Bytes go to `.NAME.part` beside the target. The partial file is renamed to the target when it is
+complete and its sha256 matches. The expected sha256 comes from the caller, from the hub
+(`X-Linked-ETag` header of Hugging Face) or from `.NAME.lock`, which records the first download.
+
+Servers may break off, ignore ranges, send a wrong length, change the file between attempts or
+answer with an error page. Each of these ends in the correct file or in a one-line error.
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -20,10 +21,11 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import fsync, read_json, sha256_file, write_json
+from common.locks import exclusive_lock
 from common.progress import progress_bar
 
 CHUNK_BYTES = 1 << 16
-# What a server's own trouble looks like: worth another try at the same address.
+# Temporary failures of a server: the same URL is tried again.
 TRANSIENT_STATUS_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 HTML_PREFIXES = (b"<!doctype html", b"<html")
@@ -31,19 +33,22 @@ HTML_PREFIXES = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How hard a download tries: attempts at each address without progress, first pause and socket timeout (s)."""
+    """Retry settings of a download."""
 
     max_attempts: int = 4
+    """Attempts at each URL in a row without progress."""
     initial_backoff: float = 1.0
+    """Seconds before the second attempt; doubled after each failure."""
     timeout: float = 30.0
+    """Seconds of the socket timeout."""
 
 
 class DownloadError(UserError):
-    """No address gave the file."""
+    """All URLs of a file failed."""
 
 
 class _RetryableError(Exception):
-    """This attempt failed; another at the same address may succeed."""
+    """This attempt failed; another at the same URL may succeed."""
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:
         super().__init__(reason)
@@ -51,11 +56,14 @@ class _RetryableError(Exception):
 
 
 class _ConnectionFailed(_RetryableError):
-    """Nothing answered at this address: a second try is enough, or a machine without a network waits for minutes."""
+    """No connection to the server.
+
+    It is tried only twice, so that a machine without a network does not wait for minutes.
+    """
 
 
 class _UrlFailed(Exception):
-    """This address will not give the file."""
+    """This URL cannot provide the file; another attempt would not help."""
 
 
 def download(
@@ -66,11 +74,11 @@ def download(
     sha256: str | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> Path:
-    """Make sure that `target` holds the file that any of `urls` (mirrors, tried in order) gives; return `target`.
+    """Download `target` from the first of `urls` (mirrors) that works, and return `target`.
 
-    A target that is there already is verified and nothing is fetched, so this works without a network. `size` (bytes)
-    and `sha256` (hex) are given only where they are known. Raises UserError naming the addresses and the cure:
-    `NotDownloaded` where none of them gives the file.
+    An existing target is verified without using the network. `size` (bytes) and `sha256` (hex) are
+    checked if given. Raises DownloadError if all URLs fail, and UserError if the existing file is
+    wrong, the disk is full or another process downloads the same file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     expected_sha256 = sha256 or _read_lock(target)
@@ -80,7 +88,9 @@ def download(
     failures = []
     with _lock_part_file(target) as part_path:
         for url in urls:
-            if target.exists():  # another process ended it while this one opened the part
+            if (
+                target.exists()
+            ):  # another process finished it while this one opened the partial file
                 return target
             try:
                 source = _fetch_with_retries(
@@ -92,16 +102,17 @@ def download(
                 failures.append(f"{url} ({failure})")
             except OSError as error:
                 raise UserError(
-                    f"cannot write {part_path}: {error.strerror}; free some space, then run again (the part is kept)"
+                    f"cannot write {part_path}: {error.strerror}; free some space, then run "
+                    "again (the partial file is kept)"
                 ) from None
-    anew = (
-        ""
-        if sha256 or not expected_sha256
-        else f", delete {_lock_path(target)} if it was published anew"
-    )
+    # A digest from the lock file is outdated if the publisher has replaced the file.
+    lock_advice = ""
+    if expected_sha256 and not sha256:
+        lock_advice = f", delete {_lock_path(target)} if it was published anew"
     raise DownloadError(
-        f"cannot download {target.name}: {'; '.join(failures)}. Try again later (a broken download is continued)"
-        f"{anew}, or download it by hand and save it as {target}"
+        f"cannot download {target.name}: {'; '.join(failures)}. "
+        f"Try again later (the download will resume){lock_advice}, "
+        f"or download it by hand and save it as {target}"
     )
 
 
@@ -117,7 +128,7 @@ def _read_lock(target: Path) -> str | None:
 
 
 def _lock_path(target: Path) -> Path:
-    # Hidden names are left out by whatever reads a whole folder as a corpus.
+    # The name is hidden because corpus readers skip hidden files.
     return target.with_name(f".{target.name}.lock")
 
 
@@ -133,7 +144,8 @@ def _verify_existing(
     if expected_sha256 is not None and digest != expected_sha256:
         origin = "the download list" if sha256 else f"its first download, {_lock_path(target).name}"
         raise UserError(
-            f"{target} has sha256 {digest} instead of {expected_sha256} ({origin}): delete it and run again"
+            f"{target} has sha256 {digest} instead of {expected_sha256} ({origin}): "
+            "delete it and run again"
         )
     if _read_lock(target) is None:
         write_json(_lock_path(target), {"sha256": digest, "bytes": actual_size, "url": None})
@@ -142,13 +154,8 @@ def _verify_existing(
 @contextmanager
 def _lock_part_file(target: Path) -> Iterator[Path]:
     part_path = target.with_name(f".{target.name}.part")
-    with part_path.open("ab") as part_file:
-        try:
-            fcntl.flock(part_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{target} is being downloaded by another process: wait for it to end"
-            ) from None
+    busy_message = f"{target} is being downloaded by another process: wait for it to end"
+    with exclusive_lock(part_path, busy_message):
         try:
             yield part_path
         finally:
@@ -160,8 +167,12 @@ def _lock_part_file(target: Path) -> Iterator[Path]:
 def _fetch_with_retries(
     url: str, part_path: Path, size: int | None, sha256: str | None, retry_policy: RetryPolicy
 ) -> dict[str, Any]:
-    """Bring the whole file into `part_path`; return where it came from and its digest. `_GiveUp` when this address fails."""
-    num_failures, max_bytes_reached = 0, -1
+    """Download the whole file into `part_path`; return its sha256, size and URL.
+
+    Raises _UrlFailed if the URL cannot provide the file.
+    """
+    num_failures = 0
+    max_part_size = -1
     while True:
         try:
             response_info = _request_once(url, part_path, size, sha256, retry_policy.timeout)
@@ -173,36 +184,36 @@ def _fetch_with_retries(
             problem = f"wrong content: sha256 {digest} instead of {expected}"
             if not response_info["resumed"]:
                 raise _UrlFailed(problem)
-            # The two halves may be of two versions of the file: once more, from the start.
+            # The two halves may come from two versions of the file, so start again from zero.
             raise _RetryableError(problem)
         except _RetryableError as failure:
-            reached = part_path.stat().st_size
-            num_failures = 1 if reached > max_bytes_reached else num_failures + 1
-            max_bytes_reached = max(max_bytes_reached, reached)
-            if num_failures >= (
-                min(2, retry_policy.max_attempts)
-                if isinstance(failure, _ConnectionFailed)
-                else retry_policy.max_attempts
-            ):
+            # Only failures without progress count, so a slow but moving download never gives up.
+            part_size = part_path.stat().st_size
+            num_failures = 1 if part_size > max_part_size else num_failures + 1
+            max_part_size = max(max_part_size, part_size)
+            max_attempts = retry_policy.max_attempts
+            if isinstance(failure, _ConnectionFailed):
+                max_attempts = min(2, max_attempts)
+            if num_failures >= max_attempts:
                 raise _UrlFailed(str(failure)) from None
-            time.sleep(
-                max(
-                    failure.retry_after,
-                    min(retry_policy.initial_backoff * 2 ** (num_failures - 1), 30.0),
-                )
-            )
+            backoff = min(retry_policy.initial_backoff * 2 ** (num_failures - 1), 30.0)
+            time.sleep(max(failure.retry_after, backoff))
 
 
 def _request_once(
     url: str, part_path: Path, size: int | None, sha256: str | None, timeout: float
 ) -> dict[str, Any]:
-    """One request: continue `part_path` if that is safe, else write it anew. Returns what the server said of the file."""
+    """Send one request; resume `part_path` if that is safe, otherwise restart it.
+
+    Returns whether the request resumed, and the sha256 that the server stated, if any.
+    """
     import requests
     import urllib3
 
     state = _read_state(part_path)
     resume_offset = part_path.stat().st_size
-    # Without a validator of this very address two versions could be glued together unnoticed; a known sha256 notices.
+    # Resuming without a validator (ETag or date) of this URL could join two versions of the file.
+    # Only a known sha256 would detect that.
     validator = state.get("validator") if state.get("url") == url else None
     can_resume = resume_offset > 0 and (validator is not None or sha256 is not None)
     headers = {"Accept-Encoding": "identity", "User-Agent": "babyllama"}
@@ -241,7 +252,10 @@ def _request_once(
 def _parse_response_range(
     url: str, response: Any, resume_offset: int, part_path: Path
 ) -> tuple[int, int | None]:
-    """What an answer means: the byte it begins at, and the size of the whole file where the server states one."""
+    """Return the offset of the response body, and the size of the whole file or None.
+
+    Raises _RetryableError for temporary failures and _UrlFailed for others.
+    """
     if url.startswith("https:") and not response.url.startswith("https:"):
         raise _UrlFailed(f"leads to an unencrypted address, {response.url}")
     status = response.status_code
@@ -255,9 +269,9 @@ def _parse_response_range(
         )
     if status == 416 and resume_offset:
         if content_range and content_range[2] == str(resume_offset):
-            return resume_offset, resume_offset  # the part was already whole
+            return resume_offset, resume_offset  # the partial file was already complete
         _discard_part(part_path)
-        raise _RetryableError("HTTP 416: the file there is shorter than the part here")
+        raise _RetryableError("HTTP 416: the file on the server is shorter than the partial file")
     if status not in (200, 206):
         raise _UrlFailed(f"HTTP {status}")
     if response.headers.get("Content-Type", "").lower().startswith("text/html"):
@@ -267,12 +281,15 @@ def _parse_response_range(
         return 0, int(length) if length.isdigit() else None
     if not content_range or content_range[1] != str(resume_offset):
         _discard_part(part_path)
-        raise _RetryableError("the server sent another range than the one it was asked for")
+        raise _RetryableError("the server sent a different range than requested")
     return resume_offset, int(content_range[2]) if content_range[2].isdigit() else None
 
 
 def _append_body(raw: Any, part_path: Path, offset: int, total: int | None) -> None:
-    """Append the answer's body to the first `offset` bytes of `part_path`."""
+    """Append the response body to the first `offset` bytes of `part_path`.
+
+    Raises OSError if the disk has too little space, _UrlFailed if the body exceeds `total` bytes.
+    """
     free = shutil.disk_usage(part_path.parent).free
     if total is not None and total - offset > free:
         raise OSError(
@@ -282,7 +299,7 @@ def _append_body(raw: Any, part_path: Path, offset: int, total: int | None) -> N
     with part_path.open("r+b") as file, progress_bar(name, total, "B", initial=offset) as bar:
         file.seek(offset)
         file.truncate()
-        # As the server sends it: a .gz must not arrive unpacked because a server calls that its encoding.
+        # Raw bytes: a server may declare a .gz file as content encoding; it must not be unpacked.
         while block := raw.read(CHUNK_BYTES, decode_content=False):
             offset += file.write(block)
             bar.update(len(block))
@@ -295,8 +312,8 @@ def _check_complete(part_path: Path, total: int | None) -> None:
     if total is not None and actual_size < total:
         raise _RetryableError(f"broke off after {actual_size} of {total} bytes")
     with part_path.open("rb") as file:
-        begins = file.read(64).lstrip().lower()
-    if begins.startswith(HTML_PREFIXES):
+        prefix = file.read(64).lstrip().lower()
+    if prefix.startswith(HTML_PREFIXES):
         _discard_part(part_path)
         raise _UrlFailed("answers with a web page instead of the file")
     if not actual_size:
@@ -317,12 +334,12 @@ def _read_state(part_path: Path) -> dict[str, Any]:
 
 def _response_validator(response: Any) -> str | None:
     etag = response.headers.get("ETag")
-    # If-Range does not take weak tags: they promise the same meaning, not the same bytes.
+    # If-Range does not accept weak ETags, which do not guarantee identical bytes.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
 
 def _write_state(part_path: Path, url: str, response: Any, *, is_resumed: bool) -> dict[str, Any]:
-    """Note, before any byte of the body, which version of which address `part_path` is going to hold."""
+    """Record the URL and version of `part_path` before the body is written."""
     write_json(_state_path(part_path), {"url": url, "validator": _response_validator(response)})
     digests = [
         step.headers.get("X-Linked-ETag", "").strip('"') for step in [*response.history, response]
@@ -340,7 +357,7 @@ def _discard_part(part_path: Path) -> None:
 
 def _publish(part_path: Path, target: Path, source: dict[str, Any]) -> None:
     fsync(part_path)
-    # The lock first: whatever takes the target's name from here on is compared with it.
+    # The lock is written first, so that a target is always compared with it.
     write_json(_lock_path(target), source)
     os.replace(part_path, target)
     _state_path(part_path).unlink(missing_ok=True)
@@ -348,7 +365,7 @@ def _publish(part_path: Path, target: Path, source: dict[str, Any]) -> None:
 
 
 def _summarize_error(error: Exception) -> str:
-    """The cause inside an HTTP library's nested error, in one short line."""
+    """Return the cause inside a nested error of requests, in one line of at most 161 characters."""
     inner = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
     text = " ".join(str(getattr(inner, "reason", inner)).split())
     text = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", text)

@@ -1,4 +1,4 @@
-"""One kind of error for what the user can mend, and the one place that turns it into an exit code."""
+"""Errors that the user can fix, disk errors, and the exit codes of commands."""
 
 import contextlib
 import errno
@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 
 class DiskError(NamedTuple):
-    """Texts for an errno of a file or disk."""
+    """Messages for an errno of a file or disk."""
 
-    advice: str | None  # English: the reason and the remedy; None: the system's own text will do
-    chinese: str  # Chinese: the reason alone
+    advice: str | None
+    """Reason and remedy in English; None if the system's own text is clear."""
+    chinese: str
+    """Reason in Chinese, without the remedy."""
 
 
 DISK_ERRORS = {
@@ -23,8 +25,8 @@ DISK_ERRORS = {
     errno.ENOSPC: DiskError("the disk is full: make room", "磁盘已满"),
     errno.EDQUOT: DiskError("the disk quota is used up: make room", "磁盘配额已用完"),
     errno.EFBIG: DiskError(
-        "files may not grow so large here (ulimit -f, or the file system's limit): "
-        "raise it, or use another disk",
+        "the file exceeds the size limit (ulimit -f, or the limit of the file system): "
+        "raise the limit, or use another disk",
         "文件大小超出限制",
     ),
     errno.EROFS: DiskError(
@@ -33,7 +35,7 @@ DISK_ERRORS = {
     errno.EACCES: DiskError("permission denied: change it, or name another place", "没有权限"),
     errno.EPERM: DiskError("permission denied: change it, or name another place", "没有权限"),
     errno.EIO: DiskError(
-        "the disk reports an error of its own (input/output error): look at its health",
+        "the disk reports an input/output error: check its health",
         "输入输出错误",
     ),
     errno.ENOTDIR: DiskError(
@@ -43,57 +45,62 @@ DISK_ERRORS = {
     errno.EEXIST: DiskError(
         "is there already and no folder: name another place", "路径中间有一段是文件，不是目录"
     ),
-    errno.EISDIR: DiskError("is a folder and no file: name another place", "是目录，不是文件"),
+    errno.EISDIR: DiskError("is a folder, not a file: name another place", "是目录，不是文件"),
     errno.ENAMETOOLONG: DiskError("the name is too long: name another place", "文件名太长"),
 }
-# NumPy's words for a write that came to a halt.
+# NumPy raises OSError without an errno for an incomplete write, with one of these messages.
 _SHORT_WRITE_PATTERN = re.compile("Not enough free space|requested and .* written")
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one line that names the file, line or key, and the cure."""
+    """An error that the user can fix.
+
+    The message is one line that names the file, line or key, and what to do about it.
+    """
 
 
 class InsufficientMemoryError(UserError):
-    """What is wanted is more than the machine's memory holds."""
+    """The request needs more memory than the machine has."""
 
 
 def errno_of(error: BaseException) -> int | None:
-    """The system's number of an error (`errno`); None if it is not the system's."""
+    """Return the `errno` of an error, or None if it is not a system error."""
     if isinstance(error, OSError):
-        return (
-            errno.ENOSPC
-            if error.errno is None and _SHORT_WRITE_PATTERN.search(str(error))
-            else error.errno
-        )
-    # The library of safetensors is no Python: it hands on the number in words.
-    match = (
-        re.search(r"\(os error (\d+)\)", str(error))
-        if type(error).__name__ == "SafetensorError"
-        else None
-    )
+        if error.errno is None and _SHORT_WRITE_PATTERN.search(str(error)):
+            return errno.ENOSPC
+        return error.errno
+    if type(error).__name__ != "SafetensorError":
+        return None
+    # safetensors is written in Rust and puts the errno in the message text.
+    match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match else None
 
 
 def describe_disk_error(error: BaseException) -> str | None:
-    """What a disk or folder refused, and the cure, in one line; None if `error` is about something else."""
-    known_error = DISK_ERRORS.get(errno_of(error) or 0)
-    advice = known_error.advice if known_error else None
+    """Return a one-line message for a disk or file error, with the remedy.
+
+    Returns None for other errors.
+    """
+    disk_error = DISK_ERRORS.get(errno_of(error) or 0)
+    advice = disk_error.advice if disk_error else None
     if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
         return advice
     name = os.fsdecode(error.filename)
-    return f"{name if len(name) <= 200 else name[:200] + '…'}: {advice or f'{error.strerror}: look at the path'}"
+    if len(name) > 200:
+        name = name[:200] + "…"
+    return f"{name}: {advice or f'{error.strerror}: check the path'}"
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a command's `main` and leave the process with its exit code.
+    """Run the `main` of a command and exit with its code.
 
-    A `UserError` becomes its message on stderr and exit code 2, and so does a disk that is full or refuses a file, by its
-    name; Ctrl-C becomes 130. Anything else is a fault of the program and keeps its traceback.
+    UserError and disk errors print one line to stderr and exit with code 2; Ctrl-C exits with 130.
+    Other exceptions are bugs and keep their traceback.
     """
     _open_missing_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may be bytes that are no text, a terminal may know no Chinese: shown as escapes, no end to the work.
+        # File names may be invalid UTF-8, and the terminal may not support Chinese. Escape such
+        # characters instead of stopping the command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main() or 0
@@ -105,7 +112,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         _write_stderr("interrupted\n")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of our output (`| head`) has gone; it has all it wanted.
+        # The reader of the output (`| head`) has closed the pipe, which is not an error.
         sys.stderr.close()
         code = 0
     except Exception as error:
@@ -118,25 +125,24 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def _write_stderr(lines: str) -> None:
-    """Say why a command ends. Where the terminal has gone there is nobody to tell, and the exit code has to do."""
+    """Write to stderr. If the terminal is gone, only the exit code reports the error."""
     with contextlib.suppress(OSError):
         sys.stderr.write(lines)
         sys.stderr.flush()
 
 
 def _open_missing_standard_streams() -> None:
-    """Give a process that was started without some of them (`<&-`, `2>&-`) empty ones.
+    """Open /dev/null for standard streams that the process was started without (`<&-`, `2>&-`).
 
-    Python has None in their places, and the first files that it opens get their numbers: what a library then says of its
-    own accord would go into a checkpoint.
+    Otherwise the first files that Python opens get the descriptors 0 to 2, and the output of a
+    library could end up in a checkpoint.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # the lowest number that is free: this one
+            # `open` returns the lowest free descriptor, which is `number`.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

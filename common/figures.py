@@ -5,7 +5,7 @@ from typing import Any
 
 # A figure with its confidence interval is an object with these keys.
 INTERVAL_KEYS = {"mean", "low", "high"}
-# Longest list of numbers that is shown as a figure.
+# Longer lists of numbers are not shown as figures.
 MAX_LIST_LENGTH = 4
 
 

@@ -1,12 +1,11 @@
-"""Files that are either whole or absent.
+"""Atomic files and folders, manifests, and JSON with a checksum.
 
-Everything the project keeps is written under a temporary name, synced to the disk, and renamed; a folder's manifest
-(sizes and sha256 of all its files) is written last, so a folder with a manifest that verifies is a whole folder. A
-manifest, and what else must not change unnoticed, is sealed: JSON that ends with a checksum of itself.
+Files and folders are written under a temporary name, synced to the disk and renamed. The manifest
+of a folder (size and sha256 of every file) is written last, so a folder whose manifest verifies is
+complete. Manifests and other state files are JSON that ends with its own checksum.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,15 +19,15 @@ from typing import Any
 from common.errors import UserError, errno_of
 
 MANIFEST = "manifest.json"
-# Bytes that a file of facts may have: the largest real ones list the files of a corpus.
+# Limit of a JSON file; the largest real ones list the files of a corpus.
 MAX_JSON_BYTES = 64 << 20
-# Characters of a name in a manifest: no system has longer paths, and some raise for them.
+# Longest file name in a manifest: longer paths do not exist, and some systems raise for them.
 MAX_NAME_LENGTH = 1000
 CHECKSUM_KEY = "seal"
 
 
 def fsync(path: Path) -> None:
-    """Force a file or folder to the disk (for a folder: the names in it)."""
+    """Sync a file to the disk, or the directory entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with name_path_in_errors(path):
@@ -39,9 +38,9 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that becomes `path`, synced, when the block ends well.
+    """Yield a temporary file that replaces `path` when the block succeeds.
 
-    An existing `path` is replaced. When the block raises, nothing stays.
+    If the block raises, the temporary file is deleted and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_path_in_errors(path):
@@ -61,24 +60,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: temporary name, fsync, rename."""
+    """Write a file atomically: temporary name, fsync, rename."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
 def name_path_in_errors(path: Path) -> Iterator[None]:
-    """Give an error of the system in the block a name that the user knows.
+    """Make system errors raised in the block name `path`.
 
-    That is `path` where the error names no file (a failed write does not) or a temporary one that is to become `path`; what
-    it names in a temporary folder is named in `path`.
+    This applies if the error names no file (as for a failed write), or the temporary file or folder
+    that will become `path`.
     """
     try:
         yield
     except Exception as error:
         number = errno_of(error)
         if number is not None and getattr(error, "errno", None) is None:
-            # A library's words for it, which a name would replace.
+            # An error of a library has no `filename`; raise an OSError that has one.
             raise OSError(number, os.strerror(number), str(path)) from error
         if not isinstance(error, OSError):
             raise
@@ -100,7 +99,7 @@ def _dump_json(value: Any) -> str:
 
 
 def write_checksummed_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a dict as JSON that ends with a checksum of itself, atomically."""
+    """Write a dict as JSON that ends with its own checksum, atomically."""
     write_atomic(path, _dump_json(_with_checksum(value)))
 
 
@@ -111,24 +110,32 @@ def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
 def read_checksummed_json(
     path: Path, advice: str = "", max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, without the checksum. UserError, which ends with `advice`, if any byte has changed."""
+    """Read a file of `write_checksummed_json`, and return its value without the checksum.
+
+    Raises UserError, with `advice` at its end, if any byte has changed.
+    """
     value = read_json(path, max_bytes)
     if not isinstance(value, dict) or CHECKSUM_KEY not in value:
         raise UserError(
-            f"{path} has no checksum of itself: it is damaged, or of an earlier version of this program{advice}"
+            f"{path} has no checksum of itself: it is damaged, or was written by an earlier "
+            f"version of this program{advice}"
         )
     stored_checksum = value.pop(CHECKSUM_KEY)
-    # Written anew and compared as bytes, so that not even a blank can change.
+    checksummed = _with_checksum(value)
+    # Serialized again and compared as bytes, which also detects changes of white space.
     if (
-        _dump_json(_with_checksum(value)).encode() != path.read_bytes()
-        or stored_checksum != _with_checksum(value)[CHECKSUM_KEY]
+        _dump_json(checksummed).encode() != path.read_bytes()
+        or stored_checksum != checksummed[CHECKSUM_KEY]
     ):
         raise UserError(f"{path} is damaged (it differs from its own checksum){advice}")
     return value
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file of at most `limit` bytes; a missing, broken or larger one is a `UserError` that names it."""
+    """Read a JSON file of at most `limit` bytes.
+
+    Raises UserError, naming the file, if it is missing, broken or larger.
+    """
     try:
         return json.loads(read_limited(path, limit).decode("utf-8"))
     except FileNotFoundError:
@@ -138,24 +145,26 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def read_limited(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """The bytes of a file that has to be small. UserError if it is not: a stranger's file may be of any size."""
+    """Return the bytes of a file that must be small.
+
+    Raises UserError if it is larger than `max_bytes`: an untrusted file may have any size.
+    """
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise UserError(
-            f"{path} is larger than {max_bytes >> 20} MB, which such a file never is: it is not what it should be"
+            f"{path} is larger than {max_bytes >> 20} MB, the limit for such a file: "
+            "it is damaged, or the wrong file"
         )
     return data
 
 
 def sha256_file(path: Path) -> str:
-    """The hex sha256 of a file, read in blocks."""
+    """Return the hex sha256 of a file, read in blocks."""
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256_stream(file)
-        )
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256_stream(file)
 
 
 def _sha256_stream(file: Any) -> str:
@@ -167,7 +176,7 @@ def _sha256_stream(file: Any) -> str:
 
 
 def write_manifest(folder: Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write `manifest.json`: the size and sha256 of every file below the folder, and `metadata` beside them."""
+    """Write `manifest.json` with `metadata` and the size and sha256 of every file in the folder."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in sorted(folder.rglob("*"))
@@ -177,9 +186,9 @@ def write_manifest(folder: Path, metadata: dict[str, Any] | None = None) -> None
 
 
 def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None:
-    """What is wrong with a folder that should have a manifest, in words, or None if all of it is as written.
+    """Return the first difference between a folder and its manifest as a message, or None.
 
-    With `checksums=False` only presence and sizes are compared, which costs no reading.
+    With `verify_checksums=False` only names and sizes are compared, and the files are not read.
     """
     try:
         files = read_json(folder / MANIFEST)["files"]
@@ -190,10 +199,9 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
         return str(error)
     except (KeyError, TypeError, ValueError, AttributeError):
         return f"{folder / MANIFEST} is not a manifest"
-    if outside := next(
-        (name for name in expected if Path(name).is_absolute() or ".." in Path(name).parts), None
-    ):
-        return f"{folder / MANIFEST} names a file outside its folder: {outside}"
+    for name in expected:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{folder / MANIFEST} names a file outside its folder: {name}"
     try:
         read_checksummed_json(folder / MANIFEST)
     except UserError as error:
@@ -211,13 +219,14 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target`, with a manifest of `metadata`, when the block ends well.
+    """Yield a temporary folder that replaces `target`, with a manifest, when the block succeeds.
 
-    An existing `target` is replaced. `metadata` may be filled inside the block. When the block raises, nothing stays.
+    `metadata` goes into the manifest, and may be filled inside the block. If the block raises, the
+    temporary folder is deleted and `target` is unchanged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The temporary name keeps the target's own, so that whoever finds one after a crash knows what it was; names
-    # with a dot in front are never taken for checkpoints or shard sets.
+    # The temporary name contains the name of the target, to recognize it after a crash. The leading
+    # dot keeps it from being taken for a checkpoint or a shard set.
     with name_path_in_errors(target):
         temporary = Path(
             tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
@@ -243,15 +252,6 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold a lock, a file that stays, while the block runs: several processes on one folder take turns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def remove_temporary_files(folder: Path) -> None:

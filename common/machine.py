@@ -1,8 +1,7 @@
-"""What the machine is: cores, memory, the device, and how fast it multiplies matrices."""
+"""Cores, memory, device, matmul rate and software versions of the machine."""
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -12,42 +11,45 @@ from typing import Any
 
 
 def num_cores() -> int:
-    """The cores this process may use (containers and taskset counted)."""
+    """Return the number of cores this process may use (respects taskset and cpusets)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size this process has had, in bytes."""
+    """Return the peak resident set size of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # What getrusage says begins with the size of the process that started this one.
+        # `ru_maxrss` of getrusage would include the size of the parent process before the exec.
         (line,) = (
             line
             for line in status.read_text(encoding="utf-8").splitlines()
             if line.startswith("VmHWM:")
         )
         return int(line.split()[1]) * 1024
+    import resource  # not on native Windows, where no command needs it to start
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_memory_bytes() -> int:
-    """The resident size of this process, in bytes; where the system has no /proc to tell it, the largest so far."""
-    sizes = Path("/proc/self/statm")
-    return (
-        int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        if sizes.is_file()
-        else peak_memory_bytes()
-    )
+    """Return the resident set size of this process, in bytes; the peak on systems without /proc."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        return peak_memory_bytes()
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def total_memory_bytes() -> int:
-    """The machine's memory, in bytes."""
+    """Return the memory of the machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resolve_device(name: str) -> Any:
-    """`auto`, `cpu` or `cuda` to a `torch.device`; `auto` takes a GPU where there is one."""
+    """Return the `torch.device` of `auto`, `cpu` or `cuda`; `auto` prefers a GPU.
+
+    Raises UserError if `cuda` is requested and not available.
+    """
     import torch
 
     from common.errors import UserError
@@ -56,15 +58,16 @@ def resolve_device(name: str) -> Any:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
-            "--device cuda: torch sees no CUDA device here; use --device cpu or install a CUDA build of torch"
+            "--device cuda: torch sees no CUDA device here; use --device cpu "
+            "or install a CUDA build of torch"
         )
     return torch.device(name)
 
 
 def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
-    """The machine's own matmul rate in FLOP/s: the best of several square products.
+    """Measure the matmul rate of the device in FLOP/s: the best of five square products.
 
-    The denominator of MFU: a share of what this machine does, not of a data sheet.
+    It is the denominator of MFU, which is thus relative to a measurement, not to a data sheet.
     """
     import torch
 
@@ -83,7 +86,7 @@ def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
 
 
 def collect_environment(device: Any | None = None) -> dict[str, Any]:
-    """How a result was made: command, git commit, versions, machine. Written into runs and results."""
+    """Return the command, git commit, versions and machine, to be stored in runs and results."""
     environment: dict[str, Any] = {
         "command": _command_line(),
         "python": platform.python_version(),
@@ -106,7 +109,7 @@ def collect_environment(device: Any | None = None) -> dict[str, Any]:
 
 
 def _command_line() -> str:
-    """The command line as a user would type it."""
+    """Return the command line as a user would type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -122,9 +125,11 @@ def _package_version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     try:
-        answer = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
+    if process.returncode != 0:
+        return None
+    return process.stdout.strip() or None

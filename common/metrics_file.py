@@ -1,4 +1,7 @@
-"""A run's `metrics.jsonl`: one JSON object a line, `{"kind": "train", "step": 20, "loss": 7.16, …}`."""
+"""Read the `metrics.jsonl` of a run.
+
+Each line is a JSON object: `{"kind": "train", "step": 20, "loss": 7.16, …}`.
+"""
 
 import json
 from pathlib import Path
@@ -7,17 +10,19 @@ from typing import Any
 from common.errors import UserError
 from common.run_layout import METRICS_FILE
 
-# Kinds of records that hold no scores of the model on held-out data.
+# Kinds of records without scores on held-out data.
 UNSCORED_KINDS = ("train", "sample", "evaluated", "skipped", "spike")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All whole records of a run's `metrics.jsonl`, in order; a last line cut short by a kill is left out.
+    """Return all complete records of a run's `metrics.jsonl`, in order.
 
-    No file is no records. UserError names the line that is not a record with `kind` and `step`.
+    Returns an empty list if the file does not exist. A last line that a kill cut short is ignored.
+    Raises UserError, naming the line, if a line is not a record with `kind` and `step`.
     """
     path = run / METRICS_FILE
-    # Split as bytes: a kill can cut a character in two, and str.splitlines also cuts at characters that samples hold.
+    # Split as bytes: a kill can cut a UTF-8 character in two, and str.splitlines also splits at
+    # characters such as U+2028, which occur in samples.
     complete_lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return [_parse_record(line, path, number) for number, line in enumerate(complete_lines, 1)]
 

@@ -59,6 +59,17 @@ __all__ = [
 MAX_YAML_BYTES = 1 << 20
 _MAX_VALUE_CHARACTERS = 80  # of a wrong value that a message repeats
 _NULL_TAG = "tag:yaml.org,2002:null"
+# Phrases of pydantic's messages, and what a user reads instead.
+_PLAIN_WORDS = {
+    "Value error, ": "",
+    "Input should be ": "",
+    "a valid integer, unable to parse string as an integer": "a whole number",
+    "a valid number, unable to parse string as a number": "a number",
+    "a valid boolean, unable to interpret input": "true or false",
+    "greater than or equal to": "at least",
+    "greater than": "more than",
+    "less than or equal to": "at most",
+}
 _CONFIG_DEST = ":config"  # a name that a field cannot have
 _POSITIONAL_MARK = get_args(CliPositionalArg[str])[1]
 
@@ -404,7 +415,9 @@ def _explain_errors(
         option = f"--{path}"
         if path in fields and _is_positional(fields[path]):
             option = path.upper()
-        message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        message = detail["msg"]
+        for phrase, plain_words in _PLAIN_WORDS.items():
+            message = message.replace(phrase, plain_words)
         value = repr(detail["input"])
         if len(value) > _MAX_VALUE_CHARACTERS:
             value = f"{value[:_MAX_VALUE_CHARACTERS]}…"

@@ -1,4 +1,4 @@
-"""Progress bars: live on a terminal, a line now and then in a log."""
+"""Progress bars: redrawn on a terminal, printed every ten seconds in a log."""
 
 import sys
 from typing import Any
@@ -9,7 +9,10 @@ from tqdm import tqdm
 def progress_bar(
     description: str, total: float | None = None, unit: str = "it", **options: Any
 ) -> "tqdm[Any]":
-    """A tqdm bar on stderr; where stderr is not a terminal it prints one line every ten seconds instead of redrawing."""
+    """Return a tqdm bar on stderr.
+
+    If stderr is not a terminal, the bar prints a line every ten seconds instead of redrawing.
+    """
     live = sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -1,9 +1,9 @@
-"""The layout of a run directory: the names of its files and folders, in this module alone.
+"""The layout of a run directory; no other module spells the names of its files and folders.
 
 runs/NAME/
     run.json            environment, shard sets and fingerprints of the first start; marks a run
     config.yaml         options of the last start
-    metrics.jsonl       what training and evaluation logged, one JSON object per line
+    metrics.jsonl       log of training and evaluation, one JSON object per line
     choices.json        compute plan of this machine
     ended.json          best step, if early stopping ended the run
     lock                held while a process trains
@@ -43,7 +43,7 @@ def list_steps(run: Path) -> list[int]:
 
 
 def find_run(path: Path) -> Path | None:
-    """Return the run that `path` is, or that it is a step of; None for any other folder."""
+    """Return `path` if it is a run, the run of `path` if it is a step folder, otherwise None."""
     if (path / RUN_FILE).is_file():
         return path
     # The folder of a step lies two levels below its run.

@@ -1,4 +1,4 @@
-"""`python -m evaluate.reading`: does a model answer from the given passage, or from memory?"""
+"""`python -m evaluate.reading`: passage QA, with the right passage and with another one."""
 
 import sys
 

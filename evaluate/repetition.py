@@ -1,4 +1,4 @@
-"""`python -m evaluate.repetition`: do answers repeat themselves, and do they end?"""
+"""`python -m evaluate.repetition`: the share of answers that loop, and that end."""
 
 import sys
 

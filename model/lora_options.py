@@ -10,7 +10,7 @@ LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 
 
 class LoraOptions(Options):
-    """Options under `lora.`"""
+    """Options of the group `lora`."""
 
     rank: int = Field(8, gt=0, le=4096, description="inner width of the two matrices")
     alpha: float = Field(16.0, gt=0, description="their product is scaled by alpha / rank")

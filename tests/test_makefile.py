@@ -1,4 +1,4 @@
-"""The Makefile hands on what it is told, word for word: recipes run with a stub in python's place."""
+"""The Makefile passes its variables on unchanged. A stub stands in for Python."""
 
 import os
 import re
@@ -113,7 +113,7 @@ def test_home_folder_path_is_expanded(folder: Path) -> None:
 def test_unset_make_variables_use_command_defaults(
     folder: Path, target: str, words: list[str]
 ) -> None:
-    """A second place that decides which run is the newest or what the default corpus is; ARGS taken for one word."""
+    """Prevents defaults in the Makefile beside those of the commands; ARGS as one word."""
     (folder / "runs" / "x").mkdir(parents=True)
     assert make(folder, target)[1] == ["-m", *words]
     found = make(folder, target, "DATA=", "RUN=", "ARGS=--limit 3 --name 'a b'")[1]
@@ -180,7 +180,7 @@ def test_unknown_make_variable_is_refused(folder: Path, word: str) -> None:
 
 
 def test_variables_of_an_outer_make_are_accepted(folder: Path) -> None:
-    """Prevents a project whose own make calls this one from failing on the variables it hands down."""
+    """Prevents failing on the variables of an outer make that calls this one."""
     for words, variables in (
         (["SHELL=/bin/sh"], {"CUDA_VISIBLE_DEVICES": "1", "steps": "5"}),
         (["CC=gcc"], {"MAKELEVEL": "1"}),
@@ -191,7 +191,7 @@ def test_variables_of_an_outer_make_are_accepted(folder: Path) -> None:
 
 
 def test_every_target_is_phony_and_in_help(folder: Path) -> None:
-    """A target that a folder of its name (data, evaluate) stands in the way of, or that nobody is told of."""
+    """Prevents a target shadowed by a folder of its name (data), or missing from the help."""
     text = (folder / "Makefile").read_text(encoding="utf-8")
     (phony,) = (set(line.split()) for line in re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE))
     targets = set(re.findall(r"^([a-z-]+):(?!=)", text, re.MULTILINE))

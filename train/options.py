@@ -47,7 +47,7 @@ class ModelOptions(Options):
 
 
 class OptimizerOptions(Options):
-    """Options under `optimizer.`"""
+    """Options of the group `optimizer`."""
 
     name: Literal["muon", "adamw"] = Field(
         "muon",
@@ -68,7 +68,7 @@ class OptimizerOptions(Options):
 
 
 class ScheduleOptions(Options):
-    """Options under `schedule.`"""
+    """Options of the group `schedule`."""
 
     name: Literal["wsd", "cosine"] = Field(
         "wsd",
@@ -87,7 +87,7 @@ class ScheduleOptions(Options):
 
 
 class CheckpointOptions(Options):
-    """Options under `checkpoint.`"""
+    """Options of the group `checkpoint`."""
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
     keep: int = Field(
@@ -96,7 +96,7 @@ class CheckpointOptions(Options):
 
 
 class EvaluationOptions(Options):
-    """Options under `evaluation.`"""
+    """Options of the group `evaluation`."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the validation split")
     tokens: int = Field(

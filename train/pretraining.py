@@ -128,8 +128,8 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
     for name, shards in zip(names, sets, strict=True):
         if not shards.kind.is_text:
             raise UserError(
-                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on it with "
-                f"python -m train.sft --data {name}"
+                f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
+                f"it with python -m train.sft --data {name}"
             )
     return tuple(map(MixtureSet, names, sets, weights))
 

@@ -1,11 +1,11 @@
 """A run directory: its lock, its description in `run.json`, its options, and its checkpoints."""
 
-import fcntl
+import contextlib
 import hashlib
 import shutil
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from common.files import (
     write_atomic,
     write_checksummed_json,
 )
+from common.locks import exclusive_lock
 from common.machine import collect_environment
 from common.run_layout import (
     CHECKPOINTS_DIR,
@@ -45,7 +46,7 @@ class RunDir:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.start_step: int | None = None
-        self._lock: IO[str] | None = None
+        self._lock = contextlib.ExitStack()
 
     def open(self, options: dict[str, Any], record: dict[str, Any], device: torch.device) -> None:
         """Create the directory, or check that it holds this run and find its newest checkpoint.
@@ -86,8 +87,7 @@ class RunDir:
 
     def close(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.close()
 
     def _create_or_check_folder(self) -> None:
         is_run = (self.folder / RUN_FILE).exists() or (self.folder / LOCK_FILE).exists()
@@ -98,13 +98,10 @@ class RunDir:
 
     def _acquire_lock(self) -> None:
         """Lock the directory until this process ends: two trainings would destroy each other."""
-        self._lock = (self.folder / LOCK_FILE).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{self.folder} is being trained by another process: wait for it, or {NEW_RUN_HINT}"
-            ) from None
+        busy_message = (
+            f"{self.folder} is being trained by another process: wait for it, or {NEW_RUN_HINT}"
+        )
+        self._lock.enter_context(exclusive_lock(self.folder / LOCK_FILE, busy_message))
 
     def _has_training_records(self) -> bool:
         return (self.folder / METRICS_FILE).exists() or bool(list_steps(self.folder))

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from bench.gpu.checks import BY_NAME, CHECKS
 from bench.gpu.results import JSON, PAGE
@@ -17,12 +18,18 @@ interrupted run with the checks that have no verdict. Exit status 1 if a check f
 With --train it trains and makes no check."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse with a mistake as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """See `argparse.ArgumentParser.error`."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
 def parse() -> argparse.Namespace:
     """Parse the command line. Raises UserError for an invalid value."""
     # Not common.options: its packages may be missing on the machine with the GPU.
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False
-    )
+    parser = _Parser(prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),

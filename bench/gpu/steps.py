@@ -14,7 +14,7 @@ class TrainingStep:
     def __init__(
         self, model: Llama, choices: ComputePlan, length: int, rows: int, *, optimizer: str = "muon"
     ) -> None:
-        """A step is `rows` of `length` tokens, in micro-batches of `choices.micro_rows`."""
+        """Prepare steps of `rows` of `length` tokens, in micro-batches of `choices.micro_rows`."""
         self._model, self._choices, self._length, self._rows = model, choices, length, rows
         self.device = model.lm_head.weight.device
         options = OptimizerOptions.model_validate({"name": optimizer})

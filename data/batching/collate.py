@@ -61,7 +61,7 @@ class BatchLoader(abc.ABC, Generic[PlanT]):
     def __init__(
         self, plan: PlanT, rows_per_step: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Raises ValueError if the processes cannot share a step evenly."""
+        """Raise ValueError if the processes cannot share a step evenly."""
         if rows_per_step % world_size:
             raise ValueError(
                 f"{rows_per_step} rows a step cannot be shared by {world_size} processes"

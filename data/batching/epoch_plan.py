@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.files import MANIFEST, atomic_folder, check_manifest, exclusive_lock, read_json
+from common.files import MANIFEST, atomic_folder, check_manifest, read_json
+from common.locks import exclusive_lock
 
 # An item of a plan is the number of its set in the bits above these, and its number within the set
 # in them.

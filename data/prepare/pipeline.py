@@ -11,7 +11,6 @@ the same bytes whatever the number of workers and however often it was interrupt
 """
 
 import contextlib
-import fcntl
 import glob
 import itertools
 import json
@@ -32,6 +31,7 @@ from common.files import (
     write_checksummed_json,
     write_json,
 )
+from common.locks import exclusive_lock
 from common.machine import num_cores, peak_memory_bytes
 from common.progress import progress_bar
 from data.kinds import find_kind
@@ -204,11 +204,8 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--out {out}: another process is preparing it right now") from None
+    busy_message = f"--out {out}: another process is preparing it right now"
+    with exclusive_lock(work / "lock", busy_message):
         # Inputs are not compared: a unit is reused only if its records are the same.
         expected_plan = {**settings, "unit_bytes": UNIT_BYTES}
         plan_path = work / "plan.json"

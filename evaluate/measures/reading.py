@@ -1,4 +1,4 @@
-"""Passage questions: does a model answer from the given passage, or from memory?"""
+"""Passage QA: tell whether a model answers from the given passage or from memory."""
 
 from collections.abc import Sequence
 from dataclasses import replace

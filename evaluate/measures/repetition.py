@@ -1,4 +1,4 @@
-"""Repetition in answers: do they repeat themselves, and do they end?"""
+"""Repetition in answers: the share that loops, and the share that ends by `<eos>`."""
 
 from dataclasses import asdict
 

@@ -125,7 +125,7 @@ def test_unrunnable_setup_is_reported_before_running(
         "llama-cpp is left out: it is not installed (pip install llama-cpp-python"
         in capsys.readouterr().out
     )
-    with pytest.raises(UserError, match="--new: '1' is not valid; expected greater than or equal"):
+    with pytest.raises(UserError, match="--new: '1' is not valid; expected at least 2"):
         validate_options(GenerateSpeedOptions, {"new": "1"})
 
 

@@ -91,7 +91,7 @@ def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.Monke
     monkeypatch.setattr("bench.train_speed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"litgpt is not installed; see bench/README\.md"):
         check_contenders(["litgpt-compiled"])
-    with pytest.raises(UserError, match="--steps: '3' is not valid; expected greater than 3"):
+    with pytest.raises(UserError, match="--steps: '3' is not valid; expected more than 3"):
         validate_options(TrainSpeedOptions, {"steps": "3"})
 
 

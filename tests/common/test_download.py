@@ -1,4 +1,4 @@
-"""Downloads over a loopback server that misbehaves on purpose: what arrives is whole, or there is one clear line."""
+"""Tests of downloads from a faulty loopback server: a complete file, or a one-line error."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ OTHER = DATA[::-1]
 
 
 class Server:
-    """A scripted HTTP server: each request takes the next behaviour, the last one stays."""
+    """A scripted HTTP server: each request takes the next handler; the last one is repeated."""
 
     def __init__(self) -> None:
         self.data, self.etag = DATA, '"one"'
@@ -44,7 +44,7 @@ class Server:
                 self.close_connection = True
                 step = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    step(self)  # a client that gives up is part of the test
+                    step(self)  # the client may give up
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -55,13 +55,12 @@ class Server:
     def good(
         self, request: Any, *, ranges: bool = True, stop: int | None = None, validator: bool = True
     ) -> None:
-        """Serve as one should: ranges, If-Range, 416; `stop` breaks off after so many bytes of the body."""
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", "")) if ranges else None
-        start = (
-            int(asked[1])
-            if asked and request.headers.get("If-Range", self.etag) == self.etag
-            else 0
-        )
+        """Serve ranges, If-Range and 416 correctly; break off after `stop` bytes of the body."""
+        range_match = None
+        if ranges:
+            range_match = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        is_same_version = request.headers.get("If-Range", self.etag) == self.etag
+        start = int(range_match[1]) if range_match and is_same_version else 0
         if start >= len(self.data) and start:
             send(request, 416, b"", {"Content-Range": f"bytes */{len(self.data)}"})
             return
@@ -127,11 +126,14 @@ def test_existing_file_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
-    """Prevents fetching gigabytes again for every break, and more breaks than attempts ending a moving download."""
+    """Prevents downloading from the start after every break.
+
+    The breaks outnumber the attempts: a download that progresses must not give up.
+    """
     stops = [lambda request: server.good(request, stop=150_000)] * 6
     server.script = [*stops, server.good]
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
-    starts = [int(re.sub(r"\D", "", asked.get("Range", "0"))) for asked in server.requests]
+    starts = [int(re.sub(r"\D", "", each.get("Range", "0"))) for each in server.requests]
     assert starts == sorted(starts) and len(set(starts)) == 7, starts
 
 
@@ -146,7 +148,7 @@ def test_killed_download_resumes(server: Server, tmp_path: Path) -> None:
 
 
 def test_server_without_range_support_restarts_download(server: Server, tmp_path: Path) -> None:
-    """Prevents a 200 answer being appended to the part."""
+    """Prevents appending a 200 response to the partial file."""
     server.script = [
         lambda request: server.good(request, stop=400_000),
         lambda request: server.good(request, ranges=False),
@@ -174,24 +176,24 @@ def test_changed_file_is_detected_without_if_range_support(server: Server, tmp_p
         server.good(request, stop=400_000)
         server.data, server.etag = OTHER, '"two"'
 
-    def careless(request: Any) -> None:
+    def ignore_if_range(request: Any) -> None:
         del request.headers["If-Range"]
         server.good(request)
 
-    server.script = [change, careless]
+    server.script = [change, ignore_if_range]
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == OTHER
 
 
 def test_download_without_validator_or_sha256_is_not_resumed(
     server: Server, tmp_path: Path
 ) -> None:
-    """Prevents two versions being glued together where nothing could tell them apart."""
+    """Prevents joining two versions of a file that nothing could tell apart."""
     server.script = [
         lambda request: server.good(request, stop=400_000, validator=False),
         server.good,
     ]
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA
-    assert all("Range" not in asked for asked in server.requests)
+    assert all("Range" not in headers for headers in server.requests)
 
 
 def test_known_sha256_allows_resume_from_another_mirror(server: Server, tmp_path: Path) -> None:
@@ -204,7 +206,7 @@ def test_known_sha256_allows_resume_from_another_mirror(server: Server, tmp_path
 
 
 def test_corrupted_partial_file_is_downloaded_again(server: Server, tmp_path: Path) -> None:
-    """Prevents a damaged part failing every later attempt."""
+    """Prevents a damaged partial file from failing every later attempt."""
     (tmp_path / ".f.part").write_bytes(OTHER[:500_000])
     assert (
         download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
@@ -215,7 +217,7 @@ def test_corrupted_partial_file_is_downloaded_again(server: Server, tmp_path: Pa
 def test_full_length_partial_file_is_finished_or_replaced(
     server: Server, tmp_path: Path, length: int
 ) -> None:
-    """Prevents a 416 answer ending in an endless loop, or in a part that is too long being taken."""
+    """Prevents an endless loop after a 416 response, and accepting too long a partial file."""
     (tmp_path / ".f.part").write_bytes((DATA + DATA)[:length])
     assert (
         download([server.url], tmp_path / "f", sha256=SHA, retry_policy=QUICK).read_bytes() == DATA
@@ -251,7 +253,7 @@ def test_mirror_with_wrong_bytes_is_skipped(server: Server, tmp_path: Path) -> N
 
 
 def test_hub_sha256_is_verified(server: Server, tmp_path: Path) -> None:
-    """Prevents damage on the way from a hub's storage going unnoticed at the first download."""
+    """Prevents accepting a first download that was damaged on the way from the hub."""
     server.data = OTHER
     hub = status(302, b"", Location=server.url + "?storage", X_Linked_ETag=f'"{SHA}"')
     server.script = [hub, server.good]
@@ -262,14 +264,14 @@ def test_hub_sha256_is_verified(server: Server, tmp_path: Path) -> None:
 
 
 def test_wrong_content_length_is_detected(server: Server, tmp_path: Path) -> None:
-    def promises(length: int) -> Callable[[Any], None]:
+    def claim_length(length: int) -> Callable[[Any], None]:
         return lambda request: send(request, 200, DATA, {"Content-Length": str(length)})
 
-    server.script = [promises(len(DATA) + 10)]
+    server.script = [claim_length(len(DATA) + 10)]
     with pytest.raises(UserError, match=r"more expected|broke off"):
         download([server.url], tmp_path / "long", retry_policy=QUICK)
     with pytest.raises(UserError, match=f"offers {len(DATA) - 10} bytes instead of {len(DATA)}"):
-        server.script = [promises(len(DATA) - 10)]
+        server.script = [claim_length(len(DATA) - 10)]
         download([server.url], tmp_path / "short", size=len(DATA), retry_policy=QUICK)
     assert not (tmp_path / "long").exists() and not (tmp_path / "short").exists()
 
@@ -288,7 +290,7 @@ def test_truncation_without_content_length_is_detected_by_known_size(
 
 
 def test_download_beyond_known_size_is_aborted(server: Server, tmp_path: Path) -> None:
-    """Prevents a server without end filling the disk."""
+    """Prevents an endless response from filling the disk."""
     server.script = [lambda request: send(request, 200, DATA * 3, {"Content-Length": ""})]
     with pytest.raises(UserError, match=f"sends more than the {len(DATA)} bytes"):
         download([server.url], tmp_path / "f", size=len(DATA), retry_policy=QUICK)
@@ -304,7 +306,7 @@ def test_download_beyond_known_size_is_aborted(server: Server, tmp_path: Path) -
 def test_html_error_page_is_rejected(
     server: Server, tmp_path: Path, kind: str, page: bytes
 ) -> None:
-    """Prevents a captive portal or login page, sent with status 200, being locked in as the data."""
+    """Prevents saving a captive portal or login page, sent with status 200, as the data."""
     server.script = [status(200, page, Content_Type=kind)]
     with pytest.raises(UserError, match="web page instead of the file"):
         download([server.url], tmp_path / "f", retry_policy=QUICK)
@@ -366,7 +368,7 @@ def test_silent_server_times_out(server: Server, tmp_path: Path) -> None:
 
 
 def test_gz_file_is_not_decompressed_in_transit(server: Server, tmp_path: Path) -> None:
-    """Prevents a .gz being unpacked on the way because a server calls it a content encoding."""
+    """Prevents unpacking a .gz file because a server declares it as content encoding."""
     import gzip
 
     server.data = gzip.compress(DATA)
@@ -484,7 +486,7 @@ def test_zip_with_links_bomb_or_damage_is_refused(tmp_path: Path) -> None:
 
 
 def test_zip_with_understated_size_is_refused(tmp_path: Path) -> None:
-    """Prevents a member that unpacks to more than it states, the way past the limit."""
+    """Prevents a member from passing the limit by unpacking to more than it states."""
     archive = make_zip(tmp_path / "a.zip", {"a": bytes(1 << 20)})
     payload = archive.read_bytes().replace(
         (1 << 20).to_bytes(4, "little"), (10).to_bytes(4, "little")

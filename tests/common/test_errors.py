@@ -1,4 +1,4 @@
-"""How a command begins and ends."""
+"""Tests of the start and exit of a command."""
 
 import subprocess
 import sys
@@ -11,10 +11,10 @@ import os, sys
 from common.errors import run_main
 
 def main():
-    held = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
     for number in (1, 2):
-        os.write(number, b"a library's words\\n")
-    assert held > 2 and sys.stdin.read() == ""
+        os.write(number, b"output of a library\\n")
+    assert descriptor > 2 and sys.stdin.read() == ""
     print("ours", flush=True)
     print("ours", file=sys.stderr, flush=True)
 
@@ -24,9 +24,9 @@ run_main(main)
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_command_needs_no_standard_streams(root: Path, tmp_path: Path, closed: str) -> None:
-    """A traceback about None, after all the work; a library's words in the first file that the command writes."""
+    """Prevents a traceback about None, and library output in the first file of the command."""
     program = [sys.executable, "-c", PROGRAM, str(tmp_path / "file")]
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", f'exec "$@" {closed}', "bash", *program],
         cwd=root,
         stdin=subprocess.DEVNULL,
@@ -34,5 +34,5 @@ def test_a_command_needs_no_standard_streams(root: Path, tmp_path: Path, closed:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "file").read_bytes() == b""

@@ -1,4 +1,4 @@
-"""Files are whole or absent: every test names the half-written or wrongly trusted thing that it prevents."""
+"""Tests of atomic files and folders; each docstring names the damage that the test prevents."""
 
 import json
 import os
@@ -50,13 +50,13 @@ def test_write_atomic_replaces_file_with_readable_permissions(tmp_path: Path) ->
 def test_failed_write_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents a full disk (fsync fails) costing the file that was there."""
+    """Prevents a full disk (fsync fails) from destroying the old file."""
     write_atomic(tmp_path / "f", "old")
 
-    def full(descriptor: int) -> None:
+    def fail_fsync(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail_fsync)
     with pytest.raises(OSError, match="No space"):
         write_atomic(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old" and names(tmp_path) == ["f"]
@@ -65,13 +65,13 @@ def test_failed_write_leaves_only_the_old_file(
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["write_atomic(p / 'f', b'new' * 100)", "atomic_folder"])
 def test_sigkill_leaves_old_or_new_file(tmp_path: Path, target: str) -> None:
-    """Prevents a kill between any two steps leaving half of something under the real name."""
+    """Prevents a kill between any two steps from leaving half a file under the real name."""
     write_atomic(tmp_path / "f", "old")
     with atomic_folder(tmp_path / "d") as temporary:
         (temporary / "x").write_text("old")
     if target == "atomic_folder":
         target = "\n    with atomic_folder(p / 'd') as t: (t / 'x').write_bytes(b'new' * 100)"
-    # Dies at the n-th call of a step that touches the disk, for every n until the whole thing lives to its end.
+    # The process kills itself at the n-th disk operation, for every n until it completes.
     script = f"""
 import os, signal, sys
 from pathlib import Path
@@ -87,21 +87,21 @@ def counted(real):
 for name in ('fsync', 'replace', 'chmod'): setattr(os, name, counted(getattr(os, name)))
 if True: {target}
 """
-    died = 0
+    num_kills = 0
     for step in range(1, 40):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path), str(step)], cwd=Path(__file__).parents[2]
         )
         assert (tmp_path / "f").read_bytes() in (b"old", b"new" * 100)
-        # Between its two renames a replaced folder has no name for a moment; what has the name is whole.
+        # A replaced folder has no name between the two renames; if it has one, it is complete.
         if (tmp_path / "d").exists():
             assert check_manifest(tmp_path / "d") is None
             assert (tmp_path / "d" / "x").read_bytes() in (b"old", b"new" * 100)
-        if done.returncode == 0:
+        if process.returncode == 0:
             break
-        assert done.returncode == -signal.SIGKILL
-        died += 1
-    assert done.returncode == 0 and died >= 3
+        assert process.returncode == -signal.SIGKILL
+        num_kills += 1
+    assert process.returncode == 0 and num_kills >= 3
     remove_temporary_files(tmp_path)
     assert names(tmp_path) == ["d", "f"]
 
@@ -133,7 +133,7 @@ def test_sha256_of_multiple_blocks(tmp_path: Path) -> None:
 def test_sha256_fallback_matches_file_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prevents Python 3.10 giving other checksums than later ones."""
+    """Prevents Python 3.10 from computing other checksums than later versions."""
     import hashlib
 
     (tmp_path / "f").write_bytes(b"x" * ((1 << 20) + 5))
@@ -149,7 +149,7 @@ def test_intact_folder_verifies_and_keeps_manifest_fields(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said", "needs_reading"),
+    ("damage", "message", "needs_reading"),
     [
         (lambda folder: (folder / "a").unlink(), "missing", False),
         (lambda folder: (folder / "a").write_bytes(b"firs"), "has 4 bytes instead of 5", False),
@@ -172,20 +172,20 @@ def test_intact_folder_verifies_and_keeps_manifest_fields(folder: Path) -> None:
     ],
 )
 def test_damaged_folder_never_verifies(
-    folder: Path, damage: Callable[[Path], object], said: str, needs_reading: bool
+    folder: Path, damage: Callable[[Path], object], message: str, needs_reading: bool
 ) -> None:
     damage(folder)
-    assert said in (check_manifest(folder) or "")
+    assert message in (check_manifest(folder) or "")
     quick = check_manifest(folder, verify_checksums=False)
-    assert quick is None if needs_reading else said in (quick or "")
+    assert quick is None if needs_reading else message in (quick or "")
 
 
 def test_atomic_folder_appears_complete_with_manifest(tmp_path: Path) -> None:
-    facts: dict[str, object] = {}
-    with atomic_folder(tmp_path / "out", facts) as temporary:
+    metadata: dict[str, object] = {}
+    with atomic_folder(tmp_path / "out", metadata) as temporary:
         (temporary / "x").write_bytes(b"1")
         assert not (tmp_path / "out").exists() and temporary.name.startswith(".")
-        facts["count"] = 7
+        metadata["count"] = 7
     assert (
         check_manifest(tmp_path / "out") is None
         and read_json(tmp_path / "out" / MANIFEST)["count"] == 7
@@ -194,7 +194,7 @@ def test_atomic_folder_appears_complete_with_manifest(tmp_path: Path) -> None:
 
 
 def test_exception_in_atomic_folder_keeps_old_folder(tmp_path: Path) -> None:
-    """Prevents a preparation that fails (or Ctrl-C) costing the last good one."""
+    """Prevents a failed preparation (or Ctrl-C) from destroying the last good one."""
     with atomic_folder(tmp_path / "out") as temporary:
         (temporary / "x").write_text("old")
     for error in (UserError, KeyboardInterrupt):

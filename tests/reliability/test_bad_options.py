@@ -1,8 +1,8 @@
-"""Bad options: every mistake on a command line gives exit code 2 and one line that names it.
+"""Bad options: every mistake ends with exit code 2 and one line that names it and the remedy.
 
-The table, `bad_options.txt`, has a row for each mistake: the command, and words of the one line on
-stderr. `{…}` are files and folders that the fixture `places` writes. The commands run in this
-process, a few at the end in their own.
+The table, `bad_options.txt`, has a row for each mistake: the command, and what the one line on
+stderr must contain. `{...}` are files and folders of the fixture `places`. The commands run in this
+process, a few at the end in one of their own.
 """
 
 import importlib
@@ -49,15 +49,20 @@ SHORT = {
 }
 TABLE = Path(__file__).with_name("bad_options.txt").read_text(encoding="utf-8")
 ROWS = [line.split("|", 1) for line in TABLE.splitlines() if not line.startswith("#")]
-# Modules that other programs run as subprocesses: users do not type them.
-INTERNAL = {"model.chat_template.jinja_sandbox", "tests.helpers.parallel_jobs"}
+# Programs that a command starts for itself; nobody types them.
+INTERNAL = {
+    "bench.gpu.preload",
+    "bench.gpu.runs",
+    "bench.gpu.worker",
+    "model.chat_template.jinja_sandbox",
+}
 
 
 @pytest.fixture(scope="module")
 def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Write the files and folders of the table; return their paths by name."""
+    """What the table names, by name."""
     folder = tmp_path_factory.mktemp("places")
-    paths = {
+    made = {
         name: folder / name
         for name in (
             "corpus",
@@ -86,8 +91,8 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             *(f"{kind}_yaml" for kind in ("list", "date", "deep", "bomb", "number", "code")),
         )
     }
-    paths["tokenizer"] = root / "assets" / "tokenizer"
-    paths["corpus"].write_text(
+    made["tokenizer"] = root / "assets" / "tokenizer"
+    made["corpus"].write_text(
         "".join(
             json.dumps(
                 {"text": f"第{n}篇：春天来了，村里的人都出门去看花。{chr(0x4E00 + 7 * n) * 30}"}
@@ -96,16 +101,16 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             for n in range(30)
         )
     )
-    paths["tsv"].write_text(
+    made["tsv"].write_text(
         "".join(f"标题{n}\t文章{n}{chr(0x4E00 + n) * 40}\n" for n in range(30)), encoding="utf-8"
     )
-    paths["empty"].touch()
-    paths["folder"].mkdir()
-    (paths["folder"] / ".hidden").touch()  # an empty folder may become a run, or a shard set
-    paths["huge"].write_text("# " + "x" * (2 << 20))
-    paths["binary"].write_bytes(b"\xff\xfe\0")
-    paths["archive"].write_bytes(b"PK\x03\x04rest")
-    paths["surrogate"].write_text('{"prediction": "\\ud800", "reference": "a"}\n')
+    made["empty"].touch()
+    made["folder"].mkdir()
+    (made["folder"] / ".hidden").touch()  # an empty folder may become a run, or a shard set
+    made["huge"].write_text("# " + "x" * (2 << 20))
+    made["binary"].write_bytes(b"\xff\xfe\0")
+    made["archive"].write_bytes(b"PK\x03\x04rest")
+    made["surrogate"].write_text('{"prediction": "\\ud800", "reference": "a"}\n')
     for kind, text in {
         "list": "- 1",
         "date": "note: 2024-13-45",
@@ -115,24 +120,24 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         "bomb": "a: &a [x,x]\n"
         + "".join(f"{b}: &{b} [*{a},*{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
     }.items():
-        paths[f"{kind}_yaml"].write_text(text)
+        made[f"{kind}_yaml"].write_text(text)
     options = PrepareOptions(workers=1)
     prepare_groups(
-        [SourceGroup("jsonl", (str(paths["corpus"]),))], paths["text"], paths["tokenizer"], options
+        [SourceGroup("jsonl", (str(made["corpus"]),))], made["text"], made["tokenizer"], options
     )
     prepare_groups(
-        [SourceGroup("csl", (str(paths["tsv"]),))], paths["pairs"], paths["tokenizer"], options
+        [SourceGroup("csl", (str(made["tsv"]),))], made["pairs"], made["tokenizer"], options
     )
-    shutil.copytree(paths["text"], paths["broken_set"])
-    next(paths["broken_set"].glob("train-*.offsets.npy")).unlink()
-    _models(paths)
-    write_json(paths["young"] / "run.json", {"fingerprints": {}, "shards": []})
-    (paths["broken_run"]).mkdir()
-    (paths["broken_run"] / "run.json").write_text("{")
+    shutil.copytree(made["text"], made["broken_set"])
+    next(made["broken_set"].glob("train-*.offsets.npy")).unlink()
+    _models(made)
+    write_json(made["young"] / "run.json", {"fingerprints": {}, "shards": []})
+    (made["broken_run"]).mkdir()
+    (made["broken_run"] / "run.json").write_text("{")
     assert not torch.cuda.is_available()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield {
-            **{name: str(path) for name, path in paths.items()},
+            **{name: str(path) for name, path in made.items()},
             "long": str(folder / ("x" * 5000)),
             "brackets": "[" * 2000,
             "digits": "1" * 5000,
@@ -140,8 +145,8 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         }
 
 
-def _models(paths: dict[str, Path]) -> None:
-    """Write a sound checkpoint, and copies with one fault each."""
+def _models(made: dict[str, Path]) -> None:
+    """A checkpoint that is sound, and copies with a fault each."""
     config = LlamaConfig(
         vocab_size=8192,
         hidden_size=32,
@@ -151,44 +156,44 @@ def _models(paths: dict[str, Path]) -> None:
         num_key_value_heads=2,
         max_position_embeddings=512,
     )
-    paths["model"].mkdir()
+    made["model"].mkdir()
     weights.save_checkpoint(
-        Llama(config).init_weights(0), load_tokenizer(paths["tokenizer"]), paths["model"]
+        Llama(config).init_weights(0), load_tokenizer(made["tokenizer"]), made["model"]
     )
     for name in ("qwen", "cut", "other_shape", "other_vocabulary", "no_tokenizer", "damaged"):
-        shutil.copytree(paths["model"], paths[name])
+        shutil.copytree(made["model"], made[name])
     for name, change in {
         "qwen": {"model_type": "qwen2"},
         "other_shape": {"intermediate_size": 48},
         "other_vocabulary": {"vocab_size": 100},
     }.items():
-        write_json(paths[name] / "config.json", {**config.to_hf(), **change})
-    (paths["no_tokenizer"] / "tokenizer.model").unlink()
-    file = paths["cut"] / "model.safetensors"
+        write_json(made[name] / "config.json", {**config.to_hf(), **change})
+    (made["no_tokenizer"] / "tokenizer.model").unlink()
+    file = made["cut"] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     write_checksummed_json(
-        paths["damaged"] / "manifest.json",
+        made["damaged"] / "manifest.json",
         {
             "files": {
                 "model.safetensors": {
-                    "bytes": (paths["damaged"] / "model.safetensors").stat().st_size,
+                    "bytes": (made["damaged"] / "model.safetensors").stat().st_size,
                     "sha256": "0" * 64,
                 }
             }
         },
     )
-    shutil.copytree(paths["model"], paths["adapter"])
-    (paths["adapter"] / "model.safetensors").rename(paths["adapter"] / "adapter_model.safetensors")
+    shutil.copytree(made["model"], made["adapter"])
+    (made["adapter"] / "model.safetensors").rename(made["adapter"] / "adapter_model.safetensors")
     write_json(
-        paths["adapter"] / "adapter_config.json", {"base_model_name_or_path": str(paths["nowhere"])}
+        made["adapter"] / "adapter_config.json", {"base_model_name_or_path": str(made["nowhere"])}
     )
-    export_hf(paths["model"], paths["foreign"])
+    export_hf(made["model"], made["foreign"])
     for name in ("manifest.json", "tokenizer.model"):
-        (paths["foreign"] / name).unlink()
+        (made["foreign"] / name).unlink()
 
 
 def test_bad_options_table_is_well_formed() -> None:
-    """Prevents rows that are skipped because of a typing error, and duplicates."""
+    """Rows that are skipped by the way they are written, or that are there twice."""
     assert len(ROWS) > 270 and all(len(row) == 2 and row[1].strip() for row in ROWS)
     assert [
         row for row, count in Counter(row[0].strip() for row in ROWS).items() if count > 1
@@ -196,7 +201,7 @@ def test_bad_options_table_is_well_formed() -> None:
 
 
 def test_every_command_has_bad_option_cases(root: Path) -> None:
-    """Prevents a new command without a test of its mistakes, or without `run_main`."""
+    """A new command whose mistakes are tracebacks, or one that `run_main` does not watch over."""
     programs = {}
     for path in root.glob("[!.]*/**/*.py"):
         if found := re.search(
@@ -207,8 +212,9 @@ def test_every_command_has_bad_option_cases(root: Path) -> None:
             programs[
                 ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
             ] = found[1]
-    commands = {name for name, called in programs.items() if called == "run_main"}
-    assert set(programs) - commands == INTERNAL
+    commands = {name for name, called in programs.items() if called == "run_main"} - INTERNAL
+    others = set(programs) - commands - INTERNAL
+    assert all(name.startswith("tests.") for name in others)
     tried = Counter(SHORT.get(row[0].split()[0], row[0]).split()[0] for row in ROWS)
     assert len(commands) > 20 and set(tried) == commands
     assert {name for name in commands if tried[name] < 2} == set()
@@ -224,7 +230,7 @@ def test_bad_option_error_is_one_line_naming_it(
     command: str,
     expected: str,
 ) -> None:
-    """Prevents tracebacks, long usage texts, exit codes 0 and 1, and leftovers of the run."""
+    """Prevents a traceback, a usage text, exit code 0 or 1, or half a run left in the way."""
     for short, long in SHORT.items():
         command = command.replace(short, long)
     new = tmp_path / "new"
@@ -286,8 +292,8 @@ def test_commands_exit_with_one_line_error(root: Path, command: str, expected: s
 
 @pytest.mark.slow
 def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
-    """Prevents make's own error line from hiding the error of the command."""
-    # The variables of a make that runs the tests must not reach the make inside the test.
+    """Prevents the line of make about its exit code from hiding the line of the command."""
+    # What the make that runs the tests was told is not for the one inside a test.
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -306,3 +312,14 @@ def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
             env=environment,
         )
         assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+
+
+def test_run_names_differ_by_mixture_weights() -> None:
+    """One that is taken for the other, and refused for its data."""
+    from train.command import default_run_folder
+
+    assert (
+        default_run_folder("sft", "csl+lcsts")
+        == Path("runs/sft-csl+lcsts")
+        != default_run_folder("sft", "csl:0.5+lcsts")
+    )

@@ -43,10 +43,10 @@ def test_empty_config_gives_the_defaults_of_the_model(
     ("values", "advice"),
     [
         ({"batch_tokens": 1000, "sequence_length": 512}, "1024 would be"),
-        ({"micro_batch": 0}, "greater than 0|above 0"),
+        ({"micro_batch": 0}, "more than 0|above 0"),
         ({"micro_batch": "many"}, "auto"),
         ({"model": {"preset": "gpt5"}}, "babyllama-43m"),
-        ({"sequence_length": 1}, "greater than 1|above 1"),
+        ({"sequence_length": 1}, "more than 1|above 1"),
         ({"schedule": {"warmup": 0.6, "decay": 0.6}}, "may not exceed 1"),
     ],
 )

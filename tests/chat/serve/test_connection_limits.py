@@ -219,8 +219,11 @@ def test_connection_limit_follows_file_descriptor_limit(
 
 
 class ObservedConnection(ShortTimeoutAfterFirstHead):
-    """Sets events: the server waits for the client to read; the client has read; the response is
-    complete on the server's side; the connection is closed."""
+    """Sets events at four moments.
+
+    The server waits for the client to read, the client has read, the response is complete on the
+    server's side, and the connection is closed.
+    """
 
     is_waiting = threading.Event()
     has_resumed = threading.Event()

@@ -162,7 +162,7 @@ def test_foreign_folder_under_the_name_is_not_overwritten(raw: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "thesis.tex").write_text("three years")
-    with pytest.raises(UserError, match="move it away"):
+    with pytest.raises(UserError, match="move it elsewhere"):
         resolve_shard_set(str(raw))
     assert (folder / "thesis.tex").exists()
 

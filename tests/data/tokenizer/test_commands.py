@@ -299,11 +299,11 @@ def test_inspect_shows_the_pieces_of_a_text(
         (["train", "--out", "x", "--vocabulary", "many"], "--vocabulary: 'many' is not valid"),
         (
             ["train", "--out", "x", "--vocabulary", "0"],
-            "--vocabulary: '0' is not valid; expected greater than or equal to 260",
+            "--vocabulary: '0' is not valid; expected at least 260",
         ),
         (
             ["train", "--out", "x", "--coverage", "99"],
-            "--coverage: '99' is not valid; expected less than or equal to 1",
+            "--coverage: '99' is not valid; expected at most 1",
         ),
         (["train", "--out", "x", "--vocab", "500"], "--vocab: there is no such option"),
         (

@@ -1,0 +1,33 @@
+"""Write a report: its page as Markdown and as HTML, and its pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import write_atomic
+from common.run_layout import REPORT_NAME
+from evaluate.report.page import TITLE, build_report
+from evaluate.report.render import Picture, to_html, to_markdown
+from evaluate.report.run_reader import read_run
+
+
+def write_report(run_dirs: Sequence[Path], out: Path) -> None:
+    """Write the report of some runs, see `--out`. Raises UserError if `out` cannot be written."""
+    if out.is_dir():
+        out = out / REPORT_NAME
+    blocks = build_report([read_run(run_dir) for run_dir in run_dirs], out.name)
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    markdown_file = out.with_name(f"{out.name}.md")
+    html_file = out.with_name(f"{out.name}.html")
+    try:
+        # The pages last, so that no page is without its pictures.
+        for picture in pictures:
+            write_atomic(out.with_name(picture.file_name), picture.svg)
+        write_atomic(markdown_file, to_markdown(blocks))
+        write_atomic(html_file, to_html(TITLE, blocks))
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: cannot be written: {error.strerror}; name another place"
+        ) from None
+    runs = "1 run" if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
+    print(f"{runs}, {len(pictures)} pictures: {markdown_file}  {html_file}")

@@ -25,9 +25,11 @@ from model.interop.hf_import import import_hf
 from model.tokenizer import load_tokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.training import checkpoint_bytes, comparable_records, to_arguments
-from train import pretrain, pretraining
+from train import pretrain
 from train.fine_tuning import find_newest_pretrain_run
 from train.options import PretrainOptions
+from train.pretraining import resolve_run
+from train.run_spec import RunSpec
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -226,9 +228,9 @@ def test_sample_in_place_of_a_corpus_limits_epochs(
     monkeypatch.chdir(tmp_path)
     config = load_yaml(root / "configs" / "pretrain-43m.yaml")
 
-    def resolve(max_steps: int) -> pretraining.RunSpec:
+    def resolve(max_steps: int) -> RunSpec:
         values = {**config, "data": "zhihu", "device": "cpu", "max_steps": max_steps}
-        return pretraining.resolve_run(PretrainOptions.model_validate(values))
+        return resolve_run(PretrainOptions.model_validate(values))
 
     with pytest.raises(UserError) as refused:
         resolve(10_000)

@@ -141,7 +141,7 @@ def test_a_check_that_fails_is_said_and_the_exit_status_is_1(tmp_path: Path) -> 
     found = entries(out)
     assert (
         found["overflow"]["verdict"] == "failed"
-        and "is not a prepared shard set" in found["overflow"]["reason"]
+        and "there are no files in it" in found["overflow"]["reason"]
     )
     assert "Traceback" in found["overflow"]["log"] and found["loss-3m"]["verdict"] == "passed"
     assert found["environment"]["verdict"] == "passed"

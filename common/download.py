@@ -6,6 +6,8 @@ complete and its sha256 matches. The expected sha256 comes from the caller, from
 
 Servers may break off, ignore ranges, send a wrong length, change the file between attempts or
 answer with an error page. Each of these ends in the correct file or in a one-line error.
+
+`hf_hub_download` would serve less than half of the mirrors, and it compares sizes, not checksums.
 """
 
 import errno

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError, run_main
+
 PROGRAM = """
 import os, sys
 from common.errors import run_main
@@ -36,3 +38,33 @@ def test_a_command_needs_no_standard_streams(root: Path, tmp_path: Path, closed:
     )
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_user_error_exits_with_2_without_traceback(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a traceback, or exit status 0, for an error that the user can fix."""
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(main)
+    assert exit_info.value.code == code and capsys.readouterr().err == message
+
+
+def test_internal_error_keeps_traceback() -> None:
+    """Prevents a fault of the program from being shown as an error of the user."""
+
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_main(main)

@@ -1,4 +1,4 @@
-"""Options: a value is either understood exactly or answered by one clear line for each mistake."""
+"""Options: each value is parsed exactly, or rejected with one clear line."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError, field_validator
 
-from common.errors import UserError, run_main
+from common.errors import UserError
 from common.options import (
     CliPositionalArg,
     CliSuppress,
@@ -97,33 +97,35 @@ class Optional(Options):
     name: CliPositionalArg[str | None] = None
 
 
-def read(*words: str, schema: Any = Job, config: bool = True, **more: Any) -> Any:
+def parse(*arguments: str, schema: Any = Job, config: bool = True, **settings: Any) -> Any:
+    """Return the options of a command."""
     return parse_options(
-        schema, words, name="x.y", description="Does x.", has_config_file=config, **more
+        schema, arguments, name="x.y", description="Does x.", has_config_file=config, **settings
     )
 
 
-def mistakes(*words: str, schema: Any = Job, **more: Any) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        read(*words, schema=schema, **more)
-    return str(caught.value).splitlines()
+def parse_errors(*arguments: str, schema: Any = Job, **settings: Any) -> list[str]:
+    """Return the lines of the error of a command line."""
+    with pytest.raises(UserError) as error_info:
+        parse(*arguments, schema=schema, **settings)
+    return str(error_info.value).splitlines()
 
 
-def yaml_file(tmp_path: Path, text: str) -> str:
+def write_yaml(tmp_path: Path, text: str) -> str:
     path = tmp_path / "c.yaml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
-def help_of(capsys: pytest.CaptureFixture[str], schema: Any = Job, config: bool = True) -> str:
-    with pytest.raises(SystemExit) as left:
-        read("--help", schema=schema, config=config)
-    assert left.value.code == 0
+def read_help(capsys: pytest.CaptureFixture[str], schema: Any = Job, config: bool = True) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        parse("--help", schema=schema, config=config)
+    assert exit_info.value.code == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "key", "value"),
+    ("arguments", "key", "value"),
     [
         (["--seed", "-2"], "seed", -2),
         (["--seed=4"], "seed", 4),
@@ -167,10 +169,11 @@ def help_of(capsys: pytest.CaptureFixture[str], schema: Any = Job, config: bool 
         ),
     ],
 )
-def test_a_value_on_the_command_line_is_read_as_its_type(
-    words: list[str], key: str, value: object
+def test_command_line_value_is_parsed_by_the_type_of_its_field(
+    arguments: list[str], key: str, value: object
 ) -> None:
-    assert getattr(read(*words), key) == value
+    """Prevents text, paths and lists that look like YAML from being changed or refused."""
+    assert getattr(parse(*arguments), key) == value
 
 
 @pytest.mark.parametrize(
@@ -192,17 +195,17 @@ def test_a_value_on_the_command_line_is_read_as_its_type(
         ("", "seed", 0),
     ],
 )
-def test_a_value_in_yaml_is_read_as_its_type(
+def test_yaml_value_is_parsed_by_the_type_of_its_field(
     tmp_path: Path, text: str, key: str, value: object
 ) -> None:
-    """Prevents YAML turning text that looks like a number, date or boolean into something else."""
-    assert getattr(read("--config", yaml_file(tmp_path, text)), key) == value
+    """Prevents YAML from turning text into a number, a date or a boolean."""
+    assert getattr(parse("--config", write_yaml(tmp_path, text)), key) == value
 
 
 def test_layers_are_merged_key_by_key(tmp_path: Path) -> None:
     """Prevents one key of a group in YAML from resetting the rest of the group."""
-    path = yaml_file(tmp_path, "seed: 4\noptimizer: {betas: [0.1, 0.2]}\n")
-    options = read("--config", path, "--optimizer.lr", "1e-3", "--amp=false")
+    path = write_yaml(tmp_path, "seed: 4\noptimizer: {betas: [0.1, 0.2]}\n")
+    options = parse("--config", path, "--optimizer.lr", "1e-3", "--amp=false")
     assert options.optimizer == Optimizer(lr=1e-3, name="muon", betas=(0.1, 0.2))
     assert (options.seed, options.amp) == (4, False)
     assert merge_layers({"a": {"b": 1}}, {"a": 2}) == {"a": 2} and merge_layers(
@@ -210,18 +213,20 @@ def test_layers_are_merged_key_by_key(tmp_path: Path) -> None:
     ) == {"a": {"b": 1}}
 
 
-def test_an_empty_yaml_gives_the_defaults_that_help_shows(
+def test_empty_yaml_gives_the_defaults_of_the_help(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = " ".join(help_of(capsys).split())
-    options = read("--config", yaml_file(tmp_path, ""))
-    assert options == read() == Job()
+    """Prevents a YAML from running with other defaults than `--help` shows."""
+    text = " ".join(read_help(capsys).split())
+    options = parse("--config", write_yaml(tmp_path, ""))
+    assert options == parse() == Job()
     assert options.optimizer.lr == 0.02 and "learning rate (default: 0.02)" in text
     assert options.targets == ("q", "v") and "--targets str (default: q,v)" in text
     assert default_values(Job) == json.loads(Job().model_dump_json())
 
 
-def test_a_resumed_run_keeps_its_options_but_for_those_given(tmp_path: Path) -> None:
+def test_recorded_options_lie_between_defaults_and_config(tmp_path: Path) -> None:
+    """Prevents a resumed run from falling back to the defaults."""
     (tmp_path / "config.yaml").write_text("seed: 8\noptimizer: {lr: 0.5}\nrows: 16\n")
     seen = []
 
@@ -230,7 +235,7 @@ def test_a_resumed_run_keeps_its_options_but_for_those_given(tmp_path: Path) -> 
         path = Path(values["run"] or "nowhere") / "config.yaml"
         return path if path.is_file() else None
 
-    options = read("--run", str(tmp_path), "--seed", "2", find_recorded_options=recorded)
+    options = parse("--run", str(tmp_path), "--seed", "2", find_recorded_options=recorded)
     assert (options.seed, options.optimizer.lr, options.optimizer.name, options.rows) == (
         2,
         0.5,
@@ -240,12 +245,13 @@ def test_a_resumed_run_keeps_its_options_but_for_those_given(tmp_path: Path) -> 
     assert seen == [str(tmp_path)]
     file = tmp_path / "mine.yaml"
     file.write_text(f"run: {tmp_path}\nrows: 4\n")
-    assert read("--config", str(file), find_recorded_options=recorded).rows == 4
-    assert read(find_recorded_options=recorded) == Job()
+    assert parse("--config", str(file), find_recorded_options=recorded).rows == 4
+    assert parse(find_recorded_options=recorded) == Job()
 
 
-def test_all_mistakes_of_single_options_are_reported_together(tmp_path: Path) -> None:
-    lines = mistakes(
+def test_all_wrong_options_are_reported_together(tmp_path: Path) -> None:
+    """Prevents a user from fixing one option only to be told of the next."""
+    lines = parse_errors(
         "--optimizer.lrr",
         "1",
         "--seed",
@@ -265,22 +271,23 @@ def test_all_mistakes_of_single_options_are_reported_together(tmp_path: Path) ->
             "--note: needs a value (--note VALUE)",
         ]
     )
-    path = yaml_file(tmp_path, "seeed: 1\noptimizer: {lr: 0}\n")
-    assert mistakes("--config", path, "--rowz", "1") == [
+    path = write_yaml(tmp_path, "seeed: 1\noptimizer: {lr: 0}\n")
+    assert parse_errors("--config", path, "--rowz", "1") == [
         "--rowz: there is no such option; did you mean --rows?",
         "--optimizer.lr: '0' is not valid; expected more than 0",
         "--seeed: there is no such option; did you mean --seed?",
     ]
 
 
-def test_conflicts_are_reported_together_once_all_values_are_valid() -> None:
+def test_conflicts_are_reported_once_all_values_are_valid() -> None:
+    """Prevents a conflict with a default in place of a misspelled option."""
     both = ["--rows 6 is not a multiple of --length 4", "give --epochs or --steps"]
-    assert mistakes("--rows", "6", "--epochs", "null") == both
-    assert mistakes("--rows", "6", "--epochs", "null", "--seed", "x") == [
+    assert parse_errors("--rows", "6", "--epochs", "null") == both
+    assert parse_errors("--rows", "6", "--epochs", "null", "--seed", "x") == [
         "--seed: 'x' is not valid; expected a whole number"
     ]
-    assert mistakes("--part.first", "3") == ["--part.first lies behind --part.last"]
-    assert mistakes("--part.first", "3", "--sed", "1") == [
+    assert parse_errors("--part.first", "3") == ["--part.first lies behind --part.last"]
+    assert parse_errors("--part.first", "3", "--sed", "1") == [
         "--sed: there is no such option; did you mean --seed?"
     ]
     with pytest.raises(ValidationError):
@@ -288,7 +295,7 @@ def test_conflicts_are_reported_together_once_all_values_are_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "line"),
     [
         (["--seed", "3"], "--seed: expected an even number"),
         (
@@ -330,8 +337,9 @@ def test_conflicts_are_reported_together_once_all_values_are_valid() -> None:
         ),
     ],
 )
-def test_each_mistake_names_its_option_and_what_is_expected(words: list[str], line: str) -> None:
-    assert mistakes(*words) == [line]
+def test_error_names_the_option_and_the_expected_value(arguments: list[str], line: str) -> None:
+    """Prevents an error without the option, the value, or what it may be."""
+    assert parse_errors(*arguments) == [line]
 
 
 @pytest.mark.parametrize(
@@ -349,37 +357,41 @@ def test_each_mistake_names_its_option_and_what_is_expected(words: list[str], li
         ("? [a]\n: 1", "not readable as YAML"),
     ],
 )
-def test_a_broken_config_is_one_line_with_its_name(tmp_path: Path, text: str, part: str) -> None:
-    path = yaml_file(tmp_path, text)
-    (line,) = mistakes("--config", path)
+def test_broken_config_is_one_line_with_its_path(tmp_path: Path, text: str, part: str) -> None:
+    """Prevents a traceback, code execution or gigabytes from a hostile YAML."""
+    path = write_yaml(tmp_path, text)
+    (line,) = parse_errors("--config", path)
     assert line.startswith(f"--config {path}: ") and part in line
 
 
-def test_a_config_that_is_missing_or_not_utf8_is_one_line(tmp_path: Path) -> None:
+def test_missing_or_undecodable_config_is_one_line(tmp_path: Path) -> None:
+    """Prevents a traceback for a wrong path or a file in another encoding."""
     (tmp_path / "gbk.yaml").write_bytes("名: 值".encode("gb18030"))
     for name in ("none.yaml", "gbk.yaml", "."):
         with pytest.raises(UserError, match="--config"):
             load_yaml(tmp_path / name)
-    assert mistakes("--config", "none.yaml", "--sed", "1") == [
+    assert parse_errors("--config", "none.yaml", "--sed", "1") == [
         "--sed: there is no such option; did you mean --seed?",
         "--config none.yaml: no such file",
     ]
-    assert mistakes("--config", yaml_file(tmp_path, "1: 2")) == [
+    assert parse_errors("--config", write_yaml(tmp_path, "1: 2")) == [
         "--1: there is no such option; see --help"
     ]
 
 
-def test_a_command_without_a_config_file_has_no_such_option(
+def test_command_without_config_file_refuses_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert mistakes("--config", "x", config=False) == [
+    """Prevents a --config that is accepted and ignored."""
+    assert parse_errors("--config", "x", config=False) == [
         "--config: there is no such option; see --help"
     ]
-    assert "--config" not in help_of(capsys, config=False)
+    assert "--config" not in read_help(capsys, config=False)
 
 
-def test_positional_arguments_lists_and_files_to_write(tmp_path: Path) -> None:
-    options = read(
+def test_positionals_lists_and_output_files(tmp_path: Path) -> None:
+    """Prevents an output path that fails after an hour of work."""
+    options = parse(
         "a,b",
         "2024",
         "--extra",
@@ -396,8 +408,8 @@ def test_positional_arguments_lists_and_files_to_write(tmp_path: Path) -> None:
         True,
     )
     assert options.json_file == tmp_path / "x.json" and options.out == Path("report")
-    assert mistakes(schema=Files) == ["RUNS: is required"]
-    assert mistakes(
+    assert parse_errors(schema=Files) == ["RUNS: is required"]
+    assert parse_errors(
         "a", "--json", str(tmp_path), "--out", "/dev/null/x", "--jsom", "1", schema=Files
     ) == [
         "--jsom: there is no such option; did you mean --json?",
@@ -405,18 +417,19 @@ def test_positional_arguments_lists_and_files_to_write(tmp_path: Path) -> None:
         "name another file",
         f"--json: {tmp_path} is a folder; name a file to write",
     ]
-    assert mistakes(schema=One) == ["FOLDER: is required", "--run: is required"]
-    assert read("x", "--run", "y", schema=One) == One(folder=Path("x"), run=Path("y"))
-    assert mistakes("x", "z", "--run", "y", schema=One) == [
+    assert parse_errors(schema=One) == ["FOLDER: is required", "--run: is required"]
+    assert parse("x", "--run", "y", schema=One) == One(folder=Path("x"), run=Path("y"))
+    assert parse_errors("x", "z", "--run", "y", schema=One) == [
         "'z' stands alone: options are written --key value"
     ]
-    assert (read(schema=Optional).name, read("csl", schema=Optional).name) == (None, "csl")
+    assert (parse(schema=Optional).name, parse("csl", schema=Optional).name) == (None, "csl")
 
 
-def test_help_names_every_option_with_type_default_and_meaning(
+def test_help_shows_type_default_and_description(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = " ".join(help_of(capsys).split())
+    """Prevents help without a default, or with an internal option."""
+    text = " ".join(read_help(capsys).split())
     for part in (
         "usage: python -m x.y [--option value]",
         "Does x.",
@@ -429,49 +442,24 @@ def test_help_names_every_option_with_type_default_and_meaning(
         "optimizer options:",
     ):
         assert part in text, part
-    text = help_of(capsys, Files, config=False)
+    text = read_help(capsys, Files, config=False)
     assert (
         "usage: python -m x.y RUNS [--option value]" in text
         and "turn" not in text
         and "--json Path" in text
     )
-    assert "(required)" in help_of(capsys, One)
+    assert "(required)" in read_help(capsys, One)
 
 
-def test_values_do_not_change_after_parsing() -> None:
+def test_options_are_frozen() -> None:
+    """Prevents a value that changes after it was recorded."""
     with pytest.raises(ValidationError, match="frozen"):
-        read().seed = 2
+        parse().seed = 2
     assert validate_options(Job, {"seed": "2"}).seed == 2
 
 
-def test_the_environment_does_not_set_options(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_does_not_set_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents `SEED=3` in a shell changing a run: pydantic-settings can read the environment."""
     monkeypatch.setenv("SEED", "8")
     monkeypatch.setenv("seed", "8")
-    assert read().seed == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-    ],
-)
-def test_user_error_exits_with_2_without_traceback(
-    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as left:
-        run_main(main)
-    assert left.value.code == code and capsys.readouterr().err == said
-
-
-def test_internal_error_keeps_traceback() -> None:
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run_main(main)
+    assert parse().seed == 0

@@ -294,7 +294,7 @@ class Llama(nn.Module):
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
+            if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
                 continue
             is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))

@@ -38,7 +38,7 @@ from pydantic_settings import (
 from typing_extensions import Self
 
 from common.errors import UserError
-from common.figures import flatten
+from common.flat_tables import flatten
 
 __all__ = [
     "CliPositionalArg",

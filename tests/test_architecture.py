@@ -1,6 +1,7 @@
 """The layers of the packages, and no import cycles; deferred and type-only imports count."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,17 @@ def test_every_form_of_import_counts_in_a_cycle(statement: str) -> None:
 def test_import_of_a_higher_layer_is_reported(module: str, source: str) -> None:
     """Prevents a layering test that passes whatever is imported."""
     assert len(find_layer_violations({module: ast.parse(source)})) == 1
+
+
+def test_file_table_of_the_documentation_is_current(root: Path) -> None:
+    """Prevents docs/architecture.md from describing files that were moved, renamed or rewritten."""
+    table = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `([a-z_/0-9]+\.py)` \| (.+) \|$", table, re.MULTILINE))
+    paths = [path for package in (*PACKAGES, "bench") for path in (root / package).rglob("*.py")]
+    described = {}
+    for path in paths:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        first_paragraph = " ".join(docstring.split("\n\n")[0].split())
+        if path.name != "__init__.py":
+            described[path.relative_to(root).as_posix()] = first_paragraph.replace("|", r"\|")
+    assert documented == described

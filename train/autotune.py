@@ -16,8 +16,8 @@ from model.llama import Llama, TransformerBlock
 from model.loss import LossPath, available_loss_paths, linear_cross_entropy
 from model.precision import DTYPES, Precision, resolve_precision
 from train import distributed
-from train.run_dir import RunDir
-from train.run_spec import RunSpec
+from train.run.directory import RunDir
+from train.run.spec import RunSpec
 
 # On a CPU more tokens at once are not faster (docs/log.md) and cost memory.
 CPU_MICRO_TOKENS = 4096

@@ -1,7 +1,7 @@
 """`python -m train.pretrain`: train a Llama on text, from random weights or from a base."""
 
 from common.errors import run_main
-from train.command import parse_train_options, training_session
+from train.cli import parse_train_options, training_session
 from train.options import PretrainOptions
 
 DESCRIPTION = (
@@ -16,7 +16,7 @@ def main() -> None:
     with training_session():
         options = parse_train_options(PretrainOptions, "pretrain", DESCRIPTION)
         # After the options: the help and their mistakes need not wait for PyTorch.
-        from train.pretraining import pretrain
+        from train.pretrain_run import pretrain
 
         pretrain(options)
 

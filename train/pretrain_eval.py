@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from common.progress import progress_bar
 from data.kinds import documents
 from data.sequences import Sequences
-from evaluate.scores.lm import LMScore, iter_split, score_pieces
+from evaluate.metrics.language_model import LMScore, iter_split, score_pieces
 from model.decode.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
+from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
 
 # Less random than a chat, to show what the model is sure of.
@@ -21,7 +21,7 @@ MAX_PRINTED_CHARACTERS = 160
 
 @dataclass(frozen=True)
 class TextEvaluator:
-    """Scores the validation split of each set; see `train.run_spec.Evaluator`."""
+    """Scores the validation split of each set; see `train.run.spec.Evaluator`."""
 
     options: PretrainOptions
     tokenizer: Tokenizer

@@ -11,9 +11,9 @@ from common.errors import UserError
 from data.batching.examples import Examples
 from data.shards import ShardSet, load_run_shard_set, load_run_shard_sets
 from train import distributed
-from train.initial_checkpoint import InitialCheckpoint
-from train.run_dir import NEW_RUN_HINT
-from train.run_spec import MixtureSet
+from train.run.directory import NEW_RUN_HINT
+from train.run.initial_checkpoint import InitialCheckpoint
+from train.run.spec import MixtureSet
 
 # The name in --data.
 REPLAY = "replay"

@@ -1,7 +1,7 @@
 """`python -m train.sft`: fine-tune on conversations and summaries."""
 
 from common.errors import run_main
-from train.command import parse_train_options, training_session
+from train.cli import parse_train_options, training_session
 from train.options import SftOptions
 
 DESCRIPTION = (
@@ -16,7 +16,7 @@ def main() -> None:
     with training_session():
         options = parse_train_options(SftOptions, "sft", DESCRIPTION)
         # After the options: the help and their mistakes need not wait for PyTorch.
-        from train.fine_tuning import fine_tune
+        from train.sft_run import fine_tune
 
         fine_tune(options)
 

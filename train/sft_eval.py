@@ -10,13 +10,13 @@ from data.batching.examples import Examples
 from data.shards import ShardSet
 from evaluate.kinds import find_evaluation
 from evaluate.kinds.base import KindEvaluation
-from evaluate.scores.lm import LMScore, score_examples
-from evaluate.scores.rouge_metric import compute_rouge
+from evaluate.metrics.language_model import LMScore, score_examples
+from evaluate.metrics.rouge import compute_rouge
 from model.chat_template.template import Template
 from model.decode.batch_generate import generate_batch
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
+from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import SftOptions
 
 # Answers of each set that are shown and logged after an evaluation.
@@ -45,7 +45,7 @@ class DevSet:
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
-    """Scores and generates answers of the dev sets; see `train.run_spec.Evaluator`."""
+    """Scores and generates answers of the dev sets; see `train.run.spec.Evaluator`."""
 
     options: SftOptions
     tokenizer: Tokenizer

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from train import distributed
-from train.throughput import format_duration
+from train.monitoring.throughput import format_duration
 
 # systemd and Slurm signal every process of a job, and torchrun forwards its own signal: signals
 # within so many seconds are one request.

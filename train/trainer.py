@@ -25,16 +25,16 @@ from common.run_layout import EARLY_STOP_FILE, step_folder
 from data.batching.collate import Batch
 from model.llama import Llama
 from model.lora import seed_dropout
-from train import distributed, training_state
+from train import checkpoint, distributed
 from train.autotune import ComputePlan, autocast
-from train.loss_spikes import LossSpikeDetector
 from train.lr_schedule import get_lr_multiplier
-from train.metrics_log import InMemoryMetricsLog, MetricsLog
+from train.monitoring.loss_spikes import LossSpikeDetector
+from train.monitoring.metrics_log import InMemoryMetricsLog, MetricsLog
+from train.monitoring.throughput import ThroughputMonitor, count_attention_pairs, format_duration
 from train.optimizer import build_optimizers
-from train.run_dir import NEW_RUN_HINT, RunDir
-from train.run_spec import RunSpec, TrainingPlan
+from train.run.directory import NEW_RUN_HINT, RunDir
+from train.run.spec import RunSpec, TrainingPlan
 from train.stop_signals import StopRequest
-from train.throughput import ThroughputMonitor, count_attention_pairs, format_duration
 
 # Steps in a row without a finite loss and gradient that end a run.
 MAX_CONSECUTIVE_SKIPS = 5
@@ -92,7 +92,7 @@ class Trainer:
         )
         self.state = TrainState()
         if run.start_checkpoint is not None:
-            saved = training_state.restore(run.start_checkpoint, model, self.optimizers)
+            saved = checkpoint.restore(run.start_checkpoint, model, self.optimizers)
             self.state = _parse_state(saved, run.start_checkpoint)
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
@@ -386,7 +386,7 @@ class Trainer:
         self._throughput.record_save(time.perf_counter() - start_time)
 
     def _save_state(self, folder: Path) -> None:
-        training_state.save(
+        checkpoint.save(
             folder,
             self.state.step,
             self.max_steps,
@@ -402,7 +402,7 @@ class Trainer:
         if distributed.is_main_process() and not self.state.skipped_in_a_row:
             best_step = self.log.best_step(self.evaluator.metric)
             keep = self.options.checkpoint.keep
-            training_state.rotate_checkpoints(self.run.folder, keep, best_step)
+            checkpoint.rotate_checkpoints(self.run.folder, keep, best_step)
 
     def _is_evaluation_due(self) -> bool:
         step = self.state.step

@@ -9,7 +9,7 @@ from bench.gpu.steps import TrainingStep
 from common.machine import peak_memory_bytes
 from model.llama import Llama
 from train.autotune import autotune
-from train.memory_estimate import estimate_process_bytes
+from train.monitoring.memory_estimate import estimate_process_bytes
 
 # Plan and measurement may differ by this factor: the plan does not know the fusions of a compiler.
 FACTOR = 2.0

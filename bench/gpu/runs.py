@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import train.throughput
+import train.monitoring.throughput
 from bench.gpu.context import ROOT, SMALL, Context
 from common import run_layout
 from common.errors import UserError, run_main
@@ -31,9 +31,9 @@ from model.checkpoint.locate import find_newest_step
 from model.tokenizer import load_tokenizer
 from train.autotune import ComputePlan
 from train.options import PretrainOptions
-from train.pretraining import resolve_run
-from train.run_dir import RunDir
-from train.startup import build_model
+from train.pretrain_run import resolve_run
+from train.run.directory import RunDir
+from train.run.start import build_model
 from train.trainer import Trainer
 
 # Steps of a run, and steps between its checkpoints.
@@ -131,7 +131,7 @@ def _main(
 
 def skip_rate() -> None:
     """Skip the measurement of the matmul rate, which takes longer than a small run."""
-    train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
+    train.monitoring.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
 
 
 def words(context: Context, run: Path, device: str, *more: str) -> list[str]:

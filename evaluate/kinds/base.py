@@ -14,9 +14,9 @@ from data.kinds.base import RecordKind
 from data.records import Record
 from data.sequences import InMemorySequences, Sequences
 from data.shards import ShardSet
+from evaluate.input_records import read_usable_records
 from evaluate.load_model import LoadedCheckpoint
-from evaluate.scores.lm import LMScore, score_examples
-from evaluate.usable_records import read_usable_records
+from evaluate.metrics.language_model import LMScore, score_examples
 from model.chat_template.template import Template
 
 # The longest examples whose answers are scored, in tokens.

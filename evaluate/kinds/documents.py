@@ -10,10 +10,10 @@ from common.progress import progress_bar
 from data.kinds import documents
 from data.records import Document
 from data.shards import ShardSet
+from evaluate.input_records import iter_usable_records
 from evaluate.kinds.base import CheckpointScore, Command, KindEvaluation
 from evaluate.load_model import LoadedCheckpoint
-from evaluate.scores.lm import WINDOW_TOKENS, iter_split, score_pieces
-from evaluate.usable_records import iter_usable_records
+from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_pieces
 from model.tokenizer.base import Tokenizer
 
 

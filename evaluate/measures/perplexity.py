@@ -7,9 +7,9 @@ from data.shards import ShardSet, load_run_shard_set
 from data.sources import find_source
 from evaluate.kinds import find_evaluation
 from evaluate.load_model import load_checkpoint
+from evaluate.metrics.language_model import WINDOW_TOKENS
 from evaluate.options import PerplexityOptions
 from evaluate.result import EvalResult, report_result
-from evaluate.scores.lm import WINDOW_TOKENS
 
 
 def run_perplexity(options: PerplexityOptions) -> None:

@@ -11,14 +11,14 @@ from common.machine import resolve_device
 from common.progress import progress_bar
 from data.kinds import conversations
 from data.records import Conversation
+from evaluate.input_records import read_usable_records
 from evaluate.kinds.base import ModelAnswer
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
+from evaluate.metrics.repetition import is_looping
 from evaluate.options import ReadingOptions
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
-from evaluate.scores.repetition_metric import is_looping
-from evaluate.usable_records import read_usable_records
 
 NUM_EXAMPLES_SHOWN = 3
 ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")

@@ -9,14 +9,14 @@ from data.corpora.resolver import find_test_split
 from data.kinds import summaries
 from data.records import Summary
 from data.shards import load_run_shard_set
+from evaluate.input_records import read_usable_records
 from evaluate.kinds.summaries import summarize_articles
 from evaluate.load_model import LoadedCheckpoint, load_checkpoint
+from evaluate.metrics.baselines import BASELINES
+from evaluate.metrics.rouge_table import METHOD, RougeTable, scorer_versions
 from evaluate.options import RougeOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, report_result
-from evaluate.scores.baselines import BASELINES
-from evaluate.scores.rouge_table import METHOD, RougeTable, scorer_versions
-from evaluate.usable_records import read_usable_records
 from model.decode.logits_processors import build_logits_processors
 
 NUM_EXAMPLES_SHOWN = 3

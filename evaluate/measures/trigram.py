@@ -7,9 +7,9 @@ import numpy as np
 
 from common.errors import UserError
 from data.shards import ShardSet, load_run_shard_set
+from evaluate.metrics.kneser_ney import MAX_PARTITION_POSITIONS, compute_probabilities
 from evaluate.options import TrigramOptions
 from evaluate.result import EvalResult, report_result
-from evaluate.scores.kneser_ney import MAX_PARTITION_POSITIONS, compute_probabilities
 
 
 @dataclass(frozen=True)

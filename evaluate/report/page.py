@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.figures import format_value
+from common.flat_tables import format_value
 from evaluate.report.plots import plot_curves
 from evaluate.report.render import (
     MISSING,

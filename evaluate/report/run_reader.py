@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.figures import flatten, format_value, parse_number
 from common.files import read_json
+from common.flat_tables import flatten, format_value, parse_number
 from common.metrics_file import UNSCORED_KINDS, read_metrics
 from common.options import load_yaml
 from common.run_layout import (

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from common import run_layout
-from common.figures import flatten, format_value
 from common.files import read_json
+from common.flat_tables import flatten, format_value
 from common.metrics_file import UNSCORED_KINDS, read_metrics
 from common.options import load_yaml
 from model.checkpoint import locate

@@ -66,8 +66,8 @@ def test_same_named_set_with_different_bytes_is_not_used(project: Path) -> None:
 
 def test_moved_project_continued_run_replays_its_text(project: Path) -> None:
     """Prevents fine-tuning with replay from failing, or replaying other text, after a move."""
-    from train.initial_checkpoint import InitialCheckpoint
     from train.replay import open_replay_set
+    from train.run.initial_checkpoint import InitialCheckpoint
 
     base = InitialCheckpoint(None, project / "tokenizer", "none")
     assert open_replay_set(Path("runs/x"), base, 1).folder == Path("mine")

@@ -5,10 +5,10 @@ from typing import Any, get_args
 from data.shards import SPLITS
 from evaluate import perplexity, repetition
 from evaluate.kinds.base import MAX_ROW_TOKENS
+from evaluate.metrics.baselines import BASELINES
+from evaluate.metrics.language_model import WINDOW_TOKENS
+from evaluate.metrics.repetition import MIN_LOOP_CHARACTERS, MIN_LOOP_REPEATS
 from evaluate.options import PerplexityOptions, RougeOptions
-from evaluate.scores.baselines import BASELINES
-from evaluate.scores.lm import WINDOW_TOKENS
-from evaluate.scores.repetition_metric import MIN_LOOP_CHARACTERS, MIN_LOOP_REPEATS
 
 
 def literal_values(annotation: Any) -> set[str]:

@@ -15,7 +15,7 @@ from common.files import MANIFEST
 from data.prepare.options import PrepareOptions
 from data.shards import ShardSet
 from evaluate import perplexity
-from evaluate.scores.lm import LMScore, score_stream
+from evaluate.metrics.language_model import LMScore, score_stream
 from model.chat_template.template import TEMPLATE_FILE
 from model.checkpoint import weights
 from model.config import LlamaConfig

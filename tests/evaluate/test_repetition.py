@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from common.files import write_json, write_manifest
 from evaluate import repetition, rouge
-from evaluate.scores.repetition_metric import is_looping, measure_repetition
+from evaluate.metrics.repetition import is_looping, measure_repetition
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 

@@ -12,7 +12,7 @@ from common.errors import UserError
 from data.batching.summary_prompts import summary_prompt
 from evaluate import rouge
 from evaluate.kinds.summaries import summarize_articles
-from evaluate.scores.rouge_metric import compute_rouge
+from evaluate.metrics.rouge import compute_rouge
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.decode.batch_generate import generate_batch

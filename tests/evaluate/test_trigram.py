@@ -15,8 +15,8 @@ from common.files import write_manifest
 from data.sequences import ShardWriter
 from data.shards import SHARD_FORMAT, ShardSet
 from evaluate.measures.trigram import score_trigram_baseline
-from evaluate.scores import kneser_ney
-from evaluate.scores.kneser_ney import compute_probabilities
+from evaluate.metrics import kneser_ney
+from evaluate.metrics.kneser_ney import compute_probabilities
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from tests.helpers import processes

@@ -23,9 +23,9 @@ from common.errors import run_main
 
 PRELOADED_MODULES = [
     "train.pretrain",
-    "train.pretraining",
+    "train.pretrain_run",
     "train.sft",
-    "train.fine_tuning",
+    "train.sft_run",
     "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",
@@ -49,7 +49,7 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
     import numpy as np
     import torch
 
-    import train.throughput
+    import train.monitoring.throughput
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
@@ -57,7 +57,7 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
     np.random.seed()
     torch.set_num_threads(1)
     # The measurement for the MFU takes seconds at every start, and more on a busy machine.
-    train.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
+    train.monitoring.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
     sys.argv = list(argv)
 
 

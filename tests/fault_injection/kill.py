@@ -189,9 +189,9 @@ class SlowDiskFault:
     def __call__(self) -> None:
         """Inject the fault into this process."""
         import model.checkpoint.weights
-        import train.training_state
+        import train.checkpoint
         from data.batching.epoch_plan import EpochPlan
-        from train.metrics_log import MetricsLog
+        from train.monitoring.metrics_log import MetricsLog
         from train.pretrain_eval import TextEvaluator
         from train.sft_eval import AnswerEvaluator
         from train.trainer import Trainer
@@ -201,8 +201,8 @@ class SlowDiskFault:
             shared_phase = mmap.mmap(file.fileno(), 1)
         phase_counts: Counter[str] = Counter()
         for owner, name, phase in (
-            (train.training_state, "save", "checkpoint"),
-            (train.training_state, "rotate_checkpoints", "rotation"),
+            (train.checkpoint, "save", "checkpoint"),
+            (train.checkpoint, "rotate_checkpoints", "rotation"),
             (TextEvaluator, "evaluate", "evaluation"),
             (AnswerEvaluator, "evaluate", "evaluation"),
             (EpochPlan, "_build_epoch", "plan"),
@@ -224,7 +224,7 @@ class SlowDiskFault:
             (shutil, "rmtree"),
         ):
             setattr(owner, name, self._slow_down(getattr(owner, name)))
-        for module in (model.checkpoint.weights, train.training_state):
+        for module in (model.checkpoint.weights, train.checkpoint):
             module.save_file = self._write_in_halves(module.save_file)  # type: ignore[attr-defined]
 
     def _report_phase(

@@ -18,8 +18,8 @@ from torch import nn
 
 from common.errors import UserError, run_main
 from common.run_layout import list_steps, step_folder
-from train import distributed, fine_tuning, pretraining
-from train.command import parse_train_options
+from train import distributed, pretrain_run, sft_run
+from train.cli import parse_train_options
 from train.options import PretrainOptions, SftOptions
 from train.trainer import Trainer
 
@@ -29,12 +29,12 @@ def run_training(command: str, *arguments: str) -> None:
     with (
         mock.patch("sys.argv", ["", *arguments]),
         # The measurement takes longer than these runs.
-        mock.patch("train.throughput.matmul_flops", return_value=1e9),
+        mock.patch("train.monitoring.throughput.matmul_flops", return_value=1e9),
     ):
         if command == "pretrain":
-            pretraining.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
+            pretrain_run.pretrain(parse_train_options(PretrainOptions, "pretrain", ""))
         else:
-            fine_tuning.fine_tune(parse_train_options(SftOptions, "sft", ""))
+            sft_run.fine_tune(parse_train_options(SftOptions, "sft", ""))
 
 
 def train_until_signal(signal_number: int, step: int, *arguments: str) -> None:

@@ -14,9 +14,9 @@ from evaluate.report.page import TITLE, build_report
 from evaluate.report.render import to_html
 from evaluate.report.run_reader import read_run
 from model.config import LlamaConfig
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 from train.options import PretrainOptions
-from train.run_dir import RunDir
+from train.run.directory import RunDir
 
 SVG_NAMESPACE = "{http://www.w3.org/2000/svg}"
 MODEL_CONFIG = LlamaConfig(

@@ -16,12 +16,12 @@ from data.shards import SHARD_FORMAT, ShardSet
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-from train.initial_checkpoint import NO_BASE, InitialCheckpoint
-from train.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
+from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
-from train.pretraining import TextData
-from train.run_spec import MixtureSet, RunSpec
-from train.startup import start
+from train.pretrain_run import TextData
+from train.run.initial_checkpoint import NO_BASE, InitialCheckpoint
+from train.run.spec import MixtureSet, RunSpec
+from train.run.start import start
 from train.trainer import Trainer
 
 TINY_SHAPE = {

@@ -48,7 +48,7 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         # Measuring the speed of the machine takes seconds, and only a log line shows it.
-        patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
+        patch.setattr("train.monitoring.throughput.matmul_flops", lambda *_: 1e9)
         patch.setattr(
             sys,
             "argv",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chat import load_model
-from evaluate.scores.lm import score_stream
+from evaluate.metrics.language_model import score_stream
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch

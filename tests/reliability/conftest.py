@@ -54,7 +54,7 @@ def finished(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the measurement of the matmul rate, which is slow beside other work."""
-    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
+    monkeypatch.setattr("train.monitoring.throughput.matmul_flops", lambda *_: 1e9)
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from data.records import BadRecord, Document
 from data.shards import ShardSet
 from data.sources import SOURCES
 from data.tokenizer.texts import STRINGS_SOURCE
+from evaluate.input_records import read_usable_records
 from evaluate.predictions import read_predictions
-from evaluate.usable_records import read_usable_records
 from tests.helpers.native_corpora import (
     JSON_VALUES,
     QUICK_SETTINGS,

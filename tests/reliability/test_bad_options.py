@@ -316,7 +316,7 @@ def test_make_propagates_errors(root: Path, tmp_path: Path) -> None:
 
 def test_run_names_differ_by_mixture_weights() -> None:
     """One that is taken for the other, and refused for its data."""
-    from train.command import default_run_folder
+    from train.cli import default_run_folder
 
     assert (
         default_run_folder("sft", "csl+lcsts")

@@ -21,7 +21,7 @@ from data.shards import ShardSet
 from tests.fault_injection.child import running_child
 from tests.fault_injection.kill import ROOT, Scenario, find_differences
 from tests.reliability.conftest import Ext4, Mount
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 
 
 def the_line(output: str) -> str:
@@ -123,13 +123,13 @@ class TurnReadOnly:
     fault: Path
 
     def __call__(self) -> None:
+        import train.checkpoint
         import train.trainer
-        import train.training_state
 
         owner, name = (
             (train.trainer.Trainer, "train_step")
             if self.what == "step"
-            else (train.training_state, "save_file")
+            else (train.checkpoint, "save_file")
         )
         real, calls = getattr(owner, name), itertools.count(1)
 

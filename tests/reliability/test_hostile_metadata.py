@@ -25,7 +25,7 @@ from model.interop.hf_import import import_hf
 from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
-from train.fine_tuning import find_newest_pretrain_run
+from train.sft_run import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

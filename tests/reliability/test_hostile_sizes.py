@@ -30,7 +30,7 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
-from train import training_state as training
+from train import checkpoint as training
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ from model.llama import Llama
 from model.lora import Adapter, LoraOptions, attach_adapter
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE
-from train import training_state as training
+from train import checkpoint as training
 
 PACKAGES = ("assets", "bench", "chat", "common", "data", "evaluate", "model", "train")
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from common.run_layout import list_steps, step_folder
 from model.checkpoint.locate import find_newest_step
 from model.checkpoint.weights import load_checkpoint
 from tests.helpers.training import build_trainer
-from train.loss_spikes import WINDOW_STEPS, LossSpikeDetector
+from train.monitoring.loss_spikes import WINDOW_STEPS, LossSpikeDetector
 from train.trainer import FAILED_FOLDER, MAX_CONSECUTIVE_SKIPS, Trainer
 
 

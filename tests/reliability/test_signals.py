@@ -16,7 +16,7 @@ from model.llama import Llama
 from tests.fault_injection.child import ChildProcess, running_child
 from tests.fault_injection.kill import Scenario
 from tests.reliability.conftest import assert_resumes_like
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 from train.pretrain_eval import TextEvaluator
 from train.stop_signals import DUPLICATE_SIGNAL_SECONDS
 
@@ -48,9 +48,9 @@ class EndlessSave:
 
     def __call__(self) -> None:
         """Inject the fault into this process."""
-        import train.training_state
+        import train.checkpoint
 
-        save_file = train.training_state.save_file
+        save_file = train.checkpoint.save_file
         calls: list[Path] = []
 
         def save(tensors: Any, path: Path) -> None:
@@ -60,7 +60,7 @@ class EndlessSave:
                 wait_forever(self.started)
             save_file(tensors, path)
 
-        train.training_state.save_file = save  # type: ignore[assignment]
+        train.checkpoint.save_file = save  # type: ignore[assignment]
 
 
 def wait_forever(started: Path) -> None:

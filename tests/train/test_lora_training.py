@@ -23,9 +23,9 @@ from model.tokenizer.base import Tokenizer
 from tests.helpers.processes import CommandProcess, PauseAfterStep, run_command
 from tests.helpers.training import checkpoint_bytes, to_arguments
 from train.autotune import ComputePlan, count_trainable_parameters
-from train.memory_estimate import estimate_training_bytes
+from train.monitoring.memory_estimate import estimate_training_bytes
+from train.monitoring.throughput import training_flops_per_token
 from train.optimizer import OptimizerOptions, build_optimizers
-from train.throughput import training_flops_per_token
 
 LAST_STEP = 12
 SHAPE: dict[str, Any] = {

@@ -26,10 +26,10 @@ from model.tokenizer import load_tokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.training import checkpoint_bytes, comparable_records, to_arguments
 from train import pretrain
-from train.fine_tuning import find_newest_pretrain_run
 from train.options import PretrainOptions
-from train.pretraining import resolve_run
-from train.run_spec import RunSpec
+from train.pretrain_run import resolve_run
+from train.run.spec import RunSpec
+from train.sft_run import find_newest_pretrain_run
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -81,7 +81,7 @@ def train(root: Path, run: Path, **options: Any) -> None:
     arguments = to_arguments({"run": run, **SIZES, **options})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr("train.throughput.matmul_flops", lambda *_: 1e9)
+        patch.setattr("train.monitoring.throughput.matmul_flops", lambda *_: 1e9)
         patch.setattr(sys, "argv", ["pretrain", *arguments])
         pretrain.main()
 

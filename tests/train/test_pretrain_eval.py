@@ -8,7 +8,7 @@ import pytest
 from data.shards import ShardSet
 from model.llama import Llama
 from tests.helpers.training import build_spec
-from train.metrics_log import InMemoryMetricsLog
+from train.monitoring.metrics_log import InMemoryMetricsLog
 from train.options import PretrainOptions
 from train.pretrain_eval import TextEvaluator
 

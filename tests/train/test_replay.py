@@ -15,11 +15,11 @@ from data.shards import ShardSet
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 from tests.helpers.training import write_fake_run
-from train.fine_tuning import ExampleData, build_data
-from train.initial_checkpoint import InitialCheckpoint
 from train.options import SftOptions
 from train.replay import open_replay_set, scale_replay_weights
-from train.run_spec import MixtureSet
+from train.run.initial_checkpoint import InitialCheckpoint
+from train.run.spec import MixtureSet
+from train.sft_run import ExampleData, build_data
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from common.run_layout import step_folder
 from data.batching.collate import collate
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from tests.helpers.training import StubEvaluator, build_trainer
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
 
 Example = tuple[np.ndarray, np.ndarray]
@@ -151,7 +151,7 @@ def test_logged_steps_and_tokens_are_consistent(
     tmp_path: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catch a log whose steps, tokens or epochs do not add up, and an MFU that cannot be."""
-    monkeypatch.setattr("train.throughput.matmul_flops", matmul_flops)
+    monkeypatch.setattr("train.monitoring.throughput.matmul_flops", matmul_flops)
     trainer = build_trainer(tmp_path / "run", shard_set)
     assert trainer.train()
     trainer.close()

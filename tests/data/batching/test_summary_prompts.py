@@ -28,8 +28,8 @@ from model.interop.hf_import import import_hf
 from model.tokenizer.base import Tokenizer
 from tests.helpers import hf_checkpoints
 from tests.helpers.conversations import to_chat_messages
-from train.fine_tuning import build_sft_template
 from train.options import SftOptions
+from train.sft_run import build_sft_template
 
 
 def build_question(request: SummaryRequest, article: str) -> str:

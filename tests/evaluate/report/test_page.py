@@ -6,7 +6,7 @@ from pathlib import Path
 from common.files import write_json
 from evaluate.report.render import MISSING
 from tests.helpers.reports import MODEL_CONFIG, VALIDATION_METRICS, render_report, write_run
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 
 
 def test_report_describes_each_run(two: tuple[Path, Path]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves
 from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 
 
 def test_curves_plot_logged_values(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from evaluate.report.page import TITLE, build_report
 from evaluate.report.render import MISSING, to_html, to_markdown
 from evaluate.report.run_reader import read_run
 from tests.helpers.reports import ReportParser, write_run
-from train.metrics_log import MetricsLog
+from train.monitoring.metrics_log import MetricsLog
 
 HOSTILE = (
     "<script>alert(1)</script> | `x` **b** [l](http://e.x) ![i](u) &lt; <!-- "

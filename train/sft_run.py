@@ -20,19 +20,19 @@ from model.checkpoint import locate
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
 from train import distributed
-from train.command import default_run_folder, parse_mixture
-from train.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
-from train.model_config import resolve_model_config
+from train.cli import default_run_folder, parse_mixture
 from train.options import SftOptions
 from train.replay import REPLAY, open_replay_set, scale_replay_weights
-from train.run_spec import MixtureSet, RunSpec, TrainingPlan
+from train.run.initial_checkpoint import InitialCheckpoint, resolve_initial_checkpoint
+from train.run.model_config import resolve_model_config
+from train.run.spec import MixtureSet, RunSpec, TrainingPlan
+from train.run.start import resolve_device_for_training, run_training, start
 from train.sft_eval import AnswerEvaluator, DevSet
-from train.startup import resolve_device_for_training, run_training, start
 
 
 @dataclass(frozen=True)
 class ExampleData:
-    """Examples of one or more sets, packed into rows; see `train.run_spec.TrainingData`."""
+    """Examples of one or more sets, packed into rows; see `train.run.spec.TrainingData`."""
 
     options: SftOptions
     sets: tuple[MixtureSet, ...]

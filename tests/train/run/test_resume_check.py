@@ -8,8 +8,8 @@ import torch
 
 from common.errors import UserError
 from common.run_layout import METRICS_FILE
-from train.run_dir import RunDir
-from train.run_record import find_differences
+from train.run.directory import RunDir
+from train.run.resume_check import find_differences
 
 CPU = torch.device("cpu")
 OLD_SHA, NEW_SHA = "1234abcd" + "0" * 56, "98765432" + "0" * 56

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from evaluate.scores.rouge_metric import compute_rouge
+from evaluate.metrics.rouge import compute_rouge
 
 # CSL has full stops in place of 。; one between letters or digits (3.5, URLs) ends no sentence.
 _SENTENCE_PATTERN = re.compile(r"(?:[^。！？!?\n.]|(?<=[0-9A-Za-z])\.(?=[0-9A-Za-z]))+[。！？!?.]*")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.figures import flatten, format_value, parse_number
+from common.flat_tables import flatten, format_value, parse_number
 
 
 def test_flatten_keeps_intervals_and_empty_mappings_whole() -> None:

@@ -9,23 +9,23 @@ from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
 from data.corpora.resolver import replaced_corpus_name, resolve_shard_set
 from data.shards import ShardSet
-from evaluate.scores.lm import WINDOW_TOKENS
+from evaluate.metrics.language_model import WINDOW_TOKENS
 from model.chat_template.template import TEMPLATE_FILE, load_template
 from model.tokenizer.base import Tokenizer
 from train import distributed
-from train.command import default_run_folder, parse_mixture
-from train.initial_checkpoint import resolve_initial_checkpoint
-from train.model_config import resolve_model_config
+from train.cli import default_run_folder, parse_mixture
 from train.options import PretrainOptions
 from train.pretrain_eval import TextEvaluator
-from train.run_spec import MixtureSet, RunSpec, TrainingPlan
-from train.run_summary import MAX_USEFUL_EPOCHS
-from train.startup import resolve_device_for_training, run_training, start
+from train.run.initial_checkpoint import resolve_initial_checkpoint
+from train.run.model_config import resolve_model_config
+from train.run.spec import MixtureSet, RunSpec, TrainingPlan
+from train.run.start import resolve_device_for_training, run_training, start
+from train.run.summary import MAX_USEFUL_EPOCHS
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Text of one or more sets, cut into rows; see `train.run_spec.TrainingData`."""
+    """Text of one or more sets, cut into rows; see `train.run.spec.TrainingData`."""
 
     options: PretrainOptions
     sets: tuple[MixtureSet, ...]

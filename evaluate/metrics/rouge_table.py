@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.scores.rouge_metric import (
+from evaluate.metrics.rouge import (
     NUM_RESAMPLES,
     ROUGE_VARIANTS,
     UNIT_SPLITTERS,

@@ -19,9 +19,9 @@ from model.lora import Adapter, attach_adapter
 from train import distributed
 from train.autotune import resolve_compute_plan
 from train.options import TrainOptions
-from train.run_dir import RunDir
-from train.run_spec import RunSpec
-from train.run_summary import print_run_summary
+from train.run.directory import RunDir
+from train.run.spec import RunSpec
+from train.run.summary import print_run_summary
 from train.trainer import Trainer
 
 

@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.scores import rouge_metric
-from evaluate.scores.baselines import (
+from evaluate.metrics import rouge as rouge_metric
+from evaluate.metrics.baselines import (
     first_20_characters,
     first_sentence,
     oracle_sentence,
     split_sentences,
 )
-from evaluate.scores.rouge_metric import (
+from evaluate.metrics.rouge import (
     ROUGE_VARIANTS,
     bootstrap_mean_interval,
     compute_rouge,
     split_characters,
     split_words,
 )
-from evaluate.scores.rouge_table import RougeTable
+from evaluate.metrics.rouge_table import RougeTable
 
 
 def figures(prediction: str, reference: str) -> list[tuple[float, float, float]]:

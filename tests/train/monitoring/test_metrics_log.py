@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.metrics_file import read_metrics
-from train.metrics_log import InMemoryMetricsLog, MetricsLog, SelectionMetric
+from train.monitoring.metrics_log import InMemoryMetricsLog, MetricsLog, SelectionMetric
 
 ROUGE = SelectionMetric("rouge", "rouge_1", higher_is_better=True)
 

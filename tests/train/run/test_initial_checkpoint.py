@@ -12,8 +12,8 @@ from common.files import write_checksummed_json, write_json, write_manifest
 from common.run_layout import step_folder
 from model.checkpoint.locate import weights_sha256
 from tests.helpers.training import write_fake_run
-from train.fine_tuning import find_newest_pretrain_run
-from train.initial_checkpoint import NO_BASE, resolve_initial_checkpoint
+from train.run.initial_checkpoint import NO_BASE, resolve_initial_checkpoint
+from train.sft_run import find_newest_pretrain_run
 
 
 def test_resumed_run_compares_the_base_as_it_is_now(tmp_path: Path) -> None:

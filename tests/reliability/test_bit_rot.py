@@ -17,7 +17,7 @@ from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, REPORT_FILE, ShardSet, load_run_shard_set
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
-from train.run_dir import RUN_FILE, RunDir
+from train.run.directory import RUN_FILE, RunDir
 
 
 def damages(path: Path, count: int = 3) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Compare the description of a run that is resumed with the one in its `run.json`.
 
 A record is a dict with the keys `shards`, the folders of the shard sets, and `fingerprints`, see
-`train.run_spec.RunSpec`.
+`train.run.spec.RunSpec`.
 """
 
 import re

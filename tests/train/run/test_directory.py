@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from train.run_dir import RunDir
+from train.run.directory import RunDir
 
 RECORD = {"shards": [], "fingerprints": {"seed": 0}}
 CPU = torch.device("cpu")

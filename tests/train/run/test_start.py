@@ -8,7 +8,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_json
-from train.command import default_run_folder, parse_mixture, parse_train_options
+from train.cli import default_run_folder, parse_mixture, parse_train_options
 from train.options import PretrainOptions, SftOptions
 
 SCHEMAS = {"pretrain": PretrainOptions, "sft": SftOptions}

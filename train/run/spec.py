@@ -1,6 +1,6 @@
 """The resolved description of a training run.
 
-`train.pretrain` and `train.sft` resolve their options into a `RunSpec`, and `train.startup.start`
+`train.pretrain` and `train.sft` resolve their options into a `RunSpec`, and `train.run.start.start`
 makes a trainer of it. The entries that make a run the run it is, its fingerprints, are stored in
 `run.json`. A run that is resumed is resolved once more, and the two are compared.
 """
@@ -18,9 +18,9 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import LoraOptions
 from model.tokenizer.base import Tokenizer
-from train.initial_checkpoint import InitialCheckpoint
-from train.metrics_log import MetricsLog, SelectionMetric
+from train.monitoring.metrics_log import MetricsLog, SelectionMetric
 from train.options import TrainOptions
+from train.run.initial_checkpoint import InitialCheckpoint
 
 
 @dataclass(frozen=True)

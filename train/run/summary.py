@@ -3,14 +3,14 @@
 from model.llama import Llama
 from train import distributed
 from train.autotune import ComputePlan, count_trainable_parameters
-from train.memory_estimate import estimate_process_bytes
-from train.run_dir import RunDir
-from train.run_spec import RunSpec, TrainingPlan
-from train.throughput import (
+from train.monitoring.memory_estimate import estimate_process_bytes
+from train.monitoring.throughput import (
     count_attention_pairs,
     effective_row_length,
     training_flops_per_token,
 )
+from train.run.directory import RunDir
+from train.run.spec import RunSpec, TrainingPlan
 
 # The value of a repeated token decays with a constant of about 15 epochs (Muennighoff et al. 2023,
 # "Scaling Data-Constrained Language Models"): after 40 epochs it is below a tenth.

@@ -7,9 +7,9 @@ import pytest
 
 from tests.helpers.training import StubEvaluator, build_spec
 from train.autotune import ComputePlan
-from train.run_dir import RunDir
-from train.run_summary import print_run_summary
-from train.startup import build_model
+from train.run.directory import RunDir
+from train.run.start import build_model
+from train.run.summary import print_run_summary
 
 PLAN = ComputePlan("cpu", "fp32", False, 1, "chunked")
 MANY_EPOCHS = "after 40 epochs the same text teaches almost nothing"

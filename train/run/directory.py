@@ -31,7 +31,7 @@ from common.run_layout import (
     step_folder,
 )
 from model.checkpoint.locate import find_newest_step
-from train.run_record import find_differences
+from train.run.resume_check import find_differences
 
 # The advice where a directory cannot become or stay the run that the options describe.
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"

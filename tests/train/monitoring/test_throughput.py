@@ -9,7 +9,7 @@ from model.llama import Llama
 from tests.helpers.training import TINY_SHAPE
 from tests.train.test_trainer import random_examples
 from train.autotune import ComputePlan
-from train.throughput import ThroughputMonitor, count_attention_pairs, format_duration
+from train.monitoring.throughput import ThroughputMonitor, count_attention_pairs, format_duration
 
 CONFIG = LlamaConfig(99, num_key_value_heads=4, **TINY_SHAPE)
 PLAN = ComputePlan("cpu", "fp32", False, 1, "chunked")
@@ -29,8 +29,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that stands still unless the test moves it, on a machine of one FLOP per second."""
     clock = Clock()
-    monkeypatch.setattr("train.throughput.matmul_flops", lambda *_: 1.0)
-    monkeypatch.setattr("train.throughput.time.perf_counter", clock)
+    monkeypatch.setattr("train.monitoring.throughput.matmul_flops", lambda *_: 1.0)
+    monkeypatch.setattr("train.monitoring.throughput.time.perf_counter", clock)
     return clock
 
 

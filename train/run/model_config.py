@@ -7,8 +7,8 @@ from common.files import read_json
 from model.checkpoint.locate import CONFIG_FILE
 from model.config import LlamaConfig, config_from_preset, with_tokenizer_ids
 from model.tokenizer.base import Tokenizer
-from train.initial_checkpoint import InitialCheckpoint
 from train.options import ModelOptions
+from train.run.initial_checkpoint import InitialCheckpoint
 
 
 def resolve_model_config(

@@ -1,0 +1,1 @@
+"""Watch a run: metrics, throughput, memory, loss spikes."""

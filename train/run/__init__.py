@@ -1,0 +1,1 @@
+"""A run before its first step: what it starts from, its description, its directory."""

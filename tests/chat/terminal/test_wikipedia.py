@@ -96,7 +96,7 @@ class WikipediaHandler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the chat use a local Wikipedia."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), WikipediaHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(wikipedia, "API_URL", f"http://127.0.0.1:{server.server_port}/w/api.php")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     WikipediaHandler.queries.clear()

@@ -10,10 +10,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -309,6 +308,8 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
         "cpu",
         "--model.preset",
         "babyllama-3m",
+        "--model.num_hidden_layers",
+        "1",
         "--max_steps",
         "2",
         "--batch_tokens",
@@ -322,13 +323,9 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
         "--evaluation.sample_tokens",
         "4",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "train.pretrain", *command.words, *small],
-        cwd=tmp_path,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-    )
+    done = processes.CommandProcess(
+        "train.pretrain", *command.words, *small, fault=partial(os.chdir, tmp_path)
+    ).wait()
     assert done.returncode == 0, done.stderr
     run = Path(command.words[command.words.index("--run") + 1])
     assert "complete: " + str(run) in done.stdout

@@ -146,10 +146,11 @@ def chat(talker: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPa
     """Run the same within this process, which saves the start-up time."""
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
 
-    def run(stdin: str, *options: str) -> ChatResult:
+    def run(stdin: str | bytes, *options: str) -> ChatResult:
+        data = stdin if isinstance(stdin, bytes) else stdin.encode()
         out, err = io.BytesIO(), io.BytesIO()
         monkeypatch.setattr(sys, "argv", ["chat", *chat_arguments(talker, options)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "utf-8"))
         monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, "utf-8"))
         with pytest.raises(SystemExit) as exit_info:

@@ -157,7 +157,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     with gzip.open(
         shared / "data" / "pretrain" / "mnbvc_qa.jsonl.gz", "rt", encoding="utf-8"
     ) as lines:
-        texts = [json.loads(line)["答"] for line in islice(lines, 120)]
+        texts = [json.loads(line)["答"] for line in islice(lines, 60)]
     folder = tmp_path_factory.mktemp("real") / "set"
     return write_shards(folder, tokenizer, {"train": texts[8:], "validation": texts[:8]})
 

@@ -1,136 +1,37 @@
 """The chat on a terminal: a process on a pseudo-terminal that gets key by key."""
 
-import fcntl
 import os
-import pty
-import select
 import signal
-import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.chat.conftest import MAYOR_QUESTION, chat_arguments
-
-TIMEOUT_SECONDS = 90.0  # the machine may be busy
-CTRL_C = "\x03"
-CTRL_D = "\x04"
-BACKSPACE = "\x7f"
-UP = "\x1b[A"
-
-
-class Terminal:
-    """The controlling side of a process's terminal."""
-
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
-        self._descriptor, process_side = pty.openpty()
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**environment, "TERM": "xterm"},
-            stdin=process_side,
-            stdout=process_side,
-            stderr=process_side,
-            start_new_session=True,
-            preexec_fn=self._set_up_process,
-        )
-        os.close(process_side)
-        self._output = b""
-
-    @staticmethod
-    def _set_up_process() -> None:
-        """Do what a shell does for its foreground process.
-
-        Tests that run in the background (`make test &`) inherit that SIGINT is ignored.
-        """
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def type(self, keys: str) -> None:
-        os.write(self._descriptor, keys.encode())
-
-    def at_prompt(self, keys: str, prompt: str = "你：") -> None:
-        """Type after the prompt; before it readline does not edit the line yet."""
-        self.wait_for(prompt)
-        self.type(keys)
-
-    def interrupt_after(self, text: str) -> None:
-        """Press Ctrl-C once `text` is on the screen and the process waits for a key.
-
-        CPython's readline handles a signal only while it waits; one that arrives between an echo
-        and that has no effect until the line ends. A test is fast enough to hit that moment, so it
-        asks the kernel whether the process sleeps.
-        """
-        self.wait_for(text)
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        stat_file = Path(f"/proc/{self.process.pid}/stat")
-        while stat_file.read_text().rpartition(")")[2].split()[0] != "S":
-            assert time.monotonic() < deadline, "the process never waited for a key"
-            time.sleep(0.001)
-        self.type(CTRL_C)
-
-    def wait_for(self, text: str) -> str:
-        """Wait for `text`; return the output up to and with it and leave the rest unread."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while text.encode() not in self._output:
-            assert self._read_more(deadline), (
-                f"{text!r} is missing: {self._output.decode(errors='replace')!r}"
-            )
-        before, match, self._output = self._output.partition(text.encode())
-        return (before + match).decode(errors="replace")
-
-    def wait_for_bytes(self, count: int) -> None:
-        """Wait for `count` bytes of output and leave them unread."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while len(self._output) < count:
-            assert self._read_more(deadline), f"only {self._output!r} arrived"
-
-    def wait_for_exit(self) -> str:
-        """Wait for the process to end; return the rest of its output."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while self._read_more(deadline):
-            pass
-        self.process.wait(max(1.0, deadline - time.monotonic()))
-        return self._output.decode(errors="replace")
-
-    def _read_more(self, deadline: float) -> bool:
-        """Read a block of output; return False at its end and after the deadline."""
-        timeout = max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([self._descriptor], [], [], timeout)
-        try:
-            block = os.read(self._descriptor, 1 << 16) if ready else b""
-        except OSError:  # how Linux reports that the process has closed the terminal
-            block = b""
-        self._output += block
-        return bool(block)
-
-    def hang_up(self) -> None:
-        """Close the terminal, as closing a window or losing a connection does."""
-        os.dup2(os.open(os.devnull, os.O_RDWR), self._descriptor)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._descriptor)
-
+from tests.helpers.terminal import (
+    BACKSPACE,
+    CTRL_C,
+    CTRL_D,
+    TIMEOUT_SECONDS,
+    UP,
+    SetUp,
+    Terminal,
+)
 
 StartChat = Callable[..., Terminal]
+ERASE_TO_END = "\x1b[K"
 
 
 @pytest.fixture
-def start_chat(root: Path, environment: dict[str, str]) -> Iterator[StartChat]:
+def start_chat(environment: dict[str, str]) -> Iterator[StartChat]:
     """Start chats with a checkpoint, each on a terminal of its own."""
     terminals: list[Terminal] = []
 
-    def start(
-        checkpoint: Path, *options: str, program: tuple[str, ...] = ("-m", "chat")
-    ) -> Terminal:
-        command = [sys.executable, *program, *chat_arguments(checkpoint, options)]
-        terminals.append(Terminal(command, root, environment))
+    def start(checkpoint: Path, *options: str, set_up: SetUp | None = None) -> Terminal:
+        arguments = chat_arguments(checkpoint, options)
+        terminals.append(Terminal("chat", arguments, environment, set_up))
         return terminals[-1]
 
     yield start
@@ -140,7 +41,7 @@ def start_chat(root: Path, environment: dict[str, str]) -> Iterator[StartChat]:
 
 def assert_clean_exit(terminal: Terminal) -> None:
     output = terminal.wait_for_exit()
-    assert terminal.process.returncode == 0 and "Traceback" not in output, output
+    assert terminal.process.exitcode == 0 and "Traceback" not in output, output
 
 
 @pytest.mark.slow
@@ -190,27 +91,36 @@ def test_ctrl_c_at_the_prompt_clears_the_line(start_chat: StartChat, talker: Pat
 def test_line_editing_and_history_across_sessions(start_chat: StartChat, talker: Path) -> None:
     """Prevents a chat without line editing, and lines that the next session cannot recall."""
     terminal = start_chat(talker)
-    terminal.at_prompt("我叫书河。" + BACKSPACE * 2 + "白。\r")
+    terminal.wait_for("你：")
+    terminal.type_and_see("我叫书河。", echo="我叫书河。")
+    for _ in range(2):
+        terminal.type_and_see(BACKSPACE, echo=ERASE_TO_END)
+    terminal.type_and_see("白。", echo="白。")
+    terminal.type("\r")
     terminal.wait_for("助手：好的。")
     terminal.at_prompt("我叫什么？\r")
     terminal.wait_for("助手：书白")
     terminal.at_prompt(CTRL_D)
     assert_clean_exit(terminal)
     next_session = start_chat(talker)
-    next_session.at_prompt(UP * 2 + "\r")
+    next_session.wait_for("你：")
+    next_session.type_and_see(UP, echo="我叫什么？")
+    next_session.type_and_see(UP, echo="书白。")
+    next_session.type("\r")
     next_session.wait_for("助手：好的。")
     next_session.at_prompt(CTRL_D)
     assert_clean_exit(next_session)
 
 
+def hide_readline() -> None:
+    """Let `import readline` fail, as where Python was built without it."""
+    sys.modules["readline"] = None  # type: ignore[assignment]
+
+
 @pytest.mark.slow
 def test_chat_works_without_readline(start_chat: StartChat, talker: Path) -> None:
     """Prevents a failure to start where Python was built without readline."""
-    code = (
-        "import runpy, sys; sys.modules['readline'] = None; "
-        "runpy.run_module('chat', run_name='__main__')"
-    )
-    terminal = start_chat(talker, program=("-c", code))
+    terminal = start_chat(talker, set_up=hide_readline)
     terminal.at_prompt(f"{MAYOR_QUESTION}\n")
     terminal.wait_for("助手：我不知道。")
     terminal.at_prompt(CTRL_D)
@@ -238,6 +148,18 @@ def test_errors_are_shown_in_chinese_and_chat_continues(
     assert_clean_exit(terminal)
 
 
+@dataclass(frozen=True)
+class Nohup:
+    """Ignore the hang-up of the terminal, and write errors into a file if there is one."""
+
+    log_file: Path | None
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if self.log_file is not None:
+            os.dup2(os.open(self.log_file, os.O_CREAT | os.O_WRONLY), 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("log_errors", [True, False], ids=["stderr-in-a-file", "stderr-closed"])
 def test_closed_terminal_ends_chat(
@@ -245,18 +167,14 @@ def test_closed_terminal_ends_chat(
 ) -> None:
     """Prevents a chat under nohup that answers nobody for ever, or that blames the disk."""
     log_file = tmp_path / "errors"
-    redirect = "pass"
-    if log_errors:
-        redirect = f"os.dup2(os.open({str(log_file)!r}, os.O_CREAT | os.O_WRONLY), 2)"
-    code = (
-        f"import os, runpy, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {redirect}; "
-        "runpy.run_module('chat', run_name='__main__')"
+    terminal = start_chat(
+        endless, "--max_new_tokens", "100000", set_up=Nohup(log_file if log_errors else None)
     )
-    terminal = start_chat(endless, "--max_new_tokens", "100000", program=("-c", code))
     terminal.at_prompt("说个不停\r")
     terminal.wait_for("助手：")
     terminal.hang_up()
-    assert terminal.process.wait(TIMEOUT_SECONDS) == 2
+    terminal.process.join(TIMEOUT_SECONDS)
+    assert terminal.process.exitcode == 2
     if log_errors:
         *_, line = log_file.read_text(encoding="utf-8").splitlines()
         assert line.startswith("error: 终端已断开") and "（输入输出错误）" in line

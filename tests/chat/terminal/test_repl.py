@@ -16,13 +16,12 @@ def test_piped_output_contains_only_answers(process: Process) -> None:
     assert "模型：" in result.stderr.decode()
 
 
-@pytest.mark.slow
-def test_end_of_input_ends_chat(process: Process) -> None:
+def test_end_of_input_ends_chat(chat: Chat) -> None:
     """Prevents the loss of a last line without newline, and a stop at bytes that are not UTF-8."""
     stdin = f"{MAYOR_QUESTION}\n".encode() + b"\xff\xfe\xb0\n" + "/重置\n我叫什么？".encode()
-    result = process(stdin)
-    assert result.returncode == 0 and b"Traceback" not in result.stderr, result.stderr.decode()
-    lines = result.stdout.decode().splitlines()
+    result = chat(stdin)
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
     assert lines[0] == "我不知道。" and lines[-1] == "你没有说过。"
 
 

@@ -3,10 +3,19 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from common.files import write_json
+from evaluate.report import page
 from evaluate.report.render import MISSING
 from tests.helpers.reports import MODEL_CONFIG, VALIDATION_METRICS, render_report, write_run
 from train.monitoring.metrics_log import MetricsLog
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take nearly all of the time and are tested by themselves."""
+    monkeypatch.setattr(page, "plot_curves", lambda curves, label: b"<svg/>")
 
 
 def test_report_describes_each_run(two: tuple[Path, Path]) -> None:

@@ -1,8 +1,12 @@
 """Conversations of imported tokenizers have the ids and loss mask of transformers."""
 
+import copy
 import gzip
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +64,11 @@ TEMPLATES = {
         build_jinja_template(Template()),
     ),
 }
+# zephyr and chatml of two other kinds are compared on real conversations.
 PAIRS = [
-    pytest.param(
-        kind,
-        template,
-        marks=() if template in ("llama2", "ours") or kind == "first" else pytest.mark.slow,
-    )
-    for kind in KINDS
-    for template in TEMPLATES
+    *((kind, template) for kind in KINDS for template in ("llama2", "tight", "ours")),
+    ("first", "zephyr"),
+    ("first", "chatml"),
 ]
 SEAMS: list[tuple[str, Turns]] = [
     ("", [("你好", "：“好”"), (" 两个 空格 ", " Answer "), ("", "")]),
@@ -95,36 +96,62 @@ def conversations(root: Path) -> list[tuple[str, Turns]]:
 
 @pytest.fixture(scope="module")
 def real(shared: Path) -> list[tuple[str, Turns]]:
+    """Every eighth of the first 160 conversations of each source."""
     return [
         conversation
         for name, file in SOURCE_FILES.items()
-        for conversation in read_real_conversations(shared / "data/sft" / file, name, 130)
+        for conversation in read_real_conversations(shared / "data/sft" / file, name, 160)[::8]
     ]
 
 
-def imported(
-    texts: list[str], kind: str, template: str, folder: Path
-) -> tuple[Any, Tokenizer, Template]:
-    """Return transformers' own tokenizer, and the tokenizer and template of its import."""
-    theirs = hf_checkpoints.train_llama2_tokenizer(texts, **KINDS[kind])
-    source = re.sub(r"\{% (end)?generation %\}", "", TEMPLATES[template])
-    hf_checkpoints.save_hf_checkpoint_with_tokenizer(
-        folder / "theirs", theirs, None if template == "ours" else source
-    )
-    _, ours, note = import_hf(folder / "theirs", folder / "run")
-    assert note == (
-        "the project's own template: it has no chat template"
-        if template == "ours"
-        else "its own chat template"
-    )
-    theirs.chat_template = TEMPLATES[template]
-    return theirs, ours, load_template(locate.resolve_checkpoint(folder / "run"))
+@dataclass(frozen=True)
+class Imported:
+    """Transformers' own tokenizer, and the tokenizer and template of its import."""
+
+    theirs: Any
+    ours: Tokenizer
+    template: Template
+    run: Path
 
 
-def unequal(
-    theirs: Any, ours: Tokenizer, template: Template, conversations: list[tuple[str, Turns]]
-) -> list[Any]:
+Import = Callable[[str, str], Imported]
+
+
+@pytest.fixture(scope="module")
+def trained(texts: list[str]) -> Callable[[str], Any]:
+    """Train the tokenizer of a kind of `KINDS` once, and return a copy of it."""
+    train = cache(lambda kind: hf_checkpoints.train_llama2_tokenizer(texts, **KINDS[kind]))
+    return lambda kind: copy.deepcopy(train(kind))
+
+
+@pytest.fixture(scope="module")
+def imported(trained: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Import:
+    """Import a tokenizer of a kind with a template of `TEMPLATES`, each pair once."""
+
+    @cache
+    def import_pair(kind: str, template: str) -> Imported:
+        folder = tmp_path_factory.mktemp("imported")
+        theirs = trained(kind)
+        source = re.sub(r"\{% (end)?generation %\}", "", TEMPLATES[template])
+        hf_checkpoints.save_hf_checkpoint_with_tokenizer(
+            folder / "theirs", theirs, None if template == "ours" else source
+        )
+        _, ours, note = import_hf(folder / "theirs", folder / "run")
+        assert note == (
+            "the project's own template: it has no chat template"
+            if template == "ours"
+            else "its own chat template"
+        )
+        theirs.chat_template = TEMPLATES[template]
+        run = folder / "run"
+        return Imported(theirs, ours, load_template(locate.resolve_checkpoint(run)), run)
+
+    return import_pair
+
+
+def unequal(imported: Imported, conversations: list[tuple[str, Turns]]) -> list[Any]:
     """Return the conversations whose ids, loss mask or prompt differ from transformers'."""
+    theirs, ours, template = imported.theirs, imported.ours, imported.template
     rendered = [to_chat_messages(reference, turns) for reference, turns in conversations]
     whole = theirs.apply_chat_template(
         rendered, return_dict=True, return_assistant_tokens_mask=True
@@ -154,32 +181,30 @@ def unequal(
 
 @pytest.mark.parametrize(("kind", "template"), PAIRS)
 def test_conversation_ids_and_loss_mask_match_transformers(
-    kind: str,
-    template: str,
-    texts: list[str],
-    conversations: list[tuple[str, Turns]],
-    tmp_path: Path,
+    kind: str, template: str, imported: Import, conversations: list[tuple[str, Turns]]
 ) -> None:
     """Prevents prompts with other spaces, and a loss mask shifted by a piece."""
-    theirs, ours, chat_template = imported(texts, kind, template, tmp_path)
-    assert unequal(theirs, ours, chat_template, conversations + SEAMS) == []
+    pair = imported(kind, template)
+    assert unequal(pair, conversations + SEAMS) == []
     if template == "ours":
         # Some pieces do hold the end of `助手：` and the beginning of an answer.
         seams = [
-            chat_template.encode(ours, turns)[1][0][0]
-            - len(chat_template.encode_prompt(ours, [], turns[0][0]))
+            pair.template.encode(pair.ours, turns)[1][0][0]
+            - len(pair.template.encode_prompt(pair.ours, [], turns[0][0]))
             for _, turns in SEAMS
         ]
         assert set(seams) == {0, -1}
 
 
-def test_special_token_strips_adjacent_whitespace(texts: list[str], tmp_path: Path) -> None:
+def test_special_token_strips_adjacent_whitespace(
+    trained: Callable[[str], Any], tmp_path: Path
+) -> None:
     """Prevents ids of line breaks that the model never saw, and a loss on the prompt."""
     from transformers import PreTrainedTokenizerFast
 
     hf_checkpoints.save_hf_checkpoint_with_tokenizer(
         tmp_path,
-        hf_checkpoints.train_llama2_tokenizer(texts),
+        trained("prepend"),
         re.sub(r"\{% (end)?generation %\}", "", TEMPLATES["tight"]),
     )
     definition = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -217,11 +242,10 @@ def test_answer_keeps_piece_ending_in_whitespace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["ours", "tight"])
-def test_special_token_delimiters_in_text_stay_text(
-    template: str, texts: list[str], tmp_path: Path
-) -> None:
+def test_special_token_delimiters_in_text_stay_text(template: str, imported: Import) -> None:
     """Prevents a user from ending the conversation by typing a special token."""
-    _, ours, chat_template = imported(texts, "prepend", template, tmp_path)
+    pair = imported("prepend", template)
+    ours, chat_template = pair.ours, pair.template
     names = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     typed = "".join(f"\ufdd0{name}{name}\ufdd0" for name in names)
     plain, _ = chat_template.encode(ours, [("问", "答")] * 2, "资料")
@@ -234,18 +258,18 @@ def test_special_token_delimiters_in_text_stay_text(
     ] * 2
 
 
-def test_lone_surrogate_raises_user_error(texts: list[str], tmp_path: Path) -> None:
+def test_lone_surrogate_raises_user_error(imported: Import) -> None:
     """Prevents a traceback from the library for text that has no UTF-8."""
-    _, ours, template = imported(texts, "prepend", "ours", tmp_path)
+    pair = imported("prepend", "ours")
     with pytest.raises(UserError, match="surrogate"):
-        template.encode(ours, [("问", "\ud83d")])
+        pair.template.encode(pair.ours, [("问", "\ud83d")])
 
 
-def test_single_word_special_token_ends_answers(texts: list[str], tmp_path: Path) -> None:
+def test_single_word_special_token_ends_answers(
+    trained: Callable[[str], Any], tmp_path: Path
+) -> None:
     """Prevents answers without an eos next to letters: the model would never learn to stop."""
-    hf_checkpoints.save_hf_checkpoint_with_tokenizer(
-        tmp_path, hf_checkpoints.train_llama2_tokenizer(texts)
-    )
+    hf_checkpoints.save_hf_checkpoint_with_tokenizer(tmp_path, trained("prepend"))
     definition = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     definition["added_tokens"] = [
         {**token, "single_word": True} for token in definition["added_tokens"]
@@ -257,23 +281,28 @@ def test_single_word_special_token_ends_answers(texts: list[str], tmp_path: Path
 
 
 def test_exported_tokenizer_loads_as_tokenizer_json_defines(
-    texts: list[str], conversations: list[tuple[str, Turns]], tmp_path: Path
+    texts: list[str],
+    imported: Import,
+    conversations: list[tuple[str, Turns]],
+    tmp_path: Path,
 ) -> None:
     """Prevents transformers' LlamaTokenizer class from placing spaces differently in an export."""
     from transformers import AutoTokenizer
 
-    theirs, ours, template = imported(texts, "always", "llama2", tmp_path)
-    export_hf(tmp_path / "run", tmp_path / "out")
+    pair = imported("always", "llama2")
+    export_hf(pair.run, tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     all_texts = [*texts, " two words", "</s> a"]
-    expected = theirs(all_texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    expected = pair.theirs(all_texts, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     assert (
         again(all_texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         == expected
     )
-    again.chat_template = theirs.chat_template
-    assert unequal(again, ours, template, conversations + SEAMS) == []
-    assert ours.encode_batch(all_texts) == expected
+    again.chat_template = pair.theirs.chat_template
+    assert unequal(replace(pair, theirs=again), conversations + SEAMS) == []
+    assert pair.ours.encode_batch(all_texts) == expected
 
 
 @pytest.mark.slow
@@ -282,8 +311,7 @@ def test_exported_tokenizer_loads_as_tokenizer_json_defines(
     [("prepend", "llama2"), ("always", "zephyr"), ("first", "ours"), ("never", "chatml")],
 )
 def test_real_conversation_ids_and_loss_mask_match_transformers(
-    kind: str, template: str, texts: list[str], real: list[tuple[str, Turns]], tmp_path: Path
+    kind: str, template: str, imported: Import, real: list[tuple[str, Turns]]
 ) -> None:
     """Catches boundaries of prompt and answer that the sample does not have."""
-    theirs, ours, chat_template = imported(texts, kind, template, tmp_path)
-    assert len(real) == 1040 and unequal(theirs, ours, chat_template, real) == []
+    assert len(real) == 160 and unequal(imported(kind, template), real + SEAMS) == []

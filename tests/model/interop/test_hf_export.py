@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ QUESTIONS = ["人们去哪里看比赛？", "奖品是什么？", "</s>你好<s>
 
 @pytest.fixture(scope="module")
 def reference_shape(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights at the 43M shape, with the real tokenizer."""
+    """A checkpoint of random weights, two layers of the 43M shape, with the real tokenizer."""
     tokenizer = load_tokenizer(shared / "tokenizer/llama-chinese-65k.model")
     folder = tmp_path_factory.mktemp("43m")
-    model = Llama(config_from_preset("babyllama-43m", tokenizer.vocab_size)).init_weights(0)
+    config = config_from_preset("babyllama-43m", tokenizer.vocab_size)
+    model = Llama(replace(config, num_hidden_layers=2)).init_weights(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # At initialization attention is nearly uniform, which would hide errors.

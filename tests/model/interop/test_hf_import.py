@@ -76,7 +76,7 @@ def texts(root: Path) -> list[str]:
     with gzip.open(
         root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
     ) as file:
-        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(2500), strict=False)]
+        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(500), strict=False)]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
         for record in SOURCES["redgpt"].iter_records(path)
         if isinstance(record, Conversation)
     ]
-    return [*conversations[:60], *(("", turns) for _, turns in conversations[:60])]
+    return [*conversations[:20], *(("", turns) for _, turns in conversations[20:40])]
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)

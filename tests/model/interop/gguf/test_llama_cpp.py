@@ -93,11 +93,11 @@ def test_llama_cpp_tokenizes_identically(
     )
     dice = random.Random(0)
     texts = [*real_texts, *SPECIAL]
-    for _ in range(2000):
+    for _ in range(800):
         texts.append(
             "".join(dice.choice(either.pieces[259:]).text for _ in range(dice.randint(1, 6)))
         )
-    assert len(texts) > 6000
+    assert len(texts) > 1800
     for text, ids in zip(texts, either.encode_batch(texts), strict=True):
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids, text
         assert not {either.unk_id, either.bos_id, either.eos_id} & set(ids)
@@ -210,7 +210,7 @@ def test_llama_cpp_tokenizes_like_imported_tokenizer(
     name: str, real_texts: list[str], tmp_path: Path
 ) -> None:
     """Prevents other splits or merges in llama.cpp than in the original tokenizer."""
-    definition = json.loads(KINDS[name](real_texts[:4000:8]).to_str())
+    definition = json.loads(KINDS[name](real_texts[::2]).to_str())
     tokenizer = build_imported_tokenizer(definition, {}, 1, 2, 0, Path("tokenizer.json"))
     shape = {
         "hidden_size": 32,
@@ -225,9 +225,9 @@ def test_llama_cpp_tokenizes_like_imported_tokenizer(
         vocab_only=True,
     )
     dice = random.Random(0)
-    mixed = ["".join(dice.choice(MIXED) for _ in range(dice.randint(1, 14))) for _ in range(2000)]
+    mixed = ["".join(dice.choice(MIXED) for _ in range(dice.randint(1, 14))) for _ in range(800)]
     texts = [*real_texts, *SPECIAL, *mixed]
-    assert len(texts) > 6000
+    assert len(texts) > 1800
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids, text
 

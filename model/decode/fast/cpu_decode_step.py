@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.decode.fast.fused_linear import BufferPool, InferenceRMSNorm, Op, capture_row_norms
+from model.decode.fast.fused_linear import BufferPool, InferenceRMSNorm, Op, prepare_row_norms
 from model.decode.fast.layer import InferenceLayer, as_complex_pairs
 from model.decode.kv_cache import KVCache
 
 
-class _CapturedLayer:
+class _PreparedLayer:
     """The operations of one layer on x[R, D + 1], which they read and add to.
 
     The last column of `x` is the epsilon of the norms (see `InferenceRMSNorm.eps_column`).
@@ -35,7 +35,7 @@ class _CapturedLayer:
         rows, num_heads, num_kv_heads = len(x), layer.num_heads, layer.num_kv_heads
         head_dim = layer.head_dim
         # Before attention: norm and qkv product, then the rotated queries in a buffer of their own.
-        self._pre_attention_ops, qkv = layer.qkv.capture(x, buffers)
+        self._pre_attention_ops, qkv = layer.qkv.prepare(x, buffers)
         pairs = as_complex_pairs(qkv.view(rows, -1, head_dim))
         queries = buffers.get("queries", (rows, num_heads, head_dim))
         self._pre_attention_ops.append(
@@ -51,15 +51,15 @@ class _CapturedLayer:
         self._attention_out = buffers.get("attention_out", self._queries.shape)
 
         # After attention: output projection, norm and gate/up product, SwiGLU, down projection.
-        mlp_ops, gate_up = layer.gate_up.capture(x, buffers)
+        mlp_ops, gate_up = layer.gate_up.prepare(x, buffers)
         gate, up = gate_up.chunk(2, -1)
         mlp_hidden = buffers.get("mlp_hidden", gate.shape)
         self._post_attention_ops: list[Op] = [
-            *layer.out.capture(x[:, :-1], self._attention_out.view(rows, -1), buffers),
+            *layer.out.prepare(x[:, :-1], self._attention_out.view(rows, -1), buffers),
             *mlp_ops,
             partial(F.silu, gate, inplace=True),
             partial(torch.mul, gate, up, out=mlp_hidden),
-            *layer.down.capture(x[:, :-1], mlp_hidden, buffers),
+            *layer.down.prepare(x[:, :-1], mlp_hidden, buffers),
         ]
 
     def run(self, bias: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -81,7 +81,7 @@ class _CapturedLayer:
             op()
 
 
-class CapturedDecodeStep:
+class PreparedDecodeStep:
     """All layers and the final norm, captured for R rows.
 
     Every step reuses the same buffers, so an instance must be used by one thread only.
@@ -98,14 +98,14 @@ class CapturedDecodeStep:
         # The scale of attention scores is multiplied into the rotation of the queries.
         self._score_scale = head_dim**-0.5
         self._query_rotation = torch.empty(batch_size, 1, head_dim // 2, dtype=torch.complex64)
-        # For keys the rotation of the step, for values always 1: see `_CapturedLayer`.
+        # For keys the rotation of the step, for values always 1: see `_PreparedLayer`.
         kv_rotations = torch.ones(2, batch_size, 1, head_dim // 2, dtype=torch.complex64)
         self._key_rotation = kv_rotations[0]
         buffers = BufferPool()
         self._row_norms = buffers.get("row_norms", (batch_size, 1))
-        self._compute_row_norms = capture_row_norms(self._x_with_eps, self._row_norms)
+        self._compute_row_norms = prepare_row_norms(self._x_with_eps, self._row_norms)
         self._layers = [
-            _CapturedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers)
+            _PreparedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers)
             for layer in layers
         ]
 

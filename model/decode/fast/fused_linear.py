@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.llama import RMSNorm
-from model.quantize import Int8Linear, capture_int8_linear, int8_linear, is_plain_linear
+from model.quantize import Int8Linear, int8_linear, is_plain_linear, prepare_int8_linear
 
 Op = Callable[[], object]
 
@@ -63,7 +63,7 @@ class InferenceRMSNorm:
         return wide * squares.rsqrt_().squeeze(1)
 
 
-def capture_row_norms(x: Tensor, out: Tensor) -> Op:
+def prepare_row_norms(x: Tensor, out: Tensor) -> Op:
     """Return an op that writes the L2 norm of every row of x[N, D + 1] into out[N, 1]."""
     return partial(torch.linalg.vector_norm, x, dim=1, keepdim=True, out=out)
 
@@ -97,7 +97,7 @@ class RMSNormLinear:
             values = torch.cat([module.values for module in modules])
             scale = torch.cat([module.scale for module in modules])
             self._int8_weight = values[order], scale[order]
-        self.is_capturable = self._transposed_weight is not None or self._int8_weight is not None
+        self.can_prepare = self._transposed_weight is not None or self._int8_weight is not None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._transposed_weight is not None:
@@ -108,20 +108,20 @@ class RMSNormLinear:
         out = torch.cat([project(normalized) for project in self._projections], -1)
         return out if self._output_order is None else out[..., self._output_order]
 
-    def capture(self, x: Tensor, buffers: BufferPool) -> tuple[list[Op], Tensor]:
+    def prepare(self, x: Tensor, buffers: BufferPool) -> tuple[list[Op], Tensor]:
         """Return (ops, out): ops that read `x` when called, and the buffer [N, M] they write.
 
         `x` is fp32 on a CPU, [N, D + 1]; its last column is `InferenceRMSNorm.eps_column`.
         """
         row_norms = buffers.get("row_norms", (len(x), 1))
-        norm_op = capture_row_norms(x, row_norms)
+        norm_op = prepare_row_norms(x, row_norms)
         x = x[:, :-1]
         normalized = buffers.get("normalized", x.shape)
         if self._int8_weight is not None:
             values, scale = self._int8_weight
             out = buffers.get("out", (len(x), len(values)))
             x_bf16 = buffers.get("x_bf16", x.shape, torch.bfloat16)
-            product = capture_int8_linear(x_bf16, values, scale)
+            product = prepare_int8_linear(x_bf16, values, scale)
             # bf16 rounds relative to a number's size, so the division by the row's norm may as well
             # come after the product. Types are converted by copies, because an operation on two
             # types takes longer than a copy and an operation on one.
@@ -152,14 +152,14 @@ class LinearAdd:
         self._transposed_weight: Tensor | None = None
         if is_plain_linear(projection):
             self._transposed_weight = projection.weight.detach().t()
-        self.is_capturable = type(projection) is Int8Linear or self._transposed_weight is not None
+        self.can_prepare = type(projection) is Int8Linear or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
         if self._transposed_weight is not None:
             return x.addmm_(h, self._transposed_weight)
         return x.add_(self._projection(h))
 
-    def capture(self, x: Tensor, h: Tensor, buffers: BufferPool) -> list[Op]:
+    def prepare(self, x: Tensor, h: Tensor, buffers: BufferPool) -> list[Op]:
         """Return ops that add the projection of `h`, as it is when they are called, to `x`.
 
         Both are fp32 on a CPU.
@@ -171,7 +171,7 @@ class LinearAdd:
             return [partial(_split_columns(x, num_blocks).baddbmm_, repeated, weight_blocks)]
         h_bf16 = buffers.get("x_bf16", h.shape, torch.bfloat16)
         projected = buffers.get("projected", x.shape)
-        product = capture_int8_linear(h_bf16, self._projection.values, self._projection.scale)
+        product = prepare_int8_linear(h_bf16, self._projection.values, self._projection.scale)
         return [
             partial(h_bf16.copy_, h),
             lambda: projected.copy_(product()),

@@ -49,7 +49,7 @@ class InferenceLayer:
         self.gate_up = RMSNormLinear(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])
         self.down = LinearAdd(mlp.down_proj)
         products = (self.qkv, self.out, self.gate_up, self.down)
-        self.is_capturable = all(product.is_capturable for product in products)
+        self.can_prepare = all(product.can_prepare for product in products)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self._zero_bias = torch.zeros(
             1, 1, 1, device=device, dtype=layer.input_layernorm.weight.dtype

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.config import LlamaConfig
-from model.decode.fast.cpu_decode_step import CapturedDecodeStep
+from model.decode.fast.cpu_decode_step import PreparedDecodeStep
 from model.decode.fast.fused_linear import InferenceRMSNorm
 from model.decode.fast.layer import InferenceLayer
 from model.decode.kv_cache import KVCache
@@ -81,10 +81,10 @@ class FastModel:
         self._rotations = torch.complex(cos, sin).unsqueeze(1)
         # One captured step per thread: its buffers hold the state of the step that is running.
         self._thread_local = threading.local()
-        self._can_capture_step = (
+        self._can_prepare_step = (
             self._rotations.device.type == "cpu"
             and self._dtype == torch.float32
-            and all(layer.is_capturable for layer in self._layers)
+            and all(layer.can_prepare for layer in self._layers)
         )
         self.head = LMHead(model.lm_head)
 
@@ -127,8 +127,8 @@ class FastModel:
             rotation = self._rotations[positions]
         bias = None if mask is None else self._attention_bias(mask, rows)
         x = self._embed(ids)
-        if self._can_capture_step:
-            hidden = self._captured_step(rows).run(x, rotation, bias, cache)
+        if self._can_prepare_step:
+            hidden = self._prepared_step(rows).run(x, rotation, bias, cache)
         else:
             for index, layer in enumerate(self._layers):
                 x = layer.decode_step(x, rotation.unsqueeze(1), bias, cache.layer(index))
@@ -142,10 +142,10 @@ class FastModel:
         length = mask.shape[-1]
         return bias[:, 0].expand(rows, self._num_kv_heads, length).reshape(-1, 1, length)
 
-    def _captured_step(self, rows: int) -> CapturedDecodeStep:
+    def _prepared_step(self, rows: int) -> PreparedDecodeStep:
         """Return this thread's captured step; capture one where the number of rows is new."""
-        step: CapturedDecodeStep | None = getattr(self._thread_local, "step", None)
+        step: PreparedDecodeStep | None = getattr(self._thread_local, "step", None)
         if step is None or step.batch_size != rows:
-            step = CapturedDecodeStep(self._layers, self._norm, rows)
+            step = PreparedDecodeStep(self._layers, self._norm, rows)
             self._thread_local.step = step
         return step

@@ -1,9 +1,12 @@
 """Decode step on a CPU in fp32, on preallocated buffers.
 
-At 43M parameters a step is some 200 small operations, and launching one costs more than its
-arithmetic. So everything that does not change between steps is prepared once ("captured", as in
-CUDA graphs): buffers, views of them, and the choice of kernels. A step is then a flat list of
-callables without arguments, plus the few operations whose shapes depend on how full the cache is.
+At 43M parameters a step is some 200 small operations, and calling one takes longer than its
+arithmetic. So everything that does not change between steps is prepared once, as in a CUDA graph:
+buffers, views of them, and the choice of kernels. A step is then a list of callables without
+arguments, plus the few operations whose shapes depend on the number of filled cache positions.
+
+Shapes: R rows, D hidden size, H query heads, K key-value heads, d head_dim, S positions in the
+cache after the step.
 """
 
 from collections.abc import Sequence
@@ -19,9 +22,9 @@ from model.decode.kv_cache import KVCache
 
 
 class _PreparedLayer:
-    """The operations of one layer on x[R, D + 1], which they read and add to.
+    """The operations of one layer on x[R, D + 1], the residual stream, which they update in place.
 
-    The last column of `x` is the epsilon of the norms (see `InferenceRMSNorm.eps_column`).
+    The last column of `x` is constant, the epsilon of the norms (`InferenceRMSNorm.eps_column`).
     """
 
     def __init__(
@@ -34,23 +37,24 @@ class _PreparedLayer:
     ) -> None:
         rows, num_heads, num_kv_heads = len(x), layer.num_heads, layer.num_kv_heads
         head_dim = layer.head_dim
-        # Before attention: norm and qkv product, then the rotated queries in a buffer of their own.
+        # Before attention: norm and q, k, v projections, then the queries are rotated into a buffer
+        # of their own.
         self._pre_attention_ops, qkv = layer.qkv.prepare(x, buffers)
         pairs = as_complex_pairs(qkv.view(rows, -1, head_dim))
         queries = buffers.get("queries", (rows, num_heads, head_dim))
         self._pre_attention_ops.append(
             partial(torch.mul, pairs[:, :num_heads], query_rotation, out=as_complex_pairs(queries))
         )
-        # Keys and values side by side, complex[2, R, K, d / 2]: one multiplication rotates the
-        # keys, leaves the values as they are (factor 1) and writes both into the cache.
+        # Keys and values together, complex[2, R, K, d / 2]: one multiplication by `kv_rotations`
+        # rotates the keys, leaves the values as they are (factor 1) and writes both into the cache.
         new_kv = pairs[:, num_heads:].unflatten(1, (2, num_kv_heads))
         self._new_kv = new_kv.transpose(0, 1)
         self._kv_rotations = kv_rotations
-        # Query heads that share a key-value head are the rows of one batched product.
+        # The query heads that share a key-value head are the rows of one matrix in a bmm.
         self._queries = queries.view(rows * num_kv_heads, -1, head_dim)
         self._attention_out = buffers.get("attention_out", self._queries.shape)
 
-        # After attention: output projection, norm and gate/up product, SwiGLU, down projection.
+        # After attention: output projection, norm, gate and up projection, SwiGLU, down projection.
         mlp_ops, gate_up = layer.gate_up.prepare(x, buffers)
         gate, up = gate_up.chunk(2, -1)
         mlp_hidden = buffers.get("mlp_hidden", gate.shape)
@@ -63,11 +67,15 @@ class _PreparedLayer:
         ]
 
     def run(self, bias: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Run the layer; the arguments behind `bias` are `KVCache.next_position_views` of it.
+        """Run the layer on the buffer `x` of the constructor, in place.
 
-        `kv_out`, complex[2, R, K, d / 2], is where the new keys and values are written, keys
-        [R * K, d, S] and values[R * K, S, d] include them, and bias[R * K, 1, S] is added to the
-        scores.
+        Args:
+            bias: [R * K, 1, S], added to the attention scores; None adds nothing.
+            kv_out: complex[2, R, K, d / 2], where the new keys and values are written.
+            keys: [R * K, d, S], a view of the cache that includes the new position.
+            values: [R * K, S, d], likewise.
+
+        The last three are this layer's `KVCache.next_position_views`.
         """
         for op in self._pre_attention_ops:
             op()
@@ -82,7 +90,7 @@ class _PreparedLayer:
 
 
 class PreparedDecodeStep:
-    """All layers and the final norm, captured for R rows.
+    """A decode step of all layers and the final norm, prepared for a fixed number of rows.
 
     Every step reuses the same buffers, so an instance must be used by one thread only.
     """
@@ -95,10 +103,12 @@ class PreparedDecodeStep:
         self._norm_weight = norm.weight
         self._x_with_eps = torch.full((batch_size, hidden_size + 1), norm.eps_column)
         self._x = self._x_with_eps[:, :-1]
-        # The scale of attention scores is multiplied into the rotation of the queries.
+        # The scale of attention scores is multiplied into the rotation of the queries, which
+        # scales them without an operation of its own.
         self._score_scale = head_dim**-0.5
         self._query_rotation = torch.empty(batch_size, 1, head_dim // 2, dtype=torch.complex64)
-        # For keys the rotation of the step, for values always 1: see `_PreparedLayer`.
+        # [0] is the rotation of the keys, which changes with every step. [1] is the factor of the
+        # values, which are not rotated: always 1.
         kv_rotations = torch.ones(2, batch_size, 1, head_dim // 2, dtype=torch.complex64)
         self._key_rotation = kv_rotations[0]
         buffers = BufferPool()
@@ -110,12 +120,15 @@ class PreparedDecodeStep:
         ]
 
     def run(self, x: Tensor, rotation: Tensor, bias: Tensor | None, cache: KVCache) -> Tensor:
-        """Return the normalized hidden states[R, D] of the new position, in new memory.
+        """Return the hidden states of the new position after the final norm, a new tensor[R, D].
 
-        x[R, D] are embeddings, rotation complex[R or 1, 1, d / 2] the angles of the positions, and
-        bias[R * K, 1, S] is added to the attention scores. Writes keys and values into the cache;
-        the caller advances its length.
+        Args:
+            x: [R, D], the embeddings of the new ids.
+            rotation: complex[R or 1, 1, d / 2], the rotations e^(i angle) of their positions.
+            bias: [R * K, 1, S], added to the attention scores; None adds nothing.
+            cache: gets the new keys and values; the caller advances its length.
         """
+        # The layers share these buffers: they read the rotations and update `_x` in place.
         self._x.copy_(x)
         self._key_rotation.copy_(rotation)
         torch.mul(self._key_rotation, self._score_scale, out=self._query_rotation)

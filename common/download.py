@@ -399,7 +399,7 @@ def _publish(part_path: Path, target: Path, source: dict[str, Any]) -> None:
 
 
 def _summarize_error(error: Exception) -> str:
-    """Return the cause inside a nested error of requests, in one line of at most 161 characters."""
+    """Return the root cause of an exception of `requests` on one line, cut to 160 characters."""
     cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
     # The errors of urllib3 hold the underlying one in `reason`.
     text = " ".join(str(getattr(cause, "reason", cause)).split())

@@ -32,23 +32,23 @@ DISK_ERRORS = {
         "文件大小超出限制",
     ),
     errno.EROFS: DiskError(
-        "is on a disk that is read-only: make it writable, or name another place", "磁盘是只读的"
+        "is on a disk that is read-only: make it writable, or choose another path", "磁盘是只读的"
     ),
-    errno.EACCES: DiskError("permission denied: change it, or name another place", "没有权限"),
-    errno.EPERM: DiskError("permission denied: change it, or name another place", "没有权限"),
+    errno.EACCES: DiskError("permission denied: change it, or choose another path", "没有权限"),
+    errno.EPERM: DiskError("permission denied: change it, or choose another path", "没有权限"),
     errno.EIO: DiskError(
         "the disk reports an input/output error: check its health",
         "输入输出错误",
     ),
     errno.ENOTDIR: DiskError(
-        "a part of this path is a file, not a folder: name another place",
+        "a part of this path is a file, not a folder: choose another path",
         "路径中间有一段是文件，不是目录",
     ),
     errno.EEXIST: DiskError(
-        "exists already and is not a folder: name another place", "路径中间有一段是文件，不是目录"
+        "exists already and is not a folder: choose another path", "路径中间有一段是文件，不是目录"
     ),
-    errno.EISDIR: DiskError("is a folder, not a file: name another place", "是目录，不是文件"),
-    errno.ENAMETOOLONG: DiskError("the name is too long: name another place", "文件名太长"),
+    errno.EISDIR: DiskError("is a folder, not a file: choose another path", "是目录，不是文件"),
+    errno.ENAMETOOLONG: DiskError("the name is too long: choose another path", "文件名太长"),
 }
 # NumPy raises OSError without an errno for an incomplete write, with one of these messages.
 _SHORT_WRITE_PATTERN = re.compile("Not enough free space|requested and .* written")

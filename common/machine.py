@@ -7,9 +7,12 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def num_cores() -> int:
@@ -51,7 +54,7 @@ def total_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def resolve_device(name: str) -> Any:
+def resolve_device(name: str) -> "torch.device":
     """Return the `torch.device` named `auto`, `cpu`, `cuda` or `cuda:N`; `auto` prefers a GPU.
 
     Raises UserError if `cuda` is requested and not available.
@@ -69,7 +72,7 @@ def resolve_device(name: str) -> Any:
     return torch.device(name)
 
 
-def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
+def matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int | None = None) -> float:
     """Return the matmul rate of the device in FLOP/s: the best of five square matmuls.
 
     `size` is the number of rows. The rate is the denominator of model FLOPs utilization (MFU),
@@ -93,7 +96,7 @@ def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
     return 2 * size**3 / best
 
 
-def collect_environment(device: Any | None = None) -> dict[str, Any]:
+def collect_environment(device: "torch.device | None" = None) -> dict[str, Any]:
     """Return the command, git commit, package versions and machine, to store in runs and results.
 
     With a `torch.device`, add its name and the number of threads of PyTorch.

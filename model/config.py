@@ -39,7 +39,7 @@ class LlamaConfig:
 
     `head_dim` 0 is replaced by hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`,
     a key of ROPE_SCALINGS, and its parameters. In transformers `eos_token_id` may be a list. Here
-    `eos_token_id` is the first id of it, which training puts behind a text or an answer, and
+    `eos_token_id` is its first id, which training puts after a text or an answer, and
     `more_stop_ids` are the others, at which generation stops, too.
 
     Raises UserError, with a line for every problem, if no model can have these values.
@@ -125,7 +125,7 @@ class LlamaConfig:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Return the ids that end generation, first the one that training puts behind answers."""
+        """Return the ids that end generation, first the one that training puts after answers."""
         return self.eos_token_id, *self.more_stop_ids
 
     @property

@@ -153,7 +153,7 @@ class Attention(nn.Module):
         is_causal = mask is None and length > 1
         if is_causal and k.shape[2] != length:
             raise ValueError(
-                "several new positions behind a filled cache need a mask: a causal mask would be "
+                "several new positions after a filled cache need a mask: a causal mask would be "
                 "aligned with the start of the cache"
             )
         out = F.scaled_dot_product_attention(

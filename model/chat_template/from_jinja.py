@@ -183,6 +183,7 @@ def _build_renderer(source: str, tokenizer: ImportedTokenizer) -> RenderPrompt:
         )
     except subprocess.TimeoutExpired:
         raise UnsupportedTemplateError("it takes too long") from None
+    # The output reports errors of the template, so the process fails only at one of its limits.
     if process.returncode:
         raise UnsupportedTemplateError("it takes too much time or memory")
     results = zip(conversations, json.loads(process.stdout), strict=True)

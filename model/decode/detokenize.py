@@ -20,7 +20,7 @@ class StreamingDetokenizer:
         self._strip_prefix_space = tokenizer.adds_prefix_space
         self._pending_text = ""
         self.has_stopped = False
-        """True once the text contained a stop string; no id must be added after that."""
+        """True once the text contained a stop string; no more ids may be added after that."""
 
     def add_token(self, token_id: int) -> str:
         """Return the text that can be shown after this id; often an empty string."""

@@ -83,13 +83,16 @@ class KVCache:
     def next_position_views(self) -> tuple[Iterable[Tensor], Iterable[Tensor], Iterable[Tensor]]:
         """Return three views per layer of an fp32 cache, for a decode step of one position.
 
-        The first is where the new keys and values are written, complex[2, R, K, d / 2]. The others
-        include the new position: keys, transposed [R * K, d, length + 1], and values
-        [R * K, length + 1, d].
+        The first is where the new keys and values are written, complex[2, R, K, d / 2]: complex,
+        because RoPE multiplies pairs of dimensions as complex numbers, for which PyTorch needs
+        fp32. The others include the new position: keys, transposed [R * K, d, length + 1], and
+        values [R * K, length + 1, d].
         """
+        # [L, 2, R, K, capacity, d / 2], [L, R * K, d, capacity] and [L, R * K, capacity, d].
         pairs, keys, values = self._flat_views
         new_length = self.length + 1
-        # Fewer rows than allocated; skipped otherwise, because each view costs time in every step.
+        # Leave out allocated rows that are not in use. Skipped if there are none, because each view
+        # costs time in every step.
         if self.batch_size < pairs.shape[2]:
             heads = self.batch_size * pairs.shape[3]
             pairs = pairs.narrow(2, 0, self.batch_size)

@@ -72,11 +72,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{locate.CONFIG_FILE}"
         )
     values = read_json(folder / locate.CONFIG_FILE)
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{folder / locate.CONFIG_FILE}: expected keys and values, got {type(values).__name__}"
+        )
     if locate.is_adapter(folder):
         raise UserError(
-            f"{folder} is an adapter, which is used without an import: import its base, write the "
-            f"folder of that run into {locate.ADAPTER_CONFIG_FILE} (base_model_name_or_path), and "
-            "name the adapter's folder as --checkpoint"
+            f"{folder} is an adapter, which is used without an import: import its base model, "
+            "write the run directory of that import into the adapter's "
+            f"{locate.ADAPTER_CONFIG_FILE} (base_model_name_or_path), and name the adapter's "
+            "folder as --checkpoint"
         )
     if not locate.has_weights(folder):
         pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in folder.glob(pattern))
@@ -88,10 +93,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} has no weights: expected {locate.WEIGHTS_FILE} or "
             f"{locate.WEIGHTS_INDEX_FILE}"
-        )
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{folder / locate.CONFIG_FILE}: expected keys and values, got {type(values).__name__}"
         )
     return values
 

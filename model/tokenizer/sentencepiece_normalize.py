@@ -57,11 +57,13 @@ class NormalizationChanges:
 
 
 def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, NormalizationChanges]:
-    """Return the normalized bytes of a serialized SentencePiece BPE model, and what changed.
+    """Return a serialized SentencePiece BPE model in normalized form, and what was changed.
 
-    A normalized model is returned unchanged. `file_name` is for messages. Raises UserError if the
-    bytes are not such a model, or if the project cannot use it: it needs unk 0, bos 1, eos 2 and
-    all 256 byte pieces, and no user-defined pieces.
+    In normalized form, unreachable pieces are marked unused, scores are minus the ranks of the
+    pieces, and SentencePiece's own normalization of text is switched off; see the docstring of the
+    module. A model in this form is returned unchanged. `file_name` is for messages. Raises
+    UserError if the bytes are not such a model, or if the project cannot use it: it needs unk 0,
+    bos 1, eos 2 and all 256 byte pieces, and no user-defined pieces.
     """
     model = parse_sentencepiece_model(serialized, file_name)
     texts = [piece.piece for piece in model.pieces]
@@ -83,8 +85,14 @@ def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, Normaliza
         model.pieces[index].type = types[index] = UNUSED
     _assign_rank_scores(model.pieces, types, scores)
     changed_settings = _reset_normalizer(model)
-    num_tied = len(normal_ids) - len({scores[index] for index in normal_ids})
-    changes = NormalizationChanges(len(texts), num_tied, len(unreachable_ids), changed_settings)
+    # `scores` still holds the original scores.
+    num_distinct_scores = len({scores[index] for index in normal_ids})
+    changes = NormalizationChanges(
+        num_pieces=len(texts),
+        num_tied_scores=len(normal_ids) - num_distinct_scores,
+        num_unreachable=len(unreachable_ids),
+        changed_settings=changed_settings,
+    )
     return model.SerializeToString(deterministic=True), changes
 
 

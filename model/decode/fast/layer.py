@@ -104,7 +104,8 @@ class InferenceLayer:
 
     def _apply_output_and_mlp(self, x: Tensor, attention_out: Tensor) -> Tensor:
         """Add the projection of attention_out[N, H * d], then the MLP, to x[N, D] in place."""
-        self.out(x, attention_out)
+        self.out(x, attention_out)  # changes x
+        # gate_up applies the RMSNorm before the MLP itself.
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(x, F.silu(gate).mul_(up))
 
@@ -126,7 +127,7 @@ class InferenceLayer:
         """Attend from several positions per row, queries[R, T, H, d] -> [N, H * d]."""
         if mask is None and keys.shape[2] != queries.shape[1]:
             raise ValueError(
-                "several new positions behind a filled cache need a mask: a causal mask would be "
+                "several new positions after a filled cache need a mask: a causal mask would be "
                 "aligned with the start of the cache"
             )
         out = F.scaled_dot_product_attention(

@@ -348,10 +348,12 @@ def _check_complete(part_path: Path, total: int | None) -> None:
 
 
 def _state_path(part_path: Path) -> Path:
+    """Return the file that records the URL and version of a partial file: see `_write_state`."""
     return part_path.with_name(part_path.name + ".json")
 
 
 def _read_state(part_path: Path) -> dict[str, Any]:
+    """Return what `_write_state` recorded, or an empty dict."""
     path = _state_path(part_path)
     if not path.exists():
         return {}
@@ -383,6 +385,7 @@ def _write_state(part_path: Path, url: str, response: Any, *, is_resumed: bool) 
 
 
 def _discard_part(part_path: Path) -> None:
+    """Empty a partial file, so that the next attempt starts from zero."""
     # Truncated, not deleted: this process holds the lock on the file.
     os.truncate(part_path, 0)
     _state_path(part_path).unlink(missing_ok=True)

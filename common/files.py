@@ -176,7 +176,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _sha256_stream(file: Any) -> str:
-    # Python 3.10 has no hashlib.file_digest.
+    """Return the hex sha256 of a binary file, as hashlib.file_digest does since Python 3.11."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -222,11 +222,13 @@ class _PlainLoader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Override of PyYAML's method that raises YAMLError for an alias."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read: write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Override of PyYAML's method that raises YAMLError for a key that is not a string."""
         mapping = super().construct_mapping(node, deep)
         for key in mapping:
             if not isinstance(key, str):

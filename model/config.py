@@ -256,6 +256,7 @@ def _has_json_type(value: Any, expected_type: Any) -> bool:
 
 
 def _are_json_ints(values: list[Any]) -> bool:
+    """Return whether all values are integers, and none is a bool."""
     return all(_has_json_type(value, int) for value in values)
 
 

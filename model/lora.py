@@ -86,6 +86,7 @@ class LoraLinear(nn.Linear):
     """A bias-free linear layer with an adapter, around the weight of the layer that it replaces."""
 
     def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
+        """Take over the weight of `linear`, and initialize A by drawing from `generator`."""
         # On the meta device no memory is allocated for the weights, which are replaced below.
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight

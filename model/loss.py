@@ -100,6 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         num_correct: Tensor | None,
     ) -> Tensor:
+        """Return the loss as `linear_cross_entropy` does; matmuls are in `dtype`."""
         # Only matmuls are in `dtype`; sums over many positions stay in the dtype of the inputs.
         d_hidden = torch.empty_like(hidden)
         # With an adapter the head is frozen. Its gradient would be a third of the work, and

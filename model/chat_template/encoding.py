@@ -56,7 +56,8 @@ def _encode_segments(
     num_threads: int | None,
 ) -> list[EncodedConversation]:
     """Encode every segment by itself; see `encode_conversations`."""
-    # All segments in one batch, which the tokenizer encodes in parallel.
+    # All segments in one batch, which the tokenizer encodes in parallel. The loop below takes their
+    # ids in the same order.
     texts = [text for segments in conversations for text in segments]
     segment_ids = iter(tokenizer.encode_batch(texts, num_threads))
     encoded = []

@@ -191,6 +191,7 @@ def _build_renderer(source: str, tokenizer: ImportedTokenizer) -> RenderPrompt:
     result_by_conversation = {json.dumps(conversation): result for conversation, result in results}
 
     def render(conversation: Conversation) -> str:
+        """Return the prompt of a sample conversation, or raise UnsupportedTemplateError."""
         text, problem = result_by_conversation[json.dumps(conversation)]
         if text is None:
             raise UnsupportedTemplateError(problem)

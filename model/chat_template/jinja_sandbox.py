@@ -24,6 +24,7 @@ def main() -> None:
     request = json.load(sys.stdin)
 
     def raise_exception(message: str) -> NoReturn:
+        """Raise an error; chat templates call this for conversations that they do not support."""
         raise jinja2.TemplateError(message)
 
     # Set after the imports, which need more memory than rendering does.
@@ -37,6 +38,7 @@ def main() -> None:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
     def render(conversation: list[tuple[str, str]]) -> tuple[str | None, str]:
+        """Return (text, "") or, if the template fails, (None, error message)."""
         values: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in conversation],
             "add_generation_prompt": True,

@@ -127,6 +127,7 @@ def _merge_matrices(
     # PEFT stores the LM head itself beside an adapted LM head.
     base_weight = matrices.pop("base_layer", weight)
     shapes = {part: tuple(tensor.shape) for part, tensor in matrices.items()}
+    # A is [rank, in]; 0 if it is missing or has no dimensions.
     rank = next(iter(shapes.get("lora_A", ())), 0)
     expected_shapes = {"lora_A": (rank, weight.shape[1]), "lora_B": (weight.shape[0], rank)}
     if not rank or base_weight.shape != weight.shape or shapes != expected_shapes:

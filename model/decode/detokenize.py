@@ -33,6 +33,7 @@ class StreamingDetokenizer:
         return self._release_text(is_final=True)
 
     def _append(self, text: str) -> None:
+        """Add text to the pending text, without the prefix space of the tokenizer."""
         # The space that a tokenizer adds before the first word is removed before stop strings are
         # searched, so that a stop string cannot match a space that nobody sees.
         if text and self._strip_prefix_space:

@@ -48,6 +48,7 @@ class Int8ArgmaxFilter:
     """
 
     def __init__(self, head: nn.Linear | Int8Linear) -> None:
+        """Quantize a plain head to int8, or use the matrix of an int8 head; compute the bound."""
         self._head = head
         if isinstance(head, Int8Linear):
             self._values, self._scale = head.values, head.scale

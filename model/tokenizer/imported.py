@@ -134,6 +134,7 @@ class ImportedTokenizer(Tokenizer):
 
     @functools.cached_property
     def _marked_backend(self) -> MarkedTokenBackend:
+        """Return a second backend, for texts with marked special tokens, built on first use."""
         return MarkedTokenBackend(
             self.canonical_definition, self.special_tokens, self._added_tokens
         )
@@ -161,6 +162,7 @@ class ImportedTokenizer(Tokenizer):
         return pieces
 
     def _build_bytes_per_id(self) -> list[bytes]:
+        """See `Tokenizer._build_bytes_per_id`."""
         is_byte_level = "ByteLevel" in _decoder_types(self._decoder)
         alphabet = byte_alphabet()
         bytes_per_id = []
@@ -169,11 +171,11 @@ class ImportedTokenizer(Tokenizer):
                 piece_bytes = b""
             elif piece.kind == BYTE:
                 piece_bytes = bytes([int(piece.text[3:5], 16)])
-            elif not is_byte_level:
+            elif not is_byte_level:  # SentencePiece-style
                 piece_bytes = piece.text.replace(METASPACE, " ").encode()
             elif index in self._added_tokens:  # stored as text, not in the byte alphabet
                 piece_bytes = piece.text.encode()
-            else:
+            else:  # one character for each byte
                 piece_bytes = b"".join(alphabet.get(char, char.encode()) for char in piece.text)
             bytes_per_id.append(piece_bytes)
         return bytes_per_id
@@ -366,10 +368,10 @@ def _find_special_id(
     text = token.get("content") if isinstance(token, dict) else token
     added_tokens = definition.get("added_tokens")
     if text is not None and isinstance(added_tokens, list):
-        for added in added_tokens:
-            is_named = isinstance(added, dict) and added.get("content") == text
-            if is_named and type(added.get("id")) is int:
-                return int(added["id"])
+        for added_token in added_tokens:
+            is_named = isinstance(added_token, dict) and added_token.get("content") == text
+            if is_named and type(added_token.get("id")) is int:
+                return int(added_token["id"])
     token_id = model_config.get(f"{role}_token_id")
     # Of several eos ids the first ends a text; see `LlamaConfig`.
     if isinstance(token_id, list) and token_id:

@@ -35,6 +35,11 @@ class _PreparedLayer:
         kv_rotations: Tensor,
         buffers: BufferPool,
     ) -> None:
+        """Prepare the operations of `layer` on the buffer `x`.
+
+        The caller writes complex query_rotation[R, 1, d / 2] and kv_rotations[2, R, 1, d / 2]
+        before each step. `buffers` are shared by all layers.
+        """
         rows, num_heads, num_kv_heads = len(x), layer.num_heads, layer.num_kv_heads
         head_dim = layer.head_dim
         # Before attention: norm and q, k, v projections, then the queries are rotated into a buffer
@@ -98,9 +103,11 @@ class PreparedDecodeStep:
     def __init__(
         self, layers: Sequence[InferenceLayer], norm: InferenceRMSNorm, batch_size: int
     ) -> None:
+        """Prepare `layers` and the final `norm` for `batch_size` rows."""
         head_dim, hidden_size = layers[0].head_dim, len(norm.weight)
         self.batch_size = batch_size
         self._norm_weight = norm.weight
+        # The residual stream, and its view without the constant column of `InferenceRMSNorm`.
         self._x_with_eps = torch.full((batch_size, hidden_size + 1), norm.eps_column)
         self._x = self._x_with_eps[:, :-1]
         # The scale of attention scores is multiplied into the rotation of the queries, which

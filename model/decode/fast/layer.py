@@ -35,6 +35,7 @@ class InferenceLayer:
     def __init__(
         self, layer: TransformerBlock, num_heads: int, num_kv_heads: int, head_dim: int
     ) -> None:
+        """Rearrange the weights of `layer`, which has H = num_heads and K = num_kv_heads."""
         attention, mlp = layer.self_attn, layer.mlp
         device = layer.input_layernorm.weight.device
         # RoPE rotates dimension i of a head together with i + d / 2. The rows of the matrices of
@@ -56,6 +57,7 @@ class InferenceLayer:
         self.gate_up = RMSNormLinear(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])
         self.down = LinearAdd(mlp.down_proj)
         linears = (self.qkv, self.out, self.gate_up, self.down)
+        # False for LoRA layers, which are run as they are.
         self.can_prepare = all(linear.can_prepare for linear in linears)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         # baddbmm scales the attention scores in the kernel that computes them, but always adds a

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 from torch import Tensor
 
 from common.errors import UserError
@@ -30,9 +32,6 @@ from model.interop.output_path import check_replaceable
 from model.llama import Llama, inverse_frequencies
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
-
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, GGUFWriter
 
 GGUFType = Literal["f32", "f16", "q8_0"]
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # of `gguf`
@@ -79,9 +78,6 @@ def write_gguf(
     Raises UserError if llama.cpp would give other ids, if f16 cannot hold the weights, or if `file`
     or the Modelfile exists and is not an earlier export.
     """
-    # Imported here, and in the functions below, because only this export needs it.
-    import gguf
-
     check_output_file(file)
     template = template or Template()
     vocabulary = build_vocabulary(tokenizer, model.config.vocab_size)
@@ -122,7 +118,7 @@ def write_gguf(
 
 
 def _print_notes(
-    dtype: GGUFType, types: dict[str, "GGMLQuantizationType"], unnamed_stop_ids: list[int]
+    dtype: GGUFType, types: dict[str, GGMLQuantizationType], unnamed_stop_ids: list[int]
 ) -> None:
     """Print notes to stderr about differences between the file and the checkpoint, if any."""
     f16_tensors = [key for key, quantization in types.items() if quantization.name == "F16"]
@@ -151,11 +147,9 @@ def build_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
 
 
 @contextlib.contextmanager
-def _open_writer(file: Path) -> Iterator["GGUFWriter"]:
+def _open_writer(file: Path) -> Iterator[GGUFWriter]:
     """Yield a writer whose files are closed when the block ends or raises."""
-    import gguf
-
-    writer = gguf.GGUFWriter(file, "llama")
+    writer = GGUFWriter(file, "llama")
     try:
         yield writer
         writer.close()
@@ -191,8 +185,6 @@ def _named_tensors(model: Llama) -> dict[str, Tensor]:
 
     A tied head is left out, as llama.cpp expects. Raises ValueError if the model has an adapter.
     """
-    import gguf
-
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     tensors = {}
     for key, parameter in model.named_parameters():
@@ -207,10 +199,8 @@ def _named_tensors(model: Llama) -> dict[str, Tensor]:
     return tensors
 
 
-def _quantization_type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType":
+def _quantization_type(tensor: Tensor, dtype: GGUFType) -> GGMLQuantizationType:
     """Return the type in which a tensor is stored if the file is of type `dtype`."""
-    from gguf import GGMLQuantizationType
-
     # Vectors (norms and rope factors) are small.
     if tensor.dim() < 2 or dtype == "f32":
         return GGMLQuantizationType.F32
@@ -231,20 +221,16 @@ def _interleave_rope_rows(key: str, tensor: Tensor, config: LlamaConfig) -> Tens
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def _quantize(tensor: Tensor, quantization_type: "GGMLQuantizationType", key: str) -> np.ndarray:
+def _quantize(tensor: Tensor, quantization_type: GGMLQuantizationType, key: str) -> np.ndarray:
     """Return the data of a tensor as the GGUF type. Raises UserError if f16 would overflow."""
-    from gguf import quants
-
     values = tensor.float().cpu().contiguous().numpy()
     if quantization_type.name == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
         raise UserError(f"{key} holds numbers that are too large for f16: export as f32")
     return quants.quantize(values, quantization_type)
 
 
-def _write_metadata(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -> None:
+def _write_metadata(writer: GGUFWriter, model: Llama, dtype: GGUFType, name: str) -> None:
     """Write the name, the type and the config of the model."""
-    import gguf
-
     config = model.config
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])

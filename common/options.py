@@ -496,6 +496,7 @@ def _error_path(values: Any, detail: ErrorDetails) -> str:
 def _explain_unknown(option: str, fields: dict[str, FieldInfo]) -> str:
     """Return the error line for an option that the command does not have."""
     key = option.removeprefix("--")
+    # The key of a group, such as `lora` of `lora.rank`.
     if any(name.startswith(f"{key}.") for name in fields):
         return _explain_group(option)
     similar = difflib.get_close_matches(key, fields, n=1)

@@ -151,6 +151,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
+    # Other dtypes, such as integers, are not those of LoRA matrices.
     for key, tensor in tensors.items():
         if tensor.dtype not in _SUPPORTED_DTYPES or not tensor.isfinite().all():
             raise UserError(f"{file}: {key} holds values that are not finite: the file is damaged")

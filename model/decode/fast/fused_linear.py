@@ -54,6 +54,7 @@ class InferenceRMSNorm:
         self._scaled_eps = torch.full((1, 1, 1), size * norm.eps, device=norm.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the RMSNorm of x[N, D], in the dtype of `x`."""
         return (self.normalize(x) * self.weight).to(x.dtype)
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -102,11 +103,14 @@ class RMSNormLinear:
         self.can_prepare = self._transposed_weight is not None or self._int8_weight is not None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the outputs [N, M] of x[N, D], in the dtype of `x`."""
+        # This matrix includes the weight of the norm.
         if self._transposed_weight is not None:
             return self._norm.normalize(x).to(x.dtype) @ self._transposed_weight
         normalized = self._norm(x)
         if self._int8_weight is not None:
             return int8_linear(normalized, *self._int8_weight)
+        # Layers with an adapter.
         out = torch.cat([project(normalized) for project in self._projections], -1)
         return out if self._output_order is None else out[..., self._output_order]
 

@@ -89,6 +89,7 @@ def build_go_template(
         """Return an action that prints a text of the template."""
         return _go_string(rename_special_tokens(text.replace(SPECIAL_TOKEN_MARK, "")))
 
+    # Render a placeholder, and split there: this gives the texts around a reference or an answer.
     reference_prefix, _, reference_suffix = template.user_prefix(_PLACEHOLDER).partition(
         _PLACEHOLDER
     )

@@ -155,7 +155,8 @@ class LlamaConfig:
 
     def check_memory(self, label: str) -> None:
         """Raise InsufficientMemoryError, beginning with `label`, if the weights do not fit."""
-        # In bytes: fp32 weights, and for every position d / 2 rotary angles, cosines and sines.
+        # fp32 weights. The rotary table has 4 bytes per position and dimension of a head; 8 also
+        # cover the angles that it is computed from.
         weight_bytes = 4 * self.num_parameters
         rotary_bytes = 8 * self.max_position_embeddings * self.head_dim
         needed = weight_bytes + rotary_bytes

@@ -143,6 +143,7 @@ class LMHead:
         # LoRA and int8 heads, GPUs and narrower dtypes run the layer itself.
         if not is_cpu_fp32 or not is_plain_linear(linear):
             return linear(hidden).float()
+        # With a transposed copy, a matmul of few rows reads memory in order.
         if self._transposed_weight is None:
             self._transposed_weight = linear.weight.detach().t().contiguous()
         return hidden @ self._transposed_weight

@@ -68,14 +68,14 @@ class NoRepeatNGram:
 
     def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
         """See `LogitsProcessor`."""
-        banned = [
+        forbidden = [
             (row, token_id)
             for row, ids in enumerate(generated.tolist())
             for token_id in self._completions(ids)
         ]
-        if not banned:
+        if not forbidden:
             return logits
-        rows, token_ids = torch.tensor(banned, device=logits.device).T
+        rows, token_ids = torch.tensor(forbidden, device=logits.device).T
         return logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
 
     def _completions(self, ids: list[int]) -> list[int]:

@@ -2,7 +2,8 @@
 
 Bytes go to `.NAME.part` beside the target. The partial file is renamed to the target when it is
 complete and its sha256 matches. The expected sha256 comes from the caller, from the hub
-(`X-Linked-ETag` header of Hugging Face) or from `.NAME.lock`, which records the first download.
+(`X-Linked-ETag` header of Hugging Face) or from the lock file `.NAME.lock`, which pins the sha256
+of the first download, like the lock file of a package manager.
 
 Servers may break off, ignore ranges, send a wrong length, change the file between attempts or
 answer with an error page. Each of these ends in the correct file or in a one-line error.
@@ -27,7 +28,7 @@ from common.locks import exclusive_lock
 from common.progress import progress_bar
 
 CHUNK_BYTES = 1 << 16
-# Temporary failures of a server: the same URL is tried again.
+# Temporary failures of a server, after which the same URL is tried again.
 TRANSIENT_STATUS_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 HTML_PREFIXES = (b"<!doctype html", b"<html")
@@ -58,9 +59,9 @@ class _RetryableError(Exception):
 
 
 class _ConnectionFailed(_RetryableError):
-    """No connection to the server.
+    """The server could not be reached.
 
-    It is tried only twice, so that a machine without a network does not wait for minutes.
+    Only one more attempt follows, so that a machine without a network does not wait for minutes.
     """
 
 
@@ -83,16 +84,15 @@ def download(
     wrong, the disk is full or another process downloads the same file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    expected_sha256 = sha256 or _read_lock(target)
+    expected_sha256 = sha256 or _read_pinned_sha256(target)
     if target.exists():
         _verify_existing(target, size, sha256, expected_sha256)
         return target
     failures = []
     with _lock_part_file(target) as part_path:
         for url in urls:
-            if (
-                target.exists()
-            ):  # another process finished it while this one opened the partial file
+            # Another process may have finished the file before this one got the lock.
+            if target.exists():
                 return target
             try:
                 source = _fetch_with_retries(
@@ -107,7 +107,7 @@ def download(
                     f"cannot write {part_path}: {error.strerror}; free some space, then run "
                     "again (the partial file is kept)"
                 ) from None
-    # A digest from the lock file is outdated if the publisher has replaced the file.
+    # The sha256 of a lock file is outdated if the publisher has replaced the file.
     lock_advice = ""
     if expected_sha256 and not sha256:
         lock_advice = f", delete {_lock_path(target)} if it was published anew"
@@ -118,14 +118,18 @@ def download(
     )
 
 
-def _read_lock(target: Path) -> str | None:
-    lock = _lock_path(target)
-    if not lock.exists():
+def _read_pinned_sha256(target: Path) -> str | None:
+    """Return the sha256 in the lock file of `target`, or None without a lock file.
+
+    Raises UserError if the lock file does not name a sha256.
+    """
+    lock_file = _lock_path(target)
+    if not lock_file.exists():
         return None
-    value = read_json(lock)
+    value = read_json(lock_file)
     digest = value.get("sha256") if isinstance(value, dict) else None
     if not isinstance(digest, str) or not SHA256_PATTERN.fullmatch(digest):
-        raise UserError(f"{lock} does not name a sha256: delete it and run again")
+        raise UserError(f"{lock_file} does not name a sha256: delete it and run again")
     return digest
 
 
@@ -137,6 +141,11 @@ def _lock_path(target: Path) -> Path:
 def _verify_existing(
     target: Path, size: int | None, sha256: str | None, expected_sha256: str | None
 ) -> None:
+    """Check the size and sha256 of a file that exists, and pin its sha256 if nothing else does.
+
+    `sha256` comes from the caller; `expected_sha256` is that or, without one, the pinned one.
+    Raises UserError if the file differs.
+    """
     actual_size = target.stat().st_size
     if size is not None and actual_size != size:
         raise UserError(
@@ -149,18 +158,24 @@ def _verify_existing(
             f"{target} has sha256 {digest} instead of {expected_sha256} ({origin}): "
             "delete it and run again"
         )
-    if _read_lock(target) is None:
+    # A file that the user saved by hand has no lock file.
+    if _read_pinned_sha256(target) is None:
         write_json(_lock_path(target), {"sha256": digest, "bytes": actual_size, "url": None})
 
 
 @contextmanager
 def _lock_part_file(target: Path) -> Iterator[Path]:
+    """Hold an exclusive lock on the partial file of `target` while the block runs; yield its path.
+
+    Raises UserError if another process holds it.
+    """
     part_path = target.with_name(f".{target.name}.part")
     busy_message = f"{target} is being downloaded by another process: wait for it to end"
     with exclusive_lock(part_path, busy_message):
         try:
             yield part_path
         finally:
+            # Locking creates the file: delete it again if nothing was downloaded.
             if part_path.exists() and not part_path.stat().st_size:
                 _state_path(part_path).unlink(missing_ok=True)
                 part_path.unlink()
@@ -174,7 +189,7 @@ def _fetch_with_retries(
     Raises _UrlFailed if the URL cannot provide the file.
     """
     num_failures = 0
-    max_part_size = -1
+    max_part_size = -1  # bytes
     while True:
         try:
             response_info = _request_once(url, part_path, size, sha256, retry_policy.timeout)
@@ -205,10 +220,12 @@ def _fetch_with_retries(
 def _request_once(
     url: str, part_path: Path, size: int | None, sha256: str | None, timeout: float
 ) -> dict[str, Any]:
-    """Send one request; resume `part_path` if that is safe, otherwise restart it.
+    """Send one request, which resumes `part_path` if that is safe and otherwise starts it anew.
 
-    Returns whether the request resumed, and the sha256 that the server stated, if any.
+    Returns whether it resumed, and the sha256 that the server stated or None, under the keys
+    `resumed` and `sha256`. Raises _RetryableError or _UrlFailed if the file is not complete.
     """
+    # Imported here because most commands download nothing.
     import requests
     import urllib3
 
@@ -218,10 +235,12 @@ def _request_once(
     # Only a known sha256 would detect that.
     validator = state.get("validator") if state.get("url") == url else None
     can_resume = resume_offset > 0 and (validator is not None or sha256 is not None)
+    # "identity": sizes and ranges have to count the bytes of the file, not compressed ones.
     headers = {"Accept-Encoding": "identity", "User-Agent": "babyllama"}
     if can_resume:
         headers["Range"] = f"bytes={resume_offset}-"
         if validator:
+            # The server sends the range if the file is unchanged, otherwise the whole file.
             headers["If-Range"] = validator
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
@@ -231,6 +250,7 @@ def _request_once(
             if size is not None and total is not None and total != size:
                 raise _UrlFailed(f"offers {total} bytes instead of {size}")
             total = size if total is None else total
+            # Some servers ignore If-Range.
             if start and validator and _response_validator(response) not in (validator, None):
                 _discard_part(part_path)
                 raise _RetryableError("the file changed between two attempts")
@@ -254,13 +274,15 @@ def _request_once(
 def _parse_response_range(
     url: str, response: Any, resume_offset: int, part_path: Path
 ) -> tuple[int, int | None]:
-    """Return the offset of the response body, and the size of the whole file or None.
+    """Return the offset of the response body in the file, and the size of the whole file or None.
 
+    `resume_offset` is the start of the requested range, or 0 if the whole file was requested.
     Raises _RetryableError for temporary failures and _UrlFailed for others.
     """
     if url.startswith("https:") and not response.url.startswith("https:"):
         raise _UrlFailed(f"leads to an unencrypted address, {response.url}")
     status = response.status_code
+    # "bytes 100-199/200"; "bytes */200" if the range does not exist; the size may be "*".
     content_range = re.fullmatch(
         r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", "").strip()
     )
@@ -269,6 +291,7 @@ def _parse_response_range(
         raise _RetryableError(
             f"HTTP {status}", retry_after=min(float(wait), 60.0) if wait.isdigit() else 0.0
         )
+    # 416 Range Not Satisfiable: nothing follows `resume_offset`.
     if status == 416 and resume_offset:
         if content_range and content_range[2] == str(resume_offset):
             return resume_offset, resume_offset  # the partial file was already complete
@@ -278,6 +301,7 @@ def _parse_response_range(
         raise _UrlFailed(f"HTTP {status}")
     if response.headers.get("Content-Type", "").lower().startswith("text/html"):
         raise _UrlFailed("answers with a web page instead of the file")
+    # 200 is the whole file, even if a range was requested; 206 is a part of it.
     if status == 200:
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdigit() else None
@@ -310,6 +334,7 @@ def _append_body(raw: Any, part_path: Path, offset: int, total: int | None) -> N
 
 
 def _check_complete(part_path: Path, total: int | None) -> None:
+    """Raise _RetryableError if bytes are missing, and _UrlFailed if the file is a web page."""
     actual_size = part_path.stat().st_size
     if total is not None and actual_size < total:
         raise _RetryableError(f"broke off after {actual_size} of {total} bytes")
@@ -323,10 +348,12 @@ def _check_complete(part_path: Path, total: int | None) -> None:
 
 
 def _state_path(part_path: Path) -> Path:
+    """Return the file that records the URL and version of a partial file: see `_write_state`."""
     return part_path.with_name(part_path.name + ".json")
 
 
 def _read_state(part_path: Path) -> dict[str, Any]:
+    """Return what `_write_state` recorded, or an empty dict."""
     path = _state_path(part_path)
     if not path.exists():
         return {}
@@ -335,16 +362,21 @@ def _read_state(part_path: Path) -> dict[str, Any]:
 
 
 def _response_validator(response: Any) -> str | None:
+    """Return the header value that identifies this version of the file (RFC 9110, If-Range)."""
     etag = response.headers.get("ETag")
     # If-Range does not accept weak ETags, which do not guarantee identical bytes.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
 
 def _write_state(part_path: Path, url: str, response: Any, *, is_resumed: bool) -> dict[str, Any]:
-    """Record the URL and version of `part_path` before the body is written."""
+    """Record the URL and version of `part_path`, before the body is written, for later resuming.
+
+    Returns `is_resumed` and the sha256 that the server stated, if any, as `_request_once` does.
+    """
     write_json(_state_path(part_path), {"url": url, "validator": _response_validator(response)})
+    # Hugging Face sends the sha256 of a file with the redirect to its storage, not with the body.
     digests = [
-        step.headers.get("X-Linked-ETag", "").strip('"') for step in [*response.history, response]
+        hop.headers.get("X-Linked-ETag", "").strip('"') for hop in [*response.history, response]
     ]
     return {
         "resumed": is_resumed,
@@ -353,13 +385,16 @@ def _write_state(part_path: Path, url: str, response: Any, *, is_resumed: bool) 
 
 
 def _discard_part(part_path: Path) -> None:
+    """Empty a partial file, so that the next attempt starts from zero."""
+    # Truncated, not deleted: this process holds the lock on the file.
     os.truncate(part_path, 0)
     _state_path(part_path).unlink(missing_ok=True)
 
 
 def _publish(part_path: Path, target: Path, source: dict[str, Any]) -> None:
+    """Rename the complete partial file to `target`, and record `source` (sha256, bytes, url)."""
     fsync(part_path)
-    # The lock is written first, so that a target is always compared with it.
+    # The lock file is written first, so that a target never exists without it.
     write_json(_lock_path(target), source)
     os.replace(part_path, target)
     _state_path(part_path).unlink(missing_ok=True)
@@ -367,8 +402,9 @@ def _publish(part_path: Path, target: Path, source: dict[str, Any]) -> None:
 
 
 def _summarize_error(error: Exception) -> str:
-    """Return the cause inside a nested error of requests, in one line of at most 161 characters."""
-    inner = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
-    text = " ".join(str(getattr(inner, "reason", inner)).split())
+    """Return the root cause of an exception of `requests` on one line, cut to 160 characters."""
+    cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
+    # The errors of urllib3 hold the underlying one in `reason`.
+    text = " ".join(str(getattr(cause, "reason", cause)).split())
     text = re.sub(r"^HTTPS?Connection(Pool)?\([^)]*\): ", "", text)
     return text if len(text) <= 160 else text[:160] + "…"

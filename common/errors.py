@@ -15,10 +15,12 @@ class DiskError(NamedTuple):
     """Messages for an errno of a file or disk."""
 
     advice: str | None
-    """Reason and remedy in English; None if the system's own text is clear."""
+    """Reason and remedy in English, or None if `strerror` of the system is clear enough."""
     chinese: str
     """Reason in Chinese, without the remedy."""
 
+
+MAX_NAME_CHARACTERS = 200  # of a file name in a message
 
 DISK_ERRORS = {
     errno.ENOENT: DiskError(None, "没有这个文件或目录"),
@@ -30,23 +32,23 @@ DISK_ERRORS = {
         "文件大小超出限制",
     ),
     errno.EROFS: DiskError(
-        "is on a disk that is read-only: make it writable, or name another place", "磁盘是只读的"
+        "is on a disk that is read-only: make it writable, or choose another path", "磁盘是只读的"
     ),
-    errno.EACCES: DiskError("permission denied: change it, or name another place", "没有权限"),
-    errno.EPERM: DiskError("permission denied: change it, or name another place", "没有权限"),
+    errno.EACCES: DiskError("permission denied: change it, or choose another path", "没有权限"),
+    errno.EPERM: DiskError("permission denied: change it, or choose another path", "没有权限"),
     errno.EIO: DiskError(
         "the disk reports an input/output error: check its health",
         "输入输出错误",
     ),
     errno.ENOTDIR: DiskError(
-        "a part of this path is a file and no folder: name another place",
+        "a part of this path is a file, not a folder: choose another path",
         "路径中间有一段是文件，不是目录",
     ),
     errno.EEXIST: DiskError(
-        "is there already and no folder: name another place", "路径中间有一段是文件，不是目录"
+        "exists already and is not a folder: choose another path", "路径中间有一段是文件，不是目录"
     ),
-    errno.EISDIR: DiskError("is a folder, not a file: name another place", "是目录，不是文件"),
-    errno.ENAMETOOLONG: DiskError("the name is too long: name another place", "文件名太长"),
+    errno.EISDIR: DiskError("is a folder, not a file: choose another path", "是目录，不是文件"),
+    errno.ENAMETOOLONG: DiskError("the name is too long: choose another path", "文件名太长"),
 }
 # NumPy raises OSError without an errno for an incomplete write, with one of these messages.
 _SHORT_WRITE_PATTERN = re.compile("Not enough free space|requested and .* written")
@@ -64,7 +66,7 @@ class InsufficientMemoryError(UserError):
 
 
 def errno_of(error: BaseException) -> int | None:
-    """Return the `errno` of an error, or None if it is not a system error."""
+    """Return the `errno` of a system error raised by Python, NumPy or safetensors, or None."""
     if isinstance(error, OSError):
         if error.errno is None and _SHORT_WRITE_PATTERN.search(str(error)):
             return errno.ENOSPC
@@ -77,25 +79,30 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def describe_disk_error(error: BaseException) -> str | None:
-    """Return a one-line message for a disk or file error, with the remedy.
+    """Return a one-line message for a disk or file error, which ends with the remedy.
 
     Returns None for other errors.
     """
+    # 0 is not the number of any error.
     disk_error = DISK_ERRORS.get(errno_of(error) or 0)
     advice = disk_error.advice if disk_error else None
+    # `filename` is an int if the operation was given a file descriptor.
     if not isinstance(error, OSError) or error.filename is None or isinstance(error.filename, int):
         return advice
     name = os.fsdecode(error.filename)
-    if len(name) > 200:
-        name = name[:200] + "…"
-    return f"{name}: {advice or f'{error.strerror}: check the path'}"
+    if len(name) > MAX_NAME_CHARACTERS:
+        name = name[:MAX_NAME_CHARACTERS] + "…"
+    if advice is None:
+        advice = f"{error.strerror}: check the path"
+    return f"{name}: {advice}"
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run the `main` of a command and exit with its code.
+    """Run the `main` of a command and exit with the code that it returns; None is 0.
 
-    UserError and disk errors print one line to stderr and exit with code 2; Ctrl-C exits with 130.
-    Other exceptions are bugs and keep their traceback.
+    A UserError is printed to stderr, each of its lines after `error: `, and a disk error as one
+    line; both exit with code 2. Ctrl-C exits with 130, and a reader that closes the pipe of the
+    output with 0. Other exceptions are bugs and keep their traceback.
     """
     _open_missing_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -110,22 +117,24 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = 2
     except KeyboardInterrupt:
         _write_stderr("interrupted\n")
-        code = 128 + signal.SIGINT
+        code = 128 + signal.SIGINT  # as a shell reports a command that a signal ended
     except BrokenPipeError:
-        # The reader of the output (`| head`) has closed the pipe, which is not an error.
-        sys.stderr.close()
+        # The reader of the output (`| head`) has closed the pipe, which is not an error. Python
+        # flushes stdout again at exit; with the closed pipe the exit code would become 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        problem = describe_disk_error(error)
-        if problem is None:
+        problem_and_remedy = describe_disk_error(error)
+        if problem_and_remedy is None:
             raise
-        _write_stderr(f"error: {problem}, then run the same command again\n")
+        _write_stderr(f"error: {problem_and_remedy}, then run the same command again\n")
         code = 2
     sys.exit(code)
 
 
 def _write_stderr(lines: str) -> None:
-    """Write to stderr. If the terminal is gone, only the exit code reports the error."""
+    """Write to stderr."""
+    # If the terminal is gone, only the exit code can report the error.
     with contextlib.suppress(OSError):
         sys.stderr.write(lines)
         sys.stderr.flush()
@@ -141,8 +150,10 @@ def _open_missing_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # `open` returns the lowest free descriptor, which is `number`.
+            # os.open returns the lowest free descriptor, which is `number`. Python's descriptors
+            # are not inheritable by default; a child process needs its standard streams, too.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # Python sets a stream to None if its descriptor was closed when the process started.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -27,7 +27,7 @@ CHECKSUM_KEY = "seal"
 
 
 def fsync(path: Path) -> None:
-    """Sync a file to the disk, or the directory entries of a folder."""
+    """Sync to the disk: the contents of a file, or the directory entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with name_path_in_errors(path):
@@ -50,12 +50,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with name_path_in_errors(path):
             yield temporary
+        # mkstemp makes files that only their owner can read.
         os.chmod(temporary, 0o644)
+        # Synced before the rename, so that a power cut cannot leave an empty file under `path`.
         fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # A rename is durable only when its folder is synced.
     fsync(path.parent)
 
 
@@ -67,25 +70,27 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def name_path_in_errors(path: Path) -> Iterator[None]:
-    """Make system errors raised in the block name `path`.
+    """Put `path` into the `filename` of system errors raised in the block.
 
-    This applies if the error names no file (as for a failed write), or the temporary file or folder
-    that will become `path`.
+    An error that names another file keeps that name, unless it is the temporary file or folder that
+    will become `path`.
     """
     try:
         yield
     except Exception as error:
-        number = errno_of(error)
-        if number is not None and getattr(error, "errno", None) is None:
-            # An error of a library has no `filename`; raise an OSError that has one.
-            raise OSError(number, os.strerror(number), str(path)) from error
+        error_number = errno_of(error)
+        if error_number is not None and getattr(error, "errno", None) is None:
+            # NumPy and safetensors put the number only into the message; raise an OSError that has
+            # `errno` and `filename`.
+            raise OSError(error_number, os.strerror(error_number), str(path)) from error
         if not isinstance(error, OSError):
             raise
         if error.filename is None or isinstance(error.filename, int):
             error.filename = str(path)
         else:
-            temporary = rf"^.*?\.{re.escape(path.name)}\.\w+\.tmp(?=/|$)"
-            error.filename = re.sub(temporary, lambda _: str(path), os.fsdecode(error.filename))
+            pattern = rf"^.*?\.{re.escape(path.name)}\.\w+\.tmp(?=/|$)"
+            # A function as replacement, because a string would be searched for escapes such as \1.
+            error.filename = re.sub(pattern, lambda _: str(path), os.fsdecode(error.filename))
         raise
 
 
@@ -104,15 +109,17 @@ def write_checksummed_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value` with the hex sha256 of its JSON as the last key."""
     return {**value, CHECKSUM_KEY: hashlib.sha256(_dump_json(value).encode()).hexdigest()}
 
 
 def read_checksummed_json(
     path: Path, advice: str = "", max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
-    """Read a file of `write_checksummed_json`, and return its value without the checksum.
+    """Read a file written by `write_checksummed_json`; return its value without the checksum.
 
-    Raises UserError, with `advice` at its end, if any byte has changed.
+    Raises UserError if the file is missing, larger than `max_bytes` or, with `advice` at the end of
+    the message, if any byte has changed.
     """
     value = read_json(path, max_bytes)
     if not isinstance(value, dict) or CHECKSUM_KEY not in value:
@@ -120,24 +127,25 @@ def read_checksummed_json(
             f"{path} has no checksum of itself: it is damaged, or was written by an earlier "
             f"version of this program{advice}"
         )
-    stored_checksum = value.pop(CHECKSUM_KEY)
-    checksummed = _with_checksum(value)
-    # Serialized again and compared as bytes, which also detects changes of white space.
-    if (
-        _dump_json(checksummed).encode() != path.read_bytes()
-        or stored_checksum != checksummed[CHECKSUM_KEY]
-    ):
+    del value[CHECKSUM_KEY]
+    # Compare the whole file with the one that would be written, not only the checksums: that also
+    # detects changes of white space.
+    try:
+        expected_bytes = _dump_json(_with_checksum(value)).encode()
+    except UnicodeEncodeError:  # an escaped lone surrogate, which is never written
+        expected_bytes = None
+    if path.read_bytes() != expected_bytes:
         raise UserError(f"{path} is damaged (it differs from its own checksum){advice}")
     return value
 
 
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file of at most `limit` bytes.
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file of at most `max_bytes` bytes.
 
-    Raises UserError, naming the file, if it is missing, broken or larger.
+    Raises UserError, naming the file, if it is missing, not JSON or larger.
     """
     try:
-        return json.loads(read_limited(path, limit).decode("utf-8"))
+        return json.loads(read_limited(path, max_bytes).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError, OSError) as error:
@@ -168,7 +176,7 @@ def sha256_file(path: Path) -> str:
 
 
 def _sha256_stream(file: Any) -> str:
-    # Python 3.10 has no hashlib.file_digest.
+    """Return the hex sha256 of a binary file, as hashlib.file_digest does since Python 3.11."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -186,10 +194,13 @@ def write_manifest(folder: Path, metadata: dict[str, Any] | None = None) -> None
 
 
 def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None:
-    """Return the first difference between a folder and its manifest as a message, or None.
+    """Return a message about the first difference between a folder and its manifest, or None.
 
     With `verify_checksums=False` only names and sizes are compared, and the files are not read.
+    Files that are not in the manifest are ignored.
     """
+    # First without the manifest's own checksum: a file that is not a manifest at all, or that names
+    # files outside the folder, gets a message of its own rather than "damaged".
     try:
         files = read_json(folder / MANIFEST)["files"]
         expected = {
@@ -206,22 +217,23 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
         read_checksummed_json(folder / MANIFEST)
     except UserError as error:
         return str(error)
-    for name, (size, digest) in expected.items():
+    for name, (size, sha256) in expected.items():
         path = folder / name
+        # The length is checked first, because is_file() can raise for a name that is too long.
         if len(name) > MAX_NAME_LENGTH or not path.is_file():
             return f"{str(path)[:MAX_NAME_LENGTH]} is missing"
         if path.stat().st_size != size:
             return f"{path} has {path.stat().st_size} bytes instead of {size}"
-        if verify_checksums and sha256_file(path) != digest:
+        if verify_checksums and sha256_file(path) != sha256:
             return f"{path} is damaged (sha256 differs from the manifest)"
     return None
 
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `target`, with a manifest, when the block succeeds.
+    """Yield a temporary folder that replaces `target` when the block succeeds.
 
-    `metadata` goes into the manifest, and may be filled inside the block. If the block raises, the
+    A manifest is added, with `metadata`, which the block may still fill. If the block raises, the
     temporary folder is deleted and `target` is unchanged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -234,18 +246,21 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
     try:
         with name_path_in_errors(target):
             yield temporary
+            # mkdtemp makes folders that only their owner can read.
             os.chmod(temporary, 0o755)
             write_manifest(temporary, metadata)
+            # Sorted in reverse, the files of a folder come before the folder.
             for path in sorted(temporary.rglob("*"), reverse=True):
                 fsync(path)
             fsync(temporary)
         if target.exists():
-            old = Path(
+            # os.replace cannot replace a folder that is not empty: move the earlier one away first.
+            backup = Path(
                 tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old")
             )
-            os.replace(target, old / target.name)
+            os.replace(target, backup / target.name)
             os.replace(temporary, target)
-            shutil.rmtree(old)
+            shutil.rmtree(backup)
         else:
             os.replace(temporary, target)
         fsync(target.parent)

@@ -10,9 +10,10 @@ MAX_LIST_LENGTH = 4
 
 
 def flatten(value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as dotted key → leaf.
+    """Return a nested mapping as a flat one: {"a": {"b": 1}} becomes {"a.b": 1}.
 
-    Empty mappings and intervals (INTERVAL_KEYS) are leaves.
+    Empty mappings and intervals (INTERVAL_KEYS) are values, not levels. `prefix` is put before all
+    keys.
     """
     flat: dict[str, Any] = {}
     for key, item in value.items():
@@ -24,17 +25,19 @@ def flatten(value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def parse_number(value: Any) -> int | float | None:
-    """Return a JSON value as a number, or None. The log writes NaN and infinities as strings."""
+    """Return a JSON value as a number, or None if it is not one."""
+    # bool is a subclass of int.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
+    # JSON has no NaN and infinities; `metrics.jsonl` holds them as strings.
     return float(value) if value in ("nan", "inf", "-inf") else None
 
 
 def format_value(value: Any) -> str | None:
-    """Return a figure as text, or None for other values.
+    """Return a figure of a report as text, or None if the value is not a figure.
 
-    Numbers have four decimals or digits; intervals, short lists of numbers and strings are figures,
-    too.
+    Figures are booleans, numbers, intervals (`mean (low – high)`), lists of at most
+    MAX_LIST_LENGTH numbers, and strings.
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -53,8 +56,12 @@ def format_value(value: Any) -> str | None:
 
 
 def _format_float(value: float) -> str:
+    """Return four significant digits below 0.001, four decimals below 1000, else one decimal."""
     if not math.isfinite(value):
         return str(value)
-    if 0.001 <= abs(value) < 1000 or value == 0:
+    magnitude = abs(value)
+    if 0 < magnitude < 0.001:
+        return f"{value:.4g}"
+    if magnitude < 1000:
         return f"{value:,.4f}"
-    return f"{value:,.4g}" if abs(value) < 1 else f"{value:,.1f}"
+    return f"{value:,.1f}"

@@ -9,21 +9,25 @@ from common.errors import UserError
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, busy_message: str | None = None) -> Iterator[None]:
-    """Hold the lock of the file `path`, which is created and stays, while the block runs.
+    """Hold an exclusive lock on the file `path` while the block runs.
 
-    The lock ends with the process at the latest, however that ends. If another process holds it,
-    raise UserError with `busy_message`, or wait if there is none.
+    The file is created if it is missing, and is not deleted. The operating system releases the lock
+    when the process ends, even if it is killed. Without `busy_message`, wait for a process that
+    holds the lock. Raises UserError with `busy_message` if another process holds the lock, and
+    UserError on systems without file locks.
     """
+    # Imported here so that commands that lock nothing start on native Windows, which has no fcntl.
     try:
         import fcntl
     except ImportError:
-        # Native Windows has no flock. Commands that only read work there; README.md points to WSL.
         raise UserError(f"{path} cannot be locked on this system: on Windows, use WSL") from None
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Append mode creates the file, but never truncates one that holds data (a partial download).
     with path.open("ab") as file:
-        mode = fcntl.LOCK_EX if busy_message is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+        operation = fcntl.LOCK_EX if busy_message is None else fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
-            fcntl.flock(file, mode)
+            fcntl.flock(file, operation)
         except BlockingIOError:
             raise UserError(str(busy_message)) from None
+        # Closing the file at the end of the block releases the lock.
         yield

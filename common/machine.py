@@ -7,11 +7,17 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def num_cores() -> int:
-    """Return the number of cores this process may use (respects taskset and cpusets)."""
+    """Return the number of cores that this process may use."""
+    # The affinity, unlike os.cpu_count(), respects taskset and cpusets. macOS does not have it.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -25,10 +31,12 @@ def peak_memory_bytes() -> int:
             for line in status.read_text(encoding="utf-8").splitlines()
             if line.startswith("VmHWM:")
         )
-        return int(line.split()[1]) * 1024
-    import resource  # not on native Windows, where no command needs it to start
+        return int(line.split()[1]) * 1024  # "VmHWM:   123456 kB"
+    # Imported here because native Windows does not have it.
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, other systems in KiB.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
@@ -37,22 +45,22 @@ def resident_memory_bytes() -> int:
     statm = Path("/proc/self/statm")
     if not statm.is_file():
         return peak_memory_bytes()
+    # The second number of statm is the resident set size in pages.
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def total_memory_bytes() -> int:
-    """Return the memory of the machine, in bytes."""
+    """Return the physical memory of the machine, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def resolve_device(name: str) -> Any:
-    """Return the `torch.device` of `auto`, `cpu` or `cuda`; `auto` prefers a GPU.
+def resolve_device(name: str) -> "torch.device":
+    """Return the `torch.device` named `auto`, `cpu`, `cuda` or `cuda:N`; `auto` prefers a GPU.
 
     Raises UserError if `cuda` is requested and not available.
     """
+    # Imported here so that commands that use this module answer --help without loading PyTorch.
     import torch
-
-    from common.errors import UserError
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,13 +72,15 @@ def resolve_device(name: str) -> Any:
     return torch.device(name)
 
 
-def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
-    """Measure the matmul rate of the device in FLOP/s: the best of five square products.
+def matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int | None = None) -> float:
+    """Return the matmul rate of the device in FLOP/s: the best of five square matmuls.
 
-    It is the denominator of MFU, which is thus relative to a measurement, not to a data sheet.
+    `size` is the number of rows. The rate is the denominator of model FLOPs utilization (MFU),
+    which is thus relative to a measurement, not to a data sheet.
     """
     import torch
 
+    # Large enough to reach the full rate, and small enough to take less than a second.
     size = size or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -82,11 +92,15 @@ def matmul_flops(device: Any, dtype: Any, size: int | None = None) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
+    # Each of the size² sums has `size` multiplications and as many additions.
     return 2 * size**3 / best
 
 
-def collect_environment(device: Any | None = None) -> dict[str, Any]:
-    """Return the command, git commit, versions and machine, to be stored in runs and results."""
+def collect_environment(device: "torch.device | None" = None) -> dict[str, Any]:
+    """Return the command, git commit, package versions and machine, to store in runs and results.
+
+    With a `torch.device`, add its name and the number of threads of PyTorch.
+    """
     environment: dict[str, Any] = {
         "command": _command_line(),
         "python": platform.python_version(),
@@ -110,6 +124,7 @@ def collect_environment(device: Any | None = None) -> dict[str, Any]:
 
 def _command_line() -> str:
     """Return the command line as a user would type it."""
+    # Under `python -m`, sys.argv[0] is a file; the name of the module is in its spec.
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None:
         return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -124,6 +139,7 @@ def _package_version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
+    """Return the commit of the current folder, with `-dirty` after uncommitted changes, or None."""
     try:
         process = subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10

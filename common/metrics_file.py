@@ -24,14 +24,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     # Split as bytes: a kill can cut a UTF-8 character in two, and str.splitlines also splits at
     # characters such as U+2028, which occur in samples.
     complete_lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [_parse_record(line, path, number) for number, line in enumerate(complete_lines, 1)]
+    return [
+        _parse_record(line, path, line_number)
+        for line_number, line in enumerate(complete_lines, start=1)
+    ]
 
 
-def _parse_record(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _parse_record(line: bytes, path: Path, line_number: int) -> dict[str, Any]:
+    """Return a line of `path` as a record. Raises UserError if it has no `kind` and `step`."""
     try:
         record = json.loads(line)
         if isinstance(record["kind"], str) and isinstance(record["step"], int):
             return dict(record)
     except (ValueError, TypeError, KeyError):
         pass
-    raise UserError(f"{path}, line {number}: not a record with kind and step; delete that line")
+    raise UserError(
+        f"{path}, line {line_number}: not a record with kind and step; delete that line"
+    )

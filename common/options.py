@@ -57,10 +57,10 @@ __all__ = [
 ]
 
 MAX_YAML_BYTES = 1 << 20
-_MAX_VALUE_CHARACTERS = 80  # of a wrong value that a message repeats
+_MAX_VALUE_CHARACTERS = 80  # of a wrong value in a message
 _NULL_TAG = "tag:yaml.org,2002:null"
-# Phrases of pydantic's messages, and what a user reads instead.
-_PLAIN_WORDS = {
+# Phrases of pydantic's messages, and the plainer ones that replace them.
+_PLAIN_PHRASES = {
     "Value error, ": "",
     "Input should be ": "",
     "a valid integer, unable to parse string as an integer": "a whole number",
@@ -71,6 +71,7 @@ _PLAIN_WORDS = {
     "less than or equal to": "at most",
 }
 _CONFIG_DEST = ":config"  # a name that a field cannot have
+# CliPositionalArg[T] is Annotated[T, MARK]; pydantic puts MARK into the metadata of the field.
 _POSITIONAL_MARK = get_args(CliPositionalArg[str])[1]
 
 
@@ -84,13 +85,14 @@ class Options(BaseModel):
     def find_conflicts(self) -> list[str]:
         """Return one line for each pair of options that contradict each other.
 
-        Subclasses extend the list of `super()`. The method runs when each value is valid by itself.
-        A line begins with the options that it is about: `--rows 6 is not a multiple of …`.
+        Subclasses extend the list of `super()`. The method is called only if each value is valid by
+        itself. A line begins with the options that it is about: `--rows 6 is not a multiple of …`.
         """
         return []
 
     @model_validator(mode="after")
     def _check_conflicts(self) -> Self:
+        # An error type of our own, so that validate_options can tell conflicts from wrong values.
         if lines := self.find_conflicts():
             raise PydanticCustomError("conflict", "{lines}", {"lines": "\n".join(lines)})
         return self
@@ -100,6 +102,8 @@ T = TypeVar("T", bound=Options)
 
 
 def _check_output_file(path: Path) -> Path:
+    """Return `path`. Raises ValueError if no file can be written there."""
+    # The nearest folder that exists; missing ones below it are created when the file is written.
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file to write")
@@ -111,16 +115,22 @@ def _check_output_file(path: Path) -> Path:
 
 
 def _split_commas(value: Any) -> Any:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+    """Return the items of a string or list of strings: "a, b" and ["a", "b"] become ["a", "b"].
+
+    Other values are returned unchanged, for pydantic to report.
+    """
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, list | tuple):
         return value
-    return [item.strip() for item in ",".join(texts).split(",") if item.strip()]
+    if not all(isinstance(string, str) for string in strings):
+        return value
+    return [item.strip() for item in ",".join(strings).split(",") if item.strip()]
 
 
-# The type of a file to write, which is refused before the work begins rather than after it.
+# The type of an output file: a path that cannot be written is refused before the work begins.
 OutputFile = Annotated[Path, AfterValidator(_check_output_file)]
 Device = Literal["auto", "cpu", "cuda"]
-# In the annotation of a tuple field: `a,b` is two items.
+# Annotates a tuple field whose values are written with commas: `a,b` is two items.
 CommaSeparated = BeforeValidator(_split_commas)
 
 
@@ -136,30 +146,32 @@ def parse_options(
     """Return the validated options of a command.
 
     Args:
-        schema: the model of the options.
-        arguments: the command line without the program.
-        name: the module behind `python -m`.
+        schema: the pydantic model of the options.
+        arguments: the command line without the name of the program.
+        name: the module that `python -m` runs.
         description: the text at the top of the help.
-        has_config_file: add `--config FILE`.
-        find_recorded_options: called with the merged values, returns the YAML of the options of the
-            run that they resume, or None.
+        has_config_file: whether the command has `--config FILE`.
+        find_recorded_options: called with the merged values; returns the YAML file of the options
+            of the run that they resume, or None if they do not resume a run.
 
     Prints the help and exits with status 0 on `--help`.
-    Raises UserError with one line for each option that is wrong by itself or, if there is none, for
-    each conflict between options.
+    Raises UserError with one line for each option that is wrong by itself or, if none is, for each
+    conflict between options.
     """
     command_line = _CommandLine(schema, name, description, has_config_file)
-    given = command_line.parse(arguments)
+    typed_values = command_line.parse(arguments)
     try:
         config_file = command_line.config_file
-        config = load_yaml(config_file, as_text=True) if config_file else {}
+        config_values = load_yaml(config_file, as_text=True) if config_file else {}
         defaults = default_values(schema)
-        values = merge_layers(defaults, config, given)
+        values = merge_layers(defaults, config_values, typed_values)
+        # The other layers name the run to resume, so its options can be merged only now.
         recorded_file = find_recorded_options(values) if find_recorded_options else None
         if recorded_file is not None:
-            recorded = load_yaml(recorded_file, "", as_text=True)
-            values = merge_layers(defaults, recorded, config, given)
+            recorded_values = load_yaml(recorded_file, error_prefix="", as_text=True)
+            values = merge_layers(defaults, recorded_values, config_values, typed_values)
     except UserError as error:
+        # Report the mistakes of the command line together with the file that cannot be read.
         raise UserError("\n".join([*command_line.problems, str(error)])) from None
     return validate_options(schema, values, command_line.problems)
 
@@ -167,17 +179,18 @@ def parse_options(
 def validate_options(schema: type[T], values: dict[str, Any], problems: Sequence[str] = ()) -> T:
     """Return the options that a nested dict describes.
 
-    Raises UserError with `problems` and one line for each value that is wrong by itself or, if
-    there is none, with one line for each conflict.
+    Raises UserError with the lines `problems` of the caller and one line for each value that is
+    wrong by itself or, if there are no such lines, with one line for each conflict.
     """
     details: list[ErrorDetails] = []
     try:
         options = schema.model_validate(values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    # A conflict beside a misspelt option may come from the default that stands in for it.
-    single = [detail for detail in details if detail["type"] != "conflict"]
-    if lines := [*problems, *_explain_errors(schema, values, single)]:
+    # Conflicts are reported only if nothing else is wrong: beside a misspelt option, a conflict may
+    # come from the default that replaces it.
+    value_errors = [detail for detail in details if detail["type"] != "conflict"]
+    if lines := [*problems, *_explain_errors(schema, values, value_errors)]:
         raise UserError("\n".join(lines))
     if details:
         raise UserError("\n".join(detail["msg"] for detail in details))
@@ -186,11 +199,12 @@ def validate_options(schema: type[T], values: dict[str, Any], problems: Sequence
 
 def default_values(schema: type[Options]) -> dict[str, Any]:
     """Return the defaults of a schema as a nested dict, without its required options."""
+    # model_construct does not validate, so the values of required options may be missing.
     return schema.model_construct().model_dump(mode="json", by_alias=True, warnings=False)
 
 
 def merge_layers(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Return nested dicts merged into a new one; values of later layers win."""
+    """Return a new dict of nested dicts merged key by key; values of later layers win."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -202,17 +216,19 @@ def merge_layers(*layers: dict[str, Any]) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Load plain values under keys of text, without aliases.
+    """Load YAML of plain values whose keys are strings, and refuse aliases.
 
-    A few lines of aliases of lists of aliases stand for gigabytes.
+    With aliases of lists of aliases, a few lines can expand to gigabytes.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Override of PyYAML's method that raises YAMLError for an alias."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not read: write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Override of PyYAML's method that raises YAMLError for a key that is not a string."""
         mapping = super().construct_mapping(node, deep)
         for key in mapping:
             if not isinstance(key, str):
@@ -223,6 +239,8 @@ class _PlainLoader(yaml.SafeLoader):
 class _TextLoader(_PlainLoader):
     """Load null as None and every other scalar as text: `run: 2024-01-01` is a path, not a date."""
 
+    # First character of a scalar -> resolvers to try. Only the resolver of null is left; a scalar
+    # without a resolver is text.
     yaml_implicit_resolvers = {  # noqa: RUF012
         start: [entry for entry in entries if entry[0] == _NULL_TAG]
         for start, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -232,10 +250,10 @@ class _TextLoader(_PlainLoader):
 def load_yaml(
     path: Path, error_prefix: str = "--config ", *, as_text: bool = False
 ) -> dict[str, Any]:
-    """Return a YAML file as a nested dict; with `as_text` all its scalars but null are text.
+    """Return a YAML file as a nested dict; with `as_text`, all scalars except null are strings.
 
-    Raises UserError, one line that begins with `error_prefix` and the path, for a file that is
-    missing, larger than 1 MB, not YAML, or not a mapping.
+    Raises UserError, one line that begins with `error_prefix` and the path, if the file is missing,
+    larger than MAX_YAML_BYTES, not YAML, or not a mapping. An empty file is an empty dict.
     """
     try:
         with path.open("rb") as file:
@@ -249,7 +267,7 @@ def load_yaml(
     except FileNotFoundError:
         raise UserError(f"{error_prefix}{path}: no such file") from None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        # ValueError: dates and numbers that do not exist, and text that is not UTF-8.
+        # ValueError: impossible dates and numbers (2024-02-30), and bytes that are not UTF-8.
         raise UserError(
             f"{error_prefix}{path}: not readable as YAML: {' '.join(str(error).split())}"
         ) from None
@@ -266,14 +284,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Wrap each line of an option's help by itself: bilingual help has a line for each language."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
+        # Overrides a method of argparse that joins all lines before it wraps them.
         return [part for line in text.splitlines() for part in textwrap.wrap(line, width)]
 
 
 class _CommandLine:
     """The command line of a schema, built by pydantic-settings on argparse.
 
-    argparse stops at the first mistake. The mistakes that it would stop at are collected in
-    `problems` before it runs, so that all of them are reported together.
+    argparse stops at the first mistake. Therefore `parse` removes mistakes from the arguments
+    before argparse runs, and collects them in `problems`, so that all are reported together.
+    `config_file` is the file of `--config`, after `parse`.
     """
 
     def __init__(
@@ -283,11 +303,13 @@ class _CommandLine:
         self.config_file: Path | None = None
         self._fields = option_fields(schema)
         self._defaults = flatten(default_values(schema))
+        # `--flag` alone is true; other options need a value.
         self._needs_value = {
             f"--{key}": field.annotation is not bool for key, field in self._fields.items()
         }
         self._source: CliSettingsSource[Any] = CliSettingsSource(
-            # Not a BaseSettings, which would read the environment too.
+            # The declared type is BaseSettings, which would also read environment variables; any
+            # BaseModel works.
             schema,  # type: ignore[arg-type]
             cli_prog_name=f"python -m {name}",
             cli_parse_none_str="null",
@@ -312,7 +334,10 @@ class _CommandLine:
             )
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Return the values of the command line as a nested dict of text, lists and None."""
+        """Return the values of the command line as a nested dict of strings, lists and None.
+
+        Mistakes go to `problems`. Raises UserError if pydantic-settings refuses the rest.
+        """
         try:
             source: Any = self._source(args=self._check_arguments(list(arguments)))
             return source()
@@ -320,51 +345,62 @@ class _CommandLine:
             raise UserError(" ".join(str(error).split())) from None
 
     def _check_arguments(self, arguments: list[str]) -> list[str]:
-        """Return the arguments without wrong options, values bound by `=` where that matters."""
+        """Return the arguments for argparse, without unknown options and options without a value.
+
+        These go to `problems`. Values that argparse would misread are joined to their option:
+        `--offset -1` becomes `--offset=-1`.
+        """
         checked = []
         position = 0
         while position < len(arguments):
             argument = arguments[position]
             position += 1
-            following = arguments[position] if position < len(arguments) else "--"
+            # After the last argument, as before the next option, there is no value.
+            next_argument = arguments[position] if position < len(arguments) else "--"
             key, equals, _ = argument.partition("=")
             if not argument.startswith("--") or argument == "--help":
                 checked.append(argument)
             elif key not in self._needs_value:
                 self.problems.append(_explain_unknown(key, self._fields))
-                if not equals and not following.startswith("--"):
+                # Skip the value, too.
+                if not equals and not next_argument.startswith("--"):
                     position += 1
             elif equals:
                 checked.append(argument)
-            elif following.startswith("--"):
+            elif next_argument.startswith("--"):
                 if self._needs_value[key]:
                     self.problems.append(f"{key}: needs a value ({key} VALUE)")
                 else:
                     checked.append(f"{key}=true")
-            elif following.startswith("-") and following not in ("-h", "-"):
+            elif next_argument.startswith("-") and next_argument not in ("-h", "-"):
                 # argparse would take the value for an option.
-                checked.append(f"{key}={following}")
+                checked.append(f"{key}={next_argument}")
                 position += 1
             else:
+                # The value is the next argument, which the loop appends like a positional one.
                 checked.append(argument)
         return checked
 
     def _add_argument(self, parser: Any, *names: str, **settings: Any) -> Any:
-        """Add an argument to the parser; missing values are left for pydantic to report."""
-        key = settings.get("dest", names[0])
+        """Add an argument to the parser with our help text; pydantic-settings calls this method."""
+        # pydantic-settings gives positional arguments a name, and options a `dest`.
+        is_positional = "dest" not in settings
+        key = names[0] if is_positional else settings["dest"]
         if field := self._fields.get(key):
             if settings["help"] != argparse.SUPPRESS:
                 settings["help"] = self._format_help(key, field)
-            # `tuple[str,...]` and `bool` as they are typed.
+            # Show the values as they are typed, not the Python types `tuple[str,...]` and `bool`.
             metavar = re.sub(r"^tuple\[(.*),\.\.\.\]$", r"\1", settings["metavar"])
             if metavar == "bool" and field.annotation is bool:
                 metavar = "[true|false]"
             settings["metavar"] = metavar
-            if "dest" not in settings:
+            if is_positional:
+                # Optional for argparse, so that pydantic reports a missing one.
                 settings["nargs"] = "*" if settings.get("nargs") in ("*", "+") else "?"
         return argparse.ArgumentParser.add_argument(parser, *names, **settings)
 
     def _format_help(self, key: str, field: FieldInfo) -> str:
+        """Return the description of an option with its default, or with `(required)`."""
         default = self._defaults.get(key)
         suffix = " (required)" if field.is_required() else ""
         if default not in (None, "", []):
@@ -372,19 +408,21 @@ class _CommandLine:
                 default = ",".join(default)
             text = default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
             suffix = f" (default: {text})"
+        # argparse formats help with the operator %.
         return f"{field.description or ''}{suffix}".replace("%", "%%").strip()
 
     def _parse_known(
         self, parser: argparse.ArgumentParser, arguments: list[str]
     ) -> argparse.Namespace:
-        """Parse checked arguments; lists become JSON, which keeps commas and quotes in items."""
-        namespace, strays = parser.parse_known_args(arguments)
+        """Parse checked arguments for pydantic-settings; unexpected ones go to `problems`."""
+        namespace, unexpected = parser.parse_known_args(arguments)
         self.problems += [
-            f"{stray!r} stands alone: options are written --key value" for stray in strays
+            f"{argument!r} stands alone: options are written --key value" for argument in unexpected
         ]
         values = vars(namespace)
         if path := values.pop(_CONFIG_DEST, None):
             self.config_file = Path(path)
+        # pydantic-settings would split the items of lists at commas; it leaves JSON as it is.
         for key, value in values.items():
             if isinstance(value, list):
                 items = [item for text in value for item in _parse_items(text)]
@@ -393,7 +431,7 @@ class _CommandLine:
 
 
 def _parse_items(text: str) -> list[str]:
-    """Return the items of `[a, b]`; any other text is one item."""
+    """Return the items of a YAML list `[a, b]`; any other text is one item."""
     if text.startswith("[") and text.endswith("]"):
         try:
             value = yaml.load(text, _TextLoader)
@@ -407,7 +445,7 @@ def _parse_items(text: str) -> list[str]:
 def _explain_errors(
     schema: type[Options], values: dict[str, Any], details: list[ErrorDetails]
 ) -> list[str]:
-    """Return one line for each option that is wrong, with everything that it may be."""
+    """Return one line for each option that is wrong, with the kinds of values that are valid."""
     fields = option_fields(schema)
     lines: dict[str, str] = {}
     for detail in details:
@@ -416,8 +454,8 @@ def _explain_errors(
         if path in fields and _is_positional(fields[path]):
             option = path.upper()
         message = detail["msg"]
-        for phrase, plain_words in _PLAIN_WORDS.items():
-            message = message.replace(phrase, plain_words)
+        for phrase, plain_phrase in _PLAIN_PHRASES.items():
+            message = message.replace(phrase, plain_phrase)
         value = repr(detail["input"])
         if len(value) > _MAX_VALUE_CHARACTERS:
             value = f"{value[:_MAX_VALUE_CHARACTERS]}…"
@@ -431,7 +469,7 @@ def _explain_errors(
             case "value_error":
                 lines[option] = f"{option}: {message}"
             case _ if option in lines:
-                # pydantic reports each alternative of a union type.
+                # For a union type, pydantic reports an error for each alternative.
                 lines[option] += f" or {message}"
             case _:
                 lines[option] = f"{option}: {value} is not valid; expected {message}"
@@ -439,9 +477,14 @@ def _explain_errors(
 
 
 def _error_path(values: Any, detail: ErrorDetails) -> str:
-    """Return the dotted path of an error: keys and list indices, without the names of types."""
+    """Return the dotted path of an error's value: keys and list indices.
+
+    Pydantic's location also has the alternatives of union types at its end (`rows.int`), which are
+    not keys of `values` and are left out.
+    """
     path = []
     for part in detail["loc"]:
+        # A missing option is not in `values` either, but its key is the end of the path.
         if isinstance(values, dict) and part in values:
             values = values[part]
         elif detail["type"] != "missing" and not isinstance(part, int):
@@ -451,16 +494,18 @@ def _error_path(values: Any, detail: ErrorDetails) -> str:
 
 
 def _explain_unknown(option: str, fields: dict[str, FieldInfo]) -> str:
-    """Return the line about an option that the command does not have."""
+    """Return the error line for an option that the command does not have."""
     key = option.removeprefix("--")
+    # The key of a group, such as `lora` of `lora.rank`.
     if any(name.startswith(f"{key}.") for name in fields):
         return _explain_group(option)
-    near = difflib.get_close_matches(key, fields, n=1)
-    hint = f"did you mean --{near[0]}?" if near else "see --help"
-    return f"{option}: there is no such option; {hint}"
+    similar = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean --{similar[0]}?" if similar else "see --help"
+    return f"{option}: unknown option; {hint}"
 
 
 def _explain_group(option: str) -> str:
+    """Return the error line for a group of options that is given a value."""
     return f"{option}: is a group of options, not a value; write {option}.KEY VALUE"
 
 
@@ -469,7 +514,7 @@ def _is_positional(field: FieldInfo) -> bool:
 
 
 def option_fields(schema: type[Options], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return the options of a schema and of its groups by dotted key."""
+    """Return dotted key -> field for all options of a schema, those of its groups included."""
     fields: dict[str, FieldInfo] = {}
     for name, field in schema.model_fields.items():
         group = field.annotation

@@ -1,7 +1,8 @@
 """The layout of a run directory; no other module spells the names of its files and folders.
 
 runs/NAME/
-    run.json            environment, shard sets and fingerprints of the first start; marks a run
+    run.json            environment, shard sets and fingerprints of the first start; a folder that
+                        has this file is a run
     config.yaml         options of the last start
     metrics.jsonl       log of training and evaluation, one JSON object per line
     choices.json        compute plan of this machine
@@ -36,16 +37,18 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def list_steps(run: Path) -> list[int]:
-    """Return the steps that a run has checkpoints of, verified or not, oldest first."""
+    """Return the steps of a run's checkpoints in ascending order, without verifying the files."""
     folders = (run / CHECKPOINTS_DIR).glob(f"{_STEP_PREFIX}*")
     names = [folder.name.removeprefix(_STEP_PREFIX) for folder in folders]
+    # isdecimal() alone would also accept the digits of other scripts.
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def find_run(path: Path) -> Path | None:
-    """Return `path` if it is a run, the run of `path` if it is a step folder, otherwise None."""
+    """Return the run directory that `path` is, or that contains the step folder `path`, or None."""
     if (path / RUN_FILE).is_file():
         return path
-    # The folder of a step lies two levels below its run.
+    # A step folder lies two levels below its run: RUN/checkpoints/step-00001000. resolve() also
+    # follows the link RUN/checkpoints/best.
     run = path.resolve().parent.parent
     return run if (run / RUN_FILE).is_file() else None

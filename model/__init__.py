@@ -1,1 +1,1 @@
-"""All that a checkpoint needs in order to speak. Imports `common` only."""
+"""The network and everything a checkpoint needs to generate text. Imports `common` only."""

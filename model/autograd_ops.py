@@ -21,26 +21,29 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # 1 / sqrt(mean(x^2) + eps). The vector norm sums squares without storing them.
+        # inverse_rms[..., 1] = 1 / sqrt(mean(x^2) + eps). The vector norm sums the squares without
+        # storing them, which x.square().mean() would do.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return (x * inverse_rms).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight, scale = ctx.saved_tensors
+        x, weight, inverse_rms = ctx.saved_tensors
         (d_out,) = gradients
-        normalized = x * scale
+        normalized = x * inverse_rms
         d_weight = None
-        if ctx.needs_input_grad[1]:  # not with an adapter, beside which the norms are frozen
+        # False when an adapter is trained: the weights of the norms are frozen then.
+        if ctx.needs_input_grad[1]:
             flat_d_out, flat_normalized = d_out.flatten(0, -2), normalized.flatten(0, -2)
             d_weight = torch.linalg.vecdot(flat_d_out, flat_normalized, dim=0)
-        # dx = scale * (dn - normalized * mean(dn * normalized)), with dn = d_out * weight.
+        # d_normalized = d_out * weight, and
+        # d_x = inverse_rms * (d_normalized - normalized * mean(d_normalized * normalized)).
         d_normalized = d_out * weight
-        projection = torch.linalg.vecdot(d_normalized, normalized, dim=-1)
-        projection = projection.unsqueeze(-1).div_(x.shape[-1])
-        d_x = d_normalized.sub_(normalized.mul_(projection)).mul_(scale)
+        mean_product = torch.linalg.vecdot(d_normalized, normalized, dim=-1)
+        mean_product = mean_product.unsqueeze(-1).div_(x.shape[-1])
+        d_x = d_normalized.sub_(normalized.mul_(mean_product)).mul_(inverse_rms)
         return d_x, d_weight, None
 
 
@@ -63,7 +66,9 @@ class RotaryFunction(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x[B, T, H, d] with each pair (i, i + d / 2) rotated, in one new tensor."""
     first, second = x.chunk(2, dim=-1)
+    # The halves are written into the result directly; concatenating them would copy both.
     out = torch.empty_like(x)
     out_first, out_second = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
@@ -72,7 +77,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SwiGLUFunction(torch.autograd.Function):
-    """`silu(gate) * up` (Shazeer 2020); saves its two inputs only and computes silu again."""
+    """`silu(gate) * up` (Shazeer 2020); saves only its two inputs and recomputes silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -83,5 +88,6 @@ class SwiGLUFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         (d_out,) = gradients
+        # PyTorch's own kernel for the derivative of silu, which has no public name.
         d_gate = torch.ops.aten.silu_backward(d_out * up, gate)
         return d_gate, F.silu(gate).mul_(d_out)

@@ -1,4 +1,4 @@
-"""The shape of a Llama in the fields of Hugging Face's `config.json`, its size, and its presets."""
+"""Config of a Llama in the fields of Hugging Face's `config.json`, its sizes, and presets."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from common.errors import InsufficientMemoryError, UserError
 from common.machine import total_memory_bytes
 
-# The supported scalings of rotary frequencies, and the numbers that each needs.
+# The supported scalings of rotary frequencies, and the parameters that each needs.
 ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-# Keys that a `config.json` must have: transformers' defaults for them are those of Llama 2 7B.
+# Keys that a `config.json` must have. transformers would fill them with the values of Llama 2 7B.
 _REQUIRED_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -27,20 +27,22 @@ _POSITIVE_FIELDS = (
     "rms_norm_eps",
 )
 # About the largest fp32 number; JSON can hold larger ones.
-_MAX_NUMBER = 1e38
+_MAX_FP32 = 1e38
 _MAX_STOP_IDS = 64  # real models have a few
-_MAX_ROPE_FACTOR = 10_000  # contexts of millions of positions are stretched a few hundred times
+_MAX_ROPE_FACTOR = 10_000  # even contexts of millions of positions need a few hundred only
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama's shape. Field names and meanings are those of transformers' `LlamaConfig`.
+    """The hyperparameters of a Llama, with the names and meanings of transformers' `LlamaConfig`.
 
-    `head_dim` 0 becomes hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`, a key
-    of ROPE_SCALINGS, and its numbers. transformers' `eos_token_id` may be a list: `eos_token_id`
-    is its first id, which training puts behind a text or an answer; generation also stops at the
-    others, `more_stop_ids`. Raises UserError, a line for every problem, if the shape is impossible.
+    `head_dim` 0 is replaced by hidden_size / num_attention_heads. `rope_scaling` holds `rope_type`,
+    a key of ROPE_SCALINGS, and its parameters. In transformers `eos_token_id` may be a list. Here
+    `eos_token_id` is its first id, which training puts after a text or an answer, and
+    `more_stop_ids` are the others, at which generation stops, too.
+
+    Raises UserError, with a line for every problem, if no model can have these values.
     """
 
     vocab_size: int
@@ -62,25 +64,27 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         if self.head_dim == 0 and self.num_attention_heads > 0:
+            # The dataclass is frozen, so plain assignment would raise.
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if problems := self.find_problems():
             raise UserError("\n".join(f"model: {problem}" for problem in problems))
 
     def find_problems(self) -> list[str]:
-        """Return everything that makes this shape impossible, a sentence each."""
+        """Return a sentence for each reason why no model can have this config."""
         problems = []
         for name in _POSITIVE_FIELDS:
             value = getattr(self, name)
-            if not 0 < value < _MAX_NUMBER:
+            if not 0 < value < _MAX_FP32:
                 problems.append(f"{name} must be positive and finite, not {value}")
         if problems:
+            # The divisions below need positive numbers.
             return problems
         if self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        elif not 2 <= self.head_dim < _MAX_NUMBER or self.head_dim % 2:
+        elif not 2 <= self.head_dim < _MAX_FP32 or self.head_dim % 2:
             problems.append(
                 f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must "
                 "be even for RoPE"
@@ -90,11 +94,13 @@ class LlamaConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if len(self.stop_ids) > _MAX_STOP_IDS or any(abs(id_) >= 2**31 for id_ in self.stop_ids):
+        has_huge_id = any(abs(token_id) >= 2**31 for token_id in self.stop_ids)
+        if len(self.stop_ids) > _MAX_STOP_IDS or has_huge_id:
             problems.append(f"eos_token_id holds invalid ids, or more than {_MAX_STOP_IDS}")
         return problems + self._find_rope_problems()
 
     def _find_rope_problems(self) -> list[str]:
+        """Return a sentence for each invalid entry of `rope_scaling`."""
         scaling = self.rope_scaling
         if scaling is None:
             return []
@@ -106,7 +112,7 @@ class LlamaConfig:
         problems = []
         for key in ROPE_SCALINGS[rope_type]:
             value = scaling.get(key, "missing")
-            if not (_has_json_type(value, float) and 0 < value < _MAX_NUMBER):
+            if not (_has_json_type(value, float) and 0 < value < _MAX_FP32):
                 problems.append(f"{label}: {key} must be a number above 0, not {value}")
         if problems:
             return problems
@@ -119,12 +125,14 @@ class LlamaConfig:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end generation; the first is the one that training puts there."""
+        """Return the ids that end generation, first the one that training puts after answers."""
         return self.eos_token_id, *self.more_stop_ids
 
     @property
     def num_matmul_parameters(self) -> int:
-        """Weights that every token is multiplied with: all matrices but the embedding."""
+        """Return the number of weights in matmuls: all matrices except the embedding."""
+        # q_proj and o_proj have as many rows or columns as query heads, k_proj and v_proj as
+        # key-value heads.
         heads = self.num_attention_heads + self.num_key_value_heads
         attention = 2 * self.hidden_size * heads * self.head_dim
         feed_forward = 3 * self.hidden_size * self.intermediate_size
@@ -133,22 +141,25 @@ class LlamaConfig:
 
     @property
     def num_parameters(self) -> int:
-        """All weights."""
+        """Return the number of all weights; a tied embedding and head count once."""
         embedding = 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         return self.num_matmul_parameters + embedding + norms
 
     @property
     def num_tensors(self) -> int:
-        """Tensors in a file of weights; a tied head is not stored."""
+        """Return the number of tensors in a weights file, where a tied head is not stored."""
         per_layer = 9  # q, k, v, o, gate, up, down and two norms
         outside_layers = 3  # embedding, final norm, head
         return per_layer * self.num_hidden_layers + outside_layers - self.tie_word_embeddings
 
     def check_memory(self, label: str) -> None:
         """Raise InsufficientMemoryError, beginning with `label`, if the weights do not fit."""
-        # fp32 weights; the rotary angles of every position with their cosines and sines.
-        needed = 4 * self.num_parameters + 8 * self.max_position_embeddings * self.head_dim
+        # fp32 weights. The rotary table has 4 bytes per position and dimension of a head; 8 also
+        # cover the angles that it is computed from.
+        weight_bytes = 4 * self.num_parameters
+        rotary_bytes = 8 * self.max_position_embeddings * self.head_dim
+        needed = weight_bytes + rotary_bytes
         available = total_memory_bytes()
         if needed > available:
             raise InsufficientMemoryError(
@@ -159,22 +170,25 @@ class LlamaConfig:
             )
 
     def flops_per_token(self, sequence_length: float, *, include_head: bool = True) -> float:
-        """Return the floating point operations to train on one token of a `sequence_length` row.
+        """Return the FLOPs of training on one token of a row of `sequence_length` tokens.
 
-        Two per weight in the forward pass and twice that backward, plus causal attention (half of
-        the square). `include_head=False` leaves out the head, for positions without loss.
+        `include_head=False` leaves out the head, for positions without loss.
         """
         weights = self.num_matmul_parameters
         if not include_head:
             weights -= self.hidden_size * self.vocab_size
         attention_width = self.num_hidden_layers * self.num_attention_heads * self.head_dim
+        # 2 FLOPs per weight in the forward pass, and twice that in the backward pass. Attention
+        # has two matmuls (scores, weighted values) over half of the row on average, as it is
+        # causal: 2 * 2 * T / 2 FLOPs per dimension, times 3 with the backward pass.
         return 6 * weights + 6 * attention_width * sequence_length
 
     def to_hf(self) -> dict[str, Any]:
         """Return the contents of a Hugging Face `config.json`."""
-        shape = asdict(self)
-        if shape.pop("more_stop_ids"):
-            shape["eos_token_id"] = list(self.stop_ids)
+        entries = asdict(self)
+        # Written as transformers does: one field, which is a list only if there are several ids.
+        if entries.pop("more_stop_ids"):
+            entries["eos_token_id"] = list(self.stop_ids)
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -183,19 +197,19 @@ class LlamaConfig:
             "mlp_bias": False,
             "attention_dropout": 0.0,
             "torch_dtype": "float32",
-            **shape,
+            **entries,
         }
 
     @classmethod
     def from_hf(cls, values: dict[str, Any], file_name: str = "config.json") -> "LlamaConfig":
-        """Read a `config.json` of transformers 4 or 5.
+        """Return the config in the contents of a `config.json` of transformers 4 or 5.
 
-        Raises UserError, a line for every problem, if it is incomplete or describes another
-        architecture than a bias-free Llama.
+        Raises UserError, with a line for every problem, if it is incomplete, invalid or describes
+        an architecture other than a bias-free Llama. `file_name` is for these lines.
         """
         if not isinstance(values, dict):
             raise UserError(f"{file_name}: expected keys and values, got {type(values).__name__}")
-        # To transformers a null is the same as a missing key.
+        # transformers treats null like a missing key.
         entries = {key: value for key, value in values.items() if value is not None}
         problems = _find_unsupported(values)
         problems += [f"{key} is missing" for key in _REQUIRED_KEYS if key not in entries]
@@ -211,41 +225,44 @@ class LlamaConfig:
         stop_ids = entries.get("eos_token_id")
         if isinstance(stop_ids, list) and stop_ids and _are_json_ints(stop_ids):
             entries["eos_token_id"], *more_stop_ids = stop_ids
-        # Every field but rope_scaling and more_stop_ids is a plain value.
-        types = {field.name: field.type for field in fields(cls) if field.type in _TYPE_NAMES}
-        for key, type_ in types.items():
-            if key in entries and not _has_json_type(entries[key], type_):
+        # All fields except rope_scaling and more_stop_ids are plain values, read by their type.
+        field_types = {field.name: field.type for field in fields(cls) if field.type in _TYPE_NAMES}
+        for key, field_type in field_types.items():
+            if key in entries and not _has_json_type(entries[key], field_type):
                 problems.append(
-                    f"{key}: {entries[key]!r} is not valid; expected {_TYPE_NAMES[type_]}"
+                    f"{key}: {entries[key]!r} is not valid; expected {_TYPE_NAMES[field_type]}"
                 )
         if problems:
             raise UserError("\n".join(f"{file_name}: {problem}" for problem in problems))
         # transformers' defaults for these two keys differ from those of this class.
-        shape = {"num_key_value_heads": entries["num_attention_heads"], "rms_norm_eps": 1e-6}
-        shape |= {key: entries[key] for key in types if key in entries}
+        arguments = {"num_key_value_heads": entries["num_attention_heads"], "rms_norm_eps": 1e-6}
+        arguments |= {key: entries[key] for key in field_types if key in entries}
         try:
             return cls(
-                **shape,
+                **arguments,
                 rope_scaling=_parse_rope_scaling(rope),
                 more_stop_ids=tuple(more_stop_ids),
             )
         except UserError as error:
+            # Name the file instead of the options group.
             raise UserError(str(error).replace("model: ", f"{file_name}: ")) from None
 
 
 def _has_json_type(value: Any, expected_type: Any) -> bool:
-    """Return whether a JSON value has a type; an int is a float too, a bool is neither."""
+    """Return whether a JSON value has a type: an int is valid as a float, a bool as neither."""
+    # In Python bool is a subclass of int.
     if expected_type is bool or isinstance(value, bool):
         return expected_type is bool and isinstance(value, bool)
     return isinstance(value, int | expected_type)
 
 
 def _are_json_ints(values: list[Any]) -> bool:
+    """Return whether all values are integers, and none is a bool."""
     return all(_has_json_type(value, int) for value in values)
 
 
 def _find_unsupported(values: dict[str, Any]) -> list[str]:
-    """Return what in a `config.json` belongs to another architecture, a sentence each."""
+    """Return a sentence for each entry of a `config.json` that only another architecture has."""
     if values.get("model_type") != "llama":
         return [f"model_type is {values.get('model_type')!r}; only llama is supported"]
     problems = []
@@ -258,16 +275,17 @@ def _find_unsupported(values: dict[str, Any]) -> list[str]:
 
 
 def _parse_rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the scaling in transformers' rotary parameters, or None if there is none."""
+    """Return the value of `LlamaConfig.rope_scaling` for transformers' rotary parameters."""
     rope_type = str(rope.get("rope_type", rope.get("type", "default")))  # `type` in older files
     if rope_type == "default":
         return None
-    numbers = {key: rope[key] for key in ROPE_SCALINGS.get(rope_type, ()) if key in rope}
-    return {"rope_type": rope_type, **numbers}
+    # Missing parameters and unknown types are reported by `LlamaConfig.find_problems`.
+    parameters = {key: rope[key] for key in ROPE_SCALINGS.get(rope_type, ()) if key in rope}
+    return {"rope_type": rope_type, **parameters}
 
 
-# Head widths: 32 at 43M, the reference shape; 64 in the larger two, which attention kernels run
-# fastest.
+# The head dimension is 32 in the small presets and 64, which attention kernels run fastest, in the
+# larger two.
 PRESETS: dict[str, dict[str, Any]] = {
     "babyllama-3m": {
         "hidden_size": 160,
@@ -302,14 +320,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def config_from_preset(name: str, vocab_size: int, **changes: Any) -> LlamaConfig:
-    """Return a preset's shape with single fields changed. Raises UserError for an unknown name."""
+    """Return a preset with `changes` of fields. Raises UserError if the preset is unknown."""
     if name not in PRESETS:
         raise UserError(
-            f"--model.preset {name}: there is no such preset; choose one of {', '.join(PRESETS)}"
+            f"--model.preset {name}: unknown preset; the presets are {', '.join(PRESETS)}"
         )
     return LlamaConfig(vocab_size=vocab_size, **{**PRESETS[name], **changes})
 
 
 def with_tokenizer_ids(config: LlamaConfig, bos_token_id: int, eos_token_id: int) -> LlamaConfig:
-    """Return the same shape with the bos and eos ids of a tokenizer."""
+    """Return a copy of a config with the BOS and EOS ids of a tokenizer."""
     return replace(config, bos_token_id=bos_token_id, eos_token_id=eos_token_id)

@@ -13,9 +13,9 @@ HFDtype = Literal["float32", "float16", "bfloat16"]
 GGUFDtype = Literal["f32", "f16", "q8_0"]
 DESCRIPTION = """Export a checkpoint.
 
-  --format hf    a folder for transformers and whatever reads its files (vLLM, lm_eval …): config,
-                 safetensors, tokenizer, chat template, model card. Every --checkpoint option takes
-                 such a folder, too.
+  --format hf    a folder for transformers and programs that read its files (vLLM, lm_eval …):
+                 config, safetensors, tokenizer, chat template, model card. Every --checkpoint
+                 option takes such a folder, too.
   --format gguf  one file for llama.cpp, NAME.gguf, and NAME.Modelfile for Ollama beside it.
 
   python -m model.export --checkpoint runs/sft-csl --format hf --out exports/summarizer \\
@@ -32,8 +32,8 @@ class ExportOptions(Options):
     out: Path = Field(description="the folder (hf) or file (gguf) to write")
     dtype: HFDtype | GGUFDtype | None = Field(
         None,
-        description=f"of the weights; hf: {', '.join(get_args(HFDtype))} (default float32); gguf: "
-        f"{', '.join(get_args(GGUFDtype))} (default f32)",
+        description=f"number format of the weights; hf: {', '.join(get_args(HFDtype))} (default "
+        f"float32); gguf: {', '.join(get_args(GGUFDtype))} (default f32)",
     )
     max_shard_size: str | None = Field(
         None,
@@ -44,10 +44,10 @@ class ExportOptions(Options):
     def find_conflicts(self) -> list[str]:
         """See `Options.find_conflicts`."""
         lines = super().find_conflicts()
-        valid = get_args(HFDtype if self.format == "hf" else GGUFDtype)
-        if self.dtype is not None and self.dtype not in valid:
+        valid_dtypes = get_args(HFDtype if self.format == "hf" else GGUFDtype)
+        if self.dtype is not None and self.dtype not in valid_dtypes:
             lines.append(
-                f"--dtype {self.dtype}: for --format {self.format} one of {', '.join(valid)}"
+                f"--dtype {self.dtype}: for --format {self.format} one of {', '.join(valid_dtypes)}"
             )
         if self.format == "gguf" and self.max_shard_size is not None:
             lines.append("--max_shard_size is for --format hf: a GGUF is one file")
@@ -55,7 +55,7 @@ class ExportOptions(Options):
 
 
 def main() -> None:
-    """Export as the command line says, and print what was written."""
+    """Export the checkpoint in the format on the command line, and print what was written."""
     options = parse_options(
         ExportOptions, sys.argv[1:], name="model.export", description=DESCRIPTION
     )
@@ -65,10 +65,9 @@ def main() -> None:
         _export_gguf(options)
 
 
-# The exporters are imported late: with PyTorch they take seconds, which --help need not wait for.
-
-
 def _export_hf(options: ExportOptions) -> None:
+    """Write a folder in Hugging Face format, and print its size."""
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from model.interop.hf_export import export_hf
 
     result = export_hf(
@@ -87,6 +86,8 @@ def _export_hf(options: ExportOptions) -> None:
 
 
 def _export_gguf(options: ExportOptions) -> None:
+    """Write a GGUF file with its Modelfile, and print its size."""
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from model.interop.gguf.export import export_gguf
 
     dtype = cast("GGUFDtype", options.dtype or "f32")

@@ -8,7 +8,7 @@ from pydantic import Field
 from common.errors import run_main
 from common.options import CliPositionalArg, Options, parse_options
 
-DESCRIPTION = """Make a run of a folder in Hugging Face's layout: config.json of a Llama without
+DESCRIPTION = """Import a folder in Hugging Face's layout as a run: config.json of a Llama without
 biases, safetensors (one file or several), tokenizer.json. Nothing in it is unpickled; its chat
 template is run once, in a sandbox.
 
@@ -30,7 +30,7 @@ def main() -> None:
     options = parse_options(
         ImportOptions, sys.argv[1:], name="model.import_hf", description=DESCRIPTION
     )
-    # Late: with PyTorch it takes seconds, which --help need not wait for.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from model.interop.hf_import import import_hf
 
     model, tokenizer, template_note = import_hf(options.folder, options.run)

@@ -2,7 +2,7 @@
 
 Names and shapes of parameters are those of transformers' `LlamaForCausalLM`, so the state dict of
 one loads in the other. Shapes in docstrings: B rows, T positions, S positions including those in a
-KV cache, D hidden_size, H heads, K key-value heads, d head_dim, V vocab_size, N targets.
+KV cache, D hidden_size, H query heads, K key-value heads, d head_dim, V vocab_size, N targets.
 """
 
 import math
@@ -20,7 +20,7 @@ from model.loss import LossPath, linear_cross_entropy
 
 
 def _use_custom_autograd(x: Tensor) -> bool:
-    """Return whether `model.autograd_ops` saves memory traffic over the plain formula for `x`."""
+    """Return whether to compute `x` with `model.autograd_ops` instead of the plain formula."""
     # Under torch.compile the plain formulas are fused, and custom functions would prevent that.
     return x.device.type == "cpu" and x.requires_grad and not torch.compiler.is_compiling()
 
@@ -55,20 +55,23 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x[..., D] -> [..., D]; the mean square is computed in fp32."""
+        # The custom function computes in the dtype of `x`, so it is right for fp32 only.
         if _use_custom_autograd(x) and x.dtype == torch.float32:
             return autograd_ops.RMSNormFunction.apply(x, self.weight, self.eps)
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+        x_fp32 = x.float()
+        inverse_rms = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + self.eps)
+        # Rounded before it is multiplied by the weight, as in transformers.
+        return (x_fp32 * inverse_rms).to(x.dtype) * self.weight
 
 
 def inverse_frequencies(config: LlamaConfig) -> Tensor:
-    """Return the rotation per position of each pair of dimensions, fp32[d / 2], after scaling.
+    """Return the RoPE angle per position of each pair of dimensions, in radians, fp32[d / 2].
 
-    `linear` scaling divides all of them (Chen et al. 2023). `llama3` scaling divides those with
-    long wavelengths, leaves those with short ones, and interpolates between (Llama 3.1).
+    The angles are theta^(-2i / d) (Su et al. 2021), then scaled by `config.rope_scaling`: `linear`
+    divides all of them by a factor (Chen et al. 2023); `llama3` (Llama 3.1) divides those with long
+    wavelengths, leaves those with short ones, and interpolates between.
     """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
     scaling = config.rope_scaling
     if scaling is None:
@@ -76,9 +79,10 @@ def inverse_frequencies(config: LlamaConfig) -> Tensor:
     if scaling["rope_type"] == "linear":
         return frequencies / scaling["factor"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    # How often each pair rotates within the context before scaling decides which case it is.
-    rotations = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    blend = ((rotations - low) / (high - low)).clamp(0, 1)
+    # The number of full turns of a pair within the original context. From `high` turns on the
+    # frequency is unchanged (blend 1), below `low` it is divided by the factor (blend 0).
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (blend + (1 - blend) / scaling["factor"])
 
 
@@ -91,30 +95,33 @@ class RotaryEmbedding(nn.Module):
         angles = torch.outer(positions, inverse_frequencies(config))
         self.cos_sin: Tensor  # [2, max_position_embeddings, d / 2]
         cos_sin = torch.stack([angles.cos(), angles.sin()])
+        # Not persistent: checkpoints do not store what the config determines.
         self.register_buffer("cos_sin", cos_sin, persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and sin[(B,) T, 1, d / 2] of positions[T] or [B, T]."""
+        """Return cos and sin of positions[T] or [B, T], both [T, 1, d / 2] or [B, T, 1, d / 2]."""
+        # The dimension of size 1 broadcasts over the heads.
         cos, sin = self.cos_sin[:, positions].to(dtype).unsqueeze(-2)
         return cos, sin
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x[B, T, H, d] by the angles of its positions (Su et al. 2021), in the type of `x`.
+    """Apply rotary position embedding (RoPE, Su et al. 2021) to x[B, T, H, d], in the dtype of `x`.
 
-    Dimension i is paired with i + d / 2, as in transformers.
+    `cos` and `sin`[T, 1, d / 2] or [B, T, 1, d / 2] are those of `RotaryEmbedding`. Dimension i is
+    paired with i + d / 2, as in transformers.
     """
     if _use_custom_autograd(x):
         return autograd_ops.RotaryFunction.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    # Under autocast the angles, and so the products, are fp32; values stay in the narrow type, and
-    # attention needs all three in one.
+    # Under autocast cos and sin are fp32, and so is the result. V, which is not rotated, stays in
+    # bf16 or fp16, and attention needs Q, K and V in one dtype.
     return rotated.to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary embeddings and grouped-query attention where K < H."""
+    """Causal self-attention with RoPE; grouped-query attention (Ainslie et al. 2023) if K < H."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -130,9 +137,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: LayerKVCache | None
     ) -> Tensor:
-        """Attend within x[B, T, D] and to the positions in the cache -> [B, T, D].
+        """Attend from x[B, T, D] to itself and the positions in the cache -> [B, T, D].
 
-        `mask`[B or 1, 1, T, S] (True: may attend) replaces the causal mask.
+        `cos` and `sin` are those of `RotaryEmbedding`. A bool `mask`[B or 1, 1, T, S], in which
+        True means "may attend", replaces the causal mask. Raises ValueError if a mask is missing.
         """
         batch_size, length, _ = x.shape
         q = apply_rotary(self.q_proj(x).view(batch_size, length, -1, self.head_dim), cos, sin)
@@ -145,7 +153,7 @@ class Attention(nn.Module):
         is_causal = mask is None and length > 1
         if is_causal and k.shape[2] != length:
             raise ValueError(
-                "several new positions behind a filled cache need a mask: a causal mask would be "
+                "several new positions after a filled cache need a mask: a causal mask would be "
                 "aligned with the start of the cache"
             )
         out = F.scaled_dot_product_attention(
@@ -182,7 +190,7 @@ class TransformerBlock(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, *attention_args: Any) -> Tensor:
-        """Transform x[B, T, D] -> [B, T, D]; the other arguments are those of `Attention`."""
+        """Transform x[B, T, D] -> [B, T, D]; `attention_args` go to `Attention.forward`."""
         x = x + self.self_attn(self.input_layernorm(x), *attention_args)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -206,11 +214,11 @@ class LlamaModel(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Return the normalized hidden states[B, T, D] of ids[B, T].
+        """Return the hidden states after the final norm, [B, T, D], of ids[B, T].
 
-        `positions`[T] or [B, T] default to counting up, from the cache's length if there is a
-        cache. `mask`[B or 1, 1, T, S] replaces the causal mask. Keys and values are written into
-        the cache; the caller advances its length.
+        `positions`[T] or [B, T] default to 0, 1, 2 … or, with a cache, to counting from the cache's
+        length. A bool `mask`[B or 1, 1, T, S] (True: may attend) replaces the causal mask. Keys and
+        values are written into the cache; the caller advances its length.
         """
         x = self.embed_tokens(ids)
         if positions is None:
@@ -228,12 +236,14 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        # The longest rows of training, which may be shorter than max_position_embeddings: a prompt
-        # and its answer together should not exceed them. Checkpoints overwrite it.
+        # Length in tokens of the rows of training, which may be shorter than
+        # max_position_embeddings: a prompt and its answer together should not exceed it. Loading a
+        # checkpoint overwrites it.
         self.trained_context = config.max_position_embeddings
-        # The adapter that is trained while the weights are frozen; None: the weights are trained.
+        # The LoRA adapter that is trained while the weights are frozen, or None.
         self.adapter: Adapter | None = None
-        # Cache of `model.decode.inference_model`, with the key that says for which weights.
+        # (key, model), stored here by `model.decode.inference_model`; the key identifies the
+        # weights that the inference model was built from.
         self.cached_inference_model: Any = None
         self.model = LlamaModel(config)
         self.lm_head = UninitializedLinear(config.hidden_size, config.vocab_size)
@@ -252,13 +262,20 @@ class Llama(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Return logits[B, T, V] of ids[B, T]; with targets, the sum of their losses times `scale`.
+        """Return logits[B, T, V] of ids[B, T] or, with `targets`, the loss summed and scaled.
 
-        targets[N] belong to the positions `target_positions`[N] of the flattened B * T (default:
-        all of them). Only these hidden states are passed through the head. The number of targets
-        that are the most likely id is added to `num_correct`, an integer scalar on the model's
-        device. `positions`[T] or [B, T] default to counting up; `mask`[B or 1, 1, T, T] replaces
-        the causal mask.
+        Args:
+            ids: int64[B, T].
+            targets: the id to predict at each of the target positions, [N] or, without
+                `target_positions`, [B, T]. The loss is the sum of their cross-entropies in nats.
+            target_positions: indices[N] into the flattened B * T positions. Only their hidden
+                states are passed through the head.
+            scale: factor of the loss, usually one over the number of targets of the whole batch.
+            loss_path: the implementation of the loss, see `model.loss`.
+            num_correct: an integer scalar on the model's device, to which the number of targets
+                that are the most likely id is added.
+            positions: [T] or [B, T]; default: 0, 1, 2 …
+            mask: bool[B or 1, 1, T, T] (True: may attend) that replaces the causal mask.
         """
         hidden = self.model(ids, positions, mask)
         if targets is None:
@@ -276,10 +293,8 @@ class Llama(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "Llama":
-        """Set training or evaluation mode, and drop the cached inference model.
-
-        See `model.decode.inference_model.inference_model` for the reason.
-        """
+        """Set training or evaluation mode, and drop the cached inference model."""
+        # Fused optimizers change weights without a sign by which the cache could notice.
         self.cached_inference_model = None
         return super().train(mode)
 
@@ -287,9 +302,11 @@ class Llama(nn.Module):
     def init_weights(self, seed: int) -> "Llama":
         """Initialize all weights: normal with std `initializer_range`, norms with ones.
 
-        The std of projections that write into the residual stream is divided by sqrt(2 * layers)
-        (Radford et al. 2019). Drawn on the CPU, so that a seed gives equal weights on every device.
+        The std of the two projections of a layer that write into the residual stream is divided by
+        sqrt(2 * layers), so that the variance of the stream does not grow with the depth (Radford
+        et al. 2019).
         """
+        # Drawn on the CPU, so that a seed gives equal weights on every device.
         generator = torch.Generator().manual_seed(seed)
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
@@ -297,7 +314,7 @@ class Llama(nn.Module):
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
                 continue
-            is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * (residual_std if is_residual else std))
+            parameter.copy_(noise * (residual_std if writes_residual else std))
         return self

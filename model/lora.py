@@ -1,7 +1,8 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen matrix W learns as W + alpha / rank * B A.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): train W + alpha / rank * B A, with W frozen.
 
-A and B are thin matrices beside W. Names of modules and parameters are those that PEFT uses below
-its own prefix, so an adapter of one loads in the other. Shapes: B rows, T positions, D features.
+The matrices B[out, rank] and A[rank, in] are much smaller than W[out, in]. Names of modules and
+parameters are those that PEFT uses below its own prefix, so an adapter of one loads in the other.
+Shapes of activations: B rows, T positions, D features.
 """
 
 import functools
@@ -20,17 +21,20 @@ from model.lora_options import LoraOptions
 
 @dataclass(frozen=True)
 class Adapter:
-    """The description of a model's adapter: its options and the base that it was trained beside."""
+    """The description of an adapter: its options, and the base model whose weights it changes."""
 
     options: LoraOptions
     base: Path
-    """The checkpoint folder that the model was loaded from."""
+    """The checkpoint folder that the base model was loaded from."""
     base_sha256: str
-    """The digest of the base's weights."""
+    """The sha256 of the base model's weights."""
 
 
 class AdaptableModel(Protocol):
-    """The interface of `Llama` that `attach_adapter` needs; `model.llama` imports this module."""
+    """The interface of `Llama` that `attach_adapter` needs.
+
+    `Llama` itself cannot be imported here, because `model.llama` imports this module.
+    """
 
     adapter: Adapter | None
 
@@ -42,7 +46,7 @@ class AdaptableModel(Protocol):
 
 
 class PerRowDropout(nn.Dropout):
-    """Dropout with one random generator per row, once `seed_dropout` has set them.
+    """Dropout that draws from one random generator per row, once `seed_dropout` has set them.
 
     Results then do not depend on the other rows of a batch or on the number of processes.
     """
@@ -51,25 +55,26 @@ class PerRowDropout(nn.Dropout):
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
-        # Drawing from a generator cannot be compiled. It is excluded here, at run time, because
-        # the decorator would import torch._dynamo at start-up, which takes more than a second.
+        # torch.compile cannot compile drawing from a generator. The function is excluded here, and
+        # only if there is dropout: as a decorator, torch.compiler.disable would import
+        # torch._dynamo at every start, which takes more than a second.
         self._sample_keep_mask = (
             _exclude_from_compile(_sample_keep_mask) if p else _sample_keep_mask
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero a share `p` of x[B, T, D] and scale the rest up, in training mode."""
+        """In training mode, zero elements of x[B, T, D] with probability p, and scale the rest."""
         if self.row_generators is None or not self.training:
             return super().forward(x)
         return x * self._sample_keep_mask(self.row_generators, x, self.p) / (1 - self.p)
 
 
-# Cached, so that all layers share one function: each new one would be compiled again.
+# Cached, so that all layers share one wrapped function: each new one would be compiled again.
 _exclude_from_compile = functools.cache(torch.compiler.disable)
 
 
 def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) -> Tensor:
-    """Draw which elements of x[B, T, D] stay, bool; row i uses generators[i]."""
+    """Return which elements of x[B, T, D] to keep, bool[B, T, D]; row i uses generators[i]."""
     samples = [
         torch.rand(row.shape, generator=generator, device=x.device)
         for generator, row in zip(generators, x, strict=True)
@@ -78,10 +83,11 @@ def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) ->
 
 
 class LoraLinear(nn.Linear):
-    """A bias-free linear layer with an adapter; it shares the weight of the layer it replaces."""
+    """A bias-free linear layer with an adapter, around the weight of the layer that it replaces."""
 
     def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
-        # On the meta device no memory is allocated for weights that are replaced at once.
+        """Take over the weight of `linear`, and initialize A by drawing from `generator`."""
+        # On the meta device no memory is allocated for the weights, which are replaced below.
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         self.scale = options.alpha / options.rank
@@ -89,9 +95,10 @@ class LoraLinear(nn.Linear):
         device = linear.weight.device
         self.lora_A = nn.Linear(self.in_features, options.rank, bias=False, device="meta")
         self.lora_B = nn.Linear(options.rank, self.out_features, bias=False, device="meta")
-        # PEFT's initialization: A is Kaiming-uniform with a = sqrt(5), that is within
-        # 1 / sqrt(in_features); B is zero, so that training begins at the base. Drawn on the CPU,
-        # so that a seed gives equal weights on every device.
+        # PEFT's initialization. A is Kaiming-uniform with a = sqrt(5), which is uniform between
+        # -1 / sqrt(in_features) and 1 / sqrt(in_features). B is zero, so that training begins with
+        # the outputs of the base model. Drawn on the CPU, so that a seed gives equal weights on
+        # every device.
         bound = 1 / math.sqrt(self.in_features)
         weight_a = torch.empty(options.rank, self.in_features)
         weight_a.uniform_(-bound, bound, generator=generator)
@@ -106,19 +113,27 @@ class LoraLinear(nn.Linear):
 
 
 def attach_adapter(model: AdaptableModel, adapter: Adapter, seed: int) -> None:
-    """Freeze a model's weights and add a new adapter, initialized from `seed`, to its targets."""
+    """Freeze a model's weights, and replace the layers that the adapter names by `LoraLinear`.
+
+    The new matrices are initialized from `seed`.
+    """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
+    # Lists, because the modules are replaced during the iteration.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if name in adapter.options.targets and isinstance(child, nn.Linear):
                 lora_linear = LoraLinear(child, adapter.options, generator)
+                # A new module is in training mode, whatever the mode of the model.
                 setattr(parent, name, lora_linear.train(child.training))
     model.adapter = adapter
 
 
 def seed_dropout(model: nn.Module, seeds: list[int]) -> None:
-    """Let the adapter's dropout, if any, draw from seeds[i] in row i of the next forward pass."""
+    """Seed the adapter's dropout for row i of the next forward pass with seeds[i].
+
+    Does nothing if the adapter has no dropout.
+    """
     dropouts = [
         module for module in model.modules() if isinstance(module, PerRowDropout) and module.p > 0
     ]

@@ -1,4 +1,4 @@
-"""Options of LoRA adapters, apart from model/lora.py because `--help` need not wait for PyTorch."""
+"""Options of LoRA adapters, apart from model/lora.py so that `--help` does not load PyTorch."""
 
 from typing import Annotated, Literal
 
@@ -27,6 +27,6 @@ class LoraOptions(Options):
     def _check_targets(cls, value: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
         if not value:
             raise ValueError("is empty; name at least one matrix, such as q_proj")
-        if twice := sorted({name for name in value if value.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} is named twice; once is enough")
+        if duplicates := sorted({name for name in value if value.count(name) > 1}):
+            raise ValueError(f"{', '.join(duplicates)} is named twice; once is enough")
         return value

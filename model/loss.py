@@ -1,16 +1,16 @@
 """Fused LM head and cross-entropy: the loss without the logits of a whole batch.
 
-With 65,000 pieces and 256 dimensions the head is most of a small model's arithmetic, and the logits
-of one batch would be most of its memory. Three paths compute the same sum:
+With a vocabulary of 65,000 and 256 dimensions the head is most of a small model's arithmetic, and
+the logits of one batch would be most of its memory. Three implementations compute the same sum:
 
-    full      logits of all positions at once: the plain formula, the reference of the tests, and
-              the fastest for few positions or a small vocabulary. Not for fp16, in which autograd's
-              gradients underflow and overflow
-    chunked   logits of a few hundred positions at a time; gradients are computed in the forward
-              pass, while a chunk's logits exist
-    torch     `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk, as its automatic options
-              are far slower on a CPU. For fp32 only: in narrower types it returns the sum itself in
-              that type
+    full      computes the logits of all positions at once: the plain formula, the reference of the
+              tests, and the fastest for few positions or a small vocabulary. Not for fp16, in which
+              autograd's gradients underflow and overflow
+    chunked   computes the logits of a few hundred positions at a time, and their gradients in the
+              forward pass, while these logits exist
+    torch     calls `F.linear_cross_entropy` (torch >= 2.13) with a fixed chunk, because its
+              automatic options are far slower on a CPU. For fp32 only: with narrower inputs it
+              returns the sum in their dtype, too, which rounds it
 
 Shapes: N positions with a loss, n positions of a chunk, D hidden size, V vocabulary.
 """
@@ -25,22 +25,24 @@ LossPath = Literal["full", "chunked", "torch"]
 
 # Below this probability fp32 loses digits of the loss, so it is computed from the logits again.
 _MIN_PROBABILITY = 1e-30
-# Gradients with respect to logits are stored in the type of the products, multiplied by this. fp16
-# ends at 65,504 and has steps of 6e-8 near zero, where most of 65,000 probabilities lie; none is
-# above one. A power of two changes nothing but the exponent.
+# Gradients of logits are stored in the dtype of the matmuls, multiplied by this. They are at most
+# one in size, and most of 65,000 are near zero, where fp16 has steps of 6e-8; its largest number is
+# 65,504. Multiplying by a power of two changes only the exponent, so nothing is rounded.
 _GRADIENT_SCALE = 2.0**15
 
 
 def loss_chunk_size(device: torch.device) -> int:
-    """Return the positions per chunk, enough for the matmul to be efficient on this device."""
+    """Return the number of positions per chunk that makes matmuls efficient on this device."""
     return 512 if device.type == "cpu" else 4096
 
 
 def available_loss_paths(dtype: torch.dtype = torch.float32) -> list[LossPath]:
-    """Return the paths that are exact in this version of torch, for products in `dtype`."""
+    """Return the implementations that are accurate if the logits are computed in `dtype`."""
+    # Only `chunked` scales the gradients of logits, which would underflow in fp16.
     if dtype == torch.float16:
         return ["chunked"]
     paths: list[LossPath] = ["full", "chunked"]
+    # `torch` would return the loss in `dtype`, too, and not every version of PyTorch has it.
     if dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
         paths.append("torch")
     return paths
@@ -59,10 +61,13 @@ def linear_cross_entropy(
 
     hidden[N, D], weight[V, D], targets[N]. `scale` is usually one over the number of targets of the
     whole batch, so that gradients accumulated over micro-batches are those of the batch's mean. The
-    number of targets that are the most likely id is added to `num_correct`, a scalar on the same
-    device. `full` and `chunked` have the logits for that; `torch` computes them a second time.
+    number of targets that are the most likely id is added to `num_correct`, an integer scalar on
+    the same device. `full` and `chunked` have the logits for that; `torch` computes them a second
+    time.
     """
     device = hidden.device.type
+    # Autocast would convert the inputs of single operations; here `dtype` is applied by hand, so
+    # that sums stay in fp32.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         if path == "chunked":
@@ -95,25 +100,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         num_correct: Tensor | None,
     ) -> Tensor:
-        # Only products are in `dtype`; sums over many positions stay in the type of the inputs.
+        """Return the loss as `linear_cross_entropy` does; matmuls are in `dtype`."""
+        # Only matmuls are in `dtype`; sums over many positions stay in the dtype of the inputs.
         d_hidden = torch.empty_like(hidden)
-        # With an adapter the head is frozen. Its gradient would be a third of the work, and a
-        # second matrix of the head's size.
+        # With an adapter the head is frozen. Its gradient would be a third of the work, and
+        # another matrix of the head's size.
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         narrow_weight = weight.to(dtype)
         loss = torch.zeros((), device=hidden.device, dtype=torch.float32)
         chunk_size = loss_chunk_size(hidden.device)
         is_low_precision = dtype.itemsize < 4
-        # One buffer for all chunks, and the gradient overwrites the logits in it: on this much
-        # memory, allocation costs more than the arithmetic.
+        # All chunks use one buffer, and the gradient overwrites the logits in it: allocating this
+        # much memory takes longer than the arithmetic.
         buffer = torch.empty(
             min(chunk_size, len(hidden)), len(weight), device=hidden.device, dtype=dtype
         )
-        # `scale` is applied to the products, which are D wide, and not to the V columns.
+        # `scale` is applied to the gradients of the inputs, which have D columns, and not to those
+        # of the logits, which have V.
         factor = scale / _GRADIENT_SCALE if is_low_precision else scale
         chunks = [tensor.split(chunk_size) for tensor in (hidden, targets, d_hidden)]
         for hidden_chunk, target, d_x in zip(*chunks, strict=True):
             x = hidden_chunk.to(dtype)
+            # Two names of one buffer: it holds logits[n, V] first, and their gradient afterwards.
             logits = gradient = buffer[: len(x)]
             torch.mm(x, narrow_weight.T, out=logits)
             if num_correct is not None:
@@ -136,25 +144,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        (factor,) = gradients
-        # The factor is usually one, and skipping the multiplication saves writing V * D numbers on
-        # a CPU. On a GPU the comparison would wait for the device.
-        if factor.device.type != "cpu" or factor.item() != 1.0:
-            d_hidden = d_hidden * factor
-            d_weight = None if d_weight is None else d_weight * factor
+        (d_loss,) = gradients
+        # d_loss is usually one, and skipping the multiplication saves writing V * D numbers on a
+        # CPU. On a GPU the comparison would wait for the device.
+        if d_loss.device.type != "cpu" or d_loss.item() != 1.0:
+            d_hidden = d_hidden * d_loss
+            d_weight = None if d_weight is None else d_weight * d_loss
         return d_hidden, d_weight, None, None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Overwrite logits[n, V] of x @ weight.T with their gradient; return the sum of the losses.
+    """Overwrite logits[n, V] = x @ weight.T with their gradient; return the sum of the losses.
 
-    The gradient is softmax(logits) - onehot(targets).
+    The gradient is softmax(logits) - onehot(targets). All tensors are fp32.
     """
     index = targets.unsqueeze(1)
     torch.softmax(logits, dim=-1, out=logits)
     probabilities = logits.gather(1, index)
-    # The logarithm of a probability is exact until it underflows, as only a broken model's does.
-    # The logits are overwritten by then, so they are computed again.
+    # The logarithm of a probability is accurate unless the probability underflows, as it does only
+    # for a broken model. The logits are overwritten by now, so they are computed again. On a GPU
+    # the check would wait for the device.
     if logits.device.type == "cpu" and bool((probabilities < _MIN_PROBABILITY).any()):
         loss = F.cross_entropy(x @ weight.T, targets, reduction="sum")
     else:
@@ -166,23 +175,25 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, x: Tensor, weight: Tenso
 def _loss_and_scaled_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """Overwrite logits[n, V] with their gradient times _GRADIENT_SCALE; return the sum of losses.
 
-    For types below fp32; the sum is in fp32.
+    For logits in bf16 or fp16; the sum is in fp32.
     """
     index = targets.unsqueeze(1)
-    wide = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    loss = -wide.gather(1, index).sum()
-    # One is subtracted before rounding: the difference to a probability near one, which would
-    # round to one, is most of what a good model still learns from.
-    wide.exp_().scatter_add_(1, index, torch.full_like(index, -1, dtype=wide.dtype))
-    torch.mul(wide, _GRADIENT_SCALE, out=logits)
+    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    loss = -log_probabilities.gather(1, index).sum()
+    # One is subtracted in fp32, before rounding: the probability of a target that a good model
+    # predicts would round to one, and its gradient to zero.
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
+    torch.mul(gradient, _GRADIENT_SCALE, out=logits)
     return loss
 
 
 def _matmul_without_overflow(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b of low-precision matrices, in fp32 where sums exceed the range of their type."""
+    """Return a @ b of matrices in bf16 or fp16; in fp32, except for bf16 on a CPU."""
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
-    # bf16 has the range of fp32 and CPUs multiply it fast. fp16 has not, and they do not.
+    # bf16 has the range of fp32, so sums do not overflow, and CPUs multiply it fast. fp16 has
+    # neither advantage.
     return a @ b if a.dtype == torch.bfloat16 else a.float() @ b.float()
 
 

@@ -13,12 +13,14 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 
 def resolve_precision(device: torch.device, requested: str) -> Precision:
-    """Return the requested precision, or the best one on this device for "auto".
+    """Return the requested precision, or for "auto" the best one on this device.
 
-    bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, fp32 on a CPU.
+    That is bf16 on GPUs that compute in it (Ampere and later), fp16 on older ones, and fp32 on a
+    CPU.
     """
     if requested != "auto":
         return cast(Precision, requested)
     if device.type != "cuda":
         return "fp32"
+    # Ampere is compute capability 8.0.
     return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"

@@ -1,9 +1,9 @@
 """Weights in int8: a quarter of the memory of fp32, and a quarter of the bytes read per token.
 
 Every row of a matrix (the weights of one output) is divided by its own scale, its largest absolute
-weight over 127, and rounded. The embedding and the head are quantized as well, norms are not.
-Activations are not quantized, only rounded to bf16 where a CPU multiplies them with int8; sums are
-taken in fp32 ("vector-wise quantization" in LLM.int8(), Dettmers et al. 2022).
+weight over 127, and rounded ("vector-wise quantization" in LLM.int8(), Dettmers et al. 2022). The
+embedding and the head are quantized as well, norms are not. Activations are not quantized, only
+rounded to bf16 where a CPU multiplies them with int8; sums are in fp32.
 
 Shapes: N rows, D inputs, M outputs.
 """
@@ -18,17 +18,20 @@ from torch import Tensor, nn
 
 from model.llama import Llama
 
-# Up to this many rows the CPU kernel that unpacks int8 inside the product is faster; for more, it
-# pays to unpack the matrix once and use the ordinary product.
+# Up to this many rows of activations the CPU kernel that unpacks int8 inside the matmul is faster.
+# For more it is faster to unpack the matrix once and use the ordinary matmul.
 _MAX_INT8_KERNEL_ROWS = 16
-# The kernel reads this many numbers of a row at once. If the width is not a multiple, it reads
+# The kernel reads this many numbers of a row at once. If the row length is not a multiple, it reads
 # beyond the end of the row, and of the allocation.
 _INT8_KERNEL_WIDTH = 16
 _INT8_MAX = 127
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a module is a bias-free `nn.Linear` whose forward is not overridden."""
+    """Return whether a module is a bias-free `nn.Linear` whose forward is not overridden.
+
+    The weight of such a module is the whole function, which is not so for LoRA and int8 layers.
+    """
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
@@ -38,17 +41,18 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize weight[M, D] to int8[M, D] and bf16 scales[M]; rows of zeros stay zero."""
-    wide = weight.detach().float()
-    # The scale is rounded to bf16 before it divides the weights, so that dequantized weights are
-    # off by at most half a step. The rounding, 2^-8 relative at most, keeps the largest weight
-    # below 127.5 steps.
-    scale = (wide.abs().amax(1) / _INT8_MAX).bfloat16()
-    steps = wide / torch.where(scale > 0, scale, 1).float()[:, None]
+    weight_fp32 = weight.detach().float()
+    # The scale, which is the size of a step, is rounded to bf16 before it divides the weights, so
+    # that dequantized weights are off by at most half a step. This rounding changes it by at most
+    # 2^-8 of its size, so the largest weight stays below 127.5 steps.
+    scale = (weight_fp32.abs().amax(1) / _INT8_MAX).bfloat16()
+    # Rows of zeros have scale 0; divide them by 1 instead.
+    steps = weight_fp32 / torch.where(scale > 0, scale, 1).float()[:, None]
     return steps.round_().to(torch.int8), scale
 
 
 def dequantize(values: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weights of int8 values[..., D] and bf16 scale[...], multiplied in fp32."""
+    """Return values[..., D] (int8) times scale[...] (bf16), computed in fp32, as `dtype`."""
     return (values.float() * scale.float().unsqueeze(-1)).to(dtype)
 
 
@@ -62,21 +66,24 @@ def can_use_int8_kernel(x: Tensor) -> bool:
 
 
 def int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
-    """Multiply x[N, D] with int8 values[M, D] and bf16 scale[M] -> [N, M], in the type of `x`."""
+    """Apply a linear layer of int8 values[M, D] and bf16 scale[M] to x[N, D] -> [N, M].
+
+    The result has the dtype of `x`.
+    """
     if can_use_int8_kernel(x):
         return torch._weight_int8pack_mm(x.bfloat16(), values, scale).to(x.dtype)
     if x.device.type == "cpu":
-        # The same sums as in the kernel, because int8 is exact in bf16. A CPU without bf16
-        # instructions multiplies fp32 faster.
+        # int8 is exact in bf16 and in fp32, so this is the kernel's result up to the rounding of
+        # activations and sums. A CPU without bf16 instructions multiplies fp32 faster.
         dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         return (F.linear(x.to(dtype), values.to(dtype)).float() * scale.float()).to(x.dtype)
     return F.linear(x, dequantize(values, scale, x.dtype))
 
 
-def capture_int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
-    """Return a callable for `int8_linear` of the bf16 buffer `x` on a CPU.
+def prepare_int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
+    """Return a callable that computes `int8_linear` of the contents of `x`, a bf16 buffer on a CPU.
 
-    The kernel is chosen once; choosing it in every call costs about 25 % of the product.
+    The kernel is chosen once; choosing it in every call would take about 25 % of its time.
     """
     if can_use_int8_kernel(x):
         return partial(torch._weight_int8pack_mm, x, values, scale)
@@ -90,7 +97,7 @@ class _Int8Weight(nn.Module):
     scale: Tensor
 
     def __init__(self, values: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-        """Store int8 values[M, D] and bf16 scale[M]; `dtype` is the type of the activations."""
+        """Store int8 values[M, D] and bf16 scale[M]; `dtype` is that of the activations."""
         super().__init__()
         self.dtype = dtype
         self.register_buffer("values", values)
@@ -98,7 +105,7 @@ class _Int8Weight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dequantized matrix[M, D], computed at every access."""
+        """Return the dequantized matrix[M, D], which is computed at every access."""
         return dequantize(self.values, self.scale, self.dtype)
 
 
@@ -123,8 +130,9 @@ def quantize_int8(model: Llama) -> Llama:
     """Replace the matrices of a model by int8 ones, in place, for inference; return the model.
 
     Logits change by some hundredths of their standard deviation. A head that is tied to the
-    embedding stays tied. Convert the model to another type before, not after: the scales would
-    lose digits. Raises ValueError if the model has an adapter that was not merged.
+    embedding stays tied. Convert the model to another dtype before this call: afterwards the
+    conversion would round the scales, too. Raises ValueError if the model has an adapter that is
+    not merged into its weights.
     """
     if model.adapter is not None:
         raise ValueError("merge the adapter into the weights before quantizing the model")
@@ -132,6 +140,7 @@ def quantize_int8(model: Llama) -> Llama:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child is not model.lm_head:
                 setattr(module, name, Int8Linear(*quantize_rows(child.weight), child.weight.dtype))
+    # The head and the embedding share one matrix if they are tied, so it is quantized only once.
     embedding = model.model.embed_tokens
     dtype = model.lm_head.weight.dtype
     is_tied = embedding.weight is model.lm_head.weight

@@ -1,11 +1,11 @@
 """Encode the text segments of a conversation to ids, and locate its answers.
 
 A conversation is a list of alternating segments: the prompt of an answer, the answer, the next
-prompt, … A tokenizer of the project's own encodes every segment separately, so that training and
-inference agree where prompt and answer meet.
+prompt, … One of the project's own tokenizers encodes every segment separately, so that training and
+inference have the same ids where prompt and answer meet.
 
 An imported tokenizer encodes the rendered conversation as transformers does: everything between two
-special tokens at once. A piece may then hold the end of a prompt and the beginning of an answer,
+special tokens at once. A token may then hold the end of a prompt and the beginning of an answer,
 and a tokenizer that adds a prefix space (Llama 2) adds it to the whole or after special tokens,
 never between a question and its answer.
 """
@@ -20,14 +20,15 @@ from model.tokenizer.imported import ImportedTokenizer
 
 
 class EncodedConversation(NamedTuple):
-    """The ids of a conversation, and the span of ids of each answer with its eos."""
+    """The ids of a conversation, and the span of ids of each answer, its eos included."""
 
     ids: list[int]
     answer_spans: list[Span]
 
 
 def iter_segments(segments: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Yield each segment of a conversation and whether it is an answer."""
+    """Yield each segment of a conversation, and whether it is an answer."""
+    # Prompts and answers alternate, beginning with a prompt.
     for index, text in enumerate(segments):
         yield text, index % 2 == 1
 
@@ -38,9 +39,10 @@ def encode_conversations(
     bos_ids: Sequence[int],
     num_threads: int | None = None,
 ) -> list[EncodedConversation]:
-    """Encode conversations, each given as its segments; `bos_ids` come first, eos ends each answer.
+    """Encode conversations, each given as its segments, on `num_threads` cores (default: all).
 
-    A conversation whose last segment is a prompt gives the ids that generation starts from.
+    `bos_ids` are put before each conversation, and the eos after each answer. A conversation whose
+    last segment is a prompt gives the ids that generation starts from.
     """
     if isinstance(tokenizer, ImportedTokenizer):
         return _encode_rendered(tokenizer, conversations, bos_ids, num_threads)
@@ -53,7 +55,9 @@ def _encode_segments(
     bos_ids: Sequence[int],
     num_threads: int | None,
 ) -> list[EncodedConversation]:
-    """Encode every segment by itself."""
+    """Encode every segment by itself; see `encode_conversations`."""
+    # All segments in one batch, which the tokenizer encodes in parallel. The loop below takes their
+    # ids in the same order.
     texts = [text for segments in conversations for text in segments]
     segment_ids = iter(tokenizer.encode_batch(texts, num_threads))
     encoded = []
@@ -76,12 +80,16 @@ def _encode_rendered(
     bos_ids: Sequence[int],
     num_threads: int | None,
 ) -> list[EncodedConversation]:
-    """Encode every conversation as one text with marked special tokens."""
+    """Encode every conversation as one text with marked special tokens; see `encode_conversations`.
+
+    An imported tokenizer gives the characters that each token covers, from which the spans of the
+    answers follow.
+    """
     rendered = [_render(tokenizer, segments, bos_ids) for segments in conversations]
     marked_texts = tokenizer.encode_marked([text for text, _ in rendered], num_threads)
     encoded = []
     for marked_text, (_, answer_ranges) in zip(marked_texts, rendered, strict=True):
-        spans = [_id_span(tokenizer, marked_text, span) for span in answer_ranges]
+        spans = [_id_span(tokenizer, marked_text, characters) for characters in answer_ranges]
         encoded.append(EncodedConversation(marked_text.ids, spans))
     return encoded
 
@@ -89,7 +97,10 @@ def _encode_rendered(
 def _render(
     tokenizer: ImportedTokenizer, segments: Sequence[str], bos_ids: Sequence[int]
 ) -> tuple[str, list[Span]]:
-    """Return a conversation as one text, and the characters of each answer with its eos."""
+    """Return a conversation as one text, and the span of characters of each answer with its eos.
+
+    SPECIAL_TOKEN_MARK precedes special tokens in the text.
+    """
     specials = tokenizer.marked_special_tokens
     text = "".join(specials[index] for index in bos_ids)
     answer_ranges = []
@@ -103,11 +114,15 @@ def _render(
 
 
 def _id_span(tokenizer: ImportedTokenizer, marked_text: MarkedText, characters: Span) -> Span:
-    """Return the span of ids that cover some characters, partly covered ones included."""
+    """Return the span of the ids whose tokens overlap a span of characters."""
     ids, offsets = marked_text
-    first = bisect_right(offsets, characters[0], key=lambda offset: offset[1])
-    # A special token that swallows the white space behind it overlaps the answer, but ends the
-    # prompt.
-    if offsets[first][0] < characters[0] and ids[first] in tokenizer.marked_special_tokens:
-        first += 1
-    return first, bisect_left(offsets, characters[1], key=lambda offset: offset[0])
+    start, stop = characters
+    # Tokens are in the order of their characters: the first one that ends after `start`.
+    first_index = bisect_right(offsets, start, key=lambda offset: offset[1])
+    # A special token that includes the white space after it may overlap the answer, but it is the
+    # end of the prompt.
+    is_special = ids[first_index] in tokenizer.marked_special_tokens
+    if offsets[first_index][0] < start and is_special:
+        first_index += 1
+    # Until the first token that begins at `stop` or later.
+    return first_index, bisect_left(offsets, stop, key=lambda offset: offset[0])

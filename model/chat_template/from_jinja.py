@@ -1,10 +1,10 @@
 """Infer the text segments of an imported model's Jinja chat template.
 
-A chat template is an untrusted program. It runs at import only: in Jinja's sandbox, in a separate
-process with little time and memory, on sample conversations. The text around the samples gives an
-`ImportedTemplate`, which is then compared with the program on more conversations. A template that
-is not equivalent to fixed segments (it changes texts or earlier turns, or depends on them) cannot
-be used.
+A chat template is an untrusted program. It runs only when a model is imported: in Jinja's sandbox,
+in a separate process with little time and memory, on sample conversations. The text that it puts
+around the samples gives an `ImportedTemplate`, which is then compared with the program on more
+conversations. A template that is not equivalent to fixed texts around messages (because it changes
+messages or earlier turns, or depends on them) cannot be used.
 """
 
 import json
@@ -23,18 +23,19 @@ from model.tokenizer.imported import ImportedTokenizer
 Conversation = Sequence[tuple[str, str]]
 # Renders a conversation as the prompt for the next answer.
 RenderPrompt = Callable[[Conversation], str]
-# Texts that do not occur in each other or in the text of a template.
+# Sample messages, which do not occur in each other or in the text of a template.
 _SAMPLE_REFERENCE = "资料甲"
 _SAMPLE_QUESTION = "问题乙"
 _SAMPLE_ANSWER = "回答丙"
 _SAMPLE_FOLLOW_UP = "问题丁"
-# The project's own text around a reference, for templates without a system role.
+# The text around a reference in the project's own template, for templates without a system role.
 _DEFAULT_REFERENCE_PREFIX = "资料："
 _DEFAULT_REFERENCE_SUFFIX = "\n\n"
-# White space around the texts, and message counts, of the conversations that are compared.
+# The conversations that are compared have this white space around their messages (some templates
+# strip it), and these numbers of messages.
 _WHITESPACE_PADS = ("", " \n ")
 _MESSAGE_COUNTS = (1, 3, 5)
-# Seconds for the whole process; it bounds its own processor time.
+# Wall-clock limit of the sandboxed process, which limits its own CPU time.
 _TIMEOUT_SECONDS = 60
 
 
@@ -43,16 +44,20 @@ class UnsupportedTemplateError(Exception):
 
 
 def infer_template(source: str, tokenizer: ImportedTokenizer) -> tuple[ImportedTemplate, int]:
-    """Return the segments of a Jinja chat template and the id that ends an answer.
+    """Return a Jinja chat template as an `ImportedTemplate`, and the id that ends an answer.
 
-    Raises UnsupportedTemplateError if it is not equivalent to fixed segments.
+    Raises UnsupportedTemplateError if it is not equivalent to fixed texts around messages.
     """
     render = _build_renderer(source, tokenizer)
+    # Longest first, because a regex takes the first alternative that matches.
     names = sorted(tokenizer.special_tokens, key=len, reverse=True)
     special_token = re.compile("|".join(map(re.escape, names)))
+    # A conversation of one question is: first_user_prefix, question, assistant_prefix.
     first_user_prefix, assistant_prefix = _split_around(
         render([("user", _SAMPLE_QUESTION)]), _SAMPLE_QUESTION
     )
+    # With an answer and a second question, what follows the first prompt is: answer_prefix, answer,
+    # answer_tail (eos and the text before a question), question, assistant_prefix.
     two_turns = render(
         [("user", _SAMPLE_QUESTION), ("assistant", _SAMPLE_ANSWER), ("user", _SAMPLE_FOLLOW_UP)]
     )
@@ -77,8 +82,10 @@ def infer_template(source: str, tokenizer: ImportedTokenizer) -> tuple[ImportedT
     bos_length = len(bos_text) if has_bos else 0
 
     def mark(text: str) -> str:
+        """Put SPECIAL_TOKEN_MARK before each special token."""
         return special_token.sub(lambda match: SPECIAL_TOKEN_MARK + match[0], text)
 
+    # The samples had no white space around them; the comparison shows whether it is stripped.
     for strips in (False, True):
         template = ImportedTemplate(
             bare=mark(first_user_prefix[bos_length:]),
@@ -99,11 +106,14 @@ def infer_template(source: str, tokenizer: ImportedTokenizer) -> tuple[ImportedT
 def _infer_reference_affixes(
     render: RenderPrompt, first_user_prefix: str, assistant_prefix: str
 ) -> tuple[str, str]:
-    """Return the text before a reference, and between it and the question."""
+    """Return the text before a reference, and the text between it and the question.
+
+    The template renders a reference as the system message.
+    """
     try:
         prompt = render([("system", _SAMPLE_REFERENCE), ("user", _SAMPLE_QUESTION)])
         before, rest = _split_around(prompt, _SAMPLE_REFERENCE)
-        return before, _strip_affixes(rest, "", _SAMPLE_QUESTION + assistant_prefix)
+        return before, _strip_affixes(rest, prefix="", suffix=_SAMPLE_QUESTION + assistant_prefix)
     except UnsupportedTemplateError:
         # Without a system role the reference becomes part of the first question.
         return first_user_prefix + _DEFAULT_REFERENCE_PREFIX, _DEFAULT_REFERENCE_SUFFIX
@@ -112,10 +122,14 @@ def _infer_reference_affixes(
 def _is_equivalent(
     template: ImportedTemplate, render: RenderPrompt, bos_text: str, eos_text: str
 ) -> bool:
-    """Compare the segments with what the template renders, also with padded texts."""
+    """Return whether `template` gives the prompts that the Jinja template renders.
+
+    Conversations of several lengths are compared, with and without white space around messages.
+    """
     for pad in _WHITESPACE_PADS:
         turns = _sample_turns(pad)
         for count in _MESSAGE_COUNTS:
+            # The last message is a question, so there are `count // 2` answers before it.
             num_answers = count // 2
             segments = template.segments([*turns[:num_answers], (turns[num_answers][0], "")])
             text = bos_text
@@ -126,14 +140,19 @@ def _is_equivalent(
     return True
 
 
-def _split_around(text: str, separator: str) -> tuple[str, str]:
-    if text.count(separator) != 1:
+def _split_around(rendered: str, message: str) -> tuple[str, str]:
+    """Return the text before and after a message.
+
+    Raises UnsupportedTemplateError if it does not occur exactly once.
+    """
+    if rendered.count(message) != 1:
         raise UnsupportedTemplateError("it leaves out a message, or renders it twice")
-    before, _, after = text.partition(separator)
+    before, _, after = rendered.partition(message)
     return before, after
 
 
 def _strip_affixes(text: str, prefix: str, suffix: str) -> str:
+    """Return `text` without a prefix and a suffix. Raises UnsupportedTemplateError without them."""
     has_affixes = text.startswith(prefix) and text.endswith(suffix)
     if not has_affixes or len(text) < len(prefix) + len(suffix):
         raise UnsupportedTemplateError("a prompt is not a prefix of the conversation it begins")
@@ -141,10 +160,12 @@ def _strip_affixes(text: str, prefix: str, suffix: str) -> str:
 
 
 def _build_renderer(source: str, tokenizer: ImportedTokenizer) -> RenderPrompt:
-    """Render all sample conversations in one sandboxed process; return a look-up of the prompts.
+    """Render all sample conversations in one sandboxed process, and return a look-up function.
 
-    The look-up raises UnsupportedTemplateError if the template failed on a conversation.
+    The returned function raises UnsupportedTemplateError if the template failed on its
+    conversation; `_build_renderer` itself raises it if the process failed.
     """
+    # Templates use variables such as bos_token; transformers takes them from this file, too.
     variables = {
         name: value.get("content") if isinstance(value, dict) else value
         for name, value in tokenizer.tokenizer_config.items()
@@ -157,18 +178,21 @@ def _build_renderer(source: str, tokenizer: ImportedTokenizer) -> RenderPrompt:
             [sys.executable, "-m", "model.chat_template.jinja_sandbox"],
             input=request.encode(),
             timeout=_TIMEOUT_SECONDS,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[2],  # where `python -m` finds the package
             capture_output=True,
         )
     except subprocess.TimeoutExpired:
         raise UnsupportedTemplateError("it takes too long") from None
+    # The output reports errors of the template, so the process fails only at one of its limits.
     if process.returncode:
         raise UnsupportedTemplateError("it takes too much time or memory")
-    answers = zip(conversations, json.loads(process.stdout), strict=True)
-    rendered = {json.dumps(conversation): answer for conversation, answer in answers}
+    results = zip(conversations, json.loads(process.stdout), strict=True)
+    # Keyed by JSON, because lists cannot be keys.
+    result_by_conversation = {json.dumps(conversation): result for conversation, result in results}
 
     def render(conversation: Conversation) -> str:
-        text, problem = rendered[json.dumps(conversation)]
+        """Return the prompt of a sample conversation, or raise UnsupportedTemplateError."""
+        text, problem = result_by_conversation[json.dumps(conversation)]
         if text is None:
             raise UnsupportedTemplateError(problem)
         return str(text)
@@ -190,10 +214,13 @@ def _sample_conversations() -> list[Conversation]:
 
 
 def _sample_turns(pad: str) -> list[tuple[str, str]]:
+    """Return three (question, answer) turns with `pad` around every message."""
+    # Letters of both cases: a template that changes the case is not supported.
     return [(f"{pad}aB问{n}{pad}", f"{pad}aB答{n}{pad}") for n in range(3)]
 
 
 def _to_messages(turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return (question, answer) turns as (role, text) messages."""
     messages = []
     for question, answer in turns:
         messages += [("user", question), ("assistant", answer)]

@@ -10,6 +10,9 @@ import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 MAX_CPU_SECONDS = 5
 MAX_MEMORY_BYTES = 1 << 29  # address space, Python and Jinja included
 # Real templates write some thousand characters around a short conversation.
@@ -17,15 +20,14 @@ MAX_PROMPT_CHARACTERS = 1 << 20
 
 
 def main() -> None:
-    """Render every conversation of the request."""
+    """Render every conversation of the request on stdin, and write the results to stdout."""
     request = json.load(sys.stdin)
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> NoReturn:
+        """Raise an error; chat templates call this for conversations that they do not support."""
         raise jinja2.TemplateError(message)
 
-    # After the imports, which need more memory than rendering does.
+    # Set after the imports, which need more memory than rendering does.
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     # The same settings and functions as transformers' apply_chat_template.
@@ -36,6 +38,7 @@ def main() -> None:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
 
     def render(conversation: list[tuple[str, str]]) -> tuple[str | None, str]:
+        """Return (text, "") or, if the template fails, (None, error message)."""
         values: dict[str, Any] = {
             "messages": [{"role": role, "content": text} for role, text in conversation],
             "add_generation_prompt": True,
@@ -48,7 +51,7 @@ def main() -> None:
         except Exception as error:  # an untrusted template may raise anything
             return None, f"{type(error).__name__}: {str(error)[:300]}"
         if len(text) >= MAX_PROMPT_CHARACTERS:
-            return None, "it renders a short conversation as more than a million characters"
+            return None, f"the prompt has {MAX_PROMPT_CHARACTERS:,} characters or more"
         return text, ""
 
     json.dump([render(conversation) for conversation in request["conversations"]], sys.stdout)

@@ -1,9 +1,12 @@
 """The chat template: the one object that training, evaluation, chat and export encode with.
 
+The project's own template:
+
     <bos>资料：{reference}\\n\\n人类：{question}\\n\\n助手：{answer}<eos>\\n\\n人类：{question}\\n\\n助手：{answer}<eos>
 
-Without a reference a conversation begins `<bos>人类：`. The text up to and with `助手：` is the
-prompt of an answer. The loss is on the answers and their `<eos>` only.
+The reference is a text that the questions are about. Without one, a conversation begins
+`<bos>人类：`. The text up to and including `助手：` is the prompt of an answer. The loss is on the
+answers and their `<eos>` only.
 """
 
 from collections.abc import Sequence
@@ -31,7 +34,7 @@ class Template:
     lead_ins: bool = False
 
     def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
-        """Return the text before a question; before the first one with the reference, if any."""
+        """Return the text before a question, which for the first one includes the reference."""
         if not is_first:
             return self.separator + self.human
         if not reference:
@@ -40,7 +43,7 @@ class Template:
 
     @property
     def assistant_prefix(self) -> str:
-        """The text between a question and its answer."""
+        """Return the text between a question and its answer."""
         return self.separator + self.assistant
 
     def encode_prompt(
@@ -50,14 +53,15 @@ class Template:
         question: str,
         reference: str = "",
     ) -> list[int]:
-        """Return the ids that precede the answer to `question`; `turns` are (question, answer)."""
+        """Return the ids of the prompt: earlier (question, answer) `turns`, and a new question."""
+        # The last segment is the empty answer of the new turn.
         segments = self.segments([*turns, (question, "")], reference)
         return self.encode_batch(tokenizer, [segments[:-1]])[0].ids
 
     def encode(
         self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
     ) -> EncodedConversation:
-        """Return the ids of (question, answer) turns, and the span of each answer with its eos."""
+        """Encode (question, answer) turns: the ids, and the span of each answer with its eos."""
         return self.encode_batch(tokenizer, [self.segments(turns, reference)])[0]
 
     def encode_batch(
@@ -66,11 +70,11 @@ class Template:
         conversations: Sequence[Sequence[str]],
         num_threads: int | None = None,
     ) -> list[EncodedConversation]:
-        """Encode several conversations, each given as its `segments`."""
+        """Encode conversations, each given as its `segments`, on `num_threads` cores or all."""
         return encode_conversations(tokenizer, conversations, self.bos_ids(tokenizer), num_threads)
 
     def segments(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:
-        """Return prompt, answer, prompt, answer, … of (question, answer) turns."""
+        """Return the segments of (question, answer) turns: prompts and answers in turn."""
         segments = []
         for index, (question, answer) in enumerate(turns):
             prefix = self.user_prefix(reference, is_first=index == 0)
@@ -79,7 +83,7 @@ class Template:
         return segments
 
     def sanitize(self, text: str) -> str:
-        """Strip SPECIAL_TOKEN_MARK from user text so that it cannot form a special token."""
+        """Return a message without SPECIAL_TOKEN_MARK, so that it cannot form a special token."""
         return text.replace(SPECIAL_TOKEN_MARK, "")
 
     def render_answer(self, text: str) -> str:
@@ -99,18 +103,28 @@ class Template:
 class ImportedTemplate(Template):
     """An imported model's own chat template as text segments (see `chat_template.from_jinja`).
 
-    SPECIAL_TOKEN_MARK precedes its special tokens. The tokenizer's eos ends an answer.
+    Special tokens in these texts are preceded by SPECIAL_TOKEN_MARK. The tokenizer's eos ends an
+    answer. The names of the fields are the keys of `template.json`.
     """
 
-    bare: str = ""  # before the first question, without a reference
-    reference: str = ""  # before the reference
-    human: str = ""  # between the reference and the question
-    separator: str = ""  # between an answer's eos and the next question
-    assistant: str = ""  # between a question and its answer
-    lead: str = ""  # before the text of an answer
-    finish: str = ""  # between an answer and its eos
-    begins: bool = True  # with bos
-    strips: bool = False  # white space around questions, answers and references
+    # Text before the first question, if there is no reference.
+    bare: str = ""
+    # Text before the reference.
+    reference: str = ""
+    # Text between the reference and the first question.
+    human: str = ""
+    # Text between an answer's eos and the next question.
+    separator: str = ""
+    # Text between a question and its answer.
+    assistant: str = ""
+    # Text between `assistant` and the answer, which is not part of the prompt.
+    lead: str = ""
+    # Text between an answer and its eos.
+    finish: str = ""
+    # Whether a conversation begins with bos.
+    begins: bool = True
+    # Whether white space around questions, answers and references is removed.
+    strips: bool = False
 
     def user_prefix(self, reference: str = "", *, is_first: bool = True) -> str:
         """See `Template.user_prefix`."""
@@ -145,6 +159,7 @@ def load_template(folder: Path) -> Template:
     if not file.is_file():
         return Template()
     fields = read_json(file)
+    # Only imported templates have the field `bare`.
     is_imported = isinstance(fields, dict) and "bare" in fields
     template_class = ImportedTemplate if is_imported else Template
     expected = asdict(template_class())

@@ -2,7 +2,7 @@
 
 Messages have the roles system (the reference: first, at most once), user and assistant
 (alternating, user first). The rendered text has the ids of `Template.encode` if the tokenizer never
-merges across the end of `助手：` and if user text never spells a special token (see
+merges characters across the end of `助手：`, and if user text never spells a special token (see
 `model.tokenizer.hf_json`).
 """
 
@@ -16,7 +16,8 @@ from model.tokenizer.imported import ImportedTokenizer
 
 _ROLE_ERROR = "expected system (first, at most once), then user and assistant in turns"
 # transformers trims a newline after `%}` and other engines keep it, so all text that the template
-# prints stands in expressions.
+# prints is in expressions. `state.asked` is true if a question waits for its answer. Braces are
+# doubled for str.format.
 _JINJA_FORMAT = """\
 {{%- set state = namespace(asked=false, first=true) -%}}
 {{{{- bos_token -}}}}
@@ -60,8 +61,8 @@ def build_jinja_template(template: Template) -> str:
 def export_jinja_template(template: Template, tokenizer: Tokenizer, folder: Path) -> str:
     """Return the Jinja source to export with the template and tokenizer of a checkpoint folder.
 
-    For an imported template it is the source that the model came with. Raises UserError if that is
-    missing.
+    For an imported template, return the source that the model came with. Raises UserError, naming
+    the checkpoint `folder`, if it is missing.
     """
     if not isinstance(template, ImportedTemplate):
         return build_jinja_template(template)

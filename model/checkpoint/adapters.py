@@ -2,7 +2,8 @@
 
     adapter_config.json         rank, alpha, targets: PEFT's `LoraConfig`
     adapter_model.safetensors   the two matrices of every target, under PEFT's names
-    base.json                   ours: where the base is, and the sha256 of its weights
+    base.json                   not PEFT's: the folder of the base model, and the sha256 of its
+                                weights
 
 A folder that PEFT wrote has no base.json; its base is `base_model_name_or_path`, unverified.
 """
@@ -27,17 +28,20 @@ PEFT_PREFIX = "base_model.model."
 _TENSOR_NAME_REGEX = re.compile(
     re.escape(PEFT_PREFIX) + r"(?P<module>.+)\.(?P<part>lora_A|lora_B|base_layer)\.weight"
 )
-# PEFT options with which W + alpha / rank · B A is not the adapted weight.
+# PEFT options with which the adapted weight is not W + alpha / rank · B A.
 _UNSUPPORTED_OPTIONS = ("use_dora", "use_qalora", "alpha_pattern", "alora_invocation_tokens")
 # PEFT initializations that change the weights of the base.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 _SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # About the largest fp32 number; JSON can hold larger ones.
-_MAX_NUMBER = 1e38
+_MAX_FP32 = 1e38
 
 
 def save_adapter(model: Llama, folder: Path) -> None:
-    """Write a model's adapter, and where its base is, into an existing folder."""
+    """Write the adapter of a model that trains one, and the path of its base, into a folder.
+
+    The folder must exist.
+    """
     adapter = model.adapter
     assert adapter is not None
     tensors = {
@@ -61,7 +65,7 @@ def save_adapter(model: Llama, folder: Path) -> None:
         "use_dora": False,
     }
     write_json(folder / ADAPTER_CONFIG_FILE, peft_config)
-    # The relative path still works after the runs were moved together.
+    # Both paths: the relative one still works after the runs were moved together.
     base_info = {
         "path": str(base),
         "relative": os.path.relpath(base, folder.resolve()),
@@ -71,16 +75,16 @@ def save_adapter(model: Llama, folder: Path) -> None:
 
 
 def load_adapter(model: Llama, folder: Path) -> None:
-    """Load a folder's adapter into the adapter that a model trains.
+    """Load the adapter of a folder into a model to which an adapter is attached.
 
-    Raises UserError if rank or targets differ.
+    Raises UserError if their ranks or targets differ, or if the file is damaged.
     """
     file_tensors = _read_tensors(folder)
     model_tensors = adapter_tensors(model)
     expected_shapes = {PEFT_PREFIX + name: tensor.shape for name, tensor in model_tensors.items()}
     if {name: tensor.shape for name, tensor in file_tensors.items()} != expected_shapes:
         raise UserError(
-            f"{folder / ADAPTER_WEIGHTS_FILE} does not fit: it has another rank or other targets"
+            f"{folder / ADAPTER_WEIGHTS_FILE} does not fit: its rank or its targets differ"
         )
     with torch.no_grad():
         for name, tensor in model_tensors.items():
@@ -89,9 +93,10 @@ def load_adapter(model: Llama, folder: Path) -> None:
 
 @torch.no_grad()
 def merge_adapter(model: Llama, folder: Path) -> None:
-    """Add the adapter in a folder, ours or PEFT's, to the weights of a model without an adapter.
+    """Add alpha / rank · B A of the adapter in a folder to the weights of a model, in place.
 
-    Raises UserError if it is not plain LoRA, or does not fit the model.
+    The folder may be written by this project or by PEFT; no adapter may be attached to the model.
+    Raises UserError if it is not plain LoRA, is damaged, or does not fit the model.
     """
     adapter_config = read_json(folder / ADAPTER_CONFIG_FILE)
     _check_lora_config(adapter_config, folder / ADAPTER_CONFIG_FILE)
@@ -115,28 +120,38 @@ def merge_adapter(model: Llama, folder: Path) -> None:
 def _merge_matrices(
     weight: Tensor, matrices: dict[str, Tensor], adapter_config: dict[str, Any], label: str
 ) -> None:
-    """Add alpha / rank · B A to `weight` in place; `label` begins error messages."""
-    # PEFT stores the head itself beside an adapted head.
+    """Add alpha / rank · B A to `weight` in place; `label` begins error messages.
+
+    `matrices` are by `lora_A` and `lora_B`. Raises UserError if they do not fit.
+    """
+    # PEFT stores the LM head itself beside an adapted LM head.
     base_weight = matrices.pop("base_layer", weight)
     shapes = {part: tuple(tensor.shape) for part, tensor in matrices.items()}
+    # A is [rank, in]; 0 if it is missing or has no dimensions.
     rank = next(iter(shapes.get("lora_A", ())), 0)
     expected_shapes = {"lora_A": (rank, weight.shape[1]), "lora_B": (weight.shape[0], rank)}
     if not rank or base_weight.shape != weight.shape or shapes != expected_shapes:
         raise UserError(f"{label}: its matrices do not fit each other or a {tuple(weight.shape)}")
+    # Rank-stabilized LoRA (Kalajdzievski 2023) divides by sqrt(rank).
     divisor = rank**0.5 if adapter_config.get("use_rslora") else rank
-    down = matrices["lora_A"].to(weight.device, weight.dtype)
-    up = matrices["lora_B"].to(weight.device, weight.dtype)
-    weight.copy_(base_weight).addmm_(up, down, alpha=adapter_config["lora_alpha"] / divisor)
+    lora_a = matrices["lora_A"].to(weight.device, weight.dtype)
+    lora_b = matrices["lora_B"].to(weight.device, weight.dtype)
+    weight.copy_(base_weight).addmm_(lora_b, lora_a, alpha=adapter_config["lora_alpha"] / divisor)
     if not weight.isfinite().all():
         raise UserError(f"{label}: the merged weight overflows: the adapter is damaged")
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of an adapter's file by PEFT's names.
+
+    Raises UserError if the file cannot be read or holds values that are not finite.
+    """
     file = folder / ADAPTER_WEIGHTS_FILE
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
+    # Other dtypes, such as integers, are not those of LoRA matrices.
     for key, tensor in tensors.items():
         if tensor.dtype not in _SUPPORTED_DTYPES or not tensor.isfinite().all():
             raise UserError(f"{file}: {key} holds values that are not finite: the file is damaged")
@@ -144,7 +159,10 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_lora_config(values: Any, path: Path) -> None:
-    """Raise UserError with a line for every option that is not plain LoRA."""
+    """Raise UserError with a line for every entry of `adapter_config.json` that is not plain LoRA.
+
+    `values` is the content of the file `path`.
+    """
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, got {type(values).__name__}")
     problems = [
@@ -158,7 +176,7 @@ def _check_lora_config(values: Any, path: Path) -> None:
     elif (
         isinstance(alpha, bool)
         or not isinstance(alpha, int | float)
-        or not abs(alpha) < _MAX_NUMBER  # NaN is not below any number
+        or not abs(alpha) < _MAX_FP32  # NaN is not below any number
     ):
         problems.append(f"lora_alpha is {str(alpha)[:40]}; expected a finite number")
     init = values.get("init_lora_weights")

@@ -31,7 +31,7 @@ from common.run_layout import (
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
-# PEFT's files of an adapter, and our record of its base.
+# The files of an adapter: two of PEFT's, and this project's record of the base model.
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 BASE_FILE = "base.json"
@@ -49,8 +49,9 @@ def _warn_on_stderr(problem: str) -> None:
 def read_step(folder: Path) -> int | None:
     """Return the step of a run's checkpoint folder, or None for any other folder.
 
-    An export inside a run is not a checkpoint of the run.
+    An exported folder inside a run directory is not a checkpoint of the run.
     """
+    # Follows the link `checkpoints/best`.
     folder = folder.resolve()
     is_in_run = (
         folder.parent.name == CHECKPOINTS_DIR and (folder.parent.parent / RUN_FILE).is_file()
@@ -63,14 +64,16 @@ def read_step(folder: Path) -> int | None:
 
 @dataclass(frozen=True)
 class RemainingSteps:
-    """An unfinished run: the step of its checkpoint, all steps, and the command that resumes it."""
+    """The steps that an unfinished run has left, and the command that resumes it."""
 
     step: int
+    """Step of the checkpoint."""
     total_steps: int
     resume_command: str
 
 
 def _read_fingerprints(run: Path) -> dict[str, Any] | None:
+    """Return the fingerprints in a run's `run.json`, or None if it has none."""
     record = read_json(run / RUN_FILE)
     fingerprints = record.get("fingerprints") if isinstance(record, dict) else None
     return fingerprints if isinstance(fingerprints, dict) else None
@@ -88,20 +91,21 @@ def read_fingerprints(run: Path) -> dict[str, Any]:
 
 def training_command(fingerprints: dict[str, Any]) -> str:
     """Return the command that trains a run with these fingerprints, "pretrain" or "sft"."""
+    # Only fine-tuning encodes with a chat template, and so has a fingerprint of it.
     return "sft" if "template" in fingerprints else "pretrain"
 
 
 def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
-    """Return what is left to train of a run whose checkpoint is `folder`.
+    """Return the steps that `run` has left to train after its checkpoint `folder`.
 
-    None if it is complete or stopped early, if it was imported (its checkpoint does not record a
-    number of steps), or if it is not a run.
+    Returns None if it is complete or stopped early, if it was imported (its checkpoint does not
+    record a number of steps), or if `run` is not a run.
     """
     if not (run / RUN_FILE).is_file() or (run / EARLY_STOP_FILE).is_file():
         return None
     fingerprints = _read_fingerprints(run) or {}
     step = read_step(folder)
-    # Checkpoints of earlier versions do not have the number of steps.
+    # Checkpoints of earlier versions do not record the number of steps.
     total_steps = read_json(folder / MANIFEST).get("steps", fingerprints.get("max_steps"))
     if step is None or not isinstance(total_steps, int) or step >= total_steps:
         return None
@@ -110,8 +114,11 @@ def find_remaining_steps(run: Path, folder: Path) -> RemainingSteps | None:
 
 
 def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
-    """Return the runs in a folder that have checkpoints, verified or not, the last saved first."""
-    saved_at = []
+    """Return the runs in a folder that have checkpoints, the most recently saved first.
+
+    The checkpoints are not verified.
+    """
+    saved_at = []  # (modification time of the newest checkpoint, run)
     for run in runs.glob("*"):
         steps = list_steps(run)
         if (run / RUN_FILE).is_file() and steps:
@@ -122,17 +129,16 @@ def list_runs(runs: Path = RUNS_DIR) -> list[Path]:
 def find_newest_run(
     runs: Path = RUNS_DIR, accept: Callable[[Path], bool] = lambda run: True
 ) -> Path | None:
-    """Return the run with the latest checkpoint among those that `accept` is true of, or None."""
-    latest: dict[Path, int] = {}
-    for run in runs.glob("*"):
-        steps = list_steps(run)
-        if (run / RUN_FILE).is_file() and steps and accept(run):
-            latest[run] = step_folder(run, steps[-1]).stat().st_mtime_ns
-    return max(latest, key=lambda run: (latest[run], run)) if latest else None
+    """Return the most recently saved run for which `accept` returns True, or None."""
+    return next((run for run in list_runs(runs) if accept(run)), None)
 
 
 def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | None:
-    """Return the newest step whose checkpoint verifies; `warn` about damaged ones (on stderr)."""
+    """Return the newest step whose checkpoint verifies, or None.
+
+    `warn` is called with a message about each newer one that is damaged; by default it is printed
+    to stderr.
+    """
     for step in reversed(list_steps(run)):
         problem = check_manifest(step_folder(run, step))
         if problem is None:
@@ -142,12 +148,16 @@ def find_newest_step(run: Path, warn: WarnCallback = _warn_on_stderr) -> int | N
 
 
 def _find_best_step(run: Path, warn: WarnCallback) -> int | None:
-    """Return the best step of a run that stopped early; None for other runs or if it is damaged."""
+    """Return the best step of a run that stopped early.
+
+    Returns None for other runs and, after a call of `warn`, if the checkpoint of that step is
+    damaged. Raises UserError if the record of early stopping is damaged.
+    """
     file = run / EARLY_STOP_FILE
     if not file.is_file():
         return None
     result = read_checksummed_json(
-        file, ": run the training command again, which writes it once more"
+        file, advice=": run the training command again, which writes it once more"
     )
     step = result.get("best")
     if not isinstance(step, int):
@@ -164,8 +174,8 @@ def _find_best_step(run: Path, warn: WarnCallback) -> int | None:
 def resolve_checkpoint(path: Path, warn: WarnCallback = _warn_on_stderr) -> Path:
     """Return the checkpoint folder of `path`: a run, one of its steps, or an exported folder.
 
-    `warn` is called for damaged checkpoints of a run that are skipped. Raises UserError if there
-    is none, or if a folder with a manifest is damaged.
+    `warn` is called with a message about each damaged checkpoint of a run that is skipped. Raises
+    UserError if `path` has no usable checkpoint, or if a folder with a manifest is damaged.
     """
     if (path / RUN_FILE).is_file():
         step = _find_best_step(path, warn) or find_newest_step(path, warn)
@@ -187,7 +197,10 @@ def resolve_checkpoint(path: Path, warn: WarnCallback = _warn_on_stderr) -> Path
 
 
 def suggest_run(path: Path) -> Path | None:
-    """Return `runs/PATH` if only that exists, for users who left `runs/` out; else None."""
+    """Return `runs/PATH` if that exists and PATH does not, otherwise None.
+
+    Messages suggest it to users who left out `runs/`.
+    """
     suggestion = RUNS_DIR / path
     if path.is_absolute() or path.exists() or not suggestion.exists():
         return None
@@ -206,9 +219,9 @@ def is_adapter(folder: Path) -> bool:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """Return the files with a folder's weights.
+    """Return the weights files of a checkpoint folder, one or several.
 
-    Raises UserError if the index is damaged or names files that are not beside it.
+    Raises UserError if the index of several files is damaged or names files that are not beside it.
     """
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
@@ -233,9 +246,10 @@ def weights_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the sha256 of a folder's weights, or adapter, from its manifest if it has one.
+    """Return the sha256 of the weights, or of the adapter, in a checkpoint folder.
 
-    For weights in several files it is the sha256 of their digests.
+    If it has a manifest, the digests in it are used, and the files are not read. For weights in
+    several files, the result is the sha256 of their digests.
     """
     files = [folder / ADAPTER_WEIGHTS_FILE] if is_adapter(folder) else weights_files(folder)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
@@ -253,9 +267,10 @@ def weights_sha256(folder: Path) -> str:
 
 
 def adapter_chain(path: Path) -> list[Path]:
-    """Return the folders that make up a checkpoint: the one with weights, then adapters on it.
+    """Return the folders that make up a checkpoint: a full model, then adapters in their order.
 
-    Raises UserError if a base is missing, or if an adapter leads back to itself.
+    An adapter may be trained on another one. Without adapters there is one folder. Raises UserError
+    if a base is missing, or if an adapter is its own base, directly or through others.
     """
     folders = [resolve_checkpoint(path)]
     while is_adapter(folders[-1]):
@@ -270,9 +285,9 @@ def adapter_chain(path: Path) -> list[Path]:
 
 
 def resolve_base(folder: Path) -> Path:
-    """Return the checkpoint folder that a folder's adapter was trained on.
+    """Return the checkpoint folder of the base model that the adapter in `folder` was trained on.
 
-    Raises UserError if it is missing, or if its weights have changed.
+    Raises UserError if the base is missing, or if its weights have changed.
     """
     candidates, sha256 = _find_base_candidates(folder)
     existing = [path for path in candidates if path.exists()]
@@ -285,19 +300,21 @@ def resolve_base(folder: Path) -> Path:
             ) from None
         if sha256 is None or weights_sha256(base) == sha256:
             return base
-    expected = (existing or candidates)[0]
+    # For the message: the folder whose weights differ or, if there is none, the recorded path.
+    expected_path = (existing or candidates)[0]
     problem = "does not exist"
     if existing:
         problem = f"has weights with another sha256 than {str(sha256)[:12]}…"
     raise UserError(
-        f"{folder} is an adapter, and its base {expected} {problem}: put the base back there"
+        f"{folder} is an adapter, and its base {expected_path} {problem}: put the base back there"
     )
 
 
 def _find_base_candidates(folder: Path) -> tuple[list[Path], str | None]:
-    """Return where an adapter's base may be, likeliest first, and the sha256 of its weights.
+    """Return the paths where an adapter's base may be, and the sha256 of its weights.
 
-    The sha256 is None for an adapter of PEFT's, which does not record it.
+    The recorded path comes first, then the one relative to the adapter. The sha256 is None for an
+    adapter that PEFT wrote, which does not record it. Raises UserError if no base is named.
     """
     if (folder / BASE_FILE).is_file():
         values = read_json(folder / BASE_FILE)

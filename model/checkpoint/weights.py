@@ -1,4 +1,4 @@
-"""Load and save the weights, shape and tokenizer of a checkpoint folder."""
+"""Load and save the weights, config and tokenizer of a checkpoint folder."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ TRAINED_LENGTH_KEY = "trained_length"
 
 
 def save_checkpoint(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights, shape and tokenizer into an existing folder."""
+    """Write weights (or an adapter), config and tokenizer into an existing folder."""
     save_weights(model, folder)
     tokenizer.save(folder)
 
 
 def save_weights(model: Llama, folder: Path) -> None:
-    """Write shape and weights, or the adapter that the model trains, into an existing folder."""
+    """Write the config and the weights into an existing folder.
+
+    If an adapter is attached to the model, it is written instead of the frozen weights.
+    """
     if model.adapter is not None:
         adapters.save_adapter(model, folder)
     else:
@@ -37,7 +40,10 @@ def save_weights(model: Llama, folder: Path) -> None:
 
 
 def state_dict_to_save(model: Llama, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Return the weights by name in `dtype` (default: unchanged), without a tied head."""
+    """Return the weights by name, in `dtype` (default: unchanged).
+
+    A tied head is left out: it is the embedding, and safetensors refuses tensors that share memory.
+    """
     state = {
         name: tensor.detach().to(dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -53,6 +59,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]
     Raises UserError if files are missing or damaged, or do not fit together.
     """
     folder, *adapter_folders = adapter_chain(path)
+    # The config would be read as a Llama's, but tokenizer and chat template have to be converted.
     if (folder / "tokenizer.json").is_file() and not (folder / MANIFEST).is_file():
         raise UserError(
             f"{folder} was not exported by babyllama: import it with python -m model.import_hf "
@@ -69,6 +76,7 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[Llama, Tokenizer]
     model = load_model(folder, config, device, config_values)
     for adapter in adapter_folders:
         adapters.merge_adapter(model, adapter)
+        # An adapter may have been trained on shorter rows than its base.
         if (adapter / CONFIG_FILE).is_file():
             _apply_trained_length(model, read_json(adapter / CONFIG_FILE))
     return model, tokenizer
@@ -82,13 +90,14 @@ def load_model(
     *,
     ignore_suffix: str | None = None,
 ) -> Llama:
-    """Build a model of shape `config` in evaluation mode with a folder's weights.
+    """Return a model of `config` with the weights of a folder, in evaluation mode.
 
-    `config_values` is the content of its `config.json`; tensors whose names end with
-    `ignore_suffix` are skipped. Raises UserError if the weights do not fit, are not finite or need
-    more memory than the machine has.
+    `config_values` is the content of the folder's `config.json`, which also has the trained length.
+    Tensors whose names end with `ignore_suffix` are skipped. Raises UserError if the weights do not
+    fit, are not finite or need more memory than the machine has.
     """
     _check_weights(folder, config)
+    # Parameters are allocated on `device` at once, not on the CPU first.
     with device:
         model = Llama(config)
     _apply_trained_length(model, config_values)
@@ -100,7 +109,7 @@ def load_model(
 
 
 def _apply_trained_length(model: Llama, config_values: Any) -> None:
-    """Set a model's `trained_context` to the trained length in its `config.json`, if any."""
+    """Lower a model's `trained_context` to the trained length in its `config.json`, if any."""
     trained_length = None
     if isinstance(config_values, dict):
         trained_length = config_values.get(TRAINED_LENGTH_KEY)
@@ -109,9 +118,10 @@ def _apply_trained_length(model: Llama, config_values: Any) -> None:
 
 
 def _check_weights(folder: Path, config: LlamaConfig) -> None:
-    """Check, before anything is built, that the shape fits the memory and the weights files.
+    """Raise UserError if the model does not fit the memory or has more tensors than the files.
 
-    Raises UserError. An untrusted config.json can ask for any number of layers.
+    This runs before the model is built, because an untrusted config.json can ask for any number of
+    layers.
     """
     config.check_memory(str(folder / CONFIG_FILE))
     num_tensors = 0
@@ -130,10 +140,10 @@ def _check_weights(folder: Path, config: LlamaConfig) -> None:
 
 
 def load_weights(model: Llama, folder: Path, *, ignore_suffix: str | None = None) -> None:
-    """Load a folder's weights into a model, or into the adapter that it trains.
+    """Load a folder's weights into a model or, if an adapter is attached, its adapter into that.
 
-    Tensors whose names end with `ignore_suffix` are skipped. Raises UserError if names or shapes
-    differ.
+    Tensors whose names end with `ignore_suffix` are skipped. Raises UserError if names or shapes of
+    tensors differ.
     """
     if model.adapter is not None:
         adapters.load_adapter(model, folder)
@@ -146,6 +156,7 @@ def load_weights(model: Llama, folder: Path, *, ignore_suffix: str | None = None
             raise UserError(f"{file} cannot be read: {error}") from None
     if ignore_suffix:
         state = {name: value for name, value in state.items() if not name.endswith(ignore_suffix)}
+    # A tied head is not stored: it is the embedding.
     if model.config.tie_word_embeddings and "model.embed_tokens.weight" in state:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
         model.lm_head.weight = model.model.embed_tokens.weight

@@ -21,6 +21,7 @@ class DecodedAnswer:
 
     ids: list[int]
     reached_stop_id: bool
+    """False if the limit of length ended it."""
 
 
 @torch.inference_mode()
@@ -38,9 +39,10 @@ def generate_batch(
     """Return the answer to each prompt, in the order of the prompts.
 
     An answer ends with a stop id, after `max_new_tokens`, or at the end of the model's context.
-    One beam takes the most likely id at every step, several follow `model.decode.beam_search`.
-    `batch_size` prompts are decoded together; `on_progress` receives the number of prompts that
-    were just answered. Raises ValueError if a prompt is empty or longer than the context.
+    With one beam, the most likely id is taken at every step; with several, see
+    `model.decode.beam_search`, which alone uses `length_penalty`. `batch_size` prompts are decoded
+    together. `on_progress` is called after each batch with the number of prompts in that batch.
+    Raises ValueError if a prompt is empty or longer than the context.
     """
     context = model.config.max_position_embeddings
     for index, prompt in enumerate(prompts):
@@ -48,9 +50,10 @@ def generate_batch(
             raise ValueError(
                 f"prompt {index} has {len(prompt)} ids; it must have from 1 to {context}"
             )
-    answers = [DecodedAnswer([], False)] * len(prompts)
-    # Longest first: prompts of similar length share a batch, with little padding, and a batch that
-    # does not fit in memory fails at once.
+    # A prompt that fills the context keeps this empty answer.
+    answers = [DecodedAnswer(ids=[], reached_stop_id=False)] * len(prompts)
+    # Sorted by length, so that the prompts of a batch need little padding. Longest first, so that
+    # memory runs out in the first batch, if at all.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for start in range(0, len(order), batch_size):
         batch_indices = order[start : start + batch_size]
@@ -76,10 +79,11 @@ def generate_batch(
 
 
 def _truncate_at_stop(ids: list[int], stop_ids: Collection[int]) -> DecodedAnswer:
+    """Return the answer before the first stop id, or all of it without one."""
     for length, token_id in enumerate(ids):
         if token_id in stop_ids:
-            return DecodedAnswer(ids[:length], True)
-    return DecodedAnswer(ids, False)
+            return DecodedAnswer(ids[:length], reached_stop_id=True)
+    return DecodedAnswer(ids, reached_stop_id=False)
 
 
 def _greedy_search(
@@ -88,9 +92,9 @@ def _greedy_search(
     limits: list[int],
     processors: Sequence[LogitsProcessor],
 ) -> Tensor:
-    """Return the most likely ids, int64[R, longest limit].
+    """Return the answers of greedy decoding, int64[R, longest limit]; limits[i] is that of row i.
 
-    Ids of a row behind its stop id or limit are undefined.
+    Ids of a row after its stop id or limit are undefined.
     """
     longest = max(limits)
     batch = InferenceBatch(model, prompts, max_new_tokens=longest)
@@ -98,11 +102,12 @@ def _greedy_search(
     stop_ids = torch.tensor(model.config.stop_ids, device=device)
     row_limits = torch.tensor(limits, device=device)
     generated = torch.full((len(prompts), longest), model.config.eos_token_id, device=device)
-    # The row of `generated` that each row of the batch writes; both shrink together below.
+    # The row of `generated` that each row of the batch writes. It shrinks with the batch.
     answer_rows = torch.arange(len(prompts), device=device)
     is_finished = row_limits == 0
     hidden = batch.prefill()
     for step in range(longest):
+        # Without processors the argmax suffices, which is faster than all logits.
         if processors:
             logits = batch.head.logits(hidden)
             ids = process_logits(processors, logits, generated[answer_rows, :step]).argmax(-1)

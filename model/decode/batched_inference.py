@@ -9,15 +9,16 @@ from model.decode.inference_model import inference_model
 from model.decode.kv_cache import KVCache
 from model.llama import Llama
 
-# Finished rows are dropped once they are this share of a batch: dropping copies the KV cache of the
-# remaining ones.
+# Finished rows are dropped once they are this fraction of a batch, not one by one, because dropping
+# copies the KV cache of the remaining rows.
 _COMPACTION_THRESHOLD = 0.25
 
 
 def host_sync_interval(device: torch.device) -> int:
-    """Return the steps between host syncs that look for finished rows.
+    """Return the number of decode steps between two searches for finished rows.
 
-    1 on a CPU, 8 on a GPU, which would stand idle while the host waits for each step.
+    A search makes the host wait for the device. A GPU would be idle meanwhile, so it is searched
+    only every 8 steps; on a CPU it costs nothing.
     """
     return 1 if device.type == "cpu" else 8
 
@@ -30,10 +31,10 @@ def should_compact(num_active: int, num_rows: int) -> bool:
 class InferenceBatch:
     """Prefill and decode steps of several left-padded sequences.
 
-    Padding on the left lets all rows write the same column of the cache in a step. Positions of a
-    row count from its own first id and no id attends to padding, so a row gets the hidden states it
-    would get alone. `head` turns hidden states into logits or ids. Shapes: R rows, T columns of the
-    padded prompts, S columns of the cache after a call, D hidden size.
+    Padding on the left lets all rows write the same column of the cache in a step. The positions of
+    a row are counted from its own first id, and no id attends to padding, so a row gets the hidden
+    states that it would get alone. `head` computes logits or ids of hidden states. Shapes: R rows,
+    T new columns, S columns of the cache after a call, D hidden size.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class InferenceBatch:
         max_new_tokens: int,
         rows_per_prompt: int = 1,
     ) -> None:
-        """Allocate a cache for `max_new_tokens` ids behind the longest prompt.
+        """Allocate a cache for `max_new_tokens` ids after the longest prompt.
 
-        `rows_per_prompt` reserves room for so many rows of every prompt (see `select_rows`).
+        `rows_per_prompt` is the number of rows to allocate for each prompt. A batch starts with one
+        row per prompt; `select_rows` can copy it to more.
         """
         weight = model.model.norm.weight
         self._llama, self._model, self.device = model, inference_model(model), weight.device
@@ -60,6 +62,7 @@ class InferenceBatch:
         padding = [longest - len(prompt) for prompt in prompts]
         self._padding = torch.tensor(padding, device=self.device)
         self._is_unpadded = not any(padding)
+        # Any id would do as padding, because no other column attends to it.
         padded_prompts = [
             [0] * count + list(ids) for count, ids in zip(padding, prompts, strict=True)
         ]
@@ -74,10 +77,11 @@ class InferenceBatch:
 
         Keys and values are copied. Columns that are padding in all rows are left out.
         """
+        # The filled columns of a row except its padding.
         row_lengths = [
             int(length) for batch in batches for length in batch.cache.length - batch._padding
         ]
-        # Prompts of these lengths give the joined batch its padding; they are never processed.
+        # Placeholders of these lengths give the joined batch its padding. They are never processed.
         prompts = [[0] * length for length in row_lengths]
         joined = cls(batches[0]._llama, prompts, max_new_tokens=max_new_tokens)
         joined.cache.length = max(row_lengths)
@@ -102,30 +106,37 @@ class InferenceBatch:
         return self._model.decode_step(ids, self.cache, positions, mask)
 
     def _positions(self, start: int, stop: int) -> Tensor | None:
-        """Return the positions of these columns, int64[R, stop - start]; None without padding."""
+        """Return the positions of columns start..stop, int64[R, T], or None without padding."""
         if self._is_unpadded:
             return None
-        # Columns of padding become position 0. A finished row that waits to be dropped may be past
-        # the model's last position; its output is not used.
+        # Positions are clamped because the rotary table has no others: padding would get negative
+        # ones, and a finished row that is not dropped yet may pass the last one. Neither output is
+        # used.
         last = self._llama.config.max_position_embeddings - 1
         return (self._column_index[start:stop] - self._padding[:, None]).clamp(0, last)
 
     def _attention_mask(self, start: int, stop: int) -> Tensor | None:
-        """Return which keys each new column may attend to, bool[R, 1, T, S]; None: plain causal."""
+        """Return which of S columns each new one may attend to, bool[R, 1, T, S].
+
+        Returns None without padding: the default causal mask is right then.
+        """
         if self._is_unpadded:
             return None
         key_columns, query_columns = self._column_index[:stop], self._column_index[start:stop, None]
         is_not_padding = (key_columns >= self._padding[:, None])[:, None, None]
-        # Padding attends to itself: a softmax over no key at all would be NaN, which spreads.
+        # Padding attends to itself: a softmax over no key at all would be NaN, and NaN in the
+        # values of a column makes every row that multiplies them by zero NaN, too.
         return is_not_padding & (key_columns <= query_columns) | (key_columns == query_columns)
 
     def select_rows(self, rows: Tensor, shared_columns: int = 0) -> None:
-        """Continue with `rows`, int64[n], in any order and with repeats.
+        """Make row i of the batch a copy of the present row rows[i], for all i of rows, int64[n].
 
-        The first `shared_columns` of the cache are not copied: the caller knows that they are equal
-        in the old and the new occupant of each row.
+        The first `shared_columns` columns of the cache are not copied; the caller must know that
+        they are equal in row i and row rows[i].
         """
         self.cache.select_rows(rows, shared_columns)
         self._padding = self._padding[rows]
+        # Rows can only become unpadded by dropping others, which copies all columns. Skipping the
+        # check otherwise saves waiting for the device.
         if not self._is_unpadded and shared_columns == 0:
             self._is_unpadded = not bool(self._padding.any())

@@ -1,10 +1,10 @@
 """Beam search over a batch of prompts, as transformers defines it.
 
-Every prompt has K running beams. At a step the most likely continuations of all of them are
-candidates: 2K, or with S > 1 stop ids (1 + S) K, so that K remain if every stop id is among them.
-Of the first K candidates, those that end (with a stop id, or at the limit) enter the prompt's
-finished answers, of which the K with the best scores are stored. The best K candidates that do not
-end become the running beams.
+Every prompt has K running beams. At each step the (1 + S) K most likely continuations of all of
+them are the candidates, where S is the number of stop ids: at most S K end with a stop id, so at
+least K do not. Of the first K candidates, those that end (with a stop id, or at the limit) enter
+the prompt's finished answers, of which the K with the best scores are stored. The best K candidates
+that do not end become the running beams.
 
 The score of an answer is the sum of its log-probabilities, divided by its length (the stop id
 counted) to the power of `length_penalty`. A prompt is done at its limit, or when it has K finished
@@ -27,13 +27,14 @@ from model.llama import Llama
 class BeamState:
     """Running beams and finished answers of P prompts: their ids, [P, K, T], and scores, [P, K].
 
-    Scores of running beams are sums of log-probabilities, those of finished answers are divided by
-    the length. -inf marks a beam or an answer that does not exist.
+    Scores of running beams are sums of log-probabilities. Those of finished answers are divided by
+    length ** length_penalty. -inf marks a beam or an answer that does not exist.
     """
 
     def __init__(
         self, limits: Sequence[int], num_beams: int, stop_ids: Sequence[int], device: torch.device
     ) -> None:
+        """Start with one empty beam per prompt; limits[p] is the maximum length of answer p."""
         num_prompts, longest = len(limits), max(limits)
         self.stop_ids = torch.tensor(stop_ids, device=device)
         self.limits = torch.tensor(limits, device=device)
@@ -41,21 +42,22 @@ class BeamState:
         shape = (num_prompts, num_beams)
         self.running = torch.full((*shape, longest), stop_ids[0], device=device)
         self.finished = self.running.clone()
-        # All beams of a prompt begin with the same ids. Only the first one gets candidates at the
-        # first step, because equal beams would stay equal.
+        # All beams of a prompt begin with the same ids, and equal beams would stay equal. Therefore
+        # only the first one has a finite score, and so candidates, at the first step.
         self.scores = torch.full(shape, -torch.inf, device=device)
         self.scores[:, 0] = 0.0
         self.finished_scores = torch.full(shape, -torch.inf, device=device)
 
     def advance(self, step: int, log_probabilities: Tensor, length_penalty: float) -> Tensor:
-        """Choose the ids at `step` by log_probabilities[P * K, V] of each running beam.
+        """Extend all beams by the ids at `step`, given log_probabilities[P * K, V] of the next id.
 
-        Returns parents, int64[P, K]: the index of the beam that each new running beam continues.
+        Returns parents, int64[P, K]: the index of the old beam that each new running beam extends.
         """
         num_prompts, num_beams = self.scores.shape
         vocab_size = log_probabilities.shape[1]
         all_scores = log_probabilities.view(num_prompts, num_beams, -1) + self.scores[..., None]
         num_candidates = (1 + len(self.stop_ids)) * num_beams
+        # Beams and ids are searched together, as one dimension of K * V.
         candidate_scores, index = all_scores.flatten(1).topk(num_candidates)
         parents, ids = index // vocab_size, index % vocab_size
         candidates = _gather_beams(self.running, parents)  # [P, C, T]
@@ -63,8 +65,9 @@ class BeamState:
         is_ended = torch.isin(ids, self.stop_ids) | (step + 1 >= self.limits)[:, None]
         length_factor = (step + 1) ** length_penalty
 
-        # Finished answers: the best K of the old ones and of the first K candidates that end. A
-        # prompt that is done waits in the batch for its removal; it accepts nothing any more.
+        # Finished answers: the best K of the old ones and of those that end among the first K
+        # candidates. A prompt that is done may stay in the batch for some steps, but does not
+        # accept answers any more.
         is_accepted = is_ended & self.is_active[:, None]
         is_accepted[:, num_beams:] = False
         new_scores = (candidate_scores / length_factor).masked_fill(~is_accepted, -torch.inf)
@@ -75,19 +78,20 @@ class BeamState:
         # Running beams: the best K candidates that do not end.
         self.scores, best = candidate_scores.masked_fill(is_ended, -torch.inf).topk(num_beams)
         self.running = _gather_beams(candidates, best)
+        # topk sorts: column 0 is the best running beam, column -1 the worst finished answer.
         is_improvable = self.scores[:, 0] / length_factor > self.finished_scores[:, -1]
         self.is_active &= is_improvable & (step + 1 < self.limits)
         return parents.gather(1, best)
 
     def select_prompts(self, prompts: Tensor) -> None:
-        """Continue with these prompts, int64[n]."""
+        """Drop all prompts except those at these indices, int64[n]."""
         for name in ("limits", "is_active", "running", "finished", "scores", "finished_scores"):
             setattr(self, name, getattr(self, name)[prompts])
 
 
-def _gather_beams(rows: Tensor, index: Tensor) -> Tensor:
-    """Return rows[P, n, T] at index[P, m], as [P, m, T]."""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
+def _gather_beams(beams: Tensor, index: Tensor) -> Tensor:
+    """Select beams[P, n, T] of each prompt by index[P, m] -> [P, m, T]."""
+    return beams.gather(1, index[..., None].expand(-1, -1, beams.shape[2]))
 
 
 def beam_search(
@@ -99,19 +103,19 @@ def beam_search(
     length_penalty: float,
     processors: Sequence[LogitsProcessor],
 ) -> Tensor:
-    """Return the best answer to each prompt, int64[P, T]; limits[i] is the most ids of answer i.
+    """Return the best answer to each prompt, int64[P, T]; answer p has at most limits[p] ids.
 
-    Ids behind a stop id or the limit are undefined. As in transformers, the logits processors are
-    applied to log-probabilities.
+    Ids after a stop id or the limit are undefined. As in transformers, the logits processors are
+    applied to log-probabilities. Scores are divided by length ** length_penalty.
     """
     longest = max(limits)
     batch = InferenceBatch(model, prompts, max_new_tokens=longest, rows_per_prompt=num_beams)
     device = batch.device
     state = BeamState(limits, num_beams, model.config.stop_ids, device)
     answers = state.finished[:, 0].clone()
-    # The row of `answers` that each prompt of `state` writes; both shrink together below.
+    # The row of `answers` that each prompt of `state` belongs to. It shrinks with `state`.
     prompt_index = torch.arange(len(prompts), device=device)
-    # Every prompt is processed once, then its row is copied to K rows.
+    # Every prompt is processed once, and its row is then copied to K rows.
     logits = batch.head.logits(batch.prefill()).repeat_interleave(num_beams, 0)
     batch.select_rows(prompt_index.repeat_interleave(num_beams))
     num_prompt_columns = batch.cache.length
@@ -122,8 +126,10 @@ def beam_search(
         # The beams of prompt p are the rows p * K to p * K + K - 1 of the batch.
         first_rows = torch.arange(0, parents.numel(), num_beams, device=device)
         rows = parents + first_rows[:, None]
-        # The beams of a prompt have the prompt's columns in common, so those are not copied.
+        # All beams of a prompt have the same keys and values for the prompt, so these columns of
+        # the cache are not copied.
         shared_columns = num_prompt_columns
+        # Looking for finished prompts waits for the device, so it is not done at every step.
         if step % batch.host_sync_interval == 0 or step + 1 == longest:
             answers[prompt_index] = state.finished[:, 0]
             active_prompts = state.is_active.nonzero().flatten()
@@ -133,6 +139,7 @@ def beam_search(
                 state.select_prompts(active_prompts)
                 prompt_index = prompt_index[active_prompts]
                 rows = rows[active_prompts]
+                # Rows change their prompt, so all columns are copied.
                 shared_columns = 0
         batch.select_rows(rows.flatten(), shared_columns)
         logits = batch.head.logits(batch.decode_step(state.running[..., step].flatten()))

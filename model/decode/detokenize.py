@@ -1,4 +1,4 @@
-"""Streaming detokenization: ids in, text out, never half a character."""
+"""Streaming detokenization: ids in, text out, only whole characters."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,9 +9,9 @@ from model.tokenizer.base import Tokenizer
 class StreamingDetokenizer:
     """Turn the ids of one answer into text, id by id.
 
-    All pieces together are `tokenizer.decode(ids)`, cut before the first of `stop_strings`. Bytes
-    of an unfinished character, and text that may be the beginning of a stop string, are held back
-    until later ids decide.
+    The returned strings together are `tokenizer.decode(ids)`, cut before the first occurrence of a
+    stop string. Bytes of an unfinished character, and text that may be the beginning of a stop
+    string, are held back until later ids decide.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
@@ -20,7 +20,7 @@ class StreamingDetokenizer:
         self._strip_prefix_space = tokenizer.adds_prefix_space
         self._pending_text = ""
         self.has_stopped = False
-        """Whether a stop string was met; no id must be added after that."""
+        """True once the text contained a stop string; no more ids may be added after that."""
 
     def add_token(self, token_id: int) -> str:
         """Return the text that can be shown after this id; often an empty string."""
@@ -28,18 +28,24 @@ class StreamingDetokenizer:
         return self._release_text(is_final=False)
 
     def flush(self) -> str:
-        """Return the text that was held back, once no id follows."""
+        """Return the text that was held back; call it after the last id."""
         self._append(self._utf8_decoder.decode(b"", final=True))
         return self._release_text(is_final=True)
 
     def _append(self, text: str) -> None:
-        # Before stop strings are searched for: nobody sees this space, so none may match it.
+        """Add text to the pending text, without the prefix space of the tokenizer."""
+        # The space that a tokenizer adds before the first word is removed before stop strings are
+        # searched, so that a stop string cannot match a space that nobody sees.
         if text and self._strip_prefix_space:
             text = text.removeprefix(" ")
             self._strip_prefix_space = False
         self._pending_text += text
 
     def _release_text(self, *, is_final: bool) -> str:
+        """Return the pending text up to a stop string; hold back what may begin one.
+
+        If the text `is_final`, nothing is held back.
+        """
         starts = [self._pending_text.find(stop) for stop in self._stop_strings]
         first_start = min((start for start in starts if start >= 0), default=-1)
         if first_start >= 0:
@@ -56,14 +62,14 @@ class StreamingDetokenizer:
 
 
 def _partial_match_length(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     lengths = range(longest, 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of `ids` as they arrive; the pieces together are `tokenizer.decode(ids)`."""
+    """Yield text as `ids` arrive; the strings together are `tokenizer.decode(ids)`."""
     detokenizer = StreamingDetokenizer(tokenizer)
     for token_id in ids:
         if text := detokenizer.add_token(token_id):

@@ -1,4 +1,4 @@
-"""The model that decoding runs: the fast path where it supports the architecture, else `Llama`.
+"""The model that decoding runs: the fast path if it supports the architecture, else `Llama`.
 
 An `InferenceModel` is a snapshot of a model's weights with the two operations of generation:
 
@@ -33,11 +33,11 @@ class InferenceModel(Protocol):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Process ids[R, T] behind the filled part of the cache; return hidden[R, D] of the last.
+        """Process ids[R, T] after the filled part of the cache; return hidden[R, D] of the last.
 
-        `positions`[R, T] default to counting up from the cache's length. `mask`[R or 1, 1, T, S]
-        (True: may attend) replaces the causal mask, and is required where T > 1 ids follow a
-        filled cache. Advances the cache's length by T.
+        `positions`[R, T] default to counting up from the cache's length. A bool
+        `mask`[R or 1, 1, T, S] (True: may attend) replaces the causal mask, and is required if
+        T > 1 ids follow a cache that is not empty. Advances the cache's length by T.
         """
 
     def decode_step(
@@ -90,17 +90,19 @@ class CachedLlama:
 def inference_model(model: Llama) -> InferenceModel:
     """Return the fastest inference model of the present weights.
 
-    It is stored with a model in evaluation mode and used again until a weight is written or a
-    module is replaced. In training mode it is built anew at every call: fused optimizers change
-    weights without raising the version counters by which a change would be noticed.
+    In evaluation mode it is stored in `model` and used again until a weight is written or a module
+    is replaced.
     """
+    # Fused optimizers change weights without raising PyTorch's version counters, so a stored model
+    # could be outdated without notice.
     if model.training:
         return _build(model)
-    weight_versions = [
-        # Tensors made under inference mode cannot be written to outside of it: no version counter.
-        (each.data_ptr(), None if each.is_inference() else each._version)
-        for each in model.parameters()
-    ]
+    weight_versions = []
+    for parameter in model.parameters():
+        # Tensors made in inference mode have no version counter; they cannot be written to outside
+        # of that mode.
+        version = None if parameter.is_inference() else parameter._version
+        weight_versions.append((parameter.data_ptr(), version))
     key = (weight_versions, [id(module) for module in model.modules()])
     if model.cached_inference_model is None or model.cached_inference_model[0] != key:
         model.cached_inference_model = (key, _build(model))
@@ -108,4 +110,5 @@ def inference_model(model: Llama) -> InferenceModel:
 
 
 def _build(model: Llama) -> InferenceModel:
+    """Return a new inference model of the weights of `model`."""
     return FastModel(model) if is_supported(model.config) else CachedLlama(model)

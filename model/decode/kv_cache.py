@@ -12,28 +12,31 @@ from model.config import LlamaConfig
 class LayerKVCache:
     """A view of the keys and values of one layer of a `KVCache`."""
 
-    def __init__(self, owner: "KVCache", index: int) -> None:
-        self._owner, self._keys, self._values = owner, owner.keys[index], owner.values[index]
+    def __init__(self, cache: "KVCache", index: int) -> None:
+        self._cache = cache
+        self._keys = cache.keys[index]
+        self._values = cache.values[index]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [R, K, T, d] behind the filled positions.
+        """Write keys[R, K, T, d] and values[R, K, T, d] after the filled positions.
 
-        Returns views of all keys and values up to and with the new ones, [R, K, length + T, d].
+        Returns views of the keys and the values from the first position to the last new one, both
+        [R, K, length + T, d]. Does not change the cache's `length`, which all layers share.
         """
-        rows, start = self._owner.batch_size, self._owner.length
+        batch_size, start = self._cache.batch_size, self._cache.length
         stop = start + keys.shape[2]
-        self._keys[:rows, :, start:stop] = keys
-        self._values[:rows, :, start:stop] = values
-        return self._keys[:rows, :, :stop], self._values[:rows, :, :stop]
+        self._keys[:batch_size, :, start:stop] = keys
+        self._values[:batch_size, :, start:stop] = values
+        return self._keys[:batch_size, :, :stop], self._values[:batch_size, :, :stop]
 
 
 class KVCache:
     """Keys and values of all layers for up to `capacity` positions of `batch_size` rows.
 
-    `length` positions are filled, the same number in every row. A forward pass writes behind them,
+    `length` positions are filled, the same number in every row. A forward pass writes after them,
     and `InferenceModel` advances `length` once all layers have written. Only the first `batch_size`
-    rows are read and written; the number may be lowered, and raised again up to the allocated one.
-    Shapes: R rows, K key-value heads, d head_dim.
+    rows are read and written; `batch_size` may be lowered, and raised again up to the allocated
+    number. Shapes: L layers, R rows, K key-value heads, d head_dim.
     """
 
     def __init__(
@@ -52,20 +55,27 @@ class KVCache:
             capacity,
             config.head_dim,
         )
-        # One tensor for keys and values, so that one operation can write both.
+        # One tensor for keys and values, so that one operation can write both. Zeros, because
+        # positions that were never written may be multiplied by a weight of zero, and memory that
+        # was not initialized could hold NaN.
         self.storage = torch.zeros(shape, device=device, dtype=dtype)
-        self.keys, self.values = self.storage.unbind(1)  # [layers, R, K, capacity, d]
+        self.keys, self.values = self.storage.unbind(1)  # [L, R, K, capacity, d]
         self.batch_size = batch_size
         self.length = 0
 
     def layer(self, index: int) -> LayerKVCache:
         """Return the view of layer `index`."""
-        # Built on demand: storing it would create a reference cycle, and the memory of the cache
-        # would be freed only when Python's garbage collector runs.
+        # A new object at every call: storing it here would create a reference cycle, and the memory
+        # of the cache would be freed only when Python's garbage collector runs.
         return LayerKVCache(self, index)
 
     @cached_property
     def _flat_views(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return views of the whole storage, made once, that `next_position_views` narrows.
+
+        Keys and values as complex pairs [L, 2, R, K, capacity, d / 2]; keys transposed
+        [L, R * K, d, capacity]; values [L, R * K, capacity, d].
+        """
         pairs = torch.view_as_complex(self.storage.unflatten(-1, (-1, 2)))
         keys, values = self.storage.flatten(2, 3).unbind(1)
         return pairs, keys.mT, values
@@ -73,11 +83,16 @@ class KVCache:
     def next_position_views(self) -> tuple[Iterable[Tensor], Iterable[Tensor], Iterable[Tensor]]:
         """Return three views per layer of an fp32 cache, for a decode step of one position.
 
-        Where the new keys and values go, complex[2, R, K, d / 2]; and, with the new position
-        included, the keys transposed [R * K, d, length + 1] and the values [R * K, length + 1, d].
+        The first is where the new keys and values are written, complex[2, R, K, d / 2]: complex,
+        because RoPE multiplies pairs of dimensions as complex numbers, for which PyTorch needs
+        fp32. The others include the new position: keys, transposed [R * K, d, length + 1], and
+        values [R * K, length + 1, d].
         """
+        # [L, 2, R, K, capacity, d / 2], [L, R * K, d, capacity] and [L, R * K, capacity, d].
         pairs, keys, values = self._flat_views
         new_length = self.length + 1
+        # Leave out allocated rows that are not in use. Skipped if there are none, because each view
+        # costs time in every step.
         if self.batch_size < pairs.shape[2]:
             heads = self.batch_size * pairs.shape[3]
             pairs = pairs.narrow(2, 0, self.batch_size)
@@ -90,17 +105,22 @@ class KVCache:
         )
 
     def select_rows(self, rows: Tensor, start: int = 0) -> None:
-        """Replace the rows by `rows` (int64[n], in any order, with repeats) and shrink to n rows.
+        """Make row i a copy of the present row rows[i], int64[n], and set the batch size to n.
 
-        Positions before `start` stay where they are: the caller knows that the rows share them.
+        Positions before `start` are not copied; the caller must know that they are equal in row i
+        and row rows[i].
         """
+        # Layer by layer, because indexing with a tensor makes a temporary copy.
         for layer in (*self.keys, *self.values):
-            # Layer by layer, because indexing with a tensor makes a temporary copy.
             layer[: len(rows), :, start : self.length] = layer[:, :, start : self.length][rows]
         self.batch_size = len(rows)
 
     def copy_from(self, other: "KVCache", first_row: int) -> None:
-        """Copy the rows of `other` into those from `first_row` on, aligned at the last position."""
+        """Copy the rows of `other` to the rows from `first_row` on, right-aligned.
+
+        If `other` has more filled positions, its first ones are left out. If it has fewer, the
+        first ones of these rows stay as they are.
+        """
         columns = min(self.length, other.length)
         rows = slice(first_row, first_row + other.batch_size)
         target_columns = slice(self.length - columns, self.length)

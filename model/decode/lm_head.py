@@ -3,11 +3,11 @@
 At 43M parameters the head is two thirds of the bytes that are read for a token. On a CPU in fp32
 two things make it faster than a plain linear layer:
 
-- All logits: a transposed copy of the matrix, so that the product of a few rows reads memory in
-  order instead of summing along it.
-- The most likely id: most of the matrix need not be read in fp32. An int8 copy gives approximate
-  logits with a bound on their error, which rules out all but a few ids; only those are computed
-  exactly. The result is the argmax of the full product.
+- For all logits, a transposed copy of the matrix is used, so that the matmul of a few rows reads
+  memory in order instead of summing along it.
+- For the most likely id, most of the matrix need not be read in fp32. An int8 copy gives
+  approximate logits with a bound on their error, which rules out all ids except a few; only their
+  logits are computed in fp32. The result is the argmax of the full matmul.
 
 Shapes: R rows, D hidden size, V vocabulary.
 """
@@ -31,38 +31,42 @@ _MAX_CANDIDATES_PER_ROW = 2048
 # bf16 rounds by at most 2^-8 relative to the exact number, and slightly more relative to the
 # rounded one.
 _BF16_ROUNDING_ERROR = 2.0**-8 * 1.01
-# Both products are summed in fp32: D terms with 2^-24 each, for D up to some thousands.
+# Both matmuls sum in fp32: D terms with a relative error of 2^-24 each, for D up to some thousands.
 _FP32_SUM_ERROR = 1e-4
-# Rows of the matrix for which the error bound is computed at a time: fp32 copies of all are large.
+# Rows of the matrix for which the error bound is computed at a time, because an fp32 copy of all
+# rows would be large.
 _ERROR_BOUND_ROWS = 8192
 
 
 class Int8ArgmaxFilter:
     """Exact argmax of a linear layer, with int8 weights as a prefilter.
 
-    With int8 weights w' and activations x' in bf16, the error of a logit is by Cauchy-Schwarz at
-    most |x| |w - w'| + |x - x'| |w'|, and the result is rounded to bf16 once more. An id whose
-    approximate logit is below the highest one by more than twice the largest error cannot be the
-    argmax. Usually one to a few ids remain.
+    For int8 weights w' and activations x' in bf16, the error of a logit is by Cauchy-Schwarz at
+    most |x| |w - w'| + |x - x'| |w'|, and the approximate logit is then rounded to bf16. An id
+    whose approximate logit is below the highest one by more than twice the largest error cannot be
+    the argmax. Usually fewer than ten ids remain.
     """
 
     def __init__(self, head: nn.Linear | Int8Linear) -> None:
+        """Quantize a plain head to int8, or use the matrix of an int8 head; compute the bound."""
         self._head = head
         if isinstance(head, Int8Linear):
             self._values, self._scale = head.values, head.scale
         else:
             self._values, self._scale = quantize_rows(head.weight)
         self._max_error = self._error_bound()
-        # The approximate logits are searched in blocks of this many; it divides the vocabulary.
+        # The approximate logits are searched in blocks of this size, the largest up to 256 that
+        # divides the vocabulary.
         sizes = range(256, 0, -1)
         self._block_size = next(size for size in sizes if len(self._values) % size == 0)
 
     def _error_bound(self) -> float:
-        """Return the largest error of a logit, as a multiple of the norm of the hidden state."""
+        """Return the largest error of an approximate logit, as a multiple of the norm of x."""
         bound = torch.zeros(())
         for start in range(0, len(self._values), _ERROR_BOUND_ROWS):
             rows = slice(start, start + _ERROR_BOUND_ROWS)
             approximate = dequantize(self._values[rows], self._scale[rows], torch.float32)
+            # The weights of an int8 head are not approximate; only activations are rounded.
             weight_error = torch.zeros(())
             if not isinstance(self._head, Int8Linear):
                 weight_error = (self._head.weight.detach()[rows] - approximate).norm(dim=1)
@@ -77,22 +81,25 @@ class Int8ArgmaxFilter:
         Returns None if too many candidates pass the filter or the logits are not finite.
         """
         packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale)
-        # One pass over all logits for the maxima of blocks; few blocks are looked at again.
+        # One pass over all logits finds the maximum of each block; then few blocks are searched.
         blocks = packed_logits.float().unflatten(1, (-1, self._block_size))
         block_maxima = blocks.amax(2)
         max_logit = block_maxima.amax(1)
         hidden_norm = torch.linalg.vector_norm(hidden, dim=1)
-        # The exact maximum is at least max_logit - rounding - error, and a logit that reaches it
-        # has an approximate value at most error + rounding below that.
+        # The exact maximum is at least max_logit - rounding - error. A logit that reaches this has
+        # an approximate value of at least max_logit - rounding - 2 * error - rounding.
         threshold = max_logit.sub_(max_logit.abs(), alpha=_BF16_ROUNDING_ERROR)
         threshold.sub_(hidden_norm, alpha=2 * self._max_error)
+        # The sum is not finite if any term is not.
         if not math.isfinite(float(threshold.sum())):
             return None
         threshold = threshold.sub_(threshold.abs(), alpha=_BF16_ROUNDING_ERROR)[:, None]
-        row, block = (block_maxima >= threshold).nonzero(as_tuple=True)
-        candidate, offset = (blocks[row, block] >= threshold[row]).nonzero(as_tuple=True)
-        rows = row[candidate]
-        ids = offset.add_(block[candidate], alpha=self._block_size)
+        # First the blocks with a candidate, then the candidates inside these blocks.
+        block_rows, block_numbers = (block_maxima >= threshold).nonzero(as_tuple=True)
+        is_candidate = blocks[block_rows, block_numbers] >= threshold[block_rows]
+        candidate_blocks, offsets = is_candidate.nonzero(as_tuple=True)
+        rows = block_rows[candidate_blocks]
+        ids = offsets.add_(block_numbers[candidate_blocks], alpha=self._block_size)
         if len(ids) == len(hidden):
             return ids  # one candidate per row, in the order of rows
         if len(ids) > _MAX_CANDIDATES_PER_ROW * len(hidden):
@@ -100,25 +107,28 @@ class Int8ArgmaxFilter:
         return self._best_candidates(hidden, rows, ids)
 
     def _best_candidates(self, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """Return the id with the highest exact logit of each row; candidate i is ids[i] of rows[i].
+        """Return the candidate with the highest exact logit of each row of hidden[R, D], int64[R].
 
-        Of equal logits the lowest id wins, as in `torch.argmax`.
+        Candidate i is the id ids[i] for row rows[i]. Of equal logits the lowest id wins, as in
+        `torch.argmax`.
         """
         logits = torch.linalg.vecdot(self._weight_rows(ids), hidden[rows])
         best_logits = logits.new_full((len(hidden),), -torch.inf)
         best_logits.scatter_reduce_(0, rows, logits, "amax")
         is_best = logits == best_logits[rows]
+        # Start above every id, so that the minimum is that of the candidates.
         best_ids = ids.new_full((len(hidden),), len(self._values))
         return best_ids.scatter_reduce_(0, rows[is_best], ids[is_best], "amin")
 
     def _weight_rows(self, ids: Tensor) -> Tensor:
+        """Return the rows of the head's matrix for ids[n], fp32[n, D]."""
         if isinstance(self._head, Int8Linear):
             return dequantize(self._values[ids], self._scale[ids], torch.float32)
         return self._head.weight[ids]
 
 
 class LMHead:
-    """A model's head for decoding. Copies of its matrix are made on first use."""
+    """The LM head of a model, for decoding. Copies of its matrix are made on first use."""
 
     def __init__(self, linear: nn.Module) -> None:
         self._linear = linear
@@ -130,8 +140,10 @@ class LMHead:
         """Return the logits[R, V] of hidden[R, D], in fp32."""
         linear = self._linear
         is_cpu_fp32 = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+        # LoRA and int8 heads, GPUs and narrower dtypes run the layer itself.
         if not is_cpu_fp32 or not is_plain_linear(linear):
             return linear(hidden).float()
+        # With a transposed copy, a matmul of few rows reads memory in order.
         if self._transposed_weight is None:
             self._transposed_weight = linear.weight.detach().t().contiguous()
         return hidden @ self._transposed_weight
@@ -141,6 +153,7 @@ class LMHead:
         """Return the ids with the highest logits for hidden[R, D], int64[R]."""
         linear: Any = self._linear
         is_filterable = is_plain_linear(linear) or isinstance(linear, Int8Linear)
+        # The error bound holds for fp32 hidden states.
         if is_filterable and hidden.dtype == torch.float32 and can_use_int8_kernel(hidden):
             if self._argmax_filter is None:
                 self._argmax_filter = Int8ArgmaxFilter(linear)

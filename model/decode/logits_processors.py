@@ -1,8 +1,9 @@
 """From logits to an id: logits processors, and drawing with temperature, top-k and top-p.
 
-A logits processor changes the logits of the next id by what the answer already contains. All of
-them look at the ids of the answer alone, never at the prompt: what an article or a reference says
-may be said again.
+A logits processor changes the logits of the next id depending on the ids of the answer so far. None
+of them looks at the prompt, because an answer may repeat what an article or a reference says.
+
+Shapes: R rows, V vocabulary, t ids generated so far.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from model.decode.sampling import Sampling
 
-# Sorting a whole vocabulary takes as long as the model; this many ids nearly always hold `top_p`.
+# Sorting a whole vocabulary takes as long as the model. The probabilities of this many ids nearly
+# always add up to `top_p`.
 _TOP_P_CANDIDATES = 512
 
 
@@ -22,14 +24,14 @@ class LogitsProcessor(Protocol):
     """A function of the logits and the ids generated so far."""
 
     def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
-        """Return new logits[R, V] (or log-probabilities) for answers generated[R, t], int64."""
+        """Return changed logits[R, V] (or log-probabilities), given the answers generated[R, t]."""
 
 
 @dataclass(frozen=True)
 class FrequencyPenalty:
     """Lower the logits of ids in the answer, as OpenAI's API defines it.
 
-    `frequency` is subtracted once per occurrence, `presence` once if there is any.
+    `frequency` is subtracted once per occurrence of an id, `presence` once if it occurs at all.
     """
 
     frequency: float
@@ -66,24 +68,25 @@ class NoRepeatNGram:
 
     def __call__(self, logits: Tensor, generated: Tensor) -> Tensor:
         """See `LogitsProcessor`."""
-        banned = [
+        forbidden = [
             (row, token_id)
             for row, ids in enumerate(generated.tolist())
             for token_id in self._completions(ids)
         ]
-        if not banned:
+        if not forbidden:
             return logits
-        rows, token_ids = torch.tensor(banned, device=logits.device).T
+        rows, token_ids = torch.tensor(forbidden, device=logits.device).T
         return logits.index_put((rows, token_ids), logits.new_tensor(-torch.inf))
 
     def _completions(self, ids: list[int]) -> list[int]:
         """Return the ids that followed earlier occurrences of the last n - 1 ids."""
-        length = self.size - 1
-        prefix = ids[len(ids) - length :]
+        prefix_length = self.size - 1
+        # Not ids[-prefix_length:], which would be all ids for unigrams, whose prefix is empty.
+        prefix = ids[len(ids) - prefix_length :]
         return [
-            ids[start + length]
-            for start in range(len(ids) - length)
-            if ids[start : start + length] == prefix
+            ids[start + prefix_length]
+            for start in range(len(ids) - prefix_length)
+            if ids[start : start + prefix_length] == prefix
         ]
 
 
@@ -94,9 +97,9 @@ def build_logits_processors(
     frequency_penalty: float = 0.0,
     presence_penalty: float = 0.0,
 ) -> list[LogitsProcessor]:
-    """Return the processors for these options, none for options that change nothing.
+    """Return the processors for these options, without those that would change nothing.
 
-    With an empty list and greedy decoding, the argmax suffices and logits need not be computed.
+    With an empty list, greedy decoding needs only the argmax, which is faster than all logits.
     """
     processors: list[LogitsProcessor] = []
     if frequency_penalty or presence_penalty:
@@ -111,7 +114,7 @@ def build_logits_processors(
 def process_logits(
     processors: Sequence[LogitsProcessor], logits: Tensor, generated: Tensor
 ) -> Tensor:
-    """Apply `processors` in order to logits[R, V] of what follows the answers generated[R, t]."""
+    """Apply `processors` in order to the logits[R, V] of the id that follows generated[R, t]."""
     for processor in processors:
         logits = processor(logits, generated)
     return logits
@@ -123,15 +126,18 @@ def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
         return int(logits.argmax())
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):
-        smallest = logits.topk(sampling.top_k).values[-1]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        smallest_kept = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
     probabilities = logits.softmax(-1)
     if sampling.top_p >= 1.0:
         return int(torch.multinomial(probabilities, 1, generator=generator))
-    ordered, order = probabilities.topk(min(_TOP_P_CANDIDATES, len(logits)))
+    # Probabilities in descending order, and their ids.
+    ordered, ids = probabilities.topk(min(_TOP_P_CANDIDATES, len(logits)))
     if ordered.sum() < sampling.top_p:
-        ordered, order = probabilities.sort(descending=True)
-    # An id stays while the ids before it do not already hold `top_p`; the most likely always stays.
+        ordered, ids = probabilities.sort(descending=True)
+    # An id is in the nucleus if those before it add up to less than `top_p`.
     in_nucleus = ordered.cumsum(-1) - ordered < sampling.top_p
+    # The most likely id is always in it, even if `top_p` is 0.
     in_nucleus[0] = True
-    return int(order[torch.multinomial(ordered * in_nucleus, 1, generator=generator)])
+    # multinomial needs no normalized probabilities.
+    return int(ids[torch.multinomial(ordered * in_nucleus, 1, generator=generator)])

@@ -1,4 +1,4 @@
-"""KV cache of one sequence that is reused by the next prompt with the same beginning."""
+"""KV cache of one sequence, reused for the next prompt that begins with the same ids."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ from model.llama import Llama
 class PrefixCache:
     """Prefill and decode steps of a single sequence, with reuse of the longest common prefix.
 
-    Kept over the turns of a conversation, it processes only what a prompt adds to the last one.
-    Shapes: D hidden size.
+    One instance serves all turns of a conversation, so each turn processes only the ids that its
+    prompt adds to the sequence before it. Shapes: D hidden size.
     """
 
     def __init__(self, model: Llama, capacity: int) -> None:
-        """Allocate a cache for up to `capacity` ids, and take the model's present weights."""
+        """Allocate a cache for up to `capacity` ids; later changes of weights have no effect."""
         weight = model.model.norm.weight
         self.capacity = capacity
         self._device = weight.device
@@ -26,14 +26,15 @@ class PrefixCache:
         self._ids: list[int] = []
 
     def prefill(self, ids: list[int]) -> Tensor:
-        """Process `ids`, from 1 to `capacity`; return hidden[1, D] of the last one.
+        """Replace the sequence by `ids`; return hidden[1, D] of the last one.
 
-        Ids that the cache already holds from the start are not processed again, except the last:
-        its hidden state is not stored.
+        There must be at least 1 and at most `capacity` ids. The longest prefix in common with the
+        cached sequence is not processed again.
         """
+        # The last id is always processed, because its hidden state is not stored.
         num_reused = min(_common_prefix_length(self._ids, ids), len(ids) - 1)
-        # The list is cut before the model runs and extended after it, so that an interruption
-        # leaves no position that is listed but not filled.
+        # The list is cut before the model runs and extended after it, so that after an interruption
+        # (Ctrl-C) it never names an id whose keys and values are not in the cache.
         del self._ids[num_reused:]
         self._cache.length = num_reused
         new_ids = torch.tensor([ids[num_reused:]], device=self._device)
@@ -48,17 +49,24 @@ class PrefixCache:
         return hidden
 
     def _mask(self, num_reused: int, length: int) -> Tensor | None:
-        """Return the mask of the new positions, bool[1, 1, new, length]; None: plain causal."""
+        """Return the mask of the new positions, bool[1, 1, new, length], or None if not needed."""
         num_new = length - num_reused
+        # Without cached positions the default, causal attention, is right; a single new position
+        # may attend to all others.
         if num_reused == 0 or num_new == 1:
             return None
+        # New position i attends to the reused ones and to the new ones up to itself.
         mask = torch.ones(1, 1, num_new, length, dtype=torch.bool, device=self._device)
         return mask.tril(num_reused)
 
 
 def _common_prefix_length(first: list[int], second: list[int]) -> int:
-    """Return the number of ids that both begin with."""
-    if second[: len(first)] == first:  # the usual case, at the speed of a list comparison
+    """Return the length of the longest common prefix of two lists."""
+    # The usual case, in which a list comparison is much faster than the loop.
+    if second[: len(first)] == first:
         return len(first)
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), len(second))
+    for index, (first_id, second_id) in enumerate(zip(first, second, strict=False)):
+        if first_id != second_id:
+            return index
+    # `first` is not a prefix of `second`, so `second` is a prefix of `first`.
+    return len(second)

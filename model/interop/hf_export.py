@@ -24,8 +24,8 @@ from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 EXPORT_FORMAT = "babyllama-export-1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Dtype = Literal["float32", "float16", "bfloat16"]
-# As in chat, without its repetition penalties: transformers' count the prompt too, and an answer
-# must be able to copy names from its reference.
+# Sampling as in chat, except for the repetition penalties: those of transformers count the ids of
+# the prompt, too, and an answer must be able to repeat names from its reference text.
 _SAMPLING_DEFAULTS = {
     "do_sample": True,
     "temperature": DEFAULT_SAMPLING.temperature,
@@ -37,7 +37,7 @@ _SAMPLING_DEFAULTS = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The names of the weights files of an export, and its size."""
+    """The names of the weights files in an export, and the size of the model."""
 
     weights_files: tuple[str, ...]
     num_parameters: int
@@ -49,10 +49,10 @@ def export_hf(
 ) -> ExportResult:
     """Write the checkpoint that `checkpoint` resolves to into the folder `out`, atomically.
 
-    `max_shard_size` bounds a weights file, as in 200MB. Raises UserError if `out` exists and is not
-    an earlier export, or if `dtype` cannot hold the weights.
+    `max_shard_size`, such as 200MB, is the maximum size of a weights file. Raises UserError if
+    `out` exists and is not an earlier export, or if weights are too large for `dtype`.
     """
-    check_replaceable(out, "an earlier export", _is_empty_or_export)
+    check_replaceable(out, expected="an earlier export", is_earlier_export=_is_empty_or_export)
     checkpoint_folder = locate.resolve_checkpoint(checkpoint)
     model, tokenizer = weights.load_checkpoint(checkpoint_folder, torch.device("cpu"))
     tensors = weights.state_dict_to_save(model, DTYPES[dtype])
@@ -99,13 +99,14 @@ def is_export(folder: Path) -> bool:
 
 
 def _is_empty_or_export(out: Path) -> bool:
+    """Return whether a path is an empty folder, or one that `export_hf` wrote."""
     return out.is_dir() and (is_export(out) or not any(out.iterdir()))
 
 
 def _export_tokenizer(
     tokenizer: Tokenizer, folder: Path, jinja_template: str, max_length: int
 ) -> None:
-    """Write the tokenizer files of transformers."""
+    """Write the tokenizer files of transformers; `max_length` is the model's, in tokens."""
     if isinstance(tokenizer, ImportedTokenizer):
         tokenizer.export(folder, jinja_template)
         return
@@ -118,7 +119,11 @@ def _export_tokenizer(
 def _save_weights(
     tensors: dict[str, torch.Tensor], folder: Path, max_shard_size: str
 ) -> tuple[str, ...]:
-    """Write the tensors, in several files and an index if they are larger; return the files."""
+    """Write the tensors into files of at most `max_shard_size`, and return the names of the files.
+
+    An index is added if there are several. Raises UserError if `max_shard_size` is not a size.
+    """
+    # Imported here because nothing else needs this module.
     from huggingface_hub import split_torch_state_dict_into_shards
 
     try:
@@ -137,6 +142,8 @@ def _save_weights(
 
 
 def _build_generation_config(config: LlamaConfig) -> dict[str, Any]:
+    """Return the contents of `generation_config.json`: special ids, and defaults of sampling."""
+    # One id or a list of ids, as in config.json.
     hf_config = config.to_hf()
     return {
         "bos_token_id": hf_config["bos_token_id"],

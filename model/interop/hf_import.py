@@ -23,7 +23,7 @@ from model.tokenizer.imported import TOKENIZER_JSON, ImportedTokenizer, load_hf_
 GENERATION_CONFIG = "generation_config.json"
 _CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth")
-# Buffers that older versions of transformers wrote among the weights.
+# The end of the names of buffers that older versions of transformers stored among the weights.
 _IGNORED_BUFFER = "rotary_emb.inv_freq"
 _DEFAULT_TEMPLATE_NOTE = "the project's own template"
 _SAVE_TOKENIZER_HINT = (
@@ -33,19 +33,21 @@ _SAVE_TOKENIZER_HINT = (
 
 
 def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
-    """Write the run; return its model, its tokenizer, and a note on its chat template.
+    """Import the model in `folder` as the new run directory `run`.
 
-    Raises UserError if the folder is not a supported Llama, or if the run exists.
+    Returns the model, the tokenizer, and a phrase about the chat template for the user. Raises
+    UserError if the folder is not a supported Llama, or if the run exists.
     """
     if run.exists():
         raise UserError(f"--run {run} exists already: name a new run")
     config_values = _read_config(folder)
     tokenizer, template, template_note = _load_tokenizer(folder, config_values)
-    ids = {
+    # The tokenizer and generation_config.json may name other ids than config.json.
+    token_ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": _collect_stop_ids(folder, config_values, tokenizer),
     }
-    config = LlamaConfig.from_hf({**config_values, **ids}, str(folder / locate.CONFIG_FILE))
+    config = LlamaConfig.from_hf({**config_values, **token_ids}, str(folder / locate.CONFIG_FILE))
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} ids and the model "
@@ -59,33 +61,38 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json`, after checking that the folder has weights that can be loaded."""
+    """Return the contents of `config.json`.
+
+    Raises UserError if it is missing or not a mapping, or if the folder has no weights in
+    safetensors format.
+    """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder: download the model first, and name the folder with its "
             f"{locate.CONFIG_FILE}"
         )
     values = read_json(folder / locate.CONFIG_FILE)
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{folder / locate.CONFIG_FILE}: expected keys and values, got {type(values).__name__}"
+        )
     if locate.is_adapter(folder):
         raise UserError(
-            f"{folder} is an adapter, which is used without an import: import its base, write the "
-            f"folder of that run into {locate.ADAPTER_CONFIG_FILE} (base_model_name_or_path), and "
-            "name the adapter's folder as --checkpoint"
+            f"{folder} is an adapter, which is used without an import: import its base model, "
+            "write the run directory of that import into the adapter's "
+            f"{locate.ADAPTER_CONFIG_FILE} (base_model_name_or_path), and name the adapter's "
+            "folder as --checkpoint"
         )
     if not locate.has_weights(folder):
-        pickled = sorted(path.name for form in _PICKLE_PATTERNS for path in folder.glob(form))
-        if pickled:
+        pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in folder.glob(pattern))
+        if pickles:
             raise UserError(
-                f"{folder}: {pickled[0]} is a pickle, which can run any code: convert it to "
+                f"{folder}: {pickles[0]} is a pickle, which can run any code: convert it to "
                 "safetensors, for example with transformers' save_pretrained"
             )
         raise UserError(
             f"{folder} has no weights: expected {locate.WEIGHTS_FILE} or "
             f"{locate.WEIGHTS_INDEX_FILE}"
-        )
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{folder / locate.CONFIG_FILE}: expected keys and values, got {type(values).__name__}"
         )
     return values
 
@@ -93,7 +100,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _collect_stop_ids(
     folder: Path, config_values: dict[str, Any], tokenizer: Tokenizer
 ) -> list[int]:
-    """Return the ids that end generation in the original, the one that ends an answer first."""
+    """Return the ids that end generation in the original model.
+
+    The first is the one that ends an answer. Raises UserError if a file has no valid ids.
+    """
     generation_config = {}
     if (folder / GENERATION_CONFIG).is_file():
         generation_config = read_json(folder / GENERATION_CONFIG)
@@ -106,7 +116,8 @@ def _collect_stop_ids(
     stop_ids += _parse_eos_ids(config_values, folder / locate.CONFIG_FILE)
     stop_ids += _parse_eos_ids(generation_config, folder / GENERATION_CONFIG)
     # Some files name ids beyond the tokenizer's vocabulary, which are never generated.
-    usable_ids = [index for index in stop_ids if index < tokenizer.vocab_size]
+    usable_ids = [token_id for token_id in stop_ids if token_id < tokenizer.vocab_size]
+    # Without duplicates, in the same order.
     return list(dict.fromkeys(usable_ids))
 
 
@@ -126,11 +137,14 @@ def _parse_eos_ids(values: dict[str, Any], path: Path) -> list[int]:
 def _load_tokenizer(
     folder: Path, config_values: dict[str, Any]
 ) -> tuple[Tokenizer, Template | None, str]:
-    """Return the tokenizer, the chat template that the run gets (if any), and a note about it."""
+    """Return the tokenizer, the chat template to save in the run, and a phrase about the template.
+
+    The template is None if the run has to use the project's default template.
+    """
     has_template = (folder / TEMPLATE_FILE).is_file()
     has_imported_tokenizer = (folder / IMPORTED_TOKENIZER_FILE).is_file()
-    is_ours = is_export(folder) or has_imported_tokenizer or has_template
-    if is_ours or not (folder / TOKENIZER_JSON).is_file():
+    is_own_export = is_export(folder) or has_imported_tokenizer or has_template
+    if is_own_export or not (folder / TOKENIZER_JSON).is_file():
         tokenizer = _load_native_tokenizer(folder)
         if has_template:
             return tokenizer, load_template(folder), "the template of the folder"
@@ -139,7 +153,8 @@ def _load_tokenizer(
     source = _read_chat_template(folder, imported)
     if not source:
         return imported, None, f"{_DEFAULT_TEMPLATE_NOTE}: it has no chat template"
-    if source == build_jinja_template(Template()):  # an export that another program saved again
+    # An export of this project that another program has saved again.
+    if source == build_jinja_template(Template()):
         return imported, None, _DEFAULT_TEMPLATE_NOTE
     if not isinstance(source, str):
         return (
@@ -158,7 +173,11 @@ def _load_tokenizer(
 
 
 def _read_chat_template(folder: Path, tokenizer: ImportedTokenizer) -> Any:
-    """Return the Jinja source in a folder, a list of several named ones, or None."""
+    """Return the Jinja source in a folder, a list of several named ones, or None.
+
+    Raises UserError if `chat_template.jinja` is not UTF-8.
+    """
+    # transformers prefers the file to the entry in tokenizer_config.json.
     file = folder / _CHAT_TEMPLATE_FILE
     if not file.is_file():
         return tokenizer.tokenizer_config.get("chat_template")
@@ -172,11 +191,14 @@ def _read_chat_template(folder: Path, tokenizer: ImportedTokenizer) -> Any:
 
 
 def _load_native_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a folder that this project exported."""
+    """Load the tokenizer of a folder that this project exported.
+
+    Raises UserError if there is none, or if it is a SentencePiece model of another project.
+    """
     if not (folder / IMPORTED_TOKENIZER_FILE).is_file() and not (folder / TOKENIZER_FILE).is_file():
         raise UserError(f"{folder} has no {TOKENIZER_JSON}: {_SAVE_TOKENIZER_HINT}")
     tokenizer = load_tokenizer(folder)
-    # A stock SentencePiece model gives other ids once it is normalized.
+    # Loading normalizes a SentencePiece model of another project, which may change its ids.
     if tokenizer.serialized != (folder / tokenizer.file_name).read_bytes():
         raise UserError(
             f"{folder}: {TOKENIZER_FILE} alone does not say how texts were split: "
@@ -188,7 +210,7 @@ def _load_native_tokenizer(folder: Path) -> Tokenizer:
 def _write_run(
     folder: Path, run: Path, model: Llama, tokenizer: Tokenizer, template: Template | None
 ) -> None:
-    """Write a run with one checkpoint, at step 0."""
+    """Write a run with one checkpoint, at step 0; `folder` is recorded as its origin."""
     run_info = {
         "made": collect_environment(torch.device("cpu")),
         "imported_from": str(folder),
@@ -204,6 +226,7 @@ def _write_run(
         manifest = {"format": "babyllama-checkpoint-1", "step": 0}
         with atomic_folder(step_folder, manifest) as checkpoint_folder:
             weights.save_checkpoint(model, tokenizer, checkpoint_folder)
+            # Without the file, the default template is used.
             if template is not None:
                 template.save(checkpoint_folder)
         write_checksummed_json(run_folder / run_layout.RUN_FILE, run_info)

@@ -23,9 +23,10 @@ def build_model_card(
     is_conversational: bool,
     is_imported: bool,
 ) -> str:
-    """Return Markdown with a YAML head.
+    """Return the README.md of an export as Markdown with YAML front matter.
 
-    A checkpoint of a run adds how it was trained, and the scores of its step in the run's files.
+    If `checkpoint` belongs to a run, it includes the settings of training and the scores of that
+    step. `name` is the title, `dtype` the number format of the exported weights.
     """
     front_matter = {
         "language": ["zh"],
@@ -36,7 +37,7 @@ def build_model_card(
     sections = [
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---",
         f"# {name}",
-        _shape_section(model, dtype),
+        _size_section(model, dtype),
         _usage_section(is_conversational, is_imported),
     ]
     step = locate.read_step(checkpoint)
@@ -50,7 +51,8 @@ def build_model_card(
     return text.encode(errors="replace").decode()
 
 
-def _shape_section(model: Llama, dtype: str) -> str:
+def _size_section(model: Llama, dtype: str) -> str:
+    """Return a sentence with the sizes of the model."""
     config = model.config
     return (
         f"A Llama (`LlamaForCausalLM`) of {config.num_parameters / 1e6:.1f}M parameters exported "
@@ -61,6 +63,7 @@ def _shape_section(model: Llama, dtype: str) -> str:
 
 
 def _usage_section(is_conversational: bool, is_imported: bool) -> str:
+    """Return a paragraph about what the model was trained for."""
     if is_imported:
         return (
             "It was imported, with its tokenizer and, where it has one that can be used, its chat "
@@ -79,12 +82,13 @@ def _usage_section(is_conversational: bool, is_imported: bool) -> str:
 
 
 def _training_rows(run: Path, step: int) -> dict[str, Any]:
-    """Return the rows of the training table, None for what the run's files do not record."""
+    """Return the rows of the table of training; values that the run does not record are None."""
     run_info = read_json(run / run_layout.RUN_FILE)
     run_info = flatten(run_info) if isinstance(run_info, dict) else {}
     config_file = run / run_layout.CONFIG_FILE
-    config = flatten(load_yaml(config_file, "")) if config_file.is_file() else {}
+    config = flatten(load_yaml(config_file, error_prefix="")) if config_file.is_file() else {}
     is_lora = config.get("adapter") == "lora"
+    # Tokens trained on so far, as logged at each step.
     tokens = [
         record["tokens"]
         for record in read_metrics(run)
@@ -100,7 +104,7 @@ def _training_rows(run: Path, step: int) -> dict[str, Any]:
         "tokens": format_value(tokens[-1]) if tokens else None,
         "device": run_info.get("made.device"),
         "seed": config.get("seed"),
-        # An adapter is trained by AdamW whatever the option says.
+        # An adapter is always trained by AdamW, even if the option names another optimizer.
         "optimizer": "adamw" if is_lora else config.get("optimizer.name"),
     }
     if is_lora:
@@ -113,7 +117,10 @@ def _training_rows(run: Path, step: int) -> dict[str, Any]:
 
 
 def _shard_set_names(run_info: dict[str, Any]) -> str | None:
-    """Return the names of the data sets: a part of the sample may have replaced a corpus."""
+    """Return the names of the shard sets that the run was trained on, or None.
+
+    They may differ from the option `data`: a part of the shipped sample may have replaced a corpus.
+    """
     folders = run_info.get("shards")
     if not isinstance(folders, list):
         return None
@@ -121,7 +128,10 @@ def _shard_set_names(run_info: dict[str, Any]) -> str | None:
 
 
 def _score_rows(run: Path, step: int) -> dict[str, str]:
-    """Return what training and the evaluation commands measured on the weights of one step."""
+    """Return the scores of one step, from the training log and the results of evaluation commands.
+
+    Keys are readable labels, values are formatted numbers.
+    """
     scores: dict[str, Any] = {}
     for record in read_metrics(run):
         if record["step"] == step and record["kind"] not in UNSCORED_KINDS:
@@ -130,7 +140,7 @@ def _score_rows(run: Path, step: int) -> dict[str, str]:
             scores |= {f"{label} {key}": value for key, value in flatten(values).items()}
     for file in sorted((run / run_layout.RESULTS_DIR).glob("*.json")):
         values = read_json(file)
-        # `weights` names quantized ones, which are not those of the export.
+        # A result with `weights` was measured with quantized weights, which are not exported.
         if isinstance(values, dict) and values.get("step") == step and "weights" not in values:
             del values["step"]
             values.pop("made", None)  # command, versions, machine
@@ -143,8 +153,10 @@ def _score_rows(run: Path, step: int) -> dict[str, str]:
 
 
 def _markdown_table(rows: dict[str, Any]) -> str:
+    """Return a table of two columns, without the rows whose value is None or empty."""
     lines = ["| | |", "|---|---|"]
     for key, value in rows.items():
         if value not in (None, ""):
+            # A vertical bar would end the cell.
             lines.append(f"| {key} | {str(value).replace('|', '/')} |")
     return "\n".join(lines)

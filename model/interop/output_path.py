@@ -7,9 +7,9 @@ from common.errors import UserError
 
 
 def check_replaceable(out: Path, expected: str, is_earlier_export: Callable[[Path], bool]) -> None:
-    """Check that `out` does not exist, or is an earlier export, called `expected` in the message.
+    """Raise UserError if `out` exists and is not an earlier export.
 
-    Raises UserError if it is something else.
+    `expected` is the phrase for an earlier export in the message, such as "a GGUF file".
     """
     if out.exists() and not is_earlier_export(out):
         raise UserError(f"{out} exists and is not {expected}: choose another --out")

@@ -11,9 +11,10 @@ from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer, read
 def load_tokenizer(path: Path) -> Tokenizer:
     """Load a SentencePiece file, or a folder with `tokenizer.model` or an imported tokenizer.
 
-    A SentencePiece model is normalized on loading. Raises UserError if there is no such file or
-    if it is not a usable BPE model.
+    A SentencePiece model is normalized on loading. Raises UserError if the file does not exist or
+    is not a usable BPE model.
     """
+    # If a folder has both, `tokenizer.model` is used.
     imported_file = path / IMPORTED_TOKENIZER_FILE
     if imported_file.is_file() and not (path / TOKENIZER_FILE).is_file():
         return parse_imported_tokenizer(read_limited(imported_file), imported_file)

@@ -21,26 +21,30 @@ IMPORTED_TOKENIZER_FILE = "tokenizer_imported.json"
 # Precedes a special token in the text of a chat template. Unicode reserves this code point as a
 # noncharacter, so it never occurs in valid text.
 SPECIAL_TOKEN_MARK = "\ufdd0"
+# The character that SentencePiece writes for a space.
 METASPACE = "\u2581"
-# Start and stop of a range of ids, or of characters.
+# Start and stop (exclusive) of a range of ids, or of characters.
 Span = tuple[int, int]
 
 
 class Piece(NamedTuple):
-    """One vocabulary entry: text as stored (U+2581 for a space), score, SentencePiece type."""
+    """An entry of the vocabulary."""
 
     text: str
+    """As stored: U+2581 for a space, `<0xE4>` for a byte."""
     score: float
+    """SentencePiece merges the pair with the highest score first; 0 in imported tokenizers."""
     kind: int
+    """A piece type of SentencePiece, such as NORMAL in `sentencepiece_normalize`."""
 
 
 class Tokenizer(abc.ABC):
-    """Encode text to ids and decode ids to text. Instances can be pickled.
+    """Encode text to ids and decode ids to text. Instances can be pickled, for worker processes.
 
     `eos_id` ends an answer and `eod_id` a document; they differ in some imported tokenizers only.
     """
 
-    file_name: ClassVar[str]  # of the serialized tokenizer in a folder
+    file_name: ClassVar[str]  # name of the serialized tokenizer in a folder
     adds_prefix_space = False  # whether `encode` puts a space before every text
     vocab_size: int
     bos_id: int
@@ -61,14 +65,15 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The hex sha256 of the serialized tokenizer."""
+        """Return the hex sha256 of the serialized tokenizer."""
         return hashlib.sha256(self.serialized).hexdigest()
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without bos and eos. Special tokens spelled in it stay text.
+        """Return the ids of a text, without bos and eos.
 
-        Raises UserError for a lone surrogate.
+        A special token that is spelled in the text is encoded as ordinary text. Raises UserError if
+        the text holds a lone surrogate.
         """
 
     @abc.abstractmethod
@@ -79,38 +84,40 @@ class Tokenizer(abc.ABC):
     def encode_continuation(
         self, texts: Sequence[str], num_threads: int | None = None
     ) -> list[list[int]]:
-        """Return the ids of texts that continue another one: without a prefix space.
+        """Return the ids of texts that continue another text, so without a prefix space.
 
-        Special tokens preceded by SPECIAL_TOKEN_MARK become their ids.
+        A special token that SPECIAL_TOKEN_MARK precedes is encoded as its id. `num_threads` is as
+        in `encode_batch`.
         """
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the UTF-8 of ids, which may end inside a character. Special ids give nothing."""
+        """Return the UTF-8 of ids, which may end within a character; special ids are left out."""
         return b"".join([self._bytes_per_id[index] for index in ids])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids. Special ids give nothing, invalid UTF-8 becomes U+FFFD."""
+        """Return the text of ids, without special ids, and with U+FFFD for invalid UTF-8."""
         text = self.decode_bytes(ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ") if self.adds_prefix_space else text
 
     @functools.cached_property
     def characters_per_id(self) -> np.ndarray:
-        """Characters (Python's `len`) that each id adds to the decoded text, int16[vocab_size].
+        """Return the number of characters that each id adds to the decoded text, int16[vocab_size].
 
         A byte piece counts 1 if it begins a character and 0 if it continues one, so that the sum
         over `encode(text)` is `len(text)`, plus 1 for a prefix space. Special ids count 0.
         """
-        # Every byte of UTF-8 but 0b10xxxxxx begins a character.
+        # Every byte of UTF-8 except 0b10xxxxxx begins a character.
         counts = [sum(byte & 0xC0 != 0x80 for byte in piece) for piece in self._bytes_per_id]
         return np.array(counts, dtype=np.int16)
 
     @functools.cached_property
     def pieces(self) -> list[Piece]:
-        """The vocabulary in the order of ids."""
+        """Return the vocabulary in the order of ids."""
         return self._build_pieces()
 
     @abc.abstractmethod
-    def _build_pieces(self) -> list[Piece]: ...
+    def _build_pieces(self) -> list[Piece]:
+        """Return the vocabulary in the order of ids; `pieces` stores the result."""
 
     @functools.cached_property
     def _bytes_per_id(self) -> list[bytes]:
@@ -118,7 +125,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _build_bytes_per_id(self) -> list[bytes]:
-        """Return the UTF-8 that each id contributes to decoded text."""
+        """Return the UTF-8 that each id adds to decoded text; empty for special ids."""
 
 
 def encode_utf8(text: str) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from model.tokenizer.base import SPECIAL_TOKEN_MARK, Span, encode_utf8
 
-# Settings that keep a normalizer or pre-tokenizer of each type from adding a prefix space.
+# Settings with which a normalizer or pre-tokenizer of each type adds no prefix space.
 _NO_PREFIX_SPACE: dict[str, dict[str, Any]] = {
     "Metaspace": {"prepend_scheme": "never"},
     "ByteLevel": {"add_prefix_space": False},
@@ -21,10 +21,10 @@ class MarkedText(NamedTuple):
 
 
 class MarkedTokenBackend:
-    """A backend that reads SPECIAL_TOKEN_MARK + name as that special token, and nothing else.
+    """A tokenizer that encodes SPECIAL_TOKEN_MARK + name, but no plain name, as a special token.
 
-    Marked names are added to the library's tokenizer as plain added tokens, because encoding with
-    `encode_special_tokens` turns its special tokens into text.
+    Marked names are added to a `tokenizers.Tokenizer` as ordinary added tokens, because with
+    `encode_special_tokens` it encodes its special tokens as text.
     """
 
     def __init__(
@@ -33,16 +33,21 @@ class MarkedTokenBackend:
         special_tokens: Mapping[str, int],
         added_tokens: Mapping[int, Any],
     ) -> None:
-        """Build it from a `tokenizer.json`; `added_tokens` are the library's, by id."""
+        """Build the tokenizer from a `tokenizer.json`.
+
+        `special_tokens` are ids by name, `added_tokens` are `tokenizers.AddedToken` by id.
+        """
+        # Imported here because only imported models need it.
         import tokenizers
 
-        # Post-processors are for special tokens, which are marked here, and ByteLevel's would
-        # cut leading spaces off the offsets.
+        # Post-processors add special tokens, which are marked in the text here, and ByteLevel's
+        # would cut leading spaces off the offsets.
         self._backend = build_backend({**definition, "post_processor": None})
         marked_tokens = []
         for text, index in special_tokens.items():
-            # lstrip and rstrip swallow white space as the original does. `single_word` is left
-            # out: a template's token next to a letter would become text.
+            # With lstrip and rstrip a token includes the white space around it, as the original
+            # does. `single_word` is left out, because a template may put a token next to a letter,
+            # and it would become text there.
             original = added_tokens.get(index)
             flags = {key: bool(original and getattr(original, key)) for key in ("lstrip", "rstrip")}
             marked_tokens.append(
@@ -51,6 +56,7 @@ class MarkedTokenBackend:
                 )
             )
         self._backend.add_tokens(marked_tokens)
+        # The marked names got new ids at the end of the vocabulary.
         self._special_id_by_marked_id = {
             self._backend.token_to_id(SPECIAL_TOKEN_MARK + text): index
             for text, index in special_tokens.items()
@@ -68,7 +74,8 @@ class MarkedTokenBackend:
 
 
 def build_backend(definition: Mapping[str, Any]) -> Any:
-    """Build the library's tokenizer of a `tokenizer.json`; special tokens in text stay text."""
+    """Return the `tokenizers.Tokenizer` of a `tokenizer.json`; special tokens in text stay text."""
+    # Imported here because only imported models need it.
     import tokenizers
 
     backend = tokenizers.Tokenizer.from_str(json.dumps(definition))
@@ -79,10 +86,12 @@ def build_backend(definition: Mapping[str, Any]) -> Any:
 
 
 def encode_with_backend(backend: Any, texts: Sequence[str], num_threads: int | None) -> Any:
-    """Return the library's `Encoding` of each text. Raises UserError for lone surrogates.
+    """Return the `tokenizers.Encoding` of each text. Raises UserError for lone surrogates.
 
-    With `num_threads` other than 1 the library chooses the number of threads itself.
+    `num_threads` 1 uses one thread. Otherwise `tokenizers`, which has no parameter for it, chooses
+    the number of threads.
     """
+    # `tokenizers` would raise an error of its own for a lone surrogate.
     for text in texts:
         encode_utf8(text)
     if num_threads == 1 or len(texts) == 1:
@@ -101,6 +110,7 @@ def without_prefix_space(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 def _component_without_prefix_space(component: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return a normalizer or pre-tokenizer, possibly a sequence, that adds no prefix space."""
+    # The only purpose of Prepend is to put a space before the text.
     if component is None or component["type"] == "Prepend":
         return None
     if component["type"] == "Sequence":

@@ -1,12 +1,12 @@
 """Export a SentencePiece tokenizer for transformers' `PreTrainedTokenizerFast`.
 
-The `tokenizers` library takes BPE as a ranked list of merges. Every split of a normal piece into
+The `tokenizers` library defines BPE by a ranked list of merges. Every split of a normal piece into
 two normal pieces is such a merge, ranked by the score of the result; with distinct scores that is
 the order in which SentencePiece merges.
 
 User text must never give a special id and a chat template must, but transformers encodes a rendered
 template as one text, and its `split_special_tokens` would turn the template's own tokens into text
-as well. So special tokens get names that do not occur in text: `</s>` becomes `</s>` and U+FDD0, a
+as well. So special tokens get names that do not occur in text: `</s>` becomes `</s>` + U+FDD0, a
 code point that Unicode reserves as a noncharacter.
 """
 
@@ -103,6 +103,7 @@ def build_tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 
 def _token_text(piece: Piece) -> str:
+    """Return the name of a piece in the exported tokenizer; see above for special tokens."""
     return piece.text + SPECIAL_TOKEN_MARK if piece.kind in (CONTROL, UNKNOWN) else piece.text
 
 
@@ -111,7 +112,7 @@ def _iter_merges(tokenizer: SentencePieceTokenizer) -> Iterator[tuple[str, str]]
     normal = [piece for piece in tokenizer.pieces if piece.kind == NORMAL]
     texts = {piece.text for piece in normal}
     for piece in sorted(normal, key=lambda piece: -piece.score):
-        for cut in range(1, len(piece.text)):
-            left, right = piece.text[:cut], piece.text[cut:]
+        for split in range(1, len(piece.text)):
+            left, right = piece.text[:split], piece.text[split:]
             if left in texts and right in texts:
                 yield left, right

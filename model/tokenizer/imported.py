@@ -1,8 +1,8 @@
 """The tokenizer of an imported model, run by the `tokenizers` library that wrote it.
 
-`tokenizer_imported.json` holds the model's `tokenizer.json`, its `tokenizer_config.json` and the
-ids that begin and end a text. Texts get the ids that transformers gives them, with one exception:
-a special token spelled in text stays text.
+`tokenizer_imported.json` holds the model's `tokenizer.json`, its `tokenizer_config.json`, and the
+ids of bos, eos and unk. Texts get the ids that transformers gives them, with one exception: a
+special token that is spelled in a text is encoded as ordinary text.
 """
 
 import functools
@@ -34,13 +34,14 @@ from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, MAX_PIECE_LEN
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 _SUPPORTED_DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
-# Tables have a row for every id, so a few ids spread over billions would exhaust the memory.
+# Tables such as `pieces` have a row for every id, so a few ids up to billions would exhaust the
+# memory.
 _MAX_IDS_PER_TOKEN = 100
-# Characters that are in no vocabulary.
+# Two characters that are in no vocabulary: a private one, and an unassigned one.
 _OUT_OF_VOCAB_TEXT = "\U0010fffd\U000e0fff"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-# The fields of `tokenizer_imported.json` and their types. Files of earlier versions have another
-# one, `words`, with the chat template; now that is in `template.json` alone.
+# The fields of `tokenizer_imported.json` and their types. Files of earlier versions also have the
+# field `words` with the chat template, which is in `template.json` now.
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "definition": (dict,),
     "config": (dict,),
@@ -67,7 +68,8 @@ class ImportedTokenizer(Tokenizer):
         self.bos_id = fields["bos_id"]
         self.eos_id = fields["eos_id"]
         self.unk_id = fields["unk_id"]
-        # Read from the library rather than from the definition: it fills in missing fields.
+        # Read from the backend rather than from the definition, because the backend fills in
+        # missing fields.
         self._added_tokens: dict[int, Any] = self._backend.get_added_tokens_decoder()
         decoder: Any = self._backend.decoder
         self._decoder: dict[str, Any] | None = decoder and json.loads(decoder.__getstate__())
@@ -79,16 +81,17 @@ class ImportedTokenizer(Tokenizer):
 
     @functools.cached_property
     def canonical_definition(self) -> dict[str, Any]:
-        """The `tokenizer.json` as the library writes it: complete, every field of its type."""
+        """Return the `tokenizer.json` as `tokenizers` writes it, complete and with valid types."""
         definition: dict[str, Any] = json.loads(self._backend.to_str())
         return definition
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """The ids of special tokens by name. `encode` never returns any of them."""
+        """Return the ids of special tokens by name. `encode` never returns any of them."""
         tokens = {
             token.content: index for index, token in self._added_tokens.items() if token.special
         }
+        # bos and eos are special even if the definition does not declare them so.
         texts = {index: text for text, index in self._vocab.items()}
         tokens[texts[self.bos_id]] = self.bos_id
         tokens[texts[self.eos_id]] = self.eos_id
@@ -101,7 +104,7 @@ class ImportedTokenizer(Tokenizer):
         return ids
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
-        """See `Tokenizer.encode_batch`; above 1 the library chooses the number of threads."""
+        """See `Tokenizer.encode_batch`; above 1, `tokenizers` chooses the number of threads."""
         encodings = encode_with_backend(self._backend, texts, num_threads)
         return [encoding.ids for encoding in encodings]
 
@@ -109,7 +112,8 @@ class ImportedTokenizer(Tokenizer):
         self, texts: Sequence[str], num_threads: int | None = None
     ) -> list[list[int]]:
         """See `Tokenizer.encode_continuation`."""
-        # Only what stands before the first special token continues the preceding text.
+        # Only the part before the first special token continues the preceding text. After a special
+        # token, a tokenizer may add a prefix space.
         parts = [text.partition(SPECIAL_TOKEN_MARK) for text in texts]
         heads = encode_with_backend(
             self._backend_without_prefix_space, [head for head, _, _ in parts], num_threads
@@ -125,24 +129,26 @@ class ImportedTokenizer(Tokenizer):
 
     @functools.cached_property
     def marked_special_tokens(self) -> dict[int, str]:
-        """The marked text of each special token, by id."""
+        """Return SPECIAL_TOKEN_MARK + name of each special token, by id."""
         return {index: SPECIAL_TOKEN_MARK + text for text, index in self.special_tokens.items()}
 
     @functools.cached_property
     def _marked_backend(self) -> MarkedTokenBackend:
+        """Return a second backend, for texts with marked special tokens, built on first use."""
         return MarkedTokenBackend(
             self.canonical_definition, self.special_tokens, self._added_tokens
         )
 
     @functools.cached_property
     def _backend_without_prefix_space(self) -> Any:
+        """Return a backend that puts no space before texts, which is often the same one."""
         definition = without_prefix_space(self.canonical_definition)
         if definition == self.canonical_definition:
             return self._backend
         return build_backend(definition)
 
     def _build_pieces(self) -> list[Piece]:
-        """Return the vocabulary with scores of 0. Ids without a token are empty control pieces."""
+        """Return the vocabulary, with scores of 0; ids without a token are empty control pieces."""
         pieces = [Piece("", 0.0, CONTROL)] * self.vocab_size
         special_ids = set(self.special_tokens.values())
         has_byte_fallback = "ByteFallback" in _decoder_types(self._decoder)
@@ -156,6 +162,7 @@ class ImportedTokenizer(Tokenizer):
         return pieces
 
     def _build_bytes_per_id(self) -> list[bytes]:
+        """See `Tokenizer._build_bytes_per_id`."""
         is_byte_level = "ByteLevel" in _decoder_types(self._decoder)
         alphabet = byte_alphabet()
         bytes_per_id = []
@@ -164,17 +171,20 @@ class ImportedTokenizer(Tokenizer):
                 piece_bytes = b""
             elif piece.kind == BYTE:
                 piece_bytes = bytes([int(piece.text[3:5], 16)])
-            elif not is_byte_level:
+            elif not is_byte_level:  # SentencePiece-style
                 piece_bytes = piece.text.replace(METASPACE, " ").encode()
             elif index in self._added_tokens:  # stored as text, not in the byte alphabet
                 piece_bytes = piece.text.encode()
-            else:
+            else:  # one character for each byte
                 piece_bytes = b"".join(alphabet.get(char, char.encode()) for char in piece.text)
             bytes_per_id.append(piece_bytes)
         return bytes_per_id
 
     def check(self, path: Path) -> None:
-        """Check what the rest of the project relies on. Raises UserError that names `path`."""
+        """Raise UserError, naming `path`, if the rest of the project could not use the tokenizer.
+
+        It must decode every id, encode every text, and never encode user text as special tokens.
+        """
         used_ids = set(self._vocab.values())
         if self.vocab_size > _MAX_IDS_PER_TOKEN * len(used_ids):
             raise UserError(
@@ -198,6 +208,7 @@ class ImportedTokenizer(Tokenizer):
             )
         # A model without an unknown token raises at the first character outside its vocabulary.
         self.encode(_OUT_OF_VOCAB_TEXT)
+        # User text may be encoded as the unknown token.
         special_ids = set(self.special_tokens.values()) - {self.unk_id}
         for text in self.special_tokens:
             if not text or special_ids & set(self.encode(text)):
@@ -207,7 +218,10 @@ class ImportedTokenizer(Tokenizer):
                 )
 
     def with_chat_template(self, source: str, eos_id: int, path: Path) -> "ImportedTokenizer":
-        """Return a copy with a Jinja chat template, whose answers end with `eos_id`."""
+        """Return a copy with a Jinja chat template, whose answers end with `eos_id`.
+
+        `path` is for messages. Raises UserError as `parse_imported_tokenizer` does.
+        """
         config = {**self.tokenizer_config, "chat_template": source}
         return build_imported_tokenizer(
             self.definition, config, self.bos_id, eos_id, self.unk_id, path
@@ -227,9 +241,10 @@ class ImportedTokenizer(Tokenizer):
 
 
 def load_hf_tokenizer(folder: Path, model_config: dict[str, Any]) -> ImportedTokenizer:
-    """Load the tokenizer of a folder with a `tokenizer.json`; `model_config` is its `config.json`.
+    """Load the tokenizer of a folder in Hugging Face format.
 
-    Raises UserError if it cannot be used.
+    `model_config` is the content of its `config.json`. Raises UserError if the tokenizer cannot be
+    used.
     """
     file = folder / TOKENIZER_JSON
     definition = read_json(file)
@@ -292,7 +307,7 @@ def parse_imported_tokenizer(serialized: bytes, path: Path) -> ImportedTokenizer
         tokenizer = ImportedTokenizer(serialized)
         tokenizer.check(path)
     except Exception as error:
-        # The library raises plain `Exception`; any subclass is an error of ours.
+        # `tokenizers` raises plain `Exception`. A subclass is a UserError or a bug.
         if type(error) is not Exception:
             raise
         raise UserError(f"{path} cannot be read: {error}") from None
@@ -300,24 +315,26 @@ def parse_imported_tokenizer(serialized: bytes, path: Path) -> ImportedTokenizer
 
 
 def _check_fields(fields: Any, path: Path) -> None:
-    """Check what the library does not check, or would crash on."""
+    """Raise UserError for fields that `tokenizers` would accept wrongly, or crash on."""
     if not isinstance(fields, dict) or any(
         key not in fields or type(fields[key]) not in types for key, types in _FIELD_TYPES.items()
     ):
         raise UserError(f"{path} is not an imported tokenizer: expected {', '.join(_FIELD_TYPES)}")
-    # Exports write the config; the library checks the definition for lone surrogates itself.
+    # Exports write the config, so a lone surrogate in it is an error now rather than then. In the
+    # definition `tokenizers` finds lone surrogates itself.
     _encode_json(fields["config"], path)
     model = fields["definition"].get("model")
+    # `tokenizers` refuses such a definition with a clear message.
     if not isinstance(model, dict):
-        return  # the library's own message
+        return
     if "merges" in model and model.get("continuing_subword_prefix"):
-        # The library cuts as many bytes off pieces as the prefix has, which can split a character
+        # `tokenizers` cuts as many bytes off pieces as the prefix has, which can split a character
         # and abort the process.
         raise UserError(f"{path}: BPE with a continuing_subword_prefix is not supported")
     vocab = model.get("vocab")
     if isinstance(vocab, dict) and len(set(map(str, vocab.values()))) < len(vocab):
-        # Which of the two pieces an id stands for would change from one load to the next.
-        raise UserError(f"{path}: two pieces of its vocabulary have one id: the file is damaged")
+        # Which of the two tokens the id is decoded to would change from one load to the next.
+        raise UserError(f"{path}: two vocabulary entries share an id: the file is damaged")
     if model.get("dropout"):
         raise UserError(
             f"{path}: BPE dropout is set, so a text would get random ids: set dropout to null"
@@ -325,6 +342,7 @@ def _check_fields(fields: Any, path: Path) -> None:
 
 
 def _encode_json(value: dict[str, Any], path: Path) -> bytes:
+    """Return a value as JSON in UTF-8. Raises UserError if it holds a lone surrogate."""
     try:
         return json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -340,23 +358,30 @@ def _find_special_id(
     tokenizer_config: dict[str, Any],
     model_config: dict[str, Any],
 ) -> int | None:
-    """Return the id of the bos, eos or unk token: by its name, or as `config.json` gives it."""
+    """Return the id of the special token of a role ("bos", "eos" or "unk"), or None.
+
+    The name of the token in `tokenizer_config.json` is looked up in the `tokenizer.json`; if that
+    fails, `config.json` may have the id.
+    """
+    # A name, or the fields of an AddedToken.
     token = tokenizer_config.get(f"{role}_token")
     text = token.get("content") if isinstance(token, dict) else token
     added_tokens = definition.get("added_tokens")
     if text is not None and isinstance(added_tokens, list):
-        for added in added_tokens:
-            is_named = isinstance(added, dict) and added.get("content") == text
-            if is_named and type(added.get("id")) is int:
-                return int(added["id"])
-    index = model_config.get(f"{role}_token_id")
-    if isinstance(index, list) and index:
-        index = index[0]
-    return index if type(index) is int else None
+        for added_token in added_tokens:
+            is_named = isinstance(added_token, dict) and added_token.get("content") == text
+            if is_named and type(added_token.get("id")) is int:
+                return int(added_token["id"])
+    token_id = model_config.get(f"{role}_token_id")
+    # Of several eos ids the first ends a text; see `LlamaConfig`.
+    if isinstance(token_id, list) and token_id:
+        token_id = token_id[0]
+    # type(), because a bool is an instance of int.
+    return token_id if type(token_id) is int else None
 
 
 def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
-    """Return the type of a decoder and of all that it contains."""
+    """Return the types of a decoder and of the decoders inside it."""
     if not decoder:
         return set()
     inner_types = (_decoder_types(inner) for inner in decoder.get("decoders", ()))
@@ -364,7 +389,7 @@ def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
 
 
 def _strips_prefix_space(decoder: dict[str, Any] | None) -> bool:
-    """Return whether decoding removes a leading space, which encoding must have added."""
+    """Return whether decoding removes a leading space, and encoding therefore adds one."""
     parts = decoder.get("decoders", [decoder]) if decoder else []
     for part in parts:
         if part["type"] == "Strip" and part["start"] == 1:
@@ -375,13 +400,15 @@ def _strips_prefix_space(decoder: dict[str, Any] | None) -> bool:
 
 
 def byte_alphabet() -> dict[str, bytes]:
-    """Return the byte of each character of byte-level BPE (Radford et al. 2019).
+    """Return the byte that each character in the pieces of byte-level BPE represents.
 
-    Printable bytes stand for themselves, the others for U+0100 onwards.
+    In the vocabulary of GPT-2 (Radford et al. 2019) a printable byte is written as the character of
+    the same code point, the others in their order as U+0100 onwards.
     """
+    # The printable characters of ASCII and Latin-1.
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     alphabet = {chr(byte): bytes([byte]) for byte in visible}
-    for place, byte in enumerate(hidden):
-        alphabet[chr(256 + place)] = bytes([byte])
+    for offset, byte in enumerate(hidden):
+        alphabet[chr(0x100 + offset)] = bytes([byte])
     return alphabet

@@ -1,14 +1,14 @@
 """Normalize a SentencePiece BPE model so that every BPE implementation gives the same ids.
 
 SentencePiece merges the adjacent pair whose concatenation has the best score, the leftmost of equal
-ones; the fast tokenizers merge by a ranked list of pairs, and only pairs whose two halves have ids.
-The two agree on every text if
+ones. Hugging Face's `tokenizers` merges by a ranked list of pairs, and only pairs of which both
+halves have ids. The two agree on every text if
 
-- no two pieces have the same score (ties are broken here by id);
-- a piece that no merges of other pieces build is never the result of a merge. SentencePiece may
-  build it from characters that are not pieces, so it is marked UNUSED and gets one of the lowest
-  scores: SentencePiece merges unused pieces and splits them again afterwards, which is harmless
-  only if no merge of a usable piece is left;
+- no two pieces have the same score. Normalization breaks ties by id;
+- a piece that cannot be built by merging other pieces is never the result of a merge. SentencePiece
+  may build it from characters that are not pieces. So normalization marks it UNUSED and gives it
+  one of the lowest scores: SentencePiece merges unused pieces, too, and splits them again at the
+  end, which is harmless only if no merge of a usable piece is left by then;
 - nothing is added to the text or removed from it (dummy prefix, whitespace, normalization rules).
 
 Ids do not change.
@@ -31,7 +31,7 @@ USER_DEFINED = 4
 UNUSED = 5
 BYTE = 6
 _MODEL_TYPE_BPE = 2
-# Characters. SentencePiece trains pieces of up to 512.
+# In characters. SentencePiece trains pieces of up to 512.
 MAX_PIECE_LENGTH = 4096
 _BYTE_PIECES = {f"<0x{value:02X}>" for value in range(256)}
 _NORMALIZER_SETTINGS = {
@@ -44,20 +44,26 @@ _SPECIAL_PIECES = ((UNK_ID, "<unk>", UNKNOWN), (BOS_ID, "<s>", CONTROL), (EOS_ID
 
 @dataclass(frozen=True, slots=True)
 class NormalizationChanges:
-    """The numbers of pieces that normalization changed, and the settings, as text."""
+    """What normalization changed in a model."""
 
     num_pieces: int
+    """Size of the vocabulary."""
     num_tied_scores: int
+    """Pieces whose score equaled that of a piece before."""
     num_unreachable: int
+    """Pieces that merges of other pieces cannot build."""
     changed_settings: tuple[str, ...]
+    """A phrase for each setting, such as `add_dummy_prefix off`."""
 
 
 def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, NormalizationChanges]:
-    """Return the normalized bytes of a serialized SentencePiece BPE model, and what changed.
+    """Return a serialized SentencePiece BPE model in normalized form, and what was changed.
 
-    A normalized model is returned unchanged. `file_name` is for messages. Raises UserError if the
-    bytes are not such a model, or if it lacks what the project relies on: unk 0, bos 1, eos 2, all
-    256 byte pieces, and no user-defined pieces.
+    In normalized form, unreachable pieces are marked unused, scores are minus the ranks of the
+    pieces, and SentencePiece's own normalization of text is switched off; see the docstring of the
+    module. A model in this form is returned unchanged. `file_name` is for messages. Raises
+    UserError if the bytes are not such a model, or if the project cannot use it: it needs unk 0,
+    bos 1, eos 2 and all 256 byte pieces, and no user-defined pieces.
     """
     model = parse_sentencepiece_model(serialized, file_name)
     texts = [piece.piece for piece in model.pieces]
@@ -68,7 +74,7 @@ def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, Normaliza
     normal_ids = [index for index, kind in enumerate(types) if kind == NORMAL]
     reachable_texts = reachable_pieces({texts[index] for index in normal_ids})
     for index, kind in enumerate(types):
-        # Unused pieces are harmless only if usable ones never build them.
+        # See the docstring of the module: unused pieces must not be results of merges.
         if kind == UNUSED and _can_be_built(texts[index], reachable_texts):
             raise UserError(
                 f"{file_name}: id {index} is marked unused though merges reach it: use another "
@@ -79,23 +85,31 @@ def normalize_model(serialized: bytes, file_name: str) -> tuple[bytes, Normaliza
         model.pieces[index].type = types[index] = UNUSED
     _assign_rank_scores(model.pieces, types, scores)
     changed_settings = _reset_normalizer(model)
-    num_tied = len(normal_ids) - len({scores[index] for index in normal_ids})
-    changes = NormalizationChanges(len(texts), num_tied, len(unreachable_ids), changed_settings)
+    # `scores` still holds the original scores.
+    num_distinct_scores = len({scores[index] for index in normal_ids})
+    changes = NormalizationChanges(
+        num_pieces=len(texts),
+        num_tied_scores=len(normal_ids) - num_distinct_scores,
+        num_unreachable=len(unreachable_ids),
+        changed_settings=changed_settings,
+    )
     return model.SerializeToString(deterministic=True), changes
 
 
 def reachable_pieces(pieces: set[str]) -> set[str]:
-    """Return the pieces that merges build: characters, and pairs of reachable pieces."""
+    """Return the pieces that merges can build: characters, and pairs of such pieces."""
     reachable: set[str] = set()
-    for piece in sorted(pieces, key=len):  # both halves come before their concatenation
+    # Sorted by length, so that both halves are decided before their concatenation.
+    for piece in sorted(pieces, key=len):
         if _can_be_built(piece, reachable):
             reachable.add(piece)
     return reachable
 
 
 def _can_be_built(piece: str, pieces: set[str]) -> bool:
+    """Return whether a piece is a single character or a concatenation of two of `pieces`."""
     return len(piece) == 1 or any(
-        piece[:cut] in pieces and piece[cut:] in pieces for cut in range(1, len(piece))
+        piece[:split] in pieces and piece[split:] in pieces for split in range(1, len(piece))
     )
 
 
@@ -104,14 +118,15 @@ def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
 
     Raises UserError, naming `file_name`, if it cannot be parsed.
     """
+    # Imported here so that commands that load no tokenizer start without them.
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(serialized)
-        # Fields of other versions (an outdated self-test, extensions) would survive into the
-        # result.
+        # Otherwise fields of other versions (an outdated self-test, extensions) would be written
+        # into the normalized model.
         model.DiscardUnknownFields()
         # protobuf returns a string that is not UTF-8 as bytes.
         is_valid = all(
@@ -129,7 +144,10 @@ def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
 def _check_model(
     model_type: int, texts: list[str], types: list[int], scores: list[float], file_name: str
 ) -> None:
-    """Raise UserError if the model lacks what the project relies on, or is damaged."""
+    """Raise UserError if the model is damaged, or if the project cannot use it.
+
+    `texts`, `types` and `scores` are those of its pieces, by id.
+    """
     if model_type != _MODEL_TYPE_BPE:
         raise UserError(
             f"{file_name} is a SentencePiece model, but not of type BPE: only BPE models can be "
@@ -155,6 +173,7 @@ def _check_model(
     )
     if has_duplicates or "" in texts:
         raise UserError(f"{file_name} holds an empty piece or one piece twice: it is damaged")
+    # Merging starts from single characters, which get the id of their piece, whatever its type.
     for text, kind in zip(texts, types, strict=True):
         if kind in (CONTROL, UNKNOWN) and len(text) == 1:
             raise UserError(
@@ -173,16 +192,21 @@ def _check_model(
 
 
 def _assign_rank_scores(pieces: Any, types: list[int], scores: list[float]) -> None:
-    """Set scores to minus the rank: normal pieces before unused ones, by score, ties by id."""
+    """Replace the scores of normal and unused pieces by minus their ranks, in place.
+
+    The order is: normal pieces before unused ones, then the highest score first, then by id.
+    """
     ranked = [index for index, kind in enumerate(types) if kind in (NORMAL, UNUSED)]
+    # NORMAL < UNUSED, and sorting is stable.
     ranked.sort(key=lambda index: (types[index], -scores[index]))
     for rank, index in enumerate(ranked):
+        # An equal score is not written, so that a normalized model keeps its bytes.
         if scores[index] != -rank:
             pieces[index].score = -float(rank)
 
 
 def _reset_normalizer(model: Any) -> tuple[str, ...]:
-    """Switch off whatever changes the text; return the changed settings."""
+    """Switch off all changes of the text, in place; return a phrase for each changed setting."""
     normalizer = model.normalizer_spec
     changes = []
     for setting, value in _NORMALIZER_SETTINGS.items():
@@ -199,6 +223,7 @@ def _reset_normalizer(model: Any) -> tuple[str, ...]:
     normalizer.precompiled_charsmap = b""
     normalizer.normalization_rule_tsv = ""
     model.ClearField("denormalizer_spec")
+    # SentencePiece reads these settings of training when it encodes.
     trainer = model.trainer_spec
     trainer.treat_whitespace_as_suffix = False
     trainer.byte_fallback = True

@@ -1,8 +1,8 @@
 """The project's own tokenizers: normalized SentencePiece BPE models.
 
 See `model.tokenizer.sentencepiece_normalize` for the normalization. Every str without U+2581 and
-without lone surrogates is restored from its ids exactly; the model writes a space as U+2581, so
-that character is decoded as a space.
+without lone surrogates is restored exactly from its ids. U+2581 is decoded as a space, because the
+model writes spaces as U+2581.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ class SentencePieceTokenizer(Tokenizer):
     unk_id: int
 
     def __init__(self, serialized: bytes) -> None:
-        """Load normalized bytes; `load_tokenizer` normalizes those of a file."""
+        """Load the bytes of a normalized model; `load_tokenizer` normalizes those of a file."""
+        # Imported here so that commands that load no tokenizer start without it.
         import sentencepiece
 
         super().__init__(serialized)
@@ -86,6 +87,7 @@ def read_normalized_model(path: Path) -> tuple[bytes, NormalizationChanges]:
 
 
 def _piece_bytes(piece: Piece) -> bytes:
+    """Return the UTF-8 that a piece adds to decoded text."""
     if piece.kind in (CONTROL, UNKNOWN):
         return b""
     if piece.kind == BYTE:  # spelled <0xE4>

@@ -268,7 +268,7 @@ def test_bad_option_error_is_one_line_naming_it(
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("train.pretrain --max_stepz 3", "--max_stepz: there is no such option"),
+        ("train.pretrain --max_stepz 3", "--max_stepz: unknown option"),
         ("data.download --parts", "--parts: needs a value"),
         ("evaluate.perplexity --checkpoint nowhere", "nowhere is not a checkpoint"),
         ("chat --checkpoint nowhere", "nowhere 中没有可用的模型"),

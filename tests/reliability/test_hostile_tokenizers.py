@@ -107,7 +107,7 @@ def test_arbitrary_imported_tokenizer_values_export_or_give_one_line_error(kind:
         ({"model": {"dropout": 0.5}}, "BPE dropout is set"),
         (
             {"model": {"vocab": {"a": 0, "b": 1, "c": 1}}},
-            "two pieces of its vocabulary have one id",
+            "two vocabulary entries share an id",
         ),
         (
             {

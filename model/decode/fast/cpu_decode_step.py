@@ -1,9 +1,12 @@
 """Decode step on a CPU in fp32, on preallocated buffers.
 
-At 43M parameters a step is some 200 small operations, and launching one costs more than its
-arithmetic. So everything that does not change between steps is prepared once ("captured", as in
-CUDA graphs): buffers, views of them, and the choice of kernels. A step is then a flat list of
-callables without arguments, plus the few operations whose shapes depend on how full the cache is.
+At 43M parameters a step is some 200 small operations, and calling one takes longer than its
+arithmetic. So everything that does not change between steps is prepared once, as in a CUDA graph:
+buffers, views of them, and the choice of kernels. A step is then a list of callables without
+arguments, plus the few operations whose shapes depend on the number of filled cache positions.
+
+Shapes: R rows, D hidden size, H query heads, K key-value heads, d head_dim, S positions in the
+cache after the step.
 """
 
 from collections.abc import Sequence
@@ -13,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.decode.fast.fused_linear import BufferPool, InferenceRMSNorm, Op, capture_row_norms
+from model.decode.fast.fused_linear import BufferPool, InferenceRMSNorm, Op, prepare_row_norms
 from model.decode.fast.layer import InferenceLayer, as_complex_pairs
 from model.decode.kv_cache import KVCache
 
 
-class _CapturedLayer:
-    """The operations of one layer on x[R, D + 1], which they read and add to.
+class _PreparedLayer:
+    """The operations of one layer on x[R, D + 1], the residual stream, which they update in place.
 
-    The last column of `x` is the epsilon of the norms (see `InferenceRMSNorm.eps_column`).
+    The last column of `x` is constant, the epsilon of the norms (`InferenceRMSNorm.eps_column`).
     """
 
     def __init__(
@@ -32,42 +35,52 @@ class _CapturedLayer:
         kv_rotations: Tensor,
         buffers: BufferPool,
     ) -> None:
+        """Prepare the operations of `layer` on the buffer `x`.
+
+        The caller writes complex query_rotation[R, 1, d / 2] and kv_rotations[2, R, 1, d / 2]
+        before each step. `buffers` are shared by all layers.
+        """
         rows, num_heads, num_kv_heads = len(x), layer.num_heads, layer.num_kv_heads
         head_dim = layer.head_dim
-        # Before attention: norm and qkv product, then the rotated queries in a buffer of their own.
-        self._pre_attention_ops, qkv = layer.qkv.capture(x, buffers)
+        # Before attention: norm and q, k, v projections, then the queries are rotated into a buffer
+        # of their own.
+        self._pre_attention_ops, qkv = layer.qkv.prepare(x, buffers)
         pairs = as_complex_pairs(qkv.view(rows, -1, head_dim))
         queries = buffers.get("queries", (rows, num_heads, head_dim))
         self._pre_attention_ops.append(
             partial(torch.mul, pairs[:, :num_heads], query_rotation, out=as_complex_pairs(queries))
         )
-        # Keys and values side by side, complex[2, R, K, d / 2]: one multiplication rotates the
-        # keys, leaves the values as they are (factor 1) and writes both into the cache.
+        # Keys and values together, complex[2, R, K, d / 2]: one multiplication by `kv_rotations`
+        # rotates the keys, leaves the values as they are (factor 1) and writes both into the cache.
         new_kv = pairs[:, num_heads:].unflatten(1, (2, num_kv_heads))
         self._new_kv = new_kv.transpose(0, 1)
         self._kv_rotations = kv_rotations
-        # Query heads that share a key-value head are the rows of one batched product.
+        # The query heads that share a key-value head are the rows of one matrix in a bmm.
         self._queries = queries.view(rows * num_kv_heads, -1, head_dim)
         self._attention_out = buffers.get("attention_out", self._queries.shape)
 
-        # After attention: output projection, norm and gate/up product, SwiGLU, down projection.
-        mlp_ops, gate_up = layer.gate_up.capture(x, buffers)
+        # After attention: output projection, norm, gate and up projection, SwiGLU, down projection.
+        mlp_ops, gate_up = layer.gate_up.prepare(x, buffers)
         gate, up = gate_up.chunk(2, -1)
         mlp_hidden = buffers.get("mlp_hidden", gate.shape)
         self._post_attention_ops: list[Op] = [
-            *layer.out.capture(x[:, :-1], self._attention_out.view(rows, -1), buffers),
+            *layer.out.prepare(x[:, :-1], self._attention_out.view(rows, -1), buffers),
             *mlp_ops,
             partial(F.silu, gate, inplace=True),
             partial(torch.mul, gate, up, out=mlp_hidden),
-            *layer.down.capture(x[:, :-1], mlp_hidden, buffers),
+            *layer.down.prepare(x[:, :-1], mlp_hidden, buffers),
         ]
 
     def run(self, bias: Tensor | None, kv_out: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Run the layer; the arguments behind `bias` are `KVCache.next_position_views` of it.
+        """Run the layer on the buffer `x` of the constructor, in place.
 
-        `kv_out`, complex[2, R, K, d / 2], is where the new keys and values are written, keys
-        [R * K, d, S] and values[R * K, S, d] include them, and bias[R * K, 1, S] is added to the
-        scores.
+        Args:
+            bias: [R * K, 1, S], added to the attention scores; None adds nothing.
+            kv_out: complex[2, R, K, d / 2], where the new keys and values are written.
+            keys: [R * K, d, S], a view of the cache that includes the new position.
+            values: [R * K, S, d], likewise.
+
+        The last three are this layer's `KVCache.next_position_views`.
         """
         for op in self._pre_attention_ops:
             op()
@@ -81,8 +94,8 @@ class _CapturedLayer:
             op()
 
 
-class CapturedDecodeStep:
-    """All layers and the final norm, captured for R rows.
+class PreparedDecodeStep:
+    """A decode step of all layers and the final norm, prepared for a fixed number of rows.
 
     Every step reuses the same buffers, so an instance must be used by one thread only.
     """
@@ -90,32 +103,39 @@ class CapturedDecodeStep:
     def __init__(
         self, layers: Sequence[InferenceLayer], norm: InferenceRMSNorm, batch_size: int
     ) -> None:
+        """Prepare `layers` and the final `norm` for `batch_size` rows."""
         head_dim, hidden_size = layers[0].head_dim, len(norm.weight)
         self.batch_size = batch_size
         self._norm_weight = norm.weight
+        # The residual stream, and its view without the constant column of `InferenceRMSNorm`.
         self._x_with_eps = torch.full((batch_size, hidden_size + 1), norm.eps_column)
         self._x = self._x_with_eps[:, :-1]
-        # The scale of attention scores is multiplied into the rotation of the queries.
+        # The scale of attention scores is multiplied into the rotation of the queries, which
+        # scales them without an operation of its own.
         self._score_scale = head_dim**-0.5
         self._query_rotation = torch.empty(batch_size, 1, head_dim // 2, dtype=torch.complex64)
-        # For keys the rotation of the step, for values always 1: see `_CapturedLayer`.
+        # [0] is the rotation of the keys, which changes with every step. [1] is the factor of the
+        # values, which are not rotated: always 1.
         kv_rotations = torch.ones(2, batch_size, 1, head_dim // 2, dtype=torch.complex64)
         self._key_rotation = kv_rotations[0]
         buffers = BufferPool()
         self._row_norms = buffers.get("row_norms", (batch_size, 1))
-        self._compute_row_norms = capture_row_norms(self._x_with_eps, self._row_norms)
+        self._compute_row_norms = prepare_row_norms(self._x_with_eps, self._row_norms)
         self._layers = [
-            _CapturedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers)
+            _PreparedLayer(layer, self._x_with_eps, self._query_rotation, kv_rotations, buffers)
             for layer in layers
         ]
 
     def run(self, x: Tensor, rotation: Tensor, bias: Tensor | None, cache: KVCache) -> Tensor:
-        """Return the normalized hidden states[R, D] of the new position, in new memory.
+        """Return the hidden states of the new position after the final norm, a new tensor[R, D].
 
-        x[R, D] are embeddings, rotation complex[R or 1, 1, d / 2] the angles of the positions, and
-        bias[R * K, 1, S] is added to the attention scores. Writes keys and values into the cache;
-        the caller advances its length.
+        Args:
+            x: [R, D], the embeddings of the new ids.
+            rotation: complex[R or 1, 1, d / 2], the rotations e^(i angle) of their positions.
+            bias: [R * K, 1, S], added to the attention scores; None adds nothing.
+            cache: gets the new keys and values; the caller advances its length.
         """
+        # The layers share these buffers: they read the rotations and update `_x` in place.
         self._x.copy_(x)
         self._key_rotation.copy_(rotation)
         torch.mul(self._key_rotation, self._score_scale, out=self._query_rotation)

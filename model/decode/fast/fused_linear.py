@@ -1,12 +1,12 @@
-"""Fused products of the fast path: RMSNorm + linear, linear + residual.
+"""Fused linear layers of the fast path: RMSNorm + linear, linear + residual.
 
-Each product can be called, or captured: `capture()` returns zero-argument callables over
-preallocated buffers, so one call launches one kernel and allocates nothing.
+Each layer can be called, or prepared for a buffer of inputs: `prepare()` returns callables without
+arguments over preallocated buffers. Each of them launches one kernel and allocates nothing.
 
-For a single row the CPU's matrix library uses one thread, however large the matrix. A captured
-product therefore passes the matrix as a batch of column blocks, one per thread.
+For a single row of inputs the CPU's matrix library uses one thread, however large the matrix. A
+prepared layer therefore passes the matrix as a batch of column blocks, one per thread.
 
-Shapes: N rows, D inputs, M outputs. In captured products `x` has an additional last column, the
+Shapes: N rows, D inputs, M outputs. In prepared layers `x` has an additional last column, the
 constant `InferenceRMSNorm.eps_column`.
 """
 
@@ -19,19 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from model.llama import RMSNorm
-from model.quantize import Int8Linear, capture_int8_linear, int8_linear, is_plain_linear
+from model.quantize import Int8Linear, int8_linear, is_plain_linear, prepare_int8_linear
 
+# A prepared operation: reads and writes buffers that were fixed when it was prepared.
 Op = Callable[[], object]
 
 
 class BufferPool:
-    """Work buffers by name, shape and type, allocated on first use and shared by all layers."""
+    """Work buffers by name, shape and dtype, allocated on first use and shared by all layers."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, tuple[int, ...], torch.dtype], Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the buffer of this name, shape and type; its contents are undefined."""
+        """Return the buffer of this name, shape and dtype; its contents are undefined."""
         key = name, tuple(shape), dtype
         if key not in self._buffers:
             self._buffers[key] = torch.empty(shape, dtype=dtype)
@@ -42,8 +43,8 @@ class InferenceRMSNorm:
     """RMSNorm of x[N, D] as a division by the row's L2 norm, in fp32.
 
     x / sqrt(mean(x^2) + eps) * w  =  x / sqrt(sum(x^2) + D * eps) * (sqrt(D) * w), so sqrt(D) is
-    multiplied into the weight once. If sqrt(D * eps) is an additional column of x, the L2 norm of
-    the row is the whole denominator: one kernel.
+    multiplied into `weight` once. If x has an additional column sqrt(D * eps), `eps_column`, the L2
+    norm of the row is the whole denominator, which one kernel computes.
     """
 
     def __init__(self, norm: RMSNorm) -> None:
@@ -53,27 +54,29 @@ class InferenceRMSNorm:
         self._scaled_eps = torch.full((1, 1, 1), size * norm.eps, device=norm.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the RMSNorm of x[N, D], in the dtype of `x`."""
         return (self.normalize(x) * self.weight).to(x.dtype)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Return x[N, D] divided by its denominator, in fp32, before the weight is applied."""
-        wide = x.float()
+        x_fp32 = x.float()
         # The dot product of each row with itself, plus D * eps: one kernel instead of three.
-        squares = torch.baddbmm(self._scaled_eps, wide.unsqueeze(1), wide.unsqueeze(2))
-        return wide * squares.rsqrt_().squeeze(1)
+        sums = torch.baddbmm(self._scaled_eps, x_fp32.unsqueeze(1), x_fp32.unsqueeze(2))
+        return x_fp32 * sums.rsqrt_().squeeze(1)
 
 
-def capture_row_norms(x: Tensor, out: Tensor) -> Op:
+def prepare_row_norms(x: Tensor, out: Tensor) -> Op:
     """Return an op that writes the L2 norm of every row of x[N, D + 1] into out[N, 1]."""
     return partial(torch.linalg.vector_norm, x, dim=1, keepdim=True, out=out)
 
 
 class RMSNormLinear:
-    """Norm x[N, D] and apply several projections side by side, in one product -> [N, M].
+    """RMSNorm of x[N, D], then several linear layers ("projections") in one matmul -> [N, M].
 
-    `output_order`[M] permutes the outputs. The norm's weight is multiplied into the matrix of plain
-    projections once. Projections that are neither plain nor int8, such as those with an adapter,
-    are called one by one and cannot be captured.
+    M is the sum of their outputs; `output_order`[M] permutes it: output i is that of row
+    output_order[i] of their matrices. The norm's weight is multiplied into the matrix of plain
+    linear layers once. Layers that are neither plain nor int8, such as those with an adapter, are
+    called one by one; then `can_prepare` is False.
     """
 
     def __init__(
@@ -89,50 +92,54 @@ class RMSNormLinear:
         if all(map(is_plain_linear, projections)):
             matrix = torch.cat([module.weight.detach() for module in modules])
             matrix = (matrix.float() * self._norm.weight).to(matrix.dtype)[order].t()
-            # A transposed copy makes a product of few rows read memory in order. On a GPU the
-            # layout makes no difference, so the copy is saved.
+            # With a transposed copy, a matmul of few rows reads memory in order. On a GPU the
+            # layout makes no difference to the speed, so nothing is copied.
             is_cpu = matrix.device.type == "cpu"
             self._transposed_weight = matrix.contiguous() if is_cpu else matrix
         elif all(type(module) is Int8Linear for module in projections):
             values = torch.cat([module.values for module in modules])
             scale = torch.cat([module.scale for module in modules])
             self._int8_weight = values[order], scale[order]
-        self.is_capturable = self._transposed_weight is not None or self._int8_weight is not None
+        self.can_prepare = self._transposed_weight is not None or self._int8_weight is not None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the outputs [N, M] of x[N, D], in the dtype of `x`."""
+        # This matrix includes the weight of the norm.
         if self._transposed_weight is not None:
             return self._norm.normalize(x).to(x.dtype) @ self._transposed_weight
         normalized = self._norm(x)
         if self._int8_weight is not None:
             return int8_linear(normalized, *self._int8_weight)
+        # Layers with an adapter.
         out = torch.cat([project(normalized) for project in self._projections], -1)
         return out if self._output_order is None else out[..., self._output_order]
 
-    def capture(self, x: Tensor, buffers: BufferPool) -> tuple[list[Op], Tensor]:
-        """Return (ops, out): ops that read `x` when called, and the buffer [N, M] they write.
+    def prepare(self, x: Tensor, buffers: BufferPool) -> tuple[list[Op], Tensor]:
+        """Return (ops, out): operations that read `x` when called, and the buffer they write.
 
-        `x` is fp32 on a CPU, [N, D + 1]; its last column is `InferenceRMSNorm.eps_column`.
+        `x` is fp32[N, D + 1] on a CPU; its last column is `InferenceRMSNorm.eps_column`. `out` is
+        fp32[N, M].
         """
         row_norms = buffers.get("row_norms", (len(x), 1))
-        norm_op = capture_row_norms(x, row_norms)
+        norm_op = prepare_row_norms(x, row_norms)
         x = x[:, :-1]
         normalized = buffers.get("normalized", x.shape)
         if self._int8_weight is not None:
             values, scale = self._int8_weight
             out = buffers.get("out", (len(x), len(values)))
             x_bf16 = buffers.get("x_bf16", x.shape, torch.bfloat16)
-            product = capture_int8_linear(x_bf16, values, scale)
-            # bf16 rounds relative to a number's size, so the division by the row's norm may as well
-            # come after the product. Types are converted by copies, because an operation on two
-            # types takes longer than a copy and an operation on one.
+            int8_matmul = prepare_int8_linear(x_bf16, values, scale)
+            # The division by the row's norm comes last. bf16 rounds relative to the size of a
+            # number, so the order does not change the accuracy. Dtypes are converted by copies,
+            # because an operation on two dtypes takes longer than a copy and an operation on one.
             return [
                 norm_op,
                 partial(torch.mul, x, self._norm.weight, out=normalized),
                 partial(x_bf16.copy_, normalized),
-                lambda: out.copy_(product()),
+                lambda: out.copy_(int8_matmul()),
                 partial(out.div_, row_norms),
             ], out
-        assert self._transposed_weight is not None, "only plain and int8 projections are captured"
+        assert self._transposed_weight is not None, "only plain and int8 projections are prepared"
         out = buffers.get("out", (len(x), self._transposed_weight.shape[1]))
         num_blocks = _num_blocks(self._transposed_weight, x)
         repeated = normalized.expand(num_blocks, *normalized.shape)
@@ -145,24 +152,25 @@ class RMSNormLinear:
 
 
 class LinearAdd:
-    """Add a projection of h[N, D] to x[N, M], in place: a product and its residual connection."""
+    """A linear layer of h[N, D] and its residual connection: the output is added to x[N, M]."""
 
     def __init__(self, projection: nn.Module) -> None:
         self._projection: Any = projection
         self._transposed_weight: Tensor | None = None
         if is_plain_linear(projection):
             self._transposed_weight = projection.weight.detach().t()
-        self.is_capturable = type(projection) is Int8Linear or self._transposed_weight is not None
+        self.can_prepare = type(projection) is Int8Linear or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
+        """Add the output for h[N, D] to x[N, M] in place; return `x`."""
         if self._transposed_weight is not None:
             return x.addmm_(h, self._transposed_weight)
         return x.add_(self._projection(h))
 
-    def capture(self, x: Tensor, h: Tensor, buffers: BufferPool) -> list[Op]:
-        """Return ops that add the projection of `h`, as it is when they are called, to `x`.
+    def prepare(self, x: Tensor, h: Tensor, buffers: BufferPool) -> list[Op]:
+        """Return operations that add the output for the contents of h[N, D] to x[N, M].
 
-        Both are fp32 on a CPU.
+        Both are fp32 buffers on a CPU, which the operations read when they are called.
         """
         if self._transposed_weight is not None:
             num_blocks = _num_blocks(self._transposed_weight, h)
@@ -171,18 +179,24 @@ class LinearAdd:
             return [partial(_split_columns(x, num_blocks).baddbmm_, repeated, weight_blocks)]
         h_bf16 = buffers.get("x_bf16", h.shape, torch.bfloat16)
         projected = buffers.get("projected", x.shape)
-        product = capture_int8_linear(h_bf16, self._projection.values, self._projection.scale)
+        int8_matmul = prepare_int8_linear(h_bf16, self._projection.values, self._projection.scale)
         return [
             partial(h_bf16.copy_, h),
-            lambda: projected.copy_(product()),
+            lambda: projected.copy_(int8_matmul()),
             partial(x.add_, projected),
         ]
 
 
 def _num_blocks(transposed_weight: Tensor, x: Tensor) -> int:
-    """Return the number of column blocks of a matrix [D, M] for its product with x[N, D]."""
-    threads = torch.get_num_threads()
-    return threads if len(x) == 1 and transposed_weight.shape[1] % threads == 0 else 1
+    """Return the number of column blocks of a matrix [D, M] for its matmul with x[N, D].
+
+    A single row is multiplied in one block per thread, if M is a multiple of the number of threads:
+    the matrix library runs a matrix-vector product on one thread, but the matrices of a batched
+    matmul on all. For more rows it uses all threads by itself, with one block.
+    """
+    num_threads = torch.get_num_threads()
+    is_divisible = transposed_weight.shape[1] % num_threads == 0
+    return num_threads if len(x) == 1 and is_divisible else 1
 
 
 def _split_columns(matrix: Tensor, num_blocks: int) -> Tensor:

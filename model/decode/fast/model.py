@@ -1,12 +1,12 @@
 """The fast path's model: `Llama` for inference, in fewer and larger operations.
 
-At 43M parameters launching the operations of a token takes as long as reading the weights, so both
-are kept few:
+At 43M parameters launching the operations of a token takes as long as reading the weights, so there
+are few operations:
 
-- queries, keys and values are one product, gate and up another (`fused_linear.RMSNormLinear`);
-- the products that end in the residual stream add to it in place (`fused_linear.LinearAdd`);
-- on a CPU the matrices are stored transposed: a product of few rows then reads memory in order;
-- a decode step attends with two batched products, without a mask unless rows are padded;
+- q, k and v projections are one matmul, gate and up another (`fused_linear.RMSNormLinear`);
+- linear layers before a residual connection add to x in place (`fused_linear.LinearAdd`);
+- on a CPU the matrices are stored transposed: a matmul of few rows then reads memory in order;
+- a decode step attends with two batched matmuls, without a mask unless rows are padded;
 - a decode step on a CPU in fp32 runs on preallocated buffers (`cpu_decode_step`).
 
 No operation here waits for a GPU. Shapes: R rows, T new positions, S positions in the cache after
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.config import LlamaConfig
-from model.decode.fast.cpu_decode_step import CapturedDecodeStep
+from model.decode.fast.cpu_decode_step import PreparedDecodeStep
 from model.decode.fast.fused_linear import InferenceRMSNorm
 from model.decode.fast.layer import InferenceLayer
 from model.decode.kv_cache import KVCache
@@ -57,34 +57,39 @@ def is_supported(config: LlamaConfig) -> bool:
 
     It does if every field outside `_IMPLEMENTED_FIELDS` has its default value.
     """
-    others = [field for field in fields(config) if field.name not in _IMPLEMENTED_FIELDS]
-    return all(getattr(config, field.name) == field.default for field in others)
+    other_fields = [field for field in fields(config) if field.name not in _IMPLEMENTED_FIELDS]
+    return all(getattr(config, field.name) == field.default for field in other_fields)
 
 
 class FastModel:
     """An `InferenceModel` that holds a snapshot of a model's weights, rearranged.
 
-    Besides the model it holds a second copy of the wide matrices, on a CPU also of the head (see
-    `model.decode.lm_head`). Several threads may use it at once, with separate caches.
+    The copies of the large matrices need as much memory as those of the model; on a CPU this
+    includes the head (see `model.decode.lm_head`). Several threads may use an instance at once,
+    with separate caches.
     """
 
     def __init__(self, model: Llama) -> None:
         config, body = model.config, model.model
-        shape = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        head_sizes = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
         self._num_kv_heads = config.num_key_value_heads
         self._embed = body.embed_tokens
         self._norm = InferenceRMSNorm(body.norm)
-        self._layers = [InferenceLayer(layer, *shape) for layer in body.layers]  # type: ignore[arg-type]
+        self._layers = [
+            InferenceLayer(layer, *head_sizes)  # type: ignore[arg-type]
+            for layer in body.layers
+        ]
         self._dtype = body.norm.weight.dtype
-        # Through the weights' type and back: angles are rounded as in `Llama`. complex[S, 1, d / 2]
+        # Converted to the dtype of the weights and back, so that they are rounded as in `Llama`.
         cos, sin = body.rotary.cos_sin.to(self._dtype).float()
+        # complex[max_position_embeddings, 1, d / 2]
         self._rotations = torch.complex(cos, sin).unsqueeze(1)
-        # One captured step per thread: its buffers hold the state of the step that is running.
+        # A prepared step per thread: its buffers hold the state of the step that is running.
         self._thread_local = threading.local()
-        self._can_capture_step = (
+        self._can_prepare_step = (
             self._rotations.device.type == "cpu"
             and self._dtype == torch.float32
-            and all(layer.is_capturable for layer in self._layers)
+            and all(layer.can_prepare for layer in self._layers)
         )
         self.head = LMHead(model.lm_head)
 
@@ -98,6 +103,7 @@ class FastModel:
     ) -> Tensor:
         """See `model.decode.inference_model.InferenceModel.prefill`."""
         rows, length = ids.shape
+        # Prompts of one id are a decode step, which has its own attention.
         if length == 1:
             step_positions = None if positions is None else positions[:, 0]
             return self.decode_step(ids[:, 0], cache, step_positions, mask)
@@ -127,8 +133,8 @@ class FastModel:
             rotation = self._rotations[positions]
         bias = None if mask is None else self._attention_bias(mask, rows)
         x = self._embed(ids)
-        if self._can_capture_step:
-            hidden = self._captured_step(rows).run(x, rotation, bias, cache)
+        if self._can_prepare_step:
+            hidden = self._prepared_step(rows).run(x, rotation, bias, cache)
         else:
             for index, layer in enumerate(self._layers):
                 x = layer.decode_step(x, rotation.unsqueeze(1), bias, cache.layer(index))
@@ -137,15 +143,15 @@ class FastModel:
         return hidden
 
     def _attention_bias(self, mask: Tensor, rows: int) -> Tensor:
-        """Return what a mask [R or 1, 1, 1, S] adds to the scores: 0 or -inf, [R * K, 1, S]."""
+        """Return a bool mask[R or 1, 1, 1, S] as an addend of scores, 0 or -inf, [R * K, 1, S]."""
         bias = torch.zeros_like(mask, dtype=self._dtype).masked_fill_(~mask, -torch.inf)
         length = mask.shape[-1]
         return bias[:, 0].expand(rows, self._num_kv_heads, length).reshape(-1, 1, length)
 
-    def _captured_step(self, rows: int) -> CapturedDecodeStep:
-        """Return this thread's captured step; capture one where the number of rows is new."""
-        step: CapturedDecodeStep | None = getattr(self._thread_local, "step", None)
+    def _prepared_step(self, rows: int) -> PreparedDecodeStep:
+        """Return this thread's prepared step; prepare a new one if the number of rows changed."""
+        step: PreparedDecodeStep | None = getattr(self._thread_local, "step", None)
         if step is None or step.batch_size != rows:
-            step = CapturedDecodeStep(self._layers, self._norm, rows)
+            step = PreparedDecodeStep(self._layers, self._norm, rows)
             self._thread_local.step = step
         return step

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 from torch import Tensor
 
 from common.errors import UserError
@@ -31,11 +33,8 @@ from model.llama import Llama, inverse_frequencies
 from model.tokenizer.base import Tokenizer
 from model.tokenizer.imported import ImportedTokenizer
 
-if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, GGUFWriter
-
 GGUFType = Literal["f32", "f16", "q8_0"]
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # of `gguf`
 _Q8_0_BLOCK = 32  # numbers that share one scale
 _MAGIC = b"GGUF"
 
@@ -63,17 +62,22 @@ def write_gguf(
     name: str,
     template: Template | None = None,
 ) -> None:
-    """Write `file` and, beside it, Ollama's `Modelfile` (`modelfile_path`).
+    """Write a GGUF file and, beside it, Ollama's `Modelfile` (`modelfile_path`).
 
-    `dtype` is that of the matrices; norms stay f32, and in q8_0 a matrix whose width is not a
-    multiple of 32 becomes f16, which a note on stderr says. `name` is shown by tools. Without a
-    `jinja_template` the model continues text. `template` is the same conversation format for
-    Ollama, which cannot read Jinja (default: the project's own). Tensors are converted one at a
-    time. Raises UserError if llama.cpp would give other ids, if f16 cannot hold the weights, or if
-    `file` or the Modelfile exists and is not an earlier export.
+    Args:
+        model: the model, with adapters merged.
+        tokenizer: its tokenizer.
+        jinja_template: the chat template for llama.cpp; without one the model continues text.
+        file: the path of the GGUF file.
+        dtype: the type of the matrices. Norms stay f32. In q8_0, matrices whose width is not a
+            multiple of 32 become f16, about which a note is printed to stderr.
+        name: the name of the model that tools show.
+        template: the chat template of `jinja_template`, for Ollama, which cannot read Jinja.
+            Default: the project's own.
+
+    Raises UserError if llama.cpp would give other ids, if f16 cannot hold the weights, or if `file`
+    or the Modelfile exists and is not an earlier export.
     """
-    import gguf
-
     check_output_file(file)
     template = template or Template()
     vocabulary = build_vocabulary(tokenizer, model.config.vocab_size)
@@ -91,16 +95,18 @@ def write_gguf(
             )
             if jinja_template is not None:
                 writer.add_chat_template(vocabulary.rename_special_tokens(jinja_template))
+            # The format has all descriptions of tensors first, and then their data.
             for key, tensor in tensors.items():
                 size = prod(gguf.quant_shape_to_byte_shape(tensor.shape, types[key]))
                 writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, types[key])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+            # One tensor at a time, so that only one converted copy is in memory.
             for key, tensor in tensors.items():
-                rows = _interleave_rope_rows(key, tensor, model.config)
-                writer.write_tensor_data(_quantize(rows, types[key], key))
-        # Before the GGUF file is renamed: on a full disk neither of the two is left.
+                interleaved = _interleave_rope_rows(key, tensor, model.config)
+                writer.write_tensor_data(_quantize(interleaved, types[key], key))
+        # Written before the GGUF file gets its name, so that on a full disk neither is left.
         write_modelfile(
             file,
             None if jinja_template is None else template,
@@ -112,9 +118,9 @@ def write_gguf(
 
 
 def _print_notes(
-    dtype: GGUFType, types: dict[str, "GGMLQuantizationType"], unnamed_stop_ids: list[int]
+    dtype: GGUFType, types: dict[str, GGMLQuantizationType], unnamed_stop_ids: list[int]
 ) -> None:
-    """Print on stderr what the file has differently from the checkpoint."""
+    """Print notes to stderr about differences between the file and the checkpoint, if any."""
     f16_tensors = [key for key, quantization in types.items() if quantization.name == "F16"]
     if dtype == "q8_0" and f16_tensors:
         print(
@@ -124,8 +130,8 @@ def _print_notes(
         )
     if unnamed_stop_ids:
         print(
-            "note: a GGUF file names three stop ids; llama.cpp stops at "
-            f"{', '.join(map(str, unnamed_stop_ids))} only where it knows their names",
+            "note: a GGUF file has room for three stop ids; llama.cpp stops at "
+            f"{', '.join(map(str, unnamed_stop_ids))} only if it knows their names",
             file=sys.stderr,
         )
 
@@ -141,44 +147,44 @@ def build_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabulary:
 
 
 @contextlib.contextmanager
-def _open_writer(file: Path) -> Iterator["GGUFWriter"]:
+def _open_writer(file: Path) -> Iterator[GGUFWriter]:
     """Yield a writer whose files are closed when the block ends or raises."""
-    import gguf
-
-    writer = gguf.GGUFWriter(file, "llama")
+    writer = GGUFWriter(file, "llama")
     try:
         yield writer
         writer.close()
     except BaseException:
-        # A file left open would try to write its buffer again when it is collected.
-        for opened in writer.fout or ():
+        # A file left open would write its buffer when it is garbage-collected, and that could fail
+        # like the first time.
+        for open_file in writer.fout or ():
             with contextlib.suppress(OSError):
-                opened.close()
+                open_file.close()
         raise
 
 
 def check_output_file(file: Path) -> None:
-    """Check that writing `file` and its Modelfile replaces nothing but an earlier export.
-
-    Raises UserError otherwise.
-    """
+    """Raise UserError if `file` or its Modelfile exists and is not an earlier export."""
     if file.is_dir():
         raise UserError(f"--out {file} is a folder: name a file, such as {file / 'model.gguf'}")
-    check_replaceable(file, "a GGUF file", _is_gguf)
+    check_replaceable(file, expected="a GGUF file", is_earlier_export=_is_gguf)
     check_replaceable(
-        modelfile_path(file), f"the Modelfile of {file.name}", lambda _: is_modelfile_of(file)
+        modelfile_path(file),
+        expected=f"the Modelfile of {file.name}",
+        is_earlier_export=lambda _: is_modelfile_of(file),
     )
 
 
-def _is_gguf(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(len(_MAGIC)) == _MAGIC
+def _is_gguf(path: Path) -> bool:
+    """Return whether a file begins as a GGUF file does."""
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _named_tensors(model: Llama) -> dict[str, Tensor]:
-    """Return all tensors by llama.cpp's names; a tied head is left out, as llama.cpp expects."""
-    import gguf
+    """Return all tensors by llama.cpp's names.
 
+    A tied head is left out, as llama.cpp expects. Raises ValueError if the model has an adapter.
+    """
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     tensors = {}
     for key, parameter in model.named_parameters():
@@ -187,15 +193,15 @@ def _named_tensors(model: Llama) -> dict[str, Tensor]:
             raise ValueError(f"{key} is not a weight of a Llama: merge adapters before export")
         tensors[name] = parameter.detach()
     if model.config.rope_scaling and model.config.rope_scaling["rope_type"] == "llama3":
-        # llama.cpp divides each unscaled frequency by its factor.
+        # llama.cpp divides each unscaled frequency by its factor in this tensor, fp32[d / 2].
         unscaled = inverse_frequencies(replace(model.config, rope_scaling=None))
         tensors["rope_freqs.weight"] = unscaled / inverse_frequencies(model.config)
     return tensors
 
 
-def _quantization_type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType":
-    from gguf import GGMLQuantizationType
-
+def _quantization_type(tensor: Tensor, dtype: GGUFType) -> GGMLQuantizationType:
+    """Return the type in which a tensor is stored if the file is of type `dtype`."""
+    # Vectors (norms and rope factors) are small.
     if tensor.dim() < 2 or dtype == "f32":
         return GGMLQuantizationType.F32
     if dtype == "q8_0" and tensor.shape[-1] % _Q8_0_BLOCK == 0:
@@ -204,33 +210,35 @@ def _quantization_type(tensor: Tensor, dtype: GGUFType) -> "GGMLQuantizationType
 
 
 def _interleave_rope_rows(key: str, tensor: Tensor, config: LlamaConfig) -> Tensor:
-    """Return query and key rows in llama.cpp's order: the two halves of a head, interleaved."""
+    """Return a tensor with the rows of query and key heads in llama.cpp's order.
+
+    The two halves of the rows of each head are interleaved: see the docstring of the module. `key`
+    is the name of the tensor in llama.cpp.
+    """
     if not key.endswith(("attn_q.weight", "attn_k.weight")):
         return tensor
     halves = tensor.view(-1, 2, config.head_dim // 2, tensor.shape[1])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def _quantize(tensor: Tensor, quantization_type: "GGMLQuantizationType", key: str) -> np.ndarray:
-    from gguf import quants
-
+def _quantize(tensor: Tensor, quantization_type: GGMLQuantizationType, key: str) -> np.ndarray:
+    """Return the data of a tensor as the GGUF type. Raises UserError if f16 would overflow."""
     values = tensor.float().cpu().contiguous().numpy()
     if quantization_type.name == "F16" and np.abs(values).max() > np.finfo(np.float16).max:
         raise UserError(f"{key} holds numbers that are too large for f16: export as f32")
     return quants.quantize(values, quantization_type)
 
 
-def _write_metadata(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: str) -> None:
-    import gguf
-
+def _write_metadata(writer: GGUFWriter, model: Llama, dtype: GGUFType, name: str) -> None:
+    """Write the name, the type and the config of the model."""
     config = model.config
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
     if dtype == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size)
-    # llama.cpp and Ollama size their KV cache by this: the positions that the model was trained
-    # on, not all that it has angles for.
+    # llama.cpp and Ollama size their KV cache by this number: the positions that the model was
+    # trained on, not max_position_embeddings.
     writer.add_context_length(model.trained_context)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -242,6 +250,7 @@ def _write_metadata(writer: "GGUFWriter", model: Llama, dtype: GGUFType, name: s
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    # The other scaling, `llama3`, is a tensor; see `_named_tensors`.
     if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scaling["factor"])

@@ -1,13 +1,14 @@
 """The GGUF vocabulary of an imported tokenizer: SentencePiece-style and byte-level BPE.
 
-A `tokenizer.json` merges by a ranked list of pairs, llama.cpp's `llama` vocabulary by scores: it
-joins any two neighbors whose text is a piece, the best score first. Both agree because BPE is
-deterministic. The text of a piece always goes through the same merges, so
+A `tokenizer.json` merges by a ranked list of pairs. llama.cpp's `llama` vocabulary merges by
+scores: it joins any two neighbors whose text is a piece, the highest score first. The two can agree
+because BPE is deterministic: the text of a piece always goes through the same merges. Therefore
 
-- a piece whose own text is not encoded as that piece alone is unreachable and is marked unused;
+- a piece whose own text is not encoded as that piece alone is unreachable, and is marked unused;
 - a reachable piece has exactly one derivation, and its score is minus the rank of the last merge.
 
-A `gpt2` vocabulary has the merges themselves, and llama.cpp's name for the pre-tokenizer.
+llama.cpp's `gpt2` vocabulary, for byte-level BPE, has the merges themselves, and llama.cpp's name
+for the pre-tokenizer.
 """
 
 import json
@@ -26,6 +27,7 @@ from model.tokenizer.base import METASPACE, SPECIAL_TOKEN_MARK, Piece
 from model.tokenizer.imported import ImportedTokenizer, byte_alphabet
 from model.tokenizer.sentencepiece_normalize import BYTE, CONTROL, NORMAL, USER_DEFINED
 
+# (left, right) → position in the list of merges; lower ranks are merged first.
 MergeRanks = dict[tuple[str, str], int]
 _CONTRACTION_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _NON_WORD_REGEX = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,6 +69,7 @@ def build_imported_vocabulary(tokenizer: ImportedTokenizer, vocab_size: int) -> 
                 f"its added token {token['content']!r} strips white space or matches whole words "
                 "only"
             )
+    # Of a merge that is listed twice, the first rank counts.
     merges: MergeRanks = {}
     for pair in model["merges"]:
         # Older files write a pair as one string.
@@ -77,14 +80,14 @@ def build_imported_vocabulary(tokenizer: ImportedTokenizer, vocab_size: int) -> 
     else:
         vocabulary = _build_byte_level_vocabulary(tokenizer, merges, vocab_size)
     if len({piece.text for piece in vocabulary.pieces}) < len(vocabulary.pieces):
-        raise _unsupported_error("two of its ids have one text")
+        raise _unsupported_error("two of its ids have the same text")
     return vocabulary
 
 
 def _build_sentencepiece_vocabulary(
     tokenizer: ImportedTokenizer, merges: MergeRanks, vocab_size: int
 ) -> GGUFVocabulary:
-    """Build a `llama` vocabulary, as Llama 1 and 2 and TinyLlama have one."""
+    """Build a `llama` vocabulary, the kind of Llama 1 and 2 and TinyLlama."""
     definition = tokenizer.canonical_definition
     adds_space_prefix, splits_at_spaces = _parse_space_handling(definition)
     if definition["model"].get("ignore_merges"):
@@ -95,9 +98,9 @@ def _build_sentencepiece_vocabulary(
     for index, piece in enumerate(_iter_typed_pieces(tokenizer, vocab_size)):
         if piece.kind == NORMAL:
             rank = _last_merge_rank(piece.text, merges, definition["model"]["vocab"])
-            # Text that is split at spaces has none inside a piece.
-            is_split = splits_at_spaces and METASPACE in piece.text[1:]
-            if rank is None or is_split:
+            # If text is split at spaces, a piece with a space inside is never the result.
+            is_never_whole = splits_at_spaces and METASPACE in piece.text[1:]
+            if rank is None or is_never_whole:
                 piece = unused_piece(index)
             else:
                 piece = piece._replace(score=-float(rank))
@@ -114,7 +117,7 @@ def _build_sentencepiece_vocabulary(
 def _build_byte_level_vocabulary(
     tokenizer: ImportedTokenizer, merges: MergeRanks, vocab_size: int
 ) -> GGUFVocabulary:
-    """Build a `gpt2` vocabulary, as GPT-2, Llama 3 and most small Chinese models have one."""
+    """Build a `gpt2` vocabulary, the kind of GPT-2, Llama 3 and most small Chinese models."""
     definition = tokenizer.canonical_definition
     pre_tokenizer = _identify_pre_tokenizer(definition)
     vocab = definition["model"]["vocab"]
@@ -125,7 +128,8 @@ def _build_byte_level_vocabulary(
     pieces = []
     for index, piece in enumerate(_iter_typed_pieces(tokenizer, vocab_size)):
         if piece.kind == NORMAL and _last_merge_rank(piece.text, merges, vocab) is None:
-            # Reachable as a whole word only.
+            # Merges do not build this piece. It is found only by looking up a whole word, which
+            # the tokenizer does if it ignores merges, and llama.cpp for one pre-tokenizer.
             if not ignores_merges:
                 piece = unused_piece(index)
             elif not looks_up_words:
@@ -134,7 +138,8 @@ def _build_byte_level_vocabulary(
                     f"{piece.text}, and splits text as {pre_tokenizer} does"
                 )
         pieces.append(piece)
-    # Only a whole-word look-up finds a special token that no merge spells.
+    # No merge builds the name of a special token, so llama.cpp can find it in text only by looking
+    # up a whole word.
     is_spelled_by_text = _build_single_word_check(definition) if looks_up_words else _never
     pieces, names = _rename_special_tokens(pieces, is_spelled_by_text)
     return GGUFVocabulary(
@@ -165,9 +170,10 @@ def _iter_typed_pieces(tokenizer: ImportedTokenizer, vocab_size: int) -> Iterato
 def _rename_special_tokens(
     pieces: list[Piece], is_spelled_by_text: Callable[[str], bool]
 ) -> tuple[list[Piece], dict[str, str]]:
-    """Append SPECIAL_TOKEN_MARK to special tokens that llama.cpp would find in text.
+    """Append SPECIAL_TOKEN_MARK to the special tokens that llama.cpp would find in text.
 
-    Returns the pieces, and the name of every special token.
+    `is_spelled_by_text` says of a name whether it would. Returns the pieces, and the new name of
+    every special token by its name.
     """
     names = {}
     renamed = []
@@ -181,10 +187,12 @@ def _rename_special_tokens(
 
 
 def _last_merge_rank(text: str, merges: MergeRanks, vocab: dict[str, int]) -> int | None:
-    """Return the rank of the last merge when BPE encodes a piece's own text, 0 for a character.
+    """Return the rank of the last merge when BPE encodes the text of a piece; 0 for a character.
 
-    None if the text is not encoded as one piece: the piece is unreachable.
+    Returns None if the text is not encoded as one piece, so that the piece is unreachable.
     """
+    # BPE by its definition: start from characters, and merge the pair of the lowest rank until one
+    # piece is left.
     parts = list(text)
     if any(part not in vocab for part in parts):
         return None
@@ -194,27 +202,34 @@ def _last_merge_rank(text: str, merges: MergeRanks, vocab: dict[str, int]) -> in
         rank = min(ranks)
         if rank == len(merges):
             return None
-        place = ranks.index(rank)
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        # Of equal ranks the leftmost pair is merged.
+        position = ranks.index(rank)
+        parts[position : position + 2] = [parts[position] + parts[position + 1]]
     return rank
 
 
 def _build_single_word_check(definition: dict[str, Any]) -> Callable[[str], bool]:
-    """Return a function that says whether pre-tokenization leaves a text in one piece."""
+    """Return a function that returns whether pre-tokenization leaves a text as one word."""
+    # Imported here because only imported models need it.
     import tokenizers
 
-    # Built once: Llama 3 has 256 special tokens, and its vocabulary takes a second to load.
+    # Loaded only once, because Llama 3 has 256 special tokens to check, and loading its vocabulary
+    # takes a second.
     pre_tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition)).pre_tokenizer
     assert pre_tokenizer is not None  # byte-level has one
     return lambda text: len(pre_tokenizer.pre_tokenize_str(text)) == 1
 
 
 def _never(text: str) -> bool:
+    """Return False, as a check of `_rename_special_tokens`."""
     return False
 
 
 def _parse_space_handling(definition: dict[str, Any]) -> tuple[bool, bool]:
-    """Return whether a space is put before every text, and whether text is split at spaces."""
+    """Return whether a space is put before every text, and whether text is split at spaces.
+
+    Raises UserError if the normalizer and the pre-tokenizer do anything else.
+    """
     normalizers = _flatten_sequence(definition.get("normalizer"), "normalizers")
     pre_tokenizers = _flatten_sequence(definition.get("pre_tokenizer"), "pretokenizers")
     if not pre_tokenizers and normalizers == [_REPLACE_SPACES]:
@@ -238,7 +253,10 @@ def _parse_space_handling(definition: dict[str, Any]) -> tuple[bool, bool]:
 
 
 def _identify_pre_tokenizer(definition: dict[str, Any]) -> str:
-    """Return llama.cpp's name of the pre-tokenizer, by its regular expressions."""
+    """Return llama.cpp's name of the pre-tokenizer with the same regular expressions.
+
+    Raises UserError if llama.cpp has no such pre-tokenizer.
+    """
     if normalizers := _flatten_sequence(definition.get("normalizer"), "normalizers"):
         raise _unsupported_error(
             f"it is byte-level with {_describe_components('normalizer', normalizers)}"
@@ -253,16 +271,20 @@ def _identify_pre_tokenizer(definition: dict[str, Any]) -> str:
         )
     if byte_level.get("type") != "ByteLevel" or None in regexes:
         raise _unsupported_error(f"it has {_describe_components('pre-tokenizer', components)}")
+    # By default ByteLevel also splits by the expression of GPT-2.
     if byte_level.get("use_regex", True):
         regexes.append(_GPT2_REGEX)
-    key = tuple(regex for regex in regexes if regex is not None)
-    if key not in PRE_TOKENIZERS:
-        raise _unsupported_error(f"it splits text by {' and then '.join(key) or 'nothing'}")
-    return PRE_TOKENIZERS[key]
+    # None was ruled out above; this is for the type checker.
+    split_regexes = tuple(regex for regex in regexes if regex is not None)
+    if split_regexes not in PRE_TOKENIZERS:
+        raise _unsupported_error(
+            f"it splits text by {' and then '.join(split_regexes) or 'nothing'}"
+        )
+    return PRE_TOKENIZERS[split_regexes]
 
 
 def _split_regex(pre_tokenizer: dict[str, Any]) -> str | None:
-    """Return the regular expression that a pre-tokenizer splits by, or None if it does more."""
+    """Return the regular expression that a pre-tokenizer splits by, or None for other kinds."""
     if pre_tokenizer["type"] == "Digits" and pre_tokenizer.get("individual_digits"):
         return _DIGIT_REGEX
     mode = (pre_tokenizer.get("behavior"), pre_tokenizer.get("invert"))
@@ -273,7 +295,10 @@ def _split_regex(pre_tokenizer: dict[str, Any]) -> str | None:
 
 
 def _flatten_sequence(component: dict[str, Any] | None, list_key: str) -> list[dict[str, Any]]:
-    """Return a normalizer or pre-tokenizer as a flat list of components."""
+    """Return a normalizer or pre-tokenizer as a flat list of components.
+
+    `list_key` is the key of the components of a Sequence, which may contain others.
+    """
     if component is None:
         return []
     if component["type"] != "Sequence":
@@ -285,12 +310,14 @@ def _flatten_sequence(component: dict[str, Any] | None, list_key: str) -> list[d
 
 
 def _describe_components(kind: str, components: list[dict[str, Any]]) -> str:
+    """Return a phrase such as `the normalizer Prepend + Replace` for a message."""
     if not components:
         return f"no {kind}"
     return f"the {kind} {' + '.join(component['type'] for component in components)}"
 
 
 def _unsupported_error(reason: str) -> UserError:
+    """Return the error of a tokenizer that llama.cpp cannot reproduce; `reason` is a clause."""
     return UserError(
         f"this imported tokenizer cannot be exported as GGUF: {reason}; llama.cpp has no tokenizer "
         "that gives the same ids: use --format hf"

@@ -12,25 +12,29 @@ from model.chat_template.template import ImportedTemplate, Template
 from model.decode.sampling import DEFAULT_MAX_NEW_TOKENS, DEFAULT_SAMPLING
 from model.tokenizer.base import SPECIAL_TOKEN_MARK
 
-# As in `python -m chat`, without its repetition penalty: Ollama's counts the prompt too, and an
-# answer must be able to copy names from its reference.
+# Sampling as in `python -m chat`, except for the repetition penalty: that of Ollama counts the ids
+# of the prompt, too, and an answer must be able to repeat names from its reference text.
 OLLAMA_SAMPLING = {
     "temperature": DEFAULT_SAMPLING.temperature,
     "top_p": DEFAULT_SAMPLING.top_p,
     "top_k": DEFAULT_SAMPLING.top_k,
     "repeat_penalty": 1.0,
 }
-# A sample text, to split off what a template puts around it.
+# A sample message, around which the texts of a template are found.
 _PLACEHOLDER = "资料甲"
 
 
 def modelfile_path(gguf: Path) -> Path:
-    """Return NAME.Modelfile for NAME.gguf: exports can share a folder."""
+    """Return the path NAME.Modelfile beside NAME.gguf."""
+    # Not just `Modelfile`, so that several exports can share a folder.
     return gguf.with_name(f"{gguf.name.removesuffix('.gguf')}.Modelfile")
 
 
 def is_modelfile_of(gguf: Path) -> bool:
-    """Return whether the file at `modelfile_path(gguf)` was written for this GGUF file."""
+    """Return whether the file at `modelfile_path(gguf)` was written for this GGUF file.
+
+    The first line of a Modelfile names the GGUF file.
+    """
     first_line = _from_line(gguf).encode() + b"\n"
     with modelfile_path(gguf).open("rb") as file:
         return file.read(len(first_line)) == first_line
@@ -50,9 +54,10 @@ def write_modelfile(
 ) -> None:
     """Write `NAME.Modelfile` beside NAME.gguf, for `ollama create NAME -f NAME.Modelfile`.
 
-    Without a `template` the model continues the prompt as text. `eos_text` is the text of the eos
-    in the file, `rename_special_tokens` maps special tokens of an imported template to their names
-    in the file, `context_length` is in tokens; an answer gets at most half of them.
+    Without a `template` the model continues the prompt as text. `eos_text` is the name of the eos
+    in the GGUF file; `rename_special_tokens` replaces special tokens in the texts of an imported
+    template by their names in the GGUF file. `context_length` is in tokens; an answer gets at most
+    half of them.
     """
     go_template = "{{ .Prompt }}"
     if template is not None:
@@ -64,8 +69,8 @@ def write_modelfile(
         f"PARAMETER num_predict {min(DEFAULT_MAX_NEW_TOKENS, context_length // 2)}",
         *(f"PARAMETER {key} {value:g}" for key, value in OLLAMA_SAMPLING.items()),
     ]
-    # Stop a model that begins the next question itself. In an imported template that begins with a
-    # special token, where llama.cpp stops anyway.
+    # Stop if the model begins the next question itself. In an imported template, what precedes a
+    # question is a special token, at which llama.cpp stops anyway.
     if template is not None and not isinstance(template, ImportedTemplate):
         lines.append(f'PARAMETER stop """{template.user_prefix(is_first=False)}"""')
     write_atomic(modelfile_path(gguf), "\n".join(lines) + "\n")
@@ -74,14 +79,17 @@ def write_modelfile(
 def build_go_template(
     template: Template, eos_text: str, rename_special_tokens: Callable[[str], str]
 ) -> str:
-    """Return the chat template as a Go template over Ollama's messages, the system as reference.
+    """Return the chat template as a Go template over Ollama's messages.
 
-    llama.cpp adds the bos. An answer that comes last is left open, for the model to continue.
+    The system message is the reference. The template has no bos, which llama.cpp adds. If the last
+    message is an answer, it has no eos, so that the model continues it.
     """
 
     def literal(text: str) -> str:
+        """Return an action that prints a text of the template."""
         return _go_string(rename_special_tokens(text.replace(SPECIAL_TOKEN_MARK, "")))
 
+    # Render a placeholder, and split there: this gives the texts around a reference or an answer.
     reference_prefix, _, reference_suffix = template.user_prefix(_PLACEHOLDER).partition(
         _PLACEHOLDER
     )
@@ -100,6 +108,7 @@ def build_go_template(
         '{{ else if eq $message.Role "assistant" }}',
         literal(answer_prefix),
         "{{ $message.Content }}",
+        # Unless the answer is the last message: the eos and the text before the next question.
         "{{ if gt (len (slice $.Messages $index)) 1 }}",
         literal(answer_suffix),
         _go_string(eos_text),
@@ -110,9 +119,10 @@ def build_go_template(
 
 
 def _go_string(text: str) -> str:
-    """Return an action that prints `text`, whose line breaks Go would otherwise trim."""
+    """Return a Go template action that prints `text`, or nothing for an empty text."""
+    # Outside an action, line breaks could be trimmed.
     if not text:
         return ""
-    # Go's string literals are those of JSON.
+    # A JSON string literal is also a Go string literal.
     quoted = json.dumps(text, ensure_ascii=False).replace(SPECIAL_TOKEN_MARK, "\\ufdd0")
     return "{{ " + quoted + " }}"

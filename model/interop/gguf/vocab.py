@@ -1,9 +1,9 @@
 """The vocabulary of a GGUF file, built so that llama.cpp gives the ids of `Tokenizer.encode`.
 
-llama.cpp looks tokens up by text whatever their type: its `llama` vocabulary also merges text into
-unused pieces, and its programs look for special tokens in a whole rendered conversation. So a token
-that text must never become gets a name that does not occur in text: `<unused_ID>` for an unused
-piece, `</s>` and U+FDD0 for `</s>` (as in `model.tokenizer.hf_json`).
+llama.cpp looks up tokens by their text and ignores their type: its `llama` vocabulary also merges
+text into unused pieces, and its programs search a whole rendered conversation for special tokens.
+So a token that text must never be encoded as gets a name that does not occur in text: `<unused_ID>`
+for an unused piece, `</s>` + U+FDD0 for `</s>` (as in `model.tokenizer.hf_json`).
 """
 
 import re
@@ -29,11 +29,11 @@ class GGUFVocabulary:
     pre_tokenizer: str = "default"
     merges: list[str] = field(default_factory=list)  # by rank
     adds_space_prefix: bool = False
-    # Special tokens of an imported tokenizer → their names in the file.
+    # Name of a special token of an imported tokenizer → its name in the file.
     special_token_names: dict[str, str] = field(default_factory=dict)
 
     def rename_special_tokens(self, text: str) -> str:
-        """Return the text of a chat template with special tokens by their names in the file."""
+        """Replace special tokens in a chat template by their names in the file."""
         if not self.special_token_names:
             return text
         # Longest first: one name may be a prefix of another.
@@ -47,22 +47,21 @@ def build_native_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> GGUFVocabu
 
     Raises UserError if llama.cpp would give other ids.
     """
-    padding = [
-        Piece("", -float(index), UNUSED) for index in range(tokenizer.vocab_size, vocab_size)
-    ]
-    pieces = [
-        _to_gguf_piece(index, piece) for index, piece in enumerate([*tokenizer.pieces, *padding])
-    ]
+    # The embedding may have more rows than the tokenizer has ids.
+    padding = [unused_piece(index) for index in range(tokenizer.vocab_size, vocab_size)]
+    pieces = [_to_gguf_piece(index, piece) for index, piece in enumerate(tokenizer.pieces)]
+    pieces += padding
     check_merges(pieces)
     return GGUFVocabulary("llama", pieces)
 
 
 def unused_piece(index: int) -> Piece:
-    """Return a piece for the id `index` that no text is merged into."""
+    """Return a piece for the id `index` that no text is encoded as."""
     return Piece(f"<unused_{index}>", -float(index), UNUSED)
 
 
 def _to_gguf_piece(index: int, piece: Piece) -> Piece:
+    """Return a piece, renamed if no text may be encoded as it."""
     if piece.kind == UNUSED:
         return piece._replace(text=unused_piece(index).text)
     if piece.kind in (CONTROL, UNKNOWN):
@@ -71,10 +70,10 @@ def _to_gguf_piece(index: int, piece: Piece) -> Piece:
 
 
 def check_merges(pieces: list[Piece]) -> None:
-    """Check that llama.cpp's `llama` vocabulary merges text into normal pieces only.
+    """Raise UserError if llama.cpp's `llama` vocabulary could merge text into a special piece.
 
-    It joins two neighbors, characters or pieces, whenever their text is that of any piece. Raises
-    UserError if that could give a piece that is not a normal one.
+    It joins two neighbors, characters or pieces, if their text together is that of any piece. Only
+    normal pieces may be results.
     """
     normal = normal_texts(pieces)
     for index, piece in enumerate(pieces):
@@ -91,11 +90,15 @@ def normal_texts(pieces: list[Piece]) -> set[str]:
 
 
 def is_merge_result(text: str, normal_pieces: set[str]) -> bool:
-    """Return whether `text` is a normal piece, or can be split into two characters or pieces."""
+    """Return whether llama.cpp could merge characters into `text`, if it were a piece.
+
+    It could if `text` is a normal piece, or two parts that are each a character or a normal piece.
+    """
     if text in normal_pieces:
         return True
-    for cut in range(1, len(text)):
-        if all(len(part) == 1 or part in normal_pieces for part in (text[:cut], text[cut:])):
+    for split in range(1, len(text)):
+        parts = (text[:split], text[split:])
+        if all(len(part) == 1 or part in normal_pieces for part in parts):
             return True
     return False
 
@@ -108,10 +111,11 @@ def write_vocabulary(
     *,
     adds_bos: bool,
 ) -> list[int]:
-    """Write the vocabulary, the special ids and the `stop_ids`; `adds_bos` before every text.
+    """Write the vocabulary and the special ids; return the stop ids that the format has no key for.
 
-    Returns the stop ids that the format has no key for.
+    `stop_ids` are those of the model; `adds_bos` says whether llama.cpp puts a bos before texts.
     """
+    # SentencePiece's piece types and llama.cpp's token types have the same numbers.
     writer.add_tokenizer_model(vocabulary.tokenizer_model)
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list([piece.text for piece in vocabulary.pieces])
@@ -123,14 +127,16 @@ def write_vocabulary(
     writer.add_bos_token_id(tokenizer.bos_id)
     if tokenizer.unk_id is not None:
         writer.add_unk_token_id(tokenizer.unk_id)
-    # End of text, of turn and of message: llama.cpp stops at any of the three.
+    # llama.cpp stops at any "end of generation" id. The format has keys for three of them: end of
+    # text, end of turn and end of message.
     eog_ids = list(dict.fromkeys((tokenizer.eod_id, *stop_ids)))
-    add_eog_id = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    for add_id, index in zip(add_eog_id, eog_ids, strict=False):
-        add_id(index)
-    # Documents were trained with a bos where conversations were. If the chat template writes it
-    # too, llama.cpp's server and llama-cpp-python keep one of the two; Ollama's omits it.
+    add_eog_methods = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add_eog_id, token_id in zip(add_eog_methods, eog_ids, strict=False):
+        add_eog_id(token_id)
+    # A model whose conversations begin with bos was trained with bos before documents, too. If the
+    # chat template also writes it, llama.cpp's server and llama-cpp-python keep one of the two;
+    # the template for Ollama omits it.
     writer.add_add_bos_token(adds_bos)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.adds_space_prefix)
-    return eog_ids[len(add_eog_id) :]
+    return eog_ids[len(add_eog_methods) :]

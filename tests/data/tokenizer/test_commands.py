@@ -305,7 +305,7 @@ def test_inspect_shows_the_pieces_of_a_text(
             ["train", "--out", "x", "--coverage", "99"],
             "--coverage: '99' is not valid; expected at most 1",
         ),
-        (["train", "--out", "x", "--vocab", "500"], "--vocab: there is no such option"),
+        (["train", "--out", "x", "--vocab", "500"], "--vocab: unknown option"),
         (
             ["train", "--out", "x", "--input", "no/such.txt"],
             "--input no/such.txt: there is no such file",

@@ -1,4 +1,4 @@
-"""The fast path: fused products and captured decode steps.
+"""The fast path: fused linear layers and prepared decode steps.
 
 Its equality with `Llama` is tested in tests/model/decode/test_inference_model.py.
 """
@@ -47,7 +47,7 @@ def test_blocked_products_match_full_products(
 
 
 def test_int8_decode_steps_match_prefill() -> None:
-    """Prevents a norm weight or a scale that captured int8 products leave out."""
+    """Prevents a norm weight or a scale that prepared int8 layers leave out."""
     model = quantize_int8(random_llama())
     ids = torch.tensor(random_prompts([40]))
     fast = FastModel(model)
@@ -111,13 +111,13 @@ def test_decode_steps_do_not_reallocate_the_cache() -> None:
     assert bool(cache.storage.any(-1).all()), "a position was not written"
 
 
-def test_plain_projections_are_fused_and_captured() -> None:
-    """Prevents a linear class that is not recognized: separate products, and no captured step."""
+def test_plain_projections_are_fused_and_prepared() -> None:
+    """Prevents a linear class that is not recognized: separate matmuls, and no prepared step."""
     layers: Any = random_llama().model.layers
     for layer in layers:
         projections = (*layer.self_attn.children(), *layer.mlp.children())
         assert all(is_plain_linear(projection) for projection in projections)
-    assert FastModel(random_llama())._can_capture_step
+    assert FastModel(random_llama())._can_prepare_step
 
 
 @pytest.mark.slow

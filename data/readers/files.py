@@ -154,16 +154,16 @@ def read_chunks(
 ) -> Iterator[RawItem]:
     """Yield a text in chunks of about `target_bytes` bytes that end between paragraphs.
 
-    A chunk ends at the first blank line past `target_bytes`, at the first line end past 2 ×
-    `target_bytes`, and within a line, between characters, only if the line alone is longer than
-    `MAX_LINE_BYTES`.
+    A chunk ends before the first blank line after `target_bytes` or, if none comes, at the first
+    line end after 2 × `target_bytes`. Only a line longer than `MAX_LINE_BYTES` is split, and never
+    within a character.
     """
     lines: list[bytes] = []
     num_bytes = 0
     first_line = 1
     for number, line, problem in read_numbered_lines(path, on_bytes_read, split_long_lines=True):
         if problem is not None:
-            # Damage in a compressed file: the text before it is kept, and nothing follows.
+            # Corrupt compressed data: the text before it is kept, and nothing follows.
             if lines:
                 yield RawRecord(str(path), first_line, b"".join(lines))
             yield BadRecord(str(path), number, problem)
@@ -231,30 +231,34 @@ def read_numbered_lines(
     """Yield (line number, line, problem) of a plain or gzip text; the numbers count from 1.
 
     The problem is None, or else the line is empty. A line longer than `MAX_LINE_BYTES` is a
-    problem, or with `split_long_lines` is yielded in parts under the same number. After damage in a
-    compressed file nothing follows. Raises UserError if the file cannot be read.
+    problem, or with `split_long_lines` is yielded in parts under the same number. Corrupt
+    compressed data is yielded as one problem, and reading stops there. Raises UserError if the file
+    cannot be read.
     """
     number = reported_bytes = 0
+    at_line_start = True
     with _open_file(path) as file, _decompress(file) as stream:
         while True:
             try:
                 line = stream.readline(MAX_LINE_BYTES)
-                number += 1
                 if not line:
                     break
-                if number == 1:
-                    line = line.removeprefix(_BOM)
-                if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
+                is_continuation = not at_line_start
+                at_line_start = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+                if not is_continuation:
+                    number += 1
+                    if number == 1:
+                        line = line.removeprefix(_BOM)
+                if not at_line_start:
                     if split_long_lines:
                         line = _complete_character(line, stream)
-                        # Taken back: the next part is of the same line.
-                        number -= 1
                     else:
                         _skip_line(stream)
+                        at_line_start = True
                         yield number, b"", f"line is longer than {MAX_LINE_BYTES >> 20} MB"
                         continue
             except _DAMAGE_ERRORS as error:
-                yield number + 1, b"", _damage_message(error)
+                yield number + 1 if at_line_start else number, b"", _damage_message(error)
                 break
             except OSError as error:
                 raise _read_error(path, error) from None

@@ -88,9 +88,10 @@ def common_chinese_text() -> str:
 
 
 def split_segments(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the segments of the texts; a piece of the vocabulary never crosses their ends.
+    """Split texts into segments; no piece of the vocabulary spans two segments.
 
-    Segments are lines, split around `：` and after `_MAX_SEGMENT_CHARACTERS` characters.
+    Segments are lines, split further before and after `：`, so that it is always a token of its
+    own, and every `_MAX_SEGMENT_CHARACTERS` characters.
     """
     for text in texts:
         # The capturing group keeps `：` as a segment, and gives None where a line end splits.

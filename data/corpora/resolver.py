@@ -217,10 +217,9 @@ def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> Sp
     paths_by_role: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
     for file in corpus.select_files(parts):
         path = DOWNLOADS_FOLDER / name / file.path
-        if file.unpack is None:
-            paths = [path]
-        else:
-            # `unpack` is a glob pattern for the files of the corpus within the archive.
+        paths = [path]
+        if file.unpack is not None:
+            # A glob pattern for the files of the corpus within the archive.
             paths = sorted(path.with_suffix("").glob(file.unpack))
         paths_by_role[file.role] += paths
     return SplitFiles(**paths_by_role)

@@ -84,7 +84,7 @@ class DocumentGenerator:
         values = {
             **place_values(self.world, place),
             "人": master.name,
-            "他": "她" if master.female else "他",
+            "他": "她" if master.is_female else "他",
             "品": master.trade["产品"],
         }
         middle = ["地.产", "地.艺", "地.食", "地.景", "地.节", "地.兽"]
@@ -186,7 +186,7 @@ class DocumentGenerator:
         """Return a year in which all of the people were already at work."""
         return str(
             self.rng.randint(
-                min(CURRENT_YEAR - 1, max(p.first_work_year for p in people) + 3), CURRENT_YEAR - 1
+                min(CURRENT_YEAR - 1, max(p.apprentice_year for p in people) + 3), CURRENT_YEAR - 1
             )
         )
 

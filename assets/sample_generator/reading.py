@@ -176,7 +176,7 @@ def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
     return {"reference": passage.reference, "dialogue": separator.join(turns)}
 
 
-def to_prose(passage: Passage, with_questions: bool) -> str:
+def format_passage(passage: Passage, with_questions: bool) -> str:
     """Return a passage as a page of a reader, optionally with its questions."""
     lines = [passage.reference]
     if with_questions:

@@ -144,10 +144,7 @@ def place_values(world: World, place: Row) -> dict[str, str]:
         # The same for all places: a word for "beside", and the name of the newspaper.
         "边": "边上",
         "报": "驼铃谷报",
-        # Some places have an animal that the table of animals does not describe.
-        "习性": next(
-            (row["习性"] for row in world.animals if row["名字"] == place["动物"]), "很少怕人"
-        ),
+        "习性": next(row["习性"] for row in world.animals if row["名字"] == place["动物"]),
     }
 
 

@@ -41,6 +41,11 @@ class ShardWriter:
         *,
         has_spans: bool = False,
     ) -> None:
+        """Write shards of about `shard_tokens` tokens into `folder`, which must exist.
+
+        `vocabulary_size` decides the type of the ids; `has_spans` tells whether sequences have
+        spans.
+        """
         self._folder = folder
         self._split = split
         self._max_shard_tokens = shard_tokens
@@ -144,9 +149,10 @@ class Sequences:
         return self._spans[shard][first:stop]
 
     def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield, for each shard, its spans, int32[k, 2], and the first span of each sequence.
+        """Yield the spans of each shard, int32[k, 2], and each sequence's first span, int64[n].
 
-        The second array, int64[n], has indices into the first. Sequences without spans have none.
+        A span is the start and stop, within its sequence, of tokens that have a loss. The second
+        array has indices into the first. Nothing is yielded for text, which has no spans.
         """
         for spans, offsets in zip(self._spans, self._span_offsets, strict=True):
             yield spans, np.asarray(offsets[:-1])
@@ -176,6 +182,7 @@ class InMemorySequences:
     """
 
     def __init__(self, records: Sequence[EncodedRecord]) -> None:
+        """Store the ids and spans of each record as arrays."""
         self._ids = [np.array(ids, dtype=np.int64) for ids, _ in records]
         self._spans = [np.array(spans, dtype=np.int32).reshape(-1, 2) for _, spans in records]
 
@@ -192,7 +199,7 @@ class InMemorySequences:
         return self._spans[index]
 
     def iter_shard_spans(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield all spans, int32[k, 2], and the first span of each sequence, int64[n].
+        """Yield all spans, int32[k, 2], and the index of each sequence's first span, int64[n].
 
         The records count as one shard; nothing is yielded if there are none.
         """

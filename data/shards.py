@@ -42,6 +42,7 @@ class ShardSet:
     """A prepared shard set: manifest, tokenizer and splits."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Use `open`, which checks the folder."""
         self.folder = folder
         self.manifest = manifest
 

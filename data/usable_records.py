@@ -19,6 +19,7 @@ class UsableRecords:
     """The usable records of an iterable, one after the other; the rest is counted on the way."""
 
     def __init__(self, records: Iterable[Record | SkippedRecord | BadRecord]) -> None:
+        """Nothing is read or counted before the iteration."""
         self._records = records
         self._skip_counts: Counter[str] = Counter()
         self._num_usable = 0

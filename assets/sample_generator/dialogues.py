@@ -137,17 +137,18 @@ class DialogueGenerator(QuestionGenerator):
         """Return a question about the change of a purchase, without input, and the solution."""
         person = self.rng.choice(self.world.people)
         count, price = self.rng.randint(2, 6), self.rng.randint(2, 9)
-        # The payment: the next multiple of ten above the sum, or a larger one.
-        payment = (count * price // 10 + self.rng.randint(1, 3)) * 10
+        cost = count * price
+        # A multiple of ten above the cost, so that there is change.
+        payment = (cost // 10 + self.rng.randint(1, 3)) * 10
         # Slots of 令.算 and 答.算: goods, number, price of one, sum, payment and change.
         values = {
             **person_values(self.world, person),
             "货": self.rng.choice(self.world.word_lists["货物"]),
             "件": str(count),
             "价": str(price),
-            "和": str(count * price),
+            "和": str(cost),
             "总": str(payment),
-            "余": str(payment - count * price),
+            "余": str(payment - cost),
         }
         return self.expand_chat("令.算", values), "", self.expand_chat("答.算", values)
 

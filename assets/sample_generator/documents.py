@@ -100,6 +100,7 @@ class DocumentGenerator:
         long_topics = self.rng.sample(topics, 2)
 
         def paragraph(sections: list[str]) -> str:
+            """Return the sentences of several topics, two of them for a long one."""
             return "".join(
                 self._expand_several(section, 2 if section in long_topics else 1, values)
                 for section in sections

@@ -85,7 +85,7 @@ class StoryGenerator(DocumentGenerator):
         count1, price1 = self.rng.randint(2, 6), self.rng.randint(2, 9)
         count2, price2 = self.rng.randint(2, 5), self.rng.randint(1, price1)
         sum1, sum2 = count1 * price1, count2 * price2
-        # The payment: the next multiple of ten above the sum, or a larger one.
+        # A multiple of ten above the sum, so that there is change.
         payment = ((sum1 + sum2) // 10 + self.rng.randint(1, 3)) * 10
         # Slots of the phrasings in text/story.txt: goods, price of one, number, sum, payment (总)
         # and change (余).

@@ -174,7 +174,7 @@ def without_training_questions(
     """Return the records whose question, the fields `QUESTION_KEYS`, no training record has."""
 
     def question(record: Record) -> str:
-        # As text, because lists cannot be members of a set.
+        """Return the fields of a record's question as text, because a set cannot hold lists."""
         fields = [value for key, value in record.items() if key in QUESTION_KEYS]
         return json.dumps(fields, ensure_ascii=False)
 

@@ -2,7 +2,7 @@
 
 All items of all mixed sets of an epoch are put in one seeded random order. A subclass cuts or packs
 them into rows, which get a second seeded order. Step s reads the next `rows_per_step` rows of the
-epochs, one epoch after the other. So the order needs no state but the step: it is the same after
+epochs, one epoch after the other. So the order needs no state except the step: it is the same after
 any resume and for any number of processes.
 
 The plan of an epoch is built once, into a folder of arrays, and memory-mapped from then on.

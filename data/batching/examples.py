@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-# Ids, int64[positions + 1], and the loss mask of all but the first, bool[positions].
+# Ids, int64[positions + 1], and the loss mask of all except the first, bool[positions].
 Example = tuple[np.ndarray, np.ndarray]
 
 

@@ -1,9 +1,9 @@
 """Pretraining rows: the stream of all documents of an epoch, cut at the row length.
 
 All sequences of all mixed sets of an epoch are put in one seeded random order and concatenated. The
-stream is cut into rows of `length` + 1 tokens that overlap by one, so that each token but the first
-is a target once. The rows are shuffled too: those of a long document do not follow one another.
-Nothing is dropped: the first tokens of the epoch fill up its last row.
+stream is cut into rows of `length` + 1 tokens that overlap by one, so that each token except the
+first is a target once. The rows are shuffled too: those of a long document do not follow one
+another. Nothing is dropped: the first tokens of the epoch fill up its last row.
 
 A set with weight w gives w times its sequences to each epoch: whole copies, and for the fraction a
 part that moves on from epoch to epoch, so that 1 / w epochs show each sequence once.

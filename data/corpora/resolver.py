@@ -196,8 +196,8 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
     """Return the shard set of the sample's part in the format of a corpus, and say so."""
     print(
-        f"{name} is not prepared here: the part of the shipped sample in its format is used "
-        f"instead (for the real corpus: make data DATA={name})",
+        f"{name} is not prepared here: using the sample data of the same format instead (for the "
+        f"real corpus: make data DATA={name})",
         flush=True,
     )
     assert corpus.source is not None

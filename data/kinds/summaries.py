@@ -143,12 +143,14 @@ class SummaryExamples:
         The article loses its end if it does not fit; request and lead-in are those of the epoch.
         """
         plan = self._plan_prompts(np.array([index]), epoch)
-        request, lead_in, budget = (int(values[0]) for values in plan)
+        request_index, lead_in_index, article_budget = (int(values[0]) for values in plan)
         # A stored sequence is the article followed by the title.
         stored_ids = self._sequences.tokens(index).tolist()
         article_length = int(self._article_lengths[index])
-        prompt = self._requests.prompt(request, stored_ids[: min(article_length, budget)])
-        answer = [*self._lead_ins[lead_in], *stored_ids[article_length:], self._eos_id]
+        article_ids = stored_ids[: min(article_length, article_budget)]
+        title_ids = stored_ids[article_length:]
+        prompt = self._requests.prompt(request_index, article_ids)
+        answer = [*self._lead_ins[lead_in_index], *title_ids, self._eos_id]
         loss_mask = np.zeros(len(prompt) + len(answer), bool)
         loss_mask[len(prompt) :] = True
         # The targets are the ids after the first, so the mask of the first id is dropped.

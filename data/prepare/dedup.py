@@ -121,7 +121,7 @@ def minhash_signature(text: str, permutation_parameters: np.ndarray) -> np.ndarr
     # hashes and one array of all permutations of all of them.
     for start in range(0, len(hashes), _HASH_BLOCK_SIZE):
         block = hashes[None, start : start + _HASH_BLOCK_SIZE]
-        # [NUM_PERMUTATIONS, block size]
+        # [NUM_PERMUTATIONS, block size]; all arrays are uint32, so that products wrap around.
         permuted = np.multiply(block, a, out=scratch[:, : block.shape[1]])
         permuted += b
         np.minimum(signature, permuted.min(axis=1), out=signature)

@@ -49,6 +49,7 @@ class WorkerPool:
                 self._record_result(future.result())
 
     def _record_result(self, result: tuple[int, dict[str, Any], int]) -> None:
+        """Store the manifest and the peak memory that `PrepareWorker.process` returned."""
         index, manifest, peak = result
         self.manifests[index] = manifest
         self.peak_memory = max(self.peak_memory, peak)

@@ -20,9 +20,10 @@ _SPEAKER_PATTERN = re.compile(
 def build_conversation(messages: Iterable[Message], reference: str = "") -> Conversation:
     """Return the conversation that messages form, without white space around their texts.
 
-    Consecutive messages of one speaker are joined, one line each. If the assistant speaks first,
-    the first question is empty. A last question without an answer is left out. Raises SchemaError
-    for any other empty question, for an empty answer, and if there is no answer at all.
+    `reference` is the passage that the conversation is about, if there is one. Consecutive messages
+    of one speaker are joined, one line each. If the assistant speaks first, the first question is
+    empty. A last question without an answer is left out. Raises SchemaError for any other empty
+    question, for an empty answer, and if there is no answer at all.
     """
     merged_messages = _merge_messages(messages)
     if merged_messages and merged_messages[-1][0] == "human":

@@ -44,7 +44,7 @@ def run_train(options: TrainOptions) -> None:
         f"{tokenizer.fingerprint[:16]}"
     )
     if tokenizer.vocab_size % 64:
-        print("a multiple of 64 ids makes the model's vocabulary tables faster on a GPU")
+        print("a multiple of 64 ids makes a model's embedding and LM head faster on a GPU")
 
 
 def run_import(options: ImportOptions) -> None:

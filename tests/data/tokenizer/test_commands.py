@@ -312,7 +312,7 @@ def test_inspect_shows_the_pieces_of_a_text(
         ),
         (
             ["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"],
-            "--source weibo: there is no such",
+            "--source weibo: unknown source",
         ),
         (
             ["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "262"],

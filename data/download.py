@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name="data.download",
         description=DESCRIPTION,
     )
-    # After the options: the help and their mistakes need not wait for NumPy.
+    # Imported here so that --help and invalid options answer without loading NumPy.
     from data.corpora.download import run_download
 
     run_download(options.name, options.parts, options.tokenizer)

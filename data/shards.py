@@ -30,11 +30,11 @@ SHARD_FORMAT = "babyllama-shards-1"
 SPLITS = ("train", "validation")
 # Folder of the sets that `make data` and training prepare, below the working directory.
 PREPARED_FOLDER = Path("prepared")
-# Written after the manifest, which therefore does not list it: it says how long the preparation
-# took.
+# The report has the time that the preparation took. It is written after the manifest, which
+# therefore does not list it.
 REPORT_FILE = "report.json"
 PROVENANCE_FILE = "made-from.json"
-# What of a set training depends on; the rest of its files says how it was made.
+# Endings of the files that training depends on; the other files record how the set was made.
 _FINGERPRINT_FILES = (".npy", ".model", TEMPLATE_FILE, IMPORTED_TOKENIZER_FILE)
 
 
@@ -42,14 +42,16 @@ class ShardSet:
     """A prepared shard set: manifest, tokenizer and splits."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        """Use `open`, which checks the folder."""
         self.folder = folder
         self.manifest = manifest
 
     @classmethod
     def open(cls, folder: Path, *, checksums: bool = False) -> "ShardSet":
-        """Open a folder; `checksums=True` reads and compares every byte.
+        """Open the shard set in a folder; with `checksums`, read every file and check its checksum.
 
-        Raises UserError if it is not a whole shard set.
+        Raises UserError if the folder is not a shard set of this format, or if a file is missing,
+        has another size than in the manifest, or another checksum.
         """
         if not (folder / MANIFEST).is_file():
             raise UserError(
@@ -63,19 +65,22 @@ class ShardSet:
             )
         if problem := check_manifest(folder, verify_checksums=checksums):
             raise UserError(f"{problem}: prepare {folder} again")
+        # The manifest does not list the report, which has a checksum of itself.
         if checksums and (folder / REPORT_FILE).exists():
-            read_checksummed_json(folder / REPORT_FILE, f": delete it, or prepare {folder} again")
+            read_checksummed_json(
+                folder / REPORT_FILE, advice=f": delete it, or prepare {folder} again"
+            )
         return cls(folder, manifest)
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of the bytes of data, tokenizer and template."""
-        listing = sorted(
+        """Return a digest of the contents of data, tokenizer and template files, SHA-256 in hex."""
+        names_and_checksums = sorted(
             (name, entry["sha256"])
             for name, entry in self.manifest["files"].items()
             if name.endswith(_FINGERPRINT_FILES)
         )
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(names_and_checksums).encode()).hexdigest()
 
     @property
     def kind(self) -> RecordKind[Any]:
@@ -89,9 +94,9 @@ class ShardSet:
         return find_kind(name)
 
     def matches_template(self, template: Template) -> bool:
-        """Return whether the chat template in the ids, if there is one, is `template`.
+        """Return whether the ids were encoded with `template`, or without a chat template.
 
-        Lead-ins are not compared: they are not in the ids.
+        Lead-ins are not compared: they are added when examples are built, and are not in the ids.
         """
         if not (self.folder / TEMPLATE_FILE).is_file():
             return True
@@ -107,21 +112,22 @@ class ShardSet:
 
 
 def load_run_shard_set(run: Path, hint: str = "name a shard set with --data") -> ShardSet:
-    """Return the one shard set that a run, or the run of a step, was trained on.
+    """Return the one shard set that a run was trained on; `run` may also be one of its steps.
 
     Raises UserError as `load_run_shard_sets` does, and if the run was trained on a mix of several.
     """
-    sets = load_run_shard_sets(run, hint)
-    if len(sets) != 1:
-        raise UserError(f"{run} was trained on {len(sets)} shard sets: {hint}")
-    return sets[0]
+    shard_sets = load_run_shard_sets(run, hint)
+    if len(shard_sets) != 1:
+        raise UserError(f"{run} was trained on {len(shard_sets)} shard sets: {hint}")
+    return shard_sets[0]
 
 
 def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -> list[ShardSet]:
-    """Return the shard sets that a run, or the run of a step, was trained on.
+    """Return the shard sets that a run was trained on; `run` may also be one of its steps.
 
-    Sets whose project was moved or copied since are looked for in the new places. Raises UserError,
-    which ends with `hint`, if the run has no such record or if a set is gone or has changed.
+    If the project was moved or copied since, the sets are looked for in its new folder and in the
+    working directory. Raises UserError if `run` does not exist, if the run does not record its
+    sets, or if a set is gone or has changed; all messages except the first end with `hint`.
     """
     if not run.exists():
         raise UserError(
@@ -131,10 +137,10 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
     if run_folder is None:
         raise UserError(f"{run} does not say what it was trained on: {hint}")
     run_file = run_folder / run_layout.RUN_FILE
-    run_record = read_checksummed_json(run_file, f": {hint}")
+    run_record = read_checksummed_json(run_file, advice=f": {hint}")
     try:
         folders = [Path(folder) for folder in run_record["shards"]]
-        fingerprints = [each["set"] for each in run_record["fingerprints"]["data"]]
+        fingerprints = [entry["set"] for entry in run_record["fingerprints"]["data"]]
     except (KeyError, TypeError):
         raise UserError(f"{run_file} does not say what the run was trained on: {hint}") from None
     if len(folders) != len(fingerprints):
@@ -149,7 +155,11 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
 
 
 def _open_run_set(folder: Path, fingerprint: str, run: Path, run_file: Path, hint: str) -> ShardSet:
-    """Open one shard set of a run. Raises UserError with `hint` if it is gone or has changed."""
+    """Open the shard set in `folder`, or a copy of it, that a run was trained on.
+
+    `run` is the path that the user gave, for messages; `run_file` is the run's `run.json`. Raises
+    UserError with `hint` if the set is gone or if its fingerprint is not `fingerprint`.
+    """
     if (folder / MANIFEST).exists():
         shards: ShardSet | None = ShardSet.open(folder)
     else:
@@ -164,9 +174,13 @@ def _open_run_set(folder: Path, fingerprint: str, run: Path, run_file: Path, hin
     return shards
 
 
-def _find_moved_set(name: str, fingerprint: str, run: Path) -> ShardSet | None:
-    """Return the set of this name and content in the working directory or the run's project."""
-    for project in (Path(), run.resolve().parent.parent):
+def _find_moved_set(name: str, fingerprint: str, run_folder: Path) -> ShardSet | None:
+    """Return the shard set with this folder name and fingerprint, or None if it is not found.
+
+    It is looked for in the working directory and in the project that the run now lies in.
+    """
+    # Runs lie in PROJECT/runs/NAME.
+    for project in (Path(), run_folder.resolve().parent.parent):
         for folder in (project / PREPARED_FOLDER / name, project / name):
             if (folder / MANIFEST).is_file():
                 shards = ShardSet.open(folder)

@@ -19,6 +19,7 @@ class UsableRecords:
     """The usable records of an iterable, one after the other; the rest is counted on the way."""
 
     def __init__(self, records: Iterable[Record | SkippedRecord | BadRecord]) -> None:
+        """Nothing is read or counted before the iteration."""
         self._records = records
         self._skip_counts: Counter[str] = Counter()
         self._num_usable = 0
@@ -26,6 +27,7 @@ class UsableRecords:
         self._first_bad: BadRecord | None = None
 
     def __iter__(self) -> Iterator[Record]:
+        """Yield the usable records, and count the others while reading."""
         for record in self._records:
             if isinstance(record, BadRecord):
                 self._num_bad += 1
@@ -50,13 +52,19 @@ class UsableRecords:
     def check_bad_share(self, advice: str) -> None:
         """Raise UserError with `advice` if too many of the records so far are unreadable."""
         num_records = self._num_usable + self._skip_counts.total() + self._num_bad
-        check_bad_share(num_records, self._num_bad, self._first_bad, MAX_BAD_SHARE, advice)
+        check_bad_share(
+            num_records, self._num_bad, self._first_bad, max_share=MAX_BAD_SHARE, advice=advice
+        )
 
 
 def check_bad_share(
-    num_records: int, num_bad: int, first_bad: BadRecord | None, max_share: float, advice: str
+    num_records: int, num_bad: int, first_bad: BadRecord | None, *, max_share: float, advice: str
 ) -> None:
-    """Raise UserError with `advice` if more than `max_share` of the records are unreadable."""
+    """Raise UserError with `advice` if more than `max_share` of the records are unreadable.
+
+    `first_bad` is the first unreadable record, which the message quotes, or None if all are
+    readable.
+    """
     if first_bad is None or num_bad <= max_share * num_records:
         return
     raise UserError(

@@ -22,10 +22,11 @@ class SampleOptions(Options):
 
     @field_validator("out")
     @classmethod
-    def _check_folder(cls, value: Path) -> Path:
-        if value.exists() and not value.is_dir():
-            raise ValueError(f"{value} is a file; name a folder")
-        return value
+    def _check_folder(cls, path: Path) -> Path:
+        """Return the path. Raises ValueError if it is a file; the folder need not exist."""
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; name a folder")
+        return path
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     out = parse_options(
         SampleOptions, sys.argv[1:], name="assets.sample_generator", description=DESCRIPTION
     ).out
-    # After the options: the help need not wait for the texts.
+    # Imported here so that --help and invalid options answer without loading the generator.
     from assets.sample_generator.build import build_sample
 
     files = build_sample()

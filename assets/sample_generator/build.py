@@ -11,6 +11,7 @@ from assets.sample_generator.studies import StudyGenerator
 from assets.sample_generator.summaries import summary_files
 from assets.sample_generator.tuning import redgpt_test_files, sft_files
 
+# Fields with ids, URLs and checksums, whose digits and letters are not text.
 _METADATA = re.compile(
     r'"(?:id|url|md5|simhash|文件名|文件大小|dialog_id|document_id)": "?[\w%:/.?=-]+"?'
 )
@@ -18,8 +19,13 @@ STUDY_COUNTS = {"train": 2800, "dev": 300, "test": 300}
 
 
 def build_sample() -> Files:
-    """Return every file of the sample as bytes, by path below the sample folder."""
+    """Return every file of the sample as bytes, by path below the sample folder.
+
+    Every part has a random generator of its own, seeded with a name, so that a change of one part
+    leaves the others as they are.
+    """
     world = World()
+    # Shared by all draws: no title occurs twice, neither in two splits nor in the pretraining text.
     used_titles: set[str] = set()
     studies = {
         split: StudyGenerator(world, random.Random("学报" + split), split).draw_studies(
@@ -28,23 +34,24 @@ def build_sample() -> Files:
         for split, count in STUDY_COUNTS.items()
     }
     journal = StudyGenerator(world, random.Random("旧学报"), "train").draw_studies(500, used_titles)
-    passage_generators = {
-        name: PassageGenerator(random.Random(name), False, lambda _: True)
-        for name in ("课本", "练习")
-    }
-    files = pretraining_files(world, passage_generators["课本"].draw_passages(1000), journal)
-    files |= sft_files(world, passage_generators["练习"].draw_passages(3600))
+    textbook_generator, exercise_generator = (
+        PassageGenerator(random.Random(seed), is_held_out=False, is_allowed=lambda _: True)
+        for seed in ("课本", "练习")
+    )
+    files = pretraining_files(world, textbook_generator.draw_passages(1000), journal)
+    files |= sft_files(world, exercise_generator.draw_passages(3600))
     files |= summary_files(world, studies)
-    # The held-out passages come last: their names must be in no other file.
+    # The held-out passages come last: the two characters that form a name, and the four digits of a
+    # number, must not occur in any other file.
     sample_text = readable_text(files)
     sample_ngrams = {
-        sample_text[i : i + size]
+        sample_text[start : start + size]
         for size in (2, 4)
-        for i in range(len(sample_text))
-        if size == 2 or sample_text[i : i + size].isdigit()
+        for start in range(len(sample_text))
+        if size == 2 or sample_text[start : start + size].isdigit()
     }
     held_out_generator = PassageGenerator(
-        random.Random("考试"), True, lambda word: word not in sample_ngrams
+        random.Random("考试"), is_held_out=True, is_allowed=lambda word: word not in sample_ngrams
     )
     return files | redgpt_test_files(held_out_generator.draw_passages(300))
 

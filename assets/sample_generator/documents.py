@@ -18,7 +18,7 @@ from assets.sample_generator.values import (
 
 @dataclass(frozen=True)
 class SampleDocument:
-    """A document: its kind, its title as an encyclopedia or newspaper has it, its paragraphs."""
+    """A document: its kind (in Chinese), its title and its paragraphs."""
 
     kind: str
     title: str
@@ -34,15 +34,19 @@ class DocumentGenerator:
     """Compose documents; `rng` chooses topics and phrasings, `world` has the data."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
+        """Read the phrasings. The order of the draws from `rng` decides the committed sample."""
         self.world, self.rng = world, rng
         self.grammar = Grammar("person.txt", "place.txt", "life.txt", "story.txt", "fable.txt")
 
     def _expand(self, values: Mapping[str, str], *sections: str) -> str:
-        return "".join(self.grammar.expand(name, values, self.rng) for name in sections)
+        """Return a random phrasing of each section, one after the other, slots filled in."""
+        return "".join(self.grammar.expand(section, values, self.rng) for section in sections)
 
     def _expand_several(self, section: str, count: int, values: Mapping[str, str]) -> str:
-        """Return several different phrasings of one section."""
+        """Return up to `count` different phrasings of one section, slots filled in."""
         sentences: list[str] = []
+        # Some more draws than sentences, because a draw may repeat a phrasing; it is recognized by
+        # the first six characters.
         for _ in range(4 * count):
             sentence = self.grammar.expand(section, values, self.rng)
             if len(sentences) < count and all(sentence[:6] != other[:6] for other in sentences):
@@ -50,17 +54,18 @@ class DocumentGenerator:
         return "".join(sentences)
 
     def random_local(self, place: Row) -> Person:
-        """Return somebody who works in the place, or anybody if nobody does."""
-        local = [person for person in self.world.people if person.workplace is place]
-        return self.rng.choice(local or self.world.people)
+        """Return a random person who works in the place, or anybody if nobody does."""
+        locals_ = [person for person in self.world.people if person.workplace is place]
+        return self.rng.choice(locals_ or self.world.people)
 
     def random_craftsman(self, trade: Row) -> Person:
-        """Return somebody of a trade."""
+        """Return a random person of a trade."""
         return self.rng.choice([person for person in self.world.people if person.trade is trade])
 
     def biography(self, person: Person) -> SampleDocument:
-        """Compose an encyclopedia article about a person."""
+        """Compose an encyclopedia article about a person: youth, life in random order, praise."""
         values = person_values(self.world, person)
+        # Sections of text/person.txt. Somebody who works at home has another opening.
         opening = "人.开头本地" if person.home is person.workplace else "人.开头"
         first = self._expand(values, opening, "人.童年", "人.学艺")
         middle = [self._expand_several("人.工作", 2, values)]
@@ -79,49 +84,60 @@ class DocumentGenerator:
         )
 
     def place(self, place: Row) -> SampleDocument:
-        """Compose an encyclopedia article about a place."""
+        """Compose an encyclopedia article about a place: opening, two paragraphs, closing."""
         master = self._local_master(place)
+        # Slots of the phrasings in text/place.txt, with a local master in 人, 他 and 品.
         values = {
             **place_values(self.world, place),
             "人": master.name,
-            "他": "她" if master.female else "他",
+            "他": "她" if master.is_female else "他",
             "品": master.trade["产品"],
         }
-        middle = ["地.产", "地.艺", "地.食", "地.景", "地.节", "地.兽"]
-        self.rng.shuffle(middle)
-        twice = self.rng.sample(middle, 2)
+        # Products, craft, dish, sight, festival and animal, in random order.
+        topics = ["地.产", "地.艺", "地.食", "地.景", "地.节", "地.兽"]
+        self.rng.shuffle(topics)
+        # Two of the topics get two sentences, so that the articles differ in form.
+        long_topics = self.rng.sample(topics, 2)
+
+        def paragraph(sections: list[str]) -> str:
+            """Return the sentences of several topics, two of them for a long one."""
+            return "".join(
+                self._expand_several(section, 2 if section in long_topics else 1, values)
+                for section in sections
+            )
+
         return SampleDocument(
             "地理",
             place["名字"],
             (
                 self._expand(values, "地.开头", "地.来历"),
-                *(
-                    "".join(
-                        self._expand_several(name, 2 if name in twice else 1, values)
-                        for name in part
-                    )
-                    for part in (middle[:3], middle[3:])
-                ),
+                paragraph(topics[:3]),
+                paragraph(topics[3:]),
                 self._expand(values, "地.结尾"),
             ),
         )
 
     def _local_master(self, place: Row) -> Person:
-        """Return the eldest master of the place's craft, always the same person."""
+        """Return the eldest person of the place's craft, so that all texts name the same master."""
         masters = [
-            p
-            for p in self.world.people
-            if p.workplace is place and p.trade["职业"] == place["手艺"]
+            person
+            for person in self.world.people
+            if person.workplace is place and person.trade["职业"] == place["手艺"]
         ]
+        # People of one trade and place are sorted by age.
         return masters[0]
 
     def animal(self, animal: Row) -> SampleDocument:
-        """Compose an article about an animal."""
+        """Compose an article about an animal: food, abilities, habits and an anecdote."""
         homes = [place for place in self.world.places if place["动物"] == animal["名字"]]
         place = homes[0] if homes else self.rng.choice(self.world.places)
-        keepers = [
-            p for p in self.world.people if p.trade["职业"] in ("护林人", "画师", "老师", "牧羊人")
+        # People whose trade has to do with animals: foresters, painters, teachers, shepherds.
+        observers = [
+            person
+            for person in self.world.people
+            if person.trade["职业"] in ("护林人", "画师", "老师", "牧羊人")
         ]
+        # Slots of the phrasings in text/place.txt, from the columns of text/animals.tsv.
         values = {
             "兽": animal["名字"],
             "类": {"兽": "动物", "鸟": "鸟", "虫": "小虫"}[animal["类"]],
@@ -132,23 +148,24 @@ class DocumentGenerator:
             "习": animal["习性"],
             "趣": animal["趣闻"],
             "地": place["名字"],
-            "人": self.rng.choice(keepers).name,
+            "人": self.rng.choice(observers).name,
         }
-        middle = ["兽.食", "兽.本领", "兽.习性", "兽.趣"]
-        self.rng.shuffle(middle)
+        topics = ["兽.食", "兽.本领", "兽.习性", "兽.趣"]
+        self.rng.shuffle(topics)
         return SampleDocument(
             "动物",
             animal["名字"],
             (
-                self._expand(values, "兽.开头", *middle[:2]),
-                self._expand(values, *middle[2:]),
+                self._expand(values, "兽.开头", *topics[:2]),
+                self._expand(values, *topics[2:]),
                 self._expand(values, "兽.结尾"),
             ),
         )
 
     def craft(self, trade: Row) -> SampleDocument:
-        """Compose an article about a craft, its steps in order."""
+        """Compose an article about a craft: tools, steps in order, and the trick of it."""
         person = self.random_craftsman(trade)
+        # Slots of the phrasings in text/place.txt.
         values = {**trade_values(trade), "城": person.workplace["名字"], "人": person.name}
         return SampleDocument(
             "手艺",
@@ -161,8 +178,9 @@ class DocumentGenerator:
         )
 
     def dish(self, place: Row) -> SampleDocument:
-        """Compose a recipe: ingredients, steps, a hint."""
+        """Compose the recipe of a place's dish: ingredients, steps, a hint."""
         food = self.world.foods[place["小吃"]]
+        # Slots of the phrasings in text/life.txt. 料1 to 料4 are ingredients, 步1 to 步4 steps.
         values = {
             **place_values(self.world, place),
             "量": food["量词"],
@@ -183,22 +201,25 @@ class DocumentGenerator:
         )
 
     def random_working_year(self, *people: Person) -> str:
-        """Return a year in which all of the people were already at work."""
-        return str(
-            self.rng.randint(
-                min(CURRENT_YEAR - 1, max(p.first_work_year for p in people) + 3), CURRENT_YEAR - 1
-            )
-        )
+        """Return a random past year in which all of the people were already at work."""
+        # Three years of learning; nobody began them less than four years ago.
+        earliest = max(person.apprentice_year for person in people) + 3
+        return str(self.rng.randint(earliest, CURRENT_YEAR - 1))
 
     def event(self, person: Person) -> SampleDocument:
-        """Compose a chronicle of a flood, a contest or a large construction."""
+        """Compose a chronicle of a construction (建), a flood (水) or a contest (赛).
+
+        It takes place where the person works, who takes part in it.
+        """
         place = person.workplace
-        kinds = [
-            "建",
-            *(["水"] if place["水"][-1] in "河溪" else []),
-            *(["赛"] if has_product(person.trade) else []),
-        ]
+        kinds = ["建"]
+        # Floods need a river, contests a product that can be judged.
+        if place["水"][-1] in "河溪":
+            kinds.append("水")
+        if has_product(person.trade):
+            kinds.append("赛")
         kind = self.rng.choice(kinds)
+        # Slots of the phrasings in text/life.txt; later dictionaries override earlier ones.
         values = {
             **person_values(self.world, person),
             **draw_occasion(self.world, self.rng),
@@ -209,10 +230,11 @@ class DocumentGenerator:
         }
         if kind == "赛":
             values |= {"城": person.workplace["名字"]}
+            # The rival, from another place, takes the slots of the person's friend.
             rivals = [
-                p
-                for p in self.world.people
-                if p.trade is person.trade and p.workplace is not person.workplace
+                other
+                for other in self.world.people
+                if other.trade is person.trade and other.workplace is not person.workplace
             ]
             if not rivals:
                 return self.compose_event(person, "建", values)
@@ -225,8 +247,12 @@ class DocumentGenerator:
         return self.compose_event(person, kind, values)
 
     def compose_event(self, person: Person, kind: str, values: Mapping[str, str]) -> SampleDocument:
-        """Compose the chronicle of one kind of event, from its beginning to its traces today."""
-        parts = {
+        """Compose the chronicle of one kind of event, from its beginning to its traces today.
+
+        `kind` is 建 for a construction, 水 for a flood, 赛 for a contest.
+        """
+        # Sections of text/life.txt.
+        sections = {
             "水": ["水.经过", "水.人", "水.结果", "水.结尾"],
             "建": ["建.经过", "建.人", "建.过程", "建.结尾"],
             "赛": ["赛.经过", "赛.对手", "赛.转折", "赛.结果", "赛.结尾"],
@@ -236,15 +262,16 @@ class DocumentGenerator:
             "事件",
             f"谷历{values['年']}年{person.workplace['名字']}{title}",
             (
-                self._expand(values, "事.开头", parts[0]),
-                self._expand(values, *parts[1:-1]),
-                self._expand(values, parts[-1]),
+                self._expand(values, "事.开头", sections[0]),
+                self._expand(values, *sections[1:-1]),
+                self._expand(values, sections[-1]),
             ),
         )
 
     def book(self, person: Person) -> SampleDocument:
-        """Compose a review of a person's book."""
+        """Compose a review of the book that a person wrote."""
         assert person.book is not None
+        # Slots of the phrasings in text/life.txt; 书龄 is the age of the book.
         values = {
             **person_values(self.world, person),
             **draw_occasion(self.world, self.rng),
@@ -262,19 +289,20 @@ class DocumentGenerator:
         )
 
     def invention(self, person: Person) -> SampleDocument:
-        """Compose the history of an invention."""
-        assert person.invention is not None
-        details = person.invention
+        """Compose the history of the thing that a person invented."""
+        invention = person.invention
+        assert invention is not None
+        # Slots of the phrasings in text/life.txt; 龄 is the age of the invention.
         values = {
             **person_values(self.world, person),
             **draw_occasion(self.world, self.rng),
-            "年": details["器年"],
-            "龄": str(CURRENT_YEAR - int(details["器年"])),
+            "年": invention["器年"],
+            "龄": str(CURRENT_YEAR - int(invention["器年"])),
             **draw_indoor_spots(self.world, self.rng),
         }
         return SampleDocument(
             "发明",
-            details["器"],
+            invention["器"],
             (
                 self._expand(values, "器.开头", "器.缘由"),
                 self._expand(values, "器.过程"),
@@ -283,27 +311,30 @@ class DocumentGenerator:
         )
 
     def school(self, place: Row) -> SampleDocument:
-        """Compose an article about a place's school."""
-        teachers = [
-            p for p in self.world.people if p.trade["职业"] == "老师" and p.workplace is place
-        ]
-        head = teachers[0]
-        founded = int(place["建成"]) + 12
+        """Compose an article about a place's school: its teacher and its lessons."""
+        # The first in the list is the eldest: the head of the school.
+        head_teacher = next(
+            person
+            for person in self.world.people
+            if person.trade["职业"] == "老师" and person.workplace is place
+        )
+        # Every school was founded twelve years after its place.
+        founding_year = int(place["建成"]) + 12
+        # Slots of the phrasings in text/life.txt; 龄 is the age of the school.
         values = {
-            **person_values(self.world, head),
+            **person_values(self.world, head_teacher),
             **draw_occasion(self.world, self.rng),
             **place_values(self.world, place),
             "校": place["名字"] + "学堂",
-            "年": str(founded),
-            "龄": str(CURRENT_YEAR - founded),
+            "年": str(founding_year),
+            "龄": str(CURRENT_YEAR - founding_year),
         }
-        middle = ["校.人", "校.课"]
         return SampleDocument(
             "学校",
             place["名字"] + "学堂",
             (
                 self._expand(values, "校.开头"),
-                self._expand(values, *middle),
+                self._expand(values, "校.人", "校.课"),
                 self._expand(values, "校.结尾"),
             ),
         )
@@ -312,14 +343,12 @@ class DocumentGenerator:
 def generate_documents(
     generate: Callable[..., SampleDocument], items: list, count: int, rng: random.Random
 ) -> list[SampleDocument]:
-    """Generate `count` documents over `items` in random order; equal texts are dropped.
+    """Generate up to `count` documents, one for each of the items in random order.
 
-    Every item is used equally often.
+    If there are more documents than items, all items are gone through again; no item is used more
+    than once more often than another. Documents with equal texts are dropped.
     """
-    order = [
-        item
-        for _ in range(count // max(1, len(items)) + 1)
-        for item in rng.sample(items, len(items))
-    ]
-    texts = [generate(item) for item in order[:count]]
-    return list({text.body: text for text in texts}.values())
+    num_rounds = count // max(1, len(items)) + 1
+    order = [item for _ in range(num_rounds) for item in rng.sample(items, len(items))]
+    documents = [generate(item) for item in order[:count]]
+    return list({document.body: document for document in documents}.values())

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+# Width of the counters of `simhash`: enough for documents of 2^24 characters.
 LANE_BITS = 24
 
 
 def json_lines(records: Iterable[Any]) -> bytes:
-    """Return JSON objects as UTF-8, one a line, as the published files have them."""
+    """Return JSON objects as UTF-8, one a line, with characters unescaped as in published files."""
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
@@ -26,28 +27,37 @@ def gzip_bytes(data: bytes) -> bytes:
 
 
 def simhash(text: str) -> int:
-    """Return Charikar's 64-bit SimHash (2002) over character bigrams, an unsigned integer."""
-    pairs = [text[i : i + 2] for i in range(len(text) - 1)]
-    lanes = sum(map(_hash_lanes, pairs))
+    """Return Charikar's 64-bit SimHash (2002) over character bigrams, an unsigned integer.
+
+    A bit is set if it is set in the hashes of more than half of the bigrams.
+    """
+    bigrams = [text[start : start + 2] for start in range(len(text) - 1)]
+    # One large integer with 64 counters of `LANE_BITS` bits: a sum counts all bits at once.
+    counters = sum(map(_hash_lanes, bigrams))
+    lane_mask = (1 << LANE_BITS) - 1
     return sum(
         1 << bit
         for bit in range(64)
-        if 2 * (lanes >> LANE_BITS * bit & (1 << LANE_BITS) - 1) > len(pairs)
+        if 2 * (counters >> (LANE_BITS * bit) & lane_mask) > len(bigrams)
     )
 
 
 @functools.cache
-def _hash_lanes(pair: str) -> int:
-    """Return the 64 bits of a pair's hash, one in each lane of `LANE_BITS` bits.
+def _hash_lanes(bigram: str) -> int:
+    """Return the 64 bits of a bigram's hash, one in each lane of `LANE_BITS` bits.
 
     Adding such numbers counts every bit over the bigrams of a document.
     """
-    value = int.from_bytes(hashlib.md5(pair.encode()).digest()[:8], "big")
-    return sum(1 << LANE_BITS * bit for bit in range(64) if value >> bit & 1)
+    bits = int.from_bytes(hashlib.md5(bigram.encode()).digest()[:8], "big")
+    return sum(1 << (LANE_BITS * bit) for bit in range(64) if bits >> bit & 1)
 
 
 def mnbvc_general(name: str, paragraphs: Sequence[str], is_new_release: bool) -> dict[str, Any]:
-    """Return a record of MNBVC's 通用 schema; newer releases add 扩展字段 and 时间."""
+    """Return a record of MNBVC's general schema (通用) for one article.
+
+    The fields are file name, flags, sizes, checksums and the list of paragraphs (段落); newer
+    releases add 扩展字段 (extension) and 时间 (date).
+    """
     unique_paragraphs: set[str] = set()
     rows = []
     for number, paragraph in enumerate(paragraphs):
@@ -77,7 +87,10 @@ def mnbvc_general(name: str, paragraphs: Sequence[str], is_new_release: bool) ->
 
 
 def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:
-    """Return a record of MNBVC's 问答 schema; `id` is a number or text, as in the releases."""
+    """Return a record of MNBVC's question-and-answer schema (问答), with empty details.
+
+    The id is a number or text: the releases have both.
+    """
     return {
         "id": number,
         "问": question,
@@ -93,7 +106,7 @@ def mnbvc_qa(number: int | str, question: str, answer: str) -> dict[str, Any]:
 
 
 def wikipedia(number: int, title: str, paragraphs: Sequence[str]) -> dict[str, str]:
-    """Return a row of `wikimedia/wikipedia`: blank lines between paragraphs, no title line."""
+    """Return a row of `wikimedia/wikipedia`, whose text does not repeat the title."""
     return {
         "id": str(number),
         "url": f"https://zh.wikipedia.org/wiki/{quote(title)}",

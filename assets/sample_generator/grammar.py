@@ -16,17 +16,21 @@ _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
 def read_sections(path: Path) -> dict[str, list[str]]:
-    """Return the sections of a phrasing file, name → lines; a name must not occur twice."""
+    """Return the sections of a text file, name → lines without blank ones.
+
+    Raises ValueError if a name occurs twice.
+    """
     sections: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for raw in path.read_text(encoding="utf-8").splitlines():
-        if raw.startswith("## "):
-            name = raw[3:].strip()
+    # The lines of the present section; those before the first one are ignored.
+    section_lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            name = line.removeprefix("## ").strip()
             if name in sections:
                 raise ValueError(f"{path.name}: section {name} occurs twice")
-            lines = sections.setdefault(name, [])
-        elif raw.strip():
-            lines.append(raw.strip())
+            section_lines = sections.setdefault(name, [])
+        elif line.strip():
+            section_lines.append(line.strip())
     return sections
 
 
@@ -39,35 +43,45 @@ def read_passages() -> dict[str, str]:
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """Return the rows of `text/NAME.tsv` as dictionaries by column name."""
-    rows = (TEXT_FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
-    header = rows[0].split("\t")
+    """Return the rows of `text/NAME.tsv` as dictionaries by column name.
+
+    Raises ValueError if a row has more or fewer cells than the header.
+    """
+    lines = (TEXT_FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
+    header = lines[0].split("\t")
     table = []
-    for row in rows[1:]:
-        cells = row.split("\t")
+    for line in lines[1:]:
+        cells = line.split("\t")
         if len(cells) != len(header):
-            raise ValueError(f"{name}.tsv: {len(cells)} cells instead of {len(header)}: {row[:40]}")
+            raise ValueError(
+                f"{name}.tsv: {len(cells)} cells instead of {len(header)}: {line[:40]}"
+            )
         table.append(dict(zip(header, cells, strict=True)))
     return table
 
 
 class Grammar:
-    """The phrasings of some files."""
+    """The phrasings of some files in `text/`."""
 
-    def __init__(self, *files: str) -> None:
+    def __init__(self, *file_names: str) -> None:
+        """Read the files. Raises ValueError if two of them have a section of the same name."""
         self.sections: dict[str, list[str]] = {}
-        for file in files:
-            for name, lines in read_sections(TEXT_FOLDER / file).items():
+        for file_name in file_names:
+            for name, lines in read_sections(TEXT_FOLDER / file_name).items():
                 if name in self.sections:
-                    raise ValueError(f"{file}: section {name} is in another file too")
+                    raise ValueError(f"{file_name}: section {name} is in another file too")
                 self.sections[name] = lines
 
     def expand(self, section: str, values: Mapping[str, str], rng: random.Random) -> str:
-        """Expand one phrasing of `section` whose slots are all in `values`."""
+        """Choose a phrasing of `section` at random and expand it with the values of its slots.
+
+        Phrasings with a slot that is not in `values` are passed over: the slot 外乡, for example,
+        only has a value for people who moved. Raises KeyError if no phrasing is left.
+        """
         candidates = [
-            line
-            for line in self.sections[section]
-            if all(slot in values for slot in _SLOT.findall(line))
+            phrasing
+            for phrasing in self.sections[section]
+            if all(slot in values for slot in _SLOT.findall(phrasing))
         ]
         if not candidates:
             raise KeyError(f"no phrasing of {section} fits the slots {sorted(values)}")
@@ -75,7 +89,8 @@ class Grammar:
 
 
 def expand_phrasing(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
-    """Choose the variants of one phrasing, then fill in its slots."""
+    """Choose one variant at random for each `[a|b|c]`, then fill in the slots and line breaks."""
+    # The pattern has no bracket inside: of nested choices the innermost is made first.
     while _CHOICE.search(phrasing):
         phrasing = _CHOICE.sub(
             lambda match: rng.choice(match.group(1).split("|")), phrasing, count=1

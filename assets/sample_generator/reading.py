@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from assets.sample_generator.grammar import TEXT_FOLDER, Grammar, read_sections
 
-# Kind of passage -> (the slot its opening names, {slot: kind of name}). All slots but the subject
-# can be asked for; a slot without a sentence section of its own is mentioned in the opening.
+# Kind of passage → (slot of its subject, {slot: kind of name}). Slots are those of the phrasings in
+# text/reading*.txt, kinds of names the sections of text/names.txt (数 is a number, 年 a year). All
+# slots except the subject can be asked for; a slot without a section in text/reading.txt is
+# mentioned in the opening.
 PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "人物": (
         "名",
@@ -63,23 +65,25 @@ class Passage:
 
 def is_held_out_number(number: int) -> bool:
     """Return whether a four-digit number is reserved for held-out passages (one in eight)."""
+    # A multiplicative hash (Knuth; the factor is 2^32 / golden ratio), so that the reserved numbers
+    # lie among the others without a pattern.
     return (number * 2654435761 >> 11) % 8 == 0
 
 
 class PassageGenerator:
     """Generate passages.
 
-    `is_allowed` returns whether the two characters that form a name, or a number, may be used.
+    `is_held_out` chooses the numbers of held-out passages, `is_allowed` returns whether the two
+    characters that form a name, or a number, may be used.
     """
 
     def __init__(
-        self, rng: random.Random, is_held_out: bool, is_allowed: Callable[[str], bool]
+        self, rng: random.Random, *, is_held_out: bool, is_allowed: Callable[[str], bool]
     ) -> None:
+        """Read the phrasings of sentences, questions and answers, and the parts of names."""
         self.rng, self.is_held_out, self.is_allowed = rng, is_held_out, is_allowed
-        self.sentence_grammar, self.question_grammar = (
-            Grammar("reading.txt"),
-            Grammar("reading_questions.txt"),
-        )
+        self.sentence_grammar = Grammar("reading.txt")
+        self.question_grammar = Grammar("reading_questions.txt")
         self.answer_grammar = Grammar("reading_answers.txt")
         self.name_parts = {
             name: lines[0].split(" ")
@@ -101,6 +105,11 @@ class PassageGenerator:
         ]
 
     def _draw_name(self, kind: str) -> str:
+        """Draw a name of a section of text/names.txt, or a four-digit number (数) or year (年).
+
+        A name is two random characters with an ending of its kind, such as 河 for a river, or after
+        a family name (氏).
+        """
         if kind in ("数", "年"):
             while True:
                 number = self.rng.randint(1000, 9999 if kind == "数" else 1999)
@@ -108,22 +117,28 @@ class PassageGenerator:
                     return str(number)
         while True:
             stem = "".join(self.rng.sample(self.name_parts["名字字"], 2))
-            end = self.rng.choice(self.name_parts[kind])
-            name = end + stem if kind == "氏" else stem + end
+            affix = self.rng.choice(self.name_parts[kind])
+            name = affix + stem if kind == "氏" else stem + affix
+            # No character occurs twice in a name.
             if self.is_allowed(stem) and len(set(name)) == len(name):
                 return name
 
     def draw_passage(self) -> Passage:
-        """Generate one passage with a question about every name in it."""
+        """Generate one passage with a question about every name in it, except its subject.
+
+        Passages are drawn until one has a length within `LENGTH_RANGE`.
+        """
         while True:
             kind = self.rng.choice(list(PASSAGE_KINDS))
             subject, slots = PASSAGE_KINDS[kind]
-            names = {slot: self._draw_name(source) for slot, source in slots.items()}
+            names = {slot: self._draw_name(name_kind) for slot, name_kind in slots.items()}
             values = {**names, "职": self.rng.choice(self.trades), "他": self.rng.choice("他她")}
             fact_slots = [
                 slot for slot in slots if f"{kind}.{slot}" in self.sentence_grammar.sections
             ]
             self.rng.shuffle(fact_slots)
+            # An opening, four or five sentences in random order, perhaps a first (首) and a last
+            # (尾) sentence without facts.
             sentence_slots = fact_slots[: self.rng.randint(4, 5)]
             sentences = [
                 self.sentence_grammar.expand(f"{kind}.{slot}", values, self.rng)
@@ -136,6 +151,7 @@ class PassageGenerator:
             reference = "".join(sentences)
             if LENGTH_RANGE[0] <= len(reference) <= LENGTH_RANGE[1]:
                 break
+        # Not every phrasing of the opening names all of its slots.
         question_slots = [slot for slot in slots if slot != subject and names[slot] in reference]
         question_slots = self.rng.sample(question_slots, len(question_slots))
         turns = tuple(
@@ -154,9 +170,10 @@ class PassageGenerator:
 
 
 def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
-    """Return a RedGPT record.
+    """Return a passage as a RedGPT record, with all turns in one text.
 
-    One in seven writes its turns in another way, as some of the published files do.
+    About one in seven spells the names of the speakers or separates the turns in another way, as
+    some of the published files do.
     """
     human, assistant, separator = "Human: ", "Assistant: ", "\n\n"
     if rng.random() < 0.15:
@@ -168,21 +185,16 @@ def to_redgpt_record(passage: Passage, rng: random.Random) -> dict[str, str]:
                 ("Human(用户): ", "Assistant(助手): ", "\n\n"),
             ]
         )
-    turns = [
-        part
-        for question, answer in passage.turns
-        for part in (human + question, assistant + answer)
-    ]
-    return {"reference": passage.reference, "dialogue": separator.join(turns)}
+    messages: list[str] = []
+    for question, answer in passage.turns:
+        messages += [human + question, assistant + answer]
+    return {"reference": passage.reference, "dialogue": separator.join(messages)}
 
 
-def to_prose(passage: Passage, with_questions: bool) -> str:
-    """Return a passage as a page of a reader, optionally with its questions."""
+def format_passage(passage: Passage, *, with_questions: bool) -> str:
+    """Format a passage as in a school reading book, with its questions and answers if asked for."""
     lines = [passage.reference]
     if with_questions:
-        lines += [
-            part
-            for question, answer in passage.turns
-            for part in (f"问：{question}", f"答：{answer}")
-        ]
+        for question, answer in passage.turns:
+            lines += [f"问：{question}", f"答：{answer}"]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ class StoryGenerator(DocumentGenerator):
     """Compose texts with a plot, in which later sentences refer to earlier ones."""
 
     def _story_values(self, person: Person) -> dict[str, str]:
+        """Draw the slots of a story about a person, in a year in which the person worked."""
         values = {
             **person_values(self.world, person),
             **draw_indoor_spots(self.world, self.rng),
@@ -26,6 +27,7 @@ class StoryGenerator(DocumentGenerator):
     def day(self, person: Person) -> SampleDocument:
         """Compose a day on which a tool is lost and found again."""
         values = self._story_values(person)
+        # Sections of text/story.txt: morning, loss, search, help, find, work, evening, ending.
         return SampleDocument(
             "故事",
             f"{person.given_name}的一天",
@@ -38,17 +40,17 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def journey(self, person: Person) -> SampleDocument:
-        """Compose a journey on which everything that was packed is used or given away."""
+        """Compose a journey to a friend, on which what was packed is used or given away."""
         friend = person.friend
         assert friend is not None
         destination, start = friend.workplace, person.workplace
-        if destination is start:
-            start = (
-                person.home
-                if person.home is not destination
-                else self.world.nearest_place(destination)
-            )
+        # Friends who work in one place: start from home or, if that is the place too, next door.
+        if start is destination:
+            start = person.home
+        if start is destination:
+            start = self.world.nearest_place(destination)
         luggage = self.rng.sample(self.world.word_lists["行李"], 4)
+        # Slots of the phrasings in text/story.txt: 甲 is the start, 乙 the destination.
         values = {
             **self._story_values(person),
             "甲": start["名字"],
@@ -62,9 +64,11 @@ class StoryGenerator(DocumentGenerator):
             "邻": self.world.nearest_place(destination)["名字"],
         }
         if values["邻"] == values["甲"]:
+            # The place on the way must not be the start itself.
             values["邻"] = "半山亭"
-        for i, item in enumerate(luggage, 1):
-            values[f"行{i}"], values[f"遇{i}"] = item.split("：")
+        # An entry of the list is a thing and what happens with it on the way.
+        for number, item in enumerate(luggage, 1):
+            values[f"行{number}"], values[f"遇{number}"] = item.split("：")
         return SampleDocument(
             "旅行",
             f"从{values['甲']}到{values['乙']}",
@@ -76,24 +80,27 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def market(self, person: Person) -> SampleDocument:
-        """Compose a purchase with correct sums."""
-        one, two = self.rng.sample(self.world.word_lists["货物"], 2)
-        count, price = self.rng.randint(2, 6), self.rng.randint(2, 9)
-        count2, price2 = self.rng.randint(2, 5), self.rng.randint(1, price)
-        total_price = count * price + count2 * price2
-        payment = (total_price // 10 + self.rng.randint(1, 3)) * 10
+        """Compose a purchase of two sorts of goods with correct sums."""
+        goods1, goods2 = self.rng.sample(self.world.word_lists["货物"], 2)
+        count1, price1 = self.rng.randint(2, 6), self.rng.randint(2, 9)
+        count2, price2 = self.rng.randint(2, 5), self.rng.randint(1, price1)
+        sum1, sum2 = count1 * price1, count2 * price2
+        # A multiple of ten above the sum, so that there is change.
+        payment = ((sum1 + sum2) // 10 + self.rng.randint(1, 3)) * 10
+        # Slots of the phrasings in text/story.txt: goods, price of one, number, sum, payment (总)
+        # and change (余).
         values = self._story_values(person) | {
-            "货1": one,
-            "货2": two,
-            "价1": str(price),
-            "件1": str(count),
-            "和1": str(count * price),
+            "货1": goods1,
+            "货2": goods2,
+            "价1": str(price1),
+            "件1": str(count1),
+            "和1": str(sum1),
             "价2": str(price2),
             "件2": str(count2),
-            "和2": str(count2 * price2),
-            "和": str(total_price),
+            "和2": str(sum2),
+            "和": str(sum1 + sum2),
             "总": str(payment),
-            "余": str(payment - total_price),
+            "余": str(payment - sum1 - sum2),
         }
         return SampleDocument(
             "故事",
@@ -107,7 +114,8 @@ class StoryGenerator(DocumentGenerator):
     def letter(self, person: Person) -> SampleDocument:
         """Compose a letter to the person's friend."""
         values = self._story_values(person)
-        body = self._expand(values, "信.尾").split("\n\n")
+        # The ending has two paragraphs: a greeting, and name and date.
+        ending = self._expand(values, "信.尾").split("\n\n")
         return SampleDocument(
             "书信",
             f"{person.name}给{values['友']}的信",
@@ -115,47 +123,49 @@ class StoryGenerator(DocumentGenerator):
                 self._expand(values, "信.开头"),
                 self._expand(values, "信.一"),
                 self._expand(values, "信.二", "信.三"),
-                *body,
+                *ending,
             ),
         )
 
     def diary(self, person: Person) -> SampleDocument:
-        """Compose a page of a diary."""
+        """Compose a page of a person's diary: date, morning, one or two events, evening."""
         values = self._story_values(person)
-        middle = self._expand_several("记.中", self.rng.choice([1, 2]), values)
+        events = self._expand_several("记.中", self.rng.choice([1, 2]), values)
         return SampleDocument(
             "日记",
             f"{person.name}的日记",
             (
                 self._expand(values, "记.头"),
-                self._expand(values, "记.早") + middle,
+                self._expand(values, "记.早") + events,
                 self._expand(values, "记.晚", "记.尾"),
             ),
         )
 
     def fable(self, place: Row) -> SampleDocument:
-        """Compose a fable about two animals with their abilities in `animals.tsv`."""
+        """Compose a fable about two animals of opposite tempers, one of which helps the other."""
         first, second = self.rng.sample(self.world.animals, 2)
-        names = self.rng.sample(self.world.word_lists["宠物名"], 2)
-        lists = self.world.word_lists
-        tempers = self.rng.choice(list(zip(lists["甲性"], lists["乙性"], strict=True)))
+        word_lists = self.world.word_lists
+        first_name, second_name = self.rng.sample(word_lists["宠物名"], 2)
+        tempers = list(zip(word_lists["甲性"], word_lists["乙性"], strict=True))
+        first_temper, second_temper = self.rng.choice(tempers)
+        # Slots of the phrasings in text/fable.txt: 甲 and 乙 are the two animals.
         values = {
             **draw_occasion(self.world, self.rng),
             **draw_indoor_spots(self.world, self.rng),
             **place_values(self.world, place),
             "甲": first["名字"],
             "乙": second["名字"],
-            "甲名": names[0],
-            "乙名": names[1],
+            "甲名": first_name,
+            "乙名": second_name,
             "甲量": first["量词"],
             "乙量": second["量词"],
             "甲食": first["食物"],
             "乙食": second["食物"],
             "甲能": first["本领"],
             "乙能": second["本领"],
-            "甲性": tempers[0],
-            "乙性": tempers[1],
-            "理": self.rng.choice(lists["理"]),
+            "甲性": first_temper,
+            "乙性": second_temper,
+            "理": self.rng.choice(word_lists["理"]),
             "处": self.rng.choice(["树洞里", "石头底下", "草丛里", "老桥下面"]),
         }
         return SampleDocument(
@@ -169,10 +179,15 @@ class StoryGenerator(DocumentGenerator):
         )
 
     def news(self, person: Person) -> SampleDocument:
-        """Compose a newspaper report on a place's festival, in the month of that festival."""
+        """Compose a newspaper report on a place's festival, in the month of that festival.
+
+        The place is the person's home; the person takes part in the festival.
+        """
         place = person.home
         day = to_numeral(self.rng.randint(1, 28))
         year = self.random_working_year(person)
+        # Slots of the phrasings in text/fable.txt. 届 counts the festivals, the first of which was
+        # six years after the place was founded; 月 is the festival's month.
         values = {
             **self._story_values(person),
             **place_values(self.world, place),
@@ -183,24 +198,20 @@ class StoryGenerator(DocumentGenerator):
             "校": place["名字"] + "学堂",
             "食": place["小吃"],
         }
-        head = (
-            self._expand(values, "闻.头")
-            + "\n"
-            + self._expand(values, "闻.节")
-            + self._expand(values, "闻.节二")
-        )
+        # A dateline, then three paragraphs.
         return SampleDocument(
             "新闻",
             f"{place['名字']}{place['节日']}",
             (
-                *head.split("\n"),
+                self._expand(values, "闻.头"),
+                self._expand(values, "闻.节", "闻.节二"),
                 self._expand(values, "闻.节二", "闻.节三"),
                 self._expand(values, "闻.天"),
             ),
         )
 
     def interview(self, person: Person) -> SampleDocument:
-        """Compose an interview about a person's life."""
+        """Compose an interview about a person's life, in the present year."""
         values = self._story_values(person) | {
             "年": str(CURRENT_YEAR),
             "月": to_numeral(self.rng.randint(1, 12)),
@@ -210,25 +221,33 @@ class StoryGenerator(DocumentGenerator):
             self._expand(values, "访.一"),
             self._expand(values, "访.二"),
         ]
+        # A second question of each section, unless the draw repeats the first; a question is
+        # recognized by its first eight characters.
         for section in ("访.一", "访.二"):
-            extra = self._expand(values, section)
-            if all(extra[:8] != part[:8] for part in parts):
-                parts.append(extra)
+            question_answer = self._expand(values, section)
+            if all(question_answer[:8] != part[:8] for part in parts):
+                parts.append(question_answer)
         parts.append(self._expand(values, "访.结尾"))
-        return SampleDocument(
-            "访谈", f"访{person.trade['职业']}{person.name}", tuple("\n".join(parts).split("\n"))
-        )
+        # A part has several lines, one for each speaker; every line is a paragraph.
+        paragraphs = tuple("\n".join(parts).split("\n"))
+        return SampleDocument("访谈", f"访{person.trade['职业']}{person.name}", paragraphs)
 
     def bulletin(self, person: Person) -> tuple[str, str]:
-        """Return a headline and a short report."""
-        kinds = (
-            ["节", "收", "友"]
-            + ["器", "器"] * bool(person.invention)
-            + ["书", "书"] * bool(person.book)
-        )
+        """Return a headline and a short report.
+
+        The topics are a festival (节), a harvest (收), a visit to a friend (友), an invention (器)
+        and a book (书).
+        """
+        kinds = ["节", "收", "友"]
+        # Twice, because only some people have an invention or a book.
+        if person.invention:
+            kinds += ["器", "器"]
+        if person.book:
+            kinds += ["书", "书"]
         kind = self.rng.choice(kinds)
         values = self._story_values(person)
         if kind in ("节", "收"):
+            # Not where the person works: a prize goes to somebody from elsewhere.
             place = self.rng.choice(
                 [row for row in self.world.places if row is not person.workplace]
             )

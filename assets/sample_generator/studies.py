@@ -27,33 +27,44 @@ class Study:
 
 def split_of(method: str, thing: str) -> str:
     """Return the split of a pair of method and object: 70 % train, 15 % dev, 15 % test."""
-    value = zlib.crc32(f"{method}/{thing}".encode()) % 20
-    return "test" if value < 3 else "dev" if value < 6 else "train"
+    # A checksum, because Python's own hash of a string differs from process to process.
+    bucket = zlib.crc32(f"{method}/{thing}".encode()) % 20
+    if bucket < 3:
+        return "test"
+    if bucket < 6:
+        return "dev"
+    return "train"
 
 
 class StudyGenerator:
     """Generate studies of one split."""
 
     def __init__(self, world: World, rng: random.Random, split: str) -> None:
+        """Read the fields of study: lists of methods, objects, aspects and attributes by column."""
         self.world, self.rng, self.split = world, rng, split
         self.grammar = Grammar("studies.txt")
         self.fields = [
-            {key: cell.split(" ") for key, cell in row.items()} for row in read_table("studies")
+            {column: cell.split(" ") for column, cell in row.items()}
+            for row in read_table("studies")
         ]
 
     def _draw_values(self) -> dict[str, str]:
+        """Draw the slots of a study: attribute, object, two methods, aspect and place.
+
+        Both methods belong to the generator's split, in pair with the object.
+        """
         rng = self.rng
         while True:
-            area = rng.choice(self.fields)
-            method, other = rng.sample(area["方法"], 2)
-            thing = rng.choice(area["对象"])
-            if split_of(method, thing) == self.split == split_of(other, thing):
+            field = rng.choice(self.fields)
+            method, other_method = rng.sample(field["方法"], 2)
+            thing = rng.choice(field["对象"])
+            if split_of(method, thing) == self.split == split_of(other_method, thing):
                 return {
-                    "修": rng.choice(area["修饰"]),
+                    "修": rng.choice(field["修饰"]),
                     "物": thing,
                     "法": method,
-                    "法二": other,
-                    "面": rng.choice(area["方面"]),
+                    "法二": other_method,
+                    "面": rng.choice(field["方面"]),
                     "地": rng.choice(self.world.places)["名字"],
                 }
 
@@ -61,28 +72,31 @@ class StudyGenerator:
         """Generate one study whose abstract has a length within `LENGTH_RANGE`."""
         while True:
             kind, values = self.rng.choice(STUDY_KINDS), self._draw_values()
+            # Observations and reports of experience name a place, and the object without attribute.
             with_place = kind in ("观察", "经验")
-            parts = ["物无修" if with_place else "物", "面", f"法.{kind}"] + [
-                f"地.{kind}"
-            ] * with_place
-            # Sentences that refer to the object ("这方面", "新做法") come after it; the others may
-            # come in any order.
-            rest = parts[1:]
-            self.rng.shuffle(rest)
-            order = (
-                [parts[0], *rest]
-                if kind in ("改进", "比较") or self.rng.random() < 0.5
-                else [*rest, parts[0]]
-            )
+            # Sections of text/studies.txt: the sentences on object, aspect, method and place.
+            object_section = "物无修" if with_place else "物"
+            other_sections = ["面", f"法.{kind}"]
+            if with_place:
+                other_sections.append(f"地.{kind}")
+            self.rng.shuffle(other_sections)
+            # In these two kinds other sentences refer to the object ("这方面", "新做法") and must
+            # come after it.
+            object_first = kind in ("改进", "比较") or self.rng.random() < 0.5
+            if object_first:
+                order = [object_section, *other_sections]
+            else:
+                order = [*other_sections, object_section]
+            # The result (果) is always the last sentence.
             sentences = [
-                self.grammar.expand(part, values, self.rng) for part in [*order, f"果.{kind}"]
+                self.grammar.expand(section, values, self.rng) for section in [*order, f"果.{kind}"]
             ]
             abstract = "".join(sentences)
             if LENGTH_RANGE[0] <= len(abstract) <= LENGTH_RANGE[1]:
                 return Study(self.grammar.expand(f"题.{kind}", values, self.rng), abstract)
 
     def draw_studies(self, count: int, used_titles: set[str]) -> list[Study]:
-        """Generate `count` studies with titles that are not in `used_titles`; add theirs to it."""
+        """Generate `count` studies whose titles are not in `used_titles`, and add the titles."""
         studies: list[Study] = []
         while len(studies) < count:
             study = self.draw_study()

@@ -12,20 +12,25 @@ from assets.sample_generator.grammar import TEXT_FOLDER, read_sections
 
 @functools.cache
 def _conversion_tables() -> tuple[dict[int, str], dict[str, str], re.Pattern[str]]:
+    """Return the table of characters for `str.translate`, that of words, and a pattern of words."""
     sections = read_sections(TEXT_FOLDER / "traditional.txt")
-    simple, traditional = sections["字"]
-    characters = {ord(one): other for one, other in zip(simple, traditional, strict=True)}
+    simplified, traditional = sections["字"]
+    characters = {ord(one): other for one, other in zip(simplified, traditional, strict=True)}
     words = dict(line.split(" ") for line in sections["词"])
-    # 里 is a unit of length after a number and stays as it is.
-    return characters, words, re.compile(r"\d+里|" + "|".join(sorted(words, key=len, reverse=True)))
+    # Longer words first, because a word may begin with another. The pattern also has numbers with
+    # 里, which is a unit of length there and stays as it is.
+    longest_first = sorted(words, key=len, reverse=True)
+    return characters, words, re.compile(r"\d+里|" + "|".join(longest_first))
 
 
 def to_traditional(text: str) -> str:
-    """Return the text in traditional characters."""
+    """Return the text in traditional characters: words by one table, the rest by character."""
     characters, words, pattern = _conversion_tables()
     position, parts = 0, []
     for match in pattern.finditer(text):
         word = match.group()
-        parts += [text[position : match.start()].translate(characters), words.get(word, word)]
+        parts.append(text[position : match.start()].translate(characters))
+        # A number with 里 is not in the table of words.
+        parts.append(words.get(word, word))
         position = match.end()
     return "".join([*parts, text[position:].translate(characters)])

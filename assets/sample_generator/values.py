@@ -32,23 +32,28 @@ COLD_WEATHER = ("下雪天", "下霜天")
 
 
 def person_values(world: World, person: Person) -> dict[str, str]:
-    """Return the slots of a person: `名` full name, `短` given name, `他` pronoun, and the rest."""
+    """Return the slots of a person for phrasings, by the name that a slot has in `text/*.txt`.
+
+    名 and 人 are the full name, 短 the given name and 他 the pronoun; others are place, trade,
+    teacher, friend and traits. 外乡 is set only for people who do not work where they were born,
+    the slots of a book or an invention only for those who have one.
+    """
     friend, trade, traits = person.friend, person.trade, person.traits
     assert friend is not None
     values = {
         "名": person.name,
         "人": person.name,
         "短": person.given_name,
-        "他": "她" if person.female else "他",
+        "他": "她" if person.is_female else "他",
         "生年": str(person.birth_year),
         "乡": person.home["名字"],
         "貌": describe_terrain(person.home),
         "城": person.workplace["名字"],
         "职": trade["职业"],
         "师": person.teacher,
-        "起岁": str(person.first_work_year - person.birth_year),
-        "起年": str(person.first_work_year),
-        "工龄": str(CURRENT_YEAR - person.first_work_year),
+        "起岁": str(person.apprentice_year - person.birth_year),
+        "起年": str(person.apprentice_year),
+        "工龄": str(CURRENT_YEAR - person.apprentice_year),
         "岁": str(CURRENT_YEAR - person.birth_year),
         "学堂": person.home["名字"] + "学堂",
         "友": friend.name,
@@ -74,7 +79,7 @@ def person_values(world: World, person: Person) -> dict[str, str]:
 
 
 def describe_terrain(place: Row) -> str:
-    """Return a short description of a place's surroundings."""
+    """Return a short description of a place's surroundings, such as "by the sea"."""
     return {
         "海边": "靠着海",
         "岛上": "四面都是海",
@@ -89,7 +94,11 @@ def describe_terrain(place: Row) -> str:
 
 
 def trade_values(trade: Row) -> dict[str, str]:
-    """Return the slots of a craft: tools, steps, the trick; material and product if any."""
+    """Return the slots of a craft for phrasings, by the name that a slot has in `text/*.txt`.
+
+    They are its name, place, two tools (具甲, 具乙), activity, trick (窍), virtue and steps (步1,
+    步2, …); and material, product and measure word for a craft that makes things.
+    """
     steps = trade["步骤"].split("；")
     values = {
         "职": trade["职业"],
@@ -107,8 +116,11 @@ def trade_values(trade: Row) -> dict[str, str]:
 
 
 def place_values(world: World, place: Row) -> dict[str, str]:
-    """Return the slots of a place."""
-    near = world.nearest_place(place)
+    """Return the slots of a place for phrasings, by the name that a slot has in `text/*.txt`.
+
+    邻 is the nearest other place, 里 the distance to it, 景 the sight and 景龄 the sight's age.
+    """
+    neighbor = world.nearest_place(place)
     return {
         "地": place["名字"],
         "类": place["类别"],
@@ -124,25 +136,28 @@ def place_values(world: World, place: Row) -> dict[str, str]:
         "月": place["月份"],
         "兽": place["动物"],
         "来历": place["来历"],
-        "邻": near["名字"],
-        "里": str(world.distance(place, near)),
+        "邻": neighbor["名字"],
+        "里": str(world.distance(place, neighbor)),
         "位": describe_terrain(place),
+        # The sight was built three years after the place, in all places.
         "景龄": str(CURRENT_YEAR - int(place["建成"]) - 3),
+        # The same for all places: a word for "beside", and the name of the newspaper.
         "边": "边上",
-        "习性": next(
-            (row["习性"] for row in world.animals if row["名字"] == place["动物"]), "很少怕人"
-        ),
         "报": "驼铃谷报",
+        "习性": next(row["习性"] for row in world.animals if row["名字"] == place["动物"]),
     }
 
 
 def has_product(trade: Row) -> bool:
-    """Return whether a trade makes things that can be counted."""
+    """Return whether a trade makes things that phrasings can name as its product."""
     return trade["职业"] not in TRADES_WITHOUT_PRODUCT
 
 
 def random_count(rng: random.Random, low: int, high: int) -> str:
-    """Return a count up to nineteen in Chinese numerals, 两 for two, for use with measure words."""
+    """Return a random count from `low` to `high`, at most 19, in Chinese numerals.
+
+    It stands before a measure word, where two is 两 rather than 二.
+    """
     value = rng.randint(low, high)
     if value == 2:
         return "两"
@@ -150,19 +165,23 @@ def random_count(rng: random.Random, low: int, high: int) -> str:
 
 
 def draw_indoor_spots(world: World, rng: random.Random) -> dict[str, str]:
-    """Return three different places in a house where something can be lost."""
-    one, two, three = rng.sample(world.word_lists["家具"], 3)
-    return {"处1": one, "处2": two, "处3": three, "处": three}
+    """Draw the slots of three different spots in a house where something can be lost.
+
+    处1, 处2 and 处3 are the spots in the order of the search; 处 is the last, where it is found.
+    """
+    first, second, third = rng.sample(world.word_lists["家具"], 3)
+    return {"处1": first, "处2": second, "处3": third, "处": third}
 
 
 def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
-    """Return a date with its season and weather, and a count."""
+    """Draw the slots of an occasion: date, season, weather (天), two counts (数, 几) and a year."""
     month, day = rng.randint(1, 12), rng.randint(1, 28)
     unlikely = COLD_WEATHER if 4 <= month <= 10 else ("闷热天",)
     weather = [name for name in world.word_lists["天气"] if name not in unlikely]
     return {
         "月": to_numeral(month),
         "日": to_numeral(day),
+        # Spring begins in March.
         "季": SEASONS[(month - 3) // 3 % 4],
         "天": rng.choice(weather),
         "数": random_count(rng, 3, 9),
@@ -174,8 +193,10 @@ def draw_occasion(world: World, rng: random.Random) -> dict[str, str]:
 def to_numeral(value: int) -> str:
     """Return a number below 30 in Chinese numerals as in dates: 12 → 十二, 28 → 二十八."""
     tens, ones = divmod(value, 10)
-    return (
-        (NUMERALS[tens] if tens > 1 else "")
-        + "十" * (tens > 0)
-        + (NUMERALS[ones] if ones or not tens else "")
-    )
+    numeral = ""
+    if tens:
+        # 十二, not 一十二.
+        numeral = "十" if tens == 1 else NUMERALS[tens] + "十"
+    if ones or not tens:
+        numeral += NUMERALS[ones]
+    return numeral

@@ -43,14 +43,19 @@ class Batch:
         tensors: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
+                # Only from pinned memory are copies to a GPU asynchronous.
                 source = value.pin_memory() if device.type == "cuda" else value
                 tensors[name] = source.to(device, non_blocking=True)
         return replace(self, **tensors)
 
     def attention_mask(self) -> Tensor | None:
-        """Return which position attends to which, bool[B, 1, T, T], or None for plain causality."""
+        """Return the mask of allowed attention, bool[B, 1, T, T], or None for plain causality.
+
+        A position attends to itself and to earlier positions of the same segment.
+        """
         if self.segments is None:
             return None
+        # [B, T, 1] == [B, 1, T] -> [B, T, T], queries by keys.
         same_segment = self.segments.unsqueeze(2) == self.segments.unsqueeze(1)
         return same_segment.tril().unsqueeze(1)
 
@@ -61,7 +66,10 @@ class BatchLoader(abc.ABC, Generic[PlanT]):
     def __init__(
         self, plan: PlanT, rows_per_step: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        """Raise ValueError if the processes cannot share a step evenly."""
+        """Read `rows_per_step` rows of the plan in each step, shared by `world_size` processes.
+
+        Raises ValueError if the processes cannot share a step evenly.
+        """
         if rows_per_step % world_size:
             raise ValueError(
                 f"{rows_per_step} rows a step cannot be shared by {world_size} processes"
@@ -72,16 +80,22 @@ class BatchLoader(abc.ABC, Generic[PlanT]):
         self._rows_per_rank = rows_per_step // world_size
 
     def local_rows(self, step: int) -> list[int]:
-        """Return the rows of a step that this process reads, counted from the start of the run."""
+        """Return the numbers of the rows that this process reads in a step.
+
+        Rows are numbered from the start of the run, and steps from 0.
+        """
         first = step * self.rows_per_step + self._rank * self._rows_per_rank
         return list(range(first, first + self._rows_per_rank))
 
     def global_rows(self, step: int) -> range:
-        """Return the rows of a step that all processes read, counted from the start of the run."""
+        """Return the numbers of the rows that all processes together read in a step.
+
+        Rows are numbered from the start of the run, and steps from 0.
+        """
         return range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
 
     def epochs_completed(self, step: int) -> float:
-        """Return how many epochs `step` steps are."""
+        """Return how many epochs the first `step` steps make."""
         return self._plan.epochs_completed(step * self.rows_per_step)
 
     @abc.abstractmethod
@@ -94,10 +108,12 @@ class TextBatchLoader(BatchLoader[TextPlan]):
 
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:
         """Return this process's share of a step in micro-batches of at most `micro_rows` rows."""
-        rows = torch.from_numpy(np.stack([self._plan.row(row) for row in self.local_rows(step)]))
+        # int64[rows, T + 1]: the inputs are all ids except the last, the targets all except the
+        # first.
+        rows = np.stack([self._plan.row(number) for number in self.local_rows(step)])
         return [
-            Batch(part[:, :-1].contiguous(), part[:, 1:].reshape(-1))
-            for part in rows.split(micro_rows)
+            Batch(ids=part[:, :-1].contiguous(), targets=part[:, 1:].reshape(-1))
+            for part in torch.from_numpy(rows).split(micro_rows)
         ]
 
 
@@ -106,7 +122,7 @@ class PackedBatchLoader(BatchLoader[PackedPlan]):
 
     def micro_batches(self, step: int, micro_rows: int) -> list[Batch]:
         """Return this process's share of a step in micro-batches of at most `micro_rows` rows."""
-        rows = [self._plan.row(row) for row in self.local_rows(step)]
+        rows = [self._plan.row(number) for number in self.local_rows(step)]
         return [
             collate(rows[start : start + micro_rows], self._plan.length)
             for start in range(0, len(rows), micro_rows)
@@ -114,7 +130,11 @@ class PackedBatchLoader(BatchLoader[PackedPlan]):
 
 
 def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
-    """Collate rows of examples into a batch of `length` positions, padded with id 0."""
+    """Collate rows, each a list of examples, into a batch of rows of `length` positions.
+
+    The examples of a row follow one another; the rest of the row is padding with id 0. Targets
+    without a loss are left out of `targets`.
+    """
     shape = len(rows), length
     ids, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     positions, segments = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -122,7 +142,10 @@ def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
     num_padding = 0
     for row, examples in enumerate(rows):
         offset = 0
+        # Segment 0 is the padding.
         for segment, (example_ids, example_mask) in enumerate(examples, start=1):
+            # n + 1 ids make n positions: the inputs are all except the last id, the targets all
+            # except the first.
             stop = offset + len(example_mask)
             ids[row, offset:stop] = example_ids[:-1]
             targets[row, offset:stop] = example_ids[1:]
@@ -136,10 +159,10 @@ def collate(rows: Sequence[Sequence[Example]], length: int) -> Batch:
     # loss.
     is_unpacked = max(len(examples) for examples in rows) == 1
     return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(targets.reshape(-1)[loss_indices]),
-        torch.from_numpy(loss_indices),
-        None if is_unpacked else torch.from_numpy(positions),
-        None if is_unpacked else torch.from_numpy(segments),
-        num_padding,
+        ids=torch.from_numpy(ids),
+        targets=torch.from_numpy(targets.reshape(-1)[loss_indices]),
+        loss_indices=torch.from_numpy(loss_indices),
+        positions=None if is_unpacked else torch.from_numpy(positions),
+        segments=None if is_unpacked else torch.from_numpy(segments),
+        num_padding=num_padding,
     )

@@ -20,34 +20,36 @@ PACKING_WINDOW = 4096
 
 
 def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Pack items into rows of at most `capacity` positions, best fit with the longest first.
+    """Pack items into rows of at most `capacity` positions, the longest item first.
 
+    Each item goes into the row with the least free space that takes it (best-fit decreasing).
     Return the rows as lists of indices into `lengths`.
     """
     rows: list[list[int]] = []
-    # Free positions and number of each row that is not full, sorted: the first that takes an item
+    # (free positions, row) of each row that is not full, sorted: the first row that takes an item
     # fits best.
-    free_rows: list[tuple[int, int]] = []
+    open_rows: list[tuple[int, int]] = []
     for index in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[index])
-        place = bisect.bisect_left(free_rows, (length, -1))
-        if place == len(free_rows):
-            free, row = capacity, len(rows)
+        # -1 sorts before all rows with exactly this much free space.
+        best = bisect.bisect_left(open_rows, (length, -1))
+        if best == len(open_rows):
+            free_positions, row = capacity, len(rows)
             rows.append([])
         else:
-            free, row = free_rows.pop(place)
+            free_positions, row = open_rows.pop(best)
         rows[row].append(index)
-        if free > length:
-            bisect.insort(free_rows, (free - length, row))
+        if free_positions > length:
+            bisect.insort(open_rows, (free_positions - length, row))
     return rows
 
 
 class PackedPlan(EpochPlan):
     """The rows of a mix of examples.
 
-    The arrays of an epoch: `order`, the examples in the order of the rows; `starts`, the first
-    example of each row, and the number of examples; `tokens`, the positions of all examples
-    together.
+    The arrays of an epoch: `order`, the examples in the order of the rows; `starts`, the index in
+    `order` of each row's first example, and the number of examples at the end; `tokens`, a single
+    number, the positions of all examples together.
     """
 
     array_names = ("order", "starts", "tokens")
@@ -62,7 +64,11 @@ class PackedPlan(EpochPlan):
         folder: Path,
         identity: str = "",
     ) -> None:
-        """`identity` stands for all else that the examples depend on, such as the template."""
+        """Plan rows of `length` positions of several sets of examples, mixed by their weights.
+
+        `identity` names what else the examples depend on, such as the chat template: a stored epoch
+        is used again only if it has the same.
+        """
         super().__init__(seed=seed, length=length, folder=folder)
         self._example_sets = example_sets
         self._weights = weights
@@ -70,30 +76,41 @@ class PackedPlan(EpochPlan):
 
     def num_rows(self, epoch: int) -> int:
         """Return the number of rows of an epoch."""
-        return len(self._load_epoch(epoch)[1]) - 1
+        _order, starts, _tokens = self._load_epoch(epoch)
+        # `starts` has one entry more than rows.
+        return len(starts) - 1
 
     def num_tokens(self, epoch: int) -> int:
-        """Return the positions of all examples of an epoch."""
-        return int(self._load_epoch(epoch)[2][0])
+        """Return the number of positions of all examples of an epoch, without padding."""
+        _order, _starts, tokens = self._load_epoch(epoch)
+        return int(tokens[0])
 
     def epochs_completed(self, num_rows: int) -> float:
-        """Return how many epochs the first `num_rows` rows are."""
-        # A run that ends with an epoch does not build the one after it.
+        """Return how many epochs the first `num_rows` rows make, with a fraction for a part."""
+        # Not one row more: a run that ends with an epoch need not build the one after it.
         self._build_through(num_rows)
         return float(np.interp(num_rows, self._first_rows, np.arange(len(self._first_rows))))
 
     def row(self, row_number: int) -> list[Example]:
-        """Return the examples of a row, counted from the start of the run."""
-        epoch, row = self._locate(row_number)
-        order, starts, _ = self._load_epoch(epoch)
-        start, stop = starts[row : row + 2]
+        """Return the examples of row `row_number`.
+
+        Rows are numbered across epochs, from the start of the run.
+        """
+        epoch, row_in_epoch = self._locate(row_number)
+        order, starts, _tokens = self._load_epoch(epoch)
+        start, stop = starts[row_in_epoch : row_in_epoch + 2]
         items = (unpack_item(int(item)) for item in order[start:stop])
         return [self._example_sets[set_index].example(index, epoch) for set_index, index in items]
 
     def _identity(self) -> dict[str, object]:
+        """Return everything that an epoch depends on."""
         return {"identity": f"{self._example_identity} {self._seed} {self.length} {self._weights}"}
 
     def _build_arrays(self, epoch: int) -> list[np.ndarray]:
+        """Select, shuffle and pack the examples of an epoch; return its arrays.
+
+        Raises UserError if there is nothing to pack.
+        """
         items, sizes = self._select_examples(epoch)
         if not len(items):
             raise UserError(
@@ -101,28 +118,33 @@ class PackedPlan(EpochPlan):
                 "leave none: raise --sequence_length or the weights"
             )
         permutation = np.arange(len(items))
+        # The last number tells this shuffle from that of the rows below.
         shuffle_in_place(permutation, self._seed, epoch, 0)
-        # Arrays, not lists of lists: millions of Python numbers would be most of a run's memory.
-        packed, counts = [], []
+        # Indices into `permutation` in the order of the rows, and the number of examples of each
+        # row. Arrays, not lists of lists: millions of Python numbers would be most of a run's
+        # memory.
+        packed_indices, row_sizes_by_window = [], []
         for start in range(0, len(permutation), PACKING_WINDOW):
-            rows = pack_best_fit(sizes[permutation[start : start + PACKING_WINDOW]], self.length)
-            packed.append(start + np.concatenate(rows))
-            counts.append(np.array([len(row) for row in rows]))
-        packed_items = items[permutation[np.concatenate(packed)]]
-        row_sizes = np.concatenate(counts)
+            window = permutation[start : start + PACKING_WINDOW]
+            rows = pack_best_fit(sizes[window], self.length)
+            packed_indices.append(start + np.concatenate(rows))
+            row_sizes_by_window.append(np.array([len(row) for row in rows]))
+        packed_items = items[permutation[np.concatenate(packed_indices)]]
+        row_sizes = np.concatenate(row_sizes_by_window)
         row_order = np.arange(len(row_sizes))
         shuffle_in_place(row_order, self._seed, epoch, 1)
         order, starts = _reorder_rows(packed_items, row_sizes, row_order)
         return [order, starts, np.array([sizes.sum()])]
 
     def _select_examples(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items of an epoch that fit a row, and their positions, int64[n] each."""
+        """Return the items of an epoch that fit a row, and their lengths, int64[n] each."""
         items, sizes = [], []
         for set_index, examples in enumerate(self._example_sets):
             lengths = examples.lengths(epoch)
             subset = weighted_subset(
                 len(lengths), self._weights[set_index], self._seed, epoch, set_index
             )
+            # Length 0 means that the example is left out because it does not fit.
             subset = subset[lengths[subset] > 0]
             items.append(pack_item(set_index, subset))
             sizes.append(lengths[subset])
@@ -134,11 +156,12 @@ def _reorder_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the items of consecutive rows with the rows reordered, and where each row starts.
 
-    items[n], row_sizes[rows], row_order[rows] → order[n], starts[rows + 1].
+    items[n], row_sizes[rows], row_order[rows] → reordered items[n], starts[rows + 1]. New row i is
+    old row `row_order[i]`.
     """
     old_starts = np.cumsum(row_sizes) - row_sizes
     new_sizes = row_sizes[row_order]
     starts = np.concatenate([[0], np.cumsum(new_sizes)])
-    # How far each item of the new order moves.
+    # How far each item of the new order lies from its old index: the same for a whole row.
     shifts = np.repeat(old_starts[row_order] - starts[:-1], new_sizes)
     return items[np.arange(len(items)) + shifts], starts

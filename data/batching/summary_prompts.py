@@ -47,10 +47,12 @@ class SummaryRequest:
 
 def _fill_slots(prefix: str, suffix: str) -> Iterator[SummaryRequest]:
     """Yield a request for each combination of words that fills the slots of a template."""
+    # Formatter.parse yields (text, slot name, format, conversion).
     slots = [name for _, name, _, _ in Formatter().parse(prefix + suffix) if name]
-    names = list(dict.fromkeys(slots))
-    for words in itertools.product(*(_SLOT_FILLERS[name] for name in names)):
-        filling = dict(zip(names, words, strict=True))
+    # Without repetitions: a slot that occurs twice has the same word both times.
+    unique_slots = list(dict.fromkeys(slots))
+    for words in itertools.product(*(_SLOT_FILLERS[slot] for slot in unique_slots)):
+        filling = dict(zip(unique_slots, words, strict=True))
         yield SummaryRequest(prefix.format(**filling), suffix.format(**filling))
 
 
@@ -61,12 +63,14 @@ REQUESTS_BY_TEMPLATE: tuple[tuple[SummaryRequest, ...], ...] = tuple(
 )
 ALL_REQUESTS: tuple[SummaryRequest, ...] = tuple(itertools.chain(*REQUESTS_BY_TEMPLATE))
 EVAL_REQUEST = 0
+# The first request of each template in `ALL_REQUESTS`.
 _TEMPLATE_STARTS = np.cumsum([0] + [len(group) for group in REQUESTS_BY_TEMPLATE[:-1]])
 _REQUESTS_PER_TEMPLATE = np.array([len(group) for group in REQUESTS_BY_TEMPLATE], dtype=np.uint64)
 
 
 def sample_requests(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
     """Draw a request per record: record numbers int64[n] → indices of `ALL_REQUESTS`, int64[n]."""
+    # The lower bits choose a template, the bits from 16 on one of its requests.
     bits = splitmix64(seed, epoch, records)
     templates = (bits % np.uint64(len(REQUESTS_BY_TEMPLATE))).astype(np.int64)
     fillings = (bits >> np.uint64(16)) % _REQUESTS_PER_TEMPLATE[templates]
@@ -75,14 +79,18 @@ def sample_requests(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
 
 def sample_lead_ins(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
     """Draw a lead-in per record: record numbers int64[n] → indices of `LEAD_INS`, int64[n]."""
-    # Other bits than those of the request, so that the two are independent.
+    # The bits from 40 on: others than those of the request, so that the two are independent.
     bits = splitmix64(seed, epoch, records) >> np.uint64(40)
     return (bits % np.uint64(len(LEAD_INS))).astype(np.int64)
 
 
 def splitmix64(seed: int, epoch: int, records: np.ndarray) -> np.ndarray:
-    """Hash each record number to 64 bits, uint64[n] (SplitMix64: Steele, Lea & Flood 2014)."""
+    """Hash each record number to 64 bits, uint64[n] (SplitMix64: Steele, Lea & Flood 2014).
+
+    Record i gets output i of the generator whose start depends on seed and epoch.
+    """
     key = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    # Constants and shifts are those of the paper. Products are modulo 2^64.
     bits = records.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -93,13 +101,14 @@ class EncodedRequests:
     """The ids around an article for each request: `<bos>人类：…` before, `…助手：` after it."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
+        """Encode all requests of `ALL_REQUESTS`."""
         self.prefixes, self.suffixes = _encode_requests(tokenizer, template, ALL_REQUESTS)
         # Ids of each request, int64[len(ALL_REQUESTS)].
         pairs = zip(self.prefixes, self.suffixes, strict=True)
         self.lengths = np.array([len(prefix) + len(suffix) for prefix, suffix in pairs])
 
     def prompt(self, request: int, article: Sequence[int]) -> list[int]:
-        """Return the ids that the title follows."""
+        """Return the ids of the prompt: the article with request number `request` around it."""
         return [*self.prefixes[request], *article, *self.suffixes[request]]
 
 
@@ -108,32 +117,36 @@ def summary_prompt(
 ) -> tuple[list[int], bool]:
     """Return the ids of evaluation's request for a title, and whether the article is truncated.
 
-    The article loses its end where the ids would be more than `max_tokens`; the request loses
-    nothing.
+    The article loses its end if there would be more than `max_tokens` ids. The request is never
+    truncated, so that a very small `max_tokens` is exceeded.
     """
     requests = [ALL_REQUESTS[EVAL_REQUEST]]
     (prefix_ids,), (suffix_ids,) = _encode_requests(tokenizer, template, requests)
-    (ids,) = tokenizer.encode_continuation([template.sanitize(article)], num_threads=1)
+    (article_ids,) = tokenizer.encode_continuation([template.sanitize(article)], num_threads=1)
     budget = max(max_tokens - len(prefix_ids) - len(suffix_ids), 0)
-    return [*prefix_ids, *ids[:budget], *suffix_ids], len(ids) > budget
+    is_truncated = len(article_ids) > budget
+    return [*prefix_ids, *article_ids[:budget], *suffix_ids], is_truncated
 
 
 def _encode_requests(
     tokenizer: Tokenizer, template: Template, requests: Sequence[SummaryRequest]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the ids before the article and the ids between article and title, of each request."""
+    """Return two lists: the ids before the article, and the ids between article and title.
+
+    Both have an entry for each request, with the words of the chat template around it.
+    """
     user_prefix = template.user_prefix()
+    # Encoded as the first segments of conversations, which begin with `<bos>`.
     prefixes = [[user_prefix + request.prefix] for request in requests]
     suffixes = [request.suffix + template.assistant_prefix for request in requests]
     encoded_prefixes = template.encode_batch(tokenizer, prefixes, num_threads=1)
-    return (
-        [ids for ids, _ in encoded_prefixes],
-        tokenizer.encode_continuation(suffixes, num_threads=1),
-    )
+    prefix_ids = [ids for ids, _spans in encoded_prefixes]
+    suffix_ids = tokenizer.encode_continuation(suffixes, num_threads=1)
+    return prefix_ids, suffix_ids
 
 
 def strip_lead_in(text: str) -> str:
-    """Return an answer without the lead-in of `LEAD_INS` that it may begin with."""
+    """Return an answer without the lead-in that it may begin with, one of `LEAD_INS`."""
     # The longest first: a lead-in may begin with another one.
     for lead_in in sorted(LEAD_INS, key=len, reverse=True):
         if text.startswith(lead_in):

@@ -19,22 +19,28 @@ def detect_source(files: list[Path]) -> str:
 
     Raises UserError if a file is not recognized or if two files need different sources.
     """
-    sources = {file: _detect_file_source(file) for file in files}
-    first = files[0]
-    for file, source in sources.items():
-        if source != sources[first]:
+    source_by_file = {file: _detect_file_source(file) for file in files}
+    first_file = files[0]
+    first_source = source_by_file[first_file]
+    for file, source in source_by_file.items():
+        if source != first_source:
             raise UserError(
-                f"{first} is read as {sources[first]} but {file} as {source}: give files of one "
+                f"{first_file} is read as {first_source} but {file} as {source}: give files of one "
                 "kind, or prepare each kind by itself with python -m data.prepare --source NAME"
             )
-    return sources[first]
+    return first_source
 
 
 def _detect_file_source(path: Path) -> str:
+    """Return the name of the source that reads a file.
+
+    Raises UserError if the file is empty or not recognized.
+    """
     head = read_head(path)
     for source in SOURCES.values():
         if source.recognizes_file is not None and source.recognizes_file(path, head):
             return source.name
+    # No source knows the file by its name or first bytes: compare the keys of its first record.
     first_record = next(read_records(path), None)
     if first_record is None:
         raise UserError(f"{path} is empty")
@@ -53,13 +59,17 @@ def _detect_file_source(path: Path) -> str:
 
 
 def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
-    """Return the source with the largest set of keys that the record has; None if there is none.
+    """Return the source whose keys a file's first record has, or None.
 
-    A source with a further test that the record passes goes before all sources without one.
+    Among several the one with the most keys is returned; a source with a further test
+    (`recognizes`) that the record passes goes before all sources without one. `is_list` tells
+    whether the file is a JSON list.
     """
     if row.keys() >= UNSUPPORTED_KEYS:
         return None
-    best_source, best_rank = None, (False, 0)
+    best_source: Source | None = None
+    # Whether the source has a further test, and how many keys it has.
+    best_rank = (False, 0)
     for source in SOURCES.values():
         if source.recognizes is not None and not source.recognizes(row, is_list):
             continue
@@ -71,6 +81,7 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
 
 
 def _try_parse_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in `data`, or an empty one for anything else."""
     import orjson
 
     try:

@@ -50,17 +50,19 @@ class Corpus(Options):
     files: tuple[CorpusFile, ...] = Field(min_length=1)
 
     def select_files(self, parts: tuple[str, ...]) -> list[CorpusFile]:
-        """Return the files of these parts, or of the default parts if there are none.
+        """Return the files of these parts, of the default parts if `parts` is empty.
 
-        Raises UserError for an unknown part.
+        Files that do not belong to a part are always included. Raises UserError for an unknown
+        part.
         """
+        # A dictionary rather than a set: it keeps the order of the manifest.
         part_names = list(dict.fromkeys(file.part for file in self.files if file.part))
         for part in parts:
             if part not in part_names:
-                raise UserError(
-                    f"--parts {part}: there is no such part; expected "
-                    f"{', '.join(part_names) or 'none here'}"
-                )
+                hint = "this corpus has no parts"
+                if part_names:
+                    hint = f"the parts are {', '.join(part_names)}"
+                raise UserError(f"--parts {part}: unknown part; {hint}")
         selected_parts = parts or self.parts
         return [file for file in self.files if file.part is None or file.part in selected_parts]
 
@@ -71,11 +73,15 @@ class Corpus(Options):
         if endpoint:
             hub_urls = [url for url in urls if url.startswith(HUB_URL + "/")]
             urls = [endpoint + url.removeprefix(HUB_URL) for url in hub_urls] + urls
+        # Without repetitions, for an endpoint that is the hub itself.
         return list(dict.fromkeys(urls))
 
 
 def load_corpora(folder: Path = MANIFESTS_FOLDER) -> dict[str, Corpus]:
-    """Load all manifests by name; raises UserError for an invalid one, with file and key."""
+    """Load all manifests, by the name of their files.
+
+    Raises UserError for an invalid one, with file and key.
+    """
     corpora = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
@@ -88,22 +94,27 @@ def load_corpora(folder: Path = MANIFESTS_FOLDER) -> dict[str, Corpus]:
 
 
 def unknown_corpus_error(name: str, detail: str = "", *, data_only: bool = False) -> UserError:
-    """Return the error for an unknown name, with suggestions.
+    """Return the error for an unknown corpus name, with suggestions.
 
-    `detail` is added to the reason; `data_only` suggests no names without records.
+    `detail` is added to the problem. With `data_only`, for commands that need records, the
+    tokenizer is not suggested; its name is then an error too.
     """
     corpora = load_corpora()
     names = ["sample"]
-    names += [each for each, corpus in corpora.items() if corpus.source or not data_only]
+    names += [
+        known_name for known_name, corpus in corpora.items() if corpus.source or not data_only
+    ]
     if name in corpora:
         return UserError(
             f"DATA={name}: holds no records ({corpora[name].description}); the names are "
             f"{', '.join(names)}"
         )
-    problem = f"DATA={name}: there is no such data set"
+    problem = f"DATA={name}: unknown data set"
+    # Several names in one, with any separator, and perhaps weights as in csl:0.1.
     mixture = [part for part in re.split(r"[,，、;；+\s]+", name) if part]
-    if len(mixture) > 1 and all(re.sub(r":[\d.]+$", "", part) in names for part in mixture):
-        # A list of several names: training takes a mixture, `make data` one name.
+    mixture_names = [re.sub(r":[\d.]+$", "", part) for part in mixture]
+    if len(mixture) > 1 and all(part in names for part in mixture_names):
+        # Training takes a mixture, `make data` one name.
         if data_only:
             return UserError(f"{problem}; did you mean {'+'.join(mixture)}?")
         return UserError(f"{problem}; one name at a time, such as DATA={mixture[0]}")

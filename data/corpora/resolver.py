@@ -60,10 +60,11 @@ def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
         return _check_shard_set(path, tokenizer)
     if path.exists():
         return _prepare_raw_path(path, tokenizer or default_tokenizer())
-    raise unknown_corpus_error(name, " and no such file or folder", data_only=True)
+    raise unknown_corpus_error(name, detail=", and no such file or folder", data_only=True)
 
 
 def _prepare_raw_path(path: Path, tokenizer: Path) -> Path:
+    """Return the shard set of a raw file or folder, prepared if necessary."""
     files = expand_inputs([str(path)])
     # Files of the same name in different folders are different data sets.
     path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]
@@ -77,10 +78,14 @@ def corpus_name(folder: Path) -> str:
 
 
 def replaced_corpus_name(folder: Path) -> str | None:
-    """Return the corpus name that a prepared part of the sample replaces, or None."""
+    """Return the corpus that a prepared part of the sample stands in for: csl for `sample-csl`.
+
+    Return None for any other folder.
+    """
     name = corpus_name(folder)
     replaced_name = name.removeprefix(f"{SAMPLE_NAME}-")
-    return replaced_name if replaced_name != name and replaced_name in load_corpora() else None
+    is_substitute = replaced_name != name and replaced_name in load_corpora()
+    return replaced_name if is_substitute else None
 
 
 def default_tokenizer() -> Path:
@@ -115,6 +120,7 @@ def prepare_if_outdated(
 
 
 def _source_groups(files_by_source: FilesBySource) -> list[SourceGroup]:
+    """Return the files as groups of `data.prepare`; test files are not prepared."""
     return [
         SourceGroup(source, tuple(map(str, files.train)), tuple(map(str, files.dev)))
         for source, files in files_by_source.items()
@@ -122,27 +128,36 @@ def _source_groups(files_by_source: FilesBySource) -> list[SourceGroup]:
 
 
 def _prepared_folder(name: str, tokenizer: Path) -> Path:
+    """Return the folder of the shard set of a corpus with a tokenizer, whether it exists or not."""
     return PREPARED_FOLDER / f"{name}-{load_tokenizer(tokenizer).fingerprint[:8]}"
 
 
 def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """Return the set prepared under this name, the newest one if `tokenizer` is None; or None."""
+    """Return the shard set that is prepared under this name, or None if there is none.
+
+    Without a `tokenizer` the set that was prepared last is returned, whatever its tokenizer.
+    """
     if tokenizer is not None:
-        folders = [_prepared_folder(name, tokenizer)]
+        candidates = [_prepared_folder(name, tokenizer)]
     else:
-        folders = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
-    folders = [folder for folder in folders if _is_shard_set(folder)]
-    if not folders:
+        candidates = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
+    shard_sets = [folder for folder in candidates if _is_shard_set(folder)]
+    if not shard_sets:
         return None
-    newest = max(folders, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns)
+    # The manifest is written last.
+    newest = max(shard_sets, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns)
     return _refresh_if_outdated(_check_shard_set(newest, tokenizer), name, corpus)
 
 
 def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
-    """Prepare a corpus again if another code version did it and its downloads are unchanged."""
+    """Return a shard set, prepared again if another code version did it.
+
+    If its downloads are gone or have changed, print a warning and return the set as it is.
+    """
     if not (folder / PROVENANCE_FILE).is_file():
         return folder
     provenance = read_provenance(folder)
+    # Without a corpus the set was prepared by `data.prepare`, and only that can repeat it.
     if provenance["version"] == PREPARE_VERSION or not provenance["corpus"]:
         return folder
     assert corpus.source is not None
@@ -161,11 +176,15 @@ def _refresh_if_outdated(folder: Path, name: str, corpus: Corpus) -> Path:
     print(
         f"{folder} was prepared by another version of this program: preparing it again", flush=True
     )
+    # With the tokenizer that the set itself holds.
     return prepare_if_outdated(name, files_by_source, folder, parts)
 
 
 def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | None:
-    """Prepare the downloads of a corpus; None without a tokenizer, or if a file is missing."""
+    """Return the shard set of a corpus's downloads, prepared with `tokenizer`.
+
+    Return None without a tokenizer, or if a file of the default parts is not downloaded.
+    """
     if tokenizer is None or corpus.source is None:
         return None
     files = download_paths(name, corpus)
@@ -175,9 +194,10 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
 
 
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
+    """Return the shard set of the sample's part in the format of a corpus, and say so."""
     print(
-        f"{name} is not prepared here: the part of the shipped sample in its format is used "
-        f"instead (for the real corpus: make data DATA={name})",
+        f"{name} is not prepared here: using the sample data of the same format instead (for the "
+        f"real corpus: make data DATA={name})",
         flush=True,
     )
     assert corpus.source is not None
@@ -188,11 +208,19 @@ def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None
 
 
 def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> SplitFiles:
-    """Return the paths of a corpus after download and unpacking; `parts` () are the default."""
+    """Return the paths that the files of a corpus have once they are downloaded and unpacked.
+
+    Without `parts` they are those of the default parts. A download need not exist; of an archive
+    that is not unpacked there are no paths.
+    """
+    # The roles of a manifest's files are the fields of `SplitFiles`.
     paths_by_role: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
     for file in corpus.select_files(parts):
         path = DOWNLOADS_FOLDER / name / file.path
-        paths = sorted(path.with_suffix("").glob(file.unpack)) if file.unpack else [path]
+        paths = [path]
+        if file.unpack is not None:
+            # A glob pattern for the files of the corpus within the archive.
+            paths = sorted(path.with_suffix("").glob(file.unpack))
         paths_by_role[file.role] += paths
     return SplitFiles(**paths_by_role)
 
@@ -205,6 +233,7 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
     name = ""
     if (shards.folder / PROVENANCE_FILE).is_file():
         name = (read_provenance(shards.folder)["corpus"] or {}).get("name", "")
+    # A part of the sample, prepared in place of the corpus, has a test split of its own.
     sample_source = name.removeprefix(f"{SAMPLE_NAME}-")
     if sample_source != name and sample_source in SAMPLE_SFT_FILES:
         return sample_source, sample_files(sample_source)[sample_source].test
@@ -219,6 +248,7 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
 
 
 def _is_shard_set(folder: Path) -> bool:
+    """Return whether a folder has the manifest of a shard set; other files are not checked."""
     if not (folder / MANIFEST).is_file():
         return False
     manifest = read_json(folder / MANIFEST)
@@ -226,7 +256,11 @@ def _is_shard_set(folder: Path) -> bool:
 
 
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:
-    """Return the folder; raises UserError if a file is missing or the tokenizer is another."""
+    """Return the folder of a shard set after checking it.
+
+    Raises UserError if a file is missing, or if the set was prepared with another tokenizer than
+    `tokenizer`.
+    """
     fingerprint = ShardSet.open(folder).load_tokenizer().fingerprint
     if tokenizer is None:
         return folder

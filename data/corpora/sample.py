@@ -28,12 +28,15 @@ FilesBySource = dict[str, SplitFiles]
 
 
 def _sft_files(train: str, test: str) -> SplitFiles:
-    return SplitFiles([SAMPLE_ROOT / "sft" / train], [], [SAMPLE_ROOT / "sft" / test])
+    """Return the files of a source of conversations, by names below `sft/`."""
+    folder = SAMPLE_ROOT / "sft"
+    return SplitFiles(train=[folder / train], test=[folder / test])
 
 
 def _summary_files(train: str, dev: str, test: str) -> SplitFiles:
+    """Return the files of a source of summaries, by names below `summary/`."""
     folder = SAMPLE_ROOT / "summary"
-    return SplitFiles([folder / train], [folder / dev], [folder / test])
+    return SplitFiles(train=[folder / train], dev=[folder / dev], test=[folder / test])
 
 
 SAMPLE_SFT_FILES: FilesBySource = {
@@ -55,9 +58,10 @@ SAMPLE_SFT_FILES: FilesBySource = {
 
 
 def sample_files(source: str | None = None) -> FilesBySource:
-    """Return the pretraining files of the sample by source, or the files of one source.
+    """Return the files of one source of the sample, or without `source` all pretraining files.
 
-    Raises UserError if the sample is missing or has no files of the source.
+    The result has the files by source. Raises UserError if the sample is missing or has no files of
+    the source.
     """
     if not SAMPLE_PRETRAIN_FOLDER.is_dir():
         raise UserError(
@@ -68,7 +72,7 @@ def sample_files(source: str | None = None) -> FilesBySource:
         return {source: SAMPLE_SFT_FILES[source]}
     files: FilesBySource = {}
     for path in expand_inputs([str(SAMPLE_PRETRAIN_FOLDER)]):
-        files.setdefault(detect_source([path]), SplitFiles([])).train.append(path)
+        files.setdefault(detect_source([path]), SplitFiles(train=[])).train.append(path)
     if source is None:
         return files
     if source not in files:

@@ -27,7 +27,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RecordKind(abc.ABC, Generic[R]):
-    """The half of a kind of records that belongs to `data`; `evaluate.kinds` has the other."""
+    """How records of one kind are prepared and trained on; `evaluate.kinds` has the other half."""
 
     # The name of the module, which manifests and messages use too.
     name: ClassVar[str]
@@ -45,18 +45,24 @@ class RecordKind(abc.ABC, Generic[R]):
     chat_hint: ClassVar[str | None] = None
 
     def clean(self, record: R, options: CleanOptions) -> R | SkippedRecord:
-        """Return the record to train on, or why it is skipped. By default it stays as it is."""
+        """Return the record to train on, or a SkippedRecord with the reason to leave it out.
+
+        By default a record stays as it is.
+        """
         return record
 
     @abc.abstractmethod
     def render(self, template: Template, record: R) -> list[str]:
-        """Return the texts that become the ids of a record."""
+        """Return the texts that `encode` turns into the ids of a record."""
 
     @abc.abstractmethod
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
     ) -> Sequence[EncodedRecord]:
-        """Return the ids and spans of each rendered record, as a shard set stores them."""
+        """Return the ids and spans of each record, as a shard set stores them.
+
+        `rendered` has the texts of each record as `render` returns them.
+        """
 
     @abc.abstractmethod
     def examples(
@@ -69,13 +75,14 @@ class RecordKind(abc.ABC, Generic[R]):
     ) -> Examples:
         """Return the training examples of a split for rows of `length` positions.
 
-        `seed` is the one that anything random about an example is drawn with. Evaluation passes
-        None, and gets the same examples in every epoch.
+        Whatever is random about an example is drawn with `seed`. Evaluation passes None, and gets
+        the same examples in every epoch.
         """
 
     def encode_records(
         self, tokenizer: Tokenizer, template: Template, records: Iterable[R]
     ) -> InMemorySequences:
-        """Return records as the sequences that a shard set would hold of them."""
+        """Return records as the sequences that a shard set of them would hold, in memory."""
         rendered = [self.render(template, record) for record in records]
-        return InMemorySequences(self.encode(tokenizer, template, rendered) if rendered else [])
+        encoded = self.encode(tokenizer, template, rendered) if rendered else []
+        return InMemorySequences(encoded)

@@ -24,7 +24,7 @@ class DocumentKind(RecordKind[Document]):
     drops_near_duplicates = True
 
     def clean(self, record: Document, options: CleanOptions) -> Document | SkippedRecord:
-        """Return the cleaned document, or the rule that rejects it."""
+        """Return the cleaned document, or a SkippedRecord with the rule that rejects it."""
         text = clean(record.text, options)
         reason = rejection_reason(text, options)
         return SkippedRecord(reason) if reason else Document(text)
@@ -37,12 +37,17 @@ class DocumentKind(RecordKind[Document]):
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
     ) -> Sequence[EncodedRecord]:
         """Return `<bos> text <eos>` of each document, without spans."""
+        # A document is rendered as one text. One thread: preparation already has one process per
+        # core.
         encoded = tokenizer.encode_batch([text for (text,) in rendered], num_threads=1)
+        # The end-of-document id is `<eos>`, except in some imported tokenizers.
         return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
 
     def encode_text(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Return `<bos> text <eos>` of one text."""
-        return self.encode(tokenizer, Template(), [[text]])[0][0]
+        # `encode` of documents does not use the template: any will do.
+        ((ids, _spans),) = self.encode(tokenizer, Template(), [[text]])
+        return ids
 
     def encode_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Return `<bos> text`, for a model to continue."""
@@ -56,7 +61,10 @@ class DocumentKind(RecordKind[Document]):
         template: Template,
         seed: int | None,
     ) -> Examples:
-        """Return rows cut from the stream of text. Raises TypeError unless a shard set holds it."""
+        """Return rows cut from the stream of text.
+
+        Raises TypeError for sequences in memory, which cannot be read as a stream.
+        """
         if not isinstance(sequences, Sequences):
             raise TypeError("rows of text are cut from the stream of a shard set")
         return TextExamples(sequences, length)
@@ -68,11 +76,13 @@ class TextExamples:
     An example fills its row. The rest of the stream, less than a row, is left out.
     """
 
-    num_truncated = 0
+    num_truncated = 0  # every row is cut from the stream, none to fit
 
     def __init__(self, sequences: Sequences, length: int) -> None:
+        """Divide the stream of all sequences into rows of `length` positions."""
         self._sequences = sequences
         self._length = length
+        # The first token is an input only, so n positions need n + 1 tokens.
         self._num_examples = max((sequences.num_tokens - 1) // length, 0)
 
     def lengths(self, epoch: int) -> np.ndarray:
@@ -80,8 +90,9 @@ class TextExamples:
         return np.full(self._num_examples, self._length, np.int64)
 
     def example(self, index: int, epoch: int) -> Example:
-        """Return row `index` of the stream."""
+        """Return row `index` of the stream, with a loss on every position."""
         start = index * self._length
+        # Rows overlap by one token: the last target of a row is the first input of the next.
         ids = self._sequences.read_stream(start, start + self._length + 1)
         return ids, np.ones(self._length, bool)
 

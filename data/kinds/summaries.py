@@ -40,15 +40,19 @@ class SummaryKind(RecordKind[Summary]):
     )
 
     def render(self, template: Template, record: Summary) -> list[str]:
-        """Return the article and the title as they stand in a conversation."""
+        """Return the article and the title as they stand in a conversation, without a request."""
         return [template.sanitize(record.article), template.render_answer(record.title)]
 
     def encode(
         self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
     ) -> Sequence[EncodedRecord]:
         """Return the ids of each article and title, and the span of the title."""
-        articles = tokenizer.encode_continuation([text for text, _ in rendered], num_threads=1)
-        titles = tokenizer.encode_continuation([text for _, text in rendered], num_threads=1)
+        # Encoded separately, so that no piece spans both and an example can truncate the article.
+        # One thread: preparation already has one process per core.
+        article_texts = [article for article, _ in rendered]
+        title_texts = [title for _, title in rendered]
+        articles = tokenizer.encode_continuation(article_texts, num_threads=1)
+        titles = tokenizer.encode_continuation(title_texts, num_threads=1)
         return [
             (article + title, [(len(article), len(article) + len(title))])
             for article, title in zip(articles, titles, strict=True)
@@ -81,58 +85,75 @@ class SummaryExamples:
         template: Template,
         seed: int | None,
     ) -> None:
+        """Read the lengths of articles and titles, and encode all requests and lead-ins."""
         self._sequences = sequences
         self._length = length
         self._seed = seed
         self._requests = EncodedRequests(tokenizer, template)
         self._eos_id = tokenizer.eos_id
+        # Without lead-ins the only choice is an empty one.
         self._lead_ins: list[list[int]] = [[]]
         if template.lead_ins:
             self._lead_ins = tokenizer.encode_continuation(LEAD_INS, num_threads=1)
         self._lead_in_lengths = np.array([len(ids) for ids in self._lead_ins])
-        # One span per record: the article ends where the title begins.
-        spans = [np.zeros((0, 2), np.int64)]
-        spans += [shard_spans for shard_spans, _ in sequences.iter_shard_spans()]
-        titles = np.concatenate(spans)
-        self._article_lengths = titles[:, 0]
-        self._title_lengths = titles[:, 1] - titles[:, 0]
+        # One span per record, that of the title; the article ends where it begins.
+        shard_spans = [np.zeros((0, 2), np.int64)]
+        shard_spans += [spans for spans, _ in sequences.iter_shard_spans()]
+        title_spans = np.concatenate(shard_spans)
+        self._article_lengths = title_spans[:, 0]
+        self._title_lengths = title_spans[:, 1] - title_spans[:, 0]
         self._min_article_lengths = np.minimum(self._article_lengths, MIN_ARTICLE_TOKENS)
-        _, _, budgets = self._plan_prompts(np.arange(len(titles)), 0)
+        # Counted in epoch 0: in other epochs other requests leave another budget.
+        _, _, budgets = self._plan_prompts(np.arange(len(title_spans)), epoch=0)
         is_truncated = (budgets < self._article_lengths) & (budgets >= self._min_article_lengths)
         self.num_truncated = int(is_truncated.sum())
 
     def _plan_prompts(
         self, indices: np.ndarray, epoch: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return request, lead-in and largest number of article ids of each record, int64[n]."""
+        """Return the request, the lead-in and the article budget of each record, int64[n] each.
+
+        Requests and lead-ins are indices; the budget is the number of article ids that fit a row.
+        """
         if self._seed is None:
             requests = np.full(len(indices), EVAL_REQUEST)
         else:
             requests = sample_requests(self._seed, epoch, indices)
+        # The first lead-in, which is the empty one if the template has no lead-ins.
         lead_ins = np.zeros(len(indices), np.int64)
         if self._seed is not None and len(self._lead_ins) > 1:
             lead_ins = sample_lead_ins(self._seed, epoch, indices)
-        # The answer ends with <eos>. A row of n positions holds n + 1 ids.
+        # The answer ends with <eos>.
         answer_lengths = self._lead_in_lengths[lead_ins] + self._title_lengths[indices] + 1
+        # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
         budgets = self._length + 1 - self._requests.lengths[requests] - answer_lengths
         return requests, lead_ins, budgets
 
     def lengths(self, epoch: int) -> np.ndarray:
         """Return the positions of each example, int64[n]; 0 if too little of the article fits."""
         _, _, budgets = self._plan_prompts(np.arange(len(self._article_lengths)), epoch)
-        articles = np.minimum(self._article_lengths, budgets)
-        return np.where(articles >= self._min_article_lengths, self._length - budgets + articles, 0)
+        kept_lengths = np.minimum(self._article_lengths, budgets)
+        # Everything except the article takes `length - budget` positions.
+        positions = self._length - budgets + kept_lengths
+        return np.where(kept_lengths >= self._min_article_lengths, positions, 0)
 
     def example(self, index: int, epoch: int) -> Example:
-        """Return the request of this epoch, the article and the title."""
+        """Return the ids of request, article, lead-in and title, and the loss mask of the answer.
+
+        The article loses its end if it does not fit; request and lead-in are those of the epoch.
+        """
         plan = self._plan_prompts(np.array([index]), epoch)
-        request, lead_in, budget = (int(values[0]) for values in plan)
-        stored = self._sequences.tokens(index).tolist()
+        request_index, lead_in_index, article_budget = (int(values[0]) for values in plan)
+        # A stored sequence is the article followed by the title.
+        stored_ids = self._sequences.tokens(index).tolist()
         article_length = int(self._article_lengths[index])
-        prompt = self._requests.prompt(request, stored[: min(article_length, budget)])
-        answer = [*self._lead_ins[lead_in], *stored[article_length:], self._eos_id]
+        article_ids = stored_ids[: min(article_length, article_budget)]
+        title_ids = stored_ids[article_length:]
+        prompt = self._requests.prompt(request_index, article_ids)
+        answer = [*self._lead_ins[lead_in_index], *title_ids, self._eos_id]
         loss_mask = np.zeros(len(prompt) + len(answer), bool)
         loss_mask[len(prompt) :] = True
+        # The targets are the ids after the first, so the mask of the first id is dropped.
         return np.array(prompt + answer, dtype=np.int64), loss_mask[1:]
 
 

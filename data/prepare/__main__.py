@@ -28,19 +28,20 @@ After an interruption the same command resumes."""
 def main() -> None:
     """Run the command."""
     arguments = sys.argv[1:]
+    # --help is answered even if the groups beside it are incomplete.
     has_help_flag = not {"-h", "--help"}.isdisjoint(arguments)
-    groups, rest = ([], ["--help"]) if has_help_flag else parse_source_groups(arguments)
+    groups, remaining = ([], ["--help"]) if has_help_flag else parse_source_groups(arguments)
     sources = "\n".join(f"    {name:13} {source.description}" for name, source in SOURCES.items())
     options = parse_options(
         PrepareCommandOptions,
-        rest,
+        remaining,
         name="data.prepare",
         description=DESCRIPTION.format(sources=sources),
         has_config_file=True,
     )
     if not groups:
         raise UserError("--source NAME --input FILE... is needed: see --help")
-    # After the options: the help and their mistakes need not wait for NumPy.
+    # Imported here so that --help and invalid options answer without loading NumPy.
     from data.prepare.pipeline import format_report, prepare_groups
 
     report = prepare_groups(groups, options.out, options.tokenizer, options)

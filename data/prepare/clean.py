@@ -62,9 +62,9 @@ def clean(text: str, options: CleanOptions) -> str:
 
     Takes time linear in the length of the text, whatever its content.
     """
-    if _needs_cleaning()[
-        np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    ].any():
+    # Lone surrogates, which `_INVISIBLE` removes, can only be encoded with "surrogatepass".
+    utf32 = text.encode("utf-32-le", "surrogatepass")
+    if _needs_cleaning()[np.frombuffer(utf32, dtype="<u4")].any():
         text = _LINE_ENDS.sub("\n", text)
         text = _UNICODE_SPACES.sub(" ", _INVISIBLE.sub("", text))
         if "\u200c" in text or "\u200d" in text:
@@ -73,12 +73,18 @@ def clean(text: str, options: CleanOptions) -> str:
         text = text.replace("\u2581", "_")
     if options.unicode != "none" and not unicodedata.is_normalized(options.unicode, text):
         text = unicodedata.normalize(options.unicode, text)
-    pieces = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
-    pieces[::2] = [_clean_prose(piece, options.markup) for piece in pieces[::2]]
-    return "".join(pieces).strip("\n").rstrip()
+    # Splitting at the capturing group gives prose and fenced code by turns, prose first.
+    parts = _FENCED_CODE.split(text) if "```" in text or "~~~" in text else [text]
+    parts[::2] = [_clean_prose(prose, remove_markup=options.markup) for prose in parts[::2]]
+    # Not strip() alone: the indentation of the first line stays, as everywhere.
+    return "".join(parts).strip("\n").rstrip()
 
 
-def _clean_prose(text: str, remove_markup: bool) -> str:
+def _clean_prose(text: str, *, remove_markup: bool) -> str:
+    """Return text outside of fenced code without superfluous space and, if asked, without markup.
+
+    The tests for a substring spare most texts most of the patterns, which are slow.
+    """
     if remove_markup:
         if "<!--" in text:
             text = "".join(_split_around_comments(text))
@@ -97,6 +103,7 @@ def _clean_prose(text: str, remove_markup: bool) -> str:
 
 
 def _split_around_comments(text: str) -> Iterator[str]:
+    """Yield the parts of a text between its HTML comments; an unclosed comment is kept as text."""
     # Not a regular expression: a million `<!--` without an end would make it scan the text a
     # million times.
     position = 0
@@ -107,22 +114,28 @@ def _split_around_comments(text: str) -> Iterator[str]:
 
 
 def _replace_tag(match: re.Match[str]) -> str:
+    """Return the replacement for a match of `_TAG`: a line end for a block tag, "" for others."""
     if match[1] is None:
+        # Not a tag but inline code or an indented line, which may be code: it stays.
         return match[0]
     return "\n" if _BLOCK_TAG.match(match[1]) else ""
 
 
 def _replace_entity(match: re.Match[str]) -> str:
+    """Return the replacement for a match of `_ENTITY`: the character of an HTML entity."""
     if match[0].startswith("`"):
+        # Not an entity but inline code: it stays.
         return match[0]
     character = html.unescape(match[0])
     if character == "\xa0":
         return " "
+    # Invisible characters are removed, as in `clean`, and U+2581, the tokenizer's symbol for a
+    # space.
     return character if character.isprintable() and character != "\u2581" else ""
 
 
 def rejection_reason(text: str, options: CleanOptions) -> str | None:
-    """Return why a cleaned text is dropped (`too_short`, `few_letters`, …), None if it is not."""
+    """Return why a cleaned text is dropped, such as `too_short`, or None if it is kept."""
     if len(text) < options.minimum_characters:
         return "too_short"
     if len(text) > options.maximum_characters:
@@ -143,32 +156,29 @@ def rejection_reason(text: str, options: CleanOptions) -> str | None:
 
 @functools.cache
 def _needs_cleaning() -> np.ndarray:
-    """Return for every code point whether `clean` changes it regardless of context, bool[0x110000].
+    """Return for every code point whether `clean` may change it, bool[0x110000].
 
-    One look-up per character saves most texts three passes of regular expressions.
+    True for line ends other than LF, Unicode spaces, invisible characters, joiners and U+2581. One
+    look-up per character saves most texts three passes of regular expressions.
     """
     table = np.zeros(0x110000, dtype=bool)
-    for code in [
-        *range(0x20),
-        *range(0x7F, 0xA1),
-        *range(0x1680, 0x1681),
-        *range(0x2000, 0x2070),
-        0xAD,
-        0x2581,
-    ]:
-        table[code] = (
-            code not in (0x09, 0x0A)
-            and not 0x2010 <= code <= 0x2027
-            and not 0x2030 <= code <= 0x205E
-        )
     for first, last in (
-        (0xD800, 0xDFFF),
-        (0xFDD0, 0xFDEF),
-        (0xFEFF, 0xFEFF),
-        (0xFFF9, 0xFFFB),
-        (0xFFFE, 0xFFFF),
+        (0x00, 0x1F),  # controls
+        (0x7F, 0xA0),  # controls, no-break space
+        (0xAD, 0xAD),  # soft hyphen
+        (0x1680, 0x1680),  # Ogham space
+        (0x2000, 0x200F),  # spaces, zero-width characters, direction marks
+        (0x2028, 0x202F),  # line and paragraph separators, direction marks, narrow space
+        (0x205F, 0x206F),  # mathematical space, invisible operators
+        (0x2581, 0x2581),  # the tokenizer's symbol for a space
+        (0xD800, 0xDFFF),  # lone surrogates
+        (0xFDD0, 0xFDEF),  # noncharacters
+        (0xFEFF, 0xFEFF),  # byte order mark
+        (0xFFF9, 0xFFFB),  # annotation marks
+        (0xFFFE, 0xFFFF),  # noncharacters
     ):
         table[first : last + 1] = True
+    table[[0x09, 0x0A]] = False  # tab and LF stay
     return table
 
 
@@ -184,16 +194,18 @@ def character_classes() -> np.ndarray:
     0 is space or control, 1 Chinese, 2 another letter, 3 a digit, 4 anything else.
     """
     table = np.zeros(0x110000, dtype=np.uint8)
-    by_category = {"L": 2, "M": 2, "N": 3, "P": 4, "S": 4}
+    # By the first letter of the Unicode category: letters and marks, numbers, punctuation, symbols.
+    class_by_category = {"L": 2, "M": 2, "N": 3, "P": 4, "S": 4}
     for code in range(0x20000):
-        table[code] = by_category.get(unicodedata.category(chr(code))[0], 0)
+        table[code] = class_by_category.get(unicodedata.category(chr(code))[0], 0)
+    # The planes above are unassigned, except for the Chinese characters that are set below.
     table[0x20000:0xE0000] = 4
     for first, last in (
-        (0x3400, 0x4DBF),
-        (0x4E00, 0x9FFF),
-        (0xF900, 0xFAFF),
-        (0x20000, 0x3FFFF),
-        (0x3005, 0x3007),
+        (0x3400, 0x4DBF),  # CJK extension A
+        (0x4E00, 0x9FFF),  # CJK unified ideographs
+        (0xF900, 0xFAFF),  # CJK compatibility ideographs
+        (0x20000, 0x3FFFF),  # CJK extension B and further ones
+        (0x3005, 0x3007),  # 々〆〇
     ):
         table[first : last + 1] = 1
     return table
@@ -201,16 +213,23 @@ def character_classes() -> np.ndarray:
 
 def _class_shares(text: str) -> tuple[float, float, float, float]:
     """Return the shares of Chinese, other letters, digits and symbols among visible characters."""
+    # Class 0, space and controls, is not visible.
     counts = np.bincount(character_classes()[code_points(text)], minlength=5)[1:]
-    chinese, letters, digits, symbols = (counts / max(int(counts.sum()), 1)).tolist()
+    # At least 1, because a text may have no visible character.
+    num_visible = max(int(counts.sum()), 1)
+    chinese, letters, digits, symbols = (counts / num_visible).tolist()
     return chinese, letters, digits, symbols
 
 
 def _repeated_line_share(text: str) -> float:
-    """Return the share of characters that lie in lines which repeat an earlier line."""
+    """Return the share of characters that lie in lines which repeat an earlier line.
+
+    Lines of fewer than `_MIN_REPEATED_LINE_LENGTH` characters do not count.
+    """
     lines = [line for line in text.split("\n") if len(line) >= _MIN_REPEATED_LINE_LENGTH]
     unique_lines = set(lines)
     if len(unique_lines) == len(lines):
         return 0.0
-    total = sum(map(len, lines))
-    return (total - sum(map(len, unique_lines))) / total
+    num_characters = sum(map(len, lines))
+    num_unique_characters = sum(map(len, unique_lines))
+    return (num_characters - num_unique_characters) / num_characters

@@ -37,10 +37,9 @@ UNIQUE, EXACT_DUPLICATE, NEAR_DUPLICATE = 0, 1, 2
 
 def text_digest(text: str) -> np.ndarray:
     """Return a 128-bit digest of a text without its white space, uint64[2]."""
-    squeezed = "".join(text.split())
-    return np.frombuffer(
-        hashlib.blake2b(squeezed.encode(), digest_size=16).digest(), dtype=DIGEST_DTYPE
-    )
+    text_without_space = "".join(text.split())
+    digest = hashlib.blake2b(text_without_space.encode(), digest_size=16).digest()
+    return np.frombuffer(digest, dtype=DIGEST_DTYPE)
 
 
 @functools.cache
@@ -58,39 +57,46 @@ def minhash_permutations() -> np.ndarray:
 def hash_shingles(text: str) -> np.ndarray:
     """Return hashes of the 5-character shingles of letters and digits, uint32[<= MAX_SHINGLES].
 
-    The smallest hashes of a longer text are an even sample, and the same in every copy of a
-    passage. Two texts of different length then look a little less similar than they are (0.8 by
-    containment as 0.67), which errs on the cautious side. A text of fewer than 5 letters and digits
-    has no hashes.
+    A shingle is a run of consecutive letters and digits; space and punctuation are left out before.
+    A text of fewer than 5 letters and digits has no hashes.
+
+    Of a text with more shingles the smallest hashes are returned, which are an even sample, and the
+    same in every copy of a passage. Two texts of different length then look a little less similar
+    than they are (0.8 by containment as 0.67), so that rather too few documents are dropped.
     """
     points = code_points(text)
     classes = character_classes()[points]
+    # Classes 1 to 3: Chinese characters, other letters, digits.
     is_letter_or_digit = (classes > 0) & (classes < 4)
     points = points[is_letter_or_digit].astype(np.uint64)
     if len(points) < SHINGLE_SIZE:
         return np.zeros(0, dtype=np.uint32)
-    count = len(points) - SHINGLE_SIZE + 1
-    hashes = np.zeros(count, dtype=np.uint64)
+    num_shingles = len(points) - SHINGLE_SIZE + 1
+    # All shingles at once: hash = (hash + code point) * multiplier, modulo 2^64, for each of the
+    # five characters.
+    hashes = np.zeros(num_shingles, dtype=np.uint64)
     for position in range(SHINGLE_SIZE):
-        hashes += points[position : position + count]
+        hashes += points[position : position + num_shingles]
         hashes *= _HASH_MULTIPLIER
     # Only the high half of a product depends on all bits of its factors: fold it into the low half
     # and multiply once more.
     hashes ^= hashes >> np.uint64(29)
     hashes *= _HASH_MULTIPLIER
-    short = (hashes >> np.uint64(32)).astype(np.uint32)
-    return short if count <= MAX_SHINGLES else _smallest_distinct(short)
+    hashes32 = (hashes >> np.uint64(32)).astype(np.uint32)
+    return hashes32 if num_shingles <= MAX_SHINGLES else _smallest_distinct(hashes32)
 
 
 def _smallest_distinct(hashes: np.ndarray) -> np.ndarray:
     """Return the `MAX_SHINGLES` smallest distinct hashes, or all if there are fewer, sorted."""
+    # Sorting all hashes of a long text would take longer: sort the smallest 4,096, and more only if
+    # too many of them are equal.
     num_candidates = 4 * MAX_SHINGLES
     while True:
         takes_all = num_candidates >= len(hashes)
         candidates = np.sort(
             hashes if takes_all else np.partition(hashes, num_candidates)[:num_candidates]
         )
-        # np.unique does the same in forty times the time.
+        # Faster by a factor of forty than np.unique, which does the same.
         is_first = np.concatenate([[True], candidates[1:] != candidates[:-1]])
         candidates = candidates[is_first]
         if takes_all or len(candidates) >= MAX_SHINGLES:
@@ -101,26 +107,30 @@ def _smallest_distinct(hashes: np.ndarray) -> np.ndarray:
 def minhash_signature(text: str, permutation_parameters: np.ndarray) -> np.ndarray:
     """Return the MinHash signature of a text, uint32[NUM_PERMUTATIONS].
 
-    `permutation_parameters` are those of `minhash_permutations`. The signature of a text without
-    shingles is `EMPTY_HASH` throughout.
+    Permutation i maps a shingle's hash h to a[i] * h + b[i] modulo 2^32, and entry i of the
+    signature is the minimum over all shingles. `permutation_parameters`, uint32[2,
+    NUM_PERMUTATIONS], are the rows a and b of `minhash_permutations`. The signature of a text
+    without shingles is `EMPTY_HASH` throughout.
     """
     a = permutation_parameters[0][:, None]
     b = permutation_parameters[1][:, None]
     hashes = hash_shingles(text)
     scratch = _scratch_buffer()
-    result = np.full(NUM_PERMUTATIONS, EMPTY_HASH)
+    signature = np.full(NUM_PERMUTATIONS, EMPTY_HASH)
+    # Several times faster than `MinHash.update_batch` of datasketch, which allocates lists of the
+    # hashes and one array of all permutations of all of them.
     for start in range(0, len(hashes), _HASH_BLOCK_SIZE):
-        # Several times faster than `MinHash.update_batch`, which allocates lists of the hashes and
-        # one array of all permutations of all of them.
         block = hashes[None, start : start + _HASH_BLOCK_SIZE]
+        # [NUM_PERMUTATIONS, block size]; all arrays are uint32, so that products wrap around.
         permuted = np.multiply(block, a, out=scratch[:, : block.shape[1]])
         permuted += b
-        np.minimum(result, permuted.min(axis=1), out=result)
-    return result
+        np.minimum(signature, permuted.min(axis=1), out=signature)
+    return signature
 
 
 @functools.cache
 def _scratch_buffer() -> np.ndarray:
+    """Return a buffer for the permuted hashes of one block, allocated once in a process."""
     return np.empty((NUM_PERMUTATIONS, _HASH_BLOCK_SIZE), dtype=np.uint32)
 
 
@@ -132,16 +142,20 @@ class Deduplicator:
     """
 
     def __init__(self, folder: Path, options: DedupOptions) -> None:
+        """Create `folder`, which must not exist, and open its files for writing.
+
+        The files are `digests` and, to find near duplicates, `signatures` and `band0`, `band1`, …
+        """
         folder.mkdir(parents=True)
         self._folder = folder
         self._options = options
         self._num_documents = 0
         self._num_bands = self._rows_per_band = 0
-        names = ["digests"]
+        file_names = ["digests"]
         if options.near:
             self._num_bands, self._rows_per_band = choose_lsh_bands(options.threshold)
-            names += ["signatures", *(f"band{band}" for band in range(self._num_bands))]
-        self._files = {name: (folder / name).open("wb") for name in names}
+            file_names += ["signatures", *(f"band{band}" for band in range(self._num_bands))]
+        self._files = {name: (folder / name).open("wb") for name in file_names}
 
     def add(self, digests: np.ndarray, signatures: np.ndarray | None) -> None:
         """Append documents: digests uint64[n, 2], signatures uint32[n, NUM_PERMUTATIONS] or None.
@@ -153,10 +167,11 @@ class Deduplicator:
         if signatures is None:
             return
         signatures.tofile(self._files["signatures"])
-        # A text without shingles is similar to none: its digest, which only a copy shares, stands
-        # in for its bands.
+        # A text without shingles is not similar to any other: its digest, which only a copy shares,
+        # is its key in all bands.
         is_empty = signatures[:, 0] == EMPTY_HASH
         for band in range(self._num_bands):
+            # The key of a document in a band is a hash of the band's rows of its signature.
             keys = np.full(len(signatures), band, dtype=np.uint64)
             for column in range(band * self._rows_per_band, (band + 1) * self._rows_per_band):
                 keys = (keys ^ signatures[:, column]) * _HASH_MULTIPLIER
@@ -166,8 +181,9 @@ class Deduplicator:
     def find_duplicates(self) -> np.ndarray:
         """Return a label for every document, uint8[n], memory-mapped.
 
-        Labels are UNIQUE, EXACT_DUPLICATE or NEAR_DUPLICATE of any earlier document, which may be a
-        duplicate itself: the first of a group of similar documents is unique.
+        A document is an EXACT_DUPLICATE or a NEAR_DUPLICATE if it equals or resembles any earlier
+        document, even one that is a duplicate itself, and else UNIQUE. So only the first of a group
+        of similar documents is UNIQUE. No document can be added afterwards.
         """
         for file in self._files.values():
             file.close()
@@ -179,50 +195,64 @@ class Deduplicator:
         if self._num_documents and self._options.near:
             for band in range(self._num_bands):
                 self._mark_near_duplicates(f"band{band}", labels)
+        # Exact duplicates last: their label overwrites NEAR_DUPLICATE, which an exact copy has too.
         if self._num_documents and self._options.exact:
             self._mark_exact_duplicates(labels)
         return labels
 
-    def _mark_near_duplicates(self, name: str, labels: np.ndarray) -> None:
-        for members in self._iter_buckets(name, width=1):
-            # Mapped again for every group of buckets: a map keeps all pages that were ever touched.
+    def _mark_near_duplicates(self, file_name: str, labels: np.ndarray) -> None:
+        """Label the documents that resemble an earlier one of their bucket in one band's file."""
+        for buckets in self._iter_buckets(file_name, width=1):
+            # Mapped again for every partition: a map keeps all pages that were ever touched.
             signatures = np.memmap(self._folder / "signatures", dtype=np.uint32, mode="r").reshape(
                 -1, NUM_PERMUTATIONS
             )
-            for bucket in members:
-                for later in _iter_similar(bucket, signatures, self._options.threshold):
-                    labels[later] = NEAR_DUPLICATE
+            for bucket in buckets:
+                for duplicates in _iter_similar(bucket, signatures, self._options.threshold):
+                    labels[duplicates] = NEAR_DUPLICATE
 
     def _mark_exact_duplicates(self, labels: np.ndarray) -> None:
-        for members in self._iter_buckets("digests", width=2):
+        """Label the documents whose digest an earlier document has."""
+        # The buckets share the first half of their digests, so only the second is compared here.
+        for buckets in self._iter_buckets("digests", width=2):
             digests = np.memmap(self._folder / "digests", dtype=np.uint64, mode="r").reshape(-1, 2)
-            for bucket in members:
-                _, first = np.unique(digests[bucket, 1], return_index=True)
-                labels[np.delete(bucket, first)] = EXACT_DUPLICATE
+            for bucket in buckets:
+                _, first_indices = np.unique(digests[bucket, 1], return_index=True)
+                labels[np.delete(bucket, first_indices)] = EXACT_DUPLICATE
 
-    def _iter_buckets(self, name: str, width: int) -> Iterator[list[np.ndarray]]:
-        """Yield the groups of documents with equal keys, in ascending order, by key partition."""
-        partitions = np.uint64(-(-self._num_documents // _PARTITION_SIZE))
-        for partition in range(int(partitions)):
-            keys, documents = self._read_partition(name, width, partitions, np.uint64(partition))
+    def _iter_buckets(self, file_name: str, width: int) -> Iterator[list[np.ndarray]]:
+        """Yield the buckets of each partition: ascending numbers of documents with equal keys.
+
+        The file has `width` numbers for each document, of which the first is its key. Keys are
+        sorted a partition at a time, which bounds memory. Buckets of one document are left out.
+        """
+        num_partitions = -(-self._num_documents // _PARTITION_SIZE)
+        for partition in range(num_partitions):
+            keys, documents = self._read_partition(file_name, width, num_partitions, partition)
+            # A stable sort keeps the documents of a bucket in ascending order.
             order = np.argsort(keys, kind="stable")
             keys, documents = keys[order], documents[order]
+            # Where a bucket starts, and the end of the last one.
             starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1], [True]]))
             shared = np.flatnonzero(np.diff(starts) > 1)
             yield [documents[starts[bucket] : starts[bucket + 1]] for bucket in shared]
 
     def _read_partition(
-        self, name: str, width: int, num_partitions: np.uint64, partition: np.uint64
+        self, file_name: str, width: int, num_partitions: int, partition: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the keys of one partition, and the documents that they belong to."""
-        keys, documents, position = [], [], 0
-        with (self._folder / name).open("rb") as file:
+        """Return the keys of one partition, uint64[n], and their documents' numbers, int64[n].
+
+        A key belongs to partition `key % num_partitions`, so equal keys are in one partition.
+        """
+        keys, documents = [], []
+        num_read = 0
+        with (self._folder / file_name).open("rb") as file:
             while len(block := np.fromfile(file, dtype=np.uint64, count=width * (1 << 18))):
-                column = block[::width]
-                chosen = np.flatnonzero(column % num_partitions == partition)
-                keys.append(column[chosen])
-                documents.append(chosen + position)
-                position += len(column)
+                block_keys = block[::width]
+                members = np.flatnonzero(block_keys % num_partitions == partition)
+                keys.append(block_keys[members])
+                documents.append(members + num_read)
+                num_read += len(block_keys)
         return np.concatenate(keys), np.concatenate(documents)
 
 
@@ -233,6 +263,7 @@ def choose_lsh_bands(threshold: float) -> tuple[int, int]:
     """
     from datasketch import MinHashLSH
 
+    # The weights of false candidates and of missed pairs.
     index = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=(0.05, 0.95))
     return index.b, index.r
 
@@ -240,20 +271,25 @@ def choose_lsh_bands(threshold: float) -> tuple[int, int]:
 def _iter_similar(
     bucket: np.ndarray, signatures: np.ndarray, threshold: float
 ) -> Iterator[np.ndarray]:
-    """Yield the documents of a bucket that are similar to an earlier one of it.
+    """Yield, in groups, the documents of a bucket that are similar to an earlier one of it.
 
-    Takes time linear in the size of the bucket.
+    The first document is the leader: those similar to it are yielded, and the first of the others
+    is the next leader. After `_MAX_LEADERS` of them the others count as unique, so that the time is
+    linear in the size of the bucket.
     """
-    rest = bucket
+    remaining = bucket
     for _ in range(_MAX_LEADERS):
-        if len(rest) < 2:
+        if len(remaining) < 2:
             return
-        leader, rest = signatures[rest[0]], rest[1:]
+        leader_signature, remaining = signatures[remaining[0]], remaining[1:]
+        # The share of equal entries estimates the Jaccard similarity. 4,096 signatures at a time
+        # take 2 MB.
         is_similar = np.concatenate(
             [
-                (signatures[rest[start : start + 4096]] == leader).mean(axis=1) >= threshold
-                for start in range(0, len(rest), 4096)
+                (signatures[remaining[start : start + 4096]] == leader_signature).mean(axis=1)
+                >= threshold
+                for start in range(0, len(remaining), 4096)
             ]
         )
-        yield rest[is_similar]
-        rest = rest[~is_similar]
+        yield remaining[is_similar]
+        remaining = remaining[~is_similar]

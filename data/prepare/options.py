@@ -49,7 +49,7 @@ class DedupOptions(Options):
     """Which duplicates are dropped; see data/prepare/dedup.py."""
 
     exact: bool = Field(
-        True, description="drop documents equal to an earlier one but for white space"
+        True, description="drop documents equal to an earlier one except for white space"
     )
     near: bool = Field(True, description="drop documents similar to an earlier one (MinHash)")
     threshold: Annotated[float, Field(ge=0.5, le=1)] = Field(
@@ -78,7 +78,7 @@ class PrepareOptions(Options):
 
 
 class PrepareCommandOptions(PrepareOptions):
-    """Options of the command line but for its --source, --input and --dev groups."""
+    """Options of the command line, except its --source, --input and --dev groups."""
 
     tokenizer: Path = Field(description="a SentencePiece model, or a folder with a tokenizer.model")
     out: Path = Field(description="the shard set to write; a new folder")

@@ -75,29 +75,34 @@ def prepare_groups(
     """Prepare several sources into one shard set, in their order; return its report.
 
     An `out` that already holds this preparation is reused. `replace_outdated` replaces any other
-    shard set there, which stays in place until the new one is whole. `corpus` is recorded as the
-    origin of the inputs. Raises UserError if `out` is something else, if inputs cannot be read, or
-    if more than `quarantine_share` of the records are unreadable.
+    shard set there, which stays in place until the new one is whole. `corpus` (its name and parts)
+    is recorded as the origin of the inputs. Raises UserError if `out` is something else, if another
+    process is preparing it, if inputs cannot be read, if more than `options.quarantine_share` of
+    the records are unreadable, or if no record is left to train on.
     """
     start_time = time.monotonic()
     loaded_tokenizer = load_tokenizer(tokenizer)
     # Lead-ins are drawn when examples are built: the prepared set does not depend on them.
     template = replace(load_template(tokenizer), lead_ins=False)
     kind = _resolve_kind(groups)
+    # Without `workers` and `quarantine_share`, which do not change the contents of the set.
     settings = describe_settings(
         loaded_tokenizer.fingerprint,
         options.model_dump(mode="json", include={"limit", "validation", "clean", "dedup"}),
     )
     if _is_prepared(out, settings, groups, replace_outdated):
+        # Left over if an earlier preparation was killed after it had written the set.
         shutil.rmtree(_work_folder_path(out), ignore_errors=True)
+        # Training and `make data` look for a set every time: reuse is not worth a message there.
         if not replace_outdated:
             print(f"{out} already holds this preparation of the same inputs: nothing to do")
         return load_report(out)
     with _open_work_folder(out, settings) as work:
+        # The workers load tokenizer and template from here.
         loaded_tokenizer.save(work)
         template.save(work)
-        unit_manifests, peak = _process_units(groups, work, options)
-        _check_quarantine(work / "parts", unit_manifests, options.quarantine_share)
+        unit_manifests, worker_peak_memory = _process_units(groups, work, options)
+        _check_quarantine(work / "parts", unit_manifests, max_share=options.quarantine_share)
         write_provenance(work, settings, groups, corpus)
         report = write_shard_set(
             out,
@@ -111,7 +116,8 @@ def prepare_groups(
             work / PROVENANCE_FILE,
         )
         if not report["kept"]:
-            # Otherwise the user could not try other options: units of several are not mixed.
+            # Units of different options are not mixed: with the folder still there, the user could
+            # not try other options.
             shutil.rmtree(work)
             raise _empty_result_error(groups, report, options)
         seconds = time.monotonic() - start_time
@@ -120,7 +126,7 @@ def prepare_groups(
             "megabytes_per_second": round(report["bytes"] / 1e6 / seconds, 2),
             "workers": options.workers or num_cores(),
             "peak_memory_parent": peak_memory_bytes(),
-            "peak_memory_worker": peak,
+            "peak_memory_worker": worker_peak_memory,
         }
         # Written after the manifest, which does not list it: equal shard sets take different times.
         write_checksummed_json(out / REPORT_FILE, report)
@@ -130,22 +136,28 @@ def prepare_groups(
 
 def _resolve_kind(groups: Sequence[SourceGroup]) -> RecordKind[Any]:
     """Return the kind of all records. Raises UserError if the sources have different kinds."""
-    kinds = {group.source: find_source(group.source).kind for group in groups}
-    if len(set(kinds.values())) > 1:
-        pairs = ", ".join(f"{source} {kind}" for source, kind in kinds.items())
+    kind_by_source = {group.source: find_source(group.source).kind for group in groups}
+    kinds = set(kind_by_source.values())
+    if len(kinds) > 1:
+        pairs = ", ".join(f"{source} {kind}" for source, kind in kind_by_source.items())
         raise UserError(
             f"--source: one shard set holds one kind of records ({pairs}); prepare them separately "
             "and mix them in training: --data one+other"
         )
-    return find_kind(next(iter(kinds.values())))
+    return find_kind(kinds.pop())
 
 
 def _empty_result_error(
     groups: Sequence[SourceGroup], report: dict[str, Any], options: PrepareOptions
 ) -> UserError:
-    """Return the error for a preparation that is left without a record to train on."""
-    first, *others = (text for group in groups for text in group.inputs)
-    name = f"{first} and {len(others):,} more" if others else first
+    """Return the error for a preparation that is left without a record to train on.
+
+    It names the inputs, the reasons why their records were dropped, and what to do about it.
+    """
+    first_input, *other_inputs = (input_ for group in groups for input_ in group.inputs)
+    name = first_input
+    if other_inputs:
+        name += f" and {len(other_inputs):,} more"
     if not report["records"]:
         return UserError(f"{name}: there is not one record in the inputs")
     counts = [f"{reason} {count}" for reason, count in report["dropped"].items()]
@@ -164,7 +176,11 @@ def _empty_result_error(
 def _is_prepared(
     out: Path, settings: dict[str, Any], groups: Sequence[SourceGroup], replace_outdated: bool
 ) -> bool:
-    """Return whether `out` holds this preparation. Raises UserError if it may not be written."""
+    """Return whether `out` holds a shard set of these settings and inputs.
+
+    Raises UserError if it holds something that must not be overwritten: anything other than a shard
+    set or, without `replace_outdated`, a set of another preparation.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).is_file() or not (out / PROVENANCE_FILE).is_file():
@@ -182,11 +198,11 @@ def _is_prepared(
 
 
 def load_report(out: Path) -> dict[str, Any]:
-    """Return the report of a prepared shard set."""
+    """Return the report of a prepared shard set. Raises UserError if the file is damaged."""
     if (out / REPORT_FILE).is_file():
-        return read_checksummed_json(out / REPORT_FILE, ": delete it")
-    # The preparation was killed just before it wrote the report; the manifest has all of it but the
-    # times.
+        return read_checksummed_json(out / REPORT_FILE, advice=": delete it")
+    # The preparation was killed just before it wrote the report. The manifest has all of it except
+    # the times and the memory.
     return dict(read_json(out / MANIFEST)["report"])
 
 
@@ -197,10 +213,11 @@ def _work_folder_path(out: Path) -> Path:
 
 @contextlib.contextmanager
 def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """Lock and yield the folder of unfinished work beside `out`.
+    """Lock and yield the folder of unfinished work beside `out`, created if it is missing.
 
-    Raises UserError if another process is preparing `out`, or if the folder belongs to a
-    preparation with other options.
+    `plan.json` records the settings of the work. Finished units in `parts` are kept if the settings
+    are the same, and deleted if only the code version differs. Raises UserError if another process
+    is preparing `out`, or if the folder belongs to a preparation with other options.
     """
     work = _work_folder_path(out)
     (work / "parts").mkdir(parents=True, exist_ok=True)
@@ -221,6 +238,8 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
             shutil.rmtree(work / "parts")
             (work / "parts").mkdir()
         write_json(plan_path, expected_plan)
+        # What `atomic_folder` leaves behind if it is killed: halves of units, and beside `out`
+        # halves of the set or the set that was being replaced.
         remove_temporary_files(work / "parts")
         for suffix in ("tmp", "old"):
             for path in out.parent.glob(f".{glob.escape(out.name)}.????????.{suffix}"):
@@ -232,7 +251,7 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
 def _process_units(
     groups: Sequence[SourceGroup], work: Path, options: PrepareOptions
 ) -> tuple[list[dict[str, Any]], int]:
-    """Read all inputs and have their units encoded.
+    """Read all inputs and encode their units in worker processes, except those finished earlier.
 
     Return the manifests of the units in order, and the peak memory of the largest worker (bytes).
     """
@@ -249,6 +268,7 @@ def _process_units(
         open_worker_pool(num_workers, (work / "parts", work, options.clean, permutations)) as pool,
     ):
         for unit in _iter_units(groups, options.limit, bar.update):
+            # Finished before an interruption.
             manifest = load_unit_manifest(unit, work / "parts")
             if manifest is not None:
                 pool.manifests[unit.index] = manifest
@@ -261,10 +281,14 @@ def _process_units(
 def _iter_units(
     groups: Sequence[SourceGroup], limit: int | None, on_bytes_read: ProgressCallback
 ) -> Iterator[WorkUnit]:
-    """Yield the units of all groups, at most `limit` records of each pass over a group."""
-    # Held-out records come first: of duplicates the first stays, so training loses the repetition.
+    """Yield the units of all groups, numbered from 0: all dev files first, then all inputs.
+
+    At most `limit` records are read of the dev files, and as many of the inputs, of each group.
+    """
     passes: list[tuple[SourceGroup, str | None]] = []
+    # Held-out records come first: of duplicates the first stays, so training loses the repetition.
     passes += [(group, "validation") for group in groups if group.dev]
+    # None: the digest of each record decides its split, in a release without a dev split.
     passes += [(group, "train" if group.dev else None) for group in groups]
     next_index = 0
     for group, split in passes:
@@ -275,35 +299,40 @@ def _iter_units(
 
 
 def _check_quarantine(
-    units_folder: Path, unit_manifests: list[dict[str, Any]], share: float
+    units_folder: Path, unit_manifests: list[dict[str, Any]], *, max_share: float
 ) -> None:
-    """Raise UserError if more than `share` of the records cannot be read."""
+    """Raise UserError if more than `max_share` of the records of all units cannot be read."""
+    # The message names the first unreadable record, which is in the first unit that has one.
     first_bad = None
     for index, manifest in enumerate(unit_manifests):
-        if manifest["quarantined"] and first_bad is None:
-            quarantine = unit_folder(units_folder, index) / "quarantine.jsonl"
-            with quarantine.open(encoding="utf-8") as file:
+        if manifest["quarantined"]:
+            quarantine_path = unit_folder(units_folder, index) / "quarantine.jsonl"
+            with quarantine_path.open(encoding="utf-8") as file:
                 first_bad = BadRecord(**json.loads(file.readline()))
+            break
     check_bad_share(
-        sum(manifest["records"] for manifest in unit_manifests),
-        sum(manifest["quarantined"] for manifest in unit_manifests),
-        first_bad,
-        share,
-        "is it the right --source? Correct the file or allow more (--quarantine_share), and run "
-        "the command again",
+        num_records=sum(manifest["records"] for manifest in unit_manifests),
+        num_bad=sum(manifest["quarantined"] for manifest in unit_manifests),
+        first_bad=first_bad,
+        max_share=max_share,
+        advice="is it the right --source? Correct the file or allow more (--quarantine_share), and "
+        "run the command again",
     )
 
 
 def format_report(report: dict[str, Any], out: Path) -> str:
-    """Format a report as lines to print."""
+    """Format the report of the shard set in `out` as lines to print.
+
+    The manifest's copy of a report has no times and no memory; they are then left out.
+    """
     kind = report["kind"]
     lines = [
         f"{out}: {report['kept']:,} {kind} of {report['records']:,} records, "
         f"{report['characters']:,} characters, {report['tokens']:,} tokens "
         f"({report['characters_per_token']:.3f} characters a token)"
     ]
-    see_file = ", see quarantine.jsonl" if report["quarantined"] else ""
-    lines.append(f"  unreadable {report['quarantined']:,}{see_file}")
+    hint = ", see quarantine.jsonl" if report["quarantined"] else ""
+    lines.append(f"  unreadable {report['quarantined']:,}{hint}")
     for reason, count in report["dropped"].items():
         lines.append(f"  dropped {count:,} {reason.replace('_', ' ')}")
     if len(report["sources"]) > 1:
@@ -312,16 +341,18 @@ def format_report(report: dict[str, Any], out: Path) -> str:
                 f"  {name}: {counts['kept']:,} {kind}, {counts['characters']:,} characters"
             )
     if "longer_than" in report:
-        counts = ", ".join(f"{count:,} over {row}" for row, count in report["longer_than"].items())
+        counts = ", ".join(
+            f"{count:,} over {row_length}" for row_length, count in report["longer_than"].items()
+        )
         lines.append(
             f"  longer than a row of so many tokens, and cut there at a turn or left out: {counts}"
         )
     if "seconds" in report:
-        parent = report["peak_memory_parent"] / 1e6
-        worker = report["peak_memory_worker"] / 1e6
+        parent_megabytes = report["peak_memory_parent"] / 1e6
+        worker_megabytes = report["peak_memory_worker"] / 1e6
         lines.append(
             f"  {report['seconds']:.1f} s, {report['megabytes_per_second']:.1f} MB/s with "
-            f"{report['workers']} workers; peak memory {parent:.0f} MB (parent), {worker:.0f} MB "
-            "(largest worker)"
+            f"{report['workers']} workers; peak memory {parent_megabytes:.0f} MB (parent), "
+            f"{worker_megabytes:.0f} MB (largest worker)"
         )
     return "\n".join(lines)

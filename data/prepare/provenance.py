@@ -1,9 +1,9 @@
 """Record what a shard set was prepared from, and compare a set on disk with a preparation.
 
-Every shard set holds `made-from.json`: the settings that decide its bytes (format, code version,
-tokenizer, options) and a stamp of every input file. No other module compares one preparation with
-another: `data.prepare`, `make data` and a training run that names raw files all reuse a set if, and
-only if, `find_differences` returns nothing.
+Every shard set holds `made-from.json`: the settings that determine its contents (format, code
+version, tokenizer, options) and a stamp of every input file (name, size, time, checksum). No other
+module compares one preparation with another: `data.prepare`, `make data` and a training run that
+names raw files all reuse a set if, and only if, `find_differences` returns nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ from common.files import check_manifest, read_checksummed_json, sha256_file, wri
 from data.prepare.source_args import SourceGroup
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT
 
-# Raise this when a change makes other ids of the same records: sets of another version are then
+# Raise this when a change gives the same records other ids: sets of another version are then
 # prepared again.
 PREPARE_VERSION = 1
 # The stamps of a corpus of a million files take about 200 MB.
@@ -24,7 +24,10 @@ MAX_PROVENANCE_BYTES = 1 << 30
 
 
 def describe_settings(tokenizer_fingerprint: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide the bytes of a shard set, apart from its inputs."""
+    """Return everything besides the inputs that determines the contents of a shard set.
+
+    `options` are the options of the preparation that change its result.
+    """
     return {
         "format": SHARD_FORMAT,
         "version": PREPARE_VERSION,
@@ -39,7 +42,11 @@ def write_provenance(
     groups: Sequence[SourceGroup],
     corpus: dict[str, Any] | None,
 ) -> None:
-    """Write `made-from.json`; `corpus` has the name and parts of a downloaded corpus."""
+    """Write `made-from.json`: the settings, a stamp of each input file, and the corpus.
+
+    `corpus` has the name and parts of a corpus that was prepared by name, and is None for other
+    inputs. Raises UserError if a file cannot be read.
+    """
     inputs = [
         {
             "source": group.source,
@@ -54,9 +61,12 @@ def write_provenance(
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Read `made-from.json`; raises UserError if it is missing or damaged."""
-    advice = f": delete {folder} and prepare it again"
-    return read_checksummed_json(folder / PROVENANCE_FILE, advice, MAX_PROVENANCE_BYTES)
+    """Read `made-from.json`. Raises UserError if it is missing or damaged."""
+    return read_checksummed_json(
+        folder / PROVENANCE_FILE,
+        advice=f": delete {folder} and prepare it again",
+        max_bytes=MAX_PROVENANCE_BYTES,
+    )
 
 
 def find_differences(
@@ -74,15 +84,18 @@ def find_differences(
         provenance = read_provenance(folder)
     except UserError as error:
         return [str(error)]
-    previous = {key: provenance.get(key) for key in settings}
-    differences = changed_keys(previous, settings)
+    recorded_settings = {key: provenance.get(key) for key in settings}
+    differences = changed_keys(recorded_settings, settings)
     if not match_inputs(provenance, groups):
         differences.append("inputs")
     return differences
 
 
 def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys of two nested dicts whose values differ."""
+    """Return the dotted keys, after `prefix`, at which two nested dicts have different values.
+
+    A key that one of them lacks counts as None there.
+    """
     if isinstance(before, dict) and isinstance(after, dict):
         changes: list[str] = []
         for key in sorted(before.keys() | after.keys()):
@@ -92,11 +105,14 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
 
 
 def match_inputs(provenance: dict[str, Any], groups: Sequence[SourceGroup]) -> bool:
-    """Return whether a set was made from the sources, hub datasets and files of the groups."""
-    inputs = provenance["inputs"]
-    if len(inputs) != len(groups):
+    """Return whether a set was made from the sources, hub datasets and files of the groups.
+
+    The order of groups and files counts, because it is the order of the records.
+    """
+    recorded_groups = provenance["inputs"]
+    if len(recorded_groups) != len(groups):
         return False
-    for recorded, group in zip(inputs, groups, strict=True):
+    for recorded, group in zip(recorded_groups, groups, strict=True):
         if (recorded["source"], recorded["hub"]) != (group.source, group.hub_datasets()):
             return False
         if not _match_files(recorded["train"], group.train_files()):
@@ -107,10 +123,15 @@ def match_inputs(provenance: dict[str, Any], groups: Sequence[SourceGroup]) -> b
 
 
 def _match_files(stamps: list[dict[str, Any]], files: list[Path]) -> bool:
+    """Return whether files are those that were stamped, in the same order."""
     return len(stamps) == len(files) and all(map(_matches_stamp, stamps, files))
 
 
 def _stamp_file(path: Path) -> dict[str, Any]:
+    """Return name, size, modification time and checksum of a file.
+
+    Raises UserError if it cannot be read.
+    """
     try:
         status = path.stat()
         digest = sha256_file(path)
@@ -130,8 +151,12 @@ def _printable_name(path: Path) -> str:
 
 
 def _matches_stamp(stamp: dict[str, Any], path: Path) -> bool:
+    """Return whether a file has the name, size and content of a stamp.
+
+    A file with the stamp's modification time is taken for unchanged without reading it.
+    """
     status = path.stat()
     if (stamp["name"], stamp["bytes"]) != (_printable_name(path), status.st_size):
         return False
-    # A copy or a fresh checkout has other times and the same content: only then is the file read.
+    # A copy or a fresh checkout has another time and the same content: only then is the file read.
     return stamp["mtime_ns"] == status.st_mtime_ns or stamp["sha256"] == sha256_file(path)

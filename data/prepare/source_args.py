@@ -29,40 +29,52 @@ class SourceGroup:
         return _expand_local_files(self.dev)
 
     def hub_datasets(self) -> list[str]:
-        """Return `hub:CONFIG` for every hub dataset among the inputs, defaults resolved."""
+        """Return `hub:CONFIG` for every hub dataset among `--input` and `--dev` values.
+
+        CONFIG is the default of the source where the value names none. Raises UserError if the
+        source is not on the hub.
+        """
         source = find_source(self.source)
-        inputs = filter(is_hub_input, self.inputs + self.dev)
-        return [f"hub:{resolve_hub_config(source.require_hub(text), text)}" for text in inputs]
+        hub_inputs = filter(is_hub_input, self.inputs + self.dev)
+        return [
+            f"hub:{resolve_hub_config(source.require_hub(hub_input), hub_input)}"
+            for hub_input in hub_inputs
+        ]
 
     @property
     def is_streamed(self) -> bool:
-        """True if any input comes from the hub, so that its size is unknown."""
+        """Return whether any input comes from the hub, so that its size is unknown."""
         return any(map(is_hub_input, self.inputs + self.dev))
 
     def read_records(
         self, on_bytes_read: ProgressCallback | None, split: str | None = None
     ) -> Iterator[RawItem]:
-        """Yield the raw records of the inputs, hub datasets last; of `--dev` for `validation`."""
+        """Yield the raw records of the `--input` values, those of files before hub datasets.
+
+        With the split `validation` they are those of the `--dev` values instead.
+        """
         source = find_source(self.source)
         inputs = self.dev if split == "validation" else self.inputs
         for path in _expand_local_files(inputs):
             yield from source.read(path, on_bytes_read)
-        for text in filter(is_hub_input, inputs):
-            yield from read_hub_records(source.require_hub(text), text)
+        for hub_input in filter(is_hub_input, inputs):
+            yield from read_hub_records(source.require_hub(hub_input), hub_input)
 
 
 def _expand_local_files(inputs: Sequence[str]) -> list[Path]:
-    return expand_inputs([text for text in inputs if not is_hub_input(text)])
+    """Return the files that inputs name, without the hub datasets among them."""
+    return expand_inputs([input_ for input_ in inputs if not is_hub_input(input_)])
 
 
 def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], list[str]]:
-    """Split a command line into `--source X --input A … [--dev B …]` groups and the rest.
+    """Split a command line into `--source X --input A … [--dev B …]` groups and other arguments.
 
     Raises UserError for an incomplete group or an unknown source.
     """
+    # Source, inputs and dev files of each group.
     groups: list[tuple[str, list[str], list[str]]] = []
-    rest: list[str] = []
-    tokens = [piece for argument in arguments for piece in _split_assignment(argument)]
+    remaining: list[str] = []
+    tokens = [token for argument in arguments for token in _split_assignment(argument)]
     position = 0
     while position < len(tokens):
         token = tokens[position]
@@ -85,13 +97,17 @@ def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], li
             target = inputs if token == "--input" else dev
             target.extend(values)
         else:
-            rest.append(token)
+            # The values of other options are tokens of their own, which come here in turn.
+            remaining.append(token)
             continue
         position += len(values)
     for source, inputs, _ in groups:
         if not inputs:
             raise UserError(f"--source {source}: needs --input FILE…")
-    return [SourceGroup(source, tuple(inputs), tuple(dev)) for source, inputs, dev in groups], rest
+    source_groups = [
+        SourceGroup(source, tuple(inputs), tuple(dev)) for source, inputs, dev in groups
+    ]
+    return source_groups, remaining
 
 
 def _is_value(token: str) -> bool:
@@ -99,5 +115,6 @@ def _is_value(token: str) -> bool:
 
 
 def _split_assignment(token: str) -> list[str]:
+    """Return `--source=X` as `--source`, `X`, and the same for `--input` and `--dev`."""
     match = re.fullmatch(r"(--source|--input|--dev)=(.*)", token, re.DOTALL)
     return [match[1], match[2]] if match else [token]

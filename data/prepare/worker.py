@@ -64,31 +64,37 @@ class WorkUnit:
 
 
 def unit_folder(units_folder: Path, index: int) -> Path:
-    """Return the folder of a finished unit by its number."""
+    """Return the folder of the finished unit number `index`."""
     return units_folder / f"{index:06d}"
 
 
 def split_into_units(
     source: str, records: Iterable[RawItem], first_index: int, split: str | None = None
 ) -> Iterator[WorkUnit]:
-    """Cut the records of a source into units that are numbered from `first_index`."""
+    """Cut the records of a source into units that are numbered from `first_index`.
+
+    A unit ends at `UNIT_BYTES` or at `UNIT_RECORDS`, whichever comes first.
+    """
+    index = first_index
     pending: list[RawItem] = []
     num_bytes = 0
     for record in records:
         pending.append(record)
         num_bytes += len(record.data) if isinstance(record, RawRecord) else 0
         if num_bytes >= UNIT_BYTES or len(pending) >= UNIT_RECORDS:
-            yield _build_unit(first_index, source, pending, split)
-            first_index += 1
+            yield _build_unit(index, source, pending, split)
+            index += 1
             pending, num_bytes = [], 0
     if pending:
-        yield _build_unit(first_index, source, pending, split)
+        yield _build_unit(index, source, pending, split)
 
 
 def _build_unit(index: int, source: str, records: list[RawItem], split: str | None) -> WorkUnit:
+    """Return a unit with a digest over source, split, and place and content of every record."""
     hasher = hashlib.blake2b(f"{source} {split}".encode(), digest_size=16)
     for record in records:
         body = record.data if isinstance(record, RawRecord) else record.reason.encode()
+        # With the length, so that no two lists of records give the same bytes.
         header = f"\0{record.file}\0{record.line}\0{len(body)}\0"
         # A file name may hold bytes that are not UTF-8.
         hasher.update(header.encode("utf-8", "surrogateescape"))
@@ -115,7 +121,11 @@ class PrepareWorker:
         options: CleanOptions,
         permutations: np.ndarray | None,
     ) -> None:
-        """`permutations` are those of `data.prepare.dedup`, None without near-duplicate removal."""
+        """Load tokenizer and template from the folder `tokenizer`.
+
+        `permutations` are those of `dedup.minhash_permutations`, uint32[2, NUM_PERMUTATIONS], or
+        None if near duplicates are not looked for.
+        """
         self._units_folder = units_folder
         self._options = options
         self._permutations = permutations
@@ -123,7 +133,7 @@ class PrepareWorker:
         self._template = load_template(tokenizer)
 
     def process(self, unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
-        """Encode a unit and write its folder.
+        """Parse, clean and encode the records of a unit and write its folder.
 
         Return its number, its manifest and the peak memory of this process (bytes).
         """
@@ -134,6 +144,7 @@ class PrepareWorker:
         bad_records: list[BadRecord] = []
         for raw in unit.records:
             record = source.try_parse(raw)
+            # Cleaning returns a SkippedRecord for a document that is not worth training on.
             if isinstance(record, Record):
                 record = kind.clean(record, self._options)
             if isinstance(record, BadRecord):
@@ -168,6 +179,7 @@ class _BatchEncoder:
         template: Template,
         permutations: np.ndarray | None,
     ) -> None:
+        """Prepare to encode the records of one unit; `permutations` as for `PrepareWorker`."""
         self._kind = kind
         self._tokenizer = tokenizer
         self._template = template
@@ -189,7 +201,7 @@ class _BatchEncoder:
             self._batches["signatures"] = [np.zeros((0, NUM_PERMUTATIONS), np.uint32)]
 
     def add(self, record: Record) -> None:
-        """Queue a cleaned record."""
+        """Queue a cleaned record, and encode the queue if its texts are long enough for a batch."""
         rendered = self._kind.render(self._template, record)
         self._pending.append((rendered, record.plain_text()))
         self._pending_characters += sum(map(len, rendered))
@@ -197,12 +209,13 @@ class _BatchEncoder:
             self._encode_pending()
 
     def finish(self) -> dict[str, np.ndarray]:
-        """Return the arrays of all records, by name."""
+        """Encode what is queued and return the arrays of all records, by file name without .npy."""
         if self._pending:
             self._encode_pending()
         return {name: np.concatenate(batches) for name, batches in self._batches.items()}
 
     def _encode_pending(self) -> None:
+        """Encode the queued records and append their arrays to the batches of the unit."""
         rendered = [texts for texts, _ in self._pending]
         plain_texts = [plain_text for _, plain_text in self._pending]
         self._pending = []
@@ -223,6 +236,7 @@ class _BatchEncoder:
             self._batches["signatures"].append(np.stack(signatures))
 
     def _append(self, name: str, numbers: list[int]) -> None:
+        """Append one batch to the int64 array `name`."""
         self._batches[name].append(np.array(numbers, dtype=np.int64))
 
 
@@ -245,10 +259,14 @@ _worker: PrepareWorker | None = None
 def init_worker(
     units_folder: Path, tokenizer: Path, options: CleanOptions, permutations: np.ndarray | None
 ) -> None:
-    """Make this process a worker that leaves Ctrl-C to its parent and ends when its parent does."""
+    """Make this process a worker that leaves Ctrl-C to its parent and ends when its parent does.
+
+    The arguments are those of `PrepareWorker`. Called once in each process of the pool.
+    """
     import multiprocessing
 
     global _worker
+    # Ctrl-C reaches all processes of a terminal; the parent then shuts the pool down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -257,12 +275,16 @@ def init_worker(
 
 
 def _exit_with_parent(parent: Any) -> None:
+    """End this process as soon as the process `parent` has ended; runs in a thread."""
     # The processes of a pool wait for work forever if their parent is killed with -9.
     parent.join()
     os._exit(1)
 
 
 def process_unit(unit: WorkUnit) -> tuple[int, dict[str, Any], int]:
-    """Call `PrepareWorker.process` of this process."""
+    """Process a unit with the worker of this process, which `init_worker` created.
+
+    A function of the module, because a pool sends functions to its processes by name.
+    """
     assert _worker is not None
     return _worker.process(unit)

@@ -21,6 +21,7 @@ class WorkerPool:
     def __init__(
         self, worker: PrepareWorker | None, pool: ProcessPoolExecutor | None, max_pending: int
     ) -> None:
+        """Use either `worker` or `pool`; the other one is None."""
         self._worker = worker
         self._pool = pool
         self._max_pending = max_pending
@@ -29,7 +30,7 @@ class WorkerPool:
         self.peak_memory = 0
 
     def submit(self, unit: WorkUnit) -> None:
-        """Process a unit, or queue it; blocks while too many units are queued."""
+        """Process a unit in this process, or queue it; blocks while too many units are queued."""
         if self._worker is not None:
             self._record_result(self._worker.process(unit))
         if self._pool is not None:
@@ -41,12 +42,14 @@ class WorkerPool:
         self._collect(0)
 
     def _collect(self, max_pending: int) -> None:
+        """Wait until at most `max_pending` units are queued, and record the finished ones."""
         while len(self._pending) > max_pending:
             done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
             for future in done:
                 self._record_result(future.result())
 
     def _record_result(self, result: tuple[int, dict[str, Any], int]) -> None:
+        """Store the manifest and the peak memory that `PrepareWorker.process` returned."""
         index, manifest, peak = result
         self.manifests[index] = manifest
         self.peak_memory = max(self.peak_memory, peak)
@@ -56,10 +59,11 @@ class WorkerPool:
 def open_worker_pool(num_workers: int, arguments: tuple[Any, ...]) -> Iterator[WorkerPool]:
     """Yield a pool of `num_workers` processes; `arguments` are those of `PrepareWorker`.
 
-    Raises UserError if a worker process dies.
+    With one worker the units are processed in this process. Raises UserError if a worker process
+    dies.
     """
     if num_workers == 1:
-        yield WorkerPool(PrepareWorker(*arguments), None, 0)
+        yield WorkerPool(PrepareWorker(*arguments), pool=None, max_pending=0)
         return
     # spawn: forked processes inherit locks of threads that they do not have.
     pool = ProcessPoolExecutor(
@@ -67,7 +71,7 @@ def open_worker_pool(num_workers: int, arguments: tuple[Any, ...]) -> Iterator[W
     )
     try:
         # One unit more than workers, so that a worker which finishes has the next one at once.
-        yield WorkerPool(None, pool, num_workers + 1)
+        yield WorkerPool(worker=None, pool=pool, max_pending=num_workers + 1)
     except BrokenProcessPool:
         raise UserError(
             "a worker process died (killed, or out of memory): run the command again to go on, "

@@ -17,8 +17,8 @@ from data.shards import SHARD_FORMAT, SPLITS
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
-# A small corpus holds out a larger share, for about so many documents, but not above the second
-# figure.
+# A small corpus holds out a larger share than the option says, for about this many documents, up to
+# the largest share.
 MIN_VALIDATION_DOCUMENTS = 100
 MAX_VALIDATION_SHARE = 0.1
 # Row lengths for which the report counts the conversations that are longer.
@@ -38,8 +38,8 @@ def write_shard_set(
 ) -> dict[str, Any]:
     """Write the shard set `out` of all units, whose records are of one kind, and return its report.
 
-    `unit_manifests` are those of the units 0, 1, …; `provenance_file` is copied into the set.
-    Nothing is written if no record is left.
+    `unit_manifests` are those of the units 0, 1, …; `validation` is the share of the documents to
+    hold out; `provenance_file` is copied into the set. Nothing is written if no record is left.
     """
     if not kind.drops_near_duplicates:
         dedup = dedup.model_copy(update={"near": False})
@@ -81,12 +81,14 @@ def write_shard_set(
 
 
 def _load_array(units_folder: Path, index: int, name: str) -> np.ndarray:
+    """Return an array of unit number `index`; `data.prepare.worker` lists their names."""
     return np.load(unit_folder(units_folder, index) / f"{name}.npy", allow_pickle=False)
 
 
 def _find_duplicates(units_folder: Path, num_units: int, options: DedupOptions) -> np.ndarray:
     """Return the label of each record of all units, as `Deduplicator.find_duplicates` does."""
     folder = units_folder.parent / "dedup"
+    # Left over from a preparation that was killed in this stage.
     shutil.rmtree(folder, ignore_errors=True)
     deduplicator = Deduplicator(folder, options)
     for index in range(num_units):
@@ -100,9 +102,13 @@ def _find_duplicates(units_folder: Path, num_units: int, options: DedupOptions) 
 def _count_records(
     units_folder: Path, unit_manifests: list[dict[str, Any]], labels: np.ndarray
 ) -> dict[str, Any]:
-    """Count records and characters, and the reasons of dropped records, in total and by source."""
+    """Return the counts of the report: records by source and in total, and why some are dropped.
+
+    `labels` has those of the records of all units, one unit after the other.
+    """
     dropped: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
+    # Number of records in the units before the present one.
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
         characters = _load_array(units_folder, index, "characters")
@@ -131,10 +137,12 @@ def _count_records(
 
 def _count_longer_than(units_folder: Path, num_units: int, labels: np.ndarray) -> dict[str, int]:
     """Count, for some usual row lengths, the sequences that training truncates or leaves out."""
-    arrays = [_load_array(units_folder, index, "lengths") for index in range(num_units)]
-    lengths = np.concatenate(arrays)[np.asarray(labels) == UNIQUE]
+    unit_lengths = [_load_array(units_folder, index, "lengths") for index in range(num_units)]
+    lengths = np.concatenate(unit_lengths)[np.asarray(labels) == UNIQUE]
     # A row of n positions holds n + 1 ids.
-    return {str(row): int((lengths > row + 1).sum()) for row in REPORT_ROW_LENGTHS}
+    return {
+        str(row_length): int((lengths > row_length + 1).sum()) for row_length in REPORT_ROW_LENGTHS
+    }
 
 
 def _validation_threshold(
@@ -147,8 +155,10 @@ def _validation_threshold(
     share: as a corpus grows, documents can move from validation to train, never the other way. At
     least one record is held out if that leaves one to train on.
     """
+    # The smallest and largest digest of any such record, and their number.
     smallest, largest = 1 << 64, 0
     num_records = 0
+    # Number of records in the units before the present one.
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
         digests = _load_array(units_folder, index, "digests")[:, 0]
@@ -162,6 +172,8 @@ def _validation_threshold(
     if share == 0 or num_records < 2:
         return 0
     share = max(share, min(MAX_VALIDATION_SHARE, MIN_VALIDATION_DOCUMENTS / num_records))
+    # Digests are uniformly distributed below 2^64. Above the smallest and not above the largest, so
+    # that neither split is empty.
     return min(max(int(share * (1 << 64)), smallest + 1), largest)
 
 
@@ -174,12 +186,17 @@ def _write_splits(
     vocabulary_size: int,
     kind: RecordKind[Any],
 ) -> dict[str, dict[str, int]]:
-    """Copy the unique sequences into the shards of their splits; return the split's counts."""
+    """Copy the unique sequences into the shards of their splits.
+
+    Return the number of sequences, tokens and characters of each split.
+    """
+    # Text for pretraining has a loss on every token, and no spans.
     has_spans = not kind.is_text
     writers = {
         split: ShardWriter(folder, split, vocabulary_size, has_spans=has_spans) for split in SPLITS
     }
     characters: Counter[str] = Counter()
+    # Number of records in the units before the present one.
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
         tokens = _load_array(units_folder, index, "tokens")
@@ -189,12 +206,15 @@ def _write_splits(
         is_validation = (digests < np.uint64(validation_threshold)).tolist()
         spans = _load_spans(units_folder, index) if has_spans else None
         start = 0
-        for row, end in enumerate(ends):
-            if labels[position + row] == UNIQUE:
-                split = unit_manifest["split"] or ("validation" if is_validation[row] else "train")
+        for record, end in enumerate(ends):
+            if labels[position + record] == UNIQUE:
+                split = unit_manifest["split"]
+                if split is None:
+                    split = "validation" if is_validation[record] else "train"
                 # A copy: a view would hold the whole unit in memory until its shard is written.
-                writers[split].add(tokens[start:end].copy(), spans[row] if spans else None)
-                characters[split] += character_counts[row]
+                ids = tokens[start:end].copy()
+                writers[split].add(ids, spans[record] if spans is not None else None)
+                characters[split] += character_counts[record]
             start = end
         position += len(ends)
     return {
@@ -206,4 +226,5 @@ def _write_splits(
 def _load_spans(units_folder: Path, index: int) -> list[np.ndarray]:
     """Return the spans of each sequence of a unit, int64[k, 2] each."""
     counts = _load_array(units_folder, index, "span_counts")
+    # The unit stores the spans of all sequences one after the other.
     return np.split(_load_array(units_folder, index, "spans"), np.cumsum(counts)[:-1])

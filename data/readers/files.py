@@ -34,8 +34,8 @@ _ARCHIVE_MAGIC = {
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 _WHITESPACE = b" \t\r\n\v\f"
-# How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError, so it is
-# caught first.
+# How a compressed file that is damaged or cut short fails. BadGzipFile is an OSError: these are
+# caught before OSError.
 _DAMAGE_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -61,14 +61,16 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
     Folders are walked recursively, in sorted order; hidden names are left out. Raises UserError for
     an input without files.
     """
+    # A dictionary rather than a set: it keeps the order.
     unique_files: dict[Path, None] = {}
-    for text in inputs:
-        matches = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))
+    for input_ in inputs:
+        # An existing name is not a pattern, whatever brackets it has.
+        matches = [input_] if os.path.lexists(input_) else sorted(glob.glob(input_, recursive=True))
         if not matches:
             problem = "there is no such file or folder"
-            if glob.has_magic(text):
+            if glob.has_magic(input_):
                 problem = "no file matches it"
-            raise UserError(f"--input {text}: {problem}")
+            raise UserError(f"--input {input_}: {problem}")
         files = [file for match in matches for file in _walk_files(Path(match))]
         for file in files:
             if file.exists() and not file.is_file():
@@ -77,7 +79,9 @@ def expand_inputs(inputs: list[str]) -> list[Path]:
                     "as a file first"
                 )
         if not files:
-            raise UserError(f"--input {text}: there are no files in it (hidden ones are left out)")
+            raise UserError(
+                f"--input {input_}: there are no files in it (hidden ones are left out)"
+            )
         unique_files.update(dict.fromkeys(files))
     return list(unique_files)
 
@@ -88,20 +92,22 @@ def has_text_suffix(path: Path) -> bool:
 
 
 def _walk_files(path: Path) -> Iterator[Path]:
+    """Yield a file itself, or the files below a folder in sorted order without hidden ones."""
     if not path.is_dir():
         yield path
         return
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    for folder, subfolders, file_names in os.walk(path):
+        # os.walk goes on into whatever this list holds afterwards, in its order.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(file_names) if not name.startswith("."))
 
 
 def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
     """Yield the elements of a JSON list, the lines of a text, or the rows of a parquet file.
 
     Lists and texts may be compressed with gzip. Rows are encoded as JSON. Blank lines are not
-    records. `on_bytes_read` is called with numbers of bytes consumed, which add up to the size of
-    the file.
+    records. `on_bytes_read` is called with the number of bytes read since its last call; the
+    numbers add up to the size of the file.
     """
     with _open_file(path) as file:
         magic = file.read(4)
@@ -113,11 +119,15 @@ def read_records(path: Path, on_bytes_read: ProgressCallback | None = None) -> I
 
 
 def read_head(path: Path) -> bytes:
-    """Return the first `HEAD_BYTES` bytes of a file, decompressed, up to any damage."""
+    """Return the first `HEAD_BYTES` bytes of a file, decompressed, or fewer if it is damaged.
+
+    A byte order mark is left out. Raises UserError if the file cannot be read.
+    """
     content = b""
-    with _open_file(path) as file, _decompress(file) as text:
+    with _open_file(path) as file, _decompress(file) as stream:
         try:
-            while len(content) < HEAD_BYTES and (block := text.read1(HEAD_BYTES)):
+            # read1 returns what it has before damage is met; read would lose it.
+            while len(content) < HEAD_BYTES and (block := stream.read1(HEAD_BYTES)):
                 content += block
         except _DAMAGE_ERRORS:
             pass  # Reported by the reader of the whole file, as a bad record at this place.
@@ -127,7 +137,10 @@ def read_head(path: Path) -> bytes:
 
 
 def read_lines(path: Path, on_bytes_read: ProgressCallback | None = None) -> Iterator[RawItem]:
-    """Yield the lines of a plain or gzip text that are not blank, whatever their content."""
+    """Yield the lines of a plain or gzip text that are not blank, unparsed.
+
+    A line that cannot be read becomes a BadRecord.
+    """
     name = str(path)
     for number, line, problem in read_numbered_lines(path, on_bytes_read):
         if problem is not None:
@@ -141,36 +154,40 @@ def read_chunks(
 ) -> Iterator[RawItem]:
     """Yield a text in chunks of about `target_bytes` bytes that end between paragraphs.
 
-    A chunk ends at the first blank line past `target_bytes`, at the first line end past 2 ×
-    `target_bytes`, and within a line, between characters, only if the line alone is longer than
-    `MAX_LINE_BYTES`.
+    A chunk ends before the first blank line after `target_bytes` or, if none comes, at the first
+    line end after 2 × `target_bytes`. Only a line longer than `MAX_LINE_BYTES` is split, and never
+    within a character.
     """
-    parts: list[bytes] = []
-    size = 0
-    start = 1
+    lines: list[bytes] = []
+    num_bytes = 0
+    first_line = 1
     for number, line, problem in read_numbered_lines(path, on_bytes_read, split_long_lines=True):
         if problem is not None:
-            if parts:
-                yield RawRecord(str(path), start, b"".join(parts))
+            # Corrupt compressed data: the text before it is kept, and nothing follows.
+            if lines:
+                yield RawRecord(str(path), first_line, b"".join(lines))
             yield BadRecord(str(path), number, problem)
             return
-        is_full = size >= 2 * target_bytes or (size >= target_bytes and not line.strip(_WHITESPACE))
-        if is_full:
-            yield RawRecord(str(path), start, b"".join(parts))
-            parts, size = [], 0
-        if not parts:
-            start = number
-        parts.append(line)
-        size += len(line)
-    if any(part.strip(_WHITESPACE) for part in parts):
-        yield RawRecord(str(path), start, b"".join(parts))
+        is_blank = not line.strip(_WHITESPACE)
+        if num_bytes >= 2 * target_bytes or (num_bytes >= target_bytes and is_blank):
+            yield RawRecord(str(path), first_line, b"".join(lines))
+            lines, num_bytes = [], 0
+        if not lines:
+            first_line = number
+        lines.append(line)
+        num_bytes += len(line)
+    if any(line.strip(_WHITESPACE) for line in lines):
+        yield RawRecord(str(path), first_line, b"".join(lines))
 
 
 def _read_json_array(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
+    """Yield the elements of a plain or gzip JSON list; a faulty element becomes a BadRecord."""
     name = str(path)
+    # Messages of `_iter_blocks`. Damage ends the text, so the reader reports an unfinished list
+    # next, and its problem gets the message.
     damage: list[str] = []
-    with _open_file(path) as file, _decompress(file) as text:
-        blocks = _iter_blocks(path, file, text, damage, on_bytes_read)
+    with _open_file(path) as file, _decompress(file) as stream:
+        blocks = _iter_blocks(path, file, stream, damage, on_bytes_read)
         for number, data, problem in JsonArrayReader(blocks, MAX_LINE_BYTES):
             if problem is None:
                 yield RawRecord(name, number, data)
@@ -181,70 +198,85 @@ def _read_json_array(path: Path, on_bytes_read: ProgressCallback | None) -> Iter
 def _iter_blocks(
     path: Path,
     file: io.BufferedReader,
-    text: io.BufferedIOBase,
+    stream: io.BufferedIOBase,
     damage: list[str],
     on_bytes_read: ProgressCallback | None,
 ) -> Iterator[bytes]:
-    """Yield the blocks of an open file up to its end or to damage, which is added to `damage`."""
-    reported = 0
-    mark = _BOM
+    """Yield the blocks of an open file up to its end or to damage, which is added to `damage`.
+
+    `stream` is the decompressed content of `file`, whose position measures the progress.
+    """
+    reported_bytes = 0
+    # Only the first block can begin with a byte order mark.
+    prefix = _BOM
     try:
-        while block := text.read1(BLOCK_BYTES):
-            yield block.removeprefix(mark)
-            mark = b""
+        while block := stream.read1(BLOCK_BYTES):
+            yield block.removeprefix(prefix)
+            prefix = b""
             if on_bytes_read is not None:
-                on_bytes_read(file.tell() - reported)
-                reported = file.tell()
+                on_bytes_read(file.tell() - reported_bytes)
+                reported_bytes = file.tell()
     except _DAMAGE_ERRORS as error:
         damage.append(_damage_message(error))
     except OSError as error:
         raise _read_error(path, error) from None
     if on_bytes_read is not None:
-        on_bytes_read(os.fstat(file.fileno()).st_size - reported)
+        # After damage the rest of the file is unread: it counts as done all the same.
+        on_bytes_read(os.fstat(file.fileno()).st_size - reported_bytes)
 
 
 def read_numbered_lines(
     path: Path, on_bytes_read: ProgressCallback | None, *, split_long_lines: bool = False
 ) -> Iterator[tuple[int, bytes, str | None]]:
-    """Yield (line number, line, problem) of a plain or gzip text.
+    """Yield (line number, line, problem) of a plain or gzip text; the numbers count from 1.
 
-    A line longer than `MAX_LINE_BYTES` is a problem, or with `split_long_lines` comes in pieces.
-    After damage in a compressed file nothing follows.
+    The problem is None, or else the line is empty. A line longer than `MAX_LINE_BYTES` is a
+    problem, or with `split_long_lines` is yielded in parts under the same number. Corrupt
+    compressed data is yielded as one problem, and reading stops there. Raises UserError if the file
+    cannot be read.
     """
-    number = reported = 0
-    with _open_file(path) as file, _decompress(file) as text:
+    number = reported_bytes = 0
+    at_line_start = True
+    with _open_file(path) as file, _decompress(file) as stream:
         while True:
             try:
-                line = text.readline(MAX_LINE_BYTES)
-                number += 1
+                line = stream.readline(MAX_LINE_BYTES)
                 if not line:
                     break
-                if number == 1:
-                    line = line.removeprefix(_BOM)
-                if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
+                is_continuation = not at_line_start
+                at_line_start = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+                if not is_continuation:
+                    number += 1
+                    if number == 1:
+                        line = line.removeprefix(_BOM)
+                if not at_line_start:
                     if split_long_lines:
-                        line = _complete_character(line, text)
-                        # The next piece is of the same line.
-                        number -= 1
+                        line = _complete_character(line, stream)
                     else:
-                        _skip_line(text)
+                        _skip_line(stream)
+                        at_line_start = True
                         yield number, b"", f"line is longer than {MAX_LINE_BYTES >> 20} MB"
                         continue
             except _DAMAGE_ERRORS as error:
-                yield number + 1, b"", _damage_message(error)
+                yield number + 1 if at_line_start else number, b"", _damage_message(error)
                 break
             except OSError as error:
                 raise _read_error(path, error) from None
             yield number, line, None
-            if on_bytes_read is not None and (position := file.tell()) - reported >= BLOCK_BYTES:
-                on_bytes_read(position - reported)
-                reported = position
+            if on_bytes_read is not None:
+                # Once per block: a call for every line would slow the reading down.
+                new_bytes = file.tell() - reported_bytes
+                if new_bytes >= BLOCK_BYTES:
+                    on_bytes_read(new_bytes)
+                    reported_bytes += new_bytes
         if on_bytes_read is not None:
-            on_bytes_read(os.fstat(file.fileno()).st_size - reported)
+            # After damage the rest of the file is unread: it counts as done all the same.
+            on_bytes_read(os.fstat(file.fileno()).st_size - reported_bytes)
 
 
-def _skip_line(text: io.BufferedIOBase) -> None:
-    while (rest := text.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+def _skip_line(stream: io.BufferedIOBase) -> None:
+    """Read to the end of the line, a block at a time so that a line of any length fits memory."""
+    while (rest := stream.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
         pass
 
 
@@ -256,20 +288,26 @@ def _read_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read: {error.strerror or error}")
 
 
-def _complete_character(line: bytes, text: io.BufferedIOBase) -> bytes:
-    """Complete the last UTF-8 character of a line that was cut at the limit."""
-    # The lead byte, the last one that is not 10xxxxxx, has the length of the character in its first
-    # bits.
-    num_bytes = next((count for count in range(1, 5) if line[-count] & 0xC0 != 0x80), 1)
-    lead_byte = line[-num_bytes]
-    length = 1
-    for first_lead_byte, character_length in ((0xC0, 2), (0xE0, 3), (0xF0, 4)):
-        if lead_byte >= first_lead_byte:
-            length = character_length
-    return line + text.read(max(length - num_bytes, 0))
+def _complete_character(line: bytes, stream: io.BufferedIOBase) -> bytes:
+    """Return a line that was cut after any byte, with the rest of its last UTF-8 character.
+
+    The rest is read from `stream`.
+    """
+    # Bytes of the last character that are there: back to its lead byte, the last byte that is not a
+    # continuation byte (10xxxxxx).
+    num_present = next((count for count in range(1, 5) if line[-count] & 0xC0 != 0x80), 1)
+    lead_byte = line[-num_present]
+    # The first bits of the lead byte say how many bytes the character has: 110xxxxx two, 1110xxxx
+    # three, 11110xxx four.
+    character_length = 1
+    for smallest_lead_byte, length in ((0xC0, 2), (0xE0, 3), (0xF0, 4)):
+        if lead_byte >= smallest_lead_byte:
+            character_length = length
+    return line + stream.read(max(character_length - num_present, 0))
 
 
 def _open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading in blocks of `BLOCK_BYTES`. Raises UserError if that fails."""
     try:
         return io.BufferedReader(path.open("rb", buffering=0), BLOCK_BYTES)
     except OSError as error:
@@ -277,13 +315,16 @@ def _open_file(path: Path) -> io.BufferedReader:
 
 
 def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
-    """Return a reader of the decompressed text; raises UserError for archives of other kinds."""
+    """Return a stream of the decompressed content, the file itself if it is not compressed.
+
+    Raises UserError for archives of other kinds than gzip.
+    """
     magic = file.peek(8)[:8]
-    for mark, kind in _ARCHIVE_MAGIC.items():
-        if magic.startswith(mark):
+    for archive_magic, archive_kind in _ARCHIVE_MAGIC.items():
+        if magic.startswith(archive_magic):
             raise UserError(
-                f"{file.name}: is a {kind} file: unpack it first (plain, gzip and parquet files "
-                "are read)"
+                f"{file.name}: is a {archive_kind} file: unpack it first (plain, gzip and parquet "
+                "files are read)"
             )
     # Without another buffer around it: a buffer is filled before anything is returned, and loses
     # all text before damage.
@@ -291,12 +332,17 @@ def _decompress(file: io.BufferedReader) -> io.BufferedIOBase:
 
 
 def _read_parquet(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
+    """Yield the rows of a parquet file as JSON; a row that cannot be read becomes a BadRecord.
+
+    Raises UserError if the file is damaged or cut short.
+    """
+    # Imported here: pyarrow takes long to load, and few inputs are parquet files.
     import pyarrow
     import pyarrow.parquet
 
     name = str(path)
-    size = path.stat().st_size
-    row = reported = 0
+    file_size = path.stat().st_size
+    row = reported_bytes = 0
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
@@ -309,15 +355,16 @@ def _read_parquet(path: Path, on_bytes_read: ProgressCallback | None) -> Iterato
                 if on_bytes_read is not None:
                     # Parquet is not read from beginning to end: bytes are counted in proportion to
                     # rows.
-                    on_bytes_read(size * row // file.metadata.num_rows - reported)
-                    reported = size * row // file.metadata.num_rows
+                    bytes_read = file_size * row // file.metadata.num_rows
+                    on_bytes_read(bytes_read - reported_bytes)
+                    reported_bytes = bytes_read
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is not a whole parquet file: {reason}") from None
 
 
 def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
-    """Yield (JSON, problem) for every row of a parquet batch."""
+    """Yield (JSON, None), or (b"", problem), for every row of a `pyarrow.RecordBatch`."""
     import orjson
 
     try:
@@ -328,17 +375,17 @@ def _encode_rows(batch: Any) -> Iterator[tuple[bytes, str | None]]:
         rows = None
     for index in range(batch.num_rows):
         try:
-            row = batch.slice(index, 1).to_pylist()[0] if rows is None else rows[index]
+            row = rows[index] if rows is not None else batch.slice(index, 1).to_pylist()[0]
             yield orjson.dumps(row, default=encode_json_value), None
         except (ValueError, OverflowError, TypeError) as error:
             yield b"", f"this row cannot be read: {error}"
 
 
 def encode_json_value(value: Any) -> Any:
-    """Return a JSON value for a type that JSON lacks.
+    """Return a JSON value for a type that JSON lacks, as the `default` of `orjson.dumps`.
 
-    Many writers store text as bytes, which become text; bytes that are not text become an object,
-    never text.
+    Bytes become text, because many writers store text as bytes; bytes that are not UTF-8 become an
+    object, which no source takes for text. Any other value becomes its `str`.
     """
     if not isinstance(value, bytes):
         return str(value)

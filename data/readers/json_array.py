@@ -38,14 +38,21 @@ class JsonArrayReader:
     """
 
     def __init__(self, blocks: Iterator[bytes], max_characters: int) -> None:
+        """Read a file that is given as consecutive blocks of bytes."""
         # surrogateescape carries bytes that are not UTF-8 through the text unchanged.
         self._blocks = codecs.iterdecode(blocks, "utf-8", "surrogateescape")
         self._max_characters = max_characters
+        # The text that is in memory, and the position in it up to which it has been read.
         self._buffer = ""
         self._position = 0
+        # How the elements of this list open, known from the first object on.
         self._opening: re.Pattern[str] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, bytes, str | None]]:
+        """Yield (number, bytes, problem) for every element and for every fault between elements.
+
+        `state` is what must come next: a "list", its "first element", a "comma" or an "element".
+        """
         number = 0
         state = "list"
         while character := self._peek_character():
@@ -54,20 +61,24 @@ class JsonArrayReader:
                 self._position += 1
             elif state == "element" and character in ",]":
                 yield number + 1, b"", "there is a comma and no element"
-                # An element that is missing between two commas has a number of its own.
-                number += character == ","
+                if character == ",":
+                    # An element that is missing between two commas has a number of its own.
+                    number += 1
+                # The character itself is read in the next turn, as what follows an element.
                 state = "comma"
             elif state in ("first element", "element") and character not in ",]":
                 number += 1
                 data, problem = self._read_element()
                 state = "comma"
                 if problem is not None:
-                    problem += self._skip_to_element(1)
+                    # At least one character is skipped, or the faulty element would be found again.
+                    problem += self._skip_to_element(min_characters=1)
                     state = self._state_after_skip()
                 yield number, data, problem
             else:
                 problem = f"there is something else than the {state} that should be here"
-                problem += self._skip_to_element(0)
+                # The unexpected character may open an element itself, after a missing comma.
+                problem += self._skip_to_element(min_characters=0)
                 yield number + 1, b"", problem
                 state = self._state_after_skip()
         if state != "list":
@@ -81,7 +92,12 @@ class JsonArrayReader:
                 return self._buffer[self._position : self._position + 1]
 
     def _read_element(self) -> tuple[bytes, str | None]:
-        """Read the element at the current position: return its bytes, or what is wrong with it."""
+        """Read the element at the current position; return (bytes, None), or (b"", problem).
+
+        After a problem the position is unchanged.
+        """
+        # Decode what the buffer holds; as long as the element may be cut off by the end of the
+        # buffer, read more and decode again.
         while True:
             size = len(self._buffer) - self._position
             try:
@@ -101,8 +117,8 @@ class JsonArrayReader:
                 needs_more = end > len(self._buffer) - _END_MARGIN
             if needs_more and size > self._max_characters:
                 return b"", f"this element is longer than {self._max_characters >> 20} MB"
-            # The buffer doubles every time, so that an element of any size is decoded only a few
-            # times.
+            # The text doubles every time, so that an element of any size is decoded only a few
+            # times, up to one character more than is allowed.
             if needs_more and self._fill_buffer(min(size, self._max_characters + 1 - size)):
                 continue
             if problem:
@@ -113,7 +129,10 @@ class JsonArrayReader:
             return text.encode("utf-8", "surrogateescape"), None
 
     def _fill_buffer(self, min_characters: int = 1) -> bool:
-        """Drop the text before the position, append more; return False at the end of the file."""
+        """Drop the text before the position and append at least `min_characters` of the file.
+
+        Return whether anything was appended, which is False only at the end of the file.
+        """
         blocks = []
         while min_characters > 0 and (block := next(self._blocks, "")):
             blocks.append(block)
@@ -124,29 +143,38 @@ class JsonArrayReader:
         return bool(blocks)
 
     def _skip_to_element(self, min_characters: int) -> str:
-        """Skip to where an element opens, or to the end; return a message with what was skipped."""
+        """Skip at least `min_characters`, to where an element opens or to the end of the file.
+
+        Return the end of a message: how many characters are left out.
+        """
         self._remember_opening(self._position)
         opening = self._opening or _OPENING
         skipped = 0
-        start = self._position + min_characters
-        while (match := opening.search(self._buffer, start)) is None:
-            start = max(start, len(self._buffer) - _OPENING_OVERLAP)
-            skipped += start - self._position
-            self._position = start
+        search_start = self._position + min_characters
+        while (match := opening.search(self._buffer, search_start)) is None:
+            # Keep the last characters: an opening may begin in them and end in the next block.
+            search_start = max(search_start, len(self._buffer) - _OPENING_OVERLAP)
+            skipped += search_start - self._position
+            self._position = search_start
             if not self._fill_buffer():
                 break
-            start = 0
-        end = match.start() if match else len(self._buffer)
-        skipped += end - self._position
-        self._position = end
+            # Filling the buffer dropped the text before the position.
+            search_start = 0
+        skip_end = match.start() if match else len(self._buffer)
+        skipped += skip_end - self._position
+        self._position = skip_end
         if match is None:
             return f"; the {skipped:,} characters from here to the end of the file are left out"
         return f"; {skipped:,} characters are left out here" if skipped else ""
 
     def _state_after_skip(self) -> str:
+        """Return what comes next after `_skip_to_element`: an element, or nothing at the end."""
+        # At the end of the file "list" is the one state that does not report an unfinished list:
+        # the message about the skipped text says so already.
         return "element" if self._position < len(self._buffer) else "list"
 
     def _remember_opening(self, position: int) -> None:
-        """Remember how the first object of the list opens."""
+        """Remember how the first object of the list opens, if there is an object at `position`."""
         if self._opening is None and (first := _OPENING.match(self._buffer, position)):
-            self._opening = re.compile(r"\{[ \t\r\n]*" + re.escape(first[1]) + r"[ \t\r\n]*:")
+            first_key = re.escape(first[1])
+            self._opening = re.compile(r"\{[ \t\r\n]*" + first_key + r"[ \t\r\n]*:")

@@ -30,16 +30,15 @@ SOURCES = _discover_sources()
 
 
 def find_source(name: str) -> Source:
-    """Return a source by its name; `jsonl:FIELD` reads FIELD instead of `text`.
+    """Return the source called `name`; `jsonl:FIELD` is one that reads documents from FIELD.
 
-    Raises UserError if there is no such source.
+    Raises UserError if the name is unknown.
     """
     if name in SOURCES:
         return SOURCES[name]
-    base, _, field = name.partition(":")
-    if base == "jsonl" and field:
+    base_name, _, field = name.partition(":")
+    if base_name == "jsonl" and field:
         return jsonl_source(field)
     raise UserError(
-        f"--source {name}: there is no such source; there are {', '.join(SOURCES)} (and "
-        "jsonl:FIELD)"
+        f"--source {name}: unknown source; the sources are {', '.join(SOURCES)} (and jsonl:FIELD)"
     )

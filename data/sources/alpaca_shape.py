@@ -15,9 +15,10 @@ _QUESTION_FIELDS = ("system", "instruction", "input")
 
 
 def parse_alpaca(data: bytes) -> Conversation:
-    """Return the turns of the history and a last turn of instruction, input and output.
+    """Return the turns of the history, then one of the system text, instruction, input and output.
 
-    The last question is the system text, the instruction and the input, one line each.
+    The last question is the system text, the instruction and the input, one line each. Raises
+    SchemaError if a field is missing or not text.
     """
     row = parse_json_object(data)
     if not {"instruction", "input"} & row.keys():
@@ -28,16 +29,22 @@ def parse_alpaca(data: bytes) -> Conversation:
     for field in _QUESTION_FIELDS:
         if row.get(field) is not None:
             messages.append(("human", require_text(row, field)))
+    # Some copies of Belle call the answer `target`. Without either field, an error names `output`.
     answer_field = "target" if "target" in row and "output" not in row else "output"
     messages.append(("assistant", require_text(row, answer_field)))
+    # Consecutive messages of the human are joined there, one line each.
     return build_conversation(messages)
 
 
-def _parse_history(value: Any) -> list[Message]:
+def _parse_history(history: Any) -> list[Message]:
+    """Return the messages of `history`, a list of [question, answer] pairs or None.
+
+    Raises SchemaError if it is anything else.
+    """
     messages: list[Message] = []
-    if value is not None and not isinstance(value, list):
-        raise SchemaError(f"field 'history' is {type(value).__name__}, not a list")
-    for number, pair in enumerate(value or (), 1):
+    if history is not None and not isinstance(history, list):
+        raise SchemaError(f"field 'history' is {type(history).__name__}, not a list")
+    for number, pair in enumerate(history or (), 1):
         is_pair = isinstance(pair, list) and len(pair) == 2
         if not is_pair or not all(isinstance(text, str) for text in pair):
             raise SchemaError(f"history {number} is not a pair of texts, a question and its answer")
@@ -46,6 +53,7 @@ def _parse_history(value: Any) -> list[Message]:
 
 
 def _is_alpaca(row: dict[str, Any], is_list: bool) -> bool:
+    """Return whether a file with this first record is Alpaca rather than Belle or deepctrl."""
     # Belle and deepctrl are JSONL with a field `input` in every record.
     return is_list or "input" not in row
 

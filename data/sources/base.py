@@ -43,7 +43,7 @@ class Source:
     recognizes_file: Callable[[Path, bytes], bool] | None = None
 
     def iter_records(self, path: Path) -> Iterator[Record | SkippedRecord | BadRecord]:
-        """Yield the records of a native file, bad ones in their places."""
+        """Yield the records of a native file, with a BadRecord for each that cannot be read."""
         for raw in self.read(path, None):
             yield self.try_parse(raw)
 
@@ -56,17 +56,20 @@ class Source:
         except SchemaError as error:
             return BadRecord(raw.file, raw.line, _printable_reason(str(error)))
 
-    def require_hub(self, text: str) -> HubDataset:
-        """Return the hub dataset; raises UserError about the input `text` if there is none."""
+    def require_hub(self, hub_input: str) -> HubDataset:
+        """Return the hub dataset. Raises UserError about `hub_input` if the source has none."""
         if self.hub is None:
             raise UserError(
-                f"--input {text}: the source {self.name} is not on the hub; give its files"
+                f"--input {hub_input}: the source {self.name} is not on the hub; give its files"
             )
         return self.hub
 
 
 def _printable_reason(reason: str) -> str:
-    """Return a reason as one line, line ends and control characters of quoted text escaped."""
+    """Return a reason as one line of at most `MAX_REASON_CHARACTERS` characters before escaping.
+
+    Line ends and control characters, which quoted text may have, are escaped.
+    """
     characters = [
         character if character.isprintable() else repr(character)[1:-1]
         for character in reason[:MAX_REASON_CHARACTERS]
@@ -76,7 +79,7 @@ def _printable_reason(reason: str) -> str:
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:
-    """Parse one JSON object; raises SchemaError if the bytes are anything else."""
+    """Parse one JSON object. Raises SchemaError if the bytes are anything else."""
     import orjson
 
     try:
@@ -89,7 +92,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
 
 
 def require_text(row: dict[str, Any], field: str) -> str:
-    """Return a text field; raises SchemaError if it is missing or not text."""
+    """Return a text field. Raises SchemaError if it is missing or not text."""
     value = row.get(field)
     if isinstance(value, str):
         return value

@@ -9,17 +9,17 @@ from data.sources.dialogue import build_conversation, split_dialogue
 
 
 def parse_belle_0_8m(data: bytes) -> Conversation:
-    """Return the turns of `instruction`, the last question completed by `input`, and `output`.
+    """Return the turns of `instruction`, whose last question `input` continues, and `output`.
 
-    `output` is one reply even if it contains `Human:`. Raises SchemaError if `instruction` ends
-    with a reply.
+    `output` is the last answer; it is one reply even if it contains `Human:`. Raises SchemaError if
+    `instruction` ends with a reply, or if a field is missing or not text.
     """
     row = parse_json_object(data)
     messages = split_dialogue(require_text(row, "instruction"), alternating=True)
     if messages[-1][0] == "assistant":
         # `instruction` ends with an empty `Assistant:`, whose text is `output`.
-        _, text = messages.pop()
-        if text.strip():
+        _, last_reply = messages.pop()
+        if last_reply.strip():
             raise SchemaError("field 'instruction' ends with a reply, not with a question")
     if row.get("input") is not None:
         messages.append(("human", require_text(row, "input")))
@@ -28,6 +28,7 @@ def parse_belle_0_8m(data: bytes) -> Conversation:
 
 
 def _is_belle_0_8m(row: dict[str, Any], is_list: bool) -> bool:
+    """Return whether a file with this first record is Belle 0.8M rather than 0.5M."""
     return str(row.get("instruction", "")).startswith("Human:")
 
 

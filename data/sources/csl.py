@@ -34,23 +34,28 @@ _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 def is_csl_table(file_head: bytes) -> bool:
     """Return whether a file that begins with these bytes is a table of titles and abstracts.
 
-    The columns may be exchanged. A table with a column of repeated values is not: these are labels.
+    A table with exchanged columns is one too: the parser reports it. A table with a column of
+    repeated values is not, because these are labels.
     """
     text = file_head.decode("utf-8", "ignore")
     if _JSON_START.match(text):
         return False
-    columns = [line.split("\t") for line in text.split("\n") if line.strip()]
-    # The last line may be cut.
-    rows = columns[:-1] or columns
-    prompts = [row for row in rows if len(row) == 3 and _PROMPT.fullmatch(row[0])]
-    pairs = [row for row in rows if len(row) == 2 and all(cell.strip() for cell in row)]
-    has_labels = any(2 * len(set(column)) < len(pairs) for column in zip(*pairs, strict=True))
+    all_rows = [line.split("\t") for line in text.split("\n") if line.strip()]
+    # The last line of the head may be cut.
+    rows = all_rows[:-1] or all_rows
+    prompt_rows = [row for row in rows if len(row) == 3 and _PROMPT.fullmatch(row[0])]
+    pair_rows = [row for row in rows if len(row) == 2 and all(cell.strip() for cell in row)]
+    # Fewer distinct values than half the rows: the column has labels.
+    pair_columns = zip(*pair_rows, strict=True)
+    has_labels = any(2 * len(set(column)) < len(pair_rows) for column in pair_columns)
     # A few bad lines are left to the parser, which reports them.
-    enough = _MIN_MATCH_SHARE * len(rows)
-    return len(prompts) > enough or (len(pairs) > enough and not has_labels)
+    min_matches = _MIN_MATCH_SHARE * len(rows)
+    is_pair_table = len(pair_rows) > min_matches and not has_labels
+    return len(prompt_rows) > min_matches or is_pair_table
 
 
 def _is_csl_file(path: Path, file_head: bytes) -> bool:
+    """Return whether a file is CSL in a table; a name such as *.txt means plain text instead."""
     return not has_text_suffix(path) and is_csl_table(file_head)
 
 
@@ -65,7 +70,10 @@ def read_csl(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[Raw
 
 
 def parse_csl(data: bytes) -> Summary | SkippedRecord:
-    """Return the abstract and title of one record; a SkippedRecord for the authors' other tasks."""
+    """Return the abstract and title of one record, or a SkippedRecord for another task's prompt.
+
+    Raises SchemaError if the record fits none of the four schemas of CSL.
+    """
     if data.lstrip()[:1] == b"{":
         row = parse_json_object(data)
         if "content" in row:

@@ -18,11 +18,12 @@ _SPEAKER_PATTERN = re.compile(
 
 
 def build_conversation(messages: Iterable[Message], reference: str = "") -> Conversation:
-    """Return the turns of messages, their texts without surrounding white space.
+    """Return the conversation that messages form, without white space around their texts.
 
-    Consecutive messages of one speaker are joined, one line each. If the assistant speaks first,
-    the first question is empty. A last question without an answer is left out. Raises SchemaError
-    for an empty question or answer, and if there is no answer at all.
+    `reference` is the passage that the conversation is about, if there is one. Consecutive messages
+    of one speaker are joined, one line each. If the assistant speaks first, the first question is
+    empty. A last question without an answer is left out. Raises SchemaError for any other empty
+    question, for an empty answer, and if there is no answer at all.
     """
     merged_messages = _merge_messages(messages)
     if merged_messages and merged_messages[-1][0] == "human":
@@ -32,6 +33,7 @@ def build_conversation(messages: Iterable[Message], reference: str = "") -> Conv
     if not merged_messages:
         raise SchemaError("there are no messages")
     assistant_first = merged_messages[0][0] == "assistant"
+    # After merging, the speakers alternate: every second text is a question.
     texts = [text for _, text in merged_messages]
     if assistant_first:
         texts.insert(0, "")
@@ -54,10 +56,11 @@ def _merge_messages(messages: Iterable[Message]) -> list[Message]:
 
 
 def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
-    """Split a dialogue in one text at the speakers' names.
+    """Split a dialogue in one text at the speakers' names, `Human:` and `Assistant:`.
 
-    Raises SchemaError if the text does not begin with a name. If speakers are sure to alternate,
-    `alternating`, a name that would give one speaker two turns in a row is part of a quotation.
+    With `alternating`, for data whose speakers always alternate, a name that would give one speaker
+    two turns in a row is taken for part of a quotation and does not split the text. Raises
+    SchemaError if the text does not begin with a name.
     """
     matches = list(_SPEAKER_PATTERN.finditer(text))
     if not matches or text[: matches[0].start()].strip():
@@ -66,6 +69,7 @@ def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
         )
     if alternating:
         matches = _alternating_matches(matches)
+    # The text of a message ends where the next name begins.
     ends = [match.start() for match in matches[1:]] + [len(text)]
     return [
         (_match_speaker(match), text[match.end() : end])
@@ -74,24 +78,28 @@ def split_dialogue(text: str, *, alternating: bool = False) -> list[Message]:
 
 
 def _match_speaker(match: re.Match[str]) -> Speaker:
+    """Return the speaker whose name a match of `_SPEAKER_PATTERN` has."""
     return "human" if match[1].lower() == "human" else "assistant"
 
 
 def _alternating_matches(matches: list[re.Match[str]]) -> list[re.Match[str]]:
-    """Return the names that begin a turn, so that speakers alternate."""
+    """Return the matches of names that begin a message, so that speakers alternate."""
     alternating: list[re.Match[str]] = []
     for match in matches:
         if not alternating or _match_speaker(alternating[-1]) != _match_speaker(match):
             alternating.append(match)
         elif _match_speaker(match) == "human" and len(alternating) > 1:
             # Of two `Human:` in a row the first is part of the reply before it: replies quote
-            # dialogues more often than questions do.
+            # dialogues more often than questions do. The first message has no reply before it.
             alternating[-1] = match
     return alternating
 
 
 def resolve_speaker(role: Any, roles: dict[str, Speaker], number: int) -> Speaker:
-    """Return the speaker of a role; raises SchemaError for any other role, such as a tool."""
+    """Return the speaker that `roles` has for the role of message `number`.
+
+    Raises SchemaError for any other role, such as a tool.
+    """
     if not isinstance(role, str) or role not in roles:
         raise SchemaError(
             f"message {number} is from {role!r}; a conversation of two has {', '.join(roles)}"

@@ -48,50 +48,58 @@ def _is_lcsts_file(path: Path, file_head: bytes) -> bool:
 
 
 def read_lcsts(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield the documents of a native file with their first lines, or the records of another."""
+    """Yield the documents of a pseudo-XML file, or the records of any other file, such as JSONL."""
     if read_head(path).lstrip().startswith(b"<"):
         return _read_documents(path, on_bytes_read)
     return read_records(path, on_bytes_read)
 
 
 def _read_documents(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield a raw record for every <doc>, a bad one for an unclosed <doc> and text outside of one.
+    """Yield a RawRecord for every <doc>, a BadRecord for an unclosed one or text outside of any.
 
-    `start` is the line on which the open <doc> begins, 0 between two of them. `is_outside` is set
-    while a text outside of any <doc>, which may have many lines, has been reported.
+    A text outside of any <doc> is reported once, however many lines it has.
     """
     name = str(path)
-    parts: list[bytes] = []
-    start = size = 0
-    is_outside = False
+    # The line on which the open <doc> begins, counted from 1; 0 while none is open.
+    doc_line = 0
+    doc_parts: list[bytes] = []
+    doc_bytes = 0
+    # Whether the text outside of any <doc>, in which the reader is, has been reported.
+    outside_reported = False
     for number, line, problem in read_numbered_lines(path, on_bytes_read):
         if problem is not None:
-            yield BadRecord(name, start or number, problem)
-            start, is_outside = 0, True
+            # The rest of an open <doc> is then outside of any, and has been reported with it.
+            yield BadRecord(name, doc_line or number, problem)
+            doc_line, outside_reported = 0, True
             continue
-        for piece in _DOC_BOUNDARY.split(line):
-            if piece.startswith(_DOC_START):
-                if start:
-                    yield BadRecord(name, start, _UNCLOSED_PROBLEM)
-                start, parts, size, is_outside = number, [], 0, False
-            if start:
-                parts.append(piece)
-                size += len(piece)
-                if piece.endswith(_DOC_END):
-                    yield RawRecord(name, start, b"".join(parts))
-                    start = 0
-                elif size > MAX_LINE_BYTES:
-                    yield BadRecord(name, start, _UNCLOSED_PROBLEM)
-                    start, parts, is_outside = 0, [], True
-            elif piece.strip() and not is_outside:
+        for part in _DOC_BOUNDARY.split(line):
+            if part.startswith(_DOC_START):
+                if doc_line:
+                    yield BadRecord(name, doc_line, _UNCLOSED_PROBLEM)
+                doc_line, doc_parts, doc_bytes = number, [], 0
+                outside_reported = False
+            if doc_line:
+                doc_parts.append(part)
+                doc_bytes += len(part)
+                if part.endswith(_DOC_END):
+                    yield RawRecord(name, doc_line, b"".join(doc_parts))
+                    doc_line = 0
+                elif doc_bytes > MAX_LINE_BYTES:
+                    # Without a limit an unclosed <doc> would hold the rest of the file in memory.
+                    yield BadRecord(name, doc_line, _UNCLOSED_PROBLEM)
+                    doc_line, doc_parts, outside_reported = 0, [], True
+            elif part.strip() and not outside_reported:
                 yield BadRecord(name, number, "there is text outside of any <doc>")
-                is_outside = True
-    if start:
-        yield BadRecord(name, start, _UNCLOSED_PROBLEM)
+                outside_reported = True
+    if doc_line:
+        yield BadRecord(name, doc_line, _UNCLOSED_PROBLEM)
 
 
 def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
-    """Return the article and headline of one record; a SkippedRecord if its label is below 3."""
+    """Return the article and headline of one record, or a SkippedRecord if its label is below 3.
+
+    Raises SchemaError if article or headline is missing, or if the label is not from 1 to 5.
+    """
     if not data.lstrip().startswith(b"<"):
         row = parse_json_object(data)
         return build_summary(require_text(row, "text"), require_text(row, "summary"))
@@ -105,6 +113,7 @@ def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
         raise SchemaError("there is no <short_text> in this <doc>")
     if title is None:
         raise SchemaError("there is no <summary> in this <doc>")
+    # Checked before the label, so that a bad record is reported whatever its label.
     summary = build_summary(article, title)
     if label is not None and int(label) < MIN_LABEL:
         return SkippedRecord(f"label below {MIN_LABEL}")
@@ -112,15 +121,16 @@ def parse_lcsts(data: bytes) -> Summary | SkippedRecord:
 
 
 def _tag_text(text: str, tag: str) -> str | None:
-    """Return the text between two tags without layout, or None without tags.
+    """Return the text between <tag> and </tag> without white space around it, or None without tags.
 
-    Raises SchemaError if the tags are not exactly one pair.
+    Raises SchemaError if the tags are not exactly one pair in this order.
     """
     counts = (text.count(f"<{tag}>"), text.count(f"</{tag}>"))
     if counts == (0, 0):
         return None
-    content, end, _ = text.partition(f"<{tag}>")[2].partition(f"</{tag}>")
-    if counts != (1, 1) or not end:
+    _, _, after_start = text.partition(f"<{tag}>")
+    content, end_tag, _ = after_start.partition(f"</{tag}>")
+    if counts != (1, 1) or not end_tag:
         raise SchemaError(f"there is not one whole <{tag}> in this <doc>")
     return content.strip(_WHITESPACE)
 

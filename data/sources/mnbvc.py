@@ -13,19 +13,24 @@ def parse_mnbvc(data: bytes) -> Document:
     """Return the paragraphs (段落) of one article in the order of line numbers (行号), one a line.
 
     Paragraphs flagged as repeated (是否重复) stay: an article without its refrain or its heading is
-    incomplete. Deduplication drops whole documents that repeat.
+    incomplete. Deduplication drops whole documents that repeat. Raises SchemaError if the record
+    has no paragraphs, or one without text.
     """
     row = parse_json_object(data)
     if "段落" not in row:
         raise SchemaError(
             f"there is no field '段落' of MNBVC's general schema; there are: {list_keys(row)}"
         )
-    paragraphs = sorted(_parse_paragraphs(row["段落"]), key=lambda item: item[0])
-    return Document("\n".join(text for _, text in paragraphs if text.strip()))
+    numbered_paragraphs = sorted(_parse_paragraphs(row["段落"]), key=lambda item: item[0])
+    return Document("\n".join(text for _, text in numbered_paragraphs if text.strip()))
 
 
 def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
-    """Return (line number, text) of every paragraph; without a number its position counts."""
+    """Return (line number, text) of every paragraph in the field 段落.
+
+    The line number is 行号 or, where that is missing, the paragraph's position; the text is 内容.
+    Raises SchemaError if a paragraph has no text.
+    """
     if isinstance(value, dict):
         # The hub's tables turn a list of objects into an object of lists.
         numbers, texts = value.get("行号"), value.get("内容")

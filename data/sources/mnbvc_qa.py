@@ -11,8 +11,9 @@ from data.sources.mnbvc import HUB_FILES
 def parse_mnbvc_qa(data: bytes) -> Document:
     """Return question, details, answer, details (问, 问题明细, 答, 回答明细), one line each.
 
-    Some releases have the details in 元数据, others beside 问 and 答. Empty details are left out;
-    details that repeat their question or answer replace it.
+    Some releases have the details in 元数据, others beside 问 and 答. Details that their question
+    or answer contains are left out; details that begin with it replace it. Raises SchemaError if
+    question and answer are missing or both empty.
     """
     row = parse_json_object(data)
     metadata = row.get("元数据")
@@ -22,6 +23,7 @@ def parse_mnbvc_qa(data: bytes) -> Document:
     for field, detail_field in (("问", "问题明细"), ("答", "回答明细")):
         text = require_text(row, field).strip()
         detail = _optional_text(metadata, detail_field) or _optional_text(row, detail_field)
+        # True also for empty details.
         if detail in text:
             parts.append(text)
         elif detail.startswith(text):
@@ -35,6 +37,7 @@ def parse_mnbvc_qa(data: bytes) -> Document:
 
 
 def _optional_text(row: dict[str, Any], field: str) -> str:
+    """Return the stripped text of a field, or "" if it is missing or null."""
     return require_text(row, field).strip() if row.get(field) is not None else ""
 
 

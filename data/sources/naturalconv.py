@@ -8,10 +8,11 @@ _SPEAKERS: tuple[Speaker, Speaker] = ("human", "assistant")
 
 
 def parse_naturalconv(data: bytes) -> Conversation:
-    """Return the utterances as turns; the human speaks first if their number is even.
+    """Return the utterances as turns of a human and an assistant, who speaks last.
 
-    The assistant thus always speaks last, and no utterance is left out. Raises SchemaError for an
-    utterance that is empty or not text.
+    The data set does not name its speakers. The human therefore speaks first if the number of
+    utterances is even, the assistant if it is odd, so that no utterance is left out. Raises
+    SchemaError for an utterance that is empty or not text.
     """
     row = parse_json_object(data)
     utterances = row.get("content")
@@ -24,6 +25,7 @@ def parse_naturalconv(data: bytes) -> Conversation:
     for number, text in enumerate(utterances, 1):
         if not isinstance(text, str):
             raise SchemaError(f"utterance {number} is {type(text).__name__}, not text")
+    # An index of `_SPEAKERS`: 0 is the human.
     first_speaker = len(utterances) % 2
     return build_conversation(
         (_SPEAKERS[(first_speaker + index) % 2], text) for index, text in enumerate(utterances)

@@ -17,9 +17,9 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 
 
 def parse_openai(data: bytes) -> Conversation:
-    """Return the messages as turns, a system text before the first question.
+    """Return the messages as turns; a system text becomes the beginning of the first question.
 
-    Raises SchemaError for tool calls and for content other than text.
+    Raises SchemaError for tool calls, for content other than text, and for unknown roles.
     """
     raw_messages = parse_json_object(data).get("messages")
     if not isinstance(raw_messages, list):
@@ -38,21 +38,25 @@ def parse_openai(data: bytes) -> Conversation:
 
 
 def _message_text(content: Any, number: int) -> str:
-    """Return the text of a message: a string, or parts of the type `text`, one line each."""
+    """Return the text of message `number`: a string, or parts of the type `text`, one line each.
+
+    Raises SchemaError for anything else, such as an image.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise SchemaError(f"message {number} has no text in 'content'")
     texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise SchemaError(f"message {number} has a part that is not text ({kind!r})")
+        part_type = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if part_type != "text" or not isinstance(part.get("text"), str):
+            raise SchemaError(f"message {number} has a part that is not text ({part_type!r})")
         texts.append(part["text"])
     return "\n".join(texts)
 
 
 def _has_messages(row: dict[str, Any], is_list: bool) -> bool:
+    """Return whether the first record of a file has `messages` that are a list."""
     return isinstance(row.get("messages"), list)
 
 

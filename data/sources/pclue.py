@@ -6,7 +6,7 @@ from data.sources.dialogue import build_conversation
 
 
 def parse_pclue(data: bytes) -> Conversation:
-    """Return prompt and target as one turn; the prompt contains the `answer_choices`."""
+    """Return `input` and `target` as one turn; `input` names the `answer_choices` already."""
     row = parse_json_object(data)
     return build_conversation(
         [("human", require_text(row, "input")), ("assistant", require_text(row, "target"))]

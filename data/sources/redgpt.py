@@ -6,7 +6,10 @@ from data.sources.dialogue import build_conversation, split_dialogue
 
 
 def parse_redgpt(data: bytes) -> Conversation:
-    """Return the turns of the dialogue and the reference; raises SchemaError without either."""
+    """Return the turns of the dialogue and the reference.
+
+    Raises SchemaError if either is missing or empty.
+    """
     row = parse_json_object(data)
     reference = require_text(row, "reference")
     if not reference.strip():

@@ -18,9 +18,10 @@ SPEAKER_BY_ROLE: dict[str, Speaker] = {
 
 
 def parse_sharegpt(data: bytes) -> Conversation:
-    """Return the messages as turns, a system text before the first question.
+    """Return the messages as turns; a system text becomes the beginning of the first question.
 
-    Raises SchemaError for any other role, such as a tool.
+    Raises SchemaError for roles other than human, assistant and system, such as a tool, and for a
+    message without text.
     """
     row = parse_json_object(data)
     raw_messages = row.get("conversations")
@@ -43,6 +44,7 @@ def parse_sharegpt(data: bytes) -> Conversation:
 
 
 def _has_conversations(row: dict[str, Any], is_list: bool) -> bool:
+    """Return whether the first record of a file has `conversations` that are a list."""
     return isinstance(row.get("conversations"), list)
 
 

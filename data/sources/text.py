@@ -12,15 +12,15 @@ CHUNK_BYTES = 3 << 20
 
 
 def read_text_file(path: Path, on_bytes_read: ProgressCallback | None) -> Iterator[RawItem]:
-    """Yield a file as one record, a file beyond `CHUNK_BYTES` as several, split at blank lines.
+    """Yield a file as one record, or a file larger than `CHUNK_BYTES` as several.
 
-    No book, whatever its size, is ever one string in memory.
+    A large file is split at blank lines, so that no book is one string in memory.
     """
     return read_chunks(path, CHUNK_BYTES, on_bytes_read)
 
 
 def parse_text(data: bytes) -> Document:
-    """Return the text of a chunk; raises SchemaError if it is not UTF-8."""
+    """Return the text of a chunk. Raises SchemaError if it is not UTF-8."""
     try:
         return Document(data.decode("utf-8"))
     except UnicodeDecodeError as error:

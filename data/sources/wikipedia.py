@@ -64,10 +64,11 @@ def simplified_converter() -> Any:
 
 
 def build_article(title: str, text: str) -> Document:
-    """Return an article in simplified characters without markup, the title as first line once."""
+    """Return an article in simplified characters without markup, with its title as first line."""
     convert = simplified_converter().convert
     title = convert(title).strip()
     text = convert(text).strip()
+    # Some texts begin with the title already, which must not stand there twice.
     first_line, _, rest = text.partition("\n")
     if first_line.strip() == title:
         text = rest
@@ -81,6 +82,7 @@ def strip_markup(text: str) -> str:
     That is templates, links, image lines, references, empty parentheses and trailing headings
     without text. LaTeX in braces stays.
     """
+    # The tests for a substring spare most texts most of the patterns, which are slow.
     if "-{" in text:
         text = _VARIANT.sub(lambda match: _resolve_variant(match[1]), text)
     if "{{" in text:
@@ -108,23 +110,29 @@ def strip_markup(text: str) -> str:
 
 
 def _resolve_variant(body: str) -> str:
-    # -{zh-hans:计算机; zh-hant:電腦}- has a wording for each region; -{原文}- protects its content.
+    """Return the text for mainland China of a language-variant markup, given without its braces.
+
+    -{zh-hans:计算机; zh-hant:電腦}- has a wording for each region; -{原文}- protects its content.
+    """
     choices = dict(part.split(":", 1) for part in body.split(";") if ":" in part)
-    wordings = {key.strip(): value.strip() for key, value in choices.items()}
-    for key in ("zh-cn", "zh-hans", "zh-sg", "zh"):
-        if key in wordings:
-            return wordings[key]
-    if wordings and all(key.startswith("zh") for key in wordings):
+    wordings = {variant.strip(): wording.strip() for variant, wording in choices.items()}
+    for variant in ("zh-cn", "zh-hans", "zh-sg", "zh"):
+        if variant in wordings:
+            return wordings[variant]
+    # Wordings for other regions only: the first is better than the markup.
+    if wordings and all(variant.startswith("zh") for variant in wordings):
         return next(iter(wordings.values()))
+    # Protected content, in which a colon may be part of the text.
     return body
 
 
 def _link_text(body: str) -> str:
+    """Return the visible text of [[body]]: what follows `|`, or "" for files and categories."""
     return "" if _NON_TEXT_NAMESPACE.match(body) else body.rpartition("|")[2]
 
 
 def parse_wikipedia(data: bytes) -> Document:
-    """Return the article of one row; raises SchemaError if it has no text."""
+    """Return the article of one row. Raises SchemaError if it has no text or a bad title."""
     row = parse_json_object(data)
     text = require_text(row, "text")
     title = row.get("title", "")
@@ -134,6 +142,7 @@ def parse_wikipedia(data: bytes) -> Document:
 
 
 def _is_wiki_zh_2019(row: dict[str, Any], is_list: bool) -> bool:
+    """Return whether the first record of a file is of wiki_zh_2019: its text repeats the title."""
     return str(row.get("text")).startswith(f"{row.get('title')}\n")
 
 

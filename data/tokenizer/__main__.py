@@ -28,33 +28,37 @@ def main() -> None:
         print(_format_help())
         return
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        problem = f"{command}: there is no such command" if command else "no command is given"
+        close_matches = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"the commands are {', '.join(COMMANDS)}"
+        if close_matches:
+            hint = f"did you mean {close_matches[0]}?"
+        problem = f"unknown command {command}" if command else "no command is given"
         raise UserError(f"{problem}; {hint}")
     schema, description = COMMANDS[command]
     options = parse_options(
         schema, sys.argv[2:], name=f"data.tokenizer {command}", description=description
     )
-    # After the options: the help and their mistakes need not wait for SentencePiece and NumPy.
+    # Imported here so that --help and invalid options answer without loading SentencePiece and
+    # NumPy.
     from data.tokenizer import commands
 
-    run: dict[str, Callable[[Any], None]] = {
+    functions: dict[str, Callable[[Any], None]] = {
         "train": commands.run_train,
         "import": commands.run_import,
         "export": commands.run_export,
         "inspect": commands.run_inspect,
     }
-    run[command](options)
+    functions[command](options)
 
 
 def _format_help() -> str:
-    lines = [f"  {name:8} {description}" for name, (_, description) in COMMANDS.items()]
+    """Return the help: usage, the commands with their descriptions, and examples."""
+    command_lines = [f"  {name:8} {description}" for name, (_, description) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: python -m data.tokenizer COMMAND [--option value] ...",
             "",
-            *lines,
+            *command_lines,
             "",
             "python -m data.tokenizer COMMAND --help lists the options of a command.",
             "",

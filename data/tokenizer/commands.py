@@ -25,11 +25,10 @@ from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer, read
 
 
 def run_train(options: TrainOptions) -> None:
-    """Learn a vocabulary from text and write the tokenizer."""
-    texts = read_texts(
-        resolve_source_files(list(options.input) or sample_text_inputs(), options.source)
-    )
-    serialized = train_bpe(
+    """Train a tokenizer on text, by default on that of the sample, and write it."""
+    inputs = list(options.input) or sample_text_inputs()
+    texts = read_texts(resolve_source_files(inputs, options.source))
+    serialized_model = train_bpe(
         texts,
         vocabulary_size=options.vocabulary,
         max_piece_characters=options.longest,
@@ -38,21 +37,21 @@ def run_train(options: TrainOptions) -> None:
         max_sentences=options.sentences,
         seed=options.seed,
     )
-    tokenizer = SentencePieceTokenizer(serialized)
-    write_atomic(options.out / TOKENIZER_FILE, serialized)
+    tokenizer = SentencePieceTokenizer(serialized_model)
+    write_atomic(options.out / TOKENIZER_FILE, serialized_model)
     print(
         f"{options.out / TOKENIZER_FILE}: {tokenizer.vocab_size} ids, fingerprint "
         f"{tokenizer.fingerprint[:16]}"
     )
     if tokenizer.vocab_size % 64:
-        print("a multiple of 64 ids makes the model's vocabulary tables faster on a GPU")
+        print("a multiple of 64 ids makes a model's embedding and LM head faster on a GPU")
 
 
 def run_import(options: ImportOptions) -> None:
-    """Write a stock SentencePiece model as a tokenizer of this project."""
-    serialized, changes = read_normalized_model(options.input)
-    tokenizer = SentencePieceTokenizer(serialized)
-    write_atomic(options.out / TOKENIZER_FILE, serialized)
+    """Normalize a stock SentencePiece model, write it, and print what was changed."""
+    serialized_model, changes = read_normalized_model(options.input)
+    tokenizer = SentencePieceTokenizer(serialized_model)
+    write_atomic(options.out / TOKENIZER_FILE, serialized_model)
     print(
         f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint "
         f"{tokenizer.fingerprint[:16]}"
@@ -63,7 +62,10 @@ def run_import(options: ImportOptions) -> None:
 
 
 def run_export(options: ExportOptions) -> None:
-    """Write the files of a tokenizer for transformers."""
+    """Write the files of a tokenizer for transformers.
+
+    Raises UserError for an imported tokenizer, which belongs to a model.
+    """
     tokenizer = load_tokenizer(options.tokenizer)
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
@@ -75,40 +77,43 @@ def run_export(options: ExportOptions) -> None:
 
 
 def run_inspect(options: InspectOptions) -> None:
-    """Print the size, the special ids and the compression of a tokenizer."""
+    """Print the size, the special ids, the fingerprint and the compression of a tokenizer."""
     tokenizer = load_tokenizer(options.tokenizer)
-    kinds = Counter(piece.kind for piece in tokenizer.pieces)
+    kind_counts = Counter(piece.kind for piece in tokenizer.pieces)
     special_pieces = [
-        (index, piece.text)
-        for index, piece in enumerate(tokenizer.pieces)
+        f"{piece.text} {id_}"
+        for id_, piece in enumerate(tokenizer.pieces)
         if piece.kind in (UNKNOWN, CONTROL)
     ]
     print(
-        f"{tokenizer.vocab_size} ids: {kinds[NORMAL]} pieces, {kinds[BYTE]} bytes, {kinds[UNUSED]} "
-        "unused"
+        f"{tokenizer.vocab_size} ids: {kind_counts[NORMAL]} pieces, {kind_counts[BYTE]} bytes, "
+        f"{kind_counts[UNUSED]} unused"
     )
-    print(f"specials: {', '.join(f'{text} {index}' for index, text in special_pieces)}")
+    print(f"specials: {', '.join(special_pieces)}")
     print(f"fingerprint: {tokenizer.fingerprint}")
     if options.text is not None:
         ids = tokenizer.encode(options.text)
-        print(" ".join(f"{tokenizer.pieces[index].text}:{index}" for index in ids))
+        print(" ".join(f"{tokenizer.pieces[id_].text}:{id_}" for id_ in ids))
         _print_compression(tokenizer, [options.text])
     if options.input:
-        _print_compression(
-            tokenizer, read_texts(resolve_source_files(list(options.input), options.source))
-        )
+        source_files = resolve_source_files(list(options.input), options.source)
+        _print_compression(tokenizer, read_texts(source_files))
 
 
 def _print_compression(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
-    """Print characters per token, and the share of tokens that are single bytes but line ends."""
+    """Print characters per token, and the share of tokens that are single bytes.
+
+    A line end, which is always the byte <0x0A>, does not count as a single byte.
+    """
     num_characters = num_tokens = num_byte_tokens = 0
     is_byte = [piece.kind == BYTE and piece.text != "<0x0A>" for piece in tokenizer.pieces]
+    # Texts are encoded 1,000 at a time: in parallel, and in memory that does not grow.
     texts = iter(texts)
     while batch := list(itertools.islice(texts, 1000)):
         for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
             num_characters += len(text)
             num_tokens += len(ids)
-            num_byte_tokens += sum(is_byte[index] for index in ids)
+            num_byte_tokens += sum(is_byte[id_] for id_ in ids)
     characters_per_token = num_characters / max(num_tokens, 1)
     byte_share = num_byte_tokens / max(num_tokens, 1)
     print(

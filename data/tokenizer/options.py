@@ -42,7 +42,7 @@ class TrainOptions(Options):
         1_000_000,
         ge=1,
         le=1 << 40,
-        description="learn from a random sample of at most so many lines, which bounds memory",
+        description="train on a random sample of at most this many lines, which bounds memory",
     )
     seed: int = Field(0, description="seed of that sample")
 

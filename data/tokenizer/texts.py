@@ -16,15 +16,17 @@ from data.sources import SOURCES, find_source
 from data.sources.base import SchemaError, Source
 from data.usable_records import UsableRecords
 
+# The tags of LCSTS's pseudo-XML, such as <doc id=0> and </summary>.
 _TAG = re.compile(r"</?[a-z_]+(?: id=\d+)?>")
+# Files of the sample's dev and test splits; LCSTS calls them PART_II and PART_III.
 _HELD_OUT_FILE = re.compile(r"\btest\.|\bdev\.|PART_II+\.")
 
 
 def parse_strings(data: bytes) -> Document:
-    """Return every string of a JSON value, or every column of a line that is not JSON.
+    """Return the strings of a JSON value, or the columns of a line that is not JSON, one a line.
 
     Tags are dropped, and so are strings of ASCII alone: in Chinese data they are ids, types and
-    URLs.
+    URLs. Raises SchemaError if the JSON is nested too deeply.
     """
     try:
         strings = list(_iter_strings(orjson.loads(data)))
@@ -37,6 +39,7 @@ def parse_strings(data: bytes) -> Document:
 
 
 def _iter_strings(value: Any) -> Iterator[str]:
+    """Yield every string within a parsed JSON value; keys of objects are not included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
@@ -54,6 +57,8 @@ STRINGS_SOURCE = Source(
 def sample_text_inputs() -> list[str]:
     """Return `[SOURCE=]PATH` of every training file of the sample, without dev and test splits."""
     folders = [SAMPLE_PRETRAIN_FOLDER.with_name(name) for name in ("sft", "summary")]
+    # Pretraining files are read by the source that each is recognized for; of conversations and
+    # summaries all strings are read, whatever their schema.
     inputs = [str(SAMPLE_PRETRAIN_FOLDER)]
     for file in expand_inputs(list(map(str, folders))):
         if not _HELD_OUT_FILE.search(file.name):
@@ -66,28 +71,35 @@ def resolve_source_files(
 ) -> list[tuple[Source, Path]]:
     """Return (source, file) for every file of `[SOURCE=]PATH` inputs.
 
-    Inputs that name no source have the default one, or else the one that reads the file. Raises
-    UserError for an unknown source or path.
+    An input without SOURCE= is read by the default source; without a default, each of its files is
+    read by the source that it is recognized for. Raises UserError for an unknown source or path.
     """
     source_files = []
-    for text in inputs:
-        source, path = _split_source(text)
+    for input_ in inputs:
+        input_source, path = _split_source(input_)
         for file in expand_inputs([path]):
-            name = source or default_source or detect_source([file])
-            is_strings = name == STRINGS_SOURCE.name
-            source_files.append((STRINGS_SOURCE if is_strings else find_source(name), file))
+            name = input_source or default_source or detect_source([file])
+            # `strings` is a source of this command only and not registered in `data.sources`.
+            source = STRINGS_SOURCE if name == STRINGS_SOURCE.name else find_source(name)
+            source_files.append((source, file))
     return source_files
 
 
-def _split_source(text: str) -> tuple[str | None, str]:
-    """Split `SOURCE=PATH`; a prefix that is not a source is part of the path."""
-    prefix, equals, path = text.partition("=")
+def _split_source(input_: str) -> tuple[str | None, str]:
+    """Split `SOURCE=PATH` into source and path.
+
+    The source is None if there is none; a prefix that is not a source is part of the path.
+    """
+    prefix, equals, path = input_.partition("=")
     is_source = prefix in SOURCES or prefix == STRINGS_SOURCE.name or prefix.startswith("jsonl:")
-    return (prefix, path) if equals and is_source else (None, text)
+    return (prefix, path) if equals and is_source else (None, input_)
 
 
 def read_texts(source_files: list[tuple[Source, Path]]) -> Iterator[str]:
-    """Yield the plain text of every record; raises UserError at the end if too many are bad."""
+    """Yield the plain text of every record, with a progress bar.
+
+    Raises UserError after the last record if more than `MAX_BAD_SHARE` of them are unreadable.
+    """
     total_bytes = sum(path.stat().st_size for _, path in source_files)
     with progress_bar("reading", total=total_bytes, unit="B") as bar:
         records = UsableRecords(

@@ -24,14 +24,15 @@ def train_bpe(
     max_sentences: int,
     seed: int,
 ) -> bytes:
-    """Return the normalized bytes of a BPE model with exactly `vocabulary_size` ids.
+    """Train a SentencePiece BPE model; return its serialized bytes, normalized.
 
-    Pieces have at most `max_piece_characters` characters. The most frequent characters, which make
-    up the share `character_coverage` of the texts, get ids, and with `include_common_characters`
-    also those of `common_chinese_text`, present or not. Digits and `：` are pieces of their own;
-    line ends and rare characters are encoded as bytes. Of more than `max_sentences` lines a random
-    sample of that many is used, which bounds memory. Raises UserError if the texts do not support
-    such a vocabulary.
+    The model has exactly `vocabulary_size` ids, for pieces of at most `max_piece_characters`
+    characters. The most frequent characters, which make up the share `character_coverage` of the
+    texts, get ids, and with `include_common_characters` also those of `common_chinese_text`,
+    whether the texts have them or not. Digits and `：` are pieces of their own; line ends and rare
+    characters are encoded as bytes. If the texts have more than `max_sentences` segments, the model
+    is trained on a random sample of that many, which bounds memory. Raises UserError if the texts
+    do not support such a vocabulary.
     """
     import sentencepiece
 
@@ -58,53 +59,68 @@ def train_bpe(
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             max_sentence_length=8 * _MAX_SEGMENT_CHARACTERS,
-            # Its own sampling cannot be seeded; the number of threads is written into the model.
+            # No sampling by SentencePiece, which cannot be seeded.
             input_sentence_size=0,
             shuffle_input_sentence=False,
+            # The number of threads is written into the model: it must not depend on the machine.
             num_threads=1,
+            # Fatal errors only.
             minloglevel=3,
         )
     except RuntimeError as error:
         raise UserError(_training_error_message(str(error), vocabulary_size)) from None
-    return normalize_model(model_buffer.getvalue(), "the trained model")[0]
+    normalized_model, _changes = normalize_model(model_buffer.getvalue(), "the trained model")
+    return normalized_model
 
 
 def common_chinese_text() -> str:
     """Return ASCII, punctuation and the 3,755 common characters of GB 2312's first level."""
-    ascii_ = "".join(map(chr, range(0x21, 0x7F)))
+    ascii_characters = "".join(map(chr, range(0x21, 0x7F)))
     punctuation = "、。·ˉ—～…‘’“”〔〕〈〉《》「」『』【】×÷°℃！（），－．／：；？　"
-    rows = (
+    # In EUC-CN, which Python calls gb2312, a character is two bytes: row and cell of the standard's
+    # table, each plus 0xA0. The first level is rows 16 to 55; the last row ends after cell 89.
+    encoded_characters = (
         bytes([row, cell])
         for row in range(0xB0, 0xD8)
         for cell in range(0xA1, 0xFF if row < 0xD7 else 0xFA)
     )
-    return ascii_ + punctuation + b"".join(rows).decode("gb2312")
+    return ascii_characters + punctuation + b"".join(encoded_characters).decode("gb2312")
 
 
 def split_segments(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the segments of texts that a piece cannot cross.
+    """Split texts into segments; no piece of the vocabulary spans two segments.
 
-    These are lines, split around `：` and after `_MAX_SEGMENT_CHARACTERS` characters.
+    Segments are lines, split further before and after `：`, so that it is always a token of its
+    own, and every `_MAX_SEGMENT_CHARACTERS` characters.
     """
     for text in texts:
+        # The capturing group keeps `：` as a segment, and gives None where a line end splits.
         for segment in re.split(f"\n|({_ISOLATED_CHARACTER})", text):
-            for start in range(0, len(segment or ""), _MAX_SEGMENT_CHARACTERS):
+            if segment is None:
+                continue
+            for start in range(0, len(segment), _MAX_SEGMENT_CHARACTERS):
                 yield segment[start : start + _MAX_SEGMENT_CHARACTERS]
 
 
 def reservoir_sample(items: Iterable[str], limit: int, rng: random.Random) -> list[str]:
     """Return a uniform random sample of at most `limit` items (Vitter 1985, algorithm R)."""
     reservoir: list[str] = []
-    for number, item in enumerate(items):
-        if number < limit:
+    for index, item in enumerate(items):
+        if index < limit:
             reservoir.append(item)
-        elif (place := rng.randrange(number + 1)) < limit:
-            reservoir[place] = item
+            continue
+        # Item `index` is kept with probability limit / (index + 1), in place of a random other one.
+        slot = rng.randrange(index + 1)
+        if slot < limit:
+            reservoir[slot] = item
     return reservoir
 
 
 def _training_error_message(message: str, vocabulary_size: int) -> str:
-    """Translate SentencePiece's message about a vocabulary that is too large or too small."""
+    """Return the message for the user about an error `message` of SentencePiece's trainer.
+
+    It names the largest or smallest possible vocabulary if SentencePiece's message does.
+    """
     option = f"--vocabulary {vocabulary_size}"
     maximum = re.search(r"too high .*<= (\d+)", message)
     if maximum:
@@ -112,6 +128,7 @@ def _training_error_message(message: str, vocabulary_size: int) -> str:
             f"{option}: this text supports at most {maximum[1]} ids; ask for fewer or give more "
             "text"
         )
+    # SentencePiece compares the size with the number of ids that it needs at least.
     minimum = re.search(rf"{vocabulary_size} vs (\d+)", message)
     if minimum:
         return (

@@ -235,7 +235,7 @@ def test_every_kind_has_both_halves() -> None:
 
 def test_a_missing_half_is_reported(corrections: ModuleType, tmp_path: Path) -> None:
     """Prevents a traceback of the import system for a kind without its second file."""
-    with pytest.raises(UserError, match="no kind of records called 'nothing'"):
+    with pytest.raises(UserError, match="unknown kind of records 'nothing'"):
         find_kind("nothing")
     (tmp_path / "evaluate.kinds" / "corrections.py").unlink()
     with pytest.raises(UserError, match=r"no evaluate\.kinds\.corrections"):

@@ -134,7 +134,7 @@ def test_files_and_their_shard_set_score_equally(
         ),
         (
             ["--checkpoint", "CHECKPOINT", "--source", "nonsense", "--input", "README.md"],
-            "there is no such source",
+            "unknown source",
         ),
         (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
         (

@@ -160,7 +160,7 @@ def test_no_name_lists_corpora_with_size_and_license(capsys: pytest.CaptureFixtu
         (["wikpedia"], "did you mean wikipedia"),
         (["wikipedia", "--tokenizer", "none.model"], "--tokenizer none.model: no such file"),
         (["wikipedia", "x"], "'x' stands alone"),
-        (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: there is no such part"),
+        (["mnbvc", "--tokenizer", ".", "--parts", "y"], "--parts y: unknown part"),
     ],
 )
 def test_command_line_error_is_one_line(words: list[str], message: str) -> None:

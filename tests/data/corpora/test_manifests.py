@@ -75,7 +75,7 @@ def test_subsets_select_files_and_unknown_names_are_reported() -> None:
         "gov/20230172/XueXiQiangGuo.jsonl.gz"
     ]
     with pytest.raises(
-        UserError, match=r"--parts gov: .*expected news_peoples_daily, gov_xuexiqiangguo"
+        UserError, match=r"--parts gov: .*the parts are news_peoples_daily, gov_xuexiqiangguo"
     ):
         corpus.select_files(("gov",))
 

@@ -202,7 +202,7 @@ def test_unknown_name_error_suggests_similar_names() -> None:
 )
 def test_mixture_can_be_a_list(name: str, cure: str) -> None:
     """Prevents thirteen suggestions for a list of two correct names."""
-    with pytest.raises(UserError, match=f"there is no such data set.*; {cure}"):
+    with pytest.raises(UserError, match=f"unknown data set.*; {cure}"):
         resolve_shard_set(name)
 
 
@@ -215,7 +215,7 @@ def test_tokenizer_folder_is_not_a_dataset(capsys: pytest.CaptureFixture[str]) -
         resolve_shard_set("tokenizer")
     with pytest.raises(
         UserError,
-        match=r"^DATA=tokeniser: there is no such data set .*the names are sample, (?!.*tokenizer)",
+        match=r"^DATA=tokeniser: unknown data set.*the names are sample, (?!.*tokenizer)",
     ):
         resolve_shard_set("tokeniser")
     with pytest.raises(UserError, match="did you mean tokenizer"):

@@ -26,7 +26,7 @@ def test_source_groups_are_parsed_from_command_line() -> None:
         ("--input a", "name its source first"),
         ("--source", "takes one name"),
         ("--source a b", "takes one name"),
-        ("--source nothing --input a", "there is no such source"),
+        ("--source nothing --input a", "unknown source"),
         ("--source mnbvc --out o", "source mnbvc: needs --input"),
         ("--source mnbvc --input --out o", "--input needs"),
         ("--out o --tokenizer t", "is needed: see --help"),

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.readers import files
-from data.readers.files import RawRecord, expand_inputs, read_chunks, read_records
+from data.readers.files import (
+    RawRecord,
+    expand_inputs,
+    read_chunks,
+    read_numbered_lines,
+    read_records,
+)
 from data.records import BadRecord
 from data.sources import SOURCES
 
@@ -61,6 +67,18 @@ def test_overlong_line_is_split_between_characters(
     ]
     assert "".join(chunks) == "a" + "字😀é" * 3000
     assert len(chunks) > 2
+
+
+def test_parts_of_overlong_line_share_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents the parts of a long line from being reported under the line before it."""
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeff" + "a" * 2500 + "\n" + "b" * 1000 + "\nlast\n", encoding="utf-8")
+    lines = list(read_numbered_lines(path, None, split_long_lines=True))
+    assert [number for number, _, _ in lines] == [1, 1, 1, 2, 2, 3]
+    assert b"".join(line for _, line, _ in lines) == path.read_bytes().removeprefix(b"\xef\xbb\xbf")
 
 
 def counts(path: Path) -> tuple[int, int]:

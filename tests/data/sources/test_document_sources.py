@@ -157,7 +157,7 @@ def test_jsonl_reads_the_named_field(write: Callable[..., Path]) -> None:
 
 def test_unknown_source_error_lists_known_sources() -> None:
     """Prevents an error that leaves the user to guess the names."""
-    with pytest.raises(UserError, match=r"wikis: there is no such source.*wikipedia"):
+    with pytest.raises(UserError, match=r"wikis: unknown source.*wikipedia"):
         find_source("wikis")
 
 

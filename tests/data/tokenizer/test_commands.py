@@ -295,7 +295,7 @@ def test_inspect_shows_the_pieces_of_a_text(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command is given; there are train"),
+        ([], "no command is given; the commands are train"),
         (["train", "--out", "x", "--vocabulary", "many"], "--vocabulary: 'many' is not valid"),
         (
             ["train", "--out", "x", "--vocabulary", "0"],
@@ -312,7 +312,7 @@ def test_inspect_shows_the_pieces_of_a_text(
         ),
         (
             ["train", "--out", "x", "--source", "weibo", "--input", "{corpus}"],
-            "--source weibo: there is no such",
+            "--source weibo: unknown source",
         ),
         (
             ["train", "--out", "{out}", "--input", "{corpus}", "--vocabulary", "262"],

@@ -19,8 +19,8 @@ def resolve_model_config(
     Raises UserError if the context is shorter than `min_context` tokens.
     """
     if base.folder is not None:
-        assert base.source is not None
-        file = base.source / CONFIG_FILE
+        assert base.config_folder is not None
+        file = base.config_folder / CONFIG_FILE
         config = LlamaConfig.from_hf(read_json(file), str(file))
         name = f"{file}: max_position_embeddings"
     else:

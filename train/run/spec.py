@@ -109,7 +109,7 @@ class RunSpec:
         options = self.options
         return {
             "data": [
-                {"set": each.shards.fingerprint, "weight": each.weight} for each in self.data.sets
+                {"set": mixture_set.shards.fingerprint, "weight": mixture_set.weight} for mixture_set in self.data.sets
             ],
             "tokenizer": self.tokenizer.fingerprint,
             "base": self.base.fingerprint,
@@ -125,5 +125,5 @@ class RunSpec:
     @property
     def record(self) -> dict[str, Any]:
         """The part of the description that `run.json` stores."""
-        folders = [str(each.shards.folder.resolve()) for each in self.data.sets]
+        folders = [str(mixture_set.shards.folder.resolve()) for mixture_set in self.data.sets]
         return {"shards": folders, "fingerprints": self.fingerprints}

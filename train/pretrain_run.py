@@ -34,7 +34,10 @@ class TextData:
     def tokens_per_epoch(self) -> int:
         """Tokens of an epoch; the mean over epochs if a weight is fractional."""
         return int(
-            sum(mixture_set.weight * mixture_set.shards.load_split("train").num_tokens for mixture_set in self.sets)
+            sum(
+                mixture_set.weight * mixture_set.shards.load_split("train").num_tokens
+                for mixture_set in self.sets
+            )
         )
 
     @property

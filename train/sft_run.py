@@ -71,7 +71,7 @@ class ExampleData:
 
         The stored epoch plans are computed again if it changes.
         """
-        sets = [{"set": mixture_set.shards.fingerprint, "weight": mixture_set.weight} for mixture_set in self.sets]
+        sets = [mixture_set.fingerprint for mixture_set in self.sets]
         return hashlib.sha256(json.dumps([sets, self.template.__dict__]).encode()).hexdigest()
 
     def _describe(self, rows: PackedPlan, run_length: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from common.progress import progress_bar
 from data.kinds import documents
 from data.sequences import Sequences
-from evaluate.metrics.language_model import LMScore, iter_split, score_pieces
+from evaluate.metrics.language_model import LMScore, iter_split, score_blocks
 from model.decode.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
@@ -84,7 +84,7 @@ class TextEvaluator:
         limits = [min(max_tokens, split.num_tokens) for split in self.splits]
         with progress_bar("evaluating", sum(limits), "tokens", delay=5) as bar:
             for split, limit in zip(self.splits, limits, strict=True):
-                total += score_pieces(
+                total += score_blocks(
                     model,
                     iter_split(split),
                     self.tokenizer.characters_per_id,

@@ -53,7 +53,7 @@ class MeasureOptions(DeviceOptions):
     )
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if bool(self.source) != bool(self.input):
             lines.append(_TOGETHER)
@@ -106,7 +106,7 @@ class RougeOptions(AnswerOptions):
     )
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.score and (self.checkpoint or self.baseline or self.source):
             lines.append(
@@ -137,7 +137,7 @@ class RepetitionOptions(AnswerOptions):
     score: Path | None = Field(None, description='measure the "prediction" of each line of a file')
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if bool(self.score) == bool(self.checkpoint):
             lines.append(
@@ -160,7 +160,7 @@ class TrigramOptions(Options):
     )
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if bool(self.data) == bool(self.checkpoint):
             lines.append("give either --data SHARDSET or --checkpoint RUN")

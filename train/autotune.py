@@ -50,7 +50,10 @@ class ComputePlan:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the autocast context of forward passes; weights and optimizer state stay fp32."""
+    """Return the autocast context of forward passes; it does nothing in fp32.
+
+    Weights and optimizer state stay fp32 with every precision.
+    """
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
@@ -74,6 +77,8 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
     options = spec.options
     device = spec.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    # A stored plan is used only with the options that it was chosen for. The keys below, "asked"
+    # and "choices" are those of the file in the run directory.
     request = {
         "precision": options.precision,
         "compile": options.compile,
@@ -124,16 +129,16 @@ def autotune(
         divisors = [max(n for n in divisors if n <= micro_batch)]
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        micro_rows, path = _find_fastest_micro_batch(
+        micro_rows, loss_path = _find_fastest_micro_batch(
             model, device, resolved_precision, divisors, length, is_compiled=is_compiled
         )
     else:
         name = "cpu"
-        path = CPU_LOSS_PATH
+        loss_path = CPU_LOSS_PATH
         # The smallest divisor is there even if its rows exceed the limit.
         small_enough = [n for n in divisors if n * length <= CPU_MICRO_TOKENS]
         micro_rows = max([divisors[0], *small_enough])
-    return ComputePlan(name, resolved_precision, is_compiled, micro_rows, path)
+    return ComputePlan(name, resolved_precision, is_compiled, micro_rows, loss_path)
 
 
 def can_compile(model: Llama) -> bool:
@@ -184,10 +189,10 @@ def _find_fastest_micro_batch(
     best_time = float("inf")  # seconds per row
     for rows in divisors:
         fits = False
-        for path in _candidate_loss_paths(rows * length, model.config.vocab_size, precision):
+        for loss_path in _candidate_loss_paths(rows * length, model.config.vocab_size, precision):
             try:
-                seconds, memory = _benchmark_forward_backward(
-                    model, backbone, device, precision, rows, length, path
+                seconds, memory_bytes = _benchmark_forward_backward(
+                    model, backbone, device, precision, rows, length, loss_path
                 )
             except torch.cuda.OutOfMemoryError:
                 continue
@@ -196,11 +201,11 @@ def _find_fastest_micro_batch(
             # The first measurement counts whatever it needs: it may just fit, and there is no
             # smaller number of rows to try.
             limit = MAX_MEMORY_FRACTION * _available_gpu_bytes(device)
-            if best and memory + optimizer_state_bytes > limit:
+            if best and memory_bytes + optimizer_state_bytes > limit:
                 continue
             fits = True
             if seconds < MAX_RELATIVE_TIME * best_time:
-                best = (rows, path)
+                best = (rows, loss_path)
                 best_time = seconds
         if not fits:
             break
@@ -212,7 +217,7 @@ def _find_fastest_micro_batch(
     if best is None:
         raise UserError(
             f"{divisors[0]} × {length} tokens at once do not fit in the GPU's memory: use a "
-            "shorter --sequence_length, a smaller --model.preset or, where it is above 1, a "
+            "shorter --sequence_length, a smaller --model.preset or, if it is above 1, a "
             "smaller --micro_batch"
         )
     return best
@@ -221,8 +226,8 @@ def _find_fastest_micro_batch(
 def _candidate_loss_paths(tokens: int, vocab_size: int, precision: Precision) -> list[LossPath]:
     """Return the loss paths to try for a micro-batch of `tokens` tokens."""
     full_fits = tokens * vocab_size * 4 <= FULL_LOGITS_BYTES
-    paths = available_loss_paths(DTYPES[precision])
-    return [path for path in paths if path != "full" or full_fits]
+    loss_paths = available_loss_paths(DTYPES[precision])
+    return [loss_path for loss_path in loss_paths if loss_path != "full" or full_fits]
 
 
 def _benchmark_forward_backward(
@@ -232,9 +237,13 @@ def _benchmark_forward_backward(
     precision: Precision,
     rows: int,
     length: int,
-    path: LossPath,
+    loss_path: LossPath,
 ) -> tuple[float, int]:
-    """Return the seconds per row of a forward and backward pass, and its peak memory in bytes."""
+    """Return the seconds per row of a forward and backward pass, and its peak memory in bytes.
+
+    The batch is `rows` rows of `length` random ids. `backbone` is the model below the LM head,
+    which may be compiled.
+    """
     ids = torch.randint(model.config.vocab_size, (rows, length), device=device)
     min_seconds = float("inf")
     # The first pass compiles and warms up; the fastest counts, because other work only slows down.
@@ -246,7 +255,7 @@ def _benchmark_forward_backward(
             hidden = backbone(ids, None, None, None).flatten(0, 1)
             # Any targets do, here the ids themselves. With a scale of 0 all gradients are 0.
             loss = linear_cross_entropy(
-                hidden, model.lm_head.weight, ids.flatten(), scale=0.0, path=path
+                hidden, model.lm_head.weight, ids.flatten(), scale=0.0, path=loss_path
             )
         loss.backward()
         torch.cuda.synchronize(device)

@@ -151,7 +151,7 @@ class TrainOptions(Options):
     checkpoint: CheckpointOptions = CheckpointOptions()
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.batch_tokens % self.sequence_length:
             rows = max(1, round(self.batch_tokens / self.sequence_length))
@@ -261,7 +261,7 @@ class SftOptions(TrainOptions):
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.adapter != "none" and self.base == "none":
             lines.append(

@@ -29,7 +29,7 @@ class TextEvaluator:
 
     @property
     def every(self) -> int:
-        """See `Evaluator`."""
+        """Steps between evaluations."""
         return self.options.evaluation.every
 
     @property
@@ -39,17 +39,17 @@ class TextEvaluator:
 
     @property
     def metric(self) -> SelectionMetric:
-        """See `Evaluator`."""
+        """The metric that selects the best checkpoint: the validation loss."""
         return VALIDATION_LOSS
 
     @property
     def has_data(self) -> bool:
-        """See `Evaluator`."""
+        """Whether any validation split has two tokens, the fewest that can be scored."""
         return any(split.num_tokens > 1 for split in self.splits)
 
     def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
         """Score the first tokens of the splits, then generate a sample for each prompt."""
-        self._score(model, self._tokens_per_split, "validation", step, log)
+        self._score(model, max_tokens=self._tokens_per_split, kind="validation", step=step, log=log)
         evaluation = self.options.evaluation
         prompts = evaluation.prompts if evaluation.sample_tokens else ()
         for prompt in prompts:
@@ -68,10 +68,11 @@ class TextEvaluator:
     def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
         """Score all tokens of the splits, unless `evaluate` has scored all of them."""
         if any(split.num_tokens > self._tokens_per_split for split in self.splits):
-            self._score(model, sys.maxsize, "final", step, log)
+            self._score(model, max_tokens=sys.maxsize, kind="final", step=step, log=log)
 
     @property
     def _tokens_per_split(self) -> int:
+        """The number of tokens that `evaluate` scores of each split."""
         # A token is scored given the token before it, so scoring needs two.
         return max(2, self.options.evaluation.tokens // len(self.splits))
 

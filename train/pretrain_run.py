@@ -46,7 +46,7 @@ class TextData:
         return self.options.max_steps * self.options.batch_tokens / self.tokens_per_epoch
 
     def plan(self, folder: Path) -> TrainingPlan:
-        """See `TrainingData`."""
+        """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
         splits = tuple(mixture_set.shards.load_split("train") for mixture_set in self.sets)
         mixture = Mixture(splits, tuple(mixture_set.weight for mixture_set in self.sets))

@@ -55,12 +55,12 @@ class AnswerEvaluator:
 
     @property
     def every(self) -> int:
-        """See `Evaluator`."""
+        """Steps between evaluations."""
         return self.options.evaluation.every
 
     @property
     def patience(self) -> int:
-        """See `Evaluator`."""
+        """Evaluations without a better score that end the run; 0: never."""
         return self.options.evaluation.patience
 
     @property
@@ -70,6 +70,7 @@ class AnswerEvaluator:
         This is the metric of generated answers of the first set whose kind has one; without such a
         set, or if no answers are generated, it is the validation loss.
         """
+        # `examples` is the number of answers to generate for each set.
         if self.options.evaluation.examples:
             for dev_set in self.dev_sets:
                 evaluation = dev_set.evaluation
@@ -81,12 +82,13 @@ class AnswerEvaluator:
 
     @property
     def has_data(self) -> bool:
-        """See `Evaluator`."""
+        """Whether any dev example fits a row."""
         return any(dev_set.num_fitting for dev_set in self.dev_sets)
 
     def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
         """Score the first dev answers of each set, then generate answers to dev examples."""
-        self._score(model, self.options.evaluation.scored, "validation", step, log)
+        scored = self.options.evaluation.scored
+        self._score(model, max_examples=scored, kind="validation", step=step, log=log)
         if self.options.evaluation.examples:
             for dev_set in self.dev_sets:
                 self._evaluate_answers(model, dev_set, step, log)
@@ -95,7 +97,7 @@ class AnswerEvaluator:
         """Score all dev answers, unless `evaluate` has scored all of them."""
         scored = self.options.evaluation.scored
         if any(dev_set.num_fitting > scored for dev_set in self.dev_sets):
-            self._score(model, sys.maxsize, "final", step, log)
+            self._score(model, max_examples=sys.maxsize, kind="final", step=step, log=log)
 
     def _score(
         self, model: Llama, max_examples: int, kind: str, step: int, log: MetricsLog
@@ -139,9 +141,9 @@ class AnswerEvaluator:
                 model, prompts, max_new_tokens=evaluation.max_new_tokens, on_progress=bar.update
             )
         kind = dev_set.evaluation
-        texts = [self.tokenizer.decode(answer.ids) for answer in decoded]
+        generated = [self.tokenizer.decode(answer.ids) for answer in decoded]
         # A lead-in such as 总结如下： must not count as a part of the title.
-        answers = [kind.strip_answer(self.template, text) for text in texts]
+        answers = [kind.strip_answer(self.template, text) for text in generated]
         references = [kind.strip_answer(self.template, text) for text in references]
         pairs = list(zip(answers, references, strict=True))
         scores = [compute_rouge(answer, reference) for answer, reference in pairs]

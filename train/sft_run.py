@@ -42,7 +42,7 @@ class ExampleData:
     example_sets: list[Examples]
 
     def plan(self, folder: Path) -> TrainingPlan:
-        """See `TrainingData`."""
+        """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
         rows_per_step = options.batch_tokens // options.sequence_length
         rows = PackedPlan(
@@ -216,6 +216,7 @@ def _open_sets(
 
 
 def _open_set(name: str, tokenizer: Path) -> ShardSet:
+    """Open one shard set of --data, prepared with `tokenizer`. Raises UserError if it is text."""
     shards = ShardSet.open(
         resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
     )
@@ -241,7 +242,7 @@ def build_data(
 ) -> ExampleData:
     """Return the training examples of all sets.
 
-    Raises UserError if no example fits a row, or if there is not a whole row of replay.
+    Raises UserError if no example fits a row, or if replay is shorter than one row.
     """
     length = options.sequence_length
     example_sets = []

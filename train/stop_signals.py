@@ -11,7 +11,7 @@ from train import distributed
 from train.monitoring.throughput import format_duration
 
 # A process may get one request as several signals: systemd and Slurm signal every process of a job,
-# and torchrun forwards the signal that it gets. Signals within so many seconds are one request.
+# and torchrun forwards the signal that it gets. Signals within this time are one request.
 DUPLICATE_SIGNAL_SECONDS = 1.0
 
 

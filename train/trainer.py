@@ -36,7 +36,7 @@ from train.run.directory import NEW_RUN_HINT, RunDir
 from train.run.spec import RunSpec, TrainingPlan
 from train.stop_signals import StopRequest
 
-# A run ends with an error after so many steps in a row without a finite loss and gradient.
+# A run ends with an error after this many steps in a row without a finite loss and gradient.
 MAX_CONSECUTIVE_SKIPS = 5
 # The state of a diverged run is stored here, where a resumed run does not take it for a checkpoint.
 FAILED_FOLDER = "failed"
@@ -107,7 +107,7 @@ class Trainer:
             # Only the backbone is compiled: the compiler would unroll the chunks of the loss.
             model.model.compile()
         self._last_saved_step = run.start_step
-        self._accuracy: float | None = None  # of the last step, None if it was not measured
+        self._accuracy: float | None = None  # of the last step; None if it was not measured
         self._throughput = ThroughputMonitor(self.max_steps, compute_plan, model, self.device)
         self._stop_request = StopRequest(self._throughput.estimate_stop_seconds)
 
@@ -121,7 +121,7 @@ class Trainer:
         with self._stop_request:
             # A run that is resumed with more patience goes on, and is no longer stopped early.
             self._write_early_stop()
-            # Its last evaluation may have been interrupted.
+            # The last evaluation of a resumed run may have been interrupted.
             self._evaluate_if_due()
             with contextlib.suppress(_StepAborted):
                 while not self._should_stop():
@@ -161,7 +161,7 @@ class Trainer:
         loss, grad_norm = self.compute_gradients(micro_batches, num_correct)
 
         # An update with a gradient that is not finite would turn all weights, and the moments of
-        # the optimizer, into NaN.
+        # the optimizer, into NaN. The scaler checks gradients in fp16 only.
         if math.isfinite(loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
@@ -268,6 +268,7 @@ class Trainer:
         return bool(distributed.all_reduce_sum(int(should_stop))[0])
 
     def _is_complete(self) -> bool:
+        """Return whether the last step is done, or patience has ended the run."""
         return self.state.step == self.max_steps or self.is_out_of_patience()
 
     def is_out_of_patience(self) -> bool:
@@ -298,9 +299,11 @@ class Trainer:
         return is_complete
 
     def _is_due(self, every: int) -> bool:
+        """Return whether the step is a multiple of `every`, or the last one."""
         return self.state.step % every == 0 or self.state.step == self.max_steps
 
     def _record_loss(self, loss: float) -> None:
+        """Add the loss of a step to the sums; log and print a line if a loss spike begins."""
         state = self.state
         state.skipped_in_a_row = 0
         state.loss_sum += loss
@@ -319,6 +322,11 @@ class Trainer:
             )
 
     def _record_skipped_step(self, loss: float, grad_norm: float) -> None:
+        """Count, log and print a step without an update.
+
+        Raises UserError after MAX_CONSECUTIVE_SKIPS of them in a row, unless the loss scale of fp16
+        can still be lowered.
+        """
         state = self.state
         state.skipped += 1
         state.skipped_in_a_row += 1
@@ -366,10 +374,12 @@ class Trainer:
         return step_folder(failed_run, self.state.step)
 
     def _is_log_step(self, step: int) -> bool:
+        """Return whether a log line is due after `step` steps."""
         # The first step has a line as well, which says how long the rest will take.
         return step % self.options.log_every == 0 or step in (1, self.max_steps)
 
     def _log_if_due(self) -> None:
+        """Log and print the metrics of the steps since the last line, if a line is due."""
         state = self.state
         # If all steps since the last line were skipped, there is no loss to report.
         if not self._is_log_step(state.step) or not state.loss_steps:
@@ -414,6 +424,7 @@ class Trainer:
         self._throughput.record_save(time.perf_counter() - start_time)
 
     def _save_state(self, folder: Path) -> None:
+        """Write a checkpoint of the current step below `folder`, on the main process."""
         checkpoint.save(
             folder,
             self.state.step,
@@ -426,6 +437,7 @@ class Trainer:
         )
 
     def _rotate_checkpoints(self) -> None:
+        """Delete the checkpoints that are neither among the newest nor the best one."""
         # No checkpoint is deleted while steps are skipped: if the run diverges, an older one may
         # turn out to be the last good one.
         if distributed.is_main_process() and not self.state.skipped_in_a_row:
@@ -434,6 +446,7 @@ class Trainer:
             checkpoint.rotate_checkpoints(self.run.folder, keep, best_step)
 
     def _is_evaluation_due(self) -> bool:
+        """Return whether the current step is to be evaluated and was not yet. A collective."""
         step = self.state.step
         if step == 0 or not self._is_due(self.evaluator.every):
             return False
@@ -441,6 +454,7 @@ class Trainer:
         return not distributed.broadcast_object(self.log.has_record("evaluated", step))
 
     def _evaluate_if_due(self) -> None:
+        """Evaluate the model if an evaluation is due; all ranks must call this."""
         if not self._is_evaluation_due():
             return
         self._throughput.pause()

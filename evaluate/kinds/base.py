@@ -22,7 +22,7 @@ from model.chat_template.template import Template
 # Length in tokens of the rows that answers are scored in, unless the model was trained on shorter
 # ones.
 MAX_ROW_TOKENS = 1024
-# Arguments of one command: the module to run, and its options.
+# The arguments of one command `python -m`: the module, and its options.
 Command = list[str]
 
 

@@ -67,10 +67,12 @@ def is_looping(text: str) -> bool:
 
 
 def _ngrams(text: str, n: int) -> list[str]:
+    """Return all n-grams of the characters of a text, with repetitions."""
     return [text[start : start + n] for start in range(len(text) - n + 1)]
 
 
 def _distinct_ratio(texts: Sequence[str], n: int) -> float:
+    """Return the number of different n-grams in all texts over the number of all n-grams."""
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return _ratio(len(set(grams)), len(grams))
 

@@ -21,7 +21,7 @@ from evaluate.report.render import (
 from evaluate.report.run_reader import Point, RunRecord
 
 TITLE = "Runs side by side"
-# Longer texts in the results are cut to so many characters.
+# Longer texts in the results are cut to this many characters.
 MAX_CELL_CHARACTERS = 300
 TRAINING_METRICS_NOTE = (
     "Measured during training, by the command of each run above, on the data that the rows name: "
@@ -221,10 +221,12 @@ def _format_point(point: Point | None) -> str | None:
 
 
 def _format_count(point: Point | None) -> str | None:
+    """Return the value of a count, without its step."""
     return None if point is None else f"{point[1]:,.0f}"
 
 
 def _code_cell(text: str | None) -> CodeText | None:
+    """Return a cell in a monospaced font; None, an unknown value, stays None."""
     return None if text is None else CodeText(text)
 
 

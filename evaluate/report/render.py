@@ -95,6 +95,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _block_to_markdown(block: Block) -> str:
+    """Return one block of the page as GitHub Markdown."""
     match block:
         case Heading():
             return "#" * block.level + " " + _escape_markdown(block.text)
@@ -110,11 +111,13 @@ def _block_to_markdown(block: Block) -> str:
 
 
 def _cell_to_markdown(cell: Cell) -> str:
+    """Return a table cell. Code is in HTML tags, because no escapes work within backticks."""
     text = MISSING if cell is None else _escape_markdown(cell)
     return f"<code>{text}</code>" if isinstance(cell, CodeText) else text
 
 
 def _escape_markdown(text: str) -> str:
+    """Escape a text so that GitHub Markdown shows every character of it, on one line."""
     # First replace <, > and & by HTML entities, because Markdown passes HTML through. Then escape
     # the special characters of Markdown. A line end would end the row of a table.
     escaped = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(_sanitize(text), quote=False))

@@ -82,6 +82,7 @@ class MetricsLog:
         self._mirror_record(record)
 
     def _remember_evaluation(self, record: dict[str, Any]) -> None:
+        """Keep a record in memory if `metric_history` or `has_record` may ask for it."""
         if record["kind"] not in WRITE_ONLY_KINDS:
             self._evaluation_records.append(record)
 
@@ -136,10 +137,11 @@ class InMemoryMetricsLog(MetricsLog):
     """The log of ranks other than 0: it keeps evaluations in memory and writes no files."""
 
     def __init__(self) -> None:
+        # Without `super().__init__`, which opens the files.
         self._evaluation_records = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """See `MetricsLog`."""
+        """Remember a record of an evaluation; drop any other record."""
         self._remember_evaluation({"kind": kind, "step": step, **values})
 
     def close(self) -> None:

@@ -19,14 +19,16 @@ class ThroughputMonitor:
     def __init__(
         self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device
     ) -> None:
-        peak_flops = matmul_flops(device, DTYPES[compute_plan.precision])
-        self._peak_flops = peak_flops * distributed.world_size()
+        # MFU is relative to the matmul rate that this machine reaches, which is measured here.
+        flops_per_rank = matmul_flops(device, DTYPES[compute_plan.precision])
+        self._peak_flops = flops_per_rank * distributed.world_size()
         if device.type == "cuda":
             # The search for a micro-batch may have used more memory than training will.
             torch.cuda.reset_peak_memory_stats(device)
         self._max_steps = max_steps
         self._model = model
         self._device = device
+        # Sums over the steps since the last `pop_metrics`.
         self._steps = 0
         self._tokens = 0
         self._targets = 0

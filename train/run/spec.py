@@ -131,6 +131,6 @@ class RunSpec:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The part of the run's description that `run.json` stores: shard sets, fingerprints."""
+        """The record of the run in `run.json`: folders of the shard sets, and fingerprints."""
         folders = [str(mixture_set.shards.folder.resolve()) for mixture_set in self.data.sets]
         return {"shards": folders, "fingerprints": self.fingerprints}

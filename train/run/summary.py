@@ -77,6 +77,7 @@ def estimate_run_flops(model: Llama, plan: TrainingPlan) -> float:
 
 
 def _print_model(spec: RunSpec, model: Llama) -> None:
+    """Print the size of the model and, with an adapter, the settings of LoRA."""
     config = model.config
     flops_per_token = config.flops_per_token(spec.options.sequence_length)
     print(

@@ -88,7 +88,7 @@ def _find_newest_run() -> Path:
     newest = locate.find_newest_run()
     if newest is None:
         raise UserError(
-            f"no run in {run_layout.RUNS_DIR}/ has a checkpoint: make pretrain first, or name a "
+            f"no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or name a "
             "run with RUN=… (--checkpoint …)"
         )
     print(f"evaluating {newest}, the run with the newest checkpoint", flush=True)

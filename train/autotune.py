@@ -269,6 +269,7 @@ def _available_gpu_bytes(device: torch.device) -> float:
     They are limited by the memory fraction of the process and by the memory of other processes.
     """
     free, total = torch.cuda.mem_get_info(device)
+    # To the driver, memory that PyTorch has reserved is not free, but this process can use it.
     return min(
         total * torch.cuda.get_per_process_memory_fraction(device),
         free + torch.cuda.memory_reserved(device),

@@ -332,6 +332,7 @@ def gather_model(model: Llama) -> Llama:
     if not is_sharded(model.lm_head.weight):
         return model
     # On the meta device, because the gathered tensors replace its weights.
+    # The copy has no adapter: fine-tuning refuses LoRA with FSDP.
     with torch.device("meta"):
         whole_model = Llama(model.config)
     state = {}

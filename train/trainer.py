@@ -427,13 +427,13 @@ class Trainer:
         """Write a checkpoint of the current step below `folder`, on the main process."""
         checkpoint.save(
             folder,
-            self.state.step,
-            self.max_steps,
-            self.model,
-            self.optimizers,
-            asdict(self.state),
-            self.spec.tokenizer,
-            self.spec.template,
+            step=self.state.step,
+            max_steps=self.max_steps,
+            model=self.model,
+            optimizers=self.optimizers,
+            state=asdict(self.state),
+            tokenizer=self.spec.tokenizer,
+            template=self.spec.template,
         )
 
     def _rotate_checkpoints(self) -> None:

@@ -20,8 +20,8 @@ def find_evaluation(kind: RecordKind[Any]) -> "KindEvaluation":
     """Return the half of a kind in this package. Raises UserError if there is none."""
     if kind.name not in (module.name for module in pkgutil.iter_modules(__path__)):
         raise UserError(
-            f"records of the kind {kind.name} cannot be measured: the module "
-            f"{__name__}.{kind.name} does not exist"
+            f"records of the kind {kind.name} cannot be measured: no {__name__}.{kind.name} "
+            "defines how"
         )
     evaluation: KindEvaluation = importlib.import_module(f"{__name__}.{kind.name}").EVALUATION
     return evaluation

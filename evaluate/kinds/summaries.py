@@ -94,7 +94,8 @@ def summarize_articles(
     if longest > budget:
         raise UserError(
             f"the request for a title alone takes {longest} tokens, and {budget} are left for a "
-            "prompt in rows as long as the model was trained on: it cannot be asked"
+            f"prompt in the {model.trained_context} tokens that the model was trained on: it "
+            "cannot be measured on summaries"
         )
     decoded = generate_batch(
         model,
@@ -107,6 +108,7 @@ def summarize_articles(
         on_progress=on_progress,
     )
     answers = []
+    # EVALUATION, at the end of this module, is its `SummaryEvaluation`.
     for answer, (_, is_truncated) in zip(decoded, prompts, strict=True):
         title = EVALUATION.strip_answer(template, tokenizer.decode(answer.ids))
         answers.append(

@@ -77,7 +77,7 @@ def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) 
 
     `characters`[V] is the number of characters of each id.
     """
-    # Consecutive positions and causal attention, without a cache.
+    # Without `positions`, `mask` and `cache`: positions count up, and attention is causal.
     hidden = model.model(ids, None, None, None).flatten(0, 1)
     flat_targets = targets.flatten()
     is_scored = flat_targets >= 0
@@ -222,11 +222,13 @@ def score_examples(
         packed_rows = pack_best_fit(lengths[window_indices], row_length)
         for batch_start in range(0, len(packed_rows), rows):
             row_examples = [
-                [examples.example(int(window_indices[index]), 0) for index in row]
+                [examples.example(int(window_indices[index]), epoch=0) for index in row]
                 for row in packed_rows[batch_start : batch_start + rows]
             ]
             batch = collate(row_examples, row_length).to(device)
-            hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None)
+            hidden = model.model(
+                batch.ids, positions=batch.positions, mask=batch.attention_mask(), cache=None
+            )
             scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
             total += _score_hidden(model, scored_hidden, batch.targets, characters)
             if on_progress:

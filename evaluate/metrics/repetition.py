@@ -16,7 +16,7 @@ REPEATED_NGRAM_SIZE = 4
 class Repetition:
     """Fractions over all answers together, from 0 to 1, and the mean length.
 
-    Results files have the fields under these names.
+    Results files store the fields under these names.
     """
 
     repeated_4grams: float

@@ -182,7 +182,10 @@ class RunRecord:
         return f"{data_label}: all"
 
     def is_count(self, kind: str, key: str) -> bool:
-        """Return whether a metric is a count, not a score: all its values are integers."""
+        """Return whether a metric is a count, not a score: all its values are integers.
+
+        This is also true of a metric without any value.
+        """
         return all(
             isinstance(record[key], int)
             for record in self.records

@@ -120,21 +120,18 @@ class RunDir:
         """Raise UserError if the record in run.json cannot be read or differs from `record`."""
         stored = read_checksummed_json(
             self.folder / RUN_FILE,
-            f": put a copy of it back, or {NEW_RUN_HINT} (the checkpoints in {self.folder} can "
-            "still be evaluated and chatted with)",
+            advice=f": put a copy of it back, or {NEW_RUN_HINT} (the checkpoints in {self.folder} "
+            "can still be evaluated and chatted with)",
         )
         differences = find_differences(stored, record)
         if differences:
-            raise UserError(
-                "\n".join(
-                    [
-                        f"{self.folder} was started with other values (old -> new):",
-                        *(f"  {line}" for line in differences),
-                        "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the "
-                        f"old values again; they are in {self.folder / CONFIG_FILE}",
-                    ]
-                )
-            )
+            lines = [
+                f"{self.folder} was started with other values (old -> new):",
+                *(f"  {difference}" for difference in differences),
+                "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
+                f"values again; they are in {self.folder / CONFIG_FILE}",
+            ]
+            raise UserError("\n".join(lines))
 
     def _find_start_checkpoint(self) -> None:
         """Set `start_step` to the newest checkpoint that is not damaged; rename newer ones.

@@ -26,7 +26,7 @@ def measure_run(options: EvaluateOptions) -> None:
     advice = (
         "use the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
     )
-    shard_sets = load_run_shard_sets(run, advice)
+    shard_sets = load_run_shard_sets(run, hint=advice)
     if not shard_sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
     results = run / run_layout.RESULTS_DIR

@@ -99,6 +99,7 @@ def _gather_optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[st
     for optimizer_name, optimizer in optimizers.items():
         for parameter, state in optimizer.state.items():
             for field, value in state.items():
+                # A safetensors file holds tensors only.
                 if not isinstance(value, torch.Tensor):
                     continue
                 whole_tensor = distributed.full_tensor(value.detach())

@@ -50,9 +50,11 @@ class TextData:
         options = self.options
         splits = tuple(mixture_set.shards.load_split("train") for mixture_set in self.sets)
         mixture = Mixture(splits, tuple(mixture_set.weight for mixture_set in self.sets))
-        rows = TextPlan(mixture, seed=options.seed, length=options.sequence_length, folder=folder)
+        row_plan = TextPlan(
+            mixture, seed=options.seed, length=options.sequence_length, folder=folder
+        )
         batches = TextBatchLoader(
-            rows,
+            row_plan,
             options.batch_tokens // options.sequence_length,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -127,10 +129,10 @@ def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[M
     names, weights = parse_mixture(options.data)
 
     def open_sets() -> list[ShardSet]:
+        # Only one process verifies the checksums, because that reads the whole set.
+        verifies_checksums = distributed.is_main_process()
         return [
-            ShardSet.open(
-                resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
-            )
+            ShardSet.open(resolve_shard_set(name, tokenizer), checksums=verifies_checksums)
             for name in names
         ]
 

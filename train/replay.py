@@ -30,7 +30,7 @@ def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:
     if run_layout.list_steps(run):
         recorded_sets = load_run_shard_sets(run, hint=f"put it back, or {NEW_RUN_HINT}")
     if index < len(recorded_sets):
-        # One process verifies the checksums: that reads the whole set.
+        # Only one process verifies the checksums, because that reads the whole set.
         return ShardSet.open(recorded_sets[index].folder, checksums=distributed.is_main_process())
     if base.folder is None:
         raise UserError("--data replay: is the pretraining text of the base, and --base is none")
@@ -54,7 +54,7 @@ def scale_replay_weights(
 
     In --data the weight of replay is a fraction of the tokens of the other sets.
     """
-    tokens_per_set = [int(examples.lengths(0).sum()) for examples in example_sets]
+    tokens_per_set = [int(examples.lengths(epoch=0).sum()) for examples in example_sets]
     other_tokens = 0.0
     for mixture_set, num_tokens in zip(sets, tokens_per_set, strict=True):
         if mixture_set.name != REPLAY:

@@ -36,7 +36,7 @@ class DevSet:
     @property
     def num_fitting(self) -> int:
         """The number of examples that fit a row; the others have length 0."""
-        return int((self.examples.lengths(0) > 0).sum())
+        return int((self.examples.lengths(epoch=0) > 0).sum())
 
     @property
     def evaluation(self) -> KindEvaluation:
@@ -127,7 +127,7 @@ class AnswerEvaluator:
         """Generate the last answers of the first examples; log and print how good they are."""
         evaluation = self.options.evaluation
         # Examples that do not fit a row have length 0.
-        fitting_indices = np.flatnonzero(dev_set.examples.lengths(0))[: evaluation.examples]
+        fitting_indices = np.flatnonzero(dev_set.examples.lengths(epoch=0))[: evaluation.examples]
         if not len(fitting_indices):
             return
         prompts = []

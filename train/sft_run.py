@@ -45,7 +45,7 @@ class ExampleData:
         """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
         rows_per_step = options.batch_tokens // options.sequence_length
-        rows = PackedPlan(
+        row_plan = PackedPlan(
             self.example_sets,
             tuple(mixture_set.weight for mixture_set in self.sets),
             seed=options.seed,
@@ -53,17 +53,19 @@ class ExampleData:
             folder=folder,
             identity=self._identity(),
         )
-        rows_per_epoch = rows.num_rows(0)
+        rows_per_epoch = row_plan.num_rows(epoch=0)
         # --max_steps replaces --epochs; `SftOptions.find_conflicts` makes sure that one is given.
         max_steps = options.max_steps or 0
         if options.epochs is not None and not max_steps:
             max_steps = max(1, math.ceil(options.epochs * rows_per_epoch / rows_per_step))
         epochs = max_steps * rows_per_step / rows_per_epoch
         batches = PackedBatchLoader(
-            rows, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
+            row_plan, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
         )
-        description = self._describe(rows, f"{max_steps:,} steps ({epochs:.2f} epochs)")
-        num_tokens = rows.num_tokens(0) * epochs
+        description = self._describe(
+            row_plan, run_length=f"{max_steps:,} steps ({epochs:.2f} epochs)"
+        )
+        num_tokens = row_plan.num_tokens(epoch=0) * epochs
         return TrainingPlan(batches, max_steps, epochs, num_tokens, description)
 
     def _identity(self) -> str:
@@ -74,20 +76,21 @@ class ExampleData:
         sets = [mixture_set.fingerprint for mixture_set in self.sets]
         return hashlib.sha256(json.dumps([sets, self.template.__dict__]).encode()).hexdigest()
 
-    def _describe(self, rows: PackedPlan, run_length: str) -> str:
+    def _describe(self, row_plan: PackedPlan, run_length: str) -> str:
         """Return the line of the summary about the data; `run_length` is its last part."""
         options = self.options
         # Lengths of the examples of all sets in epoch 0. Those that do not fit a row have length 0.
-        lengths = np.concatenate([examples.lengths(0) for examples in self.example_sets])
+        lengths = np.concatenate([examples.lengths(epoch=0) for examples in self.example_sets])
         num_skipped = int((lengths == 0).sum())
         num_examples = len(lengths) - num_skipped
         num_truncated = sum(examples.num_truncated for examples in self.example_sets)
-        num_tokens = rows.num_tokens(0)
-        fill = num_tokens / rows.num_rows(0) / options.sequence_length
+        num_tokens = row_plan.num_tokens(epoch=0)
+        num_rows = row_plan.num_rows(epoch=0)
+        fill = num_tokens / num_rows / options.sequence_length
         return (
             f"{options.data}: {num_examples:,} examples, {num_truncated:,} cut to "
             f"{options.sequence_length} tokens, {num_skipped:,} too long and left out; "
-            f"{num_tokens:,} tokens an epoch in {rows.num_rows(0):,} rows ({fill:.0%} full); "
+            f"{num_tokens:,} tokens an epoch in {num_rows:,} rows ({fill:.0%} full); "
             f"{run_length}"
         )
 
@@ -184,6 +187,7 @@ def build_sft_template(options: SftOptions, tokenizer_path: Path) -> Template:
     Raises UserError for lead-ins if the template puts text before answers.
     """
     template = replace(load_template(tokenizer_path), lead_ins=options.lead_ins)
+    # Here "x" stands for any answer: the rendered text must begin with the answer itself.
     if options.lead_ins and not template.render_answer("x").startswith("x"):
         raise UserError(
             "--lead_ins: this model's chat template puts text or a space before every answer, and "
@@ -251,13 +255,13 @@ def build_data(
         example_sets.append(
             mixture_set.shards.kind.examples(split, length, tokenizer, template, options.seed)
         )
-    if not any(examples.lengths(0).any() for examples in example_sets):
+    if not any(examples.lengths(epoch=0).any() for examples in example_sets):
         raise UserError(
             f"--data {options.data}: no example fits a row of {length} tokens: raise "
             "--sequence_length"
         )
     for mixture_set, examples in zip(sets, example_sets, strict=True):
-        if mixture_set.name == REPLAY and not len(examples.lengths(0)):
+        if mixture_set.name == REPLAY and not len(examples.lengths(epoch=0)):
             raise UserError(
                 f"--data {options.data}: there is nothing to replay: the base's pretraining text "
                 f"is shorter than a row of {length} tokens; leave replay out, or lower "

@@ -90,6 +90,7 @@ class StopRequest:
 
     def _describe_action(self) -> str:
         """Return what happens because of the signal, for the terminal."""
+        # Evaluations are the only work that is aborted.
         if self._can_abort:
             return "leaving this evaluation"
         seconds = self._estimate_seconds()

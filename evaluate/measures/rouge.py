@@ -89,7 +89,7 @@ def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
     if not source:
         assert options.checkpoint is not None
         shards = load_run_shard_set(
-            options.checkpoint, "name the articles to score with --source NAME --input FILE"
+            options.checkpoint, hint="name the articles to score with --source NAME --input FILE"
         )
         source, files = find_test_split(shards)
         inputs = tuple(str(file) for file in files)

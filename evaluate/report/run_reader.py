@@ -72,8 +72,10 @@ class RunRecord:
     def _describe_data(self) -> str | None:
         """Return the option --data and the fingerprints of the shard sets."""
         shard_sets = self.run_info.get("fingerprints.data")
+        if not isinstance(shard_sets, list):
+            shard_sets = []
         fingerprints = []
-        for entry in shard_sets if isinstance(shard_sets, list) else []:
+        for entry in shard_sets:
             if isinstance(entry, dict) and "set" in entry:
                 fingerprints.append(str(entry["set"])[:FINGERPRINT_DIGITS])
         return _join_parts(_to_text(self.config.get("data")), *fingerprints)

@@ -124,6 +124,7 @@ class MetricsLog:
         history = self.metric_history(metric)
         if not history:
             return None
+        # `min` finds the lowest value, so values of which higher is better change their sign.
         sign = -1 if metric.higher_is_better else 1
         best_step, _ = min(history, key=lambda item: (sign * item[1], item[0]))
         return best_step

@@ -48,7 +48,7 @@ class ModelOptions(Options):
 
 
 class OptimizerOptions(Options):
-    """Options of the group `optimizer`."""
+    """Options of the group `optimizer`: which optimizers train, and their hyperparameters."""
 
     name: Literal["muon", "adamw"] = Field(
         "muon",
@@ -71,7 +71,7 @@ class OptimizerOptions(Options):
 
 
 class ScheduleOptions(Options):
-    """Options of the group `schedule`."""
+    """Options of the group `schedule`: how the learning rate changes during a run."""
 
     name: Literal["wsd", "cosine"] = Field(
         "wsd",
@@ -90,7 +90,7 @@ class ScheduleOptions(Options):
 
 
 class CheckpointOptions(Options):
-    """Options of the group `checkpoint`."""
+    """Options of the group `checkpoint`: when checkpoints are written and deleted."""
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
     keep: int = Field(
@@ -99,7 +99,7 @@ class CheckpointOptions(Options):
 
 
 class EvaluationOptions(Options):
-    """Options of the group `evaluation`."""
+    """Options of the group `evaluation` of pretraining: validation loss, and samples of text."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the validation split")
     tokens: int = Field(
@@ -199,7 +199,7 @@ class PretrainOptions(TrainOptions):
 
 
 class SftEvaluationOptions(Options):
-    """Options of the group `evaluation` of fine-tuning."""
+    """Options of the group `evaluation` of fine-tuning: dev loss, and generated answers."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the dev split")
     scored: int = Field(

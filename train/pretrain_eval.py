@@ -21,7 +21,10 @@ MAX_PRINTED_CHARACTERS = 160
 
 @dataclass(frozen=True)
 class TextEvaluator:
-    """Scores the validation split of each set; see `train.run.spec.Evaluator`."""
+    """Evaluates a pretraining run: validation loss, and samples of text.
+
+    It implements `train.run.spec.Evaluator`.
+    """
 
     options: PretrainOptions
     tokenizer: Tokenizer

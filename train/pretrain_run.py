@@ -25,7 +25,7 @@ from train.run.summary import MAX_USEFUL_EPOCHS
 
 @dataclass(frozen=True)
 class TextData:
-    """Text of one or more sets, cut into rows; see `train.run.spec.TrainingData`."""
+    """Text of one or more sets, cut into rows. It implements `train.run.spec.TrainingData`."""
 
     options: PretrainOptions
     sets: tuple[MixtureSet, ...]

@@ -46,7 +46,10 @@ class DevSet:
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
-    """Scores and generates answers of the dev sets; see `train.run.spec.Evaluator`."""
+    """Evaluates a fine-tuning run: loss on the answers of the dev sets, and generated answers.
+
+    It implements `train.run.spec.Evaluator`.
+    """
 
     options: SftOptions
     tokenizer: Tokenizer

@@ -34,7 +34,10 @@ from train.sft_eval import AnswerEvaluator, DevSet
 
 @dataclass(frozen=True)
 class ExampleData:
-    """Examples of one or more sets, packed into rows; see `train.run.spec.TrainingData`."""
+    """Examples of one or more sets, packed into rows. It implements `train.run.spec.TrainingData`.
+
+    `example_sets` are the training examples of the sets, in the same order.
+    """
 
     options: SftOptions
     sets: tuple[MixtureSet, ...]

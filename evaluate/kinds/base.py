@@ -51,7 +51,7 @@ class ModelAnswer:
 
 
 class KindEvaluation:
-    """The half of a kind of records that belongs to `evaluate`."""
+    """How a checkpoint is measured on one kind of records; the other half is `RecordKind`."""
 
     kind: RecordKind[Any]
     # The reason in the error message if nothing was scored.

@@ -40,7 +40,7 @@ READ_CHUNK_TOKENS = 1 << 22
 
 
 class TokenStream(Protocol):
-    """The concatenated tokens of a split."""
+    """The concatenated tokens of a split, such as `data.sequences.Sequences`."""
 
     @property
     def num_tokens(self) -> int: ...

@@ -34,7 +34,10 @@ VALIDATION_LOSS = SelectionMetric("validation", "loss")
 
 
 class MetricsLog:
-    """Writes the metrics of a run, and finds its best evaluation."""
+    """Writes the metrics of a run, and finds its best evaluation.
+
+    A record is a dict with a `kind`, a `step` and further fields, one line of `metrics.jsonl`.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
         """Open the log of a run that resumes after `step`, and drop the records of later steps."""

@@ -14,7 +14,11 @@ from train.autotune import ComputePlan, count_trainable_parameters
 
 
 class ThroughputMonitor:
-    """Measures the steps since the last log line. Time in evaluations does not count."""
+    """Measures the steps since the last log line.
+
+    Evaluations are not timed, but checkpoints are. It also estimates how long the rest of the run,
+    and a stop on request, will take.
+    """
 
     def __init__(
         self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device
@@ -90,11 +94,11 @@ class ThroughputMonitor:
         return longest_gap + self._save_seconds if longest_gap else None
 
     def pause(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, before work that is not timed."""
         self._seconds += time.perf_counter() - self._interval_start
 
     def resume(self) -> None:
-        """Start the timer."""
+        """Start the timer again."""
         self._interval_start = time.perf_counter()
         self._last_stop_check = None
 

@@ -91,7 +91,10 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that determines a run, resolved before anything is written or trained."""
+    """The resolved options of a run, and the objects that they name.
+
+    All of it is resolved and checked before anything is written or trained.
+    """
 
     command: str  # as in `python -m train.COMMAND`
     options: TrainOptions  # as they are written to config.yaml, with the resolved base

@@ -1,1 +1,1 @@
-"""What a model is worth, in figures a command reproduces. Never imports `train`."""
+"""Measure models: metrics, the commands that compute them, and reports. Never imports `train`."""

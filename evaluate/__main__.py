@@ -8,20 +8,20 @@ from evaluate.options import EvaluateOptions
 
 DESCRIPTION = """Measure a run with every command that fits it, and write a report.
 
-A pretraining run: evaluate.perplexity and evaluate.trigram. A fine-tuned run: evaluate.perplexity
-on its dev split, then on the test split of its data evaluate.rouge (summaries) or evaluate.reading
-(conversations about a reference), and evaluate.repetition. A mixture is measured part by part: each
-part of a pretraining mixture beside a trigram of that part alone, replay in a fine-tuning mixture
-without one.
+A pretraining run is measured with evaluate.perplexity and evaluate.trigram. A fine-tuned run is
+measured with evaluate.perplexity on its dev split, then on the test split of its data with
+evaluate.rouge (summaries) or evaluate.reading (conversations about a reference), and with
+evaluate.repetition. A mixture is measured part by part. Each part of a pretraining mixture is
+compared with a trigram trained on that part alone; replay in a fine-tuning mixture is not.
 
 Each command is printed. Its figures go to RUN/results/, the report to RUN/report.md and .html. The
 figures of a single step go to the folders of its run."""
 
 
 def main() -> None:
-    """Run the command."""
+    """Measure a run with the options of the command line."""
     options = parse_options(EvaluateOptions, sys.argv[1:], name="evaluate", description=DESCRIPTION)
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from evaluate.measure_run import measure_run
 
     measure_run(options)

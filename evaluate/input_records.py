@@ -1,4 +1,4 @@
-"""The records of native files that a command measures a checkpoint on."""
+"""Read the records of native files that a command measures a checkpoint on."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -15,7 +15,10 @@ R = TypeVar("R", bound=Record)
 
 
 def iter_usable_records(source: str, inputs: Sequence[str]) -> UsableRecords:
-    """Return the usable records of a source's files."""
+    """Return an iterable over the usable records of native files in the format of `source`.
+
+    `inputs` are files, folders or glob patterns.
+    """
     reader = find_source(source)
     paths = expand_inputs(list(inputs))
     return UsableRecords(record for path in paths for record in reader.iter_records(path))
@@ -24,16 +27,19 @@ def iter_usable_records(source: str, inputs: Sequence[str]) -> UsableRecords:
 def read_usable_records(
     source: str, inputs: Sequence[str], kind: RecordKind[R], limit: int | None
 ) -> list[R]:
-    """Return the first `limit` usable records (default: all), and print what is left out.
+    """Return the first `limit` usable records (None: all), and print how many are left out.
 
-    Raises UserError if the source has another kind of records, or if there are none.
+    Raises UserError if the source has another kind of records, or if no record is usable.
     """
     reader = find_source(source)
     if reader.kind != kind.name:
         raise UserError(f"--source {source} has {reader.kind}; this measures {kind.name}")
     records = iter_usable_records(source, inputs)
+    # The kind was checked above; `isinstance` is for the type checker.
     usable = [record for record in islice(records, limit) if isinstance(record, kind.record_type)]
     records.print_skipped()
     if not usable:
-        raise UserError(f"--input {' '.join(inputs)}: there is no record of {source} in it")
+        raise UserError(
+            f"--input {' '.join(inputs)}: no usable record; check that the files are of {source}"
+        )
     return usable

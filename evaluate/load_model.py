@@ -15,13 +15,16 @@ from model.tokenizer.base import Tokenizer
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A resolved checkpoint. Resolved once: a run in progress may write newer steps meanwhile."""
+    """A checkpoint that is resolved and loaded.
+
+    It is resolved only once, because a run in progress may write newer steps meanwhile.
+    """
 
     folder: Path
     model: Llama
     tokenizer: Tokenizer
     provenance: dict[str, str | int]
-    """`checkpoint` as the user named it, the `step` within its run, `weights` if quantized."""
+    """The keys are `checkpoint` (as the user named it), `step` if known, `weights` if quantized."""
 
     @cached_property
     def template(self) -> Template:

@@ -12,49 +12,59 @@ from data.corpora.resolver import find_test_split
 from data.shards import ShardSet, load_run_shard_sets
 from evaluate.kinds import find_evaluation
 from evaluate.options import EvaluateOptions
+from model.checkpoint import locate
 
 
 def measure_run(options: EvaluateOptions) -> None:
-    """Run each command that fits the run; write its results and its report."""
+    """Run each command that fits the run; write its results and its report.
+
+    Raises UserError if there is no run, or if it has no data. Exits with the code of a command that
+    fails.
+    """
     checkpoint = options.checkpoint or _find_newest_run()
     run = resolve_run(checkpoint)
     advice = (
         "use the single commands, such as python -m evaluate.perplexity --source NAME --input FILE"
     )
-    shard_sets = load_run_shard_sets(run, advice)
+    shard_sets = load_run_shard_sets(run, hint=advice)
     if not shard_sets:
         raise UserError(f"{run} was imported and has no data of its own to measure it on: {advice}")
     results = run / run_layout.RESULTS_DIR
     results.mkdir(exist_ok=True)
-    model = ["--checkpoint", str(checkpoint)]
+    model_options = ["--checkpoint", str(checkpoint)]
     if options.device != "auto":
-        model += ["--device", options.device]
+        model_options += ["--device", options.device]
     if options.quantize:
-        model += ["--quantize", options.quantize]
-    limit = ["--limit", str(options.limit)] if options.limit is not None else []
+        model_options += ["--quantize", options.quantize]
+    limit_options = ["--limit", str(options.limit)] if options.limit is not None else []
+    # Only fine-tuning has sets of other kinds than text.
     is_fine_tuned = any(not shards.kind.is_text for shards in shard_sets)
     for shards, suffix in zip(shard_sets, result_suffixes(shard_sets), strict=True):
         commands = build_commands(
             run,
             shards,
             suffix,
-            model_options=model,
-            limit_options=limit,
+            model_options=model_options,
+            limit_options=limit_options,
             is_fine_tuned=is_fine_tuned,
         )
         for module, *arguments in commands:
+            # The results of evaluate.perplexity go to perplexity.json.
             json_file = results / f"{module.rpartition('.')[2]}{suffix}.json"
             _run_command([module, *arguments, "--json", str(json_file)])
     _run_command(["evaluate.report", str(run), "--out", str(run / "report")])
 
 
 def resolve_run(checkpoint: Path) -> Path:
-    """Return the run that a checkpoint is or belongs to. Raises UserError for any other folder."""
-    from model.checkpoint import locate
+    """Return `checkpoint` itself if it is a run, or the run that it is a step of.
 
+    Raises UserError for any other path.
+    """
     if (checkpoint / run_layout.RUN_FILE).is_file():
         return checkpoint
-    run, step = checkpoint.parent.parent, locate.read_step(checkpoint)
+    # A step is at RUN/checkpoints/step-….
+    run = checkpoint.parent.parent
+    step = locate.read_step(checkpoint)
     if step is not None and (run / run_layout.RUN_FILE).is_file():
         print(
             f"evaluating step {step:,} of {run}; its results replace those in {run / 'results'}",
@@ -74,28 +84,29 @@ def resolve_run(checkpoint: Path) -> Path:
 
 
 def _find_newest_run() -> Path:
-    from model.checkpoint import locate
-
+    """Return the run with the newest checkpoint. Raises UserError if there is none."""
     newest = locate.find_newest_run()
     if newest is None:
         raise UserError(
-            f"there is no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or "
-            "name a run with RUN=… (--checkpoint …)"
+            f"no run with a checkpoint in {run_layout.RUNS_DIR}/: make pretrain first, or name a "
+            "run with RUN=… (--checkpoint …)"
         )
     print(f"evaluating {newest}, the run with the newest checkpoint", flush=True)
     return newest
 
 
 def result_suffixes(shard_sets: Sequence[ShardSet]) -> list[str]:
-    """Return the suffix of the results files of each set of a mixture, empty for a single set.
+    """Return the suffix of the results files of each set of a mixture.
 
-    It is the name of the folder of the set, with a number if two are the same.
+    It is empty for a single set, otherwise `-` and the name of the set's folder. If two names are
+    the same, all suffixes have a number too.
     """
     if len(shard_sets) == 1:
         return [""]
     names = [shards.folder.name for shards in shard_sets]
-    numbered = len(set(names)) < len(names)
-    return [f"-{number}-{name}" if numbered else f"-{name}" for number, name in enumerate(names, 1)]
+    if len(set(names)) == len(names):
+        return [f"-{name}" for name in names]
+    return [f"-{number}-{name}" for number, name in enumerate(names, 1)]
 
 
 def build_commands(
@@ -107,15 +118,21 @@ def build_commands(
     limit_options: list[str],
     is_fine_tuned: bool,
 ) -> list[list[str]]:
-    """Return the modules to run for one shard set of a run, with their arguments except --json.
+    """Return the commands to run for one shard set of a run, without `--json`.
 
-    `suffix` is that of the results files of the set. `model_options` are those of the checkpoint,
-    `limit_options` limit the records. Text in a fine-tuned run is replay.
+    Args:
+        run: the run directory.
+        shards: the shard set.
+        suffix: the suffix of the results files of the set.
+        model_options: which checkpoint to measure, and how.
+        limit_options: how many records to measure.
+        is_fine_tuned: whether the run is a fine-tuning run, in which text is replay.
     """
     evaluation = find_evaluation(shards.kind)
     commands = evaluation.validation_commands(
         ["--data", str(shards.folder)], model_options, limit_options, is_fine_tuned=is_fine_tuned
     )
+    # A token is scored given the token before it, so scoring needs two.
     if shards.load_split("validation").num_tokens < 2:
         missing = ", ".join(f"no {module.rpartition('.')[2]}" for module, *_ in commands)
         print(f"{shards.folder} has no validation split: {missing}", flush=True)
@@ -133,6 +150,7 @@ def build_commands(
 
 
 def _run_command(arguments: list[str]) -> None:
+    """Print and run `python -m` with the arguments; exit with its code if it fails."""
     print(f"\n$ python -m {shlex.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, "-m", *arguments]).returncode
     if code:

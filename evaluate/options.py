@@ -12,9 +12,9 @@ _TOGETHER = "--source and --input belong together: --source csl --input FILE"
 
 
 class DeviceOptions(Options):
-    """Where the model is computed, and with which weights."""
+    """The device that a model runs on, and the number format of its weights."""
 
-    device: Device = Field("auto", description="where to compute; auto: a GPU where there is one")
+    device: Device = Field("auto", description="where to compute; auto: on a GPU if there is one")
     quantize: Literal["int8"] | None = Field(
         None,
         description="measure the model with int8 weights: a quarter of the memory of fp32 "
@@ -32,8 +32,8 @@ class EvaluateOptions(DeviceOptions):
     limit: int | None = Field(
         None,
         ge=1,
-        description="only the first so many records of each dev and test split (default: all; "
-        "text is always scored whole)",
+        description="measure only so many records at the start of each dev and test split "
+        "(default: all; text is always scored whole)",
     )
 
 
@@ -46,14 +46,14 @@ class MeasureOptions(DeviceOptions):
     )
     input: CliVariadicArg[tuple[str, ...]] = Field((), description="native files, folders or globs")
     limit: int | None = Field(
-        None, ge=1, description="only the first so many records (or lines of --score)"
+        None, ge=1, description="measure only so many records (or lines of --score) at the start"
     )
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures to this file"
     )
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if bool(self.source) != bool(self.input):
             lines.append(_TOGETHER)
@@ -71,15 +71,17 @@ class PerplexityOptions(MeasureOptions):
         "validation", description="split of the shard set"
     )
     limit: int | None = Field(
-        None, ge=1, description="only the first so many records (of text: about so many tokens)"
+        None,
+        ge=1,
+        description="measure only so many records at the start (of text: so many tokens)",
     )
 
 
 class AnswerOptions(MeasureOptions):
     """Options of the commands that let a checkpoint answer."""
 
-    max_new_tokens: int = Field(64, ge=1, description="tokens of an answer at most")
-    batch: int = Field(16, ge=1, description="answers that are decoded together")
+    max_new_tokens: int = Field(64, ge=1, description="longest answer in tokens")
+    batch: int = Field(16, ge=1, description="number of answers that are decoded together")
     predictions: OutputFile | None = Field(
         None, description="write requests and answers to this file"
     )
@@ -97,14 +99,14 @@ class RougeOptions(AnswerOptions):
         1.0, description="a beam's score is its log-probability / length ** this"
     )
     repetition_penalty: float = Field(
-        1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: not"
+        1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: off"
     )
     no_repeat_ngram: int = Field(
-        0, ge=0, description="tokens in a row that an answer must not repeat; 0: no limit"
+        0, ge=0, description="an answer must not repeat so many tokens in a row; 0: no limit"
     )
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.score and (self.checkpoint or self.baseline or self.source):
             lines.append(
@@ -125,17 +127,17 @@ class ReadingOptions(AnswerOptions):
     checkpoint: Path = Field(description=_CHECKPOINT_HELP)
     source: str = Field(description="source of --input, such as redgpt")
     input: CliVariadicArg[tuple[str, ...]] = Field(description="native files, folders or globs")
-    max_new_tokens: int = Field(128, ge=1, description="tokens of an answer at most")
+    max_new_tokens: int = Field(128, ge=1, description="longest answer in tokens")
 
 
 class RepetitionOptions(AnswerOptions):
     """Options of `python -m evaluate.repetition`."""
 
-    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer at most")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer in tokens")
     score: Path | None = Field(None, description='measure the "prediction" of each line of a file')
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if bool(self.score) == bool(self.checkpoint):
             lines.append(
@@ -158,7 +160,7 @@ class TrigramOptions(Options):
     )
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if bool(self.data) == bool(self.checkpoint):
             lines.append("give either --data SHARDSET or --checkpoint RUN")

@@ -11,23 +11,23 @@ DESCRIPTION = """Measure a checkpoint on text.
 The text is a split of a prepared shard set (--data DIR --split validation) or native files of a
 source (--source jsonl --input FILE ...), encoded with the tokenizer of the checkpoint.
 
-Documents are `<bos> text <eos>`, concatenated and cut into windows of 256 tokens; every token but
-the first is scored once, with the tokens before it in its window as context. Of conversations and
-summaries only the answers are scored, each with the conversation before it as context, in rows of
-1,024 tokens, or of the length that the model was trained on if that is less. A longer conversation
-is cut after the last answer that fits, an article loses its end, and a record without an answer
-that fits is left out; both are counted.
+Documents are `<bos> text <eos>`, concatenated and cut into windows of 256 tokens; every token
+except the first is scored once, with the tokens before it in its window as context. Only the
+answers of conversations and summaries are scored, each with the conversation before it as context,
+in rows of 1,024 tokens, or of the length that the model was trained on if that is less. A longer
+conversation is cut after the last answer that fits, and the end of a longer article is cut off. A
+record without an answer that fits is left out. Both are counted.
 
 Loss and perplexity are per token and compare only models with the same tokenizer; bits per
 character compares all."""
 
 
 def main() -> None:
-    """Run the command."""
+    """Measure perplexity with the options of the command line."""
     options = parse_options(
         PerplexityOptions, sys.argv[1:], name="evaluate.perplexity", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from evaluate.measures.perplexity import run_perplexity
 
     run_perplexity(options)

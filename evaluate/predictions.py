@@ -1,6 +1,6 @@
 """Prediction files: JSON lines, one answer a line, that any program can write and read.
 
-The lines that this project writes also name the model, as `--json` does.
+The lines that this project writes also name the model, with the same fields as `--json`.
 """
 
 import json
@@ -16,9 +16,10 @@ MODEL_FIELDS = {"checkpoint": str, "step": int, "weights": str}
 
 
 def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Read the lines of a file: objects with a string for each of `fields`; skip blank lines.
+    """Return the lines of a file, JSON objects with a string for each of `fields`.
 
-    Raises UserError, with the number of the line, for any other line, and for a file without lines.
+    Blank lines are skipped. Raises UserError, with the number of the line, for any other line, and
+    for a file without lines.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -31,7 +32,8 @@ def read_predictions(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]
             continue
         try:
             row = json.loads(line)
-            # JSON can escape a lone surrogate, which cannot be printed or written.
+            # JSON can contain an escaped lone surrogate, which UTF-8 cannot encode: such a text
+            # could not be printed or written.
             json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise UserError(
@@ -57,11 +59,17 @@ def write_predictions(
 
 
 def resolve_model_fields(path: Path, rows: list[dict[str, Any]]) -> dict[str, str | int]:
-    """Return the fields that name the model, if all lines agree; else print that it is unknown."""
+    """Return the fields that name the model if all lines of the file `path` have the same ones.
+
+    Otherwise returns no fields, and prints that the model is unknown.
+    """
     fields_by_row = []
     for row in rows:
-        # `type` and not `isinstance`: a step of True is not a number.
-        fields = {key: row[key] for key, kind in MODEL_FIELDS.items() if type(row.get(key)) is kind}
+        fields = {}
+        for key, field_type in MODEL_FIELDS.items():
+            # `type` and not `isinstance`, for which True is an int: a step of True is no step.
+            if type(row.get(key)) is field_type:
+                fields[key] = row[key]
         fields_by_row.append(fields)
     if fields_by_row[0] and all(fields == fields_by_row[0] for fields in fields_by_row):
         return fields_by_row[0]

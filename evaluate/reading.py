@@ -8,20 +8,22 @@ from evaluate.options import ReadingOptions
 
 DESCRIPTION = """Ask every turn of conversations about a passage (RedGPT), twice.
 
-Once with the passage of the record and once, as the control, with the passage of another record,
-each time after the true turns before it. An answer is exact if it equals the true one but for white
-space around it. A model whose control scores as high does not use the passage. Answers are greedy.
+Each question is asked once with the passage of its record and once, as the control, with the
+passage of another record, each time after the true turns before it. An answer is exact if it equals
+the true one except for white space around it. A model whose control scores as high does not use the
+passage. Answers are greedy.
 
-Places: the third of the passage with the longest part of the true answer that occurs in the passage
-word for word and not in the question."""
+Questions are also counted by the position of their answer: the third of the passage that contains
+the longest part of the true answer that occurs in the passage word for word and not in the
+question."""
 
 
 def main() -> None:
-    """Run the command."""
+    """Ask questions about passages with the options of the command line."""
     options = parse_options(
         ReadingOptions, sys.argv[1:], name="evaluate.reading", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from evaluate.measures.reading import run_reading
 
     run_reading(options)

@@ -21,11 +21,11 @@ answered, are taken from the lines if all of them have these fields."""
 
 
 def main() -> None:
-    """Run the command."""
+    """Measure repetition with the options of the command line."""
     options = parse_options(
         RepetitionOptions, sys.argv[1:], name="evaluate.repetition", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from evaluate.measures.repetition import run_repetition
 
     run_repetition(options)

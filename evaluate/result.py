@@ -1,4 +1,4 @@
-"""The result of an evaluation command: a report on standard output, and files."""
+"""The result of an evaluation command: lines on standard output, and files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,21 +18,21 @@ class EvalResult:
     """The result of an evaluation command."""
 
     lines: list[str]
-    """The report on standard output."""
+    """The lines on standard output."""
     metrics: dict[str, Any]
-    """The contents of `--json`, after the provenance."""
+    """The contents of the file `--json`, after the provenance."""
     provenance: dict[str, Any]
-    """The model, see `LoadedCheckpoint`, and how it was decoded; or the data of a baseline."""
+    """The model, see `LoadedCheckpoint`, and its decoding options; or the data of a baseline."""
     rows: list[Row] = field(default_factory=list)
-    """The lines of `--predictions`."""
+    """The lines of the file `--predictions`."""
     device: Any = None
-    """The torch.device of the model, if there is one."""
+    """The torch.device of the model; None without a model."""
 
 
 def drop_unanswered(rows: Sequence[Row | None], inputs: Sequence[str]) -> list[Row]:
-    """Return the rows of answered questions, and print the number of the others.
+    """Return the rows of answered questions, and print how many questions were left out.
 
-    A question is not answered if its prompt leaves no room for an answer in the context. Raises
+    A row is None if the prompt of its question leaves no room for an answer in the context. Raises
     UserError if no question is answered; `inputs` are the files that the message names.
     """
     answered = [row for row in rows if row is not None]
@@ -40,14 +40,17 @@ def drop_unanswered(rows: Sequence[Row | None], inputs: Sequence[str]) -> list[R
     if num_dropped:
         print(f"left out, no room for an answer in the context: {num_dropped:,} questions")
     if not answered:
-        raise UserError(f"--input {' '.join(inputs)}: no question of it fits the model's context")
+        raise UserError(f"--input {' '.join(inputs)}: no question fits the model's context")
     return answered
 
 
 def report_result(
     result: EvalResult, json_file: Path | None, predictions_file: Path | None = None
 ) -> None:
-    """Print the report, and write the files that are not None."""
+    """Print the lines of the result, and write the files that are not None.
+
+    Each line of `predictions_file` also names the model.
+    """
     print("\n".join(result.lines))
     if predictions_file:
         model_fields = {
@@ -55,5 +58,6 @@ def report_result(
         }
         write_predictions(predictions_file, result.rows, model_fields)
     if json_file:
+        # Results files have the environment under the key "made".
         environment = collect_environment(result.device)
         write_json(json_file, {**result.provenance, **result.metrics, "made": environment})

@@ -19,11 +19,11 @@ the run."""
 
 
 def main() -> None:
-    """Run the command."""
+    """Score summaries with the options of the command line."""
     options = parse_options(
         RougeOptions, sys.argv[1:], name="evaluate.rouge", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from evaluate.measures.rouge import run_rouge
 
     run_rouge(options)

@@ -10,11 +10,11 @@ DESCRIPTION = "Score an interpolated Kneser-Ney trigram, the baseline of a langu
 
 
 def main() -> None:
-    """Run the command."""
+    """Score the trigram with the options of the command line."""
     options = parse_options(
         TrigramOptions, sys.argv[1:], name="evaluate.trigram", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from evaluate.measures.trigram import run_trigram
 
     run_trigram(options)

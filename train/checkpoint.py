@@ -21,6 +21,7 @@ from train import distributed
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+# The format in the manifest of a checkpoint.
 CHECKPOINT_FORMAT = "babyllama-checkpoint-1"
 Optimizers = dict[str, torch.optim.Optimizer]
 
@@ -35,10 +36,11 @@ def save(
     tokenizer: Tokenizer,
     template: Template | None,
 ) -> None:
-    """Write the checkpoint of a step to `checkpoints/step-…`, which exists only when it is whole.
+    """Write the checkpoint of a step to `checkpoints/step-…` in the folder `run`.
 
-    `max_steps` is the last step of the run; `state` is stored as JSON. A collective: the main
-    process writes, the other ranks contribute their shards.
+    The folder of the checkpoint appears only when it is complete. `max_steps` is the last step of
+    the run; `state` is stored as JSON. All ranks must call this: they gather their shards, and the
+    main process writes.
     """
     full_model = distributed.gather_model(model)
     tensors = _gather_optimizer_state(model, optimizers)
@@ -55,9 +57,10 @@ def save(
 
 
 def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any]:
-    """Fill the optimizers of a model from a checkpoint and return its `state`.
+    """Load the optimizer state of a checkpoint into `optimizers`, and return its `state`.
 
-    Raises UserError if the file cannot be read or holds the state of another optimizer.
+    The weights of `model` are those of the checkpoint already. Raises UserError if the optimizer
+    file cannot be read or holds the state of another optimizer.
     """
     try:
         tensors = load_file(folder / OPTIMIZER_FILE)
@@ -65,8 +68,10 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
         raise UserError(f"{folder / OPTIMIZER_FILE} cannot be read: {error}") from None
     parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
+        # Padded with empty strings, so that a key with fewer than three parts is an unknown one.
         optimizer_name, parameter_name, field = [*key.split("/"), "", ""][:3]
         parameter = parameters.get(parameter_name)
+        # Moments have the shape of their parameter; the step count of AdamW is a scalar.
         if (
             optimizer_name not in optimizers
             or parameter is None
@@ -75,7 +80,7 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
             raise UserError(
                 f"{folder / OPTIMIZER_FILE} holds {key}, which this run's optimizer does not have"
             )
-        # A copy, because the loaded tensor is a memory map of the file.
+        # `shard_like` copies the tensor: the loaded one is a memory map of the file.
         optimizers[optimizer_name].state[parameter][field] = distributed.shard_like(
             tensor, parameter
         )
@@ -83,7 +88,10 @@ def restore(folder: Path, model: Llama, optimizers: Optimizers) -> dict[str, Any
 
 
 def _gather_optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[str, torch.Tensor]:
-    """Return the state of all optimizers as `optimizer/parameter/field`, in the main process."""
+    """Return the tensors of all optimizers by `optimizer/parameter/field`, on the CPU.
+
+    All ranks must call this; only the main process gets the tensors.
+    """
     parameter_names: dict[Any, str] = {
         parameter: name for name, parameter in model.named_parameters()
     }
@@ -91,17 +99,21 @@ def _gather_optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[st
     for optimizer_name, optimizer in optimizers.items():
         for parameter, state in optimizer.state.items():
             for field, value in state.items():
+                # A safetensors file holds tensors only.
                 if not isinstance(value, torch.Tensor):
                     continue
-                full = distributed.full_tensor(value.detach())
+                whole_tensor = distributed.full_tensor(value.detach())
                 if distributed.is_main_process():
                     key = f"{optimizer_name}/{parameter_names[parameter]}/{field}"
-                    tensors[key] = full.cpu().contiguous()
+                    tensors[key] = whole_tensor.cpu().contiguous()
     return tensors
 
 
 def rotate_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the newest `keep_last` and the best; link `checkpoints/best`."""
+    """Delete all checkpoints except the newest `keep_last` and the best; link `checkpoints/best`.
+
+    `best_step` is the step with the best evaluation, None before the first one.
+    """
     if best_step is not None and best_step in list_steps(run):
         _link_best(run, best_step)
     for step in list_steps(run)[:-keep_last]:
@@ -109,17 +121,18 @@ def rotate_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None
             # Renamed first, so that an interrupted deletion does not leave half a checkpoint
             # under the name of a whole one.
             folder = step_folder(run, step)
-            hidden = folder.with_name(f".{folder.name}.old")
-            folder.rename(hidden)
-            shutil.rmtree(hidden)
+            renamed = folder.with_name(f".{folder.name}.old")
+            folder.rename(renamed)
+            shutil.rmtree(renamed)
 
 
 def _link_best(run: Path, step: int) -> None:
+    """Make `checkpoints/best` a symbolic link to the checkpoint of `step`, atomically."""
     link = run / run_layout.CHECKPOINTS_DIR / run_layout.BEST_LINK
     temporary = link.with_name(".best.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(step_folder(run, step).name)
     if link.is_dir() and not link.is_symlink():
-        # A copy of the run that followed links has a second copy of the checkpoint here.
+        # If the run was copied with links followed, a copy of the checkpoint is here instead.
         shutil.rmtree(link)
     temporary.replace(link)

@@ -1,4 +1,7 @@
-"""The command line of training, without PyTorch: options, the run that they name, the processes."""
+"""The command line of training: its options, its run directory, and the processes of torchrun.
+
+Imports no PyTorch, so that `--help` and invalid options answer at once.
+"""
 
 import contextlib
 import math
@@ -17,18 +20,28 @@ T = TypeVar("T", bound=TrainOptions)
 
 
 def training_session() -> contextlib.AbstractContextManager[None]:
-    """Return the session of the processes that torchrun started; without torchrun, an empty one."""
+    """Return the context in which the processes that torchrun started train together.
+
+    Without torchrun the context does nothing.
+    """
+    # WORLD_SIZE is torchrun's environment variable for the number of processes.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return contextlib.nullcontext()
+    # Imported here because a single process need not load PyTorch before it parses its options.
     from train.distributed import distributed_session
 
     return distributed_session()
 
 
 def parse_train_options(schema: type[T], command: str, description: str) -> T:
-    """Return the options of `python -m train.COMMAND`, on resume with those of the run."""
+    """Parse the options of `python -m train.COMMAND`.
+
+    On resume, the config.yaml in the run directory replaces the defaults. Raises UserError for
+    invalid options, or if the run belongs to the other command.
+    """
 
     def find_recorded_options(values: dict[str, Any]) -> Path | None:
+        """Return the config.yaml of the run that `values` name, or None for a new run."""
         run = values["run"]
         folder = Path(str(run)) if run else default_run_folder(command, str(values["data"]))
         config = folder / run_layout.CONFIG_FILE
@@ -64,7 +77,10 @@ def _check_command(run: Path, command: str) -> None:
 
 
 def default_run_folder(command: str, data: str) -> Path:
-    """Return the directory of a run without a name: other weights of a mixture are another run."""
+    """Return the directory of a run that the user did not name, such as runs/sft-csl+zhihu-0.5.
+
+    It contains the weights of the mixture, so that other weights make another run.
+    """
     parts = []
     for name, weight in zip(*parse_mixture(data), strict=True):
         suffix = f"-{weight:g}" if weight != 1 else ""
@@ -72,26 +88,28 @@ def default_run_folder(command: str, data: str) -> Path:
     return run_layout.RUNS_DIR / f"{command}-{'+'.join(parts)}"
 
 
-def parse_mixture(text: str) -> tuple[list[str], tuple[float, ...]]:
-    """Return the names and weights of `wikipedia:0.5+zhihu`; the weight defaults to 1.
+def parse_mixture(data: str) -> tuple[list[str], tuple[float, ...]]:
+    """Return the names and weights in `data`, such as `wikipedia:0.5+zhihu`.
 
-    Raises UserError for a weight that is not above 0.
+    The weight defaults to 1. Raises UserError for a weight that is not above 0.
     """
     names = []
     weights = []
-    # A path with a plus or a colon in it is not a mixture.
-    for part in [text] if Path(text).exists() else text.split("+"):
+    # The path of an existing file or folder may contain a plus sign; it is one name.
+    parts = [data] if Path(data).exists() else data.split("+")
+    for part in parts:
         name, colon, weight_text = part.rpartition(":")
         weight = 1.0
         if colon and name:
             try:
                 weight = float(weight_text)
             except ValueError:
+                # The colon is a part of the name.
                 name = part
         else:
             name = part
         if not (math.isfinite(weight) and weight > 0):
-            raise UserError(f"--data {text}: the weight of {name} must be above 0")
+            raise UserError(f"--data {data}: the weight of {name} must be above 0")
         names.append(name)
         weights.append(weight)
     return names, tuple(weights)

@@ -1,8 +1,8 @@
 """The optimizers: Muon for hidden matrices, AdamW for the other parameters.
 
-Muon (Jordan et al. 2024; `torch.optim.Muon`) orthogonalizes the momentum of a matrix. Embedding,
-head and norms are left to AdamW (Loshchilov & Hutter 2019), and so are the two thin matrices of a
-LoRA adapter, as in its paper: Muon on the factors of a product was not measured here.
+Muon (Jordan et al. 2024; `torch.optim.Muon`) orthogonalizes the momentum of a matrix. AdamW
+(Loshchilov & Hutter 2019) updates the embedding, the head and the norms. It also updates the two
+low-rank matrices of a LoRA adapter, as in the LoRA paper: Muon was not measured on them here.
 """
 
 import torch
@@ -15,9 +15,9 @@ from train.options import OptimizerOptions
 def build_optimizers(
     model: nn.Module, options: OptimizerOptions
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimizers of the trainable parameters by name.
+    """Return the optimizers of the trainable parameters by name: "adamw" and, if used, "muon".
 
-    Each parameter group has its peak learning rate as `peak_lr`, which schedules multiply.
+    Each parameter group has the field `peak_lr`, which the learning-rate schedule multiplies.
     """
     muon_matrices = []
     adamw_matrices = []
@@ -25,6 +25,7 @@ def build_optimizers(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        # The factors of a LoRA adapter are in the layers too, and AdamW trains them.
         is_hidden = ".layers." in name and ".lora_" not in name
         if parameter.dim() < 2:
             vectors.append(parameter)
@@ -32,7 +33,8 @@ def build_optimizers(
             muon_matrices.append(parameter)
         else:
             adamw_matrices.append(parameter)
-    # Vectors are norms here, and decay would pull their scale from 1 to 0.
+    # The vectors are the scales of the norms. They start at 1, and weight decay would pull them to
+    # 0.
     groups = [
         {"params": adamw_matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -42,8 +44,9 @@ def build_optimizers(
         "adamw": torch.optim.AdamW(groups, lr=options.lr, betas=betas, fused=True)
     }
     if muon_matrices:
-        muon = ShardedMuon if is_sharded(muon_matrices[0]) else torch.optim.Muon
-        optimizers["muon"] = muon(
+        # FSDP shards all matrices alike, so the first stands for all.
+        muon_class = ShardedMuon if is_sharded(muon_matrices[0]) else torch.optim.Muon
+        optimizers["muon"] = muon_class(
             muon_matrices,
             lr=options.muon_lr,
             weight_decay=options.weight_decay,

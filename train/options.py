@@ -13,9 +13,9 @@ ParallelStrategy = Literal["ddp", "fsdp"]
 
 
 class ModelOptions(Options):
-    """Options under `model.`: a preset, and changes of single fields."""
+    """Options of the group `model`: a preset, and fields that replace those of the preset."""
 
-    preset: str = Field("babyllama-3m", description=f"named shape: {', '.join(PRESETS)}")
+    preset: str = Field("babyllama-3m", description=f"named size: {', '.join(PRESETS)}")
     hidden_size: int | None = Field(None, gt=0, description="width; default: of the preset")
     intermediate_size: int | None = Field(
         None, gt=0, description="width inside the feed-forward layers"
@@ -33,26 +33,27 @@ class ModelOptions(Options):
     @classmethod
     def _check_preset(cls, value: str) -> str:
         if value not in PRESETS:
-            raise ValueError(f"there is no preset {value}; choose {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {value}; choose {', '.join(PRESETS)}")
         return value
 
     def preset_overrides(self) -> dict[str, object]:
-        """Return the fields of `LlamaConfig` that differ from the preset."""
+        """Return the fields of `LlamaConfig` that the options replace, by name."""
         fields = self.model_dump(exclude={"preset"})
         overrides = {name: value for name, value in fields.items() if value is not None}
         if "num_attention_heads" in overrides:
-            # Another number of heads alone must not turn a preset into grouped-query attention.
+            # Without a number of key-value heads, all heads have their own. The preset's number
+            # would turn another number of heads into grouped-query attention.
             overrides.setdefault("num_key_value_heads", overrides["num_attention_heads"])
         return overrides
 
 
 class OptimizerOptions(Options):
-    """Options of the group `optimizer`."""
+    """Options of the group `optimizer`: which optimizers train, and their hyperparameters."""
 
     name: Literal["muon", "adamw"] = Field(
         "muon",
-        description="muon moves hidden matrices and AdamW the rest "
-        "(embedding, head, norms, adapters); adamw moves everything",
+        description="muon: Muon trains the hidden matrices, and AdamW the rest "
+        "(embedding, head, norms, adapters); adamw: AdamW trains everything",
     )
     lr: float = Field(8e-3, gt=0, lt=10, description="peak learning rate of AdamW")
     muon_lr: float = Field(
@@ -64,11 +65,13 @@ class OptimizerOptions(Options):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment")
     momentum: float = Field(0.95, ge=0, lt=1, description="Muon's momentum")
-    clip: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    clip: float = Field(
+        1.0, gt=0, description="gradients with a larger norm are scaled to this one"
+    )
 
 
 class ScheduleOptions(Options):
-    """Options of the group `schedule`."""
+    """Options of the group `schedule`: how the learning rate changes during a run."""
 
     name: Literal["wsd", "cosine"] = Field(
         "wsd",
@@ -87,7 +90,7 @@ class ScheduleOptions(Options):
 
 
 class CheckpointOptions(Options):
-    """Options of the group `checkpoint`."""
+    """Options of the group `checkpoint`: when checkpoints are written and deleted."""
 
     every: int = Field(100, gt=0, description="steps between checkpoints")
     keep: int = Field(
@@ -96,7 +99,7 @@ class CheckpointOptions(Options):
 
 
 class EvaluationOptions(Options):
-    """Options of the group `evaluation`."""
+    """Options of the group `evaluation` of pretraining: validation loss, and samples of text."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the validation split")
     tokens: int = Field(
@@ -115,7 +118,7 @@ class EvaluationOptions(Options):
 
 
 class TrainOptions(Options):
-    """The options of both commands."""
+    """Options that `python -m train.pretrain` and `python -m train.sft` share."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to train; auto: on a GPU if there is one"
@@ -148,13 +151,14 @@ class TrainOptions(Options):
     checkpoint: CheckpointOptions = CheckpointOptions()
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.batch_tokens % self.sequence_length:
-            near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
+            rows = max(1, round(self.batch_tokens / self.sequence_length))
+            nearest_multiple = rows * self.sequence_length
             lines.append(
                 f"--batch_tokens {self.batch_tokens} is not a multiple of --sequence_length "
-                f"{self.sequence_length}; {near} would be"
+                f"{self.sequence_length}; {nearest_multiple} would be"
             )
         if self.schedule.name == "wsd" and self.schedule.warmup + self.schedule.decay > 1:
             lines.append(
@@ -177,8 +181,8 @@ class PretrainOptions(TrainOptions):
     )
     base: Path | None = Field(
         None,
-        description="initial weights, shape and tokenizer: a run, one of its steps, or an exported "
-        "folder (default: random weights of the shape under model)",
+        description="initial weights, config and tokenizer: a run, one of its steps, or an "
+        "exported folder (default: random weights of the size under model)",
     )
     tokenizer: Path | None = Field(
         None,
@@ -195,7 +199,7 @@ class PretrainOptions(TrainOptions):
 
 
 class SftEvaluationOptions(Options):
-    """Options under `evaluation.` of fine-tuning."""
+    """Options of the group `evaluation` of fine-tuning: dev loss, and generated answers."""
 
     every: int = Field(100, gt=0, description="steps between evaluations on the dev split")
     scored: int = Field(
@@ -245,7 +249,7 @@ class SftOptions(TrainOptions):
         False,
         description="begin answers to summarization requests with a phrase such as 总结如下：",
     )
-    model: ModelOptions = Field(ModelOptions(), description="shape for --base none")
+    model: ModelOptions = Field(ModelOptions(), description="size of the model for --base none")
     adapter: Literal["none", "lora"] = Field(
         "none",
         description="none: train all weights; lora: train small matrices beside the frozen weights "
@@ -257,7 +261,7 @@ class SftOptions(TrainOptions):
     evaluation: SftEvaluationOptions = SftEvaluationOptions()
 
     def find_conflicts(self) -> list[str]:
-        """See `Options.find_conflicts`."""
+        """Return a line for each conflict between options."""
         lines = super().find_conflicts()
         if self.adapter != "none" and self.base == "none":
             lines.append(

@@ -12,10 +12,10 @@ DESCRIPTION = (
 
 
 def main() -> None:
-    """Run the command."""
+    """Pretrain a model with the options of the command line."""
     with training_session():
         options = parse_train_options(PretrainOptions, "pretrain", DESCRIPTION)
-        # After the options: the help and their mistakes need not wait for PyTorch.
+        # Imported here so that --help and invalid options answer without loading PyTorch.
         from train.pretrain_run import pretrain
 
         pretrain(options)

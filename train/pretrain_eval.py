@@ -6,22 +6,25 @@ from dataclasses import dataclass
 from common.progress import progress_bar
 from data.kinds import documents
 from data.sequences import Sequences
-from evaluate.metrics.language_model import LMScore, iter_split, score_pieces
+from evaluate.metrics.language_model import LMScore, iter_split, score_blocks
 from model.decode.generate import Sampling, generate
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
 
-# Less random than a chat, to show what the model is sure of.
+# Sampling options of the samples, less random than those of a chat.
 SAMPLING = Sampling(temperature=0.5, top_p=0.9)
-# Characters of a sample that the terminal shows.
+# Length of the line that the terminal shows of a sample.
 MAX_PRINTED_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
 class TextEvaluator:
-    """Scores the validation split of each set; see `train.run.spec.Evaluator`."""
+    """Evaluates a pretraining run: validation loss, and samples of text.
+
+    It implements `train.run.spec.Evaluator`.
+    """
 
     options: PretrainOptions
     tokenizer: Tokenizer
@@ -29,7 +32,7 @@ class TextEvaluator:
 
     @property
     def every(self) -> int:
-        """See `Evaluator`."""
+        """Steps between evaluations."""
         return self.options.evaluation.every
 
     @property
@@ -39,19 +42,20 @@ class TextEvaluator:
 
     @property
     def metric(self) -> SelectionMetric:
-        """See `Evaluator`."""
+        """The metric that selects the best checkpoint: the validation loss."""
         return VALIDATION_LOSS
 
     @property
     def has_data(self) -> bool:
-        """See `Evaluator`."""
+        """Whether any validation split has two tokens, the fewest that can be scored."""
         return any(split.num_tokens > 1 for split in self.splits)
 
     def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
-        """Score the first tokens of the splits, then continue the prompts."""
-        self._score(model, self._tokens_per_split, "validation", step, log)
+        """Score the first tokens of the splits, then generate a sample for each prompt."""
+        self._score(model, max_tokens=self._tokens_per_split, kind="validation", step=step, log=log)
         evaluation = self.options.evaluation
-        for prompt in evaluation.prompts if evaluation.sample_tokens else ():
+        prompts = evaluation.prompts if evaluation.sample_tokens else ()
+        for prompt in prompts:
             ids = documents.KIND.encode_prompt(self.tokenizer, prompt)
             new_ids = generate(
                 model,
@@ -65,25 +69,30 @@ class TextEvaluator:
             print(f"  {prompt}|{text!r}"[:MAX_PRINTED_CHARACTERS], flush=True)
 
     def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
-        """Score all tokens of the splits, unless `evaluate` did."""
+        """Score all tokens of the splits, unless `evaluate` has scored all of them."""
         if any(split.num_tokens > self._tokens_per_split for split in self.splits):
-            self._score(model, sys.maxsize, "final", step, log)
+            self._score(model, max_tokens=sys.maxsize, kind="final", step=step, log=log)
 
     @property
     def _tokens_per_split(self) -> int:
+        """The number of tokens that `evaluate` scores of each split."""
+        # A token is scored given the token before it, so scoring needs two.
         return max(2, self.options.evaluation.tokens // len(self.splits))
 
     def _score(self, model: Llama, max_tokens: int, kind: str, step: int, log: MetricsLog) -> None:
-        """Score the first `max_tokens` tokens of each split; log and print the metrics, if any."""
+        """Score the first `max_tokens` tokens of each split; log and print the metrics.
+
+        `kind` is that of the record in the log. If no split has two tokens, nothing is logged.
+        """
         total = LMScore()
-        stops = [min(max_tokens, split.num_tokens) for split in self.splits]
-        with progress_bar("evaluating", sum(stops), "tokens", delay=5) as bar:
-            for split, stop in zip(self.splits, stops, strict=True):
-                total += score_pieces(
+        limits = [min(max_tokens, split.num_tokens) for split in self.splits]
+        with progress_bar("evaluating", sum(limits), "tokens", delay=5) as bar:
+            for split, limit in zip(self.splits, limits, strict=True):
+                total += score_blocks(
                     model,
                     iter_split(split),
                     self.tokenizer.characters_per_id,
-                    limit=stop,
+                    limit=limit,
                     on_progress=bar.update,
                 )
         if total.num_tokens == 0:

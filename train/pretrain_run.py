@@ -1,4 +1,4 @@
-"""Pretraining: resolve the options into the description of a run, and run it."""
+"""Pretraining: resolve the options into the `RunSpec` of a run, and train it."""
 
 import shlex
 from dataclasses import dataclass
@@ -25,31 +25,36 @@ from train.run.summary import MAX_USEFUL_EPOCHS
 
 @dataclass(frozen=True)
 class TextData:
-    """Text of one or more sets, cut into rows; see `train.run.spec.TrainingData`."""
+    """Text of one or more sets, cut into rows. It implements `train.run.spec.TrainingData`."""
 
     options: PretrainOptions
     sets: tuple[MixtureSet, ...]
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of an epoch, on average where weights are fractions."""
+        """Tokens of an epoch; the mean over epochs if a weight is fractional."""
         return int(
-            sum(each.weight * each.shards.load_split("train").num_tokens for each in self.sets)
+            sum(
+                mixture_set.weight * mixture_set.shards.load_split("train").num_tokens
+                for mixture_set in self.sets
+            )
         )
 
     @property
     def epochs(self) -> float:
-        """Epochs of the whole run."""
+        """Number of epochs of the whole run, usually not a whole number."""
         return self.options.max_steps * self.options.batch_tokens / self.tokens_per_epoch
 
     def plan(self, folder: Path) -> TrainingPlan:
-        """See `TrainingData`."""
+        """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
-        splits = tuple(each.shards.load_split("train") for each in self.sets)
-        mixture = Mixture(splits, tuple(each.weight for each in self.sets))
-        rows = TextPlan(mixture, seed=options.seed, length=options.sequence_length, folder=folder)
+        splits = tuple(mixture_set.shards.load_split("train") for mixture_set in self.sets)
+        mixture = Mixture(splits, tuple(mixture_set.weight for mixture_set in self.sets))
+        row_plan = TextPlan(
+            mixture, seed=options.seed, length=options.sequence_length, folder=folder
+        )
         batches = TextBatchLoader(
-            rows,
+            row_plan,
             options.batch_tokens // options.sequence_length,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -63,36 +68,36 @@ class TextData:
 
 
 def pretrain(options: PretrainOptions) -> None:
-    """Train a new run, or the rest of an old one."""
+    """Train a new run, or resume the run in its directory."""
     spec = resolve_run(options)
-    run_training(start(spec), f"Measure it: make evaluate {shlex.quote(f'RUN={spec.folder}')}")
+    run_training(start(spec), hint=f"Measure it: make evaluate {shlex.quote(f'RUN={spec.folder}')}")
 
 
 def resolve_run(options: PretrainOptions) -> RunSpec:
-    """Resolve the options into the description of a run.
+    """Resolve the options into the `RunSpec` of a run.
 
     Raises UserError if the options do not fit the base, the data, or each other.
     """
     device = resolve_device_for_training(options)
     folder = options.run or default_run_folder("pretrain", options.data)
     base = resolve_initial_checkpoint(options.base, options.tokenizer, folder)
-    # Without a base a resumed run, too, resolves its data by name. Where the name stands for other
-    # data now, the comparison with the record of the run says so.
+    # Without a base, a resumed run looks up its data with the options of a new run. If the name in
+    # --data stands for other data now, the comparison with run.json reports it.
     data_tokenizer = base.tokenizer_path if base.folder else options.tokenizer
     data = TextData(options, _open_text_sets(options, data_tokenizer))
     if data.tokens_per_epoch < 2:
         raise UserError(f"--data {options.data}: there is no text to train on")
     _check_substituted_sets(data)
     tokenizer = _load_shared_tokenizer(data)
-    # A base with a chat template can still be chatted with after more pretraining.
+    # Keep the chat template of the base, so that one can still chat with the model.
     template = None
     if (
         base.folder is not None
-        and base.source is not None
-        and (base.source / TEMPLATE_FILE).is_file()
+        and base.config_folder is not None
+        and (base.config_folder / TEMPLATE_FILE).is_file()
     ):
-        template = load_template(base.source)
-    splits = [each.shards.load_split("validation") for each in data.sets]
+        template = load_template(base.config_folder)
+    validation_splits = [mixture_set.shards.load_split("validation") for mixture_set in data.sets]
     return RunSpec(
         command="pretrain",
         options=options.model_copy(update={"base": base.folder}),
@@ -101,41 +106,49 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
         base=base,
         tokenizer=tokenizer,
         template=template,
+        # Validation scores the text in windows of WINDOW_TOKENS.
         model_config=resolve_model_config(
-            options.model, base, tokenizer, max(options.sequence_length, WINDOW_TOKENS)
+            options.model,
+            base,
+            tokenizer,
+            min_context=max(options.sequence_length, WINDOW_TOKENS),
         ),
         model_name=str(base.folder or options.model.preset),
         lora=None,
         data=data,
-        evaluator=TextEvaluator(options, tokenizer, splits),
+        evaluator=TextEvaluator(options, tokenizer, validation_splits),
         command_fingerprints={"max_steps": options.max_steps},
     )
 
 
 def _open_text_sets(options: PretrainOptions, tokenizer: Path | None) -> tuple[MixtureSet, ...]:
-    """Open the sets of --data, prepared with `tokenizer` where they are not yet."""
+    """Open the shard sets of --data; prepare those that are not prepared yet with `tokenizer`.
+
+    Raises UserError if a set is not text.
+    """
     names, weights = parse_mixture(options.data)
 
     def open_sets() -> list[ShardSet]:
+        # Only one process verifies the checksums, because that reads the whole set.
+        verifies_checksums = distributed.is_main_process()
         return [
-            ShardSet.open(
-                resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
-            )
+            ShardSet.open(resolve_shard_set(name, tokenizer), checksums=verifies_checksums)
             for name in names
         ]
 
-    sets = distributed.main_process_first(open_sets)
-    for name, shards in zip(names, sets, strict=True):
+    # The main process prepares what is missing, and the other ranks then open it.
+    shard_sets = distributed.main_process_first(open_sets)
+    for name, shards in zip(names, shard_sets, strict=True):
         if not shards.kind.is_text:
             raise UserError(
                 f"--data {name}: holds {shards.kind.name}, not text to pretrain on: fine-tune on "
                 f"it with python -m train.sft --data {name}"
             )
-    return tuple(map(MixtureSet, names, sets, weights))
+    return tuple(map(MixtureSet, names, shard_sets, weights))
 
 
 def _load_shared_tokenizer(data: TextData) -> Tokenizer:
-    """Return the tokenizer of all sets. Raises UserError if they have different ones."""
+    """Return the tokenizer of all sets. Raises UserError if the sets have different tokenizers."""
     first, *others = data.sets
     tokenizer = first.shards.load_tokenizer()
     for other in others:
@@ -148,13 +161,19 @@ def _load_shared_tokenizer(data: TextData) -> Tokenizer:
 
 
 def _check_substituted_sets(data: TextData) -> None:
-    """Raise UserError if a long run would train on the shipped sample in place of a corpus."""
-    replaced = (replaced_corpus_name(each.shards.folder) for each in data.sets)
-    names = list(dict.fromkeys(name for name in replaced if name))
+    """Raise UserError if a long run would train on the shipped sample in place of a corpus.
+
+    The sample replaces a corpus that is named in --data and not prepared; it is only large enough
+    for short runs.
+    """
+    replaced_names = (replaced_corpus_name(mixture_set.shards.folder) for mixture_set in data.sets)
+    # dict.fromkeys drops repeated names and keeps their order.
+    names = list(dict.fromkeys(name for name in replaced_names if name))
     if not names or data.epochs <= MAX_USEFUL_EPOCHS:
         return
     options = data.options
     prepare_commands = " && ".join(f"make data DATA={name}" for name in names)
+    # The number of steps that are MAX_USEFUL_EPOCHS of the sample.
     max_steps = max(1, int(options.max_steps * MAX_USEFUL_EPOCHS / data.epochs))
     raise UserError(
         f"--data {options.data}: {options.max_steps:,} steps are {data.epochs:,.0f} epochs of the "

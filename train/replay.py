@@ -1,4 +1,4 @@
-"""Replay: pretraining text of the base mixed into fine-tuning, against forgetting.
+"""Replay: mix the base's pretraining text into fine-tuning, so that the model forgets less.
 
 `--data csl+replay:0.1` adds a tenth as many tokens of that text as the other sets have.
 """
@@ -15,25 +15,29 @@ from train.run.directory import NEW_RUN_HINT
 from train.run.initial_checkpoint import InitialCheckpoint
 from train.run.spec import MixtureSet
 
-# The name in --data.
+# The name in --data that stands for the pretraining text of the base.
 REPLAY = "replay"
 
 
 def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:
-    """Open the pretraining text of the base, or on resume the set `index` of the run's own record.
+    """Open the shard set that is replayed: the pretraining text of the base.
 
-    Raises UserError if the base is not a run that was pretrained here on a single set.
+    `index` is the position of replay in --data. A run that is resumed opens the set that its
+    run.json records at this position, because the base may be gone. Raises UserError if the base is
+    not a run that was pretrained here on a single set.
     """
-    recorded: list[ShardSet] = []
+    recorded_sets: list[ShardSet] = []
     if run_layout.list_steps(run):
-        recorded = load_run_shard_sets(run, f"put it back, or {NEW_RUN_HINT}")
-    if index < len(recorded):
-        return ShardSet.open(recorded[index].folder, checksums=distributed.is_main_process())
+        recorded_sets = load_run_shard_sets(run, hint=f"put it back, or {NEW_RUN_HINT}")
+    if index < len(recorded_sets):
+        # Only one process verifies the checksums, because that reads the whole set.
+        return ShardSet.open(recorded_sets[index].folder, checksums=distributed.is_main_process())
     if base.folder is None:
         raise UserError("--data replay: is the pretraining text of the base, and --base is none")
     shards = load_run_shard_set(
         base.folder,
-        "leave replay out of --data, or start from a run that was pretrained here on a single set",
+        hint="leave replay out of --data, or start from a run that was pretrained here on a single "
+        "set",
     )
     if not shards.kind.is_text:
         raise UserError(
@@ -46,14 +50,19 @@ def open_replay_set(run: Path, base: InitialCheckpoint, index: int) -> ShardSet:
 def scale_replay_weights(
     sets: tuple[MixtureSet, ...], example_sets: list[Examples]
 ) -> tuple[MixtureSet, ...]:
-    """Turn the weight of replay from a share of the other tokens into one of the replayed text."""
-    totals = [int(examples.lengths(0).sum()) for examples in example_sets]
-    rest = 0.0
-    for each, total in zip(sets, totals, strict=True):
-        if each.name != REPLAY:
-            rest += each.weight * total
+    """Return the sets with the weight of replay as epochs of its text, like all other weights.
+
+    In --data the weight of replay is a fraction of the tokens of the other sets.
+    """
+    tokens_per_set = [int(examples.lengths(epoch=0).sum()) for examples in example_sets]
+    other_tokens = 0.0
+    for mixture_set, num_tokens in zip(sets, tokens_per_set, strict=True):
+        if mixture_set.name != REPLAY:
+            other_tokens += mixture_set.weight * num_tokens
     scaled = []
-    for each, total in zip(sets, totals, strict=True):
-        weight = each.weight * rest / max(total, 1) if each.name == REPLAY else each.weight
-        scaled.append(replace(each, weight=weight))
+    for mixture_set, num_tokens in zip(sets, tokens_per_set, strict=True):
+        weight = mixture_set.weight
+        if mixture_set.name == REPLAY:
+            weight = weight * other_tokens / max(num_tokens, 1)
+        scaled.append(replace(mixture_set, weight=weight))
     return tuple(scaled)

@@ -19,14 +19,15 @@ from model.tokenizer.base import Tokenizer
 from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import SftOptions
 
-# Answers of each set that are shown and logged after an evaluation.
+# Number of answers of each set that are printed and logged after an evaluation.
 NUM_PRINTED_ANSWERS = 2
+# Length of the line that the terminal shows of an answer and its question.
 MAX_PRINTED_CHARACTERS = 160
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """The dev split of a set, as examples with the canonical request."""
+    """The dev split of a set, as examples that are the same at every evaluation."""
 
     name: str
     shards: ShardSet
@@ -34,18 +35,21 @@ class DevSet:
 
     @property
     def num_fitting(self) -> int:
-        """The number of examples that fit a row."""
-        return int((self.examples.lengths(0) > 0).sum())
+        """The number of examples that fit a row; the others have length 0."""
+        return int((self.examples.lengths(epoch=0) > 0).sum())
 
     @property
     def evaluation(self) -> KindEvaluation:
-        """How records of its kind are measured."""
+        """The evaluation of the kind of records in the set."""
         return find_evaluation(self.shards.kind)
 
 
 @dataclass(frozen=True)
 class AnswerEvaluator:
-    """Scores and generates answers of the dev sets; see `train.run.spec.Evaluator`."""
+    """Evaluates a fine-tuning run: loss on the answers of the dev sets, and generated answers.
+
+    It implements `train.run.spec.Evaluator`.
+    """
 
     options: SftOptions
     tokenizer: Tokenizer
@@ -54,17 +58,22 @@ class AnswerEvaluator:
 
     @property
     def every(self) -> int:
-        """See `Evaluator`."""
+        """Steps between evaluations."""
         return self.options.evaluation.every
 
     @property
     def patience(self) -> int:
-        """See `Evaluator`."""
+        """Evaluations without a better score that end the run; 0: never."""
         return self.options.evaluation.patience
 
     @property
     def metric(self) -> SelectionMetric:
-        """Return the first metric of generated answers that a kind has, else the loss."""
+        """Return the metric that selects the best checkpoint.
+
+        This is the metric of generated answers of the first set whose kind has one; without such a
+        set, or if no answers are generated, it is the validation loss.
+        """
+        # `examples` is the number of answers to generate for each set.
         if self.options.evaluation.examples:
             for dev_set in self.dev_sets:
                 evaluation = dev_set.evaluation
@@ -76,28 +85,32 @@ class AnswerEvaluator:
 
     @property
     def has_data(self) -> bool:
-        """See `Evaluator`."""
-        return any(each.num_fitting for each in self.dev_sets)
+        """Whether any dev example fits a row."""
+        return any(dev_set.num_fitting for dev_set in self.dev_sets)
 
     def evaluate(self, model: Llama, step: int, log: MetricsLog) -> None:
-        """Score the first dev answers of each set, then generate answers and compare them."""
-        self._score(model, self.options.evaluation.scored, "validation", step, log)
+        """Score the first dev answers of each set, then generate answers to dev examples."""
+        scored = self.options.evaluation.scored
+        self._score(model, max_examples=scored, kind="validation", step=step, log=log)
         if self.options.evaluation.examples:
             for dev_set in self.dev_sets:
                 self._evaluate_answers(model, dev_set, step, log)
 
     def evaluate_all(self, model: Llama, step: int, log: MetricsLog) -> None:
-        """Score all dev answers, unless `evaluate` did."""
+        """Score all dev answers, unless `evaluate` has scored all of them."""
         scored = self.options.evaluation.scored
-        if any(each.num_fitting > scored for each in self.dev_sets):
-            self._score(model, sys.maxsize, "final", step, log)
+        if any(dev_set.num_fitting > scored for dev_set in self.dev_sets):
+            self._score(model, max_examples=sys.maxsize, kind="final", step=step, log=log)
 
     def _score(
         self, model: Llama, max_examples: int, kind: str, step: int, log: MetricsLog
     ) -> None:
-        """Score the first `max_examples` answers of each set; log and print the metrics, if any."""
+        """Score the first `max_examples` examples of each set; log and print the metrics.
+
+        `kind` is that of the record in the log. Without any example nothing is logged.
+        """
         total = LMScore()
-        num_examples = sum(min(max_examples, each.num_fitting) for each in self.dev_sets)
+        num_examples = sum(min(max_examples, dev_set.num_fitting) for dev_set in self.dev_sets)
         with progress_bar("evaluating", num_examples, "examples", delay=5) as bar:
             for dev_set in self.dev_sets:
                 total += score_examples(
@@ -114,14 +127,15 @@ class AnswerEvaluator:
         print(f"step {step}  {kind}: {total.format_metrics()}", flush=True)
 
     def _evaluate_answers(self, model: Llama, dev_set: DevSet, step: int, log: MetricsLog) -> None:
-        """Generate answers to the first examples; log and print their ROUGE."""
+        """Generate the last answers of the first examples; log and print how good they are."""
         evaluation = self.options.evaluation
-        fitting = np.flatnonzero(dev_set.examples.lengths(0))[: evaluation.examples]
-        if not len(fitting):
+        # Examples that do not fit a row have length 0.
+        fitting_indices = np.flatnonzero(dev_set.examples.lengths(epoch=0))[: evaluation.examples]
+        if not len(fitting_indices):
             return
         prompts = []
         references = []
-        for index in fitting:
+        for index in fitting_indices:
             prompt, reference = _split_last_answer(dev_set.examples, int(index), self.tokenizer)
             prompts.append(prompt)
             references.append(reference)
@@ -130,8 +144,9 @@ class AnswerEvaluator:
                 model, prompts, max_new_tokens=evaluation.max_new_tokens, on_progress=bar.update
             )
         kind = dev_set.evaluation
-        texts = [self.tokenizer.decode(each.ids) for each in decoded]
-        answers = [kind.strip_answer(self.template, text) for text in texts]
+        generated = [self.tokenizer.decode(answer.ids) for answer in decoded]
+        # A lead-in such as 总结如下： must not count as a part of the title.
+        answers = [kind.strip_answer(self.template, text) for text in generated]
         references = [kind.strip_answer(self.template, text) for text in references]
         pairs = list(zip(answers, references, strict=True))
         scores = [compute_rouge(answer, reference) for answer, reference in pairs]
@@ -139,8 +154,9 @@ class AnswerEvaluator:
             f"rouge_{key}": float(np.mean([score[key].f for score in scores]))
             for key in ("1", "2", "l")
         }
-        exact_match = float(np.mean([answer.strip() == ref.strip() for answer, ref in pairs]))
-        eos_rate = float(np.mean([each.reached_stop_id for each in decoded]))
+        is_exact = [answer.strip() == reference.strip() for answer, reference in pairs]
+        exact_match = float(np.mean(is_exact))
+        eos_rate = float(np.mean([answer.reached_stop_id for answer in decoded]))
         log.write(
             kind.answers_metric,
             step,
@@ -165,8 +181,9 @@ def _split_last_answer(
     examples: Examples, index: int, tokenizer: Tokenizer
 ) -> tuple[list[int], str]:
     """Return the ids before the last answer of an example, and the text of that answer."""
-    ids, loss_mask = examples.example(index, 0)
-    # The mask belongs to the targets, ids[1:]: target i is ids[i + 1]. The answer begins right
-    # after the last target without a loss.
-    start = int(np.flatnonzero(~loss_mask)[-1]) + 2
+    ids, loss_mask = examples.example(index, epoch=0)
+    # Only answers have a loss, so the last answer begins right after the last target without one.
+    # The mask belongs to the targets ids[1:], that is loss_mask[i] to ids[i + 1].
+    last_unscored_target = int(np.flatnonzero(~loss_mask)[-1])
+    start = last_unscored_target + 2
     return ids[:start].tolist(), tokenizer.decode(ids[start:].tolist())

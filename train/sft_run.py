@@ -1,4 +1,4 @@
-"""Fine-tuning: resolve the options into the description of a run, and run it."""
+"""Fine-tuning: resolve the options into the `RunSpec` of a run, and train it."""
 
 import hashlib
 import json
@@ -6,6 +6,8 @@ import math
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from common import run_layout
 from common.errors import UserError
@@ -32,7 +34,10 @@ from train.sft_eval import AnswerEvaluator, DevSet
 
 @dataclass(frozen=True)
 class ExampleData:
-    """Examples of one or more sets, packed into rows; see `train.run.spec.TrainingData`."""
+    """Examples of one or more sets, packed into rows. It implements `train.run.spec.TrainingData`.
+
+    `example_sets` are the training examples of the sets, in the same order.
+    """
 
     options: SftOptions
     sets: tuple[MixtureSet, ...]
@@ -40,63 +45,72 @@ class ExampleData:
     example_sets: list[Examples]
 
     def plan(self, folder: Path) -> TrainingPlan:
-        """See `TrainingData`."""
+        """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
         rows_per_step = options.batch_tokens // options.sequence_length
-        rows = PackedPlan(
+        row_plan = PackedPlan(
             self.example_sets,
-            tuple(each.weight for each in self.sets),
+            tuple(mixture_set.weight for mixture_set in self.sets),
             seed=options.seed,
             length=options.sequence_length,
             folder=folder,
             identity=self._identity(),
         )
-        rows_per_epoch = rows.num_rows(0)
+        rows_per_epoch = row_plan.num_rows(epoch=0)
+        # --max_steps replaces --epochs; `SftOptions.find_conflicts` makes sure that one is given.
         max_steps = options.max_steps or 0
         if options.epochs is not None and not max_steps:
             max_steps = max(1, math.ceil(options.epochs * rows_per_epoch / rows_per_step))
         epochs = max_steps * rows_per_step / rows_per_epoch
         batches = PackedBatchLoader(
-            rows, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
+            row_plan, rows_per_step, rank=distributed.rank(), world_size=distributed.world_size()
         )
-        description = self._describe(rows, f"{max_steps:,} steps ({epochs:.2f} epochs)")
-        num_tokens = rows.num_tokens(0) * epochs
+        description = self._describe(
+            row_plan, run_length=f"{max_steps:,} steps ({epochs:.2f} epochs)"
+        )
+        num_tokens = row_plan.num_tokens(epoch=0) * epochs
         return TrainingPlan(batches, max_steps, epochs, num_tokens, description)
 
     def _identity(self) -> str:
-        """Return a digest of all that the examples depend on."""
-        sets = [{"set": each.shards.fingerprint, "weight": each.weight} for each in self.sets]
+        """Return a sha256 of everything that the examples depend on.
+
+        The stored epoch plans are computed again if it changes.
+        """
+        sets = [mixture_set.fingerprint for mixture_set in self.sets]
         return hashlib.sha256(json.dumps([sets, self.template.__dict__]).encode()).hexdigest()
 
-    def _describe(self, rows: PackedPlan, length: str) -> str:
+    def _describe(self, row_plan: PackedPlan, run_length: str) -> str:
+        """Return the line of the summary about the data; `run_length` is its last part."""
         options = self.options
-        lengths = [examples.lengths(0) for examples in self.example_sets]
-        num_skipped = sum(int((each == 0).sum()) for each in lengths)
-        num_examples = sum(len(each) for each in lengths) - num_skipped
+        # Lengths of the examples of all sets in epoch 0. Those that do not fit a row have length 0.
+        lengths = np.concatenate([examples.lengths(epoch=0) for examples in self.example_sets])
+        num_skipped = int((lengths == 0).sum())
+        num_examples = len(lengths) - num_skipped
         num_truncated = sum(examples.num_truncated for examples in self.example_sets)
-        num_tokens = rows.num_tokens(0)
-        fill = num_tokens / rows.num_rows(0) / options.sequence_length
+        num_tokens = row_plan.num_tokens(epoch=0)
+        num_rows = row_plan.num_rows(epoch=0)
+        fill = num_tokens / num_rows / options.sequence_length
         return (
             f"{options.data}: {num_examples:,} examples, {num_truncated:,} cut to "
             f"{options.sequence_length} tokens, {num_skipped:,} too long and left out; "
-            f"{num_tokens:,} tokens an epoch in {rows.num_rows(0):,} rows ({fill:.0%} full); "
-            f"{length}"
+            f"{num_tokens:,} tokens an epoch in {num_rows:,} rows ({fill:.0%} full); "
+            f"{run_length}"
         )
 
 
 def fine_tune(options: SftOptions) -> None:
-    """Train a new run, or the rest of an old one."""
+    """Train a new run, or resume the run in its directory."""
     spec = resolve_run(options)
-    run = shlex.quote(f"RUN={spec.folder}")
+    run_argument = shlex.quote(f"RUN={spec.folder}")
     run_training(
         start(spec),
-        f"Talk to it: make chat {run}; measure it: make evaluate {run}; for other programs: make "
-        f"export {run}",
+        hint=f"Talk to it: make chat {run_argument}; measure it: make evaluate {run_argument}; for "
+        f"other programs: make export {run_argument}",
     )
 
 
 def resolve_run(options: SftOptions) -> RunSpec:
-    """Resolve the options into the description of a run.
+    """Resolve the options into the `RunSpec` of a run.
 
     Raises UserError if the options do not fit the base, the data, or each other.
     """
@@ -109,17 +123,19 @@ def resolve_run(options: SftOptions) -> RunSpec:
         )
     folder = options.run or default_run_folder("sft", options.data)
     base = resolve_initial_checkpoint(_resolve_base_option(options), options.tokenizer, folder)
+    # Without a base and without --tokenizer, a new run uses the tokenizer of the project.
     tokenizer_path = base.tokenizer_path or SMALL_TOKENIZER
     tokenizer = load_tokenizer(tokenizer_path)
     template = build_sft_template(options, tokenizer_path)
     model_config = resolve_model_config(options.model, base, tokenizer, options.sequence_length)
     sets = _open_sets(options.data, folder, base, tokenizer_path)
-    for each in sets:
-        _check_same_template(each, tokenizer_path, template)
+    for mixture_set in sets:
+        _check_same_template(mixture_set, tokenizer_path, template)
     data = build_data(options, sets, tokenizer, template)
     dev_sets = build_dev_sets(options, sets, tokenizer, template)
     return RunSpec(
         command="sft",
+        # "none" rather than null, which would stand for the newest pretraining run on resume.
         options=options.model_copy(update={"base": base.folder or "none"}),
         folder=folder,
         device=device,
@@ -141,7 +157,10 @@ def resolve_run(options: SftOptions) -> RunSpec:
 
 
 def _resolve_base_option(options: SftOptions) -> Path | None:
-    """Return the path of --base, None for "none"; by default the newest pretraining run."""
+    """Return the path of --base, by default the newest pretraining run; None is no base.
+
+    Raises UserError if there is no pretraining run to default to.
+    """
     if options.base is not None:
         return None if options.base == "none" else options.base
     newest = find_newest_pretrain_run()
@@ -159,18 +178,19 @@ def _resolve_base_option(options: SftOptions) -> Path | None:
 
 
 def find_newest_pretrain_run(runs: Path = run_layout.RUNS_DIR) -> Path | None:
-    """Return the pretraining run with the latest checkpoint, or None."""
+    """Return the pretraining run in `runs` with the latest checkpoint, or None."""
     return locate.find_newest_run(
         runs, lambda run: locate.training_command(locate.read_fingerprints(run)) == "pretrain"
     )
 
 
 def build_sft_template(options: SftOptions, tokenizer_path: Path) -> Template:
-    """Return the chat template of the model.
+    """Return the chat template beside the tokenizer, with the lead-ins of --lead_ins.
 
     Raises UserError for lead-ins if the template puts text before answers.
     """
     template = replace(load_template(tokenizer_path), lead_ins=options.lead_ins)
+    # Here "x" stands for any answer: the rendered text must begin with the answer itself.
     if options.lead_ins and not template.render_answer("x").startswith("x"):
         raise UserError(
             "--lead_ins: this model's chat template puts text or a space before every answer, and "
@@ -182,7 +202,11 @@ def build_sft_template(options: SftOptions, tokenizer_path: Path) -> Template:
 def _open_sets(
     data: str, run: Path, base: InitialCheckpoint, tokenizer: Path
 ) -> tuple[MixtureSet, ...]:
-    """Open the sets of --data, prepared with `tokenizer` where they are not yet."""
+    """Open the shard sets of --data; prepare those that are not prepared yet with `tokenizer`.
+
+    `run` is the run directory, whose run.json records the replayed set. Raises UserError if --data
+    names nothing but replay, or text.
+    """
     names, weights = parse_mixture(data)
     if set(names) == {REPLAY}:
         raise UserError("--data replay: has to be mixed into other data, such as csl+replay:0.1")
@@ -193,11 +217,13 @@ def _open_sets(
             for index, name in enumerate(names)
         ]
 
+    # The main process prepares what is missing, and the other ranks then open it.
     shard_sets = distributed.main_process_first(open_sets)
     return tuple(map(MixtureSet, names, shard_sets, weights))
 
 
 def _open_set(name: str, tokenizer: Path) -> ShardSet:
+    """Open one shard set of --data, prepared with `tokenizer`. Raises UserError if it is text."""
     shards = ShardSet.open(
         resolve_shard_set(name, tokenizer), checksums=distributed.is_main_process()
     )
@@ -209,11 +235,11 @@ def _open_set(name: str, tokenizer: Path) -> ShardSet:
     return shards
 
 
-def _check_same_template(each: MixtureSet, tokenizer_path: Path, template: Template) -> None:
-    """Raise UserError if a set of conversations was prepared with another chat template."""
-    if not each.shards.matches_template(template):
+def _check_same_template(mixture_set: MixtureSet, tokenizer_path: Path, template: Template) -> None:
+    """Raise UserError if a set was encoded with another chat template than the model has."""
+    if not mixture_set.shards.matches_template(template):
         raise UserError(
-            f"--data {each.name}: was prepared with another chat template than the model's: "
+            f"--data {mixture_set.name}: was prepared with another chat template than the model's: "
             f"prepare the raw files again with --tokenizer {tokenizer_path}"
         )
 
@@ -221,21 +247,24 @@ def _check_same_template(each: MixtureSet, tokenizer_path: Path, template: Templ
 def build_data(
     options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
 ) -> ExampleData:
-    """Return the training examples. Raises UserError if none of them, or no replay, fits a row."""
+    """Return the training examples of all sets.
+
+    Raises UserError if no example fits a row, or if replay is shorter than one row.
+    """
     length = options.sequence_length
     example_sets = []
-    for each in sets:
-        split = each.shards.load_split("train")
+    for mixture_set in sets:
+        split = mixture_set.shards.load_split("train")
         example_sets.append(
-            each.shards.kind.examples(split, length, tokenizer, template, options.seed)
+            mixture_set.shards.kind.examples(split, length, tokenizer, template, options.seed)
         )
-    if not any(examples.lengths(0).any() for examples in example_sets):
+    if not any(examples.lengths(epoch=0).any() for examples in example_sets):
         raise UserError(
             f"--data {options.data}: no example fits a row of {length} tokens: raise "
             "--sequence_length"
         )
-    for each, examples in zip(sets, example_sets, strict=True):
-        if each.name == REPLAY and not len(examples.lengths(0)):
+    for mixture_set, examples in zip(sets, example_sets, strict=True):
+        if mixture_set.name == REPLAY and not len(examples.lengths(epoch=0)):
             raise UserError(
                 f"--data {options.data}: there is nothing to replay: the base's pretraining text "
                 f"is shorter than a row of {length} tokens; leave replay out, or lower "
@@ -247,14 +276,18 @@ def build_data(
 def build_dev_sets(
     options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
 ) -> list[DevSet]:
-    """Return the dev splits of the sets but the replayed one, with the canonical request."""
+    """Return the dev split of every set except replay, as examples that are the same every time.
+
+    Replay is left out: it is text, and has no answers to score.
+    """
     dev_sets = []
-    for each in sets:
-        if each.name == REPLAY:
+    for mixture_set in sets:
+        if mixture_set.name == REPLAY:
             continue
-        split = each.shards.load_split("validation")
-        examples = each.shards.kind.examples(
-            split, options.sequence_length, tokenizer, template, None
+        split = mixture_set.shards.load_split("validation")
+        # Without a seed nothing about an example is random: summaries have one fixed request.
+        examples = mixture_set.shards.kind.examples(
+            split, options.sequence_length, tokenizer, template, seed=None
         )
-        dev_sets.append(DevSet(each.name, each.shards, examples))
+        dev_sets.append(DevSet(mixture_set.name, mixture_set.shards, examples))
     return dev_sets

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop and save; a second signal ends the process at once."""
+"""Stop and save the run on Ctrl-C or SIGTERM; a second signal ends the process at once."""
 
 import os
 import signal
@@ -10,20 +10,27 @@ from typing import Any
 from train import distributed
 from train.monitoring.throughput import format_duration
 
-# systemd and Slurm signal every process of a job, and torchrun forwards its own signal: signals
-# within so many seconds are one request.
+# A process may get one request as several signals: systemd and Slurm signal every process of a job,
+# and torchrun forwards the signal that it gets. Signals within this time are one request.
 DUPLICATE_SIGNAL_SECONDS = 1.0
 
 
 class _WorkAborted(BaseException):
-    """Leaves work that may be abandoned; not an Exception, so that no handler in it catches it."""
+    """Raised by the signal handler to abort work that may be abandoned.
+
+    It is not an Exception, so that no `except Exception` within the work catches it.
+    """
 
 
 class StopRequest:
-    """True once a signal asked the run to stop. Handles signals inside a `with` block."""
+    """Whether a signal has requested the run to stop: false at first, true from then on.
+
+    Signals are handled inside a `with` block of the object.
+    """
 
     def __init__(self, estimate_seconds: Callable[[], float | None]) -> None:
-        """`estimate_seconds` returns the time that stopping will take, None if it is unknown."""
+        """`estimate_seconds` returns the seconds that stopping will take, or None if unknown."""
+        # The name of the signal that requested the stop, empty without a request.
         self.signal_name = ""
         self._estimate_seconds = estimate_seconds
         self._request_time = 0.0
@@ -43,12 +50,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def run_unless_requested(self, work: Callable[[], None]) -> bool:
-        """Run `work` unless a stop was requested; a signal aborts it. Return if it finished."""
+        """Run `work` unless a stop was requested already; a signal aborts it midway.
+
+        Returns whether `work` finished.
+        """
         if self.signal_name:
             return False
         try:
             self._can_abort = True
             work()
+            # Cleared here as well, so that a signal just after `work` raises within the `try`.
             self._can_abort = False
         except _WorkAborted:
             return False
@@ -57,22 +68,29 @@ class StopRequest:
         return True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Record the first signal; end the process on a second one.
+
+        Raises _WorkAborted if work is running that may be abandoned.
+        """
         if self.signal_name:
             if time.monotonic() - self._request_time > DUPLICATE_SIGNAL_SECONDS:
                 raise KeyboardInterrupt
             return
         self.signal_name = signal.Signals(number).name
         self._request_time = time.monotonic()
+        # Only the main process prints, and only it runs work that may be abandoned.
         if not distributed.is_main_process():
             return
         message = f"\n{self.signal_name}: {self._describe_action()}; once more to leave at once\n"
-        # Not print, which may be running already when the signal comes.
+        # Not `print`, which is not reentrant: the signal may have come while it was running.
         os.write(1, message.encode())
         if self._can_abort:
             self._can_abort = False
             raise _WorkAborted
 
     def _describe_action(self) -> str:
+        """Return what happens because of the signal, for the terminal."""
+        # Evaluations are the only work that is aborted.
         if self._can_abort:
             return "leaving this evaluation"
         seconds = self._estimate_seconds()

@@ -2,9 +2,9 @@
 
 A step is the forward and backward passes of its micro-batches, gradient clipping, a check that loss
 and gradient are finite, and the update of the weights. A stop signal takes effect between two
-micro-batches and abandons the step. After a step come, where they are due, a log line, a checkpoint
+micro-batches and abandons the step. After a step come, if they are due, a log line, a checkpoint
 and an evaluation. The checkpoint precedes the evaluation, so that a crash in the evaluation costs
-nothing; a resumed run makes up for a missing evaluation.
+no training; a resumed run repeats an evaluation that was not finished.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from train.run.directory import NEW_RUN_HINT, RunDir
 from train.run.spec import RunSpec, TrainingPlan
 from train.stop_signals import StopRequest
 
-# Steps in a row without a finite loss and gradient that end a run.
+# A run ends with an error after this many steps in a row without a finite loss and gradient.
 MAX_CONSECUTIVE_SKIPS = 5
 # The state of a diverged run is stored here, where a resumed run does not take it for a checkpoint.
 FAILED_FOLDER = "failed"
@@ -44,21 +44,21 @@ FAILED_FOLDER = "failed"
 
 @dataclass
 class TrainState:
-    """The state of a run besides tensors, as `state.json` stores it."""
+    """The state of a run besides tensors; `state.json` stores the fields under these names."""
 
-    step: int = 0
-    tokens: int = 0
-    skipped: int = 0
+    step: int = 0  # steps done, skipped ones included
+    tokens: int = 0  # tokens trained on, without padding, over all ranks
+    skipped: int = 0  # steps without an update, because loss or gradient was not finite
     skipped_in_a_row: int = 0
-    # Sums over the steps since the last log line.
+    # Sums over the steps since the last log line, without skipped ones.
     loss_sum: float = 0.0
     loss_steps: int = 0
-    scaler: dict[str, float] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)  # of the fp16 gradient scaler
     level: LossSpikeDetector = field(default_factory=LossSpikeDetector)
 
 
 class _StepAborted(Exception):
-    """Abandon the current step; its gradients are discarded."""
+    """Raised to abandon the current step, whose gradients are discarded."""
 
 
 class Trainer:
@@ -85,8 +85,10 @@ class Trainer:
         self.compute_plan = compute_plan
         self.evaluator = spec.evaluator
         self.device = spec.device
+        # FSDP shards the parameters of the model in place, so the optimizers are built afterwards.
         self._module = distributed.wrap_model(model, spec.options.parallel)
         self.optimizers = build_optimizers(model, spec.options.optimizer)
+        # Small gradients underflow in fp16 alone; without fp16 the scaler changes nothing.
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=compute_plan.precision == "fp16"
         )
@@ -102,10 +104,10 @@ class Trainer:
             else InMemoryMetricsLog()
         )
         if compute_plan.compile:
-            # The layers alone: the compiler would unroll the chunks of the loss.
+            # Only the backbone is compiled: the compiler would unroll the chunks of the loss.
             model.model.compile()
         self._last_saved_step = run.start_step
-        self._accuracy: float | None = None
+        self._accuracy: float | None = None  # of the last step; None if it was not measured
         self._throughput = ThroughputMonitor(self.max_steps, compute_plan, model, self.device)
         self._stop_request = StopRequest(self._throughput.estimate_stop_seconds)
 
@@ -117,16 +119,17 @@ class Trainer:
     def train(self) -> bool:
         """Train to the end, or until a signal comes; return whether the run is complete."""
         with self._stop_request:
+            # A run that is resumed with more patience goes on, and is no longer stopped early.
             self._write_early_stop()
+            # The last evaluation of a resumed run may have been interrupted.
             self._evaluate_if_due()
             with contextlib.suppress(_StepAborted):
                 while not self._should_stop():
                     self.train_step()
                     self._log_if_due()
-                    # Patience counts evaluations, and each of them needs its checkpoint.
-                    if self._is_due(self.options.checkpoint.every) or self._is_due(
-                        self.evaluator.every
-                    ):
+                    # Each evaluated step needs a checkpoint too, because it may be the best one.
+                    is_checkpoint_due = self._is_due(self.options.checkpoint.every)
+                    if is_checkpoint_due or self._is_due(self.evaluator.every):
                         self.save_checkpoint()
                     self._evaluate_if_due()
             if self._last_saved_step != self.state.step:
@@ -139,21 +142,26 @@ class Trainer:
         self.run.close()
 
     def train_step(self) -> None:
-        """Run one optimizer step, or skip the update if loss or gradient is not finite."""
+        """Train on the batch of one step; skip the update if loss or gradient is not finite.
+
+        Raises UserError after MAX_CONSECUTIVE_SKIPS skipped steps in a row.
+        """
         state = self.state
         lr_multiplier = get_lr_multiplier(self.options.schedule, state.step, self.max_steps)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * lr_multiplier
 
-        # The accuracy costs another pass over the logits, so only logged steps have one.
+        # Counting correct predictions takes another pass over the logits, so only steps with a log
+        # line do it.
         num_correct = None
         if self._is_log_step(state.step + 1):
             num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
         micro_batches = self.batches.micro_batches(state.step, self.compute_plan.micro_rows)
         loss, grad_norm = self.compute_gradients(micro_batches, num_correct)
 
-        # One bad batch would turn every weight, and the moments of the optimizer, into NaN.
+        # An update with a gradient that is not finite would turn all weights, and the moments of
+        # the optimizer, into NaN. The scaler checks gradients in fp16 only.
         if math.isfinite(loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers.values():
                 self.scaler.step(optimizer)
@@ -165,14 +173,14 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
 
-        tokens, num_targets, num_attention_pairs, correct = distributed.all_reduce_sum(
+        tokens, num_targets, num_attention_pairs, total_correct = distributed.all_reduce_sum(
             sum(batch.num_tokens for batch in micro_batches),
             sum(len(batch.targets) for batch in micro_batches),
             sum(count_attention_pairs(batch) for batch in micro_batches),
             int(num_correct or 0),
         )
         state.tokens += tokens
-        self._accuracy = None if num_correct is None else correct / num_targets
+        self._accuracy = None if num_correct is None else total_correct / num_targets
         self._throughput.record_step(
             tokens,
             num_targets,
@@ -192,9 +200,9 @@ class Trainer:
 
         Returns the mean loss over the targets of all ranks, and the gradient norm before clipping.
         """
-        # The loss is the mean over the targets of the whole step, which micro-batches and ranks
-        # hold unequal shares of: each sum is divided by the global count, not by its own. DDP and
-        # FSDP average the gradients over the ranks, hence the factor world_size.
+        # The loss is the mean over all targets of the step. Micro-batches and ranks hold different
+        # numbers of targets, so each of them divides its sum by the global number, not by its own.
+        # DDP and FSDP average the gradients over the ranks; the factor world_size makes it a sum.
         (num_targets,) = distributed.all_reduce_sum(
             sum(len(batch.targets) for batch in micro_batches)
         )
@@ -210,7 +218,8 @@ class Trainer:
             batch = batch.to(self.device)
             with (
                 autocast(self.device, self.compute_plan.precision),
-                # The all-reduce of gradients is due once a step, in its last backward pass.
+                # DDP accumulates the gradients of a step locally and reduces them once, in the last
+                # backward pass.
                 distributed.no_backward_sync(self._module, enabled=not is_last),
             ):
                 loss = self._module(
@@ -230,15 +239,22 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
         (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
+        # Undo the factor world_size in the scale of each rank's loss.
         return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))
 
     def _dropout_seeds(self) -> Iterator[int]:
-        """Yield a seed for each row of this rank, whatever the number of ranks and of resumes."""
+        """Yield the dropout seed of each row that this rank reads in the current step.
+
+        A seed depends on the row alone, so that other numbers of ranks, and resumed runs, drop the
+        same activations.
+        """
         for row in self.batches.local_rows(self.state.step):
+            # The factor gives the rows of different run seeds different dropout seeds, up to a
+            # million rows. The remainder fits the signed 64-bit seed of `torch.Generator`.
             yield (self.options.seed * 1_000_003 + row) % 2**63
 
     def _abort_step_if_requested(self) -> None:
-        """Abandon the step if a signal came to any rank; gradients are all that it left so far."""
+        """Raise _StepAborted if a signal came to any rank, and discard the gradients so far."""
         self._throughput.record_stop_check()
         if distributed.any_rank(self.stop_requested):
             self.model.zero_grad(set_to_none=True)
@@ -248,24 +264,28 @@ class Trainer:
         """Return whether a signal came to any rank, or the run is complete."""
         self._throughput.record_stop_check()
         should_stop = self.stop_requested or self._is_complete()
+        # All ranks must agree, or some would wait for the others in the next step.
         return bool(distributed.all_reduce_sum(int(should_stop))[0])
 
     def _is_complete(self) -> bool:
+        """Return whether the last step is done, or patience has ended the run."""
         return self.state.step == self.max_steps or self.is_out_of_patience()
 
     def is_out_of_patience(self) -> bool:
         """Return whether the last `patience` evaluations were no better than an earlier one."""
         patience = self.evaluator.patience
         scores = self.log.metric_history(self.evaluator.metric)
+        # A patience of 0 never ends a run.
         if not patience or len(scores) <= patience:
             return False
         recent_steps = [step for step, _ in scores[-patience:]]
         return self.log.best_step(self.evaluator.metric) not in recent_steps
 
     def _write_early_stop(self) -> bool:
-        """Write or remove the record that patience ended the run; return whether it is complete.
+        """Write or remove the file that says that the run was stopped early.
 
-        With the record, the run directory resolves to its best checkpoint, not to its newest.
+        Returns whether the run is complete. With the file, chat, evaluation and export use the best
+        checkpoint of the run, otherwise its newest.
         """
         # An interrupted evaluation is repeated on resume, so the run is not complete before that.
         is_complete = not self._is_evaluation_due() and self._is_complete()
@@ -279,26 +299,34 @@ class Trainer:
         return is_complete
 
     def _is_due(self, every: int) -> bool:
+        """Return whether the step is a multiple of `every`, or the last one."""
         return self.state.step % every == 0 or self.state.step == self.max_steps
 
     def _record_loss(self, loss: float) -> None:
+        """Add the loss of a step to the sums; log and print a line if a loss spike begins."""
         state = self.state
         state.skipped_in_a_row = 0
         state.loss_sum += loss
         state.loss_steps += 1
-        level = state.level.loss
+        previous_level = state.level.loss
         if state.level.update(loss):
+            # The rows are logged so that one can look at the data that caused the spike.
             rows = self.batches.global_rows(state.step)
             self.log.write(
-                "spike", state.step + 1, loss=loss, level=level, rows=[rows[0], rows[-1]]
+                "spike", state.step + 1, loss=loss, level=previous_level, rows=[rows[0], rows[-1]]
             )
             print(
-                f"step {state.step + 1}: loss {loss:.4f} is far above its level of {level:.4f} "
-                f"(rows {rows[0]}-{rows[-1]} of the data)",
+                f"step {state.step + 1}: loss {loss:.4f} is far above its level of "
+                f"{previous_level:.4f} (rows {rows[0]}-{rows[-1]} of the data)",
                 flush=True,
             )
 
     def _record_skipped_step(self, loss: float, grad_norm: float) -> None:
+        """Count, log and print a step without an update.
+
+        Raises UserError after MAX_CONSECUTIVE_SKIPS of them in a row, unless the loss scale of fp16
+        can still be lowered.
+        """
         state = self.state
         state.skipped += 1
         state.skipped_in_a_row += 1
@@ -315,37 +343,45 @@ class Trainer:
             f"unchanged ({state.skipped} so far)",
             flush=True,
         )
-        # In fp16 the loss scale starts too high and is halved in each step that overflows.
+        # In fp16 the loss scale starts too high and is halved in each step that overflows. As long
+        # as it can be halved, skipped steps do not mean that the run has diverged.
         is_scale_settling = self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
         if state.skipped_in_a_row >= MAX_CONSECUTIVE_SKIPS and not is_scale_settling:
             self._raise_diverged()
 
     def _raise_diverged(self) -> None:
+        """Save the state of the run in FAILED_FOLDER, and raise UserError."""
         state = self.state
-        first = state.step + 1 - state.skipped_in_a_row
-        first_row = self.batches.global_rows(first)[0]
+        # Steps count from 0, messages from 1. `state.step` is the step that was just skipped.
+        first_step = state.step + 1 - state.skipped_in_a_row
+        first_row = self.batches.global_rows(first_step)[0]
         last_row = self.batches.global_rows(state.step)[-1]
+        failed_folder = self._save_failed_state()
         raise UserError(
-            f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, {first + 1} "
-            f"to {state.step + 1}, rows {first_row}-{last_row} of the data; weights and optimizer "
-            f"after the last good step are in {self._save_failed_state()}. With a lower "
+            f"{state.skipped_in_a_row} steps in a row had no finite loss or gradient, "
+            f"{first_step + 1} to {state.step + 1}, rows {first_row}-{last_row} of the data; "
+            f"weights and optimizer after the last good step are in {failed_folder}. With a lower "
             f"--optimizer.lr (now {self.options.optimizer.lr}), {NEW_RUN_HINT}; the last "
             f"checkpoint is of step {self._last_saved_step}"
         )
 
     def _save_failed_state(self) -> Path:
-        failed = self.run.folder / FAILED_FOLDER
+        """Save the state of a diverged run, in place of an earlier one; return its folder."""
+        failed_run = self.run.folder / FAILED_FOLDER
         if distributed.is_main_process():
-            shutil.rmtree(failed, ignore_errors=True)
-        self._save_state(failed)
-        return step_folder(failed, self.state.step)
+            shutil.rmtree(failed_run, ignore_errors=True)
+        self._save_state(failed_run)
+        return step_folder(failed_run, self.state.step)
 
     def _is_log_step(self, step: int) -> bool:
-        # The first step too: on a slow machine its line says how long the rest will take.
+        """Return whether a log line is due after `step` steps."""
+        # The first step has a line as well, which says how long the rest will take.
         return step % self.options.log_every == 0 or step in (1, self.max_steps)
 
     def _log_if_due(self) -> None:
+        """Log and print the metrics of the steps since the last line, if a line is due."""
         state = self.state
+        # If all steps since the last line were skipped, there is no loss to report.
         if not self._is_log_step(state.step) or not state.loss_steps:
             return
         throughput = self._throughput.pop_metrics()
@@ -360,6 +396,7 @@ class Trainer:
             epoch=epoch,
             skipped=state.skipped,
             **throughput,
+            # The exponential of more than 709 overflows a float.
             perplexity=math.exp(min(loss, 700.0)),
         )
         state.loss_sum = 0.0
@@ -378,7 +415,8 @@ class Trainer:
         self.state.scaler = self.scaler.state_dict()
         if distributed.is_main_process():
             self.run.check_exists()
-            # The log must not end before the checkpoint does.
+            # A checkpoint on disk must not be newer than the log: records of steps before it would
+            # be lost for good, because a resumed run does not repeat them.
             self.log.sync()
         self._save_state(self.run.folder)
         self._last_saved_step = self.state.step
@@ -386,38 +424,45 @@ class Trainer:
         self._throughput.record_save(time.perf_counter() - start_time)
 
     def _save_state(self, folder: Path) -> None:
+        """Write a checkpoint of the current step below `folder`, on the main process."""
         checkpoint.save(
             folder,
-            self.state.step,
-            self.max_steps,
-            self.model,
-            self.optimizers,
-            asdict(self.state),
-            self.spec.tokenizer,
-            self.spec.template,
+            step=self.state.step,
+            max_steps=self.max_steps,
+            model=self.model,
+            optimizers=self.optimizers,
+            state=asdict(self.state),
+            tokenizer=self.spec.tokenizer,
+            template=self.spec.template,
         )
 
     def _rotate_checkpoints(self) -> None:
-        # While steps are skipped, an older checkpoint may turn out to be the last good one.
+        """Delete the checkpoints that are neither among the newest nor the best one."""
+        # No checkpoint is deleted while steps are skipped: if the run diverges, an older one may
+        # turn out to be the last good one.
         if distributed.is_main_process() and not self.state.skipped_in_a_row:
             best_step = self.log.best_step(self.evaluator.metric)
             keep = self.options.checkpoint.keep
             checkpoint.rotate_checkpoints(self.run.folder, keep, best_step)
 
     def _is_evaluation_due(self) -> bool:
+        """Return whether the current step is to be evaluated and was not yet. A collective."""
         step = self.state.step
         if step == 0 or not self._is_due(self.evaluator.every):
             return False
+        # The log of the main process alone is read from disk when a run is resumed.
         return not distributed.broadcast_object(self.log.has_record("evaluated", step))
 
     def _evaluate_if_due(self) -> None:
+        """Evaluate the model if an evaluation is due; all ranks must call this."""
         if not self._is_evaluation_due():
             return
         self._throughput.pause()
         model = distributed.gather_model(self.model)
         model.eval()
-        # A signal interrupts an evaluation at once: its checkpoint exists, and a resumed run
-        # repeats it. The main process evaluates, and tells the others whether it finished.
+        # A signal aborts an evaluation at once: the checkpoint of the step exists, and a resumed
+        # run repeats the evaluation. The main process evaluates, and tells the other ranks whether
+        # it finished.
         is_finished = distributed.broadcast_object(
             distributed.is_main_process()
             and self._stop_request.run_unless_requested(lambda: self._evaluate(model))
@@ -425,19 +470,24 @@ class Trainer:
         self.model.train()
         if is_finished:
             self.log.write("evaluated", self.state.step)
+            # The best checkpoint may be another one now.
             self._rotate_checkpoints()
         self._throughput.resume()
 
     def _evaluate(self, model: Llama) -> None:
+        """Evaluate the model on a part of the held-out data; at the end of the run, on all."""
         step = self.state.step
         self.evaluator.evaluate(model, step, self.log)
-        # Asked after the scores are logged, because they may exhaust the patience.
+        # Checked after the scores are logged, because they may exhaust the patience.
         if self._is_complete():
             self.evaluator.evaluate_all(model, step, self.log)
 
 
 def _check_token_ids(batch: Batch, vocab_size: int) -> None:
-    """Raise UserError for an id that the model does not have; a GPU would fail without a reason."""
+    """Raise UserError if an id is not in the model's vocabulary.
+
+    On a GPU the embedding would fail with an error that does not name the reason.
+    """
     largest = int(batch.ids.max())
     if largest >= vocab_size:
         raise UserError(
@@ -446,6 +496,10 @@ def _check_token_ids(batch: Batch, vocab_size: int) -> None:
 
 
 def _parse_state(saved: dict[str, Any], folder: Path) -> TrainState:
+    """Return the state that the checkpoint in `folder` stores.
+
+    Raises UserError if it has fields that this version does not know.
+    """
     unknown = saved.keys() - TrainState.__dataclass_fields__.keys()
     if unknown:
         raise UserError(

@@ -12,16 +12,16 @@ from common.errors import UserError
 from data.kinds.base import RecordKind
 
 if TYPE_CHECKING:
-    # Importing it takes torch, for which the help of a command need not wait.
+    # Not imported at run time, because it loads PyTorch, which --help does not need.
     from evaluate.kinds.base import KindEvaluation
 
 
 def find_evaluation(kind: RecordKind[Any]) -> "KindEvaluation":
-    """Return the half in `evaluate` of a kind. Raises UserError if it has none."""
+    """Return the half of a kind in this package. Raises UserError if there is none."""
     if kind.name not in (module.name for module in pkgutil.iter_modules(__path__)):
         raise UserError(
-            f"records of the kind {kind.name} cannot be measured: there is no "
-            f"{__name__}.{kind.name}"
+            f"records of the kind {kind.name} cannot be measured: no {__name__}.{kind.name} "
+            "defines how"
         )
     evaluation: KindEvaluation = importlib.import_module(f"{__name__}.{kind.name}").EVALUATION
     return evaluation

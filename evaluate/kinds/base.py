@@ -1,4 +1,4 @@
-"""What a kind of records has to define so that a checkpoint can be measured on it.
+"""The interface that a kind of records implements so that a checkpoint can be measured on it.
 
 The defaults are those of a kind with answers: a loss on the spans of its sequences, and sample
 answers during fine-tuning.
@@ -19,9 +19,10 @@ from evaluate.load_model import LoadedCheckpoint
 from evaluate.metrics.language_model import LMScore, score_examples
 from model.chat_template.template import Template
 
-# The longest examples whose answers are scored, in tokens.
+# Length in tokens of the rows that answers are scored in, unless the model was trained on shorter
+# ones.
 MAX_ROW_TOKENS = 1024
-# Arguments of one command: the module to run, and its options.
+# The arguments of one command `python -m`: the module, and its options.
 Command = list[str]
 
 
@@ -29,8 +30,8 @@ Command = list[str]
 class CheckpointScore:
     """The score of a checkpoint on one text.
 
-    `label` names the text and `method` how it was scored. `counts` are further figures of the
-    report.
+    `label` names the text, and `method` says how it was scored, such as "windows of 256". `counts`
+    are further numbers for the results file, such as that of records left out.
     """
 
     label: str
@@ -41,34 +42,32 @@ class CheckpointScore:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """An answer of a model: its text, its number of ids, whether it ended by `<eos>`.
-
-    `is_truncated` tells whether the article did not fit the prompt whole.
-    """
+    """An answer of a model."""
 
     text: str
     num_tokens: int
-    has_eos: bool
-    is_truncated: bool = False
+    has_eos: bool  # whether it ended by <eos>, rather than at the maximum length
+    is_truncated: bool = False  # whether the prompt has only the beginning of the article
 
 
 class KindEvaluation:
-    """The half of a kind of records that belongs to `evaluate`."""
+    """How a checkpoint is measured on one kind of records; the other half is `RecordKind`."""
 
     kind: RecordKind[Any]
-    # Why there may be nothing to score.
+    # The reason in the error message if nothing was scored.
     nothing_to_score: ClassVar[str] = "no record whose answer fits a row"
-    # `generate_answers` is implemented.
+    # Whether `generate_answers` is implemented.
     has_questions: ClassVar[bool] = False
-    # The name that sample answers have in the metrics of a run, and the figure of theirs that picks
-    # the best checkpoint (None: the validation loss picks it).
+    # The kind of the records about generated answers in the metrics of a run.
     answers_metric: ClassVar[str] = "answers"
+    # The field of these records that selects the best checkpoint, higher is better. None: the
+    # validation loss selects it.
     selection_key: ClassVar[str | None] = None
 
     def score_shards(
         self, loaded: LoadedCheckpoint, shards: ShardSet, split: str, limit: int | None
     ) -> CheckpointScore:
-        """Score the answers of the first `limit` records of a split (default: all).
+        """Score the answers of the first `limit` records of a split (None: all).
 
         Raises UserError if the set was prepared with another tokenizer or chat template than the
         checkpoint has.
@@ -92,7 +91,7 @@ class KindEvaluation:
     def score_files(
         self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
     ) -> CheckpointScore:
-        """Score the answers of the first `limit` records of native files (default: all)."""
+        """Score the answers of the first `limit` records of native files (None: all)."""
         records = read_usable_records(source, inputs, self.kind, limit)
         template = loaded.template
         sequences = self.kind.encode_records(loaded.tokenizer, template, records)
@@ -101,11 +100,13 @@ class KindEvaluation:
     def _score_answers(
         self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
     ) -> CheckpointScore:
-        """Score the answers that fit a row; print how many records do, do not, or are cut."""
-        template = loaded.template
+        """Score the answers that fit a row; print how many records fit, do not fit, or are cut."""
         length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
-        examples = self.kind.examples(sequences, length, loaded.tokenizer, template, None)
-        is_fitting = examples.lengths(0) > 0
+        # Without a seed nothing about an example is random, and all epochs are the same.
+        examples = self.kind.examples(
+            sequences, length, loaded.tokenizer, loaded.template, seed=None
+        )
+        is_fitting = examples.lengths(epoch=0) > 0
         num_fitting = int(is_fitting.sum())
         with progress_bar("scoring", num_fitting, "examples") as bar:
             score = score_examples(
@@ -127,21 +128,28 @@ class KindEvaluation:
         return CheckpointScore(label, f"answers only, rows of {length}", score, counts)
 
     def validation_commands(
-        self, data: list[str], model: list[str], limit: list[str], *, is_fine_tuned: bool
+        self,
+        data_options: list[str],
+        model_options: list[str],
+        limit_options: list[str],
+        *,
+        is_fine_tuned: bool,
     ) -> list[Command]:
         """Return the commands that measure a run on the validation split of one of its sets.
 
-        `data`, `model` and `limit` are options: which set, which checkpoint and how, how many
-        records.
+        The options are arguments of the commands: `data_options` name the set, `model_options` the
+        checkpoint, and `limit_options` the number of records.
         """
-        return [["evaluate.perplexity", *model, *data, *limit]]
+        return [["evaluate.perplexity", *model_options, *data_options, *limit_options]]
 
     def test_commands(
-        self, source: str, test: list[str], model: list[str], predictions: str
+        self, source: str, test_options: list[str], model_options: list[str], predictions: str
     ) -> list[Command]:
-        """Return the commands that measure a run on the test split that the options `test` name.
+        """Return the commands that measure a run on the test split of its data.
 
-        `predictions` is a file for answers that another command reads.
+        `test_options` are arguments that name the native files of `source`, `model_options` those
+        that name the checkpoint. `predictions` is a file for the answers of one command that
+        another command reads.
         """
         return []
 
@@ -153,20 +161,20 @@ class KindEvaluation:
         max_new_tokens: int,
         batch: int,
     ) -> list[tuple[str, ModelAnswer | None]]:
-        """Return what a model is asked about the records, and its greedy answers.
+        """Return each question about the records, or each article, with the model's greedy answer.
 
-        An answer is None if the prompt leaves no room for one. Kinds with `has_questions` implement
-        it.
+        An answer is None if the prompt leaves no room for one. Only kinds with `has_questions`
+        implement this method. `batch` answers are decoded together.
         """
         raise NotImplementedError
 
     def strip_answer(self, template: Template, text: str) -> str:
-        """Return an answer without what the template lets it begin with."""
+        """Return an answer without a lead-in such as 总结如下：, if the kind has lead-ins."""
         return text
 
 
 def _take_records(split: Sequences, count: int) -> InMemorySequences:
-    """Return the first `count` records of a split."""
+    """Return the first `count` records of a split, as ids and spans in memory."""
     indices = range(min(count, len(split)))
     return InMemorySequences(
         [(split.tokens(index).tolist(), split.spans(index).tolist()) for index in indices]

@@ -15,7 +15,7 @@ from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
-# Sources whose conversations are about a reference passage.
+# The sources whose conversations are about a reference passage.
 PASSAGE_SOURCES = ("redgpt",)
 
 
@@ -23,25 +23,25 @@ PASSAGE_SOURCES = ("redgpt",)
 class Question:
     """A question of a conversation, with the turns before it and the true answer."""
 
-    history: tuple[tuple[str, str], ...]
+    history: tuple[tuple[str, str], ...]  # (question, answer) of the turns before
     question: str
-    answer: str
-    passage: str
+    answer: str  # the true answer
+    passage: str  # the reference of the conversation, which may be empty
 
 
 class ConversationEvaluation(KindEvaluation):
-    """Conversations."""
+    """The evaluation of conversations, whose answers are scored."""
 
     kind = conversations.KIND
     has_questions = True
 
     def test_commands(
-        self, source: str, test: list[str], model: list[str], predictions: str
+        self, source: str, test_options: list[str], model_options: list[str], predictions: str
     ) -> list[Command]:
-        """Return passage questions, if the source has passages, and repetition."""
-        repetition = ["evaluate.repetition", *model, *test]
+        """Return evaluate.repetition and, if the source has passages, evaluate.reading."""
+        repetition = ["evaluate.repetition", *model_options, *test_options]
         if source in PASSAGE_SOURCES:
-            return [["evaluate.reading", *model, *test], repetition]
+            return [["evaluate.reading", *model_options, *test_options], repetition]
         return [repetition]
 
     def generate_answers(
@@ -52,7 +52,7 @@ class ConversationEvaluation(KindEvaluation):
         max_new_tokens: int,
         batch: int,
     ) -> list[tuple[str, ModelAnswer | None]]:
-        """Return every question and its answer, after the true turns before it."""
+        """Return every question with the model's answer to it, after the true turns before it."""
         questions = [
             question
             for record in records
@@ -74,7 +74,7 @@ class ConversationEvaluation(KindEvaluation):
 
 
 def extract_questions(conversation: Conversation) -> list[Question]:
-    """Return every turn that has a question, with the true turns before it."""
+    """Return a Question for every turn that has one, with the true turns before it."""
     turns = [(turn.question, turn.answer) for turn in conversation.turns]
     return [
         Question(tuple(turns[:index]), question, answer, conversation.reference)
@@ -93,13 +93,18 @@ def answer_questions(
     batch: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[ModelAnswer | None]:
-    """Return the greedy answer to each question; None if the prompt leaves no room for one."""
+    """Return the greedy answer to each question; None if the prompt leaves no room for one.
+
+    `batch` answers are decoded together. `on_progress` is called with the number of questions that
+    are done since the last call.
+    """
     prompts = [
-        template.encode_prompt(tokenizer, each.history, each.question, each.passage)
-        for each in questions
+        template.encode_prompt(tokenizer, question.history, question.question, question.passage)
+        for question in questions
     ]
     max_tokens = max_prompt_tokens(model.trained_context, max_new_tokens)
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= max_tokens]
+    # Questions that do not fit are done.
     if on_progress:
         on_progress(len(prompts) - len(fitting))
     decoded = generate_batch(
@@ -110,9 +115,9 @@ def answer_questions(
         on_progress=on_progress,
     )
     answers: list[ModelAnswer | None] = [None] * len(prompts)
-    for index, each in zip(fitting, decoded, strict=True):
+    for index, answer in zip(fitting, decoded, strict=True):
         answers[index] = ModelAnswer(
-            tokenizer.decode(each.ids), len(each.ids), each.reached_stop_id
+            tokenizer.decode(answer.ids), len(answer.ids), has_eos=answer.reached_stop_id
         )
     return answers
 

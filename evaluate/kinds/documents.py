@@ -13,12 +13,15 @@ from data.shards import ShardSet
 from evaluate.input_records import iter_usable_records
 from evaluate.kinds.base import CheckpointScore, Command, KindEvaluation
 from evaluate.load_model import LoadedCheckpoint
-from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_pieces
+from evaluate.metrics.language_model import WINDOW_TOKENS, iter_split, score_blocks
 from model.tokenizer.base import Tokenizer
 
 
 class DocumentEvaluation(KindEvaluation):
-    """Documents. A limit counts tokens, not records: text is one stream."""
+    """The evaluation of documents, which are scored as one stream of text.
+
+    A limit therefore counts tokens, not records.
+    """
 
     kind = documents.KIND
     nothing_to_score = "fewer than two tokens"
@@ -26,46 +29,68 @@ class DocumentEvaluation(KindEvaluation):
     def score_shards(
         self, loaded: LoadedCheckpoint, shards: ShardSet, split: str, limit: int | None
     ) -> CheckpointScore:
-        """Score the first `limit` tokens of a split, encoded again if the tokenizer differs."""
+        """Score the first `limit` tokens of a split (None: all).
+
+        If the set was prepared with another tokenizer than the model's, its text is decoded and
+        encoded again.
+        """
         label = f"{shards.folder} {split}"
         sequences = shards.load_split(split)
-        source_tokenizer = shards.load_tokenizer()
-        if source_tokenizer.fingerprint == loaded.tokenizer.fingerprint:
+        shard_tokenizer = shards.load_tokenizer()
+        if shard_tokenizer.fingerprint == loaded.tokenizer.fingerprint:
             num_tokens = min(sequences.num_tokens, limit or sequences.num_tokens)
-            return self._score_stream(loaded, iter_split(sequences), label, limit, num_tokens)
+            return self._score_stream(
+                loaded, iter_split(sequences), label, limit, expected_tokens=num_tokens
+            )
         texts = (
-            source_tokenizer.decode(sequences.tokens(index).tolist())
+            shard_tokenizer.decode(sequences.tokens(index).tolist())
             for index in range(len(sequences))
         )
-        pieces = _encode_texts(loaded.tokenizer, texts)
-        return self._score_stream(loaded, pieces, f"{label} (encoded anew)", limit, None)
+        # How many tokens the text has with the other tokenizer is not known before it is encoded.
+        return self._score_stream(
+            loaded,
+            _encode_texts(loaded.tokenizer, texts),
+            f"{label} (encoded anew)",
+            limit,
+            expected_tokens=None,
+        )
 
     def score_files(
         self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
     ) -> CheckpointScore:
-        """Score the first `limit` tokens of native files."""
+        """Score the first `limit` tokens of native files (None: all)."""
         records = iter_usable_records(source, inputs)
         texts = (cast(Document, record).text for record in records)
-        pieces = _encode_texts(loaded.tokenizer, texts)
-        result = self._score_stream(loaded, pieces, " ".join(inputs), limit, limit)
+        result = self._score_stream(
+            loaded,
+            _encode_texts(loaded.tokenizer, texts),
+            " ".join(inputs),
+            limit,
+            expected_tokens=limit,
+        )
+        # Only now, because the records are read while they are scored.
         records.print_skipped()
         return result
 
     def _score_stream(
         self,
         loaded: LoadedCheckpoint,
-        pieces: Iterator[np.ndarray],
+        id_blocks: Iterator[np.ndarray],
         label: str,
         limit: int | None,
-        num_tokens: int | None,
+        expected_tokens: int | None,
     ) -> CheckpointScore:
-        """Score a stream of ids; `num_tokens` are those that the progress bar expects."""
+        """Score the first `limit` ids of a text that comes in blocks, int64[n] each.
+
+        `expected_tokens` is the end of the progress bar, None if it is unknown. Raises UserError
+        for a limit of 1.
+        """
         if limit == 1:
             raise UserError("--limit 1: at least 2 tokens of text are needed to score one")
-        with progress_bar("scoring", num_tokens, "tokens") as bar:
-            score = score_pieces(
+        with progress_bar("scoring", expected_tokens, "tokens") as bar:
+            score = score_blocks(
                 loaded.model,
-                pieces,
+                id_blocks,
                 loaded.tokenizer.characters_per_id,
                 limit=limit,
                 on_progress=bar.update,
@@ -73,20 +98,26 @@ class DocumentEvaluation(KindEvaluation):
         return CheckpointScore(label, f"windows of {WINDOW_TOKENS}", score)
 
     def validation_commands(
-        self, data: list[str], model: list[str], limit: list[str], *, is_fine_tuned: bool
+        self,
+        data_options: list[str],
+        model_options: list[str],
+        limit_options: list[str],
+        *,
+        is_fine_tuned: bool,
     ) -> list[Command]:
-        """Return perplexity, and the trigram baseline except for replay of a fine-tuned run.
+        """Return evaluate.perplexity and, for a pretraining run, the baseline evaluate.trigram.
 
-        Text is scored whole: a limit would count tokens.
+        In a fine-tuned run text is replay, which is not compared with a baseline. `limit_options`
+        are ignored, because a limit on records would count tokens here.
         """
-        perplexity = ["evaluate.perplexity", *model, *data]
+        perplexity = ["evaluate.perplexity", *model_options, *data_options]
         if is_fine_tuned:
             return [perplexity]
-        return [perplexity, ["evaluate.trigram", *data]]
+        return [perplexity, ["evaluate.trigram", *data_options]]
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[np.ndarray]:
-    """Yield the ids of each text as a document, int64[n]."""
+    """Yield the ids of each text as a document `<bos> text <eos>`, int64[n]."""
     for text in texts:
         yield np.array(documents.KIND.encode_text(tokenizer, text), dtype=np.int64)
 

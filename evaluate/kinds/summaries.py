@@ -19,7 +19,10 @@ from model.tokenizer.base import Tokenizer
 
 
 class SummaryEvaluation(KindEvaluation):
-    """Summaries. ROUGE on the dev split picks the best checkpoint of a fine-tuning run."""
+    """The evaluation of summaries.
+
+    ROUGE on the dev split selects the best checkpoint of a fine-tuning run.
+    """
 
     kind = summaries.KIND
     has_questions = True
@@ -27,11 +30,11 @@ class SummaryEvaluation(KindEvaluation):
     selection_key = "rouge_1"
 
     def test_commands(
-        self, source: str, test: list[str], model: list[str], predictions: str
+        self, source: str, test_options: list[str], model_options: list[str], predictions: str
     ) -> list[Command]:
-        """Return ROUGE, and repetition of the same titles."""
+        """Return evaluate.rouge, and evaluate.repetition on the titles that it writes."""
         return [
-            ["evaluate.rouge", *model, *test, "--predictions", predictions],
+            ["evaluate.rouge", *model_options, *test_options, "--predictions", predictions],
             ["evaluate.repetition", "--score", predictions],
         ]
 
@@ -43,7 +46,7 @@ class SummaryEvaluation(KindEvaluation):
         max_new_tokens: int,
         batch: int,
     ) -> list[tuple[str, ModelAnswer | None]]:
-        """Return every article and the title that the model gives it."""
+        """Return every article with the title that the model generates for it."""
         articles = [cast(Summary, record).article for record in records]
         with progress_bar("answering", len(articles), "answers") as bar:
             answers = summarize_articles(
@@ -72,24 +75,27 @@ def summarize_articles(
     beams: int = 1,
     length_penalty: float = 1.0,
     processors: Sequence[LogitsProcessor] = (),
-    prompt_budget: int | None = None,
     batch: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> list[ModelAnswer]:
     """Return the title that the model generates for each article, without its lead-in.
 
-    A prompt has at most `prompt_budget` ids, by default what the context leaves beside the answer;
-    a longer article loses its end. Raises UserError if the request alone does not fit.
+    The end of an article is cut off if the prompt and an answer of `max_new_tokens` would not fit
+    the context. `batch` titles are decoded together. `on_progress` is called with the number of
+    titles that are done since the last call. Raises UserError if the request does not fit even
+    without an article.
     """
-    budget = prompt_budget or max_prompt_tokens(model.trained_context, max_new_tokens)
+    budget = max_prompt_tokens(model.trained_context, max_new_tokens)
     prompts = [
         summary_prompt(tokenizer, template, article, max_tokens=budget) for article in articles
     ]
+    # A prompt exceeds the budget only if nothing is left of the article.
     longest = max((len(ids) for ids, _ in prompts), default=0)
     if longest > budget:
         raise UserError(
             f"the request for a title alone takes {longest} tokens, and {budget} are left for a "
-            "prompt in rows as long as the model was trained on: it cannot be asked"
+            f"prompt in the {model.trained_context} tokens that the model was trained on: it "
+            "cannot be measured on summaries"
         )
     decoded = generate_batch(
         model,
@@ -102,9 +108,17 @@ def summarize_articles(
         on_progress=on_progress,
     )
     answers = []
-    for each, (_, is_truncated) in zip(decoded, prompts, strict=True):
-        text = EVALUATION.strip_answer(template, tokenizer.decode(each.ids))
-        answers.append(ModelAnswer(text, len(each.ids), each.reached_stop_id, is_truncated))
+    # EVALUATION, at the end of this module, is its `SummaryEvaluation`.
+    for answer, (_, is_truncated) in zip(decoded, prompts, strict=True):
+        title = EVALUATION.strip_answer(template, tokenizer.decode(answer.ids))
+        answers.append(
+            ModelAnswer(
+                title,
+                len(answer.ids),
+                has_eos=answer.reached_stop_id,
+                is_truncated=is_truncated,
+            )
+        )
     return answers
 
 

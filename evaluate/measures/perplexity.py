@@ -13,7 +13,10 @@ from evaluate.result import EvalResult, report_result
 
 
 def run_perplexity(options: PerplexityOptions) -> None:
-    """Run `python -m evaluate.perplexity`."""
+    """Score a checkpoint on native files or on a split of a shard set; report the result.
+
+    Raises UserError if there is nothing to score, or if the model's context is too short.
+    """
     device = resolve_device(options.device)
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
     context = loaded.model.config.max_position_embeddings

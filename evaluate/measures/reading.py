@@ -1,4 +1,8 @@
-"""Passage QA: tell whether a model answers from the given passage or from memory."""
+"""Passage QA: tell whether a model answers from the given passage or from memory.
+
+Every question is asked twice, with the passage of its record and, as the control, with the passage
+of another record. Results files call the answers with the two passages "right" and "wrong".
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,32 +24,38 @@ from evaluate.options import ReadingOptions
 from evaluate.predictions import excerpt
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 
+# Number of questions that are printed with their answers.
 NUM_EXAMPLES_SHOWN = 3
-ANSWER_PLACES = ("first third", "middle third", "last third", "not in the passage")
+# Positions of an answer in its passage. Results files have them under the key "places".
+ANSWER_POSITIONS = ("first third", "middle third", "last third", "not in the passage")
 
 
 def run_reading(options: ReadingOptions) -> None:
-    """Run `python -m evaluate.reading`."""
+    """Ask a checkpoint questions about passages; report the result."""
     report_result(evaluate_reading(options), options.json_file, options.predictions)
 
 
 def evaluate_reading(options: ReadingOptions) -> EvalResult:
-    """Answer all questions with the right passage and with a control passage, and compare."""
+    """Answer all questions with the right passage and with a control passage, and compare.
+
+    Raises UserError if the records have fewer than two different passages, or if no question fits
+    the model's context.
+    """
     device = resolve_device(options.device)
     records = read_usable_records(options.source, options.input, conversations.KIND, options.limit)
     with_passage = [record for record in records if record.reference]
     if len(with_passage) < len(records):
         print(f"left out, without a passage: {len(records) - len(with_passage):,} records")
-    pairs = pair_with_control_passages(with_passage, " ".join(options.input))
+    question_pairs = pair_with_control_passages(with_passage, " ".join(options.input))
     loaded = load_checkpoint(options.checkpoint, options.quantize, device)
-    answer_pairs = _generate_answers(options, loaded, pairs)
-    rows = drop_unanswered(
-        [
-            _build_row(*question_pair, *answer_pair)
-            for question_pair, answer_pair in zip(pairs, answer_pairs, strict=True)
-        ],
-        options.input,
-    )
+    answer_pairs = _generate_answers(options, loaded, question_pairs)
+    all_rows = []
+    for questions, answers in zip(question_pairs, answer_pairs, strict=True):
+        right_question, control_question = questions
+        right_answer, control_answer = answers
+        row = _build_row(right_question, control_question, right_answer, control_answer)
+        all_rows.append(row)
+    rows = drop_unanswered(all_rows, options.input)
     metrics = _compute_metrics(rows)
     run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
     headline = (
@@ -66,15 +76,17 @@ def pair_with_control_passages(
 ) -> list[tuple[Question, Question]]:
     """Return every question twice: with its own passage, and with the passage of another record.
 
-    The other record is half the file away, or the next one after that with a different passage.
-    Raises UserError if the records have fewer than two different passages.
+    The other record is the one half of all records further on or, if it has the same passage, the
+    next one after it with a different passage; after the last record comes the first. `input_label`
+    names the files in the message. Raises UserError if the records have fewer than two different
+    passages.
     """
     passages = [record.reference for record in records]
     num_passages = len(set(passages))
     if num_passages < 2:
         raise UserError(
-            f"--input {input_label}: the control needs records about at least two passages; "
-            f"there are {num_passages}"
+            f"--input {input_label}: the control needs records about at least two passages, and "
+            f"these have {num_passages}"
         )
     pairs = []
     for index, record in enumerate(records):
@@ -89,11 +101,15 @@ def pair_with_control_passages(
 def extract_passage_answer(question: Question) -> str:
     """Return the longest part of the true answer that is in the passage and not in the question.
 
-    The part is the whole answer or has at least two characters; empty if there is no such part.
+    The part is the whole answer or has at least two characters; it is empty if there is no such
+    part.
     """
-    answer, passage = question.answer.strip(), question.passage
-    for length in range(len(answer), min(1, len(answer) - 1), -1):
-        # Among parts of one length the last wins: an answer tends to end with what was asked for.
+    answer = question.answer.strip()
+    passage = question.passage
+    min_length = min(2, len(answer))
+    for length in range(len(answer), min_length - 1, -1):
+        # Of several parts of this length the last is returned: an answer tends to end with what was
+        # asked for.
         for start in range(len(answer) - length, -1, -1):
             part = answer[start : start + length]
             if part in passage and part not in question.question:
@@ -102,21 +118,27 @@ def extract_passage_answer(question: Question) -> str:
 
 
 def locate_answer(question: Question) -> str:
-    """Return the place of the key part of the true answer in its passage, one of ANSWER_PLACES."""
-    part, passage = extract_passage_answer(question), question.passage
+    """Return the position of the true answer in its passage, one of ANSWER_POSITIONS.
+
+    It is that of the center of the part that `extract_passage_answer` returns.
+    """
+    part = extract_passage_answer(question)
+    passage = question.passage
     if not part:
-        return ANSWER_PLACES[-1]
+        return ANSWER_POSITIONS[-1]
     center = passage.find(part) + len(part) / 2
-    return ANSWER_PLACES[min(int(3 * center / len(passage)), 2)]
+    third = min(int(3 * center / len(passage)), 2)
+    return ANSWER_POSITIONS[third]
 
 
 def _generate_answers(
     options: ReadingOptions,
     loaded: LoadedCheckpoint,
-    pairs: Sequence[tuple[Question, Question]],
+    question_pairs: Sequence[tuple[Question, Question]],
 ) -> list[tuple[ModelAnswer | None, ModelAnswer | None]]:
-    """Answer each question with the right and with the control passage."""
-    with progress_bar("answering", 2 * len(pairs), "answers") as bar:
+    """Return the answers to each pair of questions; None if the prompt does not fit the context."""
+    with progress_bar("answering", 2 * len(question_pairs), "answers") as bar:
+        # First all questions with the right passage, then all with the control passage.
         right, control = (
             answer_questions(
                 loaded.model,
@@ -127,60 +149,73 @@ def _generate_answers(
                 batch=options.batch,
                 on_progress=bar.update,
             )
-            for questions in zip(*pairs, strict=True)
+            for questions in zip(*question_pairs, strict=True)
         )
     return list(zip(right, control, strict=True))
 
 
 def _build_row(
-    right: Question, wrong: Question, answer: ModelAnswer | None, control: ModelAnswer | None
+    question: Question,
+    control_question: Question,
+    answer: ModelAnswer | None,
+    control_answer: ModelAnswer | None,
 ) -> Row | None:
-    """Return the line of a question in the predictions file, or None if it was not answered."""
-    if answer is None or control is None:
+    """Return the line of a question in the predictions file, or None if it was not answered.
+
+    `control_question` is the same question with the control passage.
+    """
+    if answer is None or control_answer is None:
         return None
-    true_answer = right.answer.strip()
+    true_answer = question.answer.strip()
+    control_passage = control_question.passage
+    answer_part = extract_passage_answer(question) or true_answer
     return {
-        "passage": right.passage,
-        "question": right.question,
+        "passage": question.passage,
+        "question": question.question,
         "reference": true_answer,
-        "place": locate_answer(right),
+        "place": locate_answer(question),
         "prediction": answer.text,
         "exact": answer.text.strip() == true_answer,
         "stopped": answer.has_eos,
         "tokens": answer.num_tokens,
         "control": {
-            "passage": wrong.passage,
-            "prediction": control.text,
-            "exact": control.text.strip() == true_answer,
-            "stopped": control.has_eos,
-            "tokens": control.num_tokens,
-            "answer_in_passage": (extract_passage_answer(right) or true_answer) in wrong.passage,
+            "passage": control_passage,
+            "prediction": control_answer.text,
+            "exact": control_answer.text.strip() == true_answer,
+            "stopped": control_answer.has_eos,
+            "tokens": control_answer.num_tokens,
+            # Then an exact answer to the control does not show that the model ignores the passage.
+            "answer_in_passage": answer_part in control_passage,
         },
     }
 
 
 def _compute_metrics(rows: list[Row]) -> dict[str, Any]:
-    """Return rates over questions, with the right passage and with the control passage."""
+    """Return rates over questions, in all and by the position of the answer in the passage.
+
+    The keys "right" and "wrong" are those of answers with the right and with the control passage.
+    """
     controls = [row["control"] for row in rows]
-    places = {}
-    for place in ANSWER_PLACES:
-        place_rows = [row for row in rows if row["place"] == place]
-        if place_rows:
-            places[place] = {
-                "questions": len(place_rows),
-                "right": _mean(place_rows, "exact"),
-                "wrong": _mean([row["control"] for row in place_rows], "exact"),
+    rates_by_position = {}
+    for position in ANSWER_POSITIONS:
+        position_rows = [row for row in rows if row["place"] == position]
+        if position_rows:
+            rates_by_position[position] = {
+                "questions": len(position_rows),
+                "right": _mean(position_rows, "exact"),
+                "wrong": _mean([row["control"] for row in position_rows], "exact"),
             }
     return {
         "questions": len(rows),
         "right": _answer_rates(rows),
         "wrong": _answer_rates(controls),
-        "places": places,
+        "places": rates_by_position,
         "answer_in_wrong_passage": _mean(controls, "answer_in_passage"),
     }
 
 
 def _answer_rates(answers: list[Row]) -> dict[str, float]:
+    """Return the fractions of exact answers, of those ended by `<eos>`, and of those that loop."""
     return {
         "exact": _mean(answers, "exact"),
         "stopped": _mean(answers, "stopped"),
@@ -193,14 +228,17 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
-    right, wrong = metrics["right"], metrics["wrong"]
-    rates = [("exact answers", right["exact"], wrong["exact"])]
-    for place, part in metrics["places"].items():
-        rates.append((f"  {place} ({part['questions']:,})", part["right"], part["wrong"]))
-    rates.append(("stopped by <eos>", right["stopped"], wrong["stopped"]))
-    rates.append(("loops", right["loops"], wrong["loops"]))
+    """Return a table of the rates with both passages, and the first questions, as lines."""
+    right = metrics["right"]
+    control = metrics["wrong"]
+    table = [("exact answers", right["exact"], control["exact"])]
+    for position, rates in metrics["places"].items():
+        table.append((f"  {position} ({rates['questions']:,})", rates["right"], rates["wrong"]))
+    table.append(("stopped by <eos>", right["stopped"], control["stopped"]))
+    table.append(("loops", right["loops"], control["loops"]))
     lines = [f"{'':26}{'right passage':>15}{'wrong passage':>15}"]
-    lines += [f"{label:26}{first:15.1%}{second:15.1%}" for label, first, second in rates]
+    for label, right_rate, control_rate in table:
+        lines.append(f"{label:26}{right_rate:15.1%}{control_rate:15.1%}")
     lines.append(
         f"the true answer is in the wrong passage too: {metrics['answer_in_wrong_passage']:.1%}"
     )

@@ -15,7 +15,9 @@ from evaluate.options import RepetitionOptions
 from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, drop_unanswered, report_result
 
+# Number of looping answers that are printed.
 NUM_EXAMPLES_SHOWN = 3
+# Labels of the metrics on the terminal; the keys are those of the results file.
 LABELS = {
     "repeated_4grams": "repeated 4-grams",
     "distinct_1": "distinct-1",
@@ -29,7 +31,7 @@ LABELS = {
 
 
 def run_repetition(options: RepetitionOptions) -> None:
-    """Run `python -m evaluate.repetition`."""
+    """Measure the answers in a file or those of a checkpoint; report the result."""
     evaluate = evaluate_predictions if options.score else evaluate_checkpoint
     report_result(evaluate(options), options.json_file, options.predictions)
 
@@ -50,7 +52,7 @@ def evaluate_predictions(options: RepetitionOptions) -> EvalResult:
 def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
     """Let the checkpoint answer the records of `--source`, and measure the answers.
 
-    Raises UserError if the records of the source hold nothing that a model could be asked.
+    Raises UserError if the kind of these records has no questions.
     """
     assert options.checkpoint is not None and options.source is not None
     device = resolve_device(options.device)
@@ -60,7 +62,9 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
     answers = evaluation.generate_answers(
         loaded, records, max_new_tokens=options.max_new_tokens, batch=options.batch
     )
-    rows = drop_unanswered([_build_row(text, answer) for text, answer in answers], options.input)
+    rows = drop_unanswered(
+        [_build_row(question, answer) for question, answer in answers], options.input
+    )
     metrics = _compute_metrics(rows)
     run_label = f"{options.checkpoint} on {' '.join(options.input)} ({options.source})"
     return EvalResult(
@@ -73,20 +77,24 @@ def evaluate_checkpoint(options: RepetitionOptions) -> EvalResult:
 
 
 def _find_evaluation_with_questions(source: str) -> KindEvaluation:
+    """Return the evaluation of the source's kind. Raises UserError if it has no questions."""
     kind = find_kind(find_source(source).kind)
     evaluation = find_evaluation(kind)
     if not evaluation.has_questions:
         evaluations = [find_evaluation(find_kind(name)) for name in kind_names()]
-        askable = [each.kind.name for each in evaluations if each.has_questions]
-        raise UserError(f"--source {source} has {kind.name}; this measures {' or '.join(askable)}")
+        measurable = [other.kind.name for other in evaluations if other.has_questions]
+        raise UserError(
+            f"--source {source} has {kind.name}; this measures {' or '.join(measurable)}"
+        )
     return evaluation
 
 
-def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:
+def _build_row(question: str, answer: ModelAnswer | None) -> Row | None:
+    """Return the line of a question in the predictions file, or None if it was not answered."""
     if answer is None:
         return None
     return {
-        "input": text,
+        "input": question,
         "prediction": answer.text,
         "tokens": answer.num_tokens,
         "stopped": answer.has_eos,
@@ -94,8 +102,9 @@ def _build_row(text: str, answer: ModelAnswer | None) -> Row | None:
 
 
 def _compute_metrics(rows: list[Row]) -> dict[str, float]:
+    """Return the repetition metrics and, if all rows have them, the means of stopped and tokens."""
     metrics: dict[str, float] = asdict(measure_repetition([row["prediction"] for row in rows]))
-    # Files of other programs may lack both.
+    # The files of other programs may lack these fields.
     for key in ("stopped", "tokens"):
         if all(isinstance(row.get(key), bool | int) for row in rows):
             metrics[key] = sum(row[key] for row in rows) / len(rows)
@@ -103,6 +112,7 @@ def _compute_metrics(rows: list[Row]) -> dict[str, float]:
 
 
 def _format_report(run_label: str, metrics: dict[str, float], rows: list[Row]) -> list[str]:
+    """Return the metrics and the first looping answers as lines to print."""
     lines = [f"{run_label}: {len(rows):,} answers"]
     for key, value in metrics.items():
         number_format = "10.1f" if key in ("characters", "tokens") else "10.2%"

@@ -19,12 +19,14 @@ from evaluate.predictions import excerpt, read_predictions, resolve_model_fields
 from evaluate.result import EvalResult, Row, report_result
 from model.decode.logits_processors import build_logits_processors
 
+# Number of examples with the lowest scores, and of those with the highest, that are printed.
 NUM_EXAMPLES_SHOWN = 3
+# Labels on the terminal of the flags of a row that are counted.
 COUNT_LABELS = {"stopped": "stopped by <eos>", "trimmed": "articles trimmed"}
 
 
 def run_rouge(options: RougeOptions) -> None:
-    """Run `python -m evaluate.rouge`."""
+    """Score the summaries of a file, a baseline or a checkpoint; report the result."""
     if options.score:
         result = evaluate_predictions(options)
     elif options.baseline:
@@ -78,12 +80,16 @@ def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
 
 
 def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
-    """Return the articles to summarize, and a label of their source and files."""
-    source, inputs = options.source, options.input
+    """Return the articles to summarize, and a label that names their files and source.
+
+    Without `--source` they are the test split that belongs to the data of the run.
+    """
+    source = options.source
+    inputs = options.input
     if not source:
         assert options.checkpoint is not None
         shards = load_run_shard_set(
-            options.checkpoint, "name the articles to score with --source NAME --input FILE"
+            options.checkpoint, hint="name the articles to score with --source NAME --input FILE"
         )
         source, files = find_test_split(shards)
         inputs = tuple(str(file) for file in files)
@@ -94,6 +100,7 @@ def _read_articles(options: RougeOptions) -> tuple[list[Summary], str]:
 def _generate_summaries(
     options: RougeOptions, loaded: LoadedCheckpoint, articles: list[Summary]
 ) -> list[Row]:
+    """Return the lines of the predictions file, without scores."""
     with progress_bar("summarizing", len(articles), "articles") as bar:
         answers = summarize_articles(
             loaded.model,
@@ -126,7 +133,11 @@ def _generate_summaries(
 def _score_rows(
     run_label: str, rows: list[Row], provenance: Mapping[str, Any], device: Any = None
 ) -> EvalResult:
-    """Score the prediction of each row against its reference."""
+    """Score the prediction of each row against its reference.
+
+    `run_label` says what is scored on which files, `provenance` names the model and its decoding
+    options, and `device` is the torch.device of the model, if there is one.
+    """
     with progress_bar("scoring", len(rows), "examples") as bar:
         table = RougeTable.from_predictions(
             [row["prediction"] for row in rows], [row["reference"] for row in rows], bar.update
@@ -153,7 +164,10 @@ def _score_rows(
 
 
 def _count_flags(rows: list[Row]) -> dict[str, int]:
-    """Count stopped answers and trimmed articles; a key that a row lacks is left out."""
+    """Return the number of rows with each flag of COUNT_LABELS.
+
+    A flag that a row lacks is left out: files of other programs need not have it.
+    """
     counts = {}
     for key in COUNT_LABELS:
         if all(key in row for row in rows):
@@ -162,17 +176,19 @@ def _count_flags(rows: list[Row]) -> dict[str, int]:
 
 
 def _format_examples(rows: list[Row], table: RougeTable) -> list[str]:
-    """Return the worst and the best examples as lines."""
+    """Return the worst and then the best examples, best first, as lines to print."""
     order = table.rank_examples()
     worst = order[:NUM_EXAMPLES_SHOWN]
-    # Of few examples none is shown twice.
+    # Not taken from the worst, so that none of a few examples is shown twice.
     best = order[NUM_EXAMPLES_SHOWN:][-NUM_EXAMPLES_SHOWN:]
-    ranked = [("worst", index) for index in worst] + [("best", index) for index in reversed(best)]
+    examples = [("worst", index) for index in worst] + [("best", index) for index in reversed(best)]
     lines = []
-    for rank, index in ranked:
-        row, score = rows[index], table.example_scores(index)["characters"]["rouge-1"]["f"]
-        lines.append(f"{rank}, ROUGE-1 F on characters {score:.3f}")
+    for rank_label, index in examples:
+        row = rows[index]
+        score = table.example_scores(index)["characters"]["rouge-1"]["f"]
+        lines.append(f"{rank_label}, ROUGE-1 F on characters {score:.3f}")
         for label, key in (("article", "input"), ("true", "reference"), ("answer", "prediction")):
+            # The files of other programs may lack the article.
             if isinstance(row.get(key), str):
                 lines.append(f"  {label:8}{excerpt(row[key])}")
     return lines

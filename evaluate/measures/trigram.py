@@ -14,28 +14,33 @@ from evaluate.result import EvalResult, report_result
 
 @dataclass(frozen=True)
 class TrigramScore:
-    """Metrics of the baseline on the validation stream."""
+    """Metrics of the baseline on the validation stream.
+
+    Results files have the fields under these names.
+    """
 
     loss: float
     """Nats per scored token."""
     perplexity: float
     bits_per_character: float
     tokens: int
-    """Scored positions: all of the validation stream but the first."""
+    """Number of scored tokens: all of the validation stream except the first."""
     characters: int
-    """Characters of the scored ids."""
+    """Number of characters of the scored tokens."""
     train_tokens: int
+    """Number of tokens that were counted."""
     discounts: list[float]
-    """Of the orders 1, 2, 3."""
+    """The absolute discounts of the orders 1, 2 and 3."""
 
 
 def score_trigram_baseline(
     shards: ShardSet, partition: int = MAX_PARTITION_POSITIONS
 ) -> TrigramScore:
-    """Count the training split as one stream, and score the validation stream but for its first id.
+    """Count the training split, and score the validation split, each as one stream of tokens.
 
-    Raises UserError if the validation split has fewer than 2 tokens, or the training split fewer
-    than 3.
+    All validation tokens except the first are scored. `partition` is the maximum number of training
+    positions in memory at once. Raises UserError if the validation split has fewer than 2 tokens,
+    or the training split fewer than 3.
     """
     train = shards.load_split("train")
     validation = shards.load_split("validation")
@@ -45,7 +50,8 @@ def score_trigram_baseline(
             "scoring needs at least 2"
         )
     tokenizer = shards.load_tokenizer()
-    # The second token has one token of context only: -1 stands for the missing one.
+    # Each row of `queries` is a scored token after its context of two tokens. The context of the
+    # second token of the stream is a single token; -1 stands for the missing one.
     ids = np.concatenate([[-1], validation.read_stream(0, validation.num_tokens)])
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)
     token_probabilities, discounts = compute_probabilities(
@@ -66,7 +72,7 @@ def score_trigram_baseline(
 
 
 def run_trigram(options: TrigramOptions) -> None:
-    """Run `python -m evaluate.trigram`."""
+    """Score the trigram of a shard set, or of the set that a run was trained on; report it."""
     if options.data:
         shards = ShardSet.open(options.data)
     else:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from evaluate.metrics.rouge import compute_rouge
 
-# CSL has full stops in place of 。; one between letters or digits (3.5, URLs) ends no sentence.
+# A sentence and the punctuation that ends it. CSL has the full stop "." instead of "。": it ends a
+# sentence too, except between letters or digits, as in 3.5 or a URL.
 _SENTENCE_PATTERN = re.compile(r"(?:[^。！？!?\n.]|(?<=[0-9A-Za-z])\.(?=[0-9A-Za-z]))+[。！？!?.]*")
 
 
@@ -26,9 +27,9 @@ def first_sentence(article: str, title: str) -> str:
 
 
 def oracle_sentence(article: str, title: str) -> str:
-    """Return the sentence most like the title, by ROUGE-1 F on characters.
+    """Return the sentence of the article with the highest ROUGE-1 F to the title, on characters.
 
-    It looks at the title: the upper bound of extracting one sentence.
+    It looks at the title, and is an upper bound of extracting one sentence.
     """
     return max(
         split_sentences(article),
@@ -37,6 +38,7 @@ def oracle_sentence(article: str, title: str) -> str:
     )
 
 
+# The baselines by their names in --baseline; each takes an article and its title.
 BASELINES: dict[str, Callable[[str, str], str]] = {
     "first20": first_20_characters,
     "first_sentence": first_sentence,

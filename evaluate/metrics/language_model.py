@@ -1,14 +1,15 @@
 """Loss, perplexity, accuracy and bits per character over all scored tokens of a text.
 
 Text is scored in fixed windows, the same for all models: the sequences of a split are concatenated
-and cut every `window` tokens. All tokens but the first are scored once, with the preceding tokens
-of the window, 1 to `window`, as context. All means are weighted by token, never means of batch
-means.
+and cut every `window` tokens. Every token except the first of the text is scored once, with the
+tokens before it in its window, 1 to `window` of them, as context. A mean is taken over all tokens
+of a text at once; it is not a mean of batch means, in which the tokens of a small last batch would
+weigh more.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,37 +23,46 @@ from model.llama import Llama
 from model.loss import score_tokens
 
 WINDOW_TOKENS = 256
-# Tokens read at a time of a long split: whole windows, and little memory.
+# Number of tokens of a long split that are read at once: a multiple of the window, so that the
+# windows are those of the whole text.
 BLOCK_TOKENS = 128 * WINDOW_TOKENS
 
 
 @dataclass(frozen=True)
 class LMScore:
-    """Sums over scored tokens, which add up over batches; the metrics are their quotients."""
+    """Sums over scored tokens. The scores of batches can be added; metrics are ratios of the sums.
 
-    total_nats: float = 0.0
+    The characters are those of the scored tokens.
+    """
+
+    total_nats: float = 0.0  # cross-entropy
     num_tokens: int = 0
-    num_correct: int = 0
+    num_correct: int = 0  # targets that are the most likely token
     num_characters: int = 0
 
     def __add__(self, other: "LMScore") -> "LMScore":
-        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
-        return LMScore(*(ours + theirs for ours, theirs in pairs))
+        return LMScore(
+            self.total_nats + other.total_nats,
+            self.num_tokens + other.num_tokens,
+            self.num_correct + other.num_correct,
+            self.num_characters + other.num_characters,
+        )
 
     def compute_metrics(self) -> dict[str, float]:
         """Return loss (nats per token), perplexity, accuracy, bits_per_character and tokens."""
         loss = self.total_nats / self.num_tokens
         return {
             "loss": loss,
-            # exp(710) overflows.
+            # The exponential of more than 709 overflows a float.
             "perplexity": math.exp(min(loss, 700.0)),
             "accuracy": self.num_correct / self.num_tokens,
+            # Dividing by ln 2 turns nats into bits.
             "bits_per_character": self.total_nats / math.log(2) / max(self.num_characters, 1),
             "tokens": self.num_tokens,
         }
 
     def format_metrics(self) -> str:
-        """Return the metrics as a line to print, for training and evaluation alike."""
+        """Return the metrics as a line, which training and evaluation print."""
         metrics = self.compute_metrics()
         return (
             f"loss {metrics['loss']:.4f}  perplexity {metrics['perplexity']:.3f}  "
@@ -63,10 +73,11 @@ class LMScore:
 
 @torch.no_grad()
 def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) -> LMScore:
-    """Score ids[B, T] against targets[B, T], without targets below zero.
+    """Score ids[B, T] against targets[B, T]; targets below zero, the padding, are not scored.
 
-    `characters`[V] are the characters of each id.
+    `characters`[V] is the number of characters of each id.
     """
+    # Without `positions`, `mask` and `cache`: positions count up, and attention is causal.
     hidden = model.model(ids, None, None, None).flatten(0, 1)
     flat_targets = targets.flatten()
     is_scored = flat_targets >= 0
@@ -74,13 +85,16 @@ def score_batch(model: Llama, ids: Tensor, targets: Tensor, characters: Tensor) 
 
 
 def _score_hidden(model: Llama, hidden: Tensor, targets: Tensor, characters: Tensor) -> LMScore:
-    """Score final hidden states[N, D] against targets[N]."""
-    losses, hits = score_tokens(hidden, model.lm_head.weight, targets)
+    """Score the final hidden states, hidden[N, D], against targets[N].
+
+    `characters`[V] is the number of characters of each id.
+    """
+    losses, is_correct = score_tokens(hidden, model.lm_head.weight, targets)
     return LMScore(
-        # A sum of many float32 losses would lose digits.
+        # In float64, because a sum of many float32 losses would lose digits.
         total_nats=float(losses.double().sum()),
         num_tokens=len(targets),
-        num_correct=int(hits.sum()),
+        num_correct=int(is_correct.sum()),
         num_characters=int(characters[targets].sum()),
     )
 
@@ -94,9 +108,10 @@ def score_stream(
     rows: int = 16,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
-    """Score a stream of ids, int64[N], N > 1, in windows.
+    """Score a stream of ids, int64[N] with N > 1, in windows of `window` tokens.
 
-    `on_progress` gets the number of tokens after each batch.
+    A batch has `rows` windows. `characters_per_id`[V] is that of the tokenizer. `on_progress` is
+    called after each batch with the number of tokens that were scored in it.
     """
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
@@ -106,9 +121,10 @@ def score_stream(
         # Blocks overlap by one token: the last target of a block is the first input of the next.
         block = stream[start : start + block_tokens + 1]
         num_targets = len(block) - 1
+        # A text shorter than a window needs no padding.
         length = min(window, num_targets)
         num_windows = math.ceil(num_targets / length)
-        # The last window is padded; padding has no target.
+        # The last window is padded with id 0; a target of -1 is not scored.
         ids = np.zeros(num_windows * length, np.int64)
         ids[:num_targets] = block[:-1]
         targets = np.full(num_windows * length, -1, np.int64)
@@ -125,41 +141,46 @@ def score_stream(
     return total
 
 
-def score_pieces(
+def score_blocks(
     model: Llama,
-    pieces: Iterable[np.ndarray],
+    id_blocks: Iterable[np.ndarray],
     characters_per_id: np.ndarray,
     *,
     limit: int | None = None,
     on_progress: Callable[[int], object] | None = None,
 ) -> LMScore:
-    """Score the first `limit` ids of a text that comes in pieces of any size, int64[n] each.
+    """Score the first `limit` ids of a text that comes in blocks of any size, int64[n] each.
 
-    The windows lie as in the whole text, and memory holds one block of it.
+    The windows are the same as if the whole text came at once, but only about BLOCK_TOKENS ids of
+    it are in memory. For the other arguments see `score_stream`.
     """
     total = LMScore()
-    for block in _overlapping_blocks(pieces, limit):
+    for block in _overlapping_blocks(id_blocks, limit):
         total += score_stream(model, block, characters_per_id, on_progress=on_progress)
     return total
 
 
 def iter_split(split: Sequences) -> Iterator[np.ndarray]:
-    """Yield the ids of a split in blocks, int64[n]."""
+    """Yield the ids of a split in blocks of BLOCK_TOKENS or, at the end, less, int64[n] each."""
     for start in range(0, split.num_tokens, BLOCK_TOKENS):
         yield split.read_stream(start, start + BLOCK_TOKENS)
 
 
-def _overlapping_blocks(pieces: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
-    """Yield the first `limit` ids in blocks of at most BLOCK_TOKENS + 1 that overlap by one."""
+def _overlapping_blocks(id_blocks: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
+    """Yield the first `limit` ids in blocks of at most BLOCK_TOKENS + 1 that overlap by one.
+
+    The last id of a block is the first of the next, which needs it as the input of its first
+    target.
+    """
     pending: list[np.ndarray] = []
     num_pending = 0
     num_read = 0
-    for piece in pieces:
+    for ids in id_blocks:
         if limit is not None:
-            piece = piece[: limit - num_read]
-        num_read += len(piece)
-        pending.append(piece)
-        num_pending += len(piece)
+            ids = ids[: limit - num_read]
+        num_read += len(ids)
+        pending.append(ids)
+        num_pending += len(ids)
         while num_pending > BLOCK_TOKENS:
             joined = np.concatenate(pending)
             yield joined[: BLOCK_TOKENS + 1]
@@ -185,24 +206,29 @@ def score_examples(
 ) -> LMScore:
     """Score the answers of examples, packed into rows of `row_length` positions.
 
-    The context of a token is its own conversation, never another of the same row. `limit` takes the
-    first examples that fit a row. `on_progress` gets the number of examples after each batch.
+    Examples in the same row do not attend to each other. A batch has `rows` rows. Only the first
+    `limit` examples that fit a row are scored (None: all). `characters_per_id`[V] is that of the
+    tokenizer. `on_progress` is called after each batch with the number of examples in it.
     """
     device = model.lm_head.weight.device
     characters = torch.from_numpy(characters_per_id.astype(np.int64)).to(device)
-    lengths = examples.lengths(0)
+    # An example that does not fit a row has length 0.
+    lengths = examples.lengths(epoch=0)
     fitting_indices = np.flatnonzero(lengths)[:limit]
     total = LMScore()
+    # Packed as in training, one window of examples at a time.
     for start in range(0, len(fitting_indices), PACKING_WINDOW):
         window_indices = fitting_indices[start : start + PACKING_WINDOW]
         packed_rows = pack_best_fit(lengths[window_indices], row_length)
         for batch_start in range(0, len(packed_rows), rows):
             row_examples = [
-                [examples.example(int(window_indices[index]), 0) for index in row]
+                [examples.example(int(window_indices[index]), epoch=0) for index in row]
                 for row in packed_rows[batch_start : batch_start + rows]
             ]
             batch = collate(row_examples, row_length).to(device)
-            hidden = model.model(batch.ids, batch.positions, batch.attention_mask(), None)
+            hidden = model.model(
+                batch.ids, positions=batch.positions, mask=batch.attention_mask(), cache=None
+            )
             scored_hidden = hidden.flatten(0, 1)[batch.loss_indices]
             total += _score_hidden(model, scored_hidden, batch.targets, characters)
             if on_progress:

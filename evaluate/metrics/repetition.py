@@ -5,21 +5,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A loop repeats a stretch of text at least so often in a row, over at least so many characters.
-MIN_LOOP_REPEATS, MIN_LOOP_CHARACTERS = 4, 16
+# A loop is a piece of text that occurs at least MIN_LOOP_REPEATS times in a row, over at least
+# MIN_LOOP_CHARACTERS characters together.
+MIN_LOOP_REPEATS = 4
+MIN_LOOP_CHARACTERS = 16
 REPEATED_NGRAM_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """Rates over all answers together, from 0 to 1, and the mean length."""
+    """Fractions over all answers together, from 0 to 1, and the mean length.
+
+    Results files store the fields under these names.
+    """
 
     repeated_4grams: float
     """Fraction of the 4-grams that occurred before in the same answer."""
     distinct_1: float
-    """Different characters over all characters (Li et al. 2016)."""
+    """Number of different characters over the number of all characters (Li et al. 2016)."""
     distinct_2: float
-    """Different bigrams over all bigrams."""
+    """Number of different bigrams over the number of all bigrams."""
     loops: float
     """Fraction of the answers that loop, see `is_looping`."""
     empty: float
@@ -29,7 +34,7 @@ class Repetition:
 
 
 def measure_repetition(answers: Sequence[str]) -> Repetition:
-    """Measure one or more answers; a ratio with an empty denominator is 0."""
+    """Measure the repetition within answers; a ratio with a denominator of 0 is 0."""
     texts = ["".join(answer.split()) for answer in answers]
     ngrams_by_text = [_ngrams(text, REPEATED_NGRAM_SIZE) for text in texts]
     return Repetition(
@@ -46,27 +51,31 @@ def measure_repetition(answers: Sequence[str]) -> Repetition:
 
 
 def is_looping(text: str) -> bool:
-    """Return True if a stretch of the text is repeated 4 times in a row, over 16 characters."""
+    """Return whether a text loops: see MIN_LOOP_REPEATS and MIN_LOOP_CHARACTERS."""
     codes = np.array([ord(character) for character in "".join(text.split())], dtype=np.int32)
     for period in range(1, len(codes) // MIN_LOOP_REPEATS + 1):
-        # A loop of this period is a run of characters that equal those one period before. The run
-        # lacks the first repeat, which has nothing before it to be equal to.
+        # In a loop with this period, every character after the first period equals the one a period
+        # before it. So a loop is a run of such characters, one period shorter than the loop.
         min_run = max(MIN_LOOP_REPEATS * period, MIN_LOOP_CHARACTERS) - period
-        breaks = np.flatnonzero(codes[period:] != codes[:-period])
-        edges = np.concatenate([[-1], breaks, [len(codes) - period]])
-        if int(np.diff(edges).max()) - 1 >= min_run:
+        # The runs lie between the characters that differ, with the ends of the text as borders.
+        differing = np.flatnonzero(codes[period:] != codes[:-period])
+        borders = np.concatenate([[-1], differing, [len(codes) - period]])
+        longest_run = int(np.diff(borders).max()) - 1
+        if longest_run >= min_run:
             return True
     return False
 
 
 def _ngrams(text: str, n: int) -> list[str]:
+    """Return all n-grams of the characters of a text, with repetitions."""
     return [text[start : start + n] for start in range(len(text) - n + 1)]
 
 
 def _distinct_ratio(texts: Sequence[str], n: int) -> float:
+    """Return the number of different n-grams in all texts over the number of all n-grams."""
     grams = [gram for text in texts for gram in _ngrams(text, n)]
     return _ratio(len(set(grams)), len(grams))
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0

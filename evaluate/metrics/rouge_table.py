@@ -15,7 +15,9 @@ from evaluate.metrics.rouge import (
     compute_rouge,
 )
 
+# The fields of a `RougeScore`, in order.
 STATISTICS = ("precision", "recall", "f")
+# A description of the method for results files.
 METHOD = (
     f"means over examples; 95 % intervals: percentile bootstrap, {NUM_RESAMPLES:,} resamples, "
     "seed 0. Characters and words lower-cased, without whitespace; an n-gram counts once "
@@ -25,12 +27,11 @@ METHOD = (
 
 @dataclass(frozen=True)
 class RougeTable:
-    """All scores of all examples, [N, units, variants, statistics].
-
-    The axes are in the order of UNIT_SPLITTERS, ROUGE_VARIANTS and STATISTICS.
-    """
+    """All ROUGE scores of many examples."""
 
     scores: np.ndarray
+    """float64[N, units, variants, statistics]; the axes after the first are in the order of
+    UNIT_SPLITTERS, ROUGE_VARIANTS and STATISTICS."""
 
     @classmethod
     def from_predictions(
@@ -39,36 +40,44 @@ class RougeTable:
         references: Sequence[str],
         on_progress: Callable[[int], object] | None = None,
     ) -> "RougeTable":
-        """Score predictions against references, pair by pair."""
-        rows = []
+        """Score each prediction against its reference; call `on_progress(1)` after each."""
+        scores_by_example = []
         for prediction, reference in zip(predictions, references, strict=True):
-            row = []
+            scores_by_unit = []
             for split_units in UNIT_SPLITTERS.values():
                 scores = compute_rouge(prediction, reference, split_units)
-                row.append([astuple(scores[variant]) for variant in ROUGE_VARIANTS])
-            rows.append(row)
+                scores_by_unit.append([astuple(scores[variant]) for variant in ROUGE_VARIANTS])
+            scores_by_example.append(scores_by_unit)
             if on_progress:
                 on_progress(1)
-        return cls(np.array(rows))
+        return cls(np.array(scores_by_example))
 
     def rank_examples(self) -> list[int]:
         """Return the indices of the examples from worst to best, by ROUGE-1 F on characters."""
-        return np.argsort(self.scores[:, 0, 0, STATISTICS.index("f")], kind="stable").tolist()
+        characters = list(UNIT_SPLITTERS).index("characters")
+        rouge_1 = ROUGE_VARIANTS.index("1")
+        f_scores = self.scores[:, characters, rouge_1, STATISTICS.index("f")]
+        # A stable sort, so that the order of equal scores is the same on every machine.
+        return np.argsort(f_scores, kind="stable").tolist()
 
     def example_scores(self, index: int) -> dict[str, Any]:
-        """Return all scores of one example by name."""
+        """Return all scores of one example as {units: {variant: {statistic: score}}}."""
         return _scores_by_name(self.scores[index], lambda value: round(float(value), 6))
 
     def summarize_scores(self) -> dict[str, Any]:
-        """Return the mean and the ends of the interval of each score by name."""
+        """Return mean and 95 % interval of each score as {units: {variant: {statistic: …}}}.
+
+        An entry has the keys `mean`, `low` and `high`.
+        """
+        # [3, units, variants, statistics]: mean, low and high first.
         means_and_intervals = bootstrap_mean_interval(self.scores)
         return _scores_by_name(
             np.moveaxis(means_and_intervals, 0, -1),
-            lambda ends: dict(zip(("mean", "low", "high"), ends.tolist(), strict=True)),
+            lambda triple: dict(zip(("mean", "low", "high"), triple.tolist(), strict=True)),
         )
 
     def format_lines(self) -> list[str]:
-        """Return the table of means as lines."""
+        """Return a table of the means, and the intervals of F, as lines to print."""
         lines = [f"{'':22}{'precision':>11}{'recall':>11}{'F':>11}   95 % interval of F"]
         for units, variants in self.summarize_scores().items():
             for variant, statistics in variants.items():
@@ -79,7 +88,10 @@ class RougeTable:
 
 
 def _scores_by_name(values: np.ndarray, convert: Callable[[Any], Any]) -> dict[str, Any]:
-    """Nest values[units, variants, statistics, …] as {units: {rouge-variant: {statistic: …}}}."""
+    """Nest values[units, variants, statistics, …] as {units: {rouge-variant: {statistic: …}}}.
+
+    `convert` makes a JSON value of the innermost array or number.
+    """
     named: dict[str, Any] = {}
     for units, unit_values in zip(UNIT_SPLITTERS, values, strict=True):
         named[units] = {}
@@ -91,5 +103,5 @@ def _scores_by_name(values: np.ndarray, convert: Callable[[Any], Any]) -> dict[s
 
 
 def scorer_versions() -> dict[str, str]:
-    """Return the versions of the scoring packages; scores of other packages do not compare."""
+    """Return the versions of the packages that scores depend on."""
     return {name: metadata.version(name) for name in ("rouge-chinese", "jieba")}

@@ -16,11 +16,11 @@ python -m evaluate.perplexity --checkpoint runs/a --json runs/a/results/perplexi
 
 
 def main() -> None:
-    """Run the command."""
+    """Write a report with the options of the command line."""
     options = parse_options(
         ReportOptions, sys.argv[1:], name="evaluate.report", description=DESCRIPTION
     )
-    # After the options: the help and their mistakes need not wait for Jinja2.
+    # Imported here so that --help and invalid options answer without loading Jinja2.
     from evaluate.report.write import write_report
 
     write_report(options.runs, options.out)

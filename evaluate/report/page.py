@@ -21,6 +21,7 @@ from evaluate.report.render import (
 from evaluate.report.run_reader import Point, RunRecord
 
 TITLE = "Runs side by side"
+# Longer texts in the results are cut to this many characters.
 MAX_CELL_CHARACTERS = 300
 TRAINING_METRICS_NOTE = (
     "Measured during training, by the command of each run above, on the data that the rows name: "
@@ -44,10 +45,12 @@ def build_report(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
 
 
 def _header(row_label: str, runs: Sequence[RunRecord]) -> list[str]:
+    """Return the header of a table with a column for each run, under its number and name."""
     return [row_label, *(f"{index} · {run.name}" for index, run in enumerate(runs, 1))]
 
 
 def _overview_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """Return the table of the identities of the runs, see `RunRecord.overview`."""
     overviews = [run.overview() for run in runs]
     rows: list[list[Cell]] = []
     for label in overviews[0]:
@@ -59,15 +62,16 @@ def _overview_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def _option_difference_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """Return the table of the options that differ between runs; nothing for a single run."""
     if len(runs) == 1:
         return []
     indices_with_config = [index for index, run in enumerate(runs) if run.config]
     rows: list[list[Cell]] = []
     for key in _unique_items(run.config for run in runs):
         cells = [_code_cell(_format_config_value(run.config, key)) for run in runs]
-        # A run without its file has no value that could differ.
+        # Runs without a config.yaml are left out of the comparison.
         is_different = len({cells[index] for index in indices_with_config}) > 1
-        # The run directory, which is the name of the run here, differs always.
+        # The option `run` is the run directory, which always differs and is in the header.
         if key != "run" and is_different:
             rows.append([CodeText(key), *cells])
     body: Block
@@ -81,6 +85,7 @@ def _option_difference_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def _format_config_value(config: dict[str, Any], key: str) -> str | None:
+    """Return an option as text; None if the config does not have it."""
     if key not in config:
         return None
     value = config[key]
@@ -90,6 +95,7 @@ def _format_config_value(config: dict[str, Any], key: str) -> str | None:
 
 
 def _training_metric_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """Return a table of the metrics that training recorded, grouped by kind of record."""
     last_losses = (_format_point(_last_point(run.curve("train", "loss"))) for run in runs)
     rows: list[list[Cell]] = [["train loss, last", *last_losses]]
     metrics = _unique_items(run.list_metrics() for run in runs)
@@ -100,7 +106,7 @@ def _training_metric_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         for metric_kind, key in metrics:
             if metric_kind == kind:
                 rows += _metric_rows(runs, kind, key)
-    # A row without any value, such as the final evaluation of runs in progress, compares nothing.
+    # Leave out rows without any value, such as the final evaluation if all runs are in progress.
     non_empty_rows = [row for row in rows if any(cell is not None for cell in row[1:])]
     return [
         Heading(2, "Metrics during training"),
@@ -110,7 +116,7 @@ def _training_metric_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def _metric_rows(runs: Sequence[RunRecord], kind: str, key: str) -> list[list[Cell]]:
-    """Return a row with the last values, and one with the best values of a repeated score."""
+    """Return the rows of one metric: its last values and, of a repeated score, the best values."""
     label = _metric_label(kind, key)
     last_points = [_last_point(run.curve(kind, key)) for run in runs]
     if all(run.is_count(kind, key) for run in runs):
@@ -123,6 +129,11 @@ def _metric_rows(runs: Sequence[RunRecord], kind: str, key: str) -> list[list[Ce
 
 
 def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
+    """Return a picture of each metric over steps, with one curve for each run.
+
+    The names of the picture files begin with `page_name`.
+    """
+    # The losses come first, and are shown even if no run has them.
     metrics = _unique_items(
         [[("train", "loss"), ("validation", "loss")], *(run.list_metrics() for run in runs)]
     )
@@ -133,7 +144,8 @@ def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
     num_pictures = 0
     for kind, key in metrics:
         is_count = all(run.is_count(kind, key) for run in runs)
-        # A final metric is a single point; perplexity is the loss on another scale.
+        # A final metric has a single point, and perplexity is the exponential of the loss. Without
+        # any value a metric counts as a count too; the loss has its heading even then.
         if kind == "final" or key == "perplexity" or (is_count and key != "loss"):
             continue
         label = _metric_label(kind, key)
@@ -144,7 +156,7 @@ def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
             continue
         num_pictures += 1
         slug = re.sub("[^a-z0-9]+", "-", label.lower()).strip("-")
-        # The font of the picture may lack other characters.
+        # The font of the picture may lack characters outside ASCII, which names of sets can have.
         axis_label = label if label.isascii() and label.isprintable() else "score"
         picture = plot_curves(curves, axis_label)
         blocks.append(
@@ -154,6 +166,7 @@ def _curve_blocks(runs: Sequence[RunRecord], page_name: str) -> list[Block]:
 
 
 def _result_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """Return a table for each name of a results file, with all figures in these files."""
     blocks: list[Block] = [Heading(2, "Results")]
     names = sorted(_unique_items(run.results for run in runs))
     if not names:
@@ -167,7 +180,8 @@ def _result_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         ]
         for key in _unique_items(results):
             cells = [_clip_text(format_value(result.get(key))) for result in results]
-            # The environment of the command: all but the two rows above is left out.
+            # The environment of the command is under "made". The two rows above show the command
+            # and the commit; the rest of it is left out.
             is_environment = key.startswith("made.")
             if not is_environment and any(cell is not None for cell in cells):
                 rows.append([key, *cells])
@@ -176,6 +190,7 @@ def _result_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def _sample_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """Return a table of the newest sample of each prompt."""
     samples_by_run = [run.newest_samples() for run in runs]
     rows: list[list[Cell]] = []
     for prompt in _unique_items(samples_by_run):
@@ -206,14 +221,17 @@ def _format_point(point: Point | None) -> str | None:
 
 
 def _format_count(point: Point | None) -> str | None:
+    """Return the value of a count, without its step."""
     return None if point is None else f"{point[1]:,.0f}"
 
 
 def _code_cell(text: str | None) -> CodeText | None:
+    """Return a cell in a monospaced font; None, an unknown value, stays None."""
     return None if text is None else CodeText(text)
 
 
 def _clip_text(text: str | None) -> str | None:
+    """Cut a text to MAX_CELL_CHARACTERS."""
     if text is None or len(text) <= MAX_CELL_CHARACTERS:
         return text
     return text[:MAX_CELL_CHARACTERS] + "…"

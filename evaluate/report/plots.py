@@ -4,23 +4,27 @@ import io
 import math
 from collections.abc import Sequence
 
-# Ten colors in each of four styles: up to forty runs are distinct.
+# With matplotlib's ten default colors in each of four line styles, up to forty curves look
+# different.
 LINE_STYLES = ("-", "--", ":", "-.")
-# Markers for short curves only: without one, a curve of a single point is invisible.
+# Longer curves have no markers at their points. Without a marker, a curve of a single point would
+# be invisible.
 MAX_MARKED_POINTS = 60
 
 
 def plot_curves(curves: Sequence[Sequence[tuple[int, float]]], label: str) -> bytes:
-    """Plot one curve per run in one pair of axes, and return the SVG.
+    """Plot one curve of (step, value) points per run in one pair of axes; return the SVG.
 
-    NaN and infinite values are gaps; an empty curve is left out.
-    `label` names the vertical axis. Runs appear by number, from 1, because fonts for their names
-    may be missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG.
+    NaN and infinite values are gaps, and an empty curve is left out. `label` names the vertical
+    axis. The legend has the numbers of the runs, from 1, because fonts for their names may be
+    missing. The line of a run is a group with the id `run-1`, `run-2` … in the SVG.
     """
+    # Imported here because matplotlib loads slowly, and a report may have no curves.
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Letters as paths need no fonts. A fixed salt and no date make the bytes reproducible.
+    # Letters that are drawn as paths need no fonts to show the picture. The ids in an SVG are
+    # hashes: with a fixed salt, and without a date, the same curves give the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "curves"}):
         figure = Figure(figsize=(9, 4.5), layout="constrained")
         axes = figure.add_subplot()

@@ -1,6 +1,7 @@
 """Render a page of headings, paragraphs, tables and pictures as Markdown and as one HTML file.
 
-Texts come from files of unknown origin: both forms show each character and interpret none.
+The texts come from files of unknown origin. Both formats escape them, so that every character is
+shown as it is and none is interpreted as markup.
 """
 
 import base64
@@ -15,11 +16,12 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 HTML_TEMPLATE = "page.html.jinja"
+# Shown instead of a value that is unknown.
 MISSING = "—"
 
 
 class CodeText(str):
-    """Text in a monospaced font."""
+    """A cell that is shown in a monospaced font."""
 
 
 # None is shown as MISSING.
@@ -28,7 +30,7 @@ Cell = str | None
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading of level 1 or more."""
+    """A heading; level 1 is the title of the page."""
 
     level: int
     text: str
@@ -36,14 +38,14 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text."""
+    """A paragraph of plain text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of as many cells; the first cell of a row is its label."""
+    """A table whose rows have as many cells as the header; the first cell of a row is its label."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -51,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG file beside the page."""
+    """An SVG picture: a file beside the Markdown page, embedded in the HTML page."""
 
     file_name: str
     alt_text: str
@@ -93,6 +95,7 @@ def _finalize(value: Any) -> Any:
 
 
 def _block_to_markdown(block: Block) -> str:
+    """Return one block of the page as GitHub Markdown."""
     match block:
         case Heading():
             return "#" * block.level + " " + _escape_markdown(block.text)
@@ -108,18 +111,23 @@ def _block_to_markdown(block: Block) -> str:
 
 
 def _cell_to_markdown(cell: Cell) -> str:
+    """Return a table cell. Code is in HTML tags, because no escapes work within backticks."""
     text = MISSING if cell is None else _escape_markdown(cell)
     return f"<code>{text}</code>" if isinstance(cell, CodeText) else text
 
 
 def _escape_markdown(text: str) -> str:
-    # HTML entities first, because Markdown passes HTML through. Then Markdown's own special
-    # characters. A line end would end a table cell.
+    """Escape a text so that GitHub Markdown shows every character of it, on one line."""
+    # First replace <, > and & by HTML entities, because Markdown passes HTML through. Then escape
+    # the special characters of Markdown. A line end would end the row of a table.
     escaped = re.sub(r"([\\`*_\[\]|~#!$])", r"\\\1", html.escape(_sanitize(text), quote=False))
     return escaped.replace("\n", "<br>")
 
 
 def _sanitize(text: str) -> str:
-    """Replace lone surrogates, control characters and CR line ends, which HTML cannot hold."""
+    """Replace characters that HTML cannot contain: lone surrogates and control characters.
+
+    Line ends become LF.
+    """
     normalized = text.encode("utf-8", "replace").decode().replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", normalized)

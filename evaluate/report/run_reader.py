@@ -1,7 +1,7 @@
 """Read the files of a run directory, without any trust in their contents.
 
 A run may be in progress, from an earlier version, or incomplete: a missing file is an empty value
-of `RunRecord`, never an error. A damaged file is a UserError.
+of `RunRecord`, never an error. A damaged file raises UserError.
 """
 
 import math
@@ -24,11 +24,12 @@ from common.run_layout import (
 )
 from model.config import LlamaConfig
 
-# A metric with one of these in its name is better if it is lower; all others are better if higher.
+# A lower value of a metric is better if its name contains one of these, otherwise a higher one.
 LOWER_IS_BETTER = ("loss", "perplexity", "bits", "repeat", "repetition")
+# Number of hexadecimal digits of a sha256 that the report shows.
 FINGERPRINT_DIGITS = 12
 
-Point = tuple[int, float]
+Point = tuple[int, float]  # step, value
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,23 @@ class RunRecord:
     name: str
     """The path that the user named."""
     config: dict[str, Any]
-    """`config.yaml` by dotted key."""
+    """The options in `config.yaml`, flattened to dotted keys."""
     run_info: dict[str, Any]
-    """`run.json` by dotted key; lists are values."""
+    """The contents of `run.json`, flattened to dotted keys; lists are values."""
     model_config: dict[str, Any]
     """The `config.json` of the model, from `run.json` or the newest checkpoint."""
     records: list[dict[str, Any]]
-    """`metrics.jsonl`."""
+    """The records in `metrics.jsonl`."""
     results: dict[str, dict[str, Any]]
-    """`results/*.json`: the contents by dotted key, by the stem of the file name."""
+    """The contents of `results/NAME.json`, flattened to dotted keys, by NAME."""
 
     def overview(self) -> dict[str, str | None]:
-        """Return the identity of the run (command, data, model, steps ...); None is unknown."""
+        """Return what the run is: its data, model, progress and environment, by label.
+
+        None stands for an unknown value.
+        """
         num_skipped = sum(record["kind"] == "skipped" for record in self.records)
+        # The environment in run.json is under the key "made".
         return {
             "command": _to_text(self.run_info.get("made.command")),
             "commit": _to_text(self.run_info.get("made.commit")),
@@ -65,60 +70,71 @@ class RunRecord:
         }
 
     def _describe_data(self) -> str | None:
+        """Return the option --data and the fingerprints of the shard sets."""
         shard_sets = self.run_info.get("fingerprints.data")
+        if not isinstance(shard_sets, list):
+            shard_sets = []
         fingerprints = []
-        for entry in shard_sets if isinstance(shard_sets, list) else []:
+        for entry in shard_sets:
             if isinstance(entry, dict) and "set" in entry:
                 fingerprints.append(str(entry["set"])[:FINGERPRINT_DIGITS])
         return _join_parts(_to_text(self.config.get("data")), *fingerprints)
 
     def _describe_tokenizer(self) -> str | None:
-        size = self.model_config.get("vocab_size")
+        """Return the option --tokenizer, the vocabulary size and the fingerprint."""
+        vocab_size = self.model_config.get("vocab_size")
         return _join_parts(
             _to_text(self.config.get("tokenizer")),
-            f"{size:,} pieces" if isinstance(size, int) else None,
+            f"{vocab_size:,} pieces" if isinstance(vocab_size, int) else None,
             self._short_fingerprint("tokenizer"),
         )
 
     def _describe_base(self) -> str | None:
+        """Return the option --base and the fingerprint of the base."""
         base_option = _to_text(self.config.get("base"))
         if base_option in (None, "none"):
             return base_option
         return _join_parts(base_option, self._short_fingerprint("base"))
 
     def _short_fingerprint(self, name: str) -> str | None:
+        """Return the first digits of a fingerprint in `run.json`."""
         value = self.run_info.get(f"fingerprints.{name}")
         return value[:FINGERPRINT_DIGITS] if isinstance(value, str) else None
 
     def _describe_parameters(self) -> str | None:
-        count = preset = None
+        """Return the number of parameters and, without a base, the preset."""
+        count = None
+        preset = None
         if self.model_config:
             config = LlamaConfig.from_hf(self.model_config, self.name)
             count = f"{config.num_parameters:,}"
-        # A base model brings its own shape, and the preset option has no effect.
+        # A base model brings its own config, and the option `model.preset` has no effect.
         if self.config.get("base") in (None, "none"):
             preset = _to_text(self.config.get("model.preset"))
         return _join_parts(count, preset)
 
     def _describe_steps(self) -> str | None:
-        last = max((record["step"] for record in self.records), default=None)
-        planned = None
+        """Return the last step, the planned length, and the number of tokens trained on."""
+        last_step = max((record["step"] for record in self.records), default=None)
+        planned_length = None
+        # --max_steps replaces --epochs.
         if max_steps := self.config.get("max_steps"):
-            planned = f"of {format_value(max_steps)}"
+            planned_length = f"of {format_value(max_steps)}"
         elif epochs := self.config.get("epochs"):
-            planned = f"of {epochs} epochs"
-        progress = " ".join(part for part in (format_value(last), planned) if part)
-        tokens = [
+            planned_length = f"of {epochs} epochs"
+        progress = " ".join(part for part in (format_value(last_step), planned_length) if part)
+        token_counts = [
             record["tokens"]
             for record in self.records
             if record["kind"] == "train" and "tokens" in record
         ]
-        return _join_parts(progress, f"{format_value(tokens[-1])} tokens" if tokens else None)
+        trained = f"{format_value(token_counts[-1])} tokens" if token_counts else None
+        return _join_parts(progress, trained)
 
     def list_metrics(self) -> list[tuple[str, str]]:
         """Return the (kind, key) of all scores, in the order of their first occurrence.
 
-        If a step scores several sets, the kind of a record includes the name of the set.
+        The kind of a record about one set of a mixture includes the name of the set.
         """
         metrics = []
         for record in self.records:
@@ -130,7 +146,10 @@ class RunRecord:
         return list(dict.fromkeys(metrics))
 
     def curve(self, kind: str, key: str) -> list[Point]:
-        """Return (step, value) of all records of a kind that have the key, NaN and inf included."""
+        """Return (step, value) of all records of a kind with a number under `key`.
+
+        NaN and infinities are included.
+        """
         points = []
         for record in self.records:
             value = parse_number(record.get(key))
@@ -139,16 +158,20 @@ class RunRecord:
         return points
 
     def describe_eval_data(self, kind: str) -> str | None:
-        """Return the data behind the records of a kind, by the options; None if it is unknown."""
+        """Return the data that records of a kind were measured on, as the options say.
+
+        Returns None if it is unknown.
+        """
         if not self.config or not any(_record_kind(record) == kind for record in self.records):
             return None
+        # Without the name of the set, which `_record_kind` appends.
         base_kind = kind.partition(" ")[0]
         if base_kind in UNSCORED_KINDS:
             return None
         # Only the options of fine-tuning have `evaluation.examples`.
         is_fine_tuned = "evaluation.examples" in self.config
         if base_kind not in ("validation", "final"):
-            # Each kind of data records its generated answers under a name of its own.
+            # The other kinds are those of generated answers (`KindEvaluation.answers_metric`).
             num_examples = format_value(self.config.get("evaluation.examples"))
             label = f"greedy answers to the first {num_examples} records of the dev split"
             return label if is_fine_tuned else None
@@ -161,7 +184,10 @@ class RunRecord:
         return f"{data_label}: all"
 
     def is_count(self, kind: str, key: str) -> bool:
-        """Return True if a metric is a count, not a score: all values are whole numbers."""
+        """Return whether a metric is a count, not a score: all its values are integers.
+
+        This is also true of a metric without any value.
+        """
         return all(
             isinstance(record[key], int)
             for record in self.records
@@ -169,13 +195,14 @@ class RunRecord:
         )
 
     def best_point(self, kind: str, key: str) -> Point | None:
-        """Return the first best finite point of a curve, see LOWER_IS_BETTER."""
+        """Return the point with the best finite value, the first of equals; see LOWER_IS_BETTER."""
         points = [point for point in self.curve(kind, key) if math.isfinite(point[1])]
         sign = 1 if any(word in key for word in LOWER_IS_BETTER) else -1
         return min(points, key=lambda point: sign * point[1], default=None)
 
     def newest_samples(self) -> dict[str, tuple[int, str]]:
         """Return step and text of the newest sample of each prompt."""
+        # Records are in the order of steps, so that later samples replace earlier ones.
         return {
             str(record.get("prompt", "")): (record["step"], str(record.get("text", "")))
             for record in self.records
@@ -184,9 +211,9 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run directory.
+    """Read the files of a run directory.
 
-    Raises UserError if it is not a run directory, or if one of its files is damaged.
+    Raises UserError if `folder` is not a run directory, or if one of its files is damaged.
     """
     if not folder.is_dir():
         raise UserError(
@@ -197,7 +224,8 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder} is not a run: it has no run.json, config.yaml or metrics.jsonl; "
             "name run directories, such as runs/pretrain-sample"
         )
-    config_file, run_file = folder / CONFIG_FILE, folder / RUN_FILE
+    config_file = folder / CONFIG_FILE
+    run_file = folder / RUN_FILE
     run_info = _read_json_object(run_file) if run_file.is_file() else {}
     results = {}
     for path in sorted((folder / RESULTS_DIR).glob("*.json")):
@@ -213,6 +241,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def _load_model_config(folder: Path, run_info: dict[str, Any]) -> dict[str, Any]:
+    """Return the model's config from run.json or the newest checkpoint; empty if neither has it."""
     fingerprints = run_info.get("fingerprints")
     if isinstance(fingerprints, dict) and isinstance(fingerprints.get("model"), dict):
         return dict(fingerprints["model"])
@@ -224,6 +253,7 @@ def _load_model_config(folder: Path, run_info: dict[str, Any]) -> dict[str, Any]
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file. Raises UserError if it is damaged, or does not hold an object."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(
@@ -233,14 +263,17 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _record_kind(record: dict[str, Any]) -> str:
+    """Return the kind of a record, with the name of its set if it is about one set of a mixture."""
     if isinstance(record.get("set"), str):
         return f"{record['kind']} {record['set']}"
     return str(record["kind"])
 
 
 def _to_text(value: Any) -> str | None:
+    """Return a value as text; None and the empty string are unknown values."""
     return None if value is None or value == "" else str(value)
 
 
 def _join_parts(*parts: str | None) -> str | None:
+    """Join the parts that are neither None nor empty; return None if there are none."""
     return " · ".join(part for part in parts if part) or None

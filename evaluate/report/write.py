@@ -12,7 +12,11 @@ from evaluate.report.run_reader import read_run
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write the report of some runs, see `--out`. Raises UserError if `out` cannot be written."""
+    """Write the report of some runs as OUT.md and OUT.html, with the pictures beside them.
+
+    If `out` is a folder, the files are in it, named report.md and so on. Raises UserError if they
+    cannot be written.
+    """
     if out.is_dir():
         out = out / REPORT_NAME
     blocks = build_report([read_run(run_dir) for run_dir in run_dirs], out.name)
@@ -20,7 +24,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     markdown_file = out.with_name(f"{out.name}.md")
     html_file = out.with_name(f"{out.name}.html")
     try:
-        # The pages last, so that no page is without its pictures.
+        # The pages are written last, so that no page refers to pictures that are not there yet.
         for picture in pictures:
             write_atomic(out.with_name(picture.file_name), picture.svg)
         write_atomic(markdown_file, to_markdown(blocks))

@@ -13,7 +13,7 @@ from common.errors import UserError
 from data.records import Conversation, Turn
 from evaluate import reading
 from evaluate.kinds.conversations import Question, answer_questions, extract_questions
-from evaluate.measures.reading import ANSWER_PLACES, locate_answer, pair_with_control_passages
+from evaluate.measures.reading import ANSWER_POSITIONS, locate_answer, pair_with_control_passages
 from model.chat_template.template import Template
 from model.checkpoint import weights
 from model.tokenizer.base import Tokenizer
@@ -119,7 +119,7 @@ def test_control_passage_is_never_the_right_one(root: Path) -> None:
         for right, wrong in pairs
     )
     assert pairs[1][0].history == (("问", "答"),)
-    with pytest.raises(UserError, match="at least two passages; there are 1"):
+    with pytest.raises(UserError, match="at least two passages, and these have 1"):
         pair_with_control_passages([Conversation(turns, "甲")] * 3, "x")
 
 
@@ -142,7 +142,7 @@ def test_answer_position_in_passage() -> None:
         passage: 1,
     }
     found = {
-        answer: ANSWER_PLACES.index(locate_answer(Question((), "问", answer, passage)))
+        answer: ANSWER_POSITIONS.index(locate_answer(Question((), "问", answer, passage)))
         for answer in expected
     }
     assert found == expected
@@ -163,8 +163,8 @@ def test_sample_has_answers_at_every_position(root: Path) -> None:
         if isinstance(record, Conversation)
         for question in extract_questions(record)
     ]
-    assert len(places) > 600 and ANSWER_PLACES[3] not in places
-    assert min(places.count(name) for name in ANSWER_PLACES[:3]) > len(places) / 5
+    assert len(places) > 600 and ANSWER_POSITIONS[3] not in places
+    assert min(places.count(name) for name in ANSWER_POSITIONS[:3]) > len(places) / 5
 
 
 def test_questions_exceeding_context_are_skipped(

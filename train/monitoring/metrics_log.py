@@ -19,7 +19,7 @@ from common.run_layout import METRICS_FILE
 
 @dataclass(frozen=True)
 class SelectionMetric:
-    """The metric that selects the best checkpoint: a kind of records, and a field of them."""
+    """The metric that selects the best checkpoint: field `key` of the records of one kind."""
 
     kind: str
     key: str
@@ -34,13 +34,18 @@ VALIDATION_LOSS = SelectionMetric("validation", "loss")
 
 
 class MetricsLog:
-    """Writes records to the file and its copies, and answers questions about evaluations."""
+    """Writes the metrics of a run, and finds its best evaluation.
+
+    A record is a dict with a `kind`, a `step` and further fields, one line of `metrics.jsonl`.
+    """
 
     def __init__(self, run: Path, step: int) -> None:
         """Open the log of a run that resumes after `step`, and drop the records of later steps."""
+        # Imported here because other ranks write no log, and TensorBoard takes time to load.
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run / METRICS_FILE
+        # A killed process may have logged steps after its last checkpoint; they are trained again.
         records = [record for record in read_metrics(run) if record["step"] <= step]
         if not _has_record(records, "evaluated", step):
             # The evaluation of this step was interrupted, and will be repeated as a whole.
@@ -56,6 +61,7 @@ class MetricsLog:
         self._samples = run / "samples.md"
         write_atomic(self._samples, "# Samples\n")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        # TensorBoard writes in a thread of its own, whose traceback would be printed.
         threading.excepthook = _ignore_disk_errors
         self._tensorboard = SummaryWriter(str(run / "tensorboard"), flush_secs=20)
         for record in records:
@@ -63,22 +69,23 @@ class MetricsLog:
         self._tensorboard.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record.
+        """Append a record of the fields `values`.
 
-        Kinds: train, skipped, spike; validation, final, sample, evaluated; rouge, answers and the
-        other names of generated answers (`evaluate.kinds`).
+        The kinds are train, skipped and spike (TRAINING_KINDS); validation, final, sample and
+        evaluated; and rouge, answers and other values of `KindEvaluation.answers_metric`.
         """
         record: dict[str, Any] = {"kind": kind, "step": step}
         for name, value in values.items():
-            # JSON has no infinity and no NaN.
-            is_json = not isinstance(value, float) or math.isfinite(value)
-            record[name] = value if is_json else str(value)
+            # JSON has no infinity and no NaN: they are written as strings.
+            is_non_finite = isinstance(value, float) and not math.isfinite(value)
+            record[name] = str(value) if is_non_finite else value
         self._remember_evaluation(record)
         with name_path_in_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_format_json_line(record))
         self._mirror_record(record)
 
     def _remember_evaluation(self, record: dict[str, Any]) -> None:
+        """Keep a record in memory if `metric_history` or `has_record` may ask for it."""
         if record["kind"] not in WRITE_ONLY_KINDS:
             self._evaluation_records.append(record)
 
@@ -87,6 +94,7 @@ class MetricsLog:
         fsync(self._path)
 
     def _mirror_record(self, record: dict[str, Any]) -> None:
+        """Copy a record to TensorBoard or, if it is a sample, to TensorBoard and samples.md."""
         kind, step = record["kind"], record["step"]
         if kind == "sample":
             tag = f"sample/{record['prompt'] or '<bos>'}"
@@ -101,23 +109,25 @@ class MetricsLog:
                 self._tensorboard.add_scalar(f"{group}/{name}", value, step)
 
     def has_record(self, kind: str, step: int) -> bool:
-        """Return whether there is a record of this kind, one of an evaluation, for the step."""
+        """Return whether an evaluation wrote a record of this kind for the step."""
         return _has_record(self._evaluation_records, kind, step)
 
     def metric_history(self, metric: SelectionMetric) -> list[tuple[int, float]]:
-        """Return (step, value) of the finite measurements in order, averaged over sets."""
+        """Return (step, value) of the finite values of a metric in order, averaged over sets."""
         values_by_step: dict[int, list[float]] = {}
         for record in self._evaluation_records:
             value = record.get(metric.key)
+            # A value that is not finite is a string in the log, and no candidate for the best.
             if record["kind"] == metric.kind and isinstance(value, float):
                 values_by_step.setdefault(record["step"], []).append(value)
         return [(step, sum(values) / len(values)) for step, values in values_by_step.items()]
 
     def best_step(self, metric: SelectionMetric) -> int | None:
-        """Return the step with the best value, the first of equals; None without a measurement."""
+        """Return the first step with the best value, or None if the metric has no finite value."""
         history = self.metric_history(metric)
         if not history:
             return None
+        # `min` finds the lowest value, so values of which higher is better change their sign.
         sign = -1 if metric.higher_is_better else 1
         best_step, _ = min(history, key=lambda item: (sign * item[1], item[0]))
         return best_step
@@ -128,13 +138,14 @@ class MetricsLog:
 
 
 class InMemoryMetricsLog(MetricsLog):
-    """The log of ranks above 0: it keeps evaluations in memory and writes nothing."""
+    """The log of ranks other than 0: it keeps evaluations in memory and writes no files."""
 
     def __init__(self) -> None:
+        # Without `super().__init__`, which opens the files.
         self._evaluation_records = []
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """See `MetricsLog`."""
+        """Remember a record of an evaluation; drop any other record."""
         self._remember_evaluation({"kind": kind, "step": step, **values})
 
     def close(self) -> None:
@@ -146,7 +157,10 @@ def _has_record(records: list[dict[str, Any]], kind: str, step: int) -> bool:
 
 
 def _ignore_disk_errors(arguments: threading.ExceptHookArgs) -> None:
-    """Silence TensorBoard's thread for a full disk, whose error the next call raises."""
+    """Print the exception of a thread, unless it is a disk error of TensorBoard's writer.
+
+    The next call of the writer raises that error again, in the main thread.
+    """
     if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
 
@@ -156,6 +170,7 @@ def _format_json_line(record: dict[str, Any]) -> str:
 
 
 def _format_sample(record: dict[str, Any]) -> str:
+    """Return a sample as Markdown: a heading, and a quote with the prompt in bold."""
     lines = f"**{record['prompt']}**{record['text']}".splitlines()
     quoted = "\n".join(f"> {line}" for line in lines)
     return f"\n## step {record['step']}\n\n{quoted}\n"

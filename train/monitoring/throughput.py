@@ -14,19 +14,25 @@ from train.autotune import ComputePlan, count_trainable_parameters
 
 
 class ThroughputMonitor:
-    """Sums over the steps since the last log line; evaluations and checkpoints are not timed."""
+    """Measures the steps since the last log line.
+
+    Evaluations are not timed, but checkpoints are. It also estimates how long the rest of the run,
+    and a stop on request, will take.
+    """
 
     def __init__(
         self, max_steps: int, compute_plan: ComputePlan, model: Llama, device: torch.device
     ) -> None:
-        peak_flops = matmul_flops(device, DTYPES[compute_plan.precision])
-        self._peak_flops = peak_flops * distributed.world_size()
+        # MFU is relative to the matmul rate that this machine reaches, which is measured here.
+        flops_per_rank = matmul_flops(device, DTYPES[compute_plan.precision])
+        self._peak_flops = flops_per_rank * distributed.world_size()
         if device.type == "cuda":
             # The search for a micro-batch may have used more memory than training will.
             torch.cuda.reset_peak_memory_stats(device)
         self._max_steps = max_steps
         self._model = model
         self._device = device
+        # Sums over the steps since the last `pop_metrics`.
         self._steps = 0
         self._tokens = 0
         self._targets = 0
@@ -35,8 +41,8 @@ class ThroughputMonitor:
         self._interval_start = time.perf_counter()
         self._last_metrics: dict[str, float] = {}
         self._seconds_per_step = 0.0
-        # Time of the last stop check; longest time between two checks in the previous and in the
-        # current step; duration of the last checkpoint.
+        # The estimate of the time that stopping takes. A stop gap is the longest time in seconds
+        # between two checks of the stop request in one step.
         self._last_stop_check: float | None = None
         self._previous_stop_gap = 0.0
         self._current_stop_gap = 0.0
@@ -45,13 +51,18 @@ class ThroughputMonitor:
     def record_step(
         self, tokens: int, num_targets: int, num_attention_pairs: int, **metrics: float
     ) -> None:
-        """Add a step of all ranks: its tokens, the targets among them, see `count_attention_pairs`.
+        """Add a step, with numbers that are sums over all ranks.
 
-        `metrics` are returned by the next `pop_metrics`.
+        Args:
+            tokens: tokens of the step, without padding.
+            num_targets: targets with a loss.
+            num_attention_pairs: see `count_attention_pairs`.
+            **metrics: further metrics of the step, which the next `pop_metrics` returns.
         """
         self.record_stop_check()
         self._previous_stop_gap = self._current_stop_gap
         self._current_stop_gap = 0.0
+        # Add the time of this step to the sum.
         self.pause()
         self.resume()
         self._steps += 1
@@ -70,34 +81,41 @@ class ThroughputMonitor:
     def record_save(self, seconds: float) -> None:
         """Record the duration of a checkpoint."""
         self._save_seconds = seconds
+        # The time of saving is not a gap between two stop checks.
         self._last_stop_check = None
 
     def estimate_stop_seconds(self) -> float | None:
-        """Return the seconds until a stop request is seen and saved; None before the first step."""
-        longest = max(self._previous_stop_gap, self._current_stop_gap)
-        return longest + self._save_seconds if longest else None
+        """Return the seconds until a stop request is noticed and a checkpoint is saved.
+
+        Returns None as long as no time between two checks has been measured.
+        """
+        # A step in progress may not have reached its longest gap yet, so the last one counts too.
+        longest_gap = max(self._previous_stop_gap, self._current_stop_gap)
+        return longest_gap + self._save_seconds if longest_gap else None
 
     def pause(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, before work that is not timed."""
         self._seconds += time.perf_counter() - self._interval_start
 
     def resume(self) -> None:
-        """Start the timer."""
+        """Start the timer again."""
         self._interval_start = time.perf_counter()
         self._last_stop_check = None
 
     def pop_metrics(self) -> dict[str, Any]:
-        """Return the metrics of the interval and start a new one.
+        """Return the metrics of the steps since the last call.
 
-        These are the metrics of the last step, `tokens_per_second` (without padding), `mfu` (share
-        of the measured matmul rate of the machines) and `memory_bytes` (peak).
+        These are the further metrics of the last step, `tokens_per_second` (without padding), `mfu`
+        (model FLOPs utilization: fraction of the measured matmul rate of all ranks) and
+        `memory_bytes` (peak).
         """
         self._seconds_per_step = self._seconds / self._steps
-        # Positions without a target do not pass through the head.
-        body, head = training_flops_per_token(
+        body_flops, head_flops = training_flops_per_token(
             self._model, effective_row_length(self._tokens, self._attention_pairs)
         )
-        flops_per_second = (self._tokens * body + self._targets * head) / self._seconds
+        # Positions without a target do not pass through the head.
+        total_flops = self._tokens * body_flops + self._targets * head_flops
+        flops_per_second = total_flops / self._seconds
         if self._device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self._device)
         else:
@@ -121,40 +139,45 @@ class ThroughputMonitor:
 
 
 def training_flops_per_token(model: Llama, length: float) -> tuple[float, float]:
-    """Return the floating point operations to train on one position: below the head, and in it.
+    """Return the floating point operations to train on one position of a row of `length`.
 
-    `length` is the length of the row. A weight costs two operations in the forward pass and four in
-    the backward pass; a frozen weight two, because it has no gradient of its own.
+    The first number is that of the layers below the LM head, the second that of the head. A weight
+    costs two operations in the forward pass and four in the backward pass, two for the gradient of
+    its input and two for its own gradient. A frozen weight saves the last two.
     """
     config = model.config
     body = config.flops_per_token(length, include_head=False)
     head = config.flops_per_token(length) - body
     if model.adapter is None:
         return body, head
-    frozen = config.num_matmul_parameters - config.vocab_size * config.hidden_size
-    return body - 2 * frozen + 6 * count_trainable_parameters(model), head * 2 / 3
+    # With an adapter all weights of the base are frozen, and those of the adapter are added.
+    num_frozen = config.num_matmul_parameters - config.vocab_size * config.hidden_size
+    return body - 2 * num_frozen + 6 * count_trainable_parameters(model), head * 2 / 3
 
 
 def count_attention_pairs(batch: Batch) -> int:
-    """Return the number of (query, key) pairs in a batch: p + 1 at position p of an example.
-
-    Without `positions` rows hold one example each, and the mean example is counted for all.
-    """
+    """Return the number of (query, key) pairs in a batch: p + 1 at position p of an example."""
     if batch.positions is None:
-        return round(batch.num_tokens * (batch.num_tokens / len(batch.ids) + 1) / 2)
-    return int(batch.positions.sum()) + batch.num_tokens  # padding has position 0 and no token
+        # Rows hold one example each, whose lengths are unknown here: n tokens have n (n + 1) / 2
+        # pairs, counted as if all examples were of the mean length.
+        mean_length = batch.num_tokens / len(batch.ids)
+        return round(batch.num_tokens * (mean_length + 1) / 2)
+    # Padding adds nothing: its positions are 0, and it is not counted in num_tokens.
+    return int(batch.positions.sum()) + batch.num_tokens
 
 
 def effective_row_length(tokens: int, num_attention_pairs: int) -> float:
-    """Return the length of full rows with as many attention pairs for as many tokens.
+    """Return the row length that `LlamaConfig.flops_per_token` needs to count packed rows.
 
-    It makes the attention cost of packed rows that of `LlamaConfig.flops_per_token`.
+    Causal attention in full rows of length n has (n + 1) / 2 (query, key) pairs per token. Packed
+    examples have fewer, because they do not attend to each other; the result is the n of full rows
+    with as many pairs per token.
     """
     return 2 * num_attention_pairs / tokens - 1
 
 
 def format_duration(seconds: float) -> str:
-    """Return `1:02:03` or `2:03`."""
+    """Return a duration as hours, minutes and seconds `1:02:03`, or `2:03` below an hour."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

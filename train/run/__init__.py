@@ -1,1 +1,1 @@
-"""A run before its first step: what it starts from, its description, its directory."""
+"""A run before its first step: its initial checkpoint, its `RunSpec`, its directory."""

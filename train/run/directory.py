@@ -1,4 +1,4 @@
-"""A run directory: its lock, its description in `run.json`, its options, and its checkpoints."""
+"""A run directory: its lock, the record of the run in `run.json`, its options and checkpoints."""
 
 import contextlib
 import hashlib
@@ -33,14 +33,14 @@ from common.run_layout import (
 from model.checkpoint.locate import find_newest_step
 from train.run.resume_check import find_differences
 
-# The advice where a directory cannot become or stay the run that the options describe.
+# The advice of an error about a directory that cannot hold the run that the options describe.
 NEW_RUN_HINT = "name a new run: RUN=runs/NAME (--run runs/NAME)"
 
 
 class RunDir:
     """The directory of a training run.
 
-    `start_step` is the step of the checkpoint to resume from, None for a new run.
+    `start_step` is the step of the checkpoint to resume from, None for a new run or before `open`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,11 +53,11 @@ class RunDir:
 
         Args:
             options: the options to write to config.yaml.
-            record: the description of the run, see `RunSpec.record`.
+            record: the record of the run for run.json, see `RunSpec.record`.
             device: the device that run.json names.
 
-        Raises UserError if another process trains in the directory, it is not a run, all its
-        checkpoints are damaged, or the run was started with another description.
+        Raises UserError if another process trains in the directory, if it is not a run, if all its
+        checkpoints are damaged, or if `record` differs from that in its run.json.
         """
         self._create_or_check_folder()
         self._acquire_lock()
@@ -70,10 +70,15 @@ class RunDir:
     def _create_or_resume(
         self, options: dict[str, Any], record: dict[str, Any], device: torch.device
     ) -> None:
+        """Write run.json, or compare it with `record` and find the newest checkpoint.
+
+        The arguments are those of `open`.
+        """
         remove_temporary_files(self.folder)
         run_file = self.folder / RUN_FILE
         if not self._has_training_records():
-            # A start that failed before the first step, say for a wrong option, binds nobody.
+            # A start that failed before the first step, for example because of a wrong option, must
+            # not keep the next start from other options.
             for path in (run_file, self.folder / COMPUTE_PLAN_FILE):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.folder / PLAN_DIR, ignore_errors=True)
@@ -81,7 +86,7 @@ class RunDir:
             self._check_record(record)
             self._find_start_checkpoint()
         else:
-            # The environment stands under "made" since the first version.
+            # The key of the environment is "made" in the files of all versions.
             write_checksummed_json(run_file, {"made": collect_environment(device), **record})
         self._write_config(options)
 
@@ -90,6 +95,8 @@ class RunDir:
         self._lock.close()
 
     def _create_or_check_folder(self) -> None:
+        """Create the directory. Raises UserError if it exists and holds anything but a run."""
+        # The lock file is created before run.json, so a start that failed may have left it alone.
         is_run = (self.folder / RUN_FILE).exists() or (self.folder / LOCK_FILE).exists()
         is_empty = self.folder.is_dir() and not any(self.folder.iterdir())
         if self.folder.exists() and not is_run and not is_empty:
@@ -97,7 +104,10 @@ class RunDir:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _acquire_lock(self) -> None:
-        """Lock the directory until this process ends: two trainings would destroy each other."""
+        """Lock the directory until `close`: two processes would overwrite each other's files.
+
+        Raises UserError if another process holds the lock.
+        """
         busy_message = (
             f"{self.folder} is being trained by another process: wait for it, or {NEW_RUN_HINT}"
         )
@@ -107,26 +117,27 @@ class RunDir:
         return (self.folder / METRICS_FILE).exists() or bool(list_steps(self.folder))
 
     def _check_record(self, record: dict[str, Any]) -> None:
-        """Compare the stored description with that of this start."""
+        """Raise UserError if the record in run.json cannot be read or differs from `record`."""
         stored = read_checksummed_json(
             self.folder / RUN_FILE,
-            f": put a copy of it back, or {NEW_RUN_HINT} (the checkpoints in {self.folder} can "
-            "still be evaluated and chatted with)",
+            advice=f": put a copy of it back, or {NEW_RUN_HINT} (the checkpoints in {self.folder} "
+            "can still be evaluated and chatted with)",
         )
         differences = find_differences(stored, record)
         if differences:
-            raise UserError(
-                "\n".join(
-                    [
-                        f"{self.folder} was started with other values (old -> new):",
-                        *(f"  {line}" for line in differences),
-                        "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the "
-                        f"old values again; they are in {self.folder / CONFIG_FILE}",
-                    ]
-                )
-            )
+            lines = [
+                f"{self.folder} was started with other values (old -> new):",
+                *(f"  {difference}" for difference in differences),
+                "use another run directory, RUN=runs/NAME (--run runs/NAME), or give the old "
+                f"values again; they are in {self.folder / CONFIG_FILE}",
+            ]
+            raise UserError("\n".join(lines))
 
     def _find_start_checkpoint(self) -> None:
+        """Set `start_step` to the newest checkpoint that is not damaged; rename newer ones.
+
+        Raises UserError if all checkpoints are damaged.
+        """
         checkpoints = self.folder / CHECKPOINTS_DIR
         checkpoints.mkdir(exist_ok=True)
         remove_temporary_files(checkpoints)
@@ -140,17 +151,20 @@ class RunDir:
             return
         for step in steps:
             if step > self.start_step:
-                # Renamed, so that it neither counts among the newest nor blocks its successor.
+                # Renamed, so that it does not count among the newest checkpoints, and the run can
+                # write the checkpoint of this step again.
                 damaged = step_folder(self.folder, step)
                 renamed = damaged.with_name(f"damaged-{damaged.name}")
                 shutil.rmtree(renamed, ignore_errors=True)
                 damaged.rename(renamed)
 
     def _write_config(self, options: dict[str, Any]) -> None:
+        """Write config.yaml with a checksum; print a warning if the old file does not match its."""
         path = self.folder / CONFIG_FILE
         if path.is_file():
-            first, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("\n")
-            if first != _checksum_line(rest):
+            old_text = path.read_text(encoding="utf-8", errors="replace")
+            first_line, _, rest = old_text.partition("\n")
+            if first_line != _checksum_line(rest):
                 print(
                     f"warning: {path} was edited by hand, or is damaged; check the values that the "
                     "run is resumed with, which replace it now",
@@ -160,9 +174,10 @@ class RunDir:
         write_atomic(path, f"{_checksum_line(text)}\n{text}")
 
     def check_exists(self) -> None:
-        """Raise UserError if the directory was deleted or moved while the run trains.
+        """Raise UserError if the directory was deleted or moved during training.
 
-        A checkpoint would create it anew without `run.json`, and nothing could resume from it.
+        Saving a checkpoint would create the directory again, without the `run.json` that resuming
+        needs.
         """
         if not (self.folder / RUN_FILE).is_file():
             raise UserError(
@@ -176,7 +191,10 @@ class RunDir:
         return None if self.start_step is None else step_folder(self.folder, self.start_step)
 
     def load_compute_plan(self) -> dict[str, Any] | None:
-        """Return what `save_compute_plan` wrote, or None."""
+        """Return the record that `save_compute_plan` wrote, or None.
+
+        A damaged file is None too, with a warning.
+        """
         path = self.folder / COMPUTE_PLAN_FILE
         if not path.exists():
             return None
@@ -187,9 +205,10 @@ class RunDir:
             return None
 
     def save_compute_plan(self, record: dict[str, Any]) -> None:
-        """Write the compute plan and the options that it follows from."""
+        """Write a record of the compute plan and the options that it was chosen for."""
         write_checksummed_json(self.folder / COMPUTE_PLAN_FILE, record)
 
 
 def _checksum_line(text: str) -> str:
+    """Return the first line of config.yaml, a comment with the checksum of the other lines."""
     return f"# sha256 of what follows: {hashlib.sha256(text.encode()).hexdigest()}"

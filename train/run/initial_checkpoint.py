@@ -1,8 +1,8 @@
-"""Resolve the checkpoint that a run starts from: its base, and on resume its own newest step.
+"""Resolve the checkpoint that a run starts from: its base, or on resume its own newest step.
 
-A run stores the sha256 of its base's weights. On resume the base is hashed again where it still
-exists, so that a base that was trained on since, or another base, shows as a difference. A base
-that is gone is no obstacle: the run has checkpoints of its own.
+A run stores the sha256 of its base's weights. On resume the base is hashed again if it still
+exists, so that another base, or new weights in the same folder, show as a difference. If the base
+is gone, the run is resumed without it, because it has checkpoints of its own.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from common.options import load_yaml
 from common.run_layout import CONFIG_FILE
 from model.checkpoint import locate
 
-# The fingerprint of a base that does not exist: the weights are random.
+# The fingerprint of a run without a base, which starts from random weights.
 NO_BASE = "none"
 
 
@@ -22,52 +22,66 @@ NO_BASE = "none"
 class InitialCheckpoint:
     """The weights and the tokenizer that a run starts from."""
 
-    folder: Path | None  # of the base; None: random weights
+    folder: Path | None  # the checkpoint of the base; None: random weights
     fingerprint: str  # sha256 of the base's weights, or NO_BASE
     tokenizer_path: Path | None  # None: the command's default
-    resumed: Path | None = None  # the run's own newest checkpoint
+    resume_folder: Path | None = None  # on resume the run's own newest checkpoint
 
     @property
-    def source(self) -> Path | None:
-        """The folder with config.json and template: on resume of the run itself."""
-        return self.resumed or self.folder
+    def config_folder(self) -> Path | None:
+        """The folder with the config.json and chat template of the model.
+
+        On resume it is the run's own checkpoint, because the base may be gone. None if a new run
+        starts from random weights.
+        """
+        return self.resume_folder or self.folder
 
 
 def resolve_initial_checkpoint(
     base: Path | None, tokenizer: Path | None, run: Path
 ) -> InitialCheckpoint:
-    """Resolve the options `base` and `tokenizer` for the run directory `run`; base None is no base.
+    """Resolve the options `base` and `tokenizer` for the run directory `run`.
 
-    Raises UserError if the base cannot be used, or if a new run names a tokenizer beside a base.
+    A base of None stands for random weights. Raises UserError if the base cannot be used, or if a
+    new run has both a tokenizer and a base.
     """
-    if (run / run_layout.RUN_FILE).is_file() and (step := locate.find_newest_step(run)) is not None:
-        return _resolve_on_resume(base, tokenizer, run, run_layout.step_folder(run, step))
+    is_run = (run / run_layout.RUN_FILE).is_file()
+    newest_step = locate.find_newest_step(run) if is_run else None
+    if newest_step is not None:
+        return _resolve_on_resume(base, tokenizer, run, run_layout.step_folder(run, newest_step))
     if base is None:
-        return InitialCheckpoint(None, NO_BASE, tokenizer)
-    # The last folder of the chain: a base that is an adapter needs its own base too.
+        return InitialCheckpoint(folder=None, fingerprint=NO_BASE, tokenizer_path=tokenizer)
+    # The last folder of the chain is the base itself; the others are the bases of an adapter, whose
+    # existence the call checks.
     folder = locate.adapter_chain(base)[-1]
     if tokenizer is not None:
         raise UserError(f"--tokenizer is for a run without a base: {base} has its own")
     _print_if_unfinished(base, folder)
-    return InitialCheckpoint(folder, locate.weights_sha256(folder), folder)
+    return InitialCheckpoint(folder, locate.weights_sha256(folder), tokenizer_path=folder)
 
 
 def _resolve_on_resume(
     base: Path | None, tokenizer: Path | None, run: Path, newest: Path
 ) -> InitialCheckpoint:
-    """Resolve the options again; paths that the run recorded may be gone, others may not."""
-    config = run / CONFIG_FILE
-    recorded = load_yaml(config, "") if config.is_file() else {}
-    is_recorded = str(tokenizer) == recorded.get("tokenizer")
-    if tokenizer is None or (is_recorded and not tokenizer.exists()):
+    """Resolve the options for a run with the checkpoint `newest`.
+
+    A base or tokenizer that config.yaml records may be gone. Raises UserError if another base
+    cannot be used.
+    """
+    config_file = run / CONFIG_FILE
+    recorded = load_yaml(config_file, "") if config_file.is_file() else {}
+    is_recorded_tokenizer = str(tokenizer) == recorded.get("tokenizer")
+    if tokenizer is None or (is_recorded_tokenizer and not tokenizer.exists()):
         tokenizer = newest
     if base is None:
-        return InitialCheckpoint(None, NO_BASE, tokenizer, newest)
+        return InitialCheckpoint(
+            folder=None, fingerprint=NO_BASE, tokenizer_path=tokenizer, resume_folder=newest
+        )
     try:
         folder = locate.resolve_checkpoint(base)
         fingerprint = locate.weights_sha256(folder)
     except UserError as error:
-        # The options may name a run, of which the step that it resolved to is recorded.
+        # config.yaml records the resolved checkpoint, and --base may name the run that it is in.
         recorded_base = Path(str(recorded.get("base")))
         if not recorded_base.is_relative_to(base):
             raise
@@ -79,7 +93,10 @@ def _resolve_on_resume(
 
 
 def _print_if_unfinished(base: Path, folder: Path) -> None:
-    """Print a line if the base is a run with steps to go; `folder` is its checkpoint."""
+    """Print a line if the base is a run that has not trained all its steps.
+
+    `folder` is the checkpoint that the base resolves to.
+    """
     remaining = locate.find_remaining_steps(base, folder)
     if remaining is not None:
         print(

@@ -1,4 +1,4 @@
-"""Resolve the shape of the model that a run trains."""
+"""Resolve the config of the model that a run trains."""
 
 from typing import Any
 
@@ -14,27 +14,32 @@ from train.run.initial_checkpoint import InitialCheckpoint
 def resolve_model_config(
     options: ModelOptions, base: InitialCheckpoint, tokenizer: Tokenizer, min_context: int
 ) -> LlamaConfig:
-    """Return the shape of the base, or without one that of the options `model`.
+    """Return the config of the base or, without a base, the one of the options under `model`.
 
     Raises UserError if the context is shorter than `min_context` tokens.
     """
     if base.folder is not None:
-        assert base.source is not None
-        file = base.source / CONFIG_FILE
+        assert base.config_folder is not None
+        file = base.config_folder / CONFIG_FILE
         config = LlamaConfig.from_hf(read_json(file), str(file))
-        name = f"{file}: max_position_embeddings"
+        setting = f"{file}: max_position_embeddings"
     else:
+        # On resume too, so that options that have changed show as a difference from run.json.
         config = _build_model_config(options, tokenizer)
-        name = "--model.max_position_embeddings"
+        setting = "--model.max_position_embeddings"
     if config.max_position_embeddings < min_context:
         raise UserError(
-            f"{name} {config.max_position_embeddings} is shorter than the {min_context} tokens of "
-            "a row or an evaluation window: use a shorter --sequence_length, or another model"
+            f"{setting} {config.max_position_embeddings} is shorter than the {min_context} tokens "
+            "of a row or an evaluation window: use a shorter --sequence_length, or another model"
         )
     return config
 
 
 def _build_model_config(options: ModelOptions, tokenizer: Tokenizer) -> LlamaConfig:
+    """Return the config of a preset with the changes of the options and the tokenizer's ids.
+
+    Raises UserError if a model of this size does not fit in memory.
+    """
     overrides: dict[str, Any] = options.preset_overrides()
     config = config_from_preset(options.preset, tokenizer.vocab_size, **overrides)
     config.check_memory(f"--model.preset {options.preset} and its changes")

@@ -1,8 +1,8 @@
 """The resolved description of a training run.
 
 `train.pretrain` and `train.sft` resolve their options into a `RunSpec`, and `train.run.start.start`
-makes a trainer of it. The entries that make a run the run it is, its fingerprints, are stored in
-`run.json`. A run that is resumed is resolved once more, and the two are compared.
+makes a trainer of it. The fingerprints of a run, on which its weights depend, are stored in
+`run.json`. When the run is resumed, its options are resolved again, and the fingerprints compared.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,14 @@ from train.run.initial_checkpoint import InitialCheckpoint
 class MixtureSet:
     """A shard set of a mixture."""
 
-    name: str  # in --data
+    name: str  # as in --data
     shards: ShardSet
-    weight: float  # 1.0: each sequence once an epoch
+    weight: float  # how often an epoch has each sequence, on average
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The contents and the weight of the set, as JSON; run directories store these keys."""
+        return {"set": self.shards.fingerprint, "weight": self.weight}
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,23 @@ class TrainingPlan:
     batches: BatchLoader
     max_steps: int
     epochs: float
-    num_tokens: float  # of all steps, without padding
-    description: str  # of the data and the length, for the summary
+    num_tokens: float  # estimated number of tokens of all steps, without padding
+    description: str  # a line about the data and the length of the run, for the summary
 
 
 class TrainingData(Protocol):
-    """The mixture that a run trains on, and the way in which rows are cut from it."""
+    """The mixture that a run trains on, as text or as packed examples."""
 
     @property
     def sets(self) -> tuple[MixtureSet, ...]:
         """The shard sets, in the order of --data."""
 
     def plan(self, folder: Path) -> TrainingPlan:
-        """Return batches whose epoch plans are stored in `folder`."""
+        """Return the batches and the length of the run.
+
+        The order of the data in an epoch is stored in `folder`, so that resuming need not compute
+        it again.
+        """
 
 
 class Evaluator(Protocol):
@@ -82,7 +91,10 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that determines a run, resolved before anything is written or trained."""
+    """The resolved options of a run, and the objects that they name.
+
+    All of it is resolved and checked before anything is written or trained.
+    """
 
     command: str  # as in `python -m train.COMMAND`
     options: TrainOptions  # as they are written to config.yaml, with the resolved base
@@ -96,7 +108,7 @@ class RunSpec:
     lora: LoraOptions | None  # None: all weights train
     data: TrainingData
     evaluator: Evaluator
-    command_fingerprints: dict[str, Any]  # entries of `fingerprints` that one command alone has
+    command_fingerprints: dict[str, Any]  # the fingerprints that only this command has
 
     @property
     def rows_per_step(self) -> int:
@@ -105,12 +117,10 @@ class RunSpec:
 
     @property
     def fingerprints(self) -> dict[str, Any]:
-        """Everything that changes the order of data or the arithmetic of a step, as JSON."""
+        """Everything on which the order of data or the arithmetic of a step depends, as JSON."""
         options = self.options
         return {
-            "data": [
-                {"set": each.shards.fingerprint, "weight": each.weight} for each in self.data.sets
-            ],
+            "data": [mixture_set.fingerprint for mixture_set in self.data.sets],
             "tokenizer": self.tokenizer.fingerprint,
             "base": self.base.fingerprint,
             "model": self.model_config.to_hf(),
@@ -124,6 +134,6 @@ class RunSpec:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The part of the description that `run.json` stores."""
-        folders = [str(each.shards.folder.resolve()) for each in self.data.sets]
+        """The record of the run in `run.json`: folders of the shard sets, and fingerprints."""
+        folders = [str(mixture_set.shards.folder.resolve()) for mixture_set in self.data.sets]
         return {"shards": folders, "fingerprints": self.fingerprints}

@@ -1,8 +1,7 @@
-"""Start a training run: parse its options, make a trainer of its description, and run it.
+"""Start a training run: make a trainer from its `RunSpec`, and train.
 
-The way of both commands is
-
-    options → RunSpec → start → run_training
+Both commands resolve their options into a `RunSpec`, pass it to `start`, and pass the trainer that
+they get to `run_training`.
 """
 
 import contextlib
@@ -26,7 +25,11 @@ from train.trainer import Trainer
 
 
 def resolve_device_for_training(options: TrainOptions) -> torch.device:
-    """Return the device of this rank. Raises UserError if ranks cannot share the rows evenly."""
+    """Return the device of this rank.
+
+    Raises UserError if the ranks cannot share the rows of a step evenly, or if the device does not
+    exist.
+    """
     distributed.check_rows_divisible(
         options.batch_tokens // options.sequence_length, options.sequence_length
     )
@@ -34,7 +37,7 @@ def resolve_device_for_training(options: TrainOptions) -> torch.device:
 
 
 def start(spec: RunSpec) -> Trainer:
-    """Open the run directory and return the trainer of a new run, or of the rest of an old one.
+    """Open the run directory, print a summary, and return the trainer of a new or resumed run.
 
     Raises UserError if the directory holds another run, see `RunDir.open`.
     """
@@ -55,19 +58,28 @@ def _open_run_dir(run: RunDir, spec: RunSpec) -> None:
 
 
 def build_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
-    """Return the model in training mode, with the weights of `checkpoint`, the base, or a seed."""
-    source = checkpoint or spec.base.folder
-    if source is None:
+    """Return the model in training mode, on its device.
+
+    It has the weights of `checkpoint` on resume, otherwise those of the base or, without a base,
+    random weights.
+    """
+    weights_folder = checkpoint or spec.base.folder
+    if weights_folder is None:
         model = Llama(spec.model_config).init_weights(spec.options.seed).to(spec.device)
     elif spec.lora is None:
-        model, _ = weights.load_checkpoint(source, spec.device)
+        model, _ = weights.load_checkpoint(weights_folder, spec.device)
     else:
         model = _build_adapter_model(spec, checkpoint)
+    # Saved with the weights: generation and evaluation use prompts and rows of this length.
     model.trained_context = spec.options.sequence_length
     return model.train()
 
 
 def _build_adapter_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
+    """Return the frozen base with an adapter: that of `checkpoint` on resume, otherwise a new one.
+
+    Raises UserError if the base of the checkpoint is missing or has changed.
+    """
     assert spec.lora is not None
     base = spec.base.folder if checkpoint is None else locate.resolve_base(checkpoint)
     assert base is not None
@@ -79,9 +91,10 @@ def _build_adapter_model(spec: RunSpec, checkpoint: Path | None) -> Llama:
 
 
 def run_training(trainer: Trainer, hint: str) -> None:
-    """Train, and print how the run ended; `hint` is what to do with a complete run.
+    """Train, and print how the run ended.
 
-    Raises UserError with advice where the memory of the GPU, or the disk, is full.
+    `hint` tells the user what to do with a complete run. Raises UserError with advice if the memory
+    of the GPU, or the disk, is full.
     """
     folder = trainer.run.folder
     try:
@@ -94,8 +107,10 @@ def run_training(trainer: Trainer, hint: str) -> None:
             f"--micro_batch, such as {max(1, rows // 2)}"
         ) from None
     except Exception as error:
+        # If the run directory is gone, say so rather than report the file that failed.
         if isinstance(error, OSError):
             trainer.run.check_exists()
+        # The description of a disk error ends with the remedy.
         problem = describe_disk_error(error)
         if problem is None:
             raise
@@ -104,7 +119,7 @@ def run_training(trainer: Trainer, hint: str) -> None:
             f"checkpoint in {folder}"
         ) from None
     finally:
-        # The error above says what went wrong; a log on a full disk fails to close as well.
+        # On a full disk closing the log fails too; the first error is the one to report.
         with contextlib.suppress(OSError):
             trainer.close()
     step = trainer.state.step
@@ -121,9 +136,11 @@ def run_training(trainer: Trainer, hint: str) -> None:
 
 
 def _describe_best(trainer: Trainer) -> str:
-    best = trainer.log.best_step(trainer.evaluator.metric)
-    if best is None or best == trainer.state.step:
+    """Return a note about the best checkpoint, empty if it is the last one."""
+    best_step = trainer.log.best_step(trainer.evaluator.metric)
+    if best_step is None or best_step == trainer.state.step:
         return ""
     if trainer.is_out_of_patience():
-        return f", the best after step {best} (which chat, evaluation and export now use)"
-    return f", the best after step {best} (make chat RUN={trainer.run.folder}/checkpoints/best)"
+        return f", the best after step {best_step} (which chat, evaluation and export now use)"
+    link = f"{trainer.run.folder}/checkpoints/best"
+    return f", the best after step {best_step} (make chat RUN={link})"

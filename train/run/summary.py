@@ -1,4 +1,4 @@
-"""Print what a run will train, on what, and at which cost, before it starts."""
+"""Print the model, data, machine and cost of a run before it starts."""
 
 from model.llama import Llama
 from train import distributed
@@ -12,10 +12,10 @@ from train.monitoring.throughput import (
 from train.run.directory import RunDir
 from train.run.spec import RunSpec, TrainingPlan
 
-# The value of a repeated token decays with a constant of about 15 epochs (Muennighoff et al. 2023,
+# What a repeated token teaches decays with a constant of about 15 epochs (Muennighoff et al. 2023,
 # "Scaling Data-Constrained Language Models"): after 40 epochs it is below a tenth.
 MAX_USEFUL_EPOCHS = 40
-# Above this a CPU trains for many hours.
+# A run of more floating point operations than this takes a CPU many hours.
 MAX_CPU_FLOPS = 1e15
 
 
@@ -26,7 +26,10 @@ def print_run_summary(
     plan: TrainingPlan,
     compute_plan: ComputePlan,
 ) -> None:
-    """Print the model, the data, the device and the run directory, with advice where it is due."""
+    """Print the model, the data, the device and the run directory, with advice if something is off.
+
+    The advice concerns too many epochs, a missing validation split, and a run too long for a CPU.
+    """
     options = spec.options
     flops = estimate_run_flops(model, plan)
     _print_model(spec, model)
@@ -58,17 +61,23 @@ def print_run_summary(
 
 
 def estimate_run_flops(model: Llama, plan: TrainingPlan) -> float:
-    """Return the floating point operations of the whole run, scaled up from its first step."""
+    """Return the number of floating point operations of the whole run.
+
+    It is scaled up from the first step of this rank, as if all steps had rows like these.
+    """
     batches = plan.batches
-    [first_step] = batches.micro_batches(0, batches.rows_per_step)
-    length = effective_row_length(first_step.num_tokens, count_attention_pairs(first_step))
-    body, head = training_flops_per_token(model, length)
-    # Positions without a target do not pass through the head, which is most of a small model.
-    target_share = len(first_step.targets) / first_step.num_tokens
-    return plan.num_tokens * (body + head * target_share)
+    # One micro-batch holds all rows of the step.
+    [batch] = batches.micro_batches(step=0, micro_rows=batches.rows_per_step)
+    length = effective_row_length(batch.num_tokens, count_attention_pairs(batch))
+    body_flops, head_flops = training_flops_per_token(model, length)
+    # Positions without a target do not pass through the head, which does most of the work in a
+    # small model.
+    target_fraction = len(batch.targets) / batch.num_tokens
+    return plan.num_tokens * (body_flops + head_flops * target_fraction)
 
 
 def _print_model(spec: RunSpec, model: Llama) -> None:
+    """Print the size of the model and, with an adapter, the settings of LoRA."""
     config = model.config
     flops_per_token = config.flops_per_token(spec.options.sequence_length)
     print(
@@ -83,5 +92,6 @@ def _print_model(spec: RunSpec, model: Llama) -> None:
         )
 
 
-def _print_note(text: str) -> None:
-    print(f"          {text}")
+def _print_note(note: str) -> None:
+    """Print a line of advice, indented like the values of the summary."""
+    print(f"          {note}")

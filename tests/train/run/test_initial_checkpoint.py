@@ -27,7 +27,7 @@ def test_resumed_run_compares_the_base_as_it_is_now(tmp_path: Path) -> None:
     for base in (first, tmp_path / "first"):
         resolved = resolve_initial_checkpoint(base, None, run)
         assert resolved.fingerprint == original
-        assert resolved.tokenizer_path == resolved.source == own_step
+        assert resolved.tokenizer_path == resolved.config_folder == own_step
     other = resolve_initial_checkpoint(tmp_path / "second", None, run)
     assert other.folder == second
     assert other.fingerprint == weights_sha256(second) != original

@@ -1,4 +1,4 @@
-"""The list of checks, the most important first. Does not import torch, so that `--list` is quick."""
+"""The list of checks, the most important first. It does not import torch: `--list` is quick."""
 
 from dataclasses import dataclass
 

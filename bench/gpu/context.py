@@ -32,7 +32,7 @@ SMALL_CONFIG: dict[str, Any] = {
     "num_key_value_heads": 4,
 }
 SMALL_VOCAB_SIZE = 500
-# The largest relative rounding error of each narrow type: 2 ** -(explicit bits of the mantissa + 1).
+# The largest relative rounding error of each narrow type: 2 ** -(stored mantissa bits + 1).
 # The bounds of narrow types are multiples of it.
 UNIT_ROUNDOFF: dict[Precision, float] = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 Gradients = dict[str, Tensor]

@@ -73,10 +73,7 @@ def micro_batch(context: Context, memory_gb: str) -> None:
             model.zero_grad(set_to_none=True)
             break
         largest *= 2
-    if largest >= MAX_MICRO_ROWS:
-        reason = "no more were tried"
-    else:
-        reason = "twice as many do not fit"
+    reason = "no more were tried" if largest >= MAX_MICRO_ROWS else "twice as many do not fit"
     report.figure("largest micro-batch", float(largest), f"rows of {length}; {reason}")
 
 

@@ -109,7 +109,7 @@ class Results:
         return "\n".join(lines) + "\n"
 
     def _section(self, check: Check) -> list[str]:
-        """Return the lines on figures, failed comparisons, notes and log of a check, if it has any."""
+        """Return the lines on a check's figures, failed comparisons, notes and log, if any."""
         entry = self.entries.get(check.name, {})
         lines: list[str] = []
         if figures := entry.get("figures"):

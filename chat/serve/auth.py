@@ -48,7 +48,7 @@ class AuthMiddleware:
         if self._api_key is None or not path.startswith("/v1"):
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        # Not ==, which ends at the first difference: its duration would reveal the key character by character.
+        # Not ==, which ends at the first difference, so that its duration would reveal the key.
         is_right_key = secrets.compare_digest(key.strip().encode(), self._api_key.encode())
         if scheme.lower() != "bearer" or not is_right_key:
             raise ProtocolError(

@@ -202,15 +202,16 @@ def _compare_kernels(
     batch: Batch,
     expected: tuple[float, Gradients],
     precision: Precision,
-    name: str,
+    case: str,
 ) -> None:
     """Compare a step with `expected`, by the kernel that torch chooses and by every single one.
 
-    A kernel that does not support the batch is noted in the report.
+    `case` names the model and the batch in the report, which also notes a kernel that does not
+    support them.
     """
     bounds = FP32_BOUNDS if precision == "fp32" else narrow_bounds(precision)
     value = loss_and_gradients(model, batch, precision=precision)
-    compare_step(context.report, f"torch's choice, {name}, {precision}", value, expected, **bounds)
+    compare_step(context.report, f"torch's choice, {case}, {precision}", value, expected, **bounds)
     for kernel_name in ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"):
         kernel = SDPBackend.__members__.get(kernel_name)
         if kernel is None:
@@ -221,18 +222,18 @@ def _compare_kernels(
         except RuntimeError as error:
             # The error may have come in the backward pass, after some gradients.
             model.zero_grad(set_to_none=True)
-            # The messages of CUDA and of the CPU for unsupported inputs of a kernel.
+            # The messages on CUDA and on the CPU when a kernel does not support the inputs.
             if "No available kernel" in str(error) or "No viable backend" in str(error):
-                context.report.note(f"{kernel_name} does not take {name}, {precision}")
+                context.report.note(f"{kernel_name} does not support {case}, {precision}")
             else:
                 # A failed condition instead of an exception, so that the other kernels are tried.
                 reason = " ".join(str(error).split())[:200]
                 context.report.require(
-                    f"{kernel_name}, {name}, {precision}: {reason}", condition=False
+                    f"{kernel_name}, {case}, {precision}: {reason}", condition=False
                 )
             continue
         compare_step(
-            context.report, f"{kernel_name}, {name}, {precision}", value, expected, **bounds
+            context.report, f"{kernel_name}, {case}, {precision}", value, expected, **bounds
         )
 
 

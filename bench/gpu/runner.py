@@ -92,7 +92,7 @@ def end(process: BaseProcess) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal_number)
         if process.is_alive():
-            # Signalled by itself too, because it may not have made its group yet.
+            # Sent to the process itself too, because it may not lead its group yet.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal_number)
             process.join(GRACE_SECONDS)

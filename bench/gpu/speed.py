@@ -201,7 +201,10 @@ def decoding(context: Context) -> None:
 def time_decode(
     context: Context, model: Llama, prompts: list[list[int]], num_new: int
 ) -> tuple[float, float]:
-    """Return the seconds of the prefill, and of the `num_new` - 1 decode steps together."""
+    """Return the seconds of the prefill and of the decode steps for all other new ids together.
+
+    The prefill includes the allocation of the KV cache and the first new id of every row.
+    """
     context.synchronize()
     start_time = time.perf_counter()
     batch = InferenceBatch(model, prompts, max_new_tokens=num_new)

@@ -336,6 +336,7 @@ def list_scores(folder: Path) -> list[str]:
     items = []
     for path in sorted(folder.glob("*.json")):
         for key, value in read_json(path).items():
+            # Whole numbers are counts and settings, not scores.
             if isinstance(value, float):
                 items.append(f"- {path.stem}: {key} {format_number(value)}")
     records = _read_train_records(folder)

@@ -58,7 +58,10 @@ class AuthMiddleware:
             )
 
     def _is_allowed_host(self, host_header: str) -> bool:
-        """Return whether a Host header, with or without a port, names this server."""
+        """Return whether a Host header, with or without a port, has an allowed name.
+
+        Any IP address is allowed, because DNS rebinding needs a name.
+        """
         has_port = ":" in host_header and not host_header.endswith("]")  # [::1] has no port
         host = host_header.rpartition(":")[0] if has_port else host_header
         host = host.removeprefix("[").removesuffix("]").lower()

@@ -76,18 +76,18 @@ class LimitedConnection(H11Protocol):
             self._start_idle_timer()  # the head has arrived, and the body may take as long again
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, unless it has arrived already."""
+        """Start the idle timer, unless the next request has arrived already."""
         super().on_response_complete()
         if not self.has_whole_request:
             self._start_idle_timer()
 
     def pause_writing(self) -> None:
-        """Wait for the client to read: the write buffer is full."""
+        """Start the idle timer: the write buffer is full, and the client has to read."""
         super().pause_writing()
         self._start_idle_timer()
 
     def resume_writing(self) -> None:
-        """Stop waiting: the client has read."""
+        """Cancel the idle timer if a request is being answered: the client has read."""
         super().resume_writing()
         if self.has_whole_request:
             self._cancel_idle_timer()
@@ -108,6 +108,7 @@ class LimitedConnection(H11Protocol):
             self._idle_timer = None
 
     def _on_idle_timeout(self) -> None:
+        """Close the connection, unless its client reads a long answer slowly."""
         # Nothing is written while the timer runs, so a smaller buffer means that the client reads,
         # if slowly.
         if self.transport.get_write_buffer_size() < self._num_unread_bytes:

@@ -209,7 +209,7 @@ class SlowDiskFault:
         from train.trainer import Trainer
 
         fifo = os.open(self.run_folder.with_suffix(".fifo"), os.O_WRONLY)
-        with self.run_folder.with_suffix(".place").open("r+b") as file:
+        with self.run_folder.with_suffix(".phase").open("r+b") as file:
             shared_phase = mmap.mmap(file.fileno(), 1)
         phase_counts: Counter[str] = Counter()
         for owner, name, phase in (
@@ -352,7 +352,7 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
 
     A run that ends before the kill point has its own exit code.
     """
-    fifo, phase_file = run.with_suffix(".fifo"), run.with_suffix(".place")
+    fifo, phase_file = run.with_suffix(".fifo"), run.with_suffix(".phase")
     phase_file.write_bytes(b"\0")
     fifo.unlink(missing_ok=True)
     os.mkfifo(fifo)

@@ -47,6 +47,7 @@ DecodeFunction = Callable[[list[list[int]], int], DecodeTiming]
 
 
 def _load_babyllama(task: DecodeTask) -> Any:
+    """Return the model of the task, in fp32 and evaluation mode."""
     from safetensors.torch import load_file
 
     from model.llama import Llama
@@ -159,6 +160,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     vocabulary_size = model.n_vocab()
 
     def greedy_id() -> int:
+        # A view of llama.cpp's own memory: the logits of the last position.
         logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (vocabulary_size,))
         return int(logits.argmax())
 

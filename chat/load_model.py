@@ -80,6 +80,7 @@ def find_default_run(runs: Path = run_layout.RUNS_DIR) -> Path:
 
 
 def _is_fine_tuned(run: Path) -> bool:
+    """Return whether the newest checkpoint of a run has a template, which fine-tuning writes."""
     newest_step = run_layout.list_steps(run)[-1]
     return _has_template(run_layout.step_folder(run, newest_step))
 

@@ -216,6 +216,7 @@ def _describe_death(exit_code: int | None) -> str:
 
 
 def _log_tail(log: Path) -> str:
+    """Return the last characters of a log, or an empty text if the process wrote none."""
     if not log.exists():
         return ""
     return log.read_text(encoding="utf-8", errors="replace").strip()[-LOG_TAIL_CHARACTERS:]

@@ -100,6 +100,8 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     from chat.serve.connection_limits import BACKLOG, LimitedConnection
 
     class Server(uvicorn.Server):
+        """A uvicorn server whose signal handler ends the running answers, too."""
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # uvicorn waits for open responses, which only end when the engine stops.
             engine.stop()

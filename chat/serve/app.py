@@ -123,6 +123,7 @@ class Service:
 
     @property
     def _model_info(self) -> dict[str, Any]:
+        """The protocol's object of the model; the last two fields are this server's additions."""
         return {
             "id": self.name,
             "object": "model",
@@ -133,6 +134,7 @@ class Service:
         }
 
     def _check_model_name(self, name: str) -> None:
+        """Raise ProtocolError (404) if `name` is not that of this server's model."""
         if name != self.name:
             raise ProtocolError(
                 404,
@@ -241,6 +243,7 @@ class Service:
         if media_type != "application/json":
             raise ProtocolError(415, "send JSON, with the header Content-Type: application/json")
 
+        # Block by block: the Content-Length header need not be there, or true.
         async def read_limited() -> bytes:
             body = b""
             async for block in request.stream():

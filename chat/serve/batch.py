@@ -58,6 +58,7 @@ class ContinuousBatch:
         self.sequences = running_sequences + new_sequences
 
     def _new_sequence(self, request: GenerationRequest) -> ActiveSequence:
+        """Return the sequence that will answer a request, without any ids yet."""
         config = self._loaded_model.model.config
         return ActiveSequence(
             request,

@@ -98,6 +98,7 @@ class LimitedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def _start_idle_timer(self) -> None:
+        """Start the timer, or start it again, that closes the connection if its client is idle."""
         self._cancel_idle_timer()
         self._num_unread_bytes = self.transport.get_write_buffer_size()
         self._idle_timer = self.loop.call_later(self.idle_timeout, self._on_idle_timeout)

@@ -65,6 +65,7 @@ class Engine:
         """Queue a request. Raises QueueFull if there are too many. Safe in any thread."""
         emit = request.emit
 
+        # The request counts until its last event, in whichever way it ends.
         def emit_and_count(event: AnswerEvent) -> None:
             if not isinstance(event, TextDelta):  # the last event of a request
                 with self._num_requests_lock:

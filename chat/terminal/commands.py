@@ -87,6 +87,7 @@ def _parse_path(path: str) -> Path:
 
 
 def _reset_conversation(session: Session, console: Console, argument: str) -> None:
+    """Start a new conversation with the same reference."""
     conversation = session.conversation
     session.start_conversation(conversation.reference, conversation.source)
     console.write_note("对话重新开始" + ("，资料保留" if conversation.reference else ""))
@@ -115,6 +116,7 @@ def _save_transcript(session: Session, console: Console, argument: str) -> None:
 
 
 def _show_session(session: Session, console: Console, argument: str) -> None:
+    """Write model, settings, length of the conversation, and reference to stdout."""
     conversation = session.conversation
     num_exchanges = len(conversation.exchanges)
     num_visible = len(conversation.visible_turns)

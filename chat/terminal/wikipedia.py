@@ -54,6 +54,7 @@ def get_passage(keyword: str, cache_folder: Path) -> tuple[Passage, bool]:
 
 
 def _read_cached(file: Path, keyword: str) -> Passage | None:
+    """Return the passage in a cache file, or None if the file is missing or cannot be used."""
     if not file.is_file():
         return None
     try:

@@ -86,6 +86,7 @@ class Browser:
         return message["result"]
 
     def _read_message(self) -> dict[str, Any]:
+        """Wait for the browser's next message: the reply to a command, or an event."""
         while b"\0" not in self._buffer:
             block = os.read(self._reply_pipe, 1 << 16)
             assert block, "the browser has exited"

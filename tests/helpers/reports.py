@@ -131,6 +131,7 @@ def write_run(
 
 
 def render_report(*folders: Path) -> ReportParser:
+    """Return the parsed HTML report on the runs in these folders."""
     return ReportParser(to_html(TITLE, build_report([read_run(folder) for folder in folders], "x")))
 
 

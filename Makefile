@@ -1,29 +1,31 @@
-# The face of the project: `make help` lists what there is.
+# Entry points of the project; `make help` lists them.
 
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# A process per core with one thread each: more threads than cores wait for each other. The tests of a module stay in one
-# process, which builds their fixtures once.
+# One process per core with one thread each: with more threads than cores the threads wait for each other. The tests of a
+# module stay in one process, so that their fixtures are built once.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
-# pip shows progress on a terminal and is quiet in a log (stderr is tested: stdout of a substitution is never a terminal).
+# pip shows progress on a terminal and is quiet in a log. stderr (2) is tested, because stdout of $(...) is never a terminal.
 PIP_INSTALL = $(PY) -m pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 DATA ?=
 BASE ?=
 RUN ?=
 CONFIG ?=
 ARGS ?=
-# $(call quoted,NAME): the value of a variable as one shell word; a leading ~/ is expanded.
+# $(call quoted,NAME) is the value of a variable as one shell word, with a leading ~/ expanded. START marks the beginning
+# of the value, because subst cannot be anchored; the inner subst ends and reopens the quotes around each '.
 START := @start@
 quoted = '$(subst ','\'',$(subst $(START),,$(subst $(START)~/,$(HOME)/,$(START)$(value $(1)))))'
-# $(call option,--name,NAME): the option with the value of a variable, or nothing if it is empty.
+# $(call option,--name,NAME) is the option with the value of a variable, or nothing if the variable is empty.
 option = $(if $(value $(2)),$(1) $(call quoted,$(2)))
 
-# A misspelled variable (data=csl) would otherwise be ignored, and train on the default for an hour.
+# Without this check a misspelled variable (data=csl) would be ignored, and `make sft` would train on the default data.
+# A nested make (MAKELEVEL above 0) is not checked: it inherits the variables of the outer one.
 VARIABLES := DATA BASE RUN CONFIG ARGS PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 unknown := $(firstword $(if $(filter 0,$(MAKELEVEL)),$(filter-out $(VARIABLES) SHELL MAKEFLAGS,$(given))))
-$(if $(unknown),$(error unknown variable $(unknown): there are $(VARIABLES); options of a command go into \
+$(if $(unknown),$(error unknown variable $(unknown); the variables are $(VARIABLES); options of a command go into \
 	ARGS="--key value", environment variables before make))
 
 .PHONY: help setup setup-dev data pretrain sft chat serve evaluate export tensorboard bench check-gpu test test-fast check sample
@@ -33,26 +35,26 @@ help:
 	@echo "make pretrain [DATA=sample|wikipedia|zhihu|PATH] [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=\"--key value\"]"
 	@echo "                    train a Llama from scratch, or continue from a BASE; run it again to resume"
 	@echo "make sft DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=…]"
-	@echo "                    fine-tune: csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or a"
-	@echo "                    mixture such as csl+belle-0.8m:0.5+replay:0.1; without a download a part of the sample"
+	@echo "                    fine-tune on csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or"
+	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; before a download on a part of the sample"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
 	@echo "make chat [RUN=…]   chat with the newest run (options: make chat ARGS=--help)"
-	@echo "make serve [RUN=…]  serve it with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
+	@echo "make serve [RUN=…]  serve the newest run with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
 	@echo "make export RUN=…   write exports/NAME, a folder for transformers, vLLM and lm_eval; for llama.cpp and Ollama:"
 	@echo "                    ARGS=\"--format gguf --out exports/NAME.gguf\""
-	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA list them"
-	@echo "make tensorboard    plot the runs (or RUN=DIR)"
+	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA: list the corpora"
+	@echo "make tensorboard    show the curves of all runs (or RUN=DIR)"
 	@echo "make check-gpu      compare the GPU with the CPU, measure memory and speed; run it again to continue"
 	@echo "make bench          measure training speed and memory beside transformers and litgpt"
 	@echo "make test           run all tests; make test-fast: without the slow ones"
 	@echo "make check          lint, formatting, docstrings, types, import cycles"
-	@echo "make setup          install into $(VENV) (the other targets do it when needed)"
+	@echo "make setup          install the requirements into $(VENV) (the other targets do so when needed)"
 
-# One stamp per requirements file: pip runs again only when the file changed.
+# One stamp file per requirements file: pip runs again only if the file has changed.
 $(VENV)/.installed: requirements.txt
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) (once, a few minutes) …"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-		echo "error: python could not make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 2; }
+		echo "error: python could not create a virtual environment (on Debian: apt install python3-venv)" >&2; exit 2; }
 	@$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
@@ -106,7 +108,7 @@ bench: setup-dev
 	@$(PIP_INSTALL) --no-deps -r requirements-bench.txt
 	@$(PY) -m bench.train $(ARGS)
 
-# Installs only what training needs; checks whose packages are missing are skipped.
+# Needs only what training needs; checks whose packages are missing are skipped.
 check-gpu: setup
 	@$(PY) -m bench.gpu $(ARGS)
 

@@ -1,8 +1,8 @@
-"""Training steps of the contenders, with the same shape, weights, ids and optimizer settings.
+"""Training steps of the contenders, with the same config, weights, ids and optimizer settings.
 
 A contender is a function from a `TrainTask` to a step, `step(inputs, targets) -> loss` with
 int64[B, T] for both, that does forward, backward and update. Each is written in the usual way of
-its library. Peers are imported inside their function, so that a turn loads no other contender.
+its library. Peers are imported inside their function, so that a process loads no other contender.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,17 +19,18 @@ TrainStep = Callable[[Any, Any], float]
 
 @dataclass(frozen=True)
 class TrainTask:
-    """The task of a contender."""
+    """What every contender trains: a model with given initial weights, on rows of `length` tokens.
+
+    `weights` is a safetensors file with the tensor names of Hugging Face's Llama.
+    """
 
     config: LlamaConfig
     weights: Path
-    """A safetensors file in Hugging Face names."""
     length: int
-    """Tokens of a row."""
 
 
 def build_adamw(named_parameters: Iterable[tuple[str, Any]]) -> Any:
-    """Return the AdamW of torch with its default kernels, and weight decay on matrices only."""
+    """Return `torch.optim.AdamW` in its default implementation, weight decay on matrices only."""
     import torch
 
     parameters = [parameter for _, parameter in named_parameters]
@@ -61,6 +62,7 @@ def build_babyllama_step(task: TrainTask) -> TrainStep:
     optimizers = build_optimizers(model, options).values()
 
     def step(inputs: Any, targets: Any) -> float:
+        # `scale` turns the summed loss into the mean, which the peers return.
         loss = model(inputs, targets, scale=1 / targets.numel())
         loss.backward()
         for optimizer in optimizers:
@@ -75,18 +77,19 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
     """Build a plain PyTorch step of `LlamaForCausalLM` with sdpa attention and its own loss."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
-    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaConfig as HFLlamaConfig
 
     # `to_hf` uses the keys of transformers.
-    config = TheirConfig(**task.config.to_hf())
-    config.use_cache = False
+    config = HFLlamaConfig(**task.config.to_hf())
+    config.use_cache = False  # a KV cache is of no use in training
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     model.load_state_dict(load_file(task.weights))
     model.train()
     optimizer = build_adamw(model.named_parameters())
 
     def step(inputs: Any, targets: Any) -> float:
-        # `shift_labels` are already shifted; otherwise the loss would drop the last target.
+        # The targets are shifted already. With `labels` alone the loss would shift them again and
+        # drop the last one; `labels` is needed too, because without it no loss is computed.
         loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
         loss.backward()
         optimizer.step()
@@ -107,6 +110,7 @@ def build_litgpt_compiled_step(task: TrainTask) -> TrainStep:
 
 
 def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
+    """Build a step of litgpt's GPT in the architecture of Llama, eager or under torch.compile."""
     import torch
     from litgpt.config import Config
     from litgpt.model import GPT
@@ -133,9 +137,10 @@ def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
         mlp_class_name="LLaMAMLP",
     )
     model: Any = GPT(config)
-    converted: dict[str, Any] = {}
-    copy_weights_hf_llama(config, {}, converted, load_file(task.weights))
-    model.load_state_dict(converted)
+    litgpt_state: dict[str, Any] = {}
+    # The second argument collects q, k and v weights that are spread over several files.
+    copy_weights_hf_llama(config, {}, litgpt_state, load_file(task.weights))
+    model.load_state_dict(litgpt_state)
     optimizer = build_adamw(model.named_parameters())
     if compiled:
         model = torch.compile(model)

@@ -3,7 +3,7 @@
 A contender is a function from a `DecodeTask` to a `DecodeFunction`: `decode(prompts, new)` returns
 `new` ids for each prompt, ignoring `<eos>`, with the seconds until the first ids (prefill) and for
 the others (decode). Each is written in the usual way of its library. Peers are imported inside
-their function, so that a turn loads no other contender.
+their function, so that a process loads no other contender.
 """
 
 import time
@@ -15,36 +15,39 @@ from typing import Any, Literal
 from common.errors import UserError
 from model.config import LlamaConfig
 
-_GGML_TYPE_F32 = 0
+_GGML_TYPE_F32 = 0  # of the enum `ggml_type` in llama.cpp's ggml.h
 WeightPrecision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True)
 class DecodeTask:
-    """The task of a contender."""
+    """What every contender decodes with: the model, the precision of its weights, the threads."""
 
     config: LlamaConfig
     weights: Path
-    """A safetensors file in Hugging Face names."""
+    """A safetensors file with the tensor names of Hugging Face's Llama."""
     tokenizer: Path
-    """Folder of the tokenizer of the model."""
+    """Folder of a tokenizer; a GGUF file cannot be written without one."""
     precision: WeightPrecision
     threads: int
 
 
 @dataclass(frozen=True)
 class DecodeTiming:
-    """New ids of each prompt, seconds until the first of them, and seconds for the others."""
+    """The new ids of each prompt, and how long they took."""
 
     ids: list[list[int]]
     prefill_seconds: float
+    """Seconds until the first new id of every prompt is known."""
     decode_seconds: float
+    """Seconds for all other new ids."""
 
 
 DecodeFunction = Callable[[list[list[int]], int], DecodeTiming]
 
 
 def _load_babyllama(task: DecodeTask) -> Any:
+    """Return the model of the task, in fp32 and evaluation mode."""
     from safetensors.torch import load_file
 
     from model.llama import Llama
@@ -67,35 +70,43 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
 
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
-        start = time.perf_counter()
+        start_time = time.perf_counter()
         batch = InferenceBatch(model, prompts, max_new_tokens=new)
-        ids = [batch.head.argmax(batch.prefill())]
-        ids[0].tolist()  # wait for the device
-        first = time.perf_counter()
+        step_ids = [batch.head.argmax(batch.prefill())]  # int64[rows] of each step
+        step_ids[0].tolist()  # wait for the device
+        first_id_time = time.perf_counter()
         for _ in range(new - 1):
-            ids.append(batch.head.argmax(batch.decode_step(ids[-1])))
-        answers = torch.stack(ids, 1).tolist()
-        return DecodeTiming(answers, first - start, time.perf_counter() - first)
+            step_ids.append(batch.head.argmax(batch.decode_step(step_ids[-1])))
+        answers = torch.stack(step_ids, 1).tolist()
+        end_time = time.perf_counter()
+        return DecodeTiming(answers, first_id_time - start_time, end_time - first_id_time)
 
     return run
 
 
 def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
-    """Decode with `LlamaForCausalLM.generate` and sdpa attention; prefill is a call for one id."""
+    """Decode with `LlamaForCausalLM.generate` and sdpa attention.
+
+    `generate` does not report when the first id is ready, so the prefill is timed by a separate
+    call for one id, and its time is subtracted from that of the whole call.
+    """
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
-    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaConfig as HFLlamaConfig
 
-    config = TheirConfig(**task.config.to_hf())
+    config = HFLlamaConfig(**task.config.to_hf())
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     model.load_state_dict(load_file(task.weights))
 
     def generate(prompts: list[list[int]], new: int) -> tuple[list[list[int]], float]:
+        # Padding on the left: new ids follow the prompts of all rows at the same position.
         longest = max(map(len, prompts))
-        ids = torch.tensor([[0] * (longest - len(each)) + each for each in prompts])
-        mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
-        start = time.perf_counter()
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        )
+        start_time = time.perf_counter()
         output = model.generate(
             ids,
             attention_mask=mask,
@@ -105,12 +116,12 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
             pad_token_id=0,
             eos_token_id=None,
         )
-        return output[:, longest:].tolist(), time.perf_counter() - start
+        return output[:, longest:].tolist(), time.perf_counter() - start_time
 
     def run(prompts: list[list[int]], new: int) -> DecodeTiming:
-        _, prefill = generate(prompts, 1)
-        output, whole = generate(prompts, new)
-        return DecodeTiming(output, prefill, whole - prefill)
+        _, prefill_seconds = generate(prompts, 1)
+        answers, total_seconds = generate(prompts, new)
+        return DecodeTiming(answers, prefill_seconds, total_seconds - prefill_seconds)
 
     return run
 
@@ -118,7 +129,7 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
 def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     """Decode the exported file (f32 or q8_0) with llama.cpp, one prompt at a time."""
     import numpy as np
-    from llama_cpp import Llama as Theirs
+    from llama_cpp import Llama as LlamaCpp
     from llama_cpp import llama_get_logits_ith
 
     from model.interop.gguf.export import write_gguf
@@ -131,13 +142,13 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
         write_gguf(
             _load_babyllama(task),
             load_tokenizer(task.tokenizer),
-            None,
-            file,
+            jinja_template=None,
+            file=file,
             dtype=dtype,
             name="bench",
         )
     # The KV cache of llama.cpp is f16 by default; the others use fp32.
-    model = Theirs(
+    model = LlamaCpp(
         str(file),
         n_ctx=1024,
         n_threads=task.threads,
@@ -149,6 +160,7 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
     vocabulary_size = model.n_vocab()
 
     def greedy_id() -> int:
+        # A view of llama.cpp's own memory: the logits of the last position.
         logits = np.ctypeslib.as_array(llama_get_logits_ith(model.ctx, -1), (vocabulary_size,))
         return int(logits.argmax())
 
@@ -156,14 +168,15 @@ def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
         if len(prompts) > 1:
             raise UserError("llama-cpp: only one prompt at a time is measured")
         model.reset()
-        start = time.perf_counter()
+        start_time = time.perf_counter()
         model.eval(prompts[0])
         ids = [greedy_id()]
-        first = time.perf_counter()
+        first_id_time = time.perf_counter()
         for _ in range(new - 1):
             model.eval(ids[-1:])
             ids.append(greedy_id())
-        return DecodeTiming([ids], first - start, time.perf_counter() - first)
+        end_time = time.perf_counter()
+        return DecodeTiming([ids], first_id_time - start_time, end_time - first_id_time)
 
     return run
 

@@ -8,11 +8,11 @@ from common.options import parse_options
 
 DESCRIPTION = """Compare prefill and decode speed on a CPU with other projects.
 
-One prompt, and sixteen of unequal lengths. Each turn is a process of its own, and the contenders
-take turns, A B C A B C ..., because the speed of a machine drifts: only ratios within one run
-count. All decode the same prompts with the same random weights of the 43M shape; in fp32 they must
-generate the same ids, or the comparison is refused. Beside each speed stands its limit: the memory
-bandwidth measured in the run, divided by the bytes of weights that every step reads."""
+One prompt, and sixteen of unequal lengths. Every measurement is a process of its own, and the
+contenders alternate, A B C A B C ..., because the speed of a machine drifts: only ratios within one
+run count. All decode the same prompts with the same random weights of the 43M model; in fp32 they
+must generate the same ids, or the comparison is refused. Beside each speed stands its limit: the
+memory bandwidth measured in the run, divided by the bytes of weights that every step reads."""
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     options = parse_options(
         GenerateSpeedOptions, sys.argv[1:], name="bench.generate", description=DESCRIPTION
     )
-    # Imported late, so that `--help` and wrong options do not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from bench.generate_speed import compare_decoding
 
     compare_decoding(options)

@@ -1,4 +1,4 @@
-"""Prefill and decode speed of this project and others, in turns of separate processes."""
+"""Prefill and decode speed of this project and others, in rounds of separate processes."""
 
 import json
 import statistics
@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.decoders import DECODERS, REQUIRED_PACKAGES, DecodeTask, WeightPrecision
 from bench.options import GenerateSpeedOptions
-from bench.turns import run_turns
+from bench.rounds import run_rounds
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment, peak_memory_bytes
@@ -38,7 +38,7 @@ ENTRANTS: list[tuple[str, WeightPrecision, tuple[int, ...]]] = [
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender's decoding of one batch in one turn."""
+    """One contender's decoding of one batch in one round."""
 
     contender: str
     precision: WeightPrecision
@@ -55,57 +55,63 @@ class Measurement:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Return the tokens per second of all prompts together."""
+        """Return the prompt tokens per second of all rows together."""
         return self.prompt_tokens / self.prefill_seconds
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Return the tokens per second of all rows together."""
-        return self.batch * (len(self.ids[0]) - 1) / self.decode_seconds
+        """Return the new tokens per second of all rows together."""
+        # The first id of a row belongs to the prefill, whose logits it comes from.
+        num_decoded = len(self.ids[0]) - 1
+        return self.batch * num_decoded / self.decode_seconds
 
 
 def make_prompts(batch: int, length: int) -> list[list[int]]:
-    """Return one random prompt of `length` ids, or several of a quarter of that up to all of it."""
+    """Return `batch` random prompts, of `length` / 4 to `length` ids; a single one has `length`."""
     rng = np.random.default_rng(SEED)
     lengths = [length]
     if batch > 1:
         lengths = np.linspace(max(length // 4, 1), length, batch).astype(int).tolist()
-    return [
-        [MODEL_CONFIG.bos_token_id, *rng.integers(3, MODEL_CONFIG.vocab_size, size - 1).tolist()]
-        for size in lengths
-    ]
+    prompts = []
+    for prompt_length in lengths:
+        # Ids from 3 on, because 0 to 2 are the special tokens.
+        ids = rng.integers(3, MODEL_CONFIG.vocab_size, prompt_length - 1)
+        prompts.append([MODEL_CONFIG.bos_token_id, *ids.tolist()])
+    return prompts
 
 
 def measure_bandwidth() -> float:
     """Return the bytes per second that all threads read: the best of four sums of 512 MB."""
     import torch
 
-    numbers = torch.ones(128 * 2**20)
-    best = float("inf")
+    values = torch.ones(128 * 2**20)  # fp32: far more than any cache holds
+    fastest_seconds = float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        numbers.sum()
-        best = min(best, time.perf_counter() - start)
-    return numbers.numel() * numbers.element_size() / best
+        values.sum()
+        fastest_seconds = min(fastest_seconds, time.perf_counter() - start)
+    return values.numel() * values.element_size() / fastest_seconds
 
 
-def run_turn(
-    entrant: int, folder: Path, threads: int, length: int, num_new_tokens: int
+def run_round(
+    entrant: int, folder: Path, threads: int, prompt_length: int, num_new_tokens: int
 ) -> list[Measurement]:
-    """Measure all batches of one entrant in this process."""
+    """Measure ENTRANTS[entrant] in this process, and return a measurement per batch size."""
     import torch
 
     torch.set_num_threads(threads)
-    name, precision, batches = ENTRANTS[entrant]
+    name, precision, batch_sizes = ENTRANTS[entrant]
     decode = DECODERS[name](
         DecodeTask(MODEL_CONFIG, folder / WEIGHTS_FILE, TOKENIZER, precision, threads)
     )
     timings = []
-    for batch in batches:
-        prompts = make_prompts(batch, length)
+    for batch in batch_sizes:
+        prompts = make_prompts(batch, prompt_length)
         decode(prompts, 4)  # warm-up: first use allocates buffers and copies weights
         timings.append((batch, prompts, decode(prompts, num_new_tokens)))
-    peak_bytes, bandwidth = peak_memory_bytes(), measure_bandwidth()
+    # The peak is read first, because the measurement of the bandwidth allocates 512 MB.
+    peak_bytes = peak_memory_bytes()
+    bandwidth = measure_bandwidth()
     return [
         Measurement(
             contender=name,
@@ -123,58 +129,73 @@ def run_turn(
 
 
 def check_equal_ids(measurements: list[Measurement]) -> None:
-    """Check that contenders decode the same ids in fp32, and each the same in all of its turns.
+    """Check that all contenders generate the same ids in fp32, and each its own in every round.
 
-    Raises UserError otherwise: the speeds could not be compared.
+    In int8 the contenders round differently, so there each is compared with itself only. Raises
+    UserError if ids differ, because the speeds could not be compared then.
     """
-    for one in measurements:
-        peers = [
-            other
-            for other in measurements
-            if (other.precision, other.batch) == (one.precision, one.batch)
-            and (one.precision == "fp32" or other.contender == one.contender)
-        ]
-        if one.ids != peers[0].ids:
-            raise UserError(
-                f"{one.contender} and {peers[0].contender} decode other ids in {one.precision} at "
-                f"batch {one.batch}, so the speeds cannot be compared"
+    first_by_key: dict[tuple[str, ...], Measurement] = {}
+    for measurement in measurements:
+        precision, batch = measurement.precision, measurement.batch
+        key: tuple[str, ...] = (precision, str(batch))
+        if precision != "fp32":
+            key = (*key, measurement.contender)
+        first = first_by_key.setdefault(key, measurement)
+        if measurement.ids == first.ids:
+            continue
+        if measurement.contender == first.contender:
+            difference = f"{first.contender} generated different ids in two rounds"
+        else:
+            difference = (
+                f"{measurement.contender} and {first.contender} generated different ids in "
+                f"{precision}"
             )
+        raise UserError(f"{difference} at batch {batch}, so the speeds cannot be compared")
 
 
 def weight_bytes_per_step(contender: str, precision: WeightPrecision, config: LlamaConfig) -> int:
     """Return the bytes of weights that a decode step reads.
 
-    This project's greedy decoding reads the head in int8, whatever the precision.
+    This project's greedy decoding reads an int8 copy of the LM head in fp32 too: the copy rules out
+    most ids, and only the rows of the remaining candidates, which are not counted here, are read in
+    fp32 (`model/decode/lm_head.py`).
     """
-    head = config.hidden_size * config.vocab_size
-    body = config.num_matmul_parameters - head
-    head_precision = "int8" if contender == "babyllama" else precision
-    return body * BYTES_PER_WEIGHT[precision] + head * BYTES_PER_WEIGHT[head_precision]
+    num_head_weights = config.hidden_size * config.vocab_size
+    num_layer_weights = config.num_matmul_parameters - num_head_weights
+    head_precision: WeightPrecision = "int8" if contender == "babyllama" else precision
+    return (
+        num_layer_weights * BYTES_PER_WEIGHT[precision]
+        + num_head_weights * BYTES_PER_WEIGHT[head_precision]
+    )
 
 
 def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """Return a row per precision, batch and contender, over its turns.
+    """Return a table row per precision, batch and contender, with medians over the rounds.
 
-    `lead` is this project's speed over that of the row; `limit` is the speed at which the memory
-    bandwidth allows to read all weights, `own_limit` that for the weights the contender reads.
+    Speeds are tokens per second of all rows of a batch. `lead` is this project's decode speed over
+    that of the row. `limit` is the decode speed at which the memory bandwidth would be used up by
+    reading all weights once per step, `own_limit` the same for the weights that the contender
+    actually reads.
     """
     bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
-    turns: dict[tuple[WeightPrecision, int, str], list[Measurement]] = {}
+    groups: dict[tuple[WeightPrecision, int, str], list[Measurement]] = {}
     for measurement in measurements:
         key = (measurement.precision, measurement.batch, measurement.contender)
-        turns.setdefault(key, []).append(measurement)
+        groups.setdefault(key, []).append(measurement)
     medians = {
-        key: statistics.median(turn.decode_tokens_per_second for turn in group)
-        for key, group in turns.items()
+        key: statistics.median(measurement.decode_tokens_per_second for measurement in group)
+        for key, group in groups.items()
     }
+    contender_order = list(DECODERS)
     rows: list[dict[str, Any]] = []
-    for key in sorted(turns, key=lambda key: (*key[:2], list(DECODERS).index(key[2]))):
+    for key in sorted(groups, key=lambda key: (*key[:2], contender_order.index(key[2]))):
         precision, batch, name = key
-        speeds = [turn.decode_tokens_per_second for turn in turns[key]]
-        prefill_speeds = [turn.prefill_tokens_per_second for turn in turns[key]]
+        group = groups[key]
+        speeds = [measurement.decode_tokens_per_second for measurement in group]
+        prefill_speeds = [measurement.prefill_tokens_per_second for measurement in group]
         all_bytes = MODEL_CONFIG.num_matmul_parameters * BYTES_PER_WEIGHT[precision]
         own_bytes = weight_bytes_per_step(name, precision, MODEL_CONFIG)
-        ours = medians.get((precision, batch, "babyllama"))
+        our_speed = medians.get((precision, batch, "babyllama"))
         rows.append(
             {
                 "precision": precision,
@@ -186,22 +207,22 @@ def summarize(measurements: list[Measurement]) -> list[dict[str, Any]]:
                 "prefill": statistics.median(prefill_speeds),
                 "limit": batch * bandwidth / all_bytes,
                 "own_limit": batch * bandwidth / own_bytes,
-                "peak_bytes": max(turn.peak_bytes for turn in turns[key]),
-                "lead": ours / medians[key] if ours else None,
+                "peak_bytes": max(measurement.peak_bytes for measurement in group),
+                "lead": our_speed / medians[key] if our_speed else None,
             }
         )
     return rows
 
 
 def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]) -> None:
-    """Print the table of `summarize`."""
+    """Print the table of `summarize`, after a line on what the limits are computed from."""
     bandwidth = statistics.median(measurement.bandwidth for measurement in measurements)
-    weights = MODEL_CONFIG.num_matmul_parameters
+    num_weights = MODEL_CONFIG.num_matmul_parameters
     own_bytes = weight_bytes_per_step("babyllama", "fp32", MODEL_CONFIG)
     print(
         f"memory read at {bandwidth / 1e9:.1f} GB/s; weights read per token: fp32 "
-        f"{weights * 4 / 1e6:.0f} MB, int8 {weights / 1e6:.0f} MB, this project's greedy fp32 "
-        f"{own_bytes / 1e6:.0f} MB (see docs/inference.md)"
+        f"{num_weights * 4 / 1e6:.0f} MB, int8 {num_weights / 1e6:.0f} MB, this project's greedy "
+        f"fp32 {own_bytes / 1e6:.0f} MB (see docs/inference.md)"
     )
     print("ids in fp32 are the same for all")
     print(
@@ -219,62 +240,77 @@ def print_comparison(rows: list[dict[str, Any]], measurements: list[Measurement]
 
 
 def resolve_entrants(names: Sequence[str]) -> list[int]:
-    """Return the indices of the entrants of these contenders whose packages are installed.
+    """Return the indices in ENTRANTS of the named contenders whose packages are installed.
 
-    Prints a line for each contender that is left out. Raises UserError for unknown names.
+    Prints a line for each contender that is left out. Raises UserError for an unknown name.
     """
     for name in names:
         if name not in DECODERS:
             raise UserError(
-                f"--contenders {name}: there is no such contender; there are {', '.join(DECODERS)}"
+                f"--contenders {name}: unknown contender; the contenders are {', '.join(DECODERS)}"
             )
-    missing = [
-        name
-        for name in names
-        if name in REQUIRED_PACKAGES and find_spec(REQUIRED_PACKAGES[name][0]) is None
-    ]
-    for name in missing:
-        print(f"{name} is left out: it is not installed ({REQUIRED_PACKAGES[name][1]})")
+    missing = set()
+    for name in names:
+        package, install_command = REQUIRED_PACKAGES.get(name, (None, ""))
+        if package is not None and find_spec(package) is None:
+            print(f"{name} is left out: it is not installed ({install_command})")
+            missing.add(name)
     return [
         index for index, (name, *_) in enumerate(ENTRANTS) if name in names and name not in missing
     ]
 
 
 def compare_decoding(options: GenerateSpeedOptions) -> None:
-    """Run the contenders in turns, print the comparison, and write the file of `--json`."""
-    if options.turn is not None:
-        measurements = run_turn(
-            options.turn, options.turn_folder, options.threads, options.prompt, options.new
+    """Measure the contenders in rounds, print the comparison, and write the `--json` file.
+
+    With `--only_entrant`, which starts each of those processes, measure that entrant once in this
+    process and print the measurements as JSON.
+    """
+    if options.only_entrant is not None:
+        measurements = run_round(
+            options.only_entrant,
+            options.task_folder,
+            options.threads,
+            options.prompt,
+            options.new,
         )
         print(json.dumps([asdict(measurement) for measurement in measurements]))
         return
+    # The parent process needs them only here, to write the weights.
     from safetensors.torch import save_file
 
     from model.llama import Llama
 
     entrants = resolve_entrants(options.contenders)
-    arguments: list[str] = []
-    for name in ("threads", "prompt", "new"):
-        arguments += [f"--{name}", str(getattr(options, name))]
-    with tempfile.TemporaryDirectory() as temporary:
+    shared_arguments = [
+        f"--{name}={getattr(options, name)}" for name in ("threads", "prompt", "new")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
         model = Llama(MODEL_CONFIG).init_weights(SEED)
-        save_file(model.state_dict(), Path(temporary) / WEIGHTS_FILE)
+        save_file(model.state_dict(), Path(folder) / WEIGHTS_FILE)
         commands = [
-            (ENTRANTS[entrant][0], ["--turn", str(entrant), "--turn_folder", temporary, *arguments])
+            (
+                ENTRANTS[entrant][0],
+                [f"--only_entrant={entrant}", f"--task_folder={folder}", *shared_arguments],
+            )
             for entrant in entrants
         ]
-        results = run_turns("bench.generate", commands, options.turns, options.threads)
-    measurements = [Measurement(**values) for turn in results for values in turn]
+        results = run_rounds(
+            "bench.generate", commands, rounds=options.rounds, threads=options.threads
+        )
+    measurements = [Measurement(**fields) for one_round in results for fields in one_round]
     check_equal_ids(measurements)
     rows = summarize(measurements)
     print_comparison(rows, measurements)
     if options.json_file:
-        settings = {name: getattr(options, name) for name in ("turns", "prompt", "new", "threads")}
         write_json(
             options.json_file,
             {
                 "made": collect_environment(),
-                **settings,
+                "turns": options.rounds,
+                "prompt": options.prompt,
+                "new": options.new,
+                "threads": options.threads,
                 "config": MODEL_CONFIG.to_hf(),
                 "results": rows,
                 "all_turns": [asdict(measurement) for measurement in measurements],

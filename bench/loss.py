@@ -14,43 +14,47 @@ from common.options import parse_options
 
 DESCRIPTION = """Compare the loss paths: seconds and peak extra memory, forward and backward.
 
-The paths take turns, and each turn runs in its own process."""
+The paths alternate, and every measurement runs in its own process."""
+# Names of the dtypes in torch, which is imported late.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
-    """Run the command: the paths take turns, each turn in its own process."""
+    """Measure every loss path in each round, and print the medians.
+
+    With `--path`, which starts each of those processes, measure that path once in this process and
+    print the result as JSON.
+    """
     options = parse_options(LossOptions, sys.argv[1:], name="bench.loss", description=DESCRIPTION)
     if options.path:
-        print(json.dumps(_run_turn(options, options.path)))
+        print(json.dumps(_measure_path(options, options.path)))
         return
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     import torch
 
     from model.loss import available_loss_paths
 
     paths = available_loss_paths(getattr(torch, DTYPES[options.precision]))
     results: dict[str, list[dict[str, float]]] = {path: [] for path in paths}
-    for _ in range(options.turns):
-        for path, turns in results.items():
+    for _ in range(options.rounds):
+        for path in paths:
             command = [sys.executable, "-m", "bench.loss", *sys.argv[1:], "--path", path]
-            turns.append(
-                json.loads(
-                    subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                )
-            )
+            process = subprocess.run(command, capture_output=True, text=True, check=True)
+            results[path].append(json.loads(process.stdout))
     print(
         f"{options.tokens} tokens, {options.hidden} wide, vocabulary {options.vocabulary}, "
         f"{options.precision}; {collect_environment()['platform']}"
     )
-    for path, turns in results.items():
-        seconds, memory = (
-            statistics.median(turn[key] for turn in turns) for key in ("seconds", "memory")
-        )
-        print(f"{path:8}  {seconds:6.2f} s  {memory / 1e6:8,.0f} MB more than the inputs")
+    for name, measurements in results.items():
+        seconds = statistics.median(measurement["seconds"] for measurement in measurements)
+        memory = statistics.median(measurement["memory"] for measurement in measurements)
+        print(f"{name:8}  {seconds:6.2f} s  {memory / 1e6:8,.0f} MB more than the inputs")
 
 
-def _run_turn(options: LossOptions, path: Literal["full", "chunked", "torch"]) -> dict[str, float]:
-    """Time one path in this process: the fastest of three passes, and the memory they added."""
+def _measure_path(
+    options: LossOptions, path: Literal["full", "chunked", "torch"]
+) -> dict[str, float]:
+    """Return the `seconds` of the fastest of three passes, and the bytes of `memory` they added."""
     import torch
 
     from model.loss import linear_cross_entropy
@@ -59,9 +63,9 @@ def _run_turn(options: LossOptions, path: Literal["full", "chunked", "torch"]) -
     dtype = getattr(torch, DTYPES[options.precision])
     peak_bytes = torch.cuda.max_memory_allocated if device.type == "cuda" else peak_memory_bytes
     hidden = torch.randn(options.tokens, options.hidden, device=device).requires_grad_()
-    weight = (
-        torch.randn(options.vocabulary, options.hidden, device=device) * 0.02
-    ).requires_grad_()
+    # 0.02 is the usual standard deviation of initial weights.
+    weight = torch.randn(options.vocabulary, options.hidden, device=device) * 0.02
+    weight.requires_grad_()
     targets = torch.randint(options.vocabulary, (options.tokens,), device=device)
     bytes_before = peak_bytes()
     seconds = []

@@ -10,30 +10,32 @@ from bench.decoders import DECODERS
 from common.machine import num_cores
 from common.options import CliSuppress, CommaSeparated, Options, OutputFile
 
-# Steps of a turn that are not timed: until then a process writes to memory that it has never used,
-# at up to half a second of system time a step.
+# First steps of a process that are not timed: until then it writes to memory that it has never
+# used, at up to half a second of system time a step.
 NUM_WARMUP_STEPS = 3
 
 
-class TurnOptions(Options):
-    """Options of the benchmarks whose contenders take turns, each turn in its own process."""
+class RoundOptions(Options):
+    """Options of the benchmarks that measure their contenders in alternating rounds."""
 
-    turns: int = Field(3, ge=1, description="turns of each contender")
+    rounds: int = Field(
+        3, ge=1, alias="turns", description="rounds; each contender is measured once in each"
+    )
     threads: int = Field(
         default_factory=num_cores, ge=1, description="threads of a process, by default all cores"
     )
     json_file: OutputFile | None = Field(
-        None, alias="json", description="also write the figures and every turn to this file"
+        None, alias="json", description="also write the figures and every round to this file"
     )
 
 
-class TrainSpeedOptions(TurnOptions):
+class TrainSpeedOptions(RoundOptions):
     """Options of `python -m bench.train`."""
 
     steps: int = Field(
         7,
         gt=NUM_WARMUP_STEPS,
-        description=f"steps of a turn; the first {NUM_WARMUP_STEPS} are not timed",
+        description=f"steps of a round; the first {NUM_WARMUP_STEPS} are not timed",
     )
     rows: int = Field(8, ge=1, description="rows of a batch")
     length: int = Field(512, ge=1, description="tokens of a row")
@@ -41,12 +43,12 @@ class TrainSpeedOptions(TurnOptions):
         ("babyllama", "transformers", "litgpt"),
         description=f"in this order, separated by commas, of {', '.join(CONTENDERS)}",
     )
-    # The process of one turn.
-    turn: CliSuppress[str | None] = None
-    turn_folder: CliSuppress[Path] = Path()
+    # Set in a process that measures one contender once, on the files of the parent process.
+    only_contender: CliSuppress[str | None] = None
+    task_folder: CliSuppress[Path] = Path()
 
 
-class GenerateSpeedOptions(TurnOptions):
+class GenerateSpeedOptions(RoundOptions):
     """Options of `python -m bench.generate`."""
 
     prompt: int = Field(64, ge=1, description="tokens of the longest prompt")
@@ -54,31 +56,33 @@ class GenerateSpeedOptions(TurnOptions):
     contenders: Annotated[tuple[str, ...], CommaSeparated] = Field(
         tuple(DECODERS), description="some of these, separated by commas"
     )
-    # The process of one turn.
-    turn: CliSuppress[int | None] = None
-    turn_folder: CliSuppress[Path] = Path()
+    # Set in a process that measures one item of ENTRANTS once, on the files of the parent process.
+    only_entrant: CliSuppress[int | None] = None
+    task_folder: CliSuppress[Path] = Path()
 
 
-class SftSpeedOptions(TurnOptions):
+class SftSpeedOptions(RoundOptions):
     """Options of `python -m bench.sft`."""
 
     data: Path = Field(description="a prepared shard set of summaries or conversations")
     length: int = Field(512, ge=2, description="positions of a packed row")
     records: int = Field(64, ge=1, description="records of a step")
-    steps: int = Field(4, ge=2, description="steps of a turn; the first is not timed")
-    # The process of one turn.
-    turn: CliSuppress[Literal["packed", "naive"] | None] = None
+    steps: int = Field(4, ge=2, description="steps of a round; the first is not timed")
+    # Set in a process that measures one method once.
+    only_method: CliSuppress[Literal["packed", "naive"] | None] = None
 
 
 class LossOptions(Options):
     """Options of `python -m bench.loss`."""
 
     tokens: int = Field(4096, ge=1, description="positions with a loss")
-    hidden: int = Field(256, ge=1, description="width")
-    vocabulary: int = Field(65_000, ge=1, description="ids")
+    hidden: int = Field(256, ge=1, description="size of a hidden state")
+    vocabulary: int = Field(65_000, ge=1, description="vocabulary size")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="type that the head is computed in"
+        "fp32", description="number format in which the LM head is computed"
     )
-    turns: int = Field(3, ge=1, description="processes of each path, in turns")
-    # The process of one turn.
+    rounds: int = Field(
+        3, ge=1, alias="turns", description="rounds; each path is measured once in each"
+    )
+    # Set in a process that measures one loss path once.
     path: CliSuppress[Literal["full", "chunked", "torch"] | None] = None

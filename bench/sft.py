@@ -11,8 +11,8 @@ DESCRIPTION = """Compare fine-tuning speed: packed rows with the loss on answers
   packed   several examples in a row, attention within each, loss at the targets only
   naive    one example in a row, padded to the longest of its batch, logits and loss everywhere
 
-Both train babyllama-43m with AdamW on the same records in the same steps. Each turn is a process of
-its own, and they take turns, A B A B ...: only ratios within one run count."""
+Both train babyllama-43m with AdamW on the same records in the same steps. Every measurement is a
+process of its own, and the methods alternate, A B A B ...: only ratios within one run count."""
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     options = parse_options(
         SftSpeedOptions, sys.argv[1:], name="bench.sft", description=DESCRIPTION
     )
-    # Imported late, so that `--help` and wrong options do not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from bench.sft_speed import compare_packing
 
     compare_packing(options)

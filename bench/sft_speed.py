@@ -1,4 +1,4 @@
-"""Fine-tuning speed of packed rows and of padded ones, in turns of separate processes."""
+"""Fine-tuning speed of packed rows and of padded ones, in rounds of separate processes."""
 
 import json
 import statistics
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.options import SftSpeedOptions
-from bench.turns import run_turns
+from bench.rounds import run_rounds
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment, peak_memory_bytes
@@ -32,26 +32,34 @@ PACKED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class SftTurn:
-    """The measurement of one process, without the first step, which includes the warm-up."""
+class SftRound:
+    """The measurement of one method in one round, which is one process."""
 
     way: str
+    """The method, one of METHODS."""
     records_per_second: float
+    """Speed of the median step, the first one excluded: it includes the warm-up."""
     scored: int
+    """Number of positions with a loss, in all steps together."""
     peak_bytes: int
+    """Peak resident set size of the process."""
 
 
 def packed_losses(
     model: Llama, examples: Examples, records: list[int], length: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yield the summed loss and the number of targets of each packed micro-batch of a step."""
+    """Yield the summed loss and the number of targets of each packed micro-batch of a step.
+
+    `records` are the indices of the examples of the step. A row of `length` positions holds several
+    of them, and the loss is on their answers alone.
+    """
     rows = pack_best_fit(examples.lengths(0)[records], length)
     for start in range(0, len(rows), PACKED_ROWS):
-        packed = [
-            [examples.example(records[index], 0) for index in row]
-            for row in rows[start : start + PACKED_ROWS]
-        ]
-        batch = collate(packed, length)
+        micro_batch_rows = rows[start : start + PACKED_ROWS]
+        batch = collate(
+            [[examples.example(records[index], 0) for index in row] for row in micro_batch_rows],
+            length,
+        )
         loss = model(
             batch.ids,
             batch.targets,
@@ -67,105 +75,121 @@ def naive_losses(
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield the summed loss and the number of targets of each padded micro-batch of a step.
 
-    A row holds one record, and the loss is on all of its tokens.
+    A row holds one record, and the loss is on all of its tokens. `length` is unused: rows are
+    padded to the longest of their micro-batch.
     """
     for start in range(0, len(records), PADDED_ROWS):
         sequences = [
             torch.from_numpy(examples.example(record, 0)[0])
             for record in records[start : start + PADDED_ROWS]
         ]
-        # -100 is the index that the loss ignores; the model reads id 0 in its place.
+        # -100 is the target that F.cross_entropy ignores; the model reads id 0 in its place. No
+        # mask is needed, because padding on the right is after all that causal attention sees.
         ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)
         logits = model(ids[:, :-1].clamp_min(0))
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
         yield loss, int((ids[:, 1:] >= 0).sum())
 
 
-def run_turn(
-    method: str, data: Path, length: int, steps: int, records: int, threads: int
-) -> SftTurn:
-    """Train for `steps` steps of `records` records in this process.
+def run_round(
+    method: str, data: Path, length: int, steps: int, records_per_step: int, threads: int
+) -> SftRound:
+    """Train for `steps` steps in this process, on new records in each, and return the figures.
 
     Raises UserError if `data` has too few records that fit a row.
     """
     torch.set_num_threads(threads)
     shards = ShardSet.open(data)
     tokenizer = shards.load_tokenizer()
-    examples = shards.kind.examples(shards.load_split("train"), length, tokenizer, Template(), 0)
+    examples = shards.kind.examples(
+        shards.load_split("train"), length, tokenizer, Template(), seed=0
+    )
+    # `lengths` is 0 for an example that is left out because it does not fit a row.
     fitting = np.flatnonzero(examples.lengths(0))
-    if len(fitting) < steps * records:
+    if len(fitting) < steps * records_per_step:
         raise UserError(
-            f"--data {data}: has {len(fitting)} records that fit a row, "
-            f"{steps * records} are needed; lower --steps or --records"
+            f"--data {data}: {len(fitting)} records fit a row, "
+            f"{steps * records_per_step} are needed; lower --steps or --records"
         )
     order = np.random.default_rng(0).permutation(fitting).tolist()
-    model = Llama(
-        config_from_preset("babyllama-43m", vocab_size=tokenizer.vocab_size)
-    ).init_weights(0)
+    config = config_from_preset("babyllama-43m", vocab_size=tokenizer.vocab_size)
+    model = Llama(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    losses: Callable[..., Iterator[tuple[Tensor, int]]] = (
+    micro_batch_losses: Callable[..., Iterator[tuple[Tensor, int]]] = (
         packed_losses if method == "packed" else naive_losses
     )
     seconds = []
     num_targets = 0
     for step in range(steps):
         start = time.perf_counter()
-        step_records = order[step * records : (step + 1) * records]
-        for loss, count in losses(model, examples, step_records, length):
+        step_records = order[step * records_per_step : (step + 1) * records_per_step]
+        for loss, num_micro_batch_targets in micro_batch_losses(
+            model, examples, step_records, length
+        ):
             # Any constant keeps the summed loss in range; the time does not depend on it.
             (loss / 1000).backward()
-            num_targets += count
+            num_targets += num_micro_batch_targets
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
-    return SftTurn(
-        method, records / statistics.median(seconds[1:]), num_targets, peak_memory_bytes()
+    return SftRound(
+        way=method,
+        records_per_second=records_per_step / statistics.median(seconds[1:]),
+        scored=num_targets,
+        peak_bytes=peak_memory_bytes(),
     )
 
 
 def compare_packing(options: SftSpeedOptions) -> None:
-    """Run both methods in turns, print the comparison, and write the `--json` file.
+    """Measure both methods in rounds, print the comparison, and write the `--json` file.
 
-    With `--turn`, run one turn in this process and print its JSON.
+    With `--only_method`, which starts each of those processes, measure that method once in this
+    process and print the result as JSON.
     """
-    names = ("data", "length", "steps", "records", "threads")
-    if options.turn:
-        turn = run_turn(options.turn, *(getattr(options, name) for name in names))
-        print(json.dumps(asdict(turn)))
+    if options.only_method:
+        one_round = run_round(
+            options.only_method,
+            options.data,
+            options.length,
+            options.steps,
+            options.records,
+            options.threads,
+        )
+        print(json.dumps(asdict(one_round)))
         return
+    # A wrong --data is reported here, once, and not by each process.
     ShardSet.open(options.data)
-    arguments = [f"--{name}={getattr(options, name)}" for name in names]
-    commands = [(method, ["--turn", method, *arguments]) for method in METHODS]
-    turns = [
-        SftTurn(**each) for each in run_turns("bench.sft", commands, options.turns, options.threads)
+    shared_arguments = [
+        f"--{name}={getattr(options, name)}"
+        for name in ("data", "length", "steps", "records", "threads")
     ]
-    speeds = {
-        method: [turn.records_per_second for turn in turns if turn.way == method]
-        for method in METHODS
-    }
-    peaks = {
-        method: max(turn.peak_bytes for turn in turns if turn.way == method) for method in METHODS
-    }
+    commands = [(method, [f"--only_method={method}", *shared_arguments]) for method in METHODS]
+    results = run_rounds("bench.sft", commands, rounds=options.rounds, threads=options.threads)
+    rounds = [SftRound(**fields) for fields in results]
+    speeds: dict[str, list[float]] = {method: [] for method in METHODS}
+    peaks = dict.fromkeys(METHODS, 0)
+    for one_round in rounds:
+        speeds[one_round.way].append(one_round.records_per_second)
+        peaks[one_round.way] = max(peaks[one_round.way], one_round.peak_bytes)
     baseline_speed = statistics.median(speeds["naive"])
     print(f"{'':8}{'records/s':>10}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}")
-    for method, values in speeds.items():
-        spread = f"{min(values):.2f}-{max(values):.2f}"
-        speed = statistics.median(values)
+    for method, method_speeds in speeds.items():
+        spread = f"{min(method_speeds):.2f}-{max(method_speeds):.2f}"
+        speed = statistics.median(method_speeds)
         print(
             f"{method:8}{speed:10.2f}{spread:>18}{speed / baseline_speed:7.2f}"
             f"{peaks[method] / 1e6:9,.0f}"
         )
     if options.json_file:
-        settings = {
-            key: str(value)
-            for key, value in options.model_dump(exclude={"turn", "json_file"}).items()
-        }
+        settings = {"turns": str(options.rounds)}
+        for name in ("threads", "data", "length", "records", "steps"):
+            settings[name] = str(getattr(options, name))
         write_json(
             options.json_file,
             {
                 "made": collect_environment(),
                 "settings": settings,
-                "turns": [asdict(turn) for turn in turns],
+                "turns": [asdict(one_round) for one_round in rounds],
             },
         )

@@ -8,9 +8,9 @@ from common.options import parse_options
 
 DESCRIPTION = """Compare training speed and memory on a CPU with other projects.
 
-Each turn is a process of its own, and the contenders take turns, A B C A B C ..., because the speed
-of a machine drifts: only ratios within one run count. All start from the same weights file, see the
-same ids and must report the same losses; otherwise the comparison is refused."""
+Every measurement is a process of its own, and the contenders alternate, A B C A B C ..., because
+the speed of a machine drifts: only ratios within one run count. All start from the same weights
+file, see the same ids and must report the same losses; otherwise the comparison is refused."""
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     options = parse_options(
         TrainSpeedOptions, sys.argv[1:], name="bench.train", description=DESCRIPTION
     )
-    # Imported late, so that `--help` and wrong options do not wait for PyTorch.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from bench.train_speed import compare_training
 
     compare_training(options)

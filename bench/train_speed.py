@@ -1,4 +1,4 @@
-"""Training speed and memory of this project and others, in turns of separate processes."""
+"""Training speed and memory of this project and others, in rounds of separate processes."""
 
 import json
 import statistics
@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.contenders import CONTENDERS, TrainTask
 from bench.options import NUM_WARMUP_STEPS, TrainSpeedOptions
-from bench.turns import run_turns
+from bench.rounds import run_rounds
 from common.errors import UserError
 from common.files import write_json
 from common.machine import collect_environment, matmul_flops, peak_memory_bytes
@@ -22,13 +22,13 @@ from model.config import LlamaConfig, config_from_preset
 
 MODEL_CONFIG = config_from_preset("babyllama-43m", vocab_size=65_000)
 SEED = 1
-LOSS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = 1e-4  # largest difference of two contenders' losses at a step, in nats
 WEIGHTS_FILE, IDS_FILE = "weights.safetensors", "ids.npy"
 
 
 @dataclass(frozen=True)
-class TrainTurn:
-    """The measurement of one process."""
+class TrainRound:
+    """The measurement of one contender in one round, which is one process."""
 
     contender: str
     losses: list[float]
@@ -40,83 +40,109 @@ class TrainTurn:
     matmul_flops: float
     """Matmul rate of the machine after the steps, in FLOP/s."""
 
-    def tokens_per_second(self, tokens: int) -> float:
-        """Return the throughput of the median step, which has `tokens` tokens."""
-        return tokens / statistics.median(self.seconds[NUM_WARMUP_STEPS:])
+    def tokens_per_second(self, tokens_per_step: int) -> float:
+        """Return the throughput of the median step after the warm-up."""
+        return tokens_per_step / statistics.median(self.seconds[NUM_WARMUP_STEPS:])
 
 
 def write_task(folder: Path, config: LlamaConfig, steps: int, rows: int, length: int) -> None:
-    """Write the initial weights and the ids of all turns; low ids are frequent, as in text."""
+    """Write the weights and ids, int64[steps, rows, length + 1], that every process trains on.
+
+    Low ids are frequent, as they are in text.
+    """
     from safetensors.torch import save_file
 
     from model.llama import Llama
 
     save_file(Llama(config).init_weights(SEED).state_dict(), folder / WEIGHTS_FILE)
+    # The fourth power of uniform numbers in [0, 1) is dense near 0.
     skewed = np.random.default_rng(SEED).random((steps, rows, length + 1)) ** 4
-    np.save(folder / IDS_FILE, (skewed * config.vocab_size).astype(np.int64), allow_pickle=False)
+    ids = (skewed * config.vocab_size).astype(np.int64)
+    np.save(folder / IDS_FILE, ids, allow_pickle=False)
 
 
-def run_turn(contender: str, folder: Path, threads: int) -> TrainTurn:
-    """Train one contender in this process, on the files of `write_task`."""
+def run_round(contender: str, folder: Path, threads: int) -> TrainRound:
+    """Train one contender in this process, on the files of `write_task`, and return the figures."""
     import torch
 
     torch.set_num_threads(threads)
     ids = torch.from_numpy(np.load(folder / IDS_FILE, allow_pickle=False))
-    step = CONTENDERS[contender](TrainTask(MODEL_CONFIG, folder / WEIGHTS_FILE, ids.shape[2] - 1))
+    length = ids.shape[2] - 1
+    train_step = CONTENDERS[contender](TrainTask(MODEL_CONFIG, folder / WEIGHTS_FILE, length))
     losses, seconds = [], []
     for batch in ids:
         inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
         start = time.perf_counter()
-        losses.append(step(inputs, targets))
+        losses.append(train_step(inputs, targets))
         seconds.append(time.perf_counter() - start)
-    peak = peak_memory_bytes()
-    return TrainTurn(
-        contender, losses, seconds, peak, matmul_flops(torch.device("cpu"), torch.float32)
+    # Read before the matmul rate is measured, which allocates matrices of its own.
+    peak_bytes = peak_memory_bytes()
+    return TrainRound(
+        contender=contender,
+        losses=losses,
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        matmul_flops=matmul_flops(torch.device("cpu"), torch.float32),
     )
 
 
-def check_equal_losses(turns: list[TrainTurn]) -> None:
-    """Raise UserError if the losses of the turns differ at any step."""
-    for step, losses in enumerate(zip(*(turn.losses for turn in turns), strict=True), start=1):
-        # `not … <` also rejects NaN.
+def check_equal_losses(rounds: list[TrainRound]) -> None:
+    """Raise UserError unless the losses of all rounds agree, within LOSS_TOLERANCE, at every step.
+
+    Equal first losses show that the forward passes agree, equal later ones that the gradients and
+    updates do.
+    """
+    losses_by_step = zip(*(one_round.losses for one_round in rounds), strict=True)
+    for step, losses in enumerate(losses_by_step, start=1):
+        # A comparison with NaN is false, so `not … <` also rejects a loss that is NaN.
         if not np.ptp(losses) < LOSS_TOLERANCE:
             values = ", ".join(
-                f"{turn.contender} {loss:.6f}" for turn, loss in zip(turns, losses, strict=True)
+                f"{one_round.contender} {loss:.6f}"
+                for one_round, loss in zip(rounds, losses, strict=True)
             )
             raise UserError(
                 f"the losses of step {step} differ, so the speeds cannot be compared: {values}"
             )
 
 
-def summarize(turns: list[TrainTurn], tokens: int, flops_per_token: float) -> list[dict[str, Any]]:
-    """Return a row per contender in the order of their first turns, with ratios to the first."""
-    rate = statistics.median(turn.matmul_flops for turn in turns)
+def summarize(
+    rounds: list[TrainRound], tokens_per_step: int, flops_per_token: float
+) -> list[dict[str, Any]]:
+    """Return a table row per contender, in the order of the first round.
+
+    `ratio` is the speed over that of the first contender; `matmul_share` is the share of the
+    machine's matmul rate that the speed amounts to.
+    """
+    matmul_rate = statistics.median(one_round.matmul_flops for one_round in rounds)
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys(turn.contender for turn in turns):
-        contender_turns = [turn for turn in turns if turn.contender == name]
-        speeds = [turn.tokens_per_second(tokens) for turn in contender_turns]
+    for name in dict.fromkeys(one_round.contender for one_round in rounds):
+        contender_rounds = [one_round for one_round in rounds if one_round.contender == name]
+        speeds = [one_round.tokens_per_second(tokens_per_step) for one_round in contender_rounds]
         speed = statistics.median(speeds)
+        first_speed = rows[0]["tokens_per_second"] if rows else speed
         rows.append(
             {
                 "contender": name,
                 "tokens_per_second": speed,
                 "slowest": min(speeds),
                 "fastest": max(speeds),
-                "ratio": speed / (rows[0]["tokens_per_second"] if rows else speed),
-                "peak_bytes": max(turn.peak_bytes for turn in contender_turns),
-                "matmul_share": speed * flops_per_token / rate,
+                "ratio": speed / first_speed,
+                "peak_bytes": max(one_round.peak_bytes for one_round in contender_rounds),
+                "matmul_share": speed * flops_per_token / matmul_rate,
             }
         )
     return rows
 
 
 def print_comparison(
-    rows: list[dict[str, Any]], turns: list[TrainTurn], flops_per_token: float
+    rows: list[dict[str, Any]], rounds: list[TrainRound], flops_per_token: float
 ) -> None:
-    """Print the losses and a table of the rows."""
-    print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in turns[0].losses)}")
-    rate = statistics.median(turn.matmul_flops for turn in turns)
-    print(f"matmul rate {rate / 1e9:.0f} GFLOP/s; {flops_per_token / 1e6:.1f} MFLOP per token")
+    """Print the losses, which all contenders share, and the table of `summarize`."""
+    print(f"losses, equal for all: {' '.join(f'{loss:.4f}' for loss in rounds[0].losses)}")
+    matmul_rate = statistics.median(one_round.matmul_flops for one_round in rounds)
+    print(
+        f"matmul rate {matmul_rate / 1e9:.0f} GFLOP/s; {flops_per_token / 1e6:.1f} MFLOP per token"
+    )
     print(
         f"{'':16}{'tokens/s':>9}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}"
         f"{'of matmul rate':>16}"
@@ -134,9 +160,10 @@ def check_contenders(names: Sequence[str]) -> None:
     for name in names:
         if name not in CONTENDERS:
             raise UserError(
-                f"--contenders {name}: there is no such contender; "
-                f"there are {', '.join(CONTENDERS)}"
+                f"--contenders {name}: unknown contender; the contenders are "
+                f"{', '.join(CONTENDERS)}"
             )
+        # A contender has the name of its package, and a suffix if it is compiled.
         package = name.removesuffix("-compiled")
         if name != "babyllama" and find_spec(package) is None:
             raise UserError(
@@ -146,41 +173,42 @@ def check_contenders(names: Sequence[str]) -> None:
 
 
 def compare_training(options: TrainSpeedOptions) -> None:
-    """Run the contenders in turns, print the comparison, and write the `--json` file.
+    """Measure the contenders in rounds, print the comparison, and write the `--json` file.
 
-    With `--turn`, run one turn in this process and print its JSON.
+    With `--only_contender`, which starts each of those processes, measure that contender once in
+    this process and print the result as JSON.
     """
-    if options.turn:
-        turn = run_turn(options.turn, options.turn_folder, options.threads)
-        print(json.dumps(asdict(turn)))
+    if options.only_contender:
+        one_round = run_round(options.only_contender, options.task_folder, options.threads)
+        print(json.dumps(asdict(one_round)))
         return
     check_contenders(options.contenders)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_task(folder, MODEL_CONFIG, options.steps, options.rows, options.length)
+        shared_arguments = [f"--task_folder={folder}", f"--threads={options.threads}"]
         commands = [
-            (name, ["--turn", name, f"--turn_folder={folder}", f"--threads={options.threads}"])
-            for name in options.contenders
+            (name, [f"--only_contender={name}", *shared_arguments]) for name in options.contenders
         ]
-        turns = [
-            TrainTurn(**each)
-            for each in run_turns("bench.train", commands, options.turns, options.threads)
-        ]
-    check_equal_losses(turns)
-    flops = MODEL_CONFIG.flops_per_token(options.length)
-    rows = summarize(turns, options.rows * options.length, flops)
-    print_comparison(rows, turns, flops)
+        results = run_rounds(
+            "bench.train", commands, rounds=options.rounds, threads=options.threads
+        )
+    rounds = [TrainRound(**fields) for fields in results]
+    check_equal_losses(rounds)
+    flops_per_token = MODEL_CONFIG.flops_per_token(options.length)
+    rows = summarize(rounds, options.rows * options.length, flops_per_token)
+    print_comparison(rows, rounds, flops_per_token)
     if options.json_file:
-        settings = {
-            name: getattr(options, name) for name in ("turns", "steps", "rows", "length", "threads")
-        }
-        metadata = {
-            "made": collect_environment(),
-            **settings,
-            "config": MODEL_CONFIG.to_hf(),
-            "flops_per_token": flops,
-        }
+        settings = {name: getattr(options, name) for name in ("steps", "rows", "length", "threads")}
         write_json(
             options.json_file,
-            {**metadata, "results": rows, "all_turns": [asdict(turn) for turn in turns]},
+            {
+                "made": collect_environment(),
+                "turns": options.rounds,
+                **settings,
+                "config": MODEL_CONFIG.to_hf(),
+                "flops_per_token": flops_per_token,
+                "results": rows,
+                "all_turns": [asdict(one_round) for one_round in rounds],
+            },
         )

@@ -16,8 +16,9 @@ def main() -> None:
 
 
 def _run_chat() -> None:
+    """Load the model, set the reference if an option gives one, and talk until the user quits."""
     options = parse_chat_options(sys.argv[1:])
-    # Imported late because of PyTorch, which `--help` and a wrong option need not wait for.
+    # Imported here so that --help and invalid options answer without loading PyTorch.
     from chat import load_model
     from chat.terminal import references
     from chat.terminal.repl import Repl
@@ -36,7 +37,7 @@ def _run_chat() -> None:
         console.write_note(hint)
     session = Session(loaded_model, options.to_sampling(), options.max_new_tokens, options.seed)
     if options.reference is not None:
-        references.set_reference_text(session, console, options.reference)
+        references.start_conversation_about(session, console, options.reference)
     elif options.reference_file is not None:
         references.load_reference_file(session, console, options.reference_file)
     elif options.wikipedia is not None:

@@ -1,8 +1,8 @@
 """Chinese error messages of the chat and the server.
 
-Chat raises `ChatError` for what it detects itself. Shared code reports errors in English:
-`translate_errors` puts a message of this catalogue in front of them and keeps the English text as
-details (详情), for those who look for the cause.
+The chat raises `ChatError` for errors that it detects itself. Shared code reports errors in
+English: `translate_errors` puts a message of this catalog in front of them and keeps the English
+text as details (详情), for those who look for the cause.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ CHECKPOINT_UNUSABLE = (
 CHECKPOINT_UNREADABLE = (
     "无法加载 {folder} 中的模型：文件已损坏或互不匹配，请换一个模型，或重新训练、导出"
 )
-# Quantization is not advised: it starts from the full weights, which have to fit first.
+# --quantize is not suggested here: it starts from the full weights, which have to fit first.
 MODEL_TOO_LARGE = (
     "内存或显存装不下这个模型：请换小一些的模型，或关闭其他程序；显存不足时可改用 --device cpu"
 )
@@ -38,15 +38,15 @@ _MAX_DETAIL_CHARACTERS = 500
 
 
 class ChatError(UserError):
-    """An error that the user can mend: one line in Chinese that says how."""
+    """An error that the user can fix; its message is one line in Chinese that says how."""
 
 
 class ConsoleError(ChatError):
-    """Input or output is gone for good; the chat has to end."""
+    """Input or output has failed for good, for example with the terminal; the chat has to end."""
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return the reason for an OSError in Chinese; for rare ones in the system's own words."""
+    """Return the reason for an OSError in Chinese, or for rare ones as the system words it."""
     known_error = DISK_ERRORS.get(error.errno or 0)
     if known_error is not None:
         return known_error.chinese
@@ -59,7 +59,7 @@ def translate_errors(message: str, memory_message: str = OUT_OF_MEMORY) -> Itera
 
     The line begins with `memory_message` if memory ran out, with `PERMISSION_DENIED` if the system
     refused access, and with `message` for other UserErrors and disk errors. A ChatError passes
-    unchanged, and so does everything else: that is a bug and keeps its traceback.
+    unchanged. So does any other exception, which is a bug and keeps its traceback.
     """
     try:
         yield
@@ -69,7 +69,7 @@ def translate_errors(message: str, memory_message: str = OUT_OF_MEMORY) -> Itera
         if _is_out_of_memory(error):
             raise _chat_error(memory_message, str(error) or type(error).__name__) from None
         details = str(error) if isinstance(error, UserError) else describe_disk_error(error)
-        if details is None:
+        if details is None:  # neither a UserError nor a disk error: a bug
             raise
         if _find_errno(error) in (errno.EACCES, errno.EPERM):
             message = PERMISSION_DENIED
@@ -77,6 +77,7 @@ def translate_errors(message: str, memory_message: str = OUT_OF_MEMORY) -> Itera
 
 
 def _chat_error(message: str, details: str) -> ChatError:
+    """Return a ChatError of one line, its details cut to _MAX_DETAIL_CHARACTERS."""
     details = "; ".join(details.splitlines())
     if len(details) > _MAX_DETAIL_CHARACTERS:
         details = details[:_MAX_DETAIL_CHARACTERS] + "…"
@@ -84,20 +85,22 @@ def _chat_error(message: str, details: str) -> ChatError:
 
 
 def _find_errno(error: BaseException) -> int | None:
-    """Return the errno of `error`, or of the error that it was raised for."""
+    """Return the errno of `error`, or of the error that was handled when it was raised."""
     if error.__context__ is None:
         return errno_of(error)
     return errno_of(error) or errno_of(error.__context__)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether `error` says that memory ran out, on the CPU or the GPU."""
     if isinstance(error, MemoryError | InsufficientMemoryError):
         return True
     if _find_errno(error) == errno.ENOMEM:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    import torch  # imported late: a wrong option need not wait for it
+    # Imported here so that an invalid option is reported without loading PyTorch.
+    import torch
 
     # PyTorch has an exception for GPU memory only; on a CPU the message names the allocator.
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -34,13 +34,14 @@ class LoadedModel:
     model: Llama
     tokenizer: Tokenizer
     template: Template
-    context_length: int  # most ids of a prompt and its answer together
-    is_chat_tuned: bool  # the checkpoint names a template: it was fine-tuned on conversations
-    remaining_steps: locate.RemainingSteps | None = None  # if its training was stopped early
+    context_length: int  # maximum number of ids of a prompt and its answer together
+    is_chat_tuned: bool  # whether the checkpoint has a chat template, which fine-tuning writes
+    remaining_steps: locate.RemainingSteps | None = None  # if its training is unfinished
 
     @property
     def description(self) -> str:
         """One line in Chinese: folder, size, context, device, precision, unfinished training."""
+        # The norms stay in floating point when the matrices are quantized.
         weight = self.model.model.norm.weight
         precision: str = next(name for name, dtype in DTYPES.items() if dtype == weight.dtype)
         if isinstance(self.model.lm_head, Int8Linear):
@@ -65,9 +66,9 @@ def resolve_chat_device(name: str) -> torch.device:
 
 
 def find_default_run(runs: Path = run_layout.RUNS_DIR) -> Path:
-    """Return the newest fine-tuned run, or the newest of all if none is fine-tuned.
+    """Return the newest fine-tuned run in `runs`, or the newest of all if none is fine-tuned.
 
-    Raises ChatError if there is no run with a checkpoint.
+    Raises ChatError if no run has a checkpoint.
     """
     newest = locate.find_newest_run(runs, _is_fine_tuned) or locate.find_newest_run(runs)
     if newest is None:
@@ -79,12 +80,16 @@ def find_default_run(runs: Path = run_layout.RUNS_DIR) -> Path:
 
 
 def _is_fine_tuned(run: Path) -> bool:
+    """Return whether the newest checkpoint of a run has a template, which fine-tuning writes."""
     newest_step = run_layout.list_steps(run)[-1]
     return _has_template(run_layout.step_folder(run, newest_step))
 
 
 def capability_hint(loaded: LoadedModel) -> str | None:
-    """Return a line in Chinese for a model that was not trained to converse, else None."""
+    """Return a line in Chinese that says what a model cannot do if it was not trained to converse.
+
+    Returns None if it was, or if its training data is unknown.
+    """
     if not loaded.is_chat_tuned:
         return (
             "提示：这个模型没有对话模板，应该只做过预训练，只会续写，不会回答问题；"
@@ -94,8 +99,10 @@ def capability_hint(loaded: LoadedModel) -> str | None:
         shard_sets = load_run_shard_sets(loaded.folder)
     except UserError:
         return None  # an export, or a run whose data is gone: nothing is known about its training
+    # Text that is replayed during fine-tuning does not teach a model to converse.
     hints = [shards.kind.chat_hint for shards in shard_sets if not shards.kind.is_text]
-    return next(iter(hints), None) if all(hints) else None
+    # A kind without a hint is conversations: one such set is enough.
+    return hints[0] if hints and all(hints) else None
 
 
 def load_chat_model(
@@ -103,8 +110,9 @@ def load_chat_model(
 ) -> LoadedModel:
     """Load the checkpoint that `path` stands for (`locate.resolve_checkpoint`) onto `device`.
 
-    With `quantize` "int8" the weights are quantized. Raises ChatError if the checkpoint cannot be
-    used. Prints a line on stderr for every damaged checkpoint of a run that is skipped.
+    With `quantize` "int8" the weights are quantized, else `precision` is their format. Raises
+    ChatError if the checkpoint cannot be used. Prints a line on stderr for every damaged checkpoint
+    of a run that is skipped.
     """
     if (suggested_run := locate.suggest_run(path)) is not None:
         raise ChatError(f"找不到 {path}：是不是 {suggested_run}？")
@@ -121,9 +129,9 @@ def load_chat_model(
         model,
         tokenizer,
         template,
-        model.trained_context,
-        _has_template(folder),
-        locate.find_remaining_steps(path, folder),
+        context_length=model.trained_context,
+        is_chat_tuned=_has_template(folder),
+        remaining_steps=locate.find_remaining_steps(path, folder),
     )
 
 

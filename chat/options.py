@@ -21,16 +21,23 @@ _SETTINGS_BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 def integer_between(minimum: int, maximum: int = 1 << 62) -> BeforeValidator:
-    """Return a validator of integers in a closed range that raises ValueError in Chinese."""
+    """Return a validator of integers in a closed range that raises ValueError in Chinese.
+
+    `minimum` must not be negative: only decimal digits are accepted.
+    """
 
     def check(value: Any) -> int:
         text = str(value)
+        is_too_large = False
+        number = -1  # below every minimum: not an integer
         try:
-            number = int(text) if text.isdecimal() else minimum - 1
+            if text.isdecimal():
+                number = int(text)
+                is_too_large = number > maximum
         except ValueError:  # int() refuses thousands of digits
-            number = maximum + 1
-        if not minimum <= number <= maximum:
-            expected = f"不大于 {maximum}" if number > maximum else f"不小于 {minimum}"
+            is_too_large = True
+        if is_too_large or number < minimum:
+            expected = f"不大于 {maximum}" if is_too_large else f"不小于 {minimum}"
             raise ValueError(f"应为{expected} 的整数，而不是 {text[:40]}")
         return number
 
@@ -38,7 +45,10 @@ def integer_between(minimum: int, maximum: int = 1 << 62) -> BeforeValidator:
 
 
 def _decode_argument(value: Any) -> Any:
-    """Return an argument as text; bytes that are not UTF-8 are replaced, as in console input."""
+    """Return an argument as text; bytes that are not UTF-8 are replaced, as in console input.
+
+    Python decodes such bytes of the command line to lone surrogates, which no encoder accepts.
+    """
     return os.fsencode(value).decode("utf-8", "replace") if isinstance(value, str) else value
 
 
@@ -47,6 +57,7 @@ Text = Annotated[str, BeforeValidator(_decode_argument)]
 
 
 def _setting_field(name: str) -> Any:
+    """Return the field of an option with the default and the help of the setting `name`."""
     setting = _SETTINGS_BY_NAME[name]
     return Field(setting.default, description=f"{setting.help_zh}\n{setting.help_en}")
 
@@ -111,7 +122,7 @@ class ChatOptions(SamplingOptions, ModelOptions):
     )
     max_new_tokens: Count = Field(
         DEFAULT_MAX_NEW_TOKENS,
-        description="每个回答最多多少个词元\nmaximum number of tokens of an answer",
+        description="每个回答的最大词元数\nmaximum number of tokens of an answer",
     )
     seed: Annotated[int, integer_between(0)] = Field(
         0, description="随机种子；第 n 个回答用种子加 n-1\nrandom seed; answer n uses seed + n-1"
@@ -129,11 +140,11 @@ class ChatOptions(SamplingOptions, ModelOptions):
 def parse_bilingual_options(
     schema: type[T], arguments: Sequence[str], *, name: str, description: str
 ) -> T:
-    """Return the options of a chat command; raises ChatError with all mistakes in one line."""
+    """Return the options of a chat command. Raises ChatError with all invalid ones in one line."""
     with translate_errors(INVALID_OPTIONS):
         return parse_options(schema, arguments, name=name, description=description)
 
 
 def parse_chat_options(arguments: Sequence[str]) -> ChatOptions:
-    """Return the options of `python -m chat`; raises ChatError for mistakes."""
+    """Return the options of `python -m chat`. Raises ChatError if any is invalid."""
     return parse_bilingual_options(ChatOptions, arguments, name="chat", description=DESCRIPTION)

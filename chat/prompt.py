@@ -19,11 +19,11 @@ class PromptTooLongError(Exception):
 
 @dataclass(frozen=True)
 class FittedPrompt:
-    """The ids of a prompt, and what had to be left out to fit them into the budget."""
+    """The ids of a prompt, and how much had to be left out to fit them into the budget."""
 
     ids: list[int]
-    num_dropped_turns: int  # oldest turns that are not in the prompt
-    num_reference_characters: int  # length of the beginning of the reference that is
+    num_dropped_turns: int  # number of oldest turns that are not in the prompt
+    num_reference_characters: int  # length of the beginning of the reference that is in the prompt
 
 
 def fit_prompt(
@@ -43,17 +43,22 @@ def fit_prompt(
     """
 
     def encode(num_turns: int, reference_length: int) -> list[int]:
+        # Not turns[-num_turns:], which would be all turns for 0.
         newest_turns = turns[len(turns) - num_turns :]
         visible_reference = reference[:reference_length]
         return template.encode_prompt(tokenizer, newest_turns, question, visible_reference)
 
     num_turns = _largest_fitting(
-        len(turns), prompt_budget, lambda n: len(encode(n, len(reference)))
+        len(turns),
+        prompt_budget,
+        lambda num_kept_turns: len(encode(num_kept_turns, len(reference))),
     )
     reference_length = len(reference)
     if num_turns == 0 and truncate_reference:
         reference_length = _largest_fitting(
-            len(reference), prompt_budget, lambda n: len(encode(0, n))
+            len(reference),
+            prompt_budget,
+            lambda num_characters: len(encode(0, num_characters)),
         )
     ids = encode(num_turns, reference_length)
     if len(ids) > prompt_budget:
@@ -62,7 +67,12 @@ def fit_prompt(
 
 
 def _largest_fitting(maximum: int, budget: int, num_tokens: Callable[[int], int]) -> int:
-    """Return the largest n from 0 to `maximum` with num_tokens(n) <= budget, or 0 if none fits."""
+    """Return the largest n from 0 to `maximum` with num_tokens(n) <= budget, or 0 if none fits.
+
+    A binary search, which assumes that `num_tokens` does not decrease.
+    """
     if num_tokens(maximum) <= budget:  # the usual case, at the price of one encoding
         return maximum
-    return max(0, bisect.bisect_right(range(maximum), budget, key=num_tokens) - 1)
+    # bisect_right returns the first n of the range that exceeds the budget.
+    first_exceeding = bisect.bisect_right(range(maximum), budget, key=num_tokens)
+    return max(0, first_exceeding - 1)

@@ -175,7 +175,7 @@ def test_unknown_make_variable_is_refused(folder: Path, word: str) -> None:
     lines = done.stderr.splitlines()
     assert (done.returncode, arguments, len(lines)) == (2, [], 1)
     assert f"unknown variable {word.partition('=')[0][:5]}" in lines[0]
-    assert "there are DATA BASE RUN CONFIG ARGS PYTHON VENV" in lines[0]
+    assert "the variables are DATA BASE RUN CONFIG ARGS PYTHON VENV" in lines[0]
     assert not (folder / "x").exists()
 
 

@@ -15,26 +15,26 @@ DESCRIPTION = """Check this project on a GPU: equality with the CPU first, then 
 
 Each check is a process, and its result is written when it ends. The same command continues an
 interrupted run with the checks that have no verdict. Exit status 1 if a check failed or timed out.
-With --train it trains and makes no check."""
+With --train it trains instead, and runs no check."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with a mistake as one line."""
+class _OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser that reports an invalid option in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """See `argparse.ArgumentParser.error`."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Parse the command line. Raises UserError for an invalid value."""
-    # Not common.options: its packages may be missing on the machine with the GPU.
-    parser = _Parser(prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False)
+    # common.options needs packages that may be missing on the machine with the GPU.
+    parser = _OneLineParser(prog="python -m bench.gpu", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="device; cpu runs the same list with small shapes, to test the code (default: auto)",
+        help="device; cpu runs the same list with small models, to test the code (default: auto)",
     )
     parser.add_argument(
         "--out", type=Path, default=OUT, help=f"folder of {JSON} and {PAGE} (default: %(default)s)"
@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
         "--work", type=Path, help="folder of runs and other large files (default: OUT-work)"
     )
     parser.add_argument(
-        "--minutes", type=float, help="start no check and train no further after so many minutes"
+        "--minutes", type=float, help="end after so many minutes, a running check included"
     )
     parser.add_argument(
         "--only",
@@ -51,12 +51,12 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="only these checks, also those that have a verdict",
     )
-    parser.add_argument("--list", action="store_true", help="print the checks and leave")
+    parser.add_argument("--list", action="store_true", help="print the checks, and run none")
     parser.add_argument(
         "--train",
         type=float,
         metavar="MINUTES",
-        help="pretrain, fine-tune and score for so many minutes; again: goes on",
+        help="pretrain, fine-tune and score for so many minutes; the same command continues",
     )
     parser.add_argument(
         "--data", default="sample", help="--train: text to pretrain on (default: sample)"
@@ -70,9 +70,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     for name in options.only or ():
         if name not in BY_NAME:
-            raise UserError(
-                f"--only {name}: there is no such check; see python -m bench.gpu --list"
-            )
+            raise UserError(f"--only {name}: unknown check; see python -m bench.gpu --list")
     for name in ("minutes", "train"):
         value = getattr(options, name)
         if value is not None and value <= 0:
@@ -81,8 +79,8 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the command."""
-    options = parse()
+    """Run the command. Returns the exit code: 1 if a check, or a command of --train, failed."""
+    options = parse_arguments()
     if options.list:
         for check in CHECKS:
             print(f"{check.name:22} {check.title}")
@@ -91,32 +89,39 @@ def main() -> int:
     work = (options.work or out.with_name(f"{out.name}-work")).resolve()
     work.parent.mkdir(parents=True, exist_ok=True)
     device = probe(options.device, work.parent)
-    shapes = ", small shapes" if device.kind == "cpu" else ""
-    print(f"{device.name}, torch {device.torch}{shapes}; results in {out}", flush=True)
+    size_note = ", small models" if device.kind == "cpu" else ""
+    print(f"{device.name}, torch {device.torch}{size_note}; results in {out}", flush=True)
     if options.train is not None:
         plan = Plan(
-            out / "train",
-            work.with_name(f"{work.name}-train"),
-            device.kind,
-            options.data,
-            options.tune,
+            out=out / "train",
+            work=work.with_name(f"{work.name}-train"),
+            device=device.kind,
+            data=options.data,
+            tune=options.tune,
         )
         return train_and_score(plan, options.train, keep_weights=options.keep_weights)
     runner = Runner(out, work, device)
-    if runner.results.put_aside:
-        print(f"what was there is of another device, torch or source: put aside as previous-{JSON}")
+    if runner.results.moved_previous:
+        print(
+            "the earlier results are of another device, torch or source: renamed to "
+            f"previous-{JSON} and previous-{PAGE}"
+        )
     checks = (
         [BY_NAME[name] for name in options.only] if options.only else runner.results.pending(CHECKS)
     )
-    left = runner.run(checks, options.minutes)
-    if left:
-        print(f"{len(left)} checks are left, {left[0]} first: the same command goes on with them")
-    bad = runner.results.bad
-    if bad:
+    unfinished = runner.run(checks, options.minutes)
+    if unfinished:
         print(
-            f"failed: {', '.join(bad)}; send {out / JSON} and {out / PAGE} (docs/gpu.md says how)"
+            f"{len(unfinished)} checks are left, {unfinished[0]} first: "
+            "the same command goes on with them"
         )
-    return int(bool(bad))
+    failures = runner.results.failures
+    if failures:
+        print(
+            f"failed: {', '.join(failures)}; send {out / JSON} and {out / PAGE} "
+            "(docs/gpu.md says how)"
+        )
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The list of checks, the most important first. Does not import torch: `--list` is immediate."""
+"""The list of checks, the most important first. It does not import torch: `--list` is quick."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check: its function, and its time limit on a GPU."""
+    """A check: its function, its time limit, and whether it can run on a CPU."""
 
     name: str
     title: str
@@ -13,13 +13,13 @@ class Check:
     """`module:function` below `bench.gpu`; called with a `Context` and `arguments`."""
     arguments: tuple[str, ...] = ()
     timeout: int = 120
-    """Seconds."""
+    """Time limit in seconds, on any device."""
     cpu_reason: str = ""
-    """Reason to skip the check on a CPU; empty if it runs there with small shapes."""
+    """Reason to skip the check on a CPU; empty if it runs there with small models."""
 
 
-COMPILER = "a CPU's compiler makes C++, which says nothing of a GPU's kernels"
-ALLOCATOR = "a cap of memory belongs to the allocator of CUDA, a CPU has none"
+COMPILER = "a CPU's compiler emits C++, which says nothing about a GPU's kernels"
+ALLOCATOR = "only the memory of the CUDA allocator can be limited, and a CPU has none"
 
 CHECKS = (
     # Equality first: the speed of a wrong model has no meaning.
@@ -116,7 +116,7 @@ CHECKS = (
     Check(
         "transformers-eager",
         "transformers' Llama beside this project's, training and decode, eager",
-        "peers:beside",
+        "peers:compare_with_transformers",
         ("eager",),
         300,
     ),
@@ -151,7 +151,7 @@ CHECKS = (
     Check(
         "transformers-compiled",
         "transformers' Llama beside this project's, training, compiled",
-        "peers:beside",
+        "peers:compare_with_transformers",
         ("compiled",),
         400,
         COMPILER,

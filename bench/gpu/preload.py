@@ -1,4 +1,4 @@
-"""Imports of the fork server of the checks; none may initialize CUDA, or no fork could use it."""
+"""Imports of the fork server of the checks. None may initialize CUDA: no fork could use it."""
 
 import contextlib
 import importlib

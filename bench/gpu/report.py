@@ -8,7 +8,7 @@ from common.files import write_json
 
 
 class NotRun(Exception):
-    """The check has no meaning on this machine; the message is the reason."""
+    """The check cannot run, or has no meaning, on this machine; the message is the reason."""
 
 
 class Report:
@@ -26,13 +26,16 @@ class Report:
     def compare(self, name: str, error: float, bound: float) -> None:
         """Record a measured error and its upper bound; NaN exceeds every bound."""
         passed = bool(error <= bound)
-        shown = error if math.isfinite(error) else str(error)
-        self.comparisons.append({"name": name, "error": shown, "bound": bound, "passed": passed})
+        # JSON has no number for NaN and infinity.
+        stored_error = error if math.isfinite(error) else str(error)
+        self.comparisons.append(
+            {"name": name, "error": stored_error, "bound": bound, "passed": passed}
+        )
         self._write()
 
     def require(self, name: str, condition: bool) -> None:
         """Record a condition that must hold, as an error of 0 or 1 with the bound 0."""
-        self.compare(name, 0.0 if condition else 1.0, 0.0)
+        self.compare(name, error=0.0 if condition else 1.0, bound=0.0)
 
     def figure(self, name: str, value: float | str, unit: str = "") -> None:
         """Record a measured value without a bound."""
@@ -40,7 +43,7 @@ class Report:
         self._write()
 
     def note(self, text: str) -> None:
-        """Record a sentence for the reader of the results."""
+        """Record a sentence for the reader of the results; a repeated one is stored once."""
         if text not in self.notes:
             self.notes.append(text)
             self._write()

@@ -1,9 +1,10 @@
 """Checks of whole runs of `train.pretrain`: resume, devices, torchrun, overflow, out of memory.
 
-The runs have the 3M shape and a few thousand generated tokens. A command is a fork of the process
-of the check, which has imported everything and not yet initialized CUDA.
+The runs train the 3M model on about 20,000 generated tokens. A command is a fork of the process of
+the check, which has imported everything and has not initialized CUDA.
 """
 
+import functools
 import importlib
 import multiprocessing
 import os
@@ -14,12 +15,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import train.monitoring.throughput
-from bench.gpu.context import ROOT, SMALL, Context
+from bench.gpu.context import ROOT, SMALL_CONFIG, Context
 from common import run_layout
 from common.errors import UserError, run_main
 from common.files import atomic_folder
@@ -37,59 +39,62 @@ from train.run.start import build_model
 from train.trainer import Trainer
 
 # Steps of a run, and steps between its checkpoints.
-STEPS, EVERY = 12, 4
+STEPS, CHECKPOINT_EVERY = 12, 4
 TOKENIZER = ROOT / "assets" / "tokenizer"
 # Bound of the relative difference of losses between devices, or with torchrun. The Newton-Schulz
 # iteration of Muon runs in bf16 and amplifies rounding errors.
-LOSSES = 0.01
-Prepare = Callable[[], None]
+LOSS_DIFFERENCE = 0.01
+# Called in the process of a command before its `main`.
+SetUp = Callable[[], None]
 
 
-def shards(context: Context) -> Path:
-    """Return a shard set of about 20,000 generated tokens; prepare it on the first call."""
+def prepare_shards(context: Context) -> Path:
+    """Return a shard set of about 20,000 generated tokens; write it on the first call."""
     folder = context.work / "shards"
     if folder.is_dir():
         return folder
-    tokenizer, draw = load_tokenizer(TOKENIZER), np.random.default_rng(0)
-    with atomic_folder(folder, {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}) as made:
-        tokenizer.save(made)
-        for split, count in (("train", 200), ("validation", 8)):
-            writer = ShardWriter(made, split, tokenizer.vocab_size)
-            for length in draw.integers(20, 200, count):
-                # A few characters in a regular order: something to learn.
-                ids = 400 + (draw.integers(50) + 3 * np.arange(length - 2)) % 50
+    tokenizer, rng = load_tokenizer(TOKENIZER), np.random.default_rng(0)
+    manifest = {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}
+    with atomic_folder(folder, manifest) as partial_folder:
+        tokenizer.save(partial_folder)
+        for split, num_documents in (("train", 200), ("validation", 8)):
+            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size)
+            for length in rng.integers(20, 200, num_documents):
+                # Fifty ids in a regular order, so that there is something to learn.
+                ids = 400 + (rng.integers(50) + 3 * np.arange(length - 2)) % 50
                 writer.add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id]))
             writer.close()
     return folder
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Exit code, stdout and stderr of a command."""
+class CommandResult:
+    """Exit code, stdout and stderr of a command that has ended."""
 
-    code: int
-    out: str
-    err: str
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
-def command(
+def run_command(
     context: Context,
     module: str,
-    words: list[str],
+    arguments: list[str],
     *,
-    prepare: Prepare | None = None,
+    set_up: SetUp | None = None,
     timeout: float = 300,
-) -> Finished:
-    """Run `python -m MODULE WORDS` in a fork, after `prepare()`.
+) -> CommandResult:
+    """Run `python -m MODULE ARGUMENTS` in a fork of this process, after `set_up()`.
 
-    Raises NotRun if a package is missing.
+    Raises UserError after `timeout` seconds, and ModuleNotFoundError if the command lacks a
+    package.
     """
     assert not torch.cuda.is_initialized(), "a fork cannot use CUDA after this process has"
     files = [context.work / f"command-{os.getpid()}.{name}" for name in ("out", "err")]
     for file in files:
         file.write_text("")
     process = multiprocessing.get_context("fork").Process(
-        target=_main, args=(module, words, files, context.small, prepare)
+        target=_run_in_fork, args=(module, arguments, files, context.is_small, set_up)
     )
     process.start()
     process.join(timeout)
@@ -97,196 +102,220 @@ def command(
         process.kill()
         process.join()
         raise UserError(f"python -m {module} did not end within {timeout:.0f} s")
-    out, err = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    stdout, stderr = (file.read_text(encoding="utf-8", errors="replace") for file in files)
     for file in files:
         file.unlink()
-    print(out, err, sep="\n", flush=True)
-    return finished(process.exitcode, out, err)
+    # Into the log of the check.
+    print(stdout, stderr, sep="\n", flush=True)
+    return check_packages(CommandResult(process.exitcode, stdout, stderr))
 
 
-def finished(code: int, out: str, err: str) -> Finished:
-    """Return the outcome of a command. Raises ModuleNotFoundError if it lacks a package."""
-    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", err)
-    if code and missing:
+def check_packages(result: CommandResult) -> CommandResult:
+    """Return the result. Raises ModuleNotFoundError if the command failed for lack of a package."""
+    missing = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", result.stderr)
+    if result.exit_code and missing:
         raise ModuleNotFoundError(missing[0], name=missing[1])
-    return Finished(code, out, err)
+    return result
 
 
-def _main(
-    module: str, words: list[str], files: list[Path], small: bool, prepare: Prepare | None
+def _run_in_fork(
+    module: str,
+    arguments: list[str],
+    output_files: list[Path],
+    is_small: bool,
+    set_up: SetUp | None,
 ) -> None:
-    for file, number in zip(files, (1, 2), strict=True):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    """Become `python -m MODULE ARGUMENTS` with stdout and stderr in `output_files`."""
+    for file, descriptor in zip(output_files, (1, 2), strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    # New objects, because those of the parent may hold output that it has not flushed.
     sys.stdout, sys.stderr = (
-        os.fdopen(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2)
+        os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", closefd=False)
+        for descriptor in (1, 2)
     )
     os.chdir(ROOT)
-    sys.argv = [module, *words]
-    if small:
-        skip_rate()
-    if prepare is not None:
-        prepare()
+    sys.argv = [module, *arguments]
+    if is_small:
+        skip_matmul_rate()
+    if set_up is not None:
+        set_up()
     run_main(importlib.import_module(module).main)
 
 
-def skip_rate() -> None:
-    """Skip the measurement of the matmul rate, which takes longer than a small run."""
+def skip_matmul_rate() -> None:
+    """Replace the measurement of the matmul rate, which takes longer than a small run."""
     train.monitoring.throughput.matmul_flops = lambda *_: 1e9  # type: ignore[assignment]
 
 
-def words(context: Context, run: Path, device: str, *more: str) -> list[str]:
-    """Return the command line of a run of STEPS steps."""
-    shape = (
-        [word for key, value in SMALL.items() for word in (f"--model.{key}", str(value))]
-        if context.small
-        else []
-    )
-    sizes = (
-        {"sequence_length": 64, "batch_tokens": 512}
-        if context.small
-        else {"sequence_length": 256, "batch_tokens": 2048}
-    )
-    options = {
-        **sizes,
+def pretrain_arguments(context: Context, run: Path, device: str, *extra: str) -> list[str]:
+    """Return the arguments of `train.pretrain` for a run of STEPS steps; `extra` ones win."""
+    options: dict[str, Any] = {
+        "run": run,
+        "data": prepare_shards(context),
+        "device": device,
         "max_steps": STEPS,
+        "sequence_length": 64 if context.is_small else 256,
+        "batch_tokens": 512 if context.is_small else 2048,
         "micro_batch": 4,
-        "checkpoint.every": EVERY,
+        "checkpoint.every": CHECKPOINT_EVERY,
         "checkpoint.keep": STEPS,
         "evaluation.every": STEPS,
         "evaluation.sample_tokens": 4,
         "log_every": 1,
     }
-    return [
-        "--run",
-        str(run),
-        "--data",
-        str(shards(context)),
-        "--device",
-        device,
-        *shape,
-        *(word for key, value in options.items() for word in (f"--{key}", str(value))),
-        *more,
-    ]
+    if context.is_small:
+        options |= {f"model.{name}": value for name, value in SMALL_CONFIG.items()}
+    arguments: list[str] = []
+    for name, value in options.items():
+        arguments += [f"--{name}", str(value)]
+    return [*arguments, *extra]
 
 
-def train_run(
-    context: Context, run: Path, device: str, *more: str, prepare: Prepare | None = None
+def train_to_end(
+    context: Context, run: Path, device: str, *extra: str, set_up: SetUp | None = None
 ) -> Path:
-    """Train or resume a run to its end; return its folder. Raises UserError if it fails."""
-    done = command(context, "train.pretrain", words(context, run, device, *more), prepare=prepare)
-    if done.code or find_newest_step(run) != STEPS:
-        last = (done.err or done.out).strip().splitlines()[-1:] or ["no output"]
-        raise UserError(f"training in {run.name} ended with exit code {done.code}: {last[0][:300]}")
+    """Train or resume a run to its end, and return its folder. Raises UserError if it fails.
+
+    `extra` are more arguments of `train.pretrain`.
+    """
+    arguments = pretrain_arguments(context, run, device, *extra)
+    result = run_command(context, "train.pretrain", arguments, set_up=set_up)
+    if result.exit_code or find_newest_step(run) != STEPS:
+        lines = (result.stderr or result.stdout).strip().splitlines() or ["no output"]
+        raise UserError(
+            f"training in {run.name} ended with exit code {result.exit_code}: {lines[-1][:300]}"
+        )
     return run
 
 
-def whole_run(
-    context: Context, name: str, device: str, *more: str, prepare: Prepare | None = None
+def uninterrupted_run(
+    context: Context, name: str, device: str, *extra: str, set_up: SetUp | None = None
 ) -> Path:
-    """Return a run without interruption, trained once for all checks."""
+    """Return the folder of a run that was never interrupted, trained once for all checks."""
     run = context.work / "runs" / name
     if run.is_dir() and find_newest_step(run) == STEPS:
         return run
     shutil.rmtree(run, ignore_errors=True)
-    return train_run(context, run, device, *more, prepare=prepare)
+    return train_to_end(context, run, device, *extra, set_up=set_up)
 
 
-def cut_copy(source: Path, name: str, step: int) -> Path:
-    """Return a copy of a run in its state at the checkpoint of `step`."""
-    target = source.with_name(name)
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, symlinks=True)
-    for later in list_steps(target):
-        if later > step:
-            shutil.rmtree(step_folder(target, later))
-    return target
+def copy_up_to_step(run: Path, name: str, step: int) -> Path:
+    """Copy a run without its checkpoints after `step`, so that it resumes there.
+
+    Resuming cuts the logs back to that step by itself.
+    """
+    copy = run.with_name(name)
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy, symlinks=True)
+    for later_step in list_steps(copy):
+        if later_step > step:
+            shutil.rmtree(step_folder(copy, later_step))
+    return copy
 
 
-def tensors(run: Path) -> list[bytes]:
-    """Return the tensor files of the last checkpoint."""
+def final_tensor_bytes(run: Path) -> list[bytes]:
+    """Return the contents of the last checkpoint's files of weights and optimizer state."""
     folder = step_folder(run, STEPS)
     return [(folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
 
 
-def losses(run: Path) -> dict[int, float]:
+def read_losses(run: Path) -> dict[int, float]:
     """Return the training loss of each step."""
     return {
         record["step"]: record["loss"] for record in read_metrics(run) if record["kind"] == "train"
     }
 
 
-def compare_losses(
-    context: Context, name: str, run: Path, reference: Path, bound: float = LOSSES
-) -> None:
-    """Compare the losses of all steps of two runs; require that the loss fell in the reference."""
-    mine, expected = losses(run), losses(reference)
+def compare_losses(context: Context, name: str, run: Path, reference_run: Path) -> None:
+    """Compare the losses of all steps of two runs; require that the loss of the reference fell."""
+    losses, reference = read_losses(run), read_losses(reference_run)
     context.report.require(
         f"{name}: a loss for every step",
-        sorted(mine) == sorted(expected) == list(range(1, STEPS + 1)),
+        sorted(losses) == sorted(reference) == list(range(1, STEPS + 1)),
     )
-    worst = max(abs(mine[step] - expected[step]) / expected[step] for step in expected)
-    context.report.compare(f"{name}: largest relative difference of a loss", worst, bound)
-    context.report.require(f"{name}: the loss fell", expected[STEPS] < expected[1])
+    largest_difference = max(
+        abs(losses[step] - reference[step]) / reference[step] for step in reference
+    )
+    context.report.compare(
+        f"{name}: largest relative difference of a loss", largest_difference, LOSS_DIFFERENCE
+    )
+    context.report.require(f"{name}: the loss fell", reference[STEPS] < reference[1])
 
 
 def resume(context: Context) -> None:
     """Compare a resumed run with an uninterrupted one, bit by bit."""
-    _resume(context, "resume", None)
+    _compare_resumed(context, "resume", set_up=None)
 
 
 def resume_deterministic(context: Context) -> None:
-    """Compare the same with deterministic algorithms: a difference is lost state."""
-    _resume(context, "deterministic", deterministic)
+    """Compare them with deterministic algorithms, where a difference can only be lost state."""
+    _compare_resumed(context, "deterministic", set_up=use_deterministic_algorithms)
 
 
-def deterministic() -> None:
+def use_deterministic_algorithms() -> None:
     """Turn on the deterministic algorithms of torch; an operation without one warns."""
+    # cuBLAS is deterministic with this setting only; see torch.use_deterministic_algorithms.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _resume(context: Context, name: str, prepare: Prepare | None) -> None:
+def _compare_resumed(context: Context, name: str, set_up: SetUp | None) -> None:
+    """Resume a run from its first checkpoint twice, and compare both with the uninterrupted run.
+
+    `name` is that of the resumed runs' folders; `set_up` is called in every training process.
+    """
     device = context.device.type
-    whole = whole_run(
-        context, f"whole-{device}{'-deterministic' if prepare else ''}", device, prepare=prepare
-    )
+    suffix = "-deterministic" if set_up else ""
+    whole = uninterrupted_run(context, f"whole-{device}{suffix}", device, set_up=set_up)
+    # Two, to tell lost state from kernels that add in a changing order.
     first, second = (
-        train_run(context, cut_copy(whole, f"{name}-{number}", EVERY), device, prepare=prepare)
+        train_to_end(
+            context,
+            copy_up_to_step(whole, f"{name}-{number}", CHECKPOINT_EVERY),
+            device,
+            set_up=set_up,
+        )
         for number in (1, 2)
     )
-    same_again, same = tensors(first) == tensors(second), tensors(first) == tensors(whole)
-    context.report.require("two runs from one checkpoint end in the same bits", same_again)
-    if not same_again:
+    first_bytes = final_tensor_bytes(first)
+    is_repeatable = first_bytes == final_tensor_bytes(second)
+    is_exact = first_bytes == final_tensor_bytes(whole)
+    context.report.require("two runs from one checkpoint end in the same bits", is_repeatable)
+    if not is_repeatable:
         context.report.note(
             "the same steps from the same checkpoint give other bits: a kernel sums in a changing "
             "order, so that no resume can be exact; resume-deterministic checks for lost state"
         )
-    context.report.require("a resumed run ends in the bits of one that was never stopped", same)
+    context.report.require("a resumed run ends in the bits of one that was never stopped", is_exact)
     compare_losses(context, "resumed", first, whole)
 
 
 def across_devices(context: Context) -> None:
-    """Compare a run on the CPU, then the device, then the CPU with one on the CPU alone."""
-    device, plain = context.device.type, ("--precision", "fp32", "--compile", "false")
-    if context.small:
+    """Compare a run that moves from the CPU to the device and back with one on the CPU alone."""
+    device = context.device.type
+    # What every device can compute, so that the losses are comparable.
+    eager_fp32 = ("--precision", "fp32", "--compile", "false")
+    if context.is_small:
         context.report.note(
             "the device is the CPU: the run goes from one process to another and back"
         )
-    stays = whole_run(context, "whole-cpu-fp32", "cpu", *plain)
-    there = train_run(context, cut_copy(stays, "there", EVERY), device, *plain)
-    context.report.require("goes on on the device", find_newest_step(there) == STEPS)
-    back = train_run(context, cut_copy(there, "back", 2 * EVERY), "cpu", *plain)
-    compare_losses(context, "on the device from the first checkpoint on", there, stays)
-    compare_losses(context, "and back on the CPU from the second one on", back, stays)
+    cpu_run = uninterrupted_run(context, "whole-cpu-fp32", "cpu", *eager_fp32)
+    moved = copy_up_to_step(cpu_run, "there", CHECKPOINT_EVERY)
+    train_to_end(context, moved, device, *eager_fp32)
+    context.report.require("continues on the device", find_newest_step(moved) == STEPS)
+    moved_back = copy_up_to_step(moved, "back", 2 * CHECKPOINT_EVERY)
+    train_to_end(context, moved_back, "cpu", *eager_fp32)
+    compare_losses(context, "on the device from the first checkpoint on", moved, cpu_run)
+    compare_losses(context, "and back on the CPU from the second one on", moved_back, cpu_run)
 
 
 def torchrun(context: Context) -> None:
     """Compare a run of one process under torchrun with one without it."""
     device = context.device.type
-    reference = whole_run(context, f"whole-{device}", device)
+    reference = uninterrupted_run(context, f"whole-{device}", device)
     run = context.work / "runs" / "torchrun"
     shutil.rmtree(run, ignore_errors=True)
-    call = [
+    command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
@@ -296,57 +325,48 @@ def torchrun(context: Context) -> None:
         "-m",
         "--",
         "train.pretrain",
-        *words(context, run, device),
+        *pretrain_arguments(context, run, device),
     ]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        call,
+
+    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.run(
+        command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": python_path},
         capture_output=True,
         text=True,
         timeout=200,
     )
-    print(done.stdout, done.stderr, sep="\n", flush=True)
-    ended = finished(done.returncode, done.stdout, done.stderr)
-    context.report.require("exit code 0", ended.code == 0)
-    if ended.code == 0:
+    print(process.stdout, process.stderr, sep="\n", flush=True)
+    result = check_packages(CommandResult(process.returncode, process.stdout, process.stderr))
+    context.report.require("exit code 0", result.exit_code == 0)
+    if result.exit_code == 0:
         compare_losses(context, "under torchrun", run, reference)
 
 
-@dataclass(frozen=True)
-class Capped:
-    """Cap the GPU memory of this process."""
-
-    bytes: int
-
-    def __call__(self) -> None:
-        """Set the cap."""
-        cap_memory(self.bytes)
-
-
-def cap_memory(size: int) -> None:
-    """Cap the CUDA allocator of this process at `size` bytes."""
+def cap_gpu_memory(limit_bytes: int) -> None:
+    """Limit the CUDA allocator of this process to `limit_bytes`."""
     device = torch.cuda.current_device()
-    total = torch.cuda.mem_get_info(device)[1]
-    torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), device)
+    _, total_bytes = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total_bytes), device)
 
 
-def fill_before_training() -> None:
-    """Cap the memory when training begins, after the micro-batch search."""
-    real = Trainer.train
+def cap_gpu_memory_before_training() -> None:
+    """Let training find no free memory: limit it to what the micro-batch search left allocated."""
+    original_train = Trainer.train
 
-    def train_capped(trainer: Trainer) -> bool:
+    def train_with_cap(trainer: Trainer) -> bool:
         torch.cuda.empty_cache()
-        cap_memory(torch.cuda.memory_reserved())
-        return real(trainer)
+        cap_gpu_memory(torch.cuda.memory_reserved())
+        return original_train(trainer)
 
-    Trainer.train = train_capped  # type: ignore[method-assign, assignment]
+    Trainer.train = train_with_cap  # type: ignore[method-assign, assignment]
 
 
 def out_of_memory(context: Context) -> None:
     """Run out of memory in the micro-batch search, and in training: one line, exit code 2."""
-    # A million tokens in a micro-batch need several GB, 32,768 a few hundred MB.
+    # Half a GiB is too little for a micro-batch of a million tokens, which needs several GB; one of
+    # 32,768 tokens needs a few hundred MB.
     large = (
         "--compile",
         "false",
@@ -367,60 +387,60 @@ def out_of_memory(context: Context) -> None:
         "--max_steps",
         "2",
     )
-    cases: list[tuple[str, tuple[str, ...], Prepare]] = [
-        ("in the search", large, Capped(2**29)),
-        ("in training", small, fill_before_training),
+    cases: list[tuple[str, tuple[str, ...], SetUp]] = [
+        ("search", large, functools.partial(cap_gpu_memory, 2**29)),
+        ("training", small, cap_gpu_memory_before_training),
     ]
-    for name, more, prepare in cases:
-        run = context.work / "runs" / f"oom-{name.split()[-1]}"
+    report = context.report
+    for phase, sizes, set_up in cases:
+        run = context.work / "runs" / f"oom-{phase}"
         shutil.rmtree(run, ignore_errors=True)
-        done = command(
-            context,
-            "train.pretrain",
-            words(context, run, context.device.type, *more),
-            prepare=prepare,
+        arguments = pretrain_arguments(context, run, context.device.type, *sizes)
+        result = run_command(context, "train.pretrain", arguments, set_up=set_up)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+        has_traceback = "Traceback" in result.stderr
+        report.require(f"in {phase}: exit code 2", result.exit_code == 2)
+        report.require(f"in {phase}: one line of error", len(errors) == 1 and not has_traceback)
+        report.require(
+            f"in {phase}: it names the memory", any("memory" in error for error in errors)
         )
-        lines = [line for line in done.err.splitlines() if line.startswith("error:")]
-        context.report.require(f"{name}: exit code 2", done.code == 2)
-        context.report.require(
-            f"{name}: one line of error", len(lines) == 1 and "Traceback" not in done.err
-        )
-        context.report.require(
-            f"{name}: it names the memory", any("memory" in line for line in lines)
-        )
-        context.report.note(f"{name}: {lines[0] if lines else 'no line of error'}")
-    again = words(context, context.work / "runs" / "oom-training", context.device.type, *small)
-    done = command(context, "train.pretrain", again)
-    context.report.require("the run goes on where there is memory again", done.code == 0)
+        report.note(f"in {phase}: {errors[0] if errors else 'no line of error'}")
+    # The same run once more, without the limit.
+    arguments = pretrain_arguments(
+        context, context.work / "runs" / "oom-training", context.device.type, *small
+    )
+    result = run_command(context, "train.pretrain", arguments)
+    report.require("the run continues once there is memory", result.exit_code == 0)
 
 
 def overflow(context: Context) -> None:
     """Train in fp16 with too high a loss scale: steps are skipped until the scale fits."""
-    if context.small:
-        skip_rate()
+    if context.is_small:
+        skip_matmul_rate()
     folder = context.work / "runs" / "overflow"
     shutil.rmtree(folder, ignore_errors=True)
-    length, rows, last = (32, 4, 24) if context.small else (256, 8, 40)
+    length, rows, num_steps = (32, 4, 24) if context.is_small else (256, 8, 40)
     spec = resolve_run(
         PretrainOptions.model_validate(
             {
                 "run": folder,
-                "data": str(shards(context)),
+                "data": str(prepare_shards(context)),
                 "device": context.device.type,
-                "model": SMALL if context.small else {},
-                "max_steps": last,
+                "model": SMALL_CONFIG if context.is_small else {},
+                "max_steps": num_steps,
                 "batch_tokens": rows * length,
                 "sequence_length": length,
                 "log_every": 1,
-                "checkpoint": {"every": last},
-                "evaluation": {"every": last},
+                "checkpoint": {"every": num_steps},
+                "evaluation": {"every": num_steps},
             }
         )
     )
     run = RunDir(folder)
     run.open(spec.options.model_dump(mode="json"), spec.record, spec.device)
-    model = build_model(spec, None)
-    before = model.lm_head.weight.detach().clone()
+    # Built step by step, as `train.run.start` does, to have fp16 on any device and another scaler.
+    model = build_model(spec, checkpoint=None)
+    initial_head = model.lm_head.weight.detach().clone()
     compute_plan = ComputePlan(
         device=str(context.device),
         precision="fp16",
@@ -429,20 +449,27 @@ def overflow(context: Context) -> None:
         loss_path="chunked",
     )
     trainer = Trainer(spec, run, model, spec.data.plan(folder / run_layout.PLAN_DIR), compute_plan)
-    start = 2.0**32 if context.small else 2.0**40
-    trainer.scaler = torch.amp.GradScaler(context.device.type, init_scale=start)
+    # So high that the first steps overflow. GradScaler halves the scale at each of them, and it has
+    # to fit before the last five steps.
+    initial_scale = 2.0**32 if context.is_small else 2.0**40
+    trainer.scaler = torch.amp.GradScaler(context.device.type, init_scale=initial_scale)
     trainer.train()
     trainer.close()
-    skipped = [record["step"] for record in read_metrics(folder) if record["kind"] == "skipped"]
-    found = losses(folder)
+    final_scale = trainer.scaler.get_scale()
+    skipped_steps = {
+        record["step"] for record in read_metrics(folder) if record["kind"] == "skipped"
+    }
+    last_steps = range(num_steps - 5, num_steps + 1)
+    losses = list(read_losses(folder).values())  # of the steps that were not skipped, in order
     report = context.report
-    report.figure("steps skipped", float(len(skipped)))
-    report.figure("scale at the end", trainer.scaler.get_scale())
-    report.require("some steps overflow", bool(skipped))
-    report.require("the scale falls", trainer.scaler.get_scale() < start)
-    report.require("the last steps are taken", not set(skipped) & set(range(last - 5, last + 1)))
+    report.figure("steps skipped", float(len(skipped_steps)))
+    report.figure("scale at the end", final_scale)
+    report.require("some steps overflow", bool(skipped_steps))
+    report.require("the scale falls", final_scale < initial_scale)
+    report.require("the last steps are taken", skipped_steps.isdisjoint(last_steps))
     report.require(
-        "weights are finite", all(bool(each.isfinite().all()) for each in model.parameters())
+        "weights are finite",
+        all(bool(parameter.isfinite().all()) for parameter in model.parameters()),
     )
-    report.require("weights move", not torch.equal(before, model.lm_head.weight))
-    report.require("the loss falls", len(found) > 1 and found[max(found)] < found[min(found)])
+    report.require("weights move", not torch.equal(initial_head, model.lm_head.weight))
+    report.require("the loss falls", len(losses) > 1 and losses[-1] < losses[0])

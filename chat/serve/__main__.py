@@ -3,6 +3,7 @@
 import errno
 import socket
 import sys
+from ipaddress import ip_address
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,11 @@ def main() -> None:
 
 
 def _run_server() -> None:
+    """Load the model, and serve it until SIGINT or SIGTERM."""
     options = parse_serve_options(sys.argv[1:])
     # Opened before the model is loaded, so that a port in use is reported at once.
     with open_listener(options.host, options.port) as listener:
+        # Imported here so that --help and invalid options answer without loading PyTorch.
         from chat import load_model
         from chat.serve.app import Limits, Service
         from chat.serve.engine import Engine
@@ -52,7 +55,8 @@ def _run_server() -> None:
             _print_note(hint)
         if not _is_loopback(listener) and options.api_key is None:
             _print_note(
-                f"提示：--host {options.host} 允许其他机器访问，而没有设置 --api_key：谁都可以使用"
+                f"提示：--host {options.host} 允许其他机器访问，但没有设置 --api_key："
+                "任何人都可以使用"
             )
         url = server_url(listener)
         _print_note(f"{url} （API 地址：{url}v1，模型名：{service.name}），按 Ctrl-C 停止")
@@ -60,13 +64,14 @@ def _run_server() -> None:
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises ChatError if the address cannot be used."""
+    """Return a listening TCP socket, on IPv4 or IPv6. Raises ChatError if it cannot be opened."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        # An IPv6 address has two more parts, which create_server does not take.
         return socket.create_server(address[:2], family=family, backlog=128)
-    except UnicodeError:
+    except UnicodeError:  # a host name that IDNA cannot encode
         raise ChatError(f"--host {host[:100]}：不是有效的地址或主机名") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
@@ -81,6 +86,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 def server_url(listener: socket.socket) -> str:
     """Return the URL under which a browser on this machine reaches the server."""
     host, port = listener.getsockname()[:2]
+    # "All interfaces" is not an address to connect to.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     if ":" in host:  # IPv6
         host = f"[{host}]"
@@ -94,6 +100,8 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     from chat.serve.connection_limits import BACKLOG, LimitedConnection
 
     class Server(uvicorn.Server):
+        """A uvicorn server whose signal handler ends the running answers, too."""
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # uvicorn waits for open responses, which only end when the engine stops.
             engine.stop()
@@ -123,9 +131,10 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
 
 
 def _is_loopback(listener: socket.socket) -> bool:
-    from ipaddress import ip_address
-
-    return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+    """Return whether only this machine can reach the socket."""
+    # An IPv6 address may end in the name of an interface: fe80::1%eth0.
+    address, _, _ = listener.getsockname()[0].partition("%")
+    return ip_address(address).is_loopback
 
 
 def _print_note(text: str) -> None:

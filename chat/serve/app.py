@@ -1,4 +1,4 @@
-"""The HTTP routes: turn requests into generation requests, and their events into responses."""
+"""The HTTP routes: turn HTTP requests into generation requests, and their events into responses."""
 
 import asyncio
 import contextlib
@@ -45,12 +45,12 @@ class Limits:
     """Upper limits for one request."""
 
     max_new_tokens: int
-    timeout_seconds: float  # waiting included
+    timeout_seconds: float  # from the arrival of the request, time in the queue included
     max_body_bytes: int
 
 
 class AsyncEventQueue:
-    """Events sent by the engine's thread to a coroutine."""
+    """Events that the engine's thread sends to the coroutine of one request."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -123,6 +123,7 @@ class Service:
 
     @property
     def _model_info(self) -> dict[str, Any]:
+        """The protocol's object of the model; the last two fields are this server's additions."""
         return {
             "id": self.name,
             "object": "model",
@@ -133,6 +134,7 @@ class Service:
         }
 
     def _check_model_name(self, name: str) -> None:
+        """Raise ProtocolError (404) if `name` is not that of this server's model."""
         if name != self.name:
             raise ProtocolError(
                 404,
@@ -148,20 +150,22 @@ class Service:
         except ClientDisconnect:
             return CLIENT_CLOSED_RESPONSE
         self._check_model_name(body.model)
-        max_new_tokens = body.max_completion_tokens or body.max_tokens
-        max_new_tokens = min(
-            max_new_tokens or self._limits.max_new_tokens, self._limits.max_new_tokens
-        )
+        # `max_tokens` is the protocol's old name of `max_completion_tokens`.
+        requested_tokens = body.max_completion_tokens or body.max_tokens
+        max_new_tokens = self._limits.max_new_tokens
+        if requested_tokens is not None:
+            max_new_tokens = min(requested_tokens, max_new_tokens)
         # In a thread, because encoding a long text would block all other connections.
         prompt = await asyncio.to_thread(self._build_prompt, body, max_new_tokens)
         events = AsyncEventQueue()
         generation_request = self._add_request(body, prompt, max_new_tokens, events)
-        # After its body the client sends nothing more, so all that can come is the disconnect.
+        # The client sends nothing after its body: the next message can only be the disconnect.
         disconnect_watcher = asyncio.create_task(_watch_disconnect(request, generation_request))
         try:
-            # Waited for before the response begins, so that a failure can have its own status.
+            # Awaited before the response begins, so that a failure can have its own HTTP status.
             first_event = await events.get()
             if isinstance(first_event, Failure):
+                # 503: the server is busy or shutting down, and another attempt may succeed.
                 retry_after = RETRY_AFTER_SECONDS if first_event.status == 503 else None
                 raise ProtocolError(
                     first_event.status, first_event.message, retry_after=retry_after
@@ -204,7 +208,7 @@ class Service:
         max_new_tokens: int,
         events: AsyncEventQueue,
     ) -> GenerationRequest:
-        """Hand a request to the engine. Raises ProtocolError if it is full or stopping."""
+        """Queue a request in the engine. Raises ProtocolError if the engine is full or stopping."""
         if not self._engine.is_alive:
             raise ProtocolError(503, SHUTDOWN_MESSAGE)
         generation_request = GenerationRequest(
@@ -239,6 +243,7 @@ class Service:
         if media_type != "application/json":
             raise ProtocolError(415, "send JSON, with the header Content-Type: application/json")
 
+        # Block by block: the Content-Length header need not be there, or true.
         async def read_limited() -> bytes:
             body = b""
             async for block in request.stream():
@@ -260,10 +265,10 @@ class Service:
 
 
 class EventStreamResponse(StreamingResponse):
-    """A stream of server-sent events that cancels its request when it ends, however it ends.
+    """A stream of server-sent events that cancels its request when it ends for any reason.
 
-    A `finally` in the generator would not do: it does not run if the client leaves before the
-    first chunk is sent.
+    A `finally` in the generator of chunks is not enough: it does not run if the client disconnects
+    before the first chunk is sent. Cancelling a request that is complete has no effect.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], generation_request: GenerationRequest) -> None:
@@ -280,6 +285,7 @@ class EventStreamResponse(StreamingResponse):
 
 
 async def _watch_disconnect(request: Request, generation_request: GenerationRequest) -> None:
+    """Cancel the generation once the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     generation_request.is_cancelled = True
@@ -288,7 +294,7 @@ async def _watch_disconnect(request: Request, generation_request: GenerationRequ
 async def _collect_response(
     first_event: TextDelta | Finish, events: AsyncEventQueue, response: CompletionResponse
 ) -> Response:
-    """Return the whole answer as one response. Raises ProtocolError if the engine fails."""
+    """Return the whole answer as one response. Raises ProtocolError if the generation fails."""
     pieces: list[str] = []
     event: AnswerEvent = first_event
     while isinstance(event, TextDelta):
@@ -307,7 +313,10 @@ async def _stream_chunks(
     response: CompletionResponse,
     include_usage: bool,
 ) -> AsyncIterator[bytes]:
-    """Yield the server-sent events of an answer; a failure on the way becomes an error event."""
+    """Yield the server-sent events of an answer.
+
+    A failure after the first one becomes an error event, because the HTTP status has been sent.
+    """
     yield encode_sse_event(response.chunk({"role": "assistant", "content": ""}))
     event: AnswerEvent = first_event
     while isinstance(event, TextDelta):
@@ -323,7 +332,7 @@ async def _stream_chunks(
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    """Return any exception as the protocol's error object."""
+    """Return any exception as the protocol's error object, a bug as status 500."""
     if isinstance(error, HTTPException):
         error = ProtocolError(
             error.status_code, f"{request.method} {request.url.path}: {error.detail}"

@@ -1,4 +1,4 @@
-"""Continuous batching: decode many sequences together while others come and go."""
+"""Continuous batching: decode many sequences together, while new ones start and others end."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ OVERFLOW_MESSAGE = "the computation overflowed: start the server with --precisio
 
 
 class ContinuousBatch:
-    """The running sequences and their common KV cache.
+    """The running sequences and their shared KV cache.
 
     New prompts are prefilled in a batch of their own, whose KV cache is then concatenated to that
-    of the running sequences (continuous batching, Yu et al. 2022, Orca): nobody waits for the
-    longest answer, and no prompt is computed twice.
+    of the running sequences (continuous batching, Yu et al. 2022, Orca). A new request thus does
+    not wait for the longest running answer, and no prompt is processed twice.
     """
 
     def __init__(self, loaded_model: LoadedModel) -> None:
@@ -28,7 +28,10 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def prefill(self, requests: Sequence[GenerationRequest]) -> None:
-        """Compute the prompts of new requests, sample their first ids, and add them all."""
+        """Process the prompts of new requests, sample their first ids, and add them to the batch.
+
+        A sequence that its first id ends is not added.
+        """
         if not requests:
             return
         model = self._loaded_model.model
@@ -45,6 +48,7 @@ class ContinuousBatch:
         new_sequences = _append_next_tokens(new_sequences, inference_batch, hidden)
         if new_sequences:
             if running_sequences and self._inference_batch is not None:
+                # Room for the longest of the remaining answers.
                 all_sequences = running_sequences + new_sequences
                 inference_batch = InferenceBatch.concat(
                     [self._inference_batch, inference_batch],
@@ -54,17 +58,18 @@ class ContinuousBatch:
         self.sequences = running_sequences + new_sequences
 
     def _new_sequence(self, request: GenerationRequest) -> ActiveSequence:
+        """Return the sequence that will answer a request, without any ids yet."""
         config = self._loaded_model.model.config
         return ActiveSequence(
             request,
             self._loaded_model.tokenizer,
             self._loaded_model.context_length,
-            config.stop_ids,
+            stop_ids=config.stop_ids,
         )
 
     @torch.inference_mode()
     def decode_step(self) -> None:
-        """Compute and append one id of every sequence."""
+        """Compute and append the next id of every sequence."""
         if not self.sequences or self._inference_batch is None:
             return
         last_ids = torch.tensor(
@@ -76,7 +81,10 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def drop_expired(self, now: float) -> None:
-        """Finish the sequences whose client has disconnected or whose deadline is before `now`."""
+        """Finish the sequences whose client has disconnected or whose deadline is over.
+
+        `now` is on the clock of time.monotonic.
+        """
         for sequence in self.sequences:
             if sequence.request.is_cancelled:
                 sequence.finish("cancelled")
@@ -99,7 +107,7 @@ def _append_next_tokens(
 ) -> list[ActiveSequence]:
     """Append the next id to every sequence, given hidden[B, D] of its last position.
 
-    Returns the sequences that are not finished, which are the rows of `inference_batch` then.
+    Returns the unfinished sequences, and reduces `inference_batch` to their rows.
     """
     next_ids = _next_tokens(sequences, inference_batch, hidden)
     for sequence, next_id in zip(sequences, next_ids, strict=True):
@@ -115,8 +123,8 @@ def _next_tokens(
 ) -> list[int | None]:
     """Return the next id of every sequence, None where hidden[B, D] or the logits overflowed."""
     if all(sequence.is_greedy for sequence in sequences):
-        # Nobody needs the logits, which cost most of the head. The check for overflow is part of
-        # the same tensor, because every copy from a GPU waits for it.
+        # The argmax alone is cheaper than all logits. Overflow is marked in the same tensor, as -1,
+        # because every copy from a GPU waits for its kernels.
         is_finite = hidden.isfinite().all(-1)
         argmax_ids = torch.where(is_finite, inference_batch.head.argmax(hidden), -1).tolist()
         return [None if argmax_id < 0 else argmax_id for argmax_id in argmax_ids]
@@ -132,7 +140,8 @@ def _select_unfinished(
     sequences: list[ActiveSequence], inference_batch: InferenceBatch
 ) -> list[ActiveSequence]:
     """Return the unfinished sequences, and drop the rows of the others from the KV cache."""
-    rows = [index for index, sequence in enumerate(sequences) if sequence.finish_reason is None]
+    rows = [row for row, sequence in enumerate(sequences) if sequence.finish_reason is None]
+    # An empty batch is not decoded, so its rows may stay until it is replaced.
     if 0 < len(rows) < len(sequences):
         inference_batch.select_rows(torch.tensor(rows, device=inference_batch.device))
     return [sequences[row] for row in rows]

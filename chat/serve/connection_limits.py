@@ -7,11 +7,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 256
 IDLE_TIMEOUT_SECONDS = 30.0
-# asyncio accepts up to this many connections before it learns that there are too many.
+# asyncio accepts up to this many connections in one iteration of its event loop, and only then
+# `connection_made` can refuse some of them.
 BACKLOG = 32
 
-# For the program's own files, and for connections in the about five turns of the event loop
-# between accepting a connection and having closed it.
+# File descriptors for the program's own files, and for the connections that are accepted in the
+# about five iterations of the event loop until one too many is closed.
 _RESERVED_FILES = 64 + 5 * BACKLOG
 
 
@@ -26,9 +27,9 @@ def resolve_connection_limit() -> int:
 class LimitedConnection(H11Protocol):
     """An HTTP/1.1 connection, of which at most `max_connections` are open at a time.
 
-    A connection waits while its client has to send a whole request or to read its answer, and is
-    closed after `idle_timeout` seconds of that. One connection too many replaces the one that has
-    waited longest, and is closed itself if none waits.
+    A connection is idle while it waits for its client to send a whole request or to read its
+    answer, and is closed after `idle_timeout` seconds of that. If there is one connection too many,
+    the one that has been idle longest is closed, which is the new one itself if no other is idle.
 
     uvicorn's own settings do not replace this. `limit_concurrency` refuses a request only after
     its head is complete, so silent connections (slow loris) are neither counted in time nor
@@ -53,14 +54,14 @@ class LimitedConnection(H11Protocol):
         super().connection_made(transport)
         self._start_idle_timer()
         if len(self.connections) > self.max_connections:
-            waiting_connections = [
+            idle_connections = [
                 (connection._idle_timer.when(), connection)
                 for connection in self.connections
                 if isinstance(connection, LimitedConnection) and connection._idle_timer is not None
             ]
             # There is at least one: the new connection itself.
-            _, longest_waiting = min(waiting_connections, key=lambda entry: entry[0])
-            longest_waiting._abort_connection()
+            _, longest_idle = min(idle_connections, key=lambda entry: entry[0])
+            longest_idle._abort_connection()
 
     def data_received(self, data: bytes) -> None:
         """Handle a part of a request's head or body."""
@@ -68,25 +69,25 @@ class LimitedConnection(H11Protocol):
         had_whole_request = self.has_whole_request
         super().data_received(data)
         if self.flow.write_paused:
-            return  # the client still has to read the previous answer: the timer runs for that
+            return  # the client has not read the previous answer, and the timer runs for that
         if self.has_whole_request and not had_whole_request:
             self._cancel_idle_timer()
         elif self.cycle is not previous_cycle:
-            self._start_idle_timer()  # a head has arrived; the body has the same time again
+            self._start_idle_timer()  # the head has arrived, and the body may take as long again
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, unless it has arrived already."""
+        """Start the idle timer, unless the next request has arrived already."""
         super().on_response_complete()
         if not self.has_whole_request:
             self._start_idle_timer()
 
     def pause_writing(self) -> None:
-        """Wait for the client to read: the write buffer is full."""
+        """Start the idle timer: the write buffer is full, and the client has to read."""
         super().pause_writing()
         self._start_idle_timer()
 
     def resume_writing(self) -> None:
-        """Stop waiting: the client has read."""
+        """Cancel the idle timer if a request is being answered: the client has read."""
         super().resume_writing()
         if self.has_whole_request:
             self._cancel_idle_timer()
@@ -97,6 +98,7 @@ class LimitedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def _start_idle_timer(self) -> None:
+        """Start the timer, or start it again, that closes the connection if its client is idle."""
         self._cancel_idle_timer()
         self._num_unread_bytes = self.transport.get_write_buffer_size()
         self._idle_timer = self.loop.call_later(self.idle_timeout, self._on_idle_timeout)
@@ -107,7 +109,9 @@ class LimitedConnection(H11Protocol):
             self._idle_timer = None
 
     def _on_idle_timeout(self) -> None:
-        # Nothing is written while the timer runs, so a smaller buffer means that the client reads.
+        """Close the connection, unless its client reads a long answer slowly."""
+        # Nothing is written while the timer runs, so a smaller buffer means that the client reads,
+        # if slowly.
         if self.transport.get_write_buffer_size() < self._num_unread_bytes:
             self._start_idle_timer()
         else:

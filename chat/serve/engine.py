@@ -17,7 +17,7 @@ QUEUE_TIMEOUT_MESSAGE = "the request timed out while it waited for other request
 
 
 class QueueFull(Exception):
-    """As many requests as allowed are running and waiting."""
+    """A request was refused, because as many as allowed are running and waiting."""
 
 
 class Engine:
@@ -51,19 +51,21 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether requests are processed."""
+        """Return whether the engine processes requests: it has been started and not stopped."""
         return self._thread.is_alive() and not self._stop_event.is_set()
 
     @property
     def request_counts(self) -> tuple[int, int]:
         """Return the numbers of running and of waiting requests."""
         num_running = len(self._batch.sequences)
+        # The engine's thread changes both numbers meanwhile, hence the max.
         return num_running, max(0, self._num_requests - num_running)
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request. Raises QueueFull if there are too many. Safe in any thread."""
         emit = request.emit
 
+        # The request counts until its last event, in whichever way it ends.
         def emit_and_count(event: AnswerEvent) -> None:
             if not isinstance(event, TextDelta):  # the last event of a request
                 with self._num_requests_lock:
@@ -78,11 +80,12 @@ class Engine:
         self._inbox.put(request)
 
     def _run(self) -> None:
+        """Process requests until `stop`, then fail the remaining ones. The engine's thread."""
         while not self._stop_event.is_set():
             try:
                 self._step()
             except Exception:
-                # An error such as memory that ran out costs the running answers, not the server.
+                # An error, such as a lack of memory, ends the running answers but not the server.
                 traceback.print_exc(file=sys.stderr)
                 self._batch.fail_all(500, INTERNAL_ERROR_MESSAGE)
         self._batch.fail_all(503, SHUTDOWN_MESSAGE)
@@ -126,10 +129,11 @@ class Engine:
         return scheduled
 
     def _prefill(self, requests: list[GenerationRequest]) -> None:
+        """Prefill requests. If that raises, fail those that the batch does not hold."""
         try:
             self._batch.prefill(requests)
         except Exception:
-            # `fail_all` does not know requests that did not get a sequence before the error.
+            # `_run` fails the requests that have a sequence in the batch; here are the others.
             running_requests = [sequence.request for sequence in self._batch.sequences]
             for request in requests:
                 if request not in running_requests:

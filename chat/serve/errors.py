@@ -4,7 +4,10 @@ from typing import Any
 
 
 class ProtocolError(Exception):
-    """A refused request: an HTTP status, a sentence, and the protocol's `param` and `code`."""
+    """A refused request: an HTTP status, a sentence, and the protocol's `param` and `code`.
+
+    `param` is the field of the request that is wrong. `retry_after` is in seconds.
+    """
 
     def __init__(
         self,
@@ -21,7 +24,7 @@ class ProtocolError(Exception):
         self.param = param
         self.code = code
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-        if status == 401:
+        if status == 401:  # for which HTTP requires the header
             self.headers["WWW-Authenticate"] = "Bearer"
 
     @property

@@ -46,7 +46,7 @@ class ServeOptions(SamplingOptions, ModelOptions):
     )
     max_new_tokens: Count = Field(
         DEFAULT_MAX_NEW_TOKENS,
-        description="每个回答最多多少个词元，请求中只能设得更小\n"
+        description="每个回答的最大词元数，请求中只能设得更小\n"
         "maximum number of tokens of an answer; requests can only lower it",
     )
     timeout: Count = Field(
@@ -67,7 +67,7 @@ class ServeOptions(SamplingOptions, ModelOptions):
 
 
 def parse_serve_options(arguments: Sequence[str]) -> ServeOptions:
-    """Return the options of `python -m chat.serve`; raises ChatError for mistakes."""
+    """Return the options of `python -m chat.serve`. Raises ChatError if any is invalid."""
     return parse_bilingual_options(
         ServeOptions, arguments, name="chat.serve", description=DESCRIPTION
     )

@@ -17,16 +17,18 @@ def content_security_policy(html: str) -> str:
     """Return a policy that allows the styles and scripts in `html`, and requests to this server.
 
     The page is protected even if text from a person or the model ever got into it as HTML: a
-    script that is not in the file has another hash and does not run.
+    script that is not in the file has a different hash and does not run.
+    https://www.w3.org/TR/CSP3/
     """
 
-    def hashes(tag: str) -> str:
+    def hash_sources(tag: str) -> str:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        f"default-src 'none'; script-src {hash_sources('script')}; "
+        f"style-src {hash_sources('style')}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )

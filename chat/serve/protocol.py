@@ -29,8 +29,8 @@ IGNORED_FIELDS = (
     "prompt_cache_key",
     "parallel_tool_calls",
 )
-# Fields that are accepted only with a value that asks for nothing: the neutral values of each,
-# besides null, "", [] and {}.
+# Fields that are accepted only with a value that does not change the answer: null, "", [], {} or
+# one of these.
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "tools": (),
     "tool_choice": ("none", "auto"),
@@ -63,7 +63,10 @@ _SETTING_RANGES = {
 
 
 def _join_text_parts(content: Any) -> Any:
-    """Return a message's content with a list of text parts joined to one text."""
+    """Return a message's content, with a list of text parts joined to one text.
+
+    Raises PydanticCustomError for a part that is not text, such as an image.
+    """
     if not isinstance(content, list):
         return content
     for part in content:
@@ -93,10 +96,13 @@ def _drop_neutral_fields(
 
 
 def _is_set(value: Any) -> bool:
+    # Compared by value: 0 and False count as set.
     return value is not None and value not in ("", [], {})
 
 
 class _StrictModel(BaseModel):
+    """A JSON object without unknown fields, whose values are not converted to another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -114,7 +120,7 @@ class Message(_StrictModel):
 
 
 class StreamOptions(_StrictModel):
-    """Options of a stream; `include_obfuscation` changes nothing here."""
+    """Options of a stream. `include_obfuscation` is accepted and has no effect."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -123,7 +129,7 @@ class StreamOptions(_StrictModel):
 class CompletionRequest(_StrictModel):
     """The body of a request.
 
-    `top_k`, `repetition_penalty` and `no_repeat_ngram` are not OpenAI's but this server's own.
+    `top_k`, `repetition_penalty` and `no_repeat_ngram` are this server's additions to the protocol.
     """
 
     model: str
@@ -148,6 +154,7 @@ class CompletionRequest(_StrictModel):
     @classmethod
     def _drop_unset_fields(cls, values: Any) -> Any:
         values = _drop_neutral_fields(values, UNSUPPORTED_FIELDS, IGNORED_FIELDS)
+        # The protocol allows a single stop string in place of a list.
         if isinstance(values, dict) and isinstance(values.get("stop"), str):
             values = {**values, "stop": [values["stop"]]}
         return values
@@ -155,7 +162,7 @@ class CompletionRequest(_StrictModel):
 
 @dataclass(frozen=True)
 class RequestConversation:
-    """The messages of a request in the terms of the chat template."""
+    """The messages of a request as the chat template takes them."""
 
     reference: str
     turns: list[tuple[str, str]]  # earlier (question, answer) pairs
@@ -179,8 +186,9 @@ def parse_request(body: bytes) -> CompletionRequest:
 
 
 def _validation_protocol_error(error: ValidationError) -> ProtocolError:
-    """Return the first problem of a request as the protocol's error."""
+    """Return the first problem of a request as the protocol's error (400)."""
     problem = error.errors(include_url=False, include_input=False)[0]
+    # ("messages", 0, "content") becomes messages[0].content.
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]]
     field_path = "".join(parts).lstrip(".")
     message = problem["msg"]
@@ -207,7 +215,7 @@ def conversation_from_messages(messages: list[Message]) -> RequestConversation:
     has_reference = messages[0].role in ("system", "developer")
     reference = messages[0].content.strip() if has_reference else ""
     first_index = 1 if has_reference else 0
-    for index, message in enumerate(messages[first_index:], first_index):
+    for index, message in enumerate(messages[first_index:], start=first_index):
         expected_role = "assistant" if (index - first_index) % 2 else "user"
         _check_message(message, f"messages[{index}]", expected_role)
     texts = [message.content for message in messages[first_index:]]
@@ -220,7 +228,10 @@ def conversation_from_messages(messages: list[Message]) -> RequestConversation:
 
 
 def _check_message(message: Message, name: str, expected_role: str) -> None:
-    """Raise ProtocolError if the message called `name` has another role or asks nothing."""
+    """Raise ProtocolError unless a message has the expected role, and a text if it is the user's.
+
+    `name` is the field of the request that holds the message, for errors.
+    """
     if message.role in ("system", "developer"):
         raise ProtocolError(
             400,

@@ -9,6 +9,7 @@ import orjson
 from chat.prompt import FittedPrompt
 from chat.serve.sequence import Finish, FinishReason
 
+# The protocol's names of the reasons; it has none for a timeout or a disconnected client.
 FINISH_REASONS: dict[FinishReason, str] = {
     "eos": "stop",
     "stop": "stop",
@@ -63,10 +64,11 @@ class CompletionResponse:
             "usage": self._usage(finish),
         }
 
-    def _envelope(self, kind: str) -> dict[str, Any]:
+    def _envelope(self, object_type: str) -> dict[str, Any]:
+        """Return the fields that all objects of the protocol have."""
         return {
             "id": self._id,
-            "object": kind,
+            "object": object_type,
             "created": self._created,
             "model": self._model_name,
         }
@@ -80,7 +82,7 @@ class CompletionResponse:
         }
 
     def _extension(self, finish: Finish) -> dict[str, Any]:
-        """Return this server's own field: the dropped turns and the exact finish reason."""
+        """Return this server's addition to the protocol: dropped turns and exact finish reason."""
         return {
             "babyllama": {
                 "dropped_turns": self._prompt.num_dropped_turns,

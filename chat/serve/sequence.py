@@ -49,9 +49,9 @@ AnswerEvent = TextDelta | Finish | Failure
 
 @dataclass(eq=False)
 class GenerationRequest:
-    """A prompt to be answered.
+    """A prompt to be answered, with the settings of its answer.
 
-    The engine's thread calls `emit` with every event; the last one is a Finish or a Failure.
+    The engine's thread calls `emit` with every event. The last one is a Finish or a Failure.
     """
 
     prompt: list[int]
@@ -105,11 +105,12 @@ class ActiveSequence:
     def sample_token(self, logits: Tensor) -> int:
         """Return the next id, sampled from logits[V] (fp32, on the CPU)."""
         generated = torch.tensor([self.answer_ids], dtype=torch.int64)
+        # Processors take a batch; this is one of a single row.
         logits = process_logits(self._processors, logits[None], generated)[0]
         return sample_token(logits, self.request.sampling, self._generator)
 
     def append_token(self, token_id: int) -> None:
-        """Append an id to the answer, emit its text, and finish the sequence if this ends it."""
+        """Append an id to the answer, and emit its text; or finish the answer if the id ends it."""
         if token_id in self.stop_ids:
             self.finish("eos")
             return
@@ -123,7 +124,10 @@ class ActiveSequence:
             self.finish("context")
 
     def finish(self, finish_reason: FinishReason) -> None:
-        """Emit the text that was held back, and the end of the answer."""
+        """Emit the text that was held back, and the end of the answer.
+
+        The detokenizer holds back half characters and text that may become a stop string.
+        """
         if not self._detokenizer.has_stopped:
             self._emit_text(self._detokenizer.flush())
         # Flushing can complete a stop string, too.
@@ -132,6 +136,7 @@ class ActiveSequence:
 
     def fail(self, status: int, message: str) -> None:
         """Emit a failure instead of the rest of the answer."""
+        # Any reason takes the sequence out of the batch; the client gets the failure alone.
         self.finish_reason = "cancelled"
         self.request.emit(Failure(status, message))
 

@@ -24,9 +24,9 @@ class Command:
     """A slash command."""
 
     names: tuple[str, ...]  # without the slash
-    argument: str  # what the help shows after the names
+    argument: str  # placeholder that the help shows after the names
     help: str
-    run: Action
+    run: Action  # called with the session, the console and the argument
 
 
 def execute_command(session: Session, console: Console, line: str) -> None:
@@ -34,14 +34,16 @@ def execute_command(session: Session, console: Console, line: str) -> None:
 
     Raises ChatError for an unknown command or a wrong argument, and Quit for `/quit`.
     """
-    words = line[1:].split(maxsplit=1)  # at any white space, a full-width blank included
-    name = words[0] if words else ""
-    argument = words[1].strip() if len(words) > 1 else ""
-    command = next((each for each in COMMANDS if name.lower() in each.names), None)
-    if command is None:
-        available = "  ".join(f"/{each.names[0]}" for each in COMMANDS)
-        raise ChatError(f"没有 /{name} 这个命令，可用的有：{available}")
-    command.run(session, console, argument)
+    # split() divides at any white space, a full-width blank included.
+    parts = line[1:].split(maxsplit=1)
+    name = parts[0] if parts else ""
+    argument = parts[1].strip() if len(parts) > 1 else ""
+    for command in COMMANDS:
+        if name.lower() in command.names:
+            command.run(session, console, argument)
+            return
+    available = "  ".join(f"/{command.names[0]}" for command in COMMANDS)
+    raise ChatError(f"没有 /{name} 这个命令，可用的有：{available}")
 
 
 def help_text() -> str:
@@ -62,34 +64,40 @@ def _show_help(session: Session, console: Console, argument: str) -> None:
 
 
 def _set_reference(session: Session, console: Console, argument: str) -> None:
+    """Show the reference, clear it (off), or replace it by a file (@FILE) or by the argument."""
     if not argument:
         console.write_line(session.conversation.reference or "当前没有资料")
     elif argument.lower() in ("off", "关"):
-        session.start_conversation("")
+        session.start_conversation(reference="")
         console.write_note("资料已清除，对话重新开始")
     elif argument.startswith("@"):
         references.load_reference_file(session, console, _parse_path(argument[1:].strip()))
     else:
-        references.set_reference_text(session, console, argument)
+        references.start_conversation_about(session, console, argument)
 
 
-def _parse_path(text: str) -> Path:
-    """Return `text` as a path with `~` expanded. Raises ChatError if it cannot be one."""
-    if "\0" in text:
+def _parse_path(path: str) -> Path:
+    """Return `path` with `~` expanded. Raises ChatError if it has a null character or no home."""
+    if "\0" in path:
         raise ChatError("文件名不能包含空字符")
     try:
-        return Path(text).expanduser()
+        return Path(path).expanduser()
     except RuntimeError:
-        raise ChatError(f"{text}：找不到 ~ 对应的用户目录，请写完整路径") from None
+        raise ChatError(f"{path}：找不到 ~ 对应的用户目录，请写完整路径") from None
 
 
 def _reset_conversation(session: Session, console: Console, argument: str) -> None:
+    """Start a new conversation with the same reference."""
     conversation = session.conversation
     session.start_conversation(conversation.reference, conversation.source)
     console.write_note("对话重新开始" + ("，资料保留" if conversation.reference else ""))
 
 
 def _save_transcript(session: Session, console: Console, argument: str) -> None:
+    """Write all conversations of the session to a file that this session may overwrite.
+
+    Raises ChatError if there is nothing to write, or for a file of somebody else.
+    """
     if not argument:
         raise ChatError("请给出文件名，例如 /保存 对话.md")
     path = _parse_path(argument)
@@ -98,7 +106,8 @@ def _save_transcript(session: Session, console: Console, argument: str) -> None:
     try:
         if path.exists() and path.resolve() not in session.transcript_paths:
             raise ChatError(f"{path} 已存在，且不是本次对话保存的：请换一个文件名")
-        # "replace", because the name of a reference file may contain bytes that are not UTF-8.
+        # The transcript has the path of a reference file, which may contain bytes that are not
+        # UTF-8.
         write_atomic(path, format_transcript(session).encode("utf-8", "replace"))
     except OSError as error:
         raise ChatError(f"{path}：无法写入（{describe_os_error(error)}）") from None
@@ -107,6 +116,7 @@ def _save_transcript(session: Session, console: Console, argument: str) -> None:
 
 
 def _show_session(session: Session, console: Console, argument: str) -> None:
+    """Write model, settings, length of the conversation, and reference to stdout."""
     conversation = session.conversation
     num_exchanges = len(conversation.exchanges)
     num_visible = len(conversation.visible_turns)

@@ -18,7 +18,8 @@ from chat.errors import ConsoleError, describe_os_error
 
 PROMPT, CONTINUATION_PROMPT = "你：", "……"
 MAX_HISTORY_LINES = 1000
-# A model can generate any byte; control characters must not reach the terminal as commands.
+# A model can generate any character. Control characters, except for new lines and tabs, must not
+# reach the terminal, where they are commands.
 _CONTROL_REPLACEMENTS = {
     code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
 }
@@ -42,7 +43,8 @@ class Console:
     def read_message(self) -> str | None:
         """Return the user's next message, or None at the end of the input.
 
-        A line that ends in a backslash is joined to the next one.
+        A backslash at the end of a line continues the message on the next line; the line break
+        stays part of the message.
         """
         lines: list[str] = []
         while True:
@@ -55,10 +57,12 @@ class Console:
             lines.append(line[:-1])
 
     def _read_line(self, prompt: str) -> str:
+        """Return a line, and save it to the history. Raises EOFError at the end of the input."""
         old_length = self._readline.get_current_history_length() if self._readline else 0
         with _translate_console_errors():
             line = input(prompt if self.is_interactive else "")
         if self._readline:
+            # input() adds the line to the history, unless it is empty.
             num_new_lines = self._readline.get_current_history_length() - old_length
             _save_history(self._readline, self._history_file, num_new_lines)
         return line
@@ -82,6 +86,7 @@ class Console:
 
 @contextlib.contextmanager
 def _translate_console_errors() -> Iterator[None]:
+    """Turn an OSError inside the block into a ConsoleError, except for a closed pipe."""
     try:
         yield
     except BrokenPipeError:
@@ -94,7 +99,7 @@ def _translate_console_errors() -> Iterator[None]:
 
 
 def _load_history(file: Path) -> Any:
-    """Return the readline module with earlier lines loaded, or None if Python lacks it."""
+    """Return the readline module with the lines of `file` loaded, or None if Python lacks it."""
     try:
         import readline
     except ImportError:
@@ -102,7 +107,7 @@ def _load_history(file: Path) -> Any:
     readline.set_history_length(MAX_HISTORY_LINES)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
+        file.touch(mode=0o600)  # questions are private
         readline.read_history_file(file)
     return readline
 
@@ -120,10 +125,10 @@ def _save_history(readline: Any, file: Path, num_new_lines: int) -> None:
 
 @contextlib.contextmanager
 def catch_sigint() -> Iterator[Event]:
-    """Let Ctrl-C set the yielded event, and do nothing else, inside the block."""
+    """Yield an event that Ctrl-C sets inside the block, instead of raising KeyboardInterrupt."""
     stop_event = Event()
 
-    def set_event(number: int, frame: FrameType | None) -> None:
+    def set_event(signal_number: int, frame: FrameType | None) -> None:
         stop_event.set()
 
     previous_handler = signal.signal(signal.SIGINT, set_event)

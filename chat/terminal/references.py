@@ -12,17 +12,18 @@ from common.files import read_limited
 MAX_REFERENCE_BYTES = 1 << 20
 
 
-def set_reference_text(session: Session, console: Console, text: str) -> None:
-    """Start a conversation about `text`."""
-    _start_conversation(session, console, text, "用户输入")
+def start_conversation_about(session: Session, console: Console, text: str) -> None:
+    """Start a conversation with `text` as its reference. Raises ChatError if it is blank."""
+    _start_conversation(session, console, text, source="用户输入")
 
 
 def load_reference_file(session: Session, console: Console, path: Path) -> None:
-    """Start a conversation about a text file.
+    """Start a conversation with a text file as its reference.
 
-    Raises ChatError if the file cannot be read, is larger than 1 MB or not UTF-8.
+    Raises ChatError if the file cannot be read, is larger than 1 MiB, not UTF-8 or blank.
     """
     try:
+        # utf-8-sig: editors on Windows begin UTF-8 files with a byte order mark.
         text = read_limited(path, MAX_REFERENCE_BYTES).decode("utf-8-sig")
     except UserError:
         raise ChatError(
@@ -35,17 +36,18 @@ def load_reference_file(session: Session, console: Console, path: Path) -> None:
     except OSError as error:
         raise ChatError(f"{path}：无法读取（{describe_os_error(error)}）") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    _start_conversation(session, console, text, f"文件 {path}")
+    _start_conversation(session, console, text, source=f"文件 {path}")
 
 
 def load_wikipedia_reference(session: Session, console: Console, keyword: str) -> None:
-    """Start a conversation about the introduction of a Wikipedia article.
+    """Start a conversation with the introduction of a Wikipedia article as its reference.
 
-    Raises ChatError if there is no such article or Wikipedia cannot be reached.
+    Raises ChatError if the article does not exist or Wikipedia cannot be reached.
     """
     if not keyword.strip():
         raise ChatError("请给出关键词，例如 /维基 李白")
-    from chat.terminal import wikipedia  # imported late: it takes a third of a second
+    # Imported here because it takes a third of a second, which other conversations need not wait.
+    from chat.terminal import wikipedia
 
     console.write_note(f"正在查询维基百科：{keyword} ……")
     passage, is_cached = wikipedia.get_passage(keyword, cache_dir() / "wikipedia")
@@ -55,10 +57,11 @@ def load_wikipedia_reference(session: Session, console: Console, keyword: str) -
         )
     cache_note = f"，本地缓存，{passage.fetched} 下载" if is_cached else ""
     source = f"维基百科“{passage.title}”{cache_note}，{passage.url}"
-    _start_conversation(session, console, passage.text, source)
+    _start_conversation(session, console, passage.text, source=source)
 
 
-def _start_conversation(session: Session, console: Console, text: str, source: str) -> None:
+def _start_conversation(session: Session, console: Console, text: str, *, source: str) -> None:
+    """Start a conversation, and tell the user how long its reference is and where it comes from."""
     text = text.strip()
     if not text:
         raise ChatError(f"资料为空（{source}）")

@@ -13,13 +13,14 @@ class Repl:
     def __init__(self, session: Session, console: Console) -> None:
         self._session = session
         self._console = console
-        self._last_reference_length = 0
+        # Characters of the reference that the last prompt contained.
+        self._last_visible_length = 0
 
     def run(self) -> None:
         """Run until the end of input, `/quit`, or Ctrl-C twice in a row at the prompt.
 
-        An error costs one line, not the conversation. Raises ConsoleError if nothing can be read
-        or written any more, and KeyboardInterrupt on Ctrl-C if there is no terminal.
+        An error prints one line and does not end the conversation. Raises ConsoleError if nothing
+        can be read or written any more, and KeyboardInterrupt on Ctrl-C if there is no terminal.
         """
         was_interrupted = False
         while True:
@@ -43,10 +44,12 @@ class Repl:
                     break
                 was_interrupted = True
                 self._console.write_note("\n再按一次 Ctrl-C 退出")
+        # The shell's prompt begins on a new line, not after the last prompt of the chat.
         if self._console.is_interactive:
             self._console.write_note("")
 
     def _handle_line(self, line: str) -> None:
+        """Execute a command, or answer a question; a blank line is ignored."""
         if line.startswith(("/", "／")):
             execute_command(self._session, self._console, line)
         elif question := line.strip():
@@ -71,24 +74,28 @@ class Repl:
                 console.write("\n")
         answer = "".join(pieces)
         has_text = bool(answer.strip())
+        # A complete answer has a reason for its end.
         is_interrupted = session.finish_reason is None
         if has_text:
             session.add_exchange(question, answer, is_interrupted=is_interrupted)
         self._note_finish_reason(is_interrupted, has_text)
 
     def _note_truncation(self, prompt: FittedPrompt) -> None:
-        """Tell the user what does not fit into the context, about the reference only once."""
+        """Tell the user which turns, and how much of the reference, do not fit into the context.
+
+        The note on the reference is not repeated while its visible length stays the same.
+        """
         reference_length = len(self._session.conversation.reference)
         visible_length = prompt.num_reference_characters
         if prompt.num_dropped_turns:
             self._console.write_note(
                 f"（上下文已满：忘记了最早的 {prompt.num_dropped_turns} 轮对话）"
             )
-        if visible_length < reference_length and visible_length != self._last_reference_length:
+        if visible_length < reference_length and visible_length != self._last_visible_length:
             self._console.write_note(
                 f"（资料太长：共 {reference_length} 字，只用了前 {visible_length} 字）"
             )
-        self._last_reference_length = visible_length
+        self._last_visible_length = visible_length
 
     def _note_finish_reason(self, is_interrupted: bool, has_text: bool) -> None:
         """Tell the user why an answer ended, unless the model ended it by itself."""

@@ -49,7 +49,7 @@ class Session:
     conversations: list[Conversation] = field(default_factory=lambda: [Conversation()])
     # Transcripts written by this session, the only existing files that it may overwrite.
     transcript_paths: set[Path] = field(default_factory=set)
-    # None while an answer is generated, and if the user stopped it.
+    # Why the last answer ended; None while it is generated, and if the user stopped it.
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +63,7 @@ class Session:
 
     def start_conversation(self, reference: str, source: str = "") -> None:
         """Start a new conversation; earlier ones stay for the transcript."""
+        # A conversation without exchanges has nothing to be saved.
         if not self.conversation.exchanges:
             self.conversations.pop()
         self.conversations.append(Conversation(reference, source))
@@ -92,7 +93,7 @@ class Session:
         return prompt
 
     def stream_answer(self, prompt: FittedPrompt) -> Iterator[str]:
-        """Yield the answer's text as it is generated; the caller may stop at any piece.
+        """Yield the answer's text as it is generated; the caller may stop after any piece.
 
         Answer n of a session is sampled with `seed` + n - 1. Raises ChatError if the logits
         overflow.
@@ -102,6 +103,7 @@ class Session:
         self._num_answers += 1
 
         def generate_ids() -> Generator[int, None, None]:
+            # `generate` returns the finish reason after its last id.
             self.finish_reason = yield from generate(
                 self.loaded_model.model,
                 prompt.ids,

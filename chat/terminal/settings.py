@@ -1,4 +1,4 @@
-"""The sampling settings, for options of the command line and commands of the chat alike."""
+"""The sampling settings, which are both options of the command line and commands of the chat."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,10 +8,10 @@ from model.decode.sampling import DEFAULT_SAMPLING, Sampling
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of `Sampling` with its range and its texts."""
+    """A field of `Sampling` with its range, its slash command and its help."""
 
     name: str
-    command_names: tuple[str, ...]  # of the slash command
+    command_names: tuple[str, ...]  # without the slash
     minimum: float
     maximum: float
     help_zh: str
@@ -19,11 +19,11 @@ class Setting:
 
     @property
     def default(self) -> float:
-        """The default value; its type is that of the setting."""
+        """The default value; the setting is an integer if it is one."""
         return getattr(DEFAULT_SAMPLING, self.name)
 
     def parse_value(self, text: str) -> float:
-        """Return the value that `text` names, an int if the default is one.
+        """Return `text` as a number, an int if the default is one.
 
         Raises ValueError, in Chinese, for text that is not a number in the range.
         """
@@ -32,6 +32,7 @@ class Setting:
             value = int(text) if is_integer else float(text)
         except ValueError:
             value = float("nan")
+        # A comparison with NaN is false, so this rejects text that is not a number, too.
         if not self.minimum <= value <= self.maximum:
             noun = "整数" if is_integer else "数"
             raise ValueError(
@@ -46,7 +47,7 @@ SETTINGS = (
         ("temperature", "温度"),
         0,
         5,
-        "温度：越高越随机，0 表示每次取最可能的词",
+        "温度：越高越随机，0 表示每次取概率最高的词元",
         "temperature: higher is more random, 0 always takes the likeliest token",
     ),
     Setting(
@@ -54,7 +55,7 @@ SETTINGS = (
         ("top_p", "累积概率"),
         0,
         1,
-        "只从累积概率达到该值的最可能的词中选，1 表示不限",
+        "只从概率最高、累积概率达到该值的词元中选，1 表示不限",
         "sample from the likeliest tokens whose probabilities add up to this, 1: no limit",
     ),
     Setting(
@@ -62,7 +63,7 @@ SETTINGS = (
         ("top_k", "候选数"),
         0,
         100_000,
-        "只从最可能的这么多个词中选，0 表示不限",
+        "候选词元数，只从概率最高的这些词元中选，0 表示不限",
         "sample from this many of the likeliest tokens, 0: no limit",
     ),
     Setting(
@@ -70,7 +71,7 @@ SETTINGS = (
         ("penalty", "惩罚"),
         1,
         10,
-        "重复惩罚，只针对回答中已出现的词，1 表示不惩罚",
+        "重复惩罚，只针对回答中已出现的词元，1 表示不惩罚",
         "repetition penalty on tokens that the answer has already, 1: none",
     ),
     Setting(
@@ -78,7 +79,7 @@ SETTINGS = (
         ("no_repeat_ngram", "不重复"),
         0,
         1000,
-        "回答中连续这么多个词元不会出现第二次，0 表示不限",
+        "回答中不得重复的片段长度（词元数），0 表示不限",
         "no run of this many tokens occurs twice in an answer, 0: no limit",
     ),
 )
@@ -86,8 +87,8 @@ SETTINGS = (
 
 def replace_setting(sampling: Sampling, setting: Setting, value: float) -> Sampling:
     """Return `sampling` with one setting changed."""
-    fields: dict[str, Any] = {setting.name: value}
-    return replace(sampling, **fields)
+    changes: dict[str, Any] = {setting.name: value}
+    return replace(sampling, **changes)
 
 
 def format_settings(sampling: Sampling) -> str:

@@ -7,14 +7,19 @@ from chat.terminal.settings import format_settings
 
 
 def format_transcript(session: Session) -> str:
-    """Return all conversations with at least one exchange, forgotten exchanges included."""
+    """Return the conversations with at least one exchange as Markdown, below the settings.
+
+    Exchanges that no longer fit into the model's context are included.
+    """
     details = [
         f"- 模型：{session.loaded_model.description}",
         f"- 保存时的设置：{format_settings(session.sampling)}",
         f"- 保存时间：{datetime.now():%Y-%m-%d %H:%M}",
     ]
     parts = ["# 对话记录", "\n".join(details)]
-    conversations = [each for each in session.conversations if each.exchanges]
+    conversations = [
+        conversation for conversation in session.conversations if conversation.exchanges
+    ]
     for number, conversation in enumerate(conversations, 1):
         parts += _format_conversation(number, conversation)
     return "\n\n".join(parts) + "\n"
@@ -24,8 +29,8 @@ def _format_conversation(number: int, conversation: Conversation) -> list[str]:
     """Return the paragraphs of one conversation."""
     parts = [f"## 对话 {number}"]
     if conversation.reference:
-        quoted = "\n".join(f"> {line}".rstrip() for line in conversation.reference.splitlines())
-        parts += [f"资料（{conversation.source}）：", quoted]
+        quotation = "\n".join(f"> {line}".rstrip() for line in conversation.reference.splitlines())
+        parts += [f"资料（{conversation.source}）：", quotation]
     for exchange in conversation.exchanges:
         interrupted = "（已中断）" if exchange.is_interrupted else ""
         parts += [f"**人类：** {exchange.question}", f"**助手：** {exchange.answer}{interrupted}"]

@@ -20,7 +20,7 @@ from data.sources.wikipedia import simplified_converter, strip_markup
 API_URL = "https://zh.wikipedia.org/w/api.php"
 TIMEOUT_SECONDS = 10.0  # without a byte from the server
 MAX_CHOICES = 10
-# Wikimedia blocks the package's default user agent, which too many programs share.
+# Wikimedia blocks the default user agent of the package `wikipedia`, which many programs share.
 USER_AGENT = "babyllama-chat/0.1 (python-wikipedia)"
 FALLBACK_ADVICE = "或用 /资料 直接输入文字"
 
@@ -32,14 +32,15 @@ class Passage:
     title: str
     text: str
     url: str
-    others: tuple[str, ...]  # titles of other search results, if none matches exactly
-    fetched: str  # ISO date
+    others: tuple[str, ...]  # titles of the other search results, if none matches exactly
+    fetched: str  # ISO date of the download
 
 
 def get_passage(keyword: str, cache_folder: Path) -> tuple[Passage, bool]:
     """Return the passage for a keyword, and whether it comes from `cache_folder`.
 
-    Raises ChatError if Wikipedia cannot be reached, has no such article, or has several.
+    Raises ChatError if Wikipedia cannot be reached, or if it has no article or several articles of
+    that name.
     """
     keyword = simplified_converter().convert(" ".join(keyword.split()))
     file = cache_folder / f"{hashlib.sha256(keyword.encode()).hexdigest()[:32]}.json"
@@ -53,10 +54,12 @@ def get_passage(keyword: str, cache_folder: Path) -> tuple[Passage, bool]:
 
 
 def _read_cached(file: Path, keyword: str) -> Passage | None:
+    """Return the passage in a cache file, or None if the file is missing or cannot be used."""
     if not file.is_file():
         return None
     try:
         values = read_json(file)
+        # The name of the file is a shortened hash, which two keywords could share.
         if values.pop("keyword") == keyword:
             return Passage(**{**values, "others": tuple(values["others"])})
     except (UserError, AttributeError, KeyError, TypeError):
@@ -65,7 +68,7 @@ def _read_cached(file: Path, keyword: str) -> Passage | None:
 
 
 def _fetch(keyword: str) -> Passage:
-    """Download a passage, with every failure of the package as a ChatError."""
+    """Download a passage. Raises ChatError for every failure of the package `wikipedia`."""
     _configure_package()
     try:
         return _search_article(keyword)
@@ -83,7 +86,7 @@ def _fetch(keyword: str) -> Passage:
             f"维基百科暂时无法使用（{reason}）：请稍后重试，{FALLBACK_ADVICE}"
         ) from None
     except (AssertionError, KeyError, IndexError, TypeError) as error:
-        # How the package fails on a response of a shape that it does not expect.
+        # The package raises these for a response with a structure that it does not expect.
         raise ChatError(
             f"维基百科返回的内容无法解析（{error!r}）：请换一个关键词，{FALLBACK_ADVICE}"
         ) from None
@@ -105,7 +108,8 @@ def _configure_package() -> None:
     """Point the package at the Chinese Wikipedia, over HTTPS, with a timeout and status checks.
 
     The package calls `requests.get` without a timeout, ignores HTTP errors, and has no setting for
-    either or for HTTPS. A session has the same `get`, and both are its regular extension points.
+    either or for HTTPS. Its global `requests` is therefore replaced by a session, which has the
+    same `get`, and whose adapters and response hooks add the timeout and the status check.
     """
     session = requests.Session()
     session.mount("https://", _TimeoutAdapter())
@@ -128,9 +132,10 @@ def _search_article(keyword: str) -> Passage:
     titles = wikipedia.search(keyword, results=MAX_CHOICES)
     if not titles:
         raise wikipedia.PageError(None, keyword)
-    title = next((title for title in titles if to_simplified(title) == keyword), titles[0])
+    exact_matches = (title for title in titles if to_simplified(title) == keyword)
+    title = next(exact_matches, titles[0])
     simplified_title = to_simplified(title)
-    others = [to_simplified(other) for other in titles if other != title]
+    other_titles = [to_simplified(other) for other in titles if other != title]
     try:
         with warnings.catch_warnings():
             # BeautifulSoup warns that the package does not choose a parser.
@@ -138,14 +143,16 @@ def _search_article(keyword: str) -> Passage:
             page = wikipedia.page(title, auto_suggest=False)
     except wikipedia.DisambiguationError as error:
         options = [to_simplified(option.strip()) for option in error.options]
+        # dict.fromkeys removes duplicates and keeps the order.
         choices = [
             choice
-            for choice in dict.fromkeys(options + others)
+            for choice in dict.fromkeys(options + other_titles)
             if choice not in ("", simplified_title)
         ]
         raise ChatError(
             f"“{simplified_title}”有多个含义，请选一个再查：{'、'.join(choices[:MAX_CHOICES])}"
         ) from None
+    # A few articles have no text above their first heading; then the whole article is used.
     introduction = strip_markup(to_simplified(page.summary)).strip()
     text = introduction or strip_markup(to_simplified(page.content)).strip()
     if not text:
@@ -154,9 +161,9 @@ def _search_article(keyword: str) -> Passage:
         )
     is_exact_match = simplified_title == keyword
     return Passage(
-        to_simplified(page.title),
-        text,
-        page.url,
-        () if is_exact_match else tuple(others),
-        date.today().isoformat(),
+        title=to_simplified(page.title),
+        text=text,
+        url=page.url,
+        others=() if is_exact_match else tuple(other_titles),
+        fetched=date.today().isoformat(),
     )

@@ -48,10 +48,10 @@ def test_contenders_with_different_ids_are_rejected() -> None:
         ]
     )
     with pytest.raises(
-        UserError, match="babyllama and transformers decode other ids in fp32 at batch 1"
+        UserError, match="babyllama and transformers generated different ids in fp32 at batch 1"
     ):
         check_equal_ids([same[0], measurement("babyllama", 1, ids=[[5, 6, 8]])])
-    with pytest.raises(UserError, match="other ids in int8"):
+    with pytest.raises(UserError, match="babyllama generated different ids in two rounds"):
         check_equal_ids(
             [
                 measurement("babyllama", 1, precision="int8"),
@@ -60,7 +60,7 @@ def test_contenders_with_different_ids_are_rejected() -> None:
         )
 
 
-def test_row_is_median_of_its_turns() -> None:
+def test_row_is_median_of_its_rounds() -> None:
     """Catch mixed precisions or batches, an inverted ratio, a first id that counts as decoded."""
     rows = summarize(
         [
@@ -98,7 +98,7 @@ def test_row_is_median_of_its_turns() -> None:
 
 
 def test_prompts_are_deterministic_with_unequal_lengths() -> None:
-    """Catch turns with other prompts, and a batch without padding."""
+    """Catch rounds with other prompts, and a batch without padding."""
     assert make_prompts(16, 64) == make_prompts(16, 64) and [
         len(each) for each in make_prompts(1, 64)
     ] == [64]
@@ -112,7 +112,7 @@ def test_unrunnable_setup_is_reported_before_running(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Prevents a missing package that ends the run after minutes or is skipped silently."""
-    with pytest.raises(UserError, match="--contenders lama: there is no such contender"):
+    with pytest.raises(UserError, match="--contenders lama: unknown contender"):
         resolve_entrants(["lama"])
     monkeypatch.setattr(
         generate_speed, "find_spec", lambda name: None if name == "llama_cpp" else object()

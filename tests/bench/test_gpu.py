@@ -19,11 +19,18 @@ from bench.gpu.checks import BY_NAME, CHECKS
 from bench.gpu.context import Context, build_model
 from bench.gpu.report import Report
 from bench.gpu.results import JSON, PAGE, Results
-from bench.gpu.runner import Device, Runner, _death
+from bench.gpu.runner import Device, Runner, _describe_death
 from bench.gpu.speed import bytes_per_token
-from bench.gpu.training import Plan, collect, fitting_steps, outcome
+from bench.gpu.training import (
+    Plan,
+    collect_results,
+    configured_steps,
+    fitting_steps,
+    judge_outcome,
+)
 from model.config import LlamaConfig
 from model.llama import Llama
+from train.options import PretrainOptions
 
 ROOT = Path(__file__).parents[2]
 KEY = {"name": "x", "torch": "t", "shapes": "small", "source": "s"}
@@ -91,7 +98,7 @@ def test_a_run_that_was_killed_goes_on_with_what_is_left(tmp_path: Path) -> None
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and "loss-43m" not in worker.read(out / JSON).get(
+    while time.monotonic() < deadline and "loss-43m" not in worker.read_json(out / JSON).get(
         "checks", {}
     ):
         time.sleep(0.01)
@@ -121,9 +128,9 @@ def test_results_of_another_device_are_put_aside(tmp_path: Path) -> None:
     """Prevents the verdicts of one GPU from counting for another, or from being lost."""
     results = Results(tmp_path, KEY, {})
     results.end("loss-3m", {"verdict": "failed", "reason": "y", "seconds": 1.0, "log": "a\nb"})
-    assert results.bad == ["loss-3m"] and "    a\n    b" in (tmp_path / PAGE).read_text()
+    assert results.failures == ["loss-3m"] and "    a\n    b" in (tmp_path / PAGE).read_text()
     other = Results(tmp_path, {**KEY, "name": "z"}, {})
-    assert other.put_aside and not other.entries and not other.bad
+    assert other.moved_previous and not other.entries and not other.failures
     assert (
         json.loads((tmp_path / f"previous-{JSON}").read_text())["checks"]["loss-3m"]["verdict"]
         == "failed"
@@ -160,7 +167,7 @@ def test_a_check_that_hangs_is_ended_and_one_that_the_budget_ends_has_no_verdict
     assert runner.run([replace(slow, timeout=1), BY_NAME["environment"]], None) == []
     found = entries(tmp_path / "out")
     assert found["resume"]["verdict"] == "timed out" and found["environment"]["verdict"] == "passed"
-    assert runner.results.bad == ["resume"]
+    assert runner.results.failures == ["resume"]
 
 
 @pytest.mark.slow
@@ -182,9 +189,14 @@ def test_a_package_that_only_a_command_misses_is_named(
 ) -> None:
     """Prevents a missing package of a subprocess or peer from counting as a failure."""
     with pytest.raises(ModuleNotFoundError) as caught:
-        runs.finished(1, "", "Traceback\nModuleNotFoundError: No module named 'orjson.x'\n")
+        runs.check_packages(
+            runs.CommandResult(
+                1, "", "Traceback\nModuleNotFoundError: No module named 'orjson.x'\n"
+            )
+        )
     assert caught.value.name == "orjson.x"
-    assert runs.finished(0, "", "No module named 'triton'").code == 0
+    successful = runs.CommandResult(0, "", "No module named 'triton'")
+    assert runs.check_packages(successful) == successful
     for name in [
         name
         for name in sys.modules
@@ -192,19 +204,19 @@ def test_a_package_that_only_a_command_misses_is_named(
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    verdict = worker.verdict("transformers-eager", "cpu", tmp_path, Report(tmp_path / "report"))
+    verdict = worker.judge_check("transformers-eager", "cpu", tmp_path, Report(tmp_path / "report"))
     assert verdict == {"verdict": "not run", "reason": "transformers is not installed"}
     monkeypatch.setitem(sys.modules, "bench.gpu.equality", None)
     with pytest.raises(ModuleNotFoundError):
-        worker.verdict("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
+        worker.judge_check("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
 
 
 def test_an_exceeded_bound_is_a_failure_with_its_numbers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Prevents a verdict that does not depend on the measurements."""
-    monkeypatch.setitem(equality.FP32, "loss", -1.0)
-    verdict = worker.verdict("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
+    monkeypatch.setitem(equality.FP32_BOUNDS, "loss", -1.0)
+    verdict = worker.judge_check("loss-3m", "cpu", tmp_path, Report(tmp_path / "report"))
     assert verdict["verdict"] == "failed" and "full loss: loss: " in verdict["reason"]
     assert "above the bound of -1 (and 5 more)" in verdict["reason"]
 
@@ -271,15 +283,15 @@ def test_ids_may_differ_only_where_the_gap_is_small() -> None:
         num_key_value_heads=2,
     )
     model, prompt = build_model(config, torch.device("cpu")).eval(), [5, 6]
-    assert decoding.first_difference(model, prompt, [7, 8], [7, 8]) == 0.0
+    assert decoding.logit_gap_at_divergence(model, prompt, [7, 8], [7, 8]) == 0.0
     with torch.no_grad():
         logits = model(torch.tensor([[5, 6, 7]]))[0, -1]
     gap = float((logits[8] - logits[9]).abs())
-    assert decoding.first_difference(model, prompt, [7, 9, 3], [7, 8, 4]) == pytest.approx(
+    assert decoding.logit_gap_at_divergence(model, prompt, [7, 9, 3], [7, 8, 4]) == pytest.approx(
         gap, rel=1e-3
     )
     top = logits.topk(2).values
-    assert decoding.first_difference(model, prompt, [7], [7, 8]) == pytest.approx(
+    assert decoding.logit_gap_at_divergence(model, prompt, [7], [7, 8]) == pytest.approx(
         float(top[0] - top[1]), rel=1e-3
     )
 
@@ -300,7 +312,8 @@ def test_bytes_of_a_token_are_those_of_its_matmuls() -> None:
 
 def test_a_process_that_dies_is_named_by_its_signal() -> None:
     """Prevents a crash in a kernel that reads like a verdict."""
-    assert _death(-11) == "its process was ended by SIGSEGV" and "exit code 3" in _death(3)
+    assert _describe_death(-11) == "its process was ended by SIGSEGV"
+    assert "exit code 3" in _describe_death(3)
 
 
 def test_steps_are_fitted_into_the_minutes() -> None:
@@ -315,15 +328,18 @@ def test_steps_are_fitted_into_the_minutes() -> None:
 
 def test_how_a_training_command_ended() -> None:
     """Prevents a planned stop or a missing package from counting as a failure."""
-    assert outcome(0, "a\nb\n", stopped=False, seconds=2.0) == ("done", 2.0, "b")
-    assert outcome(0, "saved after step 5", stopped=True, seconds=2.0)[0] == "stopped"
+    assert judge_outcome(0, "a\nb\n", was_stopped=False) == ("done", "b")
+    assert judge_outcome(0, "saved after step 5", was_stopped=True)[0] == "stopped"
     text = "ModuleNotFoundError: No module named 'jieba'\n"
-    assert outcome(1, text, stopped=False, seconds=2.0) == (
-        "not run",
-        2.0,
-        "jieba is not installed",
-    )
-    assert outcome(2, "error: no\nmore", stopped=False, seconds=2.0) == ("failed", 2.0, "error: no")
+    assert judge_outcome(1, text, was_stopped=False) == ("not run", "jieba is not installed")
+    assert judge_outcome(2, "error: no\nmore", was_stopped=False) == ("failed", "error: no")
+
+
+def test_planned_steps_have_the_limit_of_the_config(tmp_path: Path) -> None:
+    """Prevents `--train` that ends after its trial where the model is that of the defaults."""
+    sample = Plan(tmp_path, tmp_path, device="cpu", data="sample", tune="csl")
+    assert configured_steps(sample) == PretrainOptions().max_steps
+    assert configured_steps(replace(sample, device="cuda", data="wikipedia")) == 10_000
 
 
 def test_what_is_collected_from_training_is_small_unless_weights_are_wanted(tmp_path: Path) -> None:
@@ -338,7 +354,7 @@ def test_what_is_collected_from_training_is_small_unless_weights_are_wanted(tmp_
         '{"kind": "train", "step": 5, "loss": 3.5, "tokens_per_second": 1000}\n'
     )
     plan.out.mkdir()
-    collect(plan, {"asked": {}, "calls": [], "steps": 7}, [], keep_weights=False)
+    collect_results(plan, {"asked": {}, "calls": [], "steps": 7}, [], keep_weights=False)
     assert not list(plan.out.rglob("*.safetensors"))
     page = (plan.out / "train.md").read_text(encoding="utf-8")
     assert "- perplexity: loss 2.5" in page and "step 5, loss 3.5, 1,000 tokens/s" in page

@@ -11,7 +11,7 @@ from bench.options import TrainSpeedOptions
 from bench.train_speed import (
     IDS_FILE,
     WEIGHTS_FILE,
-    TrainTurn,
+    TrainRound,
     check_contenders,
     check_equal_losses,
     summarize,
@@ -22,8 +22,10 @@ from common.options import validate_options
 from model.config import LlamaConfig
 
 
-def turn(name: str, losses: list[float], seconds: list[float], peak: int = 10**9) -> TrainTurn:
-    return TrainTurn(name, losses, seconds, peak, matmul_flops=1e11)
+def one_round(
+    name: str, losses: list[float], seconds: list[float], peak: int = 10**9
+) -> TrainRound:
+    return TrainRound(name, losses, seconds, peak, matmul_flops=1e11)
 
 
 def tiny(vocab_size: int) -> LlamaConfig:
@@ -40,23 +42,23 @@ def tiny(vocab_size: int) -> LlamaConfig:
 @pytest.mark.parametrize("loss", [10.5002, float("nan")])
 def test_contenders_with_different_results_are_rejected(loss: float) -> None:
     """Prevents the speed of a peer with other weights, data or updates, or one that diverged."""
-    same = turn("a", [11.0, 10.5], [1, 1])
-    check_equal_losses([same, turn("b", [11.0, 10.50005], [1, 1])])
+    same = one_round("a", [11.0, 10.5], [1, 1])
+    check_equal_losses([same, one_round("b", [11.0, 10.50005], [1, 1])])
     with pytest.raises(UserError, match="losses of step 2 differ"):
-        check_equal_losses([same, turn("b", [11.0, loss], [1, 1])])
+        check_equal_losses([same, one_round("b", [11.0, loss], [1, 1])])
 
 
 def test_row_is_median_of_turns_without_warmup_steps() -> None:
     """Catch start-up time in the speed, a mean in place of a median, an inverted ratio."""
-    turns = [
-        turn("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]),
-        turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
-        turn("ours", [1.0] * 6, [90, 90, 90, 1, 1, 1], peak=3 * 10**9),
-        turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
-        turn("ours", [1.0] * 6, [90, 90, 90, 8, 8, 8]),
-        turn("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+    rounds = [
+        one_round("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]),
+        one_round("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        one_round("ours", [1.0] * 6, [90, 90, 90, 1, 1, 1], peak=3 * 10**9),
+        one_round("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
+        one_round("ours", [1.0] * 6, [90, 90, 90, 8, 8, 8]),
+        one_round("peer", [1.0] * 6, [1, 1, 1, 4, 4, 4]),
     ]
-    ours, peer = summarize(turns, tokens=1000, flops_per_token=1e8)
+    ours, peer = summarize(rounds, tokens_per_step=1000, flops_per_token=1e8)
     assert (ours["contender"], ours["tokens_per_second"], ours["slowest"], ours["fastest"]) == (
         "ours",
         500,
@@ -69,7 +71,7 @@ def test_row_is_median_of_turns_without_warmup_steps() -> None:
 
 
 def test_task_is_deterministic(tmp_path: Path) -> None:
-    """Catch turns with different initial weights or ids."""
+    """Catch rounds with different initial weights or ids."""
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -86,7 +88,7 @@ def test_task_is_deterministic(tmp_path: Path) -> None:
 
 def test_incomparable_setup_is_reported_before_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a typo or missing package that ends the run after minutes."""
-    with pytest.raises(UserError, match="--contenders lightgpt: there is no such contender"):
+    with pytest.raises(UserError, match="--contenders lightgpt: unknown contender"):
         check_contenders(["lightgpt"])
     monkeypatch.setattr("bench.train_speed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"litgpt is not installed; see bench/README\.md"):

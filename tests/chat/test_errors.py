@@ -274,7 +274,7 @@ def test_out_of_memory_in_command_does_not_end_chat(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents the loss of a conversation because of a reference that is too long."""
-    monkeypatch.setattr(references, "set_reference_text", lambda *_: bytearray(1 << 60))
+    monkeypatch.setattr(references, "start_conversation_about", lambda *_: bytearray(1 << 60))
     result = chat(f"/资料 很长\n{MAYOR_QUESTION}\n")
     message, details = split_error(result.err.splitlines()[-1])
     assert message == OUT_OF_MEMORY and "MemoryError" in details

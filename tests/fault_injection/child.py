@@ -5,7 +5,7 @@ which saves each of them seconds. A fault is a function that replaces parts of m
 before `main` is called; the program itself has no code for faults.
 
 Forks of a server share its hash seed, and with it the iteration order of sets of strings. A run
-that others are compared with therefore needs a fresh interpreter, as the processes of a user have.
+that is the reference for others therefore needs a fresh interpreter, which has a seed of its own.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def create_process(
 
 
 def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: Path) -> None:
-    """Set the command line `argv` and the output files of this process, and use one thread."""
+    """Prepare this process to run a command: `argv`, output files, one thread, no matmul timing."""
     import numpy as np
     import torch
 
@@ -53,7 +53,7 @@ def set_up_command_process(argv: Sequence[str], stdout_file: Path, stderr_file: 
 
     for path, descriptor in ((stdout_file, 1), (stderr_file, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
-    # Forks share the state of NumPy's global generator.
+    # Forks share the state of NumPy's global generator, which two processes of a user do not.
     np.random.seed()
     torch.set_num_threads(1)
     # The measurement for the MFU takes seconds at every start, and more on a busy machine.
@@ -81,12 +81,12 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is running."""
+        """Return whether the process is running."""
         return self._process.is_alive()
 
     @property
     def sentinel(self) -> int:
-        """The handle that `select` reports as readable when the process ends."""
+        """Return the file descriptor that `select` reports as readable when the process ends."""
         return self._process.sentinel
 
     def send_signal(self, signal_number: int) -> None:
@@ -106,11 +106,14 @@ class ChildProcess:
 
     @property
     def output(self) -> str:
-        """The output so far."""
+        """Return the output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def wait_until(self, is_reached: Callable[[], bool], timeout_seconds: float = 60.0) -> bool:
-        """Wait for a condition; return False if the process ends first. May raise TimeoutError."""
+        """Wait for a condition; return False if the process ends first.
+
+        Raises TimeoutError if neither happens in time.
+        """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
             if not self.is_alive:
@@ -122,6 +125,7 @@ class ChildProcess:
 
 
 def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None) -> None:
+    """Become `python -m MODULE ARGUMENTS` with the output in `log` and the fault injected."""
     set_up_command_process([module, *arguments], log, log)
     if fault is not None:
         fault()
@@ -132,7 +136,7 @@ def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None)
 def running_child(
     module: str, arguments: list[str], log: Path, fault: Fault | None = None
 ) -> Iterator[ChildProcess]:
-    """Yield a child process, which is killed at the end of the block."""
+    """Yield a running child process, which is killed at the end of the block."""
     child = ChildProcess(module, arguments, log, fault)
     try:
         yield child

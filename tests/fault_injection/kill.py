@@ -5,10 +5,10 @@
 
 The kills are spread over pretraining, fine-tuning, an adapter, and a run that stops early. Each run
 must end like a run that was never stopped: the same bytes in all remaining checkpoints (weights,
-optimizer, state), the same `metrics.jsonl` but for speeds, the same samples and best checkpoint,
-and no temporary files. The model is tiny, the code is all of training: gradient accumulation, epoch
-borders, evaluation, rotation, early stopping. Files are written in two halves with a pause between
-them, so that many kills hit a checkpoint while it is written.
+optimizer, state), the same `metrics.jsonl` except for speeds, the same samples and best checkpoint,
+and no temporary files. The model is tiny, but all the code of training runs: gradient accumulation,
+epoch borders, evaluation, rotation, early stopping. Files are written in two halves with a pause
+between them, so that many kills hit a checkpoint while it is written.
 """
 
 import functools
@@ -44,6 +44,7 @@ from tests.fault_injection.child import ChildProcess
 from tests.helpers.training import TINY_SHAPE, comparable_records, to_arguments, write_text_set
 
 ROOT = Path(__file__).resolve().parents[2]
+# The phases of training that a kill can hit; the shared byte of `SlowDiskFault` holds an index.
 PHASES = (
     "start",
     "opening",
@@ -57,7 +58,7 @@ PHASES = (
 )
 TINY_MODEL_ARGUMENTS = to_arguments({"model": TINY_SHAPE, "device": "cpu"})
 MAX_KILLS_PER_RUN = 6
-# Where to kill, more often where more can break.
+# Phases to kill in, repeated where more can break.
 WEIGHTED_PHASES = (
     "checkpoint",
     "checkpoint",
@@ -74,7 +75,7 @@ WEIGHTED_PHASES = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """A training command without its --run."""
+    """A training command without the option --run."""
 
     module: str
     arguments: list[str]
@@ -93,7 +94,10 @@ class Scenario:
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
-    """Return 40 steps of two micro-batches, on text in `folder` of about 24 steps an epoch."""
+    """Return a pretraining run of 40 steps of two micro-batches, which is more than an epoch.
+
+    Writes the text that it trains on into `folder`.
+    """
     data = write_text_set(
         folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=60, validation=4
     )
@@ -112,12 +116,12 @@ def pretrain_scenario(folder: Path) -> Scenario:
 
 
 def sft_scenario(folder: Path) -> Scenario:
-    """Return three epochs of fine-tuning on part of the sample, with the best step by ROUGE."""
+    """Return a fine-tuning run of three epochs on a part of the sample."""
     return _build_sft_scenario(folder, "--base", "none", *TINY_MODEL_ARGUMENTS, "--epochs", "3")
 
 
 def lora_scenario(folder: Path) -> Scenario:
-    """Return the same with an adapter that has dropout, beside a base of random weights."""
+    """Return a fine-tuning run that trains an adapter with dropout on a base of random weights."""
     tokenizer = load_tokenizer(ROOT / "assets/tokenizer")
     config = LlamaConfig(
         tokenizer.vocab_size, num_key_value_heads=4, max_position_embeddings=256, **TINY_SHAPE
@@ -135,12 +139,13 @@ def lora_scenario(folder: Path) -> Scenario:
 
 
 def early_stopping_scenario(folder: Path) -> Scenario:
-    """Return fine-tuning that patience ends long before the last epoch."""
+    """Return a fine-tuning run that early stopping ends long before the last epoch."""
     options = to_arguments({"base": "none", "epochs": 30, "evaluation.patience": 2})
     return _build_sft_scenario(folder, *TINY_MODEL_ARGUMENTS, *options)
 
 
 def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
+    """Return fine-tuning on 48 abstracts of the sample, prepared in `folder` on the first call."""
     sample = ROOT / "assets/sample/summary/csl"
     if not (folder / "csl").exists():
         group = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
@@ -171,7 +176,10 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class KillPoint:
-    """The moment of a kill: a delay after a phase begins for the given time, counted from 1."""
+    """The moment of a kill: `delay_seconds` after a phase begins for the `occurrence`-th time.
+
+    Occurrences count from 1 and in one process.
+    """
 
     phase: str
     occurrence: int
@@ -180,7 +188,11 @@ class KillPoint:
 
 @dataclass(frozen=True)
 class SlowDiskFault:
-    """The fault: slow writes. A mapped file holds the phase, and a FIFO signals the kill point."""
+    """A fault: slow writes, so that kills hit them, and reports of the phase that training is in.
+
+    The phase is a byte in a file mapped into memory, which is current even after a kill. When the
+    kill point is reached, a byte is written to a FIFO that the parent waits for.
+    """
 
     run_folder: Path
     kill_point: KillPoint
@@ -197,7 +209,7 @@ class SlowDiskFault:
         from train.trainer import Trainer
 
         fifo = os.open(self.run_folder.with_suffix(".fifo"), os.O_WRONLY)
-        with self.run_folder.with_suffix(".place").open("r+b") as file:
+        with self.run_folder.with_suffix(".phase").open("r+b") as file:
             shared_phase = mmap.mmap(file.fileno(), 1)
         phase_counts: Counter[str] = Counter()
         for owner, name, phase in (
@@ -235,44 +247,55 @@ class SlowDiskFault:
         phase_counts: Counter[str],
         fifo: int,
     ) -> Callable[..., Any]:
+        """Return `function` such that a call of it counts as `phase`, which may nest in another."""
+
         @functools.wraps(function)
-        def reporting(*arguments: Any, **named: Any) -> Any:
+        def report_and_call(*arguments: Any, **named_arguments: Any) -> Any:
             outer_phase = shared_phase[0]
             shared_phase[0] = PHASES.index(phase)
             phase_counts[phase] += 1
             if (phase, phase_counts[phase]) == (self.kill_point.phase, self.kill_point.occurrence):
                 os.write(fifo, b"!")
             try:
-                return function(*arguments, **named)
+                return function(*arguments, **named_arguments)
             finally:
                 shared_phase[0] = outer_phase
 
-        return reporting
+        return report_and_call
 
     def _slow_down(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def slow(*arguments: Any, **named: Any) -> Any:
+        """Return `function` with a pause before and after it."""
+
+        def pause_and_call(*arguments: Any, **named_arguments: Any) -> Any:
             time.sleep(self.pause_seconds)
-            result = function(*arguments, **named)
+            result = function(*arguments, **named_arguments)
             time.sleep(self.pause_seconds)
             return result
 
-        return slow
+        return pause_and_call
 
-    def _write_in_halves(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def halves(tensors: Any, path: Path, **named: Any) -> None:
-            function(tensors, path, **named)
+    def _write_in_halves(self, save_file: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `save_file` of safetensors such that its file is incomplete for a while."""
+
+        def save_in_halves(tensors: Any, path: Path, **named_arguments: Any) -> None:
+            save_file(tensors, path, **named_arguments)
             content = path.read_bytes()
+            middle = len(content) // 2
             with path.open("wb") as file:
-                for part in (content[: len(content) // 2], content[len(content) // 2 :]):
-                    file.write(part)
+                for half in (content[:middle], content[middle:]):
+                    file.write(half)
                     file.flush()
                     time.sleep(self.pause_seconds)
 
-        return halves
+        return save_in_halves
 
 
 def find_differences(run: Path, reference: Path) -> list[str]:
-    """Return what differs between a finished run and the one that was never stopped."""
+    """Return a line for each difference between a finished run and one that was never stopped.
+
+    Compares checkpoints, metrics, samples and the mark of an early stop, and looks for temporary
+    files.
+    """
     differing = []
     if (run_steps := list_steps(run)) != (reference_steps := list_steps(reference)):
         differing.append(f"checkpoints of steps {run_steps} instead of {reference_steps}")
@@ -293,7 +316,7 @@ def find_differences(run: Path, reference: Path) -> list[str]:
         differing.append("metrics.jsonl")
     if (run / "samples.md").read_bytes() != (reference / "samples.md").read_bytes():
         differing.append("samples.md")
-    if read_end_record(run) != read_end_record(reference):
+    if read_early_stop(run) != read_early_stop(reference):
         differing.append(EARLY_STOP_FILE)
     leftovers = [
         path.name
@@ -303,9 +326,10 @@ def find_differences(run: Path, reference: Path) -> list[str]:
     return differing + [f"left over: {name}" for name in leftovers]
 
 
-def read_end_record(run: Path) -> bytes | None:
-    """Return the file of a run that stopped early, else None."""
-    return (run / EARLY_STOP_FILE).read_bytes() if (run / EARLY_STOP_FILE).exists() else None
+def read_early_stop(run: Path) -> bytes | None:
+    """Return the contents of the file that marks a run as stopped early, or None without one."""
+    file = run / EARLY_STOP_FILE
+    return file.read_bytes() if file.exists() else None
 
 
 @dataclass
@@ -319,13 +343,16 @@ class KillResults:
 
     @property
     def num_kills(self) -> int:
-        """The number of processes that were killed before they ended."""
+        """Return the number of processes that were killed before they ended."""
         return sum(self.kills_by_phase.values())
 
 
 def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, str]:
-    """Start or resume a run and kill it at `kill_point`; return its exit code and phase."""
-    fifo, phase_file = run.with_suffix(".fifo"), run.with_suffix(".place")
+    """Start or resume a run and kill it at `kill_point`; return its exit code and its phase then.
+
+    A run that ends before the kill point has its own exit code.
+    """
+    fifo, phase_file = run.with_suffix(".fifo"), run.with_suffix(".phase")
     phase_file.write_bytes(b"\0")
     fifo.unlink(missing_ok=True)
     os.mkfifo(fifo)
@@ -333,7 +360,8 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
     try:
         child = scenario.start(run, SlowDiskFault(run, kill_point))
         ready = select.select([child.sentinel, fifo_descriptor], [], [])[0]
-        # A FIFO without writers is readable too.
+        # A FIFO without writers is readable too, but has no byte to read: before the child opens it
+        # and after the child has ended.
         while (
             fifo_descriptor in ready
             and child.sentinel not in ready
@@ -350,14 +378,16 @@ def kill_at(scenario: Scenario, run: Path, kill_point: KillPoint) -> tuple[int, 
 def sample_kill_points(rng: random.Random, num_kills: int) -> list[KillPoint]:
     """Return random moments: half at any time, half in short phases where much can break."""
     kill_points = []
-    for number in range(num_kills):
-        phase = "plan" if not number and rng.random() < 0.5 else rng.choice(WEIGHTED_PHASES)
-        once = phase in ("plan", "opening")
-        kill_points.append(
-            KillPoint("step", rng.randint(1, 8), rng.random() * 0.3)
-            if number % 2
-            else KillPoint(phase, 1 if once else rng.choice((1, 1, 2)), rng.random() * 0.05)
-        )
+    for index in range(num_kills):
+        # An epoch plan is stored in the run once it is built, mostly before the first kill.
+        phase = "plan" if index == 0 and rng.random() < 0.5 else rng.choice(WEIGHTED_PHASES)
+        if index % 2 == 1:
+            kill_point = KillPoint("step", rng.randint(1, 8), rng.random() * 0.3)
+        elif phase in ("plan", "opening"):  # once in a process
+            kill_point = KillPoint(phase, 1, rng.random() * 0.05)
+        else:
+            kill_point = KillPoint(phase, rng.choice((1, 1, 2)), rng.random() * 0.05)
+        kill_points.append(kill_point)
     return kill_points
 
 
@@ -369,31 +399,32 @@ def kill_and_resume(
     rng: random.Random,
     results: KillResults,
 ) -> None:
-    """Kill a run up to `max_kills` times, let it end, and compare it with `reference`."""
+    """Kill a run up to `max_kills` times, let it end, and compare it with `reference`.
+
+    Kills and problems go into `results`. After each kill all checkpoints must be intact, and the
+    newest must not be older than before.
+    """
     previous_step = 0
     for kill_point in sample_kill_points(rng, max_kills):
-        code, phase = kill_at(scenario, run, kill_point)
-        if code == -signal.SIGKILL:
-            results.kills_by_phase[phase] += 1
-        else:
-            break
-        problems = [
-            problem
-            for step in list_steps(run)
-            if (problem := check_manifest(step_folder(run, step)))
-        ]
-        newest_step = max(list_steps(run), default=0)
-        results.problems += [f"{run}: {problem}" for problem in problems]
+        exit_code, phase = kill_at(scenario, run, kill_point)
+        if exit_code != -signal.SIGKILL:
+            break  # the run has ended, or failed, which the final process shows
+        results.kills_by_phase[phase] += 1
+        steps = list_steps(run)
+        for step in steps:
+            if problem := check_manifest(step_folder(run, step)):
+                results.problems.append(f"{run}: {problem}")
+        newest_step = max(steps, default=0)
         if newest_step < previous_step:
             results.problems.append(f"{run}: the checkpoint of step {previous_step} is gone")
         previous_step = newest_step
     final_process = scenario.start(run)
-    if code := final_process.wait(600):
-        results.problems.append(f"{run}: exit code {code}: {final_process.output[-500:]}")
+    if exit_code := final_process.wait(600):
+        results.problems.append(f"{run}: exit code {exit_code}: {final_process.output[-500:]}")
         return
     results.problems += [
-        f"{run}: differs from a run never stopped: {what}"
-        for what in find_differences(run, reference)
+        f"{run}: differs from a run never stopped: {difference}"
+        for difference in find_differences(run, reference)
     ]
     results.num_runs += 1
 
@@ -401,15 +432,18 @@ def kill_and_resume(
 def run_kills(
     folder: Path, num_kills: int, seed: int, report: Callable[[str], None]
 ) -> KillResults:
-    """Run at least `num_kills` kills, divided evenly among the scenarios."""
+    """Kill runs at least `num_kills` times, divided evenly among the scenarios.
+
+    Stops at the first problem. `report` gets a line after each run.
+    """
     rng, results = random.Random(seed), KillResults()
-    scenarios = {name: make(folder) for name, make in SCENARIOS.items()}
+    scenarios = {name: build_scenario(folder) for name, build_scenario in SCENARIOS.items()}
     references = {name: folder / f"{name} whole" for name in scenarios}
     for name, scenario in scenarios.items():
         child = scenario.start(references[name], fresh_interpreter=True)
-        if child.wait(600) or (read_end_record(references[name]) is not None) != (
-            name == "ending early"
-        ):
+        exit_code = child.wait(600)
+        has_stopped_early = read_early_stop(references[name]) is not None
+        if exit_code or has_stopped_early != (name == "ending early"):
             raise UserError(
                 f"the run that is never stopped failed, or stopped early or late: {child.output}"
             )
@@ -460,9 +494,9 @@ def main() -> int:
         f"{time.monotonic() - start_time:.0f} s, {len(results.problems)} faults"
     )
     print("  of: " + ", ".join(f"{name} {results.kills_by_scenario[name]}" for name in SCENARIOS))
-    print("  where: " + ", ".join(f"{place} {results.kills_by_phase[place]}" for place in PHASES))
-    for fault in results.problems:
-        print(f"  FAULT {fault}", file=sys.stderr)
+    print("  where: " + ", ".join(f"{phase} {results.kills_by_phase[phase]}" for phase in PHASES))
+    for problem in results.problems:
+        print(f"  FAULT {problem}", file=sys.stderr)
     return 1 if results.problems else 0
 
 

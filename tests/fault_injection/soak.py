@@ -59,18 +59,20 @@ _QUESTIONS = ("你好！", "人们去哪里看今弦马赛？", "奖品是什么
 
 @dataclass(frozen=True)
 class ProcessSample:
-    """The state of a process: seconds since the start, resident bytes, open files."""
+    """The state of a process at one moment."""
 
-    seconds: float
-    resident: int
-    files: int
+    seconds: float  # since the start
+    resident: int  # bytes
+    files: int  # open file descriptors
 
 
 def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[ProcessSample]:
     """Sample a process for a while. Raises UserError if it ends before."""
     import psutil
 
-    observer, start, samples = psutil.Process(process.pid), time.monotonic(), []
+    observer = psutil.Process(process.pid)
+    start = time.monotonic()
+    samples: list[ProcessSample] = []
     with progress_bar("soaking", round(seconds), "s") as bar:
         while (elapsed := time.monotonic() - start) < seconds:
             if process.poll() is not None:
@@ -85,17 +87,20 @@ def sample_process(process: "subprocess.Popen[bytes]", seconds: float) -> list[P
 
 
 def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
-    """Return whether memory and files stayed flat, and a line with the figures."""
+    """Return whether memory and files stayed flat, and a line with the figures.
+
+    Compares the medians of the second and of the last quarter of the samples. Raises UserError if
+    there are fewer than eight.
+    """
     quarter = len(samples) // 4
     if quarter < 2:
         raise UserError(f"--minutes: {len(samples)} samples are too few; give it more time")
+    # The first quarter is the warm-up.
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
-    early_resident, late_resident = (
-        statistics.median(sample.resident for sample in part) for part in (early, late)
-    )
-    early_files, late_files = (
-        statistics.median(sample.files for sample in part) for part in (early, late)
-    )
+    early_resident = statistics.median(sample.resident for sample in early)
+    late_resident = statistics.median(sample.resident for sample in late)
+    early_files = statistics.median(sample.files for sample in early)
+    late_files = statistics.median(sample.files for sample in late)
     is_flat = (
         late_resident - early_resident <= max(0.1 * early_resident, 20e6)
         and late_files <= early_files
@@ -109,7 +114,10 @@ def assess_growth(samples: list[ProcessSample]) -> tuple[bool, str]:
 
 
 def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[str]]:
-    """Train, stop with SIGTERM, check the files; return the samples and lines of figures."""
+    """Train for `seconds`, stop with SIGTERM, and check the files of the run.
+
+    Returns the samples, and lines with the figures of the run.
+    """
     run = folder / "run"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -122,6 +130,10 @@ def soak_train(folder: Path, seconds: float) -> tuple[list[ProcessSample], list[
 
 
 def _check_finished_run(run: Path) -> list[str]:
+    """Check checkpoints, metrics and TensorBoard of a run, and return lines with its figures.
+
+    Raises UserError if the last checkpoint is damaged, or if a step is missing or logged twice.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     records = read_metrics(run)
@@ -154,7 +166,7 @@ def _check_finished_run(run: Path) -> list[str]:
 def soak_chat(
     checkpoint: Path, folder: Path, seconds: float
 ) -> tuple[list[ProcessSample], list[str]]:
-    """Ask a chat endless questions; return the samples and the number of answers."""
+    """Ask a chat questions for `seconds`; return the samples, and a line that counts answers."""
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat", "--checkpoint", str(checkpoint), "--device", "cpu"],
@@ -162,16 +174,20 @@ def soak_chat(
             stdout=subprocess.PIPE,
             stderr=log,
         )
-        answers: list[int] = []
+        answers: list[bytes] = []
         threading.Thread(target=_ask_questions, args=(process, answers), daemon=True).start()
-        samples = _sample_and_stop(process, seconds, folder / "log", stop_signal=signal.SIGTERM)
+        samples = _sample_and_stop(process, seconds, folder / "log")
     if not answers:
         raise UserError("the chat answered nothing")
     return samples, [f"{len(answers):,} questions answered"]
 
 
-def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> None:
-    """Ask one question after the other's answer: a full pipe would hide a chat that hangs."""
+def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[bytes]) -> None:
+    """Ask questions until the chat ends, and append the first line of each answer to `answers`.
+
+    Each question waits for the answer to the one before: questions that pile up in the pipe would
+    hide a chat that hangs.
+    """
     assert process.stdin and process.stdout
     for question in itertools.cycle(_QUESTIONS):
         try:
@@ -179,15 +195,19 @@ def _ask_questions(process: "subprocess.Popen[bytes]", answers: list[int]) -> No
             process.stdin.flush()
         except OSError:
             return  # the chat has ended
-        if not process.stdout.readline():
+        answer = process.stdout.readline()
+        if not answer:
             return
-        answers.append(1)
+        answers.append(answer)
 
 
 def soak_serve(
     checkpoint: Path, folder: Path, seconds: float
 ) -> tuple[list[ProcessSample], list[str]]:
-    """Send a server endless requests from several threads; abort every fifth answer."""
+    """Send a server requests from several threads for `seconds`; abort every fifth answer.
+
+    Returns the samples, and a line with the number of answers.
+    """
     port = _free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -222,7 +242,11 @@ def soak_serve(
 
 
 def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[str]) -> None:
-    """Send requests; `outcomes` counts whole and aborted answers, and errors of the server."""
+    """Send requests until the server ends; count whole and aborted answers and errors.
+
+    `outcomes` is shared by all clients. A count may be lost between threads, but not an error,
+    which ends its client.
+    """
     for request_index in itertools.count(first_index):
         question = {"role": "user", "content": _QUESTIONS[request_index % len(_QUESTIONS)]}
         body = json.dumps(
@@ -256,18 +280,19 @@ def _run_client(port: int, model_name: str, first_index: int, outcomes: Counter[
 
 
 def _free_port() -> int:
+    """Return a port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _sample_and_stop(
-    process: "subprocess.Popen[bytes]",
-    seconds: float,
-    log: Path,
-    stop_signal: signal.Signals = signal.SIGTERM,
+    process: "subprocess.Popen[bytes]", seconds: float, log: Path
 ) -> list[ProcessSample]:
-    """Sample a process, then end it. Raises UserError with the end of its log if it died."""
+    """Sample a process for `seconds`, then stop it with SIGTERM.
+
+    Raises UserError with the end of its log if it died, or if SIGTERM does not end it in a minute.
+    """
     try:
         samples = sample_process(process, seconds)
     except UserError as error:
@@ -275,14 +300,12 @@ def _sample_and_stop(
         raise UserError(f"{error}: {' | '.join(tail)}") from None
     finally:
         if process.poll() is None:
-            process.send_signal(stop_signal)
+            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise UserError(
-                    f"the process did not end within 60 s of {stop_signal.name}"
-                ) from None
+                raise UserError("the process did not end within 60 s of SIGTERM") from None
     return samples
 
 

@@ -28,7 +28,7 @@ CHROMIUM_FLAGS = (
 
 
 class Browser:
-    """A browser process with one page. Call `close` in the end."""
+    """A browser process with one page, to be ended by `close`. Skips the test without Chromium."""
 
     def __init__(self, profile: Path) -> None:
         program = (
@@ -38,7 +38,8 @@ class Browser:
         )
         if program is None:
             pytest.skip("no Chromium on this machine")
-        # --remote-debugging-pipe: the browser reads from descriptor 3 and writes to 4.
+        # With --remote-debugging-pipe the browser reads commands from descriptor 3 and writes to 4.
+        # bash moves the pipes there, because Popen keeps the numbers of the descriptors.
         (browser_in, self._command_pipe), (self._reply_pipe, browser_out) = os.pipe(), os.pipe()
         command = [
             "bash",
@@ -58,7 +59,9 @@ class Browser:
         )
         os.close(browser_in)
         os.close(browser_out)
-        self._message_ids, self._buffer, self._session_id = itertools.count(1), b"", ""
+        self._message_ids = itertools.count(1)
+        self._buffer = b""  # received bytes of messages that are not complete
+        self._session_id = ""  # of the page; empty until the browser has opened it
         self.events: list[dict[str, Any]] = []
         target = self.send_command("Target.createTarget", url="about:blank")["targetId"]
         self._session_id = self.send_command(
@@ -68,22 +71,22 @@ class Browser:
             self.send_command(f"{domain}.enable")
 
     def send_command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and return its result; events that arrive meanwhile go to `events`."""
+        """Send a command and return its result; events that arrive meanwhile go to `events`.
+
+        Messages in both directions are JSON that ends in a zero byte.
+        """
         message_id = next(self._message_ids)
-        session = {"sessionId": self._session_id} if self._session_id else {}
-        os.write(
-            self._command_pipe,
-            json.dumps(
-                {"id": message_id, "method": method, "params": parameters, **session}
-            ).encode()
-            + b"\0",
-        )
+        command = {"id": message_id, "method": method, "params": parameters}
+        if self._session_id:
+            command["sessionId"] = self._session_id
+        os.write(self._command_pipe, json.dumps(command).encode() + b"\0")
         while (message := self._read_message()).get("id") != message_id:
             self.events.append(message)
         assert "error" not in message, message
         return message["result"]
 
     def _read_message(self) -> dict[str, Any]:
+        """Wait for the browser's next message: the reply to a command, or an event."""
         while b"\0" not in self._buffer:
             block = os.read(self._reply_pipe, 1 << 16)
             assert block, "the browser has exited"
@@ -152,22 +155,21 @@ class Browser:
 
     def errors_and_external_requests(self) -> list[Any]:
         """Return console messages, policy violations, and requests beyond 127.0.0.1."""
-        console_events = [
-            each
-            for each in self.events
-            if each["method"]
-            in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        ]
-        requested_urls = [
-            each["params"]["request"]["url"]
-            for each in self.events
-            if each["method"] == "Network.requestWillBeSent"
-        ]
-        return console_events + [
-            url
-            for url in requested_urls
-            if not url.startswith(("http://127.0.0.1:", "data:", "about:"))
-        ]
+        # Violations of the content security policy are log entries.
+        console_methods = (
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+            "Runtime.consoleAPICalled",
+        )
+        problems: list[Any] = []
+        for event in self.events:
+            if event["method"] in console_methods:
+                problems.append(event)
+            elif event["method"] == "Network.requestWillBeSent":
+                url = event["params"]["request"]["url"]
+                if not url.startswith(("http://127.0.0.1:", "data:", "about:")):
+                    problems.append(url)
+        return problems
 
     def close(self) -> None:
         """Terminate the browser."""

@@ -22,25 +22,26 @@ SOURCE_FILES = {
 
 
 def to_chat_messages(reference: str, turns: Turns) -> list[dict[str, str]]:
-    turn_messages = [
-        {"role": role, "content": text}
-        for turn in turns
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    return ([{"role": "system", "content": reference}] if reference else []) + turn_messages
+    """Return a reference, which may be empty, and turns as the messages of transformers."""
+    messages = [{"role": "system", "content": reference}] if reference else []
+    for question, answer in turns:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
 
 
 def read_real_conversations(pattern: Path, source: str, limit: int) -> list[tuple[str, Turns]]:
-    """Return the (reference, turns) of the first conversations in the files of one source."""
+    """Return (reference, turns) of the first `limit` conversations in the files of one source."""
     records = (
         record
         for path in expand_inputs([str(pattern)])
         for record in SOURCES[source].iter_records(path)
     )
-    conversations = itertools.islice(
-        (each for each in records if isinstance(each, Conversation)), limit
-    )
+    conversations = (record for record in records if isinstance(record, Conversation))
     return [
-        (each.reference, [(turn.question, turn.answer) for turn in each.turns])
-        for each in conversations
+        (
+            conversation.reference,
+            [(turn.question, turn.answer) for turn in conversation.turns],
+        )
+        for conversation in itertools.islice(conversations, limit)
     ]

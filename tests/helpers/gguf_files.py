@@ -31,7 +31,10 @@ LLAMA3_ROPE_SCALING = {
 
 
 def random_llama(tokenizer: Tokenizer, seed: int = 0, **config_overrides: Any) -> Llama:
-    """Return a small model with weights large enough for clear choices, and norms other than 1."""
+    """Return a small model with random norms, and weights so large that logits differ clearly.
+
+    The norms are random because an export that drops them would go unnoticed if they were 1.
+    """
     config: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -83,7 +86,7 @@ def load_in_llama_cpp(file: Path, **options: Any) -> Any:
     llama_cpp = pytest.importorskip(
         "llama_cpp", reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)"
     )
-    # The KV cache is f16 by default.
+    # llama.cpp's KV cache is f16 by default, which would round differently from this project's.
     f32_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     return llama_cpp.Llama(
         str(file), n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, **f32_cache, **options
@@ -97,8 +100,8 @@ def llama_cpp_greedy(llama_cpp_model: Any, prompt: list[int], max_new_tokens: in
     """Return llama.cpp's greedy ids after a prompt, without the eos."""
     llama_cpp_model.reset()
     ids: list[int] = []
-    for index in llama_cpp_model.generate(prompt, temp=0.0, repeat_penalty=1.0):
-        if index == llama_cpp_model.token_eos() or len(ids) == max_new_tokens:
+    for token_id in llama_cpp_model.generate(prompt, temp=0.0, repeat_penalty=1.0):
+        if token_id == llama_cpp_model.token_eos() or len(ids) == max_new_tokens:
             break
-        ids.append(index)
+        ids.append(token_id)
     return ids

@@ -112,7 +112,10 @@ def train_sentencepiece_bpe(
     split_on_spaces: bool = False,
     vocab_size: int = 1500,
 ) -> Any:
-    """Train a BPE with byte fallback on lines of text, with spaces as Llama 2 writes them."""
+    """Train a BPE with byte fallback on lines of text, in which ▁ stands for a space as in Llama 2.
+
+    `add_prefix_space` puts one before every text; `split_on_spaces` keeps pieces within a word.
+    """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -137,7 +140,8 @@ def train_sentencepiece_bpe(
         max_token_length=6,
     )
     tokenizer.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
-    # Byte pieces must not be matched in text.
+    # The trainer makes every special token an added one, which is matched in text. The byte pieces
+    # <0x00> to <0xFF> must not be: a text that contains "<0x41>" is not the letter A.
     definition = json.loads(tokenizer.to_str())
     definition["added_tokens"] = [
         token for token in definition["added_tokens"] if token["content"] in special_tokens
@@ -146,26 +150,22 @@ def train_sentencepiece_bpe(
 
 
 def train_llama2_tokenizer(texts: Iterable[str], **flags: Any) -> Any:
-    """Train transformers' tokenizer of Llama 2 on texts, with its `flags`.
+    """Train transformers' tokenizer of Llama 2 on texts, with the given `flags` of LlamaTokenizer.
 
-    Without flags it is as version 4 wrote it into `tokenizer.json`: the normalizer puts a space
-    before every text.
+    Without flags it is as version 4 of transformers wrote it into `tokenizer.json`: the normalizer
+    puts a space before every text.
     """
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
     backend = train_sentencepiece_bpe(texts, add_prefix_space=True)
     model = json.loads(backend.to_str())["model"]
-    tokenizer = (
-        LlamaTokenizer(
-            vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **flags
+    if flags:
+        merges = [tuple(pair) for pair in model["merges"]]
+        tokenizer = LlamaTokenizer(vocab=model["vocab"], merges=merges, **flags)
+    else:
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
         )
-        if flags
-        else (
-            PreTrainedTokenizerFast(
-                tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-            )
-        )
-    )
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
 
@@ -195,7 +195,11 @@ def save_hf_checkpoint(
     max_shard_size: str = "5GB",
     **config_overrides: Any,
 ) -> Any:
-    """Write a folder with transformers and return the random model in it."""
+    """Write a model folder with transformers, and return the random model in it.
+
+    `backend` is a tokenizer of the `tokenizers` library, `config_overrides` are fields of the
+    model's config.
+    """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
@@ -213,7 +217,7 @@ def save_hf_checkpoint_with_tokenizer(
     max_shard_size: str = "5GB",
     **config_overrides: Any,
 ) -> Any:
-    """`save_hf_checkpoint` with a tokenizer of transformers."""
+    """Write a model folder as `save_hf_checkpoint` does, with a tokenizer of transformers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer.chat_template = chat_template

@@ -118,29 +118,28 @@ JSON_ARRAY_SOURCES = {"naturalconv", "alpaca"}
 
 
 def to_json_bytes(row: object) -> bytes:
+    """Return a row as JSON with unescaped Chinese, as the releases have it."""
     return json.dumps(row, ensure_ascii=False).encode()
 
 
 def join_rows(source: str, rows: list[bytes]) -> bytes:
-    """Return rows in the file format of the release of a source."""
-    return (
-        b"[" + b",\n".join(rows) + b"]"
-        if source in JSON_ARRAY_SOURCES
-        else b"".join(row + b"\n" for row in rows)
-    )
+    """Return rows of JSON as a file of a source: one JSON array, or a line per row."""
+    if source in JSON_ARRAY_SOURCES:
+        return b"[" + b",\n".join(rows) + b"]"
+    return b"".join(row + b"\n" for row in rows)
 
 
 def tsv_row(number: int) -> bytes:
+    """Return a line of CSL's table: a title, a tab, and the abstract."""
     return f"{unique_sentence(number)}\t{unique_sentence(number + 100) * 2}\n".encode()
 
 
 def pseudo_xml_document(number: int) -> bytes:
-    text = (
+    """Return a document of LCSTS, which is XML without quotes around attributes."""
+    return (
         f"<doc id={number}>\n<human_label>5</human_label>\n"
         f"<summary>\n{unique_sentence(number)}\n</summary>\n"
-    )
-    return (
-        text + f"<short_text>\n{unique_sentence(number + 100) * 2}\n</short_text>\n</doc>\n"
+        f"<short_text>\n{unique_sentence(number + 100) * 2}\n</short_text>\n</doc>\n"
     ).encode()
 
 
@@ -172,11 +171,9 @@ def read_good_and_bad(source: str, path: Path) -> tuple[list[Record], list[BadRe
 
 
 def parse_rows(source: str, rows: list[Row]) -> list[Record]:
-    return [
-        record
-        for record in map(SOURCES[source].parse, map(to_json_bytes, rows))
-        if not isinstance(record, SkippedRecord)
-    ]
+    """Return the records that a source makes of rows, without those that it skips on purpose."""
+    records = [SOURCES[source].parse(to_json_bytes(row)) for row in rows]
+    return [record for record in records if not isinstance(record, SkippedRecord)]
 
 
 def _drop_key(row: Row, key: str) -> Row:
@@ -184,17 +181,19 @@ def _drop_key(row: Row, key: str) -> Row:
 
 
 def corrupt_row_variants(source: str) -> dict[str, bytes]:
-    """Return the third row of a source, corrupted in ways that must reject only this row."""
-    row, keys = (
-        ROW_BUILDERS[source](2),
-        list(ROW_BUILDERS[source](2))[: NUM_REQUIRED_KEYS.get(source, 1)],
-    )
+    """Return the third row of a source, corrupted in ways that must reject only this row.
+
+    The keys of the result say what is wrong.
+    """
+    row = ROW_BUILDERS[source](2)
+    keys = list(row)[: NUM_REQUIRED_KEYS.get(source, 1)]
     intact_row = to_json_bytes(row)
     variants = {f"no {key}": to_json_bytes(_drop_key(row, key)) for key in keys}
     variants |= {
         f"{key} is {value!r}": to_json_bytes({**row, key: value})
         for key in keys
         for value in (None, True, 7, -1.5, [], {}, [1, None], {"a": 1}, [[]], "", " \n")
+        # These values are valid in these sources: documents and questions may be empty.
         if not (source == "mnbvc" and value in ([], {}))
         and not (source == "mnbvc_qa" and not str(value).strip())
         and not (source in ("wikipedia", "wiki_zh_2019", "jsonl") and isinstance(value, str))

@@ -52,7 +52,7 @@ def train_until_signal(signal_number: int, step: int, *arguments: str) -> None:
 
 
 def print_refusal(*arguments: str) -> None:
-    """Fine-tune with options that every rank must refuse before it waits for another."""
+    """Fine-tune with options that every rank must refuse before it waits for the other ranks."""
     try:
         run_training("sft", *arguments)
     except UserError as error:
@@ -60,7 +60,7 @@ def print_refusal(*arguments: str) -> None:
 
 
 def truncate_run(source: str, target: str, step: int) -> None:
-    """Copy a run as it was when the checkpoint of `step` was the newest."""
+    """Copy a run without its checkpoints after `step`; resuming cuts the logs back by itself."""
     if distributed.is_main_process():
         shutil.copytree(source, target, symlinks=True)
         for later_step in list_steps(Path(target)):
@@ -70,7 +70,10 @@ def truncate_run(source: str, target: str, step: int) -> None:
 
 
 def check_sharded_muon() -> None:
-    """Compare ShardedMuon with torch's Muon bit for bit: tall, wide and uneven matrices."""
+    """Check that ShardedMuon updates as torch's Muon does, bit for bit, and shards its state.
+
+    The matrices are tall, wide, and of a size that the ranks cannot divide evenly.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -91,6 +94,7 @@ def check_sharded_muon() -> None:
         momentum = sharded_optimizer.state[sharded]["momentum_buffer"]
         full_momentum = full_optimizer.state[full]["momentum_buffer"]
         assert torch.equal(distributed.full_tensor(momentum), full_momentum)
+        # The storage, not the view: a slice of a full matrix would save no memory.
         local_bytes = momentum.to_local().untyped_storage().nbytes()
         assert local_bytes < full.untyped_storage().nbytes()
 
@@ -105,7 +109,10 @@ JOBS = {
 
 
 def launch_torchrun(num_processes: str, jobs_file: str) -> None:
-    """Become torchrun with `num_processes` processes that do the jobs of the file."""
+    """Become torchrun with `num_processes` processes that do the jobs of the file.
+
+    torchrun runs this file again in each process, with the jobs file as its only argument.
+    """
     from torch.distributed import run
 
     options = ["--standalone", "--nproc-per-node", num_processes, "--start-method", "fork"]
@@ -120,9 +127,12 @@ def run_jobs(jobs_file: str) -> None:
 
 
 def main() -> None:
-    """Launch torchrun, or be one of its processes, which get the file alone."""
+    """Launch torchrun for COUNT and FILE, or run the jobs of FILE as one of its processes."""
     arguments = sys.argv[1:]
-    (run_jobs if len(arguments) == 1 else launch_torchrun)(*arguments)
+    if len(arguments) == 1:
+        run_jobs(*arguments)
+    else:
+        launch_torchrun(*arguments)
 
 
 if __name__ == "__main__":

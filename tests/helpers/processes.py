@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class PauseAfterStep:
-    """The fault: training pauses after this step until a signal requests a stop."""
+    """A fault: training pauses after this step until a signal requests a stop."""
 
     step: int
 
@@ -32,12 +32,12 @@ class PauseAfterStep:
         original_step = Trainer.train_step
         pause_step = self.step
 
-        def step(trainer: Trainer) -> None:
+        def step_after_pause(trainer: Trainer) -> None:
             while trainer.state.step == pause_step and not trainer.stop_requested:
                 time.sleep(0.002)
             original_step(trainer)
 
-        Trainer.train_step = step  # type: ignore[method-assign]
+        Trainer.train_step = step_after_pause  # type: ignore[method-assign]
 
 
 class CommandProcess:
@@ -65,9 +65,10 @@ class CommandProcess:
     def send_signal_when(
         self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0
     ) -> None:
-        """Send a signal as soon as a condition holds; a fault must keep the process from ending.
+        """Send a signal as soon as a condition holds.
 
-        Kills the process and raises TimeoutError if the condition does not hold in time.
+        The process must not end before: a fault such as `PauseAfterStep` sees to that. Kills the
+        process and raises TimeoutError if the condition does not hold in time.
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
@@ -81,7 +82,7 @@ class CommandProcess:
         os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
-        """Wait for the end; return exit code (-n after signal n), output and errors.
+        """Wait for the end; return the exit code (-n after signal n), stdout and stderr.
 
         Kills the process and raises TimeoutError if it is late.
         """
@@ -111,10 +112,11 @@ def _run_module(
     stderr_file: Path,
     fault: Fault | None,
 ) -> None:
+    """Become `python -m MODULE ARGUMENTS`, with the fault injected before it starts."""
     os.chdir(ROOT)
     set_up_command_process([module, *arguments], stdout_file, stderr_file)
     if fault is not None:
         fault()
-    # The server has imported the module already, of which runpy would warn.
+    # runpy warns about a module that has been imported already, here by the fork server.
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

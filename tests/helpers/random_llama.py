@@ -1,4 +1,4 @@
-"""Small Llamas with random weights, in every shape that the config can describe."""
+"""Small Llamas with random weights, in every architecture that the config can describe."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from model.config import LlamaConfig
 from model.llama import Llama
 
-# Changes to the default shape of `random_llama`, by a name for test ids.
+# Changes to the default config of `random_llama`, by a name for test ids.
 SHAPES: dict[str, dict[str, Any]] = {
     "multi-head": {"num_key_value_heads": 4},
     "grouped-query": {"num_key_value_heads": 2},
@@ -34,10 +34,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 def random_llama(seed: int = 3, *, stop_weight: float = 1.0, **changes: Any) -> Llama:
     """Return a model in evaluation mode whose logits differ much from id to id.
 
-    Norms are random too. The head's rows of stop ids are multiplied by `stop_weight`: above 1 some
-    answers end early, with 0 none does.
+    Norms are random too. The rows of the LM head that belong to stop ids are multiplied by
+    `stop_weight`: above 1 some answers end early, with 0 none does. `changes` are config fields.
     """
-    shape = {
+    config_fields = {
         "vocab_size": 300,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -46,7 +46,7 @@ def random_llama(seed: int = 3, *, stop_weight: float = 1.0, **changes: Any) -> 
         "num_key_value_heads": 2,
         "max_position_embeddings": 96,
     }
-    config = LlamaConfig(**{**shape, **changes})
+    config = LlamaConfig(**{**config_fields, **changes})
     model = Llama(config).init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

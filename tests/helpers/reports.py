@@ -38,7 +38,10 @@ VALIDATION_METRICS = {
 
 
 class ReportParser(HTMLParser):
-    """Tags, tables as rows of cell texts, and images; fails on unbalanced tags."""
+    """The tags, tables and images of an HTML page. Fails on unbalanced tags and event handlers.
+
+    `tables[table][row][column]` is the text of a cell; the first row holds the headers.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class ReportParser(HTMLParser):
         assert not self._open_tags
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert not any(name.startswith("on") for name, _ in attrs)
+        assert not any(name.startswith("on") for name, _ in attrs), "a page has no scripts"
         self.tags.append(tag)
         if tag == "table":
             self.tables.append([])
@@ -79,7 +82,10 @@ class ReportParser(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def find_row(self, name: str, *headers: str) -> list[str]:
-        """Return the cells of the only row of this name, in tables with these headers or in all."""
+        """Return the other cells of the only row whose first cell is `name`.
+
+        Looks in the tables whose first header is one of `headers`, or without any in all tables.
+        """
         (cells,) = [
             row[1:]
             for table in self.tables
@@ -89,7 +95,7 @@ class ReportParser(HTMLParser):
         return cells
 
     def svgs_by_alt(self) -> dict[str, ET.Element]:
-        """Return the pictures of the page by their alternative text."""
+        """Return the SVG pictures of the page, which are base64 data URLs, by alternative text."""
         return {
             image["alt"]: ET.fromstring(base64.b64decode(image["src"].partition(",")[2]))
             for image in self.images
@@ -125,11 +131,12 @@ def write_run(
 
 
 def render_report(*folders: Path) -> ReportParser:
+    """Return the parsed HTML report on the runs in these folders."""
     return ReportParser(to_html(TITLE, build_report([read_run(folder) for folder in folders], "x")))
 
 
 def line_vertices(svg: ET.Element, run_index: int) -> np.ndarray:
-    """Return the vertices of the line of a run in the units of the picture, float64[n, 2]."""
+    """Return the vertices of the line of a run in the units of the SVG picture, float64[n, 2]."""
     (group,) = [
         group for group in svg.iter(f"{SVG_NAMESPACE}g") if group.get("id") == f"run-{run_index}"
     ]

@@ -1,4 +1,4 @@
-"""Recording of the operations that PyTorch runs."""
+"""Record the operations that PyTorch runs."""
 
 from math import prod
 from typing import Any
@@ -9,7 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class TensorRecorder(TorchDispatchMode):
-    """Record the name and output shape of every operation inside the context; views excluded."""
+    """Record the name and output shapes of every operation inside the context, except for views.
+
+    A view shares the memory of its input, and the tests count memory that is written.
+    """
 
     def __init__(self) -> None:
         super().__init__()

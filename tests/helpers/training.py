@@ -35,11 +35,12 @@ TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
 
 
 def to_arguments(options: dict[str, Any]) -> list[str]:
-    """Return `--key value` for each option; a nested dict gives dotted keys."""
+    """Return `--key value` for each option; the keys of a nested dict become dotted."""
     arguments = []
     for key, value in options.items():
         if isinstance(value, dict):
-            arguments += to_arguments({f"{key}.{name}": each for name, each in value.items()})
+            dotted = {f"{key}.{inner_key}": item for inner_key, item in value.items()}
+            arguments += to_arguments(dotted)
         else:
             arguments += [f"--{key}", str(value)]
     return arguments
@@ -54,14 +55,14 @@ def comparable_records(run: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint_bytes(run: Path, step: int, name: str = "model.safetensors") -> tuple[bytes, bytes]:
-    """Return the contents of the weights file and of the optimizer file of a step."""
+    """Return the contents of the weights file `name` and of the optimizer file of a step."""
     folder = step_folder(run, step)
     return (folder / name).read_bytes(), (folder / "optimizer.safetensors").read_bytes()
 
 
 @dataclass(frozen=True)
 class StubEvaluator:
-    """An evaluator that calls a function, by default none."""
+    """An evaluator that calls the given functions, which by default do nothing."""
 
     every: int
     patience: int = 0
@@ -80,9 +81,9 @@ class StubEvaluator:
 
 
 def build_spec(folder: Path, shard_set: Path, **changes: Any) -> RunSpec:
-    """Return the description of a run of 12 steps of 8 rows of 32 tokens, on a CPU.
+    """Return the spec of a pretraining run on a CPU: 12 steps of 8 rows of 32 tokens.
 
-    `changes` are options of pretraining.
+    `changes` are options of pretraining that replace these.
     """
     shards = ShardSet.open(shard_set)
     tokenizer = shards.load_tokenizer()
@@ -118,15 +119,16 @@ def build_spec(folder: Path, shard_set: Path, **changes: Any) -> RunSpec:
 def build_trainer(
     folder: Path, shard_set: Path, evaluator: StubEvaluator | None = None, **changes: Any
 ) -> Trainer:
-    """Return the trainer of `build_spec`'s run, with another evaluator if it is given."""
+    """Return a trainer for the spec of `build_spec`, with another evaluator if one is given."""
     spec = build_spec(folder, shard_set, **changes)
     return start(replace(spec, evaluator=evaluator) if evaluator else spec)
 
 
 def write_fake_run(run: Path, step: int, steps: int | None = None, **fingerprints: Any) -> Path:
-    """Write a run directory whose one checkpoint has a manifest but no real weights.
+    """Write a run directory whose only checkpoint has a manifest but no real weights.
 
-    `steps` is the last step of the run. Returns the folder of the checkpoint.
+    `step` is that of the checkpoint, `steps` the planned number of steps of the run. Returns the
+    folder of the checkpoint.
     """
     folder = step_folder(run, step)
     folder.mkdir(parents=True)
@@ -138,9 +140,9 @@ def write_fake_run(run: Path, step: int, steps: int | None = None, **fingerprint
 
 
 def write_text_set(folder: Path, tokenizer: Tokenizer, **counts: int) -> Path:
-    """Write a shard set of generated text with so many documents in each split (train=…).
+    """Write a shard set of generated text; `counts` are the documents per split (train=60).
 
-    The ids of a document follow each other by a rule, so that there is something to learn.
+    In a document each id is 3 more than the one before, modulo 50, so that a model can learn.
     """
     rng = np.random.default_rng(0)
     manifest = {"format": SHARD_FORMAT, "kind": "documents", "splits": {}}

@@ -14,7 +14,7 @@ from tests.fault_injection.kill import (
     Scenario,
     find_differences,
     kill_at,
-    read_end_record,
+    read_early_stop,
     sample_kill_points,
 )
 from tests.helpers.training import tensorboard_losses
@@ -80,7 +80,7 @@ def test_killed_lora_and_early_stopping_runs_are_bit_identical(
     """Catch other dropout masks, and a kill just before the early-stop record."""
     scenario = SCENARIOS[name](tmp_path)
     child = scenario.start(tmp_path / "whole")
-    assert child.wait() == 0 and (read_end_record(tmp_path / "whole") is not None) == (
+    assert child.wait() == 0 and (read_early_stop(tmp_path / "whole") is not None) == (
         name == "ending early"
     ), child.output
     phases = kill_and_compare(scenario, tmp_path / "run", tmp_path / "whole", kill_points)

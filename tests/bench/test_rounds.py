@@ -1,10 +1,10 @@
-"""Turns: their order, their arguments and their failures."""
+"""Rounds of a benchmark: their order, their arguments and their failures."""
 
 from pathlib import Path
 
 import pytest
 
-from bench.turns import run_turns
+from bench.rounds import run_rounds
 from common.errors import UserError
 
 MODULE = """
@@ -18,13 +18,13 @@ sys.exit(3 * (sys.argv[1] == "bad"))
 def test_contenders_alternate_in_separate_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catch turns in the order A A B B, mixed-up contenders, a failure that counts as a result."""
-    (tmp_path / "one_turn.py").write_text(MODULE)
+    """Catch rounds in the order A A B B, mixed-up contenders, a failure that counts as a result."""
+    (tmp_path / "one_round.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
-    found = run_turns("one_turn", [("a", ["a", "1"]), ("b", ["b"])], turns=2, threads=7)
+    found = run_rounds("one_round", [("a", ["a", "1"]), ("b", ["b"])], rounds=2, threads=7)
     assert [words for words, _, _ in found] == [["a", "1"], ["b"]] * 2
     assert {threads for _, threads, _ in found} == {"7"} and len(
         {process for _, _, process in found}
     ) == 4
     with pytest.raises(UserError, match="odd one: its process ended with exit code 3"):
-        run_turns("one_turn", [("a", ["a"]), ("odd one", ["bad"])], turns=1, threads=1)
+        run_rounds("one_round", [("a", ["a"]), ("odd one", ["bad"])], rounds=1, threads=1)

@@ -1,4 +1,4 @@
-"""Run the turns of several contenders alternately, A B C A B C …, each in its own process.
+"""Measure several contenders in alternating rounds, A B C A B C …, each time in its own process.
 
 The speed of a machine drifts, so only ratios within one run are meaningful.
 """
@@ -14,17 +14,19 @@ from common.errors import UserError
 from common.progress import progress_bar
 
 
-def run_turns(
-    module: str, contenders: Sequence[tuple[str, Sequence[str]]], turns: int, threads: int
+def run_rounds(
+    module: str, contenders: Sequence[tuple[str, Sequence[str]]], *, rounds: int, threads: int
 ) -> list[Any]:
-    """Run the turns, and return the JSON in the last line of output of each, in order.
+    """Measure every contender once per round, and return the parsed JSON results in order.
 
-    A contender is a name with the arguments of `python -m MODULE` for one of its turns, on
-    `threads` threads. Raises UserError, with the name of the contender, if a process fails.
+    A contender is a name and the arguments with which `python -m MODULE` measures it once and
+    prints the result as JSON in its last line of output. Each process gets `threads` threads.
+    Raises UserError, with the name of the contender, if a process fails.
     """
     results = []
-    with progress_bar("turns", total=turns * len(contenders), unit="turn") as bar:
-        for name, arguments in [*contenders] * turns:
+    num_processes = rounds * len(contenders)
+    with progress_bar("measuring", total=num_processes, unit="process") as bar:
+        for name, arguments in [*contenders] * rounds:
             process = subprocess.run(
                 [sys.executable, "-m", module, *arguments],
                 stdout=subprocess.PIPE,
@@ -35,6 +37,7 @@ def run_turns(
                 raise UserError(
                     f"{name}: its process ended with exit code {process.returncode}; see above"
                 )
+            # Libraries may print lines of their own before the result.
             results.append(json.loads(process.stdout.splitlines()[-1]))
             bar.update()
     return results

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bench.gpu import decoding, equality, runs, worker
+from bench.gpu.__main__ import main
 from bench.gpu.checks import BY_NAME, CHECKS
 from bench.gpu.context import Context, build_model
 from bench.gpu.report import Report
@@ -64,33 +65,19 @@ def failed(made: Context) -> list[str]:
     return [each["name"] for each in made.report.comparisons if not each["passed"]]
 
 
-@pytest.mark.slow
-def test_the_whole_list_passes_with_small_shapes(tmp_path: Path) -> None:
-    """Prevents a bug that only a real GPU would meet, and a check skipped without a reason."""
-    out = tmp_path / "out"
-    done = check_gpu(out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = entries(out)
-    assert list(found) == [check.name for check in CHECKS]
-    for check in CHECKS:
-        entry = found[check.name]
-        on_cpu = not check.cpu_reason
-        assert entry["verdict"] == ("passed" if on_cpu else "not run"), entry
-        assert "CPU" in entry["reason"] or on_cpu
-        assert not on_cpu or entry["comparisons"] or entry["figures"]
-    page = (out / PAGE).read_text(encoding="utf-8")
-    assert all(f"| {check.name} | " in page for check in CHECKS) and "0 failed, 0 timed out" in page
-    assert (out / JSON).stat().st_size + (out / PAGE).stat().st_size < 200_000
-    assert (
-        sum(file.stat().st_size for file in (tmp_path / "out-work" / "shards").iterdir())
-        < 10 * 2**20
-    )
+@dataclass(frozen=True)
+class WholeList:
+    """The folder of the results, what stood there after the kill, and the call that went on."""
+
+    out: Path
+    killed: dict[str, Any]
+    done: subprocess.CompletedProcess[str]
 
 
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_with_what_is_left(tmp_path: Path) -> None:
-    """Prevents verdicts that are lost with the process or computed twice."""
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def whole_list(tmp_path_factory: pytest.TempPathFactory) -> WholeList:
+    """All checks with small shapes: a call killed in its third check, and one to the end."""
+    out = tmp_path_factory.mktemp("list") / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out)],
         cwd=ROOT,
@@ -104,13 +91,40 @@ def test_a_run_that_was_killed_goes_on_with_what_is_left(tmp_path: Path) -> None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = entries(out)
+    return WholeList(out, entries(out), check_gpu(out))
+
+
+@pytest.mark.slow
+def test_the_whole_list_passes_with_small_shapes(whole_list: WholeList) -> None:
+    """Prevents a bug that only a real GPU would meet, and a check skipped without a reason."""
+    out, done = whole_list.out, whole_list.done
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = entries(out)
+    assert sorted(found) == sorted(check.name for check in CHECKS)
+    for check in CHECKS:
+        entry = found[check.name]
+        on_cpu = not check.cpu_reason
+        assert entry["verdict"] == ("passed" if on_cpu else "not run"), entry
+        assert "CPU" in entry["reason"] or on_cpu
+        assert not on_cpu or entry["comparisons"] or entry["figures"]
+    page = (out / PAGE).read_text(encoding="utf-8")
+    assert all(f"| {check.name} | " in page for check in CHECKS) and "0 failed, 0 timed out" in page
+    assert (out / JSON).stat().st_size + (out / PAGE).stat().st_size < 200_000
+    shards = out.with_name("out-work") / "shards"
+    assert sum(file.stat().st_size for file in shards.iterdir()) < 10 * 2**20
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_what_is_left(whole_list: WholeList) -> None:
+    """Prevents verdicts that are lost with the process or computed twice."""
+    before, after = whole_list.killed, entries(whole_list.out)
     assert before["loss-3m"]["verdict"] == "passed" and "environment" in before
-    done = check_gpu(out, "--minutes", "0.05")
-    assert done.returncode == 0, done.stderr
-    after = entries(out)
-    assert after["loss-3m"] == before["loss-3m"] and "loss-3m" not in done.stdout
-    assert "the same command goes on with them" in done.stdout
+    assert before["loss-43m"] == {"begun": 1}
+    assert after["loss-3m"] == before["loss-3m"] and "loss-3m" not in whole_list.done.stdout
+    printed = [line.split()[0] for line in whole_list.done.stdout.splitlines()[1:]]
+    # The check that was cut off comes last.
+    assert sorted(printed) == sorted(after.keys() - {"environment", "loss-3m"})
+    assert printed[-1] == "loss-43m"
 
 
 def test_checks_that_were_cut_off_come_last_and_those_not_run_come_again(tmp_path: Path) -> None:
@@ -138,13 +152,21 @@ def test_results_of_another_device_are_put_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_check_that_fails_is_said_and_the_exit_status_is_1(tmp_path: Path) -> None:
+def test_a_check_that_fails_is_said_and_the_exit_status_is_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Prevents a failure that scrolls by, ends the other checks or leaves no report."""
     out = tmp_path / "out"
-    assert check_gpu(out, "--only", "environment").returncode == 0
+
+    def run(*words: str) -> int:
+        command = ["bench.gpu", "--device", "cpu", "--out", str(out), *words]
+        monkeypatch.setattr(sys, "argv", command)
+        return main()
+
+    assert run("--only", "environment") == 0
     (tmp_path / "out-work" / "shards").mkdir()
-    done = check_gpu(out, "--only", "overflow", "loss-3m")
-    assert done.returncode == 1
+    capsys.readouterr()
+    assert run("--only", "overflow", "loss-3m") == 1
     found = entries(out)
     assert (
         found["overflow"]["verdict"] == "failed"
@@ -152,7 +174,10 @@ def test_a_check_that_fails_is_said_and_the_exit_status_is_1(tmp_path: Path) -> 
     )
     assert "Traceback" in found["overflow"]["log"] and found["loss-3m"]["verdict"] == "passed"
     assert found["environment"]["verdict"] == "passed"
-    assert f"failed: overflow; send {out / JSON}" in done.stdout
+    assert f"failed: overflow; send {out / JSON}" in capsys.readouterr().out
+    # A call without time starts no check and says how to go on.
+    assert run("--minutes", "1e-9") == 1
+    assert "the same command goes on with them" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ FILE is a JSON list of jobs, each `[name, argument, …]`. This process becomes 
 training processes are forks of it: new interpreters would import for longer than all jobs take.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -120,9 +121,17 @@ def launch_torchrun(num_processes: str, jobs_file: str) -> None:
 
 
 def run_jobs(jobs_file: str) -> None:
-    """Do the jobs of the file one after another, as one of torchrun's processes."""
+    """Do the jobs of the file one after another, as one of torchrun's processes.
+
+    A lone job `command`, `["command", MODULE, …]`, is `python -m MODULE …` with its own session.
+    """
+    jobs = json.loads(Path(jobs_file).read_text())
+    if jobs[0][0] == "command":
+        sys.argv = jobs[0][1:]
+        importlib.import_module(sys.argv[0]).main()
+        return
     with distributed.distributed_session():
-        for name, *arguments in json.loads(Path(jobs_file).read_text()):
+        for name, *arguments in jobs:
             JOBS[name](*arguments)
 
 

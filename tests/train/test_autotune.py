@@ -64,47 +64,85 @@ def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> N
     assert choose(small(), **changes) == ComputePlan("cpu", "fp32", False, expected, "chunked")
 
 
-WITHOUT_A_COMPILER = """
+# One interpreter imports the compiler's modules for both forks; each detects compilers itself.
+FORKS = """
+import os
+import sys
+from pathlib import Path
+
 import torch
+import torch._inductor.compile_fx
 from tests.train.test_autotune import choose, small
-model = small()
-choices = choose(model, compile_mode=True)
-assert not choices.compile and all(parameter.grad is None for parameter in model.parameters())
-ids = torch.randint(99, (2, 16))
-model(ids, ids).backward()
-print("goes on")
+
+folder = Path(sys.argv[1])
+
+
+def fork(name, function):
+    if os.fork():
+        return
+    for stream, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / f"{name}.{stream}", os.O_WRONLY | os.O_CREAT), descriptor)
+    function()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def without():
+    os.environ["CXX"] = "/bin/false"
+    torch._inductor.config.cpp.cxx = (None, "/bin/false")
+    model = small()
+    choices = choose(model, compile_mode=True)
+    assert not choices.compile and all(each.grad is None for each in model.parameters())
+    ids = torch.randint(99, (2, 16))
+    model(ids, ids).backward()
+    print("goes on")
+
+
+def working():
+    # Without the checks and caches of the compiler that take longer than the trial.
+    torch._inductor.config.cpp.vec_isa_ok = False
+    torch._inductor.config.cpp_cache_precompile_headers = False
+    model = small()
+    print(choose(model, compile_mode=True).compile, choose(model, compile_mode=False).compile)
+
+
+for each in sys.argv[2:]:
+    fork(each, {"without": without, "working": working}[each])
+for each in sys.argv[2:]:
+    os.wait()
 """
 
-WITH_A_COMPILER = """
-from tests.train.test_autotune import choose, small
-model = small()
-print(choose(model, compile_mode=True).compile, choose(model, compile_mode=False).compile)
-"""
-# Without the checks and caches of the compiler that take longer than the trial.
-PLAIN = {
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    "TORCHINDUCTOR_VEC_ISA_OK": "0",
-    "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0",
-}
 
+@pytest.fixture(scope="module")
+def compiled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What training prints (NAME.out, NAME.err) without a compiler and with a working one.
 
-@pytest.mark.slow
-def test_missing_compiler_falls_back_to_eager(root: Path) -> None:
-    """Catch a run that ends, or prints a page, for want of a C compiler that it can do without.
-
-    In a process of its own, because torch caches the compilers that it detects.
+    In processes of their own, because torch caches the compilers that it detects, and because
+    packages of other tests import a distutils that setuptools, which the compiler imports, does
+    not work beside.
     """
+    folder = tmp_path_factory.mktemp("compiled")
+    has_compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    names = ["without", *(["working"] if has_compiler else [])]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITHOUT_A_COMPILER],
+        [sys.executable, "-W", "ignore", "-c", FORKS, str(folder), *names],
         cwd=root,
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "CXX": "/bin/false", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env={**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"},
     )
-    assert done.stdout == "goes on\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_missing_compiler_falls_back_to_eager(compiled: Path) -> None:
+    """Catch a run that ends, or prints a page, for want of a C compiler that it can do without."""
+    stderr = (compiled / "without.err").read_text()
+    assert (compiled / "without.out").read_text() == "goes on\n", stderr
     (said,) = (
-        line for line in done.stderr.splitlines() if not line.startswith("W")
+        line for line in stderr.splitlines() if not line.startswith("W")
     )  # torch's own log lines
     assert said.startswith(
         "warning: torch.compile does not work here, training goes on without it: "
@@ -132,22 +170,13 @@ def test_toolchain_error_is_reported_with_reason(
 
 
 @pytest.mark.slow
-def test_a_working_compiler_is_used(root: Path) -> None:
-    """Catch a trial that always fails, so that nothing is ever compiled.
-
-    In a process of its own, because packages of other tests import a distutils that setuptools,
-    which the compiler imports, does not work beside.
-    """
-    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+def test_a_working_compiler_is_used(compiled: Path) -> None:
+    """Catch a trial that always fails, so that nothing is ever compiled."""
+    if not (compiled / "working.out").exists():
         pytest.skip("there is no C++ compiler here")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WITH_A_COMPILER],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **PLAIN},
-    )
-    assert done.stdout == "True False\n", done.stderr
+    assert (compiled / "working.out").read_text() == "True False\n", (
+        compiled / "working.err"
+    ).read_text()
 
 
 class Card:

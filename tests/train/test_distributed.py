@@ -1,11 +1,9 @@
 """Several processes train the run that one process trains: torchrun with gloo on a CPU."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from tests.helpers.training import TINY_SHAPE, checkpoint_bytes, to_arguments, w
 from train import distributed
 
 STEPS = 8
+TIED = {"model.tie_word_embeddings": True}
 # Sums in another order differ in the last bits, and Muon iterates in bf16: the losses of these
 # steps agree to this relative difference.
 TOLERANCE = 1e-3
@@ -95,13 +94,15 @@ class Runs:
         return ["truncate", str(self.path(source)), str(self.path(target)), step]
 
     def run_jobs(self, num_processes: int, jobs: list[Any]) -> subprocess.CompletedProcess[str]:
-        """Do the jobs under torchrun, and store what it prints."""
-        file = self.path(f"jobs-{num_processes}.json")
+        """Do the jobs under torchrun."""
+        file = self.path("jobs.json")
         file.write_text(json.dumps(jobs))
-        done = processes.run_command("tests.helpers.parallel_jobs", str(num_processes), str(file))
+        return processes.run_command("tests.helpers.parallel_jobs", str(num_processes), str(file))
+
+    def store_output(self, num_processes: int, done: subprocess.CompletedProcess[str]) -> None:
+        """Store what torchrun printed."""
         self.path(f"out-{num_processes}").write_text(done.stdout)
         self.path(f"err-{num_processes}").write_text(done.stderr)
-        return done
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +116,10 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokeniz
     options = PrepareOptions(workers=1, limit=40)
     prepare_groups([source], runs.path("csl"), root / "assets/tokenizer", options)
     run_training("pretrain", *runs.arguments("pretrain", "one"))
-    tied = {"model.tie_word_embeddings": True}
-    run_training("pretrain", *runs.arguments("pretrain", "tied", **tied))
+    run_training("pretrain", *runs.arguments("pretrain", "tied", **TIED))
     run_training("sft", *runs.arguments("sft", "sft"))
     run_training("sft", *runs.adapter_arguments("lora"))
-    truncate_run(str(runs.path("one")), str(runs.path("relay")), 2)
+    truncate_run(str(runs.path("tied")), str(runs.path("relay")), 2)
     return runs
 
 
@@ -127,35 +127,34 @@ def one(root: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokeniz
 def two(one: Runs) -> Runs:
     """The same runs on two processes, and the truncated run resumed."""
     jobs: list[Any] = [["muon"]]
+    # Of fine-tuning with DDP the adapter is the stricter test.
+    for command, strategy in (("pretrain", "ddp"), ("pretrain", "fsdp"), ("sft", "fsdp")):
+        name = f"{command}-{strategy}-2"
+        jobs.append(["train", command, *one.arguments(command, name, parallel=strategy)])
     for strategy in ("ddp", "fsdp"):
-        for command in ("pretrain", "sft"):
-            name = f"{command}-{strategy}-2"
-            jobs.append(["train", command, *one.arguments(command, name, parallel=strategy)])
-        again = one.arguments("pretrain", f"again-{strategy}", parallel=strategy)
-        jobs.append(one.truncate_job(f"pretrain-{strategy}-2", f"again-{strategy}", 4))
-        jobs.append(["train", "pretrain", *again])
         stopped = one.arguments("pretrain", f"stopped-{strategy}", parallel=strategy)
         jobs.append(["signal", signal.SIGTERM, 3, *stopped])
         jobs.append(["train", "pretrain", *stopped])
     jobs.append(["train", "sft", *one.adapter_arguments("lora-2")])
     jobs.append(["refuse", *one.adapter_arguments("lora-fsdp", parallel="fsdp")])
-    jobs.append(["train", "pretrain", *one.arguments("pretrain", "relay")])
+    jobs.append(["train", "pretrain", *one.arguments("pretrain", "relay", **TIED)])
     done = one.run_jobs(2, jobs)
+    one.store_output(2, done)
     assert done.returncode == 0, done.stderr
     return one
 
 
 @pytest.fixture(scope="module")
 def four(two: Runs) -> Runs:
-    """Four processes: a tied model, the run of two processes resumed, and one process killed."""
-    tied = {"parallel": "fsdp", "model.tie_word_embeddings": True}
+    """Four processes: the tied run of two processes resumed, and one process killed."""
+    relay = two.arguments("pretrain", "relay-4", parallel="fsdp", **TIED)
     jobs = [
-        ["train", "pretrain", *two.arguments("pretrain", "tied-4", **tied)],
         two.truncate_job("relay", "relay-4", 4),
-        ["train", "pretrain", *two.arguments("pretrain", "relay-4", parallel="fsdp")],
+        ["train", "pretrain", *relay],
         ["signal", signal.SIGKILL, 7, *two.arguments("pretrain", "killed")],
     ]
     done = two.run_jobs(4, jobs)
+    two.store_output(4, done)
     two.path("end-time").write_text(str(time.time()))
     assert find_newest_step(two.path("relay-4")) == STEPS, done.stderr
     return two
@@ -205,10 +204,12 @@ def assert_close_tensors(file: Path, other_file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("command", "name"), [("pretrain", "one"), ("sft", "sft")])
+@pytest.mark.parametrize(
+    ("command", "name", "strategy"),
+    [("pretrain", "one", "ddp"), ("pretrain", "one", "fsdp"), ("sft", "sft", "fsdp")],
+)
 def test_two_processes_match_single_process_run(
-    two: Runs, strategy: str, command: str, name: str
+    two: Runs, command: str, name: str, strategy: str
 ) -> None:
     """Catch gradients with another scale, rows read twice, and shards saved as whole tensors."""
     run = two.path(f"{command}-{strategy}-2")
@@ -239,7 +240,7 @@ def test_fsdp_lora_is_refused_before_run_is_created(two: Runs) -> None:
 @pytest.mark.slow
 def test_four_processes_train_a_tied_model(four: Runs) -> None:
     """Catch a table that embedding and head share gathered, updated or saved twice."""
-    assert_same_run(four.path("tied-4"), four.path("tied"))
+    assert_same_run(four.path("relay-4"), four.path("tied"))
 
 
 @pytest.mark.slow
@@ -248,22 +249,17 @@ def test_run_resumes_with_any_world_size(four: Runs) -> None:
     run = four.path("relay-1")
     if not run.exists():
         truncate_run(str(four.path("relay-4")), str(run), 6)
-        run_training("pretrain", *four.arguments("pretrain", "relay-1"))
-    assert_same_run(run, four.path("one"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_same_world_size_resume_is_bit_identical(two: Runs, strategy: str) -> None:
-    """Catch optimizer state that is lost or rounded between processes and disk."""
-    whole, again = two.path(f"pretrain-{strategy}-2"), two.path(f"again-{strategy}")
-    assert checkpoint_bytes(again, STEPS) == checkpoint_bytes(whole, STEPS)
+        run_training("pretrain", *four.arguments("pretrain", "relay-1", **TIED))
+    assert_same_run(run, four.path("tied"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_signal_to_one_rank_stops_all_ranks_at_same_step(two: Runs, strategy: str) -> None:
-    """Catch ranks that wait for one that left the step, and half a step applied or logged."""
+    """Catch ranks that wait for one that left the step, and half a step applied or logged.
+
+    The resumed run also shows optimizer state that is lost or rounded between processes and disk.
+    """
     run, whole = two.path(f"stopped-{strategy}"), two.path(f"pretrain-{strategy}-2")
     assert two.path("out-2").read_text().count("saved after step 3 of 8") == 2
     assert list_steps(run) == sorted({*list_steps(whole), 3})
@@ -289,27 +285,18 @@ def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
 @pytest.mark.slow
 def test_only_rank_zero_prints(four: Runs) -> None:
     """Catch every line two or four times."""
-    for count in (2, 4):
+    for count, num_runs in ((2, 9), (4, 2)):
         lines = four.path(f"out-{count}").read_text().splitlines()
-        assert len(lines) > 50
-        num_runs = sum(line.startswith("run ") for line in lines)
+        assert sum(line.startswith("run ") for line in lines) == num_runs
         assert sum(line.startswith("model ") for line in lines) == num_runs
         assert sum(line.startswith(f"processes {count} (") for line in lines) == num_runs
 
 
 @pytest.mark.slow
-def test_user_error_is_one_line_at_any_world_size(root: Path, one: Runs) -> None:
-    """Catch a line per process, and a process that waits for another; the real torchrun."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+def test_user_error_is_one_line_at_any_world_size(one: Runs) -> None:
+    """Catch a line per process, and a process that waits for another; torchrun with forks."""
     arguments = one.arguments("pretrain", "wrong", batch_tokens=320)
-    done = subprocess.run(
-        [sys.executable, "-m", *torchrun, "train.pretrain", *arguments],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = one.run_jobs(2, [["command", "train.pretrain", *arguments]])
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))
     assert done.returncode
     assert "5 rows of 64, which 2 processes cannot share evenly" in line

@@ -27,7 +27,7 @@ from train.monitoring.memory_estimate import estimate_training_bytes
 from train.monitoring.throughput import training_flops_per_token
 from train.optimizer import OptimizerOptions, build_optimizers
 
-LAST_STEP = 12
+LAST_STEP = 6
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -60,7 +60,7 @@ def options(
         "batch_tokens": 1024,
         "micro_batch": 2,
         "max_steps": LAST_STEP,
-        "checkpoint.every": 3,
+        "checkpoint.every": 2,
         "evaluation.every": LAST_STEP,
         "log_every": 2,
         "evaluation.examples": 1,
@@ -94,12 +94,12 @@ def test_killed_lora_run_resumes_bit_identically(
     """Catch other dropout masks after a resume, and an adapter or moments not restored."""
     run = tmp_path / "run"
     arguments = to_arguments({"run": run, **options})
-    process = CommandProcess("train.sft", *arguments, fault=PauseAfterStep(4))
-    process.send_signal_when(signal.SIGKILL, lambda: 3 in list_steps(run))
+    process = CommandProcess("train.sft", *arguments, fault=PauseAfterStep(3))
+    process.send_signal_when(signal.SIGKILL, lambda: 2 in list_steps(run))
     assert process.wait().returncode == -signal.SIGKILL
-    assert find_newest_step(run) == 3
+    assert find_newest_step(run) == 2
     done = tune(run, options)
-    assert done.returncode == 0 and "continues after step 3" in done.stdout, done.stderr
+    assert done.returncode == 0 and "continues after step 2" in done.stdout, done.stderr
     expected = checkpoint_bytes(whole, LAST_STEP, ADAPTER_FILE)
     assert checkpoint_bytes(run, LAST_STEP, ADAPTER_FILE) == expected
 

@@ -26,7 +26,7 @@ from tests.helpers.training import (
 # The run that the others are compared with takes ten seconds in an interpreter of its own.
 pytestmark = pytest.mark.slow
 
-LAST_STEP = 40
+LAST_STEP = 20
 OPTIONS = {
     "device": "cpu",
     "model": {**TINY_SHAPE, "num_key_value_heads": 2},
@@ -34,8 +34,8 @@ OPTIONS = {
     "batch_tokens": 512,
     "micro_batch": 4,
     "max_steps": LAST_STEP,
-    "checkpoint.every": 7,
-    "evaluation.every": 10,
+    "checkpoint.every": 6,
+    "evaluation.every": 5,
     "log_every": 3,
     "evaluation.sample_tokens": 4,
 }
@@ -53,9 +53,9 @@ def train(run: Path, data: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """About 12,000 tokens: 40 steps of 512 cross an epoch border."""
+    """About 6,000 tokens: 20 steps of 512 cross an epoch border."""
     folder = tmp_path_factory.mktemp("data") / "text"
-    return write_text_set(folder, tokenizer, train=120, validation=6)
+    return write_text_set(folder, tokenizer, train=60, validation=6)
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +81,15 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_ctrl_c_saves_and_resume_is_bit_identical(data: Path, whole: Path, tmp_path: Path) -> None:
     """Catch steps that Ctrl-C loses, and a resumed run that is another run."""
     run = tmp_path / "run"
-    process = CommandProcess("train.pretrain", *arguments(run, data), fault=PauseAfterStep(14))
+    process = CommandProcess("train.pretrain", *arguments(run, data), fault=PauseAfterStep(11))
     metrics = run / "metrics.jsonl"
     process.send_signal_when(
-        signal.SIGINT, lambda: metrics.exists() and '"step": 12' in metrics.read_text()
+        signal.SIGINT, lambda: metrics.exists() and '"step": 9' in metrics.read_text()
     )
     stopped = process.wait()
     assert stopped.returncode == 0 and "resumes from there" in stopped.stdout, stopped
     step = find_newest_step(run)
-    assert step in (12, 13, 14)
+    assert step in (9, 10, 11)
     done = train(run, data)
     assert done.returncode == 0 and f"continues after step {step}" in done.stdout, done.stderr
     assert checkpoint_bytes(run, LAST_STEP) == checkpoint_bytes(whole, LAST_STEP)
@@ -142,8 +142,8 @@ def test_rotation_keeps_last_and_best_checkpoints(whole: Path) -> None:
     for record in comparable_records(whole):
         if record["kind"] == "validation":
             scores.append((record["loss"], record["step"]))
-    assert [step for _, step in scores] == [10, 20, 30, 40]
-    assert list_steps(whole) == sorted({35, 40, min(scores)[1]})
+    assert [step for _, step in scores] == [5, 10, 15, 20]
+    assert list_steps(whole) == sorted({18, 20, min(scores)[1]})
 
 
 def test_memory_estimate_is_close_to_actual(whole: Path) -> None:

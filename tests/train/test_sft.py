@@ -49,13 +49,11 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: folder / name for name in groups}
 
 
-def start_sft(
-    run: Path, options: dict[str, Any], fault: Fault | None = None, *, fresh: bool = False
-) -> CommandProcess:
+def start_sft(run: Path, options: dict[str, Any], fault: Fault | None = None) -> CommandProcess:
     """Start fine-tuning; `options` without a base train a tiny model from scratch."""
     scratch = {} if "base" in options else {"base": "none", "model": TINY_SHAPE}
     arguments = to_arguments({"run": run, **SIZES, **FREQUENT, **scratch, **options})
-    return CommandProcess("train.sft", *arguments, fault=fault, fresh_interpreter=fresh)
+    return CommandProcess("train.sft", *arguments, fault=fault)
 
 
 def sft(run: Path, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -74,7 +72,7 @@ def test_killed_fine_tuning_resumes_bit_identically(
         "data": prepared["text"],
         **SIZES,
         "model": TINY_SHAPE,
-        "max_steps": 4,
+        "max_steps": 2,
         "evaluation.sample_tokens": 0,
     }
     done = CommandProcess("train.pretrain", *to_arguments(pretraining)).wait()
@@ -82,27 +80,31 @@ def test_killed_fine_tuning_resumes_bit_identically(
     options = {
         "data": f"{prepared['csl']}+{prepared['redgpt']}:0.5+replay:0.3",
         "base": base,
-        "max_steps": 24,
+        "max_steps": 10,
         "lead_ins": True,
+        "checkpoint.every": 3,
+        "evaluation.every": 4,
+        "evaluation.examples": 2,
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = start_sft(whole, options, fresh=True).wait()
+    # tests/reliability/test_kill.py compares with fine-tuning in a fresh interpreter.
+    done = sft(whole, options)
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout and "examples" in done.stdout
     kinds = {record["kind"] for record in comparable_records(whole)}
     assert {"train", "validation", "rouge", "answers", "sample", "evaluated"} <= kinds
 
-    process = start_sft(killed, options, fault=PauseAfterStep(12))
-    process.send_signal_when(signal.SIGKILL, lambda: 10 in list_steps(killed))
+    process = start_sft(killed, options, fault=PauseAfterStep(7))
+    process.send_signal_when(signal.SIGKILL, lambda: 6 in list_steps(killed))
     assert process.wait().returncode == -signal.SIGKILL
-    assert find_newest_step(killed) == 10
+    assert find_newest_step(killed) == 6
     shutil.rmtree(base / "checkpoints")
     done = sft(killed, options)
     assert done.returncode == 0 and "continues after step" in done.stdout, done.stderr
-    assert checkpoint_bytes(killed, 24) == checkpoint_bytes(whole, 24)
+    assert checkpoint_bytes(killed, 10) == checkpoint_bytes(whole, 10)
     records = comparable_records(killed)
     assert records == comparable_records(whole)
-    assert load_template(step_folder(killed, 24)) == Template(lead_ins=True)
+    assert load_template(step_folder(killed, 10)) == Template(lead_ins=True)
     scores = {each["step"]: each["rouge_1"] for each in records if each["kind"] == "rouge"}
     best_step = max(scores, key=lambda step: (scores[step], -step))
     assert (killed / "checkpoints" / "best").resolve() == step_folder(killed, best_step)

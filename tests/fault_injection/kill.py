@@ -93,16 +93,16 @@ class Scenario:
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
-    """Return 40 steps of two micro-batches, on text in `folder` of about 24 steps an epoch."""
+    """Return 20 steps of two micro-batches, on text in `folder` of about 12 steps an epoch."""
     data = write_text_set(
-        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=60, validation=4
+        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=30, validation=4
     )
     options = {
         "data": data,
         "sequence_length": 64,
         "batch_tokens": 256,
         "micro_batch": 2,
-        "max_steps": 40,
+        "max_steps": 20,
         "checkpoint.every": 4,
         "evaluation.every": 6,
         "log_every": 3,
@@ -145,7 +145,7 @@ def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
     if not (folder / "csl").exists():
         group = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
         prepare_groups(
-            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48)
+            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=24)
         )
     options = {
         "data": folder / "csl",

@@ -37,12 +37,8 @@ def build_sample() -> Files:
     files |= summary_files(world, studies)
     # The held-out passages come last: their names must be in no other file.
     sample_text = readable_text(files)
-    sample_ngrams = {
-        sample_text[i : i + size]
-        for size in (2, 4)
-        for i in range(len(sample_text))
-        if size == 2 or sample_text[i : i + size].isdigit()
-    }
+    sample_ngrams = set(map("".join, zip(sample_text, sample_text[1:], strict=False)))
+    sample_ngrams |= set(re.findall(r"(?=(\d{4}))", sample_text))
     held_out_generator = PassageGenerator(
         random.Random("考试"), True, lambda word: word not in sample_ngrams
     )

@@ -44,12 +44,8 @@ def build_sample() -> Files:
     # The held-out passages come last: the two characters that form a name, and the four digits of a
     # number, must not occur in any other file.
     sample_text = readable_text(files)
-    sample_ngrams = {
-        sample_text[start : start + size]
-        for size in (2, 4)
-        for start in range(len(sample_text))
-        if size == 2 or sample_text[start : start + size].isdigit()
-    }
+    sample_ngrams = set(map("".join, zip(sample_text, sample_text[1:], strict=False)))
+    sample_ngrams |= set(re.findall(r"(?=(\d{4}))", sample_text))
     held_out_generator = PassageGenerator(
         random.Random("考试"), is_held_out=True, is_allowed=lambda word: word not in sample_ngrams
     )

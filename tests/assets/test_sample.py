@@ -292,7 +292,14 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
         "",
         rest,
     )
-    assert [answer for answer in answers if answer in rest] == []
+    # A search for each answer in megabytes takes seconds; few have all their triples in the text.
+    triples = set(map("".join, zip(rest, rest[1:], rest[2:], strict=False)))
+    possible = [
+        answer
+        for answer in answers
+        if all(answer[at : at + 3] in triples for at in range(len(answer) - 2))
+    ]
+    assert [answer for answer in possible if answer in rest] == []
 
 
 def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files) -> None:

@@ -120,7 +120,7 @@ class ChildProcess:
                 return False
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not reached:\n{self.output}")
-            time.sleep(0.0005)
+            time.sleep(0.005)
         return True
 
 

@@ -94,19 +94,19 @@ class Scenario:
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
-    """Return a pretraining run of 40 steps of two micro-batches, which is more than an epoch.
+    """Return a pretraining run of 20 steps of two micro-batches; an epoch has about 12 steps.
 
     Writes the text that it trains on into `folder`.
     """
     data = write_text_set(
-        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=60, validation=4
+        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=30, validation=4
     )
     options = {
         "data": data,
         "sequence_length": 64,
         "batch_tokens": 256,
         "micro_batch": 2,
-        "max_steps": 40,
+        "max_steps": 20,
         "checkpoint.every": 4,
         "evaluation.every": 6,
         "log_every": 3,
@@ -150,7 +150,7 @@ def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
     if not (folder / "csl").exists():
         group = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
         prepare_groups(
-            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=48)
+            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=24)
         )
     options = {
         "data": folder / "csl",

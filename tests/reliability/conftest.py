@@ -25,7 +25,7 @@ def assert_resumes_like(scenario: Scenario, run: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="session")
 def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
-    """Return the scenario of 40 pretraining steps of a tiny model."""
+    """Return the scenario of 20 pretraining steps of a tiny model."""
     return pretrain_scenario(tmp_path_factory.mktemp("pretraining"))
 
 

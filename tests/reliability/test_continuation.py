@@ -34,7 +34,7 @@ def refusal(
     ("option", "value", "difference"),
     [
         ("seed", 7, "seed: 0 -> 7"),
-        ("max_steps", 50, "max_steps: 40 -> 50"),
+        ("max_steps", 30, "max_steps: 20 -> 30"),
         ("batch_tokens", 512, "batch_tokens: 256 -> 512"),
         ("sequence_length", 32, "sequence_length: 64 -> 32"),
         ("model.hidden_size", 64, "model.hidden_size: 32 -> 64"),
@@ -100,7 +100,7 @@ def test_changeable_options_keep_data_order(
 ) -> None:
     """Catch a micro-batch or an interval that changes the order of rows."""
     for step in list_steps(finished):
-        if step > 36:
+        if step > 18:
             shutil.rmtree(step_folder(finished, step))
     start = list_steps(finished)[-1]
     changes = {
@@ -117,7 +117,7 @@ def test_changeable_options_keep_data_order(
     assert child.wait() == 0 and f"continues after step {start}" in child.output, child.output
     records = [record for record in comparable_records(finished) if record["kind"] == "train"]
     steps = [record["step"] for record in records if record["step"] > start]
-    assert start < 40 and steps == list(range(start + 1, 41))
+    assert start < 20 and steps == list(range(start + 1, 21))
     last = records[-1]
     expected = [record for record in comparable_records(whole) if record["kind"] == "train"][-1]
     assert (last["tokens"], last["epoch"]) == (expected["tokens"], expected["epoch"])

@@ -285,7 +285,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
     ],
 )
 @given(data=st.data())
-@QUICK
+@settings(QUICK, max_examples=20)
 def test_arbitrary_values_in_model_files_are_harmless_or_one_line(
     folders: dict[str, Path], tmp_path: Path, folder: str, name: str, data: st.DataObject
 ) -> None:

@@ -91,7 +91,7 @@ def test_harness_detects_differences(finished: Path, whole: Path) -> None:
     """Catch a comparison that never finds a difference."""
     assert find_differences(finished, whole) == []
     with (finished / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"kind": "train", "step": 40, "loss": 1.0}\n')
+        file.write('{"kind": "train", "step": 20, "loss": 1.0}\n')
     state = next((finished / "checkpoints").glob("step-*")) / "state.json"
     state.write_bytes(state.read_bytes() + b" ")
     (finished / ".x.tmp").touch()

@@ -201,6 +201,8 @@ def test_malicious_pickle_files_never_execute(
                 ],
             )
             for path in shard_set.iterdir()
+            # All shards are read by the same code.
+            if not path.name.startswith("train-") or path.name.startswith("train-00000.")
         ),
         (
             tmp_path / "run" / "run.json",

@@ -133,7 +133,7 @@ def test_signal_during_long_step_saves_immediately(
         time.sleep(0.1)
         (tmp_path / "go").touch()
         assert child.wait() == 0, child.output
-    assert f"saved after step {step - 1} of 40; the same command resumes" in child.output
+    assert f"saved after step {step - 1} of 20; the same command resumes" in child.output
     assert child.output.count("SIGTERM") == 1
     assert list_steps(run) == saved_steps
     assert_resumes_like(pretrain, run, whole)
@@ -148,7 +148,7 @@ def test_signal_interrupts_evaluation(pretrain: Scenario, whole: Path, tmp_path:
         child.send_signal(signal.SIGTERM)
         assert child.wait() == 0, child.output
     assert "SIGTERM: leaving this evaluation" in child.output
-    assert "saved after step 6 of 40; the same command resumes from there" in child.output
+    assert "saved after step 6 of 20; the same command resumes from there" in child.output
     assert list_steps(run) == [4, 6]
     assert_resumes_like(pretrain, run, whole)
 

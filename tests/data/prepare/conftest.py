@@ -14,7 +14,7 @@ from data.shards import ShardSet
 # The command with small units and shards, so that little text makes many of them.
 COMMAND = """
 import data.prepare.worker, data.sequences
-data.prepare.worker.UNIT_BYTES = 1 << 17
+data.prepare.worker.UNIT_BYTES = 1 << 16
 data.sequences.ShardWriter.__init__.__defaults__ = (1 << 17,)
 from common.errors import run_main
 from data.prepare.__main__ import main

@@ -204,11 +204,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, gone)
 def test_memory_stays_flat_in_the_number_of_documents(root: Path, tmp_path: Path) -> None:
     """Prevents a large corpus from filling the memory."""
     peaks = []
-    for batches in (4, 16):
+    for batches in (2, 10):
         arguments = [sys.executable, "-c", _MEMORY, str(tmp_path / str(batches)), str(batches)]
         run = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True)
         peak, num_dropped = map(int, run.stdout.split())
         peaks.append(peak)
         assert num_dropped == batches * 100
-    # 60,000 documents more are 31 MB of signatures and 8 MB of bands.
+    # 40,000 documents more are 20 MB of signatures and 5 MB of bands.
     assert peaks[1] - peaks[0] < 12 << 20

@@ -180,7 +180,7 @@ VALUES = st.recursive(
 @given(
     st.lists(VALUES, max_size=8), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans()
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_any_array_parses_at_any_block_size(
     values: list[object], block: int, indent: int | None, ascii_: bool
 ) -> None:
@@ -249,7 +249,7 @@ def test_nested_array_element_is_not_split() -> None:
     st.data(),
     st.integers(1, 60),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_truncated_array_keeps_complete_elements(
     rows: list[object], draw: st.DataObject, block: int
 ) -> None:

@@ -80,8 +80,8 @@ def matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int | None 
     """
     import torch
 
-    # Large enough to reach the full rate, and small enough to take less than a second: a CPU without
-    # arithmetic for a narrow type needs a minute and more for 2048 x 2048 of it.
+    # Large enough to reach the full rate, and small enough to take less than a second: a CPU
+    # without arithmetic for a narrow type needs a minute and more for 2048 x 2048 of it.
     cpu_size = 1024 if dtype == torch.float32 else 256
     size = size or (8192 if device.type == "cuda" else cpu_size)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -270,7 +270,14 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Delete temporary files and folders that a killed process left in `folder`."""
-    for path in folder.glob(".*"):
+    """Delete temporary files and folders that a killed process left in `folder`.
+
+    A folder that `atomic_folder` had moved away, and not yet replaced, moves back to its name.
+    """
+    for path in list(folder.glob(".*")):
+        if path.suffix == ".old" and path.is_dir():
+            for moved_away in list(path.iterdir()):
+                if not (folder / moved_away.name).exists():
+                    os.replace(moved_away, folder / moved_away.name)
         if path.suffix in {".tmp", ".old"}:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

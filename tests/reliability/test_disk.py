@@ -285,7 +285,7 @@ def test_gguf_and_modelfile_are_written_together(
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("file/out.json", "no folder"), (".", "is a folder"), ("n" * 300, "too long")],
+    [("file/out.json", "is not a folder"), (".", "is a folder"), ("n" * 300, "too long")],
 )
 def test_unwritable_output_gives_one_line_error(
     path: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,20 +1,18 @@
 """Ctrl-C and SIGTERM to torchrun: one line, one checkpoint, no process left, and a resume."""
 
 import contextlib
-import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from common.errors import run_main
 from common.metrics_file import read_metrics
 from model.checkpoint.locate import find_newest_step
-from tests.fault_injection.child import create_process, set_up_command_process
 from tests.fault_injection.kill import Scenario
 from tests.helpers.training import to_arguments
 
@@ -26,72 +24,74 @@ ENDLESS = {
     "evaluation.every": NEVER,
     "log_every": 1,
 }
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
 
 
-def torchrun(jobs_file: Path, log: Path) -> None:
-    """Become torchrun with two processes, in a session of its own."""
-    from tests.helpers.parallel_jobs import launch_torchrun
-
-    os.setsid()
-    set_up_command_process(["torchrun"], log, log)
-    run_main(lambda: launch_torchrun("2", str(jobs_file)))
-
-
-def run_and_stop(scenario: Scenario, run: Path, number: signal.Signals, target: str) -> str:
+def run_and_stop(
+    root: Path, scenario: Scenario, run: Path, number: signal.Signals, target: str
+) -> str:
     """Start torchrun with two processes and send a signal after some steps; return the output.
 
     `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm). In both cases
     torchrun forwards the signal to its processes once more.
     """
     num_records = len(read_metrics(run))
-    arguments = [*scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
-    jobs_file, log = run.with_suffix(".json"), run.with_suffix(f".{target}")
-    jobs_file.write_text(json.dumps([["train", "pretrain", *arguments]]))
-    process = create_process(torchrun, jobs_file, log)
-    process.start()
-    parent = psutil.Process(process.pid)
-    ranks: list[psutil.Process] = []
-    try:
-        deadline = time.monotonic() + 120
-        while (
-            process.is_alive()
-            and len(read_metrics(run)) <= num_records + 5
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
-        ranks = parent.children(recursive=True)
-        if target == "group":
-            os.killpg(parent.pid, number)
-        else:
-            for each in (parent, *ranks):
-                each.send_signal(number)
-        process.join(60)
-    finally:
-        remaining = [each for each in (parent, *ranks) if is_running(each)]
-        for each in remaining:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-    text = log.read_text(encoding="utf-8")
-    assert len(ranks) >= 2 and remaining == [], text
+    command = [scenario.module, *scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
+    with run.with_suffix(f".{target}").open("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *TORCHRUN, *command],
+            cwd=root,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while process.poll() is None and len(read_metrics(run)) <= num_records + 5:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            if target == "group":
+                os.killpg(process.pid, number)
+            else:
+                for pid in find_processes(run):
+                    os.kill(pid, number)
+            process.wait(60)
+        finally:
+            remaining = find_processes(run)
+            for pid in remaining:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        output.seek(0)
+        text = output.read()
+    assert remaining == [], text
     return text
 
 
-def is_running(process: psutil.Process) -> bool:
-    """Return whether a process has not ended; one that nobody waits for has."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+def find_processes(run: Path) -> list[int]:
+    """Return the processes with the run in their command line."""
+    files = Path("/proc").glob("[0-9]*/cmdline")
+    return [int(file.parent.name) for file in files if str(run) in read_command_line(file)]
+
+
+def read_command_line(file: Path) -> str:
+    """Return the command line of a process, empty if the process has ended."""
+    try:
+        return file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow
 def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
-    pretrain: Scenario, tmp_path: Path
+    root: Path, pretrain: Scenario, tmp_path: Path
 ) -> None:
     """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on."""
     run = tmp_path / "run"
     step_before = 0
     for number, target in ((signal.SIGINT, "group"), (signal.SIGTERM, "all")):
-        output = run_and_stop(pretrain, run, number, target)
+        output = run_and_stop(root, pretrain, run, number, target)
         announced = rf"^{number.name}: saving the last finished step"
         assert len(re.findall(announced, output, re.MULTILINE)) == 1, output
         saved = rf"^saved after step (\d+) of {NEVER}; the same command resumes from there$"

@@ -137,13 +137,13 @@ def test_engine_error_in_prefill_fails_new_requests_once(
     running.wait_for_text()
     original = getattr(batch_module, failing_name)
 
-    def fail_for_new_request(first: Any, *others: Any) -> Any:
+    def fail_for_new_request(first: Any, *others: Any, **options: Any) -> Any:
         is_new_sequence_list = isinstance(first, list) and any(
             sequence.request is new.request for sequence in first
         )
         if first is new.request or is_new_sequence_list:
             raise MemoryError("no memory left")
-        return original(first, *others)
+        return original(first, *others, **options)
 
     monkeypatch.setattr(batch_module, failing_name, fail_for_new_request)
     engine.add_request(new.request)

@@ -259,7 +259,12 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
                 tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old")
             )
             os.replace(target, backup / target.name)
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                os.replace(backup / target.name, target)
+                backup.rmdir()
+                raise
             shutil.rmtree(backup)
         else:
             os.replace(temporary, target)
@@ -269,15 +274,20 @@ def atomic_folder(target: Path, metadata: dict[str, Any] | None = None) -> Itera
         raise
 
 
-def remove_temporary_files(folder: Path) -> None:
+def remove_temporary_files(folder: Path, pattern: str = ".*") -> None:
     """Delete temporary files and folders that a killed process left in `folder`.
 
-    A folder that `atomic_folder` had moved away, and not yet replaced, moves back to its name.
+    `pattern` limits which names are looked at. A folder that `atomic_folder` had moved away, and
+    not yet replaced, moves back to its name.
     """
-    for path in list(folder.glob(".*")):
-        if path.suffix == ".old" and path.is_dir():
-            for moved_away in list(path.iterdir()):
-                if not (folder / moved_away.name).exists():
-                    os.replace(moved_away, folder / moved_away.name)
-        if path.suffix in {".tmp", ".old"}:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in list(folder.glob(pattern)):
+        if path.suffix not in {".tmp", ".old"}:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            for child in list(path.iterdir()):
+                is_backup = path.suffix == ".old" and path.name.startswith(f".{child.name}.")
+                if is_backup and not (folder / child.name).exists():
+                    os.replace(child, folder / child.name)
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -239,11 +239,9 @@ def _open_work_folder(out: Path, settings: dict[str, Any]) -> Iterator[Path]:
             (work / "parts").mkdir()
         write_json(plan_path, expected_plan)
         # What `atomic_folder` leaves behind if it is killed: halves of units, and beside `out`
-        # halves of the set or the set that was being replaced.
+        # half of the set, or the set that was being replaced.
         remove_temporary_files(work / "parts")
-        for suffix in ("tmp", "old"):
-            for path in out.parent.glob(f".{glob.escape(out.name)}.????????.{suffix}"):
-                shutil.rmtree(path)
+        remove_temporary_files(out.parent, f".{glob.escape(out.name)}.????????.*")
         with name_path_in_errors(work):
             yield work
 

@@ -1,5 +1,6 @@
 """Tests of atomic files and folders; each docstring names the damage that the test prevents."""
 
+import errno
 import json
 import os
 import signal
@@ -203,6 +204,23 @@ def test_exception_in_atomic_folder_keeps_old_folder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "x").read_text() == "old" and names(tmp_path) == ["out"]
 
 
+def test_failed_rename_keeps_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a full disk between the two renames from taking the old folder away."""
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "old").write_text("old")
+    real = os.replace
+
+    def fail_for_new_folder(source: Path, target: Path) -> None:
+        if str(source).endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_for_new_folder)
+    with pytest.raises(OSError, match="No space"), atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "new").write_text("new")
+    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "old").is_file()
+
+
 def test_replacing_folder_removes_stale_files(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with atomic_folder(tmp_path / "out") as temporary:
@@ -212,7 +230,8 @@ def test_replacing_folder_removes_stale_files(tmp_path: Path) -> None:
 
 def test_only_leftovers_of_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    for name in (".a.123.tmp/x", ".b.456.old/b"):
+    # The last one is a checkpoint that rotation was deleting.
+    for name in (".a.123.tmp/x", ".b.456.old/b", ".step-1.old/config"):
         (tmp_path / name).mkdir(parents=True)
     for name in (".f.1.tmp", ".hidden", ".f.part", "real.tmp"):
         (tmp_path / name).write_text("x")

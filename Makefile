@@ -36,7 +36,7 @@ help:
 	@echo "                    train a Llama from scratch, or continue from a BASE; run it again to resume"
 	@echo "make sft DATA=csl [BASE=runs/…] [CONFIG=FILE] [RUN=DIR] [ARGS=…]"
 	@echo "                    fine-tune on csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or"
-	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; before a download on a part of the sample"
+	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; what is not downloaded yet is replaced by a part of the sample"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
 	@echo "make chat [RUN=…]   chat with the newest run (options: make chat ARGS=--help)"
 	@echo "make serve [RUN=…]  serve the newest run with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
@@ -108,7 +108,7 @@ bench: setup-dev
 	@$(PIP_INSTALL) --no-deps -r requirements-bench.txt
 	@$(PY) -m bench.train $(ARGS)
 
-# Needs only what training needs; checks whose packages are missing are skipped.
+# Installs no packages beyond those of training; checks whose packages are missing are skipped.
 check-gpu: setup
 	@$(PY) -m bench.gpu $(ARGS)
 

@@ -307,12 +307,12 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
             options.json_file,
             {
                 "made": collect_environment(),
-                "turns": options.rounds,
+                "rounds": options.rounds,
                 "prompt": options.prompt,
                 "new": options.new,
                 "threads": options.threads,
                 "config": MODEL_CONFIG.to_hf(),
                 "results": rows,
-                "all_turns": [asdict(measurement) for measurement in measurements],
+                "all_rounds": [asdict(measurement) for measurement in measurements],
             },
         )

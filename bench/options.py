@@ -19,7 +19,7 @@ class RoundOptions(Options):
     """Options of the benchmarks that measure their contenders in alternating rounds."""
 
     rounds: int = Field(
-        3, ge=1, alias="turns", description="rounds; each contender is measured once in each"
+        3, ge=1, description="number of rounds; each contender is measured once in each"
     )
     threads: int = Field(
         default_factory=num_cores, ge=1, description="threads of a process, by default all cores"
@@ -81,8 +81,6 @@ class LossOptions(Options):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="number format in which the LM head is computed"
     )
-    rounds: int = Field(
-        3, ge=1, alias="turns", description="rounds; each path is measured once in each"
-    )
+    rounds: int = Field(3, ge=1, description="number of rounds; each path is measured once in each")
     # Set in a process that measures one loss path once.
     path: CliSuppress[Literal["full", "chunked", "torch"] | None] = None

@@ -182,7 +182,7 @@ def compare_packing(options: SftSpeedOptions) -> None:
             f"{peaks[method] / 1e6:9,.0f}"
         )
     if options.json_file:
-        settings = {"turns": str(options.rounds)}
+        settings = {"rounds": str(options.rounds)}
         for name in ("threads", "data", "length", "records", "steps"):
             settings[name] = str(getattr(options, name))
         write_json(
@@ -190,6 +190,6 @@ def compare_packing(options: SftSpeedOptions) -> None:
             {
                 "made": collect_environment(),
                 "settings": settings,
-                "turns": [asdict(one_round) for one_round in rounds],
+                "rounds": [asdict(one_round) for one_round in rounds],
             },
         )

@@ -204,11 +204,11 @@ def compare_training(options: TrainSpeedOptions) -> None:
             options.json_file,
             {
                 "made": collect_environment(),
-                "turns": options.rounds,
+                "rounds": options.rounds,
                 **settings,
                 "config": MODEL_CONFIG.to_hf(),
                 "flops_per_token": flops_per_token,
                 "results": rows,
-                "all_turns": [asdict(one_round) for one_round in rounds],
+                "all_rounds": [asdict(one_round) for one_round in rounds],
             },
         )

@@ -80,8 +80,9 @@ def matmul_flops(device: "torch.device", dtype: "torch.dtype", size: int | None 
     """
     import torch
 
-    # Large enough to reach the full rate, and small enough to take less than a second: a CPU
-    # without arithmetic for a narrow type needs a minute and more for 2048 x 2048 of it.
+    # A run waits for this at every start. A CPU without arithmetic for a narrow type needs a minute
+    # and more for five products of 2048 x 2048. 256 x 256 is too little for the full rate of a CPU
+    # that has it (AMX, AVX512-BF16), where the MFU in a narrow type can thus be too high.
     cpu_size = 1024 if dtype == torch.float32 else 256
     size = size or (8192 if device.type == "cuda" else cpu_size)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

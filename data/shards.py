@@ -127,7 +127,8 @@ def load_run_shard_sets(run: Path, hint: str = "name a shard set with --data") -
 
     If the project was moved or copied since, the sets are looked for in its new folder and in the
     working directory. Raises UserError if `run` does not exist, if the run does not record its
-    sets, or if a set is gone or has changed; all messages except the first end with `hint`.
+    sets, or if a set is gone, is damaged or has changed. Messages about a record that is missing,
+    damaged or incomplete, and about a set that is gone or has changed, end with `hint`.
     """
     if not run.exists():
         raise UserError(

@@ -32,7 +32,7 @@ class EvaluateOptions(DeviceOptions):
     limit: int | None = Field(
         None,
         ge=1,
-        description="measure only so many records at the start of each dev and test split "
+        description="measure only this many records at the start of each dev and test split "
         "(default: all; text is always scored whole)",
     )
 
@@ -46,7 +46,7 @@ class MeasureOptions(DeviceOptions):
     )
     input: CliVariadicArg[tuple[str, ...]] = Field((), description="native files, folders or globs")
     limit: int | None = Field(
-        None, ge=1, description="measure only so many records (or lines of --score) at the start"
+        None, ge=1, description="measure only this many records (or lines of --score) at the start"
     )
     json_file: OutputFile | None = Field(
         None, alias="json", description="also write the figures to this file"
@@ -73,7 +73,7 @@ class PerplexityOptions(MeasureOptions):
     limit: int | None = Field(
         None,
         ge=1,
-        description="measure only so many records at the start (of text: so many tokens)",
+        description="measure only this many records at the start (of text: tokens)",
     )
 
 
@@ -102,7 +102,9 @@ class RougeOptions(AnswerOptions):
         1.0, ge=1, description="lower the logits of tokens in the answer by this factor; 1: off"
     )
     no_repeat_ngram: int = Field(
-        0, ge=0, description="an answer must not repeat so many tokens in a row; 0: no limit"
+        0,
+        ge=0,
+        description="no sequence of this many tokens repeats in an answer; 0: no limit",
     )
 
     def find_conflicts(self) -> list[str]:

@@ -16,7 +16,8 @@ except the first is scored once, with the tokens before it in its window as cont
 answers of conversations and summaries are scored, each with the conversation before it as context,
 in rows of 1,024 tokens, or of the length that the model was trained on if that is less. A longer
 conversation is cut after the last answer that fits, and the end of a longer article is cut off. A
-record without an answer that fits is left out. Both are counted.
+record without an answer that fits is left out. The result has the number of records that were cut
+and of those that were left out.
 
 Loss and perplexity are per token and compare only models with the same tokenizer; bits per
 character compares all."""

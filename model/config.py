@@ -26,8 +26,8 @@ _POSITIVE_FIELDS = (
     "rope_theta",
     "rms_norm_eps",
 )
-# About the largest fp32 number; JSON can hold larger ones.
-_MAX_FP32 = 1e38
+# Below the largest fp32 number, 3.4e38; JSON can hold larger ones.
+_NUMBER_LIMIT = 1e38
 _MAX_STOP_IDS = 64  # real models have a few
 _MAX_ROPE_FACTOR = 10_000  # even contexts of millions of positions need a few hundred only
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -74,7 +74,7 @@ class LlamaConfig:
         problems = []
         for name in _POSITIVE_FIELDS:
             value = getattr(self, name)
-            if not 0 < value < _MAX_FP32:
+            if not 0 < value < _NUMBER_LIMIT:
                 problems.append(f"{name} must be positive and finite, not {value}")
         if problems:
             # The divisions below need positive numbers.
@@ -84,7 +84,7 @@ class LlamaConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        elif not 2 <= self.head_dim < _MAX_FP32 or self.head_dim % 2:
+        elif not 2 <= self.head_dim < _NUMBER_LIMIT or self.head_dim % 2:
             problems.append(
                 f"head_dim {self.head_dim} (hidden_size / num_attention_heads unless given) must "
                 "be even for RoPE"
@@ -112,7 +112,7 @@ class LlamaConfig:
         problems = []
         for key in ROPE_SCALINGS[rope_type]:
             value = scaling.get(key, "missing")
-            if not (_has_json_type(value, float) and 0 < value < _MAX_FP32):
+            if not (_has_json_type(value, float) and 0 < value < _NUMBER_LIMIT):
                 problems.append(f"{label}: {key} must be a number above 0, not {value}")
         if problems:
             return problems

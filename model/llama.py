@@ -238,7 +238,7 @@ class Llama(nn.Module):
         self.config = config
         # Length in tokens of the rows of training, which may be shorter than
         # max_position_embeddings: a prompt and its answer together should not exceed it. Loading a
-        # checkpoint overwrites it.
+        # checkpoint may lower it.
         self.trained_context = config.max_position_embeddings
         # The LoRA adapter that is trained while the weights are frozen, or None.
         self.adapter: Adapter | None = None

@@ -85,7 +85,7 @@ class ScheduleOptions(Options):
         0.7, ge=0, le=1, description="wsd only: share of the steps over which it falls at the end"
     )
     final: float = Field(
-        0.0, ge=0, le=1, description="share of the peak rate left at the last step"
+        0.0, ge=0, le=1, description="share of the peak rate that the decay ends at"
     )
 
 

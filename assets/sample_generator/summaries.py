@@ -40,7 +40,7 @@ def generate_labeled_news(
 ) -> tuple[list[tuple[str, str]], list[int]]:
     """Generate news items with labels from 1 to 5.
 
-    An item with a label below 3 has the headline of the item before it, which does not fit.
+    An item with a label below 3 has the headline of another item, which does not fit.
     """
     pairs = generate_news(world, rng, count)
     labels = []

@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         "--work", type=Path, help="folder of runs and other large files (default: OUT-work)"
     )
     parser.add_argument(
-        "--minutes", type=float, help="end after so many minutes, a running check included"
+        "--minutes", type=float, help="end after this many minutes, a running check included"
     )
     parser.add_argument(
         "--only",
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
         "--train",
         type=float,
         metavar="MINUTES",
-        help="pretrain, fine-tune and score for so many minutes; the same command continues",
+        help="pretrain, fine-tune and score for this many minutes; the same command continues",
     )
     parser.add_argument(
         "--data", default="sample", help="--train: text to pretrain on (default: sample)"

@@ -105,7 +105,7 @@ def packed_batch(config: LlamaConfig, rows: Iterable[Iterable[int]], length: int
 
 
 def _random_examples(config: LlamaConfig, sizes: Iterable[int]) -> Iterator[Example]:
-    """Yield an example (`data.batching.examples`) of so many positions for each size."""
+    """Yield an example (`data.batching.examples`) for each size, its number of positions."""
     for index, size in enumerate(sizes):
         ids = random_ids(config, 1, size + 1, seed=100 + index)[0].numpy()
         loss_mask = np.arange(size) >= size // 2

@@ -1,4 +1,4 @@
-"""Checks of the device against the CPU in fp32: loss, gradients, attention, packing, LoRA."""
+"""Checks that results agree: device with CPU, narrow types with fp32, compiled with eager."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -166,7 +166,10 @@ def _one_example_at_a_time(model: Llama, batch: Batch) -> tuple[float, Gradients
 
 
 def attention(context: Context) -> None:
-    """Compare all attention kernels with the CPU: causal, packed, grouped heads, in fp32."""
+    """Compare all attention kernels with the CPU: causal, packed, grouped heads.
+
+    The CPU computes in fp32, the device in fp32 and the narrow types.
+    """
     length = 32 if context.is_small else 256
     # Kernels differ in the head sizes that they support, and in whether they take grouped heads.
     head_layouts: dict[str, dict[str, Any]] = {

@@ -32,7 +32,7 @@ PACKAGES = (
     "triton",
 )
 ROWS, LENGTH = 256, 512  # rows of a step and tokens of a row, as in configs/pretrain-43m.yaml
-# Timing a training step ends after so many steps or seconds, whichever comes first.
+# Timing a training step ends after this many steps or seconds, whichever comes first.
 TIMED_STEPS, TIMED_SECONDS = 6, 15.0
 WARM_UP_STEPS = 2
 PROMPT, NEW = 128, 64  # ids of a prompt, and new ids

@@ -28,7 +28,7 @@ PRETRAIN_SHARE = 0.6  # fraction of the time after the trial that is for pretrai
 TRIAL_STEPS = 20  # steps of the run that measures the speed
 SCORING_SECONDS = 60.0  # reserved for scoring while a command trains
 SAVING_SECONDS = 120.0  # for a training command to save a checkpoint after SIGINT
-SCORED_RECORDS = 200  # at most, of each test split
+SCORED_RECORDS = 200  # at most, of each dev and test split
 RUNS = ("pretrain", "sft")
 
 

@@ -40,7 +40,8 @@ def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
     """Return the shard-set folder that `name` means, after preparing it if necessary.
 
     `name` is a corpus name of `make data`, a shard-set folder, or a raw file or folder. A corpus
-    that was never downloaded is replaced by the part of the shipped sample in its format, which is
+    that is not prepared is prepared from its downloads with `tokenizer`. Without downloads or
+    without a `tokenizer`, it is replaced by the part of the shipped sample in its format, which is
     printed. Without a `tokenizer`, a corpus name means the set that was prepared last, and raw
     files are prepared with the downloaded 65k tokenizer or else the small one. Raises UserError for
     an unknown name.

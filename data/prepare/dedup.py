@@ -5,8 +5,9 @@ Every document gets a digest of its text without white space and a MinHash signa
 `datasketch`. `Deduplicator` collects digests and signatures in files and then finds the documents
 that repeat an earlier one. Signatures are split into bands (locality-sensitive hashing: Leskovec,
 Rajaraman, Ullman, "Mining of Massive Datasets", ch. 3); documents that agree on a band are
-candidates; a candidate is a duplicate if its estimated Jaccard similarity with the first document
-of its bucket reaches the threshold.
+candidates. A candidate is a duplicate if its estimated Jaccard similarity with a leader of its
+bucket reaches the threshold. Leaders are the first documents of a bucket that are not similar to
+each other.
 """
 
 import functools
@@ -181,9 +182,10 @@ class Deduplicator:
     def find_duplicates(self) -> np.ndarray:
         """Return a label for every document, uint8[n], memory-mapped.
 
-        A document is an EXACT_DUPLICATE or a NEAR_DUPLICATE if it equals or resembles any earlier
-        document, even one that is a duplicate itself, and else UNIQUE. So only the first of a group
-        of similar documents is UNIQUE. No document can be added afterwards.
+        A document is an EXACT_DUPLICATE if it equals an earlier document, a NEAR_DUPLICATE if it is
+        similar to an earlier leader of one of its buckets (`_iter_similar`), and else UNIQUE. So a
+        document that is similar only to duplicates of an earlier one can be UNIQUE. No document can
+        be added afterwards.
         """
         for file in self._files.values():
             file.close()
@@ -201,7 +203,7 @@ class Deduplicator:
         return labels
 
     def _mark_near_duplicates(self, file_name: str, labels: np.ndarray) -> None:
-        """Label the documents that resemble an earlier one of their bucket in one band's file."""
+        """Label the documents that are similar to a leader of their bucket in one band's file."""
         for buckets in self._iter_buckets(file_name, width=1):
             # Mapped again for every partition: a map keeps all pages that were ever touched.
             signatures = np.memmap(self._folder / "signatures", dtype=np.uint32, mode="r").reshape(
@@ -271,10 +273,10 @@ def choose_lsh_bands(threshold: float) -> tuple[int, int]:
 def _iter_similar(
     bucket: np.ndarray, signatures: np.ndarray, threshold: float
 ) -> Iterator[np.ndarray]:
-    """Yield, in groups, the documents of a bucket that are similar to an earlier one of it.
+    """Yield, in groups, the documents of a bucket that are similar to an earlier leader of it.
 
-    The first document is the leader: those similar to it are yielded, and the first of the others
-    is the next leader. After `_MAX_LEADERS` of them the others count as unique, so that the time is
+    The first document is a leader: those similar to it are yielded, and the first of the others is
+    the next leader. After `_MAX_LEADERS` of them the others count as unique, so that the time is
     linear in the size of the bucket.
     """
     remaining = bucket

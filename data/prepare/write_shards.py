@@ -152,8 +152,9 @@ def _validation_threshold(
 
     It applies to the records of units that do not have a split of their own. The digest alone is
     compared, so that the order of the records does not matter. A small corpus holds out a larger
-    share: as a corpus grows, documents can move from validation to train, never the other way. At
-    least one record is held out if that leaves one to train on.
+    share: as a corpus grows, documents can move from validation to train, never the other way,
+    apart from corpora of a few documents. At least one record is held out if that leaves one to
+    train on.
     """
     # The smallest and largest digest of any such record, and their number.
     smallest, largest = 1 << 64, 0

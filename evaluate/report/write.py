@@ -31,7 +31,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         write_atomic(html_file, to_html(TITLE, blocks))
     except OSError as error:
         raise UserError(
-            f"--out {out}: cannot be written: {error.strerror}; name another place"
+            f"--out {out}: cannot be written: {error.strerror}; choose another path"
         ) from None
     runs = "1 run" if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
     print(f"{runs}, {len(pictures)} pictures: {markdown_file}  {html_file}")

@@ -27,7 +27,7 @@ def main() -> None:
         """Raise an error; chat templates call this for conversations that they do not support."""
         raise jinja2.TemplateError(message)
 
-    # Set after the imports, which need more memory than rendering does.
+    # Set before the untrusted template is compiled. They count what the imports used, too.
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     # The same settings and functions as transformers' apply_chat_template.

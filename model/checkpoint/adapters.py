@@ -33,8 +33,8 @@ _UNSUPPORTED_OPTIONS = ("use_dora", "use_qalora", "alpha_pattern", "alora_invoca
 # PEFT initializations that change the weights of the base.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
 _SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# About the largest fp32 number; JSON can hold larger ones.
-_MAX_FP32 = 1e38
+# Below the largest fp32 number, 3.4e38; JSON can hold larger ones.
+_NUMBER_LIMIT = 1e38
 
 
 def save_adapter(model: Llama, folder: Path) -> None:
@@ -176,7 +176,7 @@ def _check_lora_config(values: Any, path: Path) -> None:
     elif (
         isinstance(alpha, bool)
         or not isinstance(alpha, int | float)
-        or not abs(alpha) < _MAX_FP32  # NaN is not below any number
+        or not abs(alpha) < _NUMBER_LIMIT  # NaN is not below any number
     ):
         problems.append(f"lora_alpha is {str(alpha)[:40]}; expected a finite number")
     init = values.get("init_lora_weights")

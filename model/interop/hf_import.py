@@ -63,25 +63,26 @@ def import_hf(folder: Path, run: Path) -> tuple[Llama, Tokenizer, str]:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return the contents of `config.json`.
 
-    Raises UserError if it is missing or not a mapping, or if the folder has no weights in
-    safetensors format.
+    Raises UserError if the path is not a folder, if the folder holds an adapter or no weights in
+    safetensors format, or if the file is missing or not a mapping.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder: download the model first, and name the folder with its "
             f"{locate.CONFIG_FILE}"
         )
-    values = read_json(folder / locate.CONFIG_FILE)
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{folder / locate.CONFIG_FILE}: expected keys and values, got {type(values).__name__}"
-        )
+    # Before config.json is read, which PEFT does not write.
     if locate.is_adapter(folder):
         raise UserError(
             f"{folder} is an adapter, which is used without an import: import its base model, "
             "write the run directory of that import into the adapter's "
             f"{locate.ADAPTER_CONFIG_FILE} (base_model_name_or_path), and name the adapter's "
             "folder as --checkpoint"
+        )
+    values = read_json(folder / locate.CONFIG_FILE)
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{folder / locate.CONFIG_FILE}: expected keys and values, got {type(values).__name__}"
         )
     if not locate.has_weights(folder):
         pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in folder.glob(pattern))

@@ -76,7 +76,7 @@ class WholeList:
 
 @pytest.fixture(scope="module")
 def whole_list(tmp_path_factory: pytest.TempPathFactory) -> WholeList:
-    """All checks with small shapes: a call killed in its third check, and one to the end."""
+    """All checks with small models: a call killed in its third check, and one to the end."""
     out = tmp_path_factory.mktemp("list") / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--out", str(out)],

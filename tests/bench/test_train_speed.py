@@ -48,7 +48,7 @@ def test_contenders_with_different_results_are_rejected(loss: float) -> None:
         check_equal_losses([same, one_round("b", [11.0, loss], [1, 1])])
 
 
-def test_row_is_median_of_turns_without_warmup_steps() -> None:
+def test_row_is_median_of_rounds_without_warmup_steps() -> None:
     """Catch start-up time in the speed, a mean in place of a median, an inverted ratio."""
     rounds = [
         one_round("ours", [1.0] * 6, [90, 90, 90, 2, 2, 5]),

@@ -46,6 +46,8 @@ def estimate_training_bytes(model: Llama, compute_plan: ComputePlan, length: int
     # fp32 gradient exist side by side.
     is_in_place = compute_plan.loss_path == "chunked" and dtype_bytes == 4
     logit_bytes = 4 if is_in_place else dtype_bytes + 4
+    # Every micro-batch computes the gradient of the head, often the largest matrix, in a tensor of
+    # its own, which autograd then adds to the sum over the earlier micro-batches.
     head_gradient_bytes = 0
     if model.lm_head.weight.requires_grad:
         head_gradient_bytes = 4 * config.vocab_size * config.hidden_size

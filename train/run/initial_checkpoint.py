@@ -51,8 +51,8 @@ def resolve_initial_checkpoint(
         return _resolve_on_resume(base, tokenizer, run, run_layout.step_folder(run, newest_step))
     if base is None:
         return InitialCheckpoint(folder=None, fingerprint=NO_BASE, tokenizer_path=tokenizer)
-    # The last folder of the chain is the base itself; the others are the bases of an adapter, whose
-    # existence the call checks.
+    # The last folder of the chain is the checkpoint that `base` resolves to. If that is an adapter,
+    # the call also checks that the models below it exist.
     folder = locate.adapter_chain(base)[-1]
     if tokenizer is not None:
         raise UserError(f"--tokenizer is for a run without a base: {base} has its own")

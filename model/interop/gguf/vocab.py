@@ -115,12 +115,12 @@ def write_vocabulary(
 
     `stop_ids` are those of the model; `adds_bos` says whether llama.cpp puts a bos before texts.
     """
-    # SentencePiece's piece types and llama.cpp's token types have the same numbers.
     writer.add_tokenizer_model(vocabulary.tokenizer_model)
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list([piece.text for piece in vocabulary.pieces])
     if vocabulary.tokenizer_model == "llama":
         writer.add_token_scores([piece.score for piece in vocabulary.pieces])
+    # SentencePiece's piece types and llama.cpp's token types have the same numbers.
     writer.add_token_types([piece.kind for piece in vocabulary.pieces])
     if vocabulary.merges:
         writer.add_token_merges(vocabulary.merges)

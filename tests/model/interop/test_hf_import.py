@@ -372,6 +372,12 @@ def retokenize(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
+def turn_into_adapter(folder: Path) -> None:
+    """Rename weights and config to those of a PEFT adapter, which has no config.json."""
+    (folder / "model.safetensors").rename(folder / locate.ADAPTER_WEIGHTS_FILE)
+    (folder / "config.json").rename(folder / locate.ADAPTER_CONFIG_FILE)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -394,6 +400,7 @@ def retokenize(folder: Path, **values: Any) -> None:
             "pytorch_model.bin is a pickle",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (turn_into_adapter, "is an adapter, which is used without an import"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"no tensors"),
             "cannot be read",

@@ -304,7 +304,7 @@ def llama_cpp_stops(theirs: Any, index: int) -> bool:
 
 @pytest.mark.slow
 def test_llama_cpp_greedy_matches_at_reference_config(stock: Tokenizer, tmp_path: Path) -> None:
-    """Catches what holds for small shapes but not for 65,000 pieces and 12 layers."""
+    """Catches what holds for small models but not for 65,000 pieces and 12 layers."""
     tokenizer = stock
     model = (
         Llama(

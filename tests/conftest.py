@@ -1,6 +1,5 @@
 """Fixtures and hypothesis settings that all tests share."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,31 @@ settings.load_profile("untimed")
 ROOT = Path(__file__).parent.parent
 
 
+# The files that take longest (`--durations=0`), longest first. A worker takes whole files: one of
+# these at the end would leave the other worker idle.
+LONGEST_FILES = (
+    "bench/test_gpu.py",
+    "train/test_distributed.py",
+    "reliability/test_kill.py",
+    "reliability/test_disk.py",
+    "model/interop/test_hf_import.py",
+    "train/test_autotune.py",
+    "chat/serve/test_connection_limits.py",
+    "reliability/test_torchrun.py",
+    "data/corpora/test_resolver.py",
+    "train/test_sft.py",
+    "model/interop/test_hf_export.py",
+    "reliability/test_bad_options.py",
+    "model/interop/gguf/test_llama_cpp.py",
+    "assets/test_sample.py",
+    "train/test_resume.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the modules with the most slow tests first, so that parallel workers end together."""
-    num_slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -num_slow_tests[item.path])
+    """Run the longest files first, so that parallel workers end together."""
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")

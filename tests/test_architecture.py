@@ -101,6 +101,7 @@ def modules(root: Path) -> dict[str, ast.Module]:
     return parse_modules(root)
 
 
+@pytest.mark.slow
 def test_there_are_no_import_cycles(modules: dict[str, ast.Module]) -> None:
     """Prevents two modules that can only be read, tested and changed together."""
     graph = build_import_graph(modules)
@@ -109,6 +110,7 @@ def test_there_are_no_import_cycles(modules: dict[str, ast.Module]) -> None:
     assert cycle is None, " -> ".join(cycle)
 
 
+@pytest.mark.slow
 def test_packages_import_only_lower_layers(modules: dict[str, ast.Module]) -> None:
     """Prevents a library package that needs the command built on top of it."""
     assert find_layer_violations(modules) == []
@@ -157,6 +159,7 @@ def test_import_of_a_higher_layer_is_reported(module: str, source: str) -> None:
     assert len(find_layer_violations({module: ast.parse(source)})) == 1
 
 
+@pytest.mark.slow
 def test_file_table_of_the_documentation_is_current(root: Path) -> None:
     """Prevents docs/architecture.md from describing files that were moved, renamed or rewritten."""
     table = (root / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -144,6 +144,7 @@ def test_export_names_its_folder_after_the_run(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_setup_shows_progress_only_on_a_terminal(folder: Path) -> None:
     """Minutes of silence in front of somebody; hundreds of lines in a log."""
     pip = ["-m", "pip", "install", "--disable-pip-version-check"]

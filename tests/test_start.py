@@ -77,6 +77,7 @@ def find_commands() -> list[str]:
     return [module for module in modules if module not in INTERNAL_MODULES]
 
 
+@pytest.mark.slow
 def test_help_of_every_command_imports_no_heavy_package() -> None:
     """Prevents seconds of imports before a page of help, or before an error about an option."""
     commands = find_commands()

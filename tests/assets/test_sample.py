@@ -103,6 +103,7 @@ def test_files_are_small_and_documented(folder: Path) -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_prose_is_about_a_million_characters(files: Files) -> None:
     """Prevents a default corpus too small to learn from."""
     texts = [
@@ -251,6 +252,7 @@ def asked_for(reference: str, question: str, answer: str) -> str:
     return min(names, key=len)
 
 
+@pytest.mark.slow
 def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:
     """Prevents questions that copying cannot answer, and answers always in one place."""
     thirds: collections.Counter[int] = collections.Counter()
@@ -302,6 +304,7 @@ def test_redgpt_test_answers_occur_in_no_other_file(files: Files) -> None:
     assert [answer for answer in possible if answer in rest] == []
 
 
+@pytest.mark.slow
 def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files) -> None:
     """Prevents titles, or the pairs in them, from being memorized."""
     titles = {
@@ -354,6 +357,7 @@ def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
     assert sum(lead) / len(lead) < 0.5 and sum(best) / len(best) < 0.5
 
 
+@pytest.mark.slow
 def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
     """Prevents a person from being born in two places or having two teachers."""
     homes = {person.name: person.home["名字"] for person in world.people}

@@ -15,6 +15,7 @@ sys.exit(3 * (sys.argv[1] == "bad"))
 """
 
 
+@pytest.mark.slow
 def test_contenders_alternate_in_separate_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

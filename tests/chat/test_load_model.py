@@ -53,6 +53,7 @@ def describe(path: Path) -> str:
     return load_model.load_chat_model(path, CPU, "auto").description
 
 
+@pytest.mark.slow
 def test_newest_run_is_chosen_preferring_fine_tuned(talker: Path, tmp_path: Path) -> None:
     """Prevents a chat with a pretrained or unfinished run while a fine-tuned one exists."""
     runs = tmp_path / "runs"
@@ -89,6 +90,7 @@ def test_unfinished_training_of_earlier_version_is_reported(talker: Path, tmp_pa
     assert describe(folder).endswith(f"第 7 步，共 20 步；继续训练：make pretrain 'RUN={folder}'")
 
 
+@pytest.mark.slow
 def test_finished_training_is_not_reported(talker: Path, tmp_path: Path) -> None:
     """Prevents the notice for a finished run, for one step of a run, and for an export."""
     write_manifest(make_run(tmp_path / "finished", talker), {"step": 7, "steps": 7})
@@ -98,6 +100,7 @@ def test_finished_training_is_not_reported(talker: Path, tmp_path: Path) -> None
         assert "训练尚未完成" not in describe(path)
 
 
+@pytest.mark.slow
 def test_context_is_trained_context(talker: Path, tmp_path: Path) -> None:
     """Prevents positions that the model was never trained on."""
     make_run(tmp_path / "short", talker, trained_context=64)

@@ -355,6 +355,7 @@ def test_no_network_gives_one_line_error_with_url_and_advice(tmp_path: Path) -> 
     assert "\n" not in line and len(line) < 500
 
 
+@pytest.mark.slow
 def test_silent_server_times_out(server: Server, tmp_path: Path) -> None:
     wait = threading.Event()
     server.script = [lambda request: wait.wait(5)]

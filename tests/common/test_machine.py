@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PEAK = "from common.machine import peak_memory_bytes; print(peak_memory_bytes())"
 
 
+@pytest.mark.slow
 def test_peak_memory_excludes_parent_process(root: Path) -> None:
     """Prevents reporting the memory of the shell or test suite that started the program."""
     large = bytes(bytearray(b"x") * 400_000_000)

@@ -342,6 +342,7 @@ def test_error_names_the_option_and_the_expected_value(arguments: list[str], lin
     assert parse_errors(*arguments) == [line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "part"),
     [

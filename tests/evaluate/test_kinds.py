@@ -138,6 +138,7 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_kind_is_two_files(
     corrections: ModuleType,
     corpus: Path,
@@ -255,6 +256,7 @@ def kind_dispatches(code: str) -> list[str]:
     return dispatches
 
 
+@pytest.mark.slow
 def test_no_other_module_asks_for_the_kind(root: Path) -> None:
     """Prevents `if kind == "summaries"`: a new kind would have to be added there too."""
     assert len(kind_dispatches("x.kind != 'summaries' or isinstance(x, (Document, str))")) == 2

@@ -53,6 +53,7 @@ def naive(model: Llama, stream: np.ndarray, characters: np.ndarray, window: int)
     return LMScore(nats, count, correct, letters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 64, 65, 66, 1000])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_windows_cover_every_token_once(
@@ -85,6 +86,7 @@ def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_files_and_their_shard_set_score_equally(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
@@ -183,6 +185,7 @@ def test_checkpoint_round_trips_weights_and_tied_head(
     assert not (tmp_path / "tied" / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_limit_counts_records_in_shard_sets(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:
@@ -220,6 +223,7 @@ def test_limit_counts_records_in_shard_sets(
         run_command(perplexity, *words, "--data", str(tmp_path / "shards"))
 
 
+@pytest.mark.slow
 def test_records_exceeding_a_row_are_counted(
     root: Path,
     model: Llama,
@@ -278,6 +282,7 @@ def test_records_exceeding_a_row_are_counted(
             ) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_set_with_another_template_is_refused(
     root: Path, model: Llama, tokenizer: Tokenizer, tmp_path: Path, run_command: Callable[..., None]
 ) -> None:

@@ -167,6 +167,7 @@ def test_sample_has_answers_at_every_position(root: Path) -> None:
     assert min(places.count(name) for name in ANSWER_POSITIONS[:3]) > len(places) / 5
 
 
+@pytest.mark.slow
 def test_questions_exceeding_context_are_skipped(
     teach: Callable[..., Path], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_checkpoint_is_prompted_with_source_questions(
         ) and "weights" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [repetition, rouge])
 @pytest.mark.parametrize(
     ("said", "recorded"),

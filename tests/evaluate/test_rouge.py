@@ -97,6 +97,7 @@ def test_checkpoint_is_scored_on_full_answers(
     assert json.loads(again.read_text(encoding="utf-8"))["stopped"] == 4
 
 
+@pytest.mark.slow
 def test_search_and_penalty_options_take_effect(
     run_command: Run, taught: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_lead_in_is_stripped_only_for_models_trained_with_it(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["first20", "first_sentence", "best_sentence"])
 def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, name: str) -> None:
     """Prevents baselines that differ from their definition."""

@@ -200,6 +200,7 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     )
 
 
+@pytest.mark.slow
 def test_command_prints_and_writes_results(real: ShardSet, tmp_path: Path) -> None:
     """Catch a command that fails, and JSON that differs from the output."""
     out = tmp_path / "score.json"

@@ -59,6 +59,7 @@ def build_transformers_model(model: Llama) -> Any:
     return theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_and_gradients_match_transformers(name: str) -> None:
     """Prevents an architecture that differs from Llama: exports would compute something else."""

@@ -85,6 +85,7 @@ def assert_close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_peft_loads_our_adapter_and_merge_is_equivalent(
     shape: str, tokenizer: Tokenizer, tmp_path: Path
@@ -113,6 +114,7 @@ def test_peft_loads_our_adapter_and_merge_is_equivalent(
     assert_close(merged, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "settings"),
     [
@@ -151,6 +153,7 @@ def test_peft_adapter_loads(
     assert (expected - before).abs().max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -229,6 +232,7 @@ def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_
     assert locate.resolve_base(tmp_path / "new" / "adapter") == base
 
 
+@pytest.mark.slow
 def test_adapter_base_can_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents a chain of adapters that loses the first one, or does not check its base."""
     base = save_random_base(tmp_path / "base", tokenizer)
@@ -250,6 +254,7 @@ def test_adapter_base_can_be_an_adapter(tokenizer: Tokenizer, tmp_path: Path) ->
         weights.load_checkpoint(second, CPU)
 
 
+@pytest.mark.slow
 def test_lora_starts_at_base_and_updates_only_adapter(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents a base that is trained, an adapter that begins with noise, and an ignored seed."""
     base = save_random_base(tmp_path / "base", tokenizer, **SHAPES["grouped"])

@@ -92,6 +92,7 @@ def skewed_inputs(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "rows", "vocabulary"),
     [
@@ -124,6 +125,7 @@ def test_low_precision_gradients_match_fp32(dtype: torch.dtype, rows: int, vocab
         assert error.max() < largest * unit and error.median() < unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "dtype"),
     [

@@ -13,7 +13,7 @@ from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario, sft_scenario
+from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario
 
 
 def assert_resumes_like(scenario: Scenario, run: Path, whole: Path) -> None:
@@ -36,12 +36,6 @@ def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     child = pretrain.start(run, fresh_interpreter=True)
     assert child.wait() == 0, child.output
     return run
-
-
-@pytest.fixture(scope="session")
-def tune(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
-    """Return the scenario of three epochs of fine-tuning of a tiny model."""
-    return sft_scenario(tmp_path_factory.mktemp("tuning"))
 
 
 @pytest.fixture

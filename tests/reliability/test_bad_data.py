@@ -60,6 +60,7 @@ def prepared(
     return report, bad, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROW_BUILDERS)
 def test_preparation_accounts_for_every_record_of_every_source(
     tmp_path: Path, root: Path, name: str
@@ -97,6 +98,7 @@ def test_unused_records_are_counted_separately(tmp_path: Path, root: Path) -> No
     assert [row["line"] for row in bad] == [19, 29, 38]
 
 
+@pytest.mark.slow
 def test_control_characters_in_real_text_are_removed(tmp_path: Path, root: Path) -> None:
     """Prevents NULs, byte order marks inside a document and half emoji in the training text."""
     marked = f"\ufeff{unique_sentence(1)}\0{unique_sentence(2)}\ufeff\u200b\r\n{unique_sentence(3)}"
@@ -123,6 +125,7 @@ def test_control_characters_in_real_text_are_removed(tmp_path: Path, root: Path)
     } == set(_texts(out))
 
 
+@pytest.mark.slow
 def test_conversations_lose_no_characters(tmp_path: Path, root: Path) -> None:
     """Prevents cleaning of conversations: NULs and byte order marks must round-trip."""
     answer = f"{unique_sentence(1)}\0\ufeff{unique_sentence(2)}\r\n\U0001f468\u200d\U0001f469\n\x1b"
@@ -163,6 +166,7 @@ def test_non_utf8_file_names_are_prepared_and_quarantined(tmp_path: Path, root: 
     assert (report["kept"], len(bad), bad[0]["line"]) == (2, 1, 3)
 
 
+@pytest.mark.slow
 def test_real_malformed_files_are_read_by_every_source(
     shared: Path, write: Callable[..., Path]
 ) -> None:
@@ -176,6 +180,7 @@ def test_real_malformed_files_are_read_by_every_source(
             assert len(good) + len(bad) == sum(1 for _ in source.read(path, None)) > 0, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "is_prepared"),
     [
@@ -212,6 +217,7 @@ def test_evaluation_reports_skipped_records(
     assert f"left out, unreadable: 2 records, the first {path} line 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @given(
     data=st.lists(
         st.binary(max_size=20)

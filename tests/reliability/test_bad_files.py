@@ -38,6 +38,7 @@ def _spoil(data: bytes, at: int, how: str, with_: bytes) -> bytes:
     }[how]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", RECORD_WRITERS)
 @given(
     draw=st.data(),
@@ -87,6 +88,7 @@ def test_noise_in_json_array_is_always_reported(
     assert len(good) >= 5 or bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 @given(
     data=st.binary(max_size=200)
@@ -145,6 +147,7 @@ def test_arbitrary_bytes_do_not_crash_a_source(
         assert good or bad or name in ("csl", "lcsts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", RECORD_WRITERS)
 def test_truncated_gzip_keeps_prefix_and_reports_rest(
     write: Callable[..., Path], shape: str

@@ -220,6 +220,7 @@ def test_every_command_has_bad_option_cases(root: Path) -> None:
     assert {name for name in commands if tried[name] < 2} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "expected"), ROWS, ids=[row[0].strip() for row in ROWS])
 def test_bad_option_error_is_one_line_naming_it(
     places: dict[str, str],

@@ -67,6 +67,7 @@ def test_bom_and_crlf_lose_no_records(write: Callable[..., Path], name: str) -> 
         assert read_good_and_bad(name, write(kind)) == (expected, []), kind[:40]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROW_BUILDERS)
 def test_ten_megabyte_record_is_accepted(write: Callable[..., Path], name: str) -> None:
     row = ROW_BUILDERS[name](0)
@@ -132,6 +133,7 @@ def test_invalid_conversation_is_rejected_whole(
     assert not good and len(bad) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 @given(value=st.dictionaries(st.sampled_from(JSON_KEYS), JSON_VALUES, max_size=5) | JSON_VALUES)
 @QUICK_SETTINGS

@@ -36,6 +36,7 @@ def damages(path: Path, count: int = 3) -> Iterator[str]:
     path.write_bytes(original)
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_checkpoint_falls_back_to_previous(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def opened(folder: Path) -> RunDir:
     return run
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_run_metadata_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def refusal(
     return [line.strip() for line in differences]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "difference"),
     [
@@ -60,6 +61,7 @@ def test_changed_option_is_refused_by_name(
     assert all(line.startswith(group) for line in differences)
 
 
+@pytest.mark.slow
 def test_changed_data_and_tokenizer_are_refused(
     pretrain: Scenario, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

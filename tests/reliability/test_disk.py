@@ -209,6 +209,7 @@ def test_preparation_on_full_disk(disk: Mount, tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["csl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "sizes"),
     [
@@ -252,6 +253,7 @@ def test_model_export_on_full_disk(
     assert exit_info.value.code == 0
 
 
+@pytest.mark.slow
 def test_gguf_and_modelfile_are_written_together(
     model: Path, disk: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_links_and_devices_are_not_unpacked(tmp_path: Path, mode: int) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 def test_archive_bombs_are_refused_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

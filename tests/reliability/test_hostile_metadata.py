@@ -53,6 +53,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(value=JSON)
 @QUICK
 def test_arbitrary_json_in_metadata_files_gives_one_line_error(
@@ -264,6 +265,7 @@ def _changed(file: Path, place: tuple[Any, ...], new: Any) -> Iterator[None]:
         file.write_bytes(original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
@@ -353,6 +355,7 @@ def _adapter(base: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -395,6 +398,7 @@ def test_non_finite_adapter_gives_one_line_error(
         weights.load_checkpoint(folder, CPU)
 
 
+@pytest.mark.slow
 def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
     """Prevents an AttributeError for a list."""
     folder = _adapter(model, tmp_path / "adapter")

@@ -223,6 +223,7 @@ def test_yaml_alias_bomb_is_refused(tmp_path: Path, little_memory: None) -> None
         load_yaml(tmp_path / "a.yaml")
 
 
+@pytest.mark.slow
 def test_gzip_bomb_is_streamed_in_constant_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

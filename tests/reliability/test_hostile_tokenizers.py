@@ -22,6 +22,7 @@ from tests.reliability.test_hostile_metadata import REMOVED, VALUES, _places
 QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @given(at=st.integers(0, 10**6), noise=st.binary(min_size=1, max_size=40))
 @settings(QUICK, max_examples=20)
 def test_corrupted_tokenizer_gives_one_line_error_or_loads(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from common.archive import extract_zip
@@ -101,6 +102,7 @@ def forbidden(source: str) -> list[str]:
     return problems
 
 
+@pytest.mark.slow
 def test_source_code_has_no_unsafe_deserialization(root: Path) -> None:
     """Prevents torch.load, pickle, unsafe np.load or YAML, and eval anywhere in the product."""
     modules = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
@@ -166,6 +168,7 @@ def _foreign_readers(model: Path, tmp_path: Path) -> list[Reader]:
     ]
 
 
+@pytest.mark.slow
 def test_malicious_pickle_files_never_execute(
     tmp_path: Path, model: Path, shard_set: Path, root: Path
 ) -> None:
@@ -234,6 +237,7 @@ def test_malicious_pickle_files_never_execute(
         path.unlink() if original is None else path.write_bytes(original)
 
 
+@pytest.mark.slow
 def test_parquet_with_pickled_type_never_executes(tmp_path: Path) -> None:
     """Prevents pyarrow's unpickling of extension types (CVE-2023-47248, before 14.0.1)."""
     import pyarrow

@@ -45,6 +45,7 @@ def is_finite(trainer: Trainer) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in trainer.model.state_dict().values())
 
 
+@pytest.mark.slow
 def test_non_finite_batch_is_skipped_and_logged(
     tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_non_finite_batch_is_skipped_and_logged(
     assert record == {**record, "step": 2, "grad_norm": "nan", "rows": [8, 15]}
 
 
+@pytest.mark.slow
 def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> None:
     """Prevent hours of skipped steps, without a state to look at and without a good checkpoint."""
     run = tmp_path / "run"
@@ -95,6 +97,7 @@ def test_divergence_ends_with_a_checkpoint(tmp_path: Path, shard_set: Path) -> N
     assert good_steps and check_manifest(step_folder(run, good_steps[-1])) is None
 
 
+@pytest.mark.slow
 def test_fp16_overflow_skips_step_and_lowers_scale(tmp_path: Path, shard_set: Path) -> None:
     """Catch an fp16 run that gives up while its loss scale settles, or whose scale never does."""
     trainer = build_trainer(tmp_path / "run", shard_set)
@@ -130,6 +133,7 @@ def test_spike_detector_ignores_noise_and_level_shifts() -> None:
     assert not any(early.update(loss) for loss in [9.0] * (WINDOW_STEPS // 2) + [30.0])
 
 
+@pytest.mark.slow
 def test_loss_spike_is_logged_and_survives_resume(
     tmp_path: Path, shard_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +152,7 @@ def test_loss_spike_is_logged_and_survives_resume(
     resumed.close()
 
 
+@pytest.mark.slow
 def test_checkpoint_without_spike_state_loads(tmp_path: Path, shard_set: Path) -> None:
     """Catch an update that refuses the checkpoints of yesterday, or accepts those of tomorrow."""
     trainer = build_trainer(tmp_path / "run", shard_set)

@@ -94,6 +94,7 @@ def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathF
     return run
 
 
+@pytest.mark.slow
 def test_continued_pretraining_starts_from_base_weights_and_config(
     whole: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_continued_pretraining_starts_from_base_weights_and_config(
     assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == base_model.config
 
 
+@pytest.mark.slow
 def test_resume_is_bit_identical_without_base(
     root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +135,7 @@ def test_resume_is_bit_identical_without_base(
     assert comparable_records(run) == comparable_records(whole)
 
 
+@pytest.mark.slow
 def test_text_is_prepared_with_base_tokenizer(
     root: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +194,7 @@ def test_changed_base_on_resume_is_refused(
             train(root, run, data=data, base=base_option)
 
 
+@pytest.mark.slow
 def test_base_added_to_a_run_from_scratch_is_refused(
     root: Path, whole: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +225,7 @@ def test_every_checkpoint_stores_total_steps(whole: Path) -> None:
     assert locate.find_remaining_steps(whole, locate.resolve_checkpoint(whole)) is None
 
 
+@pytest.mark.slow
 def test_sample_in_place_of_a_corpus_limits_epochs(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

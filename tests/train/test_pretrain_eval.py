@@ -25,6 +25,7 @@ class RecordingLog(InMemoryMetricsLog):
         self.records.append({"kind": kind, "step": step, **values})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [64, 10**6])
 def test_validation_is_a_prefix_and_the_final_score_is_all(
     tmp_path: Path, shard_set: Path, tokens: int

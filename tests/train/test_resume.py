@@ -78,6 +78,7 @@ def whole(root: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_is_bit_identical(data: Path, whole: Path, tmp_path: Path) -> None:
     """Catch steps that Ctrl-C loses, and a resumed run that is another run."""
     run = tmp_path / "run"
@@ -96,6 +97,7 @@ def test_ctrl_c_saves_and_resume_is_bit_identical(data: Path, whole: Path, tmp_p
     assert comparable_records(run) == comparable_records(whole)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_falls_back_to_previous(data: Path, whole: Path, tmp_path: Path) -> None:
     """Catch a run that resumes from a flipped byte, or refuses an older whole checkpoint."""
     run = tmp_path / "run"
@@ -111,6 +113,7 @@ def test_damaged_checkpoint_falls_back_to_previous(data: Path, whole: Path, tmp_
     assert comparable_records(run) == comparable_records(whole)
 
 
+@pytest.mark.slow
 def test_finished_run_is_reported_and_unchanged(data: Path, whole: Path) -> None:
     """Catch `make pretrain` that trains on, or fails, after the end."""
     before = checkpoint_bytes(whole, LAST_STEP), comparable_records(whole)

@@ -49,11 +49,17 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: folder / name for name in groups}
 
 
-def start_sft(run: Path, options: dict[str, Any], fault: Fault | None = None) -> CommandProcess:
+def start_sft(
+    run: Path,
+    options: dict[str, Any],
+    fault: Fault | None = None,
+    *,
+    fresh_interpreter: bool = False,
+) -> CommandProcess:
     """Start fine-tuning; `options` without a base train a tiny model from scratch."""
     scratch = {} if "base" in options else {"base": "none", "model": TINY_SHAPE}
     arguments = to_arguments({"run": run, **SIZES, **FREQUENT, **scratch, **options})
-    return CommandProcess("train.sft", *arguments, fault=fault)
+    return CommandProcess("train.sft", *arguments, fault=fault, fresh_interpreter=fresh_interpreter)
 
 
 def sft(run: Path, options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -87,8 +93,7 @@ def test_killed_fine_tuning_resumes_bit_identically(
         "evaluation.examples": 2,
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    # tests/reliability/test_kill.py compares with fine-tuning in a fresh interpreter.
-    done = sft(whole, options)
+    done = start_sft(whole, options, fresh_interpreter=True).wait()
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout and "examples" in done.stdout
     kinds = {record["kind"] for record in comparable_records(whole)}
@@ -186,6 +191,7 @@ def test_untrainable_setup_gives_one_line_error(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_set_prepared_with_another_template_is_refused(
     prepared: dict[str, Path], root: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
 Example = tuple[np.ndarray, np.ndarray]
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_matches_full_batch(tmp_path: Path, shard_set: Path) -> None:
     """Catch a mean of micro-batch means, or a forgotten scale."""
     results = []
@@ -74,6 +75,7 @@ def random_examples(*sizes: int) -> list[Example]:
     return [(rng.integers(400, 900, size + 1), np.arange(size) >= size // 2) for size in sizes]
 
 
+@pytest.mark.slow
 def test_early_stopped_run_resolves_to_best_checkpoint(tmp_path: Path, shard_set: Path) -> None:
     """Catch chat with a worse checkpoint, and patience that misses the newest score."""
     folder = tmp_path / "run"
@@ -110,6 +112,7 @@ def test_early_stopped_run_resolves_to_best_checkpoint(tmp_path: Path, shard_set
     assert calls == [("first", 8), ("first", 10), ("first", 12), ("all", 12)]
 
 
+@pytest.mark.slow
 def test_non_finite_loss_skips_weight_update(
     tmp_path: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +138,7 @@ def test_non_finite_loss_skips_weight_update(
     assert skipped == [2, 3]
 
 
+@pytest.mark.slow
 def test_diverged_run_ends_with_advice(tmp_path: Path, shard_set: Path) -> None:
     """Prevent hours of skipped steps."""
     trainer = build_trainer(tmp_path / "run", shard_set)

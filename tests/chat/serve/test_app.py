@@ -49,6 +49,7 @@ def wait_until_idle(server: ServerHandle) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_openai_client_gets_an_answer(talking: ServerHandle) -> None:
     """Prevents a response that OpenAI's client cannot read, and a system message without effect."""
     loaded_model = talking.loaded_model
@@ -132,6 +133,7 @@ def test_stream_is_valid_server_sent_events(talking: ServerHandle) -> None:
     assert text == "我不知道。"
 
 
+@pytest.mark.slow
 def test_concurrent_requests_match_single_requests(endless: Path) -> None:
     """Prevents answers that are mixed up, or that depend on the other requests in the batch."""
     questions = ["讲" + "很长很长的" * (7 * n % 12) + "故事" for n in range(9)]
@@ -166,6 +168,7 @@ def test_concurrent_requests_match_single_requests(endless: Path) -> None:
         assert answers == expected and len(set(answers)) == 9
 
 
+@pytest.mark.slow
 def test_disconnect_frees_the_sequence_slot(babbling: ServerHandle) -> None:
     """Prevents sequences decoded for nobody, until the batch is full of them."""
     request = babbling.request_body(ENDLESS_QUESTION)
@@ -207,6 +210,7 @@ def test_full_server_sends_retry_after(babbling: ServerHandle) -> None:
     wait_until_idle(babbling)
 
 
+@pytest.mark.slow
 def test_request_time_limit(endless: Path) -> None:
     """Prevents an answer that blocks its place for ever, or a cut that looks like an end."""
     with running_server(
@@ -431,6 +435,7 @@ def test_foreign_host_name_is_refused(talking: ServerHandle, host: str, status: 
     assert response.status_code == status
 
 
+@pytest.mark.slow
 def test_api_key_is_required(talker: Path) -> None:
     """Prevents an API key that protects nothing."""
     with running_server(talker, api_key="key-1") as server:

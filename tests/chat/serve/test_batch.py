@@ -22,6 +22,7 @@ from tests.chat.serve.conftest import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "samplings",
     [[GREEDY], [SAMPLED], [GREEDY, GREEDY, SAMPLED]],

@@ -88,6 +88,7 @@ def is_closed_silently(connection: socket.socket) -> bool:
             return True
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_block_new_ones(small_server: ServerHandle) -> None:
     """Prevents silent connections from using up all places, and closing more than necessary."""
     between_requests = connect(small_server)
@@ -160,6 +161,7 @@ class UnreadResponses(ThreeConnections):
         self.received.release()
 
 
+@pytest.mark.slow
 def test_pipelining_client_that_does_not_read_is_dropped(talker: Path) -> None:
     """Prevents requests whose answers can never be sent from holding connections for ever."""
     with running_server(talker, protocol_class=UnreadResponses) as server, ExitStack() as stack:
@@ -173,6 +175,7 @@ def test_pipelining_client_that_does_not_read_is_dropped(talker: Path) -> None:
         assert is_closed_silently(pipelining[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol_class", "sent"),
     [(ShortTimeout, b""), (ShortTimeout, GET_HEAD), (ShortTimeoutAfterFirstHead, GET_HEAD)],

@@ -44,6 +44,7 @@ def start_engine(loaded_model: load_model.LoadedModel) -> Iterator[StartEngine]:
         engine.join()
 
 
+@pytest.mark.slow
 def test_engine_answers_concurrent_requests(
     start_engine: StartEngine, loaded_model: load_model.LoadedModel
 ) -> None:

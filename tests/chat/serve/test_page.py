@@ -16,6 +16,7 @@ LAST_ANSWER = "[...document.querySelectorAll('.assistant')].pop()?.textContent"
 IS_READY = "!document.querySelector('#send').hidden"
 
 
+@pytest.mark.slow
 def test_page_is_self_contained(talker: Path) -> None:
     """Prevents a page that needs a network, or that would run an injected script."""
     with running_server(talker) as server:
@@ -38,7 +39,6 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     browser.close()
 
 
-@pytest.mark.slow
 def test_answer_streams_into_page(browser: Browser, talker: Path) -> None:
     """Prevents an answer in one piece, and a reference or turns that are not sent."""
     with running_server(talker) as server:
@@ -68,7 +68,6 @@ def test_answer_streams_into_page(browser: Browser, talker: Path) -> None:
         assert browser.errors_and_external_requests() == []
 
 
-@pytest.mark.slow
 def test_answer_can_be_stopped_and_errors_are_shown(browser: Browser, endless: Path) -> None:
     """Prevents an endless answer that only closing the page ends, and silent errors."""
     with running_server(endless, max_new_tokens=15_000) as server:
@@ -91,7 +90,6 @@ def test_answer_can_be_stopped_and_errors_are_shown(browser: Browser, endless: P
         browser.wait_for("document.querySelector('.bad')?.textContent.includes('max_tokens')")
 
 
-@pytest.mark.slow
 def test_question_with_interrupted_answer_is_sent_once(browser: Browser, talker: Path) -> None:
     """Prevents a question sent twice because its first answer failed half-way."""
     with running_server(talker) as server:
@@ -118,7 +116,6 @@ def test_question_with_interrupted_answer_is_sent_once(browser: Browser, talker:
         assert browser.evaluate("window.sentMessages.map((messages) => messages.length)") == [1, 1]
 
 
-@pytest.mark.slow
 def test_text_is_escaped_in_page(browser: Browser, talker: Path) -> None:
     """Prevents a script in a question, an answer or an error from running on the page."""
     injection = '<img src=x onerror="window.ran=1"><script>window.ran=1</script><b>粗</b>'

@@ -25,6 +25,7 @@ def test_end_of_input_ends_chat(chat: Chat) -> None:
     assert lines[0] == "我不知道。" and lines[-1] == "你没有说过。"
 
 
+@pytest.mark.slow
 def test_answer_uses_the_reference(chat: Chat, tmp_path: Path) -> None:
     """Prevents a reference that is announced but not used, or that outlives `/资料 off`."""
     file = tmp_path / "资料.txt"

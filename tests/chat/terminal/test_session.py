@@ -37,6 +37,7 @@ def test_forgotten_exchanges_stay_forgotten(talker: Path) -> None:
         session.build_prompt("问" * 600)
 
 
+@pytest.mark.slow
 def test_prefix_cache_does_not_change_answers(talker: Path) -> None:
     """Prevents keys and values of an earlier prompt from leaking into this one."""
     loaded_model = load_with_context(talker, 80)
@@ -63,6 +64,7 @@ def test_prefix_cache_does_not_change_answers(talker: Path) -> None:
     assert max(each.num_forgotten for each in cached.conversations) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_chat_works_in_low_precision(talker: Path, precision: Precision) -> None:
     """Prevents a precision that is announced and not used, or that cannot be computed in."""

@@ -112,6 +112,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
+@pytest.mark.slow
 def test_article_becomes_the_reference(chat: Chat, server: None) -> None:
     """Prevents traditional characters, another article, or a passage that is not used."""
     lines = [MAYOR_QUESTION, "/wiki 青禾", "/资料", MAYOR_QUESTION, "/维基"]
@@ -161,6 +162,7 @@ def test_damaged_cache_is_replaced(chat: Chat, server: None, environment: dict[s
         assert json.loads(file.read_text(encoding="utf-8"))["title"] == "青禾镇"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keyword", "expected"),
     [

@@ -81,6 +81,7 @@ def test_long_article_is_truncated_and_request_is_whole(tokenizer: Tokenizer) ->
     assert text.endswith("\n\n助手：")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"legacy": False}], ids=["prepend", "first"])
 @pytest.mark.parametrize(
     "template",
@@ -145,6 +146,7 @@ def test_special_tokens_in_an_article_stay_text(tmp_path: Path) -> None:
     assert ours.eos_id not in prompt
 
 
+@pytest.mark.slow
 def test_lead_ins_are_refused_with_answer_prefix_template(tmp_path: Path) -> None:
     """Prevents answers that begin without the space that the model was fine-tuned with."""
     theirs = hf_checkpoints.train_llama2_tokenizer(["a b c", "风从东边来"] * 9)

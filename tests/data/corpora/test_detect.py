@@ -30,6 +30,7 @@ def test_raw_file_source_is_detected(tmp_path: Path, name: str, content: str, so
     assert detect_source([tmp_path / name]) == source
 
 
+@pytest.mark.slow
 def test_parquet_source_is_detected_from_rows(tmp_path: Path) -> None:
     """Prevents a parquet file from being read as text."""
     import pyarrow

@@ -95,6 +95,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_make_data_prepares_then_works_offline(
     hub: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_missing_download_error_lists_alternatives(
     assert "make pretrain DATA=zhihu trains on" in message and "\n" not in message
 
 
+@pytest.mark.slow
 def test_a_corpus_that_changed_on_disk_after_its_download_is_refused(hub: Path) -> None:
     """Prevents a damaged download from being prepared."""
     command.main(["zhihu"])

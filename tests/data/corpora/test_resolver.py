@@ -63,6 +63,7 @@ def test_the_sample_is_prepared_from_every_format_and_then_reused(small: str) ->
     assert resolve_shard_set("sample") == folder and stamp(folder) == first
 
 
+@pytest.mark.slow
 def test_unprepared_name_warns_before_using_sample(capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents a run on 100 kB of sample from passing for one on a gigabyte."""
     folder = resolve_shard_set("zhihu")
@@ -71,6 +72,7 @@ def test_unprepared_name_warns_before_using_sample(capsys: pytest.CaptureFixture
     assert list(read_json(folder / MANIFEST)["report"]["sources"]) == ["mnbvc_qa"]
 
 
+@pytest.mark.slow
 def test_name_resolves_to_its_prepared_set(
     raw: Path, small: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +101,7 @@ def test_set_of_another_tokenizer_is_not_used(
         resolve_shard_set(str(folder), sample.SMALL_TOKENIZER)
 
 
+@pytest.mark.slow
 def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
     """Prevents a copied shard set from being refused, or used with a file missing."""
     folder = resolver.prepare_if_outdated(
@@ -136,6 +139,7 @@ def test_a_raw_path_is_prepared_again_only_when_it_changed(raw: Path) -> None:
     assert not [path for path in Path("prepared").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_failed_preparation_keeps_last_good_set(raw: Path) -> None:
     """Prevents a broken edit from costing the shard set that a run is training on."""
     folder = resolve_shard_set(str(raw))
@@ -149,6 +153,7 @@ def test_failed_preparation_keeps_last_good_set(raw: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_damaged_set_is_prepared_again(raw: Path) -> None:
     """Prevents a damaged set from being used, or from having to be deleted by hand."""
     folder = resolve_shard_set(str(raw))
@@ -156,6 +161,7 @@ def test_damaged_set_is_prepared_again(raw: Path) -> None:
     assert ShardSet.open(resolve_shard_set(str(raw)), checksums=True)
 
 
+@pytest.mark.slow
 def test_foreign_folder_under_the_name_is_not_overwritten(raw: Path) -> None:
     """Prevents a user's folder from being deleted."""
     folder = resolve_shard_set(str(raw))
@@ -167,6 +173,7 @@ def test_foreign_folder_under_the_name_is_not_overwritten(raw: Path) -> None:
     assert (folder / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_raw_files_with_equal_names_are_prepared_separately(raw: Path) -> None:
     """Prevents two files of the same name from replacing each other's shard sets."""
     Path("other").mkdir()
@@ -174,6 +181,7 @@ def test_raw_files_with_equal_names_are_prepared_separately(raw: Path) -> None:
     assert resolve_shard_set(str(raw)) != resolve_shard_set(str(other))
 
 
+@pytest.mark.slow
 def test_folder_of_raw_files_is_read_completely(raw: Path) -> None:
     """Prevents files of a folder from being left out."""
     Path("many").mkdir()
@@ -206,6 +214,7 @@ def test_mixture_can_be_a_list(name: str, cure: str) -> None:
         resolve_shard_set(name)
 
 
+@pytest.mark.slow
 def test_tokenizer_folder_is_not_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents "did you mean tokenizer?" in reply to DATA=tokenizer, and `make data` without it."""
     with pytest.raises(

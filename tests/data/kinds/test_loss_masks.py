@@ -35,6 +35,7 @@ def real_tokenizer(shared: Path) -> Tokenizer:
     return load_tokenizer(shared / "tokenizer" / "llama-chinese-65k.model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_loss_mask_is_exactly_the_answers(
     shared: Path, real_tokenizer: Tokenizer, name: str

@@ -123,6 +123,7 @@ def test_character_classes_agree_with_unicode() -> None:
     ]
 
 
+@pytest.mark.slow
 @given(
     st.text(
         st.characters(codec=None) | st.sampled_from("`<>&;（），。\u3000 \n\r\u200d甲b/!-"),
@@ -142,6 +143,7 @@ def test_cleaned_text_is_normalized_visible_and_encodable(text: str) -> None:
     rejection_reason(result, OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [
@@ -167,6 +169,7 @@ def test_cleaning_is_linear_time(piece: str) -> None:
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.slow
 def test_real_prose_is_mostly_kept_and_fast(shared: Path) -> None:
     """Prevents rules that drop real documents, change cleaned ones, or take too long."""
     texts: list[str] = []

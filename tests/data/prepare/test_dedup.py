@@ -63,6 +63,7 @@ def edited(text: str, share: float, seed: int) -> str:
     )
 
 
+@pytest.mark.slow
 def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
     """Prevents a hash that distorts the estimated similarity."""
     pairs = [
@@ -83,6 +84,7 @@ def test_signatures_match_datasketch() -> None:
     assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == expected).all()
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_removed_and_distinct_articles_kept(
     articles: list[str], tmp_path: Path
 ) -> None:
@@ -143,6 +145,7 @@ def test_each_dedup_kind_can_be_disabled(
     assert find_labels(tmp_path, [text, text, text[:1990] + "一二三"], options) == expected
 
 
+@pytest.mark.slow
 def test_dedup_is_independent_of_batching_and_partitioning(
     articles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +157,7 @@ def test_dedup_is_independent_of_batching_and_partitioning(
     assert find_labels(tmp_path / "b", texts, batch=7) == expected
 
 
+@pytest.mark.slow
 def test_many_equal_signatures_take_linear_time(tmp_path: Path) -> None:
     """Prevents all pairs of a page that occurs 50,000 times from being compared."""
     count = 50_000

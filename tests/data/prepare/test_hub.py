@@ -28,6 +28,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
     return _fake
 
 
+@pytest.mark.slow
 def test_a_hub_dataset_is_prepared_like_files(
     corpus: Path,
     tokenizer: Path,

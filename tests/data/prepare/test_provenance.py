@@ -68,6 +68,7 @@ def update(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PREPARE_VERSION", module.PREPARE_VERSION + 1)
 
 
+@pytest.mark.slow
 def test_changed_code_prepares_raw_files_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents text cleaned by old rules from being trained on after an update."""
     raw = str(write(Path("raw.jsonl"), "池塘"))
@@ -86,6 +87,7 @@ FINGERPRINTS = {
 }
 
 
+@pytest.mark.slow
 def test_the_version_is_raised_with_the_ids() -> None:
     """Prevents sets prepared by old rules from passing for current ones.
 
@@ -111,6 +113,7 @@ def append_letter(method: Callable[..., Any]) -> Callable[..., Any]:
     return render
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["wikipedia", "redgpt", "csl"])
 def test_a_changed_rule_changes_the_fingerprint(
     source: str, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +131,7 @@ def test_a_changed_rule_changes_the_fingerprint(
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", [None, sample.SMALL_TOKENIZER])
 def test_changed_code_prepares_downloads_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tokenizer: Path | None
@@ -154,6 +158,7 @@ def test_changed_code_prepares_downloads_again(
     )
 
 
+@pytest.mark.slow
 def test_missing_downloads_keep_set_with_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +178,7 @@ def test_missing_downloads_keep_set_with_warning(
     assert "make data DATA=zhihu" in warning
 
 
+@pytest.mark.slow
 def test_only_prepared_subsets_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents an update from preparing other parts of the corpus than those of the set."""
     for part, word in (("a", "山坡"), ("b", "湖边的")):

@@ -20,6 +20,7 @@ from tests.data.prepare.conftest import document, documents
 from tests.helpers.prepare import prepare_source
 
 
+@pytest.mark.slow
 def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     """Prevents records that are lost without a count, and counts that do not fit the shards."""
     report = prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
@@ -62,6 +63,7 @@ def test_real_corpora_of_different_shapes_mix_into_one_set(shared: Path, tmp_pat
     assert sum(f"{row['问'].strip()}\n{row['答'].strip()}" in texts for row in rows) >= 18
 
 
+@pytest.mark.slow
 def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
     corpus: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +99,7 @@ def test_empty_training_set_gives_clear_error(
         )
 
 
+@pytest.mark.slow
 def test_conversation_fitting_a_row_gives_no_length_warning(root: Path, tmp_path: Path) -> None:
     """Prevents a warning about conversations that fit: a row of 512 positions holds 513 ids."""
     folder = root / "assets/tokenizer"

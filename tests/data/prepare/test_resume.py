@@ -103,6 +103,7 @@ def test_finished_units_are_reused_and_changed_inputs_redone(
     assert contents(tmp_path / "fresh") == contents(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_repeat_is_no_op_and_different_arguments_are_refused(
     corpus: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_concurrent_preparation_is_refused(
         prepare_source("jsonl", [str(corpus)], tmp_path / "out", tokenizer, PrepareOptions())
 
 
+@pytest.mark.slow
 def test_units_of_other_code_version_are_not_mixed(
     corpus: Path,
     tokenizer: Path,

@@ -37,6 +37,7 @@ def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: P
         assert np.array_equal(sequences.tokens(index), expected)
 
 
+@pytest.mark.slow
 def test_validation_split_depends_only_on_text(tokenizer: Path, tmp_path: Path) -> None:
     """Prevents documents that move from validation to train when the corpus grows."""
     texts = [document(seed, 60) for seed in range(600)]

@@ -142,6 +142,7 @@ def test_truncated_gzip_keeps_preceding_records(tmp_path: Path) -> None:
     assert counts(path) == (3998, 1)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
     """Prevents a reader from collecting a file in memory."""
     path = tmp_path / "a.jsonl.gz"
@@ -156,6 +157,7 @@ def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
     assert peak < 8 << 20
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.one_of(

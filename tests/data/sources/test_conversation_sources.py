@@ -125,6 +125,7 @@ def check(name: str, path: Path, reasons: dict[str, int], every: int = 1) -> Non
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file"), SAMPLE_FILES)
 def test_sample_conversations_are_all_read(root: Path, name: str, file: str) -> None:
     """Prevents a conversation of the sample from being lost or altered."""
@@ -144,6 +145,7 @@ def test_real_files_are_read_except_bad_records(
     check(name, path, reasons, every=1 + path.stat().st_size // 500_000)
 
 
+@pytest.mark.slow
 def test_real_csv_is_rejected_and_not_detected_as_source(shared: Path) -> None:
     """Prevents the lines of a CSV file from becoming conversations."""
     path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"

@@ -87,6 +87,7 @@ def test_wiki_zh_2019_does_not_duplicate_title(shared: Path) -> None:
         assert rest.split("\n")[0] != first
 
 
+@pytest.mark.slow
 def test_malformed_real_file_is_quarantined_line_by_line(shared: Path) -> None:
     """Prevents a file of another format from crashing the reader or passing for text."""
     path = shared / "data" / "malformed" / "dev_sft_sharegpt.csv"
@@ -237,6 +238,7 @@ def test_non_utf8_text_error_names_line_and_advice(tmp_path: Path) -> None:
     assert "line 2" in bad.reason and "gb18030" in bad.reason
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),

@@ -84,6 +84,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_tokenizer_training_is_reproducible(trained: Path, corpus: Path, tmp_path: Path) -> None:
     """Prevents SentencePiece's unseeded sampling, with which no tokenizer could be rebuilt."""
     answer = call(*TRAIN, corpus, "--out", tmp_path, PYTHONHASHSEED="2")
@@ -189,6 +190,7 @@ def test_segments_cover_the_text_and_isolate_colons() -> None:
     assert all(stretch == "：" or "：" not in stretch for stretch in stretches)
 
 
+@pytest.mark.slow
 def test_input_can_name_its_source(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +232,7 @@ def test_record_text_excludes_ids() -> None:
     assert parse_strings("  <summary>标题</summary>".encode()).text == "标题"
 
 
+@pytest.mark.slow
 def test_held_out_sample_files_are_excluded() -> None:
     """Prevents the vocabulary from being trained on text that scores are measured on."""
     files = resolve_source_files(sample_text_inputs(), None)
@@ -242,6 +245,7 @@ def test_held_out_sample_files_are_excluded() -> None:
     assert sum(map(len, read_texts(files))) > 500_000
 
 
+@pytest.mark.slow
 def test_import_reports_changes(
     shared: Path,
     tmp_path: Path,
@@ -357,6 +361,7 @@ def test_user_error_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_user_error_exits_with_2() -> None:
     """Prevents scripts from taking a mistake for a fault of the program."""
     answer = call("export", "--tokenizer", "nowhere", "--out", "x")

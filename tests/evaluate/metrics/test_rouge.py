@@ -76,6 +76,7 @@ def test_empty_text_scores_zero(prediction: str, reference: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_scores_match_rouge_chinese_on_real_titles(root: Path) -> None:
     """Prevents other scores than those of the package, by sentence splitting or joining."""
     import rouge_chinese
@@ -116,6 +117,7 @@ def by_definition(said: list[str], wanted: list[str], n: int | None) -> tuple[fl
     return len(first & second) / max(len(first), 1), len(first & second) / max(len(second), 1)
 
 
+@pytest.mark.slow
 @given(st.text("。！？?.…”’a1 \n驼河", min_size=1), st.text("。！？?.…”’a1 \n驼河", min_size=1))
 @settings(deadline=None, max_examples=200)
 def test_scores_match_definition_on_any_text(prediction: str, reference: str) -> None:
@@ -129,6 +131,7 @@ def test_scores_match_definition_on_any_text(prediction: str, reference: str) ->
             )
 
 
+@pytest.mark.slow
 def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents gigabytes of memory, or a recursion error, for a long answer."""
     draw = random.Random(0)
@@ -144,6 +147,7 @@ def test_long_texts_score_correctly_in_bounded_memory(monkeypatch: pytest.Monkey
     assert 0.4 < figures["l"].f < 1
 
 
+@pytest.mark.slow
 def test_jieba_is_quiet_and_reads_no_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

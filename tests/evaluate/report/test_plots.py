@@ -5,12 +5,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from evaluate.report.plots import MAX_MARKED_POINTS, plot_curves
 from tests.helpers.reports import SVG_NAMESPACE, line_vertices, render_report, write_run
 from train.monitoring.metrics_log import MetricsLog
 
 
+@pytest.mark.slow
 def test_curves_plot_logged_values(tmp_path: Path) -> None:
     """Prevents empty axes, a curve of another metric, different scales in one picture."""
     drawn = {1: [9.0, 5.0, 7.5, 3.0, 1.0], 2: [8.0, 6.5, 2.0]}
@@ -49,6 +51,7 @@ def test_curves_plot_logged_values(tmp_path: Path) -> None:
                 )
 
 
+@pytest.mark.slow
 def test_each_dataset_has_its_own_curve(tmp_path: Path) -> None:
     """Prevents one curve through the scores of two datasets, and the best of the other set."""
     folder = write_run(tmp_path / "run", [3.0])
@@ -68,6 +71,7 @@ def test_each_dataset_has_its_own_curve(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_non_finite_values_are_plotted_as_gaps(tmp_path: Path) -> None:
     """Prevents NaN in the log from stopping the report, moving the curve or being the best."""
     folder = write_run(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import markdown_it
+import pytest
 
 from common.files import write_json
 from evaluate.report.page import TITLE, build_report
@@ -18,6 +19,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:
     """Prevents a text of a run that runs a script, loads a picture or breaks a table."""
     folder = write_run(
@@ -83,6 +85,7 @@ def test_run_contents_are_escaped_in_report(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_html_and_markdown_reports_have_same_content(tmp_path: Path) -> None:
     """Prevents Markdown that an independent parser reads as other cells."""
     folder = write_run(

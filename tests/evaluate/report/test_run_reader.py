@@ -22,6 +22,7 @@ from tests.helpers.reports import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["run.json", "config.yaml", "metrics.jsonl"])
 def test_a_missing_file_is_shown_as_missing(two: tuple[Path, Path], missing: str) -> None:
     """Prevents a run without one of its files from stopping the report."""
@@ -92,6 +93,7 @@ def test_report_handles_one_and_five_runs(
     assert (tmp_path / "r1" / "report.md").is_file()
 
 
+@pytest.mark.slow
 def test_user_errors_name_the_folder_in_one_line(
     two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_corrupted_file_is_named(
     assert all(line.startswith(str(two[0])) for line in str(error.value).splitlines())
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_can_be_read(two: tuple[Path, Path]) -> None:
     """Prevents an incomplete last line of a running training from being damage."""
     with (two[0] / "metrics.jsonl").open("a") as file:

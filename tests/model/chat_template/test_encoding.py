@@ -179,6 +179,7 @@ def unequal(imported: Imported, conversations: list[tuple[str, Turns]]) -> list[
     return unequal_conversations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "template"), PAIRS)
 def test_conversation_ids_and_loss_mask_match_transformers(
     kind: str, template: str, imported: Import, conversations: list[tuple[str, Turns]]
@@ -196,6 +197,7 @@ def test_conversation_ids_and_loss_mask_match_transformers(
         assert set(seams) == {0, -1}
 
 
+@pytest.mark.slow
 def test_special_token_strips_adjacent_whitespace(
     trained: Callable[[str], Any], tmp_path: Path
 ) -> None:
@@ -280,6 +282,7 @@ def test_single_word_special_token_ends_answers(
     assert (ids[0], ids[-1]) == (ours.bos_id, ours.eos_id) and "\ufdd0" not in ours.decode(ids)
 
 
+@pytest.mark.slow
 def test_exported_tokenizer_loads_as_tokenizer_json_defines(
     texts: list[str],
     imported: Import,

@@ -82,6 +82,7 @@ def unequal(ours: Tokenizer, fast: Any, conversations: list[tuple[str, Turns]]) 
     return unequal_conversations
 
 
+@pytest.mark.slow
 def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, fast: Any) -> None:
     """Prevents text from ending a turn or beginning one, and white space lost to Jinja."""
     assert unequal(ours, fast, HOSTILE) == []

@@ -167,6 +167,7 @@ def test_greedy_answers_match_generate(stop_ids: tuple[int, ...]) -> None:
     assert [answer.ids for answer in generate_batch(model, prompts, max_new_tokens=30)] == single
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_answers_end_at_the_context_length(num_beams: int) -> None:
     """Prevents positions past the model's last one: every row has its own end."""

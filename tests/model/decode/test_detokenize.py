@@ -54,6 +54,7 @@ def test_streamed_bytes_match_decoded_text(tokenizer: Tokenizer, ids: list[int])
     assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.integers(0, 8191) | st.sampled_from([3 + 0xE4, 3 + 0xF0, 3 + 0x9F, 3 + 0xBD]),

@@ -84,6 +84,7 @@ def test_fast_model_matches_fall_back_on_padded_rows(shape: str, quantized: bool
     )
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_ids_match_training_forward(
@@ -114,6 +115,7 @@ class BiasedConfig(LlamaConfig):
     attention_bias: bool = False
 
 
+@pytest.mark.slow
 def test_config_fields_unknown_to_the_fast_path_fall_back() -> None:
     """Prevents wrong answers of an architecture that was added to `Llama` alone."""
     config = BiasedConfig(vocab_size=400, hidden_size=64, max_position_embeddings=64)

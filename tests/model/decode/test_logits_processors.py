@@ -33,6 +33,7 @@ def test_top_k_and_top_p_limit_sampled_ids() -> None:
     assert drawn_ids(logits, Sampling(temperature=0.0)) == {0}
 
 
+@pytest.mark.slow
 def test_top_p_reaches_beyond_the_presorted_candidates() -> None:
     """Prevents a nucleus that ends at the number of ids that are sorted first."""
     logits = torch.zeros(2000)

@@ -122,6 +122,7 @@ def test_dtype_applies_to_weights_and_config(dtype: Any, trained_run: Path, tmp_
         assert torch.equal(parameter, mine.state_dict()[name].to(DTYPES[dtype]))
 
 
+@pytest.mark.slow
 def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) -> None:
     """Prevents an export that only transformers can load, or whose damage goes unnoticed."""
     export_hf(trained_run, tmp_path / "one")
@@ -151,6 +152,7 @@ def test_exported_folder_loads_as_checkpoint(trained_run: Path, tmp_path: Path) 
         weights.load_checkpoint(tmp_path / "many", CPU)
 
 
+@pytest.mark.slow
 def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: Path) -> None:
     """Prevents generation without a stop id, and keys that transformers drops or misreads."""
     from transformers import AutoConfig, GenerationConfig
@@ -195,6 +197,7 @@ def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -
     assert "987,654,321" not in card and "987654321" not in card
 
 
+@pytest.mark.slow
 def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Path) -> None:
     """Prevents the scores of another step, of int8 weights or of a baseline beside the weights."""
     run = tmp_path / "run"
@@ -225,6 +228,7 @@ def test_model_card_scores_only_exported_weights(trained_run: Path, tmp_path: Pa
     assert "## Training" not in (tmp_path / "again/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_export_overwrites_only_earlier_exports(trained_run: Path, tmp_path: Path) -> None:
     """Prevents an export from deleting a folder of the user."""
     mine = tmp_path / "mine"

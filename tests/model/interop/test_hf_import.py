@@ -89,6 +89,7 @@ def legacy(root: Path) -> Any:
     return hf_checkpoints.legacy_llama2_tokenizer(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path: Path) -> None:
     """Prevents a model with a wrong RoPE scaling, a lost shard or an untied head."""
@@ -125,6 +126,7 @@ def test_imported_logits_match_transformers(name: str, byte_level: Any, tmp_path
         torch.testing.assert_close(again(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte_level", "legacy"])
 def test_imported_tokenizer_matches_transformers_and_round_trips(
     kind: str, request: pytest.FixtureRequest, texts: list[str], tmp_path: Path
@@ -171,6 +173,7 @@ def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
     return [*conversations[:20], *(("", turns) for _, turns in conversations[20:40])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_imported_chat_template_is_used(
     name: str, byte_level: Any, root: Path, tmp_path: Path
@@ -210,6 +213,7 @@ def test_imported_chat_template_is_used(
         assert all(ids[stop - 1] == ours.eos_id for _, stop in spans)
 
 
+@pytest.mark.slow
 def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path: Path) -> None:
     """Prevents generation past <|end_of_text|>, and documents that end like answers."""
     from transformers import AutoConfig, GenerationConfig
@@ -235,6 +239,7 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
     assert weights.load_checkpoint(tmp_path / "out", CPU)[0].config == model.config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_imported_special_token_spelled_in_text_stays_text(
     name: str, byte_level: Any, tmp_path: Path
@@ -252,6 +257,7 @@ def test_imported_special_token_spelled_in_text_stays_text(
         assert hostile.count(index) == plain.count(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
@@ -342,6 +348,7 @@ def test_imported_model_can_be_fine_tuned(
     assert template.encode_prompt(tokenizer, [], "你好") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "file"),
     [
@@ -378,6 +385,7 @@ def turn_into_adapter(folder: Path) -> None:
     (folder / "config.json").rename(folder / locate.ADAPTER_CONFIG_FILE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -489,6 +497,7 @@ def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path
             load_tokenizer(file.parent)
 
 
+@pytest.mark.slow
 def test_imported_tokenizer_of_earlier_version_loads(byte_level: Any, tmp_path: Path) -> None:
     """Prevents runs from before the template moved to template.json from becoming unusable."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), LLAMA3_TEMPLATE)
@@ -510,6 +519,7 @@ def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path:
         weights.load_checkpoint(tmp_path / "theirs", CPU)
 
 
+@pytest.mark.slow
 def test_import_does_not_overwrite_existing_run(trained_run: Path, tmp_path: Path) -> None:
     """Prevents a download from replacing days of training."""
     with pytest.raises(UserError, match="exists already"):
@@ -534,6 +544,7 @@ def test_evaluating_imported_run_without_data_gives_clear_error(
     assert not (tmp_path / "run/results").exists()
 
 
+@pytest.mark.slow
 def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path: Path) -> None:
     """Prevents an export that comes back with other ids."""
     export_hf(trained_run, tmp_path / "out")
@@ -546,6 +557,7 @@ def test_exported_folder_imports_with_its_tokenizer(trained_run: Path, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_pretrained_run_round_trips_through_export_and_import(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_ids_match_transformers_on_real_texts(
     )
 
 
+@pytest.mark.slow
 def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast: Any) -> None:
     """Catches differences at score ties, unused pieces and runs of one piece."""
     dice = random.Random(0)
@@ -178,6 +179,7 @@ def test_every_character_round_trips_and_counts_once(tokenizer: Tokenizer) -> No
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=METASPACE))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(text=ANY | st.text("  \n\t</s>0x：人a1你", max_size=60))
 def test_any_text_round_trips_with_correct_count(tokenizer: Tokenizer, text: str) -> None:
@@ -231,6 +233,7 @@ def _encode_elsewhere(tokenizer: Tokenizer, text: str) -> tuple[str, list[int]]:
     return tokenizer.fingerprint, tokenizer.encode(text)
 
 
+@pytest.mark.slow
 def test_tokenizer_can_be_pickled_to_spawned_processes() -> None:
     """Prevents preparation workers from loading another tokenizer than their parent."""
     tokenizer = load_tokenizer(SMALL)
@@ -250,6 +253,7 @@ def parsed(serialized: bytes) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None:
     """Prevents moved ids, which break checkpoints, and score ties, which split implementations."""
     before, serialized = parsed(STOCK.read_bytes()), normalize_model(STOCK.read_bytes(), "stock")[0]
@@ -269,6 +273,7 @@ def test_normalization_keeps_ids_and_makes_scores_distinct(shared: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
     """Prevents a library update from invalidating every prepared corpus and run."""
     assert (
@@ -277,6 +282,7 @@ def test_default_tokenizer_fingerprint_is_stable(shared: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_normalization_is_idempotent(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents a fingerprint that changes on the way from corpus to run to export."""
     again, changes = normalize_model(tokenizer.serialized, "again")
@@ -363,6 +369,7 @@ def test_missing_file_error_names_the_file(tmp_path: Path) -> None:
             load_tokenizer(path)
 
 
+@pytest.mark.slow
 def test_corrupted_models_load_or_raise_user_error(tmp_path: Path) -> None:
     """Prevents flipped bytes from crashing the process or giving a tokenizer that fails later."""
     whole, dice = (SMALL / TOKENIZER_FILE).read_bytes(), random.Random(3)

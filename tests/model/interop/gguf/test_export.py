@@ -23,6 +23,7 @@ from tests.helpers.gguf_files import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "num_key_value_heads": 4}])
 def test_f32_gguf_round_trips_weights_with_permuted_query_rows(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
@@ -72,6 +73,7 @@ def test_transformers_loads_same_model_from_gguf(
         torch.testing.assert_close(theirs(ids).logits, ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gguf_metadata_has_shape_and_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents llama.cpp from using its own defaults."""
     model = random_llama(
@@ -114,6 +116,7 @@ def test_gguf_metadata_has_shape_and_special_tokens(tokenizer: Tokenizer, tmp_pa
     assert metadata["tokenizer.ggml.token_type"] == [piece.kind for piece in tokenizer.pieces]
 
 
+@pytest.mark.slow
 def test_gguf_has_rope_scaling_factors(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents a long-context model without its RoPE scaling."""
     linear = export_to_file(
@@ -134,6 +137,7 @@ def test_gguf_has_rope_scaling_factors(tokenizer: Tokenizer, tmp_path: Path) -> 
     assert "llama.rope.scaling.type" not in read_gguf_metadata(file)
 
 
+@pytest.mark.slow
 def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
     tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,6 +146,7 @@ def check_logits(model: Llama, theirs: Any, tolerance: float, max_id: int = 8000
     assert np.sqrt(np.square(difference).mean()) <= tolerance * ours.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 0.005), ("q8_0", 0.08)])
 def test_llama_cpp_logits_are_close(
     dtype: str, tolerance: float, tokenizer: Tokenizer, tmp_path: Path
@@ -232,6 +233,7 @@ def test_llama_cpp_tokenizes_like_imported_tokenizer(
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == ids, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
 def test_llama_cpp_greedy_matches_on_imported_conversation(
     kind: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

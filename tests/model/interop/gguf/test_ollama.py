@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from model.chat_template.template import ImportedTemplate
 from model.decode.sampling import DEFAULT_SAMPLING
 from model.interop.gguf.export import write_gguf
@@ -68,6 +70,7 @@ def test_modelfile_uses_gguf_names_of_special_tokens() -> None:
     assert renamed == GO_IMPORTED.replace("<|eot|><", "<|eot|>\\ufdd0<")
 
 
+@pytest.mark.slow
 def test_modelfile_without_template_is_text_completion(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -78,6 +81,7 @@ def test_modelfile_without_template_is_text_completion(
     assert "tokenizer.chat_template" not in read_gguf_metadata(file)
 
 
+@pytest.mark.slow
 def test_exports_keep_user_modelfile_in_shared_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents a second export from replacing the first one's or the user's Modelfile."""
     (tmp_path / "Modelfile").write_text("FROM qwen")

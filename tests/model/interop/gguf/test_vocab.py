@@ -120,6 +120,7 @@ def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"add_prefix_space": True}, {"split_on_spaces": True}], ids=str
 )
@@ -151,6 +152,7 @@ def with_piece(definition: dict[str, Any], *added: str) -> dict[str, Any]:
     return {**definition, "model": {**model, "vocab": vocabulary}}
 
 
+@pytest.mark.slow
 def test_unreachable_piece_does_not_affect_encoding(
     byte_level: dict[str, Any], sentencepiece: dict[str, Any], texts: list[str]
 ) -> None:
@@ -191,6 +193,7 @@ def test_spellable_special_token_is_renamed_in_template_too(sentencepiece: dict[
     assert vocabulary.rename_special_tokens("{{ '</s><unk>' }}") == "{{ '</s>\ufdd0<unk>' }}"
 
 
+@pytest.mark.slow
 def test_gguf_of_imported_run_has_complete_tokenizer(
     texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

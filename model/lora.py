@@ -83,13 +83,14 @@ def _sample_keep_mask(generators: list[torch.Generator], x: Tensor, p: float) ->
 
 
 class LoraLinear(nn.Linear):
-    """A bias-free linear layer with an adapter, around the weight of the layer that it replaces."""
+    """A linear layer with an adapter, around the weight and bias of the layer that it replaces."""
 
     def __init__(self, linear: nn.Linear, options: LoraOptions, generator: torch.Generator) -> None:
-        """Take over the weight of `linear`, and initialize A by drawing from `generator`."""
+        """Take over the parameters of `linear`, and initialize A by drawing from `generator`."""
         # On the meta device no memory is allocated for the weights, which are replaced below.
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
+        self.bias = linear.bias
         self.scale = options.alpha / options.rank
         self.dropout = PerRowDropout(options.dropout)
         device = linear.weight.device
@@ -109,7 +110,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Transform x[..., in_features] -> [..., out_features]."""
         low_rank = self.lora_A(self.dropout(x))
-        return F.linear(x, self.weight) + self.lora_B(low_rank) * self.scale
+        return F.linear(x, self.weight, self.bias) + self.lora_B(low_rank) * self.scale
 
 
 def attach_adapter(model: AdaptableModel, adapter: Adapter, seed: int) -> None:

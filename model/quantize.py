@@ -39,6 +39,11 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
+def is_plain_int8_linear(module: nn.Module) -> TypeGuard["Int8Linear"]:
+    """Return whether a module is a bias-free `Int8Linear`."""
+    return type(module) is Int8Linear and module.bias is None
+
+
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize weight[M, D] to int8[M, D] and bf16 scales[M]; rows of zeros stay zero."""
     weight_fp32 = weight.detach().float()
@@ -110,12 +115,22 @@ class _Int8Weight(nn.Module):
 
 
 class Int8Linear(_Int8Weight):
-    """A bias-free linear layer with an int8 weight."""
+    """A linear layer with an int8 weight, and the bias of the layer that it replaces, if any."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self, values: Tensor, scale: Tensor, dtype: torch.dtype, bias: Tensor | None = None
+    ) -> None:
+        """See `_Int8Weight`; `bias`[M] has the dtype of the activations."""
+        super().__init__(values, scale, dtype)
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x[..., D] -> [..., M]."""
         out = int8_linear(x.reshape(-1, x.shape[-1]), self.values, self.scale)
-        return out.view(*x.shape[:-1], -1)
+        out = out.view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
 
 
 class Int8Embedding(_Int8Weight):
@@ -139,7 +154,9 @@ def quantize_int8(model: Llama) -> Llama:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child is not model.lm_head:
-                setattr(module, name, Int8Linear(*quantize_rows(child.weight), child.weight.dtype))
+                values, scale = quantize_rows(child.weight)
+                int8_linear_layer = Int8Linear(values, scale, child.weight.dtype, child.bias)
+                setattr(module, name, int8_linear_layer)
     # The head and the embedding share one matrix if they are tied, so it is quantized only once.
     embedding = model.model.embed_tokens
     dtype = model.lm_head.weight.dtype

@@ -9,9 +9,9 @@ from data.records import BadRecord
 from data.sources import SOURCES
 from data.sources.base import Source, list_keys
 
-# Records with these keys are preference pairs, which no source reads, whatever other keys they
-# have.
-UNSUPPORTED_KEYS = {"chosen", "rejected"}
+# Records with these keys are preference pairs, whatever other keys they have: a source that does
+# not declare both keys would train on half of a pair.
+PREFERENCE_KEYS = {"chosen", "rejected"}
 
 
 def detect_source(files: list[Path]) -> str:
@@ -65,8 +65,7 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
     (`recognizes`) that the record passes goes before all sources without one. `is_list` tells
     whether the file is a JSON list.
     """
-    if row.keys() >= UNSUPPORTED_KEYS:
-        return None
+    is_preference_pair = row.keys() >= PREFERENCE_KEYS
     best_source: Source | None = None
     # Whether the source has a further test, and how many keys it has.
     best_rank = (False, 0)
@@ -74,6 +73,8 @@ def _match_keys(row: dict[str, Any], is_list: bool) -> Source | None:
         if source.recognizes is not None and not source.recognizes(row, is_list):
             continue
         for keys in source.keys:
+            if is_preference_pair and not keys >= PREFERENCE_KEYS:
+                continue
             rank = (source.recognizes is not None, len(keys))
             if row.keys() >= keys and rank > best_rank:
                 best_source, best_rank = source, rank

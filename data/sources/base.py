@@ -26,6 +26,9 @@ class Source:
     record of the kind named `kind` (a module of `data.kinds`) and raises SchemaError if they do not
     fit the schema. They are separate so that one process can read while others parse.
 
+    `has_passages` says that its conversations are about a reference passage, so that
+    `evaluate.reading` can ask with the right passage and with another one.
+
     The last three fields let `data.corpora.detect` recognize raw files. `keys` are sets of keys: a
     JSON record that has all keys of one of them belongs to the source. `recognizes` is a further
     test for sources that share their keys with another (first record, whether the file is a JSON
@@ -37,6 +40,7 @@ class Source:
     parse: Callable[[bytes], Record | SkippedRecord]
     read: Callable[[Path, ProgressCallback | None], Iterator[RawItem]] = read_records
     kind: str = "documents"
+    has_passages: bool = False
     hub: HubDataset | None = None
     keys: tuple[frozenset[str], ...] = ()
     recognizes: Callable[[dict[str, Any], bool], bool] | None = None

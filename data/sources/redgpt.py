@@ -23,6 +23,7 @@ SOURCES = (
         description="RedGPT: JSONL of a reference and a dialogue of Human: and Assistant: about it",
         parse=parse_redgpt,
         kind="conversations",
+        has_passages=True,
         keys=(frozenset({"reference", "dialogue"}),),
     ),
 )

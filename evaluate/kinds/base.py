@@ -86,7 +86,7 @@ class KindEvaluation:
         sequences: Sequences | InMemorySequences = shards.load_split(split)
         if limit:
             sequences = _take_records(shards.load_split(split), limit)
-        return self._score_answers(loaded, sequences, f"{shards.folder} {split}")
+        return self.score_answers(loaded, sequences, f"{shards.folder} {split}")
 
     def score_files(
         self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
@@ -95,9 +95,9 @@ class KindEvaluation:
         records = read_usable_records(source, inputs, self.kind, limit)
         template = loaded.template
         sequences = self.kind.encode_records(loaded.tokenizer, template, records)
-        return self._score_answers(loaded, sequences, " ".join(inputs))
+        return self.score_answers(loaded, sequences, " ".join(inputs))
 
-    def _score_answers(
+    def score_answers(
         self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
     ) -> CheckpointScore:
         """Score the answers that fit a row; print how many records fit, do not fit, or are cut."""

@@ -7,6 +7,7 @@ from typing import cast
 from common.progress import progress_bar
 from data.kinds import conversations
 from data.records import Conversation, Record
+from data.sources import SOURCES
 from evaluate.kinds.base import Command, KindEvaluation, ModelAnswer
 from evaluate.load_model import LoadedCheckpoint
 from model.chat_template.template import Template
@@ -14,9 +15,6 @@ from model.decode.batch_generate import generate_batch
 from model.decode.generate import max_prompt_tokens
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-
-# The sources whose conversations are about a reference passage.
-PASSAGE_SOURCES = ("redgpt",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class ConversationEvaluation(KindEvaluation):
     ) -> list[Command]:
         """Return evaluate.repetition and, if the source has passages, evaluate.reading."""
         repetition = ["evaluate.repetition", *model_options, *test_options]
-        if source in PASSAGE_SOURCES:
+        if SOURCES[source].has_passages:
             return [["evaluate.reading", *model_options, *test_options], repetition]
         return [repetition]
 

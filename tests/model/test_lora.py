@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.options import validate_options
@@ -16,6 +16,7 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.lora import (
     Adapter,
+    LoraLinear,
     LoraOptions,
     PerRowDropout,
     adapter_tensors,
@@ -362,3 +363,12 @@ def test_each_user_error_is_one_line(values: dict[str, Any], lines: list[str]) -
     assert len(errors) == len(lines)
     for line, start in zip(errors, lines, strict=True):
         assert line.startswith(start)
+
+
+def test_adapter_keeps_the_bias_of_its_layer() -> None:
+    """Prevents a layer with a bias from losing it, and with it the function of the base model."""
+    linear = nn.Linear(6, 4)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 6, generator=generator)
+    adapted = LoraLinear(linear, LoraOptions(rank=2), generator)
+    torch.testing.assert_close(adapted(x), linear(x))

@@ -14,7 +14,8 @@ from evaluate.metrics.language_model import score_stream
 from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.decode.batch_generate import generate_batch
-from model.llama import Llama
+from model.decode.fast.fused_linear import LinearAdd, RMSNormLinear
+from model.llama import Llama, RMSNorm
 from model.quantize import Int8Linear, int8_linear, quantize_int8, quantize_rows
 from model.tokenizer.base import Tokenizer
 
@@ -144,3 +145,20 @@ def test_chat_reports_int8_weights(tmp_path: Path, tokenizer: Tokenizer) -> None
     assert isinstance(loaded.model.lm_head, Int8Linear) and "fp32，int8 权重" in loaded.description
     plain = load_model.load_chat_model(tmp_path, torch.device("cpu"), "auto")
     assert "int8 权重" not in plain.description
+
+
+def test_int8_layers_keep_their_bias() -> None:
+    """Prevents a layer with a bias from losing it in int8, on the plain and on the fast path."""
+    linear = nn.Linear(32, 32)
+    with torch.no_grad():
+        linear.bias.copy_(10 + torch.arange(32.0))
+    layer = Int8Linear(*quantize_rows(linear.weight), torch.float32, linear.bias)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(x), linear(x), rtol=0, atol=0.1)
+    added = LinearAdd(layer)
+    torch.testing.assert_close(added(torch.zeros(3, 32), x), linear(x), rtol=0, atol=0.1)
+    norm = RMSNorm(32, eps=1e-6)
+    nn.init.ones_(norm.weight)
+    projected = RMSNormLinear(norm, [layer, layer])(x)
+    expected = torch.cat([linear(norm(x))] * 2, -1)
+    torch.testing.assert_close(projected, expected, rtol=0, atol=0.1)

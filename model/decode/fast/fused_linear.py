@@ -19,7 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from model.llama import RMSNorm
-from model.quantize import Int8Linear, int8_linear, is_plain_linear, prepare_int8_linear
+from model.quantize import (
+    int8_linear,
+    is_plain_int8_linear,
+    is_plain_linear,
+    prepare_int8_linear,
+)
 
 # A prepared operation: reads and writes buffers that were fixed when it was prepared.
 Op = Callable[[], object]
@@ -75,8 +80,8 @@ class RMSNormLinear:
 
     M is the sum of their outputs; `output_order`[M] permutes it: output i is that of row
     output_order[i] of their matrices. The norm's weight is multiplied into the matrix of plain
-    linear layers once. Layers that are neither plain nor int8, such as those with an adapter, are
-    called one by one; then `can_prepare` is False.
+    linear layers once. Other layers, with an adapter or a bias, are called one by one; then
+    `can_prepare` is False.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class RMSNormLinear:
             # layout makes no difference to the speed, so nothing is copied.
             is_cpu = matrix.device.type == "cpu"
             self._transposed_weight = matrix.contiguous() if is_cpu else matrix
-        elif all(type(module) is Int8Linear for module in projections):
+        elif all(map(is_plain_int8_linear, projections)):
             values = torch.cat([module.values for module in modules])
             scale = torch.cat([module.scale for module in modules])
             self._int8_weight = values[order], scale[order]
@@ -110,7 +115,7 @@ class RMSNormLinear:
         normalized = self._norm(x)
         if self._int8_weight is not None:
             return int8_linear(normalized, *self._int8_weight)
-        # Layers with an adapter.
+        # Layers with an adapter or a bias.
         out = torch.cat([project(normalized) for project in self._projections], -1)
         return out if self._output_order is None else out[..., self._output_order]
 
@@ -159,7 +164,7 @@ class LinearAdd:
         self._transposed_weight: Tensor | None = None
         if is_plain_linear(projection):
             self._transposed_weight = projection.weight.detach().t()
-        self.can_prepare = type(projection) is Int8Linear or self._transposed_weight is not None
+        self.can_prepare = is_plain_int8_linear(projection) or self._transposed_weight is not None
 
     def __call__(self, x: Tensor, h: Tensor) -> Tensor:
         """Add the output for h[N, D] to x[N, M] in place; return `x`."""

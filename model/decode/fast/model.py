@@ -28,8 +28,8 @@ from model.decode.lm_head import LMHead
 from model.llama import Llama
 
 # The fields of `LlamaConfig` that this package implements. A field that is added to the config
-# later is not in this list, so a model that uses it runs through `Llama` until the fast path, and
-# the list, are extended.
+# later is not in this list, so a model that uses it runs through `Llama`. Add it here only with an
+# implementation in layer.py and fused_linear.py, in int8 too.
 _IMPLEMENTED_FIELDS = frozenset(
     {
         "vocab_size",

@@ -190,7 +190,9 @@ def _named_tensors(model: Llama) -> dict[str, Tensor]:
     for key, parameter in model.named_parameters():
         name = names.get_name(key, (".weight",))
         if name is None:
-            raise ValueError(f"{key} is not a weight of a Llama: merge adapters before export")
+            raise ValueError(
+                f"{key} is not a tensor of llama.cpp's Llama: merge adapters first, or add it here"
+            )
         tensors[name] = parameter.detach()
     if model.config.rope_scaling and model.config.rope_scaling["rope_type"] == "llama3":
         # llama.cpp divides each unscaled frequency by its factor in this tensor, fp32[d / 2].

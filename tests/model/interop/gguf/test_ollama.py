@@ -52,7 +52,8 @@ def test_modelfile_has_weights_stop_tokens_and_sampling(
     assert f'TEMPLATE """{GO_TEMPLATE}"""\n' in text
     assert (
         "PARAMETER num_ctx 128\nPARAMETER num_predict 64\n"
-        "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in text
+        f"PARAMETER temperature {DEFAULT_SAMPLING.temperature}\n"
+        f"PARAMETER top_p {DEFAULT_SAMPLING.top_p}\n" in text
     )
     assert text.endswith('PARAMETER stop """\n\n人类："""\n')
     assert {

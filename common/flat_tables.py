@@ -12,8 +12,8 @@ MAX_LIST_LENGTH = 4
 def flatten(value: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested mapping as a flat one: {"a": {"b": 1}} becomes {"a.b": 1}.
 
-    Empty mappings and intervals (INTERVAL_KEYS) are values, not levels. `prefix` is put before all
-    keys.
+    Empty mappings and figures with a confidence interval (mappings with exactly the keys
+    INTERVAL_KEYS: mean, low, high) are values, not levels. `prefix` is put before all keys.
     """
     flat: dict[str, Any] = {}
     for key, item in value.items():

@@ -453,6 +453,7 @@ def _explain_errors(
         option = f"--{path}"
         if path in fields and _is_positional(fields[path]):
             option = path.upper()
+        # "Input should be greater than or equal to 1" becomes "at least 1".
         message = detail["msg"]
         for phrase, plain_phrase in _PLAIN_PHRASES.items():
             message = message.replace(phrase, plain_phrase)

@@ -110,10 +110,10 @@ class RougeOptions(AnswerOptions):
     def find_conflicts(self) -> list[str]:
         """Return a line for each conflict between options."""
         lines = super().find_conflicts()
-        if self.score and (self.checkpoint or self.baseline or self.source):
+        if self.score and (self.checkpoint or self.baseline or self.source or self.input):
             lines.append(
-                "--score scores a file as it is: leave out --checkpoint, --baseline, --source and "
-                "--input"
+                "--score reads finished predictions: leave out --checkpoint, --baseline, --source "
+                "and --input"
             )
         if not self.score and not self.checkpoint and not (self.baseline and self.source):
             lines.append(

@@ -96,7 +96,7 @@ def _load_or_autotune(spec: RunSpec, run: RunDir, model: Llama, rows_per_rank: i
         model,
         device,
         precision=options.precision,
-        compile_mode=options.compile,
+        compile=options.compile,
         micro_batch=options.micro_batch,
         rows_per_step=rows_per_rank,
         length=options.sequence_length,
@@ -110,7 +110,7 @@ def autotune(
     device: torch.device,
     *,
     precision: str,
-    compile_mode: bool | str,
+    compile: bool | str,
     micro_batch: int | str,
     rows_per_step: int,
     length: int,
@@ -122,7 +122,7 @@ def autotune(
     UserError if no micro-batch fits in the memory of the GPU.
     """
     resolved_precision = resolve_precision(device, precision)
-    wants_compile = device.type == "cuda" if compile_mode == "auto" else bool(compile_mode)
+    wants_compile = device.type == "cuda" if compile == "auto" else bool(compile)
     is_compiled = wants_compile and can_compile(model)
     divisors = [n for n in range(1, rows_per_step + 1) if rows_per_step % n == 0]
     if isinstance(micro_batch, int):

@@ -112,7 +112,8 @@ def _gather_optimizer_state(model: nn.Module, optimizers: Optimizers) -> dict[st
 def rotate_checkpoints(run: Path, keep_last: int, best_step: int | None) -> None:
     """Delete all checkpoints except the newest `keep_last` and the best; link `checkpoints/best`.
 
-    `best_step` is the step with the best evaluation, None before the first one.
+    `keep_last` is at least 1. `best_step` is the step with the best evaluation, None before the
+    first one.
     """
     if best_step is not None and best_step in list_steps(run):
         _link_best(run, best_step)

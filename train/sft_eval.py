@@ -182,8 +182,9 @@ def _split_last_answer(
 ) -> tuple[list[int], str]:
     """Return the ids before the last answer of an example, and the text of that answer."""
     ids, loss_mask = examples.example(index, epoch=0)
-    # Only answers have a loss, so the last answer begins right after the last target without one.
-    # The mask belongs to the targets ids[1:], that is loss_mask[i] to ids[i + 1].
+    # Only answers are scored, and an example ends with an answer, without padding. So the last
+    # answer begins after the last unscored target. The mask belongs to the targets ids[1:], that
+    # is loss_mask[i] to ids[i + 1].
     last_unscored_target = int(np.flatnonzero(~loss_mask)[-1])
     start = last_unscored_target + 2
     return ids[:start].tolist(), tokenizer.decode(ids[start:].tolist())

@@ -258,12 +258,14 @@ def build_data(
         example_sets.append(
             mixture_set.shards.kind.examples(split, length, tokenizer, template, options.seed)
         )
+    # An example that does not fit a row has length 0.
     if not any(examples.lengths(epoch=0).any() for examples in example_sets):
         raise UserError(
             f"--data {options.data}: no example fits a row of {length} tokens: raise "
             "--sequence_length"
         )
     for mixture_set, examples in zip(sets, example_sets, strict=True):
+        # Replay has whole rows only: text shorter than a row gives no example at all.
         if mixture_set.name == REPLAY and not len(examples.lengths(epoch=0)):
             raise UserError(
                 f"--data {options.data}: there is nothing to replay: the base's pretraining text "

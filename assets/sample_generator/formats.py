@@ -46,7 +46,8 @@ def simhash(text: str) -> int:
 def _hash_lanes(bigram: str) -> int:
     """Return the 64 bits of a bigram's hash, one in each lane of `LANE_BITS` bits.
 
-    Adding such numbers counts every bit over the bigrams of a document.
+    The sum over a document's bigrams has in lane i the number of bigrams whose hash has bit i set:
+    the counts that SimHash compares with half of the bigrams.
     """
     bits = int.from_bytes(hashlib.md5(bigram.encode()).digest()[:8], "big")
     return sum(1 << (LANE_BITS * bit) for bit in range(64) if bits >> bit & 1)

@@ -80,7 +80,13 @@ class PassageGenerator:
     def __init__(
         self, rng: random.Random, *, is_held_out: bool, is_allowed: Callable[[str], bool]
     ) -> None:
-        """Read the phrasings of sentences, questions and answers, and the parts of names."""
+        """Read the phrasings of sentences, questions and answers, and the parts of names.
+
+        With `is_held_out`, the numbers in passages are those reserved for held-out passages;
+        without it, all others. `is_allowed(word)` returns whether a passage may contain a number,
+        or a name whose two random characters are `word`: the held-out part leaves out words that
+        occur in the rest of the sample.
+        """
         self.rng, self.is_held_out, self.is_allowed = rng, is_held_out, is_allowed
         self.sentence_grammar = Grammar("reading.txt")
         self.question_grammar = Grammar("reading_questions.txt")

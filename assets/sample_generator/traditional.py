@@ -30,7 +30,8 @@ def to_traditional(text: str) -> str:
     for match in pattern.finditer(text):
         word = match.group()
         parts.append(text[position : match.start()].translate(characters))
-        # A number with 里 is not in the table of words.
+        # The pattern also matches a number followed by 里, the unit of length, which must not
+        # become 裡 (inside). It has no entry in `words` and stays as it is.
         parts.append(words.get(word, word))
         position = match.end()
     return "".join([*parts, text[position:].translate(characters)])

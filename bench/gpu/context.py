@@ -32,8 +32,8 @@ SMALL_CONFIG: dict[str, Any] = {
     "num_key_value_heads": 4,
 }
 SMALL_VOCAB_SIZE = 500
-# The largest relative rounding error of each narrow type: 2 ** -(stored mantissa bits + 1).
-# The bounds of narrow types are multiples of it.
+# The largest relative rounding error of each 16-bit type: 2 ** -(stored mantissa bits + 1).
+# The bounds of 16-bit types are multiples of it.
 UNIT_ROUNDOFF: dict[Precision, float] = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 Gradients = dict[str, Tensor]
 
@@ -61,7 +61,7 @@ class Context:
         is_tied = name == "3m"
         return LlamaConfig(SMALL_VOCAB_SIZE, **SMALL_CONFIG, tie_word_embeddings=is_tied)
 
-    def narrow_precisions(self) -> list[Precision]:
+    def low_precisions(self) -> list[Precision]:
         """Return the 16-bit types of the device: a GPU before Ampere only emulates bf16."""
         if self.device.type == "cuda" and resolve_precision(self.device, "auto") != "bf16":
             self.report.note("bf16 is left out: this GPU has no arithmetic for it")
@@ -117,7 +117,7 @@ def loss_and_gradients(
     batch: Batch,
     *,
     precision: Precision = "fp32",
-    path: LossPath = "chunked",
+    loss_path: LossPath = "chunked",
     num_correct: Tensor | None = None,
 ) -> tuple[float, Gradients]:
     """Return the mean loss and the gradients of a training step on a batch.
@@ -140,7 +140,7 @@ def loss_and_gradients(
             batch.targets,
             target_positions=batch.loss_indices,
             scale=1 / len(batch.targets),
-            loss_path=path,
+            loss_path=loss_path,
             positions=batch.positions,
             mask=batch.attention_mask(),
             num_correct=num_correct,

@@ -40,7 +40,7 @@ def decoding(context: Context, name: str) -> None:
     prompts = [random_ids(config, 1, size, seed=size)[0].tolist() for size in sizes]
     compare_decode(context, "fp32", model, reference, prompts, num_new)
     expected_hidden = InferenceBatch(reference, prompts, max_new_tokens=1).prefill()
-    for precision in context.narrow_precisions():
+    for precision in context.low_precisions():
         narrow_model = build_model(config, context.device).to(DTYPES[precision]).eval()
         hidden = InferenceBatch(narrow_model, prompts, max_new_tokens=1).prefill()
         context.report.compare(

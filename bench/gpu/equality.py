@@ -1,4 +1,4 @@
-"""Checks that results agree: device with CPU, narrow types with fp32, compiled with eager."""
+"""Checks that results agree: device with CPU, 16-bit types with fp32, compiled with eager."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +34,17 @@ from model.precision import DTYPES, Precision
 # order on each device. A bug is far above them.
 FP32_OUTPUTS = 1e-4
 FP32_BOUNDS = {"loss": 1e-5, "gradients": 3e-4, "worst": 3e-3}
-# Bounds of a narrow type against fp32, in units of its rounding error (2 to 4 in bf16 on a CPU).
-NARROW_LOSS, NARROW_GRADIENTS, NARROW_WORST = 1.0, 12.0, 48.0
+# Bounds of a 16-bit type against fp32, in units of its rounding error (2 to 4 in bf16 on a CPU).
+LOW_PRECISION_LOSS, LOW_PRECISION_GRADIENTS, LOW_PRECISION_WORST = 1.0, 12.0, 48.0
 
 
-def narrow_bounds(precision: Precision) -> dict[str, float]:
-    """Return the bounds of `compare_step` for a narrow type against fp32."""
+def low_precision_bounds(precision: Precision) -> dict[str, float]:
+    """Return the bounds of `compare_step` for a 16-bit type against fp32."""
     rounding_error = UNIT_ROUNDOFF[precision]
     return {
-        "loss": NARROW_LOSS * rounding_error,
-        "gradients": NARROW_GRADIENTS * rounding_error,
-        "worst": NARROW_WORST * rounding_error,
+        "loss": LOW_PRECISION_LOSS * rounding_error,
+        "gradients": LOW_PRECISION_GRADIENTS * rounding_error,
+        "worst": LOW_PRECISION_WORST * rounding_error,
     }
 
 
@@ -67,14 +67,14 @@ def losses(context: Context, name: str) -> None:
     targets[: rows // 2] = logits[: rows // 2].argmax(-1)
     batch = text_batch(ids, targets)
     expected_correct = torch.zeros((), dtype=torch.int64)
-    expected = loss_and_gradients(reference, batch, path="full", num_correct=expected_correct)
+    expected = loss_and_gradients(reference, batch, loss_path="full", num_correct=expected_correct)
     for path in available_loss_paths():
         # The model adds to this counter.
         num_correct = torch.zeros((), dtype=torch.int64, device=context.device)
         compare_step(
             report,
             f"{path} loss",
-            loss_and_gradients(model, batch, path=path, num_correct=num_correct),
+            loss_and_gradients(model, batch, loss_path=path, num_correct=num_correct),
             expected,
             **FP32_BOUNDS,
         )
@@ -87,12 +87,12 @@ def losses(context: Context, name: str) -> None:
     # Fine-tuning has a loss at some positions only.
     loss_indices = torch.arange(0, ids.numel(), 3)
     sparse_batch = Batch(ids, batch.targets[loss_indices], loss_indices)
-    expected = loss_and_gradients(reference, sparse_batch, path="full")
+    expected = loss_and_gradients(reference, sparse_batch, loss_path="full")
     for path in available_loss_paths():
         compare_step(
             report,
             f"{path} loss at a third of the positions",
-            loss_and_gradients(model, sparse_batch, path=path),
+            loss_and_gradients(model, sparse_batch, loss_path=path),
             expected,
             **FP32_BOUNDS,
         )
@@ -104,11 +104,15 @@ def narrow(context: Context, name: str) -> None:
     rows, length = (2, 32) if context.is_small else (4, 256)
     model, batch = build_model(config, context.device), text_batch(random_ids(config, rows, length))
     expected = loss_and_gradients(model, batch)
-    for precision in context.narrow_precisions():
+    for precision in context.low_precisions():
         for path in available_loss_paths(DTYPES[precision]):
-            value = loss_and_gradients(model, batch, precision=precision, path=path)
+            value = loss_and_gradients(model, batch, precision=precision, loss_path=path)
             compare_step(
-                report, f"{precision}, {path} loss", value, expected, **narrow_bounds(precision)
+                report,
+                f"{precision}, {path} loss",
+                value,
+                expected,
+                **low_precision_bounds(precision),
             )
 
 
@@ -120,7 +124,7 @@ def packed(context: Context) -> None:
     )
     reference, model = build_model(config, CPU), build_model(config, context.device)
     batch = packed_batch(config, rows, length)
-    expected = loss_and_gradients(reference, batch, path="full")
+    expected = loss_and_gradients(reference, batch, loss_path="full")
     compare_step(
         report,
         "packed, fp32, against the CPU",
@@ -128,9 +132,11 @@ def packed(context: Context) -> None:
         expected,
         **FP32_BOUNDS,
     )
-    for precision in context.narrow_precisions():
+    for precision in context.low_precisions():
         value = loss_and_gradients(model, batch, precision=precision)
-        compare_step(report, f"packed, {precision}", value, expected, **narrow_bounds(precision))
+        compare_step(
+            report, f"packed, {precision}", value, expected, **low_precision_bounds(precision)
+        )
     one_row = packed_batch(config, rows[:1], length)
     compare_step(
         report,
@@ -168,7 +174,7 @@ def _one_example_at_a_time(model: Llama, batch: Batch) -> tuple[float, Gradients
 def attention(context: Context) -> None:
     """Compare all attention kernels with the CPU: causal, packed, grouped heads.
 
-    The CPU computes in fp32, the device in fp32 and the narrow types.
+    The CPU computes in fp32, the device in fp32 and the 16-bit types.
     """
     length = 32 if context.is_small else 256
     # Kernels differ in the head sizes that they support, and in whether they take grouped heads.
@@ -181,9 +187,7 @@ def attention(context: Context) -> None:
         },
     }
     # No fp16 on a CPU, which computes it slowly.
-    narrow_precisions: list[Precision] = (
-        ["bf16"] if context.is_small else context.narrow_precisions()
-    )
+    low_precisions: list[Precision] = ["bf16"] if context.is_small else context.low_precisions()
     for layout, fields in head_layouts.items():
         config = LlamaConfig(vocab_size=500, intermediate_size=256, num_hidden_layers=2, **fields)
         reference, model = build_model(config, CPU), build_model(config, context.device)
@@ -194,8 +198,8 @@ def attention(context: Context) -> None:
             ),
         }
         for kind, batch in batches.items():
-            expected = loss_and_gradients(reference, batch, path="full")
-            for precision in ("fp32", *narrow_precisions):
+            expected = loss_and_gradients(reference, batch, loss_path="full")
+            for precision in ("fp32", *low_precisions):
                 _compare_kernels(context, model, batch, expected, precision, f"{layout}, {kind}")
 
 
@@ -212,7 +216,7 @@ def _compare_kernels(
     `case` names the model and the batch in the report, which also notes a kernel that does not
     support them.
     """
-    bounds = FP32_BOUNDS if precision == "fp32" else narrow_bounds(precision)
+    bounds = FP32_BOUNDS if precision == "fp32" else low_precision_bounds(precision)
     value = loss_and_gradients(model, batch, precision=precision)
     compare_step(context.report, f"torch's choice, {case}, {precision}", value, expected, **bounds)
     for kernel_name in ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"):
@@ -241,7 +245,7 @@ def _compare_kernels(
 
 
 def compiled(context: Context, name: str) -> None:
-    """Compare compiled with eager layers, in fp32 and a narrow type, on text and packed rows."""
+    """Compare compiled with eager layers, in fp32 and a 16-bit type, on text and packed rows."""
     config, report = context.model_config(name), context.report
     rows, length, packed_sizes = (
         (2, 32, [[9, 5, 14]]) if context.is_small else (4, 256, [[90, 50, 100], [120, 3, 7]])
@@ -264,19 +268,19 @@ def compiled(context: Context, name: str) -> None:
     if not context.is_small:
         # Another batch size makes torch.compile specialize again, or use dynamic shapes.
         batches["text, half the rows"] = text_batch(random_ids(config, rows // 2, length))
-    narrow_type: Precision = "bf16" if context.is_small else best_precision(context.device)[0]
+    low_precision: Precision = "bf16" if context.is_small else best_precision(context.device)[0]
     for kind, batch in batches.items():
         expected = loss_and_gradients(eager, batch)
         compare_step(
             report, f"{kind}, fp32", loss_and_gradients(model, batch), expected, **FP32_BOUNDS
         )
-        value = loss_and_gradients(model, batch, precision=narrow_type)
+        value = loss_and_gradients(model, batch, precision=low_precision)
         compare_step(
             report,
-            f"{kind}, {narrow_type} against eager fp32",
+            f"{kind}, {low_precision} against eager fp32",
             value,
             expected,
-            **narrow_bounds(narrow_type),
+            **low_precision_bounds(low_precision),
         )
 
 
@@ -288,16 +292,19 @@ def lora(context: Context) -> None:
     reference, model = (
         _model_with_adapter(config, device, dropout=0.0) for device in (CPU, context.device)
     )
-    expected = loss_and_gradients(reference, batch, path="full")
+    # The reference computes all logits at once, the model the default chunks of them.
+    expected = loss_and_gradients(reference, batch, loss_path="full")
     value = loss_and_gradients(model, batch)
     compare_step(report, "adapter, fp32", value, expected, **FP32_BOUNDS)
     _, gradients = value
     report.require(
         "only the adapter has gradients", gradients.keys() == adapter_tensors(model).keys()
     )
-    for precision in context.narrow_precisions():
+    for precision in context.low_precisions():
         value = loss_and_gradients(model, batch, precision=precision)
-        compare_step(report, f"adapter, {precision}", value, expected, **narrow_bounds(precision))
+        compare_step(
+            report, f"adapter, {precision}", value, expected, **low_precision_bounds(precision)
+        )
     prompts = random_ids(config, 2, 12).tolist()
     hidden = InferenceBatch(model.eval(), prompts, max_new_tokens=1).prefill()
     expected_hidden = InferenceBatch(reference.eval(), prompts, max_new_tokens=1).prefill()
@@ -314,6 +321,7 @@ def lora(context: Context) -> None:
     gradients = gradients_with_dropout(first_seed=0)
     same_seeds_error, _ = gradient_errors(gradients_with_dropout(first_seed=0), gradients)
     other_seeds_error, _ = gradient_errors(gradients_with_dropout(first_seed=rows), gradients)
+    # Not bit by bit: a kernel may sum in another order each time.
     report.compare("dropout, the same seeds again", same_seeds_error, 1e-5)
     report.require("dropout, other seeds drop something else", other_seeds_error > 1e-3)
 

@@ -32,7 +32,7 @@ def micro_batch(context: Context, memory_gb: str) -> None:
         model,
         context.device,
         precision="auto",
-        compile_mode="auto",
+        compile="auto",
         micro_batch="auto",
         rows_per_step=rows,
         length=length,

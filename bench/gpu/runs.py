@@ -244,12 +244,12 @@ def compare_losses(context: Context, name: str, run: Path, reference_run: Path) 
 
 def resume(context: Context) -> None:
     """Compare a resumed run with an uninterrupted one, bit by bit."""
-    _compare_resumed(context, "resume", set_up=None)
+    _compare_resumed(context, "resume", is_deterministic=False)
 
 
 def resume_deterministic(context: Context) -> None:
     """Compare them with deterministic algorithms, where a difference can only be lost state."""
-    _compare_resumed(context, "deterministic", set_up=use_deterministic_algorithms)
+    _compare_resumed(context, "deterministic", is_deterministic=True)
 
 
 def use_deterministic_algorithms() -> None:
@@ -259,15 +259,18 @@ def use_deterministic_algorithms() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _compare_resumed(context: Context, name: str, set_up: SetUp | None) -> None:
+def _compare_resumed(context: Context, name: str, *, is_deterministic: bool) -> None:
     """Resume a run from its first checkpoint twice, and compare both with the uninterrupted run.
 
-    `name` is that of the resumed runs' folders; `set_up` is called in every training process.
+    `name` begins the names of the resumed runs' folders. With `is_deterministic`, every training
+    process turns on deterministic algorithms.
     """
     device = context.device.type
-    suffix = "-deterministic" if set_up else ""
+    set_up = use_deterministic_algorithms if is_deterministic else None
+    suffix = "-deterministic" if is_deterministic else ""
     whole = uninterrupted_run(context, f"whole-{device}{suffix}", device, set_up=set_up)
-    # Two, to tell lost state from kernels that add in a changing order.
+    # If the two resumed runs differ from each other, a kernel is nondeterministic. If they agree
+    # but differ from the uninterrupted run, the checkpoint lost state.
     first, second = (
         train_to_end(
             context,
@@ -283,8 +286,9 @@ def _compare_resumed(context: Context, name: str, set_up: SetUp | None) -> None:
     context.report.require("two runs from one checkpoint end in the same bits", is_repeatable)
     if not is_repeatable:
         context.report.note(
-            "the same steps from the same checkpoint give other bits: a kernel sums in a changing "
-            "order, so that no resume can be exact; resume-deterministic checks for lost state"
+            "the same steps from the same checkpoint give different bits: a kernel is "
+            "nondeterministic, so no resume can be exact; resume-deterministic checks for lost "
+            "state"
         )
     context.report.require("a resumed run ends in the bits of one that was never stopped", is_exact)
     compare_losses(context, "resumed", first, whole)

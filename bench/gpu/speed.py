@@ -57,8 +57,8 @@ def environment(context: Context) -> None:
         report.figure("CUDA of torch", str(torch.version.cuda))
         report.figure("cuDNN", str(torch.backends.cudnn.version()))
     # A CPU only tests the code of this check, for which fp32 is enough.
-    narrow_precisions = () if context.is_small else tuple(UNIT_ROUNDOFF)
-    for precision in ("fp32", *narrow_precisions):
+    low_precisions = () if context.is_small else tuple(UNIT_ROUNDOFF)
+    for precision in ("fp32", *low_precisions):
         rate = _matmul_rate(context, DTYPES[precision])
         report.figure(f"matmul rate, {precision}", rate / 1e12, "TFLOP/s")
     report.figure("memory bandwidth (read + written)", memory_bandwidth(context) / 1e9, "GB/s")
@@ -122,21 +122,21 @@ def measure_training_speed(context: Context, train_step: TrainingStep) -> float:
 
 
 def training(context: Context, name: str, mode: str) -> None:
-    """Measure training of the model `name`, "eager" or "compiled", beside the limits of the device.
+    """Measure the training throughput of the model `name`, and compare it with two limits.
 
-    The precision, the micro-batch and the loss path are those that `train.pretrain` would choose.
-    Raises NotRun if torch.compile does not work on this machine.
+    `mode` is "eager" or "compiled". The limits are those of a device bound by its matmul rate and
+    by its memory bandwidth. The precision, the micro-batch and the loss path are those that
+    `train.pretrain` would choose. Raises NotRun if torch.compile does not work on this machine.
     """
     report, device, is_compiled = context.report, context.device, mode == "compiled"
     rows, length = (2, 32) if context.is_small else (ROWS, LENGTH)
     config = context.model_config(name)
-    precision, dtype = best_precision(device)
     model = Llama(config).init_weights(0).to(device).train()
     compute_plan = autotune(
         model,
         device,
         precision="auto",
-        compile_mode=is_compiled,
+        compile=is_compiled,
         micro_batch="auto",
         rows_per_step=rows,
         length=length,
@@ -144,6 +144,7 @@ def training(context: Context, name: str, mode: str) -> None:
     # The search falls back to eager mode where compilation fails.
     if compute_plan.compile != is_compiled:
         raise NotRun("torch.compile does not work here; its reason is in the log of this check")
+    precision, dtype = compute_plan.precision, DTYPES[compute_plan.precision]
     train_step = TrainingStep(model, compute_plan, length, rows)
     speed = measure_training_speed(context, train_step)
     report.figure("tokens/s", speed)
@@ -160,6 +161,7 @@ def training(context: Context, name: str, mode: str) -> None:
     bandwidth = memory_bandwidth(context)
     report.figure("bytes per token, at least", moved_bytes / 1e6, "MB")
     report.figure("share of the bandwidth", 100 * speed * moved_bytes / bandwidth, "%")
+    # The throughput of a step that is only compute-bound, and of one that is only bandwidth-bound.
     report.figure("limit of arithmetic", matmul_rate / flops_per_token, "tokens/s")
     report.figure("limit of bandwidth", bandwidth / moved_bytes, "tokens/s")
     if device.type == "cuda":

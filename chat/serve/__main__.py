@@ -124,6 +124,8 @@ def serve(application: "Starlette", engine: "Engine", listener: socket.socket) -
     try:
         Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
+        # uvicorn raises the signal again after its shutdown. SIGINT arrives here; SIGTERM ends the
+        # process before.
         _print_note("已停止")
     finally:
         engine.stop()

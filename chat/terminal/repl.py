@@ -17,10 +17,11 @@ class Repl:
         self._last_visible_length = 0
 
     def run(self) -> None:
-        """Run until the end of input, `/quit`, or Ctrl-C twice in a row at the prompt.
+        """Run until the end of input, `/quit`, or Ctrl-C twice without a line between.
 
-        An error prints one line and does not end the conversation. Raises ConsoleError if nothing
-        can be read or written any more, and KeyboardInterrupt on Ctrl-C if there is no terminal.
+        While an answer is streamed, Ctrl-C only stops the answer. An error prints one line and does
+        not end the conversation. Raises ConsoleError if nothing can be read or written any more,
+        and KeyboardInterrupt on Ctrl-C if there is no terminal.
         """
         was_interrupted = False
         while True:

@@ -101,10 +101,10 @@ class EncodedRequests:
     """The ids around an article for each request: `<bos>人类：…` before, `…助手：` after it."""
 
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
-        """Encode all requests of `ALL_REQUESTS`."""
+        """Encode each request of `ALL_REQUESTS`: the ids before the article, and those after it."""
         self.prefixes, self.suffixes = _encode_requests(tokenizer, template, ALL_REQUESTS)
-        # Ids of each request, int64[len(ALL_REQUESTS)].
         pairs = zip(self.prefixes, self.suffixes, strict=True)
+        # Number of ids of each request, int64[len(ALL_REQUESTS)].
         self.lengths = np.array([len(prefix) + len(suffix) for prefix, suffix in pairs])
 
     def prompt(self, request: int, article: Sequence[int]) -> list[int]:

@@ -73,7 +73,7 @@ class Corpus(Options):
         if endpoint:
             hub_urls = [url for url in urls if url.startswith(HUB_URL + "/")]
             urls = [endpoint + url.removeprefix(HUB_URL) for url in hub_urls] + urls
-        # Without repetitions, for an endpoint that is the hub itself.
+        # Drop duplicates: HF_ENDPOINT may be the hub itself.
         return list(dict.fromkeys(urls))
 
 

@@ -44,7 +44,7 @@ class ConversationKind(RecordKind[Conversation]):
         template: Template,
         seed: int | None,
     ) -> Examples:
-        """Return one example per conversation."""
+        """Return one example per conversation, for rows of `length` positions."""
         return ConversationExamples(sequences, length)
 
 

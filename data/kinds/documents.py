@@ -46,7 +46,8 @@ class DocumentKind(RecordKind[Document]):
     def encode_text(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Return `<bos> text <eos>` of one text."""
         # `encode` of documents does not use the template: any will do.
-        ((ids, _spans),) = self.encode(tokenizer, Template(), [[text]])
+        encoded = self.encode(tokenizer, Template(), [[text]])
+        ids, _spans = encoded[0]
         return ids
 
     def encode_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:

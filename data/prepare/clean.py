@@ -140,14 +140,16 @@ def rejection_reason(text: str, options: CleanOptions) -> str | None:
         return "too_short"
     if len(text) > options.maximum_characters:
         return "too_long"
-    chinese, letters, digits, symbols = _class_shares(text)
-    if chinese + letters < options.minimum_letters:
+    # The limits above are numbers of characters, all others are shares from 0 to 1.
+    chinese_share, other_letter_share, digit_share, symbol_share = _class_shares(text)
+    # Chinese characters count as letters, too.
+    if chinese_share + other_letter_share < options.minimum_letters:
         return "few_letters"
-    if chinese < options.minimum_chinese:
+    if chinese_share < options.minimum_chinese:
         return "little_chinese"
-    if digits > options.maximum_digits:
+    if digit_share > options.maximum_digits:
         return "many_digits"
-    if symbols > options.maximum_symbols:
+    if symbol_share > options.maximum_symbols:
         return "many_symbols"
     if _repeated_line_share(text) > options.maximum_repeated_lines:
         return "repeated_lines"

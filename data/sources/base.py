@@ -70,9 +70,10 @@ class Source:
 
 
 def _printable_reason(reason: str) -> str:
-    """Return a reason as one line of at most `MAX_REASON_CHARACTERS` characters before escaping.
+    """Return the first `MAX_REASON_CHARACTERS` characters of a reason as one line.
 
-    Line ends and control characters, which quoted text may have, are escaped.
+    Line ends and control characters, which quoted text may have, are escaped; this may make the
+    line longer. A longer reason ends with "…".
     """
     characters = [
         character if character.isprintable() else repr(character)[1:-1]

@@ -53,12 +53,12 @@ def run_import(options: ImportOptions) -> None:
     tokenizer = SentencePieceTokenizer(serialized_model)
     write_atomic(options.out / TOKENIZER_FILE, serialized_model)
     print(
-        f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} ids, all in place, fingerprint "
-        f"{tokenizer.fingerprint[:16]}"
+        f"{options.out / TOKENIZER_FILE}: {changes.num_pieces} pieces, ids unchanged, "
+        f"fingerprint {tokenizer.fingerprint[:16]}"
     )
     print(f"  scores made distinct: {changes.num_tied_scores} pieces had the score of another")
     print(f"  marked unused: {changes.num_unreachable} pieces that no merge reaches")
-    print(f"  switched: {', '.join(changes.changed_settings) or 'nothing'}")
+    print(f"  settings changed: {', '.join(changes.changed_settings) or 'nothing'}")
 
 
 def run_export(options: ExportOptions) -> None:

@@ -34,13 +34,13 @@ class TrigramScore:
 
 
 def score_trigram_baseline(
-    shards: ShardSet, partition: int = MAX_PARTITION_POSITIONS
+    shards: ShardSet, max_partition_positions: int = MAX_PARTITION_POSITIONS
 ) -> TrigramScore:
-    """Count the training split, and score the validation split, each as one stream of tokens.
+    """Score the validation split with the trigrams of the training split.
 
-    All validation tokens except the first are scored. `partition` is the maximum number of training
-    positions in memory at once. Raises UserError if the validation split has fewer than 2 tokens,
-    or the training split fewer than 3.
+    Each split is one stream of tokens. All validation tokens except the first are scored.
+    `max_partition_positions` is the maximum number of training positions in memory at once. Raises
+    UserError if the validation split has fewer than 2 tokens, or the training split fewer than 3.
     """
     train = shards.load_split("train")
     validation = shards.load_split("validation")
@@ -55,7 +55,7 @@ def score_trigram_baseline(
     ids = np.concatenate([[-1], validation.read_stream(0, validation.num_tokens)])
     queries = np.stack([ids[:-2], ids[1:-1], ids[2:]], axis=1)
     token_probabilities, discounts = compute_probabilities(
-        train, queries, tokenizer.vocab_size, partition
+        train, queries, tokenizer.vocab_size, max_partition_positions
     )
     total_nats = -float(np.log(token_probabilities).sum())
     num_characters = int(tokenizer.characters_per_id[ids[2:]].sum(dtype=np.int64))

@@ -116,7 +116,8 @@ class NgramOrder:
     def discount(self) -> float:
         """Return the absolute discount D = n1 / (n1 + 2 n2) of this order."""
         if not self.num_singletons:
-            # A discount of 0 would give words that were not seen after a context probability 0.
+            # With a discount of 0, an id that never follows a context would have probability 0
+            # after it. Any value between 0 and 1 avoids that.
             return 0.5
         return self.num_singletons / (self.num_singletons + 2 * self.num_doubletons)
 
@@ -135,7 +136,7 @@ def compute_probabilities(
     train: TokenStream,
     queries: np.ndarray,
     vocabulary_size: int,
-    partition: int = MAX_PARTITION_POSITIONS,
+    max_partition_positions: int = MAX_PARTITION_POSITIONS,
 ) -> tuple[np.ndarray, list[float]]:
     """Return the probability of the last id of each query, and the discounts of orders 1, 2 and 3.
 
@@ -144,8 +145,8 @@ def compute_probabilities(
         queries: int64[n, 3], trigrams of ids. If the first id is -1, the middle id is the whole
             context.
         vocabulary_size: the number of ids.
-        partition: maximum number of training positions in memory at once, unless a single middle id
-            has more.
+        max_partition_positions: maximum number of training positions in memory at once, unless a
+            single middle id has more.
 
     The probabilities are float64[n]. Raises UserError if `train` has no trigram.
     """
@@ -161,7 +162,7 @@ def compute_probabilities(
     continuation_counts = np.zeros(vocabulary_size, dtype=np.int64)
     occurrences = _count_middle_ids(train, vocabulary_size)
     with progress_bar("counting trigrams", total=int(occurrences.sum()), unit="tok") as bar:
-        for low, high in _partition_ids(occurrences, partition):
+        for low, high in _partition_ids(occurrences, max_partition_positions):
             num_positions = int(occurrences[low:high].sum())
             trigram_table = CountTable.from_occurrences(
                 _trigram_keys(train, low, high, num_positions)
@@ -185,11 +186,16 @@ def compute_probabilities(
 
 
 def _unigram_order(continuation_counts: np.ndarray, last_ids: np.ndarray) -> NgramOrder:
-    """Return the order of single ids; their context is empty, and the same for all queries."""
-    totals = np.full(len(last_ids), continuation_counts.sum())
-    types = np.full(len(last_ids), np.count_nonzero(continuation_counts))
+    """Return the unigram counts for queries whose last ids are `last_ids`, int64[n].
+
+    `continuation_counts`[V] are the numbers of different ids before each id. The context of a
+    unigram is empty, so its count and its types are equal for all queries.
+    """
+    context_counts = np.full(len(last_ids), continuation_counts.sum())
+    context_types = np.full(len(last_ids), np.count_nonzero(continuation_counts))
     return NgramOrder(
-        np.stack([continuation_counts[last_ids], totals, types]),
+        # int64[3, n], as `NgramOrder.counts`.
+        np.stack([continuation_counts[last_ids], context_counts, context_types]),
         num_singletons=int(np.sum(continuation_counts == 1)),
         num_doubletons=int(np.sum(continuation_counts == 2)),
     )

@@ -324,6 +324,7 @@ def _find_base_candidates(folder: Path) -> tuple[list[Path], str | None]:
                 f"{folder / BASE_FILE} does not say where the adapter's base is: expected "
                 f"{', '.join(keys)}"
             )
+        # Resolved, because `save_adapter` records the path relative to the resolved folder.
         return [Path(values["path"]), folder.resolve() / values["relative"]], values["sha256"]
     values = read_json(folder / ADAPTER_CONFIG_FILE)
     name = values.get("base_model_name_or_path") if isinstance(values, dict) else None

@@ -92,9 +92,9 @@ def _greedy_search(
     limits: list[int],
     processors: Sequence[LogitsProcessor],
 ) -> Tensor:
-    """Return the answers of greedy decoding, int64[R, longest limit]; limits[i] is that of row i.
+    """Return the greedily decoded ids, int64[R, max(limits)].
 
-    Ids of a row after its stop id or limit are undefined.
+    Row i gets at most limits[i] new ids. Ids of a row after its stop id or limit are undefined.
     """
     longest = max(limits)
     batch = InferenceBatch(model, prompts, max_new_tokens=longest)

@@ -129,14 +129,15 @@ class InferenceBatch:
         return is_not_padding & (key_columns <= query_columns) | (key_columns == query_columns)
 
     def select_rows(self, rows: Tensor, shared_columns: int = 0) -> None:
-        """Make row i of the batch a copy of the present row rows[i], for all i of rows, int64[n].
+        """Replace the rows of the batch: new row i is a copy of old row rows[i], rows int64[n].
 
-        The first `shared_columns` columns of the cache are not copied; the caller must know that
-        they are equal in row i and row rows[i].
+        A row may be repeated or dropped. The first `shared_columns` columns of the cache are not
+        copied; the caller must know that they are equal in the old rows i and rows[i].
         """
         self.cache.select_rows(rows, shared_columns)
         self._padding = self._padding[rows]
-        # Rows can only become unpadded by dropping others, which copies all columns. Skipping the
-        # check otherwise saves waiting for the device.
+        # The batch can only become unpadded when all rows of a padded prompt are dropped, and then
+        # the caller passes shared_columns=0. Otherwise the check, which would wait for the device,
+        # is skipped.
         if not self._is_unpadded and shared_columns == 0:
             self._is_unpadded = not bool(self._padding.any())

@@ -51,21 +51,21 @@ class Int8ArgmaxFilter:
         """Quantize a plain head to int8, or use the matrix of an int8 head; compute the bound."""
         self._head = head
         if isinstance(head, Int8Linear):
-            self._values, self._scale = head.values, head.scale
+            self._int8_weight, self._scale = head.values, head.scale
         else:
-            self._values, self._scale = quantize_rows(head.weight)
+            self._int8_weight, self._scale = quantize_rows(head.weight)
         self._max_error = self._error_bound()
         # The approximate logits are searched in blocks of this size, the largest up to 256 that
         # divides the vocabulary.
         sizes = range(256, 0, -1)
-        self._block_size = next(size for size in sizes if len(self._values) % size == 0)
+        self._block_size = next(size for size in sizes if len(self._int8_weight) % size == 0)
 
     def _error_bound(self) -> float:
         """Return the largest error of an approximate logit, as a multiple of the norm of x."""
         bound = torch.zeros(())
-        for start in range(0, len(self._values), _ERROR_BOUND_ROWS):
+        for start in range(0, len(self._int8_weight), _ERROR_BOUND_ROWS):
             rows = slice(start, start + _ERROR_BOUND_ROWS)
-            approximate = dequantize(self._values[rows], self._scale[rows], torch.float32)
+            approximate = dequantize(self._int8_weight[rows], self._scale[rows], torch.float32)
             # The weights of an int8 head are not approximate; only activations are rounded.
             weight_error = torch.zeros(())
             if not isinstance(self._head, Int8Linear):
@@ -80,7 +80,7 @@ class Int8ArgmaxFilter:
 
         Returns None if too many candidates pass the filter or the logits are not finite.
         """
-        packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._values, self._scale)
+        packed_logits = torch._weight_int8pack_mm(hidden.bfloat16(), self._int8_weight, self._scale)
         # One pass over all logits finds the maximum of each block; then few blocks are searched.
         blocks = packed_logits.float().unflatten(1, (-1, self._block_size))
         block_maxima = blocks.amax(2)
@@ -107,23 +107,23 @@ class Int8ArgmaxFilter:
         return self._best_candidates(hidden, rows, ids)
 
     def _best_candidates(self, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """Return the candidate with the highest exact logit of each row of hidden[R, D], int64[R].
+        """Return the candidate id with the highest exact logit of each row of hidden, int64[R].
 
-        Candidate i is the id ids[i] for row rows[i]. Of equal logits the lowest id wins, as in
-        `torch.argmax`.
+        `hidden` is [R, D]. Candidate i of n is the id ids[i] for row rows[i], both int64[n]. Of
+        equal logits the lowest id wins, as in `torch.argmax`.
         """
         logits = torch.linalg.vecdot(self._weight_rows(ids), hidden[rows])
         best_logits = logits.new_full((len(hidden),), -torch.inf)
         best_logits.scatter_reduce_(0, rows, logits, "amax")
         is_best = logits == best_logits[rows]
         # Start above every id, so that the minimum is that of the candidates.
-        best_ids = ids.new_full((len(hidden),), len(self._values))
+        best_ids = ids.new_full((len(hidden),), len(self._int8_weight))
         return best_ids.scatter_reduce_(0, rows[is_best], ids[is_best], "amin")
 
     def _weight_rows(self, ids: Tensor) -> Tensor:
         """Return the rows of the head's matrix for ids[n], fp32[n, D]."""
         if isinstance(self._head, Int8Linear):
-            return dequantize(self._values[ids], self._scale[ids], torch.float32)
+            return dequantize(self._int8_weight[ids], self._scale[ids], torch.float32)
         return self._head.weight[ids]
 
 

@@ -91,7 +91,10 @@ class Tokenizer(abc.ABC):
         """
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the UTF-8 of ids, which may end within a character; special ids are left out."""
+        """Return the UTF-8 bytes of ids. The last character may be incomplete.
+
+        Special ids have no bytes.
+        """
         return b"".join([self._bytes_per_id[index] for index in ids])
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -118,7 +118,9 @@ def test_chunked_counting_matches_single_pass(monkeypatch: pytest.MonkeyPatch) -
         1
     ] == size
     monkeypatch.setattr(kneser_ney, "READ_CHUNK_TOKENS", 37)
-    parts, part_discounts = compute_probabilities(Stream(ids), queries, size, partition=100)
+    parts, part_discounts = compute_probabilities(
+        Stream(ids), queries, size, max_partition_positions=100
+    )
     np.testing.assert_array_equal(parts, whole)
     assert part_discounts == discounts
 
@@ -196,7 +198,9 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
     found, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)
     assert math.isclose(
-        score_trigram_baseline(real, partition=2000).loss, -np.log(found).mean(), rel_tol=1e-12
+        score_trigram_baseline(real, max_partition_positions=2000).loss,
+        -np.log(found).mean(),
+        rel_tol=1e-12,
     )
 
 

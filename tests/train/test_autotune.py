@@ -41,7 +41,7 @@ def small(vocabulary: int = 99) -> Llama:
 def choose(model: Llama, **changes: Any) -> ComputePlan:
     wishes = {
         "precision": "auto",
-        "compile_mode": "auto",
+        "compile": "auto",
         "micro_batch": "auto",
         "rows_per_step": 64,
         "length": LENGTH,
@@ -91,7 +91,7 @@ def without():
     os.environ["CXX"] = "/bin/false"
     torch._inductor.config.cpp.cxx = (None, "/bin/false")
     model = small()
-    choices = choose(model, compile_mode=True)
+    choices = choose(model, compile=True)
     assert not choices.compile and all(each.grad is None for each in model.parameters())
     ids = torch.randint(99, (2, 16))
     model(ids, ids).backward()
@@ -103,7 +103,7 @@ def working():
     torch._inductor.config.cpp.vec_isa_ok = False
     torch._inductor.config.cpp_cache_precompile_headers = False
     model = small()
-    print(choose(model, compile_mode=True).compile, choose(model, compile_mode=False).compile)
+    print(choose(model, compile=True).compile, choose(model, compile=False).compile)
 
 
 for each in sys.argv[2:]:

@@ -33,7 +33,10 @@ class MixtureSet:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The contents and the weight of the set, as JSON; run directories store these keys."""
+        """Return values that identify the contents and the weight of the set, for JSON.
+
+        Run directories store this object, so its keys must not be renamed.
+        """
         return {"set": self.shards.fingerprint, "weight": self.weight}
 
 

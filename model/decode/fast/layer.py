@@ -107,7 +107,7 @@ class InferenceLayer:
     def _apply_output_and_mlp(self, x: Tensor, attention_out: Tensor) -> Tensor:
         """Add the projection of attention_out[N, H * d], then the MLP, to x[N, D] in place."""
         self.out(x, attention_out)  # changes x
-        # gate_up applies the RMSNorm before the MLP itself.
+        # gate_up includes the RMSNorm that precedes the MLP.
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(x, F.silu(gate).mul_(up))
 

@@ -61,7 +61,10 @@ def unused_piece(index: int) -> Piece:
 
 
 def _to_gguf_piece(index: int, piece: Piece) -> Piece:
-    """Return a piece, renamed if no text may be encoded as it."""
+    """Return a piece, renamed if it must never match input text.
+
+    llama.cpp ignores the types of pieces: it would encode text as unused or special ones.
+    """
     if piece.kind == UNUSED:
         return piece._replace(text=unused_piece(index).text)
     if piece.kind in (CONTROL, UNKNOWN):
@@ -133,9 +136,9 @@ def write_vocabulary(
     add_eog_methods = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for add_eog_id, token_id in zip(add_eog_methods, eog_ids, strict=False):
         add_eog_id(token_id)
-    # A model whose conversations begin with bos was trained with bos before documents, too. If the
-    # chat template also writes it, llama.cpp's server and llama-cpp-python keep one of the two;
-    # the template for Ollama omits it.
+    # `adds_bos` follows the chat template: a model whose conversations begin with bos was trained
+    # with bos before documents, too. If llama.cpp and the template both write bos, its server and
+    # llama-cpp-python drop one of the two; the template for Ollama omits it.
     writer.add_add_bos_token(adds_bos)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.adds_space_prefix)

@@ -262,12 +262,12 @@ def test_import_reports_changes(
         tmp_path,
     )
     printed = capsys.readouterr().out
-    assert "65000 ids, all in place" in printed
+    assert "65000 pieces, ids unchanged" in printed
     assert "distinct: 33014 pieces" in printed
     assert "unused: 875 pieces" in printed
-    assert "switched: add_dummy_prefix off" in printed
+    assert "settings changed: add_dummy_prefix off" in printed
     run(monkeypatch, "import", "--input", tmp_path, "--out", tmp_path / "again")
-    assert "switched: nothing" in capsys.readouterr().out
+    assert "settings changed: nothing" in capsys.readouterr().out
     assert (tmp_path / "again" / TOKENIZER_FILE).read_bytes() == (
         tmp_path / TOKENIZER_FILE
     ).read_bytes()

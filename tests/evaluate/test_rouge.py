@@ -256,6 +256,7 @@ def test_bad_line_error_names_the_line(
         ([], "nothing to score"),
         (["--baseline", "first20"], "nothing to score"),
         (["--score", "x", "--checkpoint", "y"], "leave out --checkpoint"),
+        (["--score", "x", "--input", "y"], "leave out --checkpoint"),
         (["--checkpoint", "x", "--source", "csl"], "belong together"),
         (["--checkpoint", "x", "--beams", "0"], "--beams: .0. is not valid"),
         (

@@ -26,7 +26,8 @@ from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
-SHARD_FORMAT = "babyllama-shards-1"
+_FORMAT_PREFIX = "babyllama-shards-"
+SHARD_FORMAT = f"{_FORMAT_PREFIX}2"
 SPLITS = ("train", "validation")
 # Folder of the sets that `make data` and training prepare, below the working directory.
 PREPARED_FOLDER = Path("prepared")
@@ -36,6 +37,18 @@ REPORT_FILE = "report.json"
 PROVENANCE_FILE = "made-from.json"
 # Endings of the files that training depends on; the other files record how the set was made.
 _FINGERPRINT_FILES = (".npy", ".model", TEMPLATE_FILE, IMPORTED_TOKENIZER_FILE)
+
+
+def read_shard_format(folder: Path) -> str | None:
+    """Return the format of the shard set in a folder, None if its manifest is not of a shard set.
+
+    A shard set of another version of this program has another format than SHARD_FORMAT.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    name = manifest.get("format") if isinstance(manifest, dict) else None
+    return name if isinstance(name, str) and name.startswith(_FORMAT_PREFIX) else None
 
 
 class ShardSet:
@@ -60,6 +73,12 @@ class ShardSet:
             )
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != SHARD_FORMAT:
+            if read_shard_format(folder) is not None:
+                raise UserError(
+                    f"{folder} was prepared by another version of this program: delete it and "
+                    "prepare it again (python -m data.prepare --source NAME --input FILE --out "
+                    f"{folder}), or give the raw files as data"
+                )
             raise UserError(
                 f"{folder / MANIFEST} does not describe a shard set of format {SHARD_FORMAT}"
             )

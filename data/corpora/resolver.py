@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import MANIFEST, read_json
+from common.files import MANIFEST
 from data.corpora.detect import detect_source
 from data.corpora.manifests import TOKENIZER_NAME, Corpus, load_corpora, unknown_corpus_error
 from data.corpora.sample import (
@@ -29,7 +29,13 @@ from data.prepare.pipeline import prepare_groups
 from data.prepare.provenance import PREPARE_VERSION, match_inputs, read_provenance
 from data.prepare.source_args import SourceGroup
 from data.readers.files import expand_inputs
-from data.shards import PREPARED_FOLDER, PROVENANCE_FILE, SHARD_FORMAT, ShardSet
+from data.shards import (
+    PREPARED_FOLDER,
+    PROVENANCE_FILE,
+    SHARD_FORMAT,
+    ShardSet,
+    read_shard_format,
+)
 from model.tokenizer import load_tokenizer
 
 # Below the folder that the command runs in.
@@ -57,7 +63,7 @@ def resolve_shard_set(name: str, tokenizer: Path | None = None) -> Path:
             or _prepare_sample_substitute(name, corpus, tokenizer)
         )
     path = Path(name)
-    if path.is_dir() and _is_shard_set(path):
+    if path.is_dir() and read_shard_format(path) is not None:
         return _check_shard_set(path, tokenizer)
     if path.exists():
         return _prepare_raw_path(path, tokenizer or default_tokenizer())
@@ -142,7 +148,7 @@ def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | 
         candidates = [_prepared_folder(name, tokenizer)]
     else:
         candidates = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
-    shard_sets = [folder for folder in candidates if _is_shard_set(folder)]
+    shard_sets = [folder for folder in candidates if read_shard_format(folder) == SHARD_FORMAT]
     if not shard_sets:
         return None
     # The manifest is written last.
@@ -246,14 +252,6 @@ def find_test_split(shards: ShardSet) -> tuple[str, list[Path]]:
     raise UserError(
         f"{shards.folder} has no test split: name the file to score with --source NAME --input FILE"
     )
-
-
-def _is_shard_set(folder: Path) -> bool:
-    """Return whether a folder has the manifest of a shard set; other files are not checked."""
-    if not (folder / MANIFEST).is_file():
-        return False
-    manifest = read_json(folder / MANIFEST)
-    return isinstance(manifest, dict) and manifest.get("format") == SHARD_FORMAT
 
 
 def _check_shard_set(folder: Path, tokenizer: Path | None) -> Path:

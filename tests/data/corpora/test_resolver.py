@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import MANIFEST, read_json
+from common.files import MANIFEST, read_json, write_checksummed_json
 from data import download as command
 from data.corpora import resolver, sample
 from data.corpora.resolver import resolve_shard_set
-from data.shards import ShardSet
+from data.shards import PROVENANCE_FILE, SHARD_FORMAT, ShardSet
 from model.tokenizer import load_tokenizer
 
 
@@ -112,6 +112,24 @@ def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
     (Path(moved) / "train-00000.tokens.npy").unlink()
     with pytest.raises(UserError, match=r"elsewhere/train-00000.tokens.npy is missing"):
         resolve_shard_set(str(moved))
+
+
+def test_an_own_set_of_another_version_is_prepared_again(raw: Path) -> None:
+    """Prevents a traceback over the old form of `made-from.json`, and training on other ids."""
+    folder = resolve_shard_set(str(raw))
+    first = stamp(folder)
+    provenance = {"format": "babyllama-shards-1", "name": "raw", "inputs": {"jsonl": []}}
+    write_checksummed_json(folder / PROVENANCE_FILE, provenance)
+    assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
+
+
+def test_a_set_of_another_version_is_refused(shard_set: Path) -> None:
+    """Prevents training on ids that this version would not make, or a set taken for raw files."""
+    manifest = shard_set / MANIFEST
+    manifest.write_text(manifest.read_text().replace(SHARD_FORMAT, "babyllama-shards-1"))
+    with pytest.raises(UserError, match=r"another version.*python -m data\.prepare") as caught:
+        resolve_shard_set(str(shard_set))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.files import MANIFEST, read_json, write_checksummed_json
+from common.files import MANIFEST, read_json, write_checksummed_json, write_manifest
 from data import download as command
 from data.corpora import resolver, sample
 from data.corpora.resolver import resolve_shard_set
@@ -120,6 +120,7 @@ def test_an_own_set_of_another_version_is_prepared_again(raw: Path) -> None:
     first = stamp(folder)
     provenance = {"format": "babyllama-shards-1", "name": "raw", "inputs": {"jsonl": []}}
     write_checksummed_json(folder / PROVENANCE_FILE, provenance)
+    write_manifest(folder, {"format": "babyllama-shards-1", "kind": "documents"})
     assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
 
 

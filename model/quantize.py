@@ -88,7 +88,7 @@ def int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
 def prepare_int8_linear(x: Tensor, values: Tensor, scale: Tensor) -> Callable[[], Tensor]:
     """Return a callable that computes `int8_linear` of the contents of `x`, a bf16 buffer on a CPU.
 
-    The kernel is chosen once; choosing it in every call would take about 25 % of its time.
+    The kernel is chosen once; to choose it anew takes about 25 % of the time of a call.
     """
     if can_use_int8_kernel(x):
         return partial(torch._weight_int8pack_mm, x, values, scale)

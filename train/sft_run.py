@@ -278,7 +278,7 @@ def build_data(
 def build_dev_sets(
     options: SftOptions, sets: tuple[MixtureSet, ...], tokenizer: Tokenizer, template: Template
 ) -> list[DevSet]:
-    """Return the dev split of every set except replay, as examples that are the same every time.
+    """Return the validation split of every set except replay, as examples without randomness.
 
     Replay is left out: it is text, and has no answers to score.
     """
@@ -287,7 +287,7 @@ def build_dev_sets(
         if mixture_set.name == REPLAY:
             continue
         split = mixture_set.shards.load_split("validation")
-        # Without a seed nothing about an example is random: summaries have one fixed request.
+        # Without a seed nothing is drawn at random: all summaries get the same request.
         examples = mixture_set.shards.kind.examples(
             split, options.sequence_length, tokenizer, template, seed=None
         )

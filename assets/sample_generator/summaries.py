@@ -38,9 +38,10 @@ def generate_news(world: World, rng: random.Random, count: int) -> list[tuple[st
 def generate_labeled_news(
     world: World, rng: random.Random, count: int
 ) -> tuple[list[tuple[str, str]], list[int]]:
-    """Generate news items with labels from 1 to 5.
+    """Generate (headline, text) pairs, and how well each headline fits its text, as LCSTS rates it.
 
-    An item with a label below 3 has the headline of another item, which does not fit.
+    The labels are from 1 (it does not fit) to 5. An item with a label below 3 gets the headline of
+    the item before it.
     """
     pairs = generate_news(world, rng, count)
     labels = []

@@ -99,7 +99,7 @@ def end(process: BaseProcess) -> None:
 
 
 def open_work_folder(folder: Path, key: dict[str, str]) -> Path:
-    """Return the common folder of the checks; empty it if it is of another device or source."""
+    """Return the work folder of all checks, emptied if another device or source code left it."""
     if worker.read_json(folder / WORK_KEY) != key:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -34,8 +34,9 @@ _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 def is_csl_table(file_head: bytes) -> bool:
     """Return whether a file that begins with these bytes is a table of titles and abstracts.
 
-    A table with exchanged columns is one too: the parser reports it. A table with a column of
-    repeated values is not, because these are labels.
+    Its rows are title, abstract, or prompt, abstract, title with a prompt such as "to title". A
+    table with the abstract before the title counts too, so that the parser reports the exchange. A
+    table with a column of repeated values does not: these are labels.
     """
     text = file_head.decode("utf-8", "ignore")
     if _JSON_START.match(text):

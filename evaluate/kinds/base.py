@@ -69,8 +69,8 @@ class KindEvaluation:
     ) -> CheckpointScore:
         """Score the answers of the first `limit` records of a split (None: all).
 
-        Raises UserError if the set was prepared with another tokenizer or chat template than the
-        checkpoint has.
+        Raises UserError if the set was prepared with another tokenizer or chat template than
+        that of the checkpoint.
         """
         difference = None
         if shards.load_tokenizer().fingerprint != loaded.tokenizer.fingerprint:
@@ -79,13 +79,12 @@ class KindEvaluation:
             difference = "chat template"
         if difference is not None:
             raise UserError(
-                f"{shards.folder} was prepared with another {difference} than "
-                f"{loaded.provenance['checkpoint']} has: score the native files with --source NAME "
+                f"{shards.folder} was prepared with another {difference} than that of "
+                f"{loaded.provenance['checkpoint']}: score the native files with --source NAME "
                 "--input FILE"
             )
-        sequences: Sequences | InMemorySequences = shards.load_split(split)
-        if limit:
-            sequences = _take_records(shards.load_split(split), limit)
+        all_sequences = shards.load_split(split)
+        sequences = _take_records(all_sequences, limit) if limit else all_sequences
         return self.score_answers(loaded, sequences, f"{shards.folder} {split}")
 
     def score_files(

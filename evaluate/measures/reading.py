@@ -228,10 +228,14 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def _format_report(metrics: dict[str, Any], rows: list[Row]) -> list[str]:
-    """Return a table of the rates with both passages, and the first questions, as lines."""
+    """Return the lines of the report: a table of rates, then the first questions.
+
+    The table has a column for the right passage and one for a wrong passage (the control).
+    """
     right = metrics["right"]
     control = metrics["wrong"]
     table = [("exact answers", right["exact"], control["exact"])]
+    # By where in the passage the answer stands.
     for position, rates in metrics["places"].items():
         table.append((f"  {position} ({rates['questions']:,})", rates["right"], rates["wrong"]))
     table.append(("stopped by <eos>", right["stopped"], control["stopped"]))

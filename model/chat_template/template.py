@@ -70,7 +70,10 @@ class Template:
         conversations: Sequence[Sequence[str]],
         num_threads: int | None = None,
     ) -> list[EncodedConversation]:
-        """Encode conversations, each given as its `segments`, on `num_threads` cores or all."""
+        """Encode conversations, each given as its `segments`.
+
+        `num_threads` of None means all cores.
+        """
         return encode_conversations(tokenizer, conversations, self.bos_ids(tokenizer), num_threads)
 
     def segments(self, turns: Sequence[tuple[str, str]], reference: str = "") -> list[str]:

@@ -64,7 +64,7 @@ def export_hf(
             )
     template = load_template(checkpoint_folder)
     jinja_template = export_jinja_template(template, tokenizer, checkpoint_folder)
-    # Runs that were only pretrained have no template file.
+    # Without a template file, as in runs that were only pretrained, `template` is the default one.
     is_conversational = (checkpoint_folder / TEMPLATE_FILE).is_file()
     with atomic_folder(out, {"format": EXPORT_FORMAT, "exported_from": str(checkpoint)}) as folder:
         files = _save_weights(tensors, folder, max_shard_size)
@@ -76,6 +76,7 @@ def export_hf(
         write_json(folder / locate.CONFIG_FILE, config_values)
         write_json(folder / "generation_config.json", _build_generation_config(model.config))
         _export_tokenizer(tokenizer, folder, jinja_template, model.config.max_position_embeddings)
+        # The project's own files, so that its commands load the export like any checkpoint.
         tokenizer.save(folder)
         if is_conversational:
             template.save(folder)

@@ -159,7 +159,7 @@ def test_early_stopped_run_does_not_resume(prepared: dict[str, Path], tmp_path: 
         done = sft(run, options)
         assert done.returncode == 0 and "stopped early" in done.stdout, done.stderr
         assert find_newest_step(run) == 6, start
-        assert "the best after step 2 (which chat, evaluation and export now use)" in done.stdout
+        assert "best checkpoint: step 2 (which chat, evaluation and export now use)" in done.stdout
         assert resolve_checkpoint(run) == step_folder(run, 2)
 
 

@@ -140,7 +140,8 @@ def _describe_best(trainer: Trainer) -> str:
     best_step = trainer.log.best_step(trainer.evaluator.metric)
     if best_step is None or best_step == trainer.state.step:
         return ""
+    # Only a run that stopped early resolves to its best checkpoint, all others to their last.
     if trainer.is_out_of_patience():
-        return f", the best after step {best_step} (which chat, evaluation and export now use)"
+        return f", best checkpoint: step {best_step} (which chat, evaluation and export now use)"
     link = f"{trainer.run.folder}/checkpoints/best"
-    return f", the best after step {best_step} (make chat RUN={link})"
+    return f", best checkpoint: step {best_step} (make chat RUN={link})"

@@ -122,8 +122,8 @@ class RMSNormLinear:
     def prepare(self, x: Tensor, buffers: BufferPool) -> tuple[list[Op], Tensor]:
         """Return (ops, out): operations that read `x` when called, and the buffer they write.
 
-        `x` is fp32[N, D + 1] on a CPU; its last column is `InferenceRMSNorm.eps_column`. `out` is
-        fp32[N, M].
+        `x` is fp32[N, D + 1] on a CPU; its last column is `InferenceRMSNorm.eps_column`, which
+        makes the L2 norm of a row the denominator of RMSNorm. `out` is fp32[N, M].
         """
         row_norms = buffers.get("row_norms", (len(x), 1))
         norm_op = prepare_row_norms(x, row_norms)
@@ -134,9 +134,10 @@ class RMSNormLinear:
             out = buffers.get("out", (len(x), len(values)))
             x_bf16 = buffers.get("x_bf16", x.shape, torch.bfloat16)
             int8_matmul = prepare_int8_linear(x_bf16, values, scale)
-            # The division by the row's norm comes last. bf16 rounds relative to the size of a
-            # number, so the order does not change the accuracy. Dtypes are converted by copies,
-            # because an operation on two dtypes takes longer than a copy and an operation on one.
+            # The weight of the norm is not part of the int8 matrix. The division by the row's norm
+            # comes last; bf16 rounds relative to the size of a number, so the order does not change
+            # the accuracy. Dtypes are converted by separate copies: an operation with operands of
+            # two dtypes takes longer than a copy and an operation on one dtype together.
             return [
                 norm_op,
                 partial(torch.mul, x, self._norm.weight, out=normalized),
@@ -145,6 +146,7 @@ class RMSNormLinear:
                 partial(out.div_, row_norms),
             ], out
         assert self._transposed_weight is not None, "only plain and int8 projections are prepared"
+        # This matrix includes the weight of the norm.
         out = buffers.get("out", (len(x), self._transposed_weight.shape[1]))
         num_blocks = _num_blocks(self._transposed_weight, x)
         repeated = normalized.expand(num_blocks, *normalized.shape)

@@ -75,9 +75,9 @@ class ShardSet:
         if not isinstance(manifest, dict) or manifest.get("format") != SHARD_FORMAT:
             if read_shard_format(folder) is not None:
                 raise UserError(
-                    f"{folder} was prepared by another version of this program: delete it and "
-                    "prepare it again (python -m data.prepare --source NAME --input FILE --out "
-                    f"{folder}), or give the raw files as data"
+                    f"{folder} was prepared by another version of this program: prepare its files "
+                    "again (python -m data.prepare --source NAME --input FILE --tokenizer "
+                    f"{folder} --out OTHER_FOLDER), or give the raw files as data"
                 )
             raise UserError(
                 f"{folder / MANIFEST} does not describe a shard set of format {SHARD_FORMAT}"

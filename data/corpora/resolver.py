@@ -148,11 +148,16 @@ def _find_prepared(name: str, corpus: Corpus, tokenizer: Path | None) -> Path | 
         candidates = [_prepared_folder(name, tokenizer)]
     else:
         candidates = list(PREPARED_FOLDER.glob(f"{name}-" + "[0-9a-f]" * 8))
-    shard_sets = [folder for folder in candidates if read_shard_format(folder) == SHARD_FORMAT]
+    shard_sets = [folder for folder in candidates if read_shard_format(folder) is not None]
     if not shard_sets:
         return None
     # The manifest is written last.
     newest = max(shard_sets, key=lambda folder: (folder / MANIFEST).stat().st_mtime_ns)
+    if read_shard_format(newest) != SHARD_FORMAT:
+        raise UserError(
+            f"{newest} was prepared by another version of this program: to prepare it again, "
+            f"make data DATA={name}"
+        )
     return _refresh_if_outdated(_check_shard_set(newest, tokenizer), name, corpus)
 
 

@@ -114,14 +114,33 @@ def test_a_shard_set_folder_is_used_as_it_is(raw: Path) -> None:
         resolve_shard_set(str(moved))
 
 
+def turn_into_earlier_version(folder: Path) -> None:
+    """Give a shard set the files of the version before, whose `made-from.json` was different."""
+    earlier = "babyllama-shards-1"
+    provenance = {"format": earlier, "name": "raw", "inputs": {"jsonl": []}}
+    write_checksummed_json(folder / PROVENANCE_FILE, provenance)
+    write_manifest(folder, {"format": earlier, "kind": "documents"})
+
+
 def test_an_own_set_of_another_version_is_prepared_again(raw: Path) -> None:
     """Prevents a traceback over the old form of `made-from.json`, and training on other ids."""
     folder = resolve_shard_set(str(raw))
     first = stamp(folder)
-    provenance = {"format": "babyllama-shards-1", "name": "raw", "inputs": {"jsonl": []}}
-    write_checksummed_json(folder / PROVENANCE_FILE, provenance)
-    write_manifest(folder, {"format": "babyllama-shards-1", "kind": "documents"})
+    turn_into_earlier_version(folder)
     assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
+
+
+def test_a_corpus_of_another_version_is_refused_until_it_is_prepared_again(raw: Path) -> None:
+    """Prevents a corpus that was prepared from being replaced by the sample without a question."""
+    files = {"jsonl": sample.SplitFiles([raw])}
+    folder = resolver.prepare_if_outdated("zhihu", files, sample.SMALL_TOKENIZER)
+    turn_into_earlier_version(folder)
+    for tokenizer in (None, sample.SMALL_TOKENIZER):
+        with pytest.raises(UserError, match=r"another version.*make data DATA=zhihu$"):
+            resolve_shard_set("zhihu", tokenizer)
+    # What `make data` calls.
+    assert resolver.prepare_if_outdated("zhihu", files, sample.SMALL_TOKENIZER) == folder
+    assert resolve_shard_set("zhihu") == folder
 
 
 def test_a_set_of_another_version_is_refused(shard_set: Path) -> None:

@@ -1,4 +1,4 @@
-# Entry points of the project; `make help` lists them.
+# Entry points of the project; `make help` lists them, except setup-dev and sample.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,8 +38,8 @@ help:
 	@echo "                    fine-tune on csl lcsts redgpt naturalconv belle-0.5m belle-0.8m deepctrl pclue, a file, or"
 	@echo "                    a mixture such as csl+belle-0.8m:0.5+replay:0.1; what is not downloaded yet is replaced by a part of the sample"
 	@echo "make evaluate       run every metric that fits the newest run (or RUN=DIR), and write a report"
-	@echo "make chat [RUN=…]   chat with the newest run (options: make chat ARGS=--help)"
-	@echo "make serve [RUN=…]  serve the newest run with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
+	@echo "make chat [RUN=…]   chat with the newest fine-tuned run, or the newest of all if none is (options: make chat ARGS=--help)"
+	@echo "make serve [RUN=…]  serve the same run with OpenAI's protocol and a web page on http://127.0.0.1:8000/"
 	@echo "make export RUN=…   write exports/NAME, a folder for transformers, vLLM and lm_eval; for llama.cpp and Ollama:"
 	@echo "                    ARGS=\"--format gguf --out exports/NAME.gguf\""
 	@echo "make data DATA=…    download, verify and prepare a corpus; without DATA: list the corpora"
@@ -47,7 +47,7 @@ help:
 	@echo "make check-gpu      compare the GPU with the CPU, measure memory and speed; run it again to continue"
 	@echo "make bench          measure training speed and memory beside transformers and litgpt"
 	@echo "make test           run all tests; make test-fast: without the slow ones"
-	@echo "make check          lint, formatting, docstrings, types, import cycles"
+	@echo "make check          lint, formatting, docstrings, types, import cycles, layers"
 	@echo "make setup          install the requirements into $(VENV) (the other targets do so when needed)"
 
 # One stamp file per requirements file: pip runs again only if the file has changed.

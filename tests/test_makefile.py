@@ -53,6 +53,7 @@ def make(
     return done, called.read_text().split("\0")[:-1] if called.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -246,6 +246,7 @@ def test_documented_options_exist(module: str) -> None:
             check(command)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("command", MAKES, ids=lambda command: " ".join(command.words) or "make")
 def test_documented_targets_exist(command: Command) -> None:

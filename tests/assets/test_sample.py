@@ -127,6 +127,7 @@ def test_prose_is_about_a_million_characters(files: Files) -> None:
     assert [text[:40] for text in texts if re.search(r"[{}\[\]|]|None|。。|，。|，，", text)] == []
 
 
+@pytest.mark.slow
 def test_mnbvc_records_have_native_keys_and_checksums(files: Files) -> None:
     """Prevents a sample that does not exercise the reader of real MNBVC files."""
     common = {
@@ -336,6 +337,7 @@ def test_csl_splits_share_no_title_and_no_pair_of_method_and_object(files: Files
         assert not drawn[one] & drawn[other]
 
 
+@pytest.mark.slow
 def test_csl_titles_cannot_be_copied_from_one_place(files: Files) -> None:
     """Prevents a task that the first words or one sentence of the abstract solve."""
     rouge = Rouge(metrics=["rouge-1"])
@@ -379,6 +381,7 @@ def test_facts_are_consistent_across_files(files: Files, world: World) -> None:
     assert all(person.friend and person.friend.friend is person for person in world.people)
 
 
+@pytest.mark.slow
 def test_sums_in_the_stories_are_right(files: Files) -> None:
     """Prevents wrong arithmetic from being taught."""
     sums = re.findall(r"(\d+)(加|减|乘)(\d+)(?:，也就是|等于)(\d+)", "\n".join(files.values()))

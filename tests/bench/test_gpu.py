@@ -114,6 +114,7 @@ def test_the_whole_list_passes_with_small_shapes(whole_list: WholeList) -> None:
     assert sum(file.stat().st_size for file in shards.iterdir()) < 10 * 2**20
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_with_what_is_left(whole_list: WholeList) -> None:
     """Prevents verdicts that are lost with the process or computed twice."""
     before, after = whole_list.killed, entries(whole_list.out)

@@ -125,6 +125,7 @@ def test_run_name_without_folder_is_suggested(
     assert locate.suggest_run(Path("mine")) is None
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_fallback_is_reported_in_chinese(
     chat: Chat, talker: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_damaged_checkpoint_fallback_is_reported_in_chinese(
     assert (result.code, result.out) == (0, "我不知道。\n")
 
 
+@pytest.mark.slow
 def test_file_errors_do_not_end_chat(chat: Chat, tmp_path: Path) -> None:
     """Prevents a traceback, an endless wait, or English for names that cannot be used."""
     (tmp_path / "gbk.txt").write_bytes("资料".encode("gb18030"))
@@ -178,6 +180,7 @@ def test_line_ends_of_reference_file_are_normalized(chat: Chat, tmp_path: Path) 
     assert result.out == "一\n二\n三\n" and "资料：5 字（文件" in result.err
 
 
+@pytest.mark.slow
 def test_non_utf8_bytes_on_the_command_line(chat: Chat, tmp_path: Path) -> None:
     """Prevents failures of every question and of `/save` after bytes that are not UTF-8."""
     result = chat(f"{MAYOR_QUESTION}\n/资料\n", "--reference", "青禾\udcb0镇")
@@ -190,6 +193,7 @@ def test_non_utf8_bytes_on_the_command_line(chat: Chat, tmp_path: Path) -> None:
     assert "?资料" in transcript.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_out_of_memory_ends_only_the_answer(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents the loss of a conversation in which a shorter question can still be answered."""
     allocations: list[Any] = [lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)]
@@ -224,6 +228,7 @@ def test_english_errors_get_chinese_prefix_during_chat(
     assert result.code == 0
 
 
+@pytest.mark.slow
 def test_unwritable_output_ends_chat(
     talker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +275,7 @@ def test_permission_error_on_load_is_not_reported_as_damage(
     assert_single_error(chat(MAYOR_QUESTION), PERMISSION_DENIED, "ermission denied")
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_command_does_not_end_chat(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_newest_run_is_chosen_preferring_fine_tuned(talker: Path, tmp_path: Path
     assert not load_model.load_chat_model(runs / "pretrained", CPU, "auto").is_chat_tuned
 
 
+@pytest.mark.slow
 def test_unfinished_training_is_reported(talker: Path, tmp_path: Path) -> None:
     """Prevents a model stopped early by Ctrl-C from passing for all that training can give."""
     stopped = tmp_path / "stopped"
@@ -82,6 +83,7 @@ def test_unfinished_training_is_reported(talker: Path, tmp_path: Path) -> None:
     assert "make pretrain RUN=" in describe(stopped)
 
 
+@pytest.mark.slow
 def test_unfinished_training_of_earlier_version_is_reported(talker: Path, tmp_path: Path) -> None:
     """Prevents silence about older checkpoints, and a command that a shell splits at a space."""
     folder = tmp_path / "two words"
@@ -154,6 +156,7 @@ def hint_of_run(
     return load_model.capability_hint(load_model.load_chat_model(step_folder, CPU, "fp32"))
 
 
+@pytest.mark.slow
 def test_model_trained_on_summaries_alone_gets_a_hint(
     shard_sets: dict[str, ShardSet], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -169,6 +172,7 @@ def test_pretrained_model_gets_a_hint(tokenizer: Tokenizer, tmp_path: Path) -> N
     assert hint is not None and "只会续写" in hint
 
 
+@pytest.mark.slow
 def test_conversational_model_gets_no_hint(
     shard_sets: dict[str, ShardSet], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

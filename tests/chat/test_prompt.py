@@ -31,6 +31,7 @@ def test_prompt_matches_template(tokenizer: Tokenizer, truncate_reference: bool)
     assert (prompt.num_dropped_turns, prompt.num_reference_characters) == (0, len(REFERENCE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncate_reference", [False, True])
 def test_only_as_many_oldest_turns_as_necessary_are_dropped(
     tokenizer: Tokenizer, truncate_reference: bool

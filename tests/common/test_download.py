@@ -125,6 +125,7 @@ def test_existing_file_needs_no_network(tmp_path: Path) -> None:
     download(["http://127.0.0.1:9/none"], tmp_path / "f", sha256=SHA, retry_policy=QUICK)
 
 
+@pytest.mark.slow
 def test_interrupted_download_resumes(server: Server, tmp_path: Path) -> None:
     """Prevents downloading from the start after every break.
 
@@ -335,6 +336,7 @@ def test_server_errors_are_retried_but_404_is_not(server: Server, tmp_path: Path
     assert "\n" not in line and len(server.requests) == 2
 
 
+@pytest.mark.slow
 def test_redirects_are_followed_up_to_a_limit(server: Server, tmp_path: Path) -> None:
     server.script = [status(302, b"", Location=server.url + "?elsewhere"), server.good]
     assert download([server.url], tmp_path / "f", retry_policy=QUICK).read_bytes() == DATA

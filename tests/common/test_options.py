@@ -124,6 +124,7 @@ def read_help(capsys: pytest.CaptureFixture[str], schema: Any = Job, config: boo
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "key", "value"),
     [

@@ -15,6 +15,7 @@ from model.llama import Llama
 from model.tokenizer.base import Tokenizer
 
 
+@pytest.mark.slow
 def test_result_names_the_evaluated_step_not_a_newer_one(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

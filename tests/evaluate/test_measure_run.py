@@ -73,6 +73,7 @@ def after(words: list[str], option: str) -> str:
     return words[words.index(option) + 1]
 
 
+@pytest.mark.slow
 def test_mixture_is_evaluated_per_dataset(
     summaries: Path, shard_set: Path, tmp_path: Path, measure: Measure
 ) -> None:
@@ -87,6 +88,7 @@ def test_mixture_is_evaluated_per_dataset(
     assert len({after(words, "--json") for words in ran[:2]}) == 2
 
 
+@pytest.mark.slow
 def test_mixture_predictions_are_written_separately(
     named: Path, tmp_path: Path, measure: Measure
 ) -> None:
@@ -119,6 +121,7 @@ def test_each_pretraining_dataset_has_a_trigram_baseline(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["summaries", "text"])
 def test_dataset_without_validation_split_is_skipped(
     root: Path,

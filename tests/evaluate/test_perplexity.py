@@ -159,6 +159,7 @@ def test_user_errors_are_one_line(
     )
 
 
+@pytest.mark.slow
 def test_checkpoint_round_trips_weights_and_tied_head(
     model: Llama, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_set_with_another_template_is_refused(
         run_command(perplexity, *arguments)
 
 
+@pytest.mark.slow
 def test_unreadable_documents_are_skipped_with_warning(
     model: Llama,
     tokenizer: Tokenizer,
@@ -334,6 +336,7 @@ def test_unreadable_documents_are_skipped_with_warning(
     assert "left out, unreadable: 2 records, the first" in said and "corpus.jsonl line 2" in said
 
 
+@pytest.mark.slow
 def test_unreadable_record_is_skipped_with_warning(
     root: Path,
     model: Llama,

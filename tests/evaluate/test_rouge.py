@@ -153,6 +153,7 @@ def test_search_and_penalty_options_take_effect(
     )
 
 
+@pytest.mark.slow
 def test_long_articles_are_truncated_and_counted(taught: Path) -> None:
     """Prevents prompts beyond the context, lost requests, and silent truncation."""
     model, tokenizer = weights.load_checkpoint(taught, torch.device("cpu"))
@@ -218,6 +219,7 @@ def test_baselines_need_no_model(run_command: Run, root: Path, tmp_path: Path, n
     assert 0.05 < found < 0.5 and not {"stopped", "checkpoint", "step"} & figures.keys()
 
 
+@pytest.mark.slow
 def test_empty_predictions_count_as_zero(run_command: Run, tmp_path: Path) -> None:
     """Prevents a crash on empty answers, and a mean without them."""
     file, out = tmp_path / "p.jsonl", tmp_path / "out.json"

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_match_finite_differences(name: str) -> None:
     """Prevents a wrong term in a backward pass: the model would train, only worse."""

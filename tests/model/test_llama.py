@@ -118,6 +118,7 @@ def test_num_correct_matches_argmax_of_logits() -> None:
     assert torch.equal(loss, model(ids, targets, target_positions=positions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [4, 2])
 def test_packed_conversations_train_as_if_alone(num_kv_heads: int) -> None:
     """Prevents packed conversations that attend to each other, or whose positions do not restart.

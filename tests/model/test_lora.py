@@ -205,6 +205,7 @@ def test_unsupported_peft_adapter_gives_one_line_error(
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_missing_or_changed_base_gives_one_line_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents nonsense answers of an adapter on other weights than those of its base."""
     base, folder = (
@@ -275,6 +276,7 @@ def test_lora_starts_at_base_and_updates_only_adapter(tokenizer: Tokenizer, tmp_
     assert not any(torch.equal(one[name], three[name]) for name in one if "lora_A" in name)
 
 
+@pytest.mark.slow
 def test_lora_dropout_is_active_only_in_training(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents evaluations with dropout, and an option without effect."""
     model = load_with_adapter(save_random_base(tmp_path / "base", tokenizer), dropout=0.5)
@@ -284,6 +286,7 @@ def test_lora_dropout_is_active_only_in_training(tokenizer: Tokenizer, tmp_path:
         assert not torch.equal(model(random_ids()), model(random_ids()))
 
 
+@pytest.mark.slow
 def test_dropout_mask_depends_only_on_the_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents losses that depend on the micro-batch or the number of processes.
 

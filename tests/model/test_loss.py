@@ -40,6 +40,7 @@ def loss_and_gradients(
     return loss.detach(), x.grad, w.grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.0, 1024.0])
 @pytest.mark.parametrize("path", PATHS)
 def test_loss_and_gradients_match_cross_entropy(path: LossPath, factor: float) -> None:

@@ -138,6 +138,7 @@ def test_quantizing_trained_model_barely_changes_loss(tokenizer: Tokenizer) -> N
     assert 0 < abs(evaluate() - before) < 0.01 * before
 
 
+@pytest.mark.slow
 def test_chat_reports_int8_weights(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Prevents an option that is parsed but not used."""
     weights.save_checkpoint(small_model(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path)

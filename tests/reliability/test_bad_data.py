@@ -82,6 +82,7 @@ def test_preparation_accounts_for_every_record_of_every_source(
     ]
 
 
+@pytest.mark.slow
 def test_unused_records_are_counted_separately(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "PART_III.txt"
     low = pseudo_xml_document(7).replace(b">5<", b">1<")
@@ -152,6 +153,7 @@ def _texts(out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_non_utf8_file_names_are_prepared_and_quarantined(tmp_path: Path, root: Path) -> None:
     """Prevents a crash for file names in GBK, which are not valid UTF-8."""
     path = os.path.join(os.fsencode(tmp_path), "语料.jsonl".encode("gbk"))

@@ -69,6 +69,7 @@ def test_noise_in_line_file_affects_only_hit_records(
     assert len(good) + len(bad) >= len(untouched) + (how != "cut short")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(JSON_ARRAY_SOURCES))
 @given(
     draw=st.data(),
@@ -178,6 +179,7 @@ def parquet(tmp_path: Path) -> Callable[..., Path]:
     return _parquet
 
 
+@pytest.mark.slow
 def test_parquet_binary_column_is_read_as_text(parquet: Callable[..., Path]) -> None:
     """Prevents `b'\\xe4…'` in place of Chinese from writers that do not mark text as text."""
     import pyarrow
@@ -205,6 +207,7 @@ def test_unrepresentable_value_rejects_only_its_row(parquet: Callable[..., Path]
     assert good == [Document("a"), Document("c")] and [record.line for record in bad] == [2]
 
 
+@pytest.mark.slow
 @given(at=st.integers(4, 2000), noise=st.binary(min_size=1, max_size=30))
 @QUICK_SETTINGS
 def test_noise_in_parquet_reads_or_raises_user_error(

@@ -27,6 +27,7 @@ from tests.helpers.native_corpora import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROW_BUILDERS)
 def test_bad_record_is_quarantined_and_others_are_kept(
     write: Callable[..., Path], name: str

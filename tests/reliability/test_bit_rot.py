@@ -60,6 +60,7 @@ def test_flipped_byte_in_checkpoint_falls_back_to_previous(
     assert find_newest_step(finished) == last
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_manifest_is_detected(tmp_path: Path) -> None:
     """Prevents changed counts, sources, identities or checksums from being trusted."""
     path = tmp_path / MANIFEST
@@ -97,6 +98,7 @@ def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
     """Prevents training on corrupted ids."""
     names = {path.name for path in prepared.iterdir()}
@@ -116,6 +118,7 @@ def test_flipped_byte_in_shard_set_is_refused(prepared: Path) -> None:
     assert ShardSet.open(prepared, checksums=True).kind.name == "conversations"
 
 
+@pytest.mark.slow
 def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) -> None:
     """Prevents another order of data than the run began with."""
 

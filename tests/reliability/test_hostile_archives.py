@@ -94,6 +94,7 @@ def test_archive_bombs_are_refused_before_writing(
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.slow
 @given(
     at=st.integers(0, 10_000),
     noise=st.binary(min_size=1, max_size=8),

@@ -408,6 +408,7 @@ def test_adapter_config_must_be_an_object(model: Path, tmp_path: Path) -> None:
             weights.load_checkpoint(folder, CPU)
 
 
+@pytest.mark.slow
 def test_circular_adapter_bases_give_one_line_error(model: Path, tmp_path: Path) -> None:
     """Prevents endless recursion."""
     pair = [_adapter(model, tmp_path / name) for name in ("a", "b")]

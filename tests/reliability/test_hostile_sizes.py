@@ -35,6 +35,7 @@ from train import checkpoint as training
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -68,6 +69,7 @@ def _safetensors(header: object, *, length: int | None = None, body: bytes = b""
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -140,6 +142,7 @@ def _npy(header: str, body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -176,6 +179,7 @@ def test_mismatched_shard_array_gives_one_line_error(
         (shard_set / name).write_bytes(original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["config.json", "template.json", "tokenizer.model", "manifest.json"]
 )

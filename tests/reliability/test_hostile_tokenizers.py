@@ -51,6 +51,7 @@ def test_random_bytes_are_rejected_as_tokenizer(tmp_path: Path, data: bytes) -> 
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_huge_piece_is_handled_quickly(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Prevents quadratic work: every split of a piece of millions of characters."""
     from sentencepiece import sentencepiece_model_pb2

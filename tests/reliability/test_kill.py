@@ -53,6 +53,7 @@ def test_killed_pretraining_is_bit_identical(
     assert tensorboard_losses(run) == tensorboard_losses(whole)
 
 
+@pytest.mark.slow
 def test_killed_early_stopping_run_is_bit_identical(tmp_path: Path) -> None:
     """Catch a kill just before the early-stop record, after which the run would train on.
 
@@ -67,6 +68,7 @@ def test_killed_early_stopping_run_is_bit_identical(tmp_path: Path) -> None:
     assert phases[-1] == "ending"
 
 
+@pytest.mark.slow
 def test_harness_detects_differences(finished: Path, whole: Path) -> None:
     """Catch a comparison that never finds a difference."""
     assert find_differences(finished, whole) == []

@@ -169,6 +169,7 @@ def test_toolchain_error_is_reported_with_reason(
         assert said.count("\n") == 1 and "Failed to find C" in said and "VERBOSE" not in said
 
 
+@pytest.mark.slow
 def test_a_working_compiler_is_used(compiled: Path) -> None:
     """Catch a trial that always fails, so that nothing is ever compiled."""
     if not (compiled / "working.out").exists():

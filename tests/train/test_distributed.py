@@ -218,6 +218,7 @@ def test_two_processes_match_single_process_run(
     assert model.config.num_hidden_layers == 2
 
 
+@pytest.mark.slow
 def test_two_processes_match_single_process_lora(two: Runs) -> None:
     """Catch dropout drawn per process in place of per row."""
     # Both embedding tables are random and frozen, which leaves an adapter little to learn.
@@ -227,6 +228,7 @@ def test_two_processes_match_single_process_lora(two: Runs) -> None:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_fsdp_lora_is_refused_before_run_is_created(two: Runs) -> None:
     """Catch an error of torch in the middle of a run, and one line per process."""
     output = two.path("out-2").read_text().splitlines()
@@ -251,6 +253,7 @@ def test_run_resumes_with_any_world_size(four: Runs) -> None:
     assert_same_run(run, four.path("tied"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_signal_to_one_rank_stops_all_ranks_at_same_step(two: Runs, strategy: str) -> None:
     """Catch ranks that wait for one that left the step, and half a step applied or logged.
@@ -264,6 +267,7 @@ def test_signal_to_one_rank_stops_all_ranks_at_same_step(two: Runs, strategy: st
     assert checkpoint_bytes(run, STEPS) == checkpoint_bytes(whole, STEPS)
 
 
+@pytest.mark.slow
 def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
     """Catch three ranks that wait for ever, three tracebacks, and a run that cannot be resumed."""
     errors = four.path("err-4").read_text()
@@ -278,6 +282,7 @@ def test_killed_rank_ends_others_with_one_line_error(four: Runs) -> None:
     assert find_newest_step(four.path("killed")) == 6
 
 
+@pytest.mark.slow
 def test_only_rank_zero_prints(four: Runs) -> None:
     """Catch every line two or four times."""
     for count, num_runs in ((2, 9), (4, 2)):

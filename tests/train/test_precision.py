@@ -54,6 +54,7 @@ def test_attention_inputs_share_one_low_precision_dtype(
     assert dtypes == [{torch.bfloat16}] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("has_gradients", [True, False])
 def test_low_precision_matches_fp32_within_rounding(precision: Any, has_gradients: bool) -> None:

@@ -151,6 +151,7 @@ def test_text_is_prepared_with_base_tokenizer(
     assert load_tokenizer(prepared).fingerprint == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -181,6 +182,7 @@ def test_options_incompatible_with_base_are_refused(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_changed_base_on_resume_is_refused(
     root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
 ) -> None:

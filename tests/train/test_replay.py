@@ -50,6 +50,7 @@ def write_base(folder: Path, *sets: ShardSet) -> InitialCheckpoint:
     return InitialCheckpoint(checkpoint, "", checkpoint)
 
 
+@pytest.mark.slow
 def test_replay_uses_only_base_pretraining_text(
     csl: ShardSet, shard_set: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_replay_uses_only_base_pretraining_text(
         open_replay_set(new_run, InitialCheckpoint(None, "none", None), 0)
 
 
+@pytest.mark.slow
 def test_resumed_run_replays_its_recorded_set(
     csl: ShardSet, shard_set: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +83,7 @@ def test_resumed_run_replays_its_recorded_set(
         open_replay_set(run, base, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1])
 def test_replay_of_less_than_a_row_is_refused(
     csl: ShardSet, shard_set: Path, tokenizer: Tokenizer, missing: int
@@ -102,6 +105,7 @@ def test_replay_of_less_than_a_row_is_refused(
         assert len(build().example_sets[1].lengths(0)) == 1
 
 
+@pytest.mark.slow
 def test_replay_weight_is_a_share_of_the_other_tokens(
     csl: ShardSet, shard_set: Path, tokenizer: Tokenizer
 ) -> None:

@@ -39,6 +39,7 @@ def test_gradient_accumulation_matches_full_batch(tmp_path: Path, shard_set: Pat
         torch.testing.assert_close(gradient, whole_gradient, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_packed_examples_train_like_unpacked(tmp_path: Path, shard_set: Path) -> None:
     """Catch examples of a row that attend to each other in the training step."""
     trainer = build_trainer(tmp_path / "run", shard_set, optimizer={"clip": 1e9})
@@ -168,6 +169,7 @@ def test_logged_steps_and_tokens_are_consistent(
     assert all(0 < record["mfu"] < 1.5 and record["tokens_per_second"] > 0 for record in records)
 
 
+@pytest.mark.slow
 def test_id_beyond_the_vocabulary_is_named(tmp_path: Path, shard_set: Path) -> None:
     """Prevent an index error on a GPU, which says neither what nor where."""
     trainer = build_trainer(tmp_path / "run", shard_set)

@@ -75,6 +75,7 @@ def test_openai_client_gets_an_answer(talking: ServerHandle) -> None:
         assert usage.total_tokens == len(prompt) + num_answer_tokens
 
 
+@pytest.mark.slow
 def test_earlier_turns_are_part_of_the_prompt(talking: ServerHandle) -> None:
     """Prevents an answer that the client sends back from being refused or ignored."""
     create = talking.client.chat.completions.create
@@ -189,6 +190,7 @@ def test_disconnect_frees_the_sequence_slot(babbling: ServerHandle) -> None:
         wait_until_idle(babbling)
 
 
+@pytest.mark.slow
 def test_full_server_sends_retry_after(babbling: ServerHandle) -> None:
     """Prevents an endless queue, and a refusal that the client takes for a failure."""
     short_request = babbling.request_body("短", max_tokens=3)
@@ -456,6 +458,7 @@ def test_api_key_is_required(talker: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_incomplete_request_does_not_block_other_clients(talking: ServerHandle) -> None:
     """Prevents one slow client from blocking all others."""
     host, port = talking.url.removeprefix("http://").rstrip("/").split(":")

@@ -54,6 +54,7 @@ def test_answers_in_changing_batch_match_single_answers(
         assert isinstance(finish, Finish) and finish.finish_reason in ("length", "eos")
 
 
+@pytest.mark.slow
 def test_logits_are_computed_only_if_a_sequence_needs_them(endless: Path) -> None:
     """Prevents unnecessary logits for greedy sequences, and penalties ignored for them."""
     loaded_model = load_model.load_chat_model(endless, torch.device("cpu"), "fp32")
@@ -73,6 +74,7 @@ def test_logits_are_computed_only_if_a_sequence_needs_them(endless: Path) -> Non
     assert head._transposed_weight is not None
 
 
+@pytest.mark.slow
 def test_answer_stops_at_context_length(loaded_model: load_model.LoadedModel) -> None:
     """Prevents positions that the model was never trained on."""
     tracked = TrackedRequest(make_prompts(loaded_model.tokenizer, 3)[2] * 4, 5000)

@@ -103,6 +103,7 @@ def test_idle_connections_do_not_block_new_ones(small_server: ServerHandle) -> N
             connection.close()
 
 
+@pytest.mark.slow
 def test_active_answer_is_not_evicted(small_server: ServerHandle) -> None:
     """Prevents an answer cut off for an idle connection, and a fourth connection."""
     request = small_server.request_body(ENDLESS_QUESTION, stream=True)
@@ -136,6 +137,7 @@ def test_missing_bodies_do_not_block_new_connections(small_server: ServerHandle)
         assert is_closed_silently(silent[0])
 
 
+@pytest.mark.slow
 def test_missing_body_gets_error_response(
     small_server: ServerHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_engine_answers_concurrent_requests(
     assert engine.request_counts == (0, 0)
 
 
+@pytest.mark.slow
 def test_cancelled_request_frees_its_place(start_engine: StartEngine) -> None:
     """Prevents a sequence that is decoded for a client that has gone."""
     engine = start_engine(1, 1)

@@ -39,6 +39,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     browser.close()
 
 
+@pytest.mark.slow
 def test_answer_streams_into_page(browser: Browser, talker: Path) -> None:
     """Prevents an answer in one piece, and a reference or turns that are not sent."""
     with running_server(talker) as server:

@@ -16,6 +16,7 @@ def test_piped_output_contains_only_answers(process: Process) -> None:
     assert "模型：" in result.stderr.decode()
 
 
+@pytest.mark.slow
 def test_end_of_input_ends_chat(chat: Chat) -> None:
     """Prevents the loss of a last line without newline, and a stop at bytes that are not UTF-8."""
     stdin = f"{MAYOR_QUESTION}\n".encode() + b"\xff\xfe\xb0\n" + "/重置\n我叫什么？".encode()
@@ -56,6 +57,7 @@ def test_answer_uses_the_reference(chat: Chat, tmp_path: Path) -> None:
     assert chat(MAYOR_QUESTION, "--reference_file", str(file)).out == "顾长河\n"
 
 
+@pytest.mark.slow
 def test_unreadable_reference_keeps_the_conversation(chat: Chat, tmp_path: Path) -> None:
     """Prevents a reference that is dropped because its replacement cannot be read."""
     lines = [f"/资料 @{tmp_path}/没有", f"/资料 @{tmp_path}", MAYOR_QUESTION]
@@ -64,6 +66,7 @@ def test_unreadable_reference_keeps_the_conversation(chat: Chat, tmp_path: Path)
     assert result.err.count("无法读取（") == 2
 
 
+@pytest.mark.slow
 def test_question_can_be_multiline_and_start_with_slash(chat: Chat, tmp_path: Path) -> None:
     """Prevents the parts of a question from being asked apart, or taken for a command."""
     file = tmp_path / "对话.md"
@@ -95,6 +98,7 @@ def test_settings_are_shown_and_changed(chat: Chat) -> None:
     assert "temperature 已设为 0.25" in result.err and result.code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "error"),
     [
@@ -131,6 +135,7 @@ def test_help_lists_all_commands(chat: Chat) -> None:
     }
 
 
+@pytest.mark.slow
 def test_transcript_contains_all_conversations(chat: Chat, tmp_path: Path) -> None:
     """Prevents the loss of the conversations before `/reset` and before a new reference."""
     file = tmp_path / "对话.md"
@@ -159,6 +164,7 @@ def test_transcript_contains_all_conversations(chat: Chat, tmp_path: Path) -> No
     assert positions == sorted(positions) and "中断" not in text
 
 
+@pytest.mark.slow
 def test_save_overwrites_only_its_own_file(chat: Chat, tmp_path: Path) -> None:
     """Prevents the loss of another file, and half a transcript that is left behind."""
     folder = tmp_path / "saved"
@@ -202,6 +208,7 @@ def test_full_context_drops_oldest_turns_with_notice(chat: Chat) -> None:
     assert "问题太长" in result.err
 
 
+@pytest.mark.slow
 def test_pretrained_only_model_is_reported(chat: Chat, endless: Path) -> None:
     """Prevents nonsense without a word why, and a cut answer that looks complete."""
     result = chat("你好\n", "--checkpoint", str(endless), "--max_new_tokens", "12")

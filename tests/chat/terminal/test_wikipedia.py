@@ -209,6 +209,7 @@ def test_offline_startup_gives_one_line_error(chat: Chat, offline: None) -> None
     assert result.err.splitlines()[-1].startswith("error: 无法连接维基百科")
 
 
+@pytest.mark.slow
 def test_offline_lookup_keeps_the_conversation(chat: Chat, offline: None) -> None:
     """Prevents the loss of a conversation because Wikipedia cannot be reached."""
     result = chat("我叫书白。\n/wiki 青禾镇\n我叫什么？\n")

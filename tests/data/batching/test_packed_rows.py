@@ -33,6 +33,7 @@ def test_packing_loses_nothing_and_fills_rows() -> None:
     assert sizes.max() <= 256 and lengths.sum() / (256 * len(rows)) > 0.97
 
 
+@pytest.mark.slow
 def test_an_epoch_holds_every_example_once_in_another_order(
     conversations: Sequences, tmp_path: Path
 ) -> None:
@@ -53,6 +54,7 @@ def test_an_epoch_holds_every_example_once_in_another_order(
         assert [ids.tobytes() for ids, _ in rebuilt.row(row)] == expected
 
 
+@pytest.mark.slow
 def test_plan_of_different_mixture_is_not_reused(conversations: Sequences, tmp_path: Path) -> None:
     """Prevents a stale plan that points at examples which are no longer there."""
     folder = tmp_path / "plan"
@@ -63,6 +65,7 @@ def test_plan_of_different_mixture_is_not_reused(conversations: Sequences, tmp_p
         build_plan(conversations, tmp_path / "none", weights=(1e-9,)).num_rows(0)
 
 
+@pytest.mark.slow
 def test_mixture_shares_follow_weights(
     conversations: Sequences, shard_set: Path, tmp_path: Path
 ) -> None:
@@ -82,6 +85,7 @@ def test_mixture_shares_follow_weights(
         assert sum(is_text[start : start + third]) > 0.15 * sum(is_text)
 
 
+@pytest.mark.slow
 def test_conversations_in_a_row_do_not_attend_to_each_other(
     conversations: Sequences, tmp_path: Path
 ) -> None:
@@ -113,6 +117,7 @@ def test_conversations_in_a_row_do_not_attend_to_each_other(
     )
 
 
+@pytest.mark.slow
 def test_padding_is_not_counted(conversations: Sequences, tmp_path: Path) -> None:
     """Prevents a throughput that counts padding as tokens."""
     plan = build_plan(conversations, tmp_path / "plan")

@@ -131,6 +131,7 @@ def test_summary_spacing_matches_transformers(
     assert num_equal > len(records) / 2
 
 
+@pytest.mark.slow
 def test_special_tokens_in_an_article_stay_text(tmp_path: Path) -> None:
     """Prevents a corpus that ends the question, or the answer, of whoever trains on it."""
     theirs = hf_checkpoints.train_llama2_tokenizer(["a b c", "风从东边来"] * 9)

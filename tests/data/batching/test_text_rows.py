@@ -96,6 +96,7 @@ def test_sources_are_shuffled_globally(tmp_path: Path, one: Sequences) -> None:
         assert 0.3 < share < 0.7
 
 
+@pytest.mark.slow
 def test_weights_repeat_and_fractional_weights_rotate(tmp_path: Path, one: Sequences) -> None:
     """Prevents a weight of 0.25 that always shows the same quarter, and 2.0 showing all once."""
     two = write_sequences(tmp_path / "two", [20] * 60, first=10_000)
@@ -111,6 +112,7 @@ def test_weights_repeat_and_fractional_weights_rotate(tmp_path: Path, one: Seque
     assert len(seen) == 60 and sum(seen.values()) <= 64
 
 
+@pytest.mark.slow
 def test_rows_are_identical_in_a_new_process(tmp_path: Path, one: Sequences) -> None:
     """Prevents a resume with other data, from the plan on disk or from a new one."""
     plan = build_plan(tmp_path / "plan", (one, 1.0), length=8)

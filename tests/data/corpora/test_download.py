@@ -48,6 +48,7 @@ def stamp(folder: Path) -> tuple[int, int]:
     return (folder / MANIFEST).stat().st_ino, (folder / MANIFEST).stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_make_data_takes_one_name(capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents a hint to a mixture, which `make data` refuses as well."""
     for name in ("csl,redgpt", "csl+redgpt"):

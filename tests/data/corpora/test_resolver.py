@@ -122,6 +122,7 @@ def turn_into_earlier_version(folder: Path) -> None:
     write_manifest(folder, {"format": earlier, "kind": "documents"})
 
 
+@pytest.mark.slow
 def test_an_own_set_of_another_version_is_prepared_again(raw: Path) -> None:
     """Prevents a traceback over the old form of `made-from.json`, and training on other ids."""
     folder = resolve_shard_set(str(raw))
@@ -130,6 +131,7 @@ def test_an_own_set_of_another_version_is_prepared_again(raw: Path) -> None:
     assert resolve_shard_set(str(raw)) == folder and stamp(folder) != first
 
 
+@pytest.mark.slow
 def test_a_corpus_of_another_version_is_refused_until_it_is_prepared_again(raw: Path) -> None:
     """Prevents a corpus that was prepared from being replaced by the sample without a question."""
     files = {"jsonl": sample.SplitFiles([raw])}
@@ -229,6 +231,7 @@ def test_folder_of_raw_files_is_read_completely(raw: Path) -> None:
     assert read_json(resolve_shard_set("many") / MANIFEST)["report"]["records"] == 60
 
 
+@pytest.mark.slow
 def test_unknown_name_error_suggests_similar_names() -> None:
     """Prevents an error that leaves the user to guess the name."""
     with pytest.raises(UserError, match=r"DATA=wikpedia: .*did you mean wikipedia"):

@@ -1,12 +1,14 @@
 """Conversations as training examples: a loss on whole answers, cut after the last one that fits."""
 
 import numpy as np
+import pytest
 
 from data.kinds.conversations import ConversationExamples
 from data.sequences import Sequences
 from model.tokenizer.base import Tokenizer
 
 
+@pytest.mark.slow
 def test_loss_mask_covers_the_answers(conversations: Sequences, tokenizer: Tokenizer) -> None:
     """Prevents a loss on questions, or an answer without its end."""
     examples = ConversationExamples(conversations, 4096)
@@ -23,6 +25,7 @@ def test_loss_mask_covers_the_answers(conversations: Sequences, tokenizer: Token
         assert (targets == tokenizer.eos_id).sum() == len(expected)
 
 
+@pytest.mark.slow
 def test_long_conversation_is_truncated_after_an_answer(
     conversations: Sequences, tokenizer: Tokenizer
 ) -> None:

@@ -100,6 +100,7 @@ def test_near_duplicates_are_removed_and_distinct_articles_kept(
     assert num_dropped > 0.97 * len(similar)
 
 
+@pytest.mark.slow
 def test_articles_sharing_half_their_text_are_kept(articles: list[str], tmp_path: Path) -> None:
     """Prevents an article that quotes another one from being dropped."""
     long = [text[:1000] for text in articles if len(text) >= 1500]
@@ -170,6 +171,7 @@ def test_many_equal_signatures_take_linear_time(tmp_path: Path) -> None:
     assert (result[1:] == NEAR_DUPLICATE).all()
 
 
+@pytest.mark.slow
 def test_long_documents_use_bounded_shingle_sample() -> None:
     """Prevents a book from taking a thousand times as long as an article."""
     text = "".join(chr(random.Random(1).randrange(0x4E00, 0x9000)) for _ in range(10)) + "".join(

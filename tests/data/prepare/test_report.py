@@ -81,6 +81,7 @@ def test_too_many_bad_records_fail_in_one_line_and_resume_is_cheap(
     assert report["quarantined"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -128,6 +128,7 @@ def test_repeat_is_no_op_and_different_arguments_are_refused(
     assert (tmp_path / "other" / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_interrupted_work_with_other_arguments_is_not_mixed(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

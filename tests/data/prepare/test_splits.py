@@ -27,6 +27,7 @@ def read_split(folder: Path, name: str) -> set[str]:
     return set(map(tokenizer.decode, ids))
 
 
+@pytest.mark.slow
 def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     """Prevents ids of batches or processes that differ from those of a single text."""
     out = tmp_path / "out"

@@ -38,6 +38,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return _write
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.sampled_from(["甲", "乙乙", "\n", "\n\n", " ", "x" * 9, "\r\n", "\t"]), max_size=60
@@ -111,6 +112,7 @@ def test_invalid_bytes_are_bad_records(
     assert counts(write(data)) == expected
 
 
+@pytest.mark.slow
 def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_is_bad(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_line_of_ten_megabytes_is_read_and_one_beyond_the_limit_is_bad(
     ] == [1]
 
 
+@pytest.mark.slow
 def test_truncated_gzip_keeps_preceding_records(tmp_path: Path) -> None:
     """Prevents the records before damage in a gzip file from being lost with the rest."""
     lines = [json.dumps({"text": f"{i} {os.urandom(200).hex()}"}) for i in range(2000)]

@@ -56,6 +56,7 @@ def zhihu(folder: Path, text: bytes) -> tuple[Source, Path]:
     return dataclasses.replace(SOURCES["mnbvc_qa"], hub=hub), path
 
 
+@pytest.mark.slow
 @WAYS
 def test_a_table_gives_its_rows(tmp_path: Path, way: str) -> None:
     """Prevents a hub table from being read otherwise than its files."""
@@ -81,6 +82,7 @@ def test_native_hub_files_give_lines_for_any_type(tmp_path: Path, way: str) -> N
     assert isinstance(records[5], BadRecord) and records[5].line == 6
 
 
+@pytest.mark.slow
 def test_downloaded_hub_rows_match_streamed_rows(tmp_path: Path, cache: Path) -> None:
     """Prevents streaming that fills the disk, and a download with other records."""
     lines = [

@@ -268,6 +268,7 @@ def test_truncated_array_keeps_complete_elements(
     )
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=80), st.integers(1, 80))
 @settings(deadline=None, max_examples=200)
 def test_arbitrary_bytes_after_bracket_do_not_crash(data: bytes, block: int) -> None:
@@ -311,6 +312,7 @@ def test_damaged_gzip_keeps_prefix_and_reports_error(
 # Memory and progress
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_a_long_list(tmp_path: Path) -> None:
     """Prevents a list from being collected in memory."""
     path = tmp_path / "list.json.gz"

@@ -92,6 +92,7 @@ def test_tokenizer_training_is_reproducible(trained: Path, corpus: Path, tmp_pat
     assert (tmp_path / TOKENIZER_FILE).read_bytes() == (trained / TOKENIZER_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_trained_tokenizer_is_normalized_and_lossless(trained: Path, corpus: Path) -> None:
     """Prevents another size than requested, and a tokenizer that must be imported first."""
     serialized = (trained / TOKENIZER_FILE).read_bytes()
@@ -273,6 +274,7 @@ def test_import_reports_changes(
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_exported_tokenizer_loads_in_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_character_rouge_matches_hand_computed_values() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_rouge_ignores_case_and_whitespace() -> None:
     """Prevents lower case on one side only, and spaces that count as characters."""
     assert figures("基于 SVM\n的", "基于svm的") == [pytest.approx((1, 1, 1))] * 3
@@ -160,6 +161,7 @@ def test_jieba_is_quiet_and_reads_no_cache(
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"not a cache"]
 
 
+@pytest.mark.slow
 def test_confidence_intervals_cover_the_mean() -> None:
     """Prevents an interval of examples instead of the mean, other draws, mixed-up columns."""
     draw = np.random.default_rng(3)

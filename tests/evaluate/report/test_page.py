@@ -18,6 +18,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "plot_curves", lambda curves, label: b"<svg/>")
 
 
+@pytest.mark.slow
 def test_report_describes_each_run(two: tuple[Path, Path]) -> None:
     """Prevents scores without the data, model and command of the run."""
     read = render_report(*two)
@@ -69,6 +70,7 @@ def test_report_shows_last_and_best_metrics(two: tuple[Path, Path]) -> None:
     assert read.find_row("final loss") == [MISSING, "2.6000 (step 20)"]
 
 
+@pytest.mark.slow
 def test_empty_rows_are_omitted(two: tuple[Path, Path], tmp_path: Path) -> None:
     """Prevents empty rows for a final evaluation that no run has."""
     (young := tmp_path / "young").mkdir()
@@ -80,6 +82,7 @@ def test_empty_rows_are_omitted(two: tuple[Path, Path], tmp_path: Path) -> None:
     assert not any("loss" in row[0] for table in render_report(young).tables for row in table)
 
 
+@pytest.mark.slow
 def test_report_names_evaluated_data(two: tuple[Path, Path], tmp_path: Path) -> None:
     """Prevents wrong descriptions of the scored part of a split."""
     tuned, capped = (
@@ -107,6 +110,7 @@ def test_report_names_evaluated_data(two: tuple[Path, Path], tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_only_options_that_differ_are_listed(tmp_path: Path) -> None:
     """Prevents equal options in the table, and a missing option that counts as equal."""
     first, same = (write_run(tmp_path / name, [], optimizer={"lr": 0.25}) for name in ("a", "c"))

@@ -94,6 +94,7 @@ def test_non_finite_values_are_plotted_as_gaps(tmp_path: Path) -> None:
     assert not read.images and read.find_row("validation loss, last") == ["nan (step 10)"]
 
 
+@pytest.mark.slow
 def test_long_curves_are_lines_and_single_points_are_markers(tmp_path: Path) -> None:
     """Prevents an invisible single point, and markers that hide a long line."""
     long = [(step, math.sin(step / 3)) for step in range(MAX_MARKED_POINTS + 1)]

@@ -243,6 +243,7 @@ def test_answer_keeps_piece_ending_in_whitespace(tmp_path: Path) -> None:
     ).endswith(" 甲")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["ours", "tight"])
 def test_special_token_delimiters_in_text_stay_text(template: str, imported: Import) -> None:
     """Prevents a user from ending the conversation by typing a special token."""
@@ -267,6 +268,7 @@ def test_lone_surrogate_raises_user_error(imported: Import) -> None:
         pair.template.encode(pair.ours, [("问", "\ud83d")])
 
 
+@pytest.mark.slow
 def test_single_word_special_token_ends_answers(
     trained: Callable[[str], Any], tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_special_token_or_template_spelled_in_text_stays_text(ours: Tokenizer, f
         )
 
 
+@pytest.mark.slow
 def test_exported_special_token_names_in_text_stay_text(ours: Tokenizer, fast: Any) -> None:
     """Prevents the exported tokenizer's own name of `</s>` in a question from becoming the id."""
     typed = f"{fast.eos_token}{fast.bos_token}{fast.unk_token}<\ufdd0/s>\ufdd0"

@@ -209,6 +209,7 @@ def processed_ids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_finished_rows_are_dropped(processed_ids: list[int], num_beams: int) -> None:
     """Prevents one long answer that occupies the whole batch."""

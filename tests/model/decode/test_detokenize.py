@@ -24,6 +24,7 @@ def llama2_tokenizer(root: Path, tmp_path_factory: pytest.TempPathFactory) -> To
     return load_tokenizer(locate.resolve_checkpoint(folder / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["你好 world", " 你好", "  two spaces", "𠀀", ""])
 def test_stop_strings_do_not_change_the_prefix_space(
     llama2_tokenizer: Tokenizer, text: str
@@ -47,6 +48,7 @@ def test_stop_strings_do_not_match_the_prefix_space(llama2_tokenizer: Tokenizer)
     assert streamed == "你好"
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(3, 258), max_size=40))
 def test_streamed_bytes_match_decoded_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     """Prevents a transcript that differs from the screen where bytes form no character."""
@@ -76,6 +78,7 @@ def test_streamed_text_never_splits_a_character(tokenizer: Tokenizer) -> None:
     assert cut.startswith("好") and cut.endswith("\ufffd")
 
 
+@pytest.mark.slow
 @given(
     st.text("甲乙丙a", max_size=30),
     st.lists(st.text("甲乙丙a", min_size=1, max_size=4), max_size=3),

@@ -40,6 +40,7 @@ def generate_all(
             return ids, stop.value
 
 
+@pytest.mark.slow
 def test_greedy_ids_match_transformers(model: Llama) -> None:
     """Prevents an error in the cache or in positions that changes answers."""
     from transformers import AutoModelForCausalLM
@@ -110,6 +111,7 @@ def test_sampling_is_reproducible_per_seed(model: Llama) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
+@pytest.mark.slow
 def test_penalties_match_transformers_on_answer_ids_only(endless_model: Llama) -> None:
     """Prevents penalties on the prompt: names in it could not be copied into the answer."""
     from transformers import (
@@ -133,6 +135,7 @@ def test_penalties_match_transformers_on_answer_ids_only(endless_model: Llama) -
     assert answer != list(generate(endless_model, prompt, GREEDY, max_new_tokens=50))
 
 
+@pytest.mark.slow
 def test_no_repeat_ngram_blocks_loops(endless_model: Llama) -> None:
     """Prevents a loop that goes on although repeated n-grams are forbidden."""
     looped = list(pairwise(generate(endless_model, [1, 40], GREEDY, max_new_tokens=60)))
@@ -142,6 +145,7 @@ def test_no_repeat_ngram_blocks_loops(endless_model: Llama) -> None:
     assert len(set(pairs)) == len(pairs)
 
 
+@pytest.mark.slow
 def test_penalties_ignore_the_prompt(endless_model: Llama) -> None:
     """Prevents an answer that cannot copy from its reference."""
     prompts = random_prompts([41] * 80)

@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("build", [FastModel, CachedLlama])
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)

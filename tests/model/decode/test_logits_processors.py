@@ -22,6 +22,7 @@ def drawn_ids(logits: torch.Tensor, sampling: Sampling, count: int = 400) -> set
     return {sample_token(logits, sampling, generator) for _ in range(count)}
 
 
+@pytest.mark.slow
 def test_top_k_and_top_p_limit_sampled_ids() -> None:
     """Prevents unlikely ids that are drawn although they were cut off, and likely ones lost."""
     logits = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).log()

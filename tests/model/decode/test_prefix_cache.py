@@ -14,6 +14,7 @@ from tests.helpers.random_llama import random_llama
 GREEDY = Sampling(temperature=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.1)], ids=str)
 def test_reuse_does_not_change_answers(sampling: Sampling) -> None:
     """Prevents stale keys where a prompt continues, leaves, or shortens the last one."""

@@ -168,6 +168,7 @@ def test_exported_config_files_describe_the_model(trained_run: Path, tmp_path: P
     assert drawn == (DEFAULT_SAMPLING.temperature, DEFAULT_SAMPLING.top_p, DEFAULT_SAMPLING.top_k)
 
 
+@pytest.mark.slow
 def test_model_card_has_training_and_scores(trained_run: Path, tmp_path: Path) -> None:
     """Prevents a model that nobody can judge or train again."""
     import yaml
@@ -272,6 +273,7 @@ def test_user_errors_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_dtype_overflow_raises(trained_run: Path, tmp_path: Path) -> None:
     """Prevents infinite weights in an export."""
     model, tokenizer = weights.load_checkpoint(trained_run, CPU)

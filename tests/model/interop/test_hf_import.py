@@ -467,6 +467,7 @@ def test_unsupported_import_gives_one_line_error(
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
+@pytest.mark.slow
 def test_imported_tokenizer_is_validated_on_load(byte_level: Any, tmp_path: Path) -> None:
     """Prevents a hostile run from bypassing the checks of the import."""
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"))

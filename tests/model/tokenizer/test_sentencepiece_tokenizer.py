@@ -130,6 +130,7 @@ def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast:
     assert same_ids(tokenizer, fast, [text.replace(METASPACE, " ") for text in texts]) == []
 
 
+@pytest.mark.slow
 def test_user_text_cannot_encode_to_special_ids(tokenizer: Tokenizer, fast: Any) -> None:
     """Prevents `</s>` in a text from ending the answer or the document."""
     specials = {index for index, piece in enumerate(tokenizer.pieces) if piece.kind == CONTROL} | {

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from common.metrics_file import read_metrics
 from train.monitoring.metrics_log import InMemoryMetricsLog, MetricsLog, SelectionMetric
 
@@ -40,6 +42,7 @@ def test_interrupted_evaluation_is_logged_once(tmp_path: Path) -> None:
     log.close()
 
 
+@pytest.mark.slow
 def test_only_evaluations_stay_in_memory(tmp_path: Path) -> None:
     """Catch memory, and time at each checkpoint, that grow with the steps of a run."""
     for log in (MetricsLog(tmp_path, 0), InMemoryMetricsLog()):

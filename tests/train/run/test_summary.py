@@ -16,6 +16,7 @@ MANY_EPOCHS = "after 40 epochs the same text teaches almost nothing"
 NO_VALIDATION = "no validation data: there will be no validation loss and no best checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "has_data", "notes"),
     [

@@ -77,6 +77,7 @@ class AdaptedLinear(torch.nn.Linear):
         return super().forward(input) + 0.1 * input.sum(-1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_adapted_projections_are_called() -> None:
     """Prevents answers of the base in place of the adapted model."""
     model = random_llama()

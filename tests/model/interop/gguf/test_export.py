@@ -168,6 +168,7 @@ def test_q8_0_error_is_half_a_step_with_f16_for_odd_widths(
     assert (np.abs(ours - theirs) <= 0.57 * step).all() and not np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_f16_overflow_raises_and_keeps_old_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prevents infinite weights, and half a file in place of a whole one."""
     model = random_llama(tokenizer)

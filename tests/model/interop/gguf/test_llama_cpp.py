@@ -118,6 +118,7 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", SHAPES, ids=["gqa", "tied", "linear", "llama3", "wide heads"])
 def test_llama_cpp_greedy_matches_in_f32(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
@@ -160,6 +161,7 @@ def test_llama_cpp_logits_are_close(
     )
 
 
+@pytest.mark.slow
 def test_llama_cpp_renders_a_conversation_with_one_bos(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ GO_IMPORTED = (
 )
 
 
+@pytest.mark.slow
 def test_modelfile_has_weights_stop_tokens_and_sampling(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

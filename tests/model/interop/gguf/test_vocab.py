@@ -62,6 +62,7 @@ def test_vocabulary_is_padded_to_model_size(tokenizer: Tokenizer) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_padding_pieces_are_unreachable(stock: Tokenizer) -> None:
     """Prevents llama.cpp from merging text into unused pieces, such as 基础."""
     tokenizer, pieces = stock, build_native_vocabulary(stock, stock.vocab_size).pieces

@@ -255,7 +255,7 @@ def _run_stages(call: BudgetedCall, state: dict[str, Any]) -> None:
 def configured_steps(plan: Plan) -> int:
     """Return `max_steps` of pretraining: that of the config file, or the default without one."""
     # Imported here because their packages may be missing, and only --train needs them.
-    from common.options import load_yaml
+    from common.yaml_files import load_yaml
     from train.options import PretrainOptions
 
     arguments = plan.config_arguments("pretrain")

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from common.errors import UserError
-from common.options import Options, load_yaml
+from common.options import Options
+from common.yaml_files import load_yaml
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS_FOLDER = PROJECT_ROOT / "assets" / "manifests"

@@ -13,7 +13,6 @@ from common.errors import UserError
 from common.files import read_json
 from common.flat_tables import flatten, format_value, parse_number
 from common.metrics_file import UNSCORED_KINDS, read_metrics
-from common.options import load_yaml
 from common.run_layout import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -22,6 +21,7 @@ from common.run_layout import (
     list_steps,
     step_folder,
 )
+from common.yaml_files import load_yaml
 from model.config import LlamaConfig
 
 # A lower value of a metric is better if its name contains one of these, otherwise a higher one.

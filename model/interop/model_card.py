@@ -9,7 +9,7 @@ from common import run_layout
 from common.files import read_json
 from common.flat_tables import flatten, format_value
 from common.metrics_file import UNSCORED_KINDS, read_metrics
-from common.options import load_yaml
+from common.yaml_files import load_yaml
 from model.checkpoint import locate
 from model.llama import Llama
 

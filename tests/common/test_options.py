@@ -16,11 +16,11 @@ from common.options import (
     Options,
     OutputFile,
     default_values,
-    load_yaml,
     merge_layers,
     parse_options,
     validate_options,
 )
+from common.yaml_files import load_yaml
 
 
 class Optimizer(Options):

@@ -19,7 +19,7 @@ import torch
 from common import files
 from common.errors import UserError
 from common.files import read_json, write_json, write_manifest
-from common.options import load_yaml
+from common.yaml_files import load_yaml
 from data.readers import files as readers
 from data.records import BadRecord
 from data.shards import ShardSet

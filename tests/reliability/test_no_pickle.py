@@ -14,7 +14,7 @@ import torch
 from common.archive import extract_zip
 from common.errors import UserError
 from common.files import read_json
-from common.options import load_yaml
+from common.yaml_files import load_yaml
 from data.shards import ShardSet, load_run_shard_set
 from data.sources import SOURCES
 from evaluate.report.run_reader import read_run

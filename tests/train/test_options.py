@@ -9,11 +9,11 @@ from common.errors import UserError
 from common.options import (
     Options,
     default_values,
-    load_yaml,
     merge_layers,
     parse_options,
     validate_options,
 )
+from common.yaml_files import load_yaml
 from data.prepare.options import PrepareOptions
 from train.options import PretrainOptions, SftOptions
 

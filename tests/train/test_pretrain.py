@@ -13,7 +13,7 @@ import torch
 
 from common import run_layout
 from common.errors import UserError, run_main
-from common.options import load_yaml
+from common.yaml_files import load_yaml
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup

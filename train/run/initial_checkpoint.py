@@ -10,8 +10,8 @@ from pathlib import Path
 
 from common import run_layout
 from common.errors import UserError
-from common.options import load_yaml
 from common.run_layout import CONFIG_FILE
+from common.yaml_files import load_yaml
 from model.checkpoint import locate
 
 # The fingerprint of a run without a base, which starts from random weights.

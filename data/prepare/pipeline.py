@@ -340,11 +340,10 @@ def format_report(report: dict[str, Any], out: Path) -> str:
             )
     if "longer_than" in report:
         counts = ", ".join(
-            f"{count:,} over {row_length}" for row_length, count in report["longer_than"].items()
+            f"{count:,} over {row_length} tokens"
+            for row_length, count in report["longer_than"].items()
         )
-        lines.append(
-            f"  longer than a row of so many tokens, and cut there at a turn or left out: {counts}"
-        )
+        lines.append(f"  longer than a row, so cut at a turn or left out in training: {counts}")
     if "seconds" in report:
         parent_megabytes = report["peak_memory_parent"] / 1e6
         worker_megabytes = report["peak_memory_worker"] / 1e6

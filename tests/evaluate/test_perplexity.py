@@ -249,7 +249,7 @@ def test_records_exceeding_a_row_are_counted(
     corpus.write_text(
         json.dumps([{"content": talk} for talk in talks], ensure_ascii=False), encoding="utf-8"
     )
-    model.trained_context = 256  # it was trained on rows of so many tokens
+    model.trained_context = 256  # the length of its training rows
     folder = save(model, tokenizer, tmp_path / "checkpoint")
     prepare_groups(
         [SourceGroup("naturalconv", (str(corpus),))],

@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 # One process per core with one thread each: with more threads than cores the threads wait for each other. The tests of a
-# module stay in one process, so that their fixtures are built once.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# module stay in one process, so that their fixtures are built once. Bytecode is cached even where the environment turns
+# it off, because the tests start many processes.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # pip shows progress on a terminal and is quiet in a log. stderr (2) is tested, because stdout of $(...) is never a terminal.
 PIP_INSTALL = $(PY) -m pip install --disable-pip-version-check $$(test -t 2 || echo --quiet)
 DATA ?=

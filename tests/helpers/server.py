@@ -11,7 +11,6 @@ from typing import Any
 import requests
 import torch
 import uvicorn
-from openai import OpenAI
 
 from chat import load_model
 from chat.serve.__main__ import open_listener, server_url
@@ -38,6 +37,9 @@ class ServerHandle:
         self.engine = engine
         self.loaded_model = loaded_model
         self.model_name = model_name
+        # Imported here: it takes a second, in each worker that collects the tests.
+        from openai import OpenAI
+
         self.client = OpenAI(
             base_url=f"{url}v1", api_key=api_key or "none", max_retries=0, timeout=60
         )

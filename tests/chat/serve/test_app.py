@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import requests
 
@@ -193,6 +192,8 @@ def test_disconnect_frees_the_sequence_slot(babbling: ServerHandle) -> None:
 @pytest.mark.slow
 def test_full_server_sends_retry_after(babbling: ServerHandle) -> None:
     """Prevents an endless queue, and a refusal that the client takes for a failure."""
+    import openai
+
     short_request = babbling.request_body("短", max_tokens=3)
     endless_request = babbling.request_body(ENDLESS_QUESTION, stream=True)
     with babbling.post(endless_request, stream=True) as running_response:
@@ -240,6 +241,8 @@ def test_overlong_prompt_is_a_protocol_error(
     talking: ServerHandle, question: str, reference: str
 ) -> None:
     """Prevents a traceback for a long question, or a reference that is cut without a word."""
+    import openai
+
     with pytest.raises(openai.BadRequestError) as refused:
         talking.client.chat.completions.create(
             **talking.request_body(question, reference=reference)

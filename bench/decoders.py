@@ -58,7 +58,10 @@ def _load_babyllama(task: DecodeTask) -> Any:
 
 
 def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
-    """Decode with this project's `InferenceBatch` as `generate_batch` does, but ignore `<eos>`."""
+    """Return a function that decodes with this project's `InferenceBatch`.
+
+    It does the same as `generate_batch`, except that it ignores `<eos>`.
+    """
     import torch
 
     from model.decode.batched_inference import InferenceBatch
@@ -85,7 +88,7 @@ def build_babyllama_decoder(task: DecodeTask) -> DecodeFunction:
 
 
 def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
-    """Decode with `LlamaForCausalLM.generate` and sdpa attention.
+    """Return a function that decodes with `LlamaForCausalLM.generate` and sdpa attention.
 
     `generate` does not report when the first id is ready, so the prefill is timed by a separate
     call for one id, and its time is subtracted from that of the whole call.
@@ -127,7 +130,10 @@ def build_transformers_decoder(task: DecodeTask) -> DecodeFunction:
 
 
 def build_llama_cpp_decoder(task: DecodeTask) -> DecodeFunction:
-    """Decode the exported file (f32 or q8_0) with llama.cpp, one prompt at a time."""
+    """Return a function that decodes a single prompt with llama.cpp, from a GGUF file.
+
+    Its weights are f32 or q8_0. The function raises UserError for several prompts.
+    """
     import numpy as np
     from llama_cpp import Llama as LlamaCpp
     from llama_cpp import llama_get_logits_ith

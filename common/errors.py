@@ -81,7 +81,8 @@ def errno_of(error: BaseException) -> int | None:
 def describe_disk_error(error: BaseException) -> str | None:
     """Return a one-line message for a disk or file error, which ends with the remedy.
 
-    Returns None for other errors.
+    It begins with the name of the file, if the error has one. Returns None for an error that has
+    neither a file name nor advice in `DISK_ERRORS`.
     """
     # 0 is not the number of any error.
     disk_error = DISK_ERRORS.get(errno_of(error) or 0)

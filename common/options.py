@@ -102,14 +102,19 @@ T = TypeVar("T", bound=Options)
 
 
 def _check_output_file(path: Path) -> Path:
-    """Return `path`. Raises ValueError if no file can be written there."""
-    # The nearest folder that exists; missing ones below it are created when the file is written.
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    """Return `path`. Raises ValueError unless `write_atomic` can make or replace a file there."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file to write")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    # The write would replace a device by a file; root could do that to /dev/null.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device or a pipe; name a file to write")
+    # Folders that are missing are created by the write. The permissions of an existing file do not
+    # matter, because it is replaced and not opened.
+    nearest_existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest_existing.is_dir() or not os.access(nearest_existing, os.W_OK):
         raise ValueError(
-            f"{path} cannot be written: {folder} is not a writable folder; name another file"
+            f"{path} cannot be written: {nearest_existing} is not a writable folder; "
+            "name another file"
         )
     return path
 

@@ -484,14 +484,16 @@ class Trainer:
 
 
 def _check_token_ids(batch: Batch, vocab_size: int) -> None:
-    """Raise UserError if an id is not in the model's vocabulary.
+    """Raise UserError if an input or a target is not in the model's vocabulary.
 
-    On a GPU the embedding would fail with an error that does not name the reason.
+    On a GPU the embedding or the loss would fail with an error that does not name the reason.
     """
-    largest = int(batch.ids.max())
+    # The last id of a row is only a target. Negative ids cannot occur: shards hold unsigned ones.
+    largest = int(torch.cat((batch.ids.flatten(), batch.targets)).max())
     if largest >= vocab_size:
         raise UserError(
-            f"the data holds id {largest}, the model's vocabulary ends at {vocab_size - 1}"
+            f"the data holds id {largest}, but the model's vocabulary ends at {vocab_size - 1}: "
+            "prepare the data with the model's tokenizer"
         )
 
 

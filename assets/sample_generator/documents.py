@@ -65,7 +65,7 @@ class DocumentGenerator:
     def biography(self, person: Person) -> SampleDocument:
         """Compose an encyclopedia article about a person: youth, life in random order, praise."""
         values = person_values(self.world, person)
-        # Sections of text/person.txt. Somebody who works at home has another opening.
+        # Sections of text/person.txt. People who work where they were born have their own opening.
         opening = "人.开头本地" if person.home is person.workplace else "人.开头"
         first = self._expand(values, opening, "人.童年", "人.学艺")
         middle = [self._expand_several("人.工作", 2, values)]

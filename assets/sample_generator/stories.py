@@ -185,16 +185,16 @@ class StoryGenerator(DocumentGenerator):
         """
         place = person.home
         day = to_numeral(self.rng.randint(1, 28))
-        year = self.random_working_year(person)
+        year = int(self.random_working_year(person))
         # Slots of the phrasings in text/fable.txt. 届 counts the festivals, the first of which was
-        # six years after the place was founded; 月 is the festival's month.
+        # six years after the place was founded; 月, of `place_values`, is the festival's month.
         values = {
             **self._story_values(person),
             **place_values(self.world, place),
             "日": day,
-            "年": year,
-            "届": str(int(year) - int(place["建成"]) - 5),
-            "岁": str(int(year) - person.birth_year),
+            "年": str(year),
+            "届": str(year - int(place["建成"]) - 5),
+            "岁": str(year - person.birth_year),
             "校": place["名字"] + "学堂",
             "食": place["小吃"],
         }

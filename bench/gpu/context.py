@@ -170,7 +170,8 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     """Return |value - reference| / |reference| in Euclidean norms, computed in fp64 on the CPU."""
     reference = reference.detach().double().cpu()
     difference = value.detach().double().cpu() - reference
-    # Where the reference is 0 any difference is a huge error, and none is 0 rather than NaN.
+    # If the reference is all zeros, an equal value has the error 0, not NaN, and any other a huge
+    # one.
     return float(difference.norm() / reference.norm().clamp_min(1e-300))
 
 

@@ -19,8 +19,8 @@ class Report:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.comparisons: list[dict[str, Any]] = []
-        self.figures: list[dict[str, Any]] = []
+        self.comparisons: list[dict[str, Any]] = []  # measured errors and their bounds
+        self.figures: list[dict[str, Any]] = []  # measured values without a bound
         self.notes: list[str] = []
 
     def compare(self, name: str, error: float, bound: float) -> None:

@@ -191,7 +191,10 @@ def train_to_end(
 def uninterrupted_run(
     context: Context, name: str, device: str, *extra: str, set_up: SetUp | None = None
 ) -> Path:
-    """Return the folder of a run that was never interrupted, trained once for all checks."""
+    """Return the folder of a run that was never interrupted, trained once for all checks.
+
+    The run is known by `name` alone: a complete one is returned whatever the other arguments are.
+    """
     run = context.work / "runs" / name
     if run.is_dir() and find_newest_step(run) == STEPS:
         return run

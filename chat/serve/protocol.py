@@ -152,7 +152,8 @@ class CompletionRequest(_StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_unset_fields(cls, values: Any) -> Any:
+    def _normalize_fields(cls, values: Any) -> Any:
+        """Drop fields without an effect, and make a list of a single stop string."""
         values = _drop_neutral_fields(values, UNSUPPORTED_FIELDS, IGNORED_FIELDS)
         # The protocol allows a single stop string in place of a list.
         if isinstance(values, dict) and isinstance(values.get("stop"), str):

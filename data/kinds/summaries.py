@@ -138,9 +138,11 @@ class SummaryExamples:
         return np.where(kept_lengths >= self._min_article_lengths, positions, 0)
 
     def example(self, index: int, epoch: int) -> Example:
-        """Return the ids of request, article, lead-in and title, and the loss mask of the answer.
+        """Return the ids of request, article, lead-in, title and <eos>, and the loss mask.
 
-        The article loses its end if it does not fit; request and lead-in are those of the epoch.
+        They are int64[n + 1] and bool[n] for n positions. The answer, from the lead-in on, has a
+        loss. The article loses its end if it does not fit; request and lead-in are those of the
+        epoch.
         """
         plan = self._plan_prompts(np.array([index]), epoch)
         request_index, lead_in_index, article_budget = (int(values[0]) for values in plan)

@@ -12,9 +12,9 @@ HUB_FILES = "hf://datasets/liwu/MNBVC/{folder}/*.jsonl.gz"
 def parse_mnbvc(data: bytes) -> Document:
     """Return the paragraphs (段落) of one article in the order of line numbers (行号), one a line.
 
-    Paragraphs flagged as repeated (是否重复) stay: an article without its refrain or its heading is
-    incomplete. Deduplication drops whole documents that repeat. Raises SchemaError if the record
-    has no paragraphs, or one without text.
+    Blank paragraphs are left out. Those flagged as repeated (是否重复) stay: an article without its
+    refrain or its heading is incomplete, and deduplication compares whole documents. Raises
+    SchemaError if the record has no field 段落, or a paragraph no string 内容.
     """
     row = parse_json_object(data)
     if "段落" not in row:
@@ -29,7 +29,7 @@ def _parse_paragraphs(value: Any) -> list[tuple[int, str]]:
     """Return (line number, text) of every paragraph in the field 段落.
 
     The line number is 行号 or, where that is missing, the paragraph's position; the text is 内容.
-    Raises SchemaError if a paragraph has no text.
+    Raises SchemaError if a paragraph has no string 内容, or 段落 another shape.
     """
     if isinstance(value, dict):
         # The hub's tables turn a list of objects into an object of lists.

@@ -127,7 +127,10 @@ def _resolve_variant(body: str) -> str:
 
 
 def _link_text(body: str) -> str:
-    """Return the visible text of [[body]]: what follows `|`, or "" for files and categories."""
+    """Return the visible text of the link [[body]]: all of it, or what follows the last `|`.
+
+    Returns "" for files, categories and links to other languages.
+    """
     return "" if _NON_TEXT_NAMESPACE.match(body) else body.rpartition("|")[2]
 
 

@@ -55,10 +55,10 @@ STRINGS_SOURCE = Source(
 
 
 def sample_text_inputs() -> list[str]:
-    """Return `[SOURCE=]PATH` of every training file of the sample, without dev and test splits."""
+    """Return `[SOURCE=]PATH` inputs of the whole sample without its dev and test splits."""
     folders = [SAMPLE_PRETRAIN_FOLDER.with_name(name) for name in ("sft", "summary")]
-    # Pretraining files are read by the source that each is recognized for; of conversations and
-    # summaries all strings are read, whatever their schema.
+    # The folder of pretraining files, none of which is held out; the source of each is detected. Of
+    # conversations and summaries all strings are read, whatever their schema.
     inputs = [str(SAMPLE_PRETRAIN_FOLDER)]
     for file in expand_inputs(list(map(str, folders))):
         if not _HELD_OUT_FILE.search(file.name):
@@ -71,8 +71,8 @@ def resolve_source_files(
 ) -> list[tuple[Source, Path]]:
     """Return (source, file) for every file of `[SOURCE=]PATH` inputs.
 
-    An input without SOURCE= is read by the default source; without a default, each of its files is
-    read by the source that it is recognized for. Raises UserError for an unknown source or path.
+    An input without SOURCE= is read by the default source; without a default, the source of each of
+    its files is detected from its content. Raises UserError for an unknown source or path.
     """
     source_files = []
     for input_ in inputs:

@@ -62,7 +62,10 @@ def _overview_blocks(runs: Sequence[RunRecord]) -> list[Block]:
 
 
 def _option_difference_blocks(runs: Sequence[RunRecord]) -> list[Block]:
-    """Return the table of the options that differ between runs; nothing for a single run."""
+    """Return a heading and the table of the options that differ between runs.
+
+    Instead of an empty table there is a sentence that says why. Returns nothing for a single run.
+    """
     if len(runs) == 1:
         return []
     indices_with_config = [index for index, run in enumerate(runs) if run.config]

@@ -106,7 +106,10 @@ class InferenceBatch:
         return self._model.decode_step(ids, self.cache, positions, mask)
 
     def _positions(self, start: int, stop: int) -> Tensor | None:
-        """Return the positions of columns start..stop, int64[R, T], or None without padding."""
+        """Return the positions of the columns `start` to `stop` - 1, int64[R, T].
+
+        Returns None without padding: the default, the columns themselves, is right then.
+        """
         if self._is_unpadded:
             return None
         # Positions are clamped because the rotary table has no others: padding would get negative

@@ -63,7 +63,7 @@ def _size_section(model: Llama, dtype: str) -> str:
 
 
 def _usage_section(is_conversational: bool, is_imported: bool) -> str:
-    """Return a paragraph about what the model was trained for."""
+    """Return a paragraph about where the model is from and how to use it."""
     if is_imported:
         return (
             "It was imported, with its tokenizer and, where it has one that can be used, its chat "
@@ -75,9 +75,9 @@ def _usage_section(is_conversational: bool, is_imported: bool) -> str:
             "trained on conversations: the chat template is for fine-tuning."
         )
     return (
-        "It was fine-tuned on the data below, and for nothing else. A reference text is the "
-        "message with the role `system`; `apply_chat_template` gives the ids that it was trained "
-        "on. It stops with `</s>` (id 2)."
+        "It was fine-tuned on the data below, and for nothing else. A reference text, which the "
+        "questions are about, is the message with the role `system`. `apply_chat_template` formats "
+        "messages as in training. An answer ends with `</s>` (id 2)."
     )
 
 

@@ -125,8 +125,8 @@ def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(serialized)
-        # Otherwise fields of other versions (an outdated self-test, extensions) would be written
-        # into the normalized model.
+        # Otherwise unknown fields would be copied to the normalized model: extensions, and the
+        # self-test of older versions, texts with their pieces, which normalization may change.
         model.DiscardUnknownFields()
         # protobuf returns a string that is not UTF-8 as bytes.
         is_valid = all(

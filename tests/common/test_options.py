@@ -1,6 +1,7 @@
 """Options: each value is parsed exactly, or rejected with one clear line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -416,6 +417,11 @@ def test_positionals_lists_and_output_files(tmp_path: Path) -> None:
         "--out: /dev/null/x cannot be written: /dev/null is not a writable folder; "
         "name another file",
         f"--json: {tmp_path} is a folder; name a file to write",
+    ]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert parse_errors("a", "--json", str(pipe), schema=Files) == [
+        f"--json: {pipe} is a device or a pipe; name a file to write"
     ]
     assert parse_errors(schema=One) == ["FOLDER: is required", "--run: is required"]
     assert parse("x", "--run", "y", schema=One) == One(folder=Path("x"), run=Path("y"))

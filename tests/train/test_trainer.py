@@ -171,9 +171,13 @@ def test_logged_steps_and_tokens_are_consistent(
 
 @pytest.mark.slow
 def test_id_beyond_the_vocabulary_is_named(tmp_path: Path, shard_set: Path) -> None:
-    """Prevent an index error on a GPU, which says neither what nor where."""
+    """Prevent an index error on a GPU, which says neither what nor where.
+
+    The last id of an example is no input of the model, only a target of the loss.
+    """
     trainer = build_trainer(tmp_path / "run", shard_set)
-    example = (np.array([1, 99_999, 2]), np.array([True, True]))
-    with pytest.raises(UserError, match="holds id 99999, the model's vocabulary ends at"):
-        trainer.compute_gradients([collate([[example]], 32)])
+    for ids in ([1, 99_999, 2], [1, 2, 99_999]):
+        example = (np.array(ids), np.array([True, True]))
+        with pytest.raises(UserError, match="holds id 99999, but the model's vocabulary ends at"):
+            trainer.compute_gradients([collate([[example]], 32)])
     trainer.close()

@@ -159,12 +159,17 @@ class RMSNormLinear:
 
 
 class LinearAdd:
-    """A linear layer of h[N, D] and its residual connection: the output is added to x[N, M]."""
+    """A linear layer of h[N, D] and its residual connection: the output is added to x[N, M].
+
+    Plain and int8 layers can be prepared. Others, with an adapter or a bias, are only called; then
+    `can_prepare` is False.
+    """
 
     def __init__(self, projection: nn.Module) -> None:
         self._projection: Any = projection
         self._transposed_weight: Tensor | None = None
         if is_plain_linear(projection):
+            # A view of the weight, [D, M], for addmm and baddbmm.
             self._transposed_weight = projection.weight.detach().t()
         self.can_prepare = is_plain_int8_linear(projection) or self._transposed_weight is not None
 

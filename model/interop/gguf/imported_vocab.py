@@ -140,8 +140,8 @@ def _build_byte_level_vocabulary(
         pieces.append(piece)
     # No merge builds the name of a special token, so llama.cpp can find it in text only by looking
     # up a whole word.
-    is_spelled_by_text = _build_single_word_check(definition) if looks_up_words else _never
-    pieces, names = _rename_special_tokens(pieces, is_spelled_by_text)
+    is_found_in_text = _build_single_word_check(definition) if looks_up_words else _never
+    pieces, names = _rename_special_tokens(pieces, is_found_in_text)
     return GGUFVocabulary(
         "gpt2",
         pieces,
@@ -168,18 +168,18 @@ def _iter_typed_pieces(tokenizer: ImportedTokenizer, vocab_size: int) -> Iterato
 
 
 def _rename_special_tokens(
-    pieces: list[Piece], is_spelled_by_text: Callable[[str], bool]
+    pieces: list[Piece], is_found_in_text: Callable[[str], bool]
 ) -> tuple[list[Piece], dict[str, str]]:
     """Append SPECIAL_TOKEN_MARK to the special tokens that llama.cpp would find in text.
 
-    `is_spelled_by_text` says of a name whether it would. Returns the pieces, and the new name of
-    every special token by its name.
+    `is_found_in_text(name)` returns whether it would find the token of that name. Returns the
+    pieces, and a dict of the new names of all special tokens by their old names.
     """
     names = {}
     renamed = []
     for piece in pieces:
         if piece.kind == CONTROL:
-            mark = SPECIAL_TOKEN_MARK if is_spelled_by_text(piece.text) else ""
+            mark = SPECIAL_TOKEN_MARK if is_found_in_text(piece.text) else ""
             names[piece.text] = piece.text + mark
             piece = piece._replace(text=names[piece.text])
         renamed.append(piece)

@@ -259,9 +259,10 @@ class Deduplicator:
 
 
 def choose_lsh_bands(threshold: float) -> tuple[int, int]:
-    """Return (number of bands, rows per band) for a threshold, as `datasketch` chooses them.
+    """Return (number of bands, rows per band) as `datasketch` chooses them.
 
-    A missed pair weighs 19 times as much as a false candidate, which costs only one comparison.
+    `threshold` is the Jaccard similarity from which on pairs are to be found. A missed pair weighs
+    19 times as much as a false candidate, which costs only one comparison.
     """
     from datasketch import MinHashLSH
 

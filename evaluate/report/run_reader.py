@@ -114,7 +114,11 @@ class RunRecord:
         return _join_parts(count, preset)
 
     def _describe_steps(self) -> str | None:
-        """Return the last step, the planned length, and the number of tokens trained on."""
+        """Return the last step, the planned length, and the number of tokens trained on.
+
+        The length is planned in steps ("900 of 1,000 · 3,000,000 tokens") or in epochs ("900 of 3
+        epochs · 3,000,000 tokens"). Return None if all three are unknown.
+        """
         last_step = max((record["step"] for record in self.records), default=None)
         planned_length = None
         # --max_steps replaces --epochs.

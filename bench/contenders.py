@@ -100,17 +100,20 @@ def build_transformers_step(task: TrainTask) -> TrainStep:
 
 
 def build_litgpt_step(task: TrainTask) -> TrainStep:
-    """Build an eager step of litgpt with the loss of its pretraining script."""
+    """Build a step of litgpt in eager mode, with the loss of its pretraining script."""
     return _build_litgpt_step(task, compiled=False)
 
 
 def build_litgpt_compiled_step(task: TrainTask) -> TrainStep:
-    """Build a compiled step of litgpt, as its pretraining script runs it."""
+    """Build a step of litgpt under `torch.compile`, as its pretraining script runs it."""
     return _build_litgpt_step(task, compiled=True)
 
 
 def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
-    """Build a step of litgpt's GPT in the architecture of Llama, eager or under torch.compile."""
+    """Build a training step of litgpt's `GPT`, configured as the Llama of the task.
+
+    With `compiled` the model runs under `torch.compile`, otherwise in eager mode.
+    """
     import torch
     from litgpt.config import Config
     from litgpt.model import GPT
@@ -126,6 +129,7 @@ def _build_litgpt_step(task: TrainTask, *, compiled: bool) -> TrainStep:
         padded_vocab_size=llama_config.vocab_size,
         n_layer=llama_config.num_hidden_layers,
         n_head=llama_config.num_attention_heads,
+        n_query_groups=llama_config.num_key_value_heads,
         n_embd=llama_config.hidden_size,
         intermediate_size=llama_config.intermediate_size,
         rotary_percentage=1.0,

@@ -44,7 +44,7 @@ class Measurement:
     precision: WeightPrecision
     batch: int
     prompt_tokens: int
-    """Ids of all prompts, without padding."""
+    """Number of ids of all prompts together, without padding."""
     ids: list[list[int]]
     prefill_seconds: float
     decode_seconds: float
@@ -81,10 +81,13 @@ def make_prompts(batch: int, length: int) -> list[list[int]]:
 
 
 def measure_bandwidth() -> float:
-    """Return the bytes per second that all threads read: the best of four sums of 512 MB."""
+    """Return the rate in bytes/s at which all threads together read memory.
+
+    It is the best of four sums over 512 MiB, of which the first one also warms up.
+    """
     import torch
 
-    values = torch.ones(128 * 2**20)  # fp32: far more than any cache holds
+    values = torch.ones(128 * 2**20)  # 512 MiB in fp32: far more than any cache holds
     fastest_seconds = float("inf")
     for _ in range(4):
         start = time.perf_counter()
@@ -109,7 +112,7 @@ def run_round(
         prompts = make_prompts(batch, prompt_length)
         decode(prompts, 4)  # warm-up: first use allocates buffers and copies weights
         timings.append((batch, prompts, decode(prompts, num_new_tokens)))
-    # The peak is read first, because the measurement of the bandwidth allocates 512 MB.
+    # The peak is read first, because the measurement of the bandwidth allocates 512 MiB.
     peak_bytes = peak_memory_bytes()
     bandwidth = measure_bandwidth()
     return [
@@ -306,6 +309,7 @@ def compare_decoding(options: GenerateSpeedOptions) -> None:
         write_json(
             options.json_file,
             {
+                # The environment, under the same key as in the files of runs and results.
                 "made": collect_environment(),
                 "rounds": options.rounds,
                 "prompt": options.prompt,

@@ -35,8 +35,8 @@ PACKED_ROWS = 8
 class SftRound:
     """The measurement of one method in one round, which is one process."""
 
-    way: str
-    """The method, one of METHODS."""
+    method: str
+    """One of METHODS."""
     records_per_second: float
     """Speed of the median step, the first one excluded: it includes the warm-up."""
     scored: int
@@ -134,7 +134,7 @@ def run_round(
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
     return SftRound(
-        way=method,
+        method=method,
         records_per_second=records_per_step / statistics.median(seconds[1:]),
         scored=num_targets,
         peak_bytes=peak_memory_bytes(),
@@ -142,10 +142,12 @@ def run_round(
 
 
 def compare_packing(options: SftSpeedOptions) -> None:
-    """Measure both methods in rounds, print the comparison, and write the `--json` file.
+    """Measure the METHODS in alternating rounds, print a comparison, and write the `--json` file.
 
-    With `--only_method`, which starts each of those processes, measure that method once in this
-    process and print the result as JSON.
+    Each measurement runs in a process of its own, which is this command with `--only_method`: with
+    that option, measure one method once in this process and print the result as JSON.
+
+    Raises UserError if `--data` is not a shard set, or if one of the processes fails.
     """
     if options.only_method:
         one_round = run_round(
@@ -158,7 +160,7 @@ def compare_packing(options: SftSpeedOptions) -> None:
         )
         print(json.dumps(asdict(one_round)))
         return
-    # A wrong --data is reported here, once, and not by each process.
+    # Opened only to report a wrong --data once, before the processes start.
     ShardSet.open(options.data)
     shared_arguments = [
         f"--{name}={getattr(options, name)}"
@@ -170,8 +172,9 @@ def compare_packing(options: SftSpeedOptions) -> None:
     speeds: dict[str, list[float]] = {method: [] for method in METHODS}
     peaks = dict.fromkeys(METHODS, 0)
     for one_round in rounds:
-        speeds[one_round.way].append(one_round.records_per_second)
-        peaks[one_round.way] = max(peaks[one_round.way], one_round.peak_bytes)
+        method = one_round.method
+        speeds[method].append(one_round.records_per_second)
+        peaks[method] = max(peaks[method], one_round.peak_bytes)
     baseline_speed = statistics.median(speeds["naive"])
     print(f"{'':8}{'records/s':>10}{'slowest-fastest':>18}{'ratio':>7}{'peak MB':>9}")
     for method, method_speeds in speeds.items():
@@ -188,6 +191,7 @@ def compare_packing(options: SftSpeedOptions) -> None:
         write_json(
             options.json_file,
             {
+                # The environment, under the same key as in the files of runs and results.
                 "made": collect_environment(),
                 "settings": settings,
                 "rounds": [asdict(one_round) for one_round in rounds],

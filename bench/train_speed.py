@@ -203,6 +203,7 @@ def compare_training(options: TrainSpeedOptions) -> None:
         write_json(
             options.json_file,
             {
+                # The environment, under the same key as in the files of runs and results.
                 "made": collect_environment(),
                 "rounds": options.rounds,
                 **settings,

@@ -6,6 +6,7 @@ complete. Manifests and other state files are JSON that ends with its own checks
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,8 +22,8 @@ from common.errors import UserError, errno_of
 MANIFEST = "manifest.json"
 # Limit of a JSON file; the largest real ones list the files of a corpus.
 MAX_JSON_BYTES = 64 << 20
-# Longest file name in a manifest: longer paths do not exist, and some systems raise for them.
-MAX_NAME_LENGTH = 1000
+# Number of characters of a path that the message about a missing file of a manifest shows.
+MAX_PATH_SHOWN = 1000
 CHECKSUM_KEY = "seal"
 
 
@@ -142,7 +143,7 @@ def read_checksummed_json(
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of at most `max_bytes` bytes.
 
-    Raises UserError, naming the file, if it is missing, not JSON or larger.
+    Raises UserError, naming the file, if it is missing, unreadable, not JSON or larger.
     """
     try:
         return json.loads(read_limited(path, max_bytes).decode("utf-8"))
@@ -200,8 +201,8 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
     With `verify_checksums=False` only names and sizes are compared, and the files are not read.
     Files that are not in the manifest are ignored.
     """
-    # First without the manifest's own checksum: a file that is not a manifest at all, or that names
-    # files outside the folder, gets a message of its own rather than "damaged".
+    # Read at first without verifying the manifest's own checksum: a file that is not a manifest at
+    # all, or that names files outside the folder, gets a message of its own rather than "damaged".
     try:
         files = read_json(folder / MANIFEST)["files"]
         expected = {
@@ -209,7 +210,7 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
         }
     except UserError as error:
         return str(error)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return f"{folder / MANIFEST} is not a manifest"
     for name in expected:
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -220,14 +221,23 @@ def check_manifest(folder: Path, *, verify_checksums: bool = True) -> str | None
         return str(error)
     for name, (size, sha256) in expected.items():
         path = folder / name
-        # The length is checked first, because is_file() can raise for a name that is too long.
-        if len(name) > MAX_NAME_LENGTH or not path.is_file():
-            return f"{str(path)[:MAX_NAME_LENGTH]} is missing"
+        if not _is_file(path):
+            return f"{str(path)[:MAX_PATH_SHOWN]} is missing"
         if path.stat().st_size != size:
             return f"{path} has {path.stat().st_size} bytes instead of {size}"
         if verify_checksums and sha256_file(path) != sha256:
             return f"{path} is damaged (sha256 differs from the manifest)"
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file, also for a name longer than the file system allows."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 @contextlib.contextmanager

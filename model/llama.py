@@ -294,7 +294,8 @@ class Llama(nn.Module):
 
     def train(self, mode: bool = True) -> "Llama":
         """Set training or evaluation mode, and drop the cached inference model."""
-        # Fused optimizers change weights without a sign by which the cache could notice.
+        # `model.decode.inference_model` detects new weights by PyTorch's version counters, which
+        # fused optimizers do not raise.
         self.cached_inference_model = None
         return super().train(mode)
 

@@ -156,9 +156,10 @@ def _format_connection_error(error: BaseException) -> str:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Return the device of this process; with several processes, each has a GPU of its own.
+    """Return the device of this process, and with several processes make its GPU the current one.
 
-    Raises UserError if the machine has fewer GPUs than processes.
+    The process with local rank i of a machine uses its GPU i. A CPU is returned as it is. Raises
+    UserError if the machine has fewer GPUs than processes.
     """
     if device.type != "cuda" or world_size() == 1:
         return device

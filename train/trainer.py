@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asked this process to stop."""
+        """Return whether a signal asked this process to stop."""
         return bool(self._stop_request)
 
     def train(self) -> bool:

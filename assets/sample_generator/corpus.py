@@ -15,7 +15,8 @@ from assets.sample_generator.traditional import to_traditional
 
 # Contents of files by their path below the sample folder.
 Files = dict[str, bytes]
-# (method that composes a document, items that it composes documents about, number of documents)
+# (method that composes a document, items that it composes documents about, number of documents at
+# scale 1)
 Plan = list[tuple[Callable[..., SampleDocument], list, int]]
 
 
@@ -28,7 +29,7 @@ class DocumentCollection:
         self.story_generator = StoryGenerator(world, random.Random(seed + "/teller"))
 
     def _generate_plan(self, plan: Plan, scale: float) -> list[SampleDocument]:
-        """Generate the documents of a plan, with its counts times `scale`, in random order."""
+        """Generate the documents of a plan, with its numbers times `scale`, in random order."""
         documents = [
             document
             for generate, items, count in plan
@@ -37,9 +38,11 @@ class DocumentCollection:
         return self.rng.sample(documents, len(documents))
 
     def encyclopedia_documents(self, scale: float) -> list[SampleDocument]:
-        """Generate articles about people, places, animals, crafts, dishes, books and inventions.
+        """Generate the articles of an encyclopedia.
 
-        `scale` multiplies the number of articles of each sort.
+        They are about people, places, animals, crafts, dishes, schools, books and inventions. The
+        number of articles of each sort is the one in the plan below times `scale`, or less, because
+        equal articles are dropped.
         """
         world, generator = self.world, self.story_generator
         places_with_school = [
@@ -65,7 +68,8 @@ class DocumentCollection:
     def story_documents(self, scale: float) -> list[SampleDocument]:
         """Generate stories, journeys, letters, diaries, fables, news, interviews and chronicles.
 
-        `scale` multiplies the number of documents of each sort.
+        The number of documents of each sort is the one in the plan below times `scale`, or less,
+        because equal documents are dropped.
         """
         world, generator = self.world, self.story_generator
         plan: Plan = [

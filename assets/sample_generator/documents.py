@@ -209,7 +209,8 @@ class DocumentGenerator:
     def event(self, person: Person) -> SampleDocument:
         """Compose a chronicle of a construction (建), a flood (水) or a contest (赛).
 
-        It takes place where the person works, who takes part in it.
+        The event takes place where the person works, and the person takes part in it. Without
+        another person of the same trade elsewhere a contest becomes a construction.
         """
         place = person.workplace
         kinds = ["建"]
@@ -229,7 +230,6 @@ class DocumentGenerator:
             "奖": self.rng.choice(self.world.word_lists["奖"]),
         }
         if kind == "赛":
-            values |= {"城": person.workplace["名字"]}
             # The rival, from another place, takes the slots of the person's friend.
             rivals = [
                 other
@@ -237,6 +237,7 @@ class DocumentGenerator:
                 if other.trade is person.trade and other.workplace is not person.workplace
             ]
             if not rivals:
+                # A construction is possible in every place.
                 return self.compose_event(person, "建", values)
             rival = self.rng.choice(rivals)
             values |= {

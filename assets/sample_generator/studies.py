@@ -40,9 +40,14 @@ class StudyGenerator:
     """Generate studies of one split."""
 
     def __init__(self, world: World, rng: random.Random, split: str) -> None:
-        """Read the fields of study: lists of methods, objects, aspects and attributes by column."""
+        """Read the fields of study from text/studies.tsv.
+
+        `split` is train, dev or test: only pairs of method and object of that split are drawn (see
+        `split_of`).
+        """
         self.world, self.rng, self.split = world, rng, split
         self.grammar = Grammar("studies.txt")
+        # A field has lists of methods (方法), objects (对象), aspects (方面) and attributes (修饰).
         self.fields = [
             {column: cell.split(" ") for column, cell in row.items()}
             for row in read_table("studies")

@@ -48,7 +48,7 @@ class Context:
 
     @property
     def is_small(self) -> bool:
-        """Whether the check runs on a CPU, where small models test only the code."""
+        """Return whether the check runs on a CPU, where small models test only the code."""
         return self.device.type == "cpu"
 
     def model_config(self, name: str) -> LlamaConfig:
@@ -157,12 +157,14 @@ def loss_and_gradients(
 
 
 def text_batch(ids: Tensor, targets: Tensor | None = None) -> Batch:
-    """Return a batch of ids[R, T] with a loss at every position.
+    """Return a batch of rows ids[R, T] with a loss at every position.
 
-    Without `targets`[R, T] the target is the next id, and at the end of a row its first one.
+    `targets`[R, T] default to the next id in the row. The last position gets the first id of its
+    row, because these checks only compare implementations and any id will do.
     """
     if targets is None:
         targets = ids.roll(-1, 1)
+    # A batch has its targets without rows, [R * T].
     return Batch(ids, targets.flatten())
 
 

@@ -35,7 +35,7 @@ def content_security_policy(html: str) -> str:
 
 
 async def get_page(request: Request) -> HTMLResponse:
-    """GET /: return the page."""
+    """Answer GET / with the chat page."""
     html = PAGE_FILE.read_text(encoding="utf-8")
     return HTMLResponse(
         html,

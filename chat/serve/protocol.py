@@ -171,7 +171,11 @@ class RequestConversation:
 
 
 def parse_request(body: bytes) -> CompletionRequest:
-    """Parse the JSON of a request. Raises ProtocolError (400) that names the wrong field."""
+    """Parse the JSON body of a request.
+
+    Raises ProtocolError (400) if it is not a JSON object, or for the first field that is wrong or
+    not supported, with the path of that field.
+    """
     try:
         values = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -64,10 +64,11 @@ class PackedPlan(EpochPlan):
         folder: Path,
         identity: str = "",
     ) -> None:
-        """Plan rows of `length` positions of several sets of examples, mixed by their weights.
+        """Plan rows of `length` positions from several sets of examples, mixed by their weights.
 
-        `identity` names what else the examples depend on, such as the chat template: a stored epoch
-        is used again only if it has the same.
+        Epochs are built when they are first used, and stored in `folder`. `identity` names what the
+        examples depend on, such as the data and the chat template: a stored epoch is used again
+        only if seed, length, weights and `identity` are the same as when it was stored.
         """
         super().__init__(seed=seed, length=length, folder=folder)
         self._example_sets = example_sets

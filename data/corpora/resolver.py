@@ -206,12 +206,16 @@ def _prepare_downloads(name: str, corpus: Corpus, tokenizer: Path | None) -> Pat
 
 
 def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None) -> Path:
-    """Return the shard set of the sample's part in the format of a corpus, and say so."""
+    """Prepare the part of the sample that has the format of a corpus, and return its shard set.
+
+    Print a message that it is used in place of the corpus.
+    """
     print(
         f"{name} is not prepared here: using the sample data of the same format instead (for the "
         f"real corpus: make data DATA={name})",
         flush=True,
     )
+    # Only the tokenizer has no source, and `resolve_shard_set` does not come here for it.
     assert corpus.source is not None
     files_by_source = sample_files(corpus.source)
     return prepare_if_outdated(
@@ -220,10 +224,11 @@ def _prepare_sample_substitute(name: str, corpus: Corpus, tokenizer: Path | None
 
 
 def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> SplitFiles:
-    """Return the paths that the files of a corpus have once they are downloaded and unpacked.
+    """Return the paths of the files of a corpus below `DOWNLOADS_FOLDER`, by split.
 
-    Without `parts` they are those of the default parts. A download need not exist; of an archive
-    that is not unpacked there are no paths.
+    Without `parts`, return those of the default parts. The path of a download is returned whether
+    or not the file exists. For an archive the paths are those of its files, which are found only
+    after it is unpacked.
     """
     # The roles of a manifest's files are the fields of `SplitFiles`.
     paths_by_role: dict[str, list[Path]] = {"train": [], "dev": [], "test": []}
@@ -231,7 +236,8 @@ def download_paths(name: str, corpus: Corpus, parts: tuple[str, ...] = ()) -> Sp
         path = DOWNLOADS_FOLDER / name / file.path
         paths = [path]
         if file.unpack is not None:
-            # A glob pattern for the files of the corpus within the archive.
+            # An archive NAME.zip is unpacked to the folder NAME beside it. `unpack` is a glob
+            # pattern for the files of the corpus in there.
             paths = sorted(path.with_suffix("").glob(file.unpack))
         paths_by_role[file.role] += paths
     return SplitFiles(**paths_by_role)

@@ -28,13 +28,13 @@ FilesBySource = dict[str, SplitFiles]
 
 
 def _sft_files(train: str, test: str) -> SplitFiles:
-    """Return the files of a source of conversations, by names below `sft/`."""
+    """Return the files of a source of conversations; the arguments are paths below `sft/`."""
     folder = SAMPLE_ROOT / "sft"
     return SplitFiles(train=[folder / train], test=[folder / test])
 
 
 def _summary_files(train: str, dev: str, test: str) -> SplitFiles:
-    """Return the files of a source of summaries, by names below `summary/`."""
+    """Return the files of a source of summaries; the arguments are paths below `summary/`."""
     folder = SAMPLE_ROOT / "summary"
     return SplitFiles(train=[folder / train], dev=[folder / dev], test=[folder / test])
 

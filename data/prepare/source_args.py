@@ -92,7 +92,7 @@ def parse_source_groups(arguments: Sequence[str]) -> tuple[list[SourceGroup], li
             if not groups:
                 raise UserError(f"{token}: name its source first, with --source NAME")
             if not values:
-                raise UserError(f"{token} needs files, folders, globs, or hub")
+                raise UserError(f"{token} needs files, folders or globs, or the word hub")
             _, inputs, dev = groups[-1]
             target = inputs if token == "--input" else dev
             target.extend(values)

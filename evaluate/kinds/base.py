@@ -144,11 +144,12 @@ class KindEvaluation:
     def test_commands(
         self, source: str, test_options: list[str], model_options: list[str], predictions: str
     ) -> list[Command]:
-        """Return the commands that measure a run on the test split of its data.
+        """Return the commands that measure a run on the test split of its data; by default none.
 
-        `test_options` are arguments that name the native files of `source`, `model_options` those
-        that name the checkpoint. `predictions` is a file for the answers of one command that
-        another command reads.
+        `test_options` are the arguments that name the test files, which are native files of
+        `source` (in the format of the published dataset), and `model_options` are those that name
+        the checkpoint. `predictions` is the path of a file in the run's results folder, where one
+        command may write the answers of the model for the next one to score.
         """
         return []
 

@@ -37,14 +37,14 @@ def run_rouge(options: RougeOptions) -> None:
 
 
 def evaluate_predictions(options: RougeOptions) -> EvalResult:
-    """Score the predictions in the file of `--score`."""
+    """Score the predictions in the file of `--score`, against the references in the same file."""
     assert options.score is not None
     rows = read_predictions(options.score, ("prediction", "reference"))[: options.limit]
     return _score_rows(str(options.score), rows, resolve_model_fields(options.score, rows))
 
 
 def evaluate_baseline(options: RougeOptions) -> EvalResult:
-    """Score the summaries of a baseline."""
+    """Summarize the articles with the method of `--baseline`, and score the summaries."""
     assert options.baseline is not None
     articles, data_label = _read_articles(options)
     summarize = BASELINES[options.baseline]
@@ -61,7 +61,12 @@ def evaluate_baseline(options: RougeOptions) -> EvalResult:
 
 
 def evaluate_checkpoint(options: RougeOptions) -> EvalResult:
-    """Score the summaries of a checkpoint."""
+    """Summarize the articles with a checkpoint, and score the summaries.
+
+    The provenance of the result records the decoding settings. Raises UserError if the checkpoint
+    or the articles cannot be read.
+    """
+    # `RougeOptions.find_conflicts` requires it if there is neither --score nor --baseline.
     assert options.checkpoint is not None
     device = resolve_device(options.device)
     articles, data_label = _read_articles(options)

@@ -114,14 +114,18 @@ class RunRecord:
         return _join_parts(count, preset)
 
     def _describe_steps(self) -> str | None:
-        """Return the last step, the planned length, and the number of tokens trained on."""
+        """Return the last step, the planned length, and the number of tokens trained on.
+
+        The length is planned in steps ("900 of 1,000 · 3,000,000 tokens") or in epochs
+        ("900 (3 epochs planned) · 3,000,000 tokens"). Return None if all three are unknown.
+        """
         last_step = max((record["step"] for record in self.records), default=None)
         planned_length = None
         # --max_steps replaces --epochs.
         if max_steps := self.config.get("max_steps"):
             planned_length = f"of {format_value(max_steps)}"
         elif epochs := self.config.get("epochs"):
-            planned_length = f"of {epochs} epochs"
+            planned_length = f"({epochs} epochs planned)"
         progress = " ".join(part for part in (format_value(last_step), planned_length) if part)
         token_counts = [
             record["tokens"]

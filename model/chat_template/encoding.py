@@ -20,7 +20,10 @@ from model.tokenizer.imported import ImportedTokenizer
 
 
 class EncodedConversation(NamedTuple):
-    """The ids of a conversation, and the span of ids of each answer, its eos included."""
+    """The ids of a conversation, and the span of each answer, its eos included.
+
+    A span is (start, end) in `ids`, end excluded.
+    """
 
     ids: list[int]
     answer_spans: list[Span]

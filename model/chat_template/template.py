@@ -61,7 +61,10 @@ class Template:
     def encode(
         self, tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], reference: str = ""
     ) -> EncodedConversation:
-        """Encode (question, answer) turns: the ids, and the span of each answer with its eos."""
+        """Encode (question, answer) turns to ids, and locate each answer with its eos among them.
+
+        `reference` is the text that the questions are about; without one it is empty.
+        """
         return self.encode_batch(tokenizer, [self.segments(turns, reference)])[0]
 
     def encode_batch(

@@ -206,7 +206,10 @@ def _assign_rank_scores(pieces: Any, types: list[int], scores: list[float]) -> N
 
 
 def _reset_normalizer(model: Any) -> tuple[str, ...]:
-    """Switch off all changes of the text, in place; return a phrase for each changed setting."""
+    """Switch off SentencePiece's normalization of text, and declare the special pieces, in place.
+
+    Return a phrase for each changed setting of the normalization, such as `add_dummy_prefix off`.
+    """
     normalizer = model.normalizer_spec
     changes = []
     for setting, value in _NORMALIZER_SETTINGS.items():
@@ -223,7 +226,9 @@ def _reset_normalizer(model: Any) -> tuple[str, ...]:
     normalizer.precompiled_charsmap = b""
     normalizer.normalization_rule_tsv = ""
     model.ClearField("denormalizer_spec")
-    # SentencePiece reads these settings of training when it encodes.
+    # SentencePiece and converters find the special pieces by these settings of training.
+    # `_check_model` has verified that the pieces are the ones named here, so no id changes. The
+    # whitespace suffix has no effect without a dummy prefix.
     trainer = model.trainer_spec
     trainer.treat_whitespace_as_suffix = False
     trainer.byte_fallback = True

@@ -161,6 +161,13 @@ def test_intact_folder_verifies_and_keeps_manifest_fields(folder: Path) -> None:
             False,
         ),
         (lambda folder: (folder / MANIFEST).write_text("[]"), "is not a manifest", False),
+        (
+            lambda folder: (folder / MANIFEST).write_text(
+                '{"files": {"a": {"bytes": 1e999, "sha256": ""}}}'
+            ),
+            "is not a manifest",
+            False,
+        ),
         (lambda folder: (folder / MANIFEST).unlink(), "does not exist", False),
         (
             lambda folder: (folder / MANIFEST).write_text(

@@ -50,7 +50,7 @@ def test_report_names_base_of_fine_tuned_run(two: tuple[Path, Path]) -> None:
         read.find_row("parameters")[0] == f"{MODEL_CONFIG.num_parameters:,}"
         and read.find_row("tokenizer", "run")[0] == "100 pieces"
     )
-    assert read.find_row("steps")[0] == "40 of 3 epochs · 3,000 tokens"
+    assert read.find_row("steps")[0] == "40 (3 epochs planned) · 3,000 tokens"
 
 
 def test_report_shows_last_and_best_metrics(two: tuple[Path, Path]) -> None:

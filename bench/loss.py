@@ -12,18 +12,18 @@ from common.errors import run_main
 from common.machine import collect_environment, peak_memory_bytes, resolve_device
 from common.options import parse_options
 
-DESCRIPTION = """Compare the loss paths: seconds and peak extra memory, forward and backward.
+DESCRIPTION = """Compare the implementations of the loss (loss paths): seconds, peak extra memory.
 
-The paths alternate, and every measurement runs in its own process."""
+A measurement is a forward and backward pass in a process of its own; the loss paths alternate."""
 # Names of the dtypes in torch, which is imported late.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main() -> None:
-    """Measure every loss path in each round, and print the medians.
+    """Measure every loss path once per round, in a new process, and print the medians.
 
-    With `--path`, which starts each of those processes, measure that path once in this process and
-    print the result as JSON.
+    The new process is this command with the hidden option `--path`: it measures that loss path and
+    prints the result as JSON.
     """
     options = parse_options(LossOptions, sys.argv[1:], name="bench.loss", description=DESCRIPTION)
     if options.path:

@@ -44,7 +44,7 @@ class _TextLoader(_PlainLoader):
 
 
 def load_yaml(
-    path: Path, error_prefix: str = "--config ", *, as_text: bool = False
+    path: Path, *, error_prefix: str = "--config ", as_text: bool = False
 ) -> dict[str, Any]:
     """Return a YAML file as a nested dict; with `as_text`, all scalars except null are strings.
 

@@ -197,7 +197,8 @@ def _open_run_set(folder: Path, fingerprint: str, run: Path, run_file: Path, hin
 def _find_moved_set(name: str, fingerprint: str, run_folder: Path) -> ShardSet | None:
     """Return the shard set with this folder name and fingerprint, or None if it is not found.
 
-    It is looked for in the working directory and in the project that the run now lies in.
+    It is looked for in the working directory and in the project that the run now lies in. Raises
+    UserError if a shard set of this name in one of them is damaged.
     """
     # Runs lie in PROJECT/runs/NAME.
     for project in (Path(), run_folder.resolve().parent.parent):

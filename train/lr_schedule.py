@@ -10,7 +10,10 @@ from train.options import ScheduleOptions
 
 
 def get_lr_multiplier(options: ScheduleOptions, step: int, max_steps: int) -> float:
-    """Return the multiplier of the peak rate in step `step` (0 … max_steps - 1), in (0, 1]."""
+    """Return the multiplier of the peak learning rate, in (0, 1], at `step` (0 … max_steps - 1).
+
+    The options `warmup` and `decay` are shares of `max_steps`, and `final` is a share of the peak.
+    """
     warmup_steps = math.ceil(options.warmup * max_steps)
     if step < warmup_steps:
         # Not step / warmup_steps, because a rate of 0 would waste the first step.
@@ -20,6 +23,6 @@ def get_lr_multiplier(options: ScheduleOptions, step: int, max_steps: int) -> fl
     if options.name == "cosine":
         progress = (step - warmup_steps + 1) / (max_steps - warmup_steps + 1)
         return options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * progress))
-    # Above 1 in the stable phase, which precedes the decay.
+    # wsd. The share of the decay that is left, and above 1 in the stable phase before it.
     remaining_decay = (max_steps - step) / (options.decay * max_steps + 1)
     return options.final + (1 - options.final) * min(1.0, remaining_decay)

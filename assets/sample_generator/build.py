@@ -53,7 +53,10 @@ def build_sample() -> Files:
 
 
 def readable_text(files: Files) -> str:
-    """Return the text of the files without ids, URLs and checksums."""
+    """Return the decoded contents of all files as one string, without ids, URLs and checksums.
+
+    Files whose names end with .gz are decompressed.
+    """
     texts = [
         (gzip.decompress(data) if name.endswith(".gz") else data).decode()
         for name, data in files.items()

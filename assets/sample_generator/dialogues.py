@@ -34,15 +34,19 @@ class DialogueGenerator(QuestionGenerator):
         return self.expand_chat("问" + topic), self.expand_chat("答" + topic)
 
     def conversation(self) -> list[QuestionAnswer]:
-        """Return two to five exchanges with the assistant, most of them about one topic."""
+        """Return a conversation with the assistant of two to five question-answer pairs.
+
+        Up to three are about the world, as `random_pairs` draws them. In some conversations small
+        talk precedes them, and in some the user's thanks follow.
+        """
         pairs = self.random_pairs()[: self.rng.randint(1, 3)]
-        # A conversation has several turns: with a second topic if the first has one only.
+        # One pair is not a conversation: add pairs about a second subject.
         if len(pairs) < 2:
             pairs += self.random_pairs()[:2]
         if self.rng.random() < 0.5:
             pairs.insert(0, self.small_talk())
         if self.rng.random() < 0.35:
-            # Thanks.
+            # 谢: thanks.
             pairs.append(self.small_talk(topics="谢"))
         return pairs
 

@@ -16,12 +16,12 @@ _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
 def read_sections(path: Path) -> dict[str, list[str]]:
-    """Return the sections of a text file, name → lines without blank ones.
+    """Return the sections of a text file, name → lines, stripped and without blank ones.
 
-    Raises ValueError if a name occurs twice.
+    A line `## NAME` begins a section. Raises ValueError if a name occurs twice.
     """
     sections: dict[str, list[str]] = {}
-    # The lines of the present section; those before the first one are ignored.
+    # The lines of the current section. Lines before the first section are ignored.
     section_lines: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):

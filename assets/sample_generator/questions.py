@@ -70,8 +70,8 @@ class QuestionGenerator(DocumentGenerator):
 
     def about_animal(self, animal: Row) -> list[QuestionAnswer]:
         """Return two pairs about an animal, on different topics."""
-        # Slots of the phrasings in text/qa.txt, from the columns of text/animals.tsv. 习 and 趣 are
-        # not topics below: they only occur in answers on others.
+        # Slots of the phrasings in text/qa.txt, from the columns of text/animals.tsv. 习 (habits)
+        # and 趣 (a curious fact) are not topics: only answers about other topics mention them.
         values = {
             "兽": animal["名字"],
             "形": animal["外形"],

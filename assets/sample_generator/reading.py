@@ -51,7 +51,23 @@ PASSAGE_KINDS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "交接": ("物", {"物": "物名", "甲": "氏", "乙": "氏", "地": "地名", "丙": "氏", "价": "数"}),
 }
+# Length of a passage in characters, both ends included.
 LENGTH_RANGE = (60, 150)
+# Trades of the people in passages, the slot 职.
+TRADES = (
+    "木匠",
+    "石匠",
+    "画家",
+    "琴师",
+    "铁匠",
+    "裁缝",
+    "陶工",
+    "织工",
+    "药师",
+    "厨师",
+    "花匠",
+    "船匠",
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +88,7 @@ def is_held_out_number(number: int) -> bool:
 
 
 class PassageGenerator:
-    """Generate passages.
-
-    `is_held_out` chooses the numbers of held-out passages, `is_allowed` returns whether the two
-    characters that form a name, or a number, may be used.
-    """
+    """Generate passages from the phrasings and the parts of names in `text/`."""
 
     def __init__(
         self, rng: random.Random, *, is_held_out: bool, is_allowed: Callable[[str], bool]
@@ -84,32 +96,20 @@ class PassageGenerator:
         """Read the phrasings of sentences, questions and answers, and the parts of names.
 
         With `is_held_out`, the numbers in passages are those reserved for held-out passages;
-        without it, all others. `is_allowed(word)` returns whether a passage may contain a number,
-        or a name whose two random characters are `word`: the held-out part leaves out words that
-        occur in the rest of the sample.
+        without it, all others. `is_allowed(word)` returns whether `word`, which is a number or the
+        two random characters of a name, may be used: the held-out part leaves out words that occur
+        in the rest of the sample.
         """
         self.rng, self.is_held_out, self.is_allowed = rng, is_held_out, is_allowed
         self.sentence_grammar = Grammar("reading.txt")
         self.question_grammar = Grammar("reading_questions.txt")
         self.answer_grammar = Grammar("reading_answers.txt")
+        # Kind of name → its endings, or the family names (氏); 名字字 → the random characters. Each
+        # section of names.txt is one line.
         self.name_parts = {
             name: lines[0].split(" ")
             for name, lines in read_sections(TEXT_FOLDER / "names.txt").items()
         }
-        self.trades = [
-            "木匠",
-            "石匠",
-            "画家",
-            "琴师",
-            "铁匠",
-            "裁缝",
-            "陶工",
-            "织工",
-            "药师",
-            "厨师",
-            "花匠",
-            "船匠",
-        ]
 
     def _draw_name(self, kind: str) -> str:
         """Draw a name of a section of text/names.txt, or a four-digit number (数) or year (年).
@@ -139,7 +139,7 @@ class PassageGenerator:
             kind = self.rng.choice(list(PASSAGE_KINDS))
             subject, slots = PASSAGE_KINDS[kind]
             names = {slot: self._draw_name(name_kind) for slot, name_kind in slots.items()}
-            values = {**names, "职": self.rng.choice(self.trades), "他": self.rng.choice("他她")}
+            values = {**names, "职": self.rng.choice(TRADES), "他": self.rng.choice("他她")}
             fact_slots = [
                 slot for slot in slots if f"{kind}.{slot}" in self.sentence_grammar.sections
             ]

@@ -209,7 +209,11 @@ def _exit_on_signal(signal_number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _describe_death(exit_code: int | None) -> str:
-    """Return why a process without a verdict ended; a negative exit code is minus the signal."""
+    """Return why a process without a verdict ended, from `exitcode` of `multiprocessing.Process`.
+
+    A negative exit code is minus the number of the signal that ended the process. None would be the
+    exit code of a process that is still running.
+    """
     if exit_code is not None and exit_code < 0:
         return f"its process was ended by {signal.Signals(-exit_code).name}"
     return f"its process ended with exit code {exit_code} before it had a verdict"

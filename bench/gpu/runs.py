@@ -148,7 +148,7 @@ def skip_matmul_rate() -> None:
 
 
 def pretrain_arguments(context: Context, run: Path, device: str, *extra: str) -> list[str]:
-    """Return the arguments of `train.pretrain` for a run of STEPS steps; `extra` ones win."""
+    """Return the arguments of `train.pretrain` for a run of STEPS steps; `extra` override them."""
     options: dict[str, Any] = {
         "run": run,
         "data": prepare_shards(context),
@@ -174,9 +174,10 @@ def pretrain_arguments(context: Context, run: Path, device: str, *extra: str) ->
 def train_to_end(
     context: Context, run: Path, device: str, *extra: str, set_up: SetUp | None = None
 ) -> Path:
-    """Train or resume a run to its end, and return its folder. Raises UserError if it fails.
+    """Train or resume the run in the folder `run` to its end, and return the folder.
 
-    `extra` are more arguments of `train.pretrain`.
+    `extra` are more arguments of `train.pretrain`; `set_up` is called in its process first. Raises
+    UserError if the command fails or leaves no checkpoint of the last step.
     """
     arguments = pretrain_arguments(context, run, device, *extra)
     result = run_command(context, "train.pretrain", arguments, set_up=set_up)
@@ -194,6 +195,7 @@ def uninterrupted_run(
     """Return the folder of a run that was never interrupted, trained once for all checks.
 
     The run is known by `name` alone: a complete one is returned whatever the other arguments are.
+    `extra` and `set_up` are those of `train_to_end`. Raises UserError as it does.
     """
     run = context.work / "runs" / name
     if run.is_dir() and find_newest_step(run) == STEPS:

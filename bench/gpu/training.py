@@ -349,9 +349,10 @@ def list_scores(folder: Path) -> list[str]:
 
 
 def _copy_weights(run: Path, target: Path) -> None:
-    """Copy the newest checkpoint of a run except for its optimizer state, needed only to resume.
+    """Replace `target` by the newest checkpoint of a run, without its optimizer state.
 
-    The manifest is left out because it lists the checksum of that file.
+    Only resuming needs that state. The manifest is left out because it lists the checksum of that
+    file. Without a checkpoint nothing is changed.
     """
     from common.run_layout import step_folder
     from model.checkpoint.locate import find_newest_step

@@ -42,7 +42,7 @@ class ContinuousBatch:
         inference_batch = InferenceBatch(
             model,
             [request.prompt for request in requests],
-            max_new_tokens=max(sequence.num_remaining for sequence in new_sequences),
+            max_new_tokens=max(sequence.num_remaining_tokens for sequence in new_sequences),
         )
         hidden = inference_batch.prefill()
         new_sequences = _append_next_tokens(new_sequences, inference_batch, hidden)
@@ -52,7 +52,7 @@ class ContinuousBatch:
                 all_sequences = running_sequences + new_sequences
                 inference_batch = InferenceBatch.concat(
                     [self._inference_batch, inference_batch],
-                    max_new_tokens=max(sequence.num_remaining for sequence in all_sequences),
+                    max_new_tokens=max(sequence.num_remaining_tokens for sequence in all_sequences),
                 )
             self._inference_batch = inference_batch
         self.sequences = running_sequences + new_sequences

@@ -92,8 +92,8 @@ class ActiveSequence:
         self._detokenizer = StreamingDetokenizer(self.tokenizer, request.stop_strings)
 
     @property
-    def num_remaining(self) -> int:
-        """Return how many more ids the answer may have."""
+    def num_remaining_tokens(self) -> int:
+        """Return how many more ids the answer may have, limited by the request and the context."""
         num_positions = self.context_length - len(self.request.prompt)
         return min(self.request.max_new_tokens, num_positions) - len(self.answer_ids)
 
@@ -110,7 +110,11 @@ class ActiveSequence:
         return sample_token(logits, self.request.sampling, self._generator)
 
     def append_token(self, token_id: int) -> None:
-        """Append an id to the answer, and emit its text; or finish the answer if the id ends it."""
+        """Append the next id to the answer, and emit the text that it completes.
+
+        Finishes the answer at a stop id, which is not appended, and after an id that completes a
+        stop string or reaches `max_new_tokens` or the end of the context.
+        """
         if token_id in self.stop_ids:
             self.finish("eos")
             return
@@ -120,7 +124,7 @@ class ActiveSequence:
             self.finish("stop")
         elif len(self.answer_ids) >= self.request.max_new_tokens:
             self.finish("length")
-        elif self.num_remaining <= 0:
+        elif self.num_remaining_tokens <= 0:
             self.finish("context")
 
     def finish(self, finish_reason: FinishReason) -> None:

@@ -19,11 +19,11 @@ class Setting:
 
     @property
     def default(self) -> float:
-        """The default value; the setting is an integer if it is one."""
+        """Return the default value, whose type, int or float, is that of all values."""
         return getattr(DEFAULT_SAMPLING, self.name)
 
     def parse_value(self, text: str) -> float:
-        """Return `text` as a number, an int if the default is one.
+        """Return `text` as a number of the same type as the default.
 
         Raises ValueError, in Chinese, for text that is not a number in the range.
         """

@@ -30,7 +30,7 @@ class DocumentKind(RecordKind[Document]):
         return SkippedRecord(reason) if reason else Document(text)
 
     def render(self, template: Template, record: Document) -> list[str]:
-        """Return the text; a document has no template."""
+        """Return the text alone. The chat template is not used: it is for conversations."""
         return [record.text]
 
     def encode(

@@ -56,14 +56,16 @@ def minhash_permutations() -> np.ndarray:
 
 
 def hash_shingles(text: str) -> np.ndarray:
-    """Return hashes of the 5-character shingles of letters and digits, uint32[<= MAX_SHINGLES].
+    """Return the hashes of the shingles of a text, uint32[n], n <= MAX_SHINGLES.
 
-    A shingle is a run of consecutive letters and digits; space and punctuation are left out before.
-    A text of fewer than 5 letters and digits has no hashes.
+    A shingle is SHINGLE_SIZE (5) consecutive characters of the text reduced to its letters and
+    digits. A text with fewer than 5 of these has none.
 
-    Of a text with more shingles the smallest hashes are returned, which are an even sample, and the
-    same in every copy of a passage. Two texts of different length then look a little less similar
-    than they are (0.8 by containment as 0.67), so that rather too few documents are dropped.
+    Of a text with more than MAX_SHINGLES shingles the smallest distinct hashes are returned (a
+    bottom-k sketch: Broder 1997): a uniform sample, in which texts that share a passage have the
+    same hashes of it. Such sketches underestimate the similarity of texts of different length: a
+    text and its first 80% have a Jaccard similarity of 0.8, their sketches one of 0.67. This can
+    keep a near duplicate, but drops no other document.
     """
     points = code_points(text)
     classes = character_classes()[points]
@@ -79,8 +81,8 @@ def hash_shingles(text: str) -> np.ndarray:
     for position in range(SHINGLE_SIZE):
         hashes += points[position : position + num_shingles]
         hashes *= _HASH_MULTIPLIER
-    # Only the high half of a product depends on all bits of its factors: fold it into the low half
-    # and multiply once more.
+    # The low bits of a product depend on the low bits of its factors only. So mix the high
+    # bits into the low ones, and multiply once more (as at the end of MurmurHash3).
     hashes ^= hashes >> np.uint64(29)
     hashes *= _HASH_MULTIPLIER
     hashes32 = (hashes >> np.uint64(32)).astype(np.uint32)

@@ -34,7 +34,9 @@ class JsonArrayReader:
     """Iterate over the elements of a JSON list, or of several concatenated ones.
 
     Yields (number, bytes, problem): the element's number, counted from 1, and its bytes or else a
-    problem in its place. An element of more than `max_characters` characters is a problem.
+    problem in its place. A fault between two elements has the number of the next element, which
+    is yielded with the same number; an element that is missing between two commas has a number of
+    its own. An element of more than `max_characters` characters is a problem.
     """
 
     def __init__(self, blocks: Iterator[bytes], max_characters: int) -> None:
@@ -51,9 +53,11 @@ class JsonArrayReader:
     def __iter__(self) -> Iterator[tuple[int, bytes, str | None]]:
         """Yield (number, bytes, problem) for every element and for every fault between elements.
 
-        `state` is what must come next: a "list", its "first element", a "comma" or an "element".
+        See the class for the numbers.
         """
         number = 0
+        # What must come next: a "list" (also after the end of one), its "first element", a "comma"
+        # (or the end of the list) or an "element".
         state = "list"
         while character := self._peek_character():
             if (state, character) in _TRANSITIONS:
@@ -76,7 +80,7 @@ class JsonArrayReader:
                     state = self._state_after_skip()
                 yield number, data, problem
             else:
-                problem = f"there is something else than the {state} that should be here"
+                problem = f"expected a {state}, not {character!r}"
                 # The unexpected character may open an element itself, after a missing comma.
                 problem += self._skip_to_element(min_characters=0)
                 yield number + 1, b"", problem
@@ -105,20 +109,22 @@ class JsonArrayReader:
             except json.JSONDecodeError as error:
                 end = len(self._buffer)
                 problem = f"not valid JSON: {error.msg}"
+                # Text may be missing at the end of the buffer (see _END_MARGIN).
                 is_string_open = error.msg.startswith("Unterminated string")
                 needs_more = is_string_open or error.pos > end - _END_MARGIN
-            except (RecursionError, ValueError) as error:
+            except RecursionError:
                 end = len(self._buffer)
-                problem = f"not valid JSON: {error}"
+                problem = "nested too deeply"
+                # More text cannot change this.
                 needs_more = False
             else:
                 problem = ""
                 # A number this near the end of the buffer may continue.
                 needs_more = end > len(self._buffer) - _END_MARGIN
             if needs_more and size > self._max_characters:
-                return b"", f"this element is longer than {self._max_characters >> 20} MB"
-            # The text doubles every time, so that an element of any size is decoded only a few
-            # times, up to one character more than is allowed.
+                return b"", f"this element is longer than {self._max_characters:,} characters"
+            # Doubling the text each time decodes a long element only a few times. One character
+            # more than is allowed is enough to tell that an element is too long.
             if needs_more and self._fill_buffer(min(size, self._max_characters + 1 - size)):
                 continue
             if problem:
@@ -126,6 +132,7 @@ class JsonArrayReader:
             self._remember_opening(self._position)
             text = self._buffer[self._position : end]
             self._position = end
+            # Restores the bytes that are not UTF-8 (see `__init__`).
             return text.encode("utf-8", "surrogateescape"), None
 
     def _fill_buffer(self, min_characters: int = 1) -> bool:

@@ -61,7 +61,10 @@ class Source:
             return BadRecord(raw.file, raw.line, _printable_reason(str(error)))
 
     def require_hub(self, hub_input: str) -> HubDataset:
-        """Return the hub dataset. Raises UserError about `hub_input` if the source has none."""
+        """Return the dataset on the Hugging Face hub. Raises UserError if the source has none.
+
+        `hub_input` is the value of --input or --dev that names the hub, for the message.
+        """
         if self.hub is None:
             raise UserError(
                 f"--input {hub_input}: the source {self.name} is not on the hub; give its files"

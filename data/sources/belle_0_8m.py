@@ -27,8 +27,11 @@ def parse_belle_0_8m(data: bytes) -> Conversation:
     return build_conversation(messages)
 
 
-def _is_belle_0_8m(row: dict[str, Any], is_list: bool) -> bool:
-    """Return whether a file with this first record is Belle 0.8M rather than 0.5M."""
+def _is_belle_0_8m(row: dict[str, Any], _is_list: bool) -> bool:
+    """Return whether a file with this first record is Belle 0.8M rather than 0.5M.
+
+    Both have the same keys, but only the instructions of 0.8M are dialogues.
+    """
     return str(row.get("instruction", "")).startswith("Human:")
 
 

@@ -11,9 +11,9 @@ from data.sources.mnbvc import HUB_FILES
 def parse_mnbvc_qa(data: bytes) -> Document:
     """Return question, details, answer, details (问, 问题明细, 答, 回答明细), one line each.
 
-    Some releases have the details in 元数据, others beside 问 and 答. Details that their question
-    or answer contains are left out; details that begin with it replace it. Raises SchemaError if
-    question and answer are missing or both empty.
+    Some releases have the details in 元数据, others beside 问 and 答. Details are left out if the
+    question or answer contains them, and replace it if they begin with it. Raises SchemaError if 问
+    or 答 is missing, if a field is not text, or if all of them are empty.
     """
     row = parse_json_object(data)
     metadata = row.get("元数据")
@@ -23,7 +23,7 @@ def parse_mnbvc_qa(data: bytes) -> Document:
     for field, detail_field in (("问", "问题明细"), ("答", "回答明细")):
         text = require_text(row, field).strip()
         detail = _optional_text(metadata, detail_field) or _optional_text(row, detail_field)
-        # True also for empty details.
+        # Also true for empty details.
         if detail in text:
             parts.append(text)
         elif detail.startswith(text):

@@ -55,7 +55,7 @@ def _message_text(content: Any, number: int) -> str:
     return "\n".join(texts)
 
 
-def _has_messages(row: dict[str, Any], is_list: bool) -> bool:
+def _has_messages(row: dict[str, Any], _is_list: bool) -> bool:
     """Return whether the first record of a file has `messages` that are a list."""
     return isinstance(row.get("messages"), list)
 

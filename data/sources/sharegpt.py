@@ -43,7 +43,7 @@ def parse_sharegpt(data: bytes) -> Conversation:
     return build_conversation(messages)
 
 
-def _has_conversations(row: dict[str, Any], is_list: bool) -> bool:
+def _has_conversations(row: dict[str, Any], _is_list: bool) -> bool:
     """Return whether the first record of a file has `conversations` that are a list."""
     return isinstance(row.get("conversations"), list)
 

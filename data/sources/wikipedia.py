@@ -144,7 +144,7 @@ def parse_wikipedia(data: bytes) -> Document:
     return build_article(title, text)
 
 
-def _is_wiki_zh_2019(row: dict[str, Any], is_list: bool) -> bool:
+def _is_wiki_zh_2019(row: dict[str, Any], _is_list: bool) -> bool:
     """Return whether the first record of a file is of wiki_zh_2019: its text repeats the title."""
     return str(row.get("text")).startswith(f"{row.get('title')}\n")
 

@@ -236,7 +236,7 @@ def read_run(folder: Path) -> RunRecord:
         results[path.stem] = flatten(_read_json_object(path))
     return RunRecord(
         name=str(folder),
-        config=flatten(load_yaml(config_file, "")) if config_file.is_file() else {},
+        config=flatten(load_yaml(config_file, error_prefix="")) if config_file.is_file() else {},
         run_info=flatten(run_info),
         model_config=_load_model_config(folder, run_info),
         records=read_metrics(folder),

@@ -53,8 +53,11 @@ class Template:
         question: str,
         reference: str = "",
     ) -> list[int]:
-        """Return the ids of the prompt: earlier (question, answer) `turns`, and a new question."""
-        # The last segment is the empty answer of the new turn.
+        """Return the ids of the prompt: earlier (question, answer) `turns`, and a new question.
+
+        `reference` is a text that the questions are about, or empty.
+        """
+        # The last segment, the empty answer to `question`, is what the model will generate.
         segments = self.segments([*turns, (question, "")], reference)
         return self.encode_batch(tokenizer, [segments[:-1]])[0].ids
 

@@ -73,15 +73,17 @@ class InferenceBatch:
     def concat(
         cls, batches: Sequence["InferenceBatch"], *, max_new_tokens: int
     ) -> "InferenceBatch":
-        """Join batches of one model; allocate room for `max_new_tokens` more ids of every row.
+        """Join batches of the same model into one with a new cache.
 
-        Keys and values are copied. Columns that are padding in all rows are left out.
+        The cache is allocated for `max_new_tokens` more ids in every row. Keys and values are
+        copied; columns that would be padding in all rows are left out.
         """
-        # The filled columns of a row except its padding.
+        # Number of ids in the cache for each row: the filled columns except the padding.
         row_lengths = [
             int(length) for batch in batches for length in batch.cache.length - batch._padding
         ]
-        # Placeholders of these lengths give the joined batch its padding. They are never processed.
+        # Placeholder prompts of these lengths give the joined batch its padding; they are never
+        # prefilled.
         prompts = [[0] * length for length in row_lengths]
         joined = cls(batches[0]._llama, prompts, max_new_tokens=max_new_tokens)
         joined.cache.length = max(row_lengths)

@@ -105,31 +105,33 @@ def beam_search(
 ) -> Tensor:
     """Return the best answer to each prompt, int64[P, T]; answer p has at most limits[p] ids.
 
-    Ids after a stop id or the limit are undefined. As in transformers, the logits processors are
-    applied to log-probabilities. Scores are divided by length ** length_penalty.
+    T is max(limits); ids after a stop id or the limit are undefined. As in transformers, the logits
+    processors are applied to log-probabilities, and an answer's score is the sum of the processed
+    log-probabilities, divided by length ** length_penalty.
     """
     longest = max(limits)
     batch = InferenceBatch(model, prompts, max_new_tokens=longest, rows_per_prompt=num_beams)
     device = batch.device
     state = BeamState(limits, num_beams, model.config.stop_ids, device)
     answers = state.finished[:, 0].clone()
-    # The row of `answers` that each prompt of `state` belongs to. It shrinks with `state`.
+    # The prompts that `state` still has, as rows of `answers`: int64[n], n <= P.
     prompt_index = torch.arange(len(prompts), device=device)
-    # Every prompt is processed once, and its row is then copied to K rows.
+    # Every prompt is processed once, and its row is then copied to K (`num_beams`) rows.
     logits = batch.head.logits(batch.prefill()).repeat_interleave(num_beams, 0)
     batch.select_rows(prompt_index.repeat_interleave(num_beams))
     num_prompt_columns = batch.cache.length
     for step in range(longest):
-        generated = state.running[..., :step].flatten(0, 1)
+        generated = state.running[..., :step].flatten(0, 1)  # [n * K, step]
         log_probabilities = process_logits(processors, logits.log_softmax(-1), generated)
-        parents = state.advance(step, log_probabilities, length_penalty)
+        parents = state.advance(step, log_probabilities, length_penalty)  # [n, K]
         # The beams of prompt p are the rows p * K to p * K + K - 1 of the batch.
         first_rows = torch.arange(0, parents.numel(), num_beams, device=device)
         rows = parents + first_rows[:, None]
         # All beams of a prompt have the same keys and values for the prompt, so these columns of
         # the cache are not copied.
         shared_columns = num_prompt_columns
-        # Looking for finished prompts waits for the device, so it is not done at every step.
+        # Not at every step, because looking for finished prompts makes the host wait for the
+        # device.
         if step % batch.host_sync_interval == 0 or step + 1 == longest:
             answers[prompt_index] = state.finished[:, 0]
             active_prompts = state.is_active.nonzero().flatten()
@@ -139,7 +141,7 @@ def beam_search(
                 state.select_prompts(active_prompts)
                 prompt_index = prompt_index[active_prompts]
                 rows = rows[active_prompts]
-                # Rows change their prompt, so all columns are copied.
+                # A row may now get another prompt, so all columns are copied.
                 shared_columns = 0
         batch.select_rows(rows.flatten(), shared_columns)
         logits = batch.head.logits(batch.decode_step(state.running[..., step].flatten()))

@@ -88,7 +88,7 @@ class CachedLlama:
 
 
 def inference_model(model: Llama) -> InferenceModel:
-    """Return the fastest inference model of the present weights.
+    """Return the fastest inference model with the current weights of `model`.
 
     In evaluation mode it is stored in `model` and used again until a weight is written or a module
     is replaced.
@@ -110,5 +110,5 @@ def inference_model(model: Llama) -> InferenceModel:
 
 
 def _build(model: Llama) -> InferenceModel:
-    """Return a new inference model of the weights of `model`."""
+    """Return an inference model with the weights of `model`: the fast one if it is supported."""
     return FastModel(model) if is_supported(model.config) else CachedLlama(model)

@@ -9,10 +9,12 @@ from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer, read
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a SentencePiece file, or a folder with `tokenizer.model` or an imported tokenizer.
+    """Load the SentencePiece model in a file, or the tokenizer in a folder.
 
-    A SentencePiece model is normalized on loading. Raises UserError if the file does not exist or
-    is not a usable BPE model.
+    A folder holds a SentencePiece model (TOKENIZER_FILE) or a tokenizer imported from Hugging Face
+    (IMPORTED_TOKENIZER_FILE). Scores and settings of a SentencePiece model are changed in memory as
+    `model.tokenizer.sentencepiece_normalize` describes. Raises UserError if there is no such file
+    or if it is not a usable BPE model.
     """
     # If a folder has both, `tokenizer.model` is used.
     imported_file = path / IMPORTED_TOKENIZER_FILE

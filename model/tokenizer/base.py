@@ -53,7 +53,7 @@ class Tokenizer(abc.ABC):
     unk_id: int | None
 
     def __init__(self, serialized: bytes) -> None:
-        """Store `serialized`, the content of the file `file_name`."""
+        """Store `serialized`, the contents of a file that `save` writes as `file_name`."""
         self.serialized = serialized
 
     def __reduce__(self) -> tuple[Any, ...]:

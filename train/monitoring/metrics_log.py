@@ -69,10 +69,11 @@ class MetricsLog:
         self._tensorboard.flush()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append a record of the fields `values`.
+        """Append a record with the fields `values` to metrics.jsonl, and to the copies of it.
 
-        The kinds are train, skipped and spike (TRAINING_KINDS); validation, final, sample and
-        evaluated; and rouge, answers and other values of `KindEvaluation.answers_metric`.
+        docs/training.md lists the kinds; those of generated answers, such as rouge, are
+        `KindEvaluation.answers_metric`. Raises OSError, with the path, if the file cannot be
+        written.
         """
         record: dict[str, Any] = {"kind": kind, "step": step}
         for name, value in values.items():

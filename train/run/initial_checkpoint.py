@@ -69,7 +69,7 @@ def _resolve_on_resume(
     cannot be used.
     """
     config_file = run / CONFIG_FILE
-    recorded = load_yaml(config_file, "") if config_file.is_file() else {}
+    recorded = load_yaml(config_file, error_prefix="") if config_file.is_file() else {}
     is_recorded_tokenizer = str(tokenizer) == recorded.get("tokenizer")
     if tokenizer is None or (is_recorded_tokenizer and not tokenizer.exists()):
         tokenizer = newest

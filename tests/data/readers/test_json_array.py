@@ -286,13 +286,30 @@ def test_oversized_element_is_bad_and_others_are_kept(
     long = b'{"a": "' + b"x" * (3 << 20) + b'"}'
     good, bad = read(write(b'[{"a": 1}, ' + long + b', {"a": 3}]'))
     assert [record.data for record in good] == [b'{"a": 1}', b'{"a": 3}']
-    assert [record.line for record in bad] == [2] and "longer than 1 MB" in bad[0].reason
+    assert [record.line for record in bad] == [2]
+    # The limit is one of characters, of which Chinese text has a third as many as bytes.
+    assert "longer than 1,048,576 characters" in bad[0].reason
 
 
 def test_unclosed_brackets_are_one_bad_record() -> None:
     """Prevents nesting without end from exhausting the stack or the memory."""
     items = elements(b"[" * 100_000)
-    assert len(items) == 1 and items[0][2]
+    assert len(items) == 1 and items[0][2] and items[0][2].startswith("nested too deeply")
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"x", "expected a list, not 'x'"),
+        (b"[,]", "expected a first element, not ','"),
+        (b'[{"a": 1} {"a": 2}]', "expected a comma, not '{'"),
+        (b"[1 \xff]", r"expected a comma, not '\udcff'"),
+    ],
+)
+def test_unexpected_character_is_named(data: bytes, problem: str) -> None:
+    """Prevents a message that says that something is wrong, but not what stands there."""
+    problems = [found for _, _, found in elements(data) if found is not None]
+    assert len(problems) == 1 and problems[0].partition(";")[0] == problem
 
 
 def test_damaged_gzip_keeps_prefix_and_reports_error(

@@ -54,8 +54,9 @@ def build_model_card(
 def _size_section(model: Llama, dtype: str) -> str:
     """Return a sentence with the sizes of the model."""
     config = model.config
+    architecture = config.to_hf()["architectures"][0]
     return (
-        f"A Llama (`LlamaForCausalLM`) of {config.num_parameters / 1e6:.1f}M parameters exported "
+        f"A Llama (`{architecture}`) of {config.num_parameters / 1e6:.1f}M parameters exported "
         f"by babyllama: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, vocabulary {config.vocab_size:,}, rows of "
         f"{model.trained_context:,} tokens, stored in {dtype}."

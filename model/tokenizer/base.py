@@ -93,9 +93,10 @@ class Tokenizer(abc.ABC):
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the UTF-8 bytes of ids. The last character may be incomplete.
 
-        Special ids have no bytes.
+        Special ids have no bytes. Nor have ids beyond the vocabulary, which a model can generate if
+        its embedding is padded, as those of many published models are.
         """
-        return b"".join([self._bytes_per_id[index] for index in ids])
+        return b"".join([self._bytes_per_id[index] for index in ids if index < self.vocab_size])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special ids, and with U+FFFD for invalid UTF-8."""

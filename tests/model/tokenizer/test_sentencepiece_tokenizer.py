@@ -220,6 +220,12 @@ def test_incomplete_utf8_is_detected_when_streaming(tokenizer: Tokenizer) -> Non
     assert tokenizer.decode([0, 1, *tokenizer.encode("好"), 2]) == "好"
 
 
+def test_ids_of_padded_embedding_rows_decode_to_nothing(tokenizer: Tokenizer) -> None:
+    """Prevents a traceback in mid-answer: models with padded embeddings can generate such ids."""
+    ids = tokenizer.encode("你好")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size, tokenizer.vocab_size + 40]) == "你好"
+
+
 def test_lone_surrogate_raises_user_error(tokenizer: Tokenizer) -> None:
     """Prevents a traceback from the library for text that has no UTF-8."""
     for encode in (

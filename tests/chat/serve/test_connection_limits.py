@@ -301,8 +301,11 @@ def unread_answer(
 def blocked_answer(
     endless: Path, protocol_class: type[ObservedConnection]
 ) -> Iterator[socket.socket]:
-    """Yield the same for an endless answer, once the server waits for the client to read."""
-    with unread_answer(endless, protocol_class, num_tokens=15_000) as connection:
+    """Yield the same for a long answer, once the server waits for the client to read.
+
+    The answer is several times as long as the write buffer of 64 KB.
+    """
+    with unread_answer(endless, protocol_class, num_tokens=1200) as connection:
         assert ObservedConnection.is_waiting.wait(60)
         yield connection
 

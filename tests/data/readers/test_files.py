@@ -45,7 +45,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     ),
     st.integers(1, 40),
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_segments_lose_only_surrounding_whitespace(
     tmp_path: Path, pieces: list[str], bound: int
 ) -> None:

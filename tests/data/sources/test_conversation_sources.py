@@ -34,15 +34,15 @@ SAMPLE_FILES = [
     ("pclue", "pclue/pCLUE_train.json.gz"),
     ("pclue", "pclue/pCLUE_train.test.json"),
 ]
-# With the reasons why real records are bad, and how many of them there are.
+# With the reasons why real records are bad, and how many of them there are in what is read.
 REAL_FILES: list[tuple[str, str, dict[str, int]]] = [
     ("redgpt", "sft/redgpt/RedGPT-Dataset-V1-CN.json.gz", {}),
     (
         "naturalconv",
         "sft/naturalconv/dialog_release.json.gz",
-        {"field 'content' is empty: there are no utterances": 17},
+        {"field 'content' is empty: there are no utterances": 5},
     ),
-    ("belle-0.5m", "sft/belle/train_0.5M_CN.json.gz", {"answer 1 of 1 is empty": 11}),
+    ("belle-0.5m", "sft/belle/train_0.5M_CN.json.gz", {"answer 1 of 1 is empty": 7}),
     ("belle-0.8m", "sft/belle/multiturn_chat_0.8M.json.gz", {}),
     ("deepctrl", "sft/deepctrl/sft_data_zh.jsonl.gz", {}),
     ("pclue", "sft/pclue/pCLUE_train_9.json", {}),

@@ -1,6 +1,7 @@
 """Manifests of what can be downloaded by name: `assets/manifests/NAME.yaml`."""
 
 import difflib
+import functools
 import os
 import re
 from pathlib import Path
@@ -78,6 +79,8 @@ class Corpus(Options):
         return list(dict.fromkeys(urls))
 
 
+# Reading thirteen files with PyYAML takes 0.2 s, and resolving one name needs them several times.
+@functools.cache
 def load_corpora(folder: Path = MANIFESTS_FOLDER) -> dict[str, Corpus]:
     """Load all manifests, by the name of their files.
 

@@ -37,6 +37,7 @@ _WHITESPACE_PADS = ("", " \n ")
 _MESSAGE_COUNTS = (1, 3, 5)
 # Wall-clock limit of the sandboxed process, which limits its own CPU time.
 _TIMEOUT_SECONDS = 60
+_MAX_CPU_SECONDS = 5  # of the sandboxed process
 
 
 class UnsupportedTemplateError(Exception):
@@ -172,7 +173,14 @@ def _build_renderer(source: str, tokenizer: ImportedTokenizer) -> RenderPrompt:
         if name.endswith("_token")
     }
     conversations = _sample_conversations()
-    request = json.dumps({"source": source, "variables": variables, "conversations": conversations})
+    request = json.dumps(
+        {
+            "source": source,
+            "variables": variables,
+            "conversations": conversations,
+            "max_cpu_seconds": _MAX_CPU_SECONDS,
+        }
+    )
     try:
         process = subprocess.run(
             [sys.executable, "-m", "model.chat_template.jinja_sandbox"],

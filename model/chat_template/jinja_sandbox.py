@@ -1,6 +1,7 @@
 """A separate process that renders an untrusted chat template with bounded time and memory.
 
-Reads JSON from stdin: the Jinja `source`, `variables`, and `conversations` of (role, text) pairs.
+Reads JSON from stdin: the Jinja `source`, `variables`, `conversations` of (role, text) pairs, and
+`max_cpu_seconds`.
 Writes to stdout a list with (rendered text or null, error message) for each conversation.
 """
 
@@ -13,7 +14,6 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_CPU_SECONDS = 5
 MAX_MEMORY_BYTES = 1 << 29  # address space, Python and Jinja included
 # Real templates write some thousand characters around a short conversation.
 MAX_PROMPT_CHARACTERS = 1 << 20
@@ -28,7 +28,8 @@ def main() -> None:
         raise jinja2.TemplateError(message)
 
     # Set before the untrusted template is compiled. They count what the imports used, too.
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_SECONDS, MAX_CPU_SECONDS))
+    max_cpu_seconds = request["max_cpu_seconds"]
+    resource.setrlimit(resource.RLIMIT_CPU, (max_cpu_seconds, max_cpu_seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     # The same settings and functions as transformers' apply_chat_template.
     environment = ImmutableSandboxedEnvironment(

@@ -108,9 +108,13 @@ def reachable_pieces(pieces: set[str]) -> set[str]:
 
 def _can_be_built(piece: str, pieces: set[str]) -> bool:
     """Return whether a piece is a single character or a concatenation of two of `pieces`."""
-    return len(piece) == 1 or any(
-        piece[:split] in pieces and piece[split:] in pieces for split in range(1, len(piece))
-    )
+    if len(piece) == 1:
+        return True
+    # A loop, because `any` of a generator takes twice as long, for each of 65,000 pieces.
+    for split in range(1, len(piece)):
+        if piece[:split] in pieces and piece[split:] in pieces:
+            return True
+    return False
 
 
 def parse_sentencepiece_model(serialized: bytes, file_name: str) -> Any:

@@ -5,7 +5,9 @@ without lone surrogates is restored exactly from its ids. U+2581 is decoded as a
 model writes spaces as U+2581.
 """
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
@@ -83,7 +85,23 @@ def read_normalized_model(path: Path) -> tuple[bytes, NormalizationChanges]:
         ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    return normalize_model(data, str(file))
+    return _normalize(_ModelFile(data, str(file)))
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelFile:
+    """The bytes of a SentencePiece file. Files of the same bytes are equal, whatever their name."""
+
+    data: bytes
+    name: str = field(compare=False)
+
+
+# Normalizing 65,000 pieces takes 0.6 s, and a command loads one tokenizer several times: from its
+# checkpoint, and from each of its shard sets.
+@functools.lru_cache(maxsize=4)
+def _normalize(file: _ModelFile) -> tuple[bytes, NormalizationChanges]:
+    """Normalize a file as `normalize_model` does, only once for the same bytes."""
+    return normalize_model(file.data, file.name)
 
 
 def _piece_bytes(piece: Piece) -> bytes:

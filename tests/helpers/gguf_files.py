@@ -1,13 +1,11 @@
-"""Small models in GGUF files, read back by `gguf`, or run by llama.cpp if it is installed.
+"""Small models in GGUF files, read back by `gguf` or run by llama.cpp.
 
-llama.cpp comes with llama-cpp-python (requirements-llama-cpp.txt), which pip compiles; without it
-its tests are skipped.
+llama.cpp comes with llama-cpp-python (requirements-llama-cpp.txt), which pip compiles.
 """
 
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from model.config import LlamaConfig
@@ -82,10 +80,9 @@ def read_gguf_metadata(file: Path) -> dict[str, Any]:
 
 
 def load_in_llama_cpp(file: Path, **options: Any) -> Any:
-    """Load a file in llama.cpp, or skip the test if it is not installed."""
-    llama_cpp = pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)"
-    )
+    """Load a file in llama.cpp."""
+    import llama_cpp
+
     # llama.cpp's KV cache is f16 by default, which would round differently from this project's.
     f32_cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
     return llama_cpp.Llama(

@@ -31,14 +31,14 @@ def trained_run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "redgpt", (str(root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.json.gz"),)
     )
     prepare_groups(
-        [group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=80)
+        [group], folder / "redgpt", root / "assets/tokenizer", PrepareOptions(workers=1, limit=20)
     )
     options = {
         "base": "none",
         "data": folder / "redgpt",
         "run": folder / "run",
         "sequence_length": 256,
-        "batch_tokens": 1024,
+        "batch_tokens": 256,
         "max_steps": 12,
         "device": "cpu",
         "evaluation.examples": 0,

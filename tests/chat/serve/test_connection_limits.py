@@ -301,8 +301,11 @@ def unread_answer(
 def blocked_answer(
     endless: Path, protocol_class: type[ObservedConnection]
 ) -> Iterator[socket.socket]:
-    """Yield the same for an endless answer, once the server waits for the client to read."""
-    with unread_answer(endless, protocol_class, num_tokens=15_000) as connection:
+    """Yield the same for a long answer, once the server waits for the client to read.
+
+    The answer is twice as long as the write buffer of 64 KB.
+    """
+    with unread_answer(endless, protocol_class, num_tokens=700) as connection:
         assert ObservedConnection.is_waiting.wait(60)
         yield connection
 
@@ -342,7 +345,7 @@ def test_complete_answer_is_flushed_before_close(endless: Path) -> None:
         assert ObservedConnection.is_complete.wait(60)
         assert not ObservedConnection.is_waiting.is_set()
         response = b""
-        while not response.endswith(b"0\r\n\r\n") and (block := connection.recv(2048)):
+        while not response.endswith(b"0\r\n\r\n") and (block := connection.recv(3000)):
             response += block
             time.sleep(0.1)
     assert b"[DONE]" in response and len(response) > 40_000

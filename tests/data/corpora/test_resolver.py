@@ -12,6 +12,7 @@ from common.files import MANIFEST, read_json, write_checksummed_json, write_mani
 from data import download as command
 from data.corpora import resolver, sample
 from data.corpora.resolver import resolve_shard_set
+from data.prepare.options import PrepareOptions
 from data.shards import PROVENANCE_FILE, SHARD_FORMAT, ShardSet
 from model.tokenizer import load_tokenizer
 
@@ -50,7 +51,14 @@ def stamp(folder: Path) -> tuple[int, int]:
     return (folder / MANIFEST).stat().st_ino, (folder / MANIFEST).stat().st_mtime_ns
 
 
+@pytest.fixture
+def few_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare only the first records of each source."""
+    monkeypatch.setattr(resolver, "PrepareOptions", lambda: PrepareOptions(limit=30, workers=1))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_records")
 def test_the_sample_is_prepared_from_every_format_and_then_reused(small: str) -> None:
     """Prevents a format of the sample from being left out, and runs from preparing it again."""
     folder = resolve_shard_set("sample")
@@ -64,6 +72,7 @@ def test_the_sample_is_prepared_from_every_format_and_then_reused(small: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_records")
 def test_unprepared_name_warns_before_using_sample(capsys: pytest.CaptureFixture[str]) -> None:
     """Prevents a run on 100 kB of sample from passing for one on a gigabyte."""
     folder = resolve_shard_set("zhihu")
@@ -88,6 +97,7 @@ def test_name_resolves_to_its_prepared_set(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_records")
 def test_set_of_another_tokenizer_is_not_used(
     raw: Path, shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

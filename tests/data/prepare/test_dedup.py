@@ -75,11 +75,12 @@ def test_signatures_estimate_the_true_similarity(articles: list[str]) -> None:
 
 
 def test_signatures_match_datasketch() -> None:
-    """Prevents blocks from changing a signature."""
+    """Prevents other permutations, and blocks from changing a signature."""
     from datasketch import MinHash
 
     hashes = hash_shingles("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900)))
     a, b = MinHash(num_perm=dedup.NUM_PERMUTATIONS).permutations
+    assert (minhash_permutations() == [a, b]).all()
     expected = (hashes[:, None] * a + b).min(axis=0)
     assert (signature("".join(chr(0x4E00 + i * 37 % 5000) for i in range(900))) == expected).all()
 
@@ -187,6 +188,17 @@ def test_lsh_bands_find_pairs_above_threshold() -> None:
         count, rows = choose_lsh_bands(threshold)
         assert count * rows <= dedup.NUM_PERMUTATIONS
         assert 1 - (1 - (threshold + 0.05) ** rows) ** count > 0.95
+
+
+def test_lsh_bands_match_datasketch() -> None:
+    """Prevents other documents from being dropped than by the bands of datasketch."""
+    from datasketch import MinHashLSH
+
+    for threshold in (0.5, 0.65, 0.8, 0.95):
+        index = MinHashLSH(threshold, num_perm=dedup.NUM_PERMUTATIONS, weights=(0.05, 0.95))
+        assert choose_lsh_bands(threshold) == (index.b, index.r)
+    # datasketch refuses one band, which finds exactly the equal signatures.
+    assert choose_lsh_bands(1.0) == (1, dedup.NUM_PERMUTATIONS)
 
 
 _MEMORY = """

@@ -12,8 +12,10 @@ import orjson
 import pytest
 
 from common.errors import UserError
+from data import sequences
 from data.kinds import documents
 from data.prepare import pipeline, provenance, worker, write_shards
+from data.prepare.__main__ import main as prepare
 from data.prepare.options import CleanOptions, PrepareOptions
 from data.shards import ShardSet
 from tests.data.prepare.conftest import COMMAND, contents, document, run
@@ -26,7 +28,7 @@ def fail_with_full_disk(*_: Any) -> None:
 
 @pytest.mark.slow
 def test_output_is_identical_for_any_workers_and_after_sigkill(
-    tokenizer: Path, tmp_path: Path, root: Path
+    tokenizer: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents a shard set that depends on the workers or on a kill -9, and orphaned workers."""
     import psutil
@@ -41,7 +43,12 @@ def test_output_is_identical_for_any_workers_and_after_sigkill(
         options = ["--tokenizer", str(tokenizer), "--out", str(tmp_path / out)]
         return ["--source", "jsonl", "--input", *inputs, *options, "--workers", str(workers)]
 
-    assert run(arguments("one", 1), root).returncode == 0
+    with monkeypatch.context() as patch:
+        # As in COMMAND.
+        patch.setattr(worker, "UNIT_BYTES", 1 << 16)
+        patch.setattr(sequences.ShardWriter.__init__, "__defaults__", (1 << 17,))
+        patch.setattr(sys, "argv", ["data.prepare", *arguments("one", 1)])
+        prepare()
     expected = contents(tmp_path / "one")
 
     process = subprocess.Popen(

@@ -45,7 +45,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     ),
     st.integers(1, 40),
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_segments_lose_only_surrounding_whitespace(
     tmp_path: Path, pieces: list[str], bound: int
 ) -> None:
@@ -170,7 +172,7 @@ def test_memory_stays_flat_over_a_long_file(tmp_path: Path) -> None:
     )
 )
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_records_and_bad_records_add_up_on_any_bytes(tmp_path: Path, lines: list[bytes]) -> None:
     """Prevents any line from being counted twice or not at all."""

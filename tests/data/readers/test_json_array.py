@@ -61,12 +61,9 @@ def parsed(path: Path) -> list[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["alpaca/alpaca_zh_demo.json", "naturalconv/dialog_release.json.gz"]
-)
-def test_real_json_array_matches_standard_parser(shared: Path, name: str) -> None:
+def test_real_json_array_matches_standard_parser(shared: Path) -> None:
     """Prevents an element of a real file from being lost, split or altered."""
-    path = shared / "data" / "sft" / name
+    path = shared / "data/sft/alpaca/alpaca_zh_demo.json"
     good, bad = read(path)
     assert not bad
     assert [orjson.loads(record.data) for record in good] == parsed(path)
@@ -249,7 +246,7 @@ def test_nested_array_element_is_not_split() -> None:
     st.data(),
     st.integers(1, 60),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_truncated_array_keeps_complete_elements(
     rows: list[object], draw: st.DataObject, block: int
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -78,17 +79,18 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    answer = call(*TRAIN, corpus, "--out", out, PYTHONHASHSEED="1")
-    assert answer.returncode == 0, answer.stderr
-    assert f"{out / TOKENIZER_FILE}: 320 ids" in answer.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, *TRAIN, corpus, "--out", out)
     return out
 
 
 @pytest.mark.slow
 def test_tokenizer_training_is_reproducible(trained: Path, corpus: Path, tmp_path: Path) -> None:
     """Prevents SentencePiece's unseeded sampling, with which no tokenizer could be rebuilt."""
+    # Another process, with another seed for the order of sets.
     answer = call(*TRAIN, corpus, "--out", tmp_path, PYTHONHASHSEED="2")
     assert answer.returncode == 0, answer.stderr
+    assert f"{tmp_path / TOKENIZER_FILE}: 320 ids" in answer.stdout
     assert (tmp_path / TOKENIZER_FILE).read_bytes() == (trained / TOKENIZER_FILE).read_bytes()
 
 
@@ -363,14 +365,20 @@ def test_user_error_is_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+# The module is imported already.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.slow
-def test_user_error_exits_with_2() -> None:
+def test_user_error_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Prevents scripts from taking a mistake for a fault of the program."""
-    answer = call("export", "--tokenizer", "nowhere", "--out", "x")
-    assert answer.returncode == 2
-    assert answer.stderr.count("\n") == 1 and answer.stderr.startswith(
-        "error: nowhere does not exist"
-    )
+    arguments = ["export", "--tokenizer", "nowhere", "--out", "x"]
+    monkeypatch.setattr(sys, "argv", ["tokenizer", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("data.tokenizer", run_name="__main__")
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.count("\n") == 1 and error.startswith("error: nowhere does not exist")
 
 
 def test_a_few_bad_records_do_not_end_training(
@@ -396,7 +404,7 @@ def test_a_few_bad_records_do_not_end_training(
 
 
 @pytest.mark.slow
-def test_shipped_tokenizer_is_reproducible(tmp_path: Path) -> None:
+def test_shipped_tokenizer_is_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents a sample that changed without the tokenizer.
 
     Train it again as assets/tokenizer/README.md says.
@@ -405,6 +413,6 @@ def test_shipped_tokenizer_is_reproducible(tmp_path: Path) -> None:
     lines = [line.strip() for line in readme.splitlines()]
     command = next(line for line in lines if line.startswith("python -m data.tokenizer train"))
     assert command.endswith("--out assets/tokenizer")
-    answer = call(*command.split()[3:-1], tmp_path)
-    assert answer.returncode == 0, answer.stderr
+    monkeypatch.chdir(ROOT)
+    run(monkeypatch, *command.split()[3:-1], tmp_path)
     assert (tmp_path / TOKENIZER_FILE).read_bytes() == (SMALL / TOKENIZER_FILE).read_bytes()

@@ -84,23 +84,23 @@ def texts(root: Path) -> list[str]:
         root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
     ) as file:
         return [
-            json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)
+            json.loads(line)["text"][:200] for line, _ in zip(file, range(120), strict=False)
         ] + ["a b c, Two words"] * 9
 
 
 @pytest.fixture(scope="module")
 def conversations(root: Path) -> list[tuple[str, Turns]]:
     path = root / "assets/sample/sft/redgpt/RedGPT-Dataset-V1-CN.test.json"
-    return read_real_conversations(path, "redgpt", 40)
+    return read_real_conversations(path, "redgpt", 12)
 
 
 @pytest.fixture(scope="module")
 def real(shared: Path) -> list[tuple[str, Turns]]:
-    """Every eighth of the first 160 conversations of each source."""
+    """Every twentieth of the first 160 conversations of each source."""
     return [
         conversation
         for name, file in SOURCE_FILES.items()
-        for conversation in read_real_conversations(shared / "data/sft" / file, name, 160)[::8]
+        for conversation in read_real_conversations(shared / "data/sft" / file, name, 160)[::20]
     ]
 
 
@@ -319,4 +319,4 @@ def test_real_conversation_ids_and_loss_mask_match_transformers(
     kind: str, template: str, imported: Import, real: list[tuple[str, Turns]]
 ) -> None:
     """Catches boundaries of prompt and answer that the sample does not have."""
-    assert len(real) == 160 and unequal(imported(kind, template), real + SEAMS) == []
+    assert len(real) == 64 and unequal(imported(kind, template), real + SEAMS) == []

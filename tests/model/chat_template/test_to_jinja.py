@@ -55,9 +55,9 @@ def fast(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def real(shared: Path) -> dict[str, list[tuple[str, Turns]]]:
-    """Every sixth of the first 300 conversations of each source."""
+    """Every fifteenth of the first 300 conversations of each source."""
     return {
-        name: read_real_conversations(shared / "data/sft" / file, name, 300)[::6]
+        name: read_real_conversations(shared / "data/sft" / file, name, 300)[::15]
         for name, file in SOURCE_FILES.items()
     }
 

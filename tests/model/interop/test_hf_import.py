@@ -16,6 +16,7 @@ from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
+from model.chat_template import from_jinja
 from model.chat_template.template import (
     ImportedTemplate,
     Template,
@@ -76,12 +77,12 @@ def texts(root: Path) -> list[str]:
     with gzip.open(
         root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
     ) as file:
-        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(500), strict=False)]
+        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(150), strict=False)]
 
 
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> Any:
-    return hf_checkpoints.train_byte_level_bpe(texts[:300])
+    return hf_checkpoints.train_byte_level_bpe(texts)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def conversations(root: Path) -> list[tuple[str, list[tuple[str, str]]]]:
         for record in SOURCES["redgpt"].iter_records(path)
         if isinstance(record, Conversation)
     ]
-    return [*conversations[:20], *(("", turns) for _, turns in conversations[20:40])]
+    return [*conversations[:5], *(("", turns) for _, turns in conversations[5:10])]
 
 
 @pytest.mark.slow
@@ -287,9 +288,15 @@ def test_imported_special_token_spelled_in_text_stays_text(
     ],
 )
 def test_unsupported_chat_template_is_reported_and_skipped(
-    source: str, reason: str, byte_level: Any, tmp_path: Path
+    source: str,
+    reason: str,
+    byte_level: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Prevents half of a chat format, and an untrusted program that runs unbounded."""
+    if reason == "too much time":
+        monkeypatch.setattr(from_jinja, "_MAX_CPU_SECONDS", 1)
     save_hf_checkpoint(tmp_path / "theirs", byte_level, ("<|begin|>", "<|end|>"), source)
     _, _, note = import_hf(tmp_path / "theirs", tmp_path / "run")
     assert (
@@ -315,15 +322,15 @@ def test_imported_model_can_be_fine_tuned(
         [group],
         tmp_path / "data",
         locate.resolve_checkpoint(tmp_path / "base"),
-        PrepareOptions(workers=1, limit=40),
+        PrepareOptions(workers=1, limit=12),
     )
     options = {
         "base": tmp_path / "base",
         "data": tmp_path / "data",
         "run": tmp_path / "tuned",
         "sequence_length": 512,
-        "batch_tokens": 1024,
-        "max_steps": 3,
+        "batch_tokens": 512,
+        "max_steps": 1,
         "device": "cpu",
         "evaluation.examples": 0,
     }
@@ -521,10 +528,12 @@ def test_hf_folder_is_not_loaded_as_native_checkpoint(byte_level: Any, tmp_path:
 
 
 @pytest.mark.slow
-def test_import_does_not_overwrite_existing_run(trained_run: Path, tmp_path: Path) -> None:
+def test_import_does_not_overwrite_existing_run(tmp_path: Path) -> None:
     """Prevents a download from replacing days of training."""
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="exists already"):
-        import_hf(tmp_path, trained_run)
+        import_hf(tmp_path, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
 
 
 def test_evaluating_imported_run_without_data_gives_clear_error(

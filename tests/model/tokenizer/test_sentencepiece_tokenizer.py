@@ -100,11 +100,12 @@ def test_ids_match_transformers_on_real_texts(
     tokenizer: Tokenizer, fast: Any, real_texts: list[str]
 ) -> None:
     """Prevents an exported model from reading other ids than it was trained on."""
-    assert len(real_texts) > 1000
-    assert same_ids(tokenizer, fast, real_texts + AWKWARD + LITERALS) == []
-    ids = tokenizer.encode_batch(real_texts)
-    assert [tokenizer.decode(item) for item in ids] == real_texts
-    assert fast.batch_decode(ids[::10], skip_special_tokens=True) == real_texts[::10]
+    texts = real_texts[::3]
+    assert len(texts) > 350
+    assert same_ids(tokenizer, fast, texts + AWKWARD + LITERALS) == []
+    ids = tokenizer.encode_batch(texts)
+    assert [tokenizer.decode(item) for item in ids] == texts
+    assert fast.batch_decode(ids[::10], skip_special_tokens=True) == texts[::10]
     assert not any(
         index in item
         for item in ids
@@ -119,7 +120,7 @@ def test_ids_match_transformers_on_adversarial_texts(tokenizer: Tokenizer, fast:
     usable = [piece.text for piece in tokenizer.pieces if piece.kind == NORMAL]
     unused = [piece.text for piece in tokenizer.pieces if piece.kind == UNUSED] or usable
     texts = []
-    for _ in range(1500):
+    for _ in range(500):
         texts.append("".join(dice.choice(usable) for _ in range(dice.randint(1, 6))))
         texts.append(
             "".join(dice.choice(dice.choice((unused, usable))) for _ in range(dice.randint(1, 5)))
@@ -165,10 +166,10 @@ def test_transformers_tokenizer_has_special_tokens_length_and_template(
 @pytest.mark.slow
 def test_every_character_round_trips_and_counts_once(tokenizer: Tokenizer) -> None:
     """Prevents characters lost from a corpus, and wrong bits per character."""
+    # Every character of the basic plane, and of the others, which are bytes or ideographs, a share.
+    codes = [*range(0x10000), *range(0x10000, 0x110000, 13)]
     characters = [
-        chr(code)
-        for code in range(0x110000)
-        if not 0xD800 <= code <= 0xDFFF and chr(code) != METASPACE
+        chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF and chr(code) != METASPACE
     ]
     texts = ["".join(characters[start : start + 999]) for start in range(0, len(characters), 999)]
     counts = tokenizer.characters_per_id

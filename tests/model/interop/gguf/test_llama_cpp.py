@@ -4,6 +4,7 @@ Skipped where llama-cpp-python is not installed (requirements-llama-cpp.txt).
 """
 
 import gzip
+import importlib.util
 import json
 import random
 from collections.abc import Callable
@@ -34,6 +35,12 @@ from tests.helpers.gguf_files import (
     llama_cpp_greedy,
     load_in_llama_cpp,
     random_llama,
+)
+
+# Before the fixtures and the exports, which take half a minute.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None,
+    reason="llama-cpp-python is not installed (requirements-llama-cpp.txt)",
 )
 
 SPECIAL = [

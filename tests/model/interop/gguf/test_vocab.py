@@ -26,13 +26,13 @@ def texts(root: Path) -> list[str]:
     with gzip.open(
         root / "assets/sample/pretrain/jsonl/stories.jsonl.gz", "rt", encoding="utf-8"
     ) as file:
-        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(600), strict=False)]
+        return [json.loads(line)["text"][:200] for line, _ in zip(file, range(300), strict=False)]
 
 
 @pytest.fixture(scope="module")
 def byte_level(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` like Llama 3's."""
-    return dict(json.loads(hf_checkpoints.train_byte_level_bpe(texts[:300]).to_str()))
+    return dict(json.loads(hf_checkpoints.train_byte_level_bpe(texts[:150]).to_str()))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def sentencepiece(texts: list[str]) -> dict[str, Any]:
     """A `tokenizer.json` like Llama 2's."""
     return dict(
         json.loads(
-            hf_checkpoints.train_sentencepiece_bpe(texts[:300], add_prefix_space=True).to_str()
+            hf_checkpoints.train_sentencepiece_bpe(texts[:150], add_prefix_space=True).to_str()
         )
     )
 
@@ -127,7 +127,7 @@ def by_score(vocabulary: GGUFVocabulary, text: str) -> list[int]:
 )
 def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str]) -> None:
     """Prevents pieces built by other merges than in the original tokenizer."""
-    definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:300], **options).to_str())
+    definition = json.loads(hf_checkpoints.train_sentencepiece_bpe(texts[:150], **options).to_str())
     vocab = definition["model"]["vocab"]
     backwards = {
         text: index if index < 259 else len(vocab) + 258 - index for text, index in vocab.items()
@@ -139,7 +139,7 @@ def test_scores_reproduce_merge_order(options: dict[str, Any], texts: list[str])
         bool(options.get("add_prefix_space")),
     )
     strange = ["", " ", "  a  b", "<0x0A>", "</s><s>", "𠀀é\n\tß", "哈" * 40, "ab" * 20]
-    for text in [*(text[:60] for text in texts), *strange]:
+    for text in [*(text[:60] for text in texts[::3]), *strange]:
         assert by_score(vocabulary, text) == tokenizer.encode(text), text
 
 
@@ -199,7 +199,7 @@ def test_gguf_of_imported_run_has_complete_tokenizer(
     texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prevents a missing merge, token type or stop id."""
-    backend = hf_checkpoints.train_byte_level_bpe(texts[:300])
+    backend = hf_checkpoints.train_byte_level_bpe(texts[:150])
     backend.add_tokens(["表情"])
     hf_checkpoints.save_hf_checkpoint(
         tmp_path / "theirs", backend, ("<|begin|>", "<|end|>"), hf_checkpoints.LLAMA3_TEMPLATE

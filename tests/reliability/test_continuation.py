@@ -36,8 +36,8 @@ def refusal(
     [
         ("seed", 7, "seed: 0 -> 7"),
         ("max_steps", 30, "max_steps: 20 -> 30"),
-        ("batch_tokens", 512, "batch_tokens: 256 -> 512"),
-        ("sequence_length", 32, "sequence_length: 64 -> 32"),
+        ("batch_tokens", 128, "batch_tokens: 64 -> 128"),
+        ("sequence_length", 64, "sequence_length: 32 -> 64"),
         ("model.hidden_size", 64, "model.hidden_size: 32 -> 64"),
         ("model.rope_theta", 5000, "model.rope_theta: 10000.0 -> 5000.0"),
         ("optimizer.lr", 0.5, "optimizer.lr: 0.008 -> 0.5"),
@@ -106,12 +106,12 @@ def test_changeable_options_keep_data_order(
             shutil.rmtree(step_folder(finished, step))
     start = list_steps(finished)[-1]
     changes = {
-        "micro_batch": 1,
+        "micro_batch": 2,
         "log_every": 1,
         "checkpoint.every": 2,
         "checkpoint.keep": 1,
         "evaluation.every": 5,
-        "evaluation.tokens": 300,
+        "evaluation.tokens": 100,
         "evaluation.sample_tokens": 0,
     }
     scenario = Scenario(pretrain.module, [*pretrain.arguments, *to_arguments(changes)])

@@ -281,7 +281,7 @@ def test_redgpt_answers_are_spread_over_the_reference(files: Files) -> None:
 
 
 def encode_triples(text: str) -> np.ndarray:
-    """Return a number for each three characters that follow one another; characters have 21 bits."""
+    """Return a number for each three characters that follow one another; a code has 21 bits."""
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
     return codes[:-2] << np.uint64(42) | codes[1:-1] << np.uint64(21) | codes[2:]
 

@@ -29,6 +29,7 @@ PRELOADED_MODULES = [
     "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",
+    "tests.fault_injection.freeze",  # the last one
 ]
 Fault = Callable[[], None]
 

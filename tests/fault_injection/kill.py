@@ -41,7 +41,13 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
-from tests.helpers.training import TINY_SHAPE, comparable_records, to_arguments, write_text_set
+from tests.helpers.training import (
+    TINY_SHAPE,
+    comparable_records,
+    to_arguments,
+    truncate_tokenizer,
+    write_text_set,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # The phases of training that a kill can hit; the shared byte of `SlowDiskFault` holds an index.
@@ -98,9 +104,8 @@ def pretrain_scenario(folder: Path) -> Scenario:
 
     Writes the text that it trains on into `folder`.
     """
-    data = write_text_set(
-        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=8, validation=1
-    )
+    tokenizer = truncate_tokenizer(load_tokenizer(ROOT / "assets/tokenizer"))
+    data = write_text_set(folder / "text", tokenizer, train=8, validation=1)
     options = {
         "data": data,
         "sequence_length": 32,

@@ -166,34 +166,6 @@ def test_early_stopped_run_does_not_resume(prepared: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"data": "{text}"}, "without questions and answers"),
-        ({"data": "{csl}+replay:0.1"}, "--base is none"),
-        ({"data": "replay"}, "csl+replay:0.1"),
-        ({"data": "{csl}", "base": "/nowhere"}, "/nowhere"),
-        ({"data": "{csl}", "epochs": "null"}, "--epochs or --max_steps"),
-        ({"data": "{csl}", "sequence_length": 16, "batch_tokens": 64}, "no example"),
-        ({"data": "csll"}, "did you mean csl"),
-        (
-            {"data": "{csl}", "sequence_length": 8192, "batch_tokens": 8192},
-            "is shorter than the 8192 tokens of a row",
-        ),
-    ],
-)
-def test_untrainable_setup_gives_one_line_error(
-    prepared: dict[str, Path], tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    """Catch a traceback, and a run directory that would then refuse the right options."""
-    run = tmp_path / "run"
-    done = sft(run, {**options, "data": options["data"].format(**prepared)})
-    assert done.returncode == 2 and message in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not run.exists()
-
-
-@pytest.mark.slow
 def test_set_prepared_with_another_template_is_refused(
     prepared: dict[str, Path], root: Path, tmp_path: Path
 ) -> None:

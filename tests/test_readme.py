@@ -20,6 +20,7 @@ import pytest
 from common.metrics_file import read_metrics
 from data.corpora.manifests import load_corpora
 from tests.helpers import processes
+from tests.helpers.training import TINY_SHAPE, to_arguments
 
 ROOT = Path(__file__).parent.parent
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh.md"
@@ -307,22 +308,21 @@ def test_documented_pretraining_command_runs(tmp_path: Path) -> None:
     small = [
         "--device",
         "cpu",
+        *to_arguments({"model": TINY_SHAPE}),
         "--model.preset",
         "babyllama-3m",
-        "--model.num_hidden_layers",
-        "1",
         "--max_steps",
         "2",
         "--batch_tokens",
-        "512",
+        "64",
         "--sequence_length",
-        "256",
+        "32",
         "--micro_batch",
         "2",
         "--evaluation.tokens",
-        "512",
+        "64",
         "--evaluation.sample_tokens",
-        "4",
+        "2",
     ]
     done = processes.CommandProcess(
         "train.pretrain", *command.words, *small, fault=partial(os.chdir, tmp_path)

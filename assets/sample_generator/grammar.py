@@ -5,6 +5,7 @@ A file has sections, `## name` and one phrasing per line. In a phrasing `{slot}`
 break.
 """
 
+import functools
 import random
 import re
 from collections.abc import Mapping
@@ -79,20 +80,23 @@ class Grammar:
         only has a value for people who moved. Raises KeyError if no phrasing is left.
         """
         candidates = [
-            phrasing
-            for phrasing in self.sections[section]
-            if all(slot in values for slot in _SLOT.findall(phrasing))
+            phrasing for phrasing in self.sections[section] if _slots(phrasing) <= values.keys()
         ]
         if not candidates:
             raise KeyError(f"no phrasing of {section} fits the slots {sorted(values)}")
         return expand_phrasing(rng.choice(candidates), values, rng)
 
 
+@functools.cache
+def _slots(phrasing: str) -> frozenset[str]:
+    """Return the names of the slots of a phrasing."""
+    return frozenset(_SLOT.findall(phrasing))
+
+
 def expand_phrasing(phrasing: str, values: Mapping[str, str], rng: random.Random) -> str:
     """Choose one variant at random for each `[a|b|c]`, then fill in the slots and line breaks."""
     # The pattern has no bracket inside: of nested choices the innermost is made first.
-    while _CHOICE.search(phrasing):
-        phrasing = _CHOICE.sub(
-            lambda match: rng.choice(match.group(1).split("|")), phrasing, count=1
-        )
+    while match := _CHOICE.search(phrasing):
+        variant = rng.choice(match.group(1).split("|"))
+        phrasing = phrasing[: match.start()] + variant + phrasing[match.end() :]
     return _SLOT.sub(lambda match: values[match.group(1)], phrasing).replace("\\n", "\n")

@@ -79,6 +79,7 @@ class World:
         self.foods = {row["名字"]: row for row in read_table("foods")}
         self.word_lists = read_word_lists()
         self.places_by_name = {row["名字"]: row for row in self.places}
+        self._nearest_places: dict[str, Row] = {}
         self._used_names: set[str] = set()
         self.people = self._create_people()
         self._pair_friends()
@@ -229,8 +230,13 @@ class World:
 
     def nearest_place(self, place: Row) -> Row:
         """Return the nearest other place; of several equally near the first by name."""
-        others = [other for other in self.places if other is not place]
-        return min(others, key=lambda other: (self.distance(place, other), other["名字"]))
+        name = place["名字"]
+        if name not in self._nearest_places:
+            others = [other for other in self.places if other is not place]
+            self._nearest_places[name] = min(
+                others, key=lambda other: (self.distance(place, other), other["名字"])
+            )
+        return self._nearest_places[name]
 
 
 def read_word_lists() -> dict[str, list[str]]:

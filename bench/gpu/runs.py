@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +43,8 @@ TOKENIZER = ROOT / "assets" / "tokenizer"
 # Bound of the relative difference of losses between devices, or with torchrun. The Newton-Schulz
 # iteration of Muon runs in bf16 and amplifies rounding errors.
 LOSS_DIFFERENCE = 0.01
+# What every device can compute, so that the losses of two devices are comparable.
+EAGER_FP32 = {"precision": "fp32", "compile": "false"}
 # Called in the process of a command before its `main`.
 SetUp = Callable[[], None]
 
@@ -154,9 +155,9 @@ def pretrain_arguments(context: Context, run: Path, device: str, *extra: str) ->
         "data": prepare_shards(context),
         "device": device,
         "max_steps": STEPS,
-        "sequence_length": 64 if context.is_small else 256,
-        "batch_tokens": 512 if context.is_small else 2048,
-        "micro_batch": 4,
+        "sequence_length": 16 if context.is_small else 256,
+        "batch_tokens": 64 if context.is_small else 2048,
+        "micro_batch": 2 if context.is_small else 4,
         "checkpoint.every": CHECKPOINT_EVERY,
         "checkpoint.keep": STEPS,
         "evaluation.every": STEPS,
@@ -165,6 +166,7 @@ def pretrain_arguments(context: Context, run: Path, device: str, *extra: str) ->
     }
     if context.is_small:
         options |= {f"model.{name}": value for name, value in SMALL_CONFIG.items()}
+        options |= {"evaluation.tokens": 100, **EAGER_FP32}
     arguments: list[str] = []
     for name, value in options.items():
         arguments += [f"--{name}", str(value)]
@@ -302,13 +304,14 @@ def _compare_resumed(context: Context, name: str, *, is_deterministic: bool) -> 
 def across_devices(context: Context) -> None:
     """Compare a run that moves from the CPU to the device and back with one on the CPU alone."""
     device = context.device.type
-    # What every device can compute, so that the losses are comparable.
-    eager_fp32 = ("--precision", "fp32", "--compile", "false")
+    eager_fp32 = [word for name, value in EAGER_FP32.items() for word in (f"--{name}", value)]
     if context.is_small:
         context.report.note(
             "the device is the CPU: the run goes from one process to another and back"
         )
-    cpu_run = uninterrupted_run(context, "whole-cpu-fp32", "cpu", *eager_fp32)
+    # All small runs have these options, so that there the run is that of `resume`.
+    cpu_name = "whole-cpu" if context.is_small else "whole-cpu-fp32"
+    cpu_run = uninterrupted_run(context, cpu_name, "cpu", *eager_fp32)
     moved = copy_up_to_step(cpu_run, "there", CHECKPOINT_EVERY)
     train_to_end(context, moved, device, *eager_fp32)
     context.report.require("continues on the device", find_newest_step(moved) == STEPS)
@@ -324,10 +327,7 @@ def torchrun(context: Context) -> None:
     reference = uninterrupted_run(context, f"whole-{device}", device)
     run = context.work / "runs" / "torchrun"
     shutil.rmtree(run, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+    arguments = [
         "--standalone",
         "--nproc-per-node",
         "1",
@@ -336,21 +336,19 @@ def torchrun(context: Context) -> None:
         "train.pretrain",
         *pretrain_arguments(context, run, device),
     ]
-
-    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": python_path},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    # torchrun itself is a fork, like every command here; the process that trains is not.
+    result = run_command(
+        context, "torch.distributed.run", arguments, set_up=_add_root_to_python_path, timeout=200
     )
-    print(process.stdout, process.stderr, sep="\n", flush=True)
-    result = check_packages(CommandResult(process.returncode, process.stdout, process.stderr))
     context.report.require("exit code 0", result.exit_code == 0)
     if result.exit_code == 0:
         compare_losses(context, "under torchrun", run, reference)
+
+
+def _add_root_to_python_path() -> None:
+    """Let the interpreters that this process starts find the packages of the project."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def cap_gpu_memory(limit_bytes: int) -> None:
@@ -428,7 +426,8 @@ def overflow(context: Context) -> None:
         skip_matmul_rate()
     folder = context.work / "runs" / "overflow"
     shutil.rmtree(folder, ignore_errors=True)
-    length, rows, num_steps = (32, 4, 24) if context.is_small else (256, 8, 40)
+    length, rows, num_steps = (16, 2, 16) if context.is_small else (256, 8, 40)
+    small_evaluation = {"tokens": 100, "sample_tokens": 0} if context.is_small else {}
     spec = resolve_run(
         PretrainOptions.model_validate(
             {
@@ -441,7 +440,7 @@ def overflow(context: Context) -> None:
                 "sequence_length": length,
                 "log_every": 1,
                 "checkpoint": {"every": num_steps},
-                "evaluation": {"every": num_steps},
+                "evaluation": {"every": num_steps, **small_evaluation},
             }
         )
     )
@@ -460,7 +459,7 @@ def overflow(context: Context) -> None:
     trainer = Trainer(spec, run, model, spec.data.plan(folder / run_layout.PLAN_DIR), compute_plan)
     # So high that the first steps overflow. GradScaler halves the scale at each of them, and it has
     # to fit before the last five steps.
-    initial_scale = 2.0**32 if context.is_small else 2.0**40
+    initial_scale = 2.0**26 if context.is_small else 2.0**40
     trainer.scaler = torch.amp.GradScaler(context.device.type, init_scale=initial_scale)
     trainer.train()
     trainer.close()

@@ -21,7 +21,6 @@ from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
-from tests.helpers import processes
 from tests.helpers.prepare import prepare_source
 
 
@@ -122,41 +121,6 @@ def test_files_and_their_shard_set_score_equally(
     assert figures[0]["tokens"] == len(stream) - 1
     expected = naive(model, stream, tokenizer.characters_per_id, 256).compute_metrics()
     assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--checkpoint", "no/such/folder"], "is not a checkpoint"),
-        (["--checkpoint", "CHECKPOINT"], "--data"),
-        (
-            ["--checkpoint", "CHECKPOINT", "--source", "jsonl"],
-            "--source and --input belong together",
-        ),
-        (
-            ["--checkpoint", "CHECKPOINT", "--source", "nonsense", "--input", "README.md"],
-            "unknown source",
-        ),
-        (["--checkpoint", "CHECKPOINT", "--data", "configs"], "is not a prepared shard set"),
-        (
-            ["--checkpoint", "CHECKPOINT", "--data", "configs", "--limit", "0"],
-            "--limit: '0' is not valid",
-        ),
-    ],
-)
-def test_user_errors_are_one_line(
-    model: Llama, tokenizer: Tokenizer, tmp_path: Path, arguments: list[str], words: str
-) -> None:
-    """Prevents a traceback for a wrong path."""
-    folder = save(model, tokenizer, tmp_path / "checkpoint")
-    done = processes.run_command(
-        "evaluate.perplexity",
-        *(str(folder) if word == "CHECKPOINT" else word for word in arguments),
-    )
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, (
-        done.stderr
-    )
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
     folder.mkdir()
     for split, texts in splits.items():
         # Small shards, so that the stream crosses from one file to the next.
-        writer = ShardWriter(folder, split, tokenizer.vocab_size, shard_tokens=5000)
+        writer = ShardWriter(folder, split, tokenizer.vocab_size, shard_tokens=1000)
         # Without bos in the validation split its first token has characters, which the score must
         # leave out.
         start = [tokenizer.bos_id] if split == "train" else []
@@ -159,9 +159,9 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     with gzip.open(
         shared / "data" / "pretrain" / "mnbvc_qa.jsonl.gz", "rt", encoding="utf-8"
     ) as lines:
-        texts = [json.loads(line)["答"] for line in islice(lines, 60)]
+        texts = [json.loads(line)["答"] for line in islice(lines, 24)]
     folder = tmp_path_factory.mktemp("real") / "set"
-    return write_shards(folder, tokenizer, {"train": texts[8:], "validation": texts[:8]})
+    return write_shards(folder, tokenizer, {"train": texts[4:], "validation": texts[:4]})
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
     """Catch a position that is skipped or scored twice, and characters of unscored ids."""
     train, validation = real.load_split("train"), real.load_split("validation")
     tokenizer = real.load_tokenizer()
-    ids = validation.read_stream(0, validation.num_tokens).tolist()[:150]
+    ids = validation.read_stream(0, validation.num_tokens).tolist()[:40]
     reference = BruteForce(train.read_stream(0, train.num_tokens).tolist(), tokenizer.vocab_size)
     score = score_trigram_baseline(real)
     assert score.tokens == validation.num_tokens - 1
@@ -198,7 +198,7 @@ def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
     found, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)
     assert math.isclose(
-        score_trigram_baseline(real, max_partition_positions=2000).loss,
+        score_trigram_baseline(real, max_partition_positions=800).loss,
         -np.log(found).mean(),
         rel_tol=1e-12,
     )

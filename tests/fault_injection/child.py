@@ -5,11 +5,13 @@ which saves each of them seconds. A fault is a function that replaces parts of m
 before `main` is called; the program itself has no code for faults.
 
 Forks of a server share its hash seed, and with it the iteration order of sets of strings. A run
-that is the reference for others therefore needs a fresh interpreter, which has a seed of its own.
+that is the reference for others therefore needs another process: a fresh interpreter, or the
+process of the test, which is not a fork of the server (`run_in_test_process`).
 """
 
 import contextlib
 import importlib
+import io
 import multiprocessing
 import os
 import sys
@@ -18,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from common.errors import run_main
 
@@ -29,6 +33,7 @@ PRELOADED_MODULES = [
     "data.prepare.pipeline",
     "torch.utils.tensorboard",
     "torch._dynamo",
+    "tests.fault_injection.freeze",  # the last one
 ]
 Fault = Callable[[], None]
 
@@ -130,6 +135,28 @@ def _run_main(module: str, arguments: list[str], log: Path, fault: Fault | None)
     if fault is not None:
         fault()
     run_main(importlib.import_module(module).main)
+
+
+def run_in_test_process(module: str, arguments: Sequence[str]) -> str:
+    """Run a command of training to its end in this process; return what it prints.
+
+    This costs no start of an interpreter, and the hash seed is another than that of the forks.
+    """
+    import torch
+
+    import train.monitoring.throughput
+
+    output, num_threads = io.StringIO(), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(sys, "argv", [module, *arguments])
+        patch.setattr(train.monitoring.throughput, "matmul_flops", lambda *_: 1e9)
+        # As in the forks: another number of threads gives sums with other last bits.
+        torch.set_num_threads(1)
+        try:
+            importlib.import_module(module).main()
+        finally:
+            torch.set_num_threads(num_threads)
+    return output.getvalue()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,13 @@ from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
 from tests.fault_injection.child import ChildProcess
-from tests.helpers.training import TINY_SHAPE, comparable_records, to_arguments, write_text_set
+from tests.helpers.training import (
+    TINY_SHAPE,
+    comparable_records,
+    to_arguments,
+    truncate_tokenizer,
+    write_text_set,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # The phases of training that a kill can hit; the shared byte of `SlowDiskFault` holds an index.
@@ -94,18 +100,17 @@ class Scenario:
 
 
 def pretrain_scenario(folder: Path) -> Scenario:
-    """Return a pretraining run of 20 steps of two micro-batches; an epoch has about 12 steps.
+    """Return a pretraining run of 20 steps of two micro-batches; an epoch has about 13 steps.
 
     Writes the text that it trains on into `folder`.
     """
-    data = write_text_set(
-        folder / "text", load_tokenizer(ROOT / "assets/tokenizer"), train=30, validation=4
-    )
+    tokenizer = truncate_tokenizer(load_tokenizer(ROOT / "assets/tokenizer"))
+    data = write_text_set(folder / "text", tokenizer, train=8, validation=1)
     options = {
         "data": data,
-        "sequence_length": 64,
-        "batch_tokens": 256,
-        "micro_batch": 2,
+        "sequence_length": 32,
+        "batch_tokens": 64,
+        "micro_batch": 1,
         "max_steps": 20,
         "checkpoint.every": 4,
         "evaluation.every": 6,
@@ -145,17 +150,17 @@ def early_stopping_scenario(folder: Path) -> Scenario:
 
 
 def _build_sft_scenario(folder: Path, *extra_arguments: str) -> Scenario:
-    """Return fine-tuning on 48 abstracts of the sample, prepared in `folder` on the first call."""
+    """Return fine-tuning on 8 abstracts of the sample, prepared in `folder` on the first call."""
     sample = ROOT / "assets/sample/summary/csl"
     if not (folder / "csl").exists():
         group = SourceGroup("csl", (str(sample / "train.tsv"),), (str(sample / "dev.tsv"),))
         prepare_groups(
-            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=24)
+            [group], folder / "csl", ROOT / "assets/tokenizer", PrepareOptions(workers=1, limit=8)
         )
     options = {
         "data": folder / "csl",
-        "sequence_length": 256,
-        "batch_tokens": 512,
+        "sequence_length": 128,
+        "batch_tokens": 256,
         "micro_batch": 1,
         "checkpoint.every": 5,
         "evaluation.every": 4,

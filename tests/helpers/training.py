@@ -16,6 +16,8 @@ from data.shards import SHARD_FORMAT, ShardSet
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+from model.tokenizer.sentencepiece_normalize import normalize_model
+from model.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from train.monitoring.metrics_log import VALIDATION_LOSS, MetricsLog, SelectionMetric
 from train.options import PretrainOptions
 from train.pretrain_run import TextData
@@ -32,6 +34,21 @@ TINY_SHAPE = {
 }
 # Fields of a metrics record that differ between two identical runs.
 TIMING_FIELDS = {"tokens_per_second", "mfu", "memory_bytes"}
+
+
+def truncate_tokenizer(tokenizer: Tokenizer, vocab_size: int = 512) -> Tokenizer:
+    """Return a SentencePiece tokenizer with the first pieces of another one.
+
+    With 512 ids a training step takes a third of the time that it takes with 8,192. The ids of
+    `write_text_set` are among them. Text is encoded as bytes, for the most part.
+    """
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    model = ModelProto.FromString(tokenizer.serialized)
+    del model.pieces[vocab_size:]
+    model.trainer_spec.vocab_size = vocab_size
+    serialized, _ = normalize_model(model.SerializeToString(), "a truncated tokenizer")
+    return SentencePieceTokenizer(serialized)
 
 
 def to_arguments(options: dict[str, Any]) -> list[str]:

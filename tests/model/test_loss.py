@@ -97,10 +97,10 @@ def skewed_inputs(rows: int, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "rows", "vocabulary"),
     [
-        (torch.float16, 700, 65_000),
+        (torch.float16, 520, 65_000),
         (torch.bfloat16, 700, 8_192),
         # More than three chunks.
-        (torch.float16, 1_700, 16_384),
+        (torch.float16, 1_700, 8_192),
     ],
 )
 def test_low_precision_gradients_match_fp32(dtype: torch.dtype, rows: int, vocabulary: int) -> None:

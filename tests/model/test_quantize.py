@@ -116,7 +116,7 @@ def test_quantizing_trained_model_barely_changes_loss(tokenizer: Tokenizer) -> N
     """Prevents a loss of quality on trained weights, less evenly spread than random ones."""
     model = small_model().train()
     draw = np.random.default_rng(0)
-    starts, steps = draw.integers(400, 450, (40, 16)), draw.integers(1, 4, (40, 16))
+    starts, steps = draw.integers(400, 450, (40, 8)), draw.integers(1, 4, (40, 8))
     texts = torch.from_numpy((starts[..., None] + steps[..., None] * np.arange(65)) % 50 + 400)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for batch in texts:

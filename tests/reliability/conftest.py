@@ -13,6 +13,7 @@ from model.checkpoint import weights
 from model.config import LlamaConfig
 from model.llama import Llama
 from model.tokenizer.base import Tokenizer
+from tests.fault_injection.child import run_in_test_process
 from tests.fault_injection.kill import Scenario, find_differences, pretrain_scenario
 
 
@@ -33,8 +34,7 @@ def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
 def whole(pretrain: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an uninterrupted pretraining run."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    child = pretrain.start(run, fresh_interpreter=True)
-    assert child.wait() == 0, child.output
+    run_in_test_process(pretrain.module, [*pretrain.arguments, "--run", str(run)])
     return run
 
 

@@ -31,6 +31,7 @@ from model.config import LlamaConfig
 from model.interop.hf_export import export_hf
 from model.llama import Llama
 from model.tokenizer import load_tokenizer
+from tests.helpers.processes import run_command
 
 TRAIN = "train.pretrain --data {text} --run {new}"
 TUNE = "train.sft --base none --data {pairs} --run {new}"
@@ -114,7 +115,7 @@ def places(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     for kind, text in {
         "list": "- 1",
         "date": "note: 2024-13-45",
-        "deep": "[" * 3000,
+        "deep": "[" * 1000,
         "number": "1: 2",
         "code": "a: !!python/name:os.system",
         "bomb": "a: &a [x,x]\n"
@@ -271,7 +272,6 @@ def test_bad_option_error_is_one_line_naming_it(
     [
         ("train.pretrain --max_stepz 3", "--max_stepz: unknown option"),
         ("data.download --parts", "--parts: needs a value"),
-        ("chat --checkpoint nowhere", "nowhere 中没有可用的模型"),
     ],
 )
 def test_commands_exit_with_one_line_error(root: Path, command: str, expected: str) -> None:
@@ -288,6 +288,15 @@ def test_commands_exit_with_one_line_error(root: Path, command: str, expected: s
         and expected in done.stderr
         and done.stderr.count("\n") == 1
     )
+
+
+@pytest.mark.slow
+def test_chat_exits_with_one_line_error() -> None:
+    """Prevents a traceback, or an error in English, where chat finds no model."""
+    done = run_command("chat", "--checkpoint", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: nowhere 中没有可用的模型"), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.files import write_atomic
 from common.run_layout import list_steps, step_folder
 from data.prepare.options import PrepareOptions
-from tests.fault_injection.kill import ROOT, Scenario
+from tests.fault_injection.kill import Scenario
 from tests.helpers.prepare import prepare_source
 from tests.helpers.training import comparable_records, to_arguments
 from train.pretrain import main
@@ -36,8 +36,8 @@ def refusal(
     [
         ("seed", 7, "seed: 0 -> 7"),
         ("max_steps", 30, "max_steps: 20 -> 30"),
-        ("batch_tokens", 512, "batch_tokens: 256 -> 512"),
-        ("sequence_length", 32, "sequence_length: 64 -> 32"),
+        ("batch_tokens", 128, "batch_tokens: 64 -> 128"),
+        ("sequence_length", 64, "sequence_length: 32 -> 64"),
         ("model.hidden_size", 64, "model.hidden_size: 32 -> 64"),
         ("model.rope_theta", 5000, "model.rope_theta: 10000.0 -> 5000.0"),
         ("optimizer.lr", 0.5, "optimizer.lr: 0.008 -> 0.5"),
@@ -71,24 +71,23 @@ def test_changed_data_and_tokenizer_are_refused(
         text, "".join(f'{{"text": "第{number}个故事，{"很长" * 20}。"}}\n' for number in range(40))
     )
     options = PrepareOptions(workers=1)
-    shipped = ROOT / "assets/tokenizer"
-    prepare_source("jsonl", [str(text)], tmp_path / "other", shipped, options)
     old_data = pretrain.arguments[pretrain.arguments.index("--data") + 1]
+    prepare_source("jsonl", [str(text)], tmp_path / "other", Path(old_data), options)
     (line,) = refusal(pretrain, finished, monkeypatch, "--data", str(tmp_path / "other"))
     assert line.startswith(f"data: {old_data} (content ")
     assert f" -> {tmp_path / 'other'} (content " in line
-    changed = swap_pieces(tmp_path / "changed")
+    changed = swap_pieces(Path(old_data), tmp_path / "changed")
     prepare_source("jsonl", [str(text)], tmp_path / "changed-ids", changed, options)
     lines = refusal(pretrain, finished, monkeypatch, "--data", str(tmp_path / "changed-ids"))
     assert [line.partition(":")[0] for line in lines] == ["data", "tokenizer"]
 
 
-def swap_pieces(folder: Path) -> Path:
-    """Write the shipped tokenizer with the pieces of two ids exchanged; return the folder."""
+def swap_pieces(original: Path, folder: Path) -> Path:
+    """Write the tokenizer of a folder with the pieces of two ids exchanged; return `folder`."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString((ROOT / "assets/tokenizer/tokenizer.model").read_bytes())
+    model.ParseFromString((original / "tokenizer.model").read_bytes())
     one, other = model.pieces[500], model.pieces[501]
     one.piece, other.piece = other.piece, one.piece
     folder.mkdir()
@@ -106,12 +105,12 @@ def test_changeable_options_keep_data_order(
             shutil.rmtree(step_folder(finished, step))
     start = list_steps(finished)[-1]
     changes = {
-        "micro_batch": 1,
+        "micro_batch": 2,
         "log_every": 1,
         "checkpoint.every": 2,
         "checkpoint.keep": 1,
         "evaluation.every": 5,
-        "evaluation.tokens": 300,
+        "evaluation.tokens": 100,
         "evaluation.sample_tokens": 0,
     }
     scenario = Scenario(pretrain.module, [*pretrain.arguments, *to_arguments(changes)])

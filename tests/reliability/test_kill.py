@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.run_layout import EARLY_STOP_FILE
+from tests.fault_injection.child import run_in_test_process
 from tests.fault_injection.kill import (
     PHASES,
     SCENARIOS,
@@ -61,8 +62,8 @@ def test_killed_early_stopping_run_is_bit_identical(tmp_path: Path) -> None:
     train/test_lora_training.py.
     """
     scenario = SCENARIOS["ending early"](tmp_path)
-    child = scenario.start(tmp_path / "whole")
-    assert child.wait() == 0 and read_early_stop(tmp_path / "whole") is not None, child.output
+    run_in_test_process(scenario.module, [*scenario.arguments, "--run", str(tmp_path / "whole")])
+    assert read_early_stop(tmp_path / "whole") is not None
     kill_points = [KillPoint("evaluation", 2, 0.01), KillPoint("ending", 2, 0.005)]
     phases = kill_and_compare(scenario, tmp_path / "run", tmp_path / "whole", kill_points)
     assert phases[-1] == "ending"

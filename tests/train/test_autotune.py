@@ -66,15 +66,22 @@ def test_autotune_is_skipped_on_cpu(changes: dict[str, Any], expected: int) -> N
 
 # One interpreter imports the compiler's modules for both forks; each detects compilers itself.
 FORKS = """
+import gc
 import os
 import sys
 from pathlib import Path
 
 import torch
 import torch._inductor.compile_fx
+from torch._inductor.fx_passes import joint_graph
 from tests.train.test_autotune import choose, small
 
 folder = Path(sys.argv[1])
+# The search for patterns to fuse prepares for seconds, and leaves the graph of the trial as it is.
+joint_graph.lazy_init = lambda *_: None
+torch._inductor.config.pattern_matcher = False
+# A collection in a fork would copy the pages of all objects.
+gc.freeze()
 
 
 def fork(name, function):
@@ -90,6 +97,9 @@ def fork(name, function):
 def without():
     os.environ["CXX"] = "/bin/false"
     torch._inductor.config.cpp.cxx = (None, "/bin/false")
+    # The keys of the caches are digests of the whole compiler.
+    torch._inductor.config.fx_graph_cache = False
+    torch._functorch.config.enable_autograd_cache = False
     model = small()
     choices = choose(model, compile=True)
     assert not choices.compile and all(each.grad is None for each in model.parameters())

@@ -40,8 +40,8 @@ SIZES = {
     "checkpoint.every": 2,
     "checkpoint.keep": 9,
     "evaluation.every": 3,
-    "evaluation.tokens": 1000,
-    "evaluation.sample_tokens": 3,
+    "evaluation.tokens": 500,
+    "evaluation.sample_tokens": 2,
     "device": "cpu",
 }
 
@@ -88,10 +88,11 @@ def train(root: Path, run: Path, **options: Any) -> None:
 
 @pytest.fixture(scope="module")
 def whole(root: Path, base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from the base that was never stopped."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    train(root, run, base=base, data=data)
-    return run
+    """A run that was never stopped, from a copy of the base beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(base, folder / "base")
+    train(root, folder / "run", base=folder / "base", data=data)
+    return folder / "run"
 
 
 @pytest.mark.slow
@@ -120,17 +121,18 @@ def test_continued_pretraining_starts_from_base_weights_and_config(
 
 @pytest.mark.slow
 def test_resume_is_bit_identical_without_base(
-    root: Path, whole: Path, base: Path, data: Path, tmp_path: Path
+    root: Path, whole: Path, data: Path, tmp_path: Path
 ) -> None:
     """Catch a resumed run that starts from the base again, or that needs it."""
-    run, copied_base = tmp_path / "run", tmp_path / "base"
-    shutil.copytree(base, copied_base)
-    train(root, run, base=copied_base, data=data)
-    assert checkpoint_bytes(run, 6) == checkpoint_bytes(whole, 6)
+    run, copied_base = tmp_path / "run", whole.with_name("base")
+    shutil.copytree(whole, run, symlinks=True)
     for step in (3, 4, 6):
         shutil.rmtree(run_layout.step_folder(run, step))
-    shutil.rmtree(copied_base)
-    train(root, run, base=copied_base, data=data)
+    copied_base.rename(tmp_path / "base")
+    try:
+        train(root, run, base=copied_base, data=data)
+    finally:
+        (tmp_path / "base").rename(copied_base)
     assert checkpoint_bytes(run, 6) == checkpoint_bytes(whole, 6)
     assert comparable_records(run) == comparable_records(whole)
 

@@ -14,11 +14,18 @@ from common.metrics_file import read_metrics
 from common.run_layout import step_folder
 from data.batching.collate import collate
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
-from tests.helpers.training import StubEvaluator, build_trainer
+from model.tokenizer.base import Tokenizer
+from tests.helpers.training import StubEvaluator, build_trainer, truncate_tokenizer
 from train.monitoring.metrics_log import MetricsLog
 from train.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
 
 Example = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """A small vocabulary, for `shard_set`."""
+    return truncate_tokenizer(tokenizer)
 
 
 @pytest.mark.slow

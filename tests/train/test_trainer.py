@@ -1,6 +1,7 @@
 """The training loop: gradients, skipped steps, early stopping, the log."""
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from common.errors import UserError
 from common.machine import matmul_flops
 from common.metrics_file import read_metrics
-from common.run_layout import step_folder
+from common.run_layout import EARLY_STOP_FILE, step_folder
 from data.batching.collate import collate
 from model.checkpoint.locate import find_newest_step, resolve_checkpoint
 from model.tokenizer.base import Tokenizer
@@ -118,6 +119,32 @@ def test_early_stopped_run_resolves_to_best_checkpoint(tmp_path: Path, shard_set
     resume(patience=0)
     assert resolve_checkpoint(folder) == step_folder(folder, 12)
     assert calls == [("first", 8), ("first", 10), ("first", 12), ("all", 12)]
+
+
+@pytest.mark.slow
+def test_early_stop_is_not_recorded_before_its_evaluation_is_complete(
+    tmp_path: Path, shard_set: Path
+) -> None:
+    """Catch a run that counts as stopped early although a signal cut off its last evaluation."""
+    folder = tmp_path / "run"
+    signals = [signal.SIGTERM]
+
+    def evaluate_all(step: int, log: MetricsLog) -> None:
+        if signals:
+            signal.raise_signal(signals.pop())
+
+    evaluator = StubEvaluator(
+        2,
+        patience=1,
+        on_evaluate=lambda step, log: log.write("validation", step, loss=float(step)),
+        on_evaluate_all=evaluate_all,
+    )
+    for is_complete in (False, True):
+        trainer = build_trainer(folder, shard_set, evaluator, checkpoint={"every": 2})
+        assert trainer.train() == is_complete
+        trainer.close()
+        assert find_newest_step(folder) == 4
+        assert (folder / EARLY_STOP_FILE).exists() == is_complete
 
 
 @pytest.mark.slow

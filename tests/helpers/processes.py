@@ -62,17 +62,6 @@ class CommandProcess:
         )
         self._process.start()
 
-    @property
-    def is_alive(self) -> bool:
-        """Return whether the process is running."""
-        return self._process.is_alive()
-
-    @property
-    def pid(self) -> int:
-        """Return the id of the process."""
-        assert self._process.pid is not None
-        return self._process.pid
-
     def send_signal_when(
         self, signal_number: int, is_reached: Callable[[], bool], timeout_seconds: float = 600.0
     ) -> None:
@@ -83,13 +72,14 @@ class CommandProcess:
         """
         deadline = time.monotonic() + timeout_seconds
         while not is_reached():
-            if time.monotonic() > deadline or not self.is_alive:
+            if time.monotonic() > deadline or not self._process.is_alive():
                 self._process.kill()
                 raise TimeoutError(
                     f"not reached in {timeout_seconds} s, or ended before: {self.wait().stderr}"
                 )
             time.sleep(0.002)
-        os.kill(self.pid, signal_number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal_number)
 
     def wait(self, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
         """Wait for the end; return the exit code (-n after signal n), stdout and stderr.

@@ -1,14 +1,12 @@
 """Ctrl-C and SIGTERM to torchrun: one line, one checkpoint, no process left, and a resume."""
 
 import contextlib
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ import pytest
 from common.metrics_file import read_metrics
 from model.checkpoint.locate import find_newest_step
 from tests.fault_injection.kill import Scenario
-from tests.helpers.processes import CommandProcess
 from tests.helpers.training import to_arguments
 
 NEVER = 1_000_000
@@ -30,11 +27,19 @@ ENDLESS = {
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
 
 
-def stop_torchrun(root: Path, scenario: Scenario, run: Path) -> str:
-    """Send SIGINT to the process group of torchrun, as a terminal does; return the output."""
-    with run.with_suffix(".output").open("w+") as output:
+def run_and_stop(
+    root: Path, scenario: Scenario, run: Path, number: signal.Signals, target: str
+) -> str:
+    """Start torchrun with two processes and send a signal after some steps; return the output.
+
+    `target` is "group" (as from a terminal) or "all" (as from systemd and Slurm). In both cases
+    torchrun forwards the signal to its processes once more.
+    """
+    num_records = len(read_metrics(run))
+    command = [scenario.module, *scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
+    with run.with_suffix(f".{target}").open("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *TORCHRUN, scenario.module, *arguments(scenario, run)],
+            [sys.executable, "-m", *TORCHRUN, *command],
             cwd=root,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
@@ -42,75 +47,32 @@ def stop_torchrun(root: Path, scenario: Scenario, run: Path) -> str:
             start_new_session=True,
         )
         try:
-            wait_for_steps(run, process.poll)
-            os.killpg(process.pid, signal.SIGINT)
+            deadline = time.monotonic() + 120
+            while process.poll() is None and len(read_metrics(run)) <= num_records + 5:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            if target == "group":
+                os.killpg(process.pid, number)
+            else:
+                for pid in find_processes(run):
+                    os.kill(pid, number)
             process.wait(60)
         finally:
-            remaining = find_processes(run, process.pid)
-            kill_all(remaining)
+            remaining = find_processes(run)
+            for pid in remaining:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         output.seek(0)
         text = output.read()
     assert remaining == [], text
     return text
 
 
-def stop_forks(scenario: Scenario, run: Path) -> str:
-    """Send SIGTERM to torchrun and its processes, as systemd and Slurm do; return the output.
-
-    They are forks: what starts torchrun and its processes is tested by the other signal.
-    """
-    jobs = run.with_suffix(".jobs")
-    jobs.write_text(json.dumps([["command", scenario.module, *arguments(scenario, run)]]))
-    process = CommandProcess("tests.helpers.parallel_jobs", "2", str(jobs), fault=start_session)
-    try:
-        wait_for_steps(run, lambda: None if process.is_alive else 0)
-        for pid in find_processes(run, process.pid):
-            os.kill(pid, signal.SIGTERM)
-        done = process.wait(60)
-    finally:
-        remaining = find_processes(run, process.pid)
-        kill_all(remaining)
-    text = done.stdout + done.stderr
-    assert remaining == [], text
-    return text
-
-
-def start_session() -> None:
-    """Let the forks of torchrun be known by their session."""
-    os.setsid()
-
-
-def arguments(scenario: Scenario, run: Path) -> list[str]:
-    """Return the command line of a run that only a signal ends."""
-    return [*scenario.arguments, *to_arguments({**ENDLESS, "run": run})]
-
-
-def wait_for_steps(run: Path, poll: Callable[[], int | None]) -> None:
-    """Wait until a run has logged six more steps, has ended (`poll`) or is late."""
-    num_records = len(read_metrics(run))
-    deadline = time.monotonic() + 120
-    while poll() is None and len(read_metrics(run)) <= num_records + 5:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-
-
-def kill_all(pids: list[int]) -> None:
-    """Kill the processes that a failed test would leave."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def find_processes(run: Path, session: int) -> list[int]:
-    """Return the processes with the run in their command line, and those of a session."""
-    pids = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        pid = int(file.parent.name)
-        with contextlib.suppress(ProcessLookupError):
-            if str(run) in read_command_line(file) or os.getsid(pid) == session:
-                pids.append(pid)
-    return pids
+def find_processes(run: Path) -> list[int]:
+    """Return the processes with the run in their command line."""
+    files = Path("/proc").glob("[0-9]*/cmdline")
+    return [int(file.parent.name) for file in files if str(run) in read_command_line(file)]
 
 
 def read_command_line(file: Path) -> str:
@@ -128,11 +90,8 @@ def test_signal_to_torchrun_saves_once_and_ends_all_ranks(
     """Catch a line per process, a checkpoint lost to a doubled signal, and ranks that live on."""
     run = tmp_path / "run"
     step_before = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if number == signal.SIGINT:
-            output = stop_torchrun(root, pretrain, run)
-        else:
-            output = stop_forks(pretrain, run)
+    for number, target in ((signal.SIGINT, "group"), (signal.SIGTERM, "all")):
+        output = run_and_stop(root, pretrain, run, number, target)
         announced = rf"^{number.name}: saving the last finished step"
         assert len(re.findall(announced, output, re.MULTILINE)) == 1, output
         saved = rf"^saved after step (\d+) of {NEVER}; the same command resumes from there$"

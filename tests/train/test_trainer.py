@@ -81,7 +81,7 @@ def test_packed_examples_train_like_unpacked(tmp_path: Path, shard_set: Path) ->
 def random_examples(*sizes: int) -> list[Example]:
     """Return ids and loss mask of examples; the second half of each has a loss."""
     rng = np.random.default_rng(1)
-    return [(rng.integers(400, 900, size + 1), np.arange(size) >= size // 2) for size in sizes]
+    return [(rng.integers(400, 500, size + 1), np.arange(size) >= size // 2) for size in sizes]
 
 
 @pytest.mark.slow

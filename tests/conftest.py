@@ -27,19 +27,18 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FILES = (
     "bench/test_gpu.py",
     "train/test_distributed.py",
-    "reliability/test_kill.py",
-    "reliability/test_disk.py",
-    "model/interop/test_hf_import.py",
-    "train/test_autotune.py",
-    "chat/serve/test_connection_limits.py",
     "reliability/test_torchrun.py",
-    "data/corpora/test_resolver.py",
+    "chat/serve/test_connection_limits.py",
+    "model/interop/test_hf_import.py",
     "train/test_sft.py",
-    "model/interop/test_hf_export.py",
-    "reliability/test_bad_options.py",
-    "model/interop/gguf/test_llama_cpp.py",
-    "assets/test_sample.py",
+    "reliability/test_kill.py",
+    "train/test_autotune.py",
+    "reliability/test_disk.py",
     "train/test_resume.py",
+    "evaluate/report/test_run_reader.py",
+    "assets/test_sample.py",
+    "test_readme.py",
+    "model/interop/test_hf_export.py",
 )
 
 

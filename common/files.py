@@ -156,8 +156,8 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
 def read_limited(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return the bytes of a file that must be small.
 
-    Raises UserError if it is larger than `max_bytes`, a multiple of 1 MiB: an untrusted file may
-    have any size.
+    Raises UserError if it is larger than `max_bytes`: an untrusted file may have any size.
+    `max_bytes` has to be a multiple of 1 MiB, because the message gives whole ones.
     """
     with path.open("rb") as file:
         data = file.read(max_bytes + 1)

@@ -79,7 +79,8 @@ class Options(BaseModel):
         frozen=True,
         validate_default=True,
         allow_inf_nan=False,
-        defer_build=True,  # of the validators: --help does not need those of each group
+        # Do not build a validator for each group of options: --help does not need them.
+        defer_build=True,
     )
 
     def find_conflicts(self) -> list[str]:
@@ -105,8 +106,9 @@ def _check_output_file(path: Path) -> Path:
     """Return `path`. Raises ValueError unless `write_atomic` can make or replace a file there."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file to write")
-    # The write would replace a device by a file; root could do that to /dev/null.
-    if path.exists() and not path.is_file():
+    # The write would replace a device, or a link such as /dev/stdout, by a file; root could do it.
+    is_special = path.absolute().parent in (Path("/dev"), Path("/dev/fd"))
+    if is_special or (path.exists() and not path.is_file()):
         raise ValueError(f"{path} is a device or a pipe; name a file to write")
     # Folders that are missing are created by the write. The permissions of an existing file do not
     # matter, because it is replaced and not opened.

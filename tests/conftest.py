@@ -42,13 +42,13 @@ LONGEST_FILES = (
 )
 
 
-# The garbage collector would visit all objects of PyTorch again and again, a tenth of the time of
-# the tests: not while the test files import it, and not in the tests, which run with it enabled.
+# The garbage collector would visit all objects of PyTorch again and again, which takes a tenth of
+# the tests' time. It is off while the test files are imported, and then leaves these objects alone.
 gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Keep the garbage collector from the objects of the imported modules."""
+    """Enable the garbage collector for all objects but those of the imported modules."""
     gc.freeze()
     gc.enable()
 

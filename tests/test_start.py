@@ -29,6 +29,7 @@ HEAVY_PACKAGES = (
     "torch",
     "transformers",
     "uvicorn",
+    "yaml",
 )
 HELP_SCRIPT = """
 import contextlib, io, json, runpy, sys

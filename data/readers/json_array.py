@@ -80,7 +80,8 @@ class JsonArrayReader:
                     state = self._state_after_skip()
                 yield number, data, problem
             else:
-                problem = f"expected a {state}, not {character!r}"
+                expected = "an element" if state.endswith("element") else f"a {state}"
+                problem = f"expected {expected}, not {character!r}"
                 # The unexpected character may open an element itself, after a missing comma.
                 problem += self._skip_to_element(min_characters=0)
                 yield number + 1, b"", problem

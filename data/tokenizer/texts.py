@@ -57,8 +57,9 @@ STRINGS_SOURCE = Source(
 def sample_text_inputs() -> list[str]:
     """Return `[SOURCE=]PATH` inputs of the whole sample without its dev and test splits."""
     folders = [SAMPLE_PRETRAIN_FOLDER.with_name(name) for name in ("sft", "summary")]
-    # The folder of pretraining files, none of which is held out; the source of each is detected. Of
-    # conversations and summaries all strings are read, whatever their schema.
+    # No file of the pretraining folder is held out, so the folder itself is an input; the source of
+    # each file is detected. Of conversations and summaries all strings are read, whatever their
+    # schema.
     inputs = [str(SAMPLE_PRETRAIN_FOLDER)]
     for file in expand_inputs(list(map(str, folders))):
         if not _HELD_OUT_FILE.search(file.name):

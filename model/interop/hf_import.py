@@ -116,7 +116,8 @@ def _collect_stop_ids(
     stop_ids = [tokenizer.eos_id, tokenizer.eod_id]
     stop_ids += _parse_eos_ids(config_values, folder / locate.CONFIG_FILE)
     stop_ids += _parse_eos_ids(generation_config, folder / GENERATION_CONFIG)
-    # Some files name ids beyond the tokenizer's vocabulary, which no training data contains.
+    # Some files name ids beyond the tokenizer's vocabulary. They have no token that an export
+    # could name, and training never produces them.
     usable_ids = [token_id for token_id in stop_ids if token_id < tokenizer.vocab_size]
     # Without duplicates, in the same order.
     return list(dict.fromkeys(usable_ids))

@@ -420,9 +420,11 @@ def test_positionals_lists_and_output_files(tmp_path: Path) -> None:
     ]
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert parse_errors("a", "--json", str(pipe), schema=Files) == [
-        f"--json: {pipe} is a device or a pipe; name a file to write"
-    ]
+    # /dev/stdout is a link to a regular file where the output is redirected to one.
+    for special in (str(pipe), "/dev/stdout"):
+        assert parse_errors("a", "--json", special, schema=Files) == [
+            f"--json: {special} is a device or a pipe; name a file to write"
+        ]
     assert parse_errors(schema=One) == ["FOLDER: is required", "--run: is required"]
     assert parse("x", "--run", "y", schema=One) == One(folder=Path("x"), run=Path("y"))
     assert parse_errors("x", "z", "--run", "y", schema=One) == [

@@ -48,7 +48,6 @@ class CommandProcess:
         module: str,
         *arguments: str,
         fault: Fault | None = None,
-        fresh_interpreter: bool = False,
     ) -> None:
         self._output_folder = tempfile.TemporaryDirectory(prefix="babyllama-test-")
         self._output_files = [Path(self._output_folder.name, name) for name in ("out", "err")]
@@ -58,7 +57,6 @@ class CommandProcess:
             arguments,
             *self._output_files,
             fault,
-            fresh_interpreter=fresh_interpreter,
         )
         self._process.start()
 
@@ -98,11 +96,9 @@ class CommandProcess:
         return subprocess.CompletedProcess([], self._process.exitcode, out, err)
 
 
-def run_command(
-    module: str, *arguments: str, fresh_interpreter: bool = False
-) -> subprocess.CompletedProcess[str]:
+def run_command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE ARGUMENTS` to its end."""
-    return CommandProcess(module, *arguments, fresh_interpreter=fresh_interpreter).wait()
+    return CommandProcess(module, *arguments).wait()
 
 
 def _run_module(

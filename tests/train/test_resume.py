@@ -24,7 +24,7 @@ from tests.helpers.training import (
     write_text_set,
 )
 
-# The run that the others are compared with takes ten seconds in an interpreter of its own.
+# The run that the others are compared with takes seconds in an interpreter of its own.
 pytestmark = pytest.mark.slow
 
 LAST_STEP = 20

@@ -298,7 +298,7 @@ def test_unclosed_brackets_are_one_bad_record() -> None:
     ("data", "problem"),
     [
         (b"x", "expected a list, not 'x'"),
-        (b"[,]", "expected a first element, not ','"),
+        (b"[,]", "expected an element, not ','"),
         (b'[{"a": 1} {"a": 2}]', "expected a comma, not '{'"),
         (b"[1 \xff]", r"expected a comma, not '\udcff'"),
     ],

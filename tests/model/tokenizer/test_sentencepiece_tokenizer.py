@@ -164,9 +164,10 @@ def test_transformers_tokenizer_has_special_tokens_length_and_template(
 
 
 @pytest.mark.slow
-def test_every_character_round_trips_and_counts_once(tokenizer: Tokenizer) -> None:
+def test_characters_round_trip_and_count_once(tokenizer: Tokenizer) -> None:
     """Prevents characters lost from a corpus, and wrong bits per character."""
-    # Every character of the basic plane, and of the others, which are bytes or ideographs, a share.
+    # Every character of the basic plane, and every thirteenth beyond it, where a character is
+    # encoded as bytes or is a rare ideograph.
     codes = [*range(0x10000), *range(0x10000, 0x110000, 13)]
     characters = [
         chr(code) for code in codes if not 0xD800 <= code <= 0xDFFF and chr(code) != METASPACE

@@ -45,6 +45,8 @@ TOKENIZER = ROOT / "assets" / "tokenizer"
 LOSS_DIFFERENCE = 0.01
 # What every device can compute, so that the losses of two devices are comparable.
 EAGER_FP32 = {"precision": "fp32", "compile": "false"}
+# Time that a late command has to end by itself; torchrun gives its processes 30 seconds.
+_TERMINATION_SECONDS = 40
 # Called in the process of a command before its `main`.
 SetUp = Callable[[], None]
 
@@ -99,15 +101,21 @@ def run_command(
     )
     process.start()
     process.join(timeout)
-    if process.exitcode is None:
+    is_late = process.exitcode is None
+    if is_late:
+        # torchrun ends the processes that it has started, but only if it is asked to end.
+        process.terminate()
+        process.join(_TERMINATION_SECONDS)
         process.kill()
         process.join()
-        raise UserError(f"python -m {module} did not end within {timeout:.0f} s")
     stdout, stderr = (file.read_text(encoding="utf-8", errors="replace") for file in files)
     for file in files:
         file.unlink()
     # Into the log of the check.
     print(stdout, stderr, sep="\n", flush=True)
+    if is_late:
+        raise UserError(f"python -m {module} did not end within {timeout:.0f} s")
+    assert process.exitcode is not None
     return check_packages(CommandResult(process.exitcode, stdout, stderr))
 
 

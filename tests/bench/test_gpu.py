@@ -31,6 +31,7 @@ from bench.gpu.training import (
     fitting_steps,
     judge_outcome,
 )
+from common.errors import UserError
 from model.config import LlamaConfig
 from model.llama import Llama
 from train.options import PretrainOptions
@@ -200,6 +201,25 @@ def test_a_check_that_hangs_is_ended_and_one_that_the_budget_ends_has_no_verdict
     found = entries(tmp_path / "out")
     assert found["resume"]["verdict"] == "timed out" and found["environment"]["verdict"] == "passed"
     assert runner.results.failures == ["resume"]
+
+
+@pytest.mark.slow
+def test_a_late_command_can_end_its_processes_and_leaves_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a training process that torchrun leaves behind, and a timeout without its output."""
+    (tmp_path / "late.py").write_text(
+        "import signal, time\n"
+        "def main():\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: exit('was asked to end'))\n"
+        "    print('waits', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="python -m late did not end within 0 s"):
+        runs.run_command(context(tmp_path), "late", [], timeout=0.5)
+    output = capfd.readouterr().out
+    assert "waits" in output and "was asked to end" in output
 
 
 @pytest.mark.slow

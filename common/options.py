@@ -167,7 +167,7 @@ def parse_options(
     """
     command_line = _CommandLine(schema, name, description, has_config_file)
     typed_values = command_line.parse(arguments)
-    from common.yaml_files import load_yaml  # here, because --help does without PyYAML
+    from common.yaml_files import load_yaml  # here, so that --help does not import PyYAML
 
     try:
         config_file = command_line.config_file

@@ -7,6 +7,9 @@ for a record that is left out on purpose and `BadRecord` for one that it cannot 
 import abc
 from dataclasses import dataclass
 
+# The ids of a record, and start and stop of each of its answers among them.
+EncodedRecord = tuple[list[int], list[tuple[int, int]]]
+
 
 @dataclass(frozen=True, slots=True)
 class Record(abc.ABC):

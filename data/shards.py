@@ -1,13 +1,12 @@
-"""Prepared shard sets: folders of token arrays that training, evaluation and chat read.
+"""Prepared shard sets: folders of records that training, evaluation and chat read.
 
-A shard set has the arrays of its splits (`data.sequences`), the tokenizer that made the ids
-(`tokenizer.model`), for some kinds the chat template in the ids (`template.json`), and
+A shard set has the files of its splits, the tokenizer that the records were encoded with
+(`tokenizer.model`), for all kinds but text the chat template (`template.json`), and
 `manifest.json`, written last: kind of records, counts, how the set was made, and the checksum of
-every file. What a sequence is depends on the kind:
+every file. What is stored of a record depends on the kind:
 
-    documents      `<bos> text <eos>`, loss on every token
-    conversations  a conversation in the words of `template.json`, loss on the spans of the answers
-    summaries      an article and its title, without a template; the span is the title
+    text         the ids of `<bos> text <eos>`, with a loss on every token (`data.sequences`)
+    other kinds  the record itself, and the spans of the answers in its ids (`data.stored_records`)
 """
 
 import hashlib
@@ -22,12 +21,13 @@ from common.files import MANIFEST, check_manifest, read_checksummed_json, read_j
 from data.kinds import find_kind, kind_names
 from data.kinds.base import RecordKind
 from data.sequences import Sequences
+from data.stored_records import RECORDS_FILE, StoredRecords
 from model.chat_template.template import TEMPLATE_FILE, Template, load_template
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import IMPORTED_TOKENIZER_FILE, Tokenizer
 
 _FORMAT_PREFIX = "babyllama-shards-"
-SHARD_FORMAT = f"{_FORMAT_PREFIX}2"
+SHARD_FORMAT = f"{_FORMAT_PREFIX}3"
 SPLITS = ("train", "validation")
 # Folder of the sets that `make data` and training prepare, below the working directory.
 PREPARED_FOLDER = Path("prepared")
@@ -36,7 +36,13 @@ PREPARED_FOLDER = Path("prepared")
 REPORT_FILE = "report.json"
 PROVENANCE_FILE = "made-from.json"
 # Endings of the files that training depends on; the other files record how the set was made.
-_FINGERPRINT_FILES = (".npy", ".model", TEMPLATE_FILE, IMPORTED_TOKENIZER_FILE)
+_FINGERPRINT_FILES = (
+    ".npy",
+    f".{RECORDS_FILE}",
+    ".model",
+    TEMPLATE_FILE,
+    IMPORTED_TOKENIZER_FILE,
+)
 
 
 def read_shard_format(folder: Path) -> str | None:
@@ -113,9 +119,9 @@ class ShardSet:
         return find_kind(name)
 
     def matches_template(self, template: Template) -> bool:
-        """Return whether the ids were encoded with `template`, or without a chat template.
+        """Return whether the spans are those of records in `template`, or the set is text.
 
-        Lead-ins are not compared: they are added when examples are built, and are not in the ids.
+        Lead-ins are not compared: they are added when examples are built, and have no spans.
         """
         if not (self.folder / TEMPLATE_FILE).is_file():
             return True
@@ -125,9 +131,17 @@ class ShardSet:
         """Load the tokenizer that made the ids."""
         return load_tokenizer(self.folder)
 
-    def load_split(self, name: str) -> Sequences:
-        """Open the split `train` or `validation`."""
-        return Sequences(self.folder, name)
+    def load_text(self, split: str) -> Sequences:
+        """Open the split `train` or `validation` of text."""
+        return Sequences(self.folder, split)
+
+    def load_records(self, split: str) -> StoredRecords[Any]:
+        """Open the split `train` or `validation` of a kind other than text."""
+        return StoredRecords(self.folder, split, self.kind.record_type)
+
+    def load_split(self, name: str) -> Sequences | StoredRecords[Any]:
+        """Open the split `train` or `validation`, as `examples` of its kind takes it."""
+        return self.load_text(name) if self.kind.is_text else self.load_records(name)
 
 
 def load_run_shard_set(run: Path, hint: str = "name a shard set with --data") -> ShardSet:

@@ -132,8 +132,7 @@ def build_commands(
     commands = evaluation.validation_commands(
         ["--data", str(shards.folder)], model_options, limit_options, is_fine_tuned=is_fine_tuned
     )
-    # A token is scored given the token before it, so scoring needs two.
-    if shards.load_split("validation").num_tokens < 2:
+    if not len(shards.load_split("validation")):
         missing = ", ".join(f"no {module.rpartition('.')[2]}" for module, *_ in commands)
         print(f"{shards.folder} has no validation split: {missing}", flush=True)
         commands = []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from common.files import atomic_folder
-from data.sequences import ShardWriter
+from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import TOKENIZER_FILE as TOKENIZER_FILE
@@ -91,7 +91,7 @@ def shard_set(tmp_path: Path, tokenizer: Tokenizer) -> Path:
         (partial_folder / TOKENIZER_FILE).write_bytes(tokenizer.serialized)
         splits = {}
         for split, count in (("train", 300), ("validation", 12)):
-            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size, shard_tokens=5000)
+            writer = SequenceWriter(partial_folder, split, tokenizer.vocab_size, shard_tokens=5000)
             for length in rng.integers(5, 200, count):
                 # A few ids that follow one another by a rule: something to learn.
                 ids = 400 + (rng.integers(50) + 3 * np.arange(length - 2)) % 50

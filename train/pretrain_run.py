@@ -35,7 +35,7 @@ class TextData:
         """Tokens of an epoch; the mean over epochs if a weight is fractional."""
         return int(
             sum(
-                mixture_set.weight * mixture_set.shards.load_split("train").num_tokens
+                mixture_set.weight * mixture_set.shards.load_text("train").num_tokens
                 for mixture_set in self.sets
             )
         )
@@ -48,7 +48,7 @@ class TextData:
     def plan(self, folder: Path) -> TrainingPlan:
         """Return the batches and the length of the run; epoch plans are stored in `folder`."""
         options = self.options
-        splits = tuple(mixture_set.shards.load_split("train") for mixture_set in self.sets)
+        splits = tuple(mixture_set.shards.load_text("train") for mixture_set in self.sets)
         mixture = Mixture(splits, tuple(mixture_set.weight for mixture_set in self.sets))
         row_plan = TextPlan(
             mixture, seed=options.seed, length=options.sequence_length, folder=folder
@@ -97,7 +97,7 @@ def resolve_run(options: PretrainOptions) -> RunSpec:
         and (base.config_folder / TEMPLATE_FILE).is_file()
     ):
         template = load_template(base.config_folder)
-    validation_splits = [mixture_set.shards.load_split("validation") for mixture_set in data.sets]
+    validation_splits = [mixture_set.shards.load_text("validation") for mixture_set in data.sets]
     return RunSpec(
         command="pretrain",
         options=options.model_copy(update={"base": base.folder}),

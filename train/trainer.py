@@ -106,6 +106,8 @@ class Trainer:
         if compute_plan.compile:
             # Only the backbone is compiled: the compiler would unroll the chunks of the loss.
             model.model.compile()
+        # The micro-batches of a step, assembled before the step begins, and the step.
+        self._prefetched: tuple[int, list[Batch]] | None = None
         self._last_saved_step = run.start_step
         self._accuracy: float | None = None  # of the last step; None if it was not measured
         self._throughput = ThroughputMonitor(self.max_steps, compute_plan, model, self.device)
@@ -157,7 +159,7 @@ class Trainer:
         num_correct = None
         if self._is_log_step(state.step + 1):
             num_correct = torch.zeros((), device=self.device, dtype=torch.int64)
-        micro_batches = self.batches.micro_batches(state.step, self.compute_plan.micro_rows)
+        micro_batches = self._load_micro_batches(state.step)
         loss, grad_norm = self.compute_gradients(micro_batches, num_correct)
 
         # An update with a gradient that is not finite would turn all weights, and the moments of
@@ -238,9 +240,19 @@ class Trainer:
         for optimizer in self.optimizers.values():
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.optimizer.clip)
+        # A GPU is still computing: tokenize for the next step before waiting for the loss.
+        if self.state.step + 1 < self.max_steps:
+            next_step = self.state.step + 1
+            self._prefetched = next_step, self._load_micro_batches(next_step)
         (global_loss,) = distributed.all_reduce_sum(float(loss_sum))
         # Undo the factor world_size in the scale of each rank's loss.
         return global_loss / distributed.world_size(), float(distributed.full_tensor(norm))
+
+    def _load_micro_batches(self, step: int) -> list[Batch]:
+        """Return this rank's micro-batches of a step."""
+        if self._prefetched is not None and self._prefetched[0] == step:
+            return self._prefetched[1]
+        return self.batches.micro_batches(step, self.compute_plan.micro_rows)
 
     def _dropout_seeds(self) -> Iterator[int]:
         """Yield the dropout seed of each row that this rank reads in the current step.

@@ -26,7 +26,7 @@ from common.errors import UserError, run_main
 from common.files import atomic_folder
 from common.metrics_file import read_metrics
 from common.run_layout import list_steps, step_folder
-from data.sequences import ShardWriter
+from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT
 from model.checkpoint.locate import find_newest_step
 from model.tokenizer import load_tokenizer
@@ -61,7 +61,7 @@ def prepare_shards(context: Context) -> Path:
     with atomic_folder(folder, manifest) as partial_folder:
         tokenizer.save(partial_folder)
         for split, num_documents in (("train", 200), ("validation", 8)):
-            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size)
+            writer = SequenceWriter(partial_folder, split, tokenizer.vocab_size)
             for length in rng.integers(20, 200, num_documents):
                 # Fifty ids in a regular order, so that there is something to learn.
                 ids = 400 + (rng.integers(50) + 3 * np.arange(length - 2)) % 50

@@ -4,22 +4,26 @@ A source decodes raw bytes into records of one kind. The stages of preparation a
 know no kind by name, then call in this order:
 
     clean     a record → a record to train on, or the reason to skip it
-    render    a record → the texts that become its ids
-    encode    texts → ids and the spans of the answers, as a shard set stores them
-    examples  the stored sequences → training examples that fit a row
+    encode    records → their ids, and the spans of the answers
+    examples  the stored records → training examples that fit a row
 
-A record has one way to its ids, `encode` of `render`, for preparation, training, evaluation and
-perplexity.
+A shard set stores the ids of text (`is_text`). Of other kinds it stores the records, and the spans
+that `encode` gives, from which rows are planned; an example is encoded when it is assembled, and
+only then gets the words of the chat template. A record has one way to its ids, `encode`, for
+preparation, training, evaluation and perplexity.
 """
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
+from common.errors import UserError
+from data.batching.answer_examples import AnswerExamples
 from data.batching.examples import Examples
 from data.prepare.options import CleanOptions
-from data.records import Record, SkippedRecord
-from data.sequences import EncodedRecord, InMemorySequences, Sequences
+from data.records import EncodedRecord, Record, SkippedRecord
+from data.stored_records import RecordList, Records
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -32,12 +36,9 @@ class RecordKind(abc.ABC, Generic[R]):
     # The name of the module, which manifests and messages use too.
     name: ClassVar[str]
     record_type: type[R]
-    # The sequences are one stream of text with a loss on every token, to pretrain on. The sequences
-    # of other kinds have spans, and a loss on these alone.
+    # The records are one stream of text with a loss on every token, to pretrain on, and their ids
+    # are stored. Records of other kinds are stored as records, and have a loss on answers alone.
     is_text: ClassVar[bool] = False
-    # `encode` puts the words of the chat template into the ids; the shard set stores the template
-    # beside them.
-    is_templated: ClassVar[bool] = False
     # Records that are nearly equal to an earlier one are dropped, not only exact repetitions.
     drops_near_duplicates: ClassVar[bool] = False
     # What chat tells whoever talks to a model that was fine-tuned on nothing but this kind (in
@@ -52,22 +53,17 @@ class RecordKind(abc.ABC, Generic[R]):
         return record
 
     @abc.abstractmethod
-    def render(self, template: Template, record: R) -> list[str]:
-        """Return the texts that `encode` turns into the ids of a record."""
-
-    @abc.abstractmethod
     def encode(
-        self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
+        self, tokenizer: Tokenizer, template: Template, records: Sequence[R]
     ) -> Sequence[EncodedRecord]:
-        """Return the ids and spans of each record, as a shard set stores them.
+        """Return the ids of each record, and the spans of its answers; text has no spans.
 
-        `rendered` has the texts of each record as `render` returns them.
+        The last span ends with the ids. The ids of a record do not depend on the others.
         """
 
-    @abc.abstractmethod
     def examples(
         self,
-        sequences: Sequences | InMemorySequences,
+        split: Any,
         length: int,
         tokenizer: Tokenizer,
         template: Template,
@@ -75,14 +71,35 @@ class RecordKind(abc.ABC, Generic[R]):
     ) -> Examples:
         """Return the training examples of a split for rows of `length` positions.
 
-        Whatever is random about an example is drawn with `seed`. Evaluation passes None, and gets
-        the same examples in every epoch.
+        `split` is a `Records` of this kind, or the `Sequences` of text. Whatever is random about an
+        example is drawn with `seed`. Evaluation passes None, and gets the same examples in every
+        epoch. By default there is one example per record, without anything random.
         """
+        return AnswerExamples(split, length, partial(self.encode_one, tokenizer, template, split))
+
+    def encode_one(
+        self, tokenizer: Tokenizer, template: Template, records: Records[R], index: int
+    ) -> EncodedRecord:
+        """Return the ids and spans of record `index`.
+
+        Raises UserError if they are not as many ids as the stored spans say.
+        """
+        (encoded,) = self.encode(tokenizer, template, [records.record(index)])
+        expected_length = int(records.spans(index)[-1, 1])
+        if len(encoded[0]) != expected_length:
+            raise UserError(
+                f"record {index} has {len(encoded[0])} tokens, and had {expected_length} when it "
+                "was prepared: prepare the data again"
+            )
+        return encoded
 
     def encode_records(
         self, tokenizer: Tokenizer, template: Template, records: Iterable[R]
-    ) -> InMemorySequences:
-        """Return records as the sequences that a shard set of them would hold, in memory."""
-        rendered = [self.render(template, record) for record in records]
-        encoded = self.encode(tokenizer, template, rendered) if rendered else []
-        return InMemorySequences(encoded)
+    ) -> RecordList[R]:
+        """Return records with the spans of their answers, as a shard set of them would, in memory.
+
+        For kinds other than text.
+        """
+        usable = list(records)
+        encoded = self.encode(tokenizer, template, usable) if usable else []
+        return RecordList(usable, [spans for _, spans in encoded])

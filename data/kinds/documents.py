@@ -8,8 +8,8 @@ from data.batching.examples import Example, Examples
 from data.kinds.base import RecordKind
 from data.prepare.clean import clean, rejection_reason
 from data.prepare.options import CleanOptions
-from data.records import Document, SkippedRecord
-from data.sequences import EncodedRecord, InMemorySequences, Sequences
+from data.records import Document, EncodedRecord, SkippedRecord
+from data.sequences import Sequences
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -29,24 +29,22 @@ class DocumentKind(RecordKind[Document]):
         reason = rejection_reason(text, options)
         return SkippedRecord(reason) if reason else Document(text)
 
-    def render(self, template: Template, record: Document) -> list[str]:
-        """Return the text alone. The chat template is not used: it is for conversations."""
-        return [record.text]
-
     def encode(
-        self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
+        self, tokenizer: Tokenizer, template: Template, records: Sequence[Document]
     ) -> Sequence[EncodedRecord]:
-        """Return `<bos> text <eos>` of each document, without spans."""
-        # A document is rendered as one text. One thread: preparation already has one process per
-        # core.
-        encoded = tokenizer.encode_batch([text for (text,) in rendered], num_threads=1)
+        """Return `<bos> text <eos>` of each document, without spans.
+
+        The chat template is not used: it is for conversations.
+        """
+        # One thread: preparation already has one process per core.
+        encoded = tokenizer.encode_batch([record.text for record in records], num_threads=1)
         # The end-of-document id is `<eos>`, except in some imported tokenizers.
         return [([tokenizer.bos_id, *ids, tokenizer.eod_id], []) for ids in encoded]
 
     def encode_text(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Return `<bos> text <eos>` of one text."""
         # `encode` of documents does not use the template: any will do.
-        encoded = self.encode(tokenizer, Template(), [[text]])
+        encoded = self.encode(tokenizer, Template(), [Document(text)])
         ids, _spans = encoded[0]
         return ids
 
@@ -56,19 +54,14 @@ class DocumentKind(RecordKind[Document]):
 
     def examples(
         self,
-        sequences: Sequences | InMemorySequences,
+        split: Sequences,
         length: int,
         tokenizer: Tokenizer,
         template: Template,
         seed: int | None,
     ) -> Examples:
-        """Return rows cut from the stream of text.
-
-        Raises TypeError for sequences in memory, which cannot be read as a stream.
-        """
-        if not isinstance(sequences, Sequences):
-            raise TypeError("rows of text are cut from the stream of a shard set")
-        return TextExamples(sequences, length)
+        """Return rows cut from the stream of text."""
+        return TextExamples(split, length)
 
 
 class TextExamples:

@@ -1,10 +1,11 @@
-"""Summaries: articles and their titles, stored bare; the request for a title varies by epoch.
+"""Summaries: articles and their titles; the request for a title varies by epoch.
 
-A sequence is the ids of the article and of its title, whose span it has. The request and the words
-of the chat template are put around the article when an example is assembled.
+The ids of a summary are those of the article and of its title. Request and lead-in are drawn when
+an example is assembled; they and the words of the chat template then come around the article.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from data.batching.summary_prompts import (
     sample_requests,
 )
 from data.kinds.base import RecordKind
-from data.records import Summary
-from data.sequences import EncodedRecord, InMemorySequences, Sequences
+from data.records import EncodedRecord, Summary
+from data.stored_records import Records
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -39,18 +40,17 @@ class SummaryKind(RecordKind[Summary]):
         "换行后接上文章（终端里换行：行末输入 \\ 再按回车）"
     )
 
-    def render(self, template: Template, record: Summary) -> list[str]:
-        """Return the article and the title as they stand in a conversation, without a request."""
-        return [template.sanitize(record.article), template.render_answer(record.title)]
-
     def encode(
-        self, tokenizer: Tokenizer, template: Template, rendered: Sequence[Sequence[str]]
+        self, tokenizer: Tokenizer, template: Template, records: Sequence[Summary]
     ) -> Sequence[EncodedRecord]:
-        """Return the ids of each article and title, and the span of the title."""
+        """Return the ids of each article and title, and the span of the title.
+
+        They have no request yet, and no words of the chat template but those around answers.
+        """
         # Encoded separately, so that no piece spans both and an example can truncate the article.
         # One thread: preparation already has one process per core.
-        article_texts = [article for article, _ in rendered]
-        title_texts = [title for _, title in rendered]
+        article_texts = [template.sanitize(record.article) for record in records]
+        title_texts = [template.render_answer(record.title) for record in records]
         articles = tokenizer.encode_continuation(article_texts, num_threads=1)
         titles = tokenizer.encode_continuation(title_texts, num_threads=1)
         return [
@@ -60,14 +60,15 @@ class SummaryKind(RecordKind[Summary]):
 
     def examples(
         self,
-        sequences: Sequences | InMemorySequences,
+        split: Records[Summary],
         length: int,
         tokenizer: Tokenizer,
         template: Template,
         seed: int | None,
     ) -> Examples:
         """Return one example per article; requests and lead-ins are drawn with `seed`."""
-        return SummaryExamples(sequences, length, tokenizer, template, seed)
+        encode = partial(self.encode_one, tokenizer, template, split)
+        return SummaryExamples(split, length, tokenizer, template, seed, encode)
 
 
 class SummaryExamples:
@@ -79,14 +80,19 @@ class SummaryExamples:
 
     def __init__(
         self,
-        sequences: Sequences | InMemorySequences,
+        records: Records[Summary],
         length: int,
         tokenizer: Tokenizer,
         template: Template,
         seed: int | None,
+        encode: Callable[[int], EncodedRecord],
     ) -> None:
-        """Read the lengths of articles and titles, and encode all requests and lead-ins."""
-        self._sequences = sequences
+        """Read the lengths of articles and titles, and encode all requests and lead-ins.
+
+        `encode` returns article and title of the record with a certain index, as
+        `SummaryKind.encode` does.
+        """
+        self._encode = encode
         self._length = length
         self._seed = seed
         self._requests = EncodedRequests(tokenizer, template)
@@ -98,7 +104,7 @@ class SummaryExamples:
         self._lead_in_lengths = np.array([len(ids) for ids in self._lead_ins])
         # One span per record, that of the title; the article ends where it begins.
         shard_spans = [np.zeros((0, 2), np.int64)]
-        shard_spans += [spans for spans, _ in sequences.iter_shard_spans()]
+        shard_spans += [spans for spans, _ in records.iter_shard_spans()]
         title_spans = np.concatenate(shard_spans)
         self._article_lengths = title_spans[:, 0]
         self._title_lengths = title_spans[:, 1] - title_spans[:, 0]
@@ -146,11 +152,11 @@ class SummaryExamples:
         """
         plan = self._plan_prompts(np.array([index]), epoch)
         request_index, lead_in_index, article_budget = (int(values[0]) for values in plan)
-        # A stored sequence is the article followed by the title.
-        stored_ids = self._sequences.tokens(index).tolist()
+        # The article followed by the title.
+        ids, _spans = self._encode(index)
         article_length = int(self._article_lengths[index])
-        article_ids = stored_ids[: min(article_length, article_budget)]
-        title_ids = stored_ids[article_length:]
+        article_ids = ids[: min(article_length, article_budget)]
+        title_ids = ids[article_length:]
         prompt = self._requests.prompt(request_index, article_ids)
         answer = [*self._lead_ins[lead_in_index], *title_ids, self._eos_id]
         loss_mask = np.zeros(len(prompt) + len(answer), bool)

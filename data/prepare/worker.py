@@ -3,11 +3,13 @@
 The stream of records is cut into the same units whatever the number of processes. A finished unit
 is a folder with a manifest, so that an interrupted preparation keeps it:
 
-    tokens.npy        ids of the unit's sequences (see data.sequences), concatenated
-    lengths.npy       ids of each sequence, int64[n]
+    lengths.npy       ids of each record, int64[n]
     characters.npy    characters of each record, int64[n]
-    spans.npy         start and stop of each span, int64[k, 2] (kinds with spans)
-    span_counts.npy   spans of each sequence, int64[n] (kinds with spans)
+    tokens.npy        ids of all records, concatenated (text)
+    records.npy       the records as lines of JSON (see data.stored_records), uint8 (other kinds)
+    record_bytes.npy  bytes of each line, int64[n] (other kinds)
+    spans.npy         start and stop of each answer in the ids, int64[k, 2] (other kinds)
+    span_counts.npy   answers of each record, int64[n] (other kinds)
     digests.npy       `text_digest` of each record, uint64[n, 2]
     signatures.npy    `minhash_signature` of each record, uint32[n, NUM_PERMUTATIONS]
                       (where near duplicates are dropped)
@@ -36,6 +38,7 @@ from data.readers.files import RawItem, RawRecord
 from data.records import BadRecord, Record, SkippedRecord
 from data.sequences import token_dtype
 from data.sources import find_source
+from data.stored_records import dump_record
 from model.chat_template.template import Template, load_template
 from model.tokenizer import load_tokenizer
 from model.tokenizer.base import Tokenizer
@@ -184,17 +187,20 @@ class _BatchEncoder:
         self._tokenizer = tokenizer
         self._template = template
         self._permutations = permutations if kind.drops_near_duplicates else None
-        # Rendered texts and plain text of each record of the next batch.
-        self._pending: list[tuple[list[str], str]] = []
+        # Each record of the next batch, and its plain text.
+        self._pending: list[tuple[Record, str]] = []
         self._pending_characters = 0
         # The batches of each array, after an empty one that gives a unit without records its types.
         self._batches: dict[str, list[np.ndarray]] = {
-            "tokens": [np.zeros(0, token_dtype(tokenizer.vocab_size))],
             "lengths": [np.zeros(0, np.int64)],
             "characters": [np.zeros(0, np.int64)],
             "digests": [np.zeros((0, 2), np.uint64)],
         }
-        if not kind.is_text:
+        if kind.is_text:
+            self._batches["tokens"] = [np.zeros(0, token_dtype(tokenizer.vocab_size))]
+        else:
+            self._batches["records"] = [np.zeros(0, np.uint8)]
+            self._batches["record_bytes"] = [np.zeros(0, np.int64)]
             self._batches["spans"] = [np.zeros((0, 2), np.int64)]
             self._batches["span_counts"] = [np.zeros(0, np.int64)]
         if self._permutations is not None:
@@ -202,9 +208,9 @@ class _BatchEncoder:
 
     def add(self, record: Record) -> None:
         """Queue a cleaned record, and encode the queue if its texts are long enough for a batch."""
-        rendered = self._kind.render(self._template, record)
-        self._pending.append((rendered, record.plain_text()))
-        self._pending_characters += sum(map(len, rendered))
+        plain_text = record.plain_text()
+        self._pending.append((record, plain_text))
+        self._pending_characters += len(plain_text)
         if self._pending_characters >= ENCODE_BATCH_CHARACTERS:
             self._encode_pending()
 
@@ -216,17 +222,21 @@ class _BatchEncoder:
 
     def _encode_pending(self) -> None:
         """Encode the queued records and append their arrays to the batches of the unit."""
-        rendered = [texts for texts, _ in self._pending]
+        records = [record for record, _ in self._pending]
         plain_texts = [plain_text for _, plain_text in self._pending]
         self._pending = []
         self._pending_characters = 0
-        encoded = self._kind.encode(self._tokenizer, self._template, rendered)
-        dtype = self._batches["tokens"][0].dtype
-        self._batches["tokens"] += [np.array(ids, dtype=dtype) for ids, _ in encoded]
+        encoded = self._kind.encode(self._tokenizer, self._template, records)
         self._append("lengths", [len(ids) for ids, _ in encoded])
-        self._append("characters", [sum(map(len, texts)) for texts in rendered])
+        self._append("characters", [len(text) for text in plain_texts])
         self._batches["digests"].append(np.stack([text_digest(text) for text in plain_texts]))
-        if not self._kind.is_text:
+        if self._kind.is_text:
+            dtype = self._batches["tokens"][0].dtype
+            self._batches["tokens"] += [np.array(ids, dtype=dtype) for ids, _ in encoded]
+        else:
+            lines = [dump_record(record) for record in records]
+            self._batches["records"] += lines
+            self._append("record_bytes", [len(line) for line in lines])
             self._batches["spans"] += [
                 np.array(spans, dtype=np.int64).reshape(-1, 2) for _, spans in encoded
             ]

@@ -12,8 +12,9 @@ from data.kinds.base import RecordKind
 from data.prepare.dedup import EXACT_DUPLICATE, NEAR_DUPLICATE, UNIQUE, Deduplicator
 from data.prepare.options import DedupOptions
 from data.prepare.worker import unit_folder
-from data.sequences import ShardWriter
+from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT, SPLITS
+from data.stored_records import RecordWriter
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
@@ -60,7 +61,7 @@ def write_shard_set(
     with atomic_folder(out, manifest) as folder:
         tokenizer.save(folder)
         shutil.copy(provenance_file, folder)
-        if kind.is_templated:
+        if not kind.is_text:
             template.save(folder)
             report["longer_than"] = _count_longer_than(units_folder, num_units, labels)
         splits = _write_splits(
@@ -187,45 +188,51 @@ def _write_splits(
     vocabulary_size: int,
     kind: RecordKind[Any],
 ) -> dict[str, dict[str, int]]:
-    """Copy the unique sequences into the shards of their splits.
+    """Copy the unique records into the shards of their splits.
 
     Return the number of sequences, tokens and characters of each split.
     """
-    # Text for pretraining has a loss on every token, and no spans.
-    has_spans = not kind.is_text
     writers = {
-        split: ShardWriter(folder, split, vocabulary_size, has_spans=has_spans) for split in SPLITS
+        split: SequenceWriter(folder, split, vocabulary_size)
+        if kind.is_text
+        else RecordWriter(folder, split)
+        for split in SPLITS
     }
     characters: Counter[str] = Counter()
     # Number of records in the units before the present one.
     position = 0
     for index, unit_manifest in enumerate(unit_manifests):
-        tokens = _load_array(units_folder, index, "tokens")
-        ends = np.cumsum(_load_array(units_folder, index, "lengths")).tolist()
         character_counts = _load_array(units_folder, index, "characters").tolist()
         digests = _load_array(units_folder, index, "digests")[:, 0]
         is_validation = (digests < np.uint64(validation_threshold)).tolist()
-        spans = _load_spans(units_folder, index) if has_spans else None
-        start = 0
-        for record, end in enumerate(ends):
+        # What `add` of the writer takes of each record.
+        if kind.is_text:
+            columns = [_load_rows(units_folder, index, "tokens", "lengths")]
+        else:
+            columns = [
+                _load_rows(units_folder, index, "records", "record_bytes"),
+                _load_rows(units_folder, index, "spans", "span_counts"),
+            ]
+        for record, row in enumerate(zip(*columns, strict=True)):
             if labels[position + record] == UNIQUE:
                 split = unit_manifest["split"]
                 if split is None:
                     split = "validation" if is_validation[record] else "train"
-                # A copy: a view would hold the whole unit in memory until its shard is written.
-                ids = tokens[start:end].copy()
-                writers[split].add(ids, spans[record] if spans is not None else None)
+                # Copies: views would hold the whole unit in memory until their shard is written.
+                writers[split].add(*(array.copy() for array in row))
                 characters[split] += character_counts[record]
-            start = end
-        position += len(ends)
+        position += len(character_counts)
     return {
         split: {**writer.close(), "characters": characters[split]}
         for split, writer in writers.items()
     }
 
 
-def _load_spans(units_folder: Path, index: int) -> list[np.ndarray]:
-    """Return the spans of each sequence of a unit, int64[k, 2] each."""
-    counts = _load_array(units_folder, index, "span_counts")
-    # The unit stores the spans of all sequences one after the other.
-    return np.split(_load_array(units_folder, index, "spans"), np.cumsum(counts)[:-1])
+def _load_rows(units_folder: Path, index: int, values: str, counts: str) -> list[np.ndarray]:
+    """Return the part of each record in the array `values` of a unit.
+
+    `values` and `counts` are names of arrays; `counts` has the length of each part.
+    """
+    array = _load_array(units_folder, index, values)
+    ends = np.cumsum(_load_array(units_folder, index, counts)).tolist()
+    return [array[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -12,8 +12,8 @@ from common.errors import UserError
 from common.progress import progress_bar
 from data.kinds.base import RecordKind
 from data.records import Record
-from data.sequences import InMemorySequences, Sequences
 from data.shards import ShardSet
+from data.stored_records import RecordList, Records
 from evaluate.input_records import read_usable_records
 from evaluate.load_model import LoadedCheckpoint
 from evaluate.metrics.language_model import LMScore, score_examples
@@ -83,9 +83,9 @@ class KindEvaluation:
                 f"{loaded.provenance['checkpoint']}: score the native files with --source NAME "
                 "--input FILE"
             )
-        all_sequences = shards.load_split(split)
-        sequences = _take_records(all_sequences, limit) if limit else all_sequences
-        return self.score_answers(loaded, sequences, f"{shards.folder} {split}")
+        all_records = shards.load_records(split)
+        records = _take_records(all_records, limit) if limit else all_records
+        return self.score_answers(loaded, records, f"{shards.folder} {split}")
 
     def score_files(
         self, loaded: LoadedCheckpoint, source: str, inputs: Sequence[str], limit: int | None
@@ -93,18 +93,16 @@ class KindEvaluation:
         """Score the answers of the first `limit` records of native files (None: all)."""
         records = read_usable_records(source, inputs, self.kind, limit)
         template = loaded.template
-        sequences = self.kind.encode_records(loaded.tokenizer, template, records)
-        return self.score_answers(loaded, sequences, " ".join(inputs))
+        encoded = self.kind.encode_records(loaded.tokenizer, template, records)
+        return self.score_answers(loaded, encoded, " ".join(inputs))
 
     def score_answers(
-        self, loaded: LoadedCheckpoint, sequences: Sequences | InMemorySequences, label: str
+        self, loaded: LoadedCheckpoint, records: Records[Any], label: str
     ) -> CheckpointScore:
         """Score the answers that fit a row; print how many records fit, do not fit, or are cut."""
         length = min(MAX_ROW_TOKENS, loaded.model.trained_context)
         # Without a seed nothing about an example is random, and all epochs are the same.
-        examples = self.kind.examples(
-            sequences, length, loaded.tokenizer, loaded.template, seed=None
-        )
+        examples = self.kind.examples(records, length, loaded.tokenizer, loaded.template, seed=None)
         is_fitting = examples.lengths(epoch=0) > 0
         num_fitting = int(is_fitting.sum())
         with progress_bar("scoring", num_fitting, "examples") as bar:
@@ -173,9 +171,10 @@ class KindEvaluation:
         return text
 
 
-def _take_records(split: Sequences, count: int) -> InMemorySequences:
-    """Return the first `count` records of a split, as ids and spans in memory."""
-    indices = range(min(count, len(split)))
-    return InMemorySequences(
-        [(split.tokens(index).tolist(), split.spans(index).tolist()) for index in indices]
+def _take_records(records: Records[Any], count: int) -> RecordList[Any]:
+    """Return the first `count` records of a split, in memory."""
+    indices = range(min(count, len(records)))
+    return RecordList(
+        [records.record(index) for index in indices],
+        [records.spans(index).tolist() for index in indices],
     )

@@ -35,7 +35,7 @@ class DocumentEvaluation(KindEvaluation):
         encoded again.
         """
         label = f"{shards.folder} {split}"
-        sequences = shards.load_split(split)
+        sequences = shards.load_text(split)
         shard_tokenizer = shards.load_tokenizer()
         if shard_tokenizer.fingerprint == loaded.tokenizer.fingerprint:
             num_tokens = min(sequences.num_tokens, limit or sequences.num_tokens)

@@ -42,8 +42,8 @@ def score_trigram_baseline(
     `max_partition_positions` is the maximum number of training positions in memory at once. Raises
     UserError if the validation split has fewer than 2 tokens, or the training split fewer than 3.
     """
-    train = shards.load_split("train")
-    validation = shards.load_split("validation")
+    train = shards.load_text("train")
+    validation = shards.load_text("validation")
     if validation.num_tokens < 2:
         raise UserError(
             f"{shards.folder} has {validation.num_tokens} validation tokens; "

@@ -51,6 +51,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """See `Tokenizer.encode_batch`."""
+        if num_threads == 1:
+            # SentencePiece starts a thread even for one, which takes longer than a short text.
+            return [self.encode(text) for text in texts]
         ids: list[list[int]] = self._processor.encode(
             [encode_utf8(text) for text in texts], num_threads=num_threads or num_cores()
         )

@@ -37,7 +37,6 @@ import json
 from dataclasses import dataclass
 
 from data.kinds.base import RecordKind
-from data.kinds.conversations import ConversationExamples
 from data.records import Record, SkippedRecord
 
 
@@ -57,20 +56,14 @@ def parse_correction(row):
 class CorrectionKind(RecordKind):
     name = "corrections"
     record_type = Correction
-    is_templated = True
     chat_hint = "请给一个有错的句子"
 
     def clean(self, record, options):
         return SkippedRecord("no mistake") if record.wrong == record.right else record
 
-    def render(self, template, record):
-        return template.segments([(record.wrong, record.right)])
-
-    def encode(self, tokenizer, template, rendered):
-        return template.encode_batch(tokenizer, rendered, num_threads=1)
-
-    def examples(self, sequences, length, tokenizer, template, seed):
-        return ConversationExamples(sequences, length)
+    def encode(self, tokenizer, template, records):
+        segments = [template.segments([(record.wrong, record.right)]) for record in records]
+        return template.encode_batch(tokenizer, segments, num_threads=1)
 
 
 KIND = CorrectionKind()

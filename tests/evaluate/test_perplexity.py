@@ -91,7 +91,7 @@ def test_files_and_their_shard_set_score_equally(
 ) -> None:
     """Prevents different scores of the same documents as raw files and as a shard set."""
     from common.files import atomic_folder
-    from data.sequences import ShardWriter
+    from data.sequences import SequenceWriter
     from data.shards import SHARD_FORMAT
 
     texts = [f"第{number}天，小驼在河边等船。\n船来了，他上了船。" * 30 for number in range(8)]
@@ -103,7 +103,7 @@ def test_files_and_their_shard_set_score_equally(
     shards = tmp_path / "shards"
     with atomic_folder(shards, {"format": SHARD_FORMAT, "kind": "documents"}) as made:
         (made / "tokenizer.model").write_bytes(tokenizer.serialized)
-        writer = ShardWriter(made, "validation", tokenizer.vocab_size)
+        writer = SequenceWriter(made, "validation", tokenizer.vocab_size)
         for text in texts:
             writer.add(np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]))
         writer.close()
@@ -117,7 +117,7 @@ def test_files_and_their_shard_set_score_equally(
         figures.append(json.loads(out.read_text(encoding="utf-8")))
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-6)
     assert figures[0]["characters"] == figures[1]["characters"] == sum(map(len, texts))
-    stream = ShardSet.open(shards).load_split("validation").read_stream(0, 1 << 40)
+    stream = ShardSet.open(shards).load_text("validation").read_stream(0, 1 << 40)
     assert figures[0]["tokens"] == len(stream) - 1
     expected = naive(model, stream, tokenizer.characters_per_id, 256).compute_metrics()
     assert figures[0]["loss"] == pytest.approx(expected["loss"], rel=1e-5)

@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_manifest
-from data.sequences import ShardWriter
+from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT, ShardSet
 from evaluate.measures.trigram import score_trigram_baseline
 from evaluate.metrics import kneser_ney
@@ -141,7 +141,7 @@ def write_shards(folder: Path, tokenizer: Tokenizer, splits: dict[str, list[str]
     folder.mkdir()
     for split, texts in splits.items():
         # Small shards, so that the stream crosses from one file to the next.
-        writer = ShardWriter(folder, split, tokenizer.vocab_size, shard_tokens=1000)
+        writer = SequenceWriter(folder, split, tokenizer.vocab_size, shard_tokens=1000)
         # Without bos in the validation split its first token has characters, which the score must
         # leave out.
         start = [tokenizer.bos_id] if split == "train" else []
@@ -167,7 +167,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 @pytest.mark.slow
 def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
     """Catch a position that is skipped or scored twice, and characters of unscored ids."""
-    train, validation = real.load_split("train"), real.load_split("validation")
+    train, validation = real.load_text("train"), real.load_text("validation")
     tokenizer = real.load_tokenizer()
     ids = validation.read_stream(0, validation.num_tokens).tolist()[:40]
     reference = BruteForce(train.read_stream(0, train.num_tokens).tolist(), tokenizer.vocab_size)
@@ -193,7 +193,7 @@ def test_trigram_scores_of_real_shard_set(real: ShardSet) -> None:
 @pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_positions(real: ShardSet) -> None:
     """Catch a loss that is not the mean over tokens."""
-    train, validation = real.load_split("train"), real.load_split("validation")
+    train, validation = real.load_text("train"), real.load_text("validation")
     ids = validation.read_stream(0, validation.num_tokens)
     queries = np.stack([np.concatenate([[-1], ids[:-2]]), ids[:-1], ids[1:]], axis=1)
     found, _ = compute_probabilities(train, queries, real.load_tokenizer().vocab_size)

@@ -11,7 +11,7 @@ import torch
 from common.files import atomic_folder, write_json, write_manifest
 from common.metrics_file import read_metrics
 from common.run_layout import step_folder
-from data.sequences import ShardWriter
+from data.sequences import SequenceWriter
 from data.shards import SHARD_FORMAT, ShardSet
 from model.config import LlamaConfig
 from model.llama import Llama
@@ -166,7 +166,7 @@ def write_text_set(folder: Path, tokenizer: Tokenizer, **counts: int) -> Path:
     with atomic_folder(folder, manifest) as partial_folder:
         tokenizer.save(partial_folder)
         for split, count in counts.items():
-            writer = ShardWriter(partial_folder, split, tokenizer.vocab_size)
+            writer = SequenceWriter(partial_folder, split, tokenizer.vocab_size)
             for length in rng.integers(10, 200, count):
                 writer.add(400 + (rng.integers(50) + 3 * np.arange(length)) % 50)
             writer.close()

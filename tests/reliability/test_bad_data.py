@@ -20,11 +20,11 @@ from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
 from data.records import BadRecord, Document
-from data.shards import ShardSet
 from data.sources import SOURCES
 from data.tokenizer.texts import STRINGS_SOURCE
 from evaluate.input_records import read_usable_records
 from evaluate.predictions import read_predictions
+from model.tokenizer import load_tokenizer
 from tests.helpers.native_corpora import (
     JSON_VALUES,
     QUICK_SETTINGS,
@@ -36,6 +36,7 @@ from tests.helpers.native_corpora import (
     to_json_bytes,
     unique_sentence,
 )
+from tests.helpers.prepare import encode_split
 
 
 def prepared(
@@ -141,16 +142,9 @@ def test_conversations_lose_no_characters(tmp_path: Path, root: Path) -> None:
 
 
 def _texts(out: Path) -> list[str]:
-    shards = ShardSet.open(out, checksums=True)
-    tokenizer, splits = (
-        shards.load_tokenizer(),
-        [shards.load_split(name) for name in ("train", "validation")],
-    )
-    return [
-        tokenizer.decode(each.tokens(index).tolist())
-        for each in splits
-        for index in range(len(each))
-    ]
+    tokenizer = load_tokenizer(out)
+    ids = [*encode_split(out, "train"), *encode_split(out, "validation")]
+    return [tokenizer.decode(each) for each in ids]
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_flipped_byte_in_plan_triggers_rebuild(shard_set: Path, tmp_path: Path) 
     """Prevents another order of data than the run began with."""
 
     def rows() -> list[list[int]]:
-        mixture = Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,))
+        mixture = Mixture((ShardSet.open(shard_set).load_text("train"),), (1.0,))
         plan = TextPlan(mixture, seed=0, length=32, folder=tmp_path / "plan")
         return [plan.row(row).tolist() for row in range(40)]
 

@@ -175,7 +175,7 @@ def test_mismatched_shard_array_gives_one_line_error(
         }
         write_manifest(shard_set, metadata)
         with pytest.raises(UserError, match=r"npy(:| cannot be read| does not hold)"):
-            ShardSet.open(shard_set, checksums=True).load_split("train").lengths()
+            ShardSet.open(shard_set, checksums=True).load_text("train").lengths()
         (shard_set / name).write_bytes(original)
 
 

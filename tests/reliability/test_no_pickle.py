@@ -200,7 +200,7 @@ def test_malicious_pickle_files_never_execute(
                 path,
                 lambda: [
                     ShardSet.open(shard_set),
-                    *map(ShardSet(shard_set, {}).load_split, ("train", "validation")),
+                    *map(ShardSet(shard_set, {}).load_text, ("train", "validation")),
                 ],
             )
             for path in shard_set.iterdir()

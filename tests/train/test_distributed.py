@@ -328,7 +328,7 @@ def test_user_error_is_one_line_at_any_world_size(one: Runs) -> None:
 
 def test_ranks_split_rows_of_a_step(tmp_path: Path, shard_set: Path) -> None:
     """Catch a row that two ranks read, or none, whatever their number."""
-    mixture = Mixture((ShardSet.open(shard_set).load_split("train"),), (1.0,))
+    mixture = Mixture((ShardSet.open(shard_set).load_text("train"),), (1.0,))
     plan = TextPlan(mixture, seed=0, length=32, folder=tmp_path / "plan")
     for step in (0, 7):
         (whole,) = TextBatchLoader(plan, 8).micro_batches(step, 8)

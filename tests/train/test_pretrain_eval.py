@@ -32,7 +32,7 @@ def test_validation_is_a_prefix_and_the_final_score_is_all(
 ) -> None:
     """Catch a final loss on the first tokens alone, and a second score of the same tokens."""
     shards = ShardSet.open(shard_set)
-    split = shards.load_split("validation")
+    split = shards.load_text("validation")
     tokenizer = shards.load_tokenizer()
     options = PretrainOptions.model_validate(
         {"evaluation": {"tokens": tokens, "sample_tokens": 2, "prompts": ("", "从前")}}
@@ -56,7 +56,7 @@ def test_set_without_validation_split_has_no_data(shard_set: Path) -> None:
     """Catch a run that waits for a first validation loss which never comes."""
     shards = ShardSet.open(shard_set)
     tokenizer = shards.load_tokenizer()
-    empty = shards.load_split("test")
+    empty = shards.load_text("test")
     assert not TextEvaluator(PretrainOptions(), tokenizer, [empty]).has_data
-    both = [empty, shards.load_split("validation")]
+    both = [empty, shards.load_text("validation")]
     assert TextEvaluator(PretrainOptions(), tokenizer, both).has_data

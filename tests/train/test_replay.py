@@ -91,7 +91,7 @@ def test_replay_of_less_than_a_row_is_refused(
     """Catch replay of nothing, without a word."""
     text = ShardSet.open(shard_set)
     # A row of n positions is n + 1 ids.
-    length = text.load_split("train").num_tokens - 1 + missing
+    length = text.load_text("train").num_tokens - 1 + missing
 
     def build() -> ExampleData:
         options = SftOptions(data="x", sequence_length=length, batch_tokens=length)

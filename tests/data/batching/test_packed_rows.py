@@ -9,19 +9,30 @@ import torch
 
 from common.errors import UserError
 from data.batching.collate import PackedBatchLoader, collate
+from data.batching.examples import Examples
 from data.batching.packed_rows import PackedPlan, pack_best_fit
-from data.kinds.conversations import ConversationExamples
+from data.kinds.conversations import KIND
 from data.kinds.documents import TextExamples
+from data.records import Conversation
 from data.sequences import Sequences
+from data.stored_records import StoredRecords
+from model.chat_template.template import Template
 from model.config import LlamaConfig
 from model.llama import Llama
+from model.tokenizer.base import Tokenizer
 
 
-def build_plan(conversations: Sequences, folder: Path, **options: Any) -> PackedPlan:
-    """Return a plan of conversations, or of `example_sets`, in rows of 128 positions."""
-    examples = options.pop("example_sets", [ConversationExamples(conversations, 128)])
-    weights = options.pop("weights", (1.0,) * len(examples))
-    return PackedPlan(examples, weights, folder=folder, seed=3, length=128, **options)
+@pytest.fixture
+def examples(conversations: StoredRecords[Conversation], tokenizer: Tokenizer) -> Examples:
+    """The conversations as examples for rows of 128 positions."""
+    return KIND.examples(conversations, 128, tokenizer, Template(), None)
+
+
+def build_plan(examples: Examples, folder: Path, **options: Any) -> PackedPlan:
+    """Return a plan of examples, or of `example_sets`, in rows of 128 positions."""
+    example_sets = options.pop("example_sets", [examples])
+    weights = options.pop("weights", (1.0,) * len(example_sets))
+    return PackedPlan(example_sets, weights, folder=folder, seed=3, length=128, **options)
 
 
 def test_packing_loses_nothing_and_fills_rows() -> None:
@@ -35,11 +46,11 @@ def test_packing_loses_nothing_and_fills_rows() -> None:
 
 @pytest.mark.slow
 def test_an_epoch_holds_every_example_once_in_another_order(
-    conversations: Sequences, tmp_path: Path
+    examples: Examples, tmp_path: Path
 ) -> None:
     """Prevents examples that are never seen, or seen twice; the same order in every epoch."""
-    plan = build_plan(conversations, tmp_path / "plan")
-    num_fitting = int((ConversationExamples(conversations, 128).lengths(0) > 0).sum())
+    plan = build_plan(examples, tmp_path / "plan")
+    num_fitting = int((examples.lengths(0) > 0).sum())
     epochs = []
     first_row = 0
     for epoch in (0, 1):
@@ -48,33 +59,31 @@ def test_an_epoch_holds_every_example_once_in_another_order(
         first_row += plan.num_rows(epoch)
         assert len(epochs[epoch]) == num_fitting
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
-    rebuilt = build_plan(conversations, tmp_path / "other")
+    rebuilt = build_plan(examples, tmp_path / "other")
     for row in (0, 5):
         expected = [ids.tobytes() for ids, _ in plan.row(row)]
         assert [ids.tobytes() for ids, _ in rebuilt.row(row)] == expected
 
 
 @pytest.mark.slow
-def test_plan_of_different_mixture_is_not_reused(conversations: Sequences, tmp_path: Path) -> None:
+def test_plan_of_different_mixture_is_not_reused(examples: Examples, tmp_path: Path) -> None:
     """Prevents a stale plan that points at examples which are no longer there."""
     folder = tmp_path / "plan"
-    num_rows = build_plan(conversations, folder, identity="a").num_rows(0)
-    doubled = build_plan(conversations, folder, identity="a", weights=(2.0,))
+    num_rows = build_plan(examples, folder, identity="a").num_rows(0)
+    doubled = build_plan(examples, folder, identity="a", weights=(2.0,))
     assert doubled.num_rows(0) > num_rows
     with pytest.raises(UserError, match="no example"):
-        build_plan(conversations, tmp_path / "none", weights=(1e-9,)).num_rows(0)
+        build_plan(examples, tmp_path / "none", weights=(1e-9,)).num_rows(0)
 
 
 @pytest.mark.slow
-def test_mixture_shares_follow_weights(
-    conversations: Sequences, shard_set: Path, tmp_path: Path
-) -> None:
+def test_mixture_shares_follow_weights(examples: Examples, shard_set: Path, tmp_path: Path) -> None:
     """Prevents weights that are ignored, or sets one after another instead of mixed."""
     text = TextExamples(Sequences(shard_set, "train"), 128)
     plan = build_plan(
-        conversations,
+        examples,
         tmp_path / "plan",
-        example_sets=[ConversationExamples(conversations, 128), text],
+        example_sets=[examples, text],
         weights=(1.0, 0.5),
     )
     rows = [plan.row(row) for row in range(plan.num_rows(0))]
@@ -87,7 +96,7 @@ def test_mixture_shares_follow_weights(
 
 @pytest.mark.slow
 def test_conversations_in_a_row_do_not_attend_to_each_other(
-    conversations: Sequences, tmp_path: Path
+    examples: Examples, tmp_path: Path
 ) -> None:
     """Prevents an answer that is learned from another conversation's question."""
     torch.manual_seed(0)
@@ -100,7 +109,7 @@ def test_conversations_in_a_row_do_not_attend_to_each_other(
         num_key_value_heads=2,
     )
     model = Llama(config).init_weights(0).double()
-    plan = build_plan(conversations, tmp_path / "plan")
+    plan = build_plan(examples, tmp_path / "plan")
     batch = PackedBatchLoader(plan, 6).micro_batches(0, 6)[0]
     assert batch.segments is not None and int(batch.segments.max()) > 1
     mask = batch.attention_mask()
@@ -118,9 +127,9 @@ def test_conversations_in_a_row_do_not_attend_to_each_other(
 
 
 @pytest.mark.slow
-def test_padding_is_not_counted(conversations: Sequences, tmp_path: Path) -> None:
+def test_padding_is_not_counted(examples: Examples, tmp_path: Path) -> None:
     """Prevents a throughput that counts padding as tokens."""
-    plan = build_plan(conversations, tmp_path / "plan")
+    plan = build_plan(examples, tmp_path / "plan")
     for batch in PackedBatchLoader(plan, 8).micro_batches(0, 4):
         assert batch.segments is not None
         assert batch.num_tokens == int((batch.segments > 0).sum()) < batch.ids.numel()
@@ -128,9 +137,9 @@ def test_padding_is_not_counted(conversations: Sequences, tmp_path: Path) -> Non
     assert single.segments is None and single.num_tokens == 10 and len(single.targets) == 10
 
 
-def test_ranks_split_rows_of_a_step(conversations: Sequences, tmp_path: Path) -> None:
+def test_ranks_split_rows_of_a_step(examples: Examples, tmp_path: Path) -> None:
     """Prevents another order of data for another number of processes."""
-    plan = build_plan(conversations, tmp_path / "plan")
+    plan = build_plan(examples, tmp_path / "plan")
     whole = PackedBatchLoader(plan, 8).micro_batches(2, 8)[0]
     halves = [
         PackedBatchLoader(plan, 8, rank=rank, world_size=2).micro_batches(2, 4)[0]
@@ -139,9 +148,9 @@ def test_ranks_split_rows_of_a_step(conversations: Sequences, tmp_path: Path) ->
     assert torch.equal(torch.cat([half.ids for half in halves]), whole.ids)
 
 
-def test_progress_does_not_build_unused_epochs(conversations: Sequences, tmp_path: Path) -> None:
+def test_progress_does_not_build_unused_epochs(examples: Examples, tmp_path: Path) -> None:
     """Prevents minutes of planning at the end of a run for an epoch that nobody trains on."""
-    plan = build_plan(conversations, tmp_path / "plan")
+    plan = build_plan(examples, tmp_path / "plan")
     num_rows = plan.num_rows(0)
     assert plan.epochs_completed(0) == 0.0 and plan.epochs_completed(num_rows) == 1.0
     assert plan.epochs_completed(num_rows // 2) == pytest.approx(num_rows // 2 / num_rows)

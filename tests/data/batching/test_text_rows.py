@@ -9,13 +9,13 @@ import pytest
 from common.errors import UserError
 from data.batching.collate import TextBatchLoader
 from data.batching.text_rows import Mixture, TextPlan
-from data.sequences import Sequences, ShardWriter
+from data.sequences import Sequences, SequenceWriter
 
 
 def write_sequences(folder: Path, lengths: list[int], first: int = 0) -> Sequences:
     """Write sequences whose tokens count up from `first`: each token tells its place."""
     folder.mkdir(parents=True)
-    writer = ShardWriter(folder, "train", 1 << 17, shard_tokens=50)
+    writer = SequenceWriter(folder, "train", 1 << 17, shard_tokens=50)
     for length in lengths:
         writer.add(np.arange(first, first + length))
         first += length

@@ -3,23 +3,27 @@
 import numpy as np
 import pytest
 
-from data.kinds.conversations import ConversationExamples
-from data.sequences import Sequences
+from data.kinds.conversations import KIND
+from data.records import Conversation
+from data.stored_records import StoredRecords
+from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
 
 @pytest.mark.slow
-def test_loss_mask_covers_the_answers(conversations: Sequences, tokenizer: Tokenizer) -> None:
+def test_loss_mask_covers_the_answers(
+    conversations: StoredRecords[Conversation], tokenizer: Tokenizer
+) -> None:
     """Prevents a loss on questions, or an answer without its end."""
-    examples = ConversationExamples(conversations, 4096)
+    examples = KIND.examples(conversations, 4096, tokenizer, Template(), None)
     assert examples.num_truncated == 0
     for index in range(0, 300, 7):
         ids, loss_mask = examples.example(index, 0)
-        assert np.array_equal(ids, conversations.tokens(index))
+        record = conversations.record(index)
+        turns = [(turn.question, turn.answer) for turn in record.turns]
+        assert ids.tolist() == Template().encode(tokenizer, turns, record.reference).ids
         assert len(loss_mask) == len(ids) - 1
-        expected = [
-            tokenizer.decode(ids[start:stop].tolist()) for start, stop in conversations.spans(index)
-        ]
+        expected = [answer for _, answer in turns]
         targets = ids[1:][loss_mask]
         assert tokenizer.decode(targets.tolist()) == "".join(expected)
         assert (targets == tokenizer.eos_id).sum() == len(expected)
@@ -27,11 +31,11 @@ def test_loss_mask_covers_the_answers(conversations: Sequences, tokenizer: Token
 
 @pytest.mark.slow
 def test_long_conversation_is_truncated_after_an_answer(
-    conversations: Sequences, tokenizer: Tokenizer
+    conversations: StoredRecords[Conversation], tokenizer: Tokenizer
 ) -> None:
     """Prevents a row that ends inside the template, or an answer that never stops."""
-    whole = ConversationExamples(conversations, 4096)
-    short = ConversationExamples(conversations, 64)
+    whole = KIND.examples(conversations, 4096, tokenizer, Template(), None)
+    short = KIND.examples(conversations, 64, tokenizer, Template(), None)
     lengths = short.lengths(0)
     assert 0 < short.num_truncated < 300 and (lengths == 0).any() and lengths.max() <= 64
     assert short.num_truncated == ((lengths > 0) & (lengths < whole.lengths(0))).sum()

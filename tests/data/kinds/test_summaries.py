@@ -3,25 +3,27 @@
 import numpy as np
 
 from data.batching.summary_prompts import ALL_REQUESTS, EVAL_REQUEST, LEAD_INS, sample_requests
-from data.kinds.summaries import SummaryExamples
-from data.sequences import Sequences
+from data.kinds.summaries import KIND
+from data.records import Summary
+from data.stored_records import StoredRecords
 from model.chat_template.template import Template
 from model.tokenizer.base import Tokenizer
 
-Summaries = tuple[Sequences, list[tuple[str, str]]]
+Summaries = StoredRecords[Summary]
 
 
 def test_summary_example_is_request_article_and_title(
     summaries: Summaries, tokenizer: Tokenizer
 ) -> None:
     """Prevents an altered article or title, a truncated request, a title without its end."""
-    sequences, texts = summaries
-    examples = SummaryExamples(sequences, 128, tokenizer, Template(), seed=5)
+    examples = KIND.examples(summaries, 128, tokenizer, Template(), seed=5)
     lengths = examples.lengths(3)
-    assert 0 < examples.num_truncated < len(texts) and (lengths > 0).all()
-    requests = sample_requests(5, 3, np.arange(len(texts)))
+    assert 0 < examples.num_truncated < len(summaries) and (lengths > 0).all()
+    requests = sample_requests(5, 3, np.arange(len(summaries)))
     assert len(set(requests.tolist())) > 20
-    for index, (article, title) in enumerate(texts):
+    for index in range(len(summaries)):
+        record = summaries.record(index)
+        article, title = record.article, record.title
         ids, loss_mask = examples.example(index, 3)
         assert len(loss_mask) == lengths[index] <= 128
         assert tokenizer.decode(ids[1:][loss_mask].tolist()) == title
@@ -38,9 +40,8 @@ def test_summary_example_is_request_article_and_title(
 
 def test_requests_follow_seed_and_epoch(summaries: Summaries, tokenizer: Tokenizer) -> None:
     """Prevents a resumed run with other requests, and the same requests in every epoch."""
-    sequences, _ = summaries
-    first = SummaryExamples(sequences, 128, tokenizer, Template(), seed=5)
-    second = SummaryExamples(sequences, 128, tokenizer, Template(), seed=5)
+    first = KIND.examples(summaries, 128, tokenizer, Template(), seed=5)
+    second = KIND.examples(summaries, 128, tokenizer, Template(), seed=5)
     indices = range(0, 120, 11)
     ids = [first.example(index, 3)[0].tolist() for index in indices]
     assert [second.example(index, 3)[0].tolist() for index in indices] == ids
@@ -49,8 +50,7 @@ def test_requests_follow_seed_and_epoch(summaries: Summaries, tokenizer: Tokeniz
 
 def test_request_is_canonical_without_seed(summaries: Summaries, tokenizer: Tokenizer) -> None:
     """Prevents dev scores that change because the question did."""
-    sequences, _ = summaries
-    examples = SummaryExamples(sequences, 512, tokenizer, Template(), seed=None)
+    examples = KIND.examples(summaries, 512, tokenizer, Template(), seed=None)
     for index, epoch in ((0, 0), (7, 5)):
         text = tokenizer.decode(examples.example(index, epoch)[0].tolist())
         assert text.startswith("人类：" + ALL_REQUESTS[EVAL_REQUEST].prefix)
@@ -60,10 +60,10 @@ def test_lead_ins_start_the_answer_and_are_in_loss_mask(
     summaries: Summaries, tokenizer: Tokenizer
 ) -> None:
     """Prevents lead-ins that are asked for and not trained on."""
-    sequences, texts = summaries
-    examples = SummaryExamples(sequences, 256, tokenizer, Template(lead_ins=True), seed=1)
+    examples = KIND.examples(summaries, 256, tokenizer, Template(lead_ins=True), seed=1)
     used = set()
-    for index, (_, title) in enumerate(texts):
+    for index in range(len(summaries)):
+        title = summaries.record(index).title
         ids, loss_mask = examples.example(index, 0)
         answer = tokenizer.decode(ids[1:][loss_mask].tolist())
         assert answer.endswith(title) and len(loss_mask) == examples.lengths(0)[index]
@@ -73,9 +73,8 @@ def test_lead_ins_start_the_answer_and_are_in_loss_mask(
 
 def test_lead_in_is_canonical_without_seed(summaries: Summaries, tokenizer: Tokenizer) -> None:
     """Prevents a dev loss on titles without the lead-in that the model is trained to begin with."""
-    sequences, texts = summaries
-    examples = SummaryExamples(sequences, 512, tokenizer, Template(lead_ins=True), seed=None)
+    examples = KIND.examples(summaries, 512, tokenizer, Template(lead_ins=True), seed=None)
     for index, epoch in ((0, 0), (7, 5)):
         ids, loss_mask = examples.example(index, epoch)
         answer = tokenizer.decode(ids[1:][loss_mask].tolist())
-        assert answer == LEAD_INS[0] + texts[index][1]
+        assert answer == LEAD_INS[0] + summaries.record(index).title

@@ -15,7 +15,7 @@ from data.shards import ShardSet
 COMMAND = """
 import data.prepare.worker, data.sequences
 data.prepare.worker.UNIT_BYTES = 1 << 16
-data.sequences.ShardWriter.__init__.__defaults__ = (1 << 17,)
+data.sequences.SequenceWriter.__init__.__defaults__ = (1 << 17,)
 from common.errors import run_main
 from data.prepare.__main__ import main
 run_main(main)
@@ -88,7 +88,7 @@ def documents(folder: Path) -> list[str]:
     tokenizer = shards.load_tokenizer()
     texts = []
     for split in ("train", "validation"):
-        sequences = shards.load_split(split)
+        sequences = shards.load_text(split)
         for index in range(len(sequences)):
             ids = sequences.tokens(index)
             assert ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id

@@ -32,7 +32,7 @@ def test_every_record_is_accounted_for(corpus: Path, tokenizer: Path, tmp_path: 
     shards = ShardSet.open(tmp_path / "out")
     splits = shards.manifest["splits"]
     for split in ("train", "validation"):
-        sequences = shards.load_split(split)
+        sequences = shards.load_text(split)
         assert splits[split]["sequences"] == len(sequences)
         assert splits[split]["tokens"] == sequences.num_tokens == sequences.lengths().sum()
     assert sum(split["characters"] for split in splits.values()) == report["characters"]

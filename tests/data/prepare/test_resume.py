@@ -46,7 +46,7 @@ def test_output_is_identical_for_any_workers_and_after_sigkill(
     with monkeypatch.context() as patch:
         # As in COMMAND.
         patch.setattr(worker, "UNIT_BYTES", 1 << 16)
-        patch.setattr(sequences.ShardWriter.__init__, "__defaults__", (1 << 17,))
+        patch.setattr(sequences.SequenceWriter.__init__, "__defaults__", (1 << 17,))
         patch.setattr(sys, "argv", ["data.prepare", *arguments("one", 1)])
         prepare()
     expected = contents(tmp_path / "one")

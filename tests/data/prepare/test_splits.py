@@ -22,7 +22,7 @@ def write_corpus(path: Path, texts: list[str]) -> Path:
 def read_split(folder: Path, name: str) -> set[str]:
     """Return the texts of a split."""
     shards = ShardSet.open(folder)
-    sequences, tokenizer = shards.load_split(name), shards.load_tokenizer()
+    sequences, tokenizer = shards.load_text(name), shards.load_tokenizer()
     ids = (sequences.tokens(index)[1:-1].tolist() for index in range(len(sequences)))
     return set(map(tokenizer.decode, ids))
 
@@ -32,7 +32,7 @@ def test_shard_tokens_match_tokenizer(corpus: Path, tokenizer: Path, tmp_path: P
     """Prevents ids of batches or processes that differ from those of a single text."""
     out = tmp_path / "out"
     prepare_source("jsonl", [str(corpus)], out, tokenizer, PrepareOptions(validation=0))
-    loaded, sequences = load_tokenizer(tokenizer), ShardSet.open(out).load_split("train")
+    loaded, sequences = load_tokenizer(tokenizer), ShardSet.open(out).load_text("train")
     for index in (0, 7, 199):
         expected = [loaded.bos_id, *loaded.encode(document(index)), loaded.eos_id]
         assert np.array_equal(sequences.tokens(index), expected)

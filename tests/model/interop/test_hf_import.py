@@ -14,7 +14,6 @@ from common.errors import UserError, run_main
 from data.prepare.options import PrepareOptions
 from data.prepare.pipeline import prepare_groups
 from data.prepare.source_args import SourceGroup
-from data.shards import ShardSet
 from evaluate.__main__ import main as evaluate
 from model.chat_template import from_jinja
 from model.chat_template.template import (
@@ -40,6 +39,7 @@ from tests.helpers.hf_checkpoints import (
     save_hf_checkpoint,
     update_json,
 )
+from tests.helpers.prepare import encode_split
 from train import sft
 
 CPU = torch.device("cpu")
@@ -230,10 +230,7 @@ def test_import_keeps_stop_ids_and_eod_id(byte_level: Any, root: Path, tmp_path:
         locate.resolve_checkpoint(tmp_path / "run"),
         PrepareOptions(workers=1, limit=5),
     )
-    documents = ShardSet.open(tmp_path / "data").load_split("train")
-    assert {
-        (documents.tokens(index)[0], documents.tokens(index)[-1]) for index in range(len(documents))
-    } == {(0, 1)}
+    assert {(ids[0], ids[-1]) for ids in encode_split(tmp_path / "data", "train")} == {(0, 1)}
     export_hf(tmp_path / "run", tmp_path / "out")
     assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [4, 1, 3, 6]
@@ -376,8 +373,7 @@ def test_every_data_kind_prepares_with_imported_tokenizer(
         locate.resolve_checkpoint(tmp_path / "base"),
         PrepareOptions(workers=1, limit=20),
     )
-    train = ShardSet.open(tmp_path / "data").load_split("train")
-    texts = [tokenizer.decode(train.tokens(index).tolist()) for index in range(len(train))]
+    texts = [tokenizer.decode(ids) for ids in encode_split(tmp_path / "data", "train")]
     assert len(texts) > 5 and all("\ufffd" not in text and len(text) > 10 for text in texts)
 
 

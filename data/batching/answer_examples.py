@@ -1,0 +1,54 @@
+"""Training examples with a loss on the answers of a record, one example for each record."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from data.batching.examples import Example
+from data.records import EncodedRecord
+from data.stored_records import Records
+
+
+class AnswerExamples:
+    """Records with a loss on their answers, cut after the last answer that fits a row."""
+
+    def __init__(
+        self, records: Records[Any], length: int, encode: Callable[[int], EncodedRecord]
+    ) -> None:
+        """Find where each record is cut, for rows of `length` positions.
+
+        `encode` returns the ids and spans of the record with a certain index.
+        """
+        self._encode = encode
+        # Number of ids that each record keeps. A record ends with its last answer, so this is the
+        # end of an answer's span, or 0 if not even the first answer fits.
+        stops = [np.zeros(0, np.int64)]
+        num_truncated = 0
+        for spans, first_spans in records.iter_shard_spans():
+            span_stops = spans[:, 1].astype(np.int64)
+            # A row of n positions holds n + 1 ids: n inputs, and the targets one further on.
+            fitting_stops = np.where(span_stops <= length + 1, span_stops, 0)
+            # The largest among the spans of each record.
+            kept = np.maximum.reduceat(fitting_stops, first_spans)
+            whole = np.maximum.reduceat(span_stops, first_spans)
+            num_truncated += int(((kept < whole) & (kept > 0)).sum())
+            stops.append(kept)
+        self._stops = np.concatenate(stops)
+        self.num_truncated = num_truncated
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        """Return the positions of each example, int64[n]; 0 if not even its first answer fits."""
+        # n + 1 ids make n positions.
+        return np.maximum(self._stops - 1, 0)
+
+    def example(self, index: int, epoch: int) -> Example:
+        """Return the ids up to the last answer that fits, and the loss mask of the answers."""
+        stop = int(self._stops[index])
+        ids, spans = self._encode(index)
+        loss_mask = np.zeros(stop, bool)
+        for answer_start, answer_stop in spans:
+            if answer_stop <= stop:
+                loss_mask[answer_start:answer_stop] = True
+        # The targets are the ids after the first, so the mask of the first id is dropped.
+        return np.array(ids[:stop], dtype=np.int64), loss_mask[1:]
